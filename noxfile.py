@@ -1,0 +1,101 @@
+"""What is checked here, and how: `nox` runs the gate, `nox -l` lists the rest.
+
+Arguments after `--` go to the tool: `nox -s tests -- tests/test_run.py -k cancel`.
+"""
+
+import shutil
+import subprocess
+import sys
+from subprocess import DEVNULL
+
+import nox
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def is_present(version: str) -> bool:
+    # Asking is the only way to know: a version manager's shim exists for what it can't run.
+    command = shutil.which(f"python{version}")
+    return command is not None and not subprocess.call([command, "-c", ""], stderr=DEVNULL)
+
+
+# The oldest and the newest supported, where present; else whatever runs nox.
+PYTHONS = [v for v in ("3.11", "3.13") if v == HERE or is_present(v)] or [HERE]
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.download_python = "never"
+nox.options.sessions = ["lint", "types", "layers", "tests"]
+
+
+def install(session: nox.Session, *groups: str, extras: str = "") -> None:
+    requirements = nox.project.dependency_groups(PROJECT, *groups)
+    session.install("-e", f".{extras}", *requirements)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests, but for the slow ones, on the oldest and the newest Python."""
+    install(session, "test", extras="[examples]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Run the slow tests."""
+    install(session, "test", extras="[examples]")
+    session.run("pytest", "-m", "slow", "--timeout=1200", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format; `nox -s lint -- --fix` repairs what can be repaired."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly, and that every public name has one."""
+    install(session, "types", "test", "bench", extras="[examples]")
+    check = ("basedpyright", "--pythonpath", f"{session.bin}/python")  # and not the reader's .venv
+    session.run(*check, *session.posargs)
+    if not session.posargs:
+        session.run(*check, "--verifytypes", "shoal", "--ignoreexternal")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Check that imports only go down the spine."""
+    install(session, "layers")
+    session.run("lint-imports", "--no-logo", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run the examples as their readers do, from a built wheel and without a network."""
+    session.install(".[examples]")
+    out = f"{session.create_tmp()}/pages.jsonl"
+    session.run("python", "-m", "examples.scraper", "--demo", "--out", out, *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/."""
+    install(session, "docs")
+    session.env["NO_MKDOCS_2_WARNING"] = "1"  # about versions that our bounds leave out
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks; take their figures on an idle machine."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def shape(session: nox.Session) -> None:
+    """Print the sizes of files and functions; it informs, it never fails."""
+    session.run(sys.executable, "tools/shape.py", *(session.posargs or ["src/shoal"]))

@@ -1,0 +1,106 @@
+"""A concurrency runtime for state-machine applications, on asyncio and trio alike.
+
+The modules are a spine; read them in this order: _errors, _collections, _ids, _state, _events,
+_policy; _action, _graph; _ports, _hooks, _step, _cancel, _run; _group, _source, _fanout, _runtime,
+_application. Each imports only what stands before it. ``docs/internals.md`` is the tour.
+"""
+
+from __future__ import annotations
+
+from ._action import FunctionAction, action
+from ._application import Application, RunResult
+from ._collections import PositionedList, StateList, StateMap
+from ._errors import (
+    BadKey,
+    BadResult,
+    CommitInDoubt,
+    DefinitionError,
+    DepthExceeded,
+    HookFailed,
+    MissingField,
+    MissingInput,
+    ShoalError,
+    SpuriousCancel,
+    StateError,
+    UndeclaredRead,
+    UndeclaredWrite,
+)
+from ._events import (
+    Cancelled,
+    ChildEnded,
+    ChildStarted,
+    Done,
+    ErrorInfo,
+    Event,
+    Failed,
+    Outcome,
+    RunEnded,
+    RunStarted,
+    Skipped,
+    StateUpdated,
+    StepEnded,
+    StepStarted,
+    Update,
+)
+from ._fanout import FanOut, Ledger, fan_out
+from ._graph import Graph
+from ._hooks import Hook
+from ._ids import Key, RunPath
+from ._policy import Limits
+from ._state import Drop, Extend, Increment, Operation, Put, Set, State, replay
+from ._version import __version__
+
+__all__ = [
+    "Application",
+    "BadKey",
+    "BadResult",
+    "Cancelled",
+    "ChildEnded",
+    "ChildStarted",
+    "CommitInDoubt",
+    "DefinitionError",
+    "DepthExceeded",
+    "Done",
+    "Drop",
+    "ErrorInfo",
+    "Event",
+    "Extend",
+    "Failed",
+    "FanOut",
+    "FunctionAction",
+    "Graph",
+    "Hook",
+    "HookFailed",
+    "Increment",
+    "Key",
+    "Ledger",
+    "Limits",
+    "MissingField",
+    "MissingInput",
+    "Operation",
+    "Outcome",
+    "PositionedList",
+    "Put",
+    "RunEnded",
+    "RunPath",
+    "RunResult",
+    "RunStarted",
+    "Set",
+    "ShoalError",
+    "Skipped",
+    "SpuriousCancel",
+    "State",
+    "StateError",
+    "StateList",
+    "StateMap",
+    "StateUpdated",
+    "StepEnded",
+    "StepStarted",
+    "UndeclaredRead",
+    "UndeclaredWrite",
+    "Update",
+    "__version__",
+    "action",
+    "fan_out",
+    "replay",
+]

@@ -1,0 +1,164 @@
+"""Applications: a graph and how to run it. Imports everything above; anyio.
+
+Invariants:
+- What can be checked without running is checked before the first action starts.
+- A failing run raises what failed, unwrapped, in its caller's frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, final
+
+import anyio
+
+from ._action import Act
+from ._errors import MissingInput
+from ._fanout import Ledger
+from ._graph import Graph, as_graph
+from ._hooks import Hook, Hooks
+from ._ids import RunPath, new_run_id
+from ._ports import Store
+from ._run import Run, Setting
+from ._runtime import Runtime
+from ._state import State
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run came to."""
+
+    run_id: str
+    """The run's id."""
+    state: State
+    """Its final state."""
+    _ledgers: Mapping[str, Ledger]
+
+    def outcomes(self, step: str) -> Ledger:
+        """Return how the children of the fan-out ``step`` ended.
+
+        Raises:
+            KeyError: The run executed no fan-out of that name.
+        """
+        try:
+            return self._ledgers[step]
+        except KeyError:
+            names = ", ".join(sorted(self._ledgers)) or "none"
+            msg = f"run {self.run_id} executed no fan-out named {step!r} (it did: {names})"
+            raise KeyError(msg) from None
+
+
+@final
+class Application:
+    """A graph with its settings: built once, run as often as wanted.
+
+    Args:
+        graph: What a run walks: a graph, or a single action or fan-out.
+        name: What the application is called; by default as its graph.
+        hooks: Told of every run and all its descendants, in this order.
+
+    Raises:
+        DefinitionError: ``graph`` is no graph, or a hook is no ``Hook``.
+
+    Example:
+        >>> @action(reads=["name"], writes=["greeting"])
+        ... async def greet(name: str) -> str:
+        ...     return f"hello, {name}"
+        >>> Application(greet).run_sync({"name": "shoal"}).state["greeting"]
+        'hello, shoal'
+    """
+
+    def __init__(
+        self,
+        graph: Graph | Act,
+        *,
+        name: str | None = None,
+        hooks: Iterable[Hook] = (),
+    ) -> None:
+        """Check and keep the definition; see the class."""
+        self.graph = as_graph(graph, "Application")
+        self.name = name if name is not None else self.graph.name
+        self.hooks = tuple(hooks)
+        self._store: Store | None = None
+        Hooks(self.hooks)
+
+    async def run(
+        self,
+        state: Mapping[str, Any] | None = None,
+        *,
+        id: str | None = None,  # noqa: A002 # the word users know
+        inputs: Mapping[str, object] | None = None,
+    ) -> RunResult:
+        """Run the application to its end and return what it came to.
+
+        The run lives in a task of its own. If the caller is cancelled, in whatever way, the run is
+        cancelled, awaited to the end of its cleanup, and left consistent; then the cancellation
+        goes on. Nothing that the run started is alive afterwards, however it ended.
+
+        Args:
+            state: The fields that the run starts with.
+            id: Names the run; by default a random one.
+            inputs: What the actions take besides fields: clients, models, settings. Never saved.
+
+        Raises:
+            MissingInput: An action needs an input that isn't given; before any action starts.
+            ExceptionGroup: Children of a fan-out failed.
+            Exception: Whatever the failing action raised, with a note saying where.
+        """
+        data = dict(State(state))
+        given = dict(inputs or {})
+        self._check_inputs(given)
+        async with Runtime(store=self._store) as runtime:
+            setting = Setting(
+                graph=self.graph,
+                inputs=given,
+                services=runtime.services,
+                hooks=Hooks(self.hooks),
+                act=self.name,
+            )
+            path = RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
+            run = Run(setting, data, path=path)
+            interruption = await runtime.complete(run)
+        error = interruption or run.error
+        if error is not None:
+            run.error = None
+            try:
+                raise error
+            finally:
+                del error, interruption  # no cycle from the exception to this frame
+        return RunResult(run_id=path.id, state=run.state, _ledgers=run.ledgers)
+
+    def _check_inputs(self, given: Mapping[str, object]) -> None:
+        missing = {
+            name: needed_by
+            for name, needed_by in self.graph.required_inputs.items()
+            if name not in given
+        }
+        if missing:
+            wanted = ", ".join(f"{name!r} (action {by!r})" for name, by in missing.items())
+            msg = (
+                f"application {self.name!r} lacks the input {wanted}; give it to run(inputs=...), "
+                f"or, if it is a field of the state, name it in the action's reads=[...]"
+            )
+            raise MissingInput(msg)
+
+    def run_sync(
+        self,
+        state: Mapping[str, Any] | None = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        inputs: Mapping[str, object] | None = None,
+        backend: Literal["asyncio", "trio"] = "asyncio",
+    ) -> RunResult:
+        """Run the application from synchronous code, in an event loop of its own; see ``run``.
+
+        Args:
+            state: The fields that the run starts with.
+            id: Names the run; by default a random one.
+            inputs: What the actions take besides fields.
+            backend: The event loop's kind.
+        """
+        return anyio.run(partial(self.run, state, id=id, inputs=inputs), backend=backend)

@@ -1,0 +1,125 @@
+"""Telling true cancellation from false, and running a coroutine in a context of its own.
+
+Imports errors and anyio.
+
+Invariants:
+- A cancellation that nobody asked for (user code awaited a future that somebody else cancelled, or
+  cancelled the task it runs in) is a failure of what raised it, and of nothing else.
+- KeyboardInterrupt and SystemExit are never taken for a failure.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from typing import Any
+
+from anyio import current_effective_deadline, get_cancelled_exc_class
+from anyio.lowlevel import checkpoint
+
+from ._errors import SpuriousCancel
+
+
+def cancelled() -> bool:
+    """Tell whether a cancel scope around the current task, up to the next shield, is cancelled.
+
+    Engine tasks are never cancelled in any other way: a native ``task.cancel()`` from outside
+    reaches only the task that called ``run``.
+    """
+    return current_effective_deadline() == -math.inf
+
+
+def as_failure(error: BaseException) -> Exception | None:
+    """Return what ``error`` means for the run that it came out of, if that is a failure.
+
+    None where it must travel on: a true cancellation, KeyboardInterrupt, SystemExit.
+    """
+    if isinstance(error, Exception):
+        return error
+    spurious: tuple[type[BaseException], ...] = (get_cancelled_exc_class(), GeneratorExit)
+    if isinstance(error, BaseExceptionGroup):
+        fatal, _ = error.split(lambda leaf: not isinstance(leaf, (Exception, *spurious)))
+        if fatal is not None:
+            return None
+        _, failures = error.split(spurious)
+        if isinstance(failures, ExceptionGroup):
+            return failures
+    elif not isinstance(error, spurious):
+        return None
+    return None if cancelled() else _spurious(error)
+
+
+def fatal_leaf(error: BaseException) -> BaseException:
+    """Take a KeyboardInterrupt or SystemExit out of the groups that task groups wrapped it in."""
+    if isinstance(error, BaseExceptionGroup):
+        for leaf in error.exceptions:
+            found = fatal_leaf(leaf)
+            if isinstance(found, KeyboardInterrupt | SystemExit):
+                return found
+    return error
+
+
+def _spurious(error: BaseException) -> SpuriousCancel:
+    msg = (
+        f"{type(error).__name__} was raised though nobody had cancelled this run; "
+        f"a future that was awaited was cancelled elsewhere, or the code cancelled its own task"
+    )
+    failure = SpuriousCancel(msg)
+    failure.__cause__ = error
+    return failure
+
+
+@types.coroutine
+def drive(
+    context: Context,
+    coroutine: Coroutine[Any, Any, None],
+    on_first_wait: Callable[[], None],
+) -> Generator[Any, Any, bool]:
+    """Run ``coroutine`` to its end in ``context``, within the current task.
+
+    This gives each child of a fan-out context variables of its own at a fiftieth of the price of a
+    task. What the coroutine waits for, the current task waits for, and what is thrown into the task
+    (cancellation) is thrown into the coroutine.
+
+    Returns whether the coroutine ever waited; ``on_first_wait`` is called when it first does.
+    """
+    run, send = context.run, coroutine.send
+    try:
+        trap = run(send, None)
+    except StopIteration:
+        return False
+    except GeneratorExit as error:
+        raise _spurious(error) from error
+    on_first_wait()
+    while True:
+        try:
+            value = yield trap
+        except GeneratorExit:  # not the coroutine's own: the current task is being closed
+            run(coroutine.close)
+            raise
+        except BaseException as error:  # noqa: BLE001 # whatever it is, it is the coroutine's
+            step, argument = coroutine.throw, error
+        else:
+            step, argument = send, value
+        try:
+            trap = run(step, argument)
+        except StopIteration:
+            return True
+        except GeneratorExit as error:
+            raise _spurious(error) from error
+        finally:
+            argument = None  # no cycle from an exception through its traceback to this frame
+
+
+async def absorb_native_cancel() -> None:
+    """Let a native cancellation that is pending on the current task arrive here, and drop it.
+
+    Only for engine tasks, which nobody but the user code inside them can cancel natively.
+    """
+    try:
+        await checkpoint()
+    except get_cancelled_exc_class():
+        if cancelled():
+            raise

@@ -1,0 +1,329 @@
+"""The persistent collections behind ``append``, ``extend`` and ``put``. Imports nothing of ours.
+
+A version of a collection is a small immutable face on a journal that all its versions share. The
+newest version extends the journal in O(1); extending an older one first copies what it sees. So N
+single appends or puts in a row cost O(N), and a version that somebody kept never changes.
+
+Invariants:
+- A face of size n reads the first n entries of its journal and never looks at those behind them.
+- Journals only grow. Two threads that extend the same version can't both win: one of them copies
+  (see test_two_threads_extend_one_version).
+
+A kept version keeps the whole journal alive, newer entries included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from math import inf
+from threading import Lock
+from typing import Any, Generic, TypeVar, cast, final, overload
+
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+_START = -1.0  # the position of what a map held from the start
+
+
+class _ListJournal(Generic[T]):
+    __slots__ = ("items", "lock")
+
+    def __init__(self, items: list[T]) -> None:
+        self.items = items
+        self.lock = Lock()
+
+
+@final
+class StateList(Sequence[T]):
+    """An immutable list that appends in O(1) by sharing structure with its earlier versions.
+
+    Equal to a list of the same content. Reads cost what a list's do.
+    """
+
+    __slots__ = ("_journal", "_size")
+    _journal: _ListJournal[T]
+    _size: int
+
+    def __init__(self, items: Iterable[T] = ()) -> None:
+        """Hold a copy of ``items``."""
+        self._journal = _ListJournal(list(items))
+        self._size = len(self._journal.items)
+
+    def append(self, item: T) -> StateList[T]:
+        """Return a version with ``item`` at the end. O(1) on the newest version."""
+        return self.extend((item,))
+
+    def extend(self, items: Iterable[T]) -> StateList[T]:
+        """Return a version with ``items`` at the end."""
+        new = tuple(items)  # outside of the lock: iterating runs somebody's code
+        journal, size = self._journal, self._size
+        with journal.lock:
+            if len(journal.items) == size:
+                journal.items.extend(new)
+            else:
+                journal = _ListJournal([*islice(journal.items, size), *new])
+        face = StateList[T].__new__(StateList)
+        face._journal = journal
+        face._size = size + len(new)
+        return face
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[T]:
+        return islice(self._journal.items, self._size)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self._journal.items[i] for i in range(*index.indices(self._size))]
+        return self._journal.items[_rank(range(self._size), index)]
+
+    def __eq__(self, other: object) -> bool:
+        return _equal_lists(self, other)
+
+    __hash__ = None  # type: ignore[assignment] # equal to a list, which has no hash either
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StateList, (list(self),)
+
+
+class _MapJournal(Generic[K, V]):
+    """Entries in order of arrival; ``index`` finds a key's newest, ``older`` the one before it."""
+
+    __slots__ = ("index", "keys", "lock", "older", "positions", "values")
+
+    def __init__(self) -> None:
+        self.index: dict[K, int] = {}
+        self.keys: list[K] = []
+        self.values: list[V] = []
+        self.positions: list[float] = []
+        self.older: dict[int, int] = {}
+        self.lock = Lock()
+
+    def push(self, key: K, value: V, position: float) -> bool:
+        """Add an entry; return whether its key is new."""
+        at = len(self.keys)
+        before = self.index.get(key)
+        if before is not None:
+            self.older[at] = before
+        self.values.append(value)
+        self.positions.append(position)
+        self.keys.append(key)  # last but the index: readers in other threads see whole entries
+        self.index[key] = at
+        return before is None
+
+
+@final
+class StateMap(Mapping[K, V]):
+    """An immutable mapping that puts in O(1) by sharing structure with its earlier versions.
+
+    Reads in order of insertion or, where entries were put with a position, of position; what was
+    there from the start stands first, what was put without a position last. Equal to a dict of the
+    same content, in any order.
+    """
+
+    __slots__ = ("_count", "_journal", "_last", "_order", "_size")
+    _journal: _MapJournal[K, V]
+    _size: int  # entries of the journal that belong to this version
+    _count: int  # different keys among them
+    _last: float | None  # the greatest position if all keys arrived in order of it, else None
+    _order: list[int] | None  # entries in reading order, made when first needed
+
+    def __init__(self, items: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> None:
+        """Hold a copy of ``items``."""
+        journal: _MapJournal[K, V] = _MapJournal()
+        for key, value in dict(items).items():
+            journal.push(key, value, _START)
+        self._become(journal, len(journal.keys), len(journal.keys), _START)
+
+    def put(self, key: K, value: V, position: float | None = None) -> StateMap[K, V]:
+        """Return a version in which ``key`` has ``value``. O(1) on the newest version.
+
+        Args:
+            key: Any hashable.
+            value: What it maps to.
+            position: Where the key stands among the others. Without it, a new key stands last and
+                a known one stays where it is.
+        """
+        return self.put_all(((key, value, position),))
+
+    def put_all(self, entries: Iterable[tuple[K, V, float | None]]) -> StateMap[K, V]:
+        """Return a version with each ``(key, value, position)`` put, in that order."""
+        new = tuple(entries)  # outside of the lock: iterating runs somebody's code
+        journal, count, last = self._journal, self._count, self._last
+        with journal.lock:
+            if len(journal.keys) != self._size:
+                journal = self._copied()
+            for key, value, position in new:
+                if position is None:
+                    known = journal.index.get(key)
+                    position = inf if known is None else journal.positions[known]  # noqa: PLW2901
+                if journal.push(key, value, position):
+                    count += 1
+                    last = position if last is not None and position >= last else None
+                elif position != journal.positions[journal.older[len(journal.keys) - 1]]:
+                    last = None  # a known key moved
+            size = len(journal.keys)
+        return StateMap[K, V].__new__(StateMap)._become(journal, size, count, last)
+
+    def _become(
+        self, journal: _MapJournal[K, V], size: int, count: int, last: float | None
+    ) -> StateMap[K, V]:
+        self._journal = journal
+        self._size = size
+        self._count = count
+        self._last = last
+        self._order = None
+        return self
+
+    def _copied(self) -> _MapJournal[K, V]:
+        ours, copy = self._journal, _MapJournal[K, V]()
+        for at in self._first_entries():
+            latest = self._latest(ours.keys[at])
+            copy.push(ours.keys[at], ours.values[latest], ours.positions[latest])
+        return copy
+
+    def _latest(self, key: K) -> int:
+        """Find the newest entry of ``key`` in this version; raise KeyError if there is none."""
+        older = self._journal.older
+        at = self._journal.index[key]
+        while at >= self._size:
+            if at not in older:
+                raise KeyError(key)
+            at = older[at]
+        return at
+
+    def _first_entries(self) -> Iterable[int]:
+        """Entries that brought a new key, in order of arrival."""
+        if self._count == self._size:
+            return range(self._size)
+        older = self._journal.older
+        return (at for at in range(self._size) if at not in older)
+
+    def _in_order(self) -> Iterable[int]:
+        """Entries that hold this version's values, in reading order."""
+        if self._order is None:
+            if self._count == self._size and self._last is not None:
+                return range(self._size)
+            journal = self._journal
+            latest = [self._latest(journal.keys[at]) for at in self._first_entries()]
+            if self._last is None:
+                latest.sort(key=journal.positions.__getitem__)  # stable: ties stay as they arrived
+            self._order = latest
+        return self._order
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, key: K) -> V:
+        return self._journal.values[self._latest(key)]
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self._latest(cast("K", key))
+        except (KeyError, TypeError):  # TypeError: not hashable
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[K]:
+        return (self._journal.keys[at] for at in self._in_order())
+
+    def in_order(self, rank: int) -> V:
+        """Return the value that stands at ``rank`` in reading order, 0 being the first."""
+        order = self._in_order()
+        assert isinstance(order, Sequence)
+        return self._journal.values[order[rank]]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return dict(self.items()) == dict(cast("Mapping[object, object]", other).items())
+
+    __hash__ = None  # type: ignore[assignment] # equal to a dict, which has no hash either
+
+    def __repr__(self) -> str:
+        return repr(dict(self.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StateMap, (dict(self.items()),)
+
+
+@final
+class PositionedList(Sequence[T]):
+    """An immutable list whose items were put by position, in any order; gaps close up.
+
+    Equal to a list of the same content.
+    """
+
+    __slots__ = ("_map",)
+
+    def __init__(self, by_position: StateMap[int, T]) -> None:
+        """Show the values of ``by_position`` in order of position."""
+        self._map = by_position
+
+    def put_all(self, entries: Iterable[tuple[int, T, float | None]]) -> PositionedList[T]:
+        """Return a version with each ``(position, value, position)`` put."""
+        return PositionedList(self._map.put_all(entries))
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._map.values())
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        ranks = range(len(self._map))
+        if isinstance(index, slice):
+            return [self._map.in_order(rank) for rank in ranks[index]]
+        return self._map.in_order(_rank(ranks, index))
+
+    def __eq__(self, other: object) -> bool:
+        return _equal_lists(self, other)
+
+    __hash__ = None  # type: ignore[assignment] # equal to a list, which has no hash either
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StateList, (list(self),)
+
+
+def _rank(ranks: range, index: int) -> int:
+    try:
+        return ranks[index]
+    except IndexError:
+        msg = f"index {index} is out of range: the list has {len(ranks)} items"
+        raise IndexError(msg) from None
+
+
+def _equal_lists(ours: Sequence[object], other: object) -> bool:
+    if not isinstance(other, list | StateList | PositionedList):
+        return NotImplemented
+    theirs = cast("Sequence[object]", other)
+    return len(ours) == len(theirs) and all(a == b for a, b in zip(ours, theirs, strict=True))
+
+
+def to_plain(value: object) -> object:
+    """Copy ``value`` into plain lists and dicts, all the way down; leave what else there is."""
+    match value:
+        case StateList() | PositionedList() | list():
+            return [to_plain(item) for item in cast("Sequence[object]", value)]
+        case StateMap() | dict():
+            items = cast("Mapping[object, object]", value).items()
+            return {key: to_plain(item) for key, item in items}
+        case _:
+            return value

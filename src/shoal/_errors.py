@@ -1,0 +1,90 @@
+"""The exceptions that shoal raises by itself. Imports nothing of ours.
+
+An exception that user code raises is never replaced: a failing action's own exception reaches the
+caller, with a note that says where it happened. These are the others::
+
+    ShoalError
+    ├── DefinitionError      an action, graph or fan-out is wrong as written; raised where it is built
+    ├── StateError           a state was used against its declaration
+    │   ├── UndeclaredRead       a field that the action does not declare in reads=
+    │   ├── UndeclaredWrite      a field that the action does not declare in writes=
+    │   └── MissingField         a declared field that the state does not have (a KeyError too)
+    ├── MissingInput         an action's parameter that nobody gave, found before any action starts
+    ├── BadResult            an action, reducer or grow returned what it must not
+    ├── BadKey               an element's key is repeated, or is neither a str nor an int
+    ├── DepthExceeded        fan-outs nested deeper than allowed
+    ├── SpuriousCancel       user code raised a cancellation though nobody had cancelled it
+    ├── HookFailed           a guarding hook raised; the update it was told of stays
+    └── CommitInDoubt        the store did not acknowledge a save in time
+"""
+
+
+class ShoalError(Exception):
+    """Base of every exception that shoal raises by itself."""
+
+
+class DefinitionError(ShoalError):
+    """An action, graph or fan-out is wrong as written. Raised where it is built."""
+
+
+class StateError(ShoalError):
+    """A state was used against its declaration."""
+
+
+class UndeclaredRead(StateError):
+    """An action read a field that it does not declare in ``reads=``.
+
+    Not a ``KeyError``, so that ``state.get(...)`` and ``in`` can't hide it.
+    """
+
+
+class UndeclaredWrite(StateError):
+    """An action wrote a field that it does not declare in ``writes=``."""
+
+
+class MissingField(StateError, KeyError):
+    """A field may be read but is not in the state."""
+
+    __str__ = Exception.__str__  # KeyError would show the repr of the message
+
+
+class MissingInput(ShoalError):
+    """An action has a parameter that no read, input or default fills.
+
+    Raised at the start of a run, before any action.
+    """
+
+
+class BadResult(ShoalError):
+    """An action, reducer or ``grow`` returned something other than it must."""
+
+
+class BadKey(ShoalError):
+    """The key of an element is repeated within its fan-out, or is neither a str nor an int."""
+
+
+class DepthExceeded(ShoalError):
+    """Fan-outs are nested deeper than the runtime allows."""
+
+
+class SpuriousCancel(ShoalError):
+    """User code raised a cancellation (or ``GeneratorExit``) though nobody had cancelled it.
+
+    A pool that cancels a future one waits for does this, and so does code that cancels the task it
+    runs in. It is a failure of that child or step alone; the original is the ``__cause__``.
+    """
+
+
+class HookFailed(ShoalError):
+    """A guarding hook raised, which fails the run. The update it was told of is saved and stays.
+
+    The hook's own exception is the ``__cause__``.
+    """
+
+
+class CommitInDoubt(ShoalError):
+    """The store did not acknowledge a save before the commit deadline.
+
+    The execution ends here: memory did not advance and nothing was published. Whether the save
+    happened, the store says on the next resume.
+    """

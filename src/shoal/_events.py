@@ -1,0 +1,234 @@
+"""Something that happened: outcomes of children, updates of states, and the events hooks are told.
+
+Imports identity, states and their operations. All are values; nothing here does anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, final
+
+from ._ids import Key, RunPath
+from ._state import Operation, State
+
+Status = Literal["succeeded", "failed", "cancelled"]
+"""How an execution of a run ended."""
+
+
+# -- outcomes ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ended:
+    """What every outcome says."""
+
+    path: RunPath = field(repr=False)
+    """Where the child stands in its family."""
+    position: int
+    """Its place among the elements, counted from 0: input order; under ``grow``, discovery."""
+    element: Any
+    """The element it worked on."""
+    attempts: int = 1
+    """Tries of the step it ended in."""
+    elapsed: float = 0.0
+    """Seconds from its start to its end."""
+
+    @property
+    def key(self) -> Key:
+        """The child's key within its fan-out; without ``key=``, its position."""
+        return self.path.key
+
+    @property
+    def act(self) -> str:
+        """The name of the act that it ran."""
+        return self.path.act
+
+    @property
+    def run_id(self) -> str:
+        """The id of the child's run."""
+        return self.path.id
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done(_Ended):
+    """A child that succeeded."""
+
+    value: Any
+    """What ``take`` names; without ``take`` and ``into``, its only write if it has just one."""
+    state: State = field(repr=False)
+    """Its final state."""
+    used: bool = True
+    """Whether the parent took it; False for what came too late."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(_Ended):
+    """A child that raised."""
+
+    error: Exception
+    """What it raised."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled(_Ended):
+    """A child that was cancelled before its end."""
+
+    reason: str
+    """Who cancelled it, and why."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped(_Ended):
+    """An element that needed no child."""
+
+    reason: str
+    """Why not."""
+    attempts: int = 0
+
+
+Outcome = Done | Failed | Cancelled | Skipped
+"""How a child ended."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorInfo:
+    """An error as data: what ``errors_into`` collects."""
+
+    type: str
+    """The exception's class, with its module unless that is builtins."""
+    message: str
+    traceback: str = field(repr=False)
+
+
+# -- updates -------------------------------------------------------------------------------------
+
+
+class EndedChild(Protocol):
+    """A child run that has ended, as an update that applies it names it."""
+
+    @property
+    def path(self) -> RunPath:
+        """Its identity."""
+        ...
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended; made when first asked for."""
+        ...
+
+    @property
+    def last_update(self) -> Update | None:
+        """Its last update, saved together with the parent's that applies it; None if it failed."""
+        ...
+
+
+@final
+class Update(NamedTuple):
+    """One numbered change of a run's state, as it is saved and published."""
+
+    number: int
+    """Counts the updates of its run from 1."""
+    step: str
+    """The step that made it."""
+    operations: tuple[Operation, ...]
+    """What changed; ``shoal.replay(state, operations)`` applies them."""
+    child: EndedChild | None = None
+    """The child whose outcome this applies, if it does: the mark that it has been."""
+    discovered: Sequence[object] = ()
+    """New elements that ``grow`` returned for it."""
+
+
+# -- events --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened in a run."""
+
+    path: RunPath
+    """The run it happened in."""
+
+    @property
+    def run_id(self) -> str:
+        """The id of that run."""
+        return self.path.id
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the run that started that run; None for a root run."""
+        return self.path.parent_id
+
+    @property
+    def depth(self) -> int:
+        """How deep that run is nested: 0 for a root run."""
+        return self.path.depth
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """A run began."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted(Event):
+    """A run is about to execute an action."""
+
+    step: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateUpdated(Event):
+    """A run's state changed, and the change is saved."""
+
+    update: Update
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEnded(Event):
+    """An action ended, well or not. There is one for every ``StepStarted``."""
+
+    step: str
+    status: Status
+    error: BaseException | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildStarted(Event):
+    """A fan-out of this run started a child."""
+
+    step: str
+    child: RunPath
+    position: int
+    element: Any
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildEnded(Event):
+    """A child of this run ended, and what becomes of it is saved.
+
+    There is one for every ``ChildStarted``, and one for every element that was skipped.
+    """
+
+    step: str
+    outcome: Outcome
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(Event):
+    """An execution of a run ended. There is one for every ``RunStarted``."""
+
+    status: Status
+    error: BaseException | None = None

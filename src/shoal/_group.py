@@ -1,0 +1,314 @@
+"""Child runs under one task group: started as there is room, their ends handed over in batches.
+
+Imports everything above; anyio.
+
+A few tasks, the *pullers*, take children from a source one after the other and live them. There is
+one at first; whenever a child has to wait for something, more are engaged, up to the limit. So a
+child costs no task, scope or event of its own, and children that never wait need a single puller.
+
+Invariants:
+- Structured. ``Group.live`` returns or raises after every child has ended, cleanup included.
+- In flight are at most ``limit`` children, each from its start until the parent has committed what
+  it returned. So a slow parent slows the source down, and memory stays bounded.
+- An ended child leaves itself in the inbox without waiting: nothing can cancel that, so no end is
+  lost. Only the parent's task takes from the inbox.
+- Every child runs in its own copy of the context variables that the parent's step began with.
+- Fair. Pullers pass a checkpoint after 64 children or 1 ms without waiting.
+- No exception goes through the task group, which would wrap it: failures cross as values.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextvars import Context, copy_context
+from typing import Protocol, final
+
+from anyio import Event, create_task_group
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+
+from ._cancel import absorb_native_cancel, as_failure, cancelled, drive
+from ._run import Run
+
+BATCH = 1000
+"""Ended children that the parent takes at once."""
+INLINE = 64
+"""Children that a puller lives without passing a checkpoint, if none of them waits..."""
+INLINE_SECONDS = 0.001
+"""...or for how long, whichever is first."""
+
+
+class Source(Protocol):
+    """Where a group's children come from. Told apart by position, in the order they are made."""
+
+    def take(self) -> Run | None:
+        """Make the next child, or None if there is none now. Whatever it raises ends the group."""
+        ...
+
+    def left(self) -> int:
+        """Guess how many more ``take`` would make now: 0 if none for certain."""
+        ...
+
+    def dry(self) -> bool:
+        """Tell whether there will be no more, unless ``grow`` adds some."""
+        ...
+
+    @property
+    def waits(self) -> bool:
+        """Whether the source must wait for elements, in a task of its own: ``feed``."""
+        ...
+
+    async def feed(self, group: Group) -> None:
+        """Bring elements in, one whenever ``group`` has room; return when all are in."""
+        ...
+
+
+@final
+class Group:
+    """The children of one fan-out, while it lasts."""
+
+    __slots__ = (
+        "_closing",
+        "_context",
+        "_engaged",
+        "_failure",
+        "_idle",
+        "_limit",
+        "_news",
+        "_parent",
+        "_parked",
+        "_room",
+        "_source",
+        "_tasks",
+        "in_flight",
+        "inbox",
+        "reason",
+    )
+
+    def __init__(self, parent: Run, source: Source, limit: int) -> None:
+        """Prepare a group of children of ``parent``; nothing starts yet.
+
+        Args:
+            parent: The run whose task calls ``live``.
+            source: Makes the children.
+            limit: How many may be in flight.
+        """
+        self._parent = parent
+        self._source = source
+        self._limit = limit
+        self._tasks: TaskGroup | None = None
+        self._context: Context = copy_context()
+        self._engaged = 0  # pullers there are
+        self._idle = 0  # of these, how many are about to take from the source
+        self._parked: deque[Event] = deque()
+        self._news: Event | None = None  # set while the parent waits for something to happen
+        self._room: Event | None = None  # set while the feeder waits for room
+        self._closing = False
+        self._failure: BaseException | None = None
+        self.inbox: deque[Run] = deque()
+        self.in_flight = 0
+        self.reason = "the fan-out was cancelled"
+
+    async def live(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
+        """Live every child, handing those that ended to ``apply`` in batches, by position.
+
+        What ends after the last call of ``apply`` stays in ``inbox``.
+
+        Args:
+            apply: Commits a batch. A text that it returns ends the group: the rest is cancelled
+                for that reason, and awaited.
+
+        Raises:
+            Exception: What the source or ``apply`` raised, after all children have ended.
+        """
+        async with create_task_group() as tasks:
+            self._tasks = tasks
+            self._engage(1)
+            if self._source.waits:
+                tasks.start_soon(self._feed)
+            try:
+                await self._attend(apply)
+            except Exception as error:  # noqa: BLE001 # raised below, outside of the task group
+                self._stop(error)
+            finally:
+                self._closing = True
+                self._wake_all()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # no cycle from the exception through its traceback to this frame
+
+    # -- the parent's side --------------------------------------------------------------------
+
+    async def _attend(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
+        inbox, source = self.inbox, self._source
+        while self._failure is None:
+            if not inbox:
+                if self.in_flight == 0 and source.dry():
+                    return
+                self._news = Event()
+                await self._news.wait()
+                continue
+            batch = [inbox.popleft() for _ in range(min(len(inbox), BATCH))]
+            batch.sort(key=_position)
+            reason = await apply(batch)
+            self.in_flight -= len(batch)
+            if reason is not None:
+                self.reason = reason
+                self._stop(None)
+                return
+            self._tell_room()
+            self._engage(len(batch))
+            if inbox:
+                await checkpoint()
+
+    def _stop(self, failure: BaseException | None) -> None:
+        """Cancel what is left; ``failure`` is raised in the end."""
+        if self._failure is None:
+            self._failure = failure
+        self._closing = True
+        if failure is not None:
+            self.reason = f"its fan-out failed: {failure!r}"
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+
+    def _tell(self) -> None:
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+
+    # -- the pullers' side ----------------------------------------------------------------------
+
+    def _engage(self, count: int) -> None:
+        """Put up to ``count`` more pullers to work, as far as there is work and room for them."""
+        assert self._tasks is not None
+        wanted = min(self._source.left(), self._limit - self.in_flight) - self._idle
+        for _ in range(min(count, wanted)):
+            if self._parked:
+                self._parked.popleft().set()
+            elif self._engaged < self._limit:
+                self._engaged += 1
+                self._tasks.start_soon(self._pull)
+            else:
+                return
+            self._idle += 1
+
+    def _engage_two(self) -> None:
+        self._engage(2)  # each of them engages two more: a thousand take ten turns of the loop
+
+    def _wake_all(self) -> None:
+        while self._parked:
+            self._parked.popleft().set()
+        self._tell_room()
+
+    def _take(self) -> Run | None:
+        self._idle -= 1
+        if self._closing or self.in_flight >= self._limit:
+            return None
+        try:
+            child = self._source.take()
+        except Exception as error:  # noqa: BLE001 # raised by live
+            self._stop(error)
+            child = None
+        if child is not None:
+            self.in_flight += 1
+        elif self._source.dry() or self._closing:
+            self._tell()
+        return child
+
+    async def _pull(self) -> None:
+        services = self._parent.setting.services
+        clock, native_cancels = services.clock, services.native_cancels()
+        inline, since = 0, clock()
+        while not self._closing:
+            child = self._take()
+            if child is None:
+                if not self._closing:
+                    await self._park()
+                continue
+            if child.reason:  # skipped
+                waited = False
+                self._leave(child)
+            else:
+                waited = await self._live_child(child)
+                if native_cancels():
+                    await self._replace()
+                    return
+            self._idle += 1  # about to take again
+            if waited:
+                inline, since = 0, clock()
+                continue
+            inline += 1
+            if inline >= INLINE or clock() - since > INLINE_SECONDS:
+                await checkpoint()
+                inline, since = 0, clock()
+
+    async def _park(self) -> None:
+        event = Event()
+        self._parked.append(event)
+        await event.wait()
+
+    async def _replace(self) -> None:
+        """Hand over to a fresh task: a child left native cancellation pending on this one."""
+        assert self._tasks is not None
+        self._idle += 1
+        self._tasks.start_soon(self._pull)
+        await absorb_native_cancel()
+
+    async def _live_child(self, child: Run) -> bool:
+        """Live ``child`` to its end, and leave it in the inbox; return whether it ever waited."""
+        waited = True
+        try:
+            if child.setting.hooks.child_started:
+                await self._parent.tell_child_started(child)
+            waited = await drive(self._context.copy(), child.advance(), self._engage_two)
+            child.succeed()
+        except BaseException as error:
+            failure = as_failure(error)
+            if failure is None:
+                child.cancel(self.reason)
+                self._leave(child)
+                if cancelled():
+                    raise
+                self._stop(error)  # KeyboardInterrupt, SystemExit: bare from live
+                return True
+            child.fail(failure)
+        self._leave(child)
+        return waited
+
+    def _leave(self, child: Run) -> None:
+        self.inbox.append(child)
+        self._tell()
+
+    # -- the feeder's side ----------------------------------------------------------------------
+
+    async def _feed(self) -> None:
+        try:
+            await self._source.feed(self)
+        except Exception as error:  # noqa: BLE001 # raised by live
+            self._stop(error)
+        self._tell()
+
+    async def wait_for_room(self) -> bool:
+        """Wait until one more element can be used; return whether there is any use for more."""
+        while not self._closing and self.in_flight + self._source.left() >= self._limit:
+            self._room = Event()
+            await self._room.wait()
+        return not self._closing
+
+    def new_element(self) -> None:
+        """Hear that the source has one more element."""
+        self._engage(1)
+
+    def _tell_room(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+
+def _position(child: Run) -> int:
+    return child.position

@@ -1,0 +1,83 @@
+"""Identity of a run: who its parent is, and which child of it. Imports nothing of ours.
+
+Invariants:
+- An id depends on nothing but (parent id, step, visit, act, key): never on call order, on sequence
+  numbers or on time. So a crash finds its children again, and a loop's second visit gets fresh ones.
+- ``1`` and ``"1"`` are different keys.
+"""
+
+from __future__ import annotations
+
+import os
+from hashlib import blake2b
+from typing import final
+
+Key = str | int
+"""What names a child within its fan-out."""
+
+
+@final
+class RunPath:
+    """Where a run stands: its id, the run that started it, and as which child.
+
+    Immutable. The id of a child is a hash made when somebody first asks, since most children of a
+    large map are never asked.
+    """
+
+    __slots__ = ("_id", "act", "depth", "key", "parent", "step", "visit")
+
+    def __init__(
+        self,
+        *,
+        run_id: str | None = None,
+        act: str = "",
+        parent: RunPath | None = None,
+        step: str = "",
+        visit: int = 0,
+        key: Key = "",
+    ) -> None:
+        """Describe a root run by its id, or a child by its parent, step, visit, act and key."""
+        self._id = run_id
+        self.act = act
+        self.parent = parent
+        self.step = step
+        self.visit = visit
+        self.key = key
+        self.depth: int = 0 if parent is None else parent.depth + 1
+
+    @property
+    def id(self) -> str:
+        """The run's id: as given for a root run, 32 hexadecimal digits for a child."""
+        if self._id is None:
+            assert self.parent is not None, "a root run has its id from the start"
+            self._id = child_id(self.parent.id, self.step, self.visit, self.act, self.key)
+        return self._id
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the run that started this one; None for a root run."""
+        return None if self.parent is None else self.parent.id
+
+    def __repr__(self) -> str:
+        """Show the chain of keys that leads here."""
+        if self.parent is None:
+            return f"<RunPath {self.act} {self.id}>"
+        return f"{self.parent!r}/{self.step}#{self.visit}/{self.act}[{self.key!r}]"
+
+
+def child_id(parent_id: str, step: str, visit: int, act: str, key: Key) -> str:
+    """Hash the identity of a child into 32 hexadecimal digits (BLAKE2b, 128 bits).
+
+    Each part is prefixed with its length, and the key with its type, so that no two different
+    identities share one text.
+    """
+    kind = "i" if isinstance(key, int) else "s"
+    text = "".join(
+        f"{len(part)}:{part}" for part in (parent_id, step, str(visit), act, f"{kind}{key}")
+    )
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def new_run_id() -> str:
+    """Make a random id for a root run that was given none: 32 hexadecimal digits."""
+    return os.urandom(16).hex()

@@ -1,0 +1,90 @@
+"""What the engine needs from outside, as protocols. Imports values only.
+
+A port is bound by the runtime; the engine never knows which implementation it talks to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, final
+
+from ._events import EndedChild, Status, Update
+from ._ids import RunPath
+
+
+@final
+class Batch(NamedTuple):
+    """What one save holds: all of it or nothing is kept.
+
+    A child's last update and its outcome are saved here, by the parent's update that applies it;
+    the child itself saves only its earlier steps.
+    """
+
+    path: RunPath
+    """The run whose state the updates change."""
+    updates: Sequence[Update] = ()
+    """In the order of their numbers. One with a ``child`` saves that child's end as well."""
+    unapplied: Sequence[EndedChild] = ()
+    """Children that ended without an update of the parent: failed, cancelled, come too late."""
+    step_completed: str | None = None
+    """The step that the last of the updates completes."""
+    ended: Status | None = None
+    """How this execution of the run ended, if this is its last save."""
+
+
+class Store(Protocol):
+    """Where updates are kept."""
+
+    def save(self, batch: Batch) -> Awaitable[None] | None:
+        """Keep ``batch``, all or nothing.
+
+        Returns None where it is safe already, else an awaitable that ends when it is; raises, at
+        once or when awaited, where it could not be kept.
+        """
+        ...
+
+
+@final
+class NullStore:
+    """Keeps nothing: what runs use that have no store."""
+
+    __slots__ = ()
+
+    def save(self, batch: Batch) -> None:
+        """Forget ``batch``."""
+
+
+class Clock(Protocol):
+    """Tells the time."""
+
+    def __call__(self) -> float:
+        """Return seconds since some fixed moment; never goes back."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs a plain function so that the event loop stays free."""
+
+    async def __call__(self, function: Callable[..., object], kwargs: Mapping[str, Any]) -> object:
+        """Call ``function(**kwargs)``, and return or raise what it does.
+
+        Cancellation waits for the function to return; its result is then dropped.
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What all runs of a runtime share: the ports, bound."""
+
+    store: Store
+    clock: Clock
+    threads: Executor
+    native_cancels: Callable[[], Callable[[], int]]
+    """Called in a task, gives what counts the native cancellations pending on that task."""
+    commit_deadline: float
+    """Seconds that the store has to acknowledge a save."""
+    max_depth: int
+    """How deep fan-outs may be nested."""

@@ -1,0 +1,493 @@
+"""The life of one run: step after step, and the one door through which its state changes.
+
+Imports values, graphs, ports, hooks and the step.
+
+Invariants:
+- One door. Every change of a run's state goes through ``Run.commit``: save, make it the run's state,
+  publish. Nobody sees a state that isn't saved. Nothing in it can be cancelled: what waits there is
+  shielded, so a commit happens as a whole or not at all.
+- One writer. Only the task that a run lives in commits to it.
+- One end. A run ends once: succeeded, failed or cancelled; a cancelled step is never completed.
+- Starts and ends are told in pairs, on every way out.
+- A child's last change is saved by the parent's commit that applies it, not by the child.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import copy_context
+from typing import Any, final
+
+from anyio import CancelScope, move_on_after
+
+from ._action import Act, FunctionAction
+from ._cancel import as_failure, drive
+from ._errors import CommitInDoubt, HookFailed
+from ._events import (
+    Cancelled,
+    ChildEnded,
+    ChildStarted,
+    Done,
+    EndedChild,
+    Event,
+    Failed,
+    Outcome,
+    RunEnded,
+    RunStarted,
+    Skipped,
+    StateUpdated,
+    Status,
+    StepEnded,
+    StepStarted,
+    Update,
+)
+from ._graph import Graph
+from ._hooks import Hooks, Listeners
+from ._ids import Key, RunPath
+from ._ports import Batch, Services
+from ._state import Change, State, make_state
+from ._step import call_function
+
+logger = logging.getLogger("shoal")
+
+
+@final
+class Setting:
+    """What all children of one fan-out have in common; a root run has one for itself."""
+
+    __slots__ = ("act", "graph", "hooks", "inputs", "parent", "services", "step", "value_of", "visit")
+
+    def __init__(
+        self,
+        *,
+        graph: Graph,
+        inputs: Mapping[str, object],
+        services: Services,
+        hooks: Hooks,
+        act: str = "",
+        parent: RunPath | None = None,
+        step: str = "",
+        visit: int = 0,
+        value_of: Callable[[Mapping[str, object]], object] | None = None,
+    ) -> None:
+        """Collect it.
+
+        Args:
+            graph: What they walk.
+            inputs: What their actions are given.
+            services: The runtime's.
+            hooks: Who is told.
+            act: The name of what they execute.
+            parent: Where the run stands that started them.
+            step: The parent's step they belong to.
+            visit: The parent's visit of that step.
+            value_of: Reads a child's value off its final state.
+        """
+        self.graph = graph
+        self.inputs = inputs
+        self.services = services
+        self.hooks = hooks
+        self.act = act
+        self.parent = parent
+        self.step = step
+        self.visit = visit
+        self.value_of = value_of
+
+
+@final
+class Run:
+    """One life of an application or a child: a state, and where in the graph it is.
+
+    Made cheap, since a fan-out makes one per element: whatever can be derived is derived on demand.
+    """
+
+    __slots__ = (
+        "_head",
+        "_last",
+        "_outcome",
+        "_path",
+        "_started_at",
+        "_step",
+        "element",
+        "elapsed",
+        "error",
+        "key",
+        "_ledgers",
+        "position",
+        "reason",
+        "setting",
+        "status",
+        "used",
+        "value",
+    )
+
+    def __init__(
+        self,
+        setting: Setting,
+        data: Mapping[str, object],
+        *,
+        key: Key = "",
+        position: int = 0,
+        element: object = None,
+        path: RunPath | None = None,
+    ) -> None:
+        """Stand at the beginning, with the state ``data``."""
+        self.setting = setting
+        self.key = key
+        self.position = position
+        self.element = element
+        self.status: Status | None = None
+        self.error: BaseException | None = None
+        self.reason = ""
+        self.used = True
+        self.value: object = None
+        self.elapsed = 0.0
+        # The number of the last update, and the state after it: one attribute, so that not even a
+        # KeyboardInterrupt between two bytecodes tears them apart.
+        self._head = (0, data)
+        self._last: Change | None = None  # the last step's change: decided, not yet committed
+        self._step: str | None = None  # the step that has started and not ended
+        self._path = path
+        self._outcome: Outcome | None = None
+        self._ledgers: dict[str, Any] | None = None
+        self._started_at = setting.services.clock()
+
+    # -- what it is -----------------------------------------------------------------------------
+
+    @property
+    def path(self) -> RunPath:
+        """Its identity."""
+        if self._path is None:
+            setting = self.setting
+            self._path = RunPath(
+                act=setting.act,
+                parent=setting.parent,
+                step=setting.step,
+                visit=setting.visit,
+                key=self.key,
+            )
+        return self._path
+
+    @property
+    def data(self) -> Mapping[str, object]:
+        """The fields of its committed state. Not to be changed."""
+        return self._head[1]
+
+    @property
+    def ledgers(self) -> dict[str, Any]:
+        """What layer 3 keeps of each fan-out step: how its children ended."""
+        if self._ledgers is None:
+            self._ledgers = {}
+        return self._ledgers
+
+    @property
+    def number(self) -> int:
+        """The number of its last update; 0 before the first."""
+        return self._head[0]
+
+    @property
+    def state(self) -> State:
+        """Its committed state."""
+        return make_state(self._head[1])
+
+    @property
+    def last_update(self) -> Update | None:
+        """Its last update, which whoever started the run saves; None if there is none."""
+        change = self._last
+        if change is None or not change.operations:
+            return None
+        return Update(self._head[0] + 1, self._step or "", change.operations)
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended, as a value."""
+        if self._outcome is None:
+            self._outcome = self._make_outcome()
+        return self._outcome
+
+    def _make_outcome(self) -> Outcome:
+        common: dict[str, Any] = {
+            "path": self.path,
+            "position": self.position,
+            "element": self.element,
+            "elapsed": self.elapsed,
+        }
+        match self.status:
+            case "succeeded":
+                return Done(**common, value=self.value, state=make_state(self._final_data()), used=self.used)
+            case "failed":
+                assert isinstance(self.error, Exception), "others are not outcomes"
+                return Failed(**common, error=self.error)
+            case "cancelled":
+                return Cancelled(**common, reason=self.reason)
+            case None:
+                return Skipped(**common, reason=self.reason)
+
+    def _final_data(self) -> Mapping[str, object]:
+        data = self._head[1]
+        return data if self._last is None else self._last.applied_to(data)
+
+    # -- living ---------------------------------------------------------------------------------
+
+    async def advance(self) -> None:
+        """Walk the graph to its end.
+
+        The last step's change is left for ``commit`` by whoever started the run. Cancellation goes
+        to the action that runs; earlier steps stay committed.
+        """
+        setting = self.setting
+        hooks = setting.hooks
+        if hooks.run_started:
+            await hooks.tell(hooks.run_started, RunStarted(path=self.path))
+        act: Act | None = setting.graph.entry
+        while act is not None:
+            self._step = act.name
+            if hooks.step_started or hooks.around_step:
+                change = await self._perform_watched(act)
+            else:
+                change = await act.perform(self)
+            following = setting.graph.after(act)
+            if following is None:
+                self._last = change
+            else:
+                await self._complete_step(change)
+            act = following
+
+    def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
+        """Execute a function action on the state as it is; see ``Performer``."""
+        setting = self.setting
+        return call_function(action, self._head[1], setting.inputs, setting.services.threads)
+
+    async def _perform_watched(self, act: Act) -> Change:
+        hooks = self.setting.hooks
+        event = StepStarted(path=self.path, step=act.name)
+        if hooks.step_started:
+            await hooks.tell(hooks.step_started, event)
+        with hooks.enter_around(event):
+            return await act.perform(self)
+
+    async def _complete_step(self, change: Change) -> None:
+        step = self._step
+        assert step is not None
+        updates: tuple[Update, ...] = ()
+        if change.operations:
+            updates = (Update(self._head[0] + 1, step, change.operations),)
+        await self.commit(updates, change.applied_to(self._head[1]), step_completed=step)
+        await self._tell_step_ended("succeeded")
+
+    # -- the one door ---------------------------------------------------------------------------
+
+    async def commit(
+        self,
+        updates: Sequence[Update],
+        data: Mapping[str, object],
+        *,
+        unapplied: Sequence[Run] = (),
+        step_completed: str | None = None,
+        ended: Status | None = None,
+    ) -> None:
+        """Save ``updates``, make ``data`` the run's state, and publish them one by one.
+
+        Not cancelled by anything: what it waits for is shielded.
+
+        Args:
+            updates: Numbered on from ``number``; each may apply the end of a child.
+            data: The fields of the state after the last of them.
+            unapplied: Children whose end is saved and told without changing the state.
+            step_completed: The step that is completed with this.
+            ended: How the run ends with this.
+
+        Raises:
+            CommitInDoubt: The store did not acknowledge in time; nothing changed here.
+            HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
+        """
+        setting = self.setting
+        store = setting.services.store
+        batch = Batch(self.path, updates, unapplied, step_completed, ended)
+        pending = store.save(batch)
+        if pending is not None:
+            await self._acknowledged(pending)
+        self._head = (self._head[0] + len(updates), data)
+        hooks = setting.hooks
+        if hooks.listening:
+            await self._publish(updates, unapplied)
+
+    async def _acknowledged(self, pending: Awaitable[None]) -> None:
+        deadline = self.setting.services.commit_deadline
+        with CancelScope(shield=True), move_on_after(deadline):
+            await pending
+            return
+        msg = (
+            f"the store did not acknowledge a save of run {self.path.id} within {deadline:g} s; "
+            f"the execution ends, and the next one learns from the store whether it happened"
+        )
+        raise CommitInDoubt(msg)
+
+    async def _publish(self, updates: Sequence[Update], unapplied: Sequence[EndedChild]) -> None:
+        hooks = self.setting.hooks
+        failure: HookFailed | None = None
+        for update in updates:
+            child = update.child
+            try:
+                if isinstance(child, Run):
+                    await child.tell_ended()
+                if hooks.state_updated:
+                    event = StateUpdated(path=self.path, update=update)
+                    await hooks.tell(hooks.state_updated, event)
+                if child is not None:
+                    await self._tell_child_ended(child)
+            except HookFailed as error:
+                failure = failure or error
+        for child in unapplied:
+            try:
+                if isinstance(child, Run):
+                    await child.tell_ended()
+                await self._tell_child_ended(child)
+            except HookFailed as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    # -- telling --------------------------------------------------------------------------------
+
+    async def tell_child_started(self, child: Run) -> None:
+        """Publish that a fan-out of this run started ``child``."""
+        hooks = self.setting.hooks
+        assert self._step is not None
+        event = ChildStarted(
+            path=self.path,
+            step=self._step,
+            child=child.path,
+            position=child.position,
+            element=child.element,
+        )
+        await hooks.tell(hooks.child_started, event)
+
+    async def _tell_child_ended(self, child: EndedChild) -> None:
+        listeners = self.setting.hooks.child_ended
+        if listeners:
+            event = ChildEnded(path=self.path, step=self._step or "", outcome=child.outcome)
+            await self.setting.hooks.tell(listeners, event)
+
+    async def _tell_step_ended(self, status: Status) -> None:
+        step, self._step = self._step, None
+        listeners = self.setting.hooks.step_ended
+        if listeners and step is not None:
+            event = StepEnded(path=self.path, step=step, status=status, error=self.error)
+            await self.setting.hooks.tell(listeners, event)
+
+    async def tell_ended(self) -> None:
+        """Publish the run's last update, and the end of its last step and of the run itself.
+
+        All of it is told, also where a guard raises.
+        """
+        if self.status is None:
+            return  # it never began
+        hooks = self.setting.hooks
+        failure: HookFailed | None = None
+        events: list[tuple[Listeners, Event]] = []
+        update = self.last_update
+        if update is not None:
+            events.append((hooks.state_updated, StateUpdated(path=self.path, update=update)))
+        if self._step is not None:
+            step = StepEnded(
+                path=self.path, step=self._step, status=self.status, error=self.error
+            )
+            events.append((hooks.step_ended, step))
+        end = RunEnded(path=self.path, status=self.status, error=self.error)
+        events.append((hooks.run_ended, end))
+        for listeners, event in events:
+            try:
+                await hooks.tell(listeners, event)
+            except HookFailed as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    def succeed(self) -> None:
+        """Note that a child reached the end of its graph, and what its value is."""
+        setting = self.setting
+        if setting.value_of is not None:
+            self.value = setting.value_of(self._final_data())
+        self.elapsed = setting.services.clock() - self._started_at
+        self.status = "succeeded"
+
+    def fail(self, error: Exception) -> None:
+        """Note that the run ended with ``error``, and say in it where that was."""
+        self._last = None
+        self.elapsed = self.setting.services.clock() - self._started_at
+        self.status = "failed"
+        self.error = error
+        self._note(error)
+
+    def cancel(self, reason: str) -> None:
+        """Note that the run was cancelled before its end."""
+        self._last = None
+        self.elapsed = self.setting.services.clock() - self._started_at
+        self.status = "cancelled"
+        self.reason = reason
+
+    def skip(self, reason: str) -> None:
+        """Note that there is nothing to do for the element."""
+        self.reason = reason
+
+    def miss(self) -> None:
+        """Note that the parent doesn't take what the child returned."""
+        self.used = False
+        self._outcome = None
+
+    def _note(self, error: BaseException) -> None:
+        path = self.path
+        where = f"in action {self._step!r}" if self._step is not None else f"in {path.act!r}"
+        child = "" if path.parent is None else f" of {path.step!r}, key {path.key!r}"
+        note = f"shoal: {where}{child}, run {path.id}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+
+    async def live(self) -> None:
+        """Live the whole life of a root run; how it ended is in ``status`` and ``error``.
+
+        Raises:
+            BaseException: A cancellation of the scope around it, or a KeyboardInterrupt or
+                SystemExit from inside; the end is saved and published before it travels on.
+        """
+        try:
+            await drive(copy_context(), self._walk(), _nothing)
+        except BaseException as error:
+            failure = as_failure(error)
+            if failure is None:
+                self.cancel(self.reason or type(error).__name__)
+                await self._finish()
+                raise
+            self.fail(failure)
+        await self._finish()
+
+    async def _walk(self) -> None:
+        await self.advance()
+        change, self._last = self._last, None
+        assert change is not None, "advance leaves the last change, even if it is none"
+        await self._complete_step(change)
+        self.succeed()
+
+    async def _finish(self) -> None:
+        """Save and publish how the run ended; a failure to do so is the run's, if it has no other.
+
+        Nothing in here can be cancelled, so no end is ever lost.
+        """
+        try:
+            try:
+                await self.commit((), self.data, ended=self.status)
+            finally:
+                await self.tell_ended()
+        except Exception as error:
+            if self.status == "succeeded":
+                self.fail(error)
+            else:
+                logger.exception("the end of run %s (%s) was not recorded", self.path.id, self.status)
+
+
+def _nothing() -> None:
+    """Stand in for a callback that nobody needs."""

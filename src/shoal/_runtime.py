@@ -1,0 +1,166 @@
+"""The runtime: what runs share while a process lives. Imports everything above; anyio.
+
+Invariants:
+- Own task. A root run lives in a task of the runtime's, never in its caller's. A native
+  ``task.cancel()`` (``asyncio.timeout``, a server) pierces anyio's shields, so it may only reach the
+  caller's wait, which turns it into the cancellation of the run's own scope.
+- Structured. The caller goes on only after the run has ended, cleanup included, however often it is
+  cancelled meanwhile; then it goes on with its own cancellation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, final
+
+from anyio import CancelScope, CapacityLimiter, Event, create_task_group, current_time, to_thread
+from anyio.abc import TaskGroup
+
+from ._cancel import fatal_leaf
+from ._ports import NullStore, Services, Store
+from ._run import Run
+
+THREADS = 40
+"""Worker threads that plain functions of one runtime may use at once."""
+COMMIT_DEADLINE = 30.0
+"""Seconds that a store has to acknowledge a save."""
+MAX_DEPTH = 64
+"""How deep fan-outs may be nested."""
+
+
+@final
+class Runtime:
+    """The services of one process, opened: ``async with Runtime() as runtime``."""
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        threads: int = THREADS,
+        commit_deadline: float = COMMIT_DEADLINE,
+        max_depth: int = MAX_DEPTH,
+    ) -> None:
+        """Describe it; nothing is opened yet.
+
+        Args:
+            store: Where updates are kept; None: nowhere.
+            threads: Worker threads at once.
+            commit_deadline: Seconds that the store has to acknowledge a save.
+            max_depth: How deep fan-outs may be nested.
+        """
+        self._store = store if store is not None else NullStore()
+        self._threads = threads
+        self._commit_deadline = commit_deadline
+        self._max_depth = max_depth
+        self._tasks: TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open it."""
+        self.services = Services(
+            store=self._store,
+            clock=_loop_clock(),
+            threads=partial(_in_thread, CapacityLimiter(self._threads)),
+            native_cancels=_native_cancels,
+            commit_deadline=self._commit_deadline,
+            max_depth=self._max_depth,
+        )
+        self._tasks = await create_task_group().__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        frames: TracebackType | None,
+    ) -> bool | None:
+        """Close it, once everything in it has ended."""
+        assert self._tasks is not None
+        return await self._tasks.__aexit__(kind, error, frames)
+
+    async def complete(self, run: Run) -> BaseException | None:
+        """Live a root run in a task of its own, and wait for its end, whatever happens meanwhile.
+
+        How the run ended is in its ``status`` and ``error``.
+
+        Returns what interrupted the caller, or the KeyboardInterrupt or SystemExit that came out
+        of the run, for the caller to raise; None if nothing did.
+        """
+        assert self._tasks is not None
+        root = _Root(run)
+        self._tasks.start_soon(root.live)
+        return await root.wait()
+
+
+@final
+class _Root:
+    """A root run's task, and whoever waits for it."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._scope = CancelScope()
+        self._ended = Event()
+        self._fatal: BaseException | None = None
+
+    async def live(self) -> None:
+        try:
+            with self._scope:
+                await self._run.live()
+        except Exception:
+            raise
+        except BaseException as error:
+            fatal = fatal_leaf(error)
+            if not isinstance(fatal, KeyboardInterrupt | SystemExit):
+                raise
+            self._fatal = fatal
+        finally:
+            self._ended.set()
+
+    async def wait(self) -> BaseException | None:
+        interruption: BaseException | None = None
+        while not self._ended.is_set():
+            try:
+                with CancelScope(shield=interruption is not None):
+                    await self._ended.wait()
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
+                if interruption is None:
+                    interruption = error
+                    self._run.reason = "the caller was cancelled"
+                    self._scope.cancel()
+        return self._fatal or interruption
+
+
+async def _in_thread(
+    limiter: CapacityLimiter, function: Callable[..., object], kwargs: Mapping[str, Any]
+) -> object:
+    return await to_thread.run_sync(partial(function, **kwargs), limiter=limiter)
+
+
+def _loop_clock() -> Callable[[], float]:
+    """Find the clock that the event loop's own timers run on, virtual ones included."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        try:
+            return asyncio.get_running_loop().time
+        except RuntimeError:
+            pass  # trio
+    return current_time
+
+
+def _no_native_cancels() -> int:
+    return 0
+
+
+def _native_cancels() -> Callable[[], int]:
+    """Find what counts the native cancellations pending on the current task: asyncio has them."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        try:
+            return asyncio.current_task().cancelling
+        except RuntimeError:
+            pass  # trio
+    return _no_native_cancels

@@ -1,0 +1,257 @@
+"""The elements of a fan-out: pulled lazily, keyed, told apart, and made into children.
+
+Imports everything above the group; anyio.
+
+Invariants:
+- An element is pulled only when there is room for its child.
+- Keys are str or int, kept apart. One repeated in ``over`` is refused; with ``grow`` it is dropped
+  and counted.
+- At most ``at_most`` children are started, exactly.
+- Whatever is iterated is closed on every way out, an async iterator in the task that advanced it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Set,
+)
+from operator import length_hint
+from typing import Protocol, cast, final
+
+from anyio import move_on_after
+
+from ._errors import BadKey, BadResult
+from ._ids import Key
+from ._run import Run, Setting
+
+Entry = tuple[Key, int, object]
+"""Key, position and element."""
+
+CLOSING_SECONDS = 5.0
+"""How long an async source may take to close when its fan-out was cancelled."""
+
+
+class Room(Protocol):
+    """What a feeding source talks to: the group."""
+
+    async def wait_for_room(self) -> bool:
+        """Wait until one more element can be used; return whether there is any use for more."""
+        ...
+
+    def new_element(self) -> None:
+        """Hear that the source has one more element."""
+        ...
+
+
+@final
+class Elements:
+    """The source of a fan-out over elements."""
+
+    __slots__ = (
+        "_at_most",
+        "_base",
+        "_done",
+        "_ended",
+        "_feeding",
+        "_grows",
+        "_item",
+        "_iterator",
+        "_key_of",
+        "_position",
+        "_seen",
+        "_setting",
+        "_started",
+        "_waiting",
+        "dropped",
+        "who",
+    )
+
+    def __init__(
+        self,
+        elements: object,
+        *,
+        who: str,
+        setting: Setting,
+        base: Mapping[str, object],
+        item: str,
+        key_of: Callable[[object], object] | None,
+        grows: bool,
+        at_most: int | None,
+        done: Set[object] = frozenset(),
+    ) -> None:
+        """Stand before the first element.
+
+        Args:
+            elements: An iterable or async iterable.
+            who: The name of the fan-out, for errors.
+            setting: The children's.
+            base: The fields that every child starts with.
+            item: The field that holds the element.
+            key_of: Key of an element; None: its position.
+            grows: Whether ``grow`` may be called, and repeated keys are dropped.
+            at_most: Children to start in all.
+            done: Keys that need no child.
+
+        Raises:
+            BadResult: ``elements`` is no iterable.
+        """
+        self.who = who
+        self._setting = setting
+        self._base = base
+        self._item = item
+        self._key_of = key_of
+        self._grows = grows
+        self._at_most = at_most
+        self._done = done
+        self._seen: set[Key] | None = set() if key_of is not None else None
+        self._position = 0
+        self._started = 0
+        self._waiting: deque[Entry] = deque()  # keyed and told apart already
+        self._iterator: Iterator[object] | None = None
+        self._feeding: AsyncIterator[object] | None = None
+        self._ended = False
+        self.dropped = 0
+        if isinstance(elements, AsyncIterable):
+            self._feeding = aiter(cast("AsyncIterable[object]", elements))
+        elif isinstance(elements, Iterable) and not isinstance(elements, str | bytes):
+            self._iterator = iter(cast("Iterable[object]", elements))
+        else:
+            msg = (
+                f"fan-out {who!r} runs over an iterable of elements, "
+                f"but `over` gave a {type(elements).__name__}"
+            )
+            raise BadResult(msg)
+
+    # -- taking ---------------------------------------------------------------------------------
+
+    def take(self) -> Run | None:
+        """Make the next child, or None if there is none now."""
+        if self._started == self._at_most:
+            return None
+        while True:
+            if self._waiting:
+                return self._child(*self._waiting.popleft())
+            if self._iterator is None:
+                return None
+            try:
+                element = next(self._iterator)
+            except StopIteration:
+                self._ended = True
+                self._iterator = None
+                return None
+            entry = self._told_apart(element)
+            if entry is not None:
+                return self._child(*entry)
+
+    def left(self) -> int:
+        """Guess how many more there are now."""
+        if self._started == self._at_most:
+            return 0
+        hint = 0 if self._iterator is None else length_hint(self._iterator, 1)
+        return hint + len(self._waiting)
+
+    def dry(self) -> bool:
+        """Tell whether there will be no more, unless ``grow`` adds some."""
+        return self._started == self._at_most or (self._ended and not self._waiting)
+
+    def _child(self, key: Key, position: int, element: object) -> Run:
+        data = {**self._base, self._item: element}
+        child = Run(self._setting, data, key=key, position=position, element=element)
+        if key in self._done:
+            child.skip(f"already in {self.who}")
+        else:
+            self._started += 1
+        return child
+
+    def _told_apart(self, element: object) -> Entry | None:
+        """Give an element its key and position; None if its key is known and may be dropped."""
+        position = self._position
+        if self._key_of is None:
+            self._position = position + 1
+            return position, position, element
+        key = self._key_of(element)
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            msg = (
+                f"fan-out {self.who!r}: the key of element {position} ({element!r:.100}) is a "
+                f"{type(key).__name__}; keys are str or int: make key= return one"
+            )
+            raise BadKey(msg)
+        assert self._seen is not None
+        if key in self._seen:
+            if self._grows:
+                self.dropped += 1
+                return None
+            msg = (
+                f"fan-out {self.who!r}: element {position} ({element!r:.100}) has the key {key!r}, "
+                f"which an earlier element has; make key= tell them apart, or remove repetitions"
+            )
+            raise BadKey(msg)
+        self._seen.add(key)
+        self._position = position + 1
+        return key, position, element
+
+    # -- growing --------------------------------------------------------------------------------
+
+    def grow(self, elements: object, cause: Key) -> list[Entry]:
+        """Tell apart what ``grow`` returned for the child ``cause``; return what of it is new.
+
+        It is taken only after ``admit``, so that no child starts before its cause is saved.
+
+        Raises:
+            BadResult: It is no iterable.
+            BadKey: One of them has a bad key.
+        """
+        if not isinstance(elements, Iterable) or isinstance(elements, str | bytes):
+            msg = (
+                f"fan-out {self.who!r}: grow returned a {type(elements).__name__} for key "
+                f"{cause!r}; it returns an iterable of new elements, which may be empty"
+            )
+            raise BadResult(msg)
+        entries = map(self._told_apart, cast("Iterable[object]", elements))
+        return [entry for entry in entries if entry is not None]
+
+    def admit(self, entries: Iterable[Entry]) -> None:
+        """Let ``entries`` be taken."""
+        self._waiting.extend(entries)
+
+    # -- feeding --------------------------------------------------------------------------------
+
+    @property
+    def waits(self) -> bool:
+        """Whether elements must be waited for."""
+        return self._feeding is not None
+
+    async def feed(self, room: Room) -> None:
+        """Bring elements in, one whenever there is room; return when all are in."""
+        source = self._feeding
+        assert source is not None
+        try:
+            while self._started != self._at_most and await room.wait_for_room():
+                try:
+                    element = await anext(source)
+                except StopAsyncIteration:
+                    break
+                entry = self._told_apart(element)
+                if entry is not None:
+                    self._waiting.append(entry)
+                    room.new_element()
+        finally:
+            self._ended = True
+            close = getattr(source, "aclose", None)
+            if close is not None:
+                with move_on_after(CLOSING_SECONDS, shield=True):
+                    await close()
+
+    def close(self) -> None:
+        """Close a generator that was not exhausted."""
+        iterator, self._iterator = self._iterator, None
+        if isinstance(iterator, Generator):
+            cast("Generator[object, None, None]", iterator).close()

@@ -1,0 +1,385 @@
+"""State, and the updates that lead from one state to the next. Imports the collections and errors.
+
+Invariants:
+- A state never changes. Every method returns a new state that remembers the operations which made
+  it, so that an update, not a copy of the whole state, is what is saved and published.
+- A state narrowed to an action shows what the action reads (and what it has just written itself),
+  and takes what it declares to write; anything else is an error that names action and field.
+- No bookkeeping lives among the user's fields.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn, cast, final
+
+from ._collections import PositionedList, StateList, StateMap, to_plain
+from ._errors import BadResult, MissingField, StateError, UndeclaredRead, UndeclaredWrite
+
+# Operations are named tuples, not frozen dataclasses: one is made per child of a fan-out, and a
+# frozen dataclass takes three times as long to make.
+
+
+class Set(NamedTuple):
+    """Give a field a value, whatever it had."""
+
+    field: str
+    value: object
+
+
+class Extend(NamedTuple):
+    """Add values at the end of a list field."""
+
+    field: str
+    values: tuple[object, ...]
+
+
+class Put(NamedTuple):
+    """Give a key of a mapping field a value; ``position`` says where it stands among the others."""
+
+    field: str
+    key: object
+    value: object
+    position: float | None = None
+
+
+class Increment(NamedTuple):
+    """Add to a number."""
+
+    field: str
+    by: float
+
+
+class Drop(NamedTuple):
+    """Remove a field."""
+
+    field: str
+
+
+Operation = Set | Extend | Put | Increment | Drop
+"""One change to one field."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What one action may do with the state it is given."""
+
+    action: str
+    reads: frozenset[str]
+    writes: frozenset[str]
+
+
+class _Derivation(NamedTuple):
+    """The operations that led here from a base state, newest first: a linked list."""
+
+    base: State
+    operation: Operation
+    before: _Derivation | None
+
+
+@final
+class State(Mapping[str, Any]):
+    """An immutable mapping of field names to values.
+
+    Its methods return new states and leave this one as it is. Values are to be treated as
+    immutable too: use ``append``, ``extend`` and ``put`` for what grows; a thousand of them in a
+    row cost a thousand times one, since the collections behind them share structure.
+
+    Example:
+        >>> state = State({"count": 1}).increment(count=2).append(log="counted")
+        >>> state["count"], state["log"]
+        (3, ['counted'])
+    """
+
+    __slots__ = ("_data", "_derivation", "_permit")
+    _data: Mapping[str, object]
+    _permit: Permit | None
+    _derivation: _Derivation | None
+
+    def __init__(self, fields: Mapping[str, object] | None = None, /, **more: object) -> None:
+        """Hold ``fields`` and ``more``.
+
+        Args:
+            fields: Field names and their values.
+            more: The same, as keywords.
+
+        Raises:
+            StateError: A field name is not a string.
+        """
+        data = {**(fields or {}), **more}
+        for name in data:
+            if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                msg = f"field names are strings, not {name!r}"
+                raise StateError(msg)
+        self._data = data
+        self._permit = None
+        self._derivation = None
+
+    # -- changing -----------------------------------------------------------------------------
+
+    def update(self, fields: Mapping[str, object] | None = None, /, **more: object) -> State:
+        """Return a state in which each named field has the given value."""
+        state = self
+        for field, value in {**(fields or {}), **more}.items():
+            state = state._derive(Set(field, value), value)
+        return state
+
+    def append(self, **items: object) -> State:
+        """Return a state with each item at the end of the list field it names.
+
+        A field that isn't there yet starts as an empty list.
+
+        Raises:
+            StateError: The field is not a list.
+        """
+        state = self
+        for field, item in items.items():
+            state = state._extend(field, (item,), "append")
+        return state
+
+    def extend(self, **items: Iterable[object]) -> State:
+        """Return a state with all the items at the end of the list field they are named for.
+
+        A field that isn't there yet starts as an empty list.
+
+        Raises:
+            StateError: The field is not a list.
+        """
+        state = self
+        for field, more in items.items():
+            state = state._extend(field, tuple(more), "extend")
+        return state
+
+    def put(self, field: str, key: object, value: object, position: float | None = None) -> State:
+        """Return a state in which ``key`` of the mapping in ``field`` has ``value``.
+
+        A field that isn't there yet starts as an empty mapping.
+
+        Args:
+            field: The field that holds the mapping.
+            key: Any hashable.
+            value: What the key maps to afterwards.
+            position: Where the key stands among the others when the mapping is read. Without it,
+                a new key stands last and a known one stays where it is.
+
+        Raises:
+            StateError: The field is not a mapping.
+        """
+        grown = growable(self._current(field, {}))
+        if isinstance(grown, PositionedList) and isinstance(key, int):
+            after: object = grown.put_all(((key, value, position),))
+        elif isinstance(grown, StateMap):
+            after = grown.put(key, value, position)
+        else:
+            self._refuse("put", field, "a mapping", grown)
+        return self._derive(Put(field, key, value, position), after)
+
+    def increment(self, **by: float) -> State:
+        """Return a state with each named number raised by the given amount.
+
+        A field that isn't there yet starts at 0.
+
+        Raises:
+            StateError: The field, or what to add, is not a number.
+        """
+        state = self
+        for field, amount in by.items():
+            number = self._current(field, 0)
+            for operand in (number, amount):
+                if not isinstance(operand, int | float) or isinstance(operand, bool):
+                    self._refuse("increment", field, "a number", operand)
+            state = state._derive(Increment(field, amount), cast("float", number) + amount)
+        return state
+
+    def drop(self, *fields: str) -> State:
+        """Return a state without the named fields. A field that isn't there is no error."""
+        state = self
+        for field in fields:
+            state = state._derive(Drop(field))
+        return state
+
+    def _extend(self, field: str, items: tuple[object, ...], verb: str) -> State:
+        values = growable(self._current(field, []))
+        if isinstance(values, PositionedList):  # what stands behind the last position is a list's
+            values = StateList(values)
+        if not isinstance(values, StateList):
+            self._refuse(verb, field, "a list", values)
+        return self._derive(Extend(field, items), values.extend(items))
+
+    def _current(self, field: str, missing: object) -> object:
+        """Return what an operation changes: a declared write may be changed without being read."""
+        self._check_write(field)
+        return self._data.get(field, missing)
+
+    def _refuse(self, verb: str, field: str, wanted: str, found: object) -> NoReturn:
+        msg = f"{verb} needs {wanted} in field {field!r}, which holds {_brief(found)}"
+        raise StateError(msg)
+
+    def _check_write(self, field: str) -> None:
+        permit = self._permit
+        if permit is not None and field not in permit.writes:
+            msg = (
+                f"action {permit.action!r} writes field {field!r}, which it does not declare; "
+                f"add it to writes=[...] (declared: {_names(permit.writes)})"
+            )
+            raise UndeclaredWrite(msg)
+
+    def _derive(self, operation: Operation, *value: object) -> State:
+        """Make the state after ``operation``; ``value`` is what its field holds then, if any."""
+        field = operation.field
+        self._check_write(field)
+        data = dict(self._data)
+        if value:
+            data[field] = value[0]
+        else:
+            data.pop(field, None)
+        permit = self._permit
+        if permit is not None and field not in permit.reads:  # one's own writes can be read
+            permit = Permit(permit.action, permit.reads | {field}, permit.writes)
+        before = self._derivation
+        base = self if before is None else before.base
+        return make_state(data, permit, _Derivation(base, operation, before))
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def __getitem__(self, field: str) -> Any:  # noqa: ANN401 # an untyped state holds anything
+        permit = self._permit
+        if permit is not None and field not in permit.reads:
+            msg = (
+                f"action {permit.action!r} reads field {field!r}, which it does not declare; "
+                f"add it to reads=[...] (declared: {_names(permit.reads)})"
+            )
+            raise UndeclaredRead(msg)
+        try:
+            return self._data[field]
+        except KeyError:
+            who = "" if permit is None else f" that action {permit.action!r} reads"
+            msg = f"the state has no field {field!r}{who} (it has: {_names(self)})"
+            raise MissingField(msg) from None
+
+    def __iter__(self) -> Iterator[str]:
+        permit = self._permit
+        if permit is None:
+            return iter(self._data)
+        return (field for field in self._data if field in permit.reads)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"State({dict(self)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return State, (dict(self),)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Copy the state into plain dicts and lists, all the way down: the way out for JSON."""
+        return {field: to_plain(value) for field, value in self.items()}
+
+
+def make_state(
+    data: Mapping[str, object],
+    permit: Permit | None = None,
+    derivation: _Derivation | None = None,
+) -> State:
+    """Make a state on ``data`` itself, uncopied: the caller must never change it again."""
+    state = State.__new__(State)
+    state._data = data
+    state._permit = permit
+    state._derivation = derivation
+    return state
+
+
+@final
+class Change(NamedTuple):
+    """What one action (or one reducer call) did to the state it was given."""
+
+    operations: tuple[Operation, ...]
+    values: Mapping[str, object]
+    """What the changed fields hold afterwards."""
+    dropped: tuple[str, ...] = ()
+    """Changed fields that are gone afterwards."""
+
+    def applied_to(self, data: Mapping[str, object]) -> Mapping[str, object]:
+        """Return ``data`` after the change. Only true for the data that the change was made on."""
+        if not self.values and not self.dropped:
+            return data
+        after = {**data, **self.values}
+        for field in self.dropped:
+            after.pop(field, None)
+        return after
+
+
+NO_CHANGE = Change((), {})
+
+
+def change_between(base: State, result: object, who: str) -> Change:
+    """Read off the change that led from ``base`` to ``result``.
+
+    Raises:
+        BadResult: ``result`` is no State made from ``base``.
+    """
+    if not isinstance(result, State):
+        msg = (
+            f"{who} returned {_brief(result)}, but it takes the state and so must return one: "
+            f"return state.update(...), or the state as it was"
+        )
+        raise BadResult(msg)
+    if result is base:
+        return NO_CHANGE
+    link = result._derivation  # pyright: ignore[reportPrivateUsage] # State's other half
+    if link is None or link.base is not base:
+        msg = (
+            f"{who} returned a State that was not made from the one it was given, so what it "
+            f"changed can't be known: return state.update(...) of the state passed in"
+        )
+        raise BadResult(msg)
+    operations: list[Operation] = []
+    while link is not None:
+        operations.append(link.operation)
+        link = link.before
+    operations.reverse()
+    data = result._data  # pyright: ignore[reportPrivateUsage]
+    fields = dict.fromkeys(operation.field for operation in operations)
+    return Change(
+        tuple(operations),
+        {field: data[field] for field in fields if field in data},
+        tuple(field for field in fields if field not in data),
+    )
+
+
+def growable(value: object) -> object:
+    """Make a plain list or dict one that grows cheaply; leave anything else as it is."""
+    if isinstance(value, list):
+        return StateList(cast("list[object]", value))
+    if isinstance(value, dict):
+        return StateMap(cast("dict[object, object]", value))
+    return value
+
+
+def replay(state: State, operations: Iterable[Operation]) -> State:
+    """Apply recorded operations to ``state``, as an update event or a store holds them."""
+    for operation in operations:
+        match operation:
+            case Set(field, value):
+                state = state.update({field: value})
+            case Extend(field, values):
+                state = state.extend(**{field: values})
+            case Put(field, key, value, position):
+                state = state.put(field, key, value, position)
+            case Increment(field, by):
+                state = state.increment(**{field: by})
+            case Drop(field):
+                state = state.drop(field)
+    return state
+
+
+def _names(fields: Iterable[str]) -> str:
+    return ", ".join(sorted(fields)) or "none"
+
+
+def _brief(value: object) -> str:
+    return f"{reprlib.repr(value)} ({type(value).__name__})"

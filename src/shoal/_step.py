@@ -1,0 +1,113 @@
+"""One step of a function action: bind, call, check. Imports everything above; anyio.
+
+Invariants:
+- An action's function gets exactly what its parameters name, and what it returns is checked against
+  its declared writes before anybody sees it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
+
+from ._action import FunctionAction
+from ._errors import BadResult, MissingField, UndeclaredWrite
+from ._ports import Executor
+from ._state import NO_CHANGE, Change, Set, change_between, make_state
+
+
+async def call_function(
+    action: FunctionAction[..., object],
+    data: Mapping[str, object],
+    inputs: Mapping[str, object],
+    threads: Executor,
+) -> Change:
+    """Execute ``action`` once on the state ``data`` and return what it changed.
+
+    Cancellation goes straight to the function; one that runs in a thread is waited for.
+
+    Raises:
+        MissingField: A field that it reads is not there.
+        BadResult: It returned what its declaration doesn't allow.
+    """
+    kwargs: dict[str, Any] = {}
+    try:
+        for name in action.fields:
+            kwargs[name] = data[name]
+    except KeyError as missing:
+        raise _missing(action, missing.args[0], data) from None
+    for name in action.inputs:
+        if name in inputs:
+            kwargs[name] = inputs[name]
+    base = None
+    if action.takes_state:
+        base = make_state(data, action.permit)
+        kwargs["state"] = base
+    if action.is_async:
+        result = await cast("Any", action.function(**kwargs))
+    elif action.in_thread:
+        result = await threads(action.function, kwargs)
+    else:
+        result = action.function(**kwargs)
+    if base is not None:
+        return change_between(base, result, f"action {action.name!r}")
+    field = action.only_write
+    if field is not None and (action.is_async or not inspect.isawaitable(result)):
+        return Change((Set(field, result),), {field: result})
+    return _writes(action, result)
+
+
+def _missing(
+    action: FunctionAction[..., object], field: str, data: Mapping[str, object]
+) -> MissingField:
+    msg = (
+        f"action {action.name!r} reads field {field!r}, which the state does not have "
+        f"(it has: {', '.join(sorted(data)) or 'none'}); "
+        f"pass it to run(), or write it in an earlier action"
+    )
+    return MissingField(msg)
+
+
+def _writes(action: FunctionAction[..., object], result: object) -> Change:
+    """Check the result of an action that writes no field, or several."""
+    name = action.name
+    if inspect.isawaitable(result) and not action.is_async:
+        if inspect.iscoroutine(result):
+            result.close()
+        msg = (
+            f"action {name!r} is a plain function and returned something to be awaited; "
+            f"make it an async def"
+        )
+        raise BadResult(msg)
+    if not action.writes:
+        if result is not None:
+            msg = (
+                f"action {name!r} declares no writes and returned a {type(result).__name__}; "
+                f"declare writes=[...] or return None"
+            )
+            raise BadResult(msg)
+        return NO_CHANGE
+    expected = ", ".join(sorted(action.writes))
+    if not isinstance(result, Mapping):
+        msg = (
+            f"action {name!r} writes several fields, so it returns a mapping of them "
+            f"({expected}), not a {type(result).__name__}"
+        )
+        raise BadResult(msg)
+    values = dict(cast("Mapping[str, object]", result))
+    extra = ", ".join(sorted(map(str, values.keys() - action.writes)))
+    if extra:
+        msg = (
+            f"action {name!r} returned a value for {extra}, which it does not declare; "
+            f"add it to writes=[...] (declared: {expected})"
+        )
+        raise UndeclaredWrite(msg)
+    missing = ", ".join(sorted(action.writes - values.keys()))
+    if missing:
+        msg = (
+            f"action {name!r} returned no value for {missing}, which it declares to write; "
+            f"to write only some of its fields, take `state` and return state.update(...)"
+        )
+        raise BadResult(msg)
+    return Change(tuple(Set(field, value) for field, value in values.items()), values)

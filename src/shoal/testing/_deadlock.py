@@ -1,0 +1,40 @@
+"""The error for a program in which nothing can ever happen again. Imports `_stacks` alone."""
+
+from collections.abc import Iterable
+from typing import final
+
+from shoal.testing._stacks import where_task_stands
+
+
+@final
+class VirtualDeadlock(RuntimeError):
+    """Every task is blocked, and nothing is left that could wake one.
+
+    Raised instead of hanging, under virtual time only: no timer is set, no socket is waited for and
+    no worker thread is known to be at work. The message names each task and where it stands.
+
+    Attributes:
+        at: the virtual time.
+        blocked_tasks: the names of the blocked tasks, sorted.
+    """
+
+    def __init__(self, at: float, tasks: Iterable[tuple[str, object]]) -> None:
+        by_name = sorted(tasks, key=lambda task: task[0])
+        self.at = at
+        self.blocked_tasks = tuple(name for name, _ in by_name)
+        super().__init__(_message(at, by_name))
+
+
+def _message(at: float, tasks: list[tuple[str, object]]) -> str:
+    standing = [
+        f"  task {name!r} stands at\n{where_task_stands(coroutine, indent='    ')}"
+        for name, coroutine in tasks
+    ]
+    return (
+        f"at virtual time {at:g} every task is blocked and nothing is left to wake one:"
+        " no timer, no socket, no worker thread\n"
+        + ("".join(standing) or "  (no task exists)\n")
+        + "HINT: look for an event that nobody sets, a slot that is not given back, a task that"
+        " waits for itself. If a thread of your own was about to call into the loop, or a signal"
+        " was to come, run this in real time: virtual time can't see either."
+    )

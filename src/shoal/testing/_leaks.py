@@ -1,0 +1,198 @@
+"""`no_leaks`: whatever comes to life inside a block has to be gone when it ends.
+
+Imports nothing of shoal but its neighbour `_stacks`.
+"""
+
+import asyncio
+import gc
+import itertools
+import os
+import re
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, suppress
+
+# By name, because detectors of blocking calls patch `os`: these read the kernel's tables, no disk.
+# (see test_works_under_a_detector_of_blocking_calls)
+from os import listdir, readlink
+from typing import NamedTuple, final
+
+import anyio
+import anyio.lowlevel
+
+from shoal.testing._stacks import where_task_stands, where_thread_stands
+
+_TURNS = 50  # of the loop, for things to end in: a cancelled task may unwind through many waits
+_FIRST_TURNS = 3  # given in any case: a closed transport's socket is closed a turn later
+_THREAD_GRACE = 0.25  # real seconds of turns, for a thread on its way out
+
+_DESCRIPTOR_TABLES = ("/proc/self/fd", "/dev/fd")
+
+
+@final
+class LeakError(AssertionError):
+    """Something came to life inside `no_leaks` and is still there.
+
+    Attributes:
+        leaks: what is left, one description each.
+    """
+
+    def __init__(self, leaks: tuple[str, ...]) -> None:
+        self.leaks = leaks
+        super().__init__("\n- ".join(["came to life inside no_leaks() and still there:", *leaks]))
+
+
+@asynccontextmanager
+async def no_leaks(*, threads: bool = True, descriptors: bool = True) -> AsyncGenerator[None]:
+    """Checks on leaving that no task, thread or file descriptor born inside is left.
+
+    Before judging, the event loop gets some turns for what is about to end, and the garbage is
+    collected, so that a forgotten coroutine or exception warns here and not in a later test. No
+    time passes on a virtual clock. On asyncio the current task must also have as many cancellation
+    requests (``asyncio.Task.cancelling``) as on entry.
+
+    Idle worker threads are no leak: anyio, trio and asyncio's default executor keep theirs. A
+    worker of anyio's or trio's that still has a job is one.
+
+    If the block raises or is cancelled, that goes on unchanged and nothing is judged: an expected
+    exception is to be caught inside.
+
+    Args:
+        threads: look for threads too.
+        descriptors: look for file descriptors too, where the system lists them (Linux, macOS).
+
+    Raises:
+        LeakError: naming all that is left; for tasks and threads, also where they stand.
+    """
+    census = _Census(threads=threads, descriptors=descriptors)
+    yield
+    await census.settle()
+    gc.collect()
+    await census.settle()  # the collector makes work: `aclose` of forgotten async generators
+    leaks = tuple(census.leaks())
+    if leaks:
+        raise LeakError(leaks)
+
+
+class _Census:
+    """What was there at the start, to tell what is new."""
+
+    def __init__(self, *, threads: bool, descriptors: bool) -> None:
+        # The objects, not their `id`: a new one could have the address of a dead one.
+        self._coroutines = {task.coro for task in anyio.get_running_tasks()}
+        self._threads = set(threading.enumerate()) if threads else None
+        self._descriptors = set(_open_descriptors()) if descriptors else None
+        self._cancel_requests = _cancel_requests()
+
+    async def settle(self) -> None:
+        """Give the loop turns, until nothing is new or more of them would not help."""
+        began_at = time.monotonic()
+        for turn in itertools.count():
+            if turn >= _FIRST_TURNS and self._is_clean():
+                return
+            in_grace = time.monotonic() - began_at < _THREAD_GRACE and self._new_threads()
+            if turn >= _TURNS and not in_grace:
+                return
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+
+    def leaks(self) -> Iterator[str]:
+        """What is new, described."""
+        for task in self._new_tasks():
+            yield f"task {task.name!r} stands at\n{where_task_stands(task.coro, indent='    ')}"
+        for thread in self._new_threads():
+            kind = "daemon thread" if thread.daemon else "thread"
+            yield f"{kind} {thread.name!r} stands at\n{where_thread_stands(thread, indent='    ')}"
+        for descriptor in self._new_descriptors():
+            yield f"file descriptor {descriptor.number}: {descriptor.target}"
+        requests = _cancel_requests()
+        if requests != self._cancel_requests:
+            yield (
+                f"cancellation requests of the current task: {requests}, on entry"
+                f" {self._cancel_requests}. HINT: who catches a cancellation that it asked for"
+                " itself also calls uncancel(); who didn't ask lets it through"
+            )
+
+    def _is_clean(self) -> bool:
+        return not (self._new_tasks() or self._new_threads() or self._new_descriptors())
+
+    def _new_tasks(self) -> list[anyio.TaskInfo]:
+        return [
+            task
+            for task in anyio.get_running_tasks()
+            if task.coro not in self._coroutines and not _is_test_runner(task)
+        ]
+
+    def _new_threads(self) -> list[threading.Thread]:
+        if self._threads is None:
+            return []
+        threads = set(threading.enumerate()) - self._threads
+        return [thread for thread in threads if not _is_idle_worker(thread)]
+
+    def _new_descriptors(self) -> list["_Descriptor"]:
+        if self._descriptors is None:
+            return []
+        return sorted(set(_open_descriptors()) - self._descriptors)
+
+
+def _is_test_runner(task: anyio.TaskInfo) -> bool:
+    # anyio's pytest plugin waits in a task of its own for each half of a fixture, so one with
+    # `no_leaks` around its `yield` begins beside one of them and ends beside another.
+    name: str = getattr(task.coro, "__qualname__", "")
+    return name == "TestRunner._call_in_runner_task"
+
+
+def _is_idle_worker(thread: threading.Thread) -> bool:
+    """Whether this is a worker thread that some backend keeps for its next job."""
+    # anyio's on asyncio. Known by its attributes, for its class is private.
+    if thread in getattr(thread, "idle_workers", ()):
+        return True
+    # Trio's bear the name of their job while they have one.
+    if re.fullmatch(r"Trio thread \d+", thread.name):
+        return True
+    # A debugger's or a C library's, seen by chance: never removed from the list.
+    if isinstance(thread, threading._DummyThread):  # pyright: ignore[reportPrivateUsage]
+        return True
+    return thread in _default_executor_threads()
+
+
+def _default_executor_threads() -> frozenset[threading.Thread]:
+    with suppress(RuntimeError):  # on trio
+        executor = getattr(asyncio.get_running_loop(), "_default_executor", None)
+        return frozenset(getattr(executor, "_threads", ()))
+    return frozenset()
+
+
+def _cancel_requests() -> int:
+    with suppress(RuntimeError):  # on trio
+        task = asyncio.current_task()
+        return task.cancelling() if task is not None else 0
+    return 0
+
+
+class _Descriptor(NamedTuple):
+    """An open file descriptor. A number is used again, so what it stands for is part of it."""
+
+    number: int
+    device: int
+    inode: int
+    target: str
+
+
+def _open_descriptors() -> Iterator[_Descriptor]:
+    for table in _DESCRIPTOR_TABLES:
+        with suppress(OSError):
+            numbers = [int(name) for name in listdir(table)]  # noqa: PTH208  # see its import
+            break
+    else:
+        return  # the system lists none
+    for number in numbers:
+        with suppress(OSError):  # closed since, as the one that read the table is
+            status = os.fstat(number)
+            yield _Descriptor(number, status.st_dev, status.st_ino, _target(table, number))
+
+
+def _target(table: str, number: int) -> str:
+    with suppress(OSError):
+        return readlink(f"{table}/{number}")  # noqa: PTH115  # see its import
+    return "of a kind this system does not name"

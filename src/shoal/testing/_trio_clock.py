@@ -1,0 +1,123 @@
+"""Virtual time for trio: its own ``MockClock``, taught when not to jump. Imports `_deadlock` alone.
+
+Imported only when trio is asked for. Trio has no hook for an idle loop, nor for its scheduler's
+order: what is private to trio here is pinned by ``tests/testing/test_clock.py``.
+"""
+
+import importlib
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import trio
+import trio.testing
+
+from shoal.testing._deadlock import VirtualDeadlock
+from shoal.testing._stacks import suspended_frames
+
+_run: Any = importlib.import_module("trio._core._run")
+
+# How long trio waits for the real world before it asks again whether it still has to.
+_REAL_TURN = 0.005
+
+
+def virtual_options(seed: int | None) -> dict[str, object]:
+    """Options of ``trio.run`` for virtual time from 0 and, with a seed, a repeatable schedule."""
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    # Naughty, but the class is final and its loop calls it by this name alone: without this, time
+    # jumps while threads work, and a deadlock spins for ever.
+    vars(clock)["_autojump"] = lambda: _pass_time(clock)
+    if seed is None:
+        return {"clock": clock}
+    return {"clock": clock, "instruments": [_SeededSchedule(seed)]}
+
+
+def _pass_time(clock: trio.testing.MockClock) -> None:
+    """Let time pass, for no task can run. Trio's loop calls this."""
+    if _waits_for_outside():
+        _set_pace(clock, rate=1.0, threshold=_REAL_TURN)
+        return
+    _set_pace(clock, rate=0.0, threshold=0.0)
+    left = trio.lowlevel.current_statistics().seconds_to_next_deadline
+    if left == math.inf:
+        _raise_deadlock(clock.current_time())
+    elif left > 0:  # else it is due now, and the loop is about to see to it
+        clock.jump(left)
+
+
+def _set_pace(clock: trio.testing.MockClock, *, rate: float, threshold: float) -> None:
+    if clock.rate != rate:
+        clock.rate = rate
+        clock.autojump_threshold = threshold
+
+
+def _waits_for_outside() -> bool:
+    io = trio.lowlevel.current_statistics().io_statistics
+    waiting = sum(
+        getattr(io, f"tasks_waiting{suffix}", 0)
+        for suffix in ("", "_read", "_write", "_overlapped")
+    )
+    if waiting > 1:  # one waits for calls from threads, always
+        return True
+    return threading.active_count() > 1 and any(
+        map(_waits_for_thread, _tasks_from(trio.lowlevel.current_root_task()))
+    )
+
+
+def _waits_for_thread(task: trio.lowlevel.Task) -> bool:
+    # The thread itself is no witness: it is called idle just before it hands over its result.
+    work = trio.to_thread.run_sync.__code__
+    return any(frame.f_code is work for frame in suspended_frames(task.coro))
+
+
+def _tasks_from(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
+    """The task and all below it."""
+    unseen = [task] if task is not None else []
+    while unseen:
+        seen = unseen.pop()
+        yield seen
+        unseen += [child for nursery in seen.child_nurseries for child in nursery.child_tasks]
+
+
+def _raise_deadlock(at: float) -> None:
+    """Raise where the main task waits, as trio does Ctrl-C: cleanups run, in order.
+
+    Once that is of no avail, for a task waits behind a shield: in every task that can be reached.
+    """
+    main: trio.lowlevel.Task = _run.GLOBAL_RUN_CONTEXT.runner.main_task
+    tasks = list(_tasks_from(main))
+    error = VirtualDeadlock(at, ((task.name, task.coro) for task in tasks))
+
+    def raise_error() -> NoReturn:
+        raise error
+
+    reachable: list[Any] = [task for task in tasks if _can_be_aborted(task)]
+    if not reachable:
+        raise error  # makes trio give up; untidy, but it ends
+    for task in reachable[:1] if reachable[0] is main else reachable:
+        task._attempt_abort(raise_error)
+
+
+def _can_be_aborted(task: Any) -> bool:
+    # Reset by the first attempt, until the task waits for something else.
+    return task._abort_func is not None
+
+
+class _SeededSchedule:
+    """A trio instrument: seeds trio's scheduler when a run starts, restores it when it ends."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._before: tuple[object, bool] | None = None
+
+    def before_run(self) -> None:
+        self._before = _run._r.getstate(), _run._ALLOW_DETERMINISTIC_SCHEDULING
+        _run._r.seed(self._seed)
+        # Sorts a batch by age before it is shuffled: what Hypothesis' plugin of trio sets too.
+        _run._ALLOW_DETERMINISTIC_SCHEDULING = True
+
+    def after_run(self) -> None:
+        if self._before is not None:
+            state, _run._ALLOW_DETERMINISTIC_SCHEDULING = self._before
+            _run._r.setstate(state)
