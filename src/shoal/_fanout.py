@@ -149,21 +149,20 @@ class FanOut(Act):
         await _Execution(self, run).run()
         return NO_CHANGE
 
-    def value_of(self, data: Mapping[str, object]) -> object:
+    def value_of(self, child: Run) -> object:
         """Read a child's value off its final state."""
-        match self.take:
-            case None:
-                return None
-            case str(field):
-                return self._field(data, field)
-            case Sequence() as fields:
-                return {field: self._field(data, field) for field in fields}
-            case function:
-                return function(make_state(data))
+        take = self.take
+        if isinstance(take, str):
+            return self._field(child, take)
+        if take is None:
+            return None
+        if callable(take):
+            return take(make_state(child.final_data()))
+        return {field: self._field(child, field) for field in take}
 
-    def _field(self, data: Mapping[str, object], field: str) -> object:
+    def _field(self, child: Run, field: str) -> object:
         try:
-            return data[field]
+            return child.final_field(field)
         except KeyError:
             msg = (
                 f"fan-out {self.name!r} takes field {field!r} of each child, "
@@ -171,11 +170,9 @@ class FanOut(Act):
             )
             raise MissingField(msg) from None
 
-    def key_of(self, element: object) -> object:
-        """Return the key of an element, as ``key=`` says."""
-        if callable(self.key):
-            return self.key(element)
-        assert self.key is not None
+    def key_field(self, element: object) -> object:
+        """Return the key of an element where ``key=`` names a field of it."""
+        assert isinstance(self.key, str)
         try:
             if isinstance(element, Mapping):
                 return cast("Mapping[str, object]", element)[self.key]
@@ -229,7 +226,7 @@ class _Execution:
             setting=self.setting,
             base=base,
             item=fan_out.item,
-            key_of=None if fan_out.key is None else fan_out.key_of,
+            key_of=fan_out.key_field if isinstance(fan_out.key, str) else fan_out.key,
             grows=fan_out.grow is not None,
             at_most=fan_out.at_most,
             done=done,

@@ -30,6 +30,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from ._cancel import absorb_native_cancel, as_failure, cancelled, drive
+from ._ports import Waiter
 from ._run import Run
 
 BATCH = 1000
@@ -102,7 +103,7 @@ class Group:
         self._context: Context = copy_context()
         self._engaged = 0  # pullers there are
         self._idle = 0  # of these, how many are about to take from the source
-        self._parked: deque[Event] = deque()
+        self._parked: deque[Waiter] = deque()
         self._news: Event | None = None  # set while the parent waits for something to happen
         self._room: Event | None = None  # set while the feeder waits for room
         self._closing = False
@@ -186,10 +187,13 @@ class Group:
     def _engage(self, count: int) -> None:
         """Put up to ``count`` more pullers to work, as far as there is work and room for them."""
         assert self._tasks is not None
-        wanted = min(self._source.left(), self._limit - self.in_flight) - self._idle
-        for _ in range(min(count, wanted)):
+        idle = self._idle
+        room = self._limit - self.in_flight - idle
+        if room <= 0:
+            return
+        for _ in range(min(count, room, self._source.left() - idle)):
             if self._parked:
-                self._parked.popleft().set()
+                _wake(self._parked.popleft())
             elif self._engaged < self._limit:
                 self._engaged += 1
                 self._tasks.start_soon(self._pull)
@@ -202,7 +206,7 @@ class Group:
 
     def _wake_all(self) -> None:
         while self._parked:
-            self._parked.popleft().set()
+            _wake(self._parked.popleft())
         self._tell_room()
 
     def _take(self) -> Run | None:
@@ -223,7 +227,7 @@ class Group:
     async def _pull(self) -> None:
         services = self._parent.setting.services
         clock, native_cancels = services.clock, services.native_cancels()
-        inline, since = 0, clock()
+        inline, since = 0, 0.0
         while not self._closing:
             child = self._take()
             if child is None:
@@ -240,17 +244,19 @@ class Group:
                     return
             self._idle += 1  # about to take again
             if waited:
-                inline, since = 0, clock()
+                inline = 0
                 continue
             inline += 1
-            if inline >= INLINE or clock() - since > INLINE_SECONDS:
+            if inline == 1:
+                since = clock()
+            elif inline >= INLINE or clock() - since > INLINE_SECONDS:
                 await checkpoint()
-                inline, since = 0, clock()
+                inline = 0
 
     async def _park(self) -> None:
-        event = Event()
-        self._parked.append(event)
-        await event.wait()
+        waiter = self._parent.setting.services.waiter()
+        self._parked.append(waiter)
+        await waiter
 
     async def _replace(self) -> None:
         """Hand over to a fresh task: a child left native cancellation pending on this one."""
@@ -308,6 +314,11 @@ class Group:
         if self._room is not None:
             self._room.set()
             self._room = None
+
+
+def _wake(waiter: Waiter) -> None:
+    if not waiter.done():  # done if its task has been cancelled
+        waiter.set_result(None)
 
 
 def _position(child: Run) -> int:

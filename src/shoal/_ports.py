@@ -5,7 +5,7 @@ A port is bound by the runtime; the engine never knows which implementation it t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, final
 
@@ -63,6 +63,22 @@ class Clock(Protocol):
         ...
 
 
+class Waiter(Protocol):
+    """What one task waits for and another one sets: shaped as ``asyncio.Future``, and often one."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Wait until the result is set."""
+        ...
+
+    def done(self) -> bool:
+        """Tell whether the result is set, or the waiting task was cancelled."""
+        ...
+
+    def set_result(self, result: None, /) -> None:
+        """Let the waiting task go on. Only when not ``done``."""
+        ...
+
+
 class Executor(Protocol):
     """Runs a plain function so that the event loop stays free."""
 
@@ -81,6 +97,8 @@ class Services:
 
     store: Store
     clock: Clock
+    waiter: Callable[[], Waiter]
+    """Makes a waiter."""
     threads: Executor
     native_cancels: Callable[[], Callable[[], int]]
     """Called in a task, gives what counts the native cancellations pending on that task."""

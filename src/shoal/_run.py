@@ -69,7 +69,7 @@ class Setting:
         parent: RunPath | None = None,
         step: str = "",
         visit: int = 0,
-        value_of: Callable[[Mapping[str, object]], object] | None = None,
+        value_of: Callable[[Run], object] | None = None,
     ) -> None:
         """Collect it.
 
@@ -215,7 +215,7 @@ class Run:
         }
         match self.status:
             case "succeeded":
-                return Done(**common, value=self.value, state=make_state(self._final_data()), used=self.used)
+                return Done(**common, value=self.value, state=make_state(self.final_data()), used=self.used)
             case "failed":
                 assert isinstance(self.error, Exception), "others are not outcomes"
                 return Failed(**common, error=self.error)
@@ -224,7 +224,15 @@ class Run:
             case None:
                 return Skipped(**common, reason=self.reason)
 
-    def _final_data(self) -> Mapping[str, object]:
+    def final_field(self, field: str) -> object:
+        """Return a field of the state as the last step left it; raise KeyError if there is none."""
+        change = self._last
+        if change is not None and field in change.values:
+            return change.values[field]
+        return self.final_data()[field]
+
+    def final_data(self) -> Mapping[str, object]:
+        """Return the fields of the state as the last step left it, committed or not."""
         data = self._head[1]
         return data if self._last is None else self._last.applied_to(data)
 
@@ -411,7 +419,7 @@ class Run:
         """Note that a child reached the end of its graph, and what its value is."""
         setting = self.setting
         if setting.value_of is not None:
-            self.value = setting.value_of(self._final_data())
+            self.value = setting.value_of(self)
         self.elapsed = setting.services.clock() - self._started_at
         self.status = "succeeded"
 

@@ -25,7 +25,7 @@ from shoal.testing._stacks import where_task_stands, where_thread_stands
 
 _TURNS = 50  # of the loop, for things to end in: a cancelled task may unwind through many waits
 _FIRST_TURNS = 3  # given in any case: a closed transport's socket is closed a turn later
-_THREAD_GRACE = 0.25  # real seconds of turns, for a thread on its way out
+_THREAD_GRACE = 0.1  # real seconds of turns, for a thread on its way out
 
 _DESCRIPTOR_TABLES = ("/proc/self/fd", "/dev/fd")
 
@@ -67,9 +67,12 @@ async def no_leaks(*, threads: bool = True, descriptors: bool = True) -> AsyncGe
     """
     census = _Census(threads=threads, descriptors=descriptors)
     yield
-    await census.settle()
+    grace_ends_at = time.monotonic() + _THREAD_GRACE
+    await census.settle(grace_ends_at)
     gc.collect()
-    await census.settle()  # the collector makes work: `aclose` of forgotten async generators
+    await census.settle(
+        grace_ends_at
+    )  # the collector makes work: `aclose` of forgotten async generators
     leaks = tuple(census.leaks())
     if leaks:
         raise LeakError(leaks)
@@ -81,17 +84,16 @@ class _Census:
     def __init__(self, *, threads: bool, descriptors: bool) -> None:
         # The objects, not their `id`: a new one could have the address of a dead one.
         self._coroutines = {task.coro for task in anyio.get_running_tasks()}
-        self._threads = set(threading.enumerate()) if threads else None
+        self._threads = set(_working_threads()) if threads else None
         self._descriptors = set(_open_descriptors()) if descriptors else None
         self._cancel_requests = _cancel_requests()
 
-    async def settle(self) -> None:
+    async def settle(self, grace_ends_at: float) -> None:
         """Give the loop turns, until nothing is new or more of them would not help."""
-        began_at = time.monotonic()
         for turn in itertools.count():
             if turn >= _FIRST_TURNS and self._is_clean():
                 return
-            in_grace = time.monotonic() - began_at < _THREAD_GRACE and self._new_threads()
+            in_grace = time.monotonic() < grace_ends_at and self._new_threads()
             if turn >= _TURNS and not in_grace:
                 return
             await anyio.lowlevel.cancel_shielded_checkpoint()
@@ -126,8 +128,7 @@ class _Census:
     def _new_threads(self) -> list[threading.Thread]:
         if self._threads is None:
             return []
-        threads = set(threading.enumerate()) - self._threads
-        return [thread for thread in threads if not _is_idle_worker(thread)]
+        return [thread for thread in _working_threads() if thread not in self._threads]
 
     def _new_descriptors(self) -> list["_Descriptor"]:
         if self._descriptors is None:
@@ -140,6 +141,11 @@ def _is_test_runner(task: anyio.TaskInfo) -> bool:
     # `no_leaks` around its `yield` begins beside one of them and ends beside another.
     name: str = getattr(task.coro, "__qualname__", "")
     return name == "TestRunner._call_in_runner_task"
+
+
+def _working_threads() -> Iterator[threading.Thread]:
+    # One that is idle at the start, and still has a job at the end, is a leak too.
+    return itertools.filterfalse(_is_idle_worker, threading.enumerate())
 
 
 def _is_idle_worker(thread: threading.Thread) -> bool:
