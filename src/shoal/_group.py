@@ -49,7 +49,7 @@ class Source(Protocol):
         ...
 
     def left(self) -> int:
-        """Guess how many more ``take`` would make now: 0 if none for certain."""
+        """Guess how many more ``take`` would make now; 0 only if none, for certain."""
         ...
 
     def dry(self) -> bool:

@@ -152,10 +152,10 @@ class Elements:
                 return self._child(*entry)
 
     def left(self) -> int:
-        """Guess how many more there are now."""
+        """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
         if self._started == self._at_most:
             return 0
-        hint = 0 if self._iterator is None else length_hint(self._iterator, 1)
+        hint = 0 if self._iterator is None else length_hint(self._iterator, 1) or 1
         return hint + len(self._waiting)
 
     def dry(self) -> bool:

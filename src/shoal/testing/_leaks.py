@@ -25,7 +25,7 @@ from shoal.testing._stacks import where_task_stands, where_thread_stands
 
 _TURNS = 50  # of the loop, for things to end in: a cancelled task may unwind through many waits
 _FIRST_TURNS = 3  # given in any case: a closed transport's socket is closed a turn later
-_THREAD_GRACE = 0.1  # real seconds of turns, for a thread on its way out
+_THREAD_GRACE = 0.25  # real seconds of turns, for a thread on its way out
 
 _DESCRIPTOR_TABLES = ("/proc/self/fd", "/dev/fd")
 

@@ -1,0 +1,108 @@
+"""A hook that writes down what it is told."""
+
+from __future__ import annotations
+
+from typing import TypeVar, final
+
+from .._events import (
+    ChildEnded,
+    ChildStarted,
+    Event,
+    RunEnded,
+    RunStarted,
+    StateUpdated,
+    StepEnded,
+    StepStarted,
+)
+from .._hooks import Hook
+
+E = TypeVar("E", bound=Event)
+
+
+@final
+class RecordingHook(Hook):
+    """Keeps every event it is told, in order, in ``events``.
+
+    Example:
+        >>> hook = RecordingHook()
+        >>> result = Application(greet, hooks=[hook]).run_sync({"name": "shoal"})
+        >>> [type(event).__name__ for event in hook.events]
+        ['RunStarted', 'StepStarted', 'StateUpdated', 'StepEnded', 'RunEnded']
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.events: list[Event] = []
+
+    def of(self, kind: type[E]) -> list[E]:
+        """Return the events of one kind, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def names(self) -> list[str]:
+        """Return the names of all events' classes, in order."""
+        return [type(event).__name__ for event in self.events]
+
+    def assert_paired(self) -> None:
+        """Check that every run, step and child that started has ended, once, and in order.
+
+        Raises:
+            AssertionError: Naming what is not paired.
+        """
+        open_: dict[tuple[str, ...], int] = {}
+        for event in self.events:
+            match event:
+                case RunStarted():
+                    _open(open_, "run", event.run_id)
+                case StepStarted():
+                    _open(open_, "step", event.run_id, event.step)
+                case ChildStarted():
+                    _open(open_, "child", event.run_id, event.child.id)
+                case StepEnded():
+                    _close(open_, "step", event.run_id, event.step)
+                case RunEnded():
+                    _close(open_, "run", event.run_id)
+                case ChildEnded() if event.outcome.attempts:
+                    _close(open_, "child", event.run_id, event.outcome.run_id)
+                case _:
+                    pass
+        assert not open_, f"started and never ended: {sorted(open_)}"
+
+    def on_run_started(self, event: RunStarted) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_step_started(self, event: StepStarted) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_state_updated(self, event: StateUpdated) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_child_started(self, event: ChildStarted) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_child_ended(self, event: ChildEnded) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_step_ended(self, event: StepEnded) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_run_ended(self, event: RunEnded) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+
+def _open(open_: dict[tuple[str, ...], int], *what: str) -> None:
+    assert what not in open_, f"started twice: {what}"
+    open_[what] = 1
+
+
+def _close(open_: dict[tuple[str, ...], int], *what: str) -> None:
+    assert what in open_, f"ended without having started: {what}"
+    del open_[what]
+
+

@@ -1,0 +1,53 @@
+"""Backends: virtual time on asyncio and trio; real time, everywhere, for what is marked so.
+
+A test marked ``realtime`` runs on plain asyncio, uvloop, eager tasks (3.12 and newer) and trio. All
+others run under virtual time: there a sleep takes no time, and a deadlock is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from shoal.testing import virtual_backend
+
+VIRTUAL = ("asyncio", "trio")
+REAL = ("asyncio-real", "uvloop", "trio-real") + (("eager",) if sys.version_info >= (3, 12) else ())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "anyio_backend" in metafunc.fixturenames:
+        real = metafunc.definition.get_closest_marker("realtime") is not None
+        metafunc.parametrize("anyio_backend", REAL if real else VIRTUAL, indirect=True)
+
+
+def eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009 # not on 3.11
+    return loop
+
+
+@pytest.fixture
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    match request.param:
+        case "asyncio" | "trio" as name:
+            return virtual_backend(name)
+        case "asyncio-real":
+            return "asyncio", {"debug": True}
+        case "uvloop":
+            return "asyncio", {"use_uvloop": True}
+        case "eager":
+            return "asyncio", {"loop_factory": eager_loop}
+        case _:
+            return "trio", {}
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    with blockbuster_ctx("shoal"):
+        yield
