@@ -1,0 +1,53 @@
+"""Timing contenders in turn, so that what the machine does meanwhile hits all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass
+class InFlight:
+    """Counts how many bodies are between their start and their end, and the most there were."""
+
+    now: int = 0
+    peak: int = 0
+
+    def enter(self) -> None:
+        self.now += 1
+        self.peak = max(self.peak, self.now)
+
+    def leave(self) -> None:
+        self.now -= 1
+
+
+def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Run every contender once per round, after one round that isn't counted; return seconds."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for counted in range(rounds + 1):
+        for name, run in contenders.items():
+            gc.collect()
+            began = time.perf_counter()
+            run()
+            if counted:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def print_table(seconds: Mapping[str, list[float]], items: int, base: str) -> dict[str, float]:
+    """Print microseconds per item, and the ratio to ``base`` round by round; return the ratios."""
+    ratios: dict[str, float] = {}
+    print(f"{'':<46}{'us/item':>9}{'min':>8}{'max':>8}{'ratio':>8}")
+    for name, values in seconds.items():
+        ratios[name] = statistics.median(
+            ours / theirs for ours, theirs in zip(values, seconds[base], strict=True)
+        )
+        each = [value / items * 1e6 for value in values]
+        print(
+            f"{name:<46}{statistics.median(each):>9.2f}{min(each):>8.2f}{max(each):>8.2f}"
+            f"{ratios[name]:>8.2f}"
+        )
+    return ratios
