@@ -1,8 +1,9 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
-The modules are a spine; read them in this order: _errors, _collections, _ids, _state, _events,
-_policy; _action, _graph; _ports, _hooks, _step, _cancel, _run; _group, _source, _fanout, _runtime,
-_application. Each imports only what stands before it. ``docs/internals.md`` is the tour.
+The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
+_collections, _ids, _state, _events, _policy; _action, _graph; _cancel, _ports, _hooks, _execution,
+_step, _run; _source, _group, _join, _fanout; _runtime, _application. ``docs/internals.md`` is the
+tour.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ._errors import (
     ShoalError,
     SpuriousCancel,
     StateError,
+    StoreFailed,
     UndeclaredRead,
     UndeclaredWrite,
 )
@@ -42,10 +44,11 @@ from ._events import (
     StepStarted,
     Update,
 )
-from ._fanout import FanOut, Ledger, fan_out
+from ._fanout import FanOut, fan_out
 from ._graph import Graph
 from ._hooks import Hook
 from ._ids import Key, RunPath
+from ._join import Ledger
 from ._policy import Limits
 from ._state import Drop, Extend, Increment, Operation, Put, Set, State, replay
 from ._version import __version__
@@ -96,6 +99,7 @@ __all__ = [
     "StateUpdated",
     "StepEnded",
     "StepStarted",
+    "StoreFailed",
     "UndeclaredRead",
     "UndeclaredWrite",
     "Update",
@@ -104,3 +108,7 @@ __all__ = [
     "fan_out",
     "replay",
 ]
+
+for _public in [globals()[name] for name in __all__]:  # tracebacks and pickles show public names
+    if getattr(_public, "__module__", "").startswith("shoal._"):
+        _public.__module__ = "shoal"

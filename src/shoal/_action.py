@@ -12,7 +12,7 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Generic, Literal, NoReturn, ParamSpec, Protocol, TypeVar, final
+from typing import Generic, Literal, NoReturn, ParamSpec, Protocol, TypeVar, cast, final
 
 from ._errors import DefinitionError
 from ._state import Change, Permit
@@ -101,6 +101,11 @@ class FunctionAction(Act, Generic[P, R_co]):
                 special.add(name)
             elif name in self.reads:
                 fields.append(name)
+            elif name in self.writes:
+                self._refuse(
+                    f"parameter {name!r} is a field that it writes and does not read; "
+                    f"add it to reads=[...], or rename it if it is an input"
+                )
             else:
                 inputs[name] = parameter.default is not inspect.Parameter.empty
         if "context" in special:
@@ -184,6 +189,8 @@ def action(
     written_fields = field_names(writes, "writes")
 
     def decorate(function: Callable[P, R]) -> FunctionAction[P, R]:
+        if isinstance(function, FunctionAction):  # declared once more, under another name
+            function = cast("FunctionAction[P, R]", function).function
         act_name = name if name is not None else getattr(function, "__name__", None)
         if not act_name or act_name == "<lambda>":
             msg = f"{function!r} has no name of its own; give one: @action(name=..., ...)"
@@ -210,7 +217,7 @@ def field_names(names: Iterable[str], where: str) -> frozenset[str]:
         raise DefinitionError(msg)
     fields = tuple(names)
     for field in fields:
-        if not isinstance(field, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(field, str):
             msg = f"{where}= lists field names, which are strings, not {field!r}"
             raise DefinitionError(msg)
     return frozenset(fields)
@@ -235,7 +242,7 @@ def require_plain(function: object, what: str) -> None:
         raise DefinitionError(msg)
     if _is_async(function) or inspect.isasyncgenfunction(function):
         msg = (
-            f"{what} takes a plain function, which is called on the event loop between two results; "
+            f"{what} takes a plain function, called on the event loop between two results; "
             f"{getattr(function, '__name__', function)!r} is a coroutine function. "
             f"Put what must be awaited into an action"
         )

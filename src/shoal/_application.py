@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import anyio
 
 from ._action import Act
 from ._errors import MissingInput
-from ._fanout import Ledger
+from ._execution import Execution
 from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
 from ._ids import RunPath, new_run_id
+from ._join import Ledger
 from ._ports import Store
 from ._run import Run, Setting
 from ._runtime import Runtime
@@ -72,18 +73,14 @@ class Application:
     """
 
     def __init__(
-        self,
-        graph: Graph | Act,
-        *,
-        name: str | None = None,
-        hooks: Iterable[Hook] = (),
+        self, graph: Graph | Act, *, name: str | None = None, hooks: Iterable[Hook] = ()
     ) -> None:
         """Check and keep the definition; see the class."""
         self.graph = as_graph(graph, "Application")
         self.name = name if name is not None else self.graph.name
+        Hooks(hooks)  # refuses what is none
         self.hooks = tuple(hooks)
         self._store: Store | None = None
-        Hooks(self.hooks)
 
     async def run(
         self,
@@ -108,20 +105,22 @@ class Application:
             ExceptionGroup: Children of a fan-out failed.
             Exception: Whatever the failing action raised, with a note saying where.
         """
-        data = dict(State(state))
-        given = dict(inputs or {})
+        data = _fields(state, "state")
+        given = _fields(inputs, "inputs")
+        if id is not None and not isinstance(id, str):
+            msg = f"run(id=...) takes a string, not {id!r}"
+            raise TypeError(msg)
         self._check_inputs(given)
-        async with Runtime(store=self._store) as runtime:
-            setting = Setting(
-                graph=self.graph,
-                inputs=given,
-                services=runtime.services,
-                hooks=Hooks(self.hooks),
-                act=self.name,
-            )
-            path = RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
-            run = Run(setting, data, path=path)
-            interruption = await runtime.complete(run)
+        path = RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
+        interruption: BaseException | None = None
+        try:
+            async with Runtime(store=self._store) as runtime:
+                run = self._make_run(runtime, data, given, path)
+                interruption = await runtime.complete(run)
+        except BaseException:
+            if isinstance(interruption, KeyboardInterrupt | SystemExit):
+                raise interruption from None  # came out of the run; nothing outranks it
+            raise
         error = interruption or run.error
         if error is not None:
             run.error = None
@@ -130,6 +129,17 @@ class Application:
             finally:
                 del error, interruption  # no cycle from the exception to this frame
         return RunResult(run_id=path.id, state=run.state, _ledgers=run.ledgers)
+
+    def _make_run(
+        self,
+        runtime: Runtime,
+        data: Mapping[str, object],
+        inputs: Mapping[str, object],
+        path: RunPath,
+    ) -> Run:
+        execution = Execution(runtime.services, Hooks(self.hooks))
+        setting = Setting(graph=self.graph, inputs=inputs, execution=execution, act=self.name)
+        return Run(setting, data, path=path)
 
     def _check_inputs(self, given: Mapping[str, object]) -> None:
         missing = {
@@ -162,3 +172,15 @@ class Application:
             backend: The event loop's kind.
         """
         return anyio.run(partial(self.run, state, id=id, inputs=inputs), backend=backend)
+
+
+def _fields(given: object, parameter: str) -> dict[str, Any]:
+    """Check what a user gave as ``state`` or ``inputs``."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        msg = (
+            f"run() takes {parameter} as a mapping of names to values, not a {type(given).__name__}"
+        )
+        raise TypeError(msg)
+    return dict(State(cast("Mapping[str, object]", given)))

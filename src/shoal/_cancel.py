@@ -5,7 +5,8 @@ Imports errors and anyio.
 Invariants:
 - A cancellation that nobody asked for (user code awaited a future that somebody else cancelled, or
   cancelled the task it runs in) is a failure of what raised it, and of nothing else.
-- KeyboardInterrupt and SystemExit are never taken for a failure.
+- KeyboardInterrupt and SystemExit are never taken for a failure; on trio a Ctrl-C is never raised
+  in the middle of what the engine does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from anyio import current_effective_deadline, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
@@ -40,25 +41,33 @@ def as_failure(error: BaseException) -> Exception | None:
         return error
     spurious: tuple[type[BaseException], ...] = (get_cancelled_exc_class(), GeneratorExit)
     if isinstance(error, BaseExceptionGroup):
-        fatal, _ = error.split(lambda leaf: not isinstance(leaf, (Exception, *spurious)))
-        if fatal is not None:
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        ours, others = group.split(spurious)
+        if isinstance(others, ExceptionGroup):
+            return cast("ExceptionGroup[Exception]", others)
+        if others is not None or ours is None:
             return None
-        _, failures = error.split(spurious)
-        if isinstance(failures, ExceptionGroup):
-            return failures
     elif not isinstance(error, spurious):
         return None
-    return None if cancelled() else _spurious(error)
+    return None if cancelled() else _spurious(cast("BaseException", error))
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Tell whether ``error`` is the backend's cancellation, alone or as all there is in a group."""
+    kind = get_cancelled_exc_class()
+    if isinstance(error, BaseExceptionGroup):
+        return cast("BaseExceptionGroup[BaseException]", error).split(kind)[1] is None
+    return isinstance(error, kind)
 
 
 def fatal_leaf(error: BaseException) -> BaseException:
     """Take a KeyboardInterrupt or SystemExit out of the groups that task groups wrapped it in."""
     if isinstance(error, BaseExceptionGroup):
-        for leaf in error.exceptions:
+        for leaf in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             found = fatal_leaf(leaf)
             if isinstance(found, KeyboardInterrupt | SystemExit):
                 return found
-    return error
+    return cast("BaseException", error)
 
 
 def _spurious(error: BaseException) -> SpuriousCancel:
@@ -73,9 +82,7 @@ def _spurious(error: BaseException) -> SpuriousCancel:
 
 @types.coroutine
 def drive(
-    context: Context,
-    coroutine: Coroutine[Any, Any, None],
-    on_first_wait: Callable[[], None],
+    context: Context, coroutine: Coroutine[Any, Any, None], on_first_wait: Callable[[], None]
 ) -> Generator[Any, Any, bool]:
     """Run ``coroutine`` to its end in ``context``, within the current task.
 
@@ -111,6 +118,29 @@ def drive(
             raise _spurious(error) from error
         finally:
             argument = None  # no cycle from an exception through its traceback to this frame
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ki_protected_functions: list[Callable[..., Any]] = []
+ki_unprotected_functions: list[Callable[..., Any]] = []
+
+
+def ki_protected(function: F) -> F:
+    """Mark a function that no KeyboardInterrupt is raised in the middle of, on trio.
+
+    There a Ctrl-C is raised wherever user code happens to be; in protected code, and in what that
+    calls, it waits for the main task's next checkpoint. The runtime passes the marks on to trio.
+    asyncio has no such protection: there, what must not be torn is a single store.
+    """
+    ki_protected_functions.append(function)
+    return function
+
+
+def ki_unprotected(function: F) -> F:
+    """Mark a function that is called by protected code and runs user code: a Ctrl-C stops it."""
+    ki_unprotected_functions.append(function)
+    return function
 
 
 async def absorb_native_cancel() -> None:

@@ -24,6 +24,8 @@ T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
 
+_SLACK = 64  # overwritten entries that a journal may have before it is copied
+
 _START = -1.0  # the position of what a map held from the start
 
 
@@ -64,7 +66,7 @@ class StateList(Sequence[T]):
                 journal.items.extend(new)
             else:
                 journal = _ListJournal([*islice(journal.items, size), *new])
-        face = StateList[T].__new__(StateList)
+        face = cast("StateList[T]", object.__new__(StateList))
         face._journal = journal
         face._size = size + len(new)
         return face
@@ -92,6 +94,9 @@ class StateList(Sequence[T]):
     def __repr__(self) -> str:
         return repr(list(self))
 
+    def __copy__(self) -> StateList[T]:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         return StateList, (list(self),)
 
@@ -99,25 +104,28 @@ class StateList(Sequence[T]):
 class _MapJournal(Generic[K, V]):
     """Entries in order of arrival; ``index`` finds a key's newest, ``older`` the one before it."""
 
-    __slots__ = ("index", "keys", "lock", "older", "positions", "values")
+    __slots__ = ("entries", "index", "lock", "older")
 
     def __init__(self) -> None:
+        self.entries: list[tuple[K, V, float]] = []
         self.index: dict[K, int] = {}
-        self.keys: list[K] = []
-        self.values: list[V] = []
-        self.positions: list[float] = []
         self.older: dict[int, int] = {}
         self.lock = Lock()
 
     def push(self, key: K, value: V, position: float) -> bool:
-        """Add an entry; return whether its key is new."""
-        at = len(self.keys)
+        """Add an entry; return whether its key is new.
+
+        The entry itself arrives by a single append. A push that is interrupted before it has added
+        nothing that counts; one that is interrupted after it leaves an entry behind all versions,
+        which the next ``put`` notices (see test_an_interrupt_anywhere_in_a_put...).
+        """
+        at = len(self.entries)
         before = self.index.get(key)
         if before is not None:
             self.older[at] = before
-        self.values.append(value)
-        self.positions.append(position)
-        self.keys.append(key)  # last but the index: readers in other threads see whole entries
+        elif at in self.older:
+            del self.older[at]  # left over from an interrupted push
+        self.entries.append((key, value, position))
         self.index[key] = at
         return before is None
 
@@ -143,7 +151,7 @@ class StateMap(Mapping[K, V]):
         journal: _MapJournal[K, V] = _MapJournal()
         for key, value in dict(items).items():
             journal.push(key, value, _START)
-        self._become(journal, len(journal.keys), len(journal.keys), _START)
+        self._become(journal, len(journal.entries), len(journal.entries), _START)
 
     def put(self, key: K, value: V, position: float | None = None) -> StateMap[K, V]:
         """Return a version in which ``key`` has ``value``. O(1) on the newest version.
@@ -161,35 +169,36 @@ class StateMap(Mapping[K, V]):
         new = tuple(entries)  # outside of the lock: iterating runs somebody's code
         journal, count, last = self._journal, self._count, self._last
         with journal.lock:
-            if len(journal.keys) != self._size:
-                journal = self._copied()
-            for key, value, position in new:
-                if position is None:
-                    known = journal.index.get(key)
-                    position = inf if known is None else journal.positions[known]  # noqa: PLW2901
+            if len(journal.entries) != self._size or self._size > 2 * self._count + _SLACK:
+                journal = self._copied()  # not the newest version, or mostly overwritten
+            for key, value, wanted in new:
+                known = journal.index.get(key)
+                place = inf if known is None else journal.entries[known][2]
+                position = place if wanted is None else wanted
                 if journal.push(key, value, position):
                     count += 1
                     last = position if last is not None and position >= last else None
-                elif position != journal.positions[journal.older[len(journal.keys) - 1]]:
+                elif position != place:
                     last = None  # a known key moved
-            size = len(journal.keys)
-        return StateMap[K, V].__new__(StateMap)._become(journal, size, count, last)
+            size = len(journal.entries)
+        face = cast("StateMap[K, V]", object.__new__(StateMap))
+        face._become(journal, size, count, last)
+        return face
 
     def _become(
         self, journal: _MapJournal[K, V], size: int, count: int, last: float | None
-    ) -> StateMap[K, V]:
+    ) -> None:
         self._journal = journal
         self._size = size
         self._count = count
         self._last = last
         self._order = None
-        return self
 
     def _copied(self) -> _MapJournal[K, V]:
         ours, copy = self._journal, _MapJournal[K, V]()
         for at in self._first_entries():
-            latest = self._latest(ours.keys[at])
-            copy.push(ours.keys[at], ours.values[latest], ours.positions[latest])
+            key = ours.entries[at][0]
+            copy.push(*ours.entries[self._latest(key)])
         return copy
 
     def _latest(self, key: K) -> int:
@@ -214,10 +223,10 @@ class StateMap(Mapping[K, V]):
         if self._order is None:
             if self._count == self._size and self._last is not None:
                 return range(self._size)
-            journal = self._journal
-            latest = [self._latest(journal.keys[at]) for at in self._first_entries()]
+            entries = self._journal.entries
+            latest = [self._latest(entries[at][0]) for at in self._first_entries()]
             if self._last is None:
-                latest.sort(key=journal.positions.__getitem__)  # stable: ties stay as they arrived
+                latest.sort(key=lambda at: entries[at][2])  # stable: ties stay as they arrived
             self._order = latest
         return self._order
 
@@ -225,7 +234,7 @@ class StateMap(Mapping[K, V]):
         return self._count
 
     def __getitem__(self, key: K) -> V:
-        return self._journal.values[self._latest(key)]
+        return self._journal.entries[self._latest(key)][1]
 
     def __contains__(self, key: object) -> bool:
         try:
@@ -235,13 +244,14 @@ class StateMap(Mapping[K, V]):
         return True
 
     def __iter__(self) -> Iterator[K]:
-        return (self._journal.keys[at] for at in self._in_order())
+        entries = self._journal.entries
+        return (entries[at][0] for at in self._in_order())
 
     def in_order(self, rank: int) -> V:
         """Return the value that stands at ``rank`` in reading order, 0 being the first."""
         order = self._in_order()
         assert isinstance(order, Sequence)
-        return self._journal.values[order[rank]]
+        return self._journal.entries[order[rank]][1]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mapping):
@@ -253,8 +263,18 @@ class StateMap(Mapping[K, V]):
     def __repr__(self) -> str:
         return repr(dict(self.items()))
 
+    def __copy__(self) -> StateMap[K, V]:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return StateMap, (dict(self.items()),)
+        entries = self._journal.entries
+        firsts = (entries[at][0] for at in self._first_entries())
+        return _restored, ([entries[self._latest(key)] for key in firsts],)
+
+
+def _restored(entries: list[tuple[Any, Any, float]]) -> StateMap[Any, Any]:
+    """Make a map from its entries in order of arrival: what pickles and deep copies hold."""
+    return StateMap[Any, Any]().put_all(entries)
 
 
 @final
@@ -299,7 +319,7 @@ class PositionedList(Sequence[T]):
         return repr(list(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StateList, (list(self),)
+        return PositionedList, (self._map,)
 
 
 def _rank(ranks: range, index: int) -> int:
@@ -314,7 +334,9 @@ def _equal_lists(ours: Sequence[object], other: object) -> bool:
     if not isinstance(other, list | StateList | PositionedList):
         return NotImplemented
     theirs = cast("Sequence[object]", other)
-    return len(ours) == len(theirs) and all(a == b for a, b in zip(ours, theirs, strict=True))
+    return len(ours) == len(theirs) and all(
+        a is b or a == b for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def to_plain(value: object) -> object:

@@ -1,10 +1,10 @@
 """The exceptions that shoal raises by itself. Imports nothing of ours.
 
-An exception that user code raises is never replaced: a failing action's own exception reaches the
-caller, with a note that says where it happened. These are the others::
+An exception that user code raises is never replaced: a failing action's own reaches the caller,
+with a note that says where it happened. These are the others::
 
     ShoalError
-    ├── DefinitionError      an action, graph or fan-out is wrong as written; raised where it is built
+    ├── DefinitionError      an action, graph or fan-out is wrong as written
     ├── StateError           a state was used against its declaration
     │   ├── UndeclaredRead       a field that the action does not declare in reads=
     │   ├── UndeclaredWrite      a field that the action does not declare in writes=
@@ -15,6 +15,7 @@ caller, with a note that says where it happened. These are the others::
     ├── DepthExceeded        fan-outs nested deeper than allowed
     ├── SpuriousCancel       user code raised a cancellation though nobody had cancelled it
     ├── HookFailed           a guarding hook raised; the update it was told of stays
+    ├── StoreFailed          the store could not keep a save
     └── CommitInDoubt        the store did not acknowledge a save in time
 """
 
@@ -79,6 +80,13 @@ class HookFailed(ShoalError):
     """A guarding hook raised, which fails the run. The update it was told of is saved and stays.
 
     The hook's own exception is the ``__cause__``.
+    """
+
+
+class StoreFailed(ShoalError):
+    """The store raised instead of keeping a save. The execution ends at the last saved state.
+
+    The store's own exception is the ``__cause__``.
     """
 
 

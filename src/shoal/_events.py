@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, final
+from typing import Any, Literal, NamedTuple, final
 
 from ._ids import Key, RunPath
 from ._state import Operation, State
@@ -109,25 +109,6 @@ class ErrorInfo:
 # -- updates -------------------------------------------------------------------------------------
 
 
-class EndedChild(Protocol):
-    """A child run that has ended, as an update that applies it names it."""
-
-    @property
-    def path(self) -> RunPath:
-        """Its identity."""
-        ...
-
-    @property
-    def outcome(self) -> Outcome:
-        """How it ended; made when first asked for."""
-        ...
-
-    @property
-    def last_update(self) -> Update | None:
-        """Its last update, saved together with the parent's that applies it; None if it failed."""
-        ...
-
-
 @final
 class Update(NamedTuple):
     """One numbered change of a run's state, as it is saved and published."""
@@ -138,10 +119,8 @@ class Update(NamedTuple):
     """The step that made it."""
     operations: tuple[Operation, ...]
     """What changed; ``shoal.replay(state, operations)`` applies them."""
-    child: EndedChild | None = None
-    """The child whose outcome this applies, if it does: the mark that it has been."""
     discovered: Sequence[object] = ()
-    """New elements that ``grow`` returned for it."""
+    """New elements that ``grow`` returned for the child that it applies."""
 
 
 # -- events --------------------------------------------------------------------------------------
@@ -190,6 +169,8 @@ class StateUpdated(Event):
     """A run's state changed, and the change is saved."""
 
     update: Update
+    outcome: Outcome | None = None
+    """The outcome of a child that the update applies, if it does."""
 
 
 @final

@@ -1,10 +1,7 @@
 """Fan-outs: acts whose work is children. Imports everything above.
 
 Invariants:
-- Every outcome is applied to the parent's state by one numbered update, in the parent's task, on
-  top of the one before; a batch of them is one save. ``reduce`` for one child sees what ``reduce``
-  for the one before it left.
-- Every key ends in exactly one outcome. The ledger keeps counts, and the outcomes that are not Done.
+- A batch of outcomes is one save, made in the parent's task; what ended unapplied is saved too.
 - A child starts from the parent's state as it was when the step began, narrowed to what its graph
   needs; siblings don't see each other's results.
 """
@@ -13,84 +10,23 @@ from __future__ import annotations
 
 import inspect
 import logging
-import traceback
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, cast, final
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeGuard, cast, final
 
 from ._action import Act, Performer, field_names, require_plain
-from ._collections import PositionedList, StateMap
-from ._errors import BadKey, DefinitionError, DepthExceeded, MissingField, StateError
-from ._events import ErrorInfo, Outcome, Update
+from ._errors import BadKey, DefinitionError, DepthExceeded, MissingField
+from ._events import Update
 from ._graph import Graph, as_graph
 from ._group import Group
+from ._join import Draft, Grow, Join, Ledger, Reduce, Take
 from ._policy import Limits, OnError
 from ._run import Run, Setting
-from ._source import Elements, Entry
-from ._state import (
-    NO_CHANGE,
-    Change,
-    Operation,
-    Permit,
-    Put,
-    Set,
-    State,
-    change_between,
-    make_state,
-)
+from ._source import Elements
+from ._state import NO_CHANGE, Change, Permit, Set, State, make_state
 
 logger = logging.getLogger("shoal")
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
-Reduce = Callable[[State, Outcome], State]
-Grow = Callable[[State, Outcome], Iterable[Any]]
-Take = str | Sequence[str] | Callable[[State], Any]
-
-
-@final
-@dataclass(slots=True)
-class Ledger:
-    """How the children of a fan-out ended: counts, and the outcomes that are not Done.
-
-    Iterate it for those outcomes, in input order.
-    """
-
-    done: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    skipped: int = 0
-    dropped: int = 0
-    """Elements that ``grow`` (or ``over``, with ``grow``) repeated, which made no child."""
-    _rest: list[Outcome] | None = None
-
-    @property
-    def total(self) -> int:
-        """Outcomes in all."""
-        return self.done + self.failed + self.cancelled + self.skipped
-
-    def __iter__(self) -> Iterator[Outcome]:
-        """Go through the outcomes that are not Done, in input order."""
-        return iter(sorted(self._rest or (), key=lambda outcome: outcome.position))
-
-    def __len__(self) -> int:
-        """Count the outcomes that are not Done."""
-        return len(self._rest or ())
-
-    def enter(self, child: Run) -> None:
-        """Count a child's end, and keep its outcome if it is not Done."""
-        match child.status:
-            case "succeeded":
-                self.done += 1
-                return
-            case "failed":
-                self.failed += 1
-            case "cancelled":
-                self.cancelled += 1
-            case None:
-                self.skipped += 1
-        if self._rest is None:
-            self._rest = []
-        self._rest.append(child.outcome)
 
 
 @final
@@ -101,42 +37,26 @@ class FanOut(Act):
         self,
         graph: Graph,
         *,
-        act_name: str,
-        name: str,
         over: Over,
         item: str,
         key: str | Callable[[Any], object] | None,
-        into: str | None,
-        take: Take | None,
-        errors_into: str | None,
-        reduce: Reduce | None,
-        grow: Grow | None,
+        join: Join,
         at_most: int | None,
-        on_error: OnError,
         limits: Limits,
         reads: frozenset[str],
-        writes: frozenset[str],
     ) -> None:
         """Use ``fan_out``, which checks all this."""
         self.graph = graph
-        self.act_name = act_name
-        self.name = name
+        self.name = join.name
         self.over = over
         self.item = item
         self.key = key
-        self.into = into
-        self.take = take
-        self.errors_into = errors_into
-        self.reduce = reduce
-        self.grow = grow
+        self.join = join
         self.at_most = at_most
-        self.on_error = on_error
         self.limits = limits
         self.child_reads = graph.reads - {item}
-        over_field = {over} if isinstance(over, str) else set[str]()
-        self.writes = writes | {field for field in (into, errors_into) if field is not None}
-        self.reads = reads | self.child_reads | over_field
-        self.permit = Permit(name, self.reads | self.writes, self.writes)
+        self.reads = reads
+        self.writes = join.permit.writes
 
     @property
     def required_inputs(self) -> Mapping[str, str]:
@@ -148,27 +68,6 @@ class FanOut(Act):
         assert isinstance(run, Run), "fan-outs are performed by the engine's runs"
         await _Execution(self, run).run()
         return NO_CHANGE
-
-    def value_of(self, child: Run) -> object:
-        """Read a child's value off its final state."""
-        take = self.take
-        if isinstance(take, str):
-            return self._field(child, take)
-        if take is None:
-            return None
-        if callable(take):
-            return take(make_state(child.final_data()))
-        return {field: self._field(child, field) for field in take}
-
-    def _field(self, child: Run, field: str) -> object:
-        try:
-            return child.final_field(field)
-        except KeyError:
-            msg = (
-                f"fan-out {self.name!r} takes field {field!r} of each child, "
-                f"but this one never wrote it"
-            )
-            raise MissingField(msg) from None
 
     def key_field(self, element: object) -> object:
         """Return the key of an element where ``key=`` names a field of it."""
@@ -185,7 +84,7 @@ class FanOut(Act):
             raise BadKey(msg) from None
 
     def __repr__(self) -> str:
-        return f"<fan_out {self.name} of {self.act_name}>"
+        return f"<fan_out {self.name} of {self.graph.name}>"
 
 
 @final
@@ -197,6 +96,7 @@ class _Execution:
         self.parent = run
         self.ledger = Ledger()
         self.failures: list[Run] = []
+        self.unsaved: list[Run] = []  # a batch that could not be saved
         setting = run.setting
         if run.path.depth >= setting.services.max_depth:
             msg = (
@@ -207,47 +107,57 @@ class _Execution:
         self.setting = Setting(
             graph=fan_out.graph,
             inputs=setting.inputs,
-            services=setting.services,
-            hooks=setting.hooks,
-            act=fan_out.act_name,
+            execution=setting.execution,
+            act=fan_out.graph.name,
             parent=run.path,
             step=fan_out.name,
-            value_of=None if fan_out.take is None else fan_out.value_of,
+            value_of=None if fan_out.join.take is None else fan_out.join.value_of,
         )
         run.ledgers[fan_out.name] = self.ledger
 
     async def run(self) -> None:
         fan_out = self.fan_out
         base = self._narrowed()
+        over = self._over()  # before the collections start: it may be over one of them
         done = await self._open()
         self.elements = Elements(
-            self._over(),
+            over,
             who=fan_out.name,
             setting=self.setting,
             base=base,
             item=fan_out.item,
             key_of=fan_out.key_field if isinstance(fan_out.key, str) else fan_out.key,
-            grows=fan_out.grow is not None,
+            grows=fan_out.join.grow is not None,
             at_most=fan_out.at_most,
             done=done,
+            done_in=fan_out.join.into,
         )
         group = Group(self.parent, self.elements, fan_out.limits.n)
         self.group = group
         try:
             await group.live(self._apply)
+            await self._record_unapplied(group)
+            if self.failures:
+                raise self._group_of_failures()
         except BaseException as error:
-            try:
-                await self._record_unapplied(group)
-            except Exception as failure:  # must not hide a cancellation
-                logger.exception("ends of children of %r were not recorded", fan_out.name)
-                error.add_note(f"shoal: then {failure!r}, when recording what was cancelled")
+            await self._wind_up(group, error)
             raise
         finally:
             self.ledger.dropped = self.elements.dropped
-            self.elements.close()
-        await self._record_unapplied(group)
-        if self.failures:
-            raise self._group_of_failures()
+        self.elements.close()
+
+    async def _wind_up(self, group: Group, error: BaseException) -> None:
+        """Record and close what there is; what goes wrong in it must not hide ``error``."""
+        try:
+            try:
+                await self._record_unapplied(group)
+            finally:
+                self.elements.close()
+        except Exception as failure:
+            logger.exception(
+                "while fan-out %r of run %s ended", self.fan_out.name, self.parent.path.id
+            )
+            error.add_note(f"shoal: while the fan-out ended, {failure!r} was raised")
 
     # -- beginning ------------------------------------------------------------------------------
 
@@ -270,7 +180,7 @@ class _Execution:
     def _over(self) -> object:
         over = self.fan_out.over
         if callable(over):
-            return over(make_state(self.parent.data, self.fan_out.permit))
+            return over(make_state(self.parent.data, self.fan_out.join.permit))
         try:
             return self.parent.data[over]
         except KeyError:
@@ -283,31 +193,10 @@ class _Execution:
     async def _open(self) -> frozenset[object]:
         """Start the collections; return the keys that need no child: inputs minus outputs."""
         fan_out, run = self.fan_out, self.parent
-        operations: list[Operation] = []
-        values: dict[str, object] = {}
-        done: frozenset[object] = frozenset()
-        if fan_out.into is not None:
-            found = run.data.get(fan_out.into)
-            if fan_out.key is None:
-                fresh: object = PositionedList[object](StateMap())
-            elif found is None or fan_out.grow is not None:
-                fresh = StateMap[object, object]()
-            elif isinstance(found, Mapping):
-                known = cast("Mapping[object, object]", found)
-                done = frozenset(known)
-                fresh = StateMap(known)
-            else:
-                msg = (
-                    f"fan-out {fan_out.name!r} collects a mapping into {fan_out.into!r}, "
-                    f"which holds a {type(found).__name__}"
-                )
-                raise StateError(msg)
-            values[fan_out.into] = fresh
-        if fan_out.errors_into is not None:
-            values[fan_out.errors_into] = StateMap[object, object]()
-        operations = [Set(field, value) for field, value in values.items()]
-        if operations:
-            update = Update(run.number + 1, fan_out.name, tuple(operations))
+        values, done = fan_out.join.collections(run.data, keyed=fan_out.key is not None)
+        if values:
+            operations = tuple(Set(field, value) for field, value in values.items())
+            update = Update(run.number + 1, fan_out.name, operations)
             await run.commit((update,), {**run.data, **values})
         return done
 
@@ -315,12 +204,22 @@ class _Execution:
 
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
-        draft = _Draft(self.fan_out, self.parent, self.elements)
+        draft = Draft(self.fan_out.join, self.parent, self.elements)
         error = draft.add_all(batch)
+        self.failures += draft.failures
+        try:
+            await self.parent.commit(
+                draft.updates,
+                draft.finished_data(),
+                applied=draft.applied,
+                unapplied=draft.unapplied,
+            )
+        except Exception:
+            if self.setting.execution.unsaved:
+                self.unsaved = batch
+            raise
         for child in batch:
             self.ledger.enter(child)
-        self.failures += draft.failures
-        await self.parent.commit(draft.updates, draft.finished_data(), unapplied=draft.unapplied)
         self.elements.admit(draft.admitted)
         if error is not None:
             raise error
@@ -333,14 +232,16 @@ class _Execution:
 
     async def _record_unapplied(self, group: Group) -> None:
         """Record how those ended that were cancelled, or came too late to be applied."""
-        late = sorted(group.inbox, key=lambda child: child.position)
+        late = sorted((*group.inbox, *self.unsaved), key=lambda child: child.position)
         group.inbox.clear()
         if not late:
             return
         for child in late:
-            if child.status == "succeeded":
+            if self.setting.execution.unsaved:
+                child.lose()
+            elif child.status == "succeeded":
                 child.miss()
-            elif child.status == "failed" and self.fan_out.on_error == "fail":
+            elif child.status == "failed" and self.fan_out.join.on_error == "fail":
                 self.failures.append(child)
             self.ledger.enter(child)
         await self.parent.commit((), self.parent.data, unapplied=late)
@@ -351,114 +252,6 @@ class _Execution:
         self.failures.clear()
         count = "a child" if len(errors) == 1 else f"{len(errors)} children"
         return ExceptionGroup(f"{count} of fan-out {self.fan_out.name!r} failed", errors)
-
-
-@final
-class _Draft:
-    """A batch of outcomes on their way into the parent's state: one numbered update for each."""
-
-    __slots__ = (
-        "_data",
-        "_elements",
-        "_errors",
-        "_fan_out",
-        "_number",
-        "_values",
-        "admitted",
-        "failures",
-        "unapplied",
-        "updates",
-    )
-
-    def __init__(self, fan_out: FanOut, parent: Run, elements: Elements) -> None:
-        self._fan_out = fan_out
-        self._elements = elements
-        self._data = parent.data
-        self._number = parent.number
-        self._values: list[_Placed] = []  # puts not yet in _data: a batch of them costs one copy
-        self._errors: list[_Placed] = []
-        self.updates: list[Update] = []
-        self.unapplied: list[Run] = []
-        self.failures: list[Run] = []
-        self.admitted: list[Entry] = []
-
-    def add_all(self, batch: list[Run]) -> Exception | None:
-        """Add outcomes up to the first that can't be applied; return why not, naming its key."""
-        for at, child in enumerate(batch):
-            try:
-                self._add(child)
-            except Exception as error:
-                name, path = self._fan_out.name, child.path
-                error.add_note(f"shoal: fan-out {name!r} applying key {child.key!r}, run {path.id}")
-                self.unapplied += batch[at:]
-                for missed in batch[at:]:
-                    missed.miss()
-                return error
-        return None
-
-    def finished_data(self) -> Mapping[str, object]:
-        """Return the fields of the state after all updates."""
-        for field, placed in (
-            (self._fan_out.into, self._values),
-            (self._fan_out.errors_into, self._errors),
-        ):
-            if field is not None and placed:
-                grown = cast("_Collection", self._data[field]).put_all(placed)
-                self._data = {**self._data, field: grown}
-                placed.clear()
-        return self._data
-
-    def _add(self, child: Run) -> None:
-        fan_out = self._fan_out
-        operations: tuple[Operation, ...] = ()
-        discovered: list[Entry] = []
-        if child.status == "failed" and fan_out.on_error == "fail":
-            self.failures.append(child)
-            self.unapplied.append(child)
-            return
-        if child.status == "succeeded":
-            if fan_out.into is not None:
-                operations = (self._put(fan_out.into, child, child.value, self._values),)
-        elif child.status == "failed":
-            if fan_out.errors_into is not None:
-                info = error_info(cast("Exception", child.error))
-                operations = (self._put(fan_out.errors_into, child, info, self._errors),)
-        elif fan_out.into is not None:  # skipped: only its place among the others changes
-            known = cast("Mapping[object, object]", self._data[fan_out.into])[child.key]
-            operations = (self._put(fan_out.into, child, known, self._values),)
-        if child.status is not None:
-            if fan_out.reduce is not None:
-                operations += self._reduce(fan_out.reduce, child.outcome)
-            if fan_out.grow is not None:
-                state = make_state(self.finished_data(), fan_out.permit)
-                discovered = self._elements.grow(fan_out.grow(state, child.outcome), child.key)
-                self.admitted += discovered
-        self._number += 1
-        new = tuple(element for _, _, element in discovered)
-        self.updates.append(Update(self._number, fan_out.name, operations, child, new))
-
-    def _put(self, field: str, child: Run, value: object, placed: list[_Placed]) -> Put:
-        placed.append((child.key, value, child.position))
-        return Put(field, child.key, value, child.position)
-
-    def _reduce(self, reduce: Reduce, outcome: Outcome) -> tuple[Operation, ...]:
-        base = make_state(self.finished_data(), self._fan_out.permit)
-        who = f"reduce of fan-out {self._fan_out.name!r}, for key {outcome.key!r},"
-        change = change_between(base, reduce(base, outcome), who)
-        self._data = change.applied_to(self._data)
-        return change.operations
-
-
-_Placed = tuple[Any, Any, float | None]
-_Collection = StateMap[object, object] | PositionedList[object]
-
-
-def error_info(error: Exception) -> ErrorInfo:
-    """Make an error into data."""
-    kind = type(error)
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    text = "".join(traceback.format_exception(error))
-    return ErrorInfo(type=f"{module}{kind.__qualname__}", message=str(error), traceback=text)
 
 
 def fan_out(
@@ -476,7 +269,7 @@ def fan_out(
     on_error: OnError = "fail",
     limits: Limits | None = None,
     name: str | None = None,
-    reads: Iterable[str] = (),
+    reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
 ) -> FanOut:
     """Make an act that runs a child for each of many elements, all at once, and joins the results.
@@ -510,13 +303,13 @@ def fan_out(
             reduced: a frontier that discovers its own work. Elements whose key is known are dropped
             and counted, here and in ``over``.
         at_most: Children to start in all.
-        on_error: ``"fail"``: the first failure cancels the others, and the step raises an
-            ``ExceptionGroup`` of all failures, in input order. ``"collect"``: failures are data, for
-            ``errors_into``, ``reduce`` and the result's ledger.
+        on_error: With ``"fail"``, the first failure cancels the others, and the step raises an
+            ``ExceptionGroup`` of all failures, in input order. With ``"collect"``, failures are
+            data: for ``errors_into``, ``reduce`` and the result's ledger.
         limits: How many children are in flight; 100 by default.
         name: What the fan-out is called; by default the name in ``into``.
-        reads: Fields that ``over`` (if a function), ``reduce`` and ``grow`` read; those that the
-            children and ``over`` (if a field) read are known.
+        reads: Fields that ``over`` (if a function, where it must be given), ``reduce`` and ``grow``
+            read; those that the children and ``over`` (if a field) read are known.
         writes: Fields that ``reduce`` writes; ``into`` and ``errors_into`` are known.
 
     Raises:
@@ -539,27 +332,39 @@ def fan_out(
         msg = "a fan_out without into= needs a name: fan_out(..., name=...)"
         raise DefinitionError(msg)
     checks = _Checks(label)
+    checks.names(name=name, item=item, into=into, errors_into=errors_into)
     checks.functions(over=over, key=key, take=take, reduce=reduce, grow=grow)
-    checks.over(over, reads)
-    checks.results(into, errors_into, reduce, item, graph)
-    checks.counts(at_most, on_error)
-    return FanOut(
-        graph,
-        act_name=graph.name,
+    if callable(over) and reads is None:
+        checks.refuse(
+            "over= is a function, so what it reads of the state can't be known; "
+            "declare it: reads=[...], or reads=[] for nothing"
+        )
+    checks.results(into, errors_into, reduce, on_error)
+    if item in graph.writes:
+        checks.refuse(f"{graph.name!r} writes {item!r}, the field that holds its element")
+    checks.counts(at_most, on_error, limits)
+    writable = checks.writes(writes, reduce) | {f for f in (into, errors_into) if f is not None}
+    over_field = {over} if isinstance(over, str) else set[str]()
+    readable = field_names(reads or (), "reads") | (graph.reads - {item}) | over_field
+    join = Join(
         name=label,
-        over=over,
-        item=item,
-        key=key,
+        permit=Permit(label, readable | writable, writable),
         into=into,
         take=checks.take(take, into, graph),
         errors_into=errors_into,
         reduce=reduce,
         grow=grow,
-        at_most=at_most,
         on_error=on_error,
+    )
+    return FanOut(
+        graph,
+        over=over,
+        item=item,
+        key=key,
+        join=join,
+        at_most=at_most,
         limits=limits if limits is not None else Limits(),
-        reads=field_names(reads, "reads"),
-        writes=checks.writes(writes, reduce),
+        reads=readable,
     )
 
 
@@ -589,27 +394,23 @@ class _Checks(NamedTuple):
                     continue  # calling it waits for nothing: it gives an async iterable
             require_plain(value, f"fan_out {self.name!r}: {parameter}=")
 
-    def over(self, over: Over, reads: Iterable[str]) -> None:
-        if callable(over) and not tuple(reads):
-            self.refuse(
-                "over= is a function, so what it reads of the state can't be known; "
-                "declare it: reads=[...]"
-            )
+    def names(self, **given: object) -> None:
+        for parameter, value in given.items():
+            if value is not None and not isinstance(value, str):
+                self.refuse(f"{parameter}= takes a name, not {value!r}")
 
     def results(
-        self,
-        into: str | None,
-        errors_into: str | None,
-        reduce: Reduce | None,
-        item: str,
-        graph: Graph,
+        self, into: str | None, errors_into: str | None, reduce: Reduce | None, on_error: OnError
     ) -> None:
+        if errors_into is not None and on_error == "fail":
+            self.refuse(
+                "errors_into= collects failures, but with on_error='fail' the first one ends the "
+                "step; give on_error='collect'"
+            )
         if into is not None and reduce is not None:
             self.refuse("into= and reduce= both say what becomes of results; give one of them")
         if into is not None and into == errors_into:
             self.refuse(f"into= and errors_into= are both {into!r}; name two fields")
-        if item in graph.writes:
-            self.refuse(f"{graph.name!r} writes {item!r}, the field that holds its element")
 
     def take(self, take: Take | None, into: str | None, graph: Graph) -> Take | None:
         if take is None:
@@ -632,8 +433,10 @@ class _Checks(NamedTuple):
                 )
         return take
 
-    def counts(self, at_most: int | None, on_error: str) -> None:
-        if at_most is not None and (type(at_most) is not int or at_most < 0):
+    def counts(self, at_most: object, on_error: object, limits: object) -> None:
+        if limits is not None and not isinstance(limits, Limits):
+            self.refuse(f"limits= takes Limits(n), not {limits!r}")
+        if at_most is not None and (not _is_int(at_most) or at_most < 0):
             self.refuse(f"at_most= takes a number of children, not {at_most!r}")
         if on_error not in ("fail", "collect"):
             self.refuse(f"on_error= is 'fail' or 'collect', not {on_error!r}")
@@ -643,3 +446,7 @@ class _Checks(NamedTuple):
         if reduce is not None and not fields:
             self.refuse("what reduce= writes can't be known; declare it: writes=[...]")
         return fields
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

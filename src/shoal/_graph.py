@@ -59,7 +59,7 @@ class Graph:
             raise DefinitionError(msg)
         seen: set[str] = set()
         for act in acts:
-            if not isinstance(act, Act):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not isinstance(act, Act):
                 raise DefinitionError(no_act(act, "Graph.chain"))
             if act.name in seen:
                 msg = (
@@ -86,16 +86,17 @@ def as_graph(act: Act | Graph, where: str) -> Graph:
     """
     if isinstance(act, Graph):
         return act
-    if isinstance(act, Act):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(act, Act):
         return Graph.chain(act)
     raise DefinitionError(no_act(act, where))
 
 
 def no_act(found: object, where: str) -> str:
     """Say that ``found`` is no act, and what it lacks."""
-    hint = (
-        "decorate it: @action(reads=[...], writes=[...])"
-        if callable(found)
-        else "give an @action, a fan_out(...) or a Graph"
-    )
+    if isinstance(found, Graph):
+        hint = "a graph can't be a node of another one yet; give its acts, or a fan_out of it"
+    elif callable(found):
+        hint = "decorate it: @action(reads=[...], writes=[...])"
+    else:
+        hint = "give an @action or a fan_out(...)"
     return f"{where} takes actions; {found!r} is none: {hint}"

@@ -19,17 +19,25 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
-from anyio import Event, create_task_group
+from anyio import CancelScope, Event, create_task_group
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from ._cancel import absorb_native_cancel, as_failure, cancelled, drive
+from ._cancel import (
+    absorb_native_cancel,
+    as_failure,
+    cancelled,
+    drive,
+    fatal_leaf,
+    is_cancellation,
+    ki_protected,
+)
+from ._errors import SpuriousCancel
 from ._ports import Waiter
 from ._run import Run
 
@@ -75,6 +83,7 @@ class Group:
         "_context",
         "_engaged",
         "_failure",
+        "_feeding",
         "_idle",
         "_limit",
         "_news",
@@ -106,6 +115,7 @@ class Group:
         self._parked: deque[Waiter] = deque()
         self._news: Event | None = None  # set while the parent waits for something to happen
         self._room: Event | None = None  # set while the feeder waits for room
+        self._feeding = CancelScope()  # ends when no more elements are needed
         self._closing = False
         self._failure: BaseException | None = None
         self.inbox: deque[Run] = deque()
@@ -124,33 +134,45 @@ class Group:
         Raises:
             Exception: What the source or ``apply`` raised, after all children have ended.
         """
-        async with create_task_group() as tasks:
-            self._tasks = tasks
-            self._engage(1)
-            if self._source.waits:
-                tasks.start_soon(self._feed)
-            try:
-                await self._attend(apply)
-            except Exception as error:  # noqa: BLE001 # raised below, outside of the task group
-                self._stop(error)
-            finally:
-                self._closing = True
-                self._wake_all()
+        finished = False
+        try:
+            async with create_task_group() as tasks:
+                self._tasks = tasks
+                self._engage(1, fresh=1)
+                if self._source.waits:
+                    tasks.start_soon(self._feed)
+                try:
+                    finished = await self._attend(apply)
+                except BaseException as error:  # noqa: BLE001 # raised below, or right away
+                    self._fell(error)
+                finally:
+                    self._closing = True
+                    self._wake_all()
+                    self._feeding.cancel()
+        except BaseException:
+            if not isinstance(self._failure, Exception | None):
+                raise self._failure from None  # nothing outranks a KeyboardInterrupt
+            raise
         failure, self._failure = self._failure, None
         if failure is not None:
             try:
                 raise failure
             finally:
                 del failure  # no cycle from the exception through its traceback to this frame
+        if not finished:
+            msg = "a fan-out was interrupted though nobody had cancelled it"
+            raise SpuriousCancel(msg)
 
     # -- the parent's side --------------------------------------------------------------------
 
-    async def _attend(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
+    @ki_protected
+    async def _attend(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> bool:
+        """Hand over what ends, until all has or ``apply`` ends it; False if something failed."""
         inbox, source = self.inbox, self._source
         while self._failure is None:
             if not inbox:
                 if self.in_flight == 0 and source.dry():
-                    return
+                    return True
                 self._news = Event()
                 await self._news.wait()
                 continue
@@ -159,23 +181,38 @@ class Group:
             reason = await apply(batch)
             self.in_flight -= len(batch)
             if reason is not None:
-                self.reason = reason
-                self._stop(None)
-                return
+                self._stop(None, reason)
+                return True
             self._tell_room()
-            self._engage(len(batch))
+            self._engage(len(batch), fresh=1 if self._idle == 0 else 0)
             if inbox:
                 await checkpoint()
+        return False
 
-    def _stop(self, failure: BaseException | None) -> None:
-        """Cancel what is left; ``failure`` is raised in the end."""
-        if self._failure is None:
-            self._failure = failure
+    def _fell(self, error: BaseException) -> None:
+        """Deal with what came out of code that runs in the group's tasks, but for its children.
+
+        Raises:
+            BaseException: ``error``, if it is a true cancellation, which must travel on.
+        """
+        failure = as_failure(error)
+        if failure is None and is_cancellation(error):
+            raise error
+        failure = failure or fatal_leaf(error)
+        self._stop(failure, f"its fan-out failed: {failure!r}")
+
+    def _stop(self, failure: BaseException | None, reason: str) -> None:
+        """Cancel what is left for ``reason``; ``failure`` is raised in the end."""
+        if self._failure is None or isinstance(self._failure, Exception):
+            outranks = failure is not None and not isinstance(failure, Exception)
+            if self._failure is None or outranks:
+                self._failure = failure
+        if not self._closing:
+            self.reason = reason
         self._closing = True
-        if failure is not None:
-            self.reason = f"its fan-out failed: {failure!r}"
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+        assert self._tasks is not None
+        self._tasks.cancel_scope.cancel()
+        self._tell()
 
     def _tell(self) -> None:
         if self._news is not None:
@@ -184,9 +221,11 @@ class Group:
 
     # -- the pullers' side ----------------------------------------------------------------------
 
-    def _engage(self, count: int) -> None:
-        """Put up to ``count`` more pullers to work, as far as there is work and room for them."""
-        assert self._tasks is not None
+    def _engage(self, count: int, fresh: int) -> None:
+        """Put up to ``count`` more pullers to work, as far as there is work and room for them.
+
+        At most ``fresh`` of them are new tasks, the others had been parked.
+        """
         idle = self._idle
         room = self._limit - self.in_flight - idle
         if room <= 0:
@@ -194,15 +233,20 @@ class Group:
         for _ in range(min(count, room, self._source.left() - idle)):
             if self._parked:
                 _wake(self._parked.popleft())
-            elif self._engaged < self._limit:
+            elif fresh and self._engaged < self._limit:
+                fresh -= 1
                 self._engaged += 1
-                self._tasks.start_soon(self._pull)
+                self._start(self._pull)
             else:
                 return
             self._idle += 1
 
     def _engage_two(self) -> None:
-        self._engage(2)  # each of them engages two more: a thousand take ten turns of the loop
+        self._engage(2, fresh=2)  # each engages two more: a thousand take ten turns of the loop
+
+    def _start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        assert self._tasks is not None
+        self._context.copy().run(self._tasks.start_soon, function)
 
     def _wake_all(self) -> None:
         while self._parked:
@@ -215,15 +259,16 @@ class Group:
             return None
         try:
             child = self._source.take()
-        except Exception as error:  # noqa: BLE001 # raised by live
-            self._stop(error)
-            child = None
+        except BaseException as error:  # noqa: BLE001 # raised by live
+            self._fell(error)
+            return None
         if child is not None:
             self.in_flight += 1
-        elif self._source.dry() or self._closing:
+        elif self._source.dry():
             self._tell()
         return child
 
+    @ki_protected
     async def _pull(self) -> None:
         services = self._parent.setting.services
         clock, native_cancels = services.clock, services.native_cancels()
@@ -231,18 +276,18 @@ class Group:
         while not self._closing:
             child = self._take()
             if child is None:
-                if not self._closing:
-                    await self._park()
+                if not self._closing and not await self._park():
+                    return
                 continue
+            waited = False
             if child.reason:  # skipped
-                waited = False
                 self._leave(child)
             else:
                 waited = await self._live_child(child)
-                if native_cancels():
-                    await self._replace()
-                    return
             self._idle += 1  # about to take again
+            if native_cancels():
+                await self._replace()
+                return
             if waited:
                 inline = 0
                 continue
@@ -253,16 +298,26 @@ class Group:
                 await checkpoint()
                 inline = 0
 
-    async def _park(self) -> None:
+    async def _park(self) -> bool:
+        """Wait to be woken; return False where a fresh task takes over instead."""
         waiter = self._parent.setting.services.waiter()
         self._parked.append(waiter)
-        await waiter
+        try:
+            await waiter
+        except BaseException:
+            if cancelled():
+                raise
+            # A child that ended long ago left somebody with the means to cancel this task.
+            if waiter in self._parked:
+                self._parked.remove(waiter)
+                self._idle += 1
+            await self._replace()
+            return False
+        return True
 
     async def _replace(self) -> None:
-        """Hand over to a fresh task: a child left native cancellation pending on this one."""
-        assert self._tasks is not None
-        self._idle += 1
-        self._tasks.start_soon(self._pull)
+        """Hand over to a fresh task: a child left native cancellation on this one."""
+        self._start(self._pull)
         await absorb_native_cancel()
 
     async def _live_child(self, child: Run) -> bool:
@@ -273,16 +328,16 @@ class Group:
                 await self._parent.tell_child_started(child)
             waited = await drive(self._context.copy(), child.advance(), self._engage_two)
             child.succeed()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
             failure = as_failure(error)
             if failure is None:
                 child.cancel(self.reason)
                 self._leave(child)
-                if cancelled():
-                    raise
-                self._stop(error)  # KeyboardInterrupt, SystemExit: bare from live
+                self._fell(error)
                 return True
             child.fail(failure)
+            if child.setting.execution.ended_by(failure):
+                self._fell(failure)
         self._leave(child)
         return waited
 
@@ -294,9 +349,10 @@ class Group:
 
     async def _feed(self) -> None:
         try:
-            await self._source.feed(self)
-        except Exception as error:  # noqa: BLE001 # raised by live
-            self._stop(error)
+            with self._feeding:
+                await self._source.feed(self)
+        except BaseException as error:  # noqa: BLE001 # raised by live
+            self._fell(error)
         self._tell()
 
     async def wait_for_room(self) -> bool:
@@ -308,7 +364,7 @@ class Group:
 
     def new_element(self) -> None:
         """Hear that the source has one more element."""
-        self._engage(1)
+        self._engage(1, fresh=1)
 
     def _tell_room(self) -> None:
         if self._room is not None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any, ClassVar, TypeVar, cast, final
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, final
 
-from anyio import CancelScope, fail_after
+from anyio import CancelScope, move_on_after
 
+from ._cancel import as_failure
 from ._errors import DefinitionError, HookFailed
 from ._events import (
     ChildEnded,
@@ -29,7 +30,6 @@ from ._events import (
 )
 
 logger = logging.getLogger("shoal.hooks")
-E_ = TypeVar("E_", bound=Event)
 Told = Awaitable[None] | None
 
 HOOK_DEADLINE = 30.0
@@ -43,6 +43,7 @@ class Hook:
     Every method is told one event and may be a plain function or a coroutine function. A hook is
     told of a run and of all its descendants, at most once, after what it is told of has been saved.
     Asynchronous hooks are shielded from cancellation and have 30 seconds for one event.
+    What comes out of a run's last event can't change any more how the run is saved to have ended.
 
     A hook guards the run unless its class says ``observer = True``: what a guard raises fails the
     run with ``HookFailed`` (the update it was told of stays); an observer that raises is logged
@@ -86,13 +87,18 @@ Listeners = tuple[Listener, ...]
 
 @final
 class Hooks:
-    """The hooks of a run and its descendants, sorted by what they listen to."""
+    """The hooks of one execution, sorted by what they listen to.
+
+    ``failures`` are those that guarding hooks have caused.
+    """
 
     __slots__ = (
+        "_detached",
         "_hooks",
         "around_step",
         "child_ended",
         "child_started",
+        "failures",
         "listening",
         "run_ended",
         "run_started",
@@ -108,15 +114,16 @@ class Hooks:
         Raises:
             DefinitionError: One of them is no ``Hook``.
         """
+        given: object = hooks
+        if not isinstance(given, Iterable):
+            _check_hook(given)
+            msg = f"hooks= takes a list: hooks=[{type(given).__name__}(...)]"
+            raise DefinitionError(msg)
         self._hooks = tuple(hooks)
         for hook in self._hooks:
-            if not isinstance(hook, Hook):  # pyright: ignore[reportUnnecessaryIsInstance]
-                what = "its class: write it with ()" if isinstance(hook, type) else "no Hook"
-                msg = f"hooks= takes instances of shoal.Hook; {hook!r} is {what}"
-                raise DefinitionError(msg)
-        self._sort()
-
-    def _sort(self) -> None:
+            _check_hook(hook)
+        self._detached: set[Hook] = set()
+        self.failures: list[HookFailed] = []
         self.run_started = self._listeners("on_run_started")
         self.step_started = self._listeners("on_step_started")
         self.state_updated = self._listeners("on_state_updated")
@@ -146,51 +153,128 @@ class Hooks:
         Raises:
             HookFailed: A guarding hook raised, or took longer than 30 seconds.
         """
-        failure: HookFailed | None = None
+        failed: HookFailed | None = None
         for hook, method in listeners:
+            if self._detached and hook in self._detached:
+                continue
             try:
                 pending = method(event)
                 if pending is not None:
                     await _finish(pending)
-            except Exception as error:  # noqa: BLE001 # reported as what the hook's class says
-                failure = self._failed(hook, event, error) or failure
-        if failure is not None:
-            raise failure
+            except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+                failed = self.blame(hook, event, error) or failed
+        if failed is not None:
+            raise failed
 
-    def _failed(self, hook: Hook, event: Event, error: Exception) -> HookFailed | None:
-        name = type(hook).__name__
+    def blame(self, hook: Hook, event: Event, error: BaseException) -> HookFailed | None:
+        """Deal with what a hook raised: an observer is detached, a guard's failure returned.
+
+        Raises:
+            BaseException: ``error`` itself, if it is a KeyboardInterrupt or the like.
+        """
+        cause = as_failure(error)
+        if cause is None:
+            raise error
+        name, told = type(hook).__name__, type(event).__name__
         if hook.observer:
-            logger.error(
-                "observer %s failed on %s and is told nothing more",
-                name,
-                type(event).__name__,
-                exc_info=error,
-            )
-            self._hooks = tuple(other for other in self._hooks if other is not hook)
-            self._sort()
+            if hook not in self._detached:
+                self._detached.add(hook)
+                logger.error("observer %s failed on %s, told no more", name, told, exc_info=cause)
             return None
-        msg = (
-            f"hook {name} raised {error!r} when told {type(event).__name__} of run {event.run_id}; "
-            f"the run ends here, what it was told of stays saved "
-            f"(set observer = True on its class if the run should go on)"
+        what = f"took longer than {HOOK_DEADLINE:g} s" if _timed_out(cause) else f"raised {cause!r}"
+        failure = HookFailed(
+            f"hook {name} {what} when told {told} of run {event.run_id}; the run ends here, what "
+            f"it was told of stays saved (observer = True on its class lets a run go on)"
         )
-        failure = HookFailed(msg)
-        failure.__cause__ = error
+        failure.__cause__ = cause
+        self.failures.append(failure)
         return failure
 
-    def enter_around(self, event: StepStarted) -> ExitStack:
-        """Enter what the hooks put around a step; the caller closes what is returned."""
-        with ExitStack() as stack:
-            for hook, around in self.around_step:
-                try:
-                    stack.enter_context(around(event))
-                except Exception as error:  # noqa: BLE001 # reported as what the hook's class says
-                    failure = self._failed(hook, event, error)
-                    if failure is not None:
-                        raise failure from error
-            return stack.pop_all()
+    def enter_around(self, event: StepStarted) -> Around:
+        """Enter what the hooks put around a step.
+
+        Raises:
+            HookFailed: A guarding hook raised; what had been entered was left again.
+        """
+        around = Around(self, event)
+        for hook, method in self.around_step:
+            if hook not in self._detached and (failure := around.enter(hook, method)) is not None:
+                around.leave(failure)
+                raise failure
+        return around
 
 
-async def _finish(pending: Awaitable[None]) -> None:
-    with CancelScope(shield=True), fail_after(HOOK_DEADLINE):
-        await pending
+@final
+class Around:
+    """What the hooks put around one step, entered."""
+
+    __slots__ = ("_entered", "_event", "_hooks")
+
+    def __init__(self, hooks: Hooks, event: StepStarted) -> None:
+        """Enter nothing yet."""
+        self._hooks = hooks
+        self._event = event
+        self._entered: list[tuple[Hook, AbstractContextManager[object]]] = []
+
+    def enter(
+        self, hook: Hook, method: Callable[[StepStarted], AbstractContextManager[object]]
+    ) -> HookFailed | None:
+        """Enter what ``hook`` puts around the step; return a guard's failure."""
+        try:
+            manager = method(self._event)
+            manager.__enter__()
+        except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+            return self._hooks.blame(hook, self._event, error)
+        self._entered.append((hook, manager))
+        return None
+
+    def leave(self, error: BaseException | None) -> HookFailed | None:
+        """Leave it all, last entered first; return a guard's failure.
+
+        The step's own ``error`` travels on whatever the hooks do: they watch, they don't handle.
+        """
+        failed: HookFailed | None = None
+        details = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+        while self._entered:
+            hook, manager = self._entered.pop()
+            try:
+                manager.__exit__(*details)
+            except BaseException as raised:  # noqa: BLE001 # as above
+                if raised is not error:
+                    failed = self._hooks.blame(hook, self._event, raised) or failed
+        return failed
+
+
+def _check_hook(hook: object) -> None:
+    if not isinstance(hook, Hook):
+        what = "a class: write it with ()" if isinstance(hook, type) else "none"
+        msg = f"hooks= takes a list of instances of shoal.Hook; {hook!r} is {what}"
+        raise DefinitionError(msg)
+
+
+def _timed_out(cause: BaseException) -> bool:
+    return isinstance(cause, _HookTimeout)
+
+
+class _HookTimeout(TimeoutError):
+    pass
+
+
+async def _finish(pending: object) -> None:
+    if not isinstance(pending, Awaitable):
+        msg = (
+            f"it returned a {type(pending).__name__}; a hook's method returns None or is a "
+            f"coroutine function"
+        )
+        raise TypeError(msg)
+    with CancelScope(shield=True):
+        with move_on_after(HOOK_DEADLINE) as scope:
+            try:
+                await pending
+            except BaseException as error:
+                failure = as_failure(error)  # judged here, where no outer cancellation is seen
+                if failure is None:
+                    raise
+                raise failure from failure.__cause__
+        if scope.cancelled_caught:
+            raise _HookTimeout

@@ -2,7 +2,7 @@
 
 Invariants:
 - An id depends on nothing but (parent id, step, visit, act, key): never on call order, on sequence
-  numbers or on time. So a crash finds its children again, and a loop's second visit gets fresh ones.
+  numbers or on time. So a crash finds its children again, and a loop's second visit fresh ones.
 - ``1`` and ``"1"`` are different keys.
 """
 
@@ -58,6 +58,12 @@ class RunPath:
         """The id of the run that started this one; None for a root run."""
         return None if self.parent is None else self.parent.id
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunPath) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     def __repr__(self) -> str:
         """Show the chain of keys that leads here."""
         if self.parent is None:
@@ -71,10 +77,9 @@ def child_id(parent_id: str, step: str, visit: int, act: str, key: Key) -> str:
     Each part is prefixed with its length, and the key with its type, so that no two different
     identities share one text.
     """
-    kind = "i" if isinstance(key, int) else "s"
-    text = "".join(
-        f"{len(part)}:{part}" for part in (parent_id, step, str(visit), act, f"{kind}{key}")
-    )
+    # The base classes' own methods: an enum member that equals "a" has the id of "a".
+    name = f"i{int.__repr__(key)}" if isinstance(key, int) else f"s{str.__str__(key)}"
+    text = "".join(f"{len(part)}:{part}" for part in (parent_id, step, str(visit), act, name))
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -9,8 +9,27 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, final
 
-from ._events import EndedChild, Status, Update
+from ._events import Outcome, Status, Update
 from ._ids import RunPath
+
+
+class EndedChild(Protocol):
+    """A child run that has ended."""
+
+    @property
+    def path(self) -> RunPath:
+        """Its identity."""
+        ...
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended; made when first asked for."""
+        ...
+
+    @property
+    def last_update(self) -> Update | None:
+        """Its last update, saved with its end; None if there is none."""
+        ...
 
 
 @final
@@ -24,7 +43,9 @@ class Batch(NamedTuple):
     path: RunPath
     """The run whose state the updates change."""
     updates: Sequence[Update] = ()
-    """In the order of their numbers. One with a ``child`` saves that child's end as well."""
+    """In the order of their numbers."""
+    applied: Sequence[EndedChild] = ()
+    """Children whose end is saved here, each applied by the update at the same place."""
     unapplied: Sequence[EndedChild] = ()
     """Children that ended without an update of the parent: failed, cancelled, come too late."""
     step_completed: str | None = None

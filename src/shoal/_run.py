@@ -3,7 +3,7 @@
 Imports values, graphs, ports, hooks and the step.
 
 Invariants:
-- One door. Every change of a run's state goes through ``Run.commit``: save, make it the run's state,
+- One door. Every change of a run's state goes through ``Run.commit``: save, make it the state,
   publish. Nobody sees a state that isn't saved. Nothing in it can be cancelled: what waits there is
   shielded, so a commit happens as a whole or not at all.
 - One writer. Only the task that a run lives in commits to it.
@@ -17,19 +17,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import copy_context
+from itertools import zip_longest
 from typing import Any, final
 
-from anyio import CancelScope, move_on_after
-
 from ._action import Act, FunctionAction
-from ._cancel import as_failure, drive
-from ._errors import CommitInDoubt, HookFailed
+from ._cancel import absorb_native_cancel, as_failure, cancelled, drive, ki_protected
+from ._errors import HookFailed
 from ._events import (
     Cancelled,
     ChildEnded,
     ChildStarted,
     Done,
-    EndedChild,
     Event,
     Failed,
     Outcome,
@@ -42,10 +40,11 @@ from ._events import (
     StepStarted,
     Update,
 )
+from ._execution import Execution
 from ._graph import Graph
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
-from ._ports import Batch, Services
+from ._ports import Batch
 from ._state import Change, State, make_state
 from ._step import call_function
 
@@ -56,15 +55,25 @@ logger = logging.getLogger("shoal")
 class Setting:
     """What all children of one fan-out have in common; a root run has one for itself."""
 
-    __slots__ = ("act", "graph", "hooks", "inputs", "parent", "services", "step", "value_of", "visit")
+    __slots__ = (
+        "act",
+        "execution",
+        "graph",
+        "hooks",
+        "inputs",
+        "parent",
+        "services",
+        "step",
+        "value_of",
+        "visit",
+    )
 
     def __init__(
         self,
         *,
         graph: Graph,
         inputs: Mapping[str, object],
-        services: Services,
-        hooks: Hooks,
+        execution: Execution,
         act: str = "",
         parent: RunPath | None = None,
         step: str = "",
@@ -76,8 +85,7 @@ class Setting:
         Args:
             graph: What they walk.
             inputs: What their actions are given.
-            services: The runtime's.
-            hooks: Who is told.
+            execution: What they are part of.
             act: The name of what they execute.
             parent: Where the run stands that started them.
             step: The parent's step they belong to.
@@ -86,8 +94,9 @@ class Setting:
         """
         self.graph = graph
         self.inputs = inputs
-        self.services = services
-        self.hooks = hooks
+        self.execution = execution
+        self.services = execution.services
+        self.hooks = execution.hooks
         self.act = act
         self.parent = parent
         self.step = step
@@ -109,6 +118,7 @@ class Run:
         "_path",
         "_started_at",
         "_step",
+        "began",
         "element",
         "elapsed",
         "error",
@@ -137,6 +147,7 @@ class Run:
         self.key = key
         self.position = position
         self.element = element
+        self.began = False
         self.status: Status | None = None
         self.error: BaseException | None = None
         self.reason = ""
@@ -215,7 +226,9 @@ class Run:
         }
         match self.status:
             case "succeeded":
-                return Done(**common, value=self.value, state=make_state(self.final_data()), used=self.used)
+                return Done(
+                    **common, value=self.value, state=make_state(self.final_data()), used=self.used
+                )
             case "failed":
                 assert isinstance(self.error, Exception), "others are not outcomes"
                 return Failed(**common, error=self.error)
@@ -246,6 +259,7 @@ class Run:
         """
         setting = self.setting
         hooks = setting.hooks
+        self.began = True
         if hooks.run_started:
             await hooks.tell(hooks.run_started, RunStarted(path=self.path))
         act: Act | None = setting.graph.entry
@@ -272,10 +286,22 @@ class Run:
         event = StepStarted(path=self.path, step=act.name)
         if hooks.step_started:
             await hooks.tell(hooks.step_started, event)
-        with hooks.enter_around(event):
-            return await act.perform(self)
+        entered = hooks.enter_around(event)
+        try:
+            change = await act.perform(self)
+        except BaseException as error:
+            failure = entered.leave(error)
+            if failure is not None and isinstance(error, Exception):
+                raise failure from error
+            raise  # a cancellation is never replaced
+        failure = entered.leave(None)
+        if failure is not None:
+            raise failure
+        return change
 
     async def _complete_step(self, change: Change) -> None:
+        if self.setting.services.native_cancels()() and not cancelled():
+            await absorb_native_cancel()  # before it can tear the commit
         step = self._step
         assert step is not None
         updates: tuple[Update, ...] = ()
@@ -286,76 +312,59 @@ class Run:
 
     # -- the one door ---------------------------------------------------------------------------
 
+    @ki_protected
     async def commit(
         self,
         updates: Sequence[Update],
         data: Mapping[str, object],
         *,
+        applied: Sequence[Run] = (),
         unapplied: Sequence[Run] = (),
         step_completed: str | None = None,
         ended: Status | None = None,
     ) -> None:
         """Save ``updates``, make ``data`` the run's state, and publish them one by one.
 
-        Not cancelled by anything: what it waits for is shielded.
+        Not cancelled by anything: what it waits for is shielded. Once a save has failed, nothing is
+        saved; then only ends that are no success are left to be published.
 
         Args:
-            updates: Numbered on from ``number``; each may apply the end of a child.
+            updates: Numbered on from ``number``.
             data: The fields of the state after the last of them.
+            applied: Children that the updates apply, one by one.
             unapplied: Children whose end is saved and told without changing the state.
             step_completed: The step that is completed with this.
             ended: How the run ends with this.
 
         Raises:
+            StoreFailed: The store raised; nothing changed here.
             CommitInDoubt: The store did not acknowledge in time; nothing changed here.
             HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
         """
         setting = self.setting
-        store = setting.services.store
-        batch = Batch(self.path, updates, unapplied, step_completed, ended)
-        pending = store.save(batch)
-        if pending is not None:
-            await self._acknowledged(pending)
-        self._head = (self._head[0] + len(updates), data)
-        hooks = setting.hooks
-        if hooks.listening:
-            await self._publish(updates, unapplied)
-
-    async def _acknowledged(self, pending: Awaitable[None]) -> None:
-        deadline = self.setting.services.commit_deadline
-        with CancelScope(shield=True), move_on_after(deadline):
-            await pending
-            return
-        msg = (
-            f"the store did not acknowledge a save of run {self.path.id} within {deadline:g} s; "
-            f"the execution ends, and the next one learns from the store whether it happened"
+        await setting.execution.save(
+            Batch(self.path, updates, applied, unapplied, step_completed, ended)
         )
-        raise CommitInDoubt(msg)
+        self._head = (self._head[0] + len(updates), data)
+        if setting.hooks.listening:
+            await self._publish(updates, applied, unapplied)
 
-    async def _publish(self, updates: Sequence[Update], unapplied: Sequence[EndedChild]) -> None:
-        hooks = self.setting.hooks
-        failure: HookFailed | None = None
-        for update in updates:
-            child = update.child
-            try:
-                if isinstance(child, Run):
-                    await child.tell_ended()
-                if hooks.state_updated:
-                    event = StateUpdated(path=self.path, update=update)
-                    await hooks.tell(hooks.state_updated, event)
-                if child is not None:
-                    await self._tell_child_ended(child)
-            except HookFailed as error:
-                failure = failure or error
+    async def _publish(
+        self, updates: Sequence[Update], applied: Sequence[Run], unapplied: Sequence[Run]
+    ) -> None:
+        telling = _Telling(self.setting.hooks)
+        for update, child in zip_longest(updates, applied):
+            if child is not None:
+                await telling.listen(child.tell_ended())
+            if telling.hooks.state_updated:
+                event = StateUpdated(path=self.path, update=update, outcome=child and child.outcome)
+                await telling.tell(telling.hooks.state_updated, event)
+            if child is not None:
+                await self._tell_child_ended(telling, child)
         for child in unapplied:
-            try:
-                if isinstance(child, Run):
-                    await child.tell_ended()
-                await self._tell_child_ended(child)
-            except HookFailed as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+            await telling.listen(child.tell_ended())
+            await self._tell_child_ended(telling, child)
+        telling.close()
 
     # -- telling --------------------------------------------------------------------------------
 
@@ -372,11 +381,11 @@ class Run:
         )
         await hooks.tell(hooks.child_started, event)
 
-    async def _tell_child_ended(self, child: EndedChild) -> None:
-        listeners = self.setting.hooks.child_ended
+    async def _tell_child_ended(self, telling: _Telling, child: Run) -> None:
+        listeners = telling.hooks.child_ended
         if listeners:
             event = ChildEnded(path=self.path, step=self._step or "", outcome=child.outcome)
-            await self.setting.hooks.tell(listeners, event)
+            await telling.tell(listeners, event)
 
     async def _tell_step_ended(self, status: Status) -> None:
         step, self._step = self._step, None
@@ -386,32 +395,21 @@ class Run:
             await self.setting.hooks.tell(listeners, event)
 
     async def tell_ended(self) -> None:
-        """Publish the run's last update, and the end of its last step and of the run itself.
-
-        All of it is told, also where a guard raises.
-        """
-        if self.status is None:
-            return  # it never began
-        hooks = self.setting.hooks
-        failure: HookFailed | None = None
-        events: list[tuple[Listeners, Event]] = []
+        """Publish the run's last update, and the end of its last step and of the run itself."""
+        if not self.began:
+            return
+        assert self.status is not None, "only what has ended is told to have"
+        telling = _Telling(self.setting.hooks)
+        hooks, path, status, error = telling.hooks, self.path, self.status, self.error
         update = self.last_update
-        if update is not None:
-            events.append((hooks.state_updated, StateUpdated(path=self.path, update=update)))
-        if self._step is not None:
-            step = StepEnded(
-                path=self.path, step=self._step, status=self.status, error=self.error
-            )
-            events.append((hooks.step_ended, step))
-        end = RunEnded(path=self.path, status=self.status, error=self.error)
-        events.append((hooks.run_ended, end))
-        for listeners, event in events:
-            try:
-                await hooks.tell(listeners, event)
-            except HookFailed as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        if update is not None and hooks.state_updated:
+            await telling.tell(hooks.state_updated, StateUpdated(path=path, update=update))
+        if self._step is not None and hooks.step_ended:
+            step_ended = StepEnded(path=path, step=self._step, status=status, error=error)
+            await telling.tell(hooks.step_ended, step_ended)
+        if hooks.run_ended:
+            await telling.tell(hooks.run_ended, RunEnded(path=path, status=status, error=error))
+        telling.close()
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -438,6 +436,13 @@ class Run:
         self.status = "cancelled"
         self.reason = reason
 
+    def lose(self) -> None:
+        """Note that the run's end could not be saved: for everybody else it did not end well."""
+        if self.status is not None:
+            self._outcome = None
+            self.error = None
+            self.cancel("its outcome could not be saved")
+
     def skip(self, reason: str) -> None:
         """Note that there is nothing to do for the element."""
         self.reason = reason
@@ -455,6 +460,7 @@ class Run:
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
 
+    @ki_protected
     async def live(self) -> None:
         """Live the whole life of a root run; how it ended is in ``status`` and ``error``.
 
@@ -485,16 +491,40 @@ class Run:
 
         Nothing in here can be cancelled, so no end is ever lost.
         """
-        try:
+        for end in (self._save_end, self.tell_ended):
             try:
-                await self.commit((), self.data, ended=self.status)
-            finally:
-                await self.tell_ended()
-        except Exception as error:
-            if self.status == "succeeded":
-                self.fail(error)
-            else:
-                logger.exception("the end of run %s (%s) was not recorded", self.path.id, self.status)
+                await end()
+            except Exception as error:
+                if self.status != "succeeded":
+                    logger.exception("at the end of run %s, which %s", self.path.id, self.status)
+                else:
+                    self.fail(error)
+
+    async def _save_end(self) -> None:
+        await self.commit((), self.data, ended=self.status)
+
+
+class _Telling:
+    """Telling several events in a row, all of them, also where a guarding hook raises."""
+
+    __slots__ = ("_failure", "hooks")
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.hooks = hooks
+        self._failure: HookFailed | None = None
+
+    async def tell(self, listeners: Listeners, event: Event) -> None:
+        await self.listen(self.hooks.tell(listeners, event))
+
+    async def listen(self, told: Awaitable[None]) -> None:
+        try:
+            await told
+        except HookFailed as error:
+            self._failure = self._failure or error
+
+    def close(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
 
 def _nothing() -> None:

@@ -2,8 +2,8 @@
 
 Invariants:
 - Own task. A root run lives in a task of the runtime's, never in its caller's. A native
-  ``task.cancel()`` (``asyncio.timeout``, a server) pierces anyio's shields, so it may only reach the
-  caller's wait, which turns it into the cancellation of the run's own scope.
+  ``task.cancel()`` (``asyncio.timeout``, a server) pierces anyio's shields; so it may reach only
+  the caller's wait, which turns it into the cancellation of the run's own scope.
 - Structured. The caller goes on only after the run has ended, cleanup included, however often it is
   cancelled meanwhile; then it goes on with its own cancellation.
 """
@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, Self, final
 
 from anyio import CancelScope, CapacityLimiter, Event, create_task_group, current_time, to_thread
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._cancel import fatal_leaf
+from ._cancel import fatal_leaf, ki_protected_functions, ki_unprotected_functions
 from ._ports import NullStore, Services, Store, Waiter
 from ._run import Run
 
@@ -139,7 +140,9 @@ class _Root:
 async def _in_thread(
     limiter: CapacityLimiter, function: Callable[..., object], kwargs: Mapping[str, Any]
 ) -> object:
-    return await to_thread.run_sync(partial(function, **kwargs), limiter=limiter)
+    result = await to_thread.run_sync(partial(function, **kwargs), limiter=limiter)
+    await checkpoint_if_cancelled()  # the thread was waited for; its result comes too late
+    return result
 
 
 def _no_native_cancels() -> int:
@@ -185,4 +188,9 @@ def _backend() -> _Backend:
             return _Backend(
                 loop.time, loop.create_future, lambda: asyncio.current_task().cancelling
             )
+    trio: Any = sys.modules["trio"]
+    for function in ki_protected_functions:
+        trio.lowlevel.enable_ki_protection(function)
+    for function in ki_unprotected_functions:
+        trio.lowlevel.disable_ki_protection(function)
     return _Backend(current_time, _EventWaiter, lambda: _no_native_cancels)

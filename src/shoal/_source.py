@@ -12,6 +12,8 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections import deque
 from collections.abc import (
     AsyncIterable,
@@ -21,16 +23,20 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
-    Set,
 )
+from collections.abc import Set as AbstractSet
 from operator import length_hint
 from typing import Protocol, cast, final
 
 from anyio import move_on_after
 
+from ._cancel import ki_unprotected
 from ._errors import BadKey, BadResult
 from ._ids import Key
 from ._run import Run, Setting
+from ._state import refuse_awaitable
+
+logger = logging.getLogger("shoal")
 
 Entry = tuple[Key, int, object]
 """Key, position and element."""
@@ -59,6 +65,7 @@ class Elements:
         "_at_most",
         "_base",
         "_done",
+        "_done_in",
         "_ended",
         "_feeding",
         "_grows",
@@ -85,7 +92,8 @@ class Elements:
         key_of: Callable[[object], object] | None,
         grows: bool,
         at_most: int | None,
-        done: Set[object] = frozenset(),
+        done: AbstractSet[object] = frozenset(),
+        done_in: str | None = None,
     ) -> None:
         """Stand before the first element.
 
@@ -99,6 +107,7 @@ class Elements:
             grows: Whether ``grow`` may be called, and repeated keys are dropped.
             at_most: Children to start in all.
             done: Keys that need no child.
+            done_in: The field that has them.
 
         Raises:
             BadResult: ``elements`` is no iterable.
@@ -111,6 +120,7 @@ class Elements:
         self._grows = grows
         self._at_most = at_most
         self._done = done
+        self._done_in = done_in
         self._seen: set[Key] | None = set() if key_of is not None else None
         self._position = 0
         self._started = 0
@@ -124,6 +134,7 @@ class Elements:
         elif isinstance(elements, Iterable) and not isinstance(elements, str | bytes):
             self._iterator = iter(cast("Iterable[object]", elements))
         else:
+            refuse_awaitable(elements, f"over= of fan-out {who!r}")
             msg = (
                 f"fan-out {who!r} runs over an iterable of elements, "
                 f"but `over` gave a {type(elements).__name__}"
@@ -132,6 +143,7 @@ class Elements:
 
     # -- taking ---------------------------------------------------------------------------------
 
+    @ki_unprotected
     def take(self) -> Run | None:
         """Make the next child, or None if there is none now."""
         if self._started == self._at_most:
@@ -155,7 +167,7 @@ class Elements:
         """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
         if self._started == self._at_most:
             return 0
-        hint = 0 if self._iterator is None else length_hint(self._iterator, 1) or 1
+        hint = 0 if self._iterator is None else length_hint(self._iterator, sys.maxsize) or 1
         return hint + len(self._waiting)
 
     def dry(self) -> bool:
@@ -166,7 +178,7 @@ class Elements:
         data = {**self._base, self._item: element}
         child = Run(self._setting, data, key=key, position=position, element=element)
         if key in self._done:
-            child.skip(f"already in {self.who}")
+            child.skip(f"already in {self._done_in}")
         else:
             self._started += 1
         return child
@@ -179,6 +191,7 @@ class Elements:
             return position, position, element
         key = self._key_of(element)
         if not isinstance(key, str | int) or isinstance(key, bool):
+            refuse_awaitable(key, f"key= of fan-out {self.who!r}")
             msg = (
                 f"fan-out {self.who!r}: the key of element {position} ({element!r:.100}) is a "
                 f"{type(key).__name__}; keys are str or int: make key= return one"
@@ -210,6 +223,7 @@ class Elements:
             BadKey: One of them has a bad key.
         """
         if not isinstance(elements, Iterable) or isinstance(elements, str | bytes):
+            refuse_awaitable(elements, f"grow= of fan-out {self.who!r}")
             msg = (
                 f"fan-out {self.who!r}: grow returned a {type(elements).__name__} for key "
                 f"{cause!r}; it returns an iterable of new elements, which may be empty"
@@ -229,29 +243,43 @@ class Elements:
         """Whether elements must be waited for."""
         return self._feeding is not None
 
-    async def feed(self, room: Room) -> None:
+    @ki_unprotected
+    async def feed(self, group: Room) -> None:
         """Bring elements in, one whenever there is room; return when all are in."""
         source = self._feeding
         assert source is not None
+        wanted = self._at_most  # elements that still need a child; None: any number
         try:
-            while self._started != self._at_most and await room.wait_for_room():
+            while wanted != 0 and await group.wait_for_room():
                 try:
                     element = await anext(source)
                 except StopAsyncIteration:
                     break
                 entry = self._told_apart(element)
                 if entry is not None:
+                    if wanted is not None and entry[0] not in self._done:
+                        wanted -= 1
                     self._waiting.append(entry)
-                    room.new_element()
+                    group.new_element()
+        except BaseException:
+            try:
+                await _close(source)
+            except Exception:  # must not hide what ended it
+                logger.exception("the source of fan-out %r failed while closing", self.who)
+            raise
         finally:
             self._ended = True
-            close = getattr(source, "aclose", None)
-            if close is not None:
-                with move_on_after(CLOSING_SECONDS, shield=True):
-                    await close()
+        await _close(source)
 
     def close(self) -> None:
         """Close a generator that was not exhausted."""
         iterator, self._iterator = self._iterator, None
         if isinstance(iterator, Generator):
             cast("Generator[object, None, None]", iterator).close()
+
+
+async def _close(source: AsyncIterator[object]) -> None:
+    close = getattr(source, "aclose", None)
+    if close is not None:
+        with move_on_after(CLOSING_SECONDS, shield=True):
+            await close()

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, cast, final
 
@@ -111,9 +111,7 @@ class State(Mapping[str, Any]):
         """
         data = {**(fields or {}), **more}
         for name in data:
-            if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-                msg = f"field names are strings, not {name!r}"
-                raise StateError(msg)
+            _check_name(name)
         self._data = data
         self._permit = None
         self._derivation = None
@@ -127,7 +125,7 @@ class State(Mapping[str, Any]):
             state = state._derive(Set(field, value), value)
         return state
 
-    def append(self, **items: object) -> State:
+    def append(self, /, **items: object) -> State:
         """Return a state with each item at the end of the list field it names.
 
         A field that isn't there yet starts as an empty list.
@@ -140,16 +138,18 @@ class State(Mapping[str, Any]):
             state = state._extend(field, (item,), "append")
         return state
 
-    def extend(self, **items: Iterable[object]) -> State:
+    def extend(self, /, **items: Iterable[object]) -> State:
         """Return a state with all the items at the end of the list field they are named for.
 
         A field that isn't there yet starts as an empty list.
 
         Raises:
-            StateError: The field is not a list.
+            StateError: The field is not a list, or what to add is no iterable (or a string).
         """
         state = self
         for field, more in items.items():
+            if not isinstance(more, Iterable) or isinstance(more, str | bytes):
+                self._refuse("extend", field, "an iterable of items for", more)
             state = state._extend(field, tuple(more), "extend")
         return state
 
@@ -168,16 +168,21 @@ class State(Mapping[str, Any]):
         Raises:
             StateError: The field is not a mapping.
         """
-        grown = growable(self._current(field, {}))
-        if isinstance(grown, PositionedList) and isinstance(key, int):
-            after: object = grown.put_all(((key, value, position),))
-        elif isinstance(grown, StateMap):
-            after = grown.put(key, value, position)
-        else:
-            self._refuse("put", field, "a mapping", grown)
+        found = self._current(field, {})
+        try:
+            hash(key)
+        except TypeError:
+            self._refuse("put", field, "a hashable key for", key)
+        match _growable(found):
+            case StateMap() as mapping:
+                after: object = mapping.put(key, value, position)
+            case PositionedList() as values if isinstance(key, int):
+                after = values.put_all(((key, value, position),))
+            case _:
+                self._refuse("put", field, "a mapping in", found)
         return self._derive(Put(field, key, value, position), after)
 
-    def increment(self, **by: float) -> State:
+    def increment(self, /, **by: float) -> State:
         """Return a state with each named number raised by the given amount.
 
         A field that isn't there yet starts at 0.
@@ -190,7 +195,7 @@ class State(Mapping[str, Any]):
             number = self._current(field, 0)
             for operand in (number, amount):
                 if not isinstance(operand, int | float) or isinstance(operand, bool):
-                    self._refuse("increment", field, "a number", operand)
+                    self._refuse("increment", field, "a number for", operand)
             state = state._derive(Increment(field, amount), cast("float", number) + amount)
         return state
 
@@ -202,12 +207,15 @@ class State(Mapping[str, Any]):
         return state
 
     def _extend(self, field: str, items: tuple[object, ...], verb: str) -> State:
-        values = growable(self._current(field, []))
-        if isinstance(values, PositionedList):  # what stands behind the last position is a list's
-            values = StateList(values)
-        if not isinstance(values, StateList):
-            self._refuse(verb, field, "a list", values)
-        return self._derive(Extend(field, items), values.extend(items))
+        found = self._current(field, [])
+        match _growable(found):
+            case StateList() as values:
+                after = values.extend(items)
+            case PositionedList() as values:  # from now on in the order of what was appended
+                after = StateList[Any](values).extend(items)
+            case _:
+                self._refuse(verb, field, "a list in", found)
+        return self._derive(Extend(field, items), after)
 
     def _current(self, field: str, missing: object) -> object:
         """Return what an operation changes: a declared write may be changed without being read."""
@@ -215,10 +223,11 @@ class State(Mapping[str, Any]):
         return self._data.get(field, missing)
 
     def _refuse(self, verb: str, field: str, wanted: str, found: object) -> NoReturn:
-        msg = f"{verb} needs {wanted} in field {field!r}, which holds {_brief(found)}"
+        msg = f"{verb} needs {wanted} field {field!r}, and found {_brief(found)}"
         raise StateError(msg)
 
     def _check_write(self, field: str) -> None:
+        _check_name(field)
         permit = self._permit
         if permit is not None and field not in permit.writes:
             msg = (
@@ -245,7 +254,7 @@ class State(Mapping[str, Any]):
 
     # -- reading ------------------------------------------------------------------------------
 
-    def __getitem__(self, field: str) -> Any:  # noqa: ANN401 # an untyped state holds anything
+    def __getitem__(self, field: str) -> Any:  # an untyped state holds anything
         permit = self._permit
         if permit is not None and field not in permit.reads:
             msg = (
@@ -281,9 +290,7 @@ class State(Mapping[str, Any]):
 
 
 def make_state(
-    data: Mapping[str, object],
-    permit: Permit | None = None,
-    derivation: _Derivation | None = None,
+    data: Mapping[str, object], permit: Permit | None = None, derivation: _Derivation | None = None
 ) -> State:
     """Make a state on ``data`` itself, uncopied: the caller must never change it again."""
     state = State.__new__(State)
@@ -323,6 +330,7 @@ def change_between(base: State, result: object, who: str) -> Change:
         BadResult: ``result`` is no State made from ``base``.
     """
     if not isinstance(result, State):
+        refuse_awaitable(result, who)
         msg = (
             f"{who} returned {_brief(result)}, but it takes the state and so must return one: "
             f"return state.update(...), or the state as it was"
@@ -330,7 +338,7 @@ def change_between(base: State, result: object, who: str) -> Change:
         raise BadResult(msg)
     if result is base:
         return NO_CHANGE
-    link = result._derivation  # pyright: ignore[reportPrivateUsage] # State's other half
+    link = result._derivation
     if link is None or link.base is not base:
         msg = (
             f"{who} returned a State that was not made from the one it was given, so what it "
@@ -342,7 +350,7 @@ def change_between(base: State, result: object, who: str) -> Change:
         operations.append(link.operation)
         link = link.before
     operations.reverse()
-    data = result._data  # pyright: ignore[reportPrivateUsage]
+    data = result._data
     fields = dict.fromkeys(operation.field for operation in operations)
     return Change(
         tuple(operations),
@@ -351,13 +359,34 @@ def change_between(base: State, result: object, who: str) -> Change:
     )
 
 
-def growable(value: object) -> object:
-    """Make a plain list or dict one that grows cheaply; leave anything else as it is."""
+def refuse_awaitable(result: object, who: str) -> None:
+    """Refuse what a plain function returned to be awaited, and close it if it is a coroutine.
+
+    Raises:
+        BadResult: ``result`` is an awaitable.
+    """
+    if isinstance(result, Awaitable):
+        if isinstance(result, Coroutine):
+            cast("Coroutine[Any, Any, Any]", result).close()
+        msg = (
+            f"{who} is a plain function and returned something to be awaited; "
+            f"only actions may be coroutine functions, declared as such with async def"
+        )
+        raise BadResult(msg)
+
+
+Growable = StateList[Any] | StateMap[Any, Any] | PositionedList[Any]
+
+
+def _growable(value: object) -> Growable | None:
+    """Take a collection that grows cheaply, or make one of a plain list or dict."""
     if isinstance(value, list):
-        return StateList(cast("list[object]", value))
+        return StateList(cast("list[Any]", value))
     if isinstance(value, dict):
-        return StateMap(cast("dict[object, object]", value))
-    return value
+        return StateMap(cast("dict[Any, Any]", value))
+    if isinstance(value, StateList | StateMap | PositionedList):
+        return cast("Growable", value)
+    return None
 
 
 def replay(state: State, operations: Iterable[Operation]) -> State:
@@ -375,6 +404,12 @@ def replay(state: State, operations: Iterable[Operation]) -> State:
             case Drop(field):
                 state = state.drop(field)
     return state
+
+
+def _check_name(field: object) -> None:
+    if not isinstance(field, str):
+        msg = f"field names are strings, not {field!r}"
+        raise StateError(msg)
 
 
 def _names(fields: Iterable[str]) -> str:

@@ -7,16 +7,17 @@ Invariants:
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
 from ._action import FunctionAction
+from ._cancel import ki_unprotected
 from ._errors import BadResult, MissingField, UndeclaredWrite
 from ._ports import Executor
-from ._state import NO_CHANGE, Change, Set, change_between, make_state
+from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 
 
+@ki_unprotected
 async def call_function(
     action: FunctionAction[..., object],
     data: Mapping[str, object],
@@ -50,10 +51,12 @@ async def call_function(
         result = await threads(action.function, kwargs)
     else:
         result = action.function(**kwargs)
+    if not action.is_async:
+        refuse_awaitable(result, f"action {action.name!r}")
     if base is not None:
         return change_between(base, result, f"action {action.name!r}")
     field = action.only_write
-    if field is not None and (action.is_async or not inspect.isawaitable(result)):
+    if field is not None:
         return Change((Set(field, result),), {field: result})
     return _writes(action, result)
 
@@ -72,14 +75,6 @@ def _missing(
 def _writes(action: FunctionAction[..., object], result: object) -> Change:
     """Check the result of an action that writes no field, or several."""
     name = action.name
-    if inspect.isawaitable(result) and not action.is_async:
-        if inspect.iscoroutine(result):
-            result.close()
-        msg = (
-            f"action {name!r} is a plain function and returned something to be awaited; "
-            f"make it an async def"
-        )
-        raise BadResult(msg)
     if not action.writes:
         if result is not None:
             msg = (

@@ -1,4 +1,4 @@
-"""What tests of shoal, and of programs that use it, need: virtual time, recorded events, no leaks."""
+"""What tests of programs on shoal need: virtual time, recorded events, a check for leaks."""
 
 from __future__ import annotations
 

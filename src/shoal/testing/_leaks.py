@@ -70,9 +70,8 @@ async def no_leaks(*, threads: bool = True, descriptors: bool = True) -> AsyncGe
     grace_ends_at = time.monotonic() + _THREAD_GRACE
     await census.settle(grace_ends_at)
     gc.collect()
-    await census.settle(
-        grace_ends_at
-    )  # the collector makes work: `aclose` of forgotten async generators
+    # The collector makes work: `aclose` of forgotten async generators.
+    await census.settle(grace_ends_at)
     leaks = tuple(census.leaks())
     if leaks:
         raise LeakError(leaks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar, final
 
-from .._events import (
+from shoal._events import (
     ChildEnded,
     ChildStarted,
     Event,
@@ -14,7 +14,7 @@ from .._events import (
     StepEnded,
     StepStarted,
 )
-from .._hooks import Hook
+from shoal._hooks import Hook
 
 E = TypeVar("E", bound=Event)
 
@@ -104,5 +104,3 @@ def _open(open_: dict[tuple[str, ...], int], *what: str) -> None:
 def _close(open_: dict[tuple[str, ...], int], *what: str) -> None:
     assert what in open_, f"ended without having started: {what}"
     del open_[what]
-
-
