@@ -139,6 +139,8 @@ class FunctionAction(Act, Generic[P, R_co]):
 
 
 def action(
+    misplaced: None = None,
+    /,
     *,
     reads: Iterable[str] = (),
     writes: Iterable[str] = (),
@@ -160,6 +162,7 @@ def action(
     it can't hold up the loop; a run that is cancelled meanwhile waits for it to return.
 
     Args:
+        misplaced: Nothing; it is there to tell who forgets the parentheses.
         reads: Names of the fields that it reads.
         writes: Names of the fields that it writes.
         name: What the action is called in graphs, events and errors; the function's own name
@@ -176,9 +179,9 @@ def action(
         ... async def greet(name: str) -> str:
         ...     return f"hello, {name}"
     """
-    if callable(reads):
+    if misplaced is not None:
         msg = (
-            f"@action is used without parentheses on {reads!r}; "
+            f"@action is used without parentheses on {misplaced!r}; "
             f"instead, you want: @action() or @action(reads=[...], writes=[...])"
         )
         raise DefinitionError(msg)
@@ -189,6 +192,9 @@ def action(
     written_fields = field_names(writes, "writes")
 
     def decorate(function: Callable[P, R]) -> FunctionAction[P, R]:
+        if not callable(function):
+            msg = f"@action decorates functions, not {function!r}"
+            raise DefinitionError(msg)
         if isinstance(function, FunctionAction):  # declared once more, under another name
             function = cast("FunctionAction[P, R]", function).function
         act_name = name if name is not None else getattr(function, "__name__", None)

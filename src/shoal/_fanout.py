@@ -214,7 +214,7 @@ class _Execution:
                 applied=draft.applied,
                 unapplied=draft.unapplied,
             )
-        except Exception:
+        except Exception:  # a failed save or hook; KeyboardInterrupt waits for the end of a commit
             if self.setting.execution.unsaved:
                 self.unsaved = batch
             raise

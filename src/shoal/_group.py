@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
-from typing import Any, Protocol, final
+from typing import Any, Literal, Protocol, final
 
 from anyio import CancelScope, Event, create_task_group
 from anyio.abc import TaskGroup
@@ -49,11 +49,17 @@ INLINE_SECONDS = 0.001
 """...or for how long, whichever is first."""
 
 
+Dropped = Literal["dropped"]
+
+
 class Source(Protocol):
     """Where a group's children come from. Told apart by position, in the order they are made."""
 
-    def take(self) -> Run | None:
-        """Make the next child, or None if there is none now. Whatever it raises ends the group."""
+    def take(self) -> Run | Dropped | None:
+        """Make the next child, or None if there is none now. Whatever it raises ends the group.
+
+        Or say that the next element was dropped: then there may be others behind it.
+        """
         ...
 
     def left(self) -> int:
@@ -138,7 +144,7 @@ class Group:
         try:
             async with create_task_group() as tasks:
                 self._tasks = tasks
-                self._engage(1, fresh=1)
+                self._engage(1)
                 if self._source.waits:
                     tasks.start_soon(self._feed)
                 try:
@@ -184,7 +190,7 @@ class Group:
                 self._stop(None, reason)
                 return True
             self._tell_room()
-            self._engage(len(batch), fresh=1 if self._idle == 0 else 0)
+            self._engage(len(batch))
             if inbox:
                 await checkpoint()
         return False
@@ -221,20 +227,19 @@ class Group:
 
     # -- the pullers' side ----------------------------------------------------------------------
 
-    def _engage(self, count: int, fresh: int) -> None:
+    def _engage(self, count: int, *, spread: bool = False) -> None:
         """Put up to ``count`` more pullers to work, as far as there is work and room for them.
 
-        At most ``fresh`` of them are new tasks, the others had been parked.
+        A new one is made only if there is none that could do it; with ``spread``, as many as
+        needed.
         """
-        idle = self._idle
-        room = self._limit - self.in_flight - idle
+        room = self._limit - self.in_flight - self._idle
         if room <= 0:
             return
-        for _ in range(min(count, room, self._source.left() - idle)):
+        for _ in range(min(count, room, self._source.left() - self._idle)):
             if self._parked:
                 _wake(self._parked.popleft())
-            elif fresh and self._engaged < self._limit:
-                fresh -= 1
+            elif self._engaged < self._limit and (spread or self._idle == 0):
                 self._engaged += 1
                 self._start(self._pull)
             else:
@@ -242,7 +247,7 @@ class Group:
             self._idle += 1
 
     def _engage_two(self) -> None:
-        self._engage(2, fresh=2)  # each engages two more: a thousand take ten turns of the loop
+        self._engage(2, spread=True)  # and so will each of them: a thousand take ten turns
 
     def _start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         assert self._tasks is not None
@@ -253,7 +258,7 @@ class Group:
             _wake(self._parked.popleft())
         self._tell_room()
 
-    def _take(self) -> Run | None:
+    def _take(self) -> Run | Dropped | None:
         self._idle -= 1
         if self._closing or self.in_flight >= self._limit:
             return None
@@ -262,10 +267,11 @@ class Group:
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._fell(error)
             return None
-        if child is not None:
+        if child is None:
+            if self._source.dry():
+                self._tell()
+        elif child != "dropped":
             self.in_flight += 1
-        elif self._source.dry():
-            self._tell()
         return child
 
     @ki_protected
@@ -280,7 +286,9 @@ class Group:
                     return
                 continue
             waited = False
-            if child.reason:  # skipped
+            if child == "dropped":
+                pass
+            elif child.reason:  # skipped
                 self._leave(child)
             else:
                 waited = await self._live_child(child)
@@ -364,7 +372,7 @@ class Group:
 
     def new_element(self) -> None:
         """Hear that the source has one more element."""
-        self._engage(1, fresh=1)
+        self._engage(1)
 
     def _tell_room(self) -> None:
         if self._room is not None:

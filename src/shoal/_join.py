@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
 
+from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
 from ._errors import MissingField, StateError
 from ._events import ErrorInfo, Outcome, Update
@@ -172,12 +173,13 @@ class Draft:
         self.failures: list[Run] = []
         self.admitted: list[Entry] = []
 
-    def add_all(self, batch: list[Run]) -> Exception | None:
+    def add_all(self, batch: list[Run]) -> BaseException | None:
         """Add outcomes up to the first that can't be applied; return why not, naming its key."""
         for at, child in enumerate(batch):
             try:
                 self._add(child)
-            except Exception as error:  # noqa: BLE001 # raised by the fan-out, after a commit
+            except BaseException as raised:  # noqa: BLE001 # raised by the fan-out, after a commit
+                error = as_failure(raised) or raised
                 name, path = self._join.name, child.path
                 error.add_note(f"shoal: fan-out {name!r} applying key {child.key!r}, run {path.id}")
                 self.unapplied += batch[at:]

@@ -16,7 +16,15 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, final
 
-from anyio import CancelScope, CapacityLimiter, Event, create_task_group, current_time, to_thread
+from anyio import (
+    CancelScope,
+    CapacityLimiter,
+    Event,
+    create_task_group,
+    current_time,
+    get_cancelled_exc_class,
+    to_thread,
+)
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -103,7 +111,10 @@ class _Root:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._scope = CancelScope()
+        # Shielded, so that only `wait` cancels it. If the caller's own scope did too, anyio would
+        # hand on what has to be uncancelled to the caller's task, and a native cancel that the
+        # caller got besides would be forgotten (see test_native_and_scope_cancel_together).
+        self._scope = CancelScope(shield=True)
         self._ended = Event()
         self._fatal: BaseException | None = None
 
@@ -178,16 +189,10 @@ class _Backend(NamedTuple):
 
 
 def _backend() -> _Backend:
-    asyncio = sys.modules.get("asyncio")  # not imported here: trio does without it
-    if asyncio is not None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            return _Backend(
-                loop.time, loop.create_future, lambda: asyncio.current_task().cancelling
-            )
+    asyncio: Any = sys.modules.get("asyncio")  # not imported here: trio does without it
+    if asyncio is not None and get_cancelled_exc_class() is asyncio.CancelledError:
+        loop = asyncio.get_running_loop()
+        return _Backend(loop.time, loop.create_future, lambda: asyncio.current_task().cancelling)
     trio: Any = sys.modules["trio"]
     for function in ki_protected_functions:
         trio.lowlevel.enable_ki_protection(function)

@@ -26,9 +26,10 @@ from collections.abc import (
 )
 from collections.abc import Set as AbstractSet
 from operator import length_hint
-from typing import Protocol, cast, final
+from typing import Literal, Protocol, cast, final
 
 from anyio import move_on_after
+from anyio.lowlevel import checkpoint
 
 from ._cancel import ki_unprotected
 from ._errors import BadKey, BadResult
@@ -41,6 +42,8 @@ logger = logging.getLogger("shoal")
 Entry = tuple[Key, int, object]
 """Key, position and element."""
 
+FEED_INLINE = 64
+"""Elements that are pulled from an async source without passing a checkpoint."""
 CLOSING_SECONDS = 5.0
 """How long an async source may take to close when its fan-out was cancelled."""
 
@@ -144,24 +147,22 @@ class Elements:
     # -- taking ---------------------------------------------------------------------------------
 
     @ki_unprotected
-    def take(self) -> Run | None:
-        """Make the next child, or None if there is none now."""
+    def take(self) -> Run | Literal["dropped"] | None:
+        """Make the next child; None if there is none now, ``"dropped"`` if its key is known."""
         if self._started == self._at_most:
             return None
-        while True:
-            if self._waiting:
-                return self._child(*self._waiting.popleft())
-            if self._iterator is None:
-                return None
-            try:
-                element = next(self._iterator)
-            except StopIteration:
-                self._ended = True
-                self._iterator = None
-                return None
-            entry = self._told_apart(element)
-            if entry is not None:
-                return self._child(*entry)
+        if self._waiting:
+            return self._child(*self._waiting.popleft())
+        if self._iterator is None:
+            return None
+        try:
+            element = next(self._iterator)
+        except StopIteration:
+            self._ended = True
+            self._iterator = None
+            return None
+        entry = self._told_apart(element)
+        return "dropped" if entry is None else self._child(*entry)
 
     def left(self) -> int:
         """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
@@ -249,8 +250,12 @@ class Elements:
         source = self._feeding
         assert source is not None
         wanted = self._at_most  # elements that still need a child; None: any number
+        pulled = 0
         try:
-            while wanted != 0 and await group.wait_for_room():
+            while wanted != 0 and not self.dry() and await group.wait_for_room():
+                pulled += 1
+                if pulled % FEED_INLINE == 0:
+                    await checkpoint()  # where elements come without waiting, others wait for us
                 try:
                     element = await anext(source)
                 except StopAsyncIteration:

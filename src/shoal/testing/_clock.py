@@ -14,6 +14,8 @@ What holds on both backends:
 - The same seed gives the same schedule.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import functools

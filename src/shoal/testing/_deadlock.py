@@ -1,5 +1,7 @@
 """The error for a program in which nothing can ever happen again. Imports `_stacks` alone."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import final
 

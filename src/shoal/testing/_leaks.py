@@ -3,6 +3,8 @@
 Imports nothing of shoal but its neighbour `_stacks`.
 """
 
+from __future__ import annotations
+
 import asyncio
 import gc
 import itertools
@@ -129,7 +131,7 @@ class _Census:
             return []
         return [thread for thread in _working_threads() if thread not in self._threads]
 
-    def _new_descriptors(self) -> list["_Descriptor"]:
+    def _new_descriptors(self) -> list[_Descriptor]:
         if self._descriptors is None:
             return []
         return sorted(set(_open_descriptors()) - self._descriptors)

@@ -4,6 +4,8 @@ asyncio's own ``Task.get_stack`` shows the outermost frame of a suspended task a
 for is at the other end.
 """
 
+from __future__ import annotations
+
 import gc
 import sys
 import threading

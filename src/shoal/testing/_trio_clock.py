@@ -4,6 +4,8 @@ Imported only when trio is asked for. Trio has no hook for an idle loop, nor for
 order: what is private to trio here is pinned by ``tests/testing/test_clock.py``.
 """
 
+from __future__ import annotations
+
 import importlib
 import math
 import threading
@@ -83,25 +85,21 @@ def _tasks_from(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]
 def _raise_deadlock(at: float) -> None:
     """Raise where the main task waits, as trio does Ctrl-C: cleanups run, in order.
 
-    Once that is of no avail, for a task waits behind a shield: in every task that can be reached.
+    If they get stuck, this is called again: by then the main task waits for a child behind a
+    shield, where nothing more can be raised, so it is raised in the child.
     """
     main: trio.lowlevel.Task = _run.GLOBAL_RUN_CONTEXT.runner.main_task
-    tasks = list(_tasks_from(main))
+    tasks: list[Any] = list(_tasks_from(main))
     error = VirtualDeadlock(at, ((task.name, task.coro) for task in tasks))
 
     def raise_error() -> NoReturn:
         raise error
 
-    reachable: list[Any] = [task for task in tasks if _can_be_aborted(task)]
-    if not reachable:
-        raise error  # makes trio give up; untidy, but it ends
-    for task in reachable[:1] if reachable[0] is main else reachable:
-        task._attempt_abort(raise_error)
-
-
-def _can_be_aborted(task: Any) -> bool:
-    # Reset by the first attempt, until the task waits for something else.
-    return task._abort_func is not None
+    for task in tasks:
+        if task._abort_func is not None:  # what it waits for has not been aborted yet
+            task._attempt_abort(raise_error)
+            return
+    raise error  # makes trio give up: untidy, but it ends
 
 
 class _SeededSchedule:
