@@ -18,7 +18,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from benchmarks._measure import InFlight, in_turn, print_table
-from shoal import Application, Graph, Hook, Limits, Outcome, State, StateUpdated, action, fan_out
+from shoal import Application, Done, Graph, Hook, Limits, State, StateUpdated, action, fan_out
 
 LIMIT = 100
 
@@ -117,7 +117,7 @@ def with_steps(further: int) -> Application:
     )
 
 
-def count(state: State, outcome: Outcome) -> State:
+def count(state: State, _: Done) -> State:
     return state.increment(count=1)
 
 
@@ -194,7 +194,7 @@ def measure_scaling(rounds: int) -> None:
     for items in (1_000, 10_000, 100_000, 1_000_000):
         seconds = in_turn(
             {f"{items:,} items": by_shoal(Application(doubles), items)},
-            rounds if items < 1_000_000 else 1,  # noqa: PLR2004
+            rounds if items < 1_000_000 else 1,
         )
         print_table(seconds, items, f"{items:,} items")
 

@@ -109,6 +109,6 @@ __all__ = [
     "replay",
 ]
 
-for _public in [globals()[name] for name in __all__]:  # tracebacks and pickles show public names
-    if getattr(_public, "__module__", "").startswith("shoal._"):
-        _public.__module__ = "shoal"
+for _error in [globals()[name] for name in __all__]:  # tracebacks show the public names
+    if isinstance(_error, type) and issubclass(_error, ShoalError):
+        _error.__module__ = "shoal"

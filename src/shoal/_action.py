@@ -179,9 +179,10 @@ def action(
         ... async def greet(name: str) -> str:
         ...     return f"hello, {name}"
     """
-    if misplaced is not None:
+    bare = misplaced or (reads if callable(reads) else None)
+    if bare is not None:
         msg = (
-            f"@action is used without parentheses on {misplaced!r}; "
+            f"@action is used without parentheses on {bare!r}; "
             f"instead, you want: @action() or @action(reads=[...], writes=[...])"
         )
         raise DefinitionError(msg)

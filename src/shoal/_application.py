@@ -78,8 +78,7 @@ class Application:
         """Check and keep the definition; see the class."""
         self.graph = as_graph(graph, "Application")
         self.name = name if name is not None else self.graph.name
-        Hooks(hooks)  # refuses what is none
-        self.hooks = tuple(hooks)
+        self.hooks = Hooks(hooks).hooks
         self._store: Store | None = None
 
     async def run(

@@ -49,13 +49,17 @@ class Execution:
         return error is self._failure or any(error is failure for failure in self.hooks.failures)
 
     async def save(self, batch: Batch) -> None:
-        """Have the store keep ``batch``; do nothing once a save has failed.
+        """Have the store keep ``batch``.
+
+        Once a save has failed, what did not end well passes unsaved, to be told; nothing else does.
 
         Raises:
             StoreFailed: The store raised; the batch is not kept.
             CommitInDoubt: It did not acknowledge in time; whether the batch is kept is unknown.
         """
         if self._failure is not None:
+            if batch.updates or batch.step_completed or batch.ended == "succeeded":
+                raise self._failure
             return
         try:
             pending = self.services.store.save(batch)
@@ -64,17 +68,14 @@ class Execution:
             with CancelScope(shield=True), move_on_after(self.services.commit_deadline):
                 await self._acknowledged(pending, batch)
                 return
+        except CommitInDoubt as doubt:
+            raise self._first(doubt) from doubt.__cause__
         except Exception as error:
-            if self._failure is None:
-                self._failure = StoreFailed(
-                    f"the store could not keep a save of run {batch.path.id}: {error!r}; "
-                    f"the run stops at its last saved state"
-                )
-            raise self._failure from error
-        self._failure = self._in_doubt(
-            batch, f"did not acknowledge it within {self.services.commit_deadline:g} s"
-        )
-        raise self._failure
+            why = f"{error!r}; the run stops at its last saved state"
+            failed = StoreFailed(f"the store could not keep a save of run {batch.path.id}: {why}")
+            raise self._first(failed) from error
+        why = f"did not acknowledge it within {self.services.commit_deadline:g} s"
+        raise self._first(_in_doubt(batch, why))
 
     async def _acknowledged(self, pending: Awaitable[None], batch: Batch) -> None:
         try:
@@ -84,12 +85,17 @@ class Execution:
             if not isinstance(failure, SpuriousCancel):
                 raise
             # user code cancelled the task it ran in, which is ours
-            self._failure = self._in_doubt(batch, "was interrupted meanwhile")
-            raise self._failure from failure
+            raise _in_doubt(batch, "was interrupted meanwhile") from failure
 
-    @staticmethod
-    def _in_doubt(batch: Batch, why: str) -> CommitInDoubt:
-        return CommitInDoubt(
-            f"whether a save of run {batch.path.id} is kept is unknown: the store {why}; the run "
-            f"stops, and learns from the store what happened when it is resumed"
-        )
+    def _first(self, failure: ShoalError) -> ShoalError:
+        """Keep the first failure: it ends the execution, however many saves were under way."""
+        if self._failure is None:
+            self._failure = failure
+        return self._failure
+
+
+def _in_doubt(batch: Batch, why: str) -> CommitInDoubt:
+    return CommitInDoubt(
+        f"whether a save of run {batch.path.id} is kept is unknown: the store {why}; "
+        f"the run stops, and learns from the store what happened when it is resumed"
+    )

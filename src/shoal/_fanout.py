@@ -11,11 +11,11 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeGuard, cast, final
+from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
 from ._action import Act, Performer, field_names, require_plain
 from ._errors import BadKey, DefinitionError, DepthExceeded, MissingField
-from ._events import Update
+from ._events import Done, Update
 from ._graph import Graph, as_graph
 from ._group import Group
 from ._join import Draft, Grow, Join, Ledger, Reduce, Take
@@ -95,6 +95,7 @@ class _Execution:
         self.fan_out = fan_out
         self.parent = run
         self.ledger = Ledger()
+        self.raises = fan_out.join.on_error == "fail"
         self.failures: list[Run] = []
         self.unsaved: list[Run] = []  # a batch that could not be saved
         setting = run.setting
@@ -144,6 +145,7 @@ class _Execution:
             raise
         finally:
             self.ledger.dropped = self.elements.dropped
+            self.ledger.left = self.elements.known
         self.elements.close()
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
@@ -219,7 +221,7 @@ class _Execution:
                 self.unsaved = batch
             raise
         for child in batch:
-            self.ledger.enter(child)
+            self.ledger.enter(child, raised=self.raises)
         self.elements.admit(draft.admitted)
         if error is not None:
             raise error
@@ -241,9 +243,9 @@ class _Execution:
                 child.lose()
             elif child.status == "succeeded":
                 child.miss()
-            elif child.status == "failed" and self.fan_out.join.on_error == "fail":
+            elif child.status == "failed" and self.raises:
                 self.failures.append(child)
-            self.ledger.enter(child)
+            self.ledger.enter(child, raised=self.raises)
         await self.parent.commit((), self.parent.data, unapplied=late)
 
     def _group_of_failures(self) -> ExceptionGroup[Exception]:
@@ -254,6 +256,31 @@ class _Execution:
         return ExceptionGroup(f"{count} of fan-out {self.fan_out.name!r} failed", errors)
 
 
+# Where failures end the step, `reduce` and `grow` are only ever given what is Done.
+
+
+@overload
+def fan_out(
+    act: Act | Graph,
+    *,
+    over: Over,
+    item: str = "item",
+    key: str | Callable[[Any], object] | None = None,
+    into: str | None = None,
+    take: Take | None = None,
+    errors_into: str | None = None,
+    reduce: Callable[[State, Done], State] | None = None,
+    grow: Callable[[State, Done], Iterable[Any]] | None = None,
+    at_most: int | None = None,
+    on_error: Literal["fail"] = "fail",
+    limits: Limits | None = None,
+    name: str | None = None,
+    reads: Iterable[str] | None = None,
+    writes: Iterable[str] = (),
+) -> FanOut: ...
+
+
+@overload
 def fan_out(
     act: Act | Graph,
     *,
@@ -265,6 +292,26 @@ def fan_out(
     errors_into: str | None = None,
     reduce: Reduce | None = None,
     grow: Grow | None = None,
+    at_most: int | None = None,
+    on_error: Literal["collect"],
+    limits: Limits | None = None,
+    name: str | None = None,
+    reads: Iterable[str] | None = None,
+    writes: Iterable[str] = (),
+) -> FanOut: ...
+
+
+def fan_out(
+    act: Act | Graph,
+    *,
+    over: Over,
+    item: str = "item",
+    key: str | Callable[[Any], object] | None = None,
+    into: str | None = None,
+    take: Any | None = None,
+    errors_into: str | None = None,
+    reduce: Any | None = None,
+    grow: Any | None = None,
     at_most: int | None = None,
     on_error: OnError = "fail",
     limits: Limits | None = None,
@@ -333,7 +380,13 @@ def fan_out(
         raise DefinitionError(msg)
     checks = _Checks(label)
     checks.names(name=name, item=item, into=into, errors_into=errors_into)
-    checks.functions(over=over, key=key, take=take, reduce=reduce, grow=grow)
+    checks.over(over)
+    checks.functions(
+        key=None if isinstance(key, str) else key,
+        take=None if isinstance(take, Sequence) else take,
+        reduce=reduce,
+        grow=grow,
+    )
     if callable(over) and reads is None:
         checks.refuse(
             "over= is a function, so what it reads of the state can't be known; "
@@ -377,22 +430,21 @@ class _Checks(NamedTuple):
         msg = f"fan_out {self.name!r}: {why}"
         raise DefinitionError(msg)
 
+    def over(self, over: object) -> None:
+        if isinstance(over, str) or inspect.isasyncgenfunction(over):
+            return  # calling the latter waits for nothing: it gives an async iterable
+        if not callable(over):
+            self.refuse(
+                f"over= takes the name of a field or a function of the state, not a "
+                f"{type(over).__name__}; pass the elements to run() in a field, "
+                f"or write over=lambda state: elements"
+            )
+        self.functions(over=over)
+
     def functions(self, **given: object) -> None:
         for parameter, value in given.items():
-            if value is None or isinstance(value, str):
-                continue
-            if parameter == "take" and isinstance(value, Sequence):
-                continue
-            if parameter == "over":
-                if not callable(value):
-                    self.refuse(
-                        f"over= takes the name of a field or a function of the state, not a "
-                        f"{type(value).__name__}; pass the elements to run() in a field, "
-                        f"or write over=lambda state: elements"
-                    )
-                if inspect.isasyncgenfunction(value):
-                    continue  # calling it waits for nothing: it gives an async iterable
-            require_plain(value, f"fan_out {self.name!r}: {parameter}=")
+            if value is not None:
+                require_plain(value, f"fan_out {self.name!r}: {parameter}=")
 
     def names(self, **given: object) -> None:
         for parameter, value in given.items():

@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol, final
 
 from anyio import CancelScope, Event, create_task_group
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._cancel import (
     absorb_native_cancel,
@@ -91,6 +91,7 @@ class Group:
         "_failure",
         "_feeding",
         "_idle",
+        "_interrupted",
         "_limit",
         "_news",
         "_parent",
@@ -123,6 +124,7 @@ class Group:
         self._room: Event | None = None  # set while the feeder waits for room
         self._feeding = CancelScope()  # ends when no more elements are needed
         self._closing = False
+        self._interrupted = False  # whether a child was truly cancelled
         self._failure: BaseException | None = None
         self.inbox: deque[Run] = deque()
         self.in_flight = 0
@@ -166,6 +168,9 @@ class Group:
             finally:
                 del failure  # no cycle from the exception through its traceback to this frame
         if not finished:
+            # The parent may have been scheduled by a child's end in the very tick in which all were
+            # cancelled, and so not have noticed (see test_cancelled_in_the_tick_of_a_childs_end).
+            await checkpoint_if_cancelled()
             msg = "a fan-out was interrupted though nobody had cancelled it"
             raise SpuriousCancel(msg)
 
@@ -175,7 +180,7 @@ class Group:
     async def _attend(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> bool:
         """Hand over what ends, until all has or ``apply`` ends it; False if something failed."""
         inbox, source = self.inbox, self._source
-        while self._failure is None:
+        while self._failure is None and not self._interrupted:
             if not inbox:
                 if self.in_flight == 0 and source.dry():
                     return True
@@ -340,6 +345,7 @@ class Group:
             failure = as_failure(error)
             if failure is None:
                 child.cancel(self.reason)
+                self._interrupted = True
                 self._leave(child)
                 self._fell(error)
                 return True

@@ -46,8 +46,8 @@ class Hook:
     What comes out of a run's last event can't change any more how the run is saved to have ended.
 
     A hook guards the run unless its class says ``observer = True``: what a guard raises fails the
-    run with ``HookFailed`` (the update it was told of stays); an observer that raises is logged
-    once and told nothing more.
+    run with ``HookFailed`` (the update it was told of stays); what an observer raises is logged.
+    Either is told nothing more.
     """
 
     observer: ClassVar[bool] = False
@@ -94,11 +94,11 @@ class Hooks:
 
     __slots__ = (
         "_detached",
-        "_hooks",
         "around_step",
         "child_ended",
         "child_started",
         "failures",
+        "hooks",
         "listening",
         "run_ended",
         "run_started",
@@ -119,10 +119,10 @@ class Hooks:
             _check_hook(given)
             msg = f"hooks= takes a list: hooks=[{type(given).__name__}(...)]"
             raise DefinitionError(msg)
-        self._hooks = tuple(hooks)
-        for hook in self._hooks:
+        self.hooks = tuple(hooks)
+        for hook in self.hooks:
             _check_hook(hook)
-        self._detached: set[Hook] = set()
+        self._detached: set[int] = set()  # by identity: a hook may be equal to another one
         self.failures: list[HookFailed] = []
         self.run_started = self._listeners("on_run_started")
         self.step_started = self._listeners("on_step_started")
@@ -141,7 +141,7 @@ class Hooks:
         original = getattr(Hook, method)
         return tuple(
             (hook, getattr(hook, method))
-            for hook in self._hooks
+            for hook in self.hooks
             if getattr(type(hook), method) is not original
         )
 
@@ -155,7 +155,7 @@ class Hooks:
         """
         failed: HookFailed | None = None
         for hook, method in listeners:
-            if self._detached and hook in self._detached:
+            if self._detached and id(hook) in self._detached:
                 continue
             try:
                 pending = method(event)
@@ -167,7 +167,7 @@ class Hooks:
             raise failed
 
     def blame(self, hook: Hook, event: Event, error: BaseException) -> HookFailed | None:
-        """Deal with what a hook raised: an observer is detached, a guard's failure returned.
+        """Deal with what a hook raised: it is told no more, and a guard's failure is returned.
 
         Raises:
             BaseException: ``error`` itself, if it is a KeyboardInterrupt or the like.
@@ -176,9 +176,10 @@ class Hooks:
         if cause is None:
             raise error
         name, told = type(hook).__name__, type(event).__name__
+        first = id(hook) not in self._detached
+        self._detached.add(id(hook))
         if hook.observer:
-            if hook not in self._detached:
-                self._detached.add(hook)
+            if first:
                 logger.error("observer %s failed on %s, told no more", name, told, exc_info=cause)
             return None
         what = f"took longer than {HOOK_DEADLINE:g} s" if _timed_out(cause) else f"raised {cause!r}"
@@ -198,7 +199,10 @@ class Hooks:
         """
         around = Around(self, event)
         for hook, method in self.around_step:
-            if hook not in self._detached and (failure := around.enter(hook, method)) is not None:
+            if (
+                id(hook) not in self._detached
+                and (failure := around.enter(hook, method)) is not None
+            ):
                 around.leave(failure)
                 raise failure
         return around

@@ -17,14 +17,14 @@ from typing import Any, cast, final
 from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
 from ._errors import MissingField, StateError
-from ._events import ErrorInfo, Outcome, Update
+from ._events import Done, ErrorInfo, Failed, Outcome, Update
 from ._policy import OnError
 from ._run import Run
 from ._source import Elements, Entry
 from ._state import Operation, Permit, Put, State, change_between, make_state
 
-Reduce = Callable[[State, Outcome], State]
-Grow = Callable[[State, Outcome], Iterable[Any]]
+Reduce = Callable[[State, Done | Failed], State]
+Grow = Callable[[State, Done | Failed], Iterable[Any]]
 Take = str | Sequence[str] | Callable[[State], Any]
 
 
@@ -109,6 +109,8 @@ class Ledger:
     skipped: int = 0
     dropped: int = 0
     """Elements that ``grow`` (or ``over``, with ``grow``) repeated, which made no child."""
+    left: int = 0
+    """Elements that ``grow`` had found when ``at_most`` was reached, and that got no child."""
     _rest: list[Outcome] | None = None
 
     @property
@@ -124,14 +126,22 @@ class Ledger:
         """Count the outcomes that are not Done."""
         return len(self._rest or ())
 
-    def enter(self, child: Run) -> None:
-        """Count a child's end, and keep its outcome if it is not Done."""
+    def enter(self, child: Run, *, raised: bool) -> None:
+        """Count a child's end, and keep its outcome if it is not Done.
+
+        Args:
+            child: It has ended.
+            raised: Whether its failure will be raised. Otherwise it is kept as data, and what the
+                frames of its traceback hold on to is let go: pages, bodies, connections.
+        """
         match child.status:
             case "succeeded":
                 self.done += 1
                 return
             case "failed":
                 self.failed += 1
+                if not raised:
+                    _clear_frames(child.error)
             case "cancelled":
                 self.cancelled += 1
             case None:
@@ -175,13 +185,20 @@ class Draft:
 
     def add_all(self, batch: list[Run]) -> BaseException | None:
         """Add outcomes up to the first that can't be applied; return why not, naming its key."""
+        join = self._join
+        before = self._data
         for at, child in enumerate(batch):
+            if join.reduce is not None or join.grow is not None:
+                before = self.finished_data()
             try:
                 self._add(child)
             except BaseException as raised:  # noqa: BLE001 # raised by the fan-out, after a commit
                 error = as_failure(raised) or raised
                 name, path = self._join.name, child.path
                 error.add_note(f"shoal: fan-out {name!r} applying key {child.key!r}, run {path.id}")
+                self._data = before  # without what was placed for this child already
+                self._values.clear()
+                self._errors.clear()
                 self.unapplied += batch[at:]
                 for missed in batch[at:]:
                     missed.miss()
@@ -221,12 +238,13 @@ class Draft:
         elif join.into is not None:  # skipped: only its place among the others changes
             known = cast("Mapping[object, object]", self._data[join.into])[child.key]
             operations = (self._put(join.into, child, known, self._values),)
-        if child.status is not None:
+        if child.status is not None and (join.reduce is not None or join.grow is not None):
+            outcome = cast("Done | Failed", child.outcome)
             if join.reduce is not None:
-                operations += self._reduce(join.reduce, child.outcome)
+                operations += self._reduce(join.reduce, outcome)
             if join.grow is not None:
                 state = make_state(self.finished_data(), join.permit)
-                discovered = self._elements.grow(join.grow(state, child.outcome), child.key)
+                discovered = self._elements.grow(join.grow(state, outcome), child.key)
                 self.admitted += discovered
         self._number += 1
         new = tuple(element for _, _, element in discovered)
@@ -237,7 +255,7 @@ class Draft:
         placed.append((child.key, value, child.position))
         return Put(field, child.key, value, child.position)
 
-    def _reduce(self, reduce: Reduce, outcome: Outcome) -> tuple[Operation, ...]:
+    def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
         base = make_state(self.finished_data(), self._join.permit)
         who = f"reduce of fan-out {self._join.name!r}, for key {outcome.key!r},"
         change = change_between(base, reduce(base, outcome), who)
@@ -247,6 +265,14 @@ class Draft:
 
 _Placed = tuple[Any, Any, float | None]
 _Collection = StateMap[object, object] | PositionedList[object]
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def error_info(error: Exception) -> ErrorInfo:

@@ -20,6 +20,8 @@ from contextvars import copy_context
 from itertools import zip_longest
 from typing import Any, final
 
+from anyio.lowlevel import checkpoint
+
 from ._action import Act, FunctionAction
 from ._cancel import absorb_native_cancel, as_failure, cancelled, drive, ki_protected
 from ._errors import HookFailed
@@ -49,6 +51,9 @@ from ._state import Change, State, make_state
 from ._step import call_function
 
 logger = logging.getLogger("shoal")
+
+STEPS = 64
+"""Steps that a run takes without passing a checkpoint, if none of them waits."""
 
 
 @final
@@ -263,7 +268,11 @@ class Run:
         if hooks.run_started:
             await hooks.tell(hooks.run_started, RunStarted(path=self.path))
         act: Act | None = setting.graph.entry
+        steps = 0
         while act is not None:
+            steps += 1
+            if steps % STEPS == 0:
+                await checkpoint()
             self._step = act.name
             if hooks.step_started or hooks.around_step:
                 change = await self._perform_watched(act)

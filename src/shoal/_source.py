@@ -171,6 +171,11 @@ class Elements:
         hint = 0 if self._iterator is None else length_hint(self._iterator, sys.maxsize) or 1
         return hint + len(self._waiting)
 
+    @property
+    def known(self) -> int:
+        """Elements that are known, for ``grow`` returned them, and have no child yet."""
+        return len(self._waiting)
+
     def dry(self) -> bool:
         """Tell whether there will be no more, unless ``grow`` adds some."""
         return self._started == self._at_most or (self._ended and not self._waiting)

@@ -22,6 +22,7 @@ from ._errors import BadResult, MissingField, StateError, UndeclaredRead, Undecl
 # frozen dataclass takes three times as long to make.
 
 
+@final
 class Set(NamedTuple):
     """Give a field a value, whatever it had."""
 
@@ -29,6 +30,7 @@ class Set(NamedTuple):
     value: object
 
 
+@final
 class Extend(NamedTuple):
     """Add values at the end of a list field."""
 
@@ -36,6 +38,7 @@ class Extend(NamedTuple):
     values: tuple[object, ...]
 
 
+@final
 class Put(NamedTuple):
     """Give a key of a mapping field a value; ``position`` says where it stands among the others."""
 
@@ -45,6 +48,7 @@ class Put(NamedTuple):
     position: float | None = None
 
 
+@final
 class Increment(NamedTuple):
     """Add to a number."""
 
@@ -52,6 +56,7 @@ class Increment(NamedTuple):
     by: float
 
 
+@final
 class Drop(NamedTuple):
     """Remove a field."""
 
