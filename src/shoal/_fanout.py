@@ -403,7 +403,7 @@ def fan_out(
         name=label,
         permit=Permit(label, readable | writable, writable),
         into=into,
-        take=checks.take(take, into, graph),
+        take=checks.take(cast("Take | None", take), into, graph),
         errors_into=errors_into,
         reduce=reduce,
         grow=grow,

@@ -2,7 +2,7 @@
 
 What lives here: `VirtualTimeLoop`, the asyncio loop; `virtual_backend`, what an ``anyio_backend``
 fixture returns; `run_virtual`, ``anyio.run`` under virtual time. Imports nothing of shoal but its
-neighbours `_deadlock` and, when trio is asked for, `_trio_clock`.
+neighbours `_deadlock`, `_workers` and, when trio is asked for, `_trio_clock`.
 
 What holds on both backends:
 
@@ -35,6 +35,7 @@ from weakref import WeakKeyDictionary
 import anyio
 
 from shoal.testing._deadlock import VirtualDeadlock
+from shoal.testing._workers import may_be_called, working_threads
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -42,6 +43,9 @@ _Events = list[tuple[selectors.SelectorKey, int]]
 
 # Timers this close together are due together, as on a real clock: 0.1 + 0.2 is 0.3.
 _RESOLUTION = 1e-9
+
+# How long to wait for a call from a thread that may as well end without one.
+_PATIENCE = 0.05
 
 # The accelerated class and the one written in Python, which is no base of it.
 _TASKS = (asyncio.Task, getattr(asyncio.tasks, "_PyTask", asyncio.Task))
@@ -65,8 +69,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     Real events (sockets, signals, calls from threads) are looked for before every jump. While one
     is being waited for, time passes as it really does: while a descriptor is registered, and while
-    a job of `run_in_executor`, ``asyncio.to_thread`` or ``anyio.to_thread`` runs. A thread of your
-    own that will call into the loop can't be seen: wrap the wait for it in `real_time`.
+    a job of `run_in_executor`, ``asyncio.to_thread`` or ``anyio.to_thread`` runs. Nobody can tell
+    whether a thread of your own is about to call into the loop: it prevents a deadlock from being
+    declared, but not time from jumping. Wrap the wait for it in `real_time`.
 
     With a seed, tasks that are ready at the same time take their next steps in a random order that
     the seed decides. Callbacks keep their place, for the meaning of some depends on it (anyio's
@@ -93,6 +98,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._now = start_at
         self._order = None if seed is None else _StepOrder(seed)
         self._outside_jobs = 0
+        self._bystanders = frozenset(working_threads())
         self._turns = _TurnSelector()
         super().__init__(self._turns)
         self._own_descriptors = len(self._turns.get_map())  # the pipe that other threads wake it by
@@ -147,12 +153,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         if self._ready:
             return events  # a thread has called in since
         next_at = self._next_timer_at()
-        if next_at == math.inf:  # `anyio.sleep_forever` is a timer at infinity
-            raise VirtualDeadlock(
-                self._now, ((task.get_name(), task.get_coro()) for task in asyncio.all_tasks(self))
-            )
-        self._move_to(max(self._now, next_at))
-        return events
+        if next_at < math.inf:
+            self._move_to(max(self._now, next_at))
+            return events
+        # No timer but, maybe, one at infinity, which is how `anyio.sleep_forever` sleeps.
+        if may_be_called(self._bystanders):
+            return self._wait_really(_PATIENCE)
+        raise VirtualDeadlock(
+            self._now, ((task.get_name(), task.get_coro()) for task in asyncio.all_tasks(self))
+        )
 
     def _wait_really(self, timeout: float | None) -> _Events:
         began_at = time.monotonic()

@@ -12,8 +12,9 @@ from shoal.testing._stacks import where_task_stands
 class VirtualDeadlock(RuntimeError):
     """Every task is blocked, and nothing is left that could wake one.
 
-    Raised instead of hanging, under virtual time only: no timer is set, no socket is waited for and
-    no worker thread is known to be at work. The message names each task and where it stands.
+    Raised instead of hanging, under virtual time only, in the main thread: no timer is set, no
+    socket is waited for, and no thread is left that may call into the loop. The message names each
+    task and where it stands.
 
     Attributes:
         at: the virtual time.
@@ -34,9 +35,8 @@ def _message(at: float, tasks: list[tuple[str, object]]) -> str:
     ]
     return (
         f"at virtual time {at:g} every task is blocked and nothing is left to wake one:"
-        " no timer, no socket, no worker thread\n"
+        " no timer, no socket, no thread\n"
         + ("".join(standing) or "  (no task exists)\n")
         + "HINT: look for an event that nobody sets, a slot that is not given back, a task that"
-        " waits for itself. If a thread of your own was about to call into the loop, or a signal"
-        " was to come, run this in real time: virtual time can't see either."
+        " waits for itself. If a signal was to come from outside, run this in real time."
     )

@@ -1,6 +1,6 @@
 """`no_leaks`: whatever comes to life inside a block has to be gone when it ends.
 
-Imports nothing of shoal but its neighbour `_stacks`.
+Imports nothing of shoal but its neighbours `_stacks` and `_workers`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import asyncio
 import gc
 import itertools
 import os
-import re
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -24,6 +23,7 @@ import anyio
 import anyio.lowlevel
 
 from shoal.testing._stacks import where_task_stands, where_thread_stands
+from shoal.testing._workers import working_threads
 
 _TURNS = 50  # of the loop, for things to end in: a cancelled task may unwind through many waits
 _FIRST_TURNS = 3  # given in any case: a closed transport's socket is closed a turn later
@@ -85,7 +85,7 @@ class _Census:
     def __init__(self, *, threads: bool, descriptors: bool) -> None:
         # The objects, not their `id`: a new one could have the address of a dead one.
         self._coroutines = {task.coro for task in anyio.get_running_tasks()}
-        self._threads = set(_working_threads()) if threads else None
+        self._threads = set(working_threads()) if threads else None
         self._descriptors = set(_open_descriptors()) if descriptors else None
         self._cancel_requests = _cancel_requests()
 
@@ -129,7 +129,8 @@ class _Census:
     def _new_threads(self) -> list[threading.Thread]:
         if self._threads is None:
             return []
-        return [thread for thread in _working_threads() if thread not in self._threads]
+        # One that was idle at the start, and has a job at the end, is new too.
+        return [thread for thread in working_threads() if thread not in self._threads]
 
     def _new_descriptors(self) -> list[_Descriptor]:
         if self._descriptors is None:
@@ -142,32 +143,6 @@ def _is_test_runner(task: anyio.TaskInfo) -> bool:
     # `no_leaks` around its `yield` begins beside one of them and ends beside another.
     name: str = getattr(task.coro, "__qualname__", "")
     return name == "TestRunner._call_in_runner_task"
-
-
-def _working_threads() -> Iterator[threading.Thread]:
-    # One that is idle at the start, and still has a job at the end, is a leak too.
-    return itertools.filterfalse(_is_idle_worker, threading.enumerate())
-
-
-def _is_idle_worker(thread: threading.Thread) -> bool:
-    """Whether this is a worker thread that some backend keeps for its next job."""
-    # anyio's on asyncio. Known by its attributes, for its class is private.
-    if thread in getattr(thread, "idle_workers", ()):
-        return True
-    # Trio's bear the name of their job while they have one.
-    if re.fullmatch(r"Trio thread \d+", thread.name):
-        return True
-    # A debugger's or a C library's, seen by chance: never removed from the list.
-    if isinstance(thread, threading._DummyThread):  # pyright: ignore[reportPrivateUsage]
-        return True
-    return thread in _default_executor_threads()
-
-
-def _default_executor_threads() -> frozenset[threading.Thread]:
-    with suppress(RuntimeError):  # on trio
-        executor = getattr(asyncio.get_running_loop(), "_default_executor", None)
-        return frozenset(getattr(executor, "_threads", ()))
-    return frozenset()
 
 
 def _cancel_requests() -> int:

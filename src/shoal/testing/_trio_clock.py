@@ -1,5 +1,6 @@
-"""Virtual time for trio: its own ``MockClock``, taught when not to jump. Imports `_deadlock` alone.
+"""Virtual time for trio: its own ``MockClock``, taught when not to jump.
 
+Imports nothing of shoal but its neighbours `_deadlock`, `_stacks` and `_workers`.
 Imported only when trio is asked for. Trio has no hook for an idle loop, nor for its scheduler's
 order: what is private to trio here is pinned by ``tests/testing/test_clock.py``.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NoReturn
 
 import trio
@@ -17,6 +18,7 @@ import trio.testing
 
 from shoal.testing._deadlock import VirtualDeadlock
 from shoal.testing._stacks import suspended_frames
+from shoal.testing._workers import may_be_called, working_threads
 
 _run: Any = importlib.import_module("trio._core._run")
 
@@ -29,19 +31,20 @@ def virtual_options(seed: int | None) -> dict[str, object]:
     clock = trio.testing.MockClock(autojump_threshold=0)
     # Naughty, but the class is final and its loop calls it by this name alone: without this, time
     # jumps while threads work, and a deadlock spins for ever.
-    vars(clock)["_autojump"] = lambda: _pass_time(clock)
+    bystanders = frozenset(working_threads())
+    vars(clock)["_autojump"] = lambda: _pass_time(clock, bystanders)
     if seed is None:
         return {"clock": clock}
     return {"clock": clock, "instruments": [_SeededSchedule(seed)]}
 
 
-def _pass_time(clock: trio.testing.MockClock) -> None:
+def _pass_time(clock: trio.testing.MockClock, bystanders: Collection[threading.Thread]) -> None:
     """Let time pass, for no task can run. Trio's loop calls this."""
-    if _waits_for_outside():
+    left = trio.lowlevel.current_statistics().seconds_to_next_deadline
+    if _waits_for_outside() or (left == math.inf and may_be_called(bystanders)):
         _set_pace(clock, rate=1.0, threshold=_REAL_TURN)
         return
     _set_pace(clock, rate=0.0, threshold=0.0)
-    left = trio.lowlevel.current_statistics().seconds_to_next_deadline
     if left == math.inf:
         _raise_deadlock(clock.current_time())
     elif left > 0:  # else it is due now, and the loop is about to see to it
