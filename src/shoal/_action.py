@@ -174,7 +174,7 @@ def action(
     Raises:
         DefinitionError: The function can't be an action, and why.
 
-    Example:
+    Examples:
         >>> @action(reads=["name"], writes=["greeting"])
         ... async def greet(name: str) -> str:
         ...     return f"hello, {name}"

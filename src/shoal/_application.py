@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal, cast, final
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import Act
 from ._errors import MissingInput
@@ -64,7 +65,7 @@ class Application:
     Raises:
         DefinitionError: ``graph`` is no graph, or a hook is no ``Hook``.
 
-    Example:
+    Examples:
         >>> @action(reads=["name"], writes=["greeting"])
         ... async def greet(name: str) -> str:
         ...     return f"hello, {name}"
@@ -110,6 +111,7 @@ class Application:
             msg = f"run(id=...) takes a string, not {id!r}"
             raise TypeError(msg)
         self._check_inputs(given)
+        await checkpoint_if_cancelled()  # in a cancelled scope no action starts
         path = RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
         interruption: BaseException | None = None
         try:

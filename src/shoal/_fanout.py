@@ -365,7 +365,7 @@ def fan_out(
     While it runs, the step raises ``BadKey`` for a repeated key, ``BadResult`` where ``reduce`` or
     ``grow`` returns what it must not, and whatever ``over``, ``key``, ``reduce`` or ``grow`` raise.
 
-    Example:
+    Examples:
         >>> @action(reads=["n"], writes=["square"])
         ... async def square(n: int) -> int:
         ...     return n * n

@@ -93,7 +93,7 @@ class State(Mapping[str, Any]):
     immutable too: use ``append``, ``extend`` and ``put`` for what grows; a thousand of them in a
     row cost a thousand times one, since the collections behind them share structure.
 
-    Example:
+    Examples:
         >>> state = State({"count": 1}).increment(count=2).append(log="counted")
         >>> state["count"], state["log"]
         (3, ['counted'])

@@ -89,7 +89,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             tasks are then cancelled by ``asyncio.Runner`` or ``anyio.run``, as after Ctrl-C.
     """
 
-    if TYPE_CHECKING:  # private to asyncio, unchanged from 3.8 to 3.14
+    if TYPE_CHECKING:  # private to asyncio, and the same for years
         _ready: deque[asyncio.Handle]
         _scheduled: list[asyncio.TimerHandle]
         _clock_resolution: float
@@ -150,8 +150,6 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             return events
         if self._waits_for_outside():
             return self._wait_really(timeout)
-        if self._ready:
-            return events  # a thread has called in since
         next_at = self._next_timer_at()
         if next_at < math.inf:
             self._move_to(max(self._now, next_at))
@@ -159,6 +157,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         # No timer but, maybe, one at infinity, which is how `anyio.sleep_forever` sleeps.
         if may_be_called(self._bystanders):
             return self._wait_really(_PATIENCE)
+        if self._ready:
+            return events  # the last thread has called in, and ended, since
         raise VirtualDeadlock(
             self._now, ((task.get_name(), task.get_coro()) for task in asyncio.all_tasks(self))
         )
@@ -268,7 +268,7 @@ def virtual_backend(
 
     Args:
         name: "asyncio" (see `VirtualTimeLoop`) or "trio" (its own ``MockClock``, kept from jumping
-            while a socket or a worker thread is waited for).
+            while a socket or a worker thread is waited for; it has no `real_time`).
         seed: makes the order of simultaneous task steps random and repeatable. Without one, asyncio
             is first come, first served, and trio is random and not repeatable.
 

@@ -23,7 +23,10 @@ E = TypeVar("E", bound=Event)
 class RecordingHook(Hook):
     """Keeps every event it is told, in order, in ``events``.
 
-    Example:
+    Examples:
+        >>> @action(reads=["name"], writes=["greeting"])
+        ... async def greet(name: str) -> str:
+        ...     return f"hello, {name}"
         >>> hook = RecordingHook()
         >>> result = Application(greet, hooks=[hook]).run_sync({"name": "shoal"})
         >>> [type(event).__name__ for event in hook.events]

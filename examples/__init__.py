@@ -1,0 +1,1 @@
+"""Programs to copy from, each in a package of its own."""
