@@ -161,6 +161,7 @@ class Group:
             if not isinstance(self._failure, Exception | None):
                 raise self._failure from None  # nothing outranks a KeyboardInterrupt
             raise
+        self._tasks = None
         failure, self._failure = self._failure, None
         if failure is not None:
             try:
@@ -352,6 +353,7 @@ class Group:
             child.fail(failure)
             if child.setting.execution.ended_by(failure):
                 self._fell(failure)
+            del failure  # no cycle from the exception through its traceback to this frame
         self._leave(child)
         return waited
 

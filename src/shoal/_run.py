@@ -486,6 +486,7 @@ class Run:
                 await self._finish()
                 raise
             self.fail(failure)
+            del failure  # no cycle from the exception through its traceback to this frame
         await self._finish()
 
     async def _walk(self) -> None:

@@ -1,0 +1,382 @@
+"""What users write against the API, as a type checker sees it. Never executed.
+
+Checked by `basedpyright` with the project's settings: it fails if a line has an error, and if one
+that is marked as an error has none.
+"""
+
+# pyright: reportUnusedFunction=false, reportUnusedVariable=false, reportUnusedClass=false
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+# ruff: noqa: F841
+
+from __future__ import annotations
+
+from collections.abc import (
+    AsyncIterator,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, assert_never, assert_type
+
+import shoal
+from shoal import (
+    Application,
+    Cancelled,
+    ChildEnded,
+    ChildStarted,
+    Done,
+    Drop,
+    ErrorInfo,
+    Event,
+    Extend,
+    Failed,
+    FanOut,
+    FunctionAction,
+    Graph,
+    Hook,
+    Increment,
+    Key,
+    Ledger,
+    Limits,
+    Operation,
+    Outcome,
+    PositionedList,
+    Put,
+    RunEnded,
+    RunPath,
+    RunResult,
+    RunStarted,
+    Set,
+    Skipped,
+    State,
+    StateList,
+    StateMap,
+    StateUpdated,
+    StepEnded,
+    StepStarted,
+    Update,
+    action,
+    fan_out,
+    replay,
+)
+from shoal.testing import RecordingHook
+
+
+@dataclass
+class Page:
+    url: str
+    depth: int
+
+
+class Client:
+    async def get(self, url: str) -> str:
+        return url
+
+
+# -- actions keep their function's signature ----------------------------------------------------
+
+
+@action(reads=["url"], writes=["page"])
+async def fetch(url: str, client: Client, retries: int = 3) -> str:
+    return await client.get(url)
+
+
+@action(reads=("page",), writes={"title", "links"}, name="read", version="2")
+def parse(page: str) -> dict[str, object]:
+    return {"title": page, "links": [page]}
+
+
+@action(reads=["links"], writes=["count"], run_in="loop")
+def count(state: State) -> State:
+    return state.update(count=len(state["links"]))
+
+
+@action()
+async def nothing() -> None: ...
+
+
+assert_type(fetch.name, str)
+assert_type(fetch.reads, frozenset[str])
+assert_type(fetch.required_inputs, Mapping[str, str])
+assert_type(parse("<html>"), dict[str, object])
+assert_type(count(State()), State)
+
+
+async def calling_an_action() -> None:
+    assert_type(await fetch("http://x", Client()), str)
+    assert_type(await fetch(url="http://x", client=Client(), retries=1), str)
+    coroutine: Coroutine[Any, Any, str] = fetch("http://x", Client())
+    await coroutine
+    await fetch("http://x")  # pyright: ignore[reportCallIssue]
+    await fetch(1, Client())  # pyright: ignore[reportArgumentType]
+    assert_type(await nothing(), None)
+
+
+def takes_any_action(act: FunctionAction[[str], str]) -> None: ...
+
+
+takes_any_action(action(name="shout")(str.upper))
+takes_any_action(nothing)  # pyright: ignore[reportArgumentType]
+
+action(reads=["url"], run_in="process")  # pyright: ignore[reportArgumentType]
+action(reads=[1])  # pyright: ignore[reportArgumentType]
+action(fetch)  # pyright: ignore[reportArgumentType]
+
+
+# -- graphs and fan-outs ------------------------------------------------------------------------
+
+chain = Graph.chain(fetch, parse, count, name="page")
+assert_type(chain, Graph)
+Graph.chain(calling_an_action)  # pyright: ignore[reportArgumentType]
+
+
+def host(page: Page) -> str:
+    return page.url
+
+
+def number(page: Page) -> int:
+    return page.depth
+
+
+def key_of_any(element: object) -> Key:
+    return str(element)
+
+
+def pages(state: State) -> Iterator[Page]:
+    yield Page("http://x", state["depth"])
+
+
+async def pages_later(state: State) -> AsyncIterator[Page]:
+    yield Page("http://x", 0)
+
+
+def add(state: State, outcome: Outcome) -> State:
+    match outcome:
+        case Done(value=value, state=child):
+            return state.append(values=value).increment(pages=len(child["links"]))
+        case Failed(error=error, key=key):
+            return state.put("errors", key, str(error))
+        case Cancelled(reason=reason) | Skipped(reason=reason):
+            return state.update(last=reason)
+        case _:
+            assert_never(outcome)
+
+
+def links(state: State, outcome: Outcome) -> list[Page]:
+    if not isinstance(outcome, Done):
+        return []
+    return [Page(url, outcome.element.depth + 1) for url in outcome.state["links"]]
+
+
+crawl = fan_out(
+    chain,
+    over="pages",
+    item="url",
+    key=host,
+    into="titles",
+    take="title",
+    errors_into="failed",
+    on_error="collect",
+    limits=Limits(20),
+    grow=links,
+    at_most=1_000,
+)
+assert_type(crawl, FanOut)
+assert_type(crawl.writes, frozenset[str])
+fan_out(crawl, over=pages, reads=["depth"], key=number, name="all")
+fan_out(fetch, over=pages_later, reads=[], key="url", into="page", take=["page"])
+fan_out(fetch, over=lambda state: state["urls"], reads=["urls"], key=key_of_any, into="pages")
+fan_out(
+    fetch, over=lambda state: range(10), reads=(), into="pages", take=lambda state: state["page"]
+)
+fan_out(fetch, over="urls", reduce=add, writes=["values", "pages", "errors"], name="add")
+fan_out(fetch, over="urls", reduce=lambda state, outcome: state, writes=["n"], name="none")
+
+fan_out(fetch, "urls")  # pyright: ignore[reportCallIssue]
+fan_out(fetch, over=["a"])  # pyright: ignore[reportArgumentType]
+fan_out(fetch, over="urls", limits=20)  # pyright: ignore[reportArgumentType]
+fan_out(fetch, over="urls", on_error="never")  # pyright: ignore[reportCallIssue, reportArgumentType]
+fan_out(fetch, over="urls", key=pages_later, into="pages")  # an async key is refused when built
+
+
+async def add_later(state: State, outcome: Outcome) -> State:
+    return state
+
+
+def forget(state: State, outcome: Outcome) -> None: ...
+
+
+fan_out(fetch, over="urls", reduce=add_later, writes=["n"])  # pyright: ignore[reportArgumentType]
+fan_out(fetch, over="urls", reduce=forget, writes=["n"])  # pyright: ignore[reportArgumentType]
+fan_out(fetch, over="urls", grow=forget, into="pages")  # pyright: ignore[reportArgumentType]
+
+
+def add_done(state: State, outcome: Done) -> State:  # all there is where a failure ends the step
+    return state.append(values=outcome.value)
+
+
+fan_out(fetch, over="urls", reduce=add_done, writes=["values"], name="sum")
+fan_out(fetch, over="urls", reduce=add, writes=["values"], name="sum", on_error="collect")
+fan_out(
+    fetch, over="urls", reduce=lambda state, outcome: state.put("by", outcome.key, 1), writes=["by"]
+)
+fan_out(fetch, over="urls", reduce=add_done, writes=["n"], on_error="collect")  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+# -- applications and results -------------------------------------------------------------------
+
+
+async def running() -> None:
+    application = Application(crawl, name="crawl", hooks=[RecordingHook()])
+    result = await application.run({"pages": [Page("x", 0)]}, id="crawl-1", inputs={"client": 1})
+    assert_type(result, RunResult)
+    assert_type(result.run_id, str)
+    assert_type(result.state, State)
+    assert_type(result.state["titles"], Any)
+    assert_type(result.outcomes("titles"), Ledger)
+    assert_type(result.outcomes("titles").failed, int)
+    for outcome in result.outcomes("titles"):
+        assert_type(outcome, Outcome)
+        assert_type(outcome.key, Key)
+        assert_type(outcome.position, int)
+        assert_type(outcome.run_id, str)
+        assert_type(outcome.elapsed, float)
+    await application.run()
+    await application.run(result.state)
+    await application.run(["pages"])  # pyright: ignore[reportArgumentType]
+    await Application(chain).run({}, inputs={"client": Client()})
+    result.state = State()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def running_from_synchronous_code() -> None:
+    assert_type(Application(fetch).run_sync({"url": "x"}, backend="trio"), RunResult)
+    Application(fetch).run_sync(backend="curio")  # pyright: ignore[reportArgumentType]
+    Application("fetch")  # pyright: ignore[reportArgumentType]
+    Application(fetch, hooks=[print])  # pyright: ignore[reportArgumentType]
+
+
+# -- states -------------------------------------------------------------------------------------
+
+
+def states(state: State) -> None:
+    assert_type(state.update(a=1), State)
+    assert_type(state.update({"a": 1}, b=2), State)
+    assert_type(state.append(a=1).extend(b=[1], c=(2,)), State)
+    assert_type(state.put("by", "key", 1).put("by", 2, object(), 5), State)
+    assert_type(state.increment(a=1, b=0.5), State)
+    assert_type(state.drop("a", "b"), State)
+    assert_type(state["a"], Any)
+    assert_type(state.to_plain(), dict[str, Any])
+    assert_type(len(state), int)
+    assert_type(dict(state), dict[str, Any])
+    mapping: Mapping[str, object] = state
+    state["a"] = 1  # pyright: ignore[reportIndexIssue]
+    state.increment(a="1")  # pyright: ignore[reportArgumentType]
+    state.extend(a=1)  # pyright: ignore[reportArgumentType]
+    state.update([1])  # pyright: ignore[reportArgumentType]
+
+
+def operations(state: State, update: Update) -> None:
+    assert_type(replay(state, update.operations), State)
+    assert_type(update.number, int)
+    for operation in update.operations:
+        assert_type(operation, Operation)
+        match operation:
+            case Set(name, value) | Extend(name, value):
+                assert_type(name, str)
+            case Put(name, key, value, position):
+                assert_type(position, float | None)
+            case Increment(name, by):
+                assert_type(by, float)
+            case Drop(name):
+                assert_type(name, str)
+            case _:
+                assert_never(operation)
+
+
+def collections() -> None:
+    items = StateList([1, 2])
+    assert_type(items, StateList[int])
+    assert_type(items.append(3).extend([4]), StateList[int])
+    assert_type(items[0], int)
+    assert_type(items[:1], list[int])
+    items.append("5")  # pyright: ignore[reportArgumentType]
+    items[0] = 1  # pyright: ignore[reportIndexIssue]
+    sequence: Sequence[float] = items
+
+    by_name = StateMap({"a": 1})
+    assert_type(by_name, StateMap[str, int])
+    assert_type(by_name.put("b", 2, 5), StateMap[str, int])
+    assert_type(by_name["a"], int)
+    assert_type(by_name.get("a"), int | None)
+    by_name.put(1, 2)  # pyright: ignore[reportArgumentType]
+    mapping: Mapping[str, float] = by_name
+
+    placed = PositionedList(StateMap({1: "a"}))
+    assert_type(placed, PositionedList[str])
+    assert_type(placed[0], str)
+    assert_type(list(placed), list[str])
+
+
+# -- hooks and events ---------------------------------------------------------------------------
+
+
+class Progress(Hook):
+    observer = True
+
+    def on_child_ended(self, event: ChildEnded) -> None:
+        assert_type(event.outcome, Outcome)
+        assert_type(event.step, str)
+
+    async def on_state_updated(self, event: StateUpdated) -> None:
+        assert_type(event.update, Update)
+        assert_type(event.outcome, Outcome | None)
+
+    def on_child_started(self, event: ChildStarted) -> None:
+        assert_type(event.child, RunPath)
+        assert_type(event.position, int)
+
+    async def on_run_ended(self, event: RunEnded) -> None:
+        assert_type(event.status, Literal["succeeded", "failed", "cancelled"])
+        assert_type(event.error, BaseException | None)
+
+    @contextmanager
+    def around_step(self, event: StepStarted) -> Generator[None]:
+        assert_type(event.run_id, str)
+        assert_type(event.parent_id, str | None)
+        assert_type(event.depth, int)
+        yield
+
+
+class WrongEvent(Hook):
+    def on_step_ended(self, event: StepStarted) -> None: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+def reading_events(hook: RecordingHook) -> None:
+    assert_type(hook.events, list[Event])
+    assert_type(hook.of(StepEnded), list[StepEnded])
+    for event in hook.events:
+        assert_type(event.path.key, Key)
+        match event:
+            case RunStarted() | StepStarted():
+                assert_type(event.depth, int)
+            case ChildEnded(outcome=Failed(error=error)):
+                assert_type(error, Exception)
+            case ChildEnded(outcome=Done(used=used)):
+                assert_type(used, bool)
+            case _:
+                pass
+    hook.events[0].path = RunPath()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def errors(result: RunResult) -> None:
+    info: ErrorInfo = result.state["failed"]["key"]
+    assert_type(info.type, str)
+    assert_type(info.message, str)
+    missing: KeyError = shoal.MissingField("no such field")
+    causes: Iterable[type[shoal.ShoalError]] = [shoal.HookFailed, shoal.BadKey, shoal.StoreFailed]
