@@ -85,8 +85,17 @@ class FunctionAction(Act, Generic[P, R_co]):
         fields: list[str] = []
         inputs: dict[str, bool] = {}  # name -> whether it has a default
         special: set[str] = set()
-        for parameter in inspect.signature(self.function).parameters.values():
+        try:
+            parameters = inspect.signature(self.function).parameters
+        except ValueError:
+            self._refuse(f"the parameters of {self.function!r} can't be known; wrap it in a def")
+        for parameter in parameters.values():
             name = parameter.name
+            if name == "self":
+                self._refuse(
+                    "it takes 'self', so it is a method, of which nobody knows the object; "
+                    "decorate a function, or the bound method: action(...)(thing.method)"
+                )
             if parameter.kind in _VARIADIC or parameter.kind is _POSITIONAL_ONLY:
                 self._refuse(
                     f"parameter {parameter} can't be bound by name; "
@@ -189,6 +198,10 @@ def action(
     if run_in not in ("thread", "loop"):
         msg = f"run_in is 'thread' or 'loop', not {run_in!r}"
         raise DefinitionError(msg)
+    for parameter, text in (("name", name), ("version", version)):
+        if text is not None and not isinstance(text, str):
+            msg = f"@action({parameter}=...) takes a string, not {text!r}"
+            raise DefinitionError(msg)
     read_fields = field_names(reads, "reads")
     written_fields = field_names(writes, "writes")
 
@@ -221,6 +234,10 @@ def field_names(names: Iterable[str], where: str) -> frozenset[str]:
     """Check what a user gave as ``reads=`` or ``writes=``."""
     if isinstance(names, str):
         msg = f"{where}={names!r} is one string; give a list of field names: {where}=[{names!r}]"
+        raise DefinitionError(msg)
+    given: object = names
+    if not isinstance(given, Iterable):
+        msg = f"{where}= takes a list of field names, not {given!r}"
         raise DefinitionError(msg)
     fields = tuple(names)
     for field in fields:

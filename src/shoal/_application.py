@@ -16,7 +16,7 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import Act
-from ._errors import MissingInput
+from ._errors import DefinitionError, MissingInput
 from ._execution import Execution
 from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
@@ -78,6 +78,9 @@ class Application:
     ) -> None:
         """Check and keep the definition; see the class."""
         self.graph = as_graph(graph, "Application")
+        if name is not None and not isinstance(name, str):
+            msg = f"Application(name=...) takes a string, not {name!r}"
+            raise DefinitionError(msg)
         self.name = name if name is not None else self.graph.name
         self.hooks = Hooks(hooks).hooks
         self._store: Store | None = None

@@ -54,6 +54,9 @@ class Graph:
         Raises:
             DefinitionError: No act, two of one name, or something that is no act.
         """
+        if name is not None and not isinstance(name, str):
+            msg = f"Graph.chain(name=...) takes a string, not {name!r}"
+            raise DefinitionError(msg)
         if not acts:
             msg = "Graph.chain() needs at least one action"
             raise DefinitionError(msg)

@@ -20,8 +20,8 @@ Key = str | int
 class RunPath:
     """Where a run stands: its id, the run that started it, and as which child.
 
-    Immutable. The id of a child is a hash made when somebody first asks, since most children of a
-    large map are never asked.
+    A value: equal to one of the same id, and not to be changed. The id of a child is a hash made
+    when somebody first asks, since most children of a large map are never asked.
     """
 
     __slots__ = ("_id", "act", "depth", "key", "parent", "step", "visit")

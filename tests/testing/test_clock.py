@@ -444,25 +444,38 @@ def test_a_thread_of_ones_own_prevents_a_deadlock(backend: Literal["asyncio", "t
     threads[0].join()
 
 
-@both
+@pytest.mark.parametrize(
+    ("backend", "witness", "deadline"),
+    [
+        ("asyncio", "_clock.may_be_called", math.inf),
+        ("asyncio", "_clock.VirtualTimeLoop._waits_for_outside", HOUR),
+        ("trio", "_trio_clock.may_be_called", math.inf),
+        ("trio", "_trio_clock._waits_for_outside", HOUR),
+    ],
+)
 def test_the_last_call_of_a_thread_that_has_ended_is_heard(
-    backend: Literal["asyncio", "trio"], monkeypatch: pytest.MonkeyPatch
+    backend: Literal["asyncio", "trio"],
+    witness: str,
+    deadline: float,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    # The worst moment: the loop has looked for calls, and not yet for threads.
-    async def main() -> None:
+    # At the worst moment: the loop has looked for calls, and now looks for threads.
+    async def main() -> float:
         called = anyio.Event()
         token: Any = anyio.lowlevel.current_token().native_token
         run_soon = getattr(token, "run_sync_soon", None) or token.call_soon_threadsafe
 
-        def call_in_and_end(_: object) -> bool:
+        def call_in_and_end(*_: object) -> bool:
             run_soon(called.set)
             return False
 
-        monkeypatch.setattr(f"shoal.testing.{module}.may_be_called", call_in_and_end)
-        await called.wait()
+        monkeypatch.setattr(f"shoal.testing.{witness}", call_in_and_end)
+        with anyio.fail_after(deadline):
+            await called.wait()
+        monkeypatch.undo()
+        return anyio.current_time()
 
-    module = "_clock" if backend == "asyncio" else "_trio_clock"
-    run_virtual(main, backend=backend)
+    assert run_virtual(main, backend=backend) == 0
 
 
 @both

@@ -150,18 +150,18 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             return events
         if self._waits_for_outside():
             return self._wait_really(timeout)
-        next_at = self._next_timer_at()
-        if next_at < math.inf:
-            self._move_to(max(self._now, next_at))
-            return events
         # No timer but, maybe, one at infinity, which is how `anyio.sleep_forever` sleeps.
-        if may_be_called(self._bystanders):
+        next_at = self._next_timer_at()
+        if next_at == math.inf and may_be_called(self._bystanders):
             return self._wait_really(_PATIENCE)
         if self._ready:
-            return events  # the last thread has called in, and ended, since
-        raise VirtualDeadlock(
-            self._now, ((task.get_name(), task.get_coro()) for task in asyncio.all_tasks(self))
-        )
+            return events  # a thread has called in, and ended, since the events were looked for
+        if next_at == math.inf:
+            raise VirtualDeadlock(
+                self._now, ((task.get_name(), task.get_coro()) for task in asyncio.all_tasks(self))
+            )
+        self._move_to(max(self._now, next_at))
+        return events
 
     def _wait_really(self, timeout: float | None) -> _Events:
         began_at = time.monotonic()

@@ -45,11 +45,12 @@ def _pass_time(clock: trio.testing.MockClock, bystanders: Collection[threading.T
         _set_pace(clock, rate=1.0, threshold=_REAL_TURN)
         return
     _set_pace(clock, rate=0.0, threshold=0.0)
-    if 0 < left < math.inf:  # 0 is due now, and the loop is about to see to it
-        clock.jump(left)
-    # The last thread may have called in, and ended, since the loop looked.
-    elif left == math.inf and not trio.lowlevel.current_statistics().run_sync_soon_queue_size:
+    if trio.lowlevel.current_statistics().run_sync_soon_queue_size:
+        return  # a thread has called in, and ended, since the loop looked
+    if left == math.inf:
         _raise_deadlock(clock.current_time())
+    elif left > 0:  # else it is due now, and the loop is about to see to it
+        clock.jump(left)
 
 
 def _set_pace(clock: trio.testing.MockClock, *, rate: float, threshold: float) -> None:

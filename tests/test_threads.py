@@ -1,0 +1,110 @@
+"""Plain functions run in worker threads, of which a runtime has only so many."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+
+import anyio
+import anyio.from_thread
+import pytest
+
+from shoal import Application, Limits, action, fan_out
+from shoal._runtime import THREADS
+from shoal.testing import RecordingHook, no_leaks
+
+pytestmark = [pytest.mark.anyio, pytest.mark.realtime]
+
+spot: contextvars.ContextVar[str] = contextvars.ContextVar("spot", default="none")
+
+
+async def test_a_plain_function_leaves_the_loop_free():
+    started, may_end = anyio.Event(), threading.Event()
+
+    @action(reads=["n"], writes=["out"])
+    def wait(n: int) -> int:
+        anyio.from_thread.run_sync(started.set)
+        assert may_end.wait(10)
+        return n + 1
+
+    async def release() -> None:
+        await started.wait()  # the loop runs while the function waits for it
+        may_end.set()
+
+    async with no_leaks(threads=False), anyio.create_task_group() as tasks:
+        tasks.start_soon(release)
+        assert (await Application(wait).run({"n": 1})).state["out"] == 2
+
+
+async def test_there_are_only_so_many_threads_at_once():
+    lock, all_there = threading.Lock(), threading.Event()
+    now = most = 0
+
+    @action(reads=["n"], writes=["out"])
+    def work(n: int) -> int:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+            if now == THREADS:
+                all_there.set()
+        assert all_there.wait(10)
+        with lock:
+            now -= 1
+        return n
+
+    numbers = list(range(3 * THREADS))
+    app = Application(fan_out(work, over="ns", item="n", into="out", limits=Limits(200)))
+    assert (await app.run({"ns": numbers})).state["out"] == numbers
+    assert most == THREADS
+
+
+async def test_cancellation_waits_for_the_thread_and_drops_its_result():
+    started, may_end, ended = anyio.Event(), threading.Event(), threading.Event()
+    hook = RecordingHook()
+
+    @action(reads=["n"], writes=["out"])
+    def work(n: int) -> int:
+        anyio.from_thread.run_sync(started.set)
+        assert may_end.wait(10)
+        ended.set()
+        return n
+
+    app = Application(fan_out(work, over="ns", item="n", into="out"), hooks=[hook])
+    async with no_leaks(threads=False), anyio.create_task_group() as tasks:
+
+        async def cancel() -> None:
+            await started.wait()
+            tasks.cancel_scope.cancel()
+            may_end.set()
+
+        tasks.start_soon(cancel)
+        await app.run({"ns": [1]})
+    assert ended.is_set()
+    hook.assert_paired()
+    assert hook.names().count("StateUpdated") == 1  # the empty collection, and no result
+
+
+async def test_context_variables_travel_into_the_thread_and_not_out_of_it():
+    @action(reads=["n"], writes=["out"])
+    def work(n: int) -> str:
+        seen = spot.get()
+        spot.set(f"set by {n}")
+        return seen
+
+    spot.set("outside")
+    app = Application(fan_out(work, over="ns", item="n", into="out", limits=Limits(1)))
+    assert (await app.run({"ns": [1, 2, 3]})).state["out"] == ["outside"] * 3
+    assert spot.get() == "outside"
+
+
+async def test_run_in_loop_calls_the_function_on_the_loop():
+    threads: set[int] = set()
+
+    @action(reads=["n"], writes=["out"], run_in="loop")
+    def work(n: int) -> int:
+        threads.add(threading.get_ident())
+        return n
+
+    await Application(fan_out(work, over="ns", item="n", into="out")).run({"ns": [1, 2]})
+    assert threads == {threading.get_ident()}
