@@ -77,7 +77,11 @@ def pass_time(seconds: float) -> None:
         loop._move_to(loop.time() + seconds)  # pyright: ignore[reportPrivateUsage]
 
 
-# -- fairness ------------------------------------------------------------------------------------
+def nothing_new(state: State, outcome: Outcome) -> tuple[int, ...]:
+    return ()
+
+
+# -- fairness --------------------------------------------------------------------------------------
 
 
 class Neighbour:
@@ -159,7 +163,7 @@ async def test_a_map_that_never_waits_can_be_cancelled(kind: str):
     options: dict[str, dict[str, Any]] = {
         "into": {"reduce": count, "writes": ["count"], "name": "f"},
         "skipped": {"key": int, "into": "out"},
-        "dropped": {"key": int, "name": "f", "grow": lambda state, outcome: ()},
+        "dropped": {"key": int, "name": "f", "grow": nothing_new},
     }
     options["async dropped"] = options["dropped"]
     over = elements_async if kind == "async dropped" else elements
@@ -182,7 +186,7 @@ async def test_a_map_that_never_waits_can_be_cancelled(kind: str):
     assert pulled < 100_000
 
 
-# -- back-pressure -------------------------------------------------------------------------------
+# -- back-pressure ---------------------------------------------------------------------------------
 
 
 @every_source
@@ -248,7 +252,7 @@ async def test_between_two_batches_others_may_run():
     assert {1000, 2000} & set(seen)  # both, but where the schedule is random
 
 
-# -- pullers -------------------------------------------------------------------------------------
+# -- pullers ---------------------------------------------------------------------------------------
 
 
 @every_source
@@ -263,9 +267,9 @@ async def test_the_ramp_doubles_until_the_limit(over: Any, limit: int):
         await go.wait()
 
     app = Application(fan_out(work, over=over, reads=["n"], name="f", limits=Limits(limit)))
+    turns = 0
     async with no_leaks(), anyio.create_task_group() as tasks:
         tasks.start_soon(app.run, {"n": range(400)})
-        turns = 0
         while started < limit:
             await checkpoint()
             turns += 1

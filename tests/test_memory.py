@@ -48,7 +48,7 @@ def numbers(state: State) -> Iterator[int]:
 def three_more(state: State, outcome: Done) -> Iterable[int]:
     """Keep the frontier below 100 wide: each of the first levels has three, then one."""
     element, n = outcome.element, state["n"]
-    if element < 40:  # noqa: SIM300
+    if element < 40:
         following = range(3 * element + 1, 3 * element + 4)
     else:
         following = range(element + 81, element + 82)
@@ -62,12 +62,7 @@ def fan_out_of(kind: str) -> FanOut:
             return fan_out(echo, over=numbers, reduce=count, writes=["count"], **common)
         case "grow":
             return fan_out(
-                echo,
-                over=lambda _: [0],
-                grow=three_more,
-                reduce=count,
-                writes=["count"],
-                **common,
+                echo, over=lambda _: [0], grow=three_more, reduce=count, writes=["count"], **common
             )
         case "slow reducer":
             return fan_out(
