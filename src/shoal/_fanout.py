@@ -54,7 +54,7 @@ class FanOut(Act):
         self.join = join
         self.at_most = at_most
         self.limits = limits
-        self.child_reads = graph.reads - {item}
+        self.child_reads = sorted(graph.reads - {item})
         self.reads = reads
         self.writes = join.permit.writes
 
@@ -236,6 +236,7 @@ class _Execution:
         """Record how those ended that were cancelled, or came too late to be applied."""
         late = sorted((*group.inbox, *self.unsaved), key=lambda child: child.position)
         group.inbox.clear()
+        self.unsaved = []
         if not late:
             return
         for child in late:
