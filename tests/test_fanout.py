@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, cast
 
 import anyio
@@ -917,6 +918,85 @@ async def test_failures_of_cleanups_join_the_group_in_input_order():
     assert kinds == [(OSError, (3,)), (ValueError, (1,)), (OSError, (2,))]
 
 
+class NoText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class NoRepr(Exception):
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """Can't be given a note."""
+
+    code: int
+
+
+class NoNotes(Exception):
+    __notes__ = None  # pyright: ignore[reportAssignmentType] # what it is about
+
+
+@pytest.mark.parametrize("on_error", ["fail", "collect"])
+@pytest.mark.parametrize("kind", [NoText, NoRepr, Frozen, NoNotes])
+async def test_an_exception_that_misbehaves_itself_is_a_failure_like_any_other(
+    kind: Callable[[int], Exception], on_error: Any
+):
+    @action(reads=["item"], writes=["value"])
+    async def work(item: int) -> int:
+        await anyio.sleep(1)  # so that they end together, and are one batch
+        if item == 3:
+            raise kind(item)
+        return item
+
+    hook = RecordingHook()
+    errors: Any = {"errors_into": "errors"} if on_error == "collect" else {}
+    app = Application(
+        fan_out(work, over="n", into="out", on_error=on_error, **errors), hooks=[hook]
+    )
+    async with no_leaks():
+        if on_error == "fail":
+            with pytest.raises(ExceptionGroup) as caught:
+                await app.run({"n": range(6)})
+            assert [type(error) for error in leaves(caught.value)] == [kind]
+        else:
+            state = (await app.run({"n": range(6)})).state
+            assert state["out"] == [0, 1, 2, 4, 5]
+            assert list(state["errors"]) == [3]
+    hook.assert_paired()
+    assert history(hook, {})[-1][1]["out"] == [0, 1, 2, 4, 5]
+    with pytest.raises(Exception) as alone:
+        await Application(work).run({"item": 3})
+    assert type(alone.value) is kind
+
+
+async def test_an_exception_that_is_shared_harms_nobody_else():
+    """As children that await one failed future share it. Its traceback shows where they stand."""
+    error = LookupError("shared")
+
+    @action(reads=["item"], writes=["value"])
+    async def work(item: int) -> int:
+        try:
+            await anyio.sleep(1)
+            raise error
+        except LookupError:
+            if item == 1:
+                raise
+            await anyio.sleep(1)  # a handler that takes its time, while the others' failure is kept
+        return item
+
+    app = Application(fan_out(work, over="n", into="out", on_error="collect", errors_into="errors"))
+    async with no_leaks():
+        try:
+            raise error
+        except LookupError:
+            result = await app.run({"n": range(4)})
+    assert result.state["out"] == [0, 2, 3]
+    assert result.state["errors"][1].message == "shared"
+
+
 @pytest.mark.realtime
 async def test_collect_runs_everything_and_the_ledger_tells():
     app = Application(fan_out(refuse_odd, over="n", key=str, into="even", on_error="collect"))
@@ -940,10 +1020,11 @@ async def pair(item: int) -> list[int]:
     return [10 * item, 10 * item + 1]
 
 
-def leaves(error: Exception) -> tuple[Exception, ...]:
-    assert isinstance(error, ExceptionGroup)
-    group = cast("ExceptionGroup[Exception]", error)
-    return group.exceptions
+def leaves(error: object) -> tuple[Exception, ...]:
+    """What is in a group; nothing for what is none."""
+    if not isinstance(error, ExceptionGroup):
+        return ()
+    return cast("ExceptionGroup[Exception]", error).exceptions
 
 
 def three_deep(leaf: Any, *, take: str, **options: Any) -> FanOut:
@@ -975,9 +1056,7 @@ async def test_groups_nest_in_input_order_with_a_note_at_every_level():
         await Application(three_deep(refuse, take="-")).run({"n": [1, 2]}, id="r")
 
     def tree(error: Exception) -> object:
-        if isinstance(error, ExceptionGroup):
-            return [tree(inner) for inner in leaves(error)]
-        return error.args[0]
+        return [tree(inner) for inner in leaves(error)] or error.args[0]
 
     assert tree(caught.value) == [[[101], [110]], [[200, 201], [210, 211]]]
     first = leaves(caught.value)[0]
@@ -1298,8 +1377,8 @@ async def test_fan_outs_nest_64_deep_and_no_deeper():
         await Application(levels(65), hooks=[hook]).run({"list": [1]})
     hook.assert_paired()
     error: Exception = caught.value
-    while isinstance(error, ExceptionGroup):
-        (error,) = leaves(error)
+    while inner := leaves(error):
+        (error,) = inner
     assert isinstance(error, DepthExceeded)
     assert "64" in str(error)
 

@@ -372,13 +372,11 @@ async def test_what_is_skipped_is_applied_and_what_is_discovered_is_saved_with_i
         for update, outcome in zip(save.updates, save.applied, strict=False)
         if save.applied
     }
-    assert found == {
-        1: (10, 11),
-        25: (250, 251),
-        10: (100, 101),
-        11: (110, 111),
-        **dict.fromkeys((250, 251, 100, 101, 110), ()),
-    }
+    causes = {1: (10, 11), 25: (250, 251), 10: (100, 101), 11: (110, 111)}
+    leaves = {250, 251, 100, 101, 110, 111}
+    assert found.items() >= causes.items()
+    assert len(found) == 9, "one of the leaves is one too many"
+    assert all(key in leaves and found[key] == () for key in found.keys() - causes)
 
 
 @all_programs

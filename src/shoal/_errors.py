@@ -19,6 +19,9 @@ with a note that says where it happened. These are the others::
     └── CommitInDoubt        the store did not acknowledge a save in time
 """
 
+import reprlib
+from contextlib import suppress
+
 
 class ShoalError(Exception):
     """Base of every exception that shoal raises by itself."""
@@ -96,3 +99,19 @@ class CommitInDoubt(ShoalError):
     The execution ends here: memory did not advance and nothing was published. Whether the save
     happened, the store says on the next resume.
     """
+
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 120
+
+
+def brief(value: object) -> str:
+    """Show ``value`` in a message: on one line, shortened, and whatever its own repr does."""
+    return " ".join(_repr.repr(value).split())
+
+
+def note(error: BaseException, text: str) -> None:
+    """Add a note to ``error``, once, if it takes notes: a frozen exception doesn't."""
+    with suppress(Exception):
+        if text not in getattr(error, "__notes__", ()):
+            error.add_note(text)

@@ -14,7 +14,7 @@ from typing import final
 from anyio import CancelScope, move_on_after
 
 from ._cancel import as_failure
-from ._errors import CommitInDoubt, ShoalError, SpuriousCancel, StoreFailed
+from ._errors import CommitInDoubt, ShoalError, SpuriousCancel, StoreFailed, brief
 from ._hooks import Hooks
 from ._ports import Batch, Services
 
@@ -71,7 +71,7 @@ class Execution:
         except CommitInDoubt as doubt:
             raise self._first(doubt) from doubt.__cause__
         except Exception as error:
-            why = f"{error!r}; the run stops at its last saved state"
+            why = f"{brief(error)}; the run stops at its last saved state"
             failed = StoreFailed(f"the store could not keep a save of run {batch.path.id}: {why}")
             raise self._first(failed) from error
         why = f"did not acknowledge it within {self.services.commit_deadline:g} s"

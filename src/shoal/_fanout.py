@@ -14,7 +14,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
 from ._action import Act, Performer, field_names, require_plain
-from ._errors import BadKey, DefinitionError, DepthExceeded, MissingField
+from ._errors import BadKey, DefinitionError, DepthExceeded, MissingField, brief, note
 from ._events import Done, Update
 from ._graph import Graph, as_graph
 from ._group import Group
@@ -79,7 +79,7 @@ class FanOut(Act):
         except (KeyError, AttributeError):
             msg = (
                 f"fan-out {self.name!r}: key={self.key!r} names a field of each element, "
-                f"but {element!r:.100} has none of that name"
+                f"but {brief(cast('object', element))} has none of that name"
             )
             raise BadKey(msg) from None
 
@@ -159,7 +159,7 @@ class _Execution:
             logger.exception(
                 "while fan-out %r of run %s ended", self.fan_out.name, self.parent.path.id
             )
-            error.add_note(f"shoal: while the fan-out ended, {failure!r} was raised")
+            note(error, f"shoal: while the fan-out ended, {brief(failure)} was raised")
 
     # -- beginning ------------------------------------------------------------------------------
 
@@ -228,7 +228,7 @@ class _Execution:
         if not self.failures:
             return None
         first = self.failures[0]
-        return f"key {first.key!r} of fan-out {self.fan_out.name!r} failed: {first.error!r:.200}"
+        return f"key {first.key!r} of fan-out {self.fan_out.name!r} failed: {brief(first.error)}"
 
     # -- ending ---------------------------------------------------------------------------------
 

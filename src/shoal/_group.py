@@ -37,7 +37,7 @@ from ._cancel import (
     is_cancellation,
     ki_protected,
 )
-from ._errors import SpuriousCancel
+from ._errors import SpuriousCancel, brief
 from ._ports import Waiter
 from ._run import Run
 
@@ -211,7 +211,7 @@ class Group:
         if failure is None and is_cancellation(error):
             raise error
         failure = failure or fatal_leaf(error)
-        self._stop(failure, f"its fan-out failed: {failure!r}")
+        self._stop(failure, f"its fan-out failed: {brief(failure)}")
 
     def _stop(self, failure: BaseException | None, reason: str) -> None:
         """Cancel what is left for ``reason``; ``failure`` is raised in the end."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, final
 from anyio import CancelScope, move_on_after
 
 from ._cancel import as_failure
-from ._errors import DefinitionError, HookFailed
+from ._errors import DefinitionError, HookFailed, brief
 from ._events import (
     ChildEnded,
     ChildStarted,
@@ -182,7 +182,11 @@ class Hooks:
             if first:
                 logger.error("observer %s failed on %s, told no more", name, told, exc_info=cause)
             return None
-        what = f"took longer than {HOOK_DEADLINE:g} s" if _timed_out(cause) else f"raised {cause!r}"
+        what = (
+            f"took longer than {HOOK_DEADLINE:g} s"
+            if _timed_out(cause)
+            else f"raised {brief(cause)}"
+        )
         failure = HookFailed(
             f"hook {name} {what} when told {told} of run {event.run_id}; the run ends here, what "
             f"it was told of stays saved (observer = True on its class lets a run go on)"

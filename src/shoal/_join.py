@@ -16,7 +16,7 @@ from typing import Any, cast, final
 
 from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
-from ._errors import MissingField, StateError
+from ._errors import MissingField, StateError, brief, note
 from ._events import Done, ErrorInfo, Failed, Outcome, Update
 from ._policy import OnError
 from ._run import Run
@@ -185,20 +185,18 @@ class Draft:
 
     def add_all(self, batch: list[Run]) -> BaseException | None:
         """Add outcomes up to the first that can't be applied; return why not, naming its key."""
-        join = self._join
-        before = self._data
         for at, child in enumerate(batch):
-            if join.reduce is not None or join.grow is not None:
-                before = self.finished_data()
+            before = self._data, len(self._values), len(self._errors)
+            if self._join.reduce is not None or self._join.grow is not None:
+                before = self.finished_data(), 0, 0
             try:
                 self._add(child)
             except BaseException as raised:  # noqa: BLE001 # raised by the fan-out, after a commit
                 error = as_failure(raised) or raised
                 name, path = self._join.name, child.path
-                error.add_note(f"shoal: fan-out {name!r} applying key {child.key!r}, run {path.id}")
-                self._data = before  # without what was placed for this child already
-                self._values.clear()
-                self._errors.clear()
+                note(error, f"shoal: fan-out {name!r} applying key {child.key!r}, run {path.id}")
+                self._data, values, errors = before  # without what this child has placed already
+                del self._values[values:], self._errors[errors:]
                 self.unapplied += batch[at:]
                 for missed in batch[at:]:
                     missed.miss()
@@ -280,4 +278,8 @@ def error_info(error: Exception) -> ErrorInfo:
     kind = type(error)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     text = "".join(traceback.format_exception(error))
-    return ErrorInfo(type=f"{module}{kind.__qualname__}", message=str(error), traceback=text)
+    try:
+        message = str(error)
+    except Exception as failure:  # noqa: BLE001 # an error about an error must not hide it
+        message = f"<str() of it failed: {brief(failure)}>"
+    return ErrorInfo(type=f"{module}{kind.__qualname__}", message=message, traceback=text)

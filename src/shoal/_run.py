@@ -24,7 +24,7 @@ from anyio.lowlevel import checkpoint
 
 from ._action import Act, FunctionAction
 from ._cancel import absorb_native_cancel, as_failure, cancelled, drive, ki_protected
-from ._errors import HookFailed
+from ._errors import HookFailed, note
 from ._events import (
     Cancelled,
     ChildEnded,
@@ -465,9 +465,7 @@ class Run:
         path = self.path
         where = f"in action {self._step!r}" if self._step is not None else f"in {path.act!r}"
         child = "" if path.parent is None else f" of {path.step!r}, key {path.key!r}"
-        note = f"shoal: {where}{child}, run {path.id}"
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+        note(error, f"shoal: {where}{child}, run {path.id}")
 
     @ki_protected
     async def live(self) -> None:

@@ -32,7 +32,7 @@ from anyio import move_on_after
 from anyio.lowlevel import checkpoint
 
 from ._cancel import ki_unprotected
-from ._errors import BadKey, BadResult
+from ._errors import BadKey, BadResult, brief
 from ._ids import Key
 from ._run import Run, Setting
 from ._state import refuse_awaitable
@@ -199,7 +199,7 @@ class Elements:
         if not isinstance(key, str | int) or isinstance(key, bool):
             refuse_awaitable(key, f"key= of fan-out {self.who!r}")
             msg = (
-                f"fan-out {self.who!r}: the key of element {position} ({element!r:.100}) is a "
+                f"fan-out {self.who!r}: the key of element {position} ({brief(element)}) is a "
                 f"{type(key).__name__}; keys are str or int: make key= return one"
             )
             raise BadKey(msg)
@@ -209,8 +209,8 @@ class Elements:
                 self.dropped += 1
                 return None
             msg = (
-                f"fan-out {self.who!r}: element {position} ({element!r:.100}) has the key {key!r}, "
-                f"which an earlier element has; make key= tell them apart, or remove repetitions"
+                f"fan-out {self.who!r}: element {position} ({brief(element)}) has the key "
+                f"{brief(key)}, which an earlier element has; make key= tell them apart, or remove repetitions"
             )
             raise BadKey(msg)
         self._seen.add(key)

@@ -10,13 +10,12 @@ Invariants:
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, cast, final
 
 from ._collections import PositionedList, StateList, StateMap, to_plain
-from ._errors import BadResult, MissingField, StateError, UndeclaredRead, UndeclaredWrite
+from ._errors import BadResult, MissingField, StateError, UndeclaredRead, UndeclaredWrite, brief
 
 # Operations are named tuples, not frozen dataclasses: one is made per child of a fan-out, and a
 # frozen dataclass takes three times as long to make.
@@ -422,4 +421,4 @@ def _names(fields: Iterable[str]) -> str:
 
 
 def _brief(value: object) -> str:
-    return f"{reprlib.repr(value)} ({type(value).__name__})"
+    return f"{brief(value)} ({type(value).__name__})"
