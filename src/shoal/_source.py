@@ -210,7 +210,8 @@ class Elements:
                 return None
             msg = (
                 f"fan-out {self.who!r}: element {position} ({brief(element)}) has the key "
-                f"{brief(key)}, which an earlier element has; make key= tell them apart, or remove repetitions"
+                f"{brief(key)}, which an earlier element has; make key= tell them apart, or remove "
+                f"repetitions"
             )
             raise BadKey(msg)
         self._seen.add(key)
