@@ -131,8 +131,8 @@ class Ledger:
 
         Args:
             child: It has ended.
-            raised: Whether its failure will be raised. Otherwise it is kept as data, and what the
-                frames of its traceback hold on to is let go: pages, bodies, connections.
+            raised: Whether its failure will be raised. Otherwise it is kept as data, and its
+                traceback is dropped, with all that the frames hold: pages, bodies, connections.
         """
         match child.status:
             case "succeeded":
@@ -140,8 +140,8 @@ class Ledger:
                 return
             case "failed":
                 self.failed += 1
-                if not raised:
-                    _clear_frames(child.error)
+                if not raised and child.error is not None:
+                    _let_go(child.error)
             case "cancelled":
                 self.cancelled += 1
             case None:
@@ -265,12 +265,24 @@ _Placed = tuple[Any, Any, float | None]
 _Collection = StateMap[object, object] | PositionedList[object]
 
 
-def _clear_frames(error: BaseException | None) -> None:
+def _let_go(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of those that led to it; note where it was raised.
+
+    The frames are not cleared: one of them may be a coroutine's that still runs, and clearing would
+    close it (see test_an_exception_that_is_shared_harms_nobody_else).
+    """
+    places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if places:
+        code, line = places[-1]
+        note(error, f"shoal: raised at {code.co_filename}:{line}, in {code.co_name}")
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    chain: list[BaseException | None] = [error]
+    while chain:
+        link = chain.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.with_traceback(None)
+            chain += (link.__cause__, link.__context__)
 
 
 def error_info(error: Exception) -> ErrorInfo:
