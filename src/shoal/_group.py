@@ -170,7 +170,8 @@ class Group:
                 del failure  # no cycle from the exception through its traceback to this frame
         if not finished:
             # The parent may have been scheduled by a child's end in the very tick in which all were
-            # cancelled, and so not have noticed (see test_cancelled_in_the_tick_of_a_childs_end).
+            # cancelled, and so not have noticed, see
+            # test_starts_and_ends_are_paired_when_the_caller_is_cancelled.
             await checkpoint_if_cancelled()
             msg = "a fan-out was interrupted though nobody had cancelled it"
             raise SpuriousCancel(msg)

@@ -113,7 +113,8 @@ class _Root:
         self._run = run
         # Shielded, so that only `wait` cancels it. If the caller's own scope did too, anyio would
         # hand on what has to be uncancelled to the caller's task, and a native cancel that the
-        # caller got besides would be forgotten (see test_native_and_scope_cancel_together).
+        # caller got besides would be forgotten, see
+        # test_a_native_cancel_and_a_scope_cancelled_around_each_other.
         self._scope = CancelScope(shield=True)
         self._ended = Event()
         self._fatal: BaseException | None = None
