@@ -77,8 +77,8 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.reads = reads
         self.writes = writes
         self.version = version
-        self.is_async = _is_async(function)
-        self.in_thread = in_thread and not self.is_async
+        self.is_async: bool = _is_async(function)
+        self.in_thread: bool = in_thread and not self.is_async
         self._read_signature()
 
     def _read_signature(self) -> None:
@@ -119,11 +119,11 @@ class FunctionAction(Act, Generic[P, R_co]):
                 inputs[name] = parameter.default is not inspect.Parameter.empty
         if "context" in special:
             self._refuse("'context' is reserved and can't be an input; rename the parameter")
-        self.takes_state = "state" in special
-        self.permit = Permit(self.name, self.reads, self.writes)
-        self.fields = tuple(fields)
-        self.inputs = inputs
-        self.only_write = next(iter(self.writes)) if len(self.writes) == 1 else None
+        self.takes_state: bool = "state" in special
+        self.permit: Permit = Permit(self.name, self.reads, self.writes)
+        self.fields: tuple[str, ...] = tuple(fields)
+        self.inputs: dict[str, bool] = inputs
+        self.only_write: str | None = next(iter(self.writes)) if len(self.writes) == 1 else None
 
     def _refuse(self, why: str) -> NoReturn:
         msg = f"action {self.name!r}: {why}"

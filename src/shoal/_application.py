@@ -77,12 +77,12 @@ class Application:
         self, graph: Graph | Act, *, name: str | None = None, hooks: Iterable[Hook] = ()
     ) -> None:
         """Check and keep the definition; see the class."""
-        self.graph = as_graph(graph, "Application")
+        self.graph: Graph = as_graph(graph, "Application")
         if name is not None and not isinstance(name, str):
             msg = f"Application(name=...) takes a string, not {name!r}"
             raise DefinitionError(msg)
-        self.name = name if name is not None else self.graph.name
-        self.hooks = Hooks(hooks).hooks
+        self.name: str = name if name is not None else self.graph.name
+        self.hooks: tuple[Hook, ...] = Hooks(hooks).hooks
         self._store: Store | None = None
 
     async def run(

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import inf
 from threading import Lock
-from typing import Any, Generic, TypeVar, cast, final, overload
+from typing import Any, ClassVar, Generic, TypeVar, cast, final, overload
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -89,7 +89,7 @@ class StateList(Sequence[T]):
     def __eq__(self, other: object) -> bool:
         return _equal_lists(self, other)
 
-    __hash__ = None  # type: ignore[assignment] # equal to a list, which has no hash either
+    __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a list has none
 
     def __repr__(self) -> str:
         return repr(list(self))
@@ -258,7 +258,7 @@ class StateMap(Mapping[K, V]):
             return NotImplemented
         return dict(self.items()) == dict(cast("Mapping[object, object]", other).items())
 
-    __hash__ = None  # type: ignore[assignment] # equal to a dict, which has no hash either
+    __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a dict has none
 
     def __repr__(self) -> str:
         return repr(dict(self.items()))
@@ -313,7 +313,7 @@ class PositionedList(Sequence[T]):
     def __eq__(self, other: object) -> bool:
         return _equal_lists(self, other)
 
-    __hash__ = None  # type: ignore[assignment] # equal to a list, which has no hash either
+    __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a list has none
 
     def __repr__(self) -> str:
         return repr(list(self))

@@ -49,7 +49,8 @@ class UndeclaredWrite(StateError):
 class MissingField(StateError, KeyError):
     """A field may be read but is not in the state."""
 
-    __str__ = Exception.__str__  # KeyError would show the repr of the message
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError would show the repr of the message
 
 
 class MissingInput(ShoalError):

@@ -32,8 +32,8 @@ class Execution:
             services: The runtime's.
             hooks: Told of the root run and its descendants.
         """
-        self.services = services
-        self.hooks = hooks
+        self.services: Services = services
+        self.hooks: Hooks = hooks
         self._failure: ShoalError | None = None
 
     @property

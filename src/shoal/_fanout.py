@@ -47,16 +47,16 @@ class FanOut(Act):
     ) -> None:
         """Use ``fan_out``, which checks all this."""
         self.graph = graph
-        self.name = join.name
+        self.name: str = join.name
         self.over = over
         self.item = item
         self.key = key
         self.join = join
         self.at_most = at_most
         self.limits = limits
-        self.child_reads = sorted(graph.reads - {item})
-        self.reads = reads
-        self.writes = join.permit.writes
+        self.child_reads: list[str] = sorted(graph.reads - {item})
+        self.reads: frozenset[str] = reads
+        self.writes: frozenset[str] = join.permit.writes
 
     @property
     def required_inputs(self) -> Mapping[str, str]:

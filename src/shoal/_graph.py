@@ -25,9 +25,9 @@ class Graph:
 
     def __init__(self, acts: tuple[Act, ...], name: str) -> None:
         """Use ``Graph.chain``."""
-        self.name = name
-        self.acts = acts
-        self.entry = acts[0]
+        self.name: str = name
+        self.acts: tuple[Act, ...] = acts
+        self.entry: Act = acts[0]
         self._after: dict[str, Act | None] = {
             act.name: following for act, following in zip(acts, (*acts[1:], None), strict=True)
         }
@@ -38,8 +38,8 @@ class Graph:
             reads |= act.reads - writes
             writes |= act.writes
             inputs = {**act.required_inputs, **inputs}
-        self.reads = frozenset(reads)
-        self.writes = frozenset(writes)
+        self.reads: frozenset[str] = frozenset(reads)
+        self.writes: frozenset[str] = frozenset(writes)
         self.required_inputs: Mapping[str, str] = inputs
 
     @classmethod

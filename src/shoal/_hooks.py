@@ -119,21 +119,21 @@ class Hooks:
             _check_hook(given)
             msg = f"hooks= takes a list: hooks=[{type(given).__name__}(...)]"
             raise DefinitionError(msg)
-        self.hooks = tuple(hooks)
+        self.hooks: tuple[Hook, ...] = tuple(hooks)
         for hook in self.hooks:
             _check_hook(hook)
         self._detached: set[int] = set()  # by identity: a hook may be equal to another one
         self.failures: list[HookFailed] = []
-        self.run_started = self._listeners("on_run_started")
-        self.step_started = self._listeners("on_step_started")
-        self.state_updated = self._listeners("on_state_updated")
-        self.child_started = self._listeners("on_child_started")
-        self.child_ended = self._listeners("on_child_ended")
-        self.step_ended = self._listeners("on_step_ended")
-        self.run_ended = self._listeners("on_run_ended")
+        self.run_started: Listeners = self._listeners("on_run_started")
+        self.step_started: Listeners = self._listeners("on_step_started")
+        self.state_updated: Listeners = self._listeners("on_state_updated")
+        self.child_started: Listeners = self._listeners("on_child_started")
+        self.child_ended: Listeners = self._listeners("on_child_ended")
+        self.step_ended: Listeners = self._listeners("on_step_ended")
+        self.run_ended: Listeners = self._listeners("on_run_ended")
         self.around_step = self._listeners("around_step")
         # whether anybody listens to what a commit publishes
-        self.listening = bool(
+        self.listening: bool = bool(
             self.state_updated or self.child_ended or self.step_ended or self.run_ended
         )
 

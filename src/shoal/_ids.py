@@ -38,11 +38,11 @@ class RunPath:
     ) -> None:
         """Describe a root run by its id, or a child by its parent, step, visit, act and key."""
         self._id = run_id
-        self.act = act
-        self.parent = parent
-        self.step = step
-        self.visit = visit
-        self.key = key
+        self.act: str = act
+        self.parent: RunPath | None = parent
+        self.step: str = step
+        self.visit: int = visit
+        self.key: Key = key
         self.depth: int = 0 if parent is None else parent.depth + 1
 
     @property

@@ -46,7 +46,7 @@ from ._execution import Execution
 from ._graph import Graph
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
-from ._ports import Batch
+from ._ports import Batch, Services
 from ._state import Change, State, make_state
 from ._step import call_function
 
@@ -97,16 +97,16 @@ class Setting:
             visit: The parent's visit of that step.
             value_of: Reads a child's value off its final state.
         """
-        self.graph = graph
-        self.inputs = inputs
-        self.execution = execution
-        self.services = execution.services
-        self.hooks = execution.hooks
-        self.act = act
-        self.parent = parent
-        self.step = step
-        self.visit = visit
-        self.value_of = value_of
+        self.graph: Graph = graph
+        self.inputs: Mapping[str, object] = inputs
+        self.execution: Execution = execution
+        self.services: Services = execution.services
+        self.hooks: Hooks = execution.hooks
+        self.act: str = act
+        self.parent: RunPath | None = parent
+        self.step: str = step
+        self.visit: int = visit
+        self.value_of: Callable[[Run], object] | None = value_of
 
 
 @final
@@ -136,6 +136,10 @@ class Run:
         "used",
         "value",
     )
+    began: bool
+    elapsed: float
+    """Seconds from its start to its end."""
+    used: bool
 
     def __init__(
         self,
@@ -148,10 +152,10 @@ class Run:
         path: RunPath | None = None,
     ) -> None:
         """Stand at the beginning, with the state ``data``."""
-        self.setting = setting
-        self.key = key
-        self.position = position
-        self.element = element
+        self.setting: Setting = setting
+        self.key: Key = key
+        self.position: int = position
+        self.element: object = element
         self.began = False
         self.status: Status | None = None
         self.error: BaseException | None = None
@@ -454,7 +458,7 @@ class Run:
 
     def skip(self, reason: str) -> None:
         """Note that there is nothing to do for the element."""
-        self.reason = reason
+        self.reason: str = reason
 
     def miss(self) -> None:
         """Note that the parent doesn't take what the child returned."""

@@ -24,7 +24,7 @@ class VirtualDeadlock(RuntimeError):
     def __init__(self, at: float, tasks: Iterable[tuple[str, object]]) -> None:
         by_name = sorted(tasks, key=lambda task: task[0])
         self.at = at
-        self.blocked_tasks = tuple(name for name, _ in by_name)
+        self.blocked_tasks: tuple[str, ...] = tuple(name for name, _ in by_name)
         super().__init__(_message(at, by_name))
 
 
