@@ -1348,6 +1348,25 @@ async def cancel_in_time(watched: Watched, scope: anyio.CancelScope) -> None:
 
 
 @every_fatal
+@pytest.mark.parametrize("children", [False, True])
+async def test_they_outrank_a_cancellation_that_is_under_way(
+    kind: type[BaseException], *, children: bool
+):
+    @action(reads=["item"], writes=["-"])
+    async def work(item: int) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise kind("stop")
+
+    watched = Watched(fan_out(work, over="n", name="f") if children else work)
+    async with no_leaks():
+        with pytest.raises(kind, match="stop"), anyio.move_on_after(1):
+            await watched.go({"item": 1, "n": range(3)})
+    watched.check()
+
+
+@every_fatal
 @pytest.mark.parametrize("place", [place for place in PLACES if "cancellation" not in place])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_keyboard_interrupt_and_system_exit_come_bare_out_of_run_sync(

@@ -436,6 +436,30 @@ async def test_each_reducer_sees_what_the_one_before_it_left():
     ]
 
 
+async def test_a_reducer_sees_the_failures_collected_so_far():
+    @action(reads=["item"], writes=["value"])
+    async def work(item: int) -> int:
+        await anyio.sleep(1)  # so that they end together, and are one batch
+        if item % 2:
+            raise ValueError(item)
+        return item
+
+    def reduce(state: State, outcome: Outcome) -> State:
+        return state.append(seen=list(state["errors"]))
+
+    spread = fan_out(
+        work,
+        over="n",
+        reduce=reduce,
+        writes=["seen"],
+        errors_into="errors",
+        on_error="collect",
+        name="f",
+    )
+    result = await Application(spread).run({"n": range(5)})
+    assert result.state["seen"] == [[], [1], [1], [1, 3], [1, 3]]
+
+
 @pytest.mark.realtime
 async def test_reduce_is_called_for_results_and_collected_failures_alone():
     kinds = Counter[str]()

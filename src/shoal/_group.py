@@ -208,11 +208,15 @@ class Group:
         Raises:
             BaseException: ``error``, if it is a true cancellation, which must travel on.
         """
-        failure = as_failure(error)
-        if failure is None and is_cancellation(error):
-            raise error
-        failure = failure or fatal_leaf(error)
-        self._stop(failure, f"its fan-out failed: {brief(failure)}")
+        failure: BaseException | None = None
+        try:
+            failure = as_failure(error)
+            if failure is None and is_cancellation(error):
+                raise error
+            failure = failure or fatal_leaf(error)
+            self._stop(failure, f"its fan-out failed: {brief(failure)}")
+        finally:
+            del error, failure  # no cycle from the exception through its traceback to this frame
 
     def _stop(self, failure: BaseException | None, reason: str) -> None:
         """Cancel what is left for ``reason``; ``failure`` is raised in the end."""

@@ -1,8 +1,10 @@
 """Hooks, and telling them in order. Imports values and anyio.
 
 Invariants:
-- Hooks are told one after the other, in the order they were given, each event to its end before the
-  next one. Nothing is built or called for an event that no hook listens to.
+- Hooks are told of an event one after the other, in the order they were given. A run's own updates
+  and ends are told one at a time; starts of children, and events of different runs, may overlap
+  where a hook waits.
+- Nothing is built or called for an event that no hook listens to.
 - A guarding hook that raises fails the run. An observer that raises is reported once and then left
   alone; the run doesn't notice.
 """
