@@ -225,6 +225,7 @@ def check_children(events: list[Event], store: Keeping) -> None:
                 assert at["started", event.run_id] < index
             case StateUpdated():
                 assert ("run ended", event.run_id) not in at
+                assert not isinstance(event.outcome, Cancelled), "applied"
                 if event.outcome is not None and event.outcome.attempts:
                     assert at["run ended", event.outcome.run_id] < index
                     at["applied", event.outcome.run_id] = index
@@ -1364,6 +1365,46 @@ async def test_they_outrank_a_cancellation_that_is_under_way(
         with pytest.raises(kind, match="stop"), anyio.move_on_after(1):
             await watched.go({"item": 1, "n": range(3)})
     watched.check()
+
+
+@every_loop
+def test_an_interrupt_is_not_lost_to_a_native_cancel_at_any_turn(on: str):
+    async def once(turn: int) -> bool:
+        raised = caught = False
+
+        @action(reads=["item"], writes=["-"])
+        async def work(item: int) -> None:
+            nonlocal raised
+            for _ in range(5):
+                await checkpoint()
+            if item == 1:
+                raised = True
+                raise KeyboardInterrupt
+
+        async def caller() -> None:
+            nonlocal caught
+            try:
+                await watched.go({"n": range(3)})
+            except KeyboardInterrupt:
+                caught = True
+
+        watched = Watched(fan_out(work, over="n", name="f"), waits=checkpoint)
+        task = asyncio.create_task(caller())
+        await spin(turn)
+        ended = not task.cancel()
+        await asyncio.wait([task])
+        watched.check()
+        assert caught == raised
+        assert task.cancelled() == (not caught)
+        return ended
+
+    async def go() -> None:
+        for turn in range(1000):
+            if await once(turn):
+                return
+        pytest.fail("the scenario never ended")
+
+    run_asyncio(on, go)
 
 
 @every_fatal

@@ -748,6 +748,30 @@ async def test_at_most_does_not_wait_for_an_element_that_nobody_needs():
     assert closed
 
 
+async def test_nor_when_growing_reaches_it_first():
+    closed = False
+
+    async def one_and_no_more(state: State) -> AsyncIterator[int]:
+        nonlocal closed
+        try:
+            yield 1
+            await anyio.sleep_forever()
+        finally:
+            closed = True
+
+    def grow(state: State, outcome: Outcome) -> list[int]:
+        return [outcome.element + 1]
+
+    app = Application(
+        fan_out(
+            double, over=one_and_no_more, reads=["-"], key=int, into="out", grow=grow, at_most=5
+        )
+    )
+    async with no_leaks():
+        assert (await app.run({"-": None})).state["out"] == {1: 2, 2: 4, 3: 6, 4: 8, 5: 10}
+    assert closed
+
+
 @pytest.mark.realtime
 @pytest.mark.parametrize("returned", ["text", 7, None])
 async def test_a_grow_that_returns_no_iterable_is_refused_by_its_key(returned: Any):
