@@ -302,22 +302,40 @@ def nested(**options: Any) -> Graph:
     return Graph.chain(first, outer, last)
 
 
+@action(reads=["item"], writes=["leaf"])
+async def run_another(item: int) -> int:
+    """Runs an application of its own, and gives it some of the time it takes."""
+    with anyio.move_on_after(3600):
+        result = await Application(flat()).run({"n": [item, item + 1]})
+        return result.state["last"]
+    raise TimeoutError
+
+
 SCENARIOS: dict[str, Callable[[], Graph]] = {
     "flat": flat,
     "nested": nested,
     "collecting": lambda: flat(on_error="collect", errors_into="errors"),
+    "within": lambda: Graph.chain(
+        first, fan_out(run_another, over="n", into="out", limits=Limits(2)), last
+    ),
 }
-FLAT_STATE = {"n": [1, 2, 3, 13, 4]}
 STATES: dict[str, dict[str, Any]] = {
     "flat": {"n": [1, 2, 3, 5]},
     "nested": {"n": [0, 1, 2]},  # 13 is below 1: it fails
-    "collecting": FLAT_STATE,
+    "collecting": {"n": [1, 2, 3, 13, 4]},
+    "within": {"n": [1, 2, 3]},
 }
 waiting = pytest.mark.parametrize("waits", [None, checkpoint], ids=["", "slow"])
 every_scenario = pytest.mark.parametrize(
     ("name", "waits"),
-    [("flat", None), ("nested", None), ("nested", checkpoint), ("collecting", checkpoint)],
-    ids=["flat", "nested", "slow nested", "slow collecting"],
+    [
+        ("flat", None),
+        ("nested", None),
+        ("nested", checkpoint),
+        ("collecting", checkpoint),
+        ("within", None),
+    ],
+    ids=["flat", "nested", "slow nested", "slow collecting", "within"],
 )
 
 

@@ -9,8 +9,8 @@ import anyio
 import anyio.from_thread
 import pytest
 
-from shoal import Application, Limits, action, fan_out
-from shoal._runtime import THREADS
+from shoal import Application, Limits, RunPath, StateUpdated, StepEnded, action, fan_out
+from shoal._runtime import THREADS, Runtime
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = [pytest.mark.anyio, pytest.mark.realtime]
@@ -57,6 +57,65 @@ async def test_there_are_only_so_many_threads_at_once():
     app = Application(fan_out(work, over="ns", item="n", into="out", limits=Limits(200)))
     assert (await app.run({"ns": numbers})).state["out"] == numbers
     assert most == THREADS
+
+
+async def test_how_many_is_up_to_the_runtime():
+    lock, three = threading.Lock(), threading.Barrier(3, timeout=10)
+    now = most = 0
+
+    @action(reads=["n"], writes=["out"])
+    def work(n: int) -> int:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        three.wait()
+        with lock:
+            now -= 1
+        return n
+
+    app = Application(fan_out(work, over="ns", item="n", into="out"))
+    async with Runtime(threads=3) as runtime:
+        path = RunPath(run_id="r", act="app")
+        run = app._make_run(runtime, {"ns": range(12)}, {}, path)  # pyright: ignore[reportPrivateUsage] # no public way yet
+        assert await runtime.complete(run) is None
+    assert run.state["out"] == list(range(12))
+    assert most == 3
+
+
+async def test_a_step_cancelled_in_its_thread_is_not_completed():
+    started, may_end = anyio.Event(), threading.Event()
+    hook = RecordingHook()
+
+    @action(reads=[], writes=["out"])
+    def work() -> int:
+        anyio.from_thread.run_sync(started.set)
+        assert may_end.wait(10)
+        return 1
+
+    async with no_leaks(threads=False), anyio.create_task_group() as tasks:
+
+        async def cancel() -> None:
+            await started.wait()
+            tasks.cancel_scope.cancel()
+            may_end.set()
+
+        tasks.start_soon(cancel)
+        await Application(work, hooks=[hook]).run({})
+    hook.assert_paired()
+    assert not hook.of(StateUpdated)
+    assert [event.status for event in hook.of(StepEnded)] == ["cancelled"]
+
+
+async def test_what_the_thread_raises_comes_out_of_run():
+    @action(reads=[], writes=["out"])
+    def work() -> int:
+        raise LookupError("in the thread")
+
+    async with no_leaks(threads=False):
+        with pytest.raises(LookupError, match="in the thread") as caught:
+            await Application(work).run({})
+    assert "action 'work'" in caught.value.__notes__[0]
 
 
 async def test_cancellation_waits_for_the_thread_and_drops_its_result():
