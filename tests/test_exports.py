@@ -18,7 +18,7 @@ import pytest
 import shoal
 import shoal.testing
 
-OPEN = {"Event", "Hook"}  # classes meant for subclassing, exceptions aside
+OPEN = {"Act", "Action", "Event", "Hook"}  # classes meant for subclassing, exceptions aside
 HAVE_NO_DOCSTRING = {"__version__", "Key", "Operation", "Outcome"}
 
 

@@ -10,6 +10,7 @@ from shoal import (
     Application,
     DefinitionError,
     Graph,
+    Input,
     MissingField,
     StepEnded,
     StepStarted,
@@ -47,6 +48,10 @@ def test_a_chain_is_what_its_acts_are():
     assert repr(graph) == "<Graph fetch+parse+follow: fetch -> parse -> follow>"
 
 
+def required(graph: Graph) -> dict[str, Input]:
+    return {name: need for name, need in graph.takes.items() if need.required}
+
+
 def test_a_chain_reads_what_it_does_not_write_first():
     graph = Graph.chain(fetch, parse, follow)
     assert graph.reads == {"url", "base"}
@@ -55,9 +60,9 @@ def test_a_chain_reads_what_it_does_not_write_first():
 
 
 def test_a_chain_needs_its_acts_inputs_and_names_the_first_that_does():
-    assert dict(Graph.chain(fetch, parse, follow).required_inputs) == {"client": "fetch"}
-    assert dict(Graph.chain(follow, fetch).required_inputs) == {"client": "follow"}
-    assert dict(Graph.chain(parse).required_inputs) == {}
+    assert required(Graph.chain(fetch, parse, follow)) == {"client": Input("fetch", required=True)}
+    assert required(Graph.chain(follow, fetch)) == {"client": Input("follow", required=True)}
+    assert required(Graph.chain(parse)) == {}
 
 
 def test_a_chain_may_have_a_name():
@@ -81,7 +86,7 @@ def test_a_fan_out_is_an_act():
     assert graph.name == "pages+parse"
     assert graph.reads == {"urls", "page", "base"}
     assert graph.writes == {"pages", "title"}
-    assert dict(graph.required_inputs) == {"client": "fetch"}
+    assert required(graph) == {"client": Input("fetch", required=True)}
     assert repr(pages) == "<fan_out pages of fetch>"
 
 

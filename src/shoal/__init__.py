@@ -8,7 +8,7 @@ tour.
 
 from __future__ import annotations
 
-from ._action import FunctionAction, action
+from ._action import Act, Action, FunctionAction, Input, action
 from ._application import Application, RunResult
 from ._collections import PositionedList, StateList, StateMap
 from ._errors import (
@@ -54,6 +54,8 @@ from ._state import Drop, Extend, Increment, Operation, Put, Set, State, replay
 from ._version import __version__
 
 __all__ = [
+    "Act",
+    "Action",
     "Application",
     "BadKey",
     "BadResult",
@@ -75,6 +77,7 @@ __all__ = [
     "Hook",
     "HookFailed",
     "Increment",
+    "Input",
     "Key",
     "Ledger",
     "Limits",

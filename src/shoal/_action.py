@@ -4,17 +4,33 @@ Invariants:
 - What an action reads, writes and needs as inputs is known when it is defined, and a definition
   that can't work is refused there.
 - Calling a decorated function calls the function: it can be tested without any of this.
+- An act never changes: ``bind`` gives another one.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Generic, Literal, NoReturn, ParamSpec, Protocol, TypeVar, cast, final
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    final,
+)
 
 from ._errors import DefinitionError
+from ._policy import Limits
 from ._state import Change, Permit
 
 P = ParamSpec("P")
@@ -33,19 +49,36 @@ class Performer(Protocol):
         ...
 
 
+@final
+class Input(NamedTuple):
+    """An input that an act takes."""
+
+    by: str
+    """The name of the action that takes it."""
+    required: bool
+    """Whether that action can't do without: it has no default and is not bound."""
+
+
 class Act(ABC):
-    """What a run can execute as a step: a function, or a fan-out."""
+    """What a run can execute as a step: an action, a fan-out, a graph."""
 
     name: str
-    reads: frozenset[str]
+    reads: Collection[str] = ()
     """Fields that it needs to find in the state."""
-    writes: frozenset[str]
+    writes: Collection[str] = ()
     """Fields that it may change."""
+    sure_writes: Collection[str] = ()
+    """Those of them that are in the state afterwards, whatever it does."""
 
     @property
     @abstractmethod
-    def required_inputs(self) -> Mapping[str, str]:
-        """Inputs without a default that it needs, each with the name of the action needing it."""
+    def takes(self) -> Mapping[str, Input]:
+        """What it takes besides fields, by name."""
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether it may take inputs that nobody knows before it runs."""
+        return False
 
     @abstractmethod
     def perform(self, run: Performer) -> Awaitable[Change]:
@@ -54,6 +87,62 @@ class Act(ABC):
         Returns the change that completes the step; what a fan-out does before that, it commits
         itself. Whatever it raises fails the step.
         """
+
+    def bind(self, *, name: str | None = None, **inputs: object) -> Self:
+        """Return the same act under another name, or with some of its inputs given, or both.
+
+        A bound input is what the act falls back to where nobody else gives one: not the task, the
+        run, the application or the runtime. What is bound already stays.
+
+        Args:
+            name: What the new act is called; as before, if left out.
+            inputs: Inputs, by name.
+
+        Raises:
+            DefinitionError: It takes no input of that name, or ``name`` is no string.
+
+        Examples:
+            >>> @action(reads=["question"], writes=["answer"])
+            ... async def ask(question: str, model: str) -> str:
+            ...     return f"{model}: {question}!"
+            >>> small = ask.bind(name="small", model="tiny-1")
+            >>> Application(small).run_sync({"question": "why"}).state["answer"]
+            'tiny-1: why!'
+        """
+        check_binding(self.name, self.takes, name, inputs, takes_more=self.takes_more)
+        bound = copy.copy(self)
+        bound._bind(name if name is not None else self.name, inputs)
+        return bound
+
+    @abstractmethod
+    def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
+        """Take ``name``, and ``inputs`` where there are none yet. Called on a fresh copy."""
+
+
+def check_binding(
+    act: str, known: Collection[str], name: object, given: Collection[str], *, takes_more: bool
+) -> None:
+    """Refuse what can't be bound to the act named ``act``.
+
+    Raises:
+        DefinitionError: It takes no such input, or ``name`` is no string.
+    """
+    if name is not None and (not isinstance(name, str) or not name):
+        msg = f"{act!r}: bind(name=...) takes a name, not {name!r}"
+        raise DefinitionError(msg)
+    for one in () if takes_more else given:
+        if one not in known:
+            msg = (
+                f"{act!r} takes no input {one!r} that could be bound "
+                f"(it takes: {', '.join(sorted(known)) or 'none'}){did_you_mean(one, known)}"
+            )
+            raise DefinitionError(msg)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Suggest the known word that is most like ``word``, if one is: ``"; did you mean 'x'?"``."""
+    matches = get_close_matches(word, known, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 @final
@@ -67,34 +156,52 @@ class FunctionAction(Act, Generic[P, R_co]):
         reads: frozenset[str],
         writes: frozenset[str],
         name: str,
-        version: str,
-        in_thread: bool,
+        version: str = "1",
+        in_thread: bool = True,
+        limits: Limits | None = None,
+        method: bool = False,
     ) -> None:
-        """Read the function's signature; see ``action`` for what it means."""
+        """Read the function's signature; see ``action`` for what it means.
+
+        Args:
+            function: Called once for each attempt.
+            reads: Fields.
+            writes: Fields.
+            name: The action's.
+            version: Part of the identity of its work.
+            in_thread: Whether a plain function runs in a worker thread.
+            limits: How many attempts run at once.
+            method: Whether ``function`` is a class's, so that its first parameter is the object.
+        """
         functools.update_wrapper(self, function)
         self.function = function
         self.name = name
         self.reads = reads
         self.writes = writes
         self.version = version
+        self.limits = limits
+        self.definition: object = self
+        """What all that is bound of one definition has in common: its limits are counted by it."""
         self.is_async: bool = _is_async(function)
         self.in_thread: bool = in_thread and not self.is_async
-        self._read_signature()
+        self.bound: Mapping[str, object] = {}
+        self._read_signature(method=method)
 
-    def _read_signature(self) -> None:
+    def _read_signature(self, *, method: bool) -> None:
         fields: list[str] = []
-        inputs: dict[str, bool] = {}  # name -> whether it has a default
+        inputs: dict[str, Input] = {}
         special: set[str] = set()
         try:
-            parameters = inspect.signature(self.function).parameters
+            parameters = list(inspect.signature(self.function).parameters.values())
         except ValueError:
             self._refuse(f"the parameters of {self.function!r} can't be known; wrap it in a def")
-        for parameter in parameters.values():
+        for parameter in parameters[method:]:
             name = parameter.name
             if name == "self":
                 self._refuse(
                     "it takes 'self', so it is a method, of which nobody knows the object; "
-                    "decorate a function, or the bound method: action(...)(thing.method)"
+                    "decorate a function, or the bound method: action(...)(thing.method); "
+                    "or make the class a subclass of shoal.Action"
                 )
             if parameter.kind in _VARIADIC or parameter.kind is _POSITIONAL_ONLY:
                 self._refuse(
@@ -116,13 +223,15 @@ class FunctionAction(Act, Generic[P, R_co]):
                     f"add it to reads=[...], or rename it if it is an input"
                 )
             else:
-                inputs[name] = parameter.default is not inspect.Parameter.empty
-        if "context" in special:
-            self._refuse("'context' is reserved and can't be an input; rename the parameter")
+                required = parameter.default is inspect.Parameter.empty
+                inputs[name] = Input(self.name, required)
         self.takes_state: bool = "state" in special
-        self.permit: Permit = Permit(self.name, self.reads, self.writes)
+        self.takes_context: bool = "context" in special
+        self.permit: Permit = Permit(self.name, frozenset(self.reads), frozenset(self.writes))
+        self.sure_writes = () if self.takes_state else self.writes
         self.fields: tuple[str, ...] = tuple(fields)
-        self.inputs: dict[str, bool] = inputs
+        self.input_names: tuple[str, ...] = tuple(inputs)
+        self._takes = inputs
         self.only_write: str | None = next(iter(self.writes)) if len(self.writes) == 1 else None
 
     def _refuse(self, why: str) -> NoReturn:
@@ -130,13 +239,22 @@ class FunctionAction(Act, Generic[P, R_co]):
         raise DefinitionError(msg)
 
     @property
-    def required_inputs(self) -> Mapping[str, str]:
-        """Inputs without a default that it needs, each with the name of the action needing it."""
-        return {name: self.name for name, optional in self.inputs.items() if not optional}
+    def takes(self) -> Mapping[str, Input]:
+        """What it takes besides fields, by name."""
+        return self._takes
 
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``; see ``Act.perform``."""
         return run.call(self)
+
+    def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
+        self.name = name
+        self.bound = {**inputs, **self.bound}
+        self.permit = Permit(name, self.permit.reads, self.permit.writes)
+        self._takes = {
+            taken: Input(name, need.required and taken not in self.bound)
+            for taken, need in self._takes.items()
+        }
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the function itself, as if it weren't decorated."""
@@ -145,6 +263,97 @@ class FunctionAction(Act, Generic[P, R_co]):
     def __repr__(self) -> str:
         reads, writes = sorted(self.reads), sorted(self.writes)
         return f"<action {self.name} reads={reads} writes={writes}>"
+
+
+class Action(Act):
+    """Base class of actions that need more than a function: settings, helpers, several variants.
+
+    A subclass says what it reads and writes, and has a method ``run``, whose parameters are bound
+    by name like those of a function decorated with ``@action``; it may be a coroutine function or a
+    plain one, which runs in a worker thread. An instance is what goes into a graph. It may have
+    settings of its own, but keeps nothing between two runs: many may execute it at once.
+
+    The class attributes ``name`` (by default the class's own), ``version``, ``run_in`` and
+    ``limits`` mean what they mean for ``@action``.
+
+    Raises:
+        DefinitionError: Where the subclass is defined, if it can't work, and why.
+
+    Examples:
+        >>> class Greet(Action):
+        ...     reads = ["name"]
+        ...     writes = ["greeting"]
+        ...
+        ...     def __init__(self, word: str) -> None:
+        ...         self.word = word
+        ...
+        ...     async def run(self, name: str) -> str:
+        ...         return f"{self.word}, {name}"
+        >>> Application(Greet("hello")).run_sync({"name": "shoal"}).state["greeting"]
+        'hello, shoal'
+    """
+
+    version: str = "1"
+    run_in: Literal["thread", "loop"] = "thread"
+    limits: Limits | None = None
+    _bound: Mapping[str, object] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check the subclass where it is defined."""
+        super().__init_subclass__(**options)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+        cls.reads = field_names(cls.reads, "reads")
+        cls.writes = field_names(cls.writes, "writes")
+        if cls.run is not Action.run:
+            cls._definition = cls._function_of(cls.run, cls.name, method=True)
+            cls.sure_writes = cls._definition.sure_writes
+
+    @abstractmethod
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Do the work: parameters and return value as for ``@action``."""
+
+    _definition: FunctionAction[..., Any]
+
+    @classmethod
+    def _function_of(
+        cls, function: Callable[..., Any], name: str, *, method: bool
+    ) -> FunctionAction[..., Any]:
+        return _make_action(
+            function,
+            name=name,
+            reads=cls.reads,
+            writes=cls.writes,
+            version=cls.version,
+            run_in=cls.run_in,
+            limits=cls.limits,
+            method=method,
+        )
+
+    @functools.cached_property
+    def _function(self) -> FunctionAction[..., Any]:
+        function = self._function_of(self.run, self.name, method=False)
+        function._bind(self.name, self._bound)
+        function.definition = self._definition
+        return function
+
+    @property
+    def takes(self) -> Mapping[str, Input]:
+        """What it takes besides fields, by name."""
+        return self._function.takes
+
+    def perform(self, run: Performer) -> Awaitable[Change]:
+        """Execute one step of ``run``; see ``Act.perform``."""
+        return run.call(self._function)
+
+    def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
+        bound = {**inputs, **self._bound}
+        attributes = vars(self)  # past a frozen dataclass
+        attributes.pop("_function", None)
+        attributes.update(name=name, _bound=bound)
+
+    def __repr__(self) -> str:
+        return f"<action {self.name} reads={sorted(self.reads)} writes={sorted(self.writes)}>"
 
 
 def action(
@@ -156,12 +365,15 @@ def action(
     name: str | None = None,
     version: str = "1",
     run_in: Literal["thread", "loop"] = "thread",
+    limits: Limits | None = None,
 ) -> Callable[[Callable[P, R]], FunctionAction[P, R]]:
     """Make an action of a function.
 
     The function's parameters are filled by name: one that is named in ``reads`` gets that field;
-    ``state`` gets the state, narrowed to what the action may read and write; every other one is an
-    input, given to ``run(inputs={...})``, or its default.
+    ``state`` gets the state, narrowed to what the action may read and write; ``context`` gets the
+    ``Context``; every other one is an input. Inputs are looked up in what the task, the run, the
+    application and the runtime were given, in this order, then in what ``bind`` was; then the
+    parameter's default counts.
 
     An action that takes ``state`` returns a state made from it. Otherwise, with one write, the
     return value is the new value of that field; with several, it is a mapping with each of them;
@@ -179,6 +391,7 @@ def action(
         version: Change it when the same input should give another result than before.
         run_in: ``"loop"`` calls a plain function on the event loop, for one that is quick: nothing
             else runs until it returns.
+        limits: How many of its attempts run at once, in all runs of a runtime together.
 
     Raises:
         DefinitionError: The function can't be an action, and why.
@@ -194,9 +407,6 @@ def action(
             f"@action is used without parentheses on {bare!r}; "
             f"instead, you want: @action() or @action(reads=[...], writes=[...])"
         )
-        raise DefinitionError(msg)
-    if run_in not in ("thread", "loop"):
-        msg = f"run_in is 'thread' or 'loop', not {run_in!r}"
         raise DefinitionError(msg)
     for parameter, text in (("name", name), ("version", version)):
         if text is not None and not isinstance(text, str):
@@ -215,19 +425,50 @@ def action(
         if not act_name or act_name == "<lambda>":
             msg = f"{function!r} has no name of its own; give one: @action(name=..., ...)"
             raise DefinitionError(msg)
-        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-            msg = f"action {act_name!r} is a generator function; return the value instead"
-            raise DefinitionError(msg)
-        return FunctionAction(
+        return _make_action(
             function,
+            name=act_name,
             reads=read_fields,
             writes=written_fields,
-            name=act_name,
             version=version,
-            in_thread=run_in == "thread",
+            run_in=run_in,
+            limits=limits,
         )
 
     return decorate
+
+
+def _make_action(
+    function: Callable[P, R],
+    *,
+    name: str,
+    reads: Iterable[str],
+    writes: Iterable[str],
+    version: str,
+    run_in: object,
+    limits: object,
+    method: bool = False,
+) -> FunctionAction[P, R]:
+    """Check what functions and classes have in common, and make the action."""
+    if run_in not in ("thread", "loop"):
+        msg = f"action {name!r}: run_in is 'thread' or 'loop', not {run_in!r}"
+        raise DefinitionError(msg)
+    if limits is not None and not isinstance(limits, Limits):
+        msg = f"action {name!r}: limits= takes Limits(n), not {limits!r}"
+        raise DefinitionError(msg)
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        msg = f"action {name!r} is a generator function; return the value instead"
+        raise DefinitionError(msg)
+    return FunctionAction(
+        function,
+        reads=frozenset(reads),
+        writes=frozenset(writes),
+        name=name,
+        version=version,
+        in_thread=run_in == "thread",
+        limits=limits,
+        method=method,
+    )
 
 
 def field_names(names: Iterable[str], where: str) -> frozenset[str]:

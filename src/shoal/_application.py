@@ -147,9 +147,9 @@ class Application:
 
     def _check_inputs(self, given: Mapping[str, object]) -> None:
         missing = {
-            name: needed_by
-            for name, needed_by in self.graph.required_inputs.items()
-            if name not in given
+            name: need.by
+            for name, need in self.graph.takes.items()
+            if need.required and name not in given
         }
         if missing:
             wanted = ", ".join(f"{name!r} (action {by!r})" for name, by in missing.items())

@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
-from ._action import Act, Performer, field_names, require_plain
+from ._action import Act, Input, Performer, field_names, require_plain
 from ._errors import BadKey, DefinitionError, DepthExceeded, MissingField, brief, note
 from ._events import Done, Update
 from ._graph import Graph, as_graph
@@ -55,13 +55,16 @@ class FanOut(Act):
         self.at_most = at_most
         self.limits = limits
         self.child_reads: list[str] = sorted(graph.reads - {item})
-        self.reads: frozenset[str] = reads
-        self.writes: frozenset[str] = join.permit.writes
+        self.reads = reads
+        self.writes = join.permit.writes
 
     @property
-    def required_inputs(self) -> Mapping[str, str]:
-        """Inputs without a default that its children need."""
-        return self.graph.required_inputs
+    def takes(self) -> Mapping[str, Input]:
+        """What its children take besides fields, by name."""
+        return self.graph.takes
+
+    def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
+        raise NotImplementedError
 
     async def perform(self, run: Performer) -> Change:
         """Run all children; see ``Act.perform``."""

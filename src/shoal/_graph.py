@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import final
 
-from ._action import Act
+from ._action import Act, Input
 from ._errors import DefinitionError
 
 
@@ -21,7 +21,7 @@ class Graph:
     Immutable. Make one with ``Graph.chain``.
     """
 
-    __slots__ = ("_after", "acts", "entry", "name", "reads", "required_inputs", "writes")
+    __slots__ = ("_after", "acts", "entry", "name", "reads", "takes", "writes")
 
     def __init__(self, acts: tuple[Act, ...], name: str) -> None:
         """Use ``Graph.chain``."""
@@ -33,14 +33,16 @@ class Graph:
         }
         reads: set[str] = set()
         writes: set[str] = set()
-        inputs: dict[str, str] = {}
+        takes: dict[str, Input] = {}
         for act in acts:
-            reads |= act.reads - writes
-            writes |= act.writes
-            inputs = {**act.required_inputs, **inputs}
+            reads |= frozenset(act.reads) - writes
+            writes |= frozenset(act.writes)
+            for taken, need in act.takes.items():
+                if taken not in takes or (need.required and not takes[taken].required):
+                    takes[taken] = need
         self.reads: frozenset[str] = frozenset(reads)
         self.writes: frozenset[str] = frozenset(writes)
-        self.required_inputs: Mapping[str, str] = inputs
+        self.takes: Mapping[str, Input] = takes
 
     @classmethod
     def chain(cls, *acts: Act, name: str | None = None) -> Graph:

@@ -38,9 +38,12 @@ async def call_function(
             kwargs[name] = data[name]
     except KeyError as missing:
         raise _missing(action, missing.args[0], data) from None
-    for name in action.inputs:
+    bound = action.bound
+    for name in action.input_names:
         if name in inputs:
             kwargs[name] = inputs[name]
+        elif name in bound:
+            kwargs[name] = bound[name]
     base = None
     if action.takes_state:
         base = make_state(data, action.permit)

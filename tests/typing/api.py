@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import (
     AsyncIterator,
+    Collection,
     Coroutine,
     Generator,
     Iterable,
@@ -40,6 +41,7 @@ from shoal import (
     Graph,
     Hook,
     Increment,
+    Input,
     Key,
     Ledger,
     Limits,
@@ -101,8 +103,8 @@ async def nothing() -> None: ...
 
 
 assert_type(fetch.name, str)
-assert_type(fetch.reads, frozenset[str])
-assert_type(fetch.required_inputs, Mapping[str, str])
+assert_type(fetch.reads, Collection[str])
+assert_type(fetch.takes, Mapping[str, Input])
 assert_type(parse("<html>"), dict[str, object])
 assert_type(count(State()), State)
 
@@ -187,7 +189,7 @@ crawl = fan_out(
     at_most=1_000,
 )
 assert_type(crawl, FanOut)
-assert_type(crawl.writes, frozenset[str])
+assert_type(crawl.writes, Collection[str])
 fan_out(crawl, over=pages, reads=["depth"], key=number, name="all")
 fan_out(fetch, over=pages_later, reads=[], key="url", into="page", take=["page"])
 fan_out(fetch, over=lambda state: state["urls"], reads=["urls"], key=key_of_any, into="pages")
