@@ -122,11 +122,11 @@ def test_a_graph_in_a_chain_is_refused_for_what_it_is():
     assert "or a Graph" not in message, "that is what was given"
 
 
-@pytest.mark.parametrize("wrong", [plain, None, "fetch", [fetch]])
+@pytest.mark.parametrize("wrong", [plain, None, "fetch", 5])
 def test_only_acts_and_graphs_are_applications_and_fan_outs(wrong: Any):
     with pytest.raises(DefinitionError, match="Application takes actions"):
         Application(wrong)
-    with pytest.raises(DefinitionError, match="fan_out takes actions"):
+    with pytest.raises(DefinitionError, match="fan_out 'x' takes actions"):
         fan_out(wrong, over="urls", name="x")
 
 

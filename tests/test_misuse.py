@@ -454,7 +454,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "at_most, negative": ({"at_most": -1}, "'x'.*at_most=.*not -1"),
     "at_most, a half": ({"at_most": 1.5}, "'x'.*at_most=.*not 1.5"),
     "at_most, true": ({"at_most": True}, "'x'.*at_most=.*not True"),
-    "on_error": ({"on_error": "ignored"}, "'x'.*on_error= is .*'fail' or 'collect'.*not 'ignored'"),
+    "on_error": (
+        {"on_error": "ignored"},
+        "'x'.*on_error= is .*'fail', 'collect', 'ignore'.*not 'ignored'",
+    ),
     "on_error, none": ({"on_error": None}, "'x'.*on_error="),
     "limits": ({"limits": 5}, r"'x'.*limits= takes Limits\(n\), not 5"),
     "reads": ({"reads": "items"}, r"reads='items' is one string.*reads=\['items'\]"),

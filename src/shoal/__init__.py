@@ -11,9 +11,11 @@ from __future__ import annotations
 from ._action import Act, Action, FunctionAction, Input, action
 from ._application import Application, RunResult
 from ._collections import PositionedList, StateList, StateMap
+from ._context import ChildGroup, Context
 from ._errors import (
     BadKey,
     BadResult,
+    BadUse,
     CommitInDoubt,
     DefinitionError,
     DepthExceeded,
@@ -39,6 +41,7 @@ from ._events import (
     RunEnded,
     RunStarted,
     Skipped,
+    SpanStarted,
     StateUpdated,
     StepEnded,
     StepStarted,
@@ -49,8 +52,9 @@ from ._graph import Graph
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
-from ._policy import Limits
-from ._state import Drop, Extend, Increment, Operation, Put, Set, State, replay
+from ._policy import Limits, Tolerate
+from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
+from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
 from ._version import __version__
 
 __all__ = [
@@ -59,10 +63,13 @@ __all__ = [
     "Application",
     "BadKey",
     "BadResult",
+    "BadUse",
     "Cancelled",
     "ChildEnded",
+    "ChildGroup",
     "ChildStarted",
     "CommitInDoubt",
+    "Context",
     "DefinitionError",
     "DepthExceeded",
     "Done",
@@ -81,12 +88,17 @@ __all__ = [
     "Key",
     "Ledger",
     "Limits",
+    "MapActions",
+    "MapActionsAndStates",
+    "MapStates",
     "MissingField",
     "MissingInput",
     "Operation",
     "Outcome",
+    "ParallelAction",
     "PositionedList",
     "Put",
+    "PutWithin",
     "RunEnded",
     "RunPath",
     "RunResult",
@@ -94,6 +106,7 @@ __all__ = [
     "Set",
     "ShoalError",
     "Skipped",
+    "SpanStarted",
     "SpuriousCancel",
     "State",
     "StateError",
@@ -103,6 +116,8 @@ __all__ = [
     "StepEnded",
     "StepStarted",
     "StoreFailed",
+    "Task",
+    "Tolerate",
     "UndeclaredRead",
     "UndeclaredWrite",
     "Update",

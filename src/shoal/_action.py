@@ -139,6 +139,25 @@ def check_binding(
             raise DefinitionError(msg)
 
 
+def merged_inputs(acts: Iterable[Act]) -> Mapping[str, Input]:
+    """Collect what several acts take; one that can't do without an input counts before others."""
+    takes: dict[str, Input] = {}
+    for act in acts:
+        for name, need in act.takes.items():
+            if name not in takes or (need.required and not takes[name].required):
+                takes[name] = need
+    return takes
+
+
+A = TypeVar("A", bound=Act)
+
+
+def bind_where_taken(act: A, inputs: Mapping[str, object]) -> A:
+    """Bind to ``act`` those of ``inputs`` that it takes."""
+    taken = {name: value for name, value in inputs.items() if act.takes_more or name in act.takes}
+    return act.bind(**taken) if taken else act
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Suggest the known word that is most like ``word``, if one is: ``"; did you mean 'x'?"``."""
     matches = get_close_matches(word, known, n=1)
@@ -303,8 +322,7 @@ class Action(Act):
         super().__init_subclass__(**options)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
-        cls.reads = field_names(cls.reads, "reads")
-        cls.writes = field_names(cls.writes, "writes")
+        check_fields(cls, "reads", "writes")
         if cls.run is not Action.run:
             cls._definition = cls._function_of(cls.run, cls.name, method=True)
             cls.sure_writes = cls._definition.sure_writes
@@ -486,6 +504,16 @@ def field_names(names: Iterable[str], where: str) -> frozenset[str]:
             msg = f"{where}= lists field names, which are strings, not {field!r}"
             raise DefinitionError(msg)
     return frozenset(fields)
+
+
+def check_fields(cls: type[Act], *attributes: str) -> None:
+    """Check the class attributes of an act that list names, and freeze them."""
+    for attribute in attributes:
+        try:
+            setattr(cls, attribute, field_names(getattr(cls, attribute), attribute))
+        except DefinitionError as error:
+            msg = f"class {cls.__name__}: {error}"
+            raise DefinitionError(msg) from None
 
 
 def _is_async(function: Callable[..., object]) -> bool:

@@ -7,7 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast, final
@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import Act
 from ._errors import DefinitionError, MissingInput
+from ._events import Failed
 from ._execution import Execution
 from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
@@ -37,20 +38,51 @@ class RunResult:
     """The run's id."""
     state: State
     """Its final state."""
-    _ledgers: Mapping[str, Ledger]
+    _ledgers: Mapping[str, Sequence[Ledger]]
 
-    def outcomes(self, step: str) -> Ledger:
+    def outcomes(self, step: str, visit: int = -1) -> Ledger:
         """Return how the children of the fan-out ``step`` ended.
 
+        Args:
+            step: The fan-out's name; inside of a graph that is a node, ``"graph/fan-out"``; of an
+                action's own fan-out, ``"action/fan-out"``.
+            visit: Which execution of it, counted from 0; by default the last one.
+
         Raises:
-            KeyError: The run executed no fan-out of that name.
+            KeyError: The run executed no fan-out of that name, or not so often.
         """
         try:
-            return self._ledgers[step]
+            ledgers = self._ledgers[step]
         except KeyError:
             names = ", ".join(sorted(self._ledgers)) or "none"
             msg = f"run {self.run_id} executed no fan-out named {step!r} (it did: {names})"
             raise KeyError(msg) from None
+        try:
+            return ledgers[visit]
+        except IndexError:
+            msg = f"run {self.run_id} executed {step!r} {len(ledgers)} times; no visit {visit}"
+            raise KeyError(msg) from None
+
+    def raise_for_failures(self) -> None:
+        """Raise the failures that were collected or ignored, if there are any.
+
+        For those who collect failures and, in the end, want none.
+
+        Raises:
+            ExceptionGroup: All failures of the run's fan-outs, in the order of the steps and,
+                within each, of the input; but for those that an action has consumed by itself.
+        """
+        errors = [
+            outcome.error
+            for ledgers in self._ledgers.values()
+            for ledger in ledgers
+            for outcome in ledger
+            if isinstance(outcome, Failed)
+        ]
+        if errors:
+            count = "a child" if len(errors) == 1 else f"{len(errors)} children"
+            msg = f"{count} of run {self.run_id} failed"
+            raise ExceptionGroup(msg, errors)
 
 
 @final

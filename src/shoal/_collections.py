@@ -294,6 +294,10 @@ class PositionedList(Sequence[T]):
         """Return a version with each ``(position, value, position)`` put."""
         return PositionedList(self._map.put_all(entries))
 
+    def at(self, position: int, missing: T) -> T:
+        """Return the item that was put at ``position``; ``missing`` if there is none."""
+        return self._map.get(position, missing)
+
     def __len__(self) -> int:
         return len(self._map)
 

@@ -5,6 +5,7 @@ with a note that says where it happened. These are the others::
 
     ShoalError
     ├── DefinitionError      an action, graph or fan-out is wrong as written
+    ├── BadUse               something was used when it can't be: too early, too late, twice at once
     ├── StateError           a state was used against its declaration
     │   ├── UndeclaredRead       a field that the action does not declare in reads=
     │   ├── UndeclaredWrite      a field that the action does not declare in writes=
@@ -29,6 +30,10 @@ class ShoalError(Exception):
 
 class DefinitionError(ShoalError):
     """An action, graph or fan-out is wrong as written. Raised where it is built."""
+
+
+class BadUse(ShoalError):
+    """Something was used when it can't be: too early, too late, or twice at once."""
 
 
 class StateError(ShoalError):

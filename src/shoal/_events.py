@@ -5,7 +5,7 @@ Imports identity, states and their operations. All are values; nothing here does
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, final
 
@@ -161,6 +161,16 @@ class StepStarted(Event):
     """A run is about to execute an action."""
 
     step: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanStarted(Event):
+    """An action begins a part of its work that it has named: ``context.span``."""
+
+    step: str
+    name: str
+    attributes: Mapping[str, object]
 
 
 @final

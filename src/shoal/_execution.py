@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable
 from typing import final
 
@@ -18,22 +19,73 @@ from ._errors import CommitInDoubt, ShoalError, SpuriousCancel, StoreFailed, bri
 from ._hooks import Hooks
 from ._ports import Batch, Services
 
+MAX_DEPTH = 64
+"""How deep runs may be nested."""
+MAX_LIVE = 1000
+"""Children of one execution that are alive at once, besides one of each fan-out."""
+
+
+@final
+class LiveBudget:
+    """How many more children may be alive: shared by all fan-outs of an execution.
+
+    Nobody waits for it. Each fan-out always has one child without asking; so a tree that fans out
+    at every level goes deep instead of broad, and can't lock itself up.
+    """
+
+    __slots__ = ("size", "used")
+
+    def __init__(self, size: int) -> None:
+        """Allow ``size`` of them."""
+        self.size = size
+        self.used = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether there is no permit left."""
+        return self.used >= self.size
+
+    def take(self) -> bool:
+        """Take a permit, if there is one."""
+        if self.used >= self.size:
+            return False
+        self.used += 1
+        return True
+
+    def give(self) -> None:
+        """Give one back."""
+        self.used -= 1
+
 
 @final
 class Execution:
     """From the start or resume of a root run to its end in this process."""
 
-    __slots__ = ("_failure", "hooks", "services")
+    __slots__ = ("_failure", "deadline", "hooks", "live", "max_depth", "services")
 
-    def __init__(self, services: Services, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        services: Services,
+        hooks: Hooks,
+        *,
+        max_depth: int = MAX_DEPTH,
+        max_live: int = MAX_LIVE,
+        deadline: float = math.inf,
+    ) -> None:
         """Begin.
 
         Args:
             services: The runtime's.
             hooks: Told of the root run and its descendants.
+            max_depth: How deep runs may be nested.
+            max_live: Children alive at once, besides one of each fan-out.
+            deadline: The time on the loop's clock at which the caller will cancel it.
         """
         self.services: Services = services
         self.hooks: Hooks = hooks
+        self.max_depth = max_depth
+        self.live = LiveBudget(max_live)
+        self.deadline = deadline
         self._failure: ShoalError | None = None
 
     @property

@@ -1,78 +1,172 @@
-"""Fan-outs: acts whose work is children. Imports everything above.
+"""Fan-outs: a child for each of many elements, for each of several acts, or for both.
 
-Invariants:
-- A batch of outcomes is one save, made in the parent's task; what ended unapplied is saved too.
-- A child starts from the parent's state as it was when the step began, narrowed to what its graph
-  needs; siblings don't see each other's results.
+Imports everything above.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
-from ._action import Act, Input, Performer, field_names, require_plain
-from ._errors import BadKey, DefinitionError, DepthExceeded, MissingField, brief, note
-from ._events import Done, Update
-from ._graph import Graph, as_graph
-from ._group import Group
-from ._join import Draft, Grow, Join, Ledger, Reduce, Take
-from ._policy import Limits, OnError
-from ._run import Run, Setting
-from ._source import Elements
-from ._state import NO_CHANGE, Change, Permit, Set, State, make_state
-
-logger = logging.getLogger("shoal")
+from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, require_plain
+from ._errors import BadKey, BadResult, DefinitionError, MissingField, UndeclaredRead, brief
+from ._events import Done
+from ._graph import Graph, as_graph, no_act
+from ._join import Grow, Join, Reduce, Shape, Take, value_reader
+from ._parallel import Parallel, ParallelStep, narrowed
+from ._policy import Limits, OnError, Tolerate
+from ._source import Elements, Kind
+from ._state import Permit, State, refuse_awaitable
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
+Acts = Act | Sequence[Act] | Callable[[State], Act | Sequence[Act]]
 
 
 @final
-class FanOut(Act):
-    """An act that runs a child for each element. Made by ``fan_out``."""
+class FanOut(Parallel):
+    """An act that runs a child for each element, each act, or both. Made by ``fan_out``."""
 
     def __init__(
         self,
-        graph: Graph,
+        join: Join,
         *,
-        over: Over,
+        acts: Sequence[Graph] | Callable[[State], Act | Sequence[Act]],
+        several: bool,
+        over: Over | None,
         item: str,
         key: str | Callable[[Any], object] | None,
-        join: Join,
+        take: Take | None,
         at_most: int | None,
         limits: Limits,
         reads: frozenset[str],
     ) -> None:
         """Use ``fan_out``, which checks all this."""
-        self.graph = graph
+        self.join = join
         self.name: str = join.name
+        self.acts = acts
         self.over = over
         self.item = item
         self.key = key
-        self.join = join
         self.at_most = at_most
         self.limits = limits
-        self.child_reads: list[str] = sorted(graph.reads - {item})
-        self.reads = reads
+        self._take = take
+        self._several = several
+        self._bound: Mapping[str, object] = {}
+        self.reads = reads | {field for graph in self._graphs for field in graph.reads} - {item}
         self.writes = join.permit.writes
+        self.sure_writes = frozenset(
+            field for field in (join.into, join.errors_into) if field is not None
+        )
+
+    @property
+    def _graphs(self) -> Sequence[Graph]:
+        return () if callable(self.acts) else self.acts
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Those of its reads that it can't do without."""
+        needs = {field for graph in self._graphs for field in graph.needs} - {self.item}
+        return frozenset(needs | {self.over} if isinstance(self.over, str) else needs)
 
     @property
     def takes(self) -> Mapping[str, Input]:
         """What its children take besides fields, by name."""
-        return self.graph.takes
+        return merged_inputs(self._graphs)
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether it may take inputs that nobody knows before it runs."""
+        return callable(self.acts) or any(graph.takes_more for graph in self.acts)
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        raise NotImplementedError
+        permit = self.join.permit
+        self.join = replace(self.join, name=name, permit=replace(permit, action=name))
+        self.name = name
+        self._bound = {**inputs, **self._bound}
+        if not callable(self.acts):
+            self.acts = [bind_where_taken(graph, inputs) for graph in self.acts]
 
-    async def perform(self, run: Performer) -> Change:
-        """Run all children; see ``Act.perform``."""
-        assert isinstance(run, Run), "fan-outs are performed by the engine's runs"
-        await _Execution(self, run).run()
-        return NO_CHANGE
+    def _join(self) -> Join:
+        return self.join
 
-    def key_field(self, element: object) -> object:
+    def _source(self, step: ParallelStep) -> Elements:
+        graphs, several = self._chosen(step)
+        if several != self._several:
+            step.join = replace(step.join, shape=shape_of(self.over, self.key, several=several))
+        elements: object = (None,)
+        if self.over is not None:
+            elements = self._over(step)
+        return Elements(
+            elements,
+            who=self.name,
+            kinds=[self._kind(step, graph) for graph in graphs],
+            item=None if self.over is None else self.item,
+            key_of=self._key_of,
+            grows=self.join.grow is not None,
+            at_most=self.at_most,
+            done_in=self.join.into,
+        )
+
+    def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:
+        """Return the acts to run, and whether they are several."""
+        if not callable(self.acts):
+            return self.acts, self._several
+        who = f"the function that chooses the acts of fan-out {self.name!r}"
+        found = self.acts(step.state)
+        refuse_awaitable(found, who)
+        try:
+            graphs, several = as_graphs(found, who)
+        except DefinitionError as error:
+            msg = f"{error}; if the function itself was meant to be the action, decorate it"
+            raise BadResult(msg) from None
+        graphs = [bind_where_taken(graph, self._bound) for graph in graphs]
+        for graph in graphs:
+            unread = sorted(graph.reads - self.join.permit.reads - {self.item})
+            if unread:
+                msg = (
+                    f"fan-out {self.name!r}: {graph.name!r} reads {', '.join(unread)}, which the "
+                    f"fan-out does not declare; add it to reads=[...]"
+                )
+                raise UndeclaredRead(msg)
+        return graphs, several
+
+    def _kind(self, step: ParallelStep, graph: Graph) -> Kind:
+        element = {} if self.over is None else {self.item: None}  # comes with each element
+        brought = "is it brought by anything else"
+        if self.over is not None:
+            brought = (
+                f"the element brings, which they get as {self.item!r}; name it with item=... or "
+                f"write the field in an earlier action"
+            )
+        base = narrowed(
+            step.data, graph, element, f"the children of fan-out {self.name!r}", brought
+        )
+        take = resolve_take(self._take, self.join.into, graph, self.name)
+        return step.kind(graph, base, value_reader(take, self.name))
+
+    def _over(self, step: ParallelStep) -> object:
+        over = self.over
+        if callable(over):
+            return over(step.state)
+        assert over is not None
+        try:
+            return step.data[over]
+        except KeyError:
+            msg = (
+                f"fan-out {self.name!r} runs over field {over!r}, which the state does "
+                f"not have (it has: {', '.join(sorted(step.data)) or 'none'})"
+            )
+            raise MissingField(msg) from None
+
+    @property
+    def _key_of(self) -> Callable[[Any], object] | None:
+        if self.over is None:
+            return _only_key
+        return self._key_field if isinstance(self.key, str) else self.key
+
+    def _key_field(self, element: object) -> object:
         """Return the key of an element where ``key=`` names a field of it."""
         assert isinstance(self.key, str)
         try:
@@ -87,177 +181,72 @@ class FanOut(Act):
             raise BadKey(msg) from None
 
     def __repr__(self) -> str:
-        return f"<fan_out {self.name} of {self.graph.name}>"
+        acts = "chosen acts" if callable(self.acts) else ", ".join(a.name for a in self.acts)
+        return f"<fan_out {self.name} of {acts}>"
 
 
-@final
-class _Execution:
-    """One execution of a fan-out by one run."""
+def _only_key(_element: object) -> str:
+    """Give all children the same key, where only their acts tell them apart."""
+    return ""
 
-    def __init__(self, fan_out: FanOut, run: Run) -> None:
-        self.fan_out = fan_out
-        self.parent = run
-        self.ledger = Ledger()
-        self.raises = fan_out.join.on_error == "fail"
-        self.failures: list[Run] = []
-        self.unsaved: list[Run] = []  # a batch that could not be saved
-        setting = run.setting
-        if run.path.depth >= setting.services.max_depth:
-            msg = (
-                f"fan-out {fan_out.name!r} would run {run.path.depth + 1} levels below the root; "
-                f"at most {setting.services.max_depth} are allowed: does it contain itself?"
-            )
-            raise DepthExceeded(msg)
-        self.setting = Setting(
-            graph=fan_out.graph,
-            inputs=setting.inputs,
-            execution=setting.execution,
-            act=fan_out.graph.name,
-            parent=run.path,
-            step=fan_out.name,
-            value_of=None if fan_out.join.take is None else fan_out.join.value_of,
-        )
-        run.ledgers[fan_out.name] = self.ledger
 
-    async def run(self) -> None:
-        fan_out = self.fan_out
-        base = self._narrowed()
-        over = self._over()  # before the collections start: it may be over one of them
-        done = await self._open()
-        self.elements = Elements(
-            over,
-            who=fan_out.name,
-            setting=self.setting,
-            base=base,
-            item=fan_out.item,
-            key_of=fan_out.key_field if isinstance(fan_out.key, str) else fan_out.key,
-            grows=fan_out.join.grow is not None,
-            at_most=fan_out.at_most,
-            done=done,
-            done_in=fan_out.join.into,
-        )
-        group = Group(self.parent, self.elements, fan_out.limits.n)
-        self.group = group
-        try:
-            await group.live(self._apply)
-            await self._record_unapplied(group)
-            if self.failures:
-                raise self._group_of_failures()
-        except BaseException as error:
-            await self._wind_up(group, error)
-            raise
-        finally:
-            self.ledger.dropped = self.elements.dropped
-            self.ledger.left = self.elements.known
-        self.elements.close()
+def shape_of(over: Over | None, key: object, *, several: bool) -> Shape:
+    """Say how results are arranged."""
+    if over is None:
+        return "by act"
+    if several:
+        return "by position and act" if key is None else "by key and act"
+    return "by position" if key is None else "by key"
 
-    async def _wind_up(self, group: Group, error: BaseException) -> None:
-        """Record and close what there is; what goes wrong in it must not hide ``error``."""
-        try:
-            try:
-                await self._record_unapplied(group)
-            finally:
-                self.elements.close()
-        except Exception as failure:
-            logger.exception(
-                "while fan-out %r of run %s ended", self.fan_out.name, self.parent.path.id
-            )
-            note(error, f"shoal: while the fan-out ended, {brief(failure)} was raised")
 
-    # -- beginning ------------------------------------------------------------------------------
+def as_graphs(found: object, where: str) -> tuple[list[Graph], bool]:
+    """Take an act, or a list of them; tell whether it was a list.
 
-    def _narrowed(self) -> dict[str, object]:
-        """Take from the parent's state what every child starts with."""
-        data = self.parent.data
-        base: dict[str, object] = {}
-        for field in self.fan_out.child_reads:
-            if field not in data:
-                msg = (
-                    f"the children of fan-out {self.fan_out.name!r} read field {field!r}, which "
-                    f"neither the state has (it has: {', '.join(sorted(data)) or 'none'}) nor the "
-                    f"element brings, which they get as {self.fan_out.item!r}; "
-                    f"name it with item=... or write the field in an earlier action"
-                )
-                raise MissingField(msg)
-            base[field] = data[field]
-        return base
+    Raises:
+        DefinitionError: It is neither, or two of the acts have the same name.
+    """
+    if isinstance(found, Act) or not isinstance(found, Sequence) or isinstance(found, str):
+        return [as_graph(cast("Act", found), where)], False
+    graphs = [as_graph(act, where) for act in cast("Sequence[Act]", found)]
+    if not graphs:
+        msg = f"{where} takes at least one act; the list is empty"
+        raise DefinitionError(msg)
+    names = [graph.name for graph in graphs]
+    for name in names:
+        if names.count(name) > 1:
+            msg = f"{where}: two acts are named {name!r}; rename one of them: act.bind(name=...)"
+            raise DefinitionError(msg)
+    return graphs, True
 
-    def _over(self) -> object:
-        over = self.fan_out.over
-        if callable(over):
-            return over(make_state(self.parent.data, self.fan_out.join.permit))
-        try:
-            return self.parent.data[over]
-        except KeyError:
-            msg = (
-                f"fan-out {self.fan_out.name!r} runs over field {over!r}, which the state does "
-                f"not have (it has: {', '.join(sorted(self.parent.data)) or 'none'})"
-            )
-            raise MissingField(msg) from None
 
-    async def _open(self) -> frozenset[object]:
-        """Start the collections; return the keys that need no child: inputs minus outputs."""
-        fan_out, run = self.fan_out, self.parent
-        values, done = fan_out.join.collections(run.data, keyed=fan_out.key is not None)
-        if values:
-            operations = tuple(Set(field, value) for field, value in values.items())
-            update = Update(run.number + 1, fan_out.name, operations)
-            await run.commit((update,), {**run.data, **values})
-        return done
+def resolve_take(take: Take | None, into: str | None, graph: Graph, who: str) -> Take | None:
+    """Find out what of a child's final state is its value.
 
-    # -- applying -------------------------------------------------------------------------------
-
-    async def _apply(self, batch: list[Run]) -> str | None:
-        """Commit what ended; return why the rest is to be cancelled, if it is to be."""
-        draft = Draft(self.fan_out.join, self.parent, self.elements)
-        error = draft.add_all(batch)
-        self.failures += draft.failures
-        try:
-            await self.parent.commit(
-                draft.updates,
-                draft.finished_data(),
-                applied=draft.applied,
-                unapplied=draft.unapplied,
-            )
-        except Exception:  # a failed save or hook; KeyboardInterrupt waits for the end of a commit
-            if self.setting.execution.unsaved:
-                self.unsaved = batch
-            raise
-        for child in batch:
-            self.ledger.enter(child, raised=self.raises)
-        self.elements.admit(draft.admitted)
-        if error is not None:
-            raise error
-        if not self.failures:
+    Raises:
+        DefinitionError: It can't be known, or the child never has it.
+    """
+    writes = ", ".join(sorted(graph.writes)) or "none"
+    if take is None:
+        if into in graph.writes:
+            return into
+        if len(graph.writes) == 1:
+            return next(iter(graph.writes))
+        if into is None:
             return None
-        first = self.failures[0]
-        return f"key {first.key!r} of fan-out {self.fan_out.name!r} failed: {brief(first.error)}"
-
-    # -- ending ---------------------------------------------------------------------------------
-
-    async def _record_unapplied(self, group: Group) -> None:
-        """Record how those ended that were cancelled, or came too late to be applied."""
-        late = sorted((*group.inbox, *self.unsaved), key=lambda child: child.position)
-        group.inbox.clear()
-        self.unsaved = []
-        if not late:
-            return
-        for child in late:
-            if self.setting.execution.unsaved:
-                child.lose()
-            elif child.status == "succeeded":
-                child.miss()
-            elif child.status == "failed" and self.raises:
-                self.failures.append(child)
-            self.ledger.enter(child, raised=self.raises)
-        await self.parent.commit((), self.parent.data, unapplied=late)
-
-    def _group_of_failures(self) -> ExceptionGroup[Exception]:
-        failed = sorted(self.failures, key=lambda child: child.position)
-        errors = [child.error for child in failed if isinstance(child.error, Exception)]
-        self.failures.clear()
-        count = "a child" if len(errors) == 1 else f"{len(errors)} children"
-        return ExceptionGroup(f"{count} of fan-out {self.fan_out.name!r} failed", errors)
+        msg = (
+            f"fan_out {who!r}: which of the fields that {graph.name!r} writes ({writes}) goes into "
+            f"{into!r}? give take=..."
+        )
+        raise DefinitionError(msg)
+    fields = (take,) if isinstance(take, str) else () if callable(take) else tuple(take)
+    for field in fields:
+        if field not in graph.writes and field not in graph.reads:
+            msg = (
+                f"fan_out {who!r}: take={field!r} is no field that {graph.name!r} writes "
+                f"(it writes: {writes})"
+            )
+            raise DefinitionError(msg)
+    return take
 
 
 # Where failures end the step, `reduce` and `grow` are only ever given what is Done.
@@ -265,9 +254,9 @@ class _Execution:
 
 @overload
 def fan_out(
-    act: Act | Graph,
+    act: Acts,
     *,
-    over: Over,
+    over: Over | None = None,
     item: str = "item",
     key: str | Callable[[Any], object] | None = None,
     into: str | None = None,
@@ -286,9 +275,9 @@ def fan_out(
 
 @overload
 def fan_out(
-    act: Act | Graph,
+    act: Acts,
     *,
-    over: Over,
+    over: Over | None = None,
     item: str = "item",
     key: str | Callable[[Any], object] | None = None,
     into: str | None = None,
@@ -297,7 +286,7 @@ def fan_out(
     reduce: Reduce | None = None,
     grow: Grow | None = None,
     at_most: int | None = None,
-    on_error: Literal["collect"],
+    on_error: Literal["collect", "ignore"] | Tolerate,
     limits: Limits | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
@@ -306,9 +295,9 @@ def fan_out(
 
 
 def fan_out(
-    act: Act | Graph,
+    act: Acts,
     *,
-    over: Over,
+    over: Over | None = None,
     item: str = "item",
     key: str | Callable[[Any], object] | None = None,
     into: str | None = None,
@@ -323,32 +312,37 @@ def fan_out(
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
 ) -> FanOut:
-    """Make an act that runs a child for each of many elements, all at once, and joins the results.
+    """Make an act that runs many children at once, and joins their results.
 
-    Every child is a run of its own: it starts from the parent's state as it was when the step
-    began, narrowed to what ``act`` reads, plus its element. Elements are pulled as there is room.
-    When a child ends, its result is applied to the parent's state at once, by an update like any
-    other: saved, published, and seen by hooks.
+    There is a child for each of many elements (``over``), for each of several acts (a list of
+    them), or for each act and element. Every child is a run of its own: it starts from the parent's
+    state as it was when the step began, narrowed to what its act reads, plus its element. Elements
+    are pulled as there is room. When a child ends, its result is applied to the parent's state at
+    once, by an update like any other: saved, published, and seen by hooks.
 
     If the step is cancelled, so are its children; it ends when their cleanup has, and what had been
     applied stays. Nothing that it started outlives it.
 
     Args:
-        act: What each child executes: an action, a graph, or another fan-out.
+        act: What each child executes: an action, a graph, another fan-out; a list of them; or a
+            plain function of the state that returns one or a list, called when the step begins.
         over: The elements: a field of the state, or a plain function of the state that returns an
-            iterable or async iterable. Infinite ones are fine.
+            iterable or async iterable. Infinite ones are fine. Left out, the acts of a list run
+            once each.
         item: The field in which a child finds its element.
         key: What names a child: a plain function of the element that returns a str or int, or the
             name of a field of it. Without it, its position. Keys make work idempotent: an element
-            whose key is in ``into`` from the start is skipped.
+            whose key is in ``into`` from the start is skipped; in a loop, on the first visit.
         into: The field that collects the children's values: with ``key`` a mapping, without it a
-            list; in input order at every moment, whatever order they end in.
+            list; for a list of acts ``{key: {act: value}}``, without ``over`` ``{act: value}``. In
+            input order at every moment, whatever order they end in.
         take: What of a child's final state is its value: a field, a list of fields (for a dict of
             them), or a plain function of that state. By default the field that is called as
-            ``into``, or the only one that ``act`` writes.
-        errors_into: The field that collects failures, as a mapping of key to ``ErrorInfo``.
+            ``into``, or the only one that the act writes.
+        errors_into: The field that collects failures, arranged as ``into`` with ``key``, with an
+            ``ErrorInfo`` for each.
         reduce: Instead of ``into``: a plain function ``(state, outcome) -> state``, called for each
-            result as it arrives, and for failures that don't end the step. It sees the fan-out's
+            result as it arrives, and for failures that are collected. It sees the fan-out's
             ``reads`` and ``writes``.
         grow: A plain function ``(state, outcome) -> new elements``, called after the result was
             reduced: a frontier that discovers its own work. Elements whose key is known are dropped
@@ -356,18 +350,19 @@ def fan_out(
         at_most: Children to start in all.
         on_error: With ``"fail"``, the first failure cancels the others, and the step raises an
             ``ExceptionGroup`` of all failures, in input order. With ``"collect"``, failures are
-            data: for ``errors_into``, ``reduce`` and the result's ledger.
+            data: for ``errors_into``, ``reduce`` and the result's ledger; with ``"ignore"`` for the
+            ledger only. ``Tolerate(...)`` collects until there are too many, then fails.
         limits: How many children are in flight; 100 by default.
         name: What the fan-out is called; by default the name in ``into``.
-        reads: Fields that ``over`` (if a function, where it must be given), ``reduce`` and ``grow``
-            read; those that the children and ``over`` (if a field) read are known.
+        reads: Fields that ``act`` and ``over`` (if functions, where it must be given), ``reduce``
+            and ``grow`` read; those that the children and ``over`` (if a field) read are known.
         writes: Fields that ``reduce`` writes; ``into`` and ``errors_into`` are known.
 
     Raises:
         DefinitionError: The arguments don't fit together, and why.
 
-    While it runs, the step raises ``BadKey`` for a repeated key, ``BadResult`` where ``reduce`` or
-    ``grow`` returns what it must not, and whatever ``over``, ``key``, ``reduce`` or ``grow`` raise.
+    While it runs, the step raises ``BadKey`` for a repeated key, ``BadResult`` where a function
+    returns what it must not, and whatever those functions raise.
 
     Examples:
         >>> @action(reads=["n"], writes=["square"])
@@ -377,48 +372,49 @@ def fan_out(
         >>> Application(squares).run_sync({"numbers": [1, 2, 3]}).state["squares"]
         [1, 4, 9]
     """
-    graph = as_graph(act, "fan_out")
     label = name or into or errors_into
     if not label:
         msg = "a fan_out without into= needs a name: fan_out(..., name=...)"
         raise DefinitionError(msg)
     checks = _Checks(label)
     checks.names(name=name, item=item, into=into, errors_into=errors_into)
-    checks.over(over)
+    graphs, several = checks.acts(act, over)
+    checks.over(over, key, grow)
     checks.functions(
         key=None if isinstance(key, str) else key,
         take=None if isinstance(take, Sequence) else take,
         reduce=reduce,
         grow=grow,
     )
-    if callable(over) and reads is None:
-        checks.refuse(
-            "over= is a function, so what it reads of the state can't be known; "
-            "declare it: reads=[...], or reads=[] for nothing"
-        )
+    checks.declared(act, over, reads)
     checks.results(into, errors_into, reduce, on_error)
-    if item in graph.writes:
-        checks.refuse(f"{graph.name!r} writes {item!r}, the field that holds its element")
     checks.counts(at_most, on_error, limits)
+    for graph in () if callable(graphs) else graphs:
+        if over is not None and item in graph.writes:
+            checks.refuse(f"{graph.name!r} writes {item!r}, the field that holds its element")
+        resolve_take(cast("Take | None", take), into, graph, label)
     writable = checks.writes(writes, reduce) | {f for f in (into, errors_into) if f is not None}
-    over_field = {over} if isinstance(over, str) else set[str]()
-    readable = field_names(reads or (), "reads") | (graph.reads - {item}) | over_field
+    readable = field_names(reads or (), "reads") | ({over} if isinstance(over, str) else set[str]())
+    for graph in () if callable(graphs) else graphs:
+        readable |= graph.reads - {item}
     join = Join(
         name=label,
         permit=Permit(label, readable | writable, writable),
         into=into,
-        take=checks.take(cast("Take | None", take), into, graph),
         errors_into=errors_into,
+        shape=shape_of(over, key, several=several),
         reduce=reduce,
         grow=grow,
         on_error=on_error,
     )
     return FanOut(
-        graph,
+        join,
+        acts=graphs,
+        several=several,
         over=over,
         item=item,
         key=key,
-        join=join,
+        take=cast("Take | None", take),
         at_most=at_most,
         limits=limits if limits is not None else Limits(),
         reads=readable,
@@ -434,7 +430,27 @@ class _Checks(NamedTuple):
         msg = f"fan_out {self.name!r}: {why}"
         raise DefinitionError(msg)
 
-    def over(self, over: object) -> None:
+    def acts(
+        self, act: object, over: object
+    ) -> tuple[Sequence[Graph] | Callable[[State], Act | Sequence[Act]], bool]:
+        if isinstance(act, Act | Sequence) or not callable(act) or isinstance(act, type):
+            graphs, several = as_graphs(act, f"fan_out {self.name!r}")
+            if over is None and not several:
+                self.refuse(
+                    "there is nothing to fan out over: give over=..., or a list of acts to run "
+                    "side by side"
+                )
+            return graphs, several
+        if _is_coroutine_function(act) or not _takes_one(act):
+            raise DefinitionError(no_act(act, f"fan_out {self.name!r}"))
+        return cast("Callable[[State], Act | Sequence[Act]]", act), False
+
+    def over(self, over: object, key: object, grow: object) -> None:
+        if over is None:
+            for parameter, value in (("key", key), ("grow", grow)):
+                if value is not None:
+                    self.refuse(f"{parameter}= is about elements, but there is no over=")
+            return
         if isinstance(over, str) or inspect.isasyncgenfunction(over):
             return  # calling the latter waits for nothing: it gives an async iterable
         if not callable(over):
@@ -444,6 +460,16 @@ class _Checks(NamedTuple):
                 f"or write over=lambda state: elements"
             )
         self.functions(over=over)
+
+    def declared(self, act: object, over: object, reads: object) -> None:
+        if reads is not None:
+            return
+        for parameter, value in (("over", over), ("act", act)):
+            if callable(value) and not isinstance(value, Act):
+                self.refuse(
+                    f"{parameter}= is a function, so what it reads of the state can't be known; "
+                    f"declare it: reads=[...], or reads=[] for nothing"
+                )
 
     def functions(self, **given: object) -> None:
         for parameter, value in given.items():
@@ -463,39 +489,22 @@ class _Checks(NamedTuple):
                 "errors_into= collects failures, but with on_error='fail' the first one ends the "
                 "step; give on_error='collect'"
             )
+        if errors_into is not None and on_error == "ignore":
+            self.refuse("errors_into= collects failures; that is on_error='collect', not 'ignore'")
         if into is not None and reduce is not None:
             self.refuse("into= and reduce= both say what becomes of results; give one of them")
         if into is not None and into == errors_into:
             self.refuse(f"into= and errors_into= are both {into!r}; name two fields")
-
-    def take(self, take: Take | None, into: str | None, graph: Graph) -> Take | None:
-        if take is None:
-            if into in graph.writes:
-                return into
-            if len(graph.writes) == 1:
-                return next(iter(graph.writes))
-            if into is None:
-                return None
-            self.refuse(
-                f"which of the fields that {graph.name!r} writes "
-                f"({', '.join(sorted(graph.writes)) or 'none'}) goes into {into!r}? give take=..."
-            )
-        fields = (take,) if isinstance(take, str) else () if callable(take) else tuple(take)
-        for field in fields:
-            if field not in graph.writes | graph.reads:
-                self.refuse(
-                    f"take={field!r} is no field that {graph.name!r} writes "
-                    f"(it writes: {', '.join(sorted(graph.writes)) or 'none'})"
-                )
-        return take
 
     def counts(self, at_most: object, on_error: object, limits: object) -> None:
         if limits is not None and not isinstance(limits, Limits):
             self.refuse(f"limits= takes Limits(n), not {limits!r}")
         if at_most is not None and (not _is_int(at_most) or at_most < 0):
             self.refuse(f"at_most= takes a number of children, not {at_most!r}")
-        if on_error not in ("fail", "collect"):
-            self.refuse(f"on_error= is 'fail' or 'collect', not {on_error!r}")
+        if on_error not in ("fail", "collect", "ignore") and not isinstance(on_error, Tolerate):
+            self.refuse(
+                f"on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), not {on_error!r}"
+            )
 
     def writes(self, writes: Iterable[str], reduce: Reduce | None) -> frozenset[str]:
         fields = field_names(writes, "writes")
@@ -506,3 +515,16 @@ class _Checks(NamedTuple):
 
 def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_coroutine_function(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _takes_one(function: Callable[..., object]) -> bool:
+    """Tell whether ``function`` can be called with the state alone."""
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -79,6 +79,12 @@ class Graph:
         """Return what follows ``act``; None where the run ends."""
         return self._after[act.name]
 
+    takes_more = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.reads
+
     def __repr__(self) -> str:
         return f"<Graph {self.name}: {' -> '.join(act.name for act in self.acts)}>"
 

@@ -10,6 +10,8 @@ Invariants:
 - Structured. ``Group.live`` returns or raises after every child has ended, cleanup included.
 - In flight are at most ``limit`` children, each from its start until the parent has committed what
   it returned. So a slow parent slows the source down, and memory stays bounded.
+- Alive at once is always one child without asking, and more only with a permit of the execution's
+  live budget, which nobody waits for. So trees stay small, and can't lock themselves up.
 - An ended child leaves itself in the inbox without waiting: nothing can cancel that, so no end is
   lost. Only the parent's task takes from the inbox.
 - Every child runs in its own copy of the context variables that the parent's step began with.
@@ -20,8 +22,9 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any, Literal, Protocol, final
 
 from anyio import CancelScope, Event, create_task_group
@@ -52,6 +55,14 @@ INLINE_SECONDS = 0.001
 Dropped = Literal["dropped"]
 
 
+class Feed(Protocol):
+    """A source that must wait for its elements."""
+
+    async def feed(self, group: Group) -> None:
+        """Bring elements in, one whenever ``group`` has room; return when all are in."""
+        ...
+
+
 class Source(Protocol):
     """Where a group's children come from. Told apart by position, in the order they are made."""
 
@@ -70,13 +81,8 @@ class Source(Protocol):
         """Tell whether there will be no more, unless ``grow`` adds some."""
         ...
 
-    @property
-    def waits(self) -> bool:
-        """Whether the source must wait for elements, in a task of its own: ``feed``."""
-        ...
-
-    async def feed(self, group: Group) -> None:
-        """Bring elements in, one whenever ``group`` has room; return when all are in."""
+    def feeds(self) -> Iterable[Feed]:
+        """Return what brings elements in that must be waited for, in tasks of their own."""
         ...
 
 
@@ -87,12 +93,15 @@ class Group:
     __slots__ = (
         "_closing",
         "_context",
+        "_ended_by_hand",
         "_engaged",
         "_failure",
         "_feeding",
         "_idle",
         "_interrupted",
         "_limit",
+        "_live",
+        "_live_budget",
         "_news",
         "_parent",
         "_parked",
@@ -115,6 +124,9 @@ class Group:
         self._parent = parent
         self._source = source
         self._limit = limit
+        self._live = 0  # children that have started and not ended
+        self._live_budget = parent.setting.execution.live
+        self._live_budget.size = max(self._live_budget.size, limit)
         self._tasks: TaskGroup | None = None
         self._context: Context = copy_context()
         self._engaged = 0  # pullers there are
@@ -122,9 +134,10 @@ class Group:
         self._parked: deque[Waiter] = deque()
         self._news: Event | None = None  # set while the parent waits for something to happen
         self._room: Event | None = None  # set while the feeder waits for room
-        self._feeding = CancelScope()  # ends when no more elements are needed
+        self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
         self._closing = False
         self._interrupted = False  # whether a child was truly cancelled
+        self._ended_by_hand = False
         self._failure: BaseException | None = None
         self.inbox: deque[Run] = deque()
         self.in_flight = 0
@@ -147,8 +160,8 @@ class Group:
             async with create_task_group() as tasks:
                 self._tasks = tasks
                 self._engage(1)
-                if self._source.waits:
-                    tasks.start_soon(self._feed)
+                for source in self._source.feeds():
+                    self.start_feeding(source)
                 try:
                     finished = await self._attend(apply)
                 except BaseException as error:  # noqa: BLE001 # raised below, or right away
@@ -156,7 +169,8 @@ class Group:
                 finally:
                     self._closing = True
                     self._wake_all()
-                    self._feeding.cancel()
+                    for feeding in self._feeding:
+                        feeding.cancel()
         except BaseException:
             if not isinstance(self._failure, Exception | None):
                 raise self._failure from None  # nothing outranks a KeyboardInterrupt
@@ -168,7 +182,7 @@ class Group:
                 raise failure
             finally:
                 del failure  # no cycle from the exception through its traceback to this frame
-        if not finished:
+        if not finished and not self._ended_by_hand:
             # The parent may have been scheduled by a child's end in the very tick in which all were
             # cancelled, and so not have noticed, see
             # test_starts_and_ends_are_paired_when_the_caller_is_cancelled.
@@ -182,7 +196,7 @@ class Group:
     async def _attend(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> bool:
         """Hand over what ends, until all has or ``apply`` ends it; False if something failed."""
         inbox, source = self.inbox, self._source
-        while self._failure is None and not self._interrupted:
+        while self._failure is None and not self._interrupted and not self._ended_by_hand:
             if not inbox:
                 if self.in_flight == 0 and source.dry():
                     return True
@@ -231,6 +245,32 @@ class Group:
         self._tasks.cancel_scope.cancel()
         self._tell()
 
+    def cancel(self, reason: str) -> None:
+        """End the group for ``reason``: cancel what is left. ``live`` then returns normally."""
+        self._ended_by_hand = True
+        if self._tasks is None:
+            self.reason = reason
+            self._closing = True
+        elif not self._closing:
+            self._stop(None, reason)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its children have begun to live."""
+        return self._tasks is not None
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more is started."""
+        return self._closing
+
+    def engage(self) -> None:
+        """Hear that there may be more to do, or less to wait for, than before."""
+        if self._tasks is not None and not self._closing:
+            self._tell_room()
+            self._engage(1)
+            self._tell()
+
     def _tell(self) -> None:
         if self._news is not None:
             self._news.set()
@@ -248,6 +288,8 @@ class Group:
         if room <= 0:
             return
         for _ in range(min(count, room, self._source.left() - self._idle)):
+            if (self._live or self._idle) and self._live_budget.is_spent:
+                return
             if self._parked:
                 _wake(self._parked.popleft())
             elif self._engaged < self._limit and (spread or self._idle == 0):
@@ -273,17 +315,30 @@ class Group:
         self._idle -= 1
         if self._closing or self.in_flight >= self._limit:
             return None
+        if self._live and not self._live_budget.take():
+            return None
+        self._live += 1
         try:
             child = self._source.take()
         except BaseException as error:  # noqa: BLE001 # raised by live
+            self._end_live()
             self._fell(error)
             return None
         if child is None:
+            self._end_live()
             if self._source.dry():
                 self._tell()
-        elif child != "dropped":
+        elif child == "dropped" or child.reason:  # skipped
+            self._end_live()
+            self.in_flight += child != "dropped"
+        else:
             self.in_flight += 1
         return child
+
+    def _end_live(self) -> None:
+        self._live -= 1
+        if self._live:  # the last one has no permit
+            self._live_budget.give()
 
     @ki_protected
     async def _pull(self) -> None:
@@ -352,6 +407,7 @@ class Group:
             if failure is None:
                 child.cancel(self.reason)
                 self._interrupted = True
+                self._end_live()
                 self._leave(child)
                 self._fell(error)
                 return True
@@ -359,6 +415,7 @@ class Group:
             if child.setting.execution.ended_by(failure):
                 self._fell(failure)
             del failure  # no cycle from the exception through its traceback to this frame
+        self._end_live()
         self._leave(child)
         return waited
 
@@ -368,10 +425,16 @@ class Group:
 
     # -- the feeder's side ----------------------------------------------------------------------
 
-    async def _feed(self) -> None:
+    def start_feeding(self, source: Feed) -> None:
+        """Have ``source`` bring its elements in, in a task of its own."""
+        self._start(partial(self._feed, source))
+
+    async def _feed(self, source: Feed) -> None:
+        feeding = CancelScope()
+        self._feeding.append(feeding)
         try:
-            with self._feeding:
-                await self._source.feed(self)
+            with feeding:
+                await source.feed(self)
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._fell(error)
         self._tell()

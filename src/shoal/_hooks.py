@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 from anyio import CancelScope, move_on_after
 
@@ -26,6 +26,7 @@ from ._events import (
     Event,
     RunEnded,
     RunStarted,
+    SpanStarted,
     StateUpdated,
     StepEnded,
     StepStarted,
@@ -82,7 +83,16 @@ class Hook:
         """
         raise NotImplementedError
 
+    def around_span(self, event: SpanStarted) -> AbstractContextManager[object]:
+        """Return a context manager that is entered around a part of an action: ``context.span``.
 
+        It is entered where the action runs, which may be a worker thread.
+        """
+        raise NotImplementedError
+
+
+E_contra = TypeVar("E_contra", bound=Event, contravariant=True)
+Managers = Sequence[tuple[Hook, Callable[[E_contra], AbstractContextManager[object]]]]
 Listener = tuple[Hook, Callable[[Any], Told]]
 Listeners = tuple[Listener, ...]
 
@@ -96,6 +106,7 @@ class Hooks:
 
     __slots__ = (
         "_detached",
+        "around_span",
         "around_step",
         "child_ended",
         "child_started",
@@ -108,7 +119,8 @@ class Hooks:
         "step_ended",
         "step_started",
     )
-    around_step: Sequence[tuple[Hook, Callable[[StepStarted], AbstractContextManager[object]]]]
+    around_step: Managers[StepStarted]
+    around_span: Managers[SpanStarted]
 
     def __init__(self, hooks: Iterable[Hook] = ()) -> None:
         """Sort ``hooks``.
@@ -134,6 +146,7 @@ class Hooks:
         self.step_ended: Listeners = self._listeners("on_step_ended")
         self.run_ended: Listeners = self._listeners("on_run_ended")
         self.around_step = self._listeners("around_step")
+        self.around_span = self._listeners("around_span")
         # whether anybody listens to what a commit publishes
         self.listening: bool = bool(
             self.state_updated or self.child_ended or self.step_ended or self.run_ended
@@ -197,14 +210,14 @@ class Hooks:
         self.failures.append(failure)
         return failure
 
-    def enter_around(self, event: StepStarted) -> Around:
-        """Enter what the hooks put around a step.
+    def enter_around(self, managers: Managers[E_contra], event: E_contra) -> Around:
+        """Enter what the hooks put around a step or a span.
 
         Raises:
             HookFailed: A guarding hook raised; what had been entered was left again.
         """
         around = Around(self, event)
-        for hook, method in self.around_step:
+        for hook, method in managers:
             if (
                 id(hook) not in self._detached
                 and (failure := around.enter(hook, method)) is not None
@@ -216,20 +229,20 @@ class Hooks:
 
 @final
 class Around:
-    """What the hooks put around one step, entered."""
+    """What the hooks put around one step or span, entered."""
 
     __slots__ = ("_entered", "_event", "_hooks")
 
-    def __init__(self, hooks: Hooks, event: StepStarted) -> None:
+    def __init__(self, hooks: Hooks, event: Event) -> None:
         """Enter nothing yet."""
         self._hooks = hooks
         self._event = event
         self._entered: list[tuple[Hook, AbstractContextManager[object]]] = []
 
     def enter(
-        self, hook: Hook, method: Callable[[StepStarted], AbstractContextManager[object]]
+        self, hook: Hook, method: Callable[[Any], AbstractContextManager[object]]
     ) -> HookFailed | None:
-        """Enter what ``hook`` puts around the step; return a guard's failure."""
+        """Enter what ``hook`` puts around it; return a guard's failure."""
         try:
             manager = method(self._event)
             manager.__enter__()

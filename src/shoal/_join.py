@@ -11,58 +11,67 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import Any, Literal, cast, final
 
 from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
 from ._errors import MissingField, StateError, brief, note
 from ._events import Done, ErrorInfo, Failed, Outcome, Update
-from ._policy import OnError
+from ._policy import OnError, Tolerate
 from ._run import Run
 from ._source import Elements, Entry
-from ._state import Operation, Permit, Put, State, change_between, make_state
+from ._state import Operation, Permit, Put, PutWithin, State, change_between, make_state, put_within
 
 Reduce = Callable[[State, Done | Failed], State]
 Grow = Callable[[State, Done | Failed], Iterable[Any]]
 Take = str | Sequence[str] | Callable[[State], Any]
 
 
+Shape = Literal["by key", "by position", "by key and act", "by position and act", "by act"]
+"""How ``into`` and ``errors_into`` are arranged."""
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
-    """What a fan-out does with its results, as its user said."""
+    """What a parallel step does with its results, as its user said."""
 
     name: str
-    """The fan-out's."""
+    """The step's."""
     permit: Permit
     """What ``reduce`` and ``grow`` may do with the parent's state."""
-    into: str | None
-    take: Take | None
-    errors_into: str | None
-    reduce: Reduce | None
-    grow: Grow | None
-    on_error: OnError
+    into: str | None = None
+    errors_into: str | None = None
+    shape: Shape = "by key"
+    reduce: Reduce | None = None
+    grow: Grow | None = None
+    on_error: OnError = "fail"
+
+    @property
+    def keeps_failures(self) -> bool:
+        """Whether failures are data, and not only raised."""
+        return self.on_error != "fail"
 
     def collections(
-        self, data: Mapping[str, object], *, keyed: bool
-    ) -> tuple[dict[str, object], frozenset[object]]:
+        self, data: Mapping[str, object], *, first_visit: bool
+    ) -> tuple[dict[str, object], Mapping[object, object]]:
         """Make what the fields in ``into`` and ``errors_into`` hold before the first result.
 
-        Returns them, and the keys of elements that need no child: those already in ``into``.
+        Returns them, and what of it needs no child: the results that were there from the start.
         """
         values: dict[str, object] = {}
-        done: frozenset[object] = frozenset()
+        done: Mapping[object, object] = {}
         if self.into is not None:
             found = data.get(self.into)
-            if not keyed:
+            if self.shape in ("by position", "by position and act"):
                 values[self.into] = PositionedList[object](StateMap())
-            elif found is None or self.grow is not None:
+            elif found is None or self.grow or not first_visit or self.shape == "by act":
                 values[self.into] = StateMap[object, object]()
             elif isinstance(found, Mapping):
-                known = cast("Mapping[object, object]", found)
-                done = frozenset(known)
-                values[self.into] = StateMap(known)
+                done = cast("Mapping[object, object]", found)
+                values[self.into] = StateMap(done)
             else:
                 msg = (
                     f"fan-out {self.name!r} collects a mapping into {self.into!r}, "
@@ -73,26 +82,37 @@ class Join:
             values[self.errors_into] = StateMap[object, object]()
         return values, done
 
-    def value_of(self, child: Run) -> object:
-        """Read a child's value off its final state, as ``take`` says."""
-        take = self.take
-        if isinstance(take, str):
-            return self._field(child, take)
-        if take is None:
-            return None
-        if callable(take):
-            return take(make_state(child.final_data()))
-        return {field: self._field(child, field) for field in take}
+    def done_keys(self, done: Mapping[object, object], act: str) -> AbstractSet[object]:
+        """Tell which children of ``act`` needn't run, since ``done`` has their results."""
+        if self.shape == "by key":
+            return frozenset(done)
+        return frozenset(
+            key
+            for key, by_act in done.items()
+            if isinstance(by_act, Mapping) and act in cast("Mapping[object, object]", by_act)
+        )
 
-    def _field(self, child: Run, field: str) -> object:
+
+def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
+    """Make what reads a child's value off its final state, as ``take`` says."""
+
+    def field_of(child: Run, field: str) -> object:
         try:
             return child.final_field(field)
         except KeyError:
             msg = (
-                f"fan-out {self.name!r} takes field {field!r} of each child, "
-                f"but this one never wrote it"
+                f"fan-out {who!r} takes field {field!r} of each child, but this one never wrote it"
             )
             raise MissingField(msg) from None
+
+    if take is None:
+        return None
+    if isinstance(take, str):
+        return lambda child: field_of(child, take)
+    if callable(take):
+        return lambda child: take(make_state(child.final_data()))
+    fields = tuple(take)
+    return lambda child: {field: field_of(child, field) for field in fields}
 
 
 @final
@@ -134,21 +154,26 @@ class Ledger:
             raised: Whether its failure will be raised. Otherwise it is kept as data, and its
                 traceback is dropped, with all that the frames hold: pages, bodies, connections.
         """
+        self.count(child)
+        if child.status == "succeeded":
+            return
+        if not raised and isinstance(child.error, Exception):
+            _let_go(child.error)
+        if self._rest is None:
+            self._rest = []
+        self._rest.append(child.outcome)
+
+    def count(self, child: Run) -> None:
+        """Count a child's end."""
         match child.status:
             case "succeeded":
                 self.done += 1
-                return
             case "failed":
                 self.failed += 1
-                if not raised and child.error is not None:
-                    _let_go(child.error)
             case "cancelled":
                 self.cancelled += 1
             case None:
                 self.skipped += 1
-        if self._rest is None:
-            self._rest = []
-        self._rest.append(child.outcome)
 
 
 @final
@@ -158,7 +183,9 @@ class Draft:
     __slots__ = (
         "_data",
         "_elements",
+        "_ended",
         "_errors",
+        "_failed",
         "_join",
         "_number",
         "_values",
@@ -169,18 +196,20 @@ class Draft:
         "updates",
     )
 
-    def __init__(self, join: Join, parent: Run, elements: Elements) -> None:
+    def __init__(self, join: Join, parent: Run, elements: Elements, ledger: Ledger) -> None:
         """Begin on the parent's state as it is."""
         self._join = join
         self._elements = elements
         self._data = parent.data
         self._number = parent.number
+        self._failed = ledger.failed
+        self._ended = ledger.failed + ledger.done
         self._values: list[_Placed] = []  # puts not yet in _data: a batch of them costs one copy
         self._errors: list[_Placed] = []
         self.updates: list[Update] = []
         self.applied: list[Run] = []  # by the update at the same place
         self.unapplied: list[Run] = []
-        self.failures: list[Run] = []
+        self.failures: list[Run] = []  # those that end the step
         self.admitted: list[Entry] = []
 
     def add_all(self, batch: list[Run]) -> BaseException | None:
@@ -217,25 +246,26 @@ class Draft:
 
     def _add(self, child: Run) -> None:
         join = self._join
-        operations: tuple[Operation, ...] = ()
+        match child.status:
+            case "cancelled":
+                self.unapplied.append(child)
+                return
+            case "failed":
+                self._failed += 1
+                self._ended += 1
+                if self._is_fatal():
+                    self.failures.append(child)
+                    self.unapplied.append(child)
+                    return
+                if join.on_error == "ignore":
+                    self.unapplied.append(child)
+                    return
+            case "succeeded":
+                self._ended += 1
+            case None:
+                pass
+        operations = self._placing(child)
         discovered: list[Entry] = []
-        if child.status == "cancelled":
-            self.unapplied.append(child)
-            return
-        if child.status == "failed" and join.on_error == "fail":
-            self.failures.append(child)
-            self.unapplied.append(child)
-            return
-        if child.status == "succeeded":
-            if join.into is not None:
-                operations = (self._put(join.into, child, child.value, self._values),)
-        elif child.status == "failed":
-            if join.errors_into is not None:
-                info = error_info(cast("Exception", child.error))
-                operations = (self._put(join.errors_into, child, info, self._errors),)
-        elif join.into is not None:  # skipped: only its place among the others changes
-            known = cast("Mapping[object, object]", self._data[join.into])[child.key]
-            operations = (self._put(join.into, child, known, self._values),)
         if child.status is not None and (join.reduce is not None or join.grow is not None):
             outcome = cast("Done | Failed", child.outcome)
             if join.reduce is not None:
@@ -245,13 +275,51 @@ class Draft:
                 discovered = self._elements.grow(join.grow(state, outcome), child.key)
                 self.admitted += discovered
         self._number += 1
-        new = tuple(element for _, _, element in discovered)
+        new = tuple(entry.element for entry in discovered)
         self.updates.append(Update(self._number, join.name, operations, new))
         self.applied.append(child)
 
-    def _put(self, field: str, child: Run, value: object, placed: list[_Placed]) -> Put:
-        placed.append((child.key, value, child.position))
-        return Put(field, child.key, value, child.position)
+    def _is_fatal(self) -> bool:
+        match self._join.on_error:
+            case "fail":
+                return True
+            case Tolerate() as tolerance:
+                return tolerance.is_exceeded(self._failed, self._ended)
+            case _:
+                return False
+
+    def _placing(self, child: Run) -> tuple[Operation, ...]:
+        """Put what a child brings where ``into`` or ``errors_into`` has it."""
+        join = self._join
+        if child.status == "failed":
+            if join.errors_into is None:
+                return ()
+            info = error_info(cast("Exception", child.error))
+            return (self._put(join.errors_into, child, info, self._errors),)
+        if join.into is None:
+            return ()
+        value = child.value
+        if child.status is None:  # skipped: only its place among the others changes
+            value = cast("Mapping[object, Any]", self._data[join.into])[child.key]
+            if join.shape != "by key":
+                value = value[child.setting.act]
+        return (self._put(join.into, child, value, self._values),)
+
+    def _put(self, field: str, child: Run, value: object, placed: list[_Placed]) -> Put | PutWithin:
+        position = child.position
+        match self._join.shape:
+            case "by key" | "by position":
+                placed.append((child.key, value, position))
+                return Put(field, child.key, value, position)
+            case "by act":
+                placed.append((child.setting.act, value, position))
+                return Put(field, child.setting.act, value, position)
+            case "by key and act" | "by position and act":
+                put = PutWithin(field, child.key, child.setting.act, value, position, position)
+                grown = put_within(self._data[field], put)
+                assert grown is not None, "the fan-out has made the collection itself"
+                self._data = {**self._data, field: grown}
+                return put
 
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
         base = make_state(self.finished_data(), self._join.permit)

@@ -7,9 +7,6 @@ from typing import Literal, final
 
 from ._errors import DefinitionError
 
-OnError = Literal["fail", "collect"]
-"""What the failure of a child does to its fan-out."""
-
 DEFAULT_IN_FLIGHT = 100
 """Children in flight in a fan-out that names no limit."""
 
@@ -17,14 +14,20 @@ DEFAULT_IN_FLIGHT = 100
 @final
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much may go on at once.
+    """How much may go on at once. Where it stands says what it counts and who shares it.
 
-    On a fan-out: at most ``n`` of its children are in flight. A child is in flight from its start
-    until its result is part of the parent's saved state, so a slow reducer or store slows the
-    source down, and memory stays bounded.
+    On a fan-out: its children in flight, counted for each execution of the step. A child is in
+    flight from its start until its result is part of the parent's saved state, so a slow reducer or
+    store slows the source down, and memory stays bounded.
+
+    On an action: its running attempts. On an application or a runtime: the running attempts of
+    all actions. These are shared by all runs of a runtime, and only an attempt that runs holds a
+    slot: no fan-out that waits for its children, and no action while it is inside
+    ``context.fan_out``. So recursion under a limit of 1 can't lock itself up. An attempt starts
+    when all limits that apply have a slot for it; meanwhile it holds none.
 
     Args:
-        n: Children at once; at least 1.
+        n: How many at once; at least 1.
 
     Raises:
         DefinitionError: ``n`` is not a whole number of at least 1.
@@ -37,3 +40,65 @@ class Limits:
         if type(self.n) is not int or self.n < 1:
             msg = f"Limits(n) takes a whole number of at least 1, not {self.n!r}"
             raise DefinitionError(msg)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerate:
+    """Failures that a fan-out puts up with: as ``on_error="collect"``, until there are too many.
+
+    The failure that is too many ends the step as under ``on_error="fail"``: the other children are
+    cancelled and awaited, and all failures so far are raised as one ``ExceptionGroup``.
+
+    Args:
+        count: So many failures are tolerated, one more is not.
+        share: Or this share of the children that have ended, from 0 to 1...
+        after: ...judged once so many have ended, and at the end.
+
+    Raises:
+        DefinitionError: Both or neither of ``count`` and ``share``, or one of them out of range.
+
+    Examples:
+        >>> Tolerate(count=3)
+        Tolerate(count=3)
+        >>> Tolerate(share=0.1, after=20)
+        Tolerate(share=0.1, after=20)
+    """
+
+    count: int | None = None
+    share: float | None = None
+    after: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be judged."""
+        if (self.count is None) == (self.share is None):
+            msg = "Tolerate takes either count= or share=: Tolerate(count=3), Tolerate(share=0.1)"
+            raise DefinitionError(msg)
+        for name, value in (("count", self.count), ("after", self.after)):
+            if value is not None and (type(value) is not int or value < 0):
+                msg = f"Tolerate({name}=...) takes a whole number of at least 0, not {value!r}"
+                raise DefinitionError(msg)
+        if self.share is None:
+            if self.after:
+                msg = "Tolerate(after=...) belongs to share=; count= is judged from the first child"
+                raise DefinitionError(msg)
+        elif not isinstance(self.share, int | float) or not 0 <= self.share < 1:
+            msg = f"Tolerate(share=...) takes a number from 0 up to, but not, 1, not {self.share!r}"
+            raise DefinitionError(msg)
+
+    def is_exceeded(self, failed: int, ended: int, *, at_end: bool = False) -> bool:
+        """Tell whether ``failed`` of ``ended`` children are too many."""
+        if self.count is not None:
+            return failed > self.count
+        assert self.share is not None
+        return (at_end or ended >= self.after) and failed > self.share * ended
+
+    def __repr__(self) -> str:
+        if self.count is not None:
+            return f"Tolerate(count={self.count})"
+        after = f", after={self.after}" if self.after else ""
+        return f"Tolerate(share={self.share}{after})"
+
+
+OnError = Literal["fail", "collect", "ignore"] | Tolerate
+"""What the failure of a child does to its fan-out."""

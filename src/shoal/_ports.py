@@ -1,4 +1,4 @@
-"""What the engine needs from outside, as protocols. Imports values only.
+"""What the engine needs from outside, as protocols. Imports values and acts only.
 
 A port is bound by the runtime; the engine never knows which implementation it talks to.
 """
@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, final
 
+from ._action import FunctionAction
 from ._events import Outcome, Status, Update
 from ._ids import RunPath
+from ._state import Change
 
 
 class EndedChild(Protocol):
@@ -111,6 +113,62 @@ class Executor(Protocol):
         ...
 
 
+class Seat(Protocol):
+    """What an attempt holds while it runs: a slot of every limit that applies to it."""
+
+    @property
+    def granted(self) -> bool:
+        """Whether it holds them now."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until it holds them; cancelled meanwhile, it holds none."""
+        ...
+
+    def leave(self) -> None:
+        """Give back what it holds. Nothing to do if that is nothing."""
+        ...
+
+    def lend(self) -> None:
+        """Give back what it holds for a while: the attempt waits for work that it started."""
+        ...
+
+    async def regain(self) -> None:
+        """Take the slots again, ahead of new attempts; cancelled meanwhile, go on without."""
+        ...
+
+
+class Admission(Protocol):
+    """Lets attempts start."""
+
+    def seat(self, scopes: tuple[object, ...], action: FunctionAction[..., Any]) -> Seat | None:
+        """Take a seat for an attempt, granted at once where there is room.
+
+        Args:
+            scopes: What limits the run that the attempt belongs to.
+            action: May have limits of its own.
+
+        Returns None where nothing limits it.
+        """
+        ...
+
+
+class Hosted(Protocol):
+    """Work in a task of its own, and whoever waits for its end."""
+
+    async def wait(self) -> BaseException | None:
+        """Wait for its end, whatever happens meanwhile.
+
+        The first interruption of the wait cancels the work, and is returned when that has ended, to
+        be raised; so is a KeyboardInterrupt or SystemExit that came out of the work.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Cancel the work."""
+        ...
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
@@ -121,9 +179,14 @@ class Services:
     waiter: Callable[[], Waiter]
     """Makes a waiter."""
     threads: Executor
+    admission: Admission
+    host: Callable[[Callable[[], Awaitable[None]], Callable[[], None]], Hosted]
+    """Starts work in a task of the runtime's; the second function hears of an interruption."""
+    enter: Callable[[Any, Any], Awaitable[Change]]
+    """Has a run execute a graph that is a node of its own graph."""
+    context: Callable[[Any, FunctionAction[..., Any], Seat | None], object]
+    """Makes what an action's parameter ``context`` gets."""
     native_cancels: Callable[[], Callable[[], int]]
     """Called in a task, gives what counts the native cancellations pending on that task."""
     commit_deadline: float
     """Seconds that the store has to acknowledge a save."""
-    max_depth: int
-    """How deep fan-outs may be nested."""

@@ -67,6 +67,7 @@ class Setting:
         "hooks",
         "inputs",
         "parent",
+        "scopes",
         "services",
         "step",
         "value_of",
@@ -84,6 +85,7 @@ class Setting:
         step: str = "",
         visit: int = 0,
         value_of: Callable[[Run], object] | None = None,
+        scopes: tuple[object, ...] = (),
     ) -> None:
         """Collect it.
 
@@ -96,6 +98,7 @@ class Setting:
             step: The parent's step they belong to.
             visit: The parent's visit of that step.
             value_of: Reads a child's value off its final state.
+            scopes: What limits the attempts of all of them: the runtime's and the application's.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -107,6 +110,7 @@ class Setting:
         self.step: str = step
         self.visit: int = visit
         self.value_of: Callable[[Run], object] | None = value_of
+        self.scopes: tuple[object, ...] = scopes
 
 
 @final
@@ -170,7 +174,7 @@ class Run:
         self._step: str | None = None  # the step that has started and not ended
         self._path = path
         self._outcome: Outcome | None = None
-        self._ledgers: dict[str, Any] | None = None
+        self._ledgers: dict[str, list[Any]] | None = None
         self._started_at = setting.services.clock()
 
     # -- what it is -----------------------------------------------------------------------------
@@ -195,8 +199,8 @@ class Run:
         return self._head[1]
 
     @property
-    def ledgers(self) -> dict[str, Any]:
-        """What layer 3 keeps of each fan-out step: how its children ended."""
+    def ledgers(self) -> dict[str, list[Any]]:
+        """What layer 3 keeps of each fan-out step: how its children ended, for each visit."""
         if self._ledgers is None:
             self._ledgers = {}
         return self._ledgers
@@ -292,14 +296,19 @@ class Run:
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is; see ``Performer``."""
         setting = self.setting
-        return call_function(action, self._head[1], setting.inputs, setting.services.threads)
+        return call_function(
+            action, self._head[1], setting.inputs, setting.services, scopes=setting.scopes, run=self
+        )
+
+    def visit(self, step: str) -> int:
+        return 0
 
     async def _perform_watched(self, act: Act) -> Change:
         hooks = self.setting.hooks
         event = StepStarted(path=self.path, step=act.name)
         if hooks.step_started:
             await hooks.tell(hooks.step_started, event)
-        entered = hooks.enter_around(event)
+        entered = hooks.enter_around(hooks.around_step, event)
         try:
             change = await act.perform(self)
         except BaseException as error:
@@ -312,9 +321,13 @@ class Run:
             raise failure
         return change
 
-    async def _complete_step(self, change: Change) -> None:
+    async def settle(self) -> None:
+        """Drop native cancellation that user code has left on this task, before a commit."""
         if self.setting.services.native_cancels()() and not cancelled():
-            await absorb_native_cancel()  # before it can tear the commit
+            await absorb_native_cancel()
+
+    async def _complete_step(self, change: Change) -> None:
+        await self.settle()
         step = self._step
         assert step is not None
         updates: tuple[Update, ...] = ()

@@ -1,23 +1,18 @@
 """The runtime: what runs share while a process lives. Imports everything above; anyio.
 
 Invariants:
-- Own task. A root run lives in a task of the runtime's, never in its caller's. A native
-  ``task.cancel()`` (``asyncio.timeout``, a server) pierces anyio's shields; so it may reach only
-  the caller's wait, which turns it into the cancellation of the run's own scope.
-- Structured. The caller goes on only after the run has ended, cleanup included, however often it is
-  cancelled meanwhile; then it goes on with its own cancellation.
+- A root run is hosted: it lives in a task of the runtime's, never in its caller's (see ``_host``).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, final
 
 from anyio import (
-    CancelScope,
     CapacityLimiter,
     Event,
     create_task_group,
@@ -28,7 +23,11 @@ from anyio import (
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._cancel import fatal_leaf, ki_protected_functions, ki_unprotected_functions
+from ._cancel import ki_protected_functions, ki_unprotected_functions
+from ._context import Context
+from ._host import Hosted
+from ._limits import Admission
+from ._nest import enter
 from ._ports import NullStore, Services, Store, Waiter
 from ._run import Run
 
@@ -36,8 +35,6 @@ THREADS = 40
 """Worker threads that plain functions of one runtime may use at once."""
 COMMIT_DEADLINE = 30.0
 """Seconds that a store has to acknowledge a save."""
-MAX_DEPTH = 64
-"""How deep fan-outs may be nested."""
 
 
 @final
@@ -50,7 +47,6 @@ class Runtime:
         store: Store | None = None,
         threads: int = THREADS,
         commit_deadline: float = COMMIT_DEADLINE,
-        max_depth: int = MAX_DEPTH,
     ) -> None:
         """Describe it; nothing is opened yet.
 
@@ -58,12 +54,10 @@ class Runtime:
             store: Where updates are kept; None: nowhere.
             threads: Worker threads at once.
             commit_deadline: Seconds that the store has to acknowledge a save.
-            max_depth: How deep fan-outs may be nested.
         """
         self._store = store if store is not None else NullStore()
         self._threads = threads
         self._commit_deadline = commit_deadline
-        self._max_depth = max_depth
         self._tasks: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
@@ -76,7 +70,10 @@ class Runtime:
             threads=partial(_in_thread, CapacityLimiter(self._threads)),
             native_cancels=backend.native_cancels,
             commit_deadline=self._commit_deadline,
-            max_depth=self._max_depth,
+            admission=Admission(backend.waiter),
+            host=self._host,
+            enter=enter,
+            context=Context,
         )
         self._tasks = await create_task_group().__aenter__()
         return self
@@ -99,54 +96,20 @@ class Runtime:
         Returns what interrupted the caller, or the KeyboardInterrupt or SystemExit that came out
         of the run, for the caller to raise; None if nothing did.
         """
-        assert self._tasks is not None
-        root = _Root(run)
-        self._tasks.start_soon(root.live)
-        return await root.wait()
 
+        def interrupted() -> None:
+            run.reason = "the caller was cancelled"
 
-@final
-class _Root:
-    """A root run's task, and whoever waits for it."""
+        return await self._host(run.live, interrupted).wait()
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        # Shielded, so that only `wait` cancels it. If the caller's own scope did too, anyio would
-        # hand on what has to be uncancelled to the caller's task, and a native cancel that the
-        # caller got besides would be forgotten, see
-        # test_a_native_cancel_and_a_scope_cancelled_around_each_other.
-        self._scope = CancelScope(shield=True)
-        self._ended = Event()
-        self._fatal: BaseException | None = None
-
-    async def live(self) -> None:
-        try:
-            with self._scope:
-                await self._run.live()
-        except Exception:
-            raise
-        except BaseException as error:
-            fatal = fatal_leaf(error)
-            if not isinstance(fatal, KeyboardInterrupt | SystemExit):
-                raise
-            self._fatal = fatal
-        finally:
-            self._ended.set()
-
-    async def wait(self) -> BaseException | None:
-        interruption: BaseException | None = None
-        while not self._ended.is_set():
-            try:
-                with CancelScope(shield=interruption is not None):
-                    await self._ended.wait()
-            except GeneratorExit:
-                raise
-            except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
-                if interruption is None:
-                    interruption = error
-                    self._run.reason = "the caller was cancelled"
-                    self._scope.cancel()
-        return self._fatal or interruption
+    def _host(
+        self, work: Callable[[], Awaitable[None]], on_interrupt: Callable[[], None]
+    ) -> Hosted:
+        """Start ``work`` in a task of its own."""
+        assert self._tasks is not None, "the runtime is open"
+        hosted = Hosted(work, on_interrupt)
+        self._tasks.start_soon(hosted.live)
+        return hosted
 
 
 async def _in_thread(

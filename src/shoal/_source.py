@@ -1,9 +1,9 @@
-"""The elements of a fan-out: pulled lazily, keyed, told apart, and made into children.
+"""What a parallel step works on: pulled lazily, keyed, told apart, and made into children.
 
 Imports everything above the group; anyio.
 
 Invariants:
-- An element is pulled only when there is room for its child.
+- An element or task is pulled only when there is room for its child.
 - Keys are str or int, kept apart. One repeated in ``over`` is refused; with ``grow`` it is dropped
   and counted.
 - At most ``at_most`` children are started, exactly.
@@ -23,10 +23,11 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
 )
 from collections.abc import Set as AbstractSet
 from operator import length_hint
-from typing import Literal, Protocol, cast, final
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, cast, final
 
 from anyio import move_on_after
 from anyio.lowlevel import checkpoint
@@ -39,8 +40,36 @@ from ._state import refuse_awaitable
 
 logger = logging.getLogger("shoal")
 
-Entry = tuple[Key, int, object]
-"""Key, position and element."""
+
+@final
+class Kind:
+    """What the children of one act have in common."""
+
+    __slots__ = ("base", "done", "setting")
+
+    def __init__(
+        self, setting: Setting, base: Mapping[str, object], done: AbstractSet[object] = frozenset()
+    ) -> None:
+        """Collect it.
+
+        Args:
+            setting: What they execute, as part of what.
+            base: The fields that each of them starts with.
+            done: Keys of those that needn't run.
+        """
+        self.setting = setting
+        self.base = base
+        self.done = done
+
+
+class Entry(NamedTuple):
+    """A child to be, before it has one."""
+
+    key: Key
+    position: int
+    element: object
+    kind: Kind
+
 
 FEED_INLINE = 64
 """Elements that are pulled from an async source without passing a checkpoint."""
@@ -60,14 +89,12 @@ class Room(Protocol):
         ...
 
 
-@final
 class Elements:
-    """The source of a fan-out over elements."""
+    """The source of a fan-out over elements, with a child of each kind for each of them."""
 
     __slots__ = (
         "_at_most",
-        "_base",
-        "_done",
+        "_count",
         "_done_in",
         "_ended",
         "_feeding",
@@ -77,10 +104,10 @@ class Elements:
         "_key_of",
         "_position",
         "_seen",
-        "_setting",
         "_started",
         "_waiting",
         "dropped",
+        "kinds",
         "who",
     )
 
@@ -89,43 +116,40 @@ class Elements:
         elements: object,
         *,
         who: str,
-        setting: Setting,
-        base: Mapping[str, object],
-        item: str,
-        key_of: Callable[[object], object] | None,
-        grows: bool,
-        at_most: int | None,
-        done: AbstractSet[object] = frozenset(),
+        kinds: Sequence[Kind] = (),
+        item: str | None = None,
+        key_of: Callable[[Any], object] | None = None,
+        grows: bool = False,
+        at_most: int | None = None,
         done_in: str | None = None,
+        given_by: str = "over",
     ) -> None:
         """Stand before the first element.
 
         Args:
             elements: An iterable or async iterable.
             who: The name of the fan-out, for errors.
-            setting: The children's.
-            base: The fields that every child starts with.
-            item: The field that holds the element.
-            key_of: Key of an element; None: its position.
+            kinds: The acts that are executed for each element.
+            item: The field that holds the element; None: none does.
+            key_of: Key of an element; None: its place among the elements.
             grows: Whether ``grow`` may be called, and repeated keys are dropped.
             at_most: Children to start in all.
-            done: Keys that need no child.
-            done_in: The field that has them.
+            done_in: The field that has the results of what needs no child.
+            given_by: What gave the elements, for errors.
 
         Raises:
             BadResult: ``elements`` is no iterable.
         """
         self.who = who
-        self._setting = setting
-        self._base = base
+        self.kinds = kinds
         self._item = item
         self._key_of = key_of
         self._grows = grows
         self._at_most = at_most
-        self._done = done
         self._done_in = done_in
-        self._seen: set[Key] | None = set() if key_of is not None else None
-        self._position = 0
+        self._seen: set[object] = set()
+        self._position = 0  # of the next child
+        self._count = 0  # of elements
         self._started = 0
         self._waiting: deque[Entry] = deque()  # keyed and told apart already
         self._iterator: Iterator[object] | None = None
@@ -137,10 +161,10 @@ class Elements:
         elif isinstance(elements, Iterable) and not isinstance(elements, str | bytes):
             self._iterator = iter(cast("Iterable[object]", elements))
         else:
-            refuse_awaitable(elements, f"over= of fan-out {who!r}")
+            refuse_awaitable(elements, f"{given_by}= of fan-out {who!r}")
             msg = (
                 f"fan-out {who!r} runs over an iterable of elements, "
-                f"but `over` gave a {type(elements).__name__}"
+                f"but `{given_by}` gave a {type(elements).__name__}"
             )
             raise BadResult(msg)
 
@@ -152,7 +176,7 @@ class Elements:
         if self._started == self._at_most:
             return None
         if self._waiting:
-            return self._child(*self._waiting.popleft())
+            return self._child(self._waiting.popleft())
         if self._iterator is None:
             return None
         try:
@@ -161,8 +185,12 @@ class Elements:
             self._ended = True
             self._iterator = None
             return None
-        entry = self._told_apart(element)
-        return "dropped" if entry is None else self._child(*entry)
+        entries = self._entries(element)
+        if not entries:
+            return "dropped"
+        if len(entries) > 1:
+            self._waiting.extend(entries[1:])
+        return self._child(entries[0])
 
     def left(self) -> int:
         """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
@@ -180,43 +208,63 @@ class Elements:
         """Tell whether there will be no more, unless ``grow`` adds some."""
         return self._started == self._at_most or (self._ended and not self._waiting)
 
-    def _child(self, key: Key, position: int, element: object) -> Run:
-        data = {**self._base, self._item: element}
-        child = Run(self._setting, data, key=key, position=position, element=element)
-        if key in self._done:
+    def _child(self, entry: Entry) -> Run:
+        key, position, element, kind = entry
+        child = Run(kind.setting, self._data(entry), key=key, position=position, element=element)
+        if key in kind.done:
             child.skip(f"already in {self._done_in}")
         else:
             self._started += 1
         return child
 
-    def _told_apart(self, element: object) -> Entry | None:
-        """Give an element its key and position; None if its key is known and may be dropped."""
+    def _data(self, entry: Entry) -> Mapping[str, object]:
+        """Return what a child starts with."""
+        if self._item is None:
+            return entry.kind.base
+        return {**entry.kind.base, self._item: entry.element}
+
+    def _entries(self, element: object) -> Sequence[Entry]:
+        """Give an element its key and position, for each kind; none if its key may be dropped."""
+        key, count = self._key(element), self._count
+        if key is None:
+            return ()
+        self._count = count + 1
         position = self._position
+        self._position = position + len(self.kinds)
+        if len(self.kinds) == 1:
+            return (Entry(key, position, element, self.kinds[0]),)
+        return [Entry(key, position + at, element, kind) for at, kind in enumerate(self.kinds)]
+
+    def _key(self, element: object) -> Key | None:
+        """Find the key of an element; None if it is known and may be dropped."""
         if self._key_of is None:
-            self._position = position + 1
-            return position, position, element
-        key = self._key_of(element)
-        if not isinstance(key, str | int) or isinstance(key, bool):
-            refuse_awaitable(key, f"key= of fan-out {self.who!r}")
-            msg = (
-                f"fan-out {self.who!r}: the key of element {position} ({brief(element)}) is a "
-                f"{type(key).__name__}; keys are str or int: make key= return one"
-            )
-            raise BadKey(msg)
-        assert self._seen is not None
+            return self._count
+        key = self._checked_key(self._key_of(element), element)
         if key in self._seen:
             if self._grows:
                 self.dropped += 1
                 return None
-            msg = (
-                f"fan-out {self.who!r}: element {position} ({brief(element)}) has the key "
-                f"{brief(key)}, which an earlier element has; make key= tell them apart, or remove "
-                f"repetitions"
-            )
-            raise BadKey(msg)
+            self._refuse_repeated(key, element)
         self._seen.add(key)
-        self._position = position + 1
-        return key, position, element
+        return key
+
+    def _checked_key(self, key: object, element: object) -> Key:
+        if isinstance(key, str | int) and not isinstance(key, bool):
+            return key
+        refuse_awaitable(key, f"key= of fan-out {self.who!r}")
+        msg = (
+            f"fan-out {self.who!r}: the key of element {self._count} ({brief(element)}) is a "
+            f"{type(key).__name__}; keys are str or int: make key= return one"
+        )
+        raise BadKey(msg)
+
+    def _refuse_repeated(self, key: Key, element: object) -> NoReturn:
+        msg = (
+            f"fan-out {self.who!r}: element {self._count} ({brief(element)}) has the key "
+            f"{brief(key)}, which an earlier element has; make key= tell them apart, or remove "
+            f"repetitions"
+        )
+        raise BadKey(msg)
 
     # -- growing --------------------------------------------------------------------------------
 
@@ -236,8 +284,8 @@ class Elements:
                 f"{cause!r}; it returns an iterable of new elements, which may be empty"
             )
             raise BadResult(msg)
-        entries = map(self._told_apart, cast("Iterable[object]", elements))
-        return [entry for entry in entries if entry is not None]
+        found = map(self._entries, cast("Iterable[object]", elements))
+        return [entry for entries in found for entry in entries]
 
     def admit(self, entries: Iterable[Entry]) -> None:
         """Let ``entries`` be taken."""
@@ -249,6 +297,10 @@ class Elements:
     def waits(self) -> bool:
         """Whether elements must be waited for."""
         return self._feeding is not None
+
+    def feeds(self) -> Sequence[Elements]:
+        """Return what must be fed in tasks of their own."""
+        return [self] if self.waits else []
 
     @ki_unprotected
     async def feed(self, group: Room) -> None:
@@ -266,10 +318,9 @@ class Elements:
                     element = await anext(source)
                 except StopAsyncIteration:
                     break
-                entry = self._told_apart(element)
-                if entry is not None:
-                    if wanted is not None and entry[0] not in self._done:
-                        wanted -= 1
+                for entry in self._entries(element):
+                    if wanted is not None and entry.key not in entry.kind.done:
+                        wanted = max(0, wanted - 1)
                     self._waiting.append(entry)
                     group.new_element()
         except BaseException:

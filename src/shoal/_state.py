@@ -48,6 +48,20 @@ class Put(NamedTuple):
 
 
 @final
+class PutWithin(NamedTuple):
+    """The same one level down: ``key`` of the field holds a mapping, which is made if missing."""
+
+    field: str
+    key: object
+    inner_key: object
+    value: object
+    position: float | None = None
+    """Where ``key`` stands among the others."""
+    inner_position: float | None = None
+    """Where ``inner_key`` stands in the mapping that ``key`` has."""
+
+
+@final
 class Increment(NamedTuple):
     """Add to a number."""
 
@@ -62,7 +76,7 @@ class Drop(NamedTuple):
     field: str
 
 
-Operation = Set | Extend | Put | Increment | Drop
+Operation = Set | Extend | Put | PutWithin | Increment | Drop
 """One change to one field."""
 
 
@@ -185,6 +199,13 @@ class State(Mapping[str, Any]):
             case _:
                 self._refuse("put", field, "a mapping in", found)
         return self._derive(Put(field, key, value, position), after)
+
+    def _put_within(self, operation: PutWithin) -> State:
+        after = put_within(self._current(operation.field, {}), operation)
+        if after is None:
+            found = self._current(operation.field, {})
+            self._refuse("put", operation.field, "a mapping of mappings in", found)
+        return self._derive(operation, after)
 
     def increment(self, /, **by: float) -> State:
         """Return a state with each named number raised by the given amount.
@@ -393,6 +414,22 @@ def _growable(value: object) -> Growable | None:
     return None
 
 
+def put_within(collection: object, operation: PutWithin) -> Growable | None:
+    """Return ``collection`` after the operation; None if it is no mapping of mappings."""
+    _, key, inner_key, value, position, inner_position = operation
+    outer = _growable(collection)
+    if isinstance(outer, StateMap):
+        inner = _growable(outer.get(key, {}))
+    elif isinstance(outer, PositionedList) and isinstance(key, int):
+        inner = _growable(outer.at(key, {}))
+    else:
+        return None
+    if not isinstance(inner, StateMap):
+        return None
+    inner = inner.put(inner_key, value, inner_position)
+    return outer.put_all(((key, inner, position),))
+
+
 def replay(state: State, operations: Iterable[Operation]) -> State:
     """Apply recorded operations to ``state``, as an update event or a store holds them."""
     for operation in operations:
@@ -403,6 +440,8 @@ def replay(state: State, operations: Iterable[Operation]) -> State:
                 state = state.extend(**{field: values})
             case Put(field, key, value, position):
                 state = state.put(field, key, value, position)
+            case PutWithin():
+                state = state._put_within(operation)
             case Increment(field, by):
                 state = state.increment(**{field: by})
             case Drop(field):

@@ -3,35 +3,81 @@
 Invariants:
 - An action's function gets exactly what its parameters name, and what it returns is checked against
   its declared writes before anybody sees it.
+- An attempt holds its slots exactly while the function runs, on every way out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, cast
 
 from ._action import FunctionAction
-from ._cancel import ki_unprotected
+from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, UndeclaredWrite
-from ._ports import Executor
+from ._ports import Executor, Services
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 
 
-@ki_unprotected
-async def call_function(
+def call_function(
     action: FunctionAction[..., object],
     data: Mapping[str, object],
     inputs: Mapping[str, object],
-    threads: Executor,
-) -> Change:
+    services: Services,
+    *,
+    scopes: tuple[object, ...] = (),
+    run: object = None,
+) -> Awaitable[Change]:
     """Execute ``action`` once on the state ``data`` and return what it changed.
 
-    Cancellation goes straight to the function; one that runs in a thread is waited for.
+    It starts when the limits that apply let it. Cancellation goes straight to the function; one
+    that runs in a thread is waited for.
+
+    Args:
+        action: What to execute.
+        data: The state's fields.
+        inputs: What the function may take besides.
+        services: The runtime's.
+        scopes: What limits the run.
+        run: The run itself, for its context.
 
     Raises:
         MissingField: A field that it reads is not there.
         BadResult: It returned what its declaration doesn't allow.
     """
+    if scopes or action.limits is not None or action.takes_context:
+        return _call_seated(action, data, inputs, services, scopes=scopes, run=run)
+    return _call(action, data, inputs, services.threads)
+
+
+@ki_protected
+async def _call_seated(
+    action: FunctionAction[..., object],
+    data: Mapping[str, object],
+    inputs: Mapping[str, object],
+    services: Services,
+    *,
+    scopes: tuple[object, ...],
+    run: object,
+) -> Change:
+    seat = services.admission.seat(scopes, action)
+    try:
+        if seat is not None and not seat.granted:
+            await seat.wait()
+        context = services.context(run, action, seat) if action.takes_context else None
+        return await _call(action, data, inputs, services.threads, context)
+    finally:
+        if seat is not None:
+            seat.leave()
+
+
+@ki_unprotected
+async def _call(
+    action: FunctionAction[..., object],
+    data: Mapping[str, object],
+    inputs: Mapping[str, object],
+    threads: Executor,
+    context: object = None,
+) -> Change:
     kwargs: dict[str, Any] = {}
     try:
         for name in action.fields:
@@ -48,6 +94,8 @@ async def call_function(
     if action.takes_state:
         base = make_state(data, action.permit)
         kwargs["state"] = base
+    if action.takes_context:
+        kwargs["context"] = context
     if action.is_async:
         result = await cast("Any", action.function(**kwargs))
     elif action.in_thread:

@@ -1,0 +1,588 @@
+"""What an action is told about where it runs, and its own way to fan out. Imports everything above.
+
+Invariants:
+- Hosted. The children of ``context.fan_out`` live in a task of the engine's, not in the action's: a
+  native cancel of the action reaches only its waits, never the group.
+- Structured. The block is left only after all children have ended, cleanup included.
+- An attempt that is inside the block holds no slots: it can't be what its children wait for.
+- A child is in flight until its end is saved; one that ``start_each`` pulled also until the action
+  has consumed its outcome, so a slow consumer slows the source down.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, contextmanager
+from types import TracebackType
+from typing import Any, NoReturn, Self, final
+
+import anyio
+
+from ._action import Act, FunctionAction, require_plain
+from ._cancel import cancelled, ki_protected
+from ._errors import BadKey, BadUse, DefinitionError, brief
+from ._events import Failed, Outcome, SpanStarted
+from ._graph import Graph, as_graph
+from ._group import Dropped, Feed, Group
+from ._ids import Key, RunPath
+from ._join import Ledger, value_reader
+from ._parallel import check_depth, child_setting, narrowed
+from ._policy import Limits
+from ._ports import Hosted, Seat
+from ._run import Run
+from ._source import Elements, Entry, Kind
+
+
+@final
+class Context:
+    """Where an action runs: what the parameter ``context`` gets. Valid as long as the action runs.
+
+    Examples:
+        >>> @action(reads=["n"], writes=["key"])
+        ... async def who(n: int, context: Context) -> str:
+        ...     return f"{context.step} {context.key!r} at depth {context.depth}"
+        >>> many = fan_out(who, over="ns", item="n", key=str, into="keys")
+        >>> Application(many).run_sync({"ns": [7]}).state["keys"]
+        {'7': "who '7' at depth 1"}
+    """
+
+    def __init__(self, run: Run, action: FunctionAction[..., Any], seat: Seat | None) -> None:
+        """Describe one attempt of ``action`` by ``run``."""
+        self._run = run
+        self._action = action
+        self._seat = seat
+        self._names: set[str] = set()  # of fan-outs
+
+    @property
+    def path(self) -> RunPath:
+        """Where the run stands in its family."""
+        return self._run.path
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self._run.path.id
+
+    @property
+    def parent(self) -> RunPath | None:
+        """The run that started this one; None for a root run."""
+        return self._run.path.parent
+
+    @property
+    def key(self) -> Key:
+        """The run's key within its fan-out; empty for a root run."""
+        return self._run.path.key
+
+    @property
+    def depth(self) -> int:
+        """How deep the run is nested: 0 for a root run."""
+        return self._run.path.depth
+
+    @property
+    def step(self) -> str:
+        """The name of the action."""
+        return self._action.name
+
+    @property
+    def attempt(self) -> int:
+        """Which try of the step this is, counted from 1."""
+        return 1
+
+    @property
+    def deadline(self) -> float:
+        """When the action will be cancelled, on the clock of ``anyio.current_time()``.
+
+        In seconds; ``math.inf`` if no deadline is known. Those of the scopes around ``run`` count.
+        """
+        return min(anyio.current_effective_deadline(), self._run.setting.execution.deadline)
+
+    @contextmanager
+    def span(self, name: str, **attributes: object) -> Generator[None]:
+        """Mark a part of the action: hooks that have ``around_span`` are entered around the block.
+
+        Args:
+            name: What the part is called.
+            attributes: What is to be known about it.
+        """
+        hooks = self._run.setting.hooks
+        if not hooks.around_span:
+            yield
+            return
+        event = SpanStarted(
+            path=self._run.path, step=self._action.name, name=name, attributes=attributes
+        )
+        entered = hooks.enter_around(hooks.around_span, event)
+        try:
+            yield
+        except BaseException as error:
+            failure = entered.leave(error)
+            if failure is not None and isinstance(error, Exception):
+                raise failure from error
+            raise
+        failure = entered.leave(None)
+        if failure is not None:
+            raise failure
+
+    def fan_out(self, *, name: str, limits: Limits | None = None) -> ChildGroup:
+        """Start children from within the action: ``async with context.fan_out(...) as group``.
+
+        The escape hatch for what ``fan_out`` as an act can't say. The children are runs like any
+        others: tracked, saved, told to hooks, cancelled with the action. The parent's state changes
+        once, when the action returns.
+
+        While it is inside the block, the action holds no slots of any ``Limits``.
+
+        Args:
+            name: Names the fan-out among those of this action.
+            limits: How many children are in flight; 100 by default.
+
+        Raises:
+            DefinitionError: The name was used before by this attempt, or is none.
+        """
+        if not isinstance(name, str) or not name:
+            msg = f"context.fan_out(name=...) takes a name, not {name!r}"
+            raise DefinitionError(msg)
+        if name in self._names:
+            msg = (
+                f"action {self._action.name!r} opens two fan-outs named {name!r}; their children "
+                f"could not be told apart: give each its own name"
+            )
+            raise DefinitionError(msg)
+        if limits is not None and not isinstance(limits, Limits):
+            msg = f"context.fan_out(limits=...) takes Limits(n), not {limits!r}"
+            raise DefinitionError(msg)
+        self._names.add(name)
+        return ChildGroup(self._run, self._action, self._seat, name, limits or Limits())
+
+    def __repr__(self) -> str:
+        return f"<Context of {self._action.name!r} in {self._run.path!r}>"
+
+
+@final
+class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcome]):
+    """The children that an action starts by itself. Made by ``context.fan_out``.
+
+    Inside ``async with``, ``start`` and ``start_each`` add children, and ``async for`` gives their
+    outcomes as they end, in any order, failures too; it ends when all that were started have ended.
+
+    Leaving the block awaits the children whose outcomes were not consumed, and raises the failures
+    among them as one ``ExceptionGroup``, in the order they were started. Leaving it by an exception
+    cancels the children, awaits the end of their cleanup, and lets the exception go on.
+
+    Examples:
+        >>> @action(reads=["n"], writes=["square"])
+        ... async def square(n: int) -> int:
+        ...     return n * n
+        >>> @action(writes=["found"])
+        ... async def search(context: Context) -> int:
+        ...     async with context.fan_out(name="tries") as group:
+        ...         group.start_each(square, over=range(100), item="n")
+        ...         async for outcome in group:
+        ...             if isinstance(outcome, Done) and outcome.value > 50:
+        ...                 group.cancel("found one")
+        ...                 return outcome.value
+        ...     return 0
+        >>> Application(search).run_sync().state["found"] > 50
+        True
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        action: FunctionAction[..., Any],
+        seat: Seat | None,
+        name: str,
+        limits: Limits,
+    ) -> None:
+        """Use ``context.fan_out``."""
+        self._run = run
+        self._action = action
+        self._seat = seat
+        self.name: str = f"{action.name}/{name}"
+        self._limit = limits.n
+        self._source = _Started(self)
+        self._ledger = Ledger()
+        self._group: Group | None = None
+        self._hosted: Hosted | None = None
+        self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
+        self._ended: deque[Outcome] = deque()  # not yet consumed
+        self._news: anyio.Event | None = None  # set while the action waits for an outcome
+        self._delivered = 0
+        self._over = False  # all have ended
+        self._left = False
+        self._consuming = False
+
+    # -- opening and leaving --------------------------------------------------------------------
+
+    @ki_protected
+    async def __aenter__(self) -> Self:
+        """Begin: the action gives back its slots."""
+        if self._hosted is not None:
+            self._refuse("is entered a second time; call context.fan_out for another one")
+        check_depth(self._run, self.name)
+        self._run.ledgers.setdefault(self.name, []).append(self._ledger)
+        self._group = Group(self._run, self._source, self._limit)
+        if self._seat is not None:
+            self._seat.lend()
+        services = self._run.setting.services
+        self._hosted = services.host(self._live, self._on_interrupt)
+        return self
+
+    @ki_protected
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        frames: TracebackType | None,
+    ) -> None:
+        """Wait for the children, or cancel them; then take the slots again."""
+        assert self._group is not None
+        assert self._hosted is not None
+        self._left = True
+        if error is not None:
+            self._group.cancel(f"the action raised {brief(error)}")
+        self._source.close()
+        self._group.engage()
+        interruption = await self._hosted.wait()
+        if interruption is None and self._seat is not None and not cancelled():
+            await self._seat.regain()
+        if interruption is not None and isinstance(error, Exception | None):
+            raise interruption  # else the action's own is under way already
+        if error is not None:
+            return
+        if self._failure is not None:
+            raise self._failure
+        failed = sorted(
+            (outcome for outcome in self._ended if isinstance(outcome, Failed)),
+            key=lambda outcome: outcome.position,
+        )
+        self._ended.clear()
+        if failed:
+            count = "a child" if len(failed) == 1 else f"{len(failed)} children"
+            msg = f"{count} of fan-out {self.name!r} failed"
+            raise ExceptionGroup(msg, [outcome.error for outcome in failed])
+
+    def _on_interrupt(self) -> None:
+        assert self._group is not None
+        self._group.cancel("the action was cancelled")
+
+    @ki_protected
+    async def _live(self) -> None:
+        """Live the children; runs in the engine's own task."""
+        group = self._group
+        assert group is not None
+        try:
+            try:
+                await group.live(self._apply)
+            finally:
+                self._source.end()
+                await self._record_rest(group)
+        except Exception as error:  # noqa: BLE001 # raised where the action waits next
+            self._failure = self._failure or error
+        finally:
+            self._over = True
+            self._tell()
+
+    async def _apply(self, batch: list[Run]) -> None:
+        await self._run.commit((), self._run.data, unapplied=batch)
+        self._deliver(batch)
+
+    async def _record_rest(self, group: Group) -> None:
+        """Record and deliver how those ended that were cancelled, or never began."""
+        late = sorted(group.inbox, key=lambda child: child.position)
+        group.inbox.clear()
+        if late:
+            if self._run.setting.execution.unsaved:
+                for child in late:
+                    child.lose()
+            try:
+                await self._run.commit((), self._run.data, unapplied=late)
+            finally:
+                self._deliver(late)
+        for child in self._source.left_over():
+            child.cancel(group.reason)
+            self._deliver([child])
+
+    def _deliver(self, batch: list[Run]) -> None:
+        for child in batch:
+            outcome = child.outcome
+            self._ledger.count(child)  # the outcome itself is the action's
+            self._delivered += child.began
+            if not self._left or isinstance(outcome, Failed):
+                self._ended.append(outcome)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+
+    # -- starting -------------------------------------------------------------------------------
+
+    def start(
+        self,
+        act: Act,
+        state: Mapping[str, Any] | None = None,
+        *,
+        key: Key | None = None,
+        inputs: Mapping[str, object] | None = None,
+    ) -> None:
+        """Start a child, as soon as there is room. Never waits.
+
+        Args:
+            act: What it executes: an action, a graph, a fan-out.
+            state: What it starts with, beside what its act reads of the fields that the action
+                reads.
+            key: Names it among the children of this fan-out; by default its position.
+            inputs: What its actions take besides fields. They count before the run's own.
+
+        Raises:
+            BadUse: Not inside the block, or after ``cancel``.
+            BadKey: The key was used before, or is neither a str nor an int.
+            MissingField: The act reads a field that nobody brings.
+            MissingInput: The act takes an input that nobody gives.
+        """
+        group = self._check_open("start")
+        given = {} if state is None else state
+        if not isinstance(given, Mapping):
+            msg = f"group.start(act, state) takes a mapping of fields to values, not {brief(state)}"
+            raise DefinitionError(msg)
+        kind = self._kind(act, given, inputs)
+        self._source.add(kind, key, given)
+        group.engage()
+
+    def start_each(
+        self,
+        act: Act,
+        *,
+        over: Iterable[Any] | AsyncIterable[Any],
+        item: str = "item",
+        key: Callable[[Any], object] | None = None,
+        inputs: Mapping[str, object] | None = None,
+    ) -> None:
+        """Start a child for each of many elements, pulled as there is room. Never waits.
+
+        Elements are pulled no faster than outcomes are consumed.
+
+        Args:
+            act: What each child executes.
+            over: The elements; infinite ones are fine.
+            item: The field in which a child finds its element.
+            key: A plain function of the element that returns a str or int; without it, positions.
+            inputs: What their actions take besides fields. They count before the run's own.
+
+        Raises:
+            BadUse: Not inside the block, or after ``cancel``.
+            MissingField: The act reads a field that nobody brings.
+            MissingInput: The act takes an input that nobody gives.
+        """
+        group = self._check_open("start_each")
+        if key is not None:
+            require_plain(key, f"group.start_each(key=...) of {self.name!r}")
+        kind = self._kind(act, {item: None}, inputs)
+        each = _Each(over, who=self.name, kind=kind, item=item, key=key, started_by=self._source)
+        self._source.add_each(each)
+        if each.waits and group.is_live:
+            group.start_feeding(each)
+        group.engage()
+
+    def cancel(self, reason: str = "the action cancelled it") -> None:
+        """Cancel all children that have not ended, for ``reason``. Their outcomes still come."""
+        if self._group is not None and not self._over:
+            self._group.cancel(reason)
+            self._tell()
+
+    def _kind(
+        self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
+    ) -> Kind:
+        run, permit = self._run, self._action.permit
+        graph: Graph = as_graph(act, f"fan-out {self.name!r}")
+        readable = {field: run.data[field] for field in permit.reads if field in run.data}
+        base = narrowed(
+            readable,
+            graph,
+            given,
+            f"the children of fan-out {self.name!r} that execute {graph.name!r}",
+            f"group.start gives; give it there, or add it to the reads=[...] of {permit.action!r}",
+        )
+        take = next(iter(graph.writes)) if len(graph.writes) == 1 else None
+        reader = value_reader(take, self.name)
+        visit = run.visit(self._action.name)
+        setting = child_setting(run, self.name, graph, reader, inputs, visit=visit)
+        return Kind(setting, base)
+
+    def _check_open(self, what: str) -> Group:
+        if self._group is None or self._left:
+            self._refuse(f"is used outside of its block: call {what} inside `async with`")
+        if self._group.is_closing:
+            self._refuse(
+                f"was cancelled ({self._group.reason}), so nothing can be started any more"
+            )
+        return self._group
+
+    def _refuse(self, why: str) -> NoReturn:
+        msg = f"the fan-out {self.name!r} of action {self._action.name!r} {why}"
+        raise BadUse(msg)
+
+    # -- consuming ------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        """Wait for the next outcome."""
+        if self._group is None or self._left:
+            self._refuse("is iterated outside of its block")
+        if self._consuming:
+            self._refuse("is iterated by two tasks at once; give each its own fan-out")
+        self._consuming = True
+        try:
+            while not self._ended:
+                if self._failure is not None:
+                    raise self._failure
+                if self._is_idle:
+                    raise StopAsyncIteration
+                self._news = anyio.Event()
+                await self._news.wait()
+        finally:
+            self._consuming = False
+        outcome = self._ended.popleft()
+        self._group.engage()
+        return outcome
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so many outcomes wait to be consumed that no further elements are pulled."""
+        return not self._left and len(self._ended) >= self._limit
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether all that was started has ended, and its outcomes are here."""
+        return self._over or (self._source.is_exhausted and self._source.made == self._delivered)
+
+    def __repr__(self) -> str:
+        return f"<ChildGroup {self.name!r} of {self._action.name!r}>"
+
+
+@final
+class _Started:
+    """The source of an action's own fan-out: what it has started, and what is left of it."""
+
+    def __init__(self, children: ChildGroup) -> None:
+        self._children = children
+        self._single: deque[Entry] = deque()
+        self._each: list[_Each] = []
+        self._keys: set[tuple[str, Key]] = set()  # of each act
+        self._position = 0
+        self._closed = False
+        self.made = 0  # children
+
+    def add(self, kind: Kind, key: Key | None, given: object) -> None:
+        """Add a child to be."""
+        self._single.append(self.entry(kind, key, given))
+
+    def add_each(self, each: _Each) -> None:
+        """Add a child to be for each of many elements."""
+        self._each.append(each)
+
+    def entry(self, kind: Kind, key: object, element: object) -> Entry:
+        """Tell a child to be apart from the others."""
+        position = self._position
+        name = position if key is None else key
+        if not isinstance(name, str | int) or isinstance(name, bool):
+            msg = f"{self._children!r}: keys are str or int, not {brief(name)}"
+            raise BadKey(msg)
+        if (kind.setting.act, name) in self._keys:
+            msg = (
+                f"{self._children!r}: a child of {kind.setting.act!r} with the key {brief(name)} "
+                f"was started before; give each its own key, or none at all"
+            )
+            raise BadKey(msg)
+        self._keys.add((kind.setting.act, name))
+        self._position = position + 1
+        return Entry(name, position, element, kind)
+
+    def close(self) -> None:
+        """Hear that nothing more will be started."""
+        self._closed = True
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether there is nothing left of what was started."""
+        return not self._single and all(each.dry() for each in self._each)
+
+    def left_over(self) -> list[Run]:
+        """Make children of what was started and never began."""
+        entries = list(self._single)
+        self._single.clear()
+        return [_child(entry) for entry in entries]
+
+    # what a group asks of its source
+
+    def take(self) -> Run | Dropped | None:
+        if self._single:
+            self.made += 1
+            return _child(self._single.popleft())
+        self._each = [each for each in self._each if not each.dry()]
+        if not self._children.is_behind:
+            for each in self._each:
+                child = each.take()
+                if child is not None:
+                    self.made += child != "dropped"
+                    return child
+        return None
+
+    def left(self) -> int:
+        return len(self._single) + sum(each.left() for each in self._each)
+
+    def dry(self) -> bool:
+        return self._closed and self.is_exhausted
+
+    def feeds(self) -> Iterable[Feed]:
+        return [each for each in self._each if each.waits]
+
+    def end(self) -> None:
+        """Close what is iterated."""
+        for each in self._each:
+            each.close()
+
+
+@final
+class _Each(Elements):
+    """The elements of one ``start_each``, told apart from everything else that was started."""
+
+    __slots__ = ("_key_by", "_started_by")
+
+    def __init__(
+        self,
+        over: object,
+        *,
+        who: str,
+        kind: Kind,
+        item: str,
+        key: Callable[[Any], object] | None,
+        started_by: _Started,
+    ) -> None:
+        super().__init__(over, who=who, kinds=[kind], item=item)
+        self._key_by = key
+        self._started_by = started_by
+
+    def _entries(self, element: object) -> Sequence[Entry]:
+        key = None if self._key_by is None else self._key_by(element)
+        return (self._started_by.entry(self.kinds[0], key, element),)
+
+
+def _child(entry: Entry) -> Run:
+    kind = entry.kind
+    return Run(
+        kind.setting, kind.base, key=entry.key, position=entry.position, element=entry.element
+    )

@@ -1,0 +1,97 @@
+"""A graph as a node of another graph: one child, executed in the parent's own task.
+
+Imports everything above.
+
+Invariants:
+- The child's end, and the parent's update that takes over what it wrote, are one save.
+- What fails in it, fails as it is: it is one step, not a fan-out.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextvars import copy_context
+
+from ._cancel import as_failure, drive, ki_protected
+from ._errors import brief, note
+from ._events import Update
+from ._graph import Graph
+from ._parallel import check_depth, child_setting, narrowed
+from ._run import Run
+from ._state import NO_CHANGE, Change, Drop, Operation, Set
+
+logger = logging.getLogger("shoal")
+
+
+@ki_protected
+async def enter(graph: Graph, run: Run) -> Change:
+    """Have ``run`` execute ``graph`` as one of its steps.
+
+    The child sees what the graph reads of the parent's state; what it has written is written to the
+    parent's when it ends, by one update. Cancelled or failed, it leaves nothing there.
+    """
+    check_depth(run, graph.name)
+    hint = "anything in it writes first; write it in an earlier action"
+    base = narrowed(run.data, graph, {}, f"the actions of {graph.name!r}", hint)
+    child = Run(child_setting(run, graph.name, graph), base)
+    if run.setting.hooks.child_started:
+        await run.tell_child_started(child)
+    try:
+        await drive(copy_context(), child.advance(), _nothing)
+        child.succeed()
+    except BaseException as error:
+        failure = as_failure(error)
+        if failure is None:
+            child.cancel(run.reason or "its parent was cancelled")
+        else:
+            child.fail(failure)
+        await _record(run, child, error)
+        if failure is None or failure is error:
+            raise
+        raise failure from failure.__cause__
+    finally:
+        for step, ledgers in child.ledgers.items():
+            run.ledgers.setdefault(f"{graph.name}/{step}", []).extend(ledgers)
+    operations = _operations(graph, base, child)
+    data = {**run.data}
+    for operation in operations:
+        if isinstance(operation, Set):
+            data[operation.field] = operation.value
+        else:
+            data.pop(operation.field, None)
+    await run.settle()
+    try:
+        update = Update(run.number + 1, graph.name, tuple(operations))
+        await run.commit((update,), data, applied=(child,))
+    except Exception as error:
+        if run.setting.execution.unsaved:
+            child.lose()
+            await _record(run, child, error)
+        raise
+    return NO_CHANGE
+
+
+def _operations(graph: Graph, base: dict[str, object], child: Run) -> list[Operation]:
+    """Say what the child wrote, in terms of the parent's state."""
+    final = child.final_data()
+    operations: list[Operation] = []
+    for field in sorted(graph.writes):
+        if field in final:
+            if field not in base or final[field] is not base[field]:
+                operations.append(Set(field, final[field]))
+        elif field in base:
+            operations.append(Drop(field))
+    return operations
+
+
+async def _record(run: Run, child: Run, error: BaseException) -> None:
+    """Record an end that the parent doesn't apply; what goes wrong must not hide ``error``."""
+    try:
+        await run.commit((), run.data, unapplied=(child,))
+    except Exception as failure:
+        logger.exception("while %r of run %s ended", child.setting.act, run.path.id)
+        note(error, f"shoal: while the graph ended, {brief(failure)} was raised")
+
+
+def _nothing() -> None:
+    """Stand in for a callback that nobody needs."""

@@ -1,0 +1,281 @@
+"""Parallel steps: acts whose work is children, and one execution of such an act by one run.
+
+Imports everything above.
+
+Invariants:
+- A batch of outcomes is one save, made in the parent's task; what ended unapplied is saved too.
+- A child starts from the parent's state as it was when the step began, narrowed to what its graph
+  needs; siblings don't see each other's results.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import final
+
+from ._action import Act, Performer
+from ._errors import DepthExceeded, MissingField, MissingInput, brief, note
+from ._events import Failed, Update
+from ._graph import Graph
+from ._group import Group
+from ._join import Draft, Join, Ledger
+from ._policy import Limits, Tolerate
+from ._run import Run, Setting
+from ._source import Elements, Kind
+from ._state import NO_CHANGE, Change, Set, State, make_state
+
+logger = logging.getLogger("shoal")
+
+
+class Parallel(Act):
+    """An act whose work is children: what fan-outs and the classes for them have in common."""
+
+    limits: Limits = Limits()
+    """How many children are in flight."""
+
+    @abstractmethod
+    def _join(self) -> Join:
+        """Say what becomes of results."""
+
+    @abstractmethod
+    def _source(self, step: ParallelStep) -> Elements:
+        """Begin to make what children are made of; nothing is pulled yet."""
+
+    def _finished(self, state: State) -> Change:
+        """Return the change that completes the step, once all results were applied."""
+        return NO_CHANGE
+
+    async def perform(self, run: Performer) -> Change:
+        """Run all children; see ``Act.perform``."""
+        assert isinstance(run, Run), "parallel steps are performed by the engine's runs"
+        return await ParallelStep(self, run).execute()
+
+
+@final
+class ParallelStep:
+    """One execution of a parallel act by one run."""
+
+    def __init__(self, act: Parallel, run: Run) -> None:
+        """Begin: from now on the state as it is counts for all children."""
+        check_depth(run, act.name)
+        self.act = act
+        self.parent = run
+        self.data: Mapping[str, object] = run.data
+        self.join = act._join()
+        self.ledger = Ledger()
+        self._is_failing = False
+        self._unsaved: list[Run] = []  # a batch that could not be saved
+        run.ledgers.setdefault(act.name, []).append(self.ledger)
+
+    @property
+    def state(self) -> State:
+        """The parent's state when the step began, as the step's own functions see it."""
+        return make_state(self.data, self.join.permit)
+
+    def kind(
+        self,
+        graph: Graph,
+        base: Mapping[str, object],
+        value_of: Callable[[Run], object] | None,
+        inputs: Mapping[str, object] | None = None,
+    ) -> Kind:
+        """Describe the children that execute ``graph``.
+
+        Args:
+            graph: What they execute.
+            base: The fields that each of them starts with.
+            value_of: Reads a child's value off its final state.
+            inputs: What they take besides those of the run.
+
+        Raises:
+            MissingInput: The graph takes an input that nobody has given.
+        """
+        return Kind(child_setting(self.parent, self.act.name, graph, value_of, inputs), base)
+
+    async def execute(self) -> Change:
+        """Run all children, and return the change that completes the step."""
+        act = self.act
+        self.source = act._source(self)
+        await self._open()
+        group = Group(self.parent, self.source, act.limits.n)
+        try:
+            await group.live(self._apply)
+            await self._record_unapplied(group)
+            self._judge()
+        except BaseException as error:
+            await self._wind_up(group, error)
+            raise
+        finally:
+            self.ledger.dropped = self.source.dropped
+            self.ledger.left = self.source.known
+        self.source.close()
+        return act._finished(make_state(self.parent.data, self.join.permit))
+
+    async def _wind_up(self, group: Group, error: BaseException) -> None:
+        """Record and close what there is; what goes wrong in it must not hide ``error``."""
+        try:
+            try:
+                await self._record_unapplied(group)
+            finally:
+                self.source.close()
+        except Exception as failure:
+            logger.exception("while fan-out %r of run %s ended", self.act.name, self.parent.path.id)
+            note(error, f"shoal: while the fan-out ended, {brief(failure)} was raised")
+
+    async def _open(self) -> None:
+        """Start the collections; what is in them already needs no child: inputs minus outputs."""
+        run, name = self.parent, self.act.name
+        values, done = self.join.collections(run.data, first_visit=run.visit(name) == 0)
+        if done:
+            for kind in self.source.kinds:
+                kind.done = self.join.done_keys(done, kind.setting.act)
+        if values:
+            operations = tuple(Set(field, value) for field, value in values.items())
+            update = Update(run.number + 1, name, operations)
+            await run.commit((update,), {**run.data, **values})
+
+    # -- applying -------------------------------------------------------------------------------
+
+    async def _apply(self, batch: list[Run]) -> str | None:
+        """Commit what ended; return why the rest is to be cancelled, if it is to be."""
+        draft = Draft(self.join, self.parent, self.source, self.ledger)
+        error = draft.add_all(batch)
+        self._is_failing = self._is_failing or bool(draft.failures)
+        try:
+            await self.parent.commit(
+                draft.updates,
+                draft.finished_data(),
+                applied=draft.applied,
+                unapplied=draft.unapplied,
+            )
+        except Exception:  # a failed save or hook; KeyboardInterrupt waits for the end of a commit
+            if self.parent.setting.execution.unsaved:
+                self._unsaved = batch
+            raise
+        fatal = set(map(id, draft.failures))
+        for child in batch:
+            self.ledger.enter(child, raised=id(child) in fatal)
+        self.source.admit(draft.admitted)
+        if error is not None:
+            raise error
+        if not draft.failures:
+            return None
+        first = draft.failures[0]
+        return f"key {first.key!r} of fan-out {self.act.name!r} failed: {brief(first.error)}"
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    async def _record_unapplied(self, group: Group) -> None:
+        """Record how those ended that were cancelled, or came too late to be applied."""
+        late = sorted((*group.inbox, *self._unsaved), key=lambda child: child.position)
+        group.inbox.clear()
+        self._unsaved = []
+        if not late:
+            return
+        for child in late:
+            if self.parent.setting.execution.unsaved:
+                child.lose()
+            elif child.status == "succeeded":
+                child.miss()
+            elif child.status == "failed" and self.join.on_error == "fail":
+                self._is_failing = True
+            self.ledger.enter(child, raised=self._is_failing)
+        await self.parent.commit((), self.parent.data, unapplied=late)
+
+    def _judge(self) -> None:
+        """Raise the failures, if there is one that isn't tolerated."""
+        tolerance, ledger = self.join.on_error, self.ledger
+        if isinstance(tolerance, Tolerate) and not self._is_failing:
+            ended = ledger.failed + ledger.done
+            self._is_failing = tolerance.is_exceeded(ledger.failed, ended, at_end=True)
+        if self._is_failing:
+            errors = [outcome.error for outcome in ledger if isinstance(outcome, Failed)]
+            count = "a child" if len(errors) == 1 else f"{len(errors)} children"
+            msg = f"{count} of fan-out {self.act.name!r} failed"
+            raise ExceptionGroup(msg, errors)
+
+
+# -- what children have in common ----------------------------------------------------------------
+
+
+def check_depth(run: Run, step: str) -> None:
+    """Refuse to nest runs deeper than allowed.
+
+    Raises:
+        DepthExceeded: A child of ``run`` would be too deep.
+    """
+    deepest = run.setting.execution.max_depth
+    if run.path.depth >= deepest:
+        msg = (
+            f"{step!r} would run {run.path.depth + 1} levels below the root; "
+            f"at most {deepest} are allowed (Application(max_depth=...)): does it contain itself?"
+        )
+        raise DepthExceeded(msg)
+
+
+def child_setting(
+    run: Run,
+    step: str,
+    graph: Graph,
+    value_of: Callable[[Run], object] | None = None,
+    inputs: Mapping[str, object] | None = None,
+    *,
+    visit: int | None = None,
+) -> Setting:
+    """Describe the children of ``run`` that execute ``graph`` in ``step``.
+
+    Raises:
+        MissingInput: The graph takes an input that nobody has given.
+    """
+    setting = run.setting
+    given = {**setting.inputs, **inputs} if inputs else setting.inputs
+    for name, need in graph.takes.items():
+        if need.required and name not in given:
+            msg = (
+                f"action {need.by!r} in step {step!r} of run {run.path.id} lacks the input "
+                f"{name!r}; give it to run(inputs=...), to the Task, or bind it"
+            )
+            raise MissingInput(msg)
+    return Setting(
+        graph=graph,
+        inputs=given,
+        execution=setting.execution,
+        act=graph.name,
+        parent=run.path,
+        step=step,
+        visit=run.visit(step) if visit is None else visit,
+        value_of=value_of,
+        scopes=setting.scopes,
+    )
+
+
+def narrowed(
+    data: Mapping[str, object], graph: Graph, given: Mapping[str, object], who: str, hint: str
+) -> dict[str, object]:
+    """Make the fields that a child starts with: what it is given, and what it reads of ``data``.
+
+    Args:
+        data: The parent's fields.
+        graph: What the child executes.
+        given: Fields that come from elsewhere, and count first.
+        who: Names the children, for the error.
+        hint: Says where else the field could come from, and what to do, for the error.
+
+    Raises:
+        MissingField: It is nowhere, and nothing in the graph can write it first.
+    """
+    base: dict[str, object] = {}
+    for field in graph.reads:
+        if field in given:
+            base[field] = given[field]
+        elif field in data:
+            base[field] = data[field]
+        elif field in graph.needs:
+            has = ", ".join(sorted(data)) or "none"
+            msg = (
+                f"{who} read field {field!r}, which the state does not have (it has: {has}); {hint}"
+            )
+            raise MissingField(msg)
+    return base
