@@ -530,7 +530,7 @@ def _declaration(model: object) -> _Declaration:
     try:
         match model:
             case type() if issubclass(model, RootModel):
-                _refuse(model, f"the RootModel {model.__name__}, which has no fields")
+                _refuse(f"the RootModel {model.__name__}, which has no fields")
             case type() if issubclass(model, BaseModel):
                 return _of_pydantic(model)
             case type() if is_typeddict(model):
@@ -538,7 +538,7 @@ def _declaration(model: object) -> _Declaration:
             case type() if dataclasses.is_dataclass(model):
                 return _of_dataclass(model)
             case _:
-                _refuse(model, _what_it_is(model))
+                _refuse(_what_it_is(model))
     except NameError as error:
         msg = (
             f"an annotation of model {cast('type', model).__name__} can't be read: {error.name!r} "
@@ -548,7 +548,7 @@ def _declaration(model: object) -> _Declaration:
         raise DefinitionError(msg) from error
 
 
-def _refuse(model: object, found: str) -> NoReturn:
+def _refuse(found: str) -> NoReturn:
     msg = f"a state's model is a pydantic model, a dataclass or a TypedDict, not {found}"
     raise DefinitionError(msg)
 
