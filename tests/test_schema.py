@@ -262,7 +262,7 @@ def test_annotations_that_can_not_be_resolved():
         with pytest.raises(DefinitionError) as caught:
             Schema(model)
         said = str(caught.value)
-        assert f"model {model.__name__} can't be read: 'Nowhere' is not defined" in said
+        assert f"model {model.__name__} can't be read: name 'Nowhere' is not defined" in said
 
 
 def made_of(annotation: object) -> type[Any]:
@@ -705,8 +705,9 @@ def test_build_gives_a_plain_instance(model: type[Any]):
     fields = typing.cast("dict[str, Any]", made if model is Task else vars(made))
     assert fields["title"] == "t"
     assert type(fields["tags"]) is list
-    assert type(fields["sizes"]) is dict
-    assert list(fields["sizes"].items()) == [("a", 1), ("b", 2)]
+    sizes: Any = fields["sizes"]
+    assert type(sizes) is dict
+    assert [*sizes] == ["a", "b"]
     assert type(made) is (dict if model is Task else model)
 
 

@@ -1,7 +1,7 @@
-"""Typed states: a user's model, checked field by field. Imports the state; pydantic, when asked.
+"""Typed states: a run's fields, held to a user's model. Imports the model and the state.
 
-A field of the model is a field of the state. pydantic checks all three kinds of models; it is
-imported here alone, and not before a ``Schema`` is made.
+A field of the model is a field of the state. pydantic does the checking, whatever the model is; it
+is imported when a ``Schema`` is made, and not before.
 
 Invariants:
 - A check costs what the update costs: the new items of a list, never the list they go to.
@@ -13,24 +13,21 @@ Invariants:
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import typing
 from collections import abc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from functools import partial
 from inspect import formatannotation
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
 
-from ._collections import PositionedList, StateList, StateMap, to_plain
-from ._errors import DefinitionError, InvalidState, StateError, brief
+from ._collections import PositionedList, to_plain
+from ._errors import DefinitionError, InvalidState, StateError
+from ._model import OURS, Declared, any_of, collections_in, declaration, explained, shown
 from ._state import Change, Drop, Extend, Operation, Put, Set, State, replay
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel, ConfigDict, ValidationError
-    from pydantic.fields import FieldInfo
+    from pydantic import ConfigDict, ValidationError
 
 S = TypeVar("S")
 
@@ -65,7 +62,7 @@ class Schema(Generic[S]):
     """Fields without a default."""
 
     def __init__(self, model: type[S]) -> None:
-        declared = _declaration(model)
+        declared = declaration(model)
         self.model = model
         self.name = model.__name__
         self._instances = declared.instances
@@ -268,7 +265,7 @@ class Schema(Generic[S]):
         if isinstance(given, Mapping):
             return cast("Mapping[Any, object]", given)
         wanted = f"an instance of {self.name} or a mapping" if self._instances else "a mapping"
-        msg = f"give {wanted} of the fields of {self.name}, not {_shown(given)}"
+        msg = f"give {wanted} of the fields of {self.name}, not {shown(given)}"
         raise StateError(msg)
 
     def _field(self, name: str, who: str) -> _Field:
@@ -295,7 +292,7 @@ class Schema(Generic[S]):
             if refusal is None:
                 raise
             msg = (
-                f"{who} gives {part}field {name!r} {_shown(value)}, which does not fit "
+                f"{who} gives {part}field {name!r} {shown(value)}, which does not fit "
                 f"{self._fields[name].label}: {_reasons(refusal, 1)}"
             )
             raise InvalidState(msg) from error
@@ -311,10 +308,6 @@ def _is(one: object, other: object) -> bool:
 def _positioned(value: object) -> bool:
     """Tell a list that is put into by position: its keys are the engine's, not the user's."""
     return isinstance(value, PositionedList)
-
-
-def _shown(value: object) -> str:
-    return f"{brief(value)} ({type(value).__name__})"
 
 
 def _fields_named(names: list[str]) -> str:
@@ -362,25 +355,25 @@ class _Field:
     """Makes the default, given the fields before this one."""
 
 
-def _field(place: str, declared: _Declared, config: ConfigDict) -> _Field:
+def _field(place: str, declared: Declared, config: ConfigDict) -> _Field:
     annotation = declared.annotation
     label = f"{place}: {formatannotation(annotation)}"
     try:
-        kinds = list(_collections_in(annotation))
+        kinds = list(collections_in(annotation))
         keys = [each.key for each in kinds if each.mapping]
         return _Field(
             label=label,
             check=_checker(annotation, config),
-            item=_checker(_any_of([each.item for each in kinds]), config) if kinds else None,
+            item=_checker(any_of([each.item for each in kinds]), config) if kinds else None,
             listed=not all(each.mapping for each in kinds),
-            key=_checker(_any_of(keys), config) if keys else None,
+            key=_checker(any_of(keys), config) if keys else None,
             most=max((each.most for each in kinds), default=inf),
             default=declared.default,
         )
     except DefinitionError as error:
         raise DefinitionError(f"field {label} {error}") from None
     except Exception as error:  # pydantic's, of several kinds, and whatever an annotation raises
-        msg = f"field {label} can't be checked: {str(error).partition('For further')[0].strip()}"
+        msg = f"field {label} can't be checked: {explained(error)}"
         raise DefinitionError(msg) from error
 
 
@@ -397,7 +390,7 @@ def _checker(annotation: object, config: ConfigDict) -> _Check:
     validate = adapter.validator.validate_python
 
     def check(value: object) -> object:
-        plain = to_plain(value) if type(value) in _OURS else value
+        plain = to_plain(value) if type(value) in OURS else value
         (result,) = validate((plain,))
         return value if result is plain or _same(plain, result) else result
 
@@ -420,278 +413,3 @@ def _same(given: object, result: object) -> bool:
         items = cast("dict[object, object]", given).items()
         return _same(list(items), list(cast("dict[object, object]", result).items()))
     return False
-
-
-# -- what an annotation says -----------------------------------------------------------------------
-
-
-class _Growing(NamedTuple):
-    """A collection that an annotation allows."""
-
-    mapping: bool
-    item: object
-    key: object = None
-    most: float = inf
-
-
-_LISTS: frozenset[object] = frozenset(
-    {list, tuple, set, frozenset, collections.deque}
-    | {abc.Sequence, abc.MutableSequence, abc.Set, abc.MutableSet, abc.Collection}
-)
-_MAPPINGS: frozenset[object] = frozenset(
-    {dict, collections.OrderedDict, collections.defaultdict, abc.Mapping, abc.MutableMapping}
-)
-_ONE_SHOT: frozenset[object] = frozenset({abc.Iterable, abc.Iterator, abc.Generator})
-_OURS: dict[object, str] = {StateList: "list", PositionedList: "list", StateMap: "dict"}
-
-
-def _collections_in(annotation: Any) -> Iterator[_Growing]:
-    """Find the collections that an annotation allows, and what their items are."""
-    origin = typing.get_origin(annotation) or annotation
-    args = typing.get_args(annotation)
-    if origin is typing.Annotated:
-        most = min(map(_max_length, annotation.__metadata__), default=inf)
-        for each in _collections_in(args[0]):
-            yield each._replace(most=min(each.most, most))
-    elif _is_union(origin):
-        for each in args:
-            yield from _collections_in(each)
-    elif isinstance(annotation, typing.NewType):
-        yield from _collections_in(annotation.__supertype__)
-    elif hasattr(origin, "__value__"):  # type Links = list[str]
-        yield from _collections_in(origin.__value__[args] if args else origin.__value__)
-    elif isinstance(annotation, TypeVar):
-        if not annotation.__constraints__:
-            yield from _collections_in(annotation.__bound__ or Any)
-    elif annotation in (Any, object):
-        yield _Growing(mapping=False, item=Any)
-        yield _Growing(mapping=True, item=Any, key=Any)
-    elif origin in _MAPPINGS:
-        key, item = args or (Any, Any)
-        yield _Growing(mapping=True, item=item, key=key)
-    elif origin in _LISTS:
-        item, *rest = args or (Any, ...)
-        if rest == [...] or (origin is not tuple and not rest):
-            yield _Growing(mapping=False, item=item)
-    elif origin in _ONE_SHOT:
-        msg = "could be read only once: say list[...] or Sequence[...]"
-        raise DefinitionError(msg)
-    elif origin in _OURS:
-        msg = f"is plain in the model that comes out of a state: say {_OURS[origin]}[...]"
-        raise DefinitionError(msg)
-
-
-def _is_union(origin: object) -> bool:
-    return origin is typing.Union or getattr(origin, "__name__", None) == "UnionType"
-
-
-def _any_of(annotations: list[object]) -> object:
-    if len(annotations) == 1:
-        return annotations[0]
-    return cast("Any", typing.Union)[tuple(annotations)]
-
-
-def _max_length(metadata: object) -> float:
-    """Read a bound off ``Field(max_length=3)``, or off what pydantic makes of it."""
-    found = getattr(metadata, "max_length", None)
-    within: Iterable[object] = getattr(metadata, "metadata", ())
-    return min([inf if found is None else found, *map(_max_length, within)])
-
-
-# -- what a model says -----------------------------------------------------------------------------
-
-
-class _Declared(NamedTuple):
-    """One field, as its model declares it."""
-
-    annotation: Any
-    required: bool
-    default: Callable[[dict[str, object]], object] | None = None
-
-
-class _Declaration(NamedTuple):
-    """A model, of whichever kind."""
-
-    fields: dict[str, _Declared]
-    config: ConfigDict
-    instances: tuple[type, ...]
-    """The classes of its instances; none if those are plain dicts."""
-    make: Callable[[dict[str, object]], object]
-
-
-def _declaration(model: object) -> _Declaration:
-    try:
-        from pydantic import BaseModel, RootModel  # noqa: PLC0415 # optional
-        from typing_extensions import is_typeddict  # noqa: PLC0415 # pydantic needs it too
-    except ImportError as error:
-        msg = "a typed state needs pydantic: pip install shoal[pydantic]"
-        raise DefinitionError(msg) from error
-
-    try:
-        match model:
-            case type() if issubclass(model, RootModel):
-                _refuse(f"the RootModel {model.__name__}, which has no fields")
-            case type() if issubclass(model, BaseModel):
-                return _of_pydantic(model)
-            case type() if is_typeddict(model):
-                return _of_typed_dict(model)
-            case type() if dataclasses.is_dataclass(model):
-                return _of_dataclass(model)
-            case _:
-                _refuse(_what_it_is(model))
-    except NameError as error:
-        msg = (
-            f"an annotation of model {cast('type', model).__name__} can't be read: {error.name!r} "
-            f"is not defined where the model is. Define both at the top of a module, and import "
-            f"what annotations name outside of `if TYPE_CHECKING`"
-        )
-        raise DefinitionError(msg) from error
-
-
-def _refuse(found: str) -> NoReturn:
-    msg = f"a state's model is a pydantic model, a dataclass or a TypedDict, not {found}"
-    raise DefinitionError(msg)
-
-
-def _what_it_is(model: object) -> str:
-    if isinstance(model, type):
-        return f"the class {model.__name__}, which is none of them"
-    if isinstance(typing.get_origin(model), type):  # Box[int]
-        return f"{model}: make a subclass of it"
-    if dataclasses.is_dataclass(model) or hasattr(model, "__pydantic_fields__"):
-        return f"{_shown(model)}: give the class, not an instance"
-    return _shown(model)
-
-
-def _of_pydantic(model: type[BaseModel]) -> _Declaration:
-    if not model.__pydantic_complete__:  # it names a class that wasn't there yet
-        model.model_rebuild()
-    return _Declaration(
-        fields=_declared_by(model.model_fields),
-        config=_settings(model.model_config),
-        instances=(model,),
-        make=partial(model.model_validate, by_alias=False, by_name=True),
-    )
-
-
-def _of_dataclass(model: type[Any]) -> _Declaration:
-    from pydantic import dataclasses as validating  # noqa: PLC0415 # optional
-
-    hints = typing.get_type_hints(model, include_extras=True)
-    for name, hint in hints.items():
-        if hint is dataclasses.InitVar or isinstance(hint, dataclasses.InitVar):
-            msg = (
-                f"model {model.__name__} has {name!r} as an InitVar, which leaves no value to keep "
-                f"in a state: make it a field"
-            )
-            raise DefinitionError(msg)
-    own = [field for field in dataclasses.fields(model) if field.init]
-    make: Callable[[dict[str, object]], object] = lambda fields: model(**fields)  # noqa: E731
-    if validating.is_pydantic_dataclass(model):
-        validating.rebuild_dataclass(model)
-        infos = model.__pydantic_fields__
-        declared = _declared_by(
-            {field.name: infos[field.name] for field in own if infos[field.name].init is not False}
-        )
-        validate = model.__pydantic_validator__.validate_python
-        make = partial(validate, by_alias=False, by_name=True)
-    else:
-        declared = {
-            field.name: _Declared(
-                _checkable(hints[field.name]),
-                required=_default_of(field) is None,
-                default=_default_of(field),
-            )
-            for field in own
-        }
-    return _Declaration(
-        fields=declared,
-        config=_settings(getattr(model, "__pydantic_config__", None)),
-        instances=(model,),
-        make=make,
-    )
-
-
-def _of_typed_dict(model: type[Any]) -> _Declaration:
-    required: frozenset[str] = model.__required_keys__
-    declared: dict[str, _Declared] = {}
-    for name, hint in typing.get_type_hints(model, include_extras=True).items():
-        _, qualifiers = _unqualified(hint)
-        declared[name] = _Declared(
-            _checkable(hint),
-            # With annotations that are strings, __required_keys__ has not seen the qualifiers.
-            typing.Required in qualifiers
-            or (name in required and typing.NotRequired not in qualifiers),
-        )
-    return _Declaration(
-        fields=declared,
-        config=_settings(getattr(model, "__pydantic_config__", None)),
-        instances=(),
-        make=dict,
-    )
-
-
-def _settings(config: ConfigDict | None) -> ConfigDict:
-    """Check any class by isinstance, and all at once: what can't be checked is found here."""
-    settings = cast("dict[str, object]", config or {})
-    return cast("ConfigDict", {**settings, "arbitrary_types_allowed": True, "defer_build": False})
-
-
-def _declared_by(infos: Mapping[str, FieldInfo]) -> dict[str, _Declared]:
-    return {
-        name: _Declared(
-            _annotation(info),
-            required=info.is_required(),
-            default=None if info.is_required() else partial(_default_in, info),
-        )
-        for name, info in infos.items()
-    }
-
-
-def _default_in(info: FieldInfo, before: dict[str, object]) -> object:
-    return info.get_default(call_default_factory=True, validated_data=before)
-
-
-def _default_of(field: dataclasses.Field[Any]) -> Callable[[dict[str, object]], object] | None:
-    if field.default_factory is not dataclasses.MISSING:
-        factory = field.default_factory
-        return lambda _: factory()
-    if field.default is not dataclasses.MISSING:
-        return lambda _: field.default
-    return None
-
-
-def _checkable(hint: Any) -> Any:
-    """Reduce an annotation to what a value is checked against."""
-    from pydantic.fields import FieldInfo  # noqa: PLC0415 # optional
-
-    bare, _ = _unqualified(hint)
-    return _annotation(FieldInfo.from_annotation(bare))
-
-
-def _annotation(info: FieldInfo) -> Any:
-    """Say as a type what a pydantic field is checked against; aliases and such are left out."""
-    from pydantic import Field  # noqa: PLC0415 # optional
-
-    extras = list(info.metadata)
-    if info.discriminator is not None:
-        extras.append(Field(discriminator=info.discriminator))
-    if not extras:
-        return info.annotation
-    return cast("Any", typing.Annotated)[(info.annotation, *extras)]
-
-
-def _unqualified(hint: Any) -> tuple[Any, set[object]]:
-    """Take ``Required[...]`` and the like off an annotation."""
-    from typing_extensions import ReadOnly  # noqa: PLC0415 # pydantic needs it too
-
-    qualifiers: set[object] = set()
-    origin = typing.get_origin(hint)
-    while origin in (typing.Required, typing.NotRequired, typing.Final, ReadOnly):
-        qualifiers.add(origin)
-        (hint,) = typing.get_args(hint)
-        origin = typing.get_origin(hint)
-    if origin is typing.Annotated:
-        inner, within = _unqualified(hint.__origin__)
-        return cast("Any", typing.Annotated)[(inner, *hint.__metadata__)], qualifiers | within
-    return hint, qualifiers
