@@ -1,9 +1,9 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _state, _events, _policy; _action, _graph; _cancel, _ports, _hooks, _execution,
-_step, _run; _source, _group, _join, _fanout; _runtime, _application. ``docs/internals.md`` is the
-tour.
+_collections, _ids, _state, _model, _schema, _events, _policy; _action, _graph; _cancel, _ports,
+_hooks, _execution, _step, _run; _source, _group, _join, _fanout; _runtime, _application.
+``docs/internals.md`` is the tour.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ._errors import (
     DefinitionError,
     DepthExceeded,
     HookFailed,
+    InvalidState,
     MissingField,
     MissingInput,
     ShoalError,
@@ -85,6 +86,7 @@ __all__ = [
     "HookFailed",
     "Increment",
     "Input",
+    "InvalidState",
     "Key",
     "Ledger",
     "Limits",

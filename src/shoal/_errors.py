@@ -9,7 +9,8 @@ with a note that says where it happened. These are the others::
     ├── StateError           a state was used against its declaration
     │   ├── UndeclaredRead       a field that the action does not declare in reads=
     │   ├── UndeclaredWrite      a field that the action does not declare in writes=
-    │   └── MissingField         a declared field that the state does not have (a KeyError too)
+    │   ├── MissingField         a declared field that the state does not have (a KeyError too)
+    │   └── InvalidState         a value that does not fit the field of the application's model
     ├── MissingInput         an action's parameter that nobody gave, found before any action starts
     ├── BadResult            an action, reducer or grow returned what it must not
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
@@ -56,6 +57,13 @@ class MissingField(StateError, KeyError):
 
     def __str__(self) -> str:
         return Exception.__str__(self)  # KeyError would show the repr of the message
+
+
+class InvalidState(StateError):
+    """A value does not fit the field of the application's model.
+
+    pydantic's own error, if it was pydantic that refused, is the ``__cause__``.
+    """
 
 
 class MissingInput(ShoalError):
