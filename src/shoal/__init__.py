@@ -1,9 +1,9 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _state, _events, _policy; _action, _graph; _cancel, _ports, _hooks, _execution,
-_step, _run; _source, _group, _join, _fanout; _runtime, _application. ``docs/internals.md`` is the
-tour.
+_collections, _ids, _state, _events, _policy; _action, _condition, _graph; _cancel, _ports, _hooks,
+_execution, _step, _run; _source, _group, _join, _fanout; _runtime, _application.
+``docs/internals.md`` is the tour.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from ._action import Act, Action, FunctionAction, Input, action
 from ._application import Application, RunResult
 from ._collections import PositionedList, StateList, StateMap
+from ._condition import Condition, when
 from ._errors import (
     BadKey,
     BadResult,
@@ -20,10 +21,12 @@ from ._errors import (
     HookFailed,
     MissingField,
     MissingInput,
+    NoTransition,
     ShoalError,
     SpuriousCancel,
     StateError,
     StoreFailed,
+    TooManySteps,
     UndeclaredRead,
     UndeclaredWrite,
 )
@@ -45,7 +48,7 @@ from ._events import (
     Update,
 )
 from ._fanout import FanOut, fan_out
-from ._graph import Graph
+from ._graph import END, Graph
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
@@ -54,6 +57,7 @@ from ._state import Drop, Extend, Increment, Operation, Put, Set, State, replay
 from ._version import __version__
 
 __all__ = [
+    "END",
     "Act",
     "Action",
     "Application",
@@ -63,6 +67,7 @@ __all__ = [
     "ChildEnded",
     "ChildStarted",
     "CommitInDoubt",
+    "Condition",
     "DefinitionError",
     "DepthExceeded",
     "Done",
@@ -83,6 +88,7 @@ __all__ = [
     "Limits",
     "MissingField",
     "MissingInput",
+    "NoTransition",
     "Operation",
     "Outcome",
     "PositionedList",
@@ -103,6 +109,7 @@ __all__ = [
     "StepEnded",
     "StepStarted",
     "StoreFailed",
+    "TooManySteps",
     "UndeclaredRead",
     "UndeclaredWrite",
     "Update",
@@ -110,6 +117,7 @@ __all__ = [
     "action",
     "fan_out",
     "replay",
+    "when",
 ]
 
 for _error in [globals()[name] for name in __all__]:  # tracebacks show the public names

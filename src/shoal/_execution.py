@@ -18,22 +18,27 @@ from ._errors import CommitInDoubt, ShoalError, SpuriousCancel, StoreFailed, bri
 from ._hooks import Hooks
 from ._ports import Batch, Services
 
+MAX_STEPS = 1000
+"""Steps that a run may take, children counting for themselves."""
+
 
 @final
 class Execution:
     """From the start or resume of a root run to its end in this process."""
 
-    __slots__ = ("_failure", "hooks", "services")
+    __slots__ = ("_failure", "hooks", "max_steps", "services")
 
-    def __init__(self, services: Services, hooks: Hooks) -> None:
+    def __init__(self, services: Services, hooks: Hooks, *, max_steps: int = MAX_STEPS) -> None:
         """Begin.
 
         Args:
             services: The runtime's.
             hooks: Told of the root run and its descendants.
+            max_steps: Steps that each of them may take.
         """
         self.services: Services = services
         self.hooks: Hooks = hooks
+        self.max_steps: int = max_steps
         self._failure: ShoalError | None = None
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
 from ._action import Act, Input, Performer, field_names, require_plain
@@ -57,14 +58,35 @@ class FanOut(Act):
         self.child_reads: list[str] = sorted(graph.reads - {item})
         self.reads = reads
         self.writes = join.permit.writes
+        self.sure_writes = frozenset(f for f in (join.into, join.errors_into) if f is not None)
 
     @property
     def takes(self) -> Mapping[str, Input]:
         """What its children take besides fields, by name."""
         return self.graph.takes
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether its children may take inputs that nobody knows before they run."""
+        return self.graph.takes_more
+
+    @property
+    def needed_by(self) -> Mapping[str, str]:
+        """What it runs over, if that is a field, and what its children can't do without."""
+        needed = {
+            field: f"{who} in fan-out {self.name!r}, whose element is {self.item!r},"
+            for field, who in self.graph.needed_by.items()
+            if field != self.item
+        }
+        if isinstance(self.over, str):
+            needed[self.over] = f"fan-out {self.name!r}, which runs over it,"
+        return needed
+
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        raise NotImplementedError
+        permit = self.join.permit
+        self.name = name
+        self.join = replace(self.join, name=name, permit=Permit(name, permit.reads, permit.writes))
+        self.graph = self.graph.bind(name=None, **inputs)
 
     async def perform(self, run: Performer) -> Change:
         """Run all children; see ``Act.perform``."""
@@ -115,6 +137,7 @@ class _Execution:
             act=fan_out.graph.name,
             parent=run.path,
             step=fan_out.name,
+            visit=run.visit(fan_out.name),
             value_of=None if fan_out.join.take is None else fan_out.join.value_of,
         )
         run.ledgers[fan_out.name] = self.ledger
@@ -171,7 +194,9 @@ class _Execution:
         data = self.parent.data
         base: dict[str, object] = {}
         for field in self.fan_out.child_reads:
-            if field not in data:
+            if field in data:
+                base[field] = data[field]
+            elif field in self.fan_out.graph.needs:
                 msg = (
                     f"the children of fan-out {self.fan_out.name!r} read field {field!r}, which "
                     f"neither the state has (it has: {', '.join(sorted(data)) or 'none'}) nor the "
@@ -179,7 +204,6 @@ class _Execution:
                     f"name it with item=... or write the field in an earlier action"
                 )
                 raise MissingField(msg)
-            base[field] = data[field]
         return base
 
     def _over(self) -> object:
@@ -198,7 +222,9 @@ class _Execution:
     async def _open(self) -> frozenset[object]:
         """Start the collections; return the keys that need no child: inputs minus outputs."""
         fan_out, run = self.fan_out, self.parent
-        values, done = fan_out.join.collections(run.data, keyed=fan_out.key is not None)
+        values, done = fan_out.join.collections(
+            run.data, keyed=fan_out.key is not None, visit=self.setting.visit
+        )
         if values:
             operations = tuple(Set(field, value) for field, value in values.items())
             update = Update(run.number + 1, fan_out.name, operations)

@@ -45,11 +45,13 @@ class Join:
     on_error: OnError
 
     def collections(
-        self, data: Mapping[str, object], *, keyed: bool
+        self, data: Mapping[str, object], *, keyed: bool, visit: int
     ) -> tuple[dict[str, object], frozenset[object]]:
         """Make what the fields in ``into`` and ``errors_into`` hold before the first result.
 
-        Returns them, and the keys of elements that need no child: those already in ``into``.
+        Returns them, and the keys of elements that need no child: those already in ``into``, on
+        the first visit. What is there on a later one is what the visit before it made, and is
+        replaced.
         """
         values: dict[str, object] = {}
         done: frozenset[object] = frozenset()
@@ -57,7 +59,7 @@ class Join:
             found = data.get(self.into)
             if not keyed:
                 values[self.into] = PositionedList[object](StateMap())
-            elif found is None or self.grow is not None:
+            elif found is None or self.grow is not None or visit > 0:
                 values[self.into] = StateMap[object, object]()
             elif isinstance(found, Mapping):
                 known = cast("Mapping[object, object]", found)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, final
 
 from ._events import Outcome, Status, Update
 from ._ids import RunPath
+from ._state import Change
 
 
 class EndedChild(Protocol):
@@ -127,3 +128,5 @@ class Services:
     """Seconds that the store has to acknowledge a save."""
     max_depth: int
     """How deep fan-outs may be nested."""
+    enter: Callable[[Any, Any], Awaitable[Change]]
+    """Runs the graph that is a node of another one, given it and the run that came to it."""

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, final
@@ -29,8 +29,10 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._cancel import fatal_leaf, ki_protected_functions, ki_unprotected_functions
+from ._errors import DefinitionError
 from ._ports import NullStore, Services, Store, Waiter
 from ._run import Run
+from ._state import Change
 
 THREADS = 40
 """Worker threads that plain functions of one runtime may use at once."""
@@ -77,6 +79,7 @@ class Runtime:
             native_cancels=backend.native_cancels,
             commit_deadline=self._commit_deadline,
             max_depth=self._max_depth,
+            enter=_enter,
         )
         self._tasks = await create_task_group().__aenter__()
         return self
@@ -155,6 +158,11 @@ async def _in_thread(
     result = await to_thread.run_sync(partial(function, **kwargs), limiter=limiter)
     await checkpoint_if_cancelled()  # the thread was waited for; its result comes too late
     return result
+
+
+def _enter(graph: object, _run: object) -> Awaitable[Change]:
+    msg = f"{graph!r} is a node of another graph, which can't be run yet"
+    raise DefinitionError(msg)
 
 
 def _no_native_cancels() -> int:
