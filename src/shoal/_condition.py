@@ -18,6 +18,17 @@ from ._state import Permit, make_state, refuse_awaitable
 
 Data = Mapping[str, object]
 
+Predicate = (
+    Callable[[], object]
+    | Callable[[Any], object]
+    | Callable[[Any, Any], object]
+    | Callable[[Any, Any, Any], object]
+    | Callable[[Any, Any, Any, Any], object]
+    | Callable[[Any, Any, Any, Any, Any], object]
+)
+"""A plain function of fields. Not ``Callable[..., object]``: of a lambda that is given for that,
+type checkers don't know what its parameters are, and complain (see ``tests/typing``)."""
+
 _UNNAMEABLE = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.VAR_POSITIONAL,
@@ -103,11 +114,7 @@ class Condition:
 
 
 def when(
-    test: str | Callable[..., object] | None = None,
-    /,
-    *,
-    reads: Iterable[str] | None = None,
-    **fields: object,
+    test: str | Predicate | None = None, /, *, reads: Iterable[str] | None = None, **fields: object
 ) -> Condition:
     """Make a condition for an edge of a graph.
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple, cast, final
 
 from ._action import Act, Input, Performer, did_you_mean
-from ._condition import Condition, when
+from ._condition import Condition, Predicate, when
 from ._errors import DefinitionError, NoTransition, brief, note
 from ._state import Change
 
@@ -54,9 +54,7 @@ class Edge(NamedTuple):
         return f"{self.source.name} -> {target}{condition}"
 
 
-WrittenEdge = (
-    tuple[Act, Act | End] | tuple[Act, Act | End, Condition | Callable[..., object] | None]
-)
+WrittenEdge = tuple[Act, Act | End] | tuple[Act, Act | End, Condition | Predicate | None]
 """An edge as users write it; a function is taken for ``when(function)``."""
 
 
@@ -206,7 +204,7 @@ class Graph(Act):
         tried = "; ".join(_as_tried(edge, data) for edge in self._leaving[act.name])
         msg = (
             f"graph {self.name!r}: no edge that leaves {act.name!r} is true of the state: {tried}; "
-            f"let the last edge have no condition, be it to END"
+            f"add a last one without a condition: ({act.name}, END) or to another act"
         )
         raise NoTransition(msg)
 
