@@ -614,7 +614,7 @@ LOOP = Graph((a, b), (b, a, when("again")), (b, c), (c, d), entry=a, name="loop"
 @pytest.mark.parametrize(
     ("part", "shown"),
     [
-        (LOOP.part(entry=b), "<Graph loop: b -> a when('again'), b -> c, a -> b, c -> d>"),
+        (LOOP.part(entry=b), "<Graph loop: a -> b, b -> a when('again'), b -> c, c -> d>"),
         (LOOP.part(entry="c"), "<Graph loop: c -> d>"),
         (LOOP.part(entry=d), "<Graph loop: d>"),
         (LOOP.part(halt_after=[a]), "<Graph loop: a>"),
@@ -625,10 +625,7 @@ LOOP = Graph((a, b), (b, a, when("again")), (b, c), (c, d), entry=a, name="loop"
     ids=repr,
 )
 async def test_a_part_is_entered_elsewhere_or_left_earlier(part: Graph, shown: str):
-    assert sorted(repr(part)[:-1].split(": ")[1].split(", ")) == sorted(
-        shown[:-1].split(": ")[1].split(", ")
-    )
-    assert part.name == shown.split()[1].rstrip(":")
+    assert repr(part) == shown
     await walk(part, {"again": False})
 
 

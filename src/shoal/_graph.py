@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple, cast, final
@@ -96,6 +97,7 @@ class Graph(Act):
     acts: tuple[Act, ...]
     """Its nodes, as they first appear."""
     edges: tuple[Edge, ...]
+    """As they were written."""
     entry: Act
     """The act that a run begins at."""
     straight: Mapping[str, Act | None]
@@ -172,12 +174,9 @@ class Graph(Act):
             raise DefinitionError(msg)
         halting = {self._find(act, "halt_after").name for act in halt_after}
         start = self.entry if entry is None else self._find(entry, "entry")
-        leaving: dict[str, list[Edge]] = {}
-        for edge in self.edges:
-            if edge.source.name not in halting:
-                leaving.setdefault(edge.source.name, []).append(edge)
+        leaving = {act: () if act in halting else edges for act, edges in self._leaving.items()}
         reached = _reached(start.name, leaving)
-        kept = [edge for name in reached for edge in leaving.get(name, ())]
+        kept = [edge for edge in self.edges if edge.source.name in reached - halting]
         return Graph(
             *(kept or ((start, END),)), entry=start, name=name if name is not None else self.name
         )
@@ -393,16 +392,16 @@ def _before(
     return before
 
 
-def _reached(entry: str, leaving: Mapping[str, Sequence[Edge]]) -> list[str]:
-    """Return the names of the acts that a run may come to."""
+def _reached(entry: str, leaving: Mapping[str, Sequence[Edge]]) -> AbstractSet[str]:
+    """Return the names of the acts that a run may come to, in the order of some walk."""
     reached = {entry: None}
     waiting = [entry]
     while waiting:
-        for edge in leaving.get(waiting.pop(), ()):
+        for edge in leaving[waiting.pop()]:
             if isinstance(edge.target, Act) and edge.target.name not in reached:
                 reached[edge.target.name] = None
                 waiting.append(edge.target.name)
-    return list(reached)
+    return reached.keys()
 
 
 def _is_true(edge: Edge, condition: Condition, data: Mapping[str, object]) -> bool:
