@@ -40,7 +40,8 @@ def classes() -> dict[str, type[Any]]:
 
 
 def test_all_is_sorted_and_names_nothing_twice():
-    assert shoal.__all__ == sorted(set(shoal.__all__))
+    constants_first = sorted(set(shoal.__all__), key=lambda name: (not name.isupper(), name))
+    assert shoal.__all__ == constants_first
     assert shoal.testing.__all__ == sorted(set(shoal.testing.__all__))
 
 

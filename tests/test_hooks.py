@@ -364,7 +364,9 @@ async def test_starts_and_ends_are_paired_when_a_child_fails(on_error: Any):
 async def test_starts_and_ends_are_paired_when_a_step_fails():
     hook = RecordingHook()
     with pytest.raises(LookupError) as caught:
-        await Application(Graph.chain(fail_at_two, negate), hooks=[hook]).run({"item": 2})
+        await Application(Graph.chain(fail_at_two, negate), hooks=[hook]).run(
+            {"item": 2, "twice": 4}
+        )
     hook.assert_paired()
     assert [brief(event) for event in hook.events] == [
         "run started",

@@ -16,6 +16,7 @@ from shoal import (
     DefinitionError,
     DepthExceeded,
     Done,
+    FunctionAction,
     Graph,
     Hook,
     HookFailed,
@@ -284,9 +285,25 @@ async def test_an_over_that_errs(over: Any, kind: type[Exception], words: str, l
     assert "in action 'out'" in said
 
 
+def perhaps(field: str) -> FunctionAction[..., Any]:
+    """Make an action that may write a field, and doesn't."""
+
+    @action(writes=[field])
+    async def may_write(state: State) -> State:
+        return state
+
+    return may_write
+
+
 async def test_an_over_that_is_not_there_or_no_iterable():
     act = fan_out(echo, over="urls", into="out")
-    said = await run_into(MissingField, act)
+    with pytest.raises(MissingField) as caught:
+        await Application(act).run({"items": []})
+    assert (
+        "application 'out': fan-out 'out', which runs over it, reads field 'urls', which the state "
+        "does not have (it has: items)"
+    ) in str(caught.value)
+    said = await run_into(MissingField, Graph.chain(perhaps("urls"), act), {"items": []})
     assert (
         "fan-out 'out' runs over field 'urls', which the state does not have (it has: items)"
         in said
@@ -324,7 +341,13 @@ async def test_a_take_of_what_no_child_wrote(take: Any):
 
 async def test_children_that_read_what_nobody_has():
     act = fan_out(echo, over="items", item="elment", into="results")
-    said = await run_into(MissingField, act)
+    with pytest.raises(MissingField) as caught:
+        await Application(act).run({"items": []})
+    assert (
+        "application 'results': action 'echo' in fan-out 'results', whose element is 'elment', "
+        "reads field 'item', which the state does not have (it has: items)"
+    ) in str(caught.value)
+    said = await run_into(MissingField, Graph.chain(perhaps("item"), act))
     assert "the children of fan-out 'results' read field 'item'" in said
     assert "(it has: items)" in said
     assert "which they get as 'elment'" in said

@@ -1,8 +1,9 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _state, _model, _schema, _events, _policy; _action, _graph; _cancel, _ports,
-_hooks, _execution, _step, _run; _source, _group, _join, _fanout; _runtime, _application.
+_collections, _ids, _state, _model, _schema, _events, _policy; _action, _condition, _graph; _cancel,
+_ports, _hooks, _execution, _step, _run; _host, _limits, _source, _group, _join, _parallel, _fanout,
+_tasks, _nest, _context; _runtime, _application.
 ``docs/internals.md`` is the tour.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 from ._action import Act, Action, FunctionAction, Input, action
 from ._application import Application, RunResult
 from ._collections import PositionedList, StateList, StateMap
+from ._condition import Condition, when
 from ._context import ChildGroup, Context
 from ._errors import (
     BadKey,
@@ -23,10 +25,12 @@ from ._errors import (
     InvalidState,
     MissingField,
     MissingInput,
+    NoTransition,
     ShoalError,
     SpuriousCancel,
     StateError,
     StoreFailed,
+    TooManySteps,
     UndeclaredRead,
     UndeclaredWrite,
 )
@@ -49,7 +53,7 @@ from ._events import (
     Update,
 )
 from ._fanout import FanOut, fan_out
-from ._graph import Graph
+from ._graph import END, Graph
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
@@ -59,6 +63,7 @@ from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, 
 from ._version import __version__
 
 __all__ = [
+    "END",
     "Act",
     "Action",
     "Application",
@@ -70,6 +75,7 @@ __all__ = [
     "ChildGroup",
     "ChildStarted",
     "CommitInDoubt",
+    "Condition",
     "Context",
     "DefinitionError",
     "DepthExceeded",
@@ -95,6 +101,7 @@ __all__ = [
     "MapStates",
     "MissingField",
     "MissingInput",
+    "NoTransition",
     "Operation",
     "Outcome",
     "ParallelAction",
@@ -120,6 +127,7 @@ __all__ = [
     "StoreFailed",
     "Task",
     "Tolerate",
+    "TooManySteps",
     "UndeclaredRead",
     "UndeclaredWrite",
     "Update",
@@ -127,6 +135,7 @@ __all__ = [
     "action",
     "fan_out",
     "replay",
+    "when",
 ]
 
 for _error in [globals()[name] for name in __all__]:  # tracebacks show the public names

@@ -48,6 +48,10 @@ class Performer(Protocol):
         """Bind what the function takes, call it, and check what it returns."""
         ...
 
+    def enter(self, graph: Act) -> Awaitable[Change]:
+        """Run a graph as a child of its own, and return what it changed."""
+        ...
+
 
 @final
 class Input(NamedTuple):
@@ -64,7 +68,7 @@ class Act(ABC):
 
     name: str
     reads: Collection[str] = ()
-    """Fields that it needs to find in the state."""
+    """Fields that it may look at in the state."""
     writes: Collection[str] = ()
     """Fields that it may change."""
     sure_writes: Collection[str] = ()
@@ -74,6 +78,16 @@ class Act(ABC):
     @abstractmethod
     def takes(self) -> Mapping[str, Input]:
         """What it takes besides fields, by name."""
+
+    @property
+    def needed_by(self) -> Mapping[str, str]:
+        """Those of the fields it reads that it can't do without, and which act reads each."""
+        return dict.fromkeys(self.reads, f"act {self.name!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Those of the fields it reads that it can't do without."""
+        return frozenset(self.needed_by)
 
     @property
     def takes_more(self) -> bool:
@@ -155,7 +169,7 @@ A = TypeVar("A", bound=Act)
 def bind_where_taken(act: A, inputs: Mapping[str, object]) -> A:
     """Bind to ``act`` those of ``inputs`` that it takes."""
     taken = {name: value for name, value in inputs.items() if act.takes_more or name in act.takes}
-    return act.bind(**taken) if taken else act
+    return act.bind(name=None, **taken) if taken else act
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -262,6 +276,11 @@ class FunctionAction(Act, Generic[P, R_co]):
         """What it takes besides fields, by name."""
         return self._takes
 
+    @property
+    def needed_by(self) -> Mapping[str, str]:
+        """The fields that parameters are named for; of its ``state`` it may do without others."""
+        return dict.fromkeys(self.fields, f"action {self.name!r}")
+
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``; see ``Act.perform``."""
         return run.call(self)
@@ -359,6 +378,11 @@ class Action(Act):
     def takes(self) -> Mapping[str, Input]:
         """What it takes besides fields, by name."""
         return self._function.takes
+
+    @property
+    def needed_by(self) -> Mapping[str, str]:
+        """The fields that parameters of ``run`` are named for."""
+        return self._function.needed_by
 
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``; see ``Act.perform``."""
@@ -535,7 +559,7 @@ def require_plain(function: object, what: str) -> None:
         raise DefinitionError(msg)
     if _is_async(function) or inspect.isasyncgenfunction(function):
         msg = (
-            f"{what} takes a plain function, called on the event loop between two results; "
+            f"{what} takes a plain function, called on the event loop, which it must not hold up; "
             f"{getattr(function, '__name__', function)!r} is a coroutine function. "
             f"Put what must be awaited into an action"
         )

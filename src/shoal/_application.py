@@ -16,9 +16,9 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import Act
-from ._errors import DefinitionError, MissingInput
+from ._errors import DefinitionError, MissingField, MissingInput
 from ._events import Failed
-from ._execution import Execution
+from ._execution import MAX_STEPS, Execution
 from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
 from ._ids import RunPath, new_run_id
@@ -93,9 +93,11 @@ class Application:
         graph: What a run walks: a graph, or a single action or fan-out.
         name: What the application is called; by default as its graph.
         hooks: Told of every run and all its descendants, in this order.
+        max_steps: Steps that a run may take; each child counts for itself. One more, and it fails
+            with ``TooManySteps``.
 
     Raises:
-        DefinitionError: ``graph`` is no graph, or a hook is no ``Hook``.
+        DefinitionError: ``graph`` is no graph, a hook is no ``Hook``, or ``max_steps`` no number.
 
     Examples:
         >>> @action(reads=["name"], writes=["greeting"])
@@ -106,14 +108,23 @@ class Application:
     """
 
     def __init__(
-        self, graph: Graph | Act, *, name: str | None = None, hooks: Iterable[Hook] = ()
+        self,
+        graph: Graph | Act,
+        *,
+        name: str | None = None,
+        hooks: Iterable[Hook] = (),
+        max_steps: int = MAX_STEPS,
     ) -> None:
         """Check and keep the definition; see the class."""
         self.graph: Graph = as_graph(graph, "Application")
         if name is not None and not isinstance(name, str):
             msg = f"Application(name=...) takes a string, not {name!r}"
             raise DefinitionError(msg)
+        if not isinstance(max_steps, int) or isinstance(max_steps, bool) or max_steps < 1:
+            msg = f"Application(max_steps=...) takes a number of steps, not {max_steps!r}"
+            raise DefinitionError(msg)
         self.name: str = name if name is not None else self.graph.name
+        self.max_steps: int = max_steps
         self.hooks: tuple[Hook, ...] = Hooks(hooks).hooks
         self._store: Store | None = None
 
@@ -136,6 +147,7 @@ class Application:
             inputs: What the actions take besides fields: clients, models, settings. Never saved.
 
         Raises:
+            MissingField: A field must come from outside and isn't given; before any action starts.
             MissingInput: An action needs an input that isn't given; before any action starts.
             ExceptionGroup: Children of a fan-out failed.
             Exception: Whatever the failing action raised, with a note saying where.
@@ -145,6 +157,7 @@ class Application:
         if id is not None and not isinstance(id, str):
             msg = f"run(id=...) takes a string, not {id!r}"
             raise TypeError(msg)
+        self._check_fields(data)
         self._check_inputs(given)
         await checkpoint_if_cancelled()  # in a cancelled scope no action starts
         path = RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
@@ -173,9 +186,18 @@ class Application:
         inputs: Mapping[str, object],
         path: RunPath,
     ) -> Run:
-        execution = Execution(runtime.services, Hooks(self.hooks))
+        execution = Execution(runtime.services, Hooks(self.hooks), max_steps=self.max_steps)
         setting = Setting(graph=self.graph, inputs=inputs, execution=execution, act=self.name)
         return Run(setting, data, path=path)
+
+    def _check_fields(self, given: Mapping[str, object]) -> None:
+        for field, who in self.graph.missing(given).items():
+            msg = (
+                f"application {self.name!r}: {who} reads field {field!r}, which the state does not "
+                f"have (it has: {', '.join(sorted(given)) or 'none'}) and no earlier action "
+                f"writes; pass it to run(), or write it in an earlier action"
+            )
+            raise MissingField(msg)
 
     def _check_inputs(self, given: Mapping[str, object]) -> None:
         missing = {

@@ -352,7 +352,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             MissingInput: The act takes an input that nobody gives.
         """
         group = self._check_open("start")
-        given = {} if state is None else state
+        given: Mapping[str, Any] = {} if state is None else state
         if not isinstance(given, Mapping):
             msg = f"group.start(act, state) takes a mapping of fields to values, not {brief(state)}"
             raise DefinitionError(msg)

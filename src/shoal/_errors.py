@@ -12,6 +12,8 @@ with a note that says where it happened. These are the others::
     │   ├── MissingField         a declared field that the state does not have (a KeyError too)
     │   └── InvalidState         a value that does not fit the field of the application's model
     ├── MissingInput         an action's parameter that nobody gave, found before any action starts
+    ├── NoTransition         none of the edges that leave an act is true of the state
+    ├── TooManySteps         a run takes more steps than allowed
     ├── BadResult            an action, reducer or grow returned what it must not
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
     ├── DepthExceeded        fan-outs nested deeper than allowed
@@ -71,6 +73,14 @@ class MissingInput(ShoalError):
 
     Raised at the start of a run, before any action.
     """
+
+
+class NoTransition(ShoalError):
+    """None of the edges that leave an act is true of the state. That act's step is completed."""
+
+
+class TooManySteps(ShoalError):
+    """A run takes more steps than ``Application(max_steps=)`` allows: an endless loop, mostly."""
 
 
 class BadResult(ShoalError):

@@ -19,6 +19,8 @@ from ._errors import CommitInDoubt, ShoalError, SpuriousCancel, StoreFailed, bri
 from ._hooks import Hooks
 from ._ports import Batch, Services
 
+MAX_STEPS = 1000
+"""Steps that a run may take, children counting for themselves."""
 MAX_DEPTH = 64
 """How deep runs may be nested."""
 MAX_LIVE = 1000
@@ -61,13 +63,14 @@ class LiveBudget:
 class Execution:
     """From the start or resume of a root run to its end in this process."""
 
-    __slots__ = ("_failure", "deadline", "hooks", "live", "max_depth", "services")
+    __slots__ = ("_failure", "deadline", "hooks", "live", "max_depth", "max_steps", "services")
 
     def __init__(
         self,
         services: Services,
         hooks: Hooks,
         *,
+        max_steps: int = MAX_STEPS,
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
         deadline: float = math.inf,
@@ -77,13 +80,15 @@ class Execution:
         Args:
             services: The runtime's.
             hooks: Told of the root run and its descendants.
+            max_steps: Steps that each of them may take.
             max_depth: How deep runs may be nested.
             max_live: Children alive at once, besides one of each fan-out.
             deadline: The time on the loop's clock at which the caller will cancel it.
         """
         self.services: Services = services
         self.hooks: Hooks = hooks
-        self.max_depth = max_depth
+        self.max_steps: int = max_steps
+        self.max_depth: int = max_depth
         self.live = LiveBudget(max_live)
         self.deadline = deadline
         self._failure: ShoalError | None = None

@@ -54,21 +54,13 @@ class FanOut(Parallel):
         self._take = take
         self._several = several
         self._bound: Mapping[str, object] = {}
-        self.reads = reads | {field for graph in self._graphs for field in graph.reads} - {item}
+        self.reads = reads
         self.writes = join.permit.writes
-        self.sure_writes = frozenset(
-            field for field in (join.into, join.errors_into) if field is not None
-        )
+        self.sure_writes = frozenset(f for f in (join.into, join.errors_into) if f is not None)
 
     @property
     def _graphs(self) -> Sequence[Graph]:
         return () if callable(self.acts) else self.acts
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Those of its reads that it can't do without."""
-        needs = {field for graph in self._graphs for field in graph.needs} - {self.item}
-        return frozenset(needs | {self.over} if isinstance(self.over, str) else needs)
 
     @property
     def takes(self) -> Mapping[str, Input]:
@@ -79,6 +71,20 @@ class FanOut(Parallel):
     def takes_more(self) -> bool:
         """Whether it may take inputs that nobody knows before it runs."""
         return callable(self.acts) or any(graph.takes_more for graph in self.acts)
+
+    @property
+    def needed_by(self) -> Mapping[str, str]:
+        """What it runs over, if that is a field, and what its children can't do without."""
+        brought = () if self.over is None else (self.item,)
+        needed = {
+            field: f"{who} in fan-out {self.name!r}, whose element is {self.item!r},"
+            for graph in self._graphs
+            for field, who in graph.needed_by.items()
+            if field not in brought
+        }
+        if isinstance(self.over, str):
+            needed[self.over] = f"fan-out {self.name!r}, which runs over it,"
+        return needed
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         permit = self.join.permit
@@ -434,7 +440,7 @@ class _Checks(NamedTuple):
         self, act: object, over: object
     ) -> tuple[Sequence[Graph] | Callable[[State], Act | Sequence[Act]], bool]:
         if isinstance(act, Act | Sequence) or not callable(act) or isinstance(act, type):
-            graphs, several = as_graphs(act, f"fan_out {self.name!r}")
+            graphs, several = as_graphs(cast("object", act), f"fan_out {self.name!r}")
             if over is None and not several:
                 self.refuse(
                     "there is nothing to fan out over: give over=..., or a list of acts to run "

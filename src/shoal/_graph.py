@@ -1,113 +1,583 @@
-"""Graphs: which action comes after which. Imports values and actions.
+"""Graphs: which act comes after which. Imports actions and conditions.
 
 Invariants:
-- A graph is checked when it is built: two acts of one name, or something that is no act, never
-  reach a run.
+- A graph is checked when it is built: what can't be walked, or never would be, reaches no run.
+- What must come from outside is known when it is built.
+- A graph never changes, so none contains itself: ``part`` and ``bind`` give another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import final
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import reduce
+from itertools import pairwise
+from typing import NamedTuple, cast, final
 
-from ._action import Act, Input
-from ._errors import DefinitionError
+from ._action import Act, Input, Performer, bind_where_taken, did_you_mean, merged_inputs
+from ._condition import Condition, Predicate, when
+from ._errors import DefinitionError, NoTransition, brief, note
+from ._state import Change
 
 
 @final
-class Graph:
-    """Acts, and the order in which a run walks them.
+class End:
+    """Where an edge leads that ends the run. There is one, ``END``."""
 
-    Immutable. Make one with ``Graph.chain``.
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "END"
+
+    def __reduce__(self) -> str:
+        return "END"
+
+
+END = End()
+"""What an edge leads to that ends the run: ``(act, END, when("done"))``."""
+
+
+@final
+class Edge(NamedTuple):
+    """What may follow an act."""
+
+    source: Act
+    target: Act | End
+    condition: Condition | None
+    """What must be true of the state for it to be taken; None: nothing."""
+
+    def __str__(self) -> str:
+        return f"{self.source.name!r} -> {_name(self.target)}"
+
+    def __repr__(self) -> str:
+        condition = "" if self.condition is None else f" {self.condition!r}"
+        target = self.target.name if isinstance(self.target, Act) else "END"
+        return f"{self.source.name} -> {target}{condition}"
+
+
+WrittenEdge = tuple[Act, Act | End] | tuple[Act, Act | End, Condition | Predicate | None]
+"""An edge as users write it; a function is taken for ``when(function)``."""
+
+
+@final
+class Graph(Act):
+    """Acts, and which comes after which. Immutable, and an act itself: a graph may contain graphs.
+
+    A run begins at the entry. After each act its edges are tried as they are written, and the first
+    is taken whose condition is true of the state, or that has none. An edge to ``END`` ends the
+    run, and so does an act that no edge leaves. If an act has edges and none is true, the run fails
+    with ``NoTransition``.
+
+    As a node of another graph, it runs as a child of its own: on the fields that it reads.
+
+    Args:
+        edges: Tuples: an act, the act that follows or ``END``, and perhaps what must be true for
+            that: a ``when(...)``, or a plain function, which is taken for ``when(function)``.
+        entry: The act to begin at, or its name. To be left out where it is clear: where only one
+            act is no other's successor.
+        name: What the graph is called as a part of something larger, in events and errors;
+            otherwise the names of its acts, joined by ``+``.
+
+    Raises:
+        DefinitionError: They make no graph, and why.
+
+    Examples:
+        >>> @action(reads=["guess", "n"], writes=["guess"])
+        ... async def improve(guess: float, n: float) -> float:
+        ...     return (guess + n / guess) / 2
+        >>> @action(reads=["guess"], writes=["root"])
+        ... async def finish(guess: float) -> float:
+        ...     return round(guess, 3)
+        >>> good = when(lambda guess, n: abs(guess**2 - n) < 1e-6)
+        >>> root = Graph((improve, improve, ~good), (improve, finish))
+        >>> Application(root).run_sync({"n": 2.0, "guess": 1.0}).state["root"]
+        1.414
     """
 
-    __slots__ = ("_after", "acts", "entry", "name", "reads", "takes", "writes")
+    acts: tuple[Act, ...]
+    """Its nodes, as they first appear."""
+    edges: tuple[Edge, ...]
+    """As they were written."""
+    entry: Act
+    """The act that a run begins at."""
+    straight: Mapping[str, Act | None]
+    """What follows those acts after which nothing is to be decided; None: the end."""
+    reads: frozenset[str]
+    """Fields that its acts and conditions may look at and that they haven't surely written."""
+    writes: frozenset[str]
+    """Fields that some act of it may change."""
+    sure_writes: frozenset[str]
+    """Those that are in the state afterwards, whichever way is taken."""
 
-    def __init__(self, acts: tuple[Act, ...], name: str) -> None:
-        """Use ``Graph.chain``."""
-        self.name: str = name
-        self.acts: tuple[Act, ...] = acts
-        self.entry: Act = acts[0]
-        self._after: dict[str, Act | None] = {
-            act.name: following for act, following in zip(acts, (*acts[1:], None), strict=True)
-        }
-        reads: set[str] = set()
-        writes: set[str] = set()
-        takes: dict[str, Input] = {}
-        for act in acts:
-            reads |= frozenset(act.reads) - writes
-            writes |= frozenset(act.writes)
-            for taken, need in act.takes.items():
-                if taken not in takes or (need.required and not takes[taken].required):
-                    takes[taken] = need
-        self.reads: frozenset[str] = frozenset(reads)
-        self.writes: frozenset[str] = frozenset(writes)
-        self.takes: Mapping[str, Input] = takes
+    def __init__(
+        self, *edges: WrittenEdge, entry: Act | str | None = None, name: str | None = None
+    ) -> None:
+        """Check it all; see the class."""
+        if name is not None and (not isinstance(name, str) or not name):
+            msg = f"Graph(name=...) takes a name, not {name!r}"
+            raise DefinitionError(msg)
+        if not edges:
+            msg = "Graph() needs an edge: Graph((a, b)); of a single act make Graph.chain(a)"
+            raise DefinitionError(msg)
+        checked = tuple(_checked(edge) for edge in edges)
+        acts = _told_apart(checked, entry)
+        start = _entry(acts, checked, entry)
+        _refuse_never_tried(checked)
+        self._wire(checked, acts, start)
+        _refuse_unreachable(acts, _reached(start.name, self._leaving), start)
+        self.name: str = name if name is not None else "+".join(acts)
+        self._trace()
 
     @classmethod
     def chain(cls, *acts: Act, name: str | None = None) -> Graph:
         """Make the straight graph: each act follows the one before, the last one ends the run.
 
         Args:
-            acts: At least one action or fan-out.
-            name: What the graph is called as a part of something larger; otherwise the names of
-                its acts, joined by ``+``.
+            acts: At least one.
+            name: What the graph is called; otherwise the names of its acts, joined by ``+``.
 
         Raises:
             DefinitionError: No act, two of one name, or something that is no act.
         """
-        if name is not None and not isinstance(name, str):
-            msg = f"Graph.chain(name=...) takes a string, not {name!r}"
-            raise DefinitionError(msg)
         if not acts:
             msg = "Graph.chain() needs at least one action"
             raise DefinitionError(msg)
-        seen: set[str] = set()
+        seen: dict[str, Act] = {}
         for act in acts:
-            if not isinstance(act, Act):
-                raise DefinitionError(no_act(act, "Graph.chain"))
+            _check_act(act, "Graph.chain")
             if act.name in seen:
-                msg = (
-                    f"two acts of the graph are named {act.name!r}; "
-                    f"give one of them another name: @action(name=...) or fan_out(..., name=...)"
-                )
-                raise DefinitionError(msg)
-            seen.add(act.name)
-        return cls(acts, name if name is not None else "+".join(act.name for act in acts))
+                raise DefinitionError(_two_of_one_name(seen[act.name], act))
+            seen[act.name] = act
+        return cls(*zip(acts, (*acts[1:], END), strict=True), entry=acts[0], name=name)
 
-    def after(self, act: Act) -> Act | None:
-        """Return what follows ``act``; None where the run ends."""
-        return self._after[act.name]
+    def part(
+        self,
+        entry: Act | str | None = None,
+        halt_after: Collection[Act | str] = (),
+        name: str | None = None,
+    ) -> Graph:
+        """Return the same graph entered elsewhere, or left earlier, or both.
 
-    takes_more = False
+        Acts that can't be reached any more are left out.
+
+        Args:
+            entry: The act to begin at, or its name; as before, if left out.
+            halt_after: Acts, or their names, after which the run ends whatever edges leave them.
+            name: What the new graph is called; as before, if left out.
+
+        Raises:
+            DefinitionError: It has no such act.
+        """
+        given: object = halt_after
+        if isinstance(given, str | Act) or not isinstance(given, Iterable):
+            msg = f"graph {self.name!r}: part(halt_after=...) takes a list of acts, not {given!r}"
+            raise DefinitionError(msg)
+        halting = {self._find(act, "halt_after").name for act in halt_after}
+        start = self.entry if entry is None else self._find(entry, "entry")
+        leaving = {act: () if act in halting else edges for act, edges in self._leaving.items()}
+        reached = _reached(start.name, leaving)
+        kept = [edge for edge in self.edges if edge.source.name in reached - halting]
+        return Graph(
+            *(kept or ((start, END),)), entry=start, name=name if name is not None else self.name
+        )
+
+    def _find(self, wanted: object, parameter: str) -> Act:
+        acts = {act.name: act for act in self.acts}
+        return _named(acts, wanted, f"graph {self.name!r}: part({parameter}=...)")
+
+    # -- walking --------------------------------------------------------------------------------
+
+    def after(self, act: Act, data: Mapping[str, object]) -> Act | None:
+        """Return what follows ``act``, given the fields of the state after it; None: the end.
+
+        Raises:
+            NoTransition: None of its edges is true.
+            MissingField: A condition looks at a field that isn't there.
+            Exception: Whatever a condition raises, with a note saying on which edge.
+        """
+        if act.name in self.straight:
+            return self.straight[act.name]
+        for edge in self._leaving[act.name]:
+            if edge.condition is None or _is_true(edge, edge.condition, data):
+                return edge.target if isinstance(edge.target, Act) else None
+        tried = "; ".join(_as_tried(edge, data) for edge in self._leaving[act.name])
+        msg = (
+            f"graph {self.name!r}: no edge that leaves {act.name!r} is true of the state: {tried}; "
+            f"add a last one without a condition: ({act.name}, END) or to another act"
+        )
+        raise NoTransition(msg)
+
+    def perform(self, run: Performer) -> Awaitable[Change]:
+        """Execute one step of ``run``; see ``Act.perform``."""
+        return run.enter(self)
+
+    # -- what it is made of ---------------------------------------------------------------------
+
+    def _wire(self, edges: tuple[Edge, ...], acts: Mapping[str, Act], entry: Act) -> None:
+        self.edges = edges
+        self.acts = tuple(acts.values())
+        self.entry = entry
+        leaving: dict[str, list[Edge]] = {name: [] for name in acts}
+        for edge in edges:
+            leaving[edge.source.name].append(edge)
+        self._leaving: Mapping[str, Sequence[Edge]] = leaving
+        straight: dict[str, Act | None] = {}
+        for name, tried in leaving.items():
+            if not tried:
+                straight[name] = None
+            elif tried[0].condition is None:
+                target = tried[0].target
+                straight[name] = target if isinstance(target, Act) else None
+        self.straight = straight
+        self._takes = merged_inputs(self.acts)
+        self._takes_more: bool = any(act.takes_more for act in self.acts)
 
     @property
-    def needs(self) -> frozenset[str]:
-        return self.reads
+    def takes(self) -> Mapping[str, Input]:
+        """What its acts take besides fields, by name."""
+        return self._takes
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether one of its acts may take inputs that nobody knows before it runs."""
+        return self._takes_more
+
+    @property
+    def needed_by(self) -> Mapping[str, str]:
+        """The fields that must come from outside, and who reads each.
+
+        They are those that some act or condition can't do without and that nothing can have
+        written when a run first comes there.
+        """
+        return self._needed_by
+
+    def missing(self, fields: Collection[str]) -> Mapping[str, str]:
+        """Return which fields that it needs are not among ``fields``, and who reads each."""
+        return {field: who for field, who in self._needed_by.items() if field not in fields}
+
+    def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
+        self.name = name
+        if not inputs:
+            return
+        acts = {act.name: bind_where_taken(act, inputs) for act in self.acts}
+        edges = tuple(
+            Edge(
+                acts[edge.source.name],
+                acts[edge.target.name] if isinstance(edge.target, Act) else END,
+                edge.condition,
+            )
+            for edge in self.edges
+        )
+        self._wire(edges, acts, acts[self.entry.name])
+
+    # -- what flows -----------------------------------------------------------------------------
+
+    def _trace(self) -> None:
+        """Find what is surely written, what may be, and what nothing has written when it is read.
+
+        Sets are kept as the bits of numbers: a graph of a thousand acts has a thousand of them, of
+        up to a thousand fields each, and they are merged at every edge.
+        """
+        fields = _Bits(field for act in self.acts for field in (*act.writes, *act.sure_writes))
+        nodes = _Bits(act.name for act in self.acts)
+        start = self.entry.name
+        arriving: dict[str, list[str]] = {name: [] for name in _reached(start, self._leaving)}
+        for edge in self.edges:
+            if isinstance(edge.target, Act):
+                arriving[edge.target.name].append(edge.source.name)
+        sure = {act.name: fields.mask(act.sure_writes) for act in self.acts}
+        itself = {act.name: nodes.mask((act.name,)) for act in self.acts}
+        written = _before(start, arriving, sure, int.__and__)
+        always = _before(start, arriving, itself, int.__and__)
+        perhaps = _before(start, arriving, itself, int.__or__)
+        writers: dict[str, list[str]] = {}
+        for act in self.acts:
+            for field in act.writes:
+                writers.setdefault(field, []).append(act.name)
+
+        def may_be_written(field: str, reader: str, *, later: bool = False) -> bool:
+            """Tell whether it may be when a run first comes to ``reader``, or later comes back."""
+            return any(
+                perhaps[reader] & itself[writer]
+                and (later or not (always[writer] | itself[writer]) & itself[reader])
+                for writer in writers.get(field, ())
+            )
+
+        reads: set[str] = set()
+        needed_by: dict[str, str] = {}
+        for act in self.acts:
+            name = act.name
+            reads |= fields.without(act.reads, written[name])
+            for field, who in act.needed_by.items():
+                if not may_be_written(field, name):
+                    needed_by.setdefault(field, who)
+            for number, edge in enumerate(self._leaving[name]):
+                if edge.condition is None:
+                    break
+                reads |= fields.without(edge.condition.reads, written[name] | sure[name])
+                for field in sorted(edge.condition.needs.difference(act.writes)):
+                    # edges after the first may be left untried until the run comes back
+                    if not may_be_written(field, name, later=number > 0):
+                        needed_by.setdefault(field, f"edge {edge}, {edge.condition!r},")
+        ends = [
+            written[act.name] | sure[act.name]
+            for act in self.acts
+            if not self._leaving[act.name]
+            or any(edge.target is END for edge in self._leaving[act.name])
+        ]
+        # narrower than in Act, and never set again
+        self.reads = frozenset(reads)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.writes = frozenset(writers)  # pyright: ignore[reportIncompatibleVariableOverride]
+        surely = reduce(int.__and__, ends) if ends else 0
+        self.sure_writes = fields.names(surely)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._needed_by: Mapping[str, str] = needed_by
 
     def __repr__(self) -> str:
-        return f"<Graph {self.name}: {' -> '.join(act.name for act in self.acts)}>"
+        names = [act.name for act in self.acts]
+        is_chain = [f"{one} -> {two}" for one, two in pairwise((*names, "END"))]
+        edges = [repr(edge) for edge in self.edges]
+        shown = names if edges in (is_chain, is_chain[:-1]) else edges
+        return f"<Graph {self.name}: {(' -> ' if shown is names else ', ').join(shown)}>"
 
 
-def as_graph(act: Act | Graph, where: str) -> Graph:
-    """Take a single act for the graph that consists of it.
+@final
+class _Bits:
+    """Sets of strings as the bits of numbers."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        self._bits = {one: 1 << at for at, one in enumerate(dict.fromkeys(strings))}
+
+    def mask(self, strings: Iterable[str]) -> int:
+        return reduce(int.__or__, (self._bits[one] for one in strings), 0)
+
+    def names(self, mask: int) -> frozenset[str]:
+        return frozenset(one for one, bit in self._bits.items() if bit & mask)
+
+    def without(self, strings: Iterable[str], mask: int) -> set[str]:
+        """Return those of ``strings`` that are not in ``mask``."""
+        return {one for one in strings if not self._bits.get(one, 0) & mask}
+
+
+def _before(
+    entry: str,
+    arriving: Mapping[str, Sequence[str]],
+    adds: Mapping[str, int],
+    merge: Callable[[int, int], int],
+) -> Mapping[str, int]:
+    """Follow sets along all edges until nothing changes; return what arrives at each act.
+
+    Each act adds to what passes it; where ways meet, ``merge`` says what is left. The sweeps
+    alternate in direction, so that a long way back costs no sweep for each act on it.
+    """
+    before = {entry: 0}
+    order = list(arriving)
+    changed = True
+    while changed:
+        changed = False
+        for name in order:
+            masks = [before[source] | adds[source] for source in arriving[name] if source in before]
+            if name == entry:
+                masks.append(0)
+            if masks:
+                mask = reduce(merge, masks)
+                if before.get(name) != mask:
+                    before[name] = mask
+                    changed = True
+        order.reverse()
+    return before
+
+
+def _reached(entry: str, leaving: Mapping[str, Sequence[Edge]]) -> AbstractSet[str]:
+    """Return the names of the acts that a run may come to, in the order of some walk."""
+    reached = {entry: None}
+    waiting = [entry]
+    while waiting:
+        for edge in leaving[waiting.pop()]:
+            if isinstance(edge.target, Act) and edge.target.name not in reached:
+                reached[edge.target.name] = None
+                waiting.append(edge.target.name)
+    return reached.keys()
+
+
+def _is_true(edge: Edge, condition: Condition, data: Mapping[str, object]) -> bool:
+    try:
+        return condition(data)
+    except BaseException as error:
+        note(error, f"shoal: on edge {edge}, {condition!r}")
+        raise
+
+
+def _as_tried(edge: Edge, data: Mapping[str, object]) -> str:
+    assert edge.condition is not None
+    found = (
+        f"{field}={brief(data[field])}" for field in sorted(edge.condition.reads) if field in data
+    )
+    return f"to {_name(edge.target)} {edge.condition!r}, with {', '.join(found) or 'no field'}"
+
+
+def _name(act: object) -> str:
+    return repr(act.name) if isinstance(act, Act) else repr(act)
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+def _checked(edge: object) -> Edge:
+    """Take an edge as its user wrote it.
 
     Raises:
-        DefinitionError: It is neither.
+        DefinitionError: It is none.
+    """
+    if not isinstance(edge, tuple) or len(cast("tuple[object, ...]", edge)) not in (2, 3):
+        hint = ""
+        if isinstance(edge, Act):
+            hint = "; a straight graph is written Graph.chain(a, b, c)"
+        elif isinstance(edge, list):
+            hint = "; edges are tuples, each an argument of its own: Graph((a, b), (b, c))"
+        shown = brief(cast("object", edge))
+        msg = f"Graph takes edges, (a, b) or (a, b, when(...)), not {shown}{hint}"
+        raise DefinitionError(msg)
+    source, target, *rest = cast("tuple[object, ...]", edge)
+    if source is END:
+        msg = f"Graph: no edge leaves END, and one leads from it to {_name(target)}: leave it out"
+        raise DefinitionError(msg)
+    checked = _check_act(source, "Graph")
+    end = target if isinstance(target, End) else _check_act(target, "Graph")
+    where = f"edge {_name(source)} -> {_name(target)}"
+    return Edge(checked, end, _condition(rest[0], where) if rest else None)
+
+
+def _condition(found: object, where: str) -> Condition | None:
+    if found is None or isinstance(found, Condition):
+        return found
+    if isinstance(found, str):
+        hint = f"write when({found!r})"
+    elif isinstance(found, bool):
+        hint = "an edge without a condition is always taken"
+    elif callable(found):
+        try:
+            return when(found)
+        except DefinitionError as error:
+            msg = f"{where}: {error}"
+            raise DefinitionError(msg) from None
+    else:
+        hint = "write when(...) or give a plain function"
+    msg = f"{where}: {brief(found)} is no condition: {hint}"
+    raise DefinitionError(msg)
+
+
+def _check_act(found: object, where: str) -> Act:
+    if isinstance(found, Act):
+        return found
+    raise DefinitionError(no_act(found, where))
+
+
+def _told_apart(edges: Iterable[Edge], entry: object) -> dict[str, Act]:
+    """Return the acts of some edges by name.
+
+    Raises:
+        DefinitionError: Two have one name.
+    """
+    acts: dict[str, Act] = {}
+    for edge in edges:
+        for act in edge[:2]:
+            if isinstance(act, Act) and acts.setdefault(act.name, act) is not act:
+                raise DefinitionError(_two_of_one_name(acts[act.name], act))
+    if isinstance(entry, Act) and acts.get(entry.name, entry) is not entry:
+        raise DefinitionError(_two_of_one_name(acts[entry.name], entry))
+    return acts
+
+
+def _two_of_one_name(one: Act, two: Act) -> str:
+    same = "which stands there twice" if one is two else f"{one!r} and {two!r}"
+    return (
+        f"two acts of the graph are named {one.name!r}: {same}; "
+        f"give one of them another name: act.bind(name=...)"
+    )
+
+
+def _entry(acts: Mapping[str, Act], edges: Iterable[Edge], entry: object) -> Act:
+    """Find where a run begins.
+
+    Raises:
+        DefinitionError: It isn't clear, or is no act of the graph.
+    """
+    if entry is not None:
+        return _named(acts, entry, "Graph(entry=...)")
+    followers = {
+        edge.target.name
+        for edge in edges
+        if isinstance(edge.target, Act) and edge.target is not edge.source
+    }
+    firsts = [name for name in acts if name not in followers]
+    if len(firsts) != 1:
+        candidates = ", ".join(firsts or acts)
+        why = f"no edge leads to: {candidates}" if firsts else f"each follows another: {candidates}"
+        msg = f"missing entry: where does the graph begin? {why}; give Graph(..., entry=...)"
+        raise DefinitionError(msg)
+    return acts[firsts[0]]
+
+
+def _refuse_never_tried(edges: Iterable[Edge]) -> None:
+    always: dict[str, Edge] = {}
+    for edge in edges:
+        taken = always.get(edge.source.name)
+        if taken is not None:
+            msg = (
+                f"edge {edge} is never tried: {taken} stands before it and has no condition; "
+                f"give that one a condition, or put it last"
+            )
+            raise DefinitionError(msg)
+        if edge.condition is None:
+            always[edge.source.name] = edge
+
+
+def _refuse_unreachable(acts: Mapping[str, Act], reached: Collection[str], entry: Act) -> None:
+    lost = [name for name in acts if name not in reached]
+    if lost:
+        msg = (
+            f"no way leads from {entry.name!r}, where the graph begins, to {', '.join(lost)}; "
+            f"add an edge, or leave out what is never walked"
+        )
+        raise DefinitionError(msg)
+
+
+def _named(acts: Mapping[str, Act], wanted: object, where: str) -> Act:
+    """Find one of ``acts`` that a user gave, or gave the name of.
+
+    Raises:
+        DefinitionError: It is none of them.
+    """
+    name = wanted.name if isinstance(wanted, Act) else wanted
+    if not isinstance(name, str):
+        msg = f"{where} takes an act of the graph, or its name, not {brief(wanted)}"
+        raise DefinitionError(msg)
+    if name not in acts:
+        known = ", ".join(acts)
+        msg = f"{where}: no act is named {name!r} (there are: {known}){did_you_mean(name, acts)}"
+        raise DefinitionError(msg)
+    return acts[name]
+
+
+def as_graph(act: Act, where: str) -> Graph:
+    """Take a graph as it is, and another act for the graph that consists of it.
+
+    Raises:
+        DefinitionError: It is no act.
     """
     if isinstance(act, Graph):
         return act
-    if isinstance(act, Act):
-        return Graph.chain(act)
-    raise DefinitionError(no_act(act, where))
+    return Graph.chain(_check_act(act, where))
 
 
 def no_act(found: object, where: str) -> str:
     """Say that ``found`` is no act, and what it lacks."""
-    if isinstance(found, Graph):
-        hint = "a graph can't be a node of another one yet; give its acts, or a fan_out of it"
-    elif callable(found):
+    if isinstance(found, type) and issubclass(found, Act):
+        hint = f"it is a class: write {found.__name__}() for an act of it"
+    elif isinstance(found, End):
+        hint = "it is only where an edge leads to: (act, END)"
+    elif callable(cast("object", found)):
         hint = "decorate it: @action(reads=[...], writes=[...])"
     else:
-        hint = "give an @action or a fan_out(...)"
+        hint = "give an @action, a fan_out(...) or a Graph(...)"
     return f"{where} takes actions; {found!r} is none: {hint}"

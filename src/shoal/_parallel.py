@@ -272,7 +272,7 @@ def narrowed(
             base[field] = given[field]
         elif field in data:
             base[field] = data[field]
-        elif field in graph.needs:
+        elif field in graph.needed_by:
             has = ", ".join(sorted(data)) or "none"
             msg = (
                 f"{who} read field {field!r}, which the state does not have (it has: {has}); {hint}"

@@ -23,8 +23,15 @@ from typing import Any, final
 from anyio.lowlevel import checkpoint
 
 from ._action import Act, FunctionAction
-from ._cancel import absorb_native_cancel, as_failure, cancelled, drive, ki_protected
-from ._errors import HookFailed, note
+from ._cancel import (
+    absorb_native_cancel,
+    as_failure,
+    cancelled,
+    drive,
+    ki_protected,
+    ki_unprotected,
+)
+from ._errors import HookFailed, TooManySteps, note
 from ._events import (
     Cancelled,
     ChildEnded,
@@ -54,6 +61,8 @@ logger = logging.getLogger("shoal")
 
 STEPS = 64
 """Steps that a run takes without passing a checkpoint, if none of them waits."""
+LAST_STEPS = 6
+"""Steps that are named where there were too many of them."""
 
 
 @final
@@ -133,6 +142,7 @@ class Run:
         "error",
         "key",
         "_ledgers",
+        "_visits",
         "position",
         "reason",
         "setting",
@@ -175,6 +185,7 @@ class Run:
         self._path = path
         self._outcome: Outcome | None = None
         self._ledgers: dict[str, list[Any]] | None = None
+        self._visits: dict[str, int] | None = None
         self._started_at = setting.services.clock()
 
     # -- what it is -----------------------------------------------------------------------------
@@ -204,6 +215,10 @@ class Run:
         if self._ledgers is None:
             self._ledgers = {}
         return self._ledgers
+
+    def visit(self, step: str) -> int:
+        """Return which visit of ``step`` this is: how often the run has completed it before."""
+        return 0 if self._visits is None else self._visits.get(step, 0)
 
     @property
     def number(self) -> int:
@@ -269,16 +284,28 @@ class Run:
 
         The last step's change is left for ``commit`` by whoever started the run. Cancellation goes
         to the action that runs; earlier steps stay committed.
+
+        Raises:
+            NoTransition: No edge that leaves an act is true; its step is completed.
+            TooManySteps: The next step would be one too many.
+            Exception: Whatever an act or a condition raises.
         """
         setting = self.setting
         hooks = setting.hooks
         self.began = True
         if hooks.run_started:
             await hooks.tell(hooks.run_started, RunStarted(path=self.path))
+        max_steps = setting.execution.max_steps
+        straight = setting.graph.straight
         act: Act | None = setting.graph.entry
         steps = 0
+        walked: tuple[str, ...] = ()
         while act is not None:
             steps += 1
+            if steps > max_steps - LAST_STEPS:
+                if steps > max_steps:
+                    raise self._too_many_steps(act, walked)
+                walked += (act.name,)
             if steps % STEPS == 0:
                 await checkpoint()
             self._step = act.name
@@ -286,7 +313,10 @@ class Run:
                 change = await self._perform_watched(act)
             else:
                 change = await act.perform(self)
-            following = setting.graph.after(act)
+            if act.name in straight:
+                following = straight[act.name]
+            else:
+                following = await self._choose(act, change)
             if following is None:
                 self._last = change
             else:
@@ -300,8 +330,28 @@ class Run:
             action, self._head[1], setting.inputs, setting.services, scopes=setting.scopes, run=self
         )
 
-    def visit(self, step: str) -> int:
-        return 0
+    def enter(self, graph: Act) -> Awaitable[Change]:
+        """Run a graph as a child of its own; see ``Performer``."""
+        return self.setting.services.enter(graph, self)
+
+    async def _choose(self, act: Act, change: Change) -> Act | None:
+        """Find what follows ``act`` by the conditions on its edges.
+
+        If that fails, the step is completed nevertheless, so that it isn't run again on resume.
+        """
+        try:
+            return _after(self.setting.graph, act, change.applied_to(self._head[1]))
+        except BaseException:
+            await self._complete_step(change)
+            raise
+
+    def _too_many_steps(self, act: Act, walked: tuple[str, ...]) -> TooManySteps:
+        limit = self.setting.execution.max_steps
+        return TooManySteps(
+            f"run {self.path.id} of {self.path.act!r} has taken {limit} steps, "
+            f"the last {' -> '.join(walked)}, and {act.name!r} would be next; "
+            f"if that is no endless loop, allow more: Application(..., max_steps=...)"
+        )
 
     async def _perform_watched(self, act: Act) -> Change:
         hooks = self.setting.hooks
@@ -334,6 +384,9 @@ class Run:
         if change.operations:
             updates = (Update(self._head[0] + 1, step, change.operations),)
         await self.commit(updates, change.applied_to(self._head[1]), step_completed=step)
+        if self._visits is None:
+            self._visits = {}
+        self._visits[step] = self._visits.get(step, 0) + 1
         await self._tell_step_ended("succeeded")
 
     # -- the one door ---------------------------------------------------------------------------
@@ -550,6 +603,12 @@ class _Telling:
     def close(self) -> None:
         if self._failure is not None:
             raise self._failure
+
+
+@ki_unprotected
+def _after(graph: Graph, act: Act, data: Mapping[str, object]) -> Act | None:
+    """Call the conditions, which are user code."""
+    return graph.after(act, data)
 
 
 def _nothing() -> None:

@@ -427,7 +427,8 @@ def put_within(collection: object, operation: PutWithin) -> Growable | None:
     if not isinstance(inner, StateMap):
         return None
     inner = inner.put(inner_key, value, inner_position)
-    return outer.put_all(((key, inner, position),))
+    entry: tuple[Any, StateMap[Any, Any], float | None] = (key, inner, position)
+    return outer.put_all((entry,))
 
 
 def replay(state: State, operations: Iterable[Operation]) -> State:

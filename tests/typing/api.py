@@ -26,10 +26,12 @@ from typing import Any, Literal, assert_never, assert_type
 
 import shoal
 from shoal import (
+    END,
     Application,
     Cancelled,
     ChildEnded,
     ChildStarted,
+    Condition,
     Done,
     Drop,
     ErrorInfo,
@@ -65,6 +67,7 @@ from shoal import (
     action,
     fan_out,
     replay,
+    when,
 )
 from shoal.testing import RecordingHook
 
@@ -135,6 +138,43 @@ action(fetch)  # pyright: ignore[reportArgumentType]
 chain = Graph.chain(fetch, parse, count, name="page")
 assert_type(chain, Graph)
 Graph.chain(calling_an_action)  # pyright: ignore[reportArgumentType]
+
+
+def is_good(score: float, limit: float = 0.9) -> bool:
+    return score > limit
+
+
+good = when(lambda score: score > 0.9)
+assert_type(good, Condition)
+assert_type(~good & when("ready") | when(status="ok", tries=3), Condition)
+assert_type(good({"score": 1}), bool)
+assert_type(good.reads, frozenset[str])
+when(is_good)
+when(lambda state: state["score"] > 1, reads=["score"])
+when(lambda score, tries: score > 1 and tries < 3)
+good & is_good  # pyright: ignore[reportOperatorIssue, reportUnusedExpression]
+when(5)  # pyright: ignore[reportArgumentType]
+
+looping = Graph(
+    (fetch, parse),
+    (parse, fetch, when("again") & ~good),
+    (parse, count, lambda score: score > 1),
+    (parse, END, is_good),
+    (count, END),
+    entry=fetch,
+    name="looping",
+)
+assert_type(looping, Graph)
+assert_type(looping.part(entry="parse", halt_after=[count]), Graph)
+assert_type(looping.bind(name="other", client="c"), Graph)
+assert_type(looping.needs, frozenset[str])
+assert_type(looping.missing({"url"}), Mapping[str, str])
+assert_type(Graph(*looping.edges), Graph)
+Graph((looping, chain), (chain, fan_out(looping, over="urls", name="all")))
+Application(looping, max_steps=10)
+Graph((END, fetch))  # pyright: ignore[reportArgumentType]
+Graph((fetch, parse, "ready"))  # pyright: ignore[reportArgumentType]
+Graph(fetch, parse)  # pyright: ignore[reportArgumentType]
 
 
 def host(page: Page) -> str:
