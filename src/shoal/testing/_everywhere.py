@@ -21,6 +21,7 @@ from traceback import StackSummary
 from typing import Generic, Literal, TypeVar, TypeVarTuple, final
 
 import anyio
+from anyio.lowlevel import cancel_shielded_checkpoint
 
 from shoal.testing._clock import run_virtual
 from shoal.testing._leaks import Census, LeakError
@@ -80,6 +81,7 @@ class Attempt:
         if self.places is not None:
             raise RuntimeError("an attempt is made once in each call of a scenario, not twice")
         self.places = 0
+        await cancel_shielded_checkpoint()  # trio's own tasks begin: no places of the scenario's
         census = Census(threads=True, descriptors=True)
         self._steps = steps_of_this_loop(self._arrive, reason=_REASON)
         live = self._in_scope if self._how == "scope" else self._in_task
@@ -239,7 +241,7 @@ def cancel_everywhere(
         try:
             run_virtual(scenario, attempt, backend=backend, seed=seed)
         except BaseException as error:
-            again = f"\nHINT: cancel_everywhere(..., only={place}) tries this place alone"
+            again = f"HINT: cancel_everywhere(..., only={place}) tries this place alone"
             error.add_note(
                 f"shoal: raised under cancel_everywhere (backend={backend!r}, how={how!r}, "
                 f"seed={seed}), {attempt.story()}{again if attempt.requested else ''}"

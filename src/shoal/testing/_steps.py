@@ -24,7 +24,7 @@ class Steps(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def tasks(self) -> Iterator[tuple[str, object]]:
-        """The names and coroutines of all tasks."""
+        """The names and coroutines of all tasks, but the loop's own."""
         ...
 
     def hit(self) -> bool:
@@ -114,7 +114,10 @@ class _TrioSteps:
             self._told()
 
     def tasks(self) -> Iterator[tuple[str, object]]:
-        unseen = [self._trio.lowlevel.current_root_task()]
+        root, main = self._trio.lowlevel.current_root_task(), self._task
+        while main.parent_nursery.parent_task is not root:
+            main = main.parent_nursery.parent_task
+        unseen = [main]  # trio's own are beside it
         while unseen:
             task = unseen.pop()
             yield task.name, task.coro
