@@ -67,8 +67,8 @@ class Attempt:
         self._cancel: Callable[[], object]
         self._steps: Steps
         self._stood: list[tuple[str, StackSummary]] = []
-        self.places: int | None = None  # seen so far; None before it is called
-        self.requested = False
+        self._seen: int | None = None  # places; None before it is called
+        self._requested = False
 
     async def __call__(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> Ending[_T]:
         """Call and await a function, cancelled at this round's place.
@@ -78,9 +78,9 @@ class Attempt:
             AssertionError: It swallowed its cancellation.
             Exception: Whatever it raised, instead of the cancellation or beside it.
         """
-        if self.places is not None:
+        if self._seen is not None:
             raise RuntimeError("an attempt is made once in each call of a scenario, not twice")
-        self.places = 0
+        self._seen = 0
         await cancel_shielded_checkpoint()  # trio's own tasks begin: no places of the scenario's
         census = Census(threads=True, descriptors=True)
         self._steps = steps_of_this_loop(self._arrive, reason=_REASON)
@@ -116,7 +116,7 @@ class Attempt:
             task = asyncio.create_task(live(), name="attempt")
             self._cancel = task.cancel
             await asyncio.wait([task])
-        if self.requested and task.cancelled():
+        if self._requested and task.cancelled():
             if task.cancelling() != 1:
                 raise AssertionError(
                     f"one cancel was requested, and {task.cancelling()} are pending in the end."
@@ -125,21 +125,21 @@ class Attempt:
                 )
             return Ending(place=self._place, cancelled=True, result=None)
         result = task.result()
-        if self.requested:
+        if self._requested:
             raise _swallowed(result)
         return Ending(place=self._place, cancelled=False, result=result)
 
     def _arrive(self) -> None:
-        assert self.places is not None
-        self.places += 1
-        if self.places == self._place:
+        assert self._seen is not None
+        self._seen += 1
+        if self._seen == self._place:
             self._stood = [(name, stack_of(coroutine)) for name, coroutine in self._steps.tasks()]
-            self.requested = True
+            self._requested = True
             self._cancel()
 
-    def story(self) -> str:
+    def _story(self) -> str:
         """What was done to the scenario, and where its tasks stood."""
-        if not self.requested:
+        if not self._requested:
             return "without having cancelled it"
         standing = "".join(
             f"  task {name!r} stood at\n{printed(stack, indent='    ')}"
@@ -205,7 +205,7 @@ def cancel_everywhere(
 
     An exception that comes out of the attempt, also beside or instead of the cancellation, is
     raised into the scenario. Some of them are right, as when a child failed in the same step:
-    those, the scenario catches. All others fail the test.
+    those, the scenario catches, by their type. All others fail the test.
 
     Whatever fails it carries a note that says at which place, where all tasks stood then, and how
     to try this place alone.
@@ -244,20 +244,20 @@ def cancel_everywhere(
             again = f"HINT: cancel_everywhere(..., only={place}) tries this place alone"
             error.add_note(
                 f"shoal: raised under cancel_everywhere (backend={backend!r}, how={how!r}, "
-                f"seed={seed}), {attempt.story()}{again if attempt.requested else ''}"
+                f"seed={seed}), {attempt._story()}{again if attempt._requested else ''}"
             )
             raise
-        if attempt.places is None:
+        if attempt._seen is None:
             raise RuntimeError(
                 "the scenario made no attempt. HINT: await attempt(function, *args) in it"
             )
         return attempt
 
     if only is not None:
-        return int(run(only).requested)
+        return int(run(only)._requested)
     tried = 0
-    for place in _places(run(0).places or 0, limit):
-        if not run(place).requested:
+    for place in _places(run(0)._seen or 0, limit):
+        if not run(place)._requested:
             break
         tried += 1
     return tried
