@@ -218,7 +218,8 @@ class _StepOrder:
 
     def shuffle(self, ready: deque[asyncio.Handle]) -> None:
         # Other threads append meanwhile: only what is taken out is put back, at the front.
-        handles = [ready.popleft() for _ in range(len(ready))]
+        # Past the method of the queue's own class: nothing of this runs yet, see `_steps`.
+        handles = [deque[asyncio.Handle].popleft(ready) for _ in range(len(ready))]
         shuffled: list[asyncio.Handle] = []
         for are_steps, run in itertools.groupby(handles, _is_task_step):
             batch = list(run)

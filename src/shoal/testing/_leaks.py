@@ -34,15 +34,15 @@ _DESCRIPTOR_TABLES = ("/proc/self/fd", "/dev/fd")
 
 @final
 class LeakError(AssertionError):
-    """Something came to life inside `no_leaks` and is still there.
+    """Something came to life inside `no_leaks`, or an `Attempt`, and is still there.
 
     Attributes:
         leaks: what is left, one description each.
     """
 
-    def __init__(self, leaks: tuple[str, ...]) -> None:
+    def __init__(self, leaks: tuple[str, ...], *, inside: str = "no_leaks()") -> None:
         self.leaks = leaks
-        super().__init__("\n- ".join(["came to life inside no_leaks() and still there:", *leaks]))
+        super().__init__("\n- ".join([f"came to life inside {inside} and still there:", *leaks]))
 
 
 @asynccontextmanager
@@ -67,19 +67,18 @@ async def no_leaks(*, threads: bool = True, descriptors: bool = True) -> AsyncGe
     Raises:
         LeakError: naming all that is left; for tasks and threads, also where they stand.
     """
-    census = _Census(threads=threads, descriptors=descriptors)
+    census = Census(threads=threads, descriptors=descriptors)
     yield
-    grace_ends_at = time.monotonic() + _THREAD_GRACE
-    await census.settle(grace_ends_at)
+    await census.settle()
     gc.collect()
     # The collector makes work: `aclose` of forgotten async generators.
-    await census.settle(grace_ends_at)
+    await census.settle()
     leaks = tuple(census.leaks())
     if leaks:
         raise LeakError(leaks)
 
 
-class _Census:
+class Census:
     """What was there at the start, to tell what is new."""
 
     def __init__(self, *, threads: bool, descriptors: bool) -> None:
@@ -88,13 +87,16 @@ class _Census:
         self._threads = set(working_threads()) if threads else None
         self._descriptors = set(_open_descriptors()) if descriptors else None
         self._cancel_requests = _cancel_requests()
+        self._grace_ends_at: float | None = None  # counted from when it first settles
 
-    async def settle(self, grace_ends_at: float) -> None:
+    async def settle(self) -> None:
         """Give the loop turns, until nothing is new or more of them would not help."""
+        if self._grace_ends_at is None:
+            self._grace_ends_at = time.monotonic() + _THREAD_GRACE
         for turn in itertools.count():
             if turn >= _FIRST_TURNS and self._is_clean():
                 return
-            in_grace = time.monotonic() < grace_ends_at and self._new_threads()
+            in_grace = time.monotonic() < self._grace_ends_at and self._new_threads()
             if turn >= _TURNS and not in_grace:
                 return
             await anyio.lowlevel.cancel_shielded_checkpoint()

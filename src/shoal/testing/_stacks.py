@@ -53,7 +53,12 @@ def _driven_by(awaitable: object) -> object:
 
 
 def where_task_stands(coroutine: object, *, indent: str) -> str:
-    """The innermost frames of a suspended coroutine, as a traceback prints them.
+    """The innermost frames of a suspended coroutine, as a traceback prints them."""
+    return printed(stack_of(coroutine), indent=indent)
+
+
+def stack_of(coroutine: object) -> traceback.StackSummary:
+    """The innermost frames of a suspended coroutine, for printing them later.
 
     Of the backends' own frames only those that user code called.
     """
@@ -64,8 +69,8 @@ def where_task_stands(coroutine: object, *, indent: str) -> str:
         if not _is_machinery(frame) or (caller is not None and not _is_machinery(caller))
     ]
     shown = (called or frames)[-_SHOWN:]
-    stack = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in shown)
-    return _printed(stack, indent)
+    lines = ((frame, frame.f_lineno) for frame in shown)
+    return traceback.StackSummary.extract(lines, lookup_lines=False)  # read when printed
 
 
 def _is_machinery(frame: FrameType) -> bool:
@@ -78,10 +83,11 @@ def where_thread_stands(thread: threading.Thread, *, indent: str) -> str:
     frame = sys._current_frames().get(thread.ident or 0)  # pyright: ignore[reportPrivateUsage]  # the only way to ask
     if frame is None:
         return f"{indent}(it has just ended)\n"
-    return _printed(traceback.extract_stack(frame, limit=_SHOWN), indent)
+    return printed(traceback.extract_stack(frame, limit=_SHOWN), indent=indent)
 
 
-def _printed(stack: traceback.StackSummary, indent: str) -> str:
+def printed(stack: traceback.StackSummary, *, indent: str) -> str:
+    """A stack, as a traceback prints it."""
     lines = "".join(stack.format()).splitlines() or ["  (no Python frame)"]
     # `format` indents by two itself.
     return "".join(f"{indent}{line.removeprefix('  ')}\n" for line in lines)

@@ -1,0 +1,275 @@
+"""`cancel_everywhere`: a scenario, cancelled at every place where it can be.
+
+Imports nothing of shoal but its neighbours `_clock`, `_leaks`, `_stacks` and `_steps`.
+
+What holds:
+
+- A place is the moment before a step of the event loop: on asyncio before any task's step or
+  callback, timers' included; on trio before any task's step, and whenever no task can run. There
+  the cancellation is requested, by nobody's task, between two steps.
+- Each place is tried in an event loop of its own, on a virtual clock that starts at 0.
+- Up to its place, each round is the uncancelled one over again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from traceback import StackSummary
+from typing import Generic, Literal, TypeVar, TypeVarTuple, final
+
+import anyio
+from anyio.lowlevel import cancel_shielded_checkpoint
+
+from shoal.testing._clock import run_virtual
+from shoal.testing._leaks import Census, LeakError
+from shoal.testing._stacks import printed, stack_of
+from shoal.testing._steps import Steps, steps_of_this_loop
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+_REASON = "shoal.testing.cancel_everywhere"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending(Generic[_T]):
+    """How an attempt ended, if it didn't raise.
+
+    Attributes:
+        place: where cancellation was requested, counted from 1; 0 in the uncancelled run.
+        cancelled: whether the cancellation came out of it. If not, it completed: before its place,
+            in the very step, or in a shielded one after which nothing more could be cancelled.
+        result: what it returned; None if it was cancelled.
+    """
+
+    place: int
+    cancelled: bool
+    result: _T | None
+
+
+@final
+class Attempt:
+    """What `cancel_everywhere` gives to a scenario: to be called once, with what is cancelled."""
+
+    def __init__(self, place: int, how: Literal["scope", "native"]) -> None:
+        """Plan it.
+
+        Args:
+            place: Where to cancel; 0: nowhere.
+            how: By a cancel scope, or by ``asyncio.Task.cancel``.
+        """
+        self._place = place
+        self._how = how
+        self._cancel: Callable[[], object]
+        self._steps: Steps
+        self._stood: list[tuple[str, StackSummary]] = []
+        self._seen: int | None = None  # places; None before it is called
+        self._requested = False
+
+    async def __call__(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> Ending[_T]:
+        """Call and await a function, cancelled at this round's place.
+
+        Raises:
+            LeakError: It left a task, thread, file descriptor or cancellation request behind.
+            AssertionError: It swallowed its cancellation.
+            Exception: Whatever it raised, instead of the cancellation or beside it.
+        """
+        if self._seen is not None:
+            raise RuntimeError("an attempt is made once in each call of a scenario, not twice")
+        self._seen = 0
+        await cancel_shielded_checkpoint()  # trio's own tasks begin: no places of the scenario's
+        census = Census(threads=True, descriptors=True)
+        self._steps = steps_of_this_loop(self._arrive, reason=_REASON)
+        live = self._in_scope if self._how == "scope" else self._in_task
+        try:
+            ending = await live(function, *args)
+        except Exception:
+            await _judge(census)
+            raise
+        await _judge(census)
+        return ending
+
+    async def _in_scope(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> Ending[_T]:
+        result, completed, hit = None, False, False
+        with anyio.CancelScope() as scope:
+            self._cancel = lambda: scope.cancel(_REASON)
+            with self._steps:
+                self._arrive()  # cancelled before it begins
+                result = await function(*args)
+                completed, hit = True, self._steps.hit()
+        if completed and hit:
+            raise _swallowed(result)
+        return Ending(place=self._place, cancelled=not completed, result=result)
+
+    async def _in_task(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> Ending[_T]:
+        async def live() -> _T:
+            try:
+                return await function(*args)
+            finally:
+                self._steps.__exit__()  # later steps are ours
+
+        with self._steps:
+            task = asyncio.create_task(live(), name="attempt")
+            self._cancel = task.cancel
+            await asyncio.wait([task])
+        if self._requested and task.cancelled():
+            if task.cancelling() != 1:
+                raise AssertionError(
+                    f"one cancel was requested, and {task.cancelling()} are pending in the end."
+                    f" HINT: who catches a cancellation that it asked for itself also calls"
+                    f" uncancel(); who didn't ask doesn't"
+                )
+            return Ending(place=self._place, cancelled=True, result=None)
+        result = task.result()
+        if self._requested:
+            raise _swallowed(result)
+        return Ending(place=self._place, cancelled=False, result=result)
+
+    def _arrive(self) -> None:
+        assert self._seen is not None
+        self._seen += 1
+        if self._seen == self._place:
+            self._stood = [(name, stack_of(coroutine)) for name, coroutine in self._steps.tasks()]
+            self._requested = True
+            self._cancel()
+
+    def _story(self) -> str:
+        """What was done to the scenario, and where its tasks stood."""
+        if not self._requested:
+            return "without having cancelled it"
+        standing = "".join(
+            f"  task {name!r} stood at\n{printed(stack, indent='    ')}"
+            for name, stack in sorted(self._stood, key=lambda stood: stood[0])
+        )
+        return f"having cancelled it at place {self._place}, when\n{standing}"
+
+
+async def _judge(census: Census) -> None:
+    """Raise what was left. Garbage is collected on suspicion only: it takes as long as a round."""
+    await census.settle()
+    if any(census.leaks()):
+        gc.collect()
+        await census.settle()
+        leaks = tuple(census.leaks())
+        if leaks:
+            raise LeakError(leaks, inside="what was cancelled")
+
+
+def _swallowed(result: object) -> AssertionError:
+    return AssertionError(
+        f"a cancellation was swallowed: it was delivered, yet {result!r} was returned."
+        f" HINT: look for an `except BaseException` or a `suppress` that doesn't let it through,"
+        f" and for a `return` in a `finally`"
+    )
+
+
+def cancel_everywhere(
+    scenario: Callable[[Attempt], Awaitable[object]],
+    *,
+    backend: Literal["asyncio", "trio"] = "asyncio",
+    how: Literal["scope", "native"] = "scope",
+    seed: int | None = None,
+    limit: int | None = None,
+    only: int | None = None,
+) -> int:
+    """Runs a scenario again and again, cancelling it at a later place each time.
+
+    The scenario is a test of its own. It prepares what it needs, makes its one attempt, which is
+    what gets cancelled, and then asserts what has to hold however far that has come:
+
+    >>> async def scenario(attempt: Attempt) -> None:
+    ...     accounts = {"mine": 10, "yours": 0}
+    ...
+    ...     async def transfer() -> None:
+    ...         with anyio.CancelScope(shield=True):  # without it, 10 would be lost on the way
+    ...             accounts["mine"] -= 10
+    ...             await anyio.sleep(1)
+    ...             accounts["yours"] += 10
+    ...
+    ...     await attempt(transfer)
+    ...     assert sum(accounts.values()) == 10
+    >>> cancel_everywhere(scenario)  # before it begins, before the second has passed, and after
+    3
+
+    It is called in a new event loop each time, under virtual time: first without cancelling, then
+    once for each place: each moment before a step that any task takes during the attempt. So
+    keep it small: the time it takes grows with the square of its steps.
+
+    After each attempt this is asserted in any case: no task, thread or file descriptor is left;
+    the cancellation was not swallowed, if it was delivered to the task that made the attempt; no
+    more cancels are pending than were requested. And nothing hangs.
+
+    An exception that comes out of the attempt, also beside or instead of the cancellation, is
+    raised into the scenario. Some of them are right, as when a child failed in the same step:
+    those, the scenario catches, by their type. All others fail the test.
+
+    Whatever fails it carries a note that says at which place, where all tasks stood then, and how
+    to try this place alone.
+
+    Threads are outside of virtual time: with them the places are not the same each time.
+
+    Args:
+        scenario: called with an `Attempt`: ``await attempt(function, *args)``.
+        backend: "asyncio" or "trio".
+        how: "scope": an anyio scope around the attempt is cancelled. "native": the attempt is a
+            task, and ``asyncio.Task.cancel`` is called on it, once: that goes through shields.
+        seed: decides the order of simultaneous steps, see `run_virtual`. Without one, asyncio is
+            first come, first served, and trio is given 0, for its places to be the same each time.
+        limit: how many places to try at most, spread evenly; None: all.
+        only: the one place to try.
+
+    Returns:
+        At how many places the scenario was cancelled.
+
+    Raises:
+        ValueError: how="native" is asked for on trio, which has no such thing.
+        RuntimeError: the scenario makes no attempt or two, or takes longer and longer.
+        VirtualDeadlock: it hangs.
+        BaseException: whatever the scenario raises.
+    """
+    if how == "native" and backend != "asyncio":
+        raise ValueError('how="native" is asyncio\'s: on trio, choose how="scope"')
+    if seed is None and backend == "trio":
+        seed = 0
+
+    def run(place: int) -> Attempt:
+        attempt = Attempt(place, how)
+        try:
+            run_virtual(scenario, attempt, backend=backend, seed=seed)
+        except BaseException as error:
+            again = f"HINT: cancel_everywhere(..., only={place}) tries this place alone"
+            error.add_note(
+                f"shoal: raised under cancel_everywhere (backend={backend!r}, how={how!r}, "
+                f"seed={seed}), {attempt._story()}{again if attempt._requested else ''}"
+            )
+            raise
+        if attempt._seen is None:
+            raise RuntimeError(
+                "the scenario made no attempt. HINT: await attempt(function, *args) in it"
+            )
+        return attempt
+
+    if only is not None:
+        return int(run(only)._requested)
+    tried = 0
+    for place in _places(run(0)._seen or 0, limit):
+        if not run(place)._requested:
+            break
+        tried += 1
+    return tried
+
+
+def _places(total: int, limit: int | None) -> Iterable[int]:
+    if limit is not None and limit < total:
+        yield from (1 + index * total // limit for index in range(limit))
+        return
+    # A few more than were counted: until it ends before its place.
+    yield from range(1, 2 * total + 1)
+    raise RuntimeError(
+        f"the scenario took {total} steps at first, and more than twice as many later."
+        f" HINT: does it keep something from one call to the next?"
+    )

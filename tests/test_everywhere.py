@@ -1,0 +1,185 @@
+"""Applications of all kinds, cancelled at every place: nothing torn, lost, untold or left alive.
+
+`cancel_everywhere` sees to tasks, swallowed cancels and hangs; `Watched.check` to the rest: updates
+are saved before they are seen and replay to the state, starts and ends are paired, every run and
+child ends once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Literal
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from shoal import Graph, Limits, Outcome, State, action, fan_out
+from shoal._events import Status
+from shoal.testing import Attempt, cancel_everywhere
+from tests.test_cancellation import Watched, quick_collections, seen_runs
+
+__all__ = ["quick_collections", "seen_runs"]  # fixtures
+
+Backend = Literal["asyncio", "trio"]
+How = Literal["scope", "native"]
+Waits = Callable[[], Awaitable[object]]
+
+PLACES = 40  # of each sweep in the gate; `nox -s soak` tries them all
+
+
+async def nap() -> None:
+    await anyio.sleep(0.25)
+
+
+# -- applications ----------------------------------------------------------------------------------
+
+
+@action(reads=["item"], writes=["leaf"])
+async def leaf(item: int) -> int:
+    """Waits a little, so that many end at once; and waits in its cleanup too."""
+    try:
+        await anyio.sleep(1 + item % 2)
+        if item == 13:
+            raise ValueError(item)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.5)
+    return item
+
+
+@action(reads=["item"], writes=["slept"])
+async def sleeper(item: int) -> int:
+    """Has no cleanup to wait in: it ends in the tick in which it is cancelled."""
+    await anyio.sleep(item)
+    return item
+
+
+@action(reads=[], writes=["first"])
+async def first() -> str:
+    await anyio.sleep(1)
+    return "first"
+
+
+@action(reads=["first"], writes=["last"])
+async def last(first: str) -> int:
+    await checkpoint()
+    return len(first)
+
+
+@action(reads=["item"], writes=["below"])
+async def spread(item: int) -> list[int]:
+    return [10 * item + n for n in (1, 2)]
+
+
+def count(state: State, outcome: Outcome) -> State:
+    return state.increment(count=1).append(order=outcome.position)
+
+
+def two_above(state: State, outcome: Outcome) -> Iterable[int]:
+    """Grows by numbers that are new, and by some that aren't."""
+    return [outcome.element + 1, outcome.element + 2] if outcome.element < 4 else []
+
+
+def chain() -> Graph:
+    return Graph.chain(first, last)
+
+
+def collecting() -> Graph:
+    step = fan_out(
+        leaf, over="n", key=str, into="out", on_error="collect", errors_into="errors",
+        limits=Limits(2),
+    )  # fmt: skip
+    return Graph.chain(first, step, last)
+
+
+def at_once() -> Graph:
+    return Graph.chain(fan_out(sleeper, over="n", into="out"))
+
+
+def failing() -> Graph:
+    return Graph.chain(first, fan_out(leaf, over="n", key=str, into="out"), last)
+
+
+def nested() -> Graph:
+    inner = fan_out(
+        leaf, over="below", reduce=count, writes=["count", "order"], name="inner", limits=Limits(2)
+    )
+    children = Graph.chain(spread, inner, name="children")
+    outer = fan_out(children, over="n", into="out", take=["count"], limits=Limits(2))
+    return Graph.chain(first, outer, last)
+
+
+def frontier() -> Graph:
+    step = fan_out(leaf, over="n", key=int, into="out", grow=two_above, limits=Limits(3))
+    return Graph.chain(first, step, last)
+
+
+APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
+    "chain": (chain, []),
+    "at once": (at_once, [1, 1, 2, 2, 2, 9]),
+    "collecting": (collecting, [1, 13, 2, 3]),
+    "failing": (failing, [1, 13, 2, 3]),
+    "nested": (nested, [2, 3]),
+    "frontier": (frontier, [0]),
+}
+
+
+def comparable(state: State) -> dict[str, object]:
+    """Without what tells one run of an application from another."""
+    return {field: value for field, value in state.items() if field != "errors"}
+
+
+def sweep(
+    name: str, waits: Waits | None, *, how: tuple[Backend, How], seed: int | None, limit: int | None
+) -> int:
+    make, elements = APPLICATIONS[name]
+    whole: State | None = None  # what the uncancelled run comes to
+
+    async def scenario(attempt: Attempt) -> None:
+        nonlocal whole
+        watched = Watched(make(), waits=waits)
+        status: Status = "failed"
+        try:
+            ending = await attempt(watched.go, {"n": elements})
+            status = "cancelled" if ending.cancelled else "succeeded"
+            if ending.place == 0:
+                whole = ending.result
+        except* ValueError:
+            assert name == "failing"
+        watched.check()
+        if watched.run is None:
+            assert status == "cancelled"
+        elif watched.run.status == "succeeded":  # maybe just before its caller was cancelled
+            assert whole is not None
+            assert comparable(watched.state) == comparable(whole)
+            assert status != "failed"
+        else:
+            assert status in {watched.run.status, "cancelled"}
+
+    backend, kind = how
+    return cancel_everywhere(scenario, backend=backend, how=kind, seed=seed, limit=limit)
+
+
+every_application = pytest.mark.parametrize("name", APPLICATIONS)
+every_pace = pytest.mark.parametrize("waits", [None, checkpoint, nap], ids=["", "slow", "slower"])
+every_way = pytest.mark.parametrize(
+    "how", [("asyncio", "scope"), ("asyncio", "native"), ("trio", "scope")], ids=" ".join
+)
+
+
+@every_application
+@every_way
+def test_cancelled_at_some_places(name: str, how: tuple[Backend, How]):
+    assert sweep(name, None, how=how, seed=1, limit=PLACES) > 5
+
+
+@pytest.mark.slow
+@every_application
+@every_pace
+@every_way
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_cancelled_everywhere(
+    name: str, waits: Waits | None, how: tuple[Backend, How], seed: int | None
+):
+    assert sweep(name, waits, how=how, seed=seed, limit=None) > 5
