@@ -1,25 +1,27 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _state, _events, _policy; _action, _graph; _cancel, _ports, _hooks, _execution,
-_step, _run; _source, _group, _join, _fanout; _runtime, _application. ``docs/internals.md`` is the
-tour.
+_collections, _ids, _state, _events, _policy; _action, _graph; _cancel, _ports, _hooks, _stream,
+_execution, _step, _run; _source, _group, _join, _fanout; _runtime, _open, _application.
+``docs/internals.md`` is the tour.
 """
 
 from __future__ import annotations
 
 from ._action import FunctionAction, action
-from ._application import Application, RunResult
+from ._application import Application
 from ._collections import PositionedList, StateList, StateMap
 from ._errors import (
     BadKey,
     BadResult,
+    BadUse,
     CommitInDoubt,
     DefinitionError,
     DepthExceeded,
     HookFailed,
     MissingField,
     MissingInput,
+    RunCancelled,
     ShoalError,
     SpuriousCancel,
     StateError,
@@ -35,6 +37,7 @@ from ._events import (
     ErrorInfo,
     Event,
     Failed,
+    Missed,
     Outcome,
     RunEnded,
     RunStarted,
@@ -49,6 +52,7 @@ from ._graph import Graph
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
+from ._open import OpenRun, RunResult
 from ._policy import Limits
 from ._state import Drop, Extend, Increment, Operation, Put, Set, State, replay
 from ._version import __version__
@@ -57,6 +61,7 @@ __all__ = [
     "Application",
     "BadKey",
     "BadResult",
+    "BadUse",
     "Cancelled",
     "ChildEnded",
     "ChildStarted",
@@ -78,12 +83,15 @@ __all__ = [
     "Key",
     "Ledger",
     "Limits",
+    "Missed",
     "MissingField",
     "MissingInput",
+    "OpenRun",
     "Operation",
     "Outcome",
     "PositionedList",
     "Put",
+    "RunCancelled",
     "RunEnded",
     "RunPath",
     "RunResult",

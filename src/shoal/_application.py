@@ -8,7 +8,6 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast, final
 
@@ -21,36 +20,14 @@ from ._execution import Execution
 from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
 from ._ids import RunPath, new_run_id
-from ._join import Ledger
+from ._open import Gate, OpenRun, RunResult
 from ._ports import Store
 from ._run import Run, Setting
 from ._runtime import Runtime
 from ._state import State
 
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """What a run came to."""
-
-    run_id: str
-    """The run's id."""
-    state: State
-    """Its final state."""
-    _ledgers: Mapping[str, Ledger]
-
-    def outcomes(self, step: str) -> Ledger:
-        """Return how the children of the fan-out ``step`` ended.
-
-        Raises:
-            KeyError: The run executed no fan-out of that name.
-        """
-        try:
-            return self._ledgers[step]
-        except KeyError:
-            names = ", ".join(sorted(self._ledgers)) or "none"
-            msg = f"run {self.run_id} executed no fan-out named {step!r} (it did: {names})"
-            raise KeyError(msg) from None
+BUFFER = 1000
+"""Events of an opened run that may wait to be read."""
 
 
 @final
@@ -108,14 +85,8 @@ class Application:
             ExceptionGroup: Children of a fan-out failed.
             Exception: Whatever the failing action raised, with a note saying where.
         """
-        data = _fields(state, "state")
-        given = _fields(inputs, "inputs")
-        if id is not None and not isinstance(id, str):
-            msg = f"run(id=...) takes a string, not {id!r}"
-            raise TypeError(msg)
-        self._check_inputs(given)
+        data, given, path = self._check(state, id, inputs, "run")
         await checkpoint_if_cancelled()  # in a cancelled scope no action starts
-        path = RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
         interruption: BaseException | None = None
         try:
             async with Runtime(store=self._store) as runtime:
@@ -134,18 +105,93 @@ class Application:
                 del error, interruption  # no cycle from the exception to this frame
         return RunResult(run_id=path.id, state=run.state, _ledgers=run.ledgers)
 
+    def open(
+        self,
+        state: Mapping[str, Any] | None = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        inputs: Mapping[str, object] | None = None,
+        buffer: int = BUFFER,
+        stepwise: bool = False,
+    ) -> OpenRun:
+        """Run the application while reading its events: ``async with app.open(...) as run``.
+
+        Nothing starts until the block is entered. What the block can do, and what leaving it means,
+        is said at ``OpenRun``.
+
+        Args:
+            state: The fields that the run starts with.
+            id: Names the run; by default a random one.
+            inputs: What the actions take besides fields. Never saved.
+            buffer: Events that may wait to be read before the run is held back or, where nobody
+                reads, the oldest are dropped; at least 1.
+            stepwise: Whether the run waits before each of its steps for ``step()``.
+
+        Raises:
+            MissingInput: An action needs an input that isn't given.
+            DefinitionError: ``buffer`` is not a whole number of at least 1.
+
+        Examples:
+            >>> @action(reads=["n"], writes=["n"])
+            ... async def double(n: int) -> int:
+            ...     return 2 * n
+            >>> @action(reads=["n"], writes=["text"])
+            ... async def show(n: int) -> str:
+            ...     return f"it is {n}"
+            >>> app = Application(Graph.chain(double, show))
+            >>> async def main() -> None:
+            ...     async with app.open({"n": 2}, stepwise=True) as run:
+            ...         while (step := await run.step()) is not None:
+            ...             print(step, run.state.to_plain())
+            >>> anyio.run(main)
+            double {'n': 4}
+            show {'n': 4, 'text': 'it is 4'}
+        """
+        data, given, path = self._check(state, id, inputs, "open")
+        if type(buffer) is not int or buffer < 1:
+            msg = f"open(buffer=...) takes a whole number of at least 1, not {buffer!r}"
+            raise DefinitionError(msg)
+
+        def make_run(runtime: Runtime, stream: Hook, gate: Gate | None) -> Run:
+            return self._make_run(runtime, data, given, path, stream=stream, gate=gate)
+
+        runtime = Runtime(store=self._store)
+        return OpenRun(path, runtime, make_run, buffer=buffer, stepwise=stepwise)
+
     def _make_run(
         self,
         runtime: Runtime,
         data: Mapping[str, object],
         inputs: Mapping[str, object],
         path: RunPath,
+        *,
+        stream: Hook | None = None,
+        gate: Gate | None = None,
     ) -> Run:
-        execution = Execution(runtime.services, Hooks(self.hooks))
-        setting = Setting(graph=self.graph, inputs=inputs, execution=execution, act=self.name)
+        hooks = self.hooks if stream is None else (*self.hooks, stream)
+        execution = Execution(runtime.services, Hooks(hooks))
+        setting = Setting(
+            graph=self.graph, inputs=inputs, execution=execution, act=self.name, gate=gate
+        )
         return Run(setting, data, path=path)
 
-    def _check_inputs(self, given: Mapping[str, object]) -> None:
+    def _check(
+        self,
+        state: Mapping[str, Any] | None,
+        id: str | None,  # noqa: A002
+        inputs: Mapping[str, object] | None,
+        where: str,
+    ) -> tuple[dict[str, Any], dict[str, Any], RunPath]:
+        """Check what ``run`` or ``open`` was given; return fields, inputs, and who the run is."""
+        data = _fields(state, "state", where)
+        given = _fields(inputs, "inputs", where)
+        if id is not None and not isinstance(id, str):
+            msg = f"{where}(id=...) takes a string, not {id!r}"
+            raise TypeError(msg)
+        self._check_inputs(given, where)
+        return data, given, RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
+
+    def _check_inputs(self, given: Mapping[str, object], where: str) -> None:
         missing = {
             name: needed_by
             for name, needed_by in self.graph.required_inputs.items()
@@ -154,8 +200,9 @@ class Application:
         if missing:
             wanted = ", ".join(f"{name!r} (action {by!r})" for name, by in missing.items())
             msg = (
-                f"application {self.name!r} lacks the input {wanted}; give it to run(inputs=...), "
-                f"or, if it is a field of the state, name it in the action's reads=[...]"
+                f"application {self.name!r} lacks the input {wanted}; give it to "
+                f"{where}(inputs=...), or, if it is a field of the state, name it in the action's "
+                f"reads=[...]"
             )
             raise MissingInput(msg)
 
@@ -178,13 +225,14 @@ class Application:
         return anyio.run(partial(self.run, state, id=id, inputs=inputs), backend=backend)
 
 
-def _fields(given: object, parameter: str) -> dict[str, Any]:
+def _fields(given: object, parameter: str, where: str) -> dict[str, Any]:
     """Check what a user gave as ``state`` or ``inputs``."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
         msg = (
-            f"run() takes {parameter} as a mapping of names to values, not a {type(given).__name__}"
+            f"{where}() takes {parameter} as a mapping of names to values, "
+            f"not a {type(given).__name__}"
         )
         raise TypeError(msg)
     return dict(State(cast("Mapping[str, object]", given)))

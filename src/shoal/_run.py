@@ -63,6 +63,7 @@ class Setting:
     __slots__ = (
         "act",
         "execution",
+        "gate",
         "graph",
         "hooks",
         "inputs",
@@ -84,6 +85,7 @@ class Setting:
         step: str = "",
         visit: int = 0,
         value_of: Callable[[Run], object] | None = None,
+        gate: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """Collect it.
 
@@ -96,6 +98,7 @@ class Setting:
             step: The parent's step they belong to.
             visit: The parent's visit of that step.
             value_of: Reads a child's value off its final state.
+            gate: Awaited before each step, with its name.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -107,6 +110,7 @@ class Setting:
         self.step: str = step
         self.visit: int = visit
         self.value_of: Callable[[Run], object] | None = value_of
+        self.gate: Callable[[str], Awaitable[None]] | None = gate
 
 
 @final
@@ -277,6 +281,8 @@ class Run:
             steps += 1
             if steps % STEPS == 0:
                 await checkpoint()
+            if setting.gate is not None:
+                await setting.gate(act.name)
             self._step = act.name
             if hooks.step_started or hooks.around_step:
                 change = await self._perform_watched(act)
@@ -421,7 +427,9 @@ class Run:
             step_ended = StepEnded(path=path, step=self._step, status=status, error=error)
             await telling.tell(hooks.step_ended, step_ended)
         if hooks.run_ended:
-            await telling.tell(hooks.run_ended, RunEnded(path=path, status=status, error=error))
+            reason = self.reason if status == "cancelled" else ""
+            ended = RunEnded(path=path, status=status, error=error, reason=reason)
+            await telling.tell(hooks.run_ended, ended)
         telling.close()
 
     # -- ending ---------------------------------------------------------------------------------

@@ -99,27 +99,42 @@ class Runtime:
         Returns what interrupted the caller, or the KeyboardInterrupt or SystemExit that came out
         of the run, for the caller to raise; None if nothing did.
         """
+        root = self.start(run)
+        interruption = await root.wait()
+        return root.fatal or interruption
+
+    def start(self, run: Run, on_ended: Callable[[], None] | None = None) -> Root:
+        """Begin to live a root run in a task of its own; who calls this awaits ``Root.wait``.
+
+        Args:
+            run: The run.
+            on_ended: Called when it has ended, cleanup included.
+        """
         assert self._tasks is not None
-        root = _Root(run)
+        root = Root(run, on_ended)
         self._tasks.start_soon(root.live)
-        return await root.wait()
+        return root
 
 
 @final
-class _Root:
+class Root:
     """A root run's task, and whoever waits for it."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, on_ended: Callable[[], None] | None = None) -> None:
+        """See ``Runtime.start``."""
         self._run = run
+        self._on_ended = on_ended
         # Shielded, so that only `wait` cancels it. If the caller's own scope did too, anyio would
         # hand on what has to be uncancelled to the caller's task, and a native cancel that the
         # caller got besides would be forgotten, see
         # test_a_native_cancel_and_a_scope_cancelled_around_each_other.
         self._scope = CancelScope(shield=True)
-        self._ended = Event()
-        self._fatal: BaseException | None = None
+        self.ended: Event = Event()
+        self.fatal: BaseException | None = None
+        """The KeyboardInterrupt or SystemExit that came out of the run."""
 
     async def live(self) -> None:
+        """Live the run, whose end is in its ``status`` and ``error``, or in ``fatal``."""
         try:
             with self._scope:
                 await self._run.live()
@@ -129,24 +144,35 @@ class _Root:
             fatal = fatal_leaf(error)
             if not isinstance(fatal, KeyboardInterrupt | SystemExit):
                 raise
-            self._fatal = fatal
+            self.fatal = fatal
         finally:
-            self._ended.set()
+            self.ended.set()
+            if self._on_ended is not None:
+                self._on_ended()
+
+    def cancel(self, reason: str) -> None:
+        """Cancel the run, unless it is already; whoever is first gives the reason."""
+        if not self._scope.cancel_called and not self.ended.is_set():
+            self._run.reason = reason
+            self._scope.cancel()
 
     async def wait(self) -> BaseException | None:
+        """Wait for the run's end, cancelling it where the wait is interrupted.
+
+        Returns the first interruption, for the caller to raise; None if there was none.
+        """
         interruption: BaseException | None = None
-        while not self._ended.is_set():
+        while not self.ended.is_set():
             try:
                 with CancelScope(shield=interruption is not None):
-                    await self._ended.wait()
+                    await self.ended.wait()
             except GeneratorExit:
                 raise
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
                 if interruption is None:
                     interruption = error
-                    self._run.reason = "the caller was cancelled"
-                    self._scope.cancel()
-        return self._fatal or interruption
+                    self.cancel("the caller was cancelled")
+        return interruption
 
 
 async def _in_thread(
