@@ -416,6 +416,7 @@ class _Steps:
 
     async def take(self) -> str | None:
         """Grant a step, if none is granted; return its name when committed, None at the end."""
+        await checkpoint_if_cancelled()
         self._granted = True
         wake(self._grant)
         while self._completed is None and not self._ended:
