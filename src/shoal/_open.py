@@ -79,6 +79,7 @@ class OpenRun:
     that entered it.
 
     Examples:
+        >>> import anyio
         >>> @action(reads=["n"], writes=["double"])
         ... async def double(n: int) -> int:
         ...     return 2 * n
