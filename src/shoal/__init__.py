@@ -2,15 +2,15 @@
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _collections, _ids, _state, _model, _schema, _events, _policy; _action, _condition, _graph; _cancel,
-_ports, _hooks, _execution, _step, _run; _host, _limits, _source, _group, _join, _parallel, _fanout,
-_tasks, _nest, _context; _runtime, _application.
+_ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group, _join, _parallel,
+_fanout, _tasks, _nest, _context; _runtime, _open, _application.
 ``docs/internals.md`` is the tour.
 """
 
 from __future__ import annotations
 
 from ._action import Act, Action, FunctionAction, Input, action
-from ._application import Application, RunResult
+from ._application import Application
 from ._collections import PositionedList, StateList, StateMap
 from ._condition import Condition, when
 from ._context import ChildGroup, Context
@@ -26,6 +26,7 @@ from ._errors import (
     MissingField,
     MissingInput,
     NoTransition,
+    RunCancelled,
     ShoalError,
     SpuriousCancel,
     StateError,
@@ -42,6 +43,7 @@ from ._events import (
     ErrorInfo,
     Event,
     Failed,
+    Missed,
     Outcome,
     RunEnded,
     RunStarted,
@@ -57,7 +59,9 @@ from ._graph import END, Graph
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
+from ._open import OpenRun, RunResult
 from ._policy import Limits, Tolerate
+from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
 from ._version import __version__
@@ -99,15 +103,18 @@ __all__ = [
     "MapActions",
     "MapActionsAndStates",
     "MapStates",
+    "Missed",
     "MissingField",
     "MissingInput",
     "NoTransition",
+    "OpenRun",
     "Operation",
     "Outcome",
     "ParallelAction",
     "PositionedList",
     "Put",
     "PutWithin",
+    "RunCancelled",
     "RunEnded",
     "RunPath",
     "RunResult",

@@ -1,103 +1,62 @@
 """Applications: a graph and how to run it. Imports everything above; anyio.
 
 Invariants:
-- What can be checked without running is checked before the first action starts.
+- What can be checked without running is checked when the application is built, or else before the
+  first action starts.
 - A failing run raises what failed, unwrapped, in its caller's frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal, cast, final
+from typing import Any, Generic, Literal, cast, final, overload
 
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._action import Act
+from ._action import Act, did_you_mean, field_names
 from ._errors import DefinitionError, MissingField, MissingInput
-from ._events import Failed
-from ._execution import MAX_STEPS, Execution
+from ._execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
 from ._ids import RunPath, new_run_id
-from ._join import Ledger
+from ._open import Gate, OpenRun, RunResult
+from ._policy import Limits
 from ._ports import Store
 from ._run import Run, Setting
 from ._runtime import Runtime
-from ._state import State
+from ._state import S, State
+
+BUFFER = 1000
+"""Events of an opened run that may wait to be read."""
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """What a run came to."""
-
-    run_id: str
-    """The run's id."""
-    state: State
-    """Its final state."""
-    _ledgers: Mapping[str, Sequence[Ledger]]
-
-    def outcomes(self, step: str, visit: int = -1) -> Ledger:
-        """Return how the children of the fan-out ``step`` ended.
-
-        Args:
-            step: The fan-out's name; inside of a graph that is a node, ``"graph/fan-out"``; of an
-                action's own fan-out, ``"action/fan-out"``.
-            visit: Which execution of it, counted from 0; by default the last one.
-
-        Raises:
-            KeyError: The run executed no fan-out of that name, or not so often.
-        """
-        try:
-            ledgers = self._ledgers[step]
-        except KeyError:
-            names = ", ".join(sorted(self._ledgers)) or "none"
-            msg = f"run {self.run_id} executed no fan-out named {step!r} (it did: {names})"
-            raise KeyError(msg) from None
-        try:
-            return ledgers[visit]
-        except IndexError:
-            msg = f"run {self.run_id} executed {step!r} {len(ledgers)} times; no visit {visit}"
-            raise KeyError(msg) from None
-
-    def raise_for_failures(self) -> None:
-        """Raise the failures that were collected or ignored, if there are any.
-
-        For those who collect failures and, in the end, want none.
-
-        Raises:
-            ExceptionGroup: All failures of the run's fan-outs, in the order of the steps and,
-                within each, of the input; but for those that an action has consumed by itself.
-        """
-        errors = [
-            outcome.error
-            for ledgers in self._ledgers.values()
-            for ledger in ledgers
-            for outcome in ledger
-            if isinstance(outcome, Failed)
-        ]
-        if errors:
-            count = "a child" if len(errors) == 1 else f"{len(errors)} children"
-            msg = f"{count} of run {self.run_id} failed"
-            raise ExceptionGroup(msg, errors)
-
-
-@final
-class Application:
+class Application(Generic[S]):
     """A graph with its settings: built once, run as often as wanted.
 
     Args:
         graph: What a run walks: a graph, or a single action or fan-out.
         name: What the application is called; by default as its graph.
+        state: What the state is made of: a model (a pydantic model, a dataclass or a TypedDict;
+            needs ``shoal[pydantic]``), or the names of the fields that every run is given. Then
+            the graph is checked against it here, and not only when it is run. With a model, every
+            update is checked against the types of the fields it changes, and
+            ``result.state.data`` is an instance of it.
+        inputs: What the actions take besides fields: values, by name; or only the names of what
+            every run is given. Then it is checked here that none is missing.
         hooks: Told of every run and all its descendants, in this order.
+        limits: How many attempts of actions run at once, in all runs of a runtime together.
         max_steps: Steps that a run may take; each child counts for itself. One more, and it fails
             with ``TooManySteps``.
+        max_depth: How deep runs may be nested. One deeper fails with ``DepthExceeded``.
+        max_live: Children of one run, at all depths together, that are alive at once, besides one
+            of each fan-out. A fan-out that is allowed more in flight raises it for its run.
 
     Raises:
-        DefinitionError: ``graph`` is no graph, a hook is no ``Hook``, or ``max_steps`` no number.
+        DefinitionError: It can't work as written, and why.
 
     Examples:
         >>> @action(reads=["name"], writes=["greeting"])
@@ -105,36 +64,123 @@ class Application:
         ...     return f"hello, {name}"
         >>> Application(greet).run_sync({"name": "shoal"}).state["greeting"]
         'hello, shoal'
+
+        With a model:
+
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Greeting:
+        ...     name: str
+        ...     greeting: str = ""
+        >>> result = Application(greet, state=Greeting).run_sync(Greeting("shoal"))
+        >>> result.state.data.greeting
+        'hello, shoal'
     """
+
+    @overload
+    def __init__(
+        self: Application[dict[str, Any]],
+        graph: Act,
+        *,
+        name: str | None = None,
+        state: Collection[str] | None = None,
+        inputs: Mapping[str, object] | Collection[str] | None = None,
+        hooks: Iterable[Hook] = (),
+        limits: Limits | None = None,
+        max_steps: int = MAX_STEPS,
+        max_depth: int = MAX_DEPTH,
+        max_live: int = MAX_LIVE,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        graph: Act,
+        *,
+        name: str | None = None,
+        state: type[S],
+        inputs: Mapping[str, object] | Collection[str] | None = None,
+        hooks: Iterable[Hook] = (),
+        limits: Limits | None = None,
+        max_steps: int = MAX_STEPS,
+        max_depth: int = MAX_DEPTH,
+        max_live: int = MAX_LIVE,
+    ) -> None: ...
 
     def __init__(
         self,
-        graph: Graph | Act,
+        graph: Act,
         *,
         name: str | None = None,
+        state: Any = None,
+        inputs: Mapping[str, object] | Collection[str] | None = None,
         hooks: Iterable[Hook] = (),
+        limits: Limits | None = None,
         max_steps: int = MAX_STEPS,
+        max_depth: int = MAX_DEPTH,
+        max_live: int = MAX_LIVE,
     ) -> None:
         """Check and keep the definition; see the class."""
-        self.graph: Graph = as_graph(graph, "Application")
-        if name is not None and not isinstance(name, str):
-            msg = f"Application(name=...) takes a string, not {name!r}"
+        walked = as_graph(graph, "Application")
+        if name is not None and (not isinstance(name, str) or not name):
+            msg = f"Application(name=...) takes a name, not {name!r}"
             raise DefinitionError(msg)
-        if not isinstance(max_steps, int) or isinstance(max_steps, bool) or max_steps < 1:
-            msg = f"Application(max_steps=...) takes a number of steps, not {max_steps!r}"
-            raise DefinitionError(msg)
-        self.name: str = name if name is not None else self.graph.name
-        self.max_steps: int = max_steps
+        self.name: str = name if name is not None else walked.name
+        if isinstance(state, type):
+            walked = walked.typed(state)
+        self.graph: Graph = walked
         self.hooks: tuple[Hook, ...] = Hooks(hooks).hooks
+        if limits is not None and not isinstance(limits, Limits):
+            self._refuse(f"limits= takes Limits(n), not {limits!r}")
+        self.limits: Limits | None = limits
+        self.max_steps: int = self._count("max_steps", max_steps)
+        self.max_depth: int = self._count("max_depth", max_depth)
+        self.max_live: int = self._count("max_live", max_live)
+        self.inputs: Mapping[str, object] = {}
+        self._promised: Collection[str] | None = None
+        self._take_inputs(inputs)
+        if state is not None and not isinstance(state, type):
+            missing = self._missing_field(field_names(state, "Application(state=...)"))
+            if missing:
+                self._refuse(missing)
         self._store: Store | None = None
+
+    def _refuse(self, why: str) -> Any:
+        msg = f"application {self.name!r}: {why}"
+        raise DefinitionError(msg)
+
+    def _count(self, parameter: str, value: object) -> int:
+        if type(value) is not int or value < 1:
+            self._refuse(f"{parameter}= takes a whole number of at least 1, not {value!r}")
+        return cast("int", value)
+
+    def _take_inputs(self, inputs: object) -> None:
+        if inputs is None:
+            return
+        if isinstance(inputs, Mapping):
+            self.inputs = dict(cast("Mapping[str, object]", inputs))
+            unknown = self._unknown_input(self.inputs)
+        else:
+            self._promised = field_names(
+                cast("Collection[str]", inputs), "Application(inputs=...)"
+            )
+            unknown = self._unknown_input(self._promised)
+            lacking = self._missing_inputs(self._promised)
+            if lacking:
+                self._refuse(f"lacks the input {lacking}; name it in inputs=[...], or bind it")
+        if unknown:
+            self._refuse(unknown)
+
+    # -- running --------------------------------------------------------------------------------
 
     async def run(
         self,
-        state: Mapping[str, Any] | None = None,
+        state: S | Mapping[str, Any] | None = None,
         *,
         id: str | None = None,  # noqa: A002 # the word users know
         inputs: Mapping[str, object] | None = None,
-    ) -> RunResult:
+        runtime: Runtime | None = None,
+    ) -> RunResult[S]:
         """Run the application to its end and return what it came to.
 
         The run lives in a task of its own. If the caller is cancelled, in whatever way, the run is
@@ -142,9 +188,10 @@ class Application:
         goes on. Nothing that the run started is alive afterwards, however it ended.
 
         Args:
-            state: The fields that the run starts with.
+            state: The fields that the run starts with: a mapping, or an instance of the model.
             id: Names the run; by default a random one.
             inputs: What the actions take besides fields: clients, models, settings. Never saved.
+            runtime: Where to run, an open one; by default one that this run has for itself.
 
         Raises:
             MissingField: A field must come from outside and isn't given; before any action starts.
@@ -152,20 +199,15 @@ class Application:
             ExceptionGroup: Children of a fan-out failed.
             Exception: Whatever the failing action raised, with a note saying where.
         """
-        data = _fields(state, "state")
-        given = _fields(inputs, "inputs")
-        if id is not None and not isinstance(id, str):
-            msg = f"run(id=...) takes a string, not {id!r}"
-            raise TypeError(msg)
-        self._check_fields(data)
-        self._check_inputs(given)
+        data, given, path = self._check(state, id, inputs, runtime, "run")
         await checkpoint_if_cancelled()  # in a cancelled scope no action starts
-        path = RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
         interruption: BaseException | None = None
         try:
-            async with Runtime(store=self._store) as runtime:
-                run = self._make_run(runtime, data, given, path)
-                interruption = await runtime.complete(run)
+            async with self._runtime(runtime) as opened:
+                run = self._make_run(opened, data, given, path)
+                root = opened.start(run)
+                interruption = await root.wait()
+                interruption = root.fatal or interruption
         except BaseException:
             if isinstance(interruption, KeyboardInterrupt | SystemExit):
                 raise interruption from None  # came out of the run; nothing outranks it
@@ -177,7 +219,84 @@ class Application:
                 raise error
             finally:
                 del error, interruption  # no cycle from the exception to this frame
-        return RunResult(run_id=path.id, state=run.state, _ledgers=run.ledgers)
+        final = cast("State[S]", run.state)
+        return RunResult(run_id=path.id, state=final, _ledgers=run.ledgers)
+
+    def open(
+        self,
+        state: S | Mapping[str, Any] | None = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        inputs: Mapping[str, object] | None = None,
+        runtime: Runtime | None = None,
+        buffer: int = BUFFER,
+        stepwise: bool = False,
+    ) -> OpenRun[S]:
+        """Run the application while reading its events: ``async with app.open(...) as run``.
+
+        Nothing starts until the block is entered. What the block can do, and what leaving it means,
+        is said at ``OpenRun``.
+
+        Args:
+            state: The fields that the run starts with: a mapping, or an instance of the model.
+            id: Names the run; by default a random one.
+            inputs: What the actions take besides fields. Never saved.
+            runtime: Where to run, an open one; by default one that this run has for itself.
+            buffer: Events that may wait to be read before the run is held back or, where nobody
+                reads, the oldest are dropped; at least 1.
+            stepwise: Whether the run waits before each of its steps for ``step()``.
+
+        Raises:
+            MissingField: A field must come from outside and isn't given.
+            MissingInput: An action needs an input that isn't given.
+            DefinitionError: ``buffer`` is not a whole number of at least 1.
+
+        Examples:
+            >>> @action(reads=["n"], writes=["n"])
+            ... async def double(n: int) -> int:
+            ...     return 2 * n
+            >>> @action(reads=["n"], writes=["text"])
+            ... async def show(n: int) -> str:
+            ...     return f"it is {n}"
+            >>> app = Application(Graph.chain(double, show))
+            >>> async def main() -> None:
+            ...     async with app.open({"n": 2}, stepwise=True) as run:
+            ...         while (step := await run.step()) is not None:
+            ...             print(step, run.state.to_plain())
+            >>> anyio.run(main)
+            double {'n': 4}
+            show {'n': 4, 'text': 'it is 4'}
+        """
+        data, given, path = self._check(state, id, inputs, runtime, "open")
+        if type(buffer) is not int or buffer < 1:
+            msg = f"open(buffer=...) takes a whole number of at least 1, not {buffer!r}"
+            raise DefinitionError(msg)
+
+        def make_run(opened: Runtime, stream: Hook, gate: Gate | None) -> Run:
+            return self._make_run(opened, data, given, path, stream=stream, gate=gate)
+
+        return OpenRun(path, self._runtime(runtime), make_run, buffer=buffer, stepwise=stepwise)
+
+    def run_sync(
+        self,
+        state: S | Mapping[str, Any] | None = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        inputs: Mapping[str, object] | None = None,
+        backend: Literal["asyncio", "trio"] = "asyncio",
+    ) -> RunResult[S]:
+        """Run the application from synchronous code, in an event loop of its own; see ``run``.
+
+        Args:
+            state: The fields that the run starts with: a mapping, or an instance of the model.
+            id: Names the run; by default a random one.
+            inputs: What the actions take besides fields.
+            backend: The event loop's kind.
+        """
+        return anyio.run(partial(self.run, state, id=id, inputs=inputs), backend=backend)
+
+    def _runtime(self, runtime: Runtime | None) -> AbstractAsyncContextManager[Runtime]:
+        return Runtime(store=self._store) if runtime is None else nullcontext(runtime)
 
     def _make_run(
         self,
@@ -185,60 +304,109 @@ class Application:
         data: Mapping[str, object],
         inputs: Mapping[str, object],
         path: RunPath,
+        *,
+        stream: Hook | None = None,
+        gate: Gate | None = None,
     ) -> Run:
-        execution = Execution(runtime.services, Hooks(self.hooks), max_steps=self.max_steps)
-        setting = Setting(graph=self.graph, inputs=inputs, execution=execution, act=self.name)
+        execution = Execution(
+            runtime.services,
+            Hooks(self.hooks if stream is None else (*self.hooks, stream)),
+            max_steps=self.max_steps,
+            max_depth=self.max_depth,
+            max_live=self.max_live,
+            deadline=anyio.current_effective_deadline(),
+        )
+        setting = Setting(
+            graph=self.graph,
+            inputs=inputs,
+            execution=execution,
+            act=self.name,
+            gate=gate,
+            scopes=runtime.scopes(self, self.limits),
+        )
         return Run(setting, data, path=path)
 
-    def _check_fields(self, given: Mapping[str, object]) -> None:
-        for field, who in self.graph.missing(given).items():
-            msg = (
-                f"application {self.name!r}: {who} reads field {field!r}, which the state does not "
-                f"have (it has: {', '.join(sorted(given)) or 'none'}) and no earlier action "
-                f"writes; pass it to run(), or write it in an earlier action"
-            )
-            raise MissingField(msg)
+    # -- checking -------------------------------------------------------------------------------
 
-    def _check_inputs(self, given: Mapping[str, object]) -> None:
-        missing = {
-            name: need.by
-            for name, need in self.graph.takes.items()
-            if need.required and name not in given
-        }
+    def _check(
+        self,
+        state: object,
+        id: str | None,  # noqa: A002
+        inputs: Mapping[str, object] | None,
+        runtime: Runtime | None,
+        where: str,
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any], RunPath]:
+        """Check what ``run`` or ``open`` was given; return fields, inputs, and who the run is."""
+        schema = self.graph.schema
+        if schema is not None:
+            data = schema.initial({} if state is None else state)
+        else:
+            data = _fields(state, "state", where)
+        given = _fields(inputs, "inputs", where)
+        if id is not None and not isinstance(id, str):
+            msg = f"{where}(id=...) takes a string, not {id!r}"
+            raise TypeError(msg)
+        missing = self._missing_field(data)
         if missing:
-            wanted = ", ".join(f"{name!r} (action {by!r})" for name, by in missing.items())
+            msg = f"application {self.name!r}: {missing}"
+            raise MissingField(msg)
+        unknown = self._unknown_input(given)
+        if unknown:
+            msg = f"application {self.name!r}: {where}(inputs=...): {unknown}"
+            raise DefinitionError(msg)
+        given = {**({} if runtime is None else runtime.inputs), **self.inputs, **given}
+        lacking = self._missing_inputs(given)
+        if lacking:
             msg = (
-                f"application {self.name!r} lacks the input {wanted}; give it to run(inputs=...), "
-                f"or, if it is a field of the state, name it in the action's reads=[...]"
+                f"application {self.name!r} lacks the input {lacking}; give it to "
+                f"{where}(inputs=...), or, if it is a field of the state, name it in the action's "
+                f"reads=[...]"
             )
             raise MissingInput(msg)
+        return data, given, RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
 
-    def run_sync(
-        self,
-        state: Mapping[str, Any] | None = None,
-        *,
-        id: str | None = None,  # noqa: A002
-        inputs: Mapping[str, object] | None = None,
-        backend: Literal["asyncio", "trio"] = "asyncio",
-    ) -> RunResult:
-        """Run the application from synchronous code, in an event loop of its own; see ``run``.
+    def _missing_field(self, fields: Collection[str]) -> str:
+        """Say which field must come from outside and doesn't; nothing if none."""
+        for field, who in self.graph.missing(fields).items():
+            return (
+                f"{who} reads field {field!r}, which the state does not "
+                f"have (it has: {', '.join(sorted(fields)) or 'none'}) and no earlier action "
+                f"writes; pass it to run(), or write it in an earlier action"
+            )
+        return ""
 
-        Args:
-            state: The fields that the run starts with.
-            id: Names the run; by default a random one.
-            inputs: What the actions take besides fields.
-            backend: The event loop's kind.
-        """
-        return anyio.run(partial(self.run, state, id=id, inputs=inputs), backend=backend)
+    def _missing_inputs(self, given: Collection[str]) -> str:
+        """Say which inputs are needed and not given; nothing if none."""
+        return ", ".join(
+            f"{name!r} (action {need.by!r})"
+            for name, need in self.graph.takes.items()
+            if need.required and name not in given
+        )
+
+    def _unknown_input(self, given: Collection[str]) -> str:
+        """Say which input is given and never taken; nothing if none."""
+        takes = self.graph.takes
+        for name in () if self.graph.takes_more else given:
+            if name not in takes:
+                known = ", ".join(sorted(takes)) or "none"
+                return (
+                    f"no action takes an input {name!r} (they take: {known})"
+                    f"{did_you_mean(name, takes)}"
+                )
+        return ""
+
+    def __repr__(self) -> str:
+        return f"<Application {self.name}>"
 
 
-def _fields(given: object, parameter: str) -> dict[str, Any]:
+def _fields(given: object, parameter: str, where: str) -> dict[str, Any]:
     """Check what a user gave as ``state`` or ``inputs``."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
         msg = (
-            f"run() takes {parameter} as a mapping of names to values, not a {type(given).__name__}"
+            f"{where}() takes {parameter} as a mapping of names to values, "
+            f"not a {type(given).__name__}"
         )
         raise TypeError(msg)
     return dict(State(cast("Mapping[str, object]", given)))

@@ -234,7 +234,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if self._seat is not None:
             self._seat.lend()
         services = self._run.setting.services
-        self._hosted = services.host(self._live, self._on_interrupt)
+        self._hosted = services.host(self._live, self._group.cancel)
         return self
 
     @ki_protected
@@ -255,6 +255,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         interruption = await self._hosted.wait()
         if interruption is None and self._seat is not None and not cancelled():
             await self._seat.regain()
+        if self._hosted.fatal is not None:
+            raise self._hosted.fatal  # nothing outranks a KeyboardInterrupt
         if interruption is not None and isinstance(error, Exception | None):
             raise interruption  # else the action's own is under way already
         if error is not None:
@@ -270,10 +272,6 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             count = "a child" if len(failed) == 1 else f"{len(failed)} children"
             msg = f"{count} of fan-out {self.name!r} failed"
             raise ExceptionGroup(msg, [outcome.error for outcome in failed])
-
-    def _on_interrupt(self) -> None:
-        assert self._group is not None
-        self._group.cancel("the action was cancelled")
 
     @ki_protected
     async def _live(self) -> None:

@@ -17,6 +17,7 @@ with a note that says where it happened. These are the others::
     ├── BadResult            an action, reducer or grow returned what it must not
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
     ├── DepthExceeded        fan-outs nested deeper than allowed
+    ├── RunCancelled         a run has no result, for it was cancelled
     ├── SpuriousCancel       user code raised a cancellation though nobody had cancelled it
     ├── HookFailed           a guarding hook raised; the update it was told of stays
     ├── StoreFailed          the store could not keep a save
@@ -93,6 +94,13 @@ class BadKey(ShoalError):
 
 class DepthExceeded(ShoalError):
     """Fan-outs are nested deeper than the runtime allows."""
+
+
+class RunCancelled(ShoalError):
+    """A run that was asked for its result has none: it was cancelled before its end.
+
+    The message says for which reason.
+    """
 
 
 class SpuriousCancel(ShoalError):

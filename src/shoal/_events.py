@@ -223,3 +223,14 @@ class RunEnded(Event):
 
     status: Status
     error: BaseException | None = None
+    reason: str = ""
+    """Why it was cancelled, if it was."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missed(Event):
+    """Events of an opened run that nobody read in time are gone; this stands in their place."""
+
+    count: int
+    """How many."""

@@ -54,6 +54,7 @@ class Hook:
     """
 
     observer: ClassVar[bool] = False
+    _deadline: ClassVar[float] = HOOK_DEADLINE
 
     def on_run_started(self, event: RunStarted) -> Told:
         """Hear that a run began."""
@@ -175,7 +176,7 @@ class Hooks:
             try:
                 pending = method(event)
                 if pending is not None:
-                    await _finish(pending)
+                    await _finish(pending, hook._deadline)
             except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
                 failed = self.blame(hook, event, error) or failed
         if failed is not None:
@@ -283,7 +284,7 @@ class _HookTimeout(TimeoutError):
     pass
 
 
-async def _finish(pending: object) -> None:
+async def _finish(pending: object, deadline: float) -> None:
     if not isinstance(pending, Awaitable):
         msg = (
             f"it returned a {type(pending).__name__}; a hook's method returns None or is a "
@@ -291,7 +292,7 @@ async def _finish(pending: object) -> None:
         )
         raise TypeError(msg)
     with CancelScope(shield=True):
-        with move_on_after(HOOK_DEADLINE) as scope:
+        with move_on_after(deadline) as scope:
             try:
                 await pending
             except BaseException as error:

@@ -23,23 +23,29 @@ class Hosted:
     """Work, the scope around it, and its end."""
 
     def __init__(
-        self, work: Callable[[], Awaitable[None]], on_interrupt: Callable[[], None]
+        self,
+        work: Callable[[], Awaitable[None]],
+        on_cancel: Callable[[str], None],
+        on_ended: Callable[[], None] | None = None,
     ) -> None:
         """Describe it; ``live`` is what the task runs.
 
         Args:
             work: What to do. It raises nothing but cancellation, KeyboardInterrupt or SystemExit.
-            on_interrupt: Called when whoever waits is interrupted, before the work is cancelled.
+            on_cancel: Called with the reason just before the work is cancelled, once.
+            on_ended: Called when it has ended, cleanup included.
         """
         self._work = work
-        self._on_interrupt = on_interrupt
-        # Shielded, so that only `wait` cancels it. If the caller's own scope did too, anyio would
+        self._on_cancel = on_cancel
+        self._on_ended = on_ended
+        # Shielded, so that only `cancel` reaches it. If the caller's own scope did too, anyio would
         # hand on what has to be uncancelled to the caller's task, and a native cancel that the
         # caller got besides would be forgotten, see
         # test_a_native_cancel_and_a_scope_cancelled_around_each_other.
         self._scope = CancelScope(shield=True)
-        self._ended = Event()
-        self._fatal: BaseException | None = None
+        self.ended: Event = Event()
+        self.fatal: BaseException | None = None
+        """The KeyboardInterrupt or SystemExit that came out of the work."""
 
     async def live(self) -> None:
         """Do the work."""
@@ -52,30 +58,33 @@ class Hosted:
             fatal = fatal_leaf(error)
             if not isinstance(fatal, KeyboardInterrupt | SystemExit):
                 raise
-            self._fatal = fatal
+            self.fatal = fatal
         finally:
-            self._ended.set()
+            self.ended.set()
+            if self._on_ended is not None:
+                self._on_ended()
 
-    def cancel(self) -> None:
-        """Cancel the work."""
-        self._scope.cancel()
+    def cancel(self, reason: str) -> None:
+        """Cancel the work, unless it has ended or is cancelled: the first reason counts."""
+        if not self._scope.cancel_called and not self.ended.is_set():
+            self._on_cancel(reason)
+            self._scope.cancel()
 
     async def wait(self) -> BaseException | None:
-        """Wait for the end of the work, whatever happens meanwhile.
+        """Wait for the end of the work, cancelling it where the wait is interrupted.
 
-        Returns what interrupted the wait first, or the KeyboardInterrupt or SystemExit that came
-        out of the work, to be raised; None if nothing did.
+        Returns the first interruption, for the caller to raise; None if there was none. What came
+        out of the work itself is in ``fatal``.
         """
         interruption: BaseException | None = None
-        while not self._ended.is_set():
+        while not self.ended.is_set():
             try:
                 with CancelScope(shield=interruption is not None):
-                    await self._ended.wait()
+                    await self.ended.wait()
             except GeneratorExit:
                 raise
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
                 if interruption is None:
                     interruption = error
-                    self._on_interrupt()
-                    self._scope.cancel()
-        return self._fatal or interruption
+                    self.cancel("the caller was cancelled")
+        return interruption

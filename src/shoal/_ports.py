@@ -156,16 +156,16 @@ class Admission(Protocol):
 class Hosted(Protocol):
     """Work in a task of its own, and whoever waits for its end."""
 
-    async def wait(self) -> BaseException | None:
-        """Wait for its end, whatever happens meanwhile.
-
-        The first interruption of the wait cancels the work, and is returned when that has ended, to
-        be raised; so is a KeyboardInterrupt or SystemExit that came out of the work.
-        """
+    @property
+    def fatal(self) -> BaseException | None:
+        """The KeyboardInterrupt or SystemExit that came out of the work."""
         ...
 
-    def cancel(self) -> None:
-        """Cancel the work."""
+    async def wait(self) -> BaseException | None:
+        """Wait for the end of the work, cancelling it where the wait is interrupted.
+
+        Returns the first interruption, for the caller to raise; None if there was none.
+        """
         ...
 
 
@@ -180,8 +180,8 @@ class Services:
     """Makes a waiter."""
     threads: Executor
     admission: Admission
-    host: Callable[[Callable[[], Awaitable[None]], Callable[[], None]], Hosted]
-    """Starts work in a task of the runtime's; the second function hears of an interruption."""
+    host: Callable[[Callable[[], Awaitable[None]], Callable[[str], None]], Hosted]
+    """Starts work in a task of the runtime's; the second function hears why it is cancelled."""
     enter: Callable[[Any, Any], Awaitable[Change]]
     """Has a run execute a graph that is a node of its own graph."""
     context: Callable[[Any, FunctionAction[..., Any], Seat | None], object]

@@ -72,6 +72,7 @@ class Setting:
     __slots__ = (
         "act",
         "execution",
+        "gate",
         "graph",
         "hooks",
         "inputs",
@@ -95,6 +96,7 @@ class Setting:
         visit: int = 0,
         value_of: Callable[[Run], object] | None = None,
         scopes: tuple[object, ...] = (),
+        gate: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """Collect it.
 
@@ -108,6 +110,7 @@ class Setting:
             visit: The parent's visit of that step.
             value_of: Reads a child's value off its final state.
             scopes: What limits the attempts of all of them: the runtime's and the application's.
+            gate: Awaited before each step, with its name.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -120,6 +123,7 @@ class Setting:
         self.visit: int = visit
         self.value_of: Callable[[Run], object] | None = value_of
         self.scopes: tuple[object, ...] = scopes
+        self.gate: Callable[[str], Awaitable[None]] | None = gate
 
 
 @final
@@ -308,6 +312,8 @@ class Run:
                 walked += (act.name,)
             if steps % STEPS == 0:
                 await checkpoint()
+            if setting.gate is not None:
+                await setting.gate(act.name)
             self._step = act.name
             if hooks.step_started or hooks.around_step:
                 change = await self._perform_watched(act)
@@ -487,7 +493,9 @@ class Run:
             step_ended = StepEnded(path=path, step=self._step, status=status, error=error)
             await telling.tell(hooks.step_ended, step_ended)
         if hooks.run_ended:
-            await telling.tell(hooks.run_ended, RunEnded(path=path, status=status, error=error))
+            reason = self.reason if status == "cancelled" else ""
+            ended = RunEnded(path=path, status=status, error=error, reason=reason)
+            await telling.tell(hooks.run_ended, ended)
         telling.close()
 
     # -- ending ---------------------------------------------------------------------------------
@@ -513,6 +521,10 @@ class Run:
         self._last = None
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "cancelled"
+        self.reason = reason
+
+    def give_reason(self, reason: str) -> None:
+        """Hear why it is about to be cancelled."""
         self.reason = reason
 
     def lose(self) -> None:

@@ -88,26 +88,26 @@ class Runtime:
         assert self._tasks is not None
         return await self._tasks.__aexit__(kind, error, frames)
 
-    async def complete(self, run: Run) -> BaseException | None:
-        """Live a root run in a task of its own, and wait for its end, whatever happens meanwhile.
+    def start(self, run: Run, on_ended: Callable[[], None] | None = None) -> Hosted:
+        """Begin to live a root run in a task of its own; who calls this awaits ``Hosted.wait``.
 
-        How the run ended is in its ``status`` and ``error``.
-
-        Returns what interrupted the caller, or the KeyboardInterrupt or SystemExit that came out
-        of the run, for the caller to raise; None if nothing did.
+        Args:
+            run: The run. How it ends is in its ``status`` and ``error``, or in ``Hosted.fatal``.
+            on_ended: Called when it has ended, cleanup included.
         """
-
-        def interrupted() -> None:
-            run.reason = "the caller was cancelled"
-
-        return await self._host(run.live, interrupted).wait()
+        return self._host(run.live, run.give_reason, on_ended)
 
     def _host(
-        self, work: Callable[[], Awaitable[None]], on_interrupt: Callable[[], None]
+        self,
+        work: Callable[[], Awaitable[None]],
+        on_cancel: Callable[[str], None],
+        on_ended: Callable[[], None] | None = None,
     ) -> Hosted:
         """Start ``work`` in a task of its own."""
-        assert self._tasks is not None, "the runtime is open"
-        hosted = Hosted(work, on_interrupt)
+        if self._tasks is None:
+            msg = "the runtime is not open: use it inside `async with Runtime(...) as runtime`"
+            raise BadUse(msg)
+        hosted = Hosted(work, on_cancel, on_ended)
         self._tasks.start_soon(hosted.live)
         return hosted
 

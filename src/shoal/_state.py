@@ -12,10 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, cast, final
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, cast, final
 
 from ._collections import PositionedList, StateList, StateMap, to_plain
 from ._errors import BadResult, MissingField, StateError, UndeclaredRead, UndeclaredWrite, brief
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    S = TypeVar("S", default=dict[str, Any])
+    S_co = TypeVar("S_co", covariant=True)
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
+    S_co = TypeVar("S_co", covariant=True)
 
 # Operations are named tuples, not frozen dataclasses: one is made per child of a fan-out, and a
 # frozen dataclass takes three times as long to make.
@@ -98,8 +109,18 @@ class _Derivation(NamedTuple):
     before: _Derivation | None
 
 
+class Model(Protocol[S_co]):
+    """What a typed state is held to: a schema."""
+
+    name: str
+
+    def build(self, data: Mapping[str, object]) -> S_co:
+        """Make an instance of the user's model from the fields of a state."""
+        ...
+
+
 @final
-class State(Mapping[str, Any]):
+class State(Mapping[str, Any], Generic[S]):
     """An immutable mapping of field names to values.
 
     Its methods return new states and leave this one as it is. Values are to be treated as
@@ -112,8 +133,9 @@ class State(Mapping[str, Any]):
         (3, ['counted'])
     """
 
-    __slots__ = ("_data", "_derivation", "_permit")
+    __slots__ = ("_data", "_derivation", "_model", "_permit")
     _data: Mapping[str, object]
+    _model: Model[S]  # only where there is one: the state of an application with a model
     _permit: Permit | None
     _derivation: _Derivation | None
 
@@ -309,6 +331,26 @@ class State(Mapping[str, Any]):
     def __reduce__(self) -> tuple[Any, ...]:
         return State, (dict(self),)
 
+    @property
+    def data(self) -> S:
+        """The fields as an instance of the application's model; without one, as a plain dict.
+
+        Made anew, and checked as a whole, each time it is asked for.
+
+        Raises:
+            StateError: The state is narrowed to an action, or lacks a field of the model.
+            InvalidState: The model's own validators refuse it.
+        """
+        permit = self._permit
+        if permit is not None:
+            msg = (
+                f"action {permit.action!r} sees only a part of the state, of which no model can be "
+                f"made; read its fields: state[...]"
+            )
+            raise StateError(msg)
+        model = getattr(self, "_model", None)
+        return cast("S", self.to_plain() if model is None else model.build(self._data))
+
     def to_plain(self) -> dict[str, Any]:
         """Copy the state into plain dicts and lists, all the way down: the way out for JSON."""
         return {field: to_plain(value) for field, value in self.items()}
@@ -323,6 +365,13 @@ def make_state(
     state._permit = permit
     state._derivation = derivation
     return state
+
+
+def typed(state: State, model: Model[S]) -> State[S]:
+    """Return ``state`` as one that ``data`` can make an instance of the model of."""
+    held = cast("State[S]", make_state(state._data))
+    held._model = model
+    return held
 
 
 @final
