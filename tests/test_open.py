@@ -145,7 +145,8 @@ async def test_an_opened_run_advances_on_its_own():
         await anyio.sleep(1)
         assert run.status == "succeeded"
         assert run.state == {"first": 1, "second": 2}
-        assert next(type(event) async for event in run) is RunStarted
+        events = [event async for event in run]
+        assert isinstance(events[0], RunStarted)
         assert [event async for event in run] == []
 
 

@@ -63,7 +63,7 @@ class Runtime:
     async def __aenter__(self) -> Self:
         """Open it."""
         backend = _backend()
-        self.services = Services(
+        self.services: Services = Services(
             store=self._store,
             clock=backend.clock,
             waiter=backend.waiter,
