@@ -1463,6 +1463,38 @@ def test_an_interrupt_in_the_middle_of_a_commit_does_not_tear_it(backend: str):
     watched.check()
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_interrupt_in_a_condition_comes_out_of_the_run_and_leaves_the_step_completed(
+    backend: Any,
+):
+    hook = RecordingHook()
+    stopped: list[str] = []
+
+    def press(item: int) -> bool:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # on trio; asyncio delivers it at the run's next wait
+            stopped.append("at once")
+            raise
+        return True
+
+    @action(reads=["item"])
+    async def act(item: int) -> None: ...
+
+    @action()
+    async def wait() -> None:
+        await anyio.sleep(60)
+
+    graph = Graph((act, wait, press), (wait, act), entry=act)
+    app = Application(graph, hooks=[hook])
+    with pytest.raises(KeyboardInterrupt):
+        app.run_sync({"item": 1}, backend=backend)
+    hook.assert_paired()
+    ended = [(event.step, event.status) for event in hook.of(StepEnded)]
+    assert ended[0] == ("act", "succeeded")
+    assert stopped == (["at once"] if backend == "trio" else [])
+
+
 PROGRAM = """
     import signal, sys
     import anyio

@@ -40,7 +40,7 @@ class RunResult:
     _ledgers: Mapping[str, Ledger]
 
     def outcomes(self, step: str) -> Ledger:
-        """Return how the children of the fan-out ``step`` ended.
+        """Return how the children of the fan-out ``step`` ended, when it was last executed.
 
         Raises:
             KeyError: The run executed no fan-out of that name.

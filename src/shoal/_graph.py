@@ -167,6 +167,17 @@ class Graph(Act):
 
         Raises:
             DefinitionError: It has no such act.
+
+        Examples:
+            >>> @action(writes=["page"])
+            ... async def fetch() -> str:
+            ...     return "<h1>shoal</h1>"
+            >>> @action(reads=["page"], writes=["title"])
+            ... async def parse(page: str) -> str:
+            ...     return page[4:-5]
+            >>> graph = Graph((fetch, parse, when("page")), (fetch, END), name="crawl")
+            >>> graph.part(entry="parse"), graph.part(halt_after=[fetch])
+            (<Graph crawl: parse>, <Graph crawl: fetch>)
         """
         given: object = halt_after
         if isinstance(given, str | Act) or not isinstance(given, Iterable):
