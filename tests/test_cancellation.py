@@ -50,6 +50,7 @@ from shoal import (
     fan_out,
     replay,
 )
+from shoal._host import Hosted
 from shoal._ports import Batch
 from shoal._run import Run
 from shoal._runtime import Runtime
@@ -141,13 +142,13 @@ def quick_collections() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seen_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    complete = Runtime.complete
+    start = Runtime.start
 
-    async def spy(self: Runtime, run: Run) -> BaseException | None:
+    def spy(self: Runtime, run: Run, on_ended: Callable[[], None] | None = None) -> Hosted:
         RUNS[run.path.id] = run
-        return await complete(self, run)
+        return start(self, run, on_ended)
 
-    monkeypatch.setattr(Runtime, "complete", spy)
+    monkeypatch.setattr(Runtime, "start", spy)
     RUNS.clear()
 
 
@@ -1461,6 +1462,38 @@ def test_an_interrupt_in_the_middle_of_a_commit_does_not_tear_it(backend: str):
     watched, error = kept_before_the_interrupt(backend)
     assert type(error) is KeyboardInterrupt
     watched.check()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_interrupt_in_a_condition_comes_out_of_the_run_and_leaves_the_step_completed(
+    backend: Any,
+):
+    hook = RecordingHook()
+    stopped: list[str] = []
+
+    def press(item: int) -> bool:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # on trio; asyncio delivers it at the run's next wait
+            stopped.append("at once")
+            raise
+        return True
+
+    @action(reads=["item"])
+    async def act(item: int) -> None: ...
+
+    @action()
+    async def wait() -> None:
+        await anyio.sleep(60)
+
+    graph = Graph((act, wait, press), (wait, act), entry=act)
+    app = Application(graph, hooks=[hook])
+    with pytest.raises(KeyboardInterrupt):
+        app.run_sync({"item": 1}, backend=backend)
+    hook.assert_paired()
+    ended = [(event.step, event.status) for event in hook.of(StepEnded)]
+    assert ended[0] == ("act", "succeeded")
+    assert stopped == (["at once"] if backend == "trio" else [])
 
 
 PROGRAM = """

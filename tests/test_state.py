@@ -24,6 +24,7 @@ from shoal import (
     Operation,
     PositionedList,
     Put,
+    PutWithin,
     Set,
     State,
     StateError,
@@ -396,6 +397,8 @@ def apply(state: State, operation: Operation) -> State:
             return state.extend(**{field: items})
         case Put(field, key, value, position):
             return state.put(field, key, value, position)
+        case PutWithin():
+            return replay(state, [operation])  # users have no other way
         case Increment(field, by):
             return state.increment(**{field: by})
         case Drop(field):

@@ -25,6 +25,7 @@ from shoal import (
     Hook,
     HookFailed,
     Limits,
+    NoTransition,
     Outcome,
     Put,
     RunEnded,
@@ -39,6 +40,7 @@ from shoal import (
     action,
     fan_out,
     replay,
+    when,
 )
 from shoal._execution import Execution
 from shoal._graph import as_graph
@@ -173,7 +175,8 @@ async def live(
         run = Run(setting, dict(state), path=RunPath(run_id="root", act="app"))
         if made is not None:
             made.append(run)
-        interruption = await runtime.complete(run)
+        root = runtime.start(run)
+        interruption = await root.wait() or root.fatal
     if interruption is not None:
         raise interruption
     return run
@@ -282,6 +285,21 @@ async def test_each_step_is_one_save_and_so_is_the_end():
         (Set("out", -2),),
     ]
     assert [update.step for save in store.kept for update in save.updates] == ["double", "negate"]
+
+
+async def test_a_step_is_saved_as_completed_although_what_follows_it_cannot_be_found():
+    store = RecordingStore()
+    graph = Graph((double, negate, when(twice=0)), (negate, nothing))
+    run = await live(graph, {"item": 1}, store)
+    assert type(run.error) is NoTransition
+    assert store.of("root") == ["[1] double completed", "[] failed"]
+    assert run.state["twice"] == 2
+    store = RecordingStore()
+    each = fan_out(graph, over="items", name="each", on_error="collect")
+    await live(each, {"items": [1]}, store)
+    child, parent, *_ = [save.brief() for save in store.given if save.run_id]
+    assert child == "[1] double completed"
+    assert parent == "[1] +0:Failed"
 
 
 async def test_many_outcomes_are_one_save_with_the_last_update_of_each_child():

@@ -9,7 +9,7 @@ import anyio
 import anyio.from_thread
 import pytest
 
-from shoal import Application, Limits, RunPath, StateUpdated, StepEnded, action, fan_out
+from shoal import Application, Limits, StateUpdated, StepEnded, action, fan_out
 from shoal._runtime import THREADS, Runtime
 from shoal.testing import RecordingHook, no_leaks
 
@@ -76,10 +76,8 @@ async def test_how_many_is_up_to_the_runtime():
 
     app = Application(fan_out(work, over="ns", item="n", into="out"))
     async with Runtime(threads=3) as runtime:
-        path = RunPath(run_id="r", act="app")
-        run = app._make_run(runtime, {"ns": range(12)}, {}, path)  # pyright: ignore[reportPrivateUsage] # no public way yet
-        assert await runtime.complete(run) is None
-    assert run.state["out"] == list(range(12))
+        result = await runtime.run(app, {"ns": range(12)})
+    assert result.state["out"] == list(range(12))
     assert most == 3
 
 

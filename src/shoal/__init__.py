@@ -119,6 +119,7 @@ __all__ = [
     "RunPath",
     "RunResult",
     "RunStarted",
+    "Runtime",
     "Set",
     "ShoalError",
     "Skipped",

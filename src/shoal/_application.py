@@ -161,9 +161,7 @@ class Application(Generic[S]):
             self.inputs = dict(cast("Mapping[str, object]", inputs))
             unknown = self._unknown_input(self.inputs)
         else:
-            self._promised = field_names(
-                cast("Collection[str]", inputs), "Application(inputs=...)"
-            )
+            self._promised = field_names(cast("Collection[str]", inputs), "Application(inputs=...)")
             unknown = self._unknown_input(self._promised)
             lacking = self._missing_inputs(self._promised)
             if lacking:

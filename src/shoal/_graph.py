@@ -8,15 +8,17 @@ Invariants:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import reduce
 from itertools import pairwise
-from typing import NamedTuple, cast, final
+from typing import Any, NamedTuple, cast, final
 
 from ._action import Act, Input, Performer, bind_where_taken, did_you_mean, merged_inputs
 from ._condition import Condition, Predicate, when
 from ._errors import DefinitionError, NoTransition, brief, note
+from ._schema import Schema
 from ._state import Change
 
 
@@ -77,6 +79,10 @@ class Graph(Act):
             act is no other's successor.
         name: What the graph is called as a part of something larger, in events and errors;
             otherwise the names of its acts, joined by ``+``.
+        state: A model of the state that it is run on: a pydantic model, a dataclass or a TypedDict
+            (needs ``shoal[pydantic]``). Where it is run as a child, the model is filled by field
+            name, with what the child is given and what the parent has; then every update is checked
+            against the types of the fields it changes.
 
     Raises:
         DefinitionError: They make no graph, and why.
@@ -94,6 +100,8 @@ class Graph(Act):
         1.414
     """
 
+    schema: Schema[Any] | None = None
+    """What its state is held to."""
     acts: tuple[Act, ...]
     """Its nodes, as they first appear."""
     edges: tuple[Edge, ...]
@@ -110,7 +118,11 @@ class Graph(Act):
     """Those that are in the state afterwards, whichever way is taken."""
 
     def __init__(
-        self, *edges: WrittenEdge, entry: Act | str | None = None, name: str | None = None
+        self,
+        *edges: WrittenEdge,
+        entry: Act | str | None = None,
+        name: str | None = None,
+        state: type | None = None,
     ) -> None:
         """Check it all; see the class."""
         if name is not None and (not isinstance(name, str) or not name):
@@ -127,14 +139,17 @@ class Graph(Act):
         _refuse_unreachable(acts, _reached(start.name, self._leaving), start)
         self.name: str = name if name is not None else "+".join(acts)
         self._trace()
+        if state is not None:
+            self._hold_to(Schema(state))
 
     @classmethod
-    def chain(cls, *acts: Act, name: str | None = None) -> Graph:
+    def chain(cls, *acts: Act, name: str | None = None, state: type | None = None) -> Graph:
         """Make the straight graph: each act follows the one before, the last one ends the run.
 
         Args:
             acts: At least one.
             name: What the graph is called; otherwise the names of its acts, joined by ``+``.
+            state: A model of the state that it is run on; see ``Graph``.
 
         Raises:
             DefinitionError: No act, two of one name, or something that is no act.
@@ -148,7 +163,8 @@ class Graph(Act):
             if act.name in seen:
                 raise DefinitionError(_two_of_one_name(seen[act.name], act))
             seen[act.name] = act
-        return cls(*zip(acts, (*acts[1:], END), strict=True), entry=acts[0], name=name)
+        edges = zip(acts, (*acts[1:], END), strict=True)
+        return cls(*edges, entry=acts[0], name=name, state=state)
 
     def part(
         self,
@@ -167,6 +183,17 @@ class Graph(Act):
 
         Raises:
             DefinitionError: It has no such act.
+
+        Examples:
+            >>> @action(writes=["page"])
+            ... async def fetch() -> str:
+            ...     return "<h1>shoal</h1>"
+            >>> @action(reads=["page"], writes=["title"])
+            ... async def parse(page: str) -> str:
+            ...     return page[4:-5]
+            >>> graph = Graph((fetch, parse, when("page")), (fetch, END), name="crawl")
+            >>> graph.part(entry="parse"), graph.part(halt_after=[fetch])
+            (<Graph crawl: parse>, <Graph crawl: fetch>)
         """
         given: object = halt_after
         if isinstance(given, str | Act) or not isinstance(given, Iterable):
@@ -177,9 +204,19 @@ class Graph(Act):
         leaving = {act: () if act in halting else edges for act, edges in self._leaving.items()}
         reached = _reached(start.name, leaving)
         kept = [edge for edge in self.edges if edge.source.name in reached - halting]
-        return Graph(
+        part = Graph(
             *(kept or ((start, END),)), entry=start, name=name if name is not None else self.name
         )
+        if self.schema is not None:
+            part._hold_to(self.schema)
+        return part
+
+    def typed(self, model: type) -> Graph:
+        """Return the same graph, on a state that is held to ``model``; see ``Graph``."""
+        typed = copy.copy(self)
+        typed._trace()
+        typed._hold_to(Schema(model))
+        return typed
 
     def _find(self, wanted: object, parameter: str) -> Act:
         acts = {act.name: act for act in self.acts}
@@ -269,6 +306,38 @@ class Graph(Act):
             for edge in self.edges
         )
         self._wire(edges, acts, acts[self.entry.name])
+
+    def _hold_to(self, schema: Schema[Any]) -> None:
+        """Check the graph against a model of its state, and have it ask for what that requires.
+
+        Raises:
+            DefinitionError: Something reads or writes a field that the model doesn't have.
+        """
+        for act in self.acts:
+            for verb, fields in (("reads", act.reads), ("writes", act.writes)):
+                for field in sorted(set(fields) - schema.fields):
+                    msg = (
+                        f"graph {self.name!r}: {act.name!r} {verb} field {field!r}, which "
+                        f"{schema.name} does not declare{did_you_mean(field, schema.fields)}"
+                    )
+                    raise DefinitionError(msg)
+        for edge in self.edges:
+            if edge.condition is None:
+                continue
+            for field in sorted(edge.condition.reads - schema.fields):
+                msg = (
+                    f"graph {self.name!r}: edge {edge}, {edge.condition!r} reads field {field!r}, "
+                    f"which {schema.name} does not declare{did_you_mean(field, schema.fields)}"
+                )
+                raise DefinitionError(msg)
+        who = f"the model {schema.name} of graph {self.name!r}, which has no default for it,"
+        wanted = dict.fromkeys(sorted(schema.required - self.writes), who)
+        # narrower than in Act
+        self.reads = self.reads | wanted.keys()  # pyright: ignore[reportIncompatibleVariableOverride]
+        defaults = schema.fields - schema.required
+        needed = {field: who for field, who in self._needed_by.items() if field not in defaults}
+        self._needed_by = {**wanted, **needed}
+        self.schema = schema
 
     # -- what flows -----------------------------------------------------------------------------
 

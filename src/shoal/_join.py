@@ -21,6 +21,7 @@ from ._errors import MissingField, StateError, brief, note
 from ._events import Done, ErrorInfo, Failed, Outcome, Update
 from ._policy import OnError, Tolerate
 from ._run import Run
+from ._schema import Schema
 from ._source import Elements, Entry
 from ._state import Operation, Permit, Put, PutWithin, State, change_between, make_state, put_within
 
@@ -188,6 +189,7 @@ class Draft:
         "_failed",
         "_join",
         "_number",
+        "_schema",
         "_values",
         "admitted",
         "applied",
@@ -201,6 +203,7 @@ class Draft:
         self._join = join
         self._elements = elements
         self._data = parent.data
+        self._schema = parent.setting.schema
         self._number = parent.number
         self._failed = ledger.failed
         self._ended = ledger.failed + ledger.done
@@ -307,6 +310,8 @@ class Draft:
 
     def _put(self, field: str, child: Run, value: object, placed: list[_Placed]) -> Put | PutWithin:
         position = child.position
+        if self._schema is not None:
+            value = self._fitting(self._schema, field, child, value)
         match self._join.shape:
             case "by key" | "by position":
                 placed.append((child.key, value, position))
@@ -321,10 +326,20 @@ class Draft:
                 self._data = {**self._data, field: grown}
                 return put
 
+    def _fitting(self, schema: Schema[Any], field: str, child: Run, value: object) -> object:
+        """Hold what a child brings to the model of the parent's state."""
+        who = f"fan-out {self._join.name!r}, for key {child.key!r},"
+        if self._join.shape not in ("by key and act", "by position and act"):
+            return schema.item(field, value, who)
+        act = child.setting.act
+        return cast("Any", schema.item(field, {act: value}, who))[act]
+
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
         base = make_state(self.finished_data(), self._join.permit)
         who = f"reduce of fan-out {self._join.name!r}, for key {outcome.key!r},"
         change = change_between(base, reduce(base, outcome), who)
+        if self._schema is not None:
+            change = self._schema.checked(change, self._data, who)
         self._data = change.applied_to(self._data)
         return change.operations
 

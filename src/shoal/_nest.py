@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextvars import copy_context
 
 from ._cancel import as_failure, drive, ki_protected
@@ -18,7 +19,7 @@ from ._events import Update
 from ._graph import Graph
 from ._parallel import check_depth, child_setting, narrowed
 from ._run import Run
-from ._state import NO_CHANGE, Change, Drop, Operation, Set
+from ._state import NO_CHANGE, Change, Drop, Set
 
 logger = logging.getLogger("shoal")
 
@@ -52,17 +53,14 @@ async def enter(graph: Graph, run: Run) -> Change:
     finally:
         for step, ledgers in child.ledgers.items():
             run.ledgers.setdefault(f"{graph.name}/{step}", []).extend(ledgers)
-    operations = _operations(graph, base, child)
-    data = {**run.data}
-    for operation in operations:
-        if isinstance(operation, Set):
-            data[operation.field] = operation.value
-        else:
-            data.pop(operation.field, None)
+    change = _change(graph, base, child)
+    schema = run.setting.schema
+    if schema is not None:
+        change = schema.checked(change, run.data, f"graph {graph.name!r}")
     await run.settle()
     try:
-        update = Update(run.number + 1, graph.name, tuple(operations))
-        await run.commit((update,), data, applied=(child,))
+        update = Update(run.number + 1, graph.name, change.operations)
+        await run.commit((update,), change.applied_to(run.data), applied=(child,))
     except Exception as error:
         if run.setting.execution.unsaved:
             child.lose()
@@ -71,17 +69,20 @@ async def enter(graph: Graph, run: Run) -> Change:
     return NO_CHANGE
 
 
-def _operations(graph: Graph, base: dict[str, object], child: Run) -> list[Operation]:
+def _change(graph: Graph, base: Mapping[str, object], child: Run) -> Change:
     """Say what the child wrote, in terms of the parent's state."""
     final = child.final_data()
-    operations: list[Operation] = []
-    for field in sorted(graph.writes):
-        if field in final:
-            if field not in base or final[field] is not base[field]:
-                operations.append(Set(field, final[field]))
-        elif field in base:
-            operations.append(Drop(field))
-    return operations
+    written = {
+        field: final[field]
+        for field in sorted(graph.writes)
+        if field in final and (field not in base or final[field] is not base[field])
+    }
+    dropped = tuple(field for field in sorted(graph.writes) if field in base and field not in final)
+    operations = (
+        *(Set(field, value) for field, value in written.items()),
+        *(Drop(field) for field in dropped),
+    )
+    return Change(operations, written, dropped)
 
 
 async def _record(run: Run, child: Run, error: BaseException) -> None:

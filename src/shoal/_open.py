@@ -320,7 +320,9 @@ class OpenRun(Generic[S]):
         self._raise_failure()
         run = self._run
         if run.status == "succeeded":
-            return RunResult(run_id=self._path.id, state=cast("State[S]", run.state), _ledgers=run.ledgers)
+            return RunResult(
+                run_id=self._path.id, state=cast("State[S]", run.state), _ledgers=run.ledgers
+            )
         if run.status == "cancelled":
             msg = f"run {self._path.id} has no result, it was cancelled: {run.reason}"
             raise RunCancelled(msg)

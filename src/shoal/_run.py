@@ -54,7 +54,8 @@ from ._graph import Graph
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
 from ._ports import Batch, Services
-from ._state import Change, State, make_state
+from ._schema import Schema
+from ._state import Change, State, make_state, typed
 from ._step import call_function
 
 logger = logging.getLogger("shoal")
@@ -77,6 +78,7 @@ class Setting:
         "hooks",
         "inputs",
         "parent",
+        "schema",
         "scopes",
         "services",
         "step",
@@ -124,6 +126,7 @@ class Setting:
         self.value_of: Callable[[Run], object] | None = value_of
         self.scopes: tuple[object, ...] = scopes
         self.gate: Callable[[str], Awaitable[None]] | None = gate
+        self.schema: Schema[Any] | None = graph.schema
 
 
 @final
@@ -232,7 +235,11 @@ class Run:
     @property
     def state(self) -> State:
         """Its committed state."""
-        return make_state(self._head[1])
+        return self._state_of(self._head[1])
+
+    def _state_of(self, data: Mapping[str, object]) -> State:
+        schema, state = self.setting.schema, make_state(data)
+        return state if schema is None else typed(state, schema)
 
     @property
     def last_update(self) -> Update | None:
@@ -259,7 +266,10 @@ class Run:
         match self.status:
             case "succeeded":
                 return Done(
-                    **common, value=self.value, state=make_state(self.final_data()), used=self.used
+                    **common,
+                    value=self.value,
+                    state=self._state_of(self.final_data()),
+                    used=self.used,
                 )
             case "failed":
                 assert isinstance(self.error, Exception), "others are not outcomes"
@@ -299,6 +309,8 @@ class Run:
         self.began = True
         if hooks.run_started:
             await hooks.tell(hooks.run_started, RunStarted(path=self.path))
+        if setting.schema is not None:
+            self._fill_model(setting.schema)
         max_steps = setting.execution.max_steps
         straight = setting.graph.straight
         act: Act | None = setting.graph.entry
@@ -319,6 +331,8 @@ class Run:
                 change = await self._perform_watched(act)
             else:
                 change = await act.perform(self)
+            if setting.schema is not None:
+                change = setting.schema.checked(change, self._head[1], f"action {act.name!r}")
             if act.name in straight:
                 following = straight[act.name]
             else:
@@ -339,6 +353,12 @@ class Run:
     def enter(self, graph: Act) -> Awaitable[Change]:
         """Run a graph as a child of its own; see ``Performer``."""
         return self.setting.services.enter(graph, self)
+
+    def _fill_model(self, schema: Schema[Any]) -> None:
+        """Make the first state of a child that has a model; a root run's was made before."""
+        if self.setting.parent is not None:
+            data = {name: value for name, value in self._head[1].items() if name in schema.fields}
+            self._head = (0, schema.initial(data))
 
     async def _choose(self, act: Act, change: Change) -> Act | None:
         """Find what follows ``act`` by the conditions on its edges.

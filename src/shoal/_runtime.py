@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self, final
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, final
 
 from anyio import (
     CapacityLimiter,
@@ -25,11 +25,15 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._cancel import ki_protected_functions, ki_unprotected_functions
 from ._context import Context
+from ._errors import BadUse, DefinitionError
 from ._host import Hosted
 from ._limits import Admission
 from ._nest import enter
+from ._policy import Limits
 from ._ports import NullStore, Services, Store, Waiter
 from ._run import Run
+
+R_co = TypeVar("R_co", covariant=True)
 
 THREADS = 40
 """Worker threads that plain functions of one runtime may use at once."""
@@ -37,13 +41,47 @@ COMMIT_DEADLINE = 30.0
 """Seconds that a store has to acknowledge a save."""
 
 
+class Runnable(Protocol[R_co]):
+    """What a runtime runs: an application."""
+
+    async def run(
+        self,
+        state: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        inputs: Mapping[str, object] | None = None,
+        runtime: Runtime | None = None,
+    ) -> R_co:
+        """Run it in ``runtime``."""
+        ...
+
+
 @final
 class Runtime:
-    """The services of one process, opened: ``async with Runtime() as runtime``."""
+    """What runs share while a process lives: inputs, limits, threads, a store.
+
+    ``app.run(...)`` opens one for itself; a service opens one for all. Leaving its block waits for
+    the runs in it to end.
+
+    Examples:
+        >>> import anyio
+        >>> @action(reads=["name"], writes=["greeting"])
+        ... async def greet(name: str, word: str) -> str:
+        ...     return f"{word}, {name}"
+        >>> app = Application(greet)
+        >>> async def main() -> str:
+        ...     async with Runtime(inputs={"word": "hello"}, limits=Limits(10)) as runtime:
+        ...         result = await runtime.run(app, {"name": "shoal"})
+        ...     return result.state["greeting"]
+        >>> anyio.run(main)
+        'hello, shoal'
+    """
 
     def __init__(
         self,
         *,
+        inputs: Mapping[str, object] | None = None,
+        limits: Limits | None = None,
         store: Store | None = None,
         threads: int = THREADS,
         commit_deadline: float = COMMIT_DEADLINE,
@@ -51,10 +89,23 @@ class Runtime:
         """Describe it; nothing is opened yet.
 
         Args:
+            inputs: What actions take besides fields, for all applications that are run in it.
+            limits: How many attempts of actions run at once, in all runs together.
             store: Where updates are kept; None: nowhere.
             threads: Worker threads at once.
             commit_deadline: Seconds that the store has to acknowledge a save.
+
+        Raises:
+            DefinitionError: ``inputs`` is no mapping, or ``limits`` no ``Limits``.
         """
+        if inputs is not None and not isinstance(inputs, Mapping):
+            msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
+            raise DefinitionError(msg)
+        if limits is not None and not isinstance(limits, Limits):
+            msg = f"Runtime(limits=...) takes Limits(n), not {limits!r}"
+            raise DefinitionError(msg)
+        self.inputs: Mapping[str, object] = dict(inputs or {})
+        self.limits: Limits | None = limits
         self._store = store if store is not None else NullStore()
         self._threads = threads
         self._commit_deadline = commit_deadline
@@ -62,7 +113,11 @@ class Runtime:
 
     async def __aenter__(self) -> Self:
         """Open it."""
+        if self._tasks is not None:
+            msg = "the runtime is open already: one `async with` for each Runtime(...)"
+            raise BadUse(msg)
         backend = _backend()
+        self._admission = Admission(backend.waiter)
         self.services: Services = Services(
             store=self._store,
             clock=backend.clock,
@@ -70,7 +125,7 @@ class Runtime:
             threads=partial(_in_thread, CapacityLimiter(self._threads)),
             native_cancels=backend.native_cancels,
             commit_deadline=self._commit_deadline,
-            admission=Admission(backend.waiter),
+            admission=self._admission,
             host=self._host,
             enter=enter,
             context=Context,
@@ -86,7 +141,31 @@ class Runtime:
     ) -> bool | None:
         """Close it, once everything in it has ended."""
         assert self._tasks is not None
-        return await self._tasks.__aexit__(kind, error, frames)
+        try:
+            return await self._tasks.__aexit__(kind, error, frames)
+        finally:
+            self._tasks = None
+
+    def scopes(self, owner: object, limits: Limits | None) -> tuple[object, ...]:
+        """Return what limits the attempts of a run of ``owner``: its limits and the runtime's."""
+        found = ((self, self.limits), (owner, limits))
+        admission = self._admission
+        return tuple(admission.slots(who, given) for who, given in found if given is not None)
+
+    async def run(
+        self,
+        app: Runnable[R_co],
+        state: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002 # the word users know
+        inputs: Mapping[str, object] | None = None,
+    ) -> R_co:
+        """Run an application here; see ``Application.run``.
+
+        Several at once share the runtime's inputs, limits, threads and store. One that fails, or
+        whose caller is cancelled, does nothing to the others.
+        """
+        return await app.run(state, id=id, inputs=inputs, runtime=self)
 
     def start(self, run: Run, on_ended: Callable[[], None] | None = None) -> Hosted:
         """Begin to live a root run in a task of its own; who calls this awaits ``Hosted.wait``.

@@ -20,7 +20,7 @@ from ._errors import BadResult, MissingField, StateError, UndeclaredRead, Undecl
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    S = TypeVar("S", default=dict[str, Any])
+    S = TypeVar("S", default=Any)
     S_co = TypeVar("S_co", covariant=True)
 else:
     from typing import TypeVar
@@ -158,14 +158,14 @@ class State(Mapping[str, Any], Generic[S]):
 
     # -- changing -----------------------------------------------------------------------------
 
-    def update(self, fields: Mapping[str, object] | None = None, /, **more: object) -> State:
+    def update(self, fields: Mapping[str, object] | None = None, /, **more: object) -> State[S]:
         """Return a state in which each named field has the given value."""
-        state = self
+        state: State[S] = self
         for field, value in {**(fields or {}), **more}.items():
             state = state._derive(Set(field, value), value)
         return state
 
-    def append(self, /, **items: object) -> State:
+    def append(self, /, **items: object) -> State[S]:
         """Return a state with each item at the end of the list field it names.
 
         A field that isn't there yet starts as an empty list.
@@ -173,12 +173,12 @@ class State(Mapping[str, Any], Generic[S]):
         Raises:
             StateError: The field is not a list.
         """
-        state = self
+        state: State[S] = self
         for field, item in items.items():
             state = state._extend(field, (item,), "append")
         return state
 
-    def extend(self, /, **items: Iterable[object]) -> State:
+    def extend(self, /, **items: Iterable[object]) -> State[S]:
         """Return a state with all the items at the end of the list field they are named for.
 
         A field that isn't there yet starts as an empty list.
@@ -186,14 +186,16 @@ class State(Mapping[str, Any], Generic[S]):
         Raises:
             StateError: The field is not a list, or what to add is no iterable (or a string).
         """
-        state = self
+        state: State[S] = self
         for field, more in items.items():
             if not isinstance(more, Iterable) or isinstance(more, str | bytes):
                 self._refuse("extend", field, "an iterable of items for", more)
             state = state._extend(field, tuple(more), "extend")
         return state
 
-    def put(self, field: str, key: object, value: object, position: float | None = None) -> State:
+    def put(
+        self, field: str, key: object, value: object, position: float | None = None
+    ) -> State[S]:
         """Return a state in which ``key`` of the mapping in ``field`` has ``value``.
 
         A field that isn't there yet starts as an empty mapping.
@@ -222,14 +224,14 @@ class State(Mapping[str, Any], Generic[S]):
                 self._refuse("put", field, "a mapping in", found)
         return self._derive(Put(field, key, value, position), after)
 
-    def _put_within(self, operation: PutWithin) -> State:
+    def _put_within(self, operation: PutWithin) -> State[S]:
         after = put_within(self._current(operation.field, {}), operation)
         if after is None:
             found = self._current(operation.field, {})
             self._refuse("put", operation.field, "a mapping of mappings in", found)
         return self._derive(operation, after)
 
-    def increment(self, /, **by: float) -> State:
+    def increment(self, /, **by: float) -> State[S]:
         """Return a state with each named number raised by the given amount.
 
         A field that isn't there yet starts at 0.
@@ -237,7 +239,7 @@ class State(Mapping[str, Any], Generic[S]):
         Raises:
             StateError: The field, or what to add, is not a number.
         """
-        state = self
+        state: State[S] = self
         for field, amount in by.items():
             number = self._current(field, 0)
             for operand in (number, amount):
@@ -246,14 +248,14 @@ class State(Mapping[str, Any], Generic[S]):
             state = state._derive(Increment(field, amount), cast("float", number) + amount)
         return state
 
-    def drop(self, *fields: str) -> State:
+    def drop(self, *fields: str) -> State[S]:
         """Return a state without the named fields. A field that isn't there is no error."""
-        state = self
+        state: State[S] = self
         for field in fields:
             state = state._derive(Drop(field))
         return state
 
-    def _extend(self, field: str, items: tuple[object, ...], verb: str) -> State:
+    def _extend(self, field: str, items: tuple[object, ...], verb: str) -> State[S]:
         found = self._current(field, [])
         match _growable(found):
             case StateList() as values:
@@ -283,7 +285,7 @@ class State(Mapping[str, Any], Generic[S]):
             )
             raise UndeclaredWrite(msg)
 
-    def _derive(self, operation: Operation, *value: object) -> State:
+    def _derive(self, operation: Operation, *value: object) -> State[S]:
         """Make the state after ``operation``; ``value`` is what its field holds then, if any."""
         field = operation.field
         self._check_write(field)
@@ -297,7 +299,11 @@ class State(Mapping[str, Any], Generic[S]):
             permit = Permit(permit.action, permit.reads | {field}, permit.writes)
         before = self._derivation
         base = self if before is None else before.base
-        return make_state(data, permit, _Derivation(base, operation, before))
+        derived = make_state(data, permit, _Derivation(base, operation, before))
+        model = getattr(self, "_model", None)
+        if model is not None:
+            derived._model = model
+        return derived
 
     # -- reading ------------------------------------------------------------------------------
 

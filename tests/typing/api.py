@@ -51,6 +51,7 @@ from shoal import (
     Outcome,
     PositionedList,
     Put,
+    PutWithin,
     RunEnded,
     RunPath,
     RunResult,
@@ -276,9 +277,10 @@ fan_out(fetch, over="urls", reduce=add_done, writes=["n"], on_error="collect")  
 async def running() -> None:
     application = Application(crawl, name="crawl", hooks=[RecordingHook()])
     result = await application.run({"pages": [Page("x", 0)]}, id="crawl-1", inputs={"client": 1})
-    assert_type(result, RunResult)
+    assert_type(result, RunResult[dict[str, Any]])
     assert_type(result.run_id, str)
-    assert_type(result.state, State)
+    assert_type(result.state, State[dict[str, Any]])
+    assert_type(result.state.data, dict[str, Any])
     assert_type(result.state["titles"], Any)
     assert_type(result.outcomes("titles"), Ledger)
     assert_type(result.outcomes("titles").failed, int)
@@ -296,7 +298,9 @@ async def running() -> None:
 
 
 def running_from_synchronous_code() -> None:
-    assert_type(Application(fetch).run_sync({"url": "x"}, backend="trio"), RunResult)
+    assert_type(
+        Application(fetch).run_sync({"url": "x"}, backend="trio"), RunResult[dict[str, Any]]
+    )
     Application(fetch).run_sync(backend="curio")  # pyright: ignore[reportArgumentType]
     Application("fetch")  # pyright: ignore[reportArgumentType]
     Application(fetch, hooks=[print])  # pyright: ignore[reportArgumentType]
@@ -333,6 +337,8 @@ def operations(state: State, update: Update) -> None:
                 assert_type(name, str)
             case Put(name, key, value, position):
                 assert_type(position, float | None)
+            case PutWithin(name, key, inner_key, value):
+                assert_type(inner_key, object)
             case Increment(name, by):
                 assert_type(by, float)
             case Drop(name):
