@@ -23,7 +23,7 @@ from anyio import (
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._cancel import ki_protected_functions, ki_unprotected_functions
+from ._cancel import is_cancellation, ki_protected_functions, ki_unprotected_functions
 from ._context import Context
 from ._errors import BadUse, DefinitionError
 from ._host import Hosted
@@ -142,6 +142,9 @@ class Runtime:
         """Close it, once everything in it has ended."""
         assert self._tasks is not None
         try:
+            if error is not None and not is_cancellation(error):
+                await self._tasks.__aexit__(None, None, None)  # which would wrap it
+                return False
             return await self._tasks.__aexit__(kind, error, frames)
         finally:
             self._tasks = None

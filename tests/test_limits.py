@@ -1,0 +1,748 @@
+"""Limits on actions, applications and runtimes: who may run when, and that no slot is ever lost."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from random import Random
+from typing import Any, Literal
+
+import anyio
+import anyio.from_thread
+import pytest
+from anyio.lowlevel import checkpoint
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from shoal import (
+    Act,
+    Action,
+    Application,
+    BadUse,
+    ChildGroup,
+    Context,
+    Done,
+    Graph,
+    Limits,
+    MapStates,
+    Outcome,
+    Runtime,
+    State,
+    action,
+    fan_out,
+)
+from shoal._limits import Admission, Seat, Slots
+from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
+
+pytestmark = pytest.mark.anyio
+
+Backend = Literal["asyncio", "trio"]
+backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+# -- watching --------------------------------------------------------------------------------------
+
+
+class Gauge:
+    """Counts who is inside its blocks, by name, and the most there ever were."""
+
+    def __init__(self) -> None:
+        self.now: Counter[object] = Counter()
+        self.peak: Counter[object] = Counter()
+
+    @contextmanager
+    def __call__(self, *names: object) -> Generator[None]:
+        for name in names:
+            self.now[name] += 1
+            self.peak[name] = max(self.peak[name], self.now[name])
+        try:
+            yield
+        finally:
+            for name in names:
+                self.now[name] -= 1
+
+
+def sleeper(
+    gauge: Gauge, *, limits: Limits | None = None, seconds: float = 1, name: str = "leaf"
+) -> Any:
+    """An action that sleeps; it is counted as ``leaf``, and by its name."""
+
+    @action(reads=["n"], writes=["out"], limits=limits, name=name)
+    async def sleep(n: int) -> int:
+        with gauge(*{"leaf", name}):
+            await anyio.sleep(seconds)
+        return n
+
+    return sleep
+
+
+def many(act: Act, n: int = 100, name: str = "many") -> Any:
+    """A fan-out over the field ``ns``."""
+    return fan_out(act, over="ns", item="n", into="out", name=name, limits=Limits(n))
+
+
+def free(runtime: Runtime) -> bool:
+    """Whether nobody holds a slot, and nobody waits for one."""
+    admission = runtime._admission  # pyright: ignore[reportPrivateUsage]
+    return not admission._lines and not any(slots.used for slots in admission._slots.values())  # pyright: ignore[reportPrivateUsage]
+
+
+@asynccontextmanager
+async def freed_runtime(**options: Any) -> AsyncIterator[Runtime]:
+    """A runtime in which no slot may be taken when its block is left."""
+    async with no_leaks(threads=False), Runtime(**options) as runtime:
+        yield runtime
+        assert free(runtime)
+
+
+# -- admission, against a model that looks at everybody each time ----------------------------------
+
+
+class Interrupted(BaseException):
+    """A cancellation."""
+
+
+class Pending:
+    """A waiter that no event loop knows of."""
+
+    def __init__(self) -> None:
+        self.is_done = False
+
+    def __await__(self) -> Generator[None]:
+        while not self.is_done:
+            yield
+
+    def done(self) -> bool:
+        return self.is_done
+
+    def set_result(self, result: None, /) -> None:
+        assert not self.is_done
+        self.is_done = True
+
+
+class Modelled:
+    """A seat, and what the model knows of it."""
+
+    def __init__(self, number: int, seat: Seat) -> None:
+        self.seat = seat
+        self.number = number  # of its last arrival
+        self.ahead = False
+        self.status: Literal["waiting", "granted", "running", "lent", "gone"] = "waiting"
+        self.doomed = False  # its task is being cancelled and hasn't noticed
+        self.beyond = False  # it was reclaimed though there may have been no room
+        self.waits: Any = None  # the coroutine in which its task waits
+
+    @property
+    def holds(self) -> bool:
+        return self.status in ("granted", "running")
+
+
+SIZES = (1, 2, 3)
+
+
+class AdmissionMachine(RuleBasedStateMachine):
+    """Attempts that come, wait, lend, regain, leave and are cancelled, over three limits."""
+
+    tells_of_cancelled: bool
+    """Whether a waiter knows that its task was cancelled before that task does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admission = Admission(Pending)
+        self.slots = [Slots(size) for size in SIZES]
+        self.seats: list[Modelled] = []
+        self.arrivals = 0
+
+    # -- the model
+
+    def room(self, one: Modelled) -> bool:
+        return all(
+            sum(other.holds for other in self.seats if slots in other.seat.needed) < slots.size
+            for slots in one.seat.needed
+        )
+
+    def settle(self) -> None:
+        """Grant whoever can be admitted, one after the other, always the one that is due first."""
+        while able := [
+            one
+            for one in self.seats
+            if one.status == "waiting"
+            and not (one.doomed and self.tells_of_cancelled)
+            and self.room(one)
+        ]:
+            first = min(able, key=lambda one: (not one.ahead, one.number))
+            first.status = "granted"
+
+    def arrive(self, one: Modelled, waits: Any, *, ahead: bool) -> None:
+        self.arrivals += 1
+        one.number, one.ahead, one.status = self.arrivals, ahead, "waiting"
+        one.waits = waits
+        self.settle()
+        self.resume(one, at_once=True)
+
+    def resume(self, one: Modelled, *, at_once: bool = False) -> None:
+        """Let the task of a seat take its next step."""
+        try:
+            one.waits.send(None)
+        except StopIteration:
+            assert one.status == "granted", "it goes on, and must not"
+            one.status = "running"
+        else:
+            assert at_once, "it was granted, and waits"
+            assert one.status == "waiting", "it could be admitted, and waits"
+
+    def those(self, *status: str) -> list[Modelled]:
+        return [one for one in self.seats if one.status in status and not one.doomed]
+
+    # -- what can happen
+
+    @rule(wanted=st.sets(st.sampled_from(range(len(SIZES))), min_size=1))
+    def enter(self, wanted: set[int]) -> None:
+        needed = tuple(self.slots[index] for index in sorted(wanted))
+        one = Modelled(0, Seat(self.admission, needed))
+        self.seats.append(one)
+        self.arrive(one, one.seat.wait(), ahead=False)
+
+    @precondition(lambda self: self.those("running"))
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from(self.those("running")))
+        one.seat.leave()
+        one.status, one.beyond = "gone", False
+        self.settle()
+
+    @precondition(lambda self: self.those("running"))
+    @rule(data=st.data())
+    def lend(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from(self.those("running")))
+        one.seat.lend()
+        one.status, one.beyond = "lent", False
+        self.settle()
+
+    @precondition(lambda self: self.those("lent"))
+    @rule(data=st.data(), reclaim=st.booleans())
+    def come_back(self, data: st.DataObject, reclaim: bool) -> None:
+        one = data.draw(st.sampled_from(self.those("lent")))
+        if reclaim:
+            one.seat.reclaim()
+            one.status, one.beyond = "running", True
+        else:
+            self.arrive(one, one.seat.regain(), ahead=True)
+
+    @precondition(lambda self: self.those("granted"))
+    @rule(data=st.data())
+    def wake(self, data: st.DataObject) -> None:
+        self.resume(data.draw(st.sampled_from(self.those("granted"))))
+
+    @precondition(lambda self: self.those("waiting", "granted"))
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from(self.those("waiting", "granted")))
+        one.doomed = True
+        waiter = one.seat.waiter
+        if one.status == "waiting" and self.tells_of_cancelled:
+            assert isinstance(waiter, Pending)
+            waiter.is_done = True
+
+    @precondition(lambda self: any(one.doomed for one in self.seats))
+    @rule(data=st.data())
+    def notice(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from([one for one in self.seats if one.doomed]))
+        with pytest.raises(Interrupted):
+            one.waits.throw(Interrupted())
+        one.doomed = False
+        if one.ahead:  # an attempt that goes on, to its cleanup
+            one.status, one.beyond = "running", True
+        else:
+            one.status = "gone"
+        self.settle()
+
+    # -- what must hold
+
+    @invariant()
+    def is_as_in_the_model(self) -> None:
+        for one in self.seats:
+            assert one.seat.granted == one.holds
+        for slots in self.slots:
+            holding = [one for one in self.seats if one.holds and slots in one.seat.needed]
+            assert slots.used == len(holding)
+            assert sum(not one.beyond for one in holding) <= slots.size
+
+    def teardown(self) -> None:
+        """Let everybody end: nobody is forgotten, and nothing is taken then."""
+        while left := [one for one in self.seats if one.status != "gone"]:
+            if doomed := [one for one in left if one.doomed]:
+                with pytest.raises(Interrupted):
+                    doomed[0].waits.throw(Interrupted())
+                doomed[0].status = "running" if doomed[0].ahead else "gone"
+                doomed[0].doomed = False
+            elif granted := self.those("granted"):
+                self.resume(granted[0])
+            else:
+                able = self.those("running", "lent")
+                assert able, "all wait"
+                able[0].seat.leave()
+                able[0].status = "gone"
+            self.settle()
+        assert [slots.used for slots in self.slots] == [0] * len(SIZES)
+        assert not self.admission._lines  # pyright: ignore[reportPrivateUsage]
+
+
+class AsOnAsyncio(AdmissionMachine):
+    tells_of_cancelled = True
+
+
+class AsOnTrio(AdmissionMachine):
+    tells_of_cancelled = False
+
+
+def as_test(machine: type[RuleBasedStateMachine], examples: int, steps: int) -> Any:
+    case: Any = machine.TestCase
+    case.settings = settings(
+        derandomize=examples < 100,
+        deadline=None,
+        max_examples=examples,
+        stateful_step_count=steps,
+        database=None,
+    )
+    return case
+
+
+TestAsOnAsyncio = as_test(AsOnAsyncio, 25, 25)
+TestAsOnTrio = as_test(AsOnTrio, 25, 25)
+
+
+class MoreAsOnAsyncio(AsOnAsyncio):
+    pass
+
+
+class MoreAsOnTrio(AsOnTrio):
+    pass
+
+
+TestMoreAsOnAsyncio = pytest.mark.slow(as_test(MoreAsOnAsyncio, 1000, 60))
+TestMoreAsOnTrio = pytest.mark.slow(as_test(MoreAsOnTrio, 1000, 60))
+
+
+# -- a seat and its tasks ----------------------------------------------------------------------------
+
+
+def seat_of(admission: Admission, *slots: Slots) -> Seat:
+    return Seat(admission, slots)
+
+
+def test_those_in_line_that_were_cancelled_are_forgotten_at_once():
+    admission, slots = Admission(Pending), Slots(1)
+    held = seat_of(admission, slots)
+    lines = admission._lines  # pyright: ignore[reportPrivateUsage]
+    first = seat_of(admission, slots)
+    for _ in range(10):
+        waits = seat_of(admission, slots).wait()
+        waits.send(None)
+        with pytest.raises(Interrupted):
+            waits.throw(Interrupted())
+    assert [len(line.seats) for line in lines.values()] == [1]
+    held.leave()
+    assert first.granted
+    assert not lines
+
+
+def test_a_seat_lent_again_by_another_task_of_the_attempt_is_not_granted():
+    admission, slots = Admission(Pending), Slots(1)
+    seat = seat_of(admission, slots)
+    seat.lend()
+    other = seat_of(admission, slots)
+    regains = seat.regain()
+    regains.send(None)
+    seat.lend()  # by another task
+    with pytest.raises(StopIteration):
+        regains.send(None)  # goes on
+    other.leave()
+    assert not seat.granted
+    again = seat.regain()
+    with pytest.raises(StopIteration):
+        again.send(None)
+    assert seat.granted
+
+
+def test_a_seat_regained_after_its_attempt_ended_takes_nothing():
+    admission, slots = Admission(Pending), Slots(1)
+    early, late = seat_of(admission, slots), seat_of(admission, slots)
+    early.lend()
+    assert late.granted
+    regains = early.regain()
+    regains.send(None)
+    early.leave()
+    with pytest.raises(StopIteration):
+        regains.send(None)
+    late.lend()
+    late.leave()
+    with pytest.raises(StopIteration):
+        late.regain().send(None)
+    late.lend()
+    late.reclaim()
+    assert slots.used == 0
+
+
+# -- recursion -------------------------------------------------------------------------------------
+
+
+def nested(act: Any, levels: int, n: int = 100) -> Any:
+    """So many fan-outs in each other, all over the field ``ns``."""
+    for level in range(levels):
+        act = many(act, n, name=f"level{level}")
+    return act
+
+
+def recursive(gauge: Gauge, fan: int, limits: Limits | None = None, n: int = 100) -> Any:
+    """An action that fans out to itself, ``n`` levels deep; it is counted while it runs itself."""
+
+    @action(reads=["depth"], writes=["out"], limits=limits)
+    async def spread(depth: int, context: Context) -> int:
+        with gauge("leaf"):
+            await anyio.sleep(1)
+        if depth == 0:
+            return 1
+        found = 0
+        async with context.fan_out(name="deeper", limits=Limits(n)) as group:
+            for key in range(fan):
+                group.start(spread, {"depth": depth - 1}, key=key)
+            async for outcome in group:
+                assert isinstance(outcome, Done)
+                found += outcome.value
+        with gauge("leaf"):
+            await anyio.sleep(1)
+        return found
+
+    return spread
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+async def test_nested_fan_outs_under_a_limit_of_the_application(limit: int):
+    gauge, hook = Gauge(), RecordingHook()
+    app = Application(nested(sleeper(gauge), 4), limits=Limits(limit), hooks=[hook])
+    async with freed_runtime() as runtime:
+        result = await runtime.run(app, {"ns": range(4)})
+    leaves = [n for a in result.state["out"] for b in a for c in b for n in c]
+    assert leaves == [0, 1, 2, 3] * 64
+    assert gauge.peak["leaf"] == limit
+    assert anyio.current_time() == pytest.approx(256 / limit)  # nobody waits without need
+    hook.assert_paired()
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("where", ["application", "action", "both"])
+async def test_recursion_through_the_context_under_a_limit(limit: int, where: str):
+    gauge, limits = Gauge(), Limits(limit)
+    spread = recursive(gauge, 4, limits if where != "application" else None)
+    app = Application(spread, limits=limits if where != "action" else None)
+    async with freed_runtime() as runtime:
+        result = await runtime.run(app, {"depth": 4})
+    assert result.state["out"] == 256
+    assert gauge.peak["leaf"] == limit
+    sleeps = 256 + 2 * (64 + 16 + 4 + 1)
+    assert anyio.current_time() >= sleeps / limit - 1e-6
+    assert anyio.current_time() <= sleeps / limit + 2  # the first and the last go alone
+
+
+async def test_a_step_that_is_a_graph_holds_no_slot():
+    gauge = Gauge()
+    inner = Graph.chain(sleeper(gauge, name="a"), many(sleeper(gauge, name="b")), name="inner")
+    app = Application(Graph.chain(inner, name="outer"), limits=Limits(1))
+    async with freed_runtime() as runtime:
+        result = await runtime.run(app, {"ns": range(3), "n": 1})
+    assert result.state["out"] == [0, 1, 2]
+    assert gauge.peak["leaf"] == 1
+
+
+async def test_an_attempt_takes_its_slot_again_ahead_of_new_ones():
+    order: list[str] = []
+
+    @action(reads=["n"], writes=["out"])
+    async def child(n: int) -> int:
+        order.append(f"child {n}")
+        await anyio.sleep(1)
+        return n
+
+    @action(writes=["out"])
+    async def parent(context: Context) -> None:
+        async with context.fan_out(name="few") as group:
+            group.start(child, {"n": 1})
+            await anyio.sleep(0.5)
+        order.append("parent")
+
+    @action(writes=["out"])
+    async def later() -> None:
+        order.append("later")
+        await anyio.sleep(1)
+
+    app = Application(parent)
+    async with (
+        freed_runtime(limits=Limits(1)) as runtime,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(runtime.run, app)
+        await anyio.sleep(0.25)
+        for _ in range(3):
+            tasks.start_soon(runtime.run, Application(later))
+    assert order == ["child 1", "later", "parent", "later", "later"]
+
+
+async def test_tasks_of_one_attempt_that_fan_out_at_overlapping_times():
+    """The second block is opened while the first one's task waits to take the slots again."""
+    gauge = Gauge()
+    leaf = sleeper(gauge)
+
+    @action(writes=["out"], name="wide")
+    async def wide(context: Context) -> None:
+        async def block(name: str, delay: float) -> None:
+            await anyio.sleep(delay)
+            async with context.fan_out(name=name) as group:
+                group.start(leaf, {"n": 1})
+                group.start(leaf, {"n": 2})
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(block, "first", 0)
+            tasks.start_soon(block, "second", 2.5)
+
+    @action(writes=["out"])
+    async def other() -> None:
+        with gauge("leaf"):
+            await anyio.sleep(5)
+
+    async with (
+        freed_runtime(limits=Limits(1)) as runtime,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(runtime.run, Application(wide))
+        await anyio.sleep(1.5)
+        tasks.start_soon(runtime.run, Application(other))  # between the first block's children
+    assert gauge.peak["leaf"] == 1
+
+
+async def test_an_attempt_interrupted_inside_its_block_is_counted_afterwards():
+    gauge = Gauge()
+    leaf = sleeper(gauge, seconds=60)
+
+    @action(writes=["out"], name="hasty")
+    async def hasty(context: Context) -> None:
+        with anyio.move_on_after(1):
+            async with context.fan_out(name="slow") as group:
+                group.start(leaf, {"n": 1})
+        with gauge("attempt"):
+            await anyio.sleep(3)
+        async with context.fan_out(name="again") as group:
+            group.start(sleeper(gauge), {"n": 1})
+        with gauge("attempt"):
+            await anyio.sleep(1)
+
+    @action(writes=["out"])
+    async def other() -> None:
+        with gauge("attempt"):
+            await anyio.sleep(1)
+
+    async with (
+        freed_runtime(limits=Limits(1)) as runtime,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(runtime.run, Application(hasty))
+        await anyio.sleep(2)
+        tasks.start_soon(runtime.run, Application(other))
+    assert gauge.peak["attempt"] == 1
+
+
+# -- who shares what ---------------------------------------------------------------------------------
+
+
+async def together(runtime: Runtime, *apps: Application[Any], each: int = 3) -> None:
+    """Run applications at once, over so many elements each."""
+    async with anyio.create_task_group() as tasks:
+        for app in apps:
+            tasks.start_soon(runtime.run, app, {"ns": range(each)})
+
+
+@pytest.mark.parametrize("where", ["runtime", "application", "action"])
+async def test_runs_of_one_runtime_share_its_limits(where: str):
+    gauge, limits = Gauge(), Limits(2)
+    app = Application(
+        many(sleeper(gauge, limits=limits if where == "action" else None)),
+        limits=limits if where == "application" else None,
+    )
+    async with freed_runtime(limits=limits if where == "runtime" else None) as runtime:
+        await together(runtime, app, app, app, app)
+    assert gauge.peak["leaf"] == 2
+    assert anyio.current_time() == pytest.approx(6)
+
+
+@pytest.mark.parametrize("where", ["application", "action"])
+async def test_runs_without_a_common_runtime_share_nothing(where: str):
+    gauge, limits = Gauge(), Limits(2)
+    app = Application(
+        many(sleeper(gauge, limits=limits if where == "action" else None)),
+        limits=limits if where == "application" else None,
+    )
+    async with no_leaks(), anyio.create_task_group() as tasks:
+        tasks.start_soon(app.run, {"ns": range(4)})
+        tasks.start_soon(app.run, {"ns": range(4)})
+    assert gauge.peak["leaf"] == 4
+    assert anyio.current_time() == pytest.approx(2)
+
+
+async def test_one_limits_on_two_owners_counts_for_each():
+    gauge, limits = Gauge(), Limits(1)
+    one = Application(many(sleeper(gauge, name="one", limits=limits)), limits=limits)
+    two = Application(many(sleeper(gauge, name="two", limits=limits)), limits=limits)
+    async with freed_runtime() as runtime:
+        await together(runtime, one, two)
+    assert gauge.peak == {"leaf": 2, "one": 1, "two": 1}
+    assert anyio.current_time() == pytest.approx(3)
+
+
+async def test_bound_copies_of_an_action_share_its_limits():
+    gauge = Gauge()
+
+    @action(reads=["n"], writes=["out"], limits=Limits(2))
+    async def leaf(n: int, seconds: float) -> int:
+        with gauge("leaf"):
+            await anyio.sleep(seconds)
+        return n
+
+    copies = [leaf.bind(name=f"copy{n}", seconds=1) for n in range(2)]
+    act = many([leaf, *copies, copies[0].bind(name="copy of a copy")])
+    async with freed_runtime() as runtime:
+        await runtime.run(Application(act), {"ns": range(3)}, inputs={"seconds": 1})
+    assert gauge.peak["leaf"] == 2
+    assert anyio.current_time() == pytest.approx(6)
+
+
+async def test_instances_of_an_action_class_share_its_limits_and_subclasses_do_not():
+    gauge = Gauge()
+
+    class Leaf(Action):
+        reads = ["n"]
+        writes = ["out"]
+        limits = Limits(2)
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        async def run(self, n: int) -> int:
+            with gauge(type(self)):
+                await anyio.sleep(1)
+            return n
+
+    class Other(Leaf):
+        limits = Limits(1)
+
+    acts = [Leaf(1), Leaf(2).bind(name="two"), Leaf(3).bind(name="three"), Other(4)]
+    async with freed_runtime() as runtime:
+        await runtime.run(Application(many(acts)), {"ns": range(4)})
+    assert gauge.peak == {Leaf: 2, Other: 1}
+    assert anyio.current_time() == pytest.approx(6)
+
+
+async def test_children_of_a_class_based_parallel_step_are_limited():
+    gauge = Gauge()
+    leaf = sleeper(gauge, limits=Limits(1))
+
+    class Each(MapStates):
+        reads = ["ns"]
+        writes = ["total"]
+
+        def states(self, state: State, inputs: Mapping[str, Any]) -> Iterator[dict[str, int]]:
+            for n in state["ns"]:
+                yield {"n": n}
+
+        def action(self, state: State, inputs: Mapping[str, Any]) -> Act:
+            return leaf
+
+        def reduce(self, state: State, outcome: Outcome) -> State:
+            return state.increment(total=1)
+
+    async with freed_runtime() as runtime:
+        app = Application(Each(), limits=Limits(2))
+        result = await runtime.run(app, {"ns": range(5), "total": 0})
+    assert result.state["total"] == 5
+    assert gauge.peak["leaf"] == 1
+
+
+def test_limits_are_not_bound_to_an_event_loop():
+    gauge = Gauge()
+    app = Application(many(sleeper(gauge, limits=Limits(2))), limits=Limits(3))
+    runtime = Runtime(limits=Limits(4))
+
+    async def main() -> float:
+        async with no_leaks(), runtime:
+            await together(runtime, app, app, each=4)
+            assert free(runtime)
+        return anyio.current_time()
+
+    for backend in ("asyncio", "trio", "asyncio", "trio"):
+        gauge.peak.clear()
+        assert run_virtual(main, backend=backend) == pytest.approx(4)
+        assert gauge.peak["leaf"] == 2
+
+
+# -- order -------------------------------------------------------------------------------------------
+
+
+async def test_first_come_first_served():
+    order: list[int] = []
+
+    @action(reads=["n"], writes=["out"])
+    async def note(n: int) -> None:
+        order.append(n)
+        await anyio.sleep(1)
+
+    app = Application(Graph.chain(note), limits=Limits(2))
+    async with freed_runtime() as runtime, anyio.create_task_group() as tasks:
+        for n in range(20):
+            tasks.start_soon(runtime.run, app, {"n": n})
+            await anyio.sleep(0.01)
+    assert order == list(range(20))
+
+
+async def test_who_waits_for_a_full_limit_lets_others_pass():
+    gauge, ended = Gauge(), Counter[float]()
+
+    @action(reads=["n"], writes=["out"], limits=Limits(1))
+    async def narrow(n: int) -> None:
+        with gauge("leaf"):
+            await anyio.sleep(10)
+        ended[anyio.current_time()] += 1
+
+    wide = sleeper(gauge)
+    async with (
+        freed_runtime(limits=Limits(2)) as runtime,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(runtime.run, Application(many(narrow, name="narrow")), {"ns": range(5)})
+        await anyio.sleep(0.5)
+        result = await runtime.run(Application(many(wide)), {"ns": range(9)})
+        assert result.state["out"] == list(range(9))
+        assert anyio.current_time() == pytest.approx(9.5)
+    assert ended == {10: 1, 20: 1, 30: 1, 40: 1, 50: 1}
+    assert gauge.peak["leaf"] == 2
+
+
+@pytest.mark.parametrize("items", [500, pytest.param(5000, marks=pytest.mark.slow)])
+async def test_a_big_fan_out_does_not_starve_a_later_small_one(items: int):
+    took: list[float] = []
+    app = Application(many(sleeper(Gauge())), limits=Limits(100))
+
+    async def small(runtime: Runtime) -> float:
+        began = anyio.current_time()
+        await runtime.run(app, {"ns": range(10)})
+        return anyio.current_time() - began
+
+    async with freed_runtime() as runtime, anyio.create_task_group() as tasks:
+        alone = await small(runtime)
+        tasks.start_soon(runtime.run, app, {"ns": range(items)})
+        await anyio.sleep(1.5)
+        took.append(await small(runtime))
+        assert took[0] < 3 * alone
