@@ -746,3 +746,368 @@ async def test_a_big_fan_out_does_not_starve_a_later_small_one(items: int):
         await anyio.sleep(1.5)
         took.append(await small(runtime))
         assert took[0] < 3 * alone
+
+
+# -- no slot is lost ---------------------------------------------------------------------------------
+
+
+async def is_whole(runtime: Runtime, app: Application[Any], limit: int, gauge: Gauge) -> None:
+    """Check that ``limit`` attempts can run at once, and no more."""
+    assert free(runtime)
+    gauge.peak.clear()
+    await runtime.run(app, {"ns": range(3 * limit)})
+    assert gauge.peak["leaf"] == limit
+    assert free(runtime)
+
+
+async def test_attempts_that_fail_give_back_their_slots():
+    gauge = Gauge()
+
+    @action(reads=["n"], writes=["out"], limits=Limits(2))
+    async def leaf(n: int, failing: bool = False) -> Any:
+        with gauge("leaf"):
+            await anyio.sleep(1)
+            if failing and n % 3 == 0:
+                raise ValueError(n)
+        if failing and n % 3 == 1:
+            return None if n % 2 else object()
+        return n
+
+    @action(reads=["n"], writes=["out"], limits=Limits(2))
+    async def needy(n: int, missing: int) -> None:
+        raise AssertionError("never called")
+
+    app = Application(many(leaf), limits=Limits(3))
+    failing = fan_out(
+        [leaf.bind(name="failing", failing=True), Graph.chain(leaf, name="well")],
+        over="ns",
+        item="n",
+        into="out",
+        on_error="collect",
+    )
+    async with freed_runtime(limits=Limits(4)) as runtime:
+        await runtime.run(Application(failing, limits=Limits(3)), {"ns": range(9)})
+        await is_whole(runtime, app, 2, gauge)
+
+
+@pytest.mark.parametrize(
+    ("backend", "how"), [("asyncio", "scope"), ("asyncio", "native"), ("trio", "scope")]
+)
+@pytest.mark.parametrize(
+    ("seed", "places"),
+    [(None, 30), *(pytest.param(seed, None, marks=pytest.mark.slow) for seed in range(10))],
+)
+def test_a_cancelled_run_gives_back_its_slots(
+    backend: Backend, how: Literal["scope", "native"], seed: int | None, places: int | None
+):
+    """Wherever it is: before it waits, while it does, in the tick of the grant, inside a block."""
+
+    async def scenario(attempt: Attempt) -> None:
+        gauge = Gauge()
+        leaf = sleeper(gauge, limits=Limits(2))
+
+        @action(reads=["ns"], writes=["out"], limits=Limits(1))
+        async def parent(ns: range, context: Context) -> int:
+            async with context.fan_out(name="few") as group:
+                group.start_each(leaf, over=ns, item="n")
+            return 0
+
+        act = fan_out([leaf, parent], over="ns", item="n", into="out", name="both")
+        app = Application(Graph.chain(act), limits=Limits(3))
+        hook = RecordingHook()
+        watched = Application(Graph.chain(act), limits=Limits(1), hooks=[hook])
+        ended: list[Any] = []
+
+        async def both(runtime: Runtime) -> None:
+            async def unharmed() -> None:
+                with anyio.CancelScope(shield=True):
+                    ended.append((await runtime.run(app, {"ns": range(2)})).state["out"])
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(unharmed)
+                await checkpoint()
+                await runtime.run(watched, {"ns": range(2)})
+
+        async with Runtime(limits=Limits(2)) as runtime:
+            await attempt(both, runtime)
+            assert free(runtime)
+        if ended:  # else it was cancelled before it began
+            assert len(ended[0]) == 2
+        assert gauge.peak["leaf"] <= 2
+        hook.assert_paired()
+
+    assert cancel_everywhere(scenario, backend=backend, how=how, seed=seed, limit=places) >= 30
+
+
+async def test_a_cancel_in_the_tick_of_the_grant():
+    gauge = Gauge()
+    leaf = sleeper(gauge)
+    app = Application(Graph.chain(leaf), limits=Limits(1))
+    async with freed_runtime() as runtime:
+        for turns in range(12):
+            async with anyio.create_task_group() as tasks:
+                scope = anyio.CancelScope()
+
+                async def run_cancelled(scope: anyio.CancelScope = scope) -> None:
+                    with scope:
+                        await runtime.run(app, {"n": 1})
+
+                async def cancel(
+                    scope: anyio.CancelScope = scope, turns: int = turns
+                ) -> None:
+                    await anyio.sleep(1)  # as long as the attempt that holds the slot
+                    for _ in range(turns):
+                        await checkpoint()
+                    scope.cancel()
+
+                tasks.start_soon(runtime.run, app, {"n": 0})
+                await anyio.sleep(0)
+                tasks.start_soon(cancel)
+                tasks.start_soon(run_cancelled)
+                await anyio.sleep(0.5)
+                tasks.start_soon(runtime.run, app, {"n": 2})
+            assert free(runtime)
+    assert gauge.peak["leaf"] == 1
+
+
+async def test_who_waits_behind_a_cancelled_one_comes_next():
+    order: list[int] = []
+
+    @action(reads=["n"], writes=["out"])
+    async def note(n: int) -> None:
+        order.append(n)
+        await anyio.sleep(1)
+
+    app = Application(Graph.chain(note), limits=Limits(1))
+    async with freed_runtime() as runtime, anyio.create_task_group() as tasks:
+        scopes = [anyio.CancelScope() for _ in range(6)]
+
+        async def run(n: int) -> None:
+            with scopes[n]:
+                await runtime.run(app, {"n": n})
+
+        for n in range(6):
+            tasks.start_soon(run, n)
+            await anyio.sleep(0.01)
+        scopes[1].cancel()
+        scopes[3].cancel()
+    assert order == [0, 2, 4, 5]
+    assert anyio.current_time() == pytest.approx(4)
+
+
+async def test_an_action_that_swallows_its_cancellation_keeps_its_slot_until_it_returns():
+    gauge = Gauge()
+
+    @action(reads=["n"], writes=["out"], limits=Limits(1))
+    async def stubborn(n: int) -> int:
+        with gauge("leaf"):
+            try:
+                await anyio.sleep(60)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(5)
+        return n
+
+    app = Application(Graph.chain(stubborn))
+    async with freed_runtime() as runtime, anyio.create_task_group() as tasks:
+
+        async def hasty() -> None:
+            with anyio.move_on_after(1):
+                await runtime.run(app, {"n": 1})
+
+        for _ in range(3):
+            tasks.start_soon(hasty)
+            await anyio.sleep(0.5)
+    assert gauge.peak["leaf"] == 1
+    assert anyio.current_time() == pytest.approx(6)  # the others gave up
+
+
+@pytest.mark.realtime
+async def test_a_thread_keeps_its_slot_until_it_returns():
+    started, may_end = anyio.Event(), threading.Event()
+    running = threading.Semaphore(1)
+    order: list[str] = []
+
+    @action(reads=["n"], writes=["out"], limits=Limits(1))
+    def work(n: int) -> int:
+        assert running.acquire(blocking=False), "two at once"
+        anyio.from_thread.run_sync(started.set)
+        assert may_end.wait(10)
+        order.append(f"thread {n}")
+        running.release()
+        return n
+
+    app = Application(Graph.chain(work))
+    async with freed_runtime() as runtime, anyio.create_task_group() as tasks:
+        scope = anyio.CancelScope()
+
+        async def run_cancelled() -> None:
+            with scope:
+                await runtime.run(app, {"n": 1})
+
+        async def run_next() -> None:
+            await runtime.run(app, {"n": 2})
+            order.append("second run")
+
+        tasks.start_soon(run_cancelled)
+        await started.wait()
+        tasks.start_soon(run_next)
+        for _ in range(5):
+            await checkpoint()
+        scope.cancel()
+        for _ in range(20):
+            await checkpoint()
+        assert not free(runtime)
+        assert order == []
+        may_end.set()
+    assert order == ["thread 1", "thread 2", "second run"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+async def test_a_keyboard_interrupt_costs_no_slot(kind: type[BaseException]):
+    gauge = Gauge()
+    leaf = sleeper(gauge, limits=Limits(2))
+
+    @action(reads=["n"], writes=["out"])
+    async def interrupted(n: int) -> None:
+        await anyio.sleep(0.5)
+        if n == 1:
+            raise kind
+
+    @action(reads=["ns"], writes=["out"])
+    async def parent(ns: range, context: Context) -> None:
+        async with context.fan_out(name="few") as group:
+            group.start_each(interrupted, over=ns, item="n")
+
+    acts = [leaf, interrupted, parent]
+    async with freed_runtime(limits=Limits(3)) as runtime:
+        for act in acts[1:]:
+            both = fan_out([leaf, act], over="ns", item="n", into="out")
+            with pytest.raises(kind):
+                await runtime.run(Application(both), {"ns": range(4)})
+        await is_whole(runtime, Application(many(leaf)), 2, gauge)
+
+
+# -- random programs -----------------------------------------------------------------------------------
+
+
+class Maze:
+    """A random graph of actions, graphs and fan-outs, with random limits on everything."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.gauge = Gauge()
+        self.sizes: dict[object, int] = {}
+        self.acts = 0
+        self.limited = [self.limit(f"action {n}") for n in range(3)]
+        self.leaves = [self.leaf(n) for n in range(3)]
+
+    def limit(self, name: str) -> Limits | None:
+        if self.random.random() < 0.4:
+            return None
+        size = self.random.choice([1, 1, 2, 5])
+        self.sizes[name] = self.sizes[name.replace("action", "spread")] = size
+        return Limits(size)
+
+    def leaf(self, number: int) -> Any:
+        random, gauge = self.random, self.gauge
+
+        @action(
+            reads=["n"],
+            writes=["out"],
+            limits=self.limited[number],
+            name=f"action {number}",
+        )
+        async def leaf(n: int, where: str) -> int:
+            with gauge("runtime", where, f"action {number}"):
+                for _ in range(random.randrange(3)):
+                    await anyio.sleep(random.choice([0, 0.5, 1]))
+                if random.random() < 0.05:
+                    raise ValueError
+            return n
+
+        @action(reads=["n"], writes=["out"], limits=self.limited[number])
+        async def spread(n: int, where: str, context: Context) -> int:
+            leaves = [leaf, spread] if context.depth < 4 else [leaf]
+            names = ["runtime", where, f"spread {number}"]
+            for block in range(random.randrange(1, 3)):
+                with gauge(*names):
+                    await anyio.sleep(random.choice([0, 0.5]))
+                with suppress(ExceptionGroup), anyio.move_on_after(random.choice([1, 99])) as scope:
+                    async with context.fan_out(name=f"block {block}") as group:
+                        for key in range(random.randrange(4)):
+                            group.start(random.choice(leaves), {"n": key})
+                        if random.random() < 0.5:
+                            async for _ in group:
+                                await checkpoint()
+                if scope.cancelled_caught:  # counted, but admitted without waiting
+                    names = []
+            with gauge(*names):
+                await anyio.sleep(random.choice([0, 0.5]))
+            return n
+
+        return leaf, spread
+
+    def act(self, depth: int) -> Any:
+        random = self.random
+        self.acts += 1
+        name = f"act {self.acts}"
+        kind = random.random()
+        if depth == 0 or kind < 0.3:
+            leaf, spread = random.choice(self.leaves)
+            return random.choice([leaf, leaf, spread]).bind(name=name)
+        if kind < 0.5:
+            return Graph.chain(self.act(depth - 1), self.act(depth - 1), name=name)
+        return fan_out(
+            [self.act(depth - 1) for _ in range(random.randrange(1, 3))],
+            over="ns",
+            item="n",
+            reduce=lambda state, outcome: state,
+            writes=["out"],
+            on_error="collect",
+            limits=Limits(random.choice([1, 2, 100])),
+            name=name,
+        )
+
+
+def run_maze(seed: int, backend: Backend) -> tuple[int, ...]:
+    """Run a random program to its end; return by how much each limit was missed."""
+    maze = Maze(Random(seed))
+    acts = [maze.act(3) for _ in range(2)]
+    live = maze.random.choice([1, 3, 1000])
+    apps = [
+        Application(act, limits=maze.limit(f"app {n}"), max_live=live)
+        for n, act in enumerate(acts)
+    ]
+
+    async def main() -> None:
+        async with (
+            freed_runtime(limits=maze.limit("runtime")) as runtime,
+            anyio.create_task_group() as tasks,
+        ):
+
+            async def run(app: Application[Any], where: str, patience: float) -> None:
+                with anyio.move_on_after(patience), suppress(ValueError):
+                    await runtime.run(app, {"ns": range(3), "n": 0}, inputs={"where": where})
+
+            for turn in range(2):
+                for n, app in enumerate(apps):
+                    patience = maze.random.choice([1, 10**9]) if turn else 10**9
+                    tasks.start_soon(run, app, f"app {n}", patience)
+
+    run_virtual(main, backend=backend, seed=seed)
+    return tuple(maze.gauge.peak[name] - size for name, size in maze.sizes.items())
+
+
+@backends
+def test_random_programs_end_and_keep_their_limits(backend: Backend):
+    for seed in range(3):
+        assert max(run_maze(seed, backend), default=0) <= 0
+
+
+@pytest.mark.slow
+@backends
+@pytest.mark.timeout(300)
+def test_many_random_programs_end_and_keep_their_limits(backend: Backend):
+    missed = [run_maze(seed, backend) for seed in range(300)]
+    assert max(max(one, default=0) for one in missed) == 0  # and reach them
