@@ -162,24 +162,29 @@ class Seat:
 
     async def regain(self) -> None:
         """Take the slots again, ahead of new attempts; cancelled meanwhile, reclaim them."""
-        if self._is_wanted():
+        self._lent -= 1
+        if self._is_vacant():
             self._admission.enter(self, ahead=True)
-            try:
-                await self.wait()
-            except BaseException:
-                if not self._lent and not self._over:
-                    self._admission.take(self)
-                raise
+            if self.waiter is not None:
+                try:
+                    await self.waiter
+                except BaseException:
+                    self._claim()
+                    raise
 
     def reclaim(self) -> None:
         """Take the slots again without waiting; see the port."""
-        if self._is_wanted():
-            self._admission.take(self)
-
-    def _is_wanted(self) -> bool:
-        """Note that one who had lent it is back; tell whether he was the last."""
         self._lent -= 1
-        return not self._lent and not self._over
+        self._claim()
+
+    def _is_vacant(self) -> bool:
+        """Whether the attempt runs, itself, and holds no slots."""
+        return not (self.granted or self._lent or self._over)
+
+    def _claim(self) -> None:
+        if self._is_vacant():
+            self._admission.leave(self)  # waits no more
+            self._admission.take(self)
 
     def __repr__(self) -> str:
         state = "granted" if self.granted else "free" if self.line is None else "waiting"
