@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from random import Random
 from typing import Any, Literal
@@ -24,7 +23,6 @@ from shoal import (
     Action,
     Application,
     BadUse,
-    ChildGroup,
     Context,
     Done,
     Graph,
@@ -81,7 +79,7 @@ def sleeper(
     return sleep
 
 
-def many(act: Act, n: int = 100, name: str = "many") -> Any:
+def many(act: Any, n: int = 100, name: str = "many") -> Any:
     """A fan-out over the field ``ns``."""
     return fan_out(act, over="ns", item="n", into="out", name=name, limits=Limits(n))
 
@@ -93,7 +91,7 @@ def free(runtime: Runtime) -> bool:
 
 
 @asynccontextmanager
-async def freed_runtime(**options: Any) -> AsyncIterator[Runtime]:
+async def freed_runtime(**options: Any) -> AsyncGenerator[Runtime]:
     """A runtime in which no slot may be taken when its block is left."""
     async with no_leaks(threads=False), Runtime(**options) as runtime:
         yield runtime
@@ -329,7 +327,7 @@ TestMoreAsOnAsyncio = pytest.mark.slow(as_test(MoreAsOnAsyncio, 250, 50))
 TestMoreAsOnTrio = pytest.mark.slow(as_test(MoreAsOnTrio, 250, 50))
 
 
-# -- a seat and its tasks ----------------------------------------------------------------------------
+# -- a seat and its tasks --------------------------------------------------------------------------
 
 
 def seat_of(admission: Admission, *slots: Slots) -> Seat:
@@ -563,7 +561,7 @@ async def test_an_attempt_interrupted_inside_its_block_is_counted_afterwards():
     assert gauge.peak["attempt"] == 1
 
 
-# -- who shares what ---------------------------------------------------------------------------------
+# -- who shares what -------------------------------------------------------------------------------
 
 
 async def together(runtime: Runtime, *apps: Application[Any], each: int = 3) -> None:
@@ -631,8 +629,8 @@ async def test_instances_of_an_action_class_share_its_limits_and_subclasses_do_n
     gauge = Gauge()
 
     class Leaf(Action):
-        reads = ["n"]
-        writes = ["out"]
+        reads = ("n",)
+        writes = ("out",)
         limits = Limits(2)
 
         def __init__(self, number: int) -> None:
@@ -658,8 +656,8 @@ async def test_children_of_a_class_based_parallel_step_are_limited():
     leaf = sleeper(gauge, limits=Limits(1))
 
     class Each(MapStates):
-        reads = ["ns"]
-        writes = ["total"]
+        reads = ("ns",)
+        writes = ("total",)
 
         def states(self, state: State, inputs: Mapping[str, Any]) -> Iterator[dict[str, int]]:
             for n in state["ns"]:
@@ -695,7 +693,7 @@ def test_limits_are_not_bound_to_an_event_loop():
         assert gauge.peak["leaf"] == 2
 
 
-# -- order -------------------------------------------------------------------------------------------
+# -- order -----------------------------------------------------------------------------------------
 
 
 async def test_first_come_first_served():
@@ -752,7 +750,7 @@ async def test_a_big_fan_out_does_not_starve_a_later_small_one(items: int):
         assert took[0] < 3 * alone
 
 
-# -- no slot is lost ---------------------------------------------------------------------------------
+# -- no slot is lost -------------------------------------------------------------------------------
 
 
 async def is_whole(runtime: Runtime, app: Application[Any], limit: int, gauge: Gauge) -> None:
@@ -990,7 +988,7 @@ async def test_a_keyboard_interrupt_costs_no_slot(kind: type[BaseException]):
         await is_whole(runtime, Application(many(leaf)), 2, gauge)
 
 
-# -- random programs -----------------------------------------------------------------------------------
+# -- random programs -------------------------------------------------------------------------------
 
 
 class Maze:
@@ -1109,7 +1107,7 @@ def test_many_random_programs_end_and_keep_their_limits(backend: Backend):
     assert max(max(one, default=0) for one in missed) == 0  # and reach them
 
 
-# -- runtimes ------------------------------------------------------------------------------------------
+# -- runtimes --------------------------------------------------------------------------------------
 
 
 @action(reads=["n"], writes=["out"])
@@ -1190,9 +1188,10 @@ async def test_a_runtime_whose_block_raises_waits_for_its_runs():
 
 
 async def test_a_runtime_whose_block_is_cancelled_lets_the_cancellation_through():
+    runtime = Runtime(limits=Limits(1))
     async with no_leaks():
         with anyio.move_on_after(0.5) as scope:
-            async with Runtime(limits=Limits(1)) as runtime:
+            async with runtime:
                 await runtime.run(Application(second), {"n": 1})
         assert scope.cancelled_caught
         assert free(runtime)
@@ -1204,11 +1203,14 @@ async def test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime():
     fixed = Application(many(sleeper(Gauge(), limits=Limits(1))), limits=Limits(1))
     async with freed_runtime(limits=Limits(3)) as runtime:
         admission = runtime._admission  # pyright: ignore[reportPrivateUsage]
-        for turn in range(30):
-            made = sleeper(Gauge(), limits=Limits(1), name=f"made{turn}")
+
+        async def turn() -> None:
+            made = sleeper(Gauge(), limits=Limits(1), name="made")
             app = Application(many([made, made.bind(name="copy")]), limits=Limits(2))
             await together(runtime, app, app, fixed)
-        del made, app
+
+        for _ in range(30):
+            await turn()
         gc.collect()
         assert len(admission._slots) == 3  # of the runtime, and of what is still there
         assert not admission._lines

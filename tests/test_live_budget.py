@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from time import process_time
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -143,6 +143,7 @@ async def test_a_tree_stays_small(shape: str, max_live: int, monkeypatch: pytest
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @shapes
 @pytest.mark.parametrize("fan_depth", [(3, 9), (8, 4), (2, 12)])
 async def test_a_deep_tree_under_a_small_budget(
@@ -152,17 +153,16 @@ async def test_a_deep_tree_under_a_small_budget(
     fan, depth = fan_depth
     async with no_leaks():
         assert await leaves(shape, depth, fan, limit=10, max_live=10) == fan**depth
-    print(shape, fan_depth, live.peak, anyio.current_time())
     assert live.peak <= 11 * depth
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @shapes
 async def test_a_deep_tree_under_the_default_budget(shape: str, monkeypatch: pytest.MonkeyPatch):
     live = Live(monkeypatch)
     async with no_leaks():
         assert await leaves(shape, 9, 3) == 3**9
-    print(shape, live.peak, anyio.current_time())
     assert live.peak <= (MAX_LIVE + 1) * 9
 
 
@@ -250,9 +250,10 @@ def graphs(depth: int, inner: Any = leaf) -> Any:
     return inner
 
 
-def error_leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for one in error.exceptions for leaf in error_leaves(one)]
+def error_leaves(error: Exception) -> list[Exception]:
+    if isinstance(error, ExceptionGroup):
+        group = cast("ExceptionGroup[Exception]", error)
+        return [leaf for one in group.exceptions for leaf in error_leaves(one)]
     return [error]
 
 
@@ -311,11 +312,12 @@ async def test_by_default_64_levels_are_allowed(shape: str):
 @all_shapes
 @pytest.mark.parametrize("how", ["scope", "timeout", "native"])
 async def test_64_levels_are_cancelled_at_once(shape: str, how: str, anyio_backend_name: str):
-    if anyio_backend_name == "trio" and how != "scope":
-        pytest.skip("asyncio's")
+    if anyio_backend_name == "trio":
+        how = "scope"  # the only way there
     act, fields = deep(shape, 64)
     hook = RecordingHook()
     app = Application(act, hooks=[hook])
+    began = process_time()
     async with no_leaks():
         if how == "scope":
             with anyio.move_on_after(0.5) as scope:
@@ -329,10 +331,9 @@ async def test_64_levels_are_cancelled_at_once(shape: str, how: str, anyio_backe
             task = asyncio.create_task(app.run(fields))
             await anyio.sleep(0.5)
             task.cancel()
-            began = process_time()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert process_time() - began < 2
+    assert process_time() - began < 5  # as a rule 0.1: it doesn't spin
     assert anyio.current_time() == pytest.approx(0.5)
     assert depths(hook) == set(range(65))
     hook.assert_paired()

@@ -197,7 +197,7 @@ class _Line:
 
     __slots__ = ("is_behind", "needed", "seats")
 
-    def __init__(self, is_behind: bool, needed: tuple[Slots, ...]) -> None:  # noqa: FBT001
+    def __init__(self, is_behind: bool, needed: tuple[Slots, ...]) -> None:
         self.is_behind = is_behind
         self.needed = needed
         self.seats: OrderedDict[Seat, int] = OrderedDict()  # a dict is slow to find its first
