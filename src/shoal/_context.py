@@ -231,10 +231,10 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         check_depth(self._run, self.name)
         self._run.ledgers.setdefault(self.name, []).append(self._ledger)
         self._group = Group(self._run, self._source, self._limit)
-        if self._seat is not None:
-            self._seat.lend()
         services = self._run.setting.services
         self._hosted = services.host(self._live, self._group.cancel)
+        if self._seat is not None:
+            self._seat.lend()
         return self
 
     @ki_protected
@@ -253,10 +253,14 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._source.close()
         self._group.engage()
         interruption = await self._hosted.wait()
-        if interruption is None and self._seat is not None and not cancelled():
-            await self._seat.regain()
-        if self._hosted.fatal is not None:
-            raise self._hosted.fatal  # nothing outranks a KeyboardInterrupt
+        fatal = self._hosted.fatal
+        if self._seat is not None:
+            if interruption is None and fatal is None and not cancelled():
+                await self._seat.regain()
+            else:
+                self._seat.reclaim()
+        if fatal is not None:
+            raise fatal  # nothing outranks a KeyboardInterrupt
         if interruption is not None and isinstance(error, Exception | None):
             raise interruption  # else the action's own is under way already
         if error is not None:

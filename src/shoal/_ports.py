@@ -126,7 +126,7 @@ class Seat(Protocol):
         ...
 
     def leave(self) -> None:
-        """Give back what it holds. Nothing to do if that is nothing."""
+        """Give back what it holds, for good. Nothing to do if that is nothing."""
         ...
 
     def lend(self) -> None:
@@ -134,7 +134,15 @@ class Seat(Protocol):
         ...
 
     async def regain(self) -> None:
-        """Take the slots again, ahead of new attempts; cancelled meanwhile, go on without."""
+        """Take the slots again, ahead of new attempts; cancelled meanwhile, reclaim them."""
+        ...
+
+    def reclaim(self) -> None:
+        """Take the slots again at once: for an attempt that is cancelled, and can't wait.
+
+        It runs, so it counts, though there may be no room: then no new attempt starts until enough
+        others have ended.
+        """
         ...
 
 

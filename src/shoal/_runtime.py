@@ -23,7 +23,7 @@ from anyio import (
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._cancel import ki_protected_functions, ki_unprotected_functions
+from ._cancel import is_cancellation, ki_protected_functions, ki_unprotected_functions
 from ._context import Context
 from ._errors import BadUse, DefinitionError
 from ._host import Hosted
@@ -110,6 +110,7 @@ class Runtime:
         self._threads = threads
         self._commit_deadline = commit_deadline
         self._tasks: TaskGroup | None = None
+        self._services: Services | None = None
 
     async def __aenter__(self) -> Self:
         """Open it."""
@@ -118,7 +119,7 @@ class Runtime:
             raise BadUse(msg)
         backend = _backend()
         self._admission = Admission(backend.waiter)
-        self.services: Services = Services(
+        self._services = Services(
             store=self._store,
             clock=backend.clock,
             waiter=backend.waiter,
@@ -142,9 +143,24 @@ class Runtime:
         """Close it, once everything in it has ended."""
         assert self._tasks is not None
         try:
+            if error is not None and not is_cancellation(error):
+                await self._tasks.__aexit__(None, None, None)  # which would wrap it
+                return False
             return await self._tasks.__aexit__(kind, error, frames)
         finally:
-            self._tasks = None
+            self._tasks = self._services = None
+
+    @property
+    def services(self) -> Services:
+        """What its runs share.
+
+        Raises:
+            BadUse: It is not open.
+        """
+        if self._services is None:
+            msg = "the runtime is not open: use it inside `async with Runtime(...) as runtime`"
+            raise BadUse(msg)
+        return self._services
 
     def scopes(self, owner: object, limits: Limits | None) -> tuple[object, ...]:
         """Return what limits the attempts of a run of ``owner``: its limits and the runtime's."""
@@ -183,9 +199,7 @@ class Runtime:
         on_ended: Callable[[], None] | None = None,
     ) -> Hosted:
         """Start ``work`` in a task of its own."""
-        if self._tasks is None:
-            msg = "the runtime is not open: use it inside `async with Runtime(...) as runtime`"
-            raise BadUse(msg)
+        assert self._tasks is not None, "who has runs or services has an open runtime"
         hosted = Hosted(work, on_cancel, on_ended)
         self._tasks.start_soon(hosted.live)
         return hosted
