@@ -341,6 +341,8 @@ class Run:
                 change = await self._perform_watched(act)
             else:
                 change = await act.perform(self)
+            if hooks.failures:
+                raise hooks.failures[0]  # a guard failed; maybe the act has caught what that raised
             if setting.schema is not None:
                 change = setting.schema.checked(change, self._head[1], f"action {act.name!r}")
             if act.name in straight:

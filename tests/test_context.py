@@ -1,0 +1,632 @@
+"""What an action is told about where it runs, and ``context.fan_out``, its own way to fan out."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import tracemalloc
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+import anyio
+import pytest
+import trio
+from anyio.lowlevel import checkpoint
+
+from shoal import (
+    Act,
+    Application,
+    BadKey,
+    BadResult,
+    BadUse,
+    Cancelled,
+    ChildEnded,
+    ChildStarted,
+    CommitInDoubt,
+    Context,
+    DefinitionError,
+    DepthExceeded,
+    Done,
+    Failed,
+    Graph,
+    Hook,
+    HookFailed,
+    Limits,
+    MissingField,
+    MissingInput,
+    Outcome,
+    RunEnded,
+    RunResult,
+    Runtime,
+    SpanStarted,
+    SpuriousCancel,
+    State,
+    StepEnded,
+    StoreFailed,
+    action,
+    fan_out,
+    when,
+)
+from shoal._context import ChildGroup
+from shoal._ports import Batch
+from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
+from tests.test_cancellation import Keeping, Watched, quick_collections, seen_runs
+
+__all__ = ["quick_collections", "seen_runs"]  # fixtures
+
+pytestmark = pytest.mark.anyio
+
+Backend = Literal["asyncio", "trio"]
+Body = Callable[[Context], Awaitable[Any]]
+
+
+# -- actions, and what runs them -------------------------------------------------------------------
+
+
+@action(reads=["item"], writes=["out"])
+async def leaf(item: float) -> float:
+    """Sleeps as long as its element says; fails for 13, and takes its time to clean up."""
+    try:
+        await anyio.sleep(item)
+        if item == 13:
+            raise ValueError(item)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.25)
+    return item
+
+
+@action(reads=["item"], writes=["out"])
+async def quick(item: Any) -> Any:
+    """Never waits."""
+    return item
+
+
+@action(reads=["item"], writes=["out"])
+async def fails(item: Any) -> None:
+    await checkpoint()
+    raise ValueError(item)
+
+
+@action(writes=["out"])
+async def never() -> None:
+    await anyio.sleep(math.inf)
+
+
+def acting(body: Body, **options: Any) -> Act:
+    """An action ``act`` that does ``body`` and writes what it returns to ``result``."""
+
+    @action(**{"reads": [], "writes": ["result"], "name": "act", **options})
+    async def act(context: Context) -> Any:
+        return await body(context)
+
+    return act
+
+
+async def result_of(body: Body, state: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """Run ``body`` as an action; nothing may be left, and all starts and ends are paired."""
+    hook = RecordingHook()
+    application = {name: options.pop(name) for name in ("limits", "inputs") if name in options}
+    try:
+        async with no_leaks():
+            app = Application(acting(body, **options), hooks=[hook], **application)
+            result = await app.run(state)
+    finally:
+        hook.assert_paired()
+    return result.state["result"]
+
+
+async def drained(group: ChildGroup) -> list[Outcome]:
+    return [outcome async for outcome in group]
+
+
+def kinds(outcomes: list[Outcome]) -> dict[Any, str]:
+    """How each child ended, by key."""
+    found = {outcome.key: type(outcome).__name__ for outcome in outcomes}
+    assert len(found) == len(outcomes), "an outcome came twice"
+    return found
+
+
+# -- what an action is told ------------------------------------------------------------------------
+
+
+async def test_it_says_which_run_and_step_this_is():
+    told: list[tuple[Any, ...]] = []
+
+    @action(reads=["item"], writes=["out"])
+    async def tell(item: int, context: Context) -> int:
+        parent = context.parent
+        assert context.run_id == context.path.id
+        told.append((parent and parent.id, context.key, context.depth, context.step))
+        assert context.attempt == 1
+        return item
+
+    step = fan_out(tell, over="n", key=str, into="outs", take="out")
+    await Application(Graph.chain(tell.bind(name="first"), step)).run(
+        {"n": [7], "item": 1}, id="root"
+    )
+    assert told == [(None, "", 0, "first"), ("root", "7", 1, "tell")]
+
+
+async def test_the_deadline_is_the_nearest_one_around_the_run_or_in_the_action():
+    async def body(context: Context) -> tuple[float, float, float]:
+        outside = context.deadline
+        with anyio.fail_after(5):
+            nearer = context.deadline
+        with anyio.fail_after(500):
+            farther = context.deadline
+        return outside, nearer, farther
+
+    start = anyio.current_time()
+    assert await result_of(body) == (math.inf, start + 5, start + 500)
+    with anyio.fail_after(60):
+        assert await result_of(body) == (start + 60, start + 5, start + 60)
+
+
+async def test_children_inherit_the_deadline_around_the_block_that_started_them():
+    @action(writes=["out"])
+    async def deadline(context: Context) -> float:
+        return context.deadline
+
+    async def within(context: Context) -> list[float]:
+        async with context.fan_out(name="f") as group:
+            group.start(deadline)
+            found = [outcome.value async for outcome in group if isinstance(outcome, Done)]
+        return [context.deadline, *found]
+
+    async def body(context: Context) -> Any:
+        with anyio.fail_after(7):
+            async with context.fan_out(name="f") as group:
+                with anyio.fail_after(3):  # around the start, not around the children
+                    group.start(acting(within))
+                return (await anext(group)).value  # pyright: ignore[reportAttributeAccessIssue]
+
+    start = anyio.current_time()
+    assert await result_of(body) == [start + 7, start + 7]
+    with anyio.fail_after(5):
+        assert await result_of(body) == [start + 5, start + 5]
+
+
+@pytest.mark.realtime
+async def test_a_plain_function_is_told_too_where_it_runs_in_a_thread():
+    @action(writes=["out"])
+    def plain(context: Context) -> tuple[str, float]:
+        return context.step, context.deadline
+
+    start = anyio.current_time()
+    with anyio.fail_after(60):
+        result = await Application(plain).run()
+    assert result.state["out"] == ("plain", pytest.approx(start + 60))
+    assert (await Application(plain).run()).state["out"] == ("plain", math.inf)
+
+
+# -- spans -----------------------------------------------------------------------------------------
+
+
+class Spans(Hook):
+    """Writes down which spans are entered and left; fails where told."""
+
+    def __init__(self, name: str = "", fail_on: str = "") -> None:
+        self.name = name
+        self.fail_on = fail_on
+        self.log: list[str] = []
+
+    def fail(self, on: str) -> None:
+        if on == self.fail_on:
+            raise LookupError(on)
+
+    @contextmanager
+    def around_span(self, event: SpanStarted) -> Iterator[None]:
+        self.fail(f"enter {event.name}")
+        self.log.append(f"{self.name}<{event.name} {dict(event.attributes)}")
+        try:
+            yield
+        except BaseException as error:
+            self.log.append(f"{self.name}!{type(error).__name__}")
+            raise
+        finally:
+            self.log.append(f"{self.name}{event.name}>")
+            self.fail(f"leave {event.name}")
+
+
+class WatchingSpans(Spans):
+    observer = True
+
+
+async def spanning(context: Context) -> str:
+    with context.span("outer", n=1):
+        await checkpoint()
+        with context.span("inner"):
+            await checkpoint()
+    return "done"
+
+
+NESTED = ["<outer {'n': 1}", "<inner {}", "inner>", "outer>"]
+
+
+async def test_spans_nest():
+    spans = Spans()
+    await Application(acting(spanning), hooks=[spans]).run()
+    assert spans.log == NESTED
+
+
+async def test_several_hooks_are_left_in_reverse():
+    log: list[str] = []
+    hooks = [Spans("a"), Spans("b")]
+    for spans in hooks:
+        spans.log = log
+
+    async def body(context: Context) -> None:
+        with context.span("s"):
+            pass
+
+    await Application(acting(body), hooks=hooks).run()
+    assert log == ["a<s {}", "b<s {}", "bs>", "as>"]
+
+
+async def test_spans_in_a_thread():
+    spans = Spans()
+
+    @action(writes=["result"])
+    def plain(context: Context) -> str:
+        with context.span("outer", n=1), context.span("inner"):
+            return "done"
+
+    await Application(plain, hooks=[spans]).run()
+    assert spans.log == NESTED
+
+
+async def test_what_the_block_raises_goes_through_spans_unchanged():
+    spans = Spans()
+    error = ValueError("mine")
+
+    async def body(context: Context) -> None:
+        with context.span("s"):
+            raise error
+
+    with pytest.raises(ValueError) as caught:
+        await Application(acting(body), hooks=[spans]).run()
+    assert caught.value is error
+    assert spans.log == ["<s {}", "!ValueError", "s>"]
+
+
+@pytest.mark.parametrize("fail_on", ["enter outer", "enter inner", "leave inner", "leave outer"])
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_a_guard_that_fails_around_a_span_fails_the_run(fail_on: str, *, swallows: bool):
+    hook = RecordingHook()
+
+    async def body(context: Context) -> str:
+        if not swallows:
+            return await spanning(context)
+        with suppress(HookFailed):
+            await spanning(context)
+        return "hidden"
+
+    other = Spans()
+    with pytest.raises(HookFailed) as caught:
+        await Application(acting(body), hooks=[other, Spans(fail_on=fail_on), hook]).run()
+    assert repr(caught.value.__cause__) == repr(LookupError(fail_on))
+    assert sum(entry.startswith("<") for entry in other.log) == sum(
+        entry.endswith(">") for entry in other.log
+    )
+    hook.assert_paired()
+
+
+@pytest.mark.parametrize("fail_on", ["enter outer", "enter inner", "leave inner", "leave outer"])
+async def test_an_observer_that_fails_around_a_span_does_not(
+    fail_on: str, caplog: pytest.LogCaptureFixture
+):
+    other = Spans()
+    result = await Application(
+        acting(spanning), hooks=[WatchingSpans(fail_on=fail_on), other]
+    ).run()
+    assert result.state["result"] == "done"
+    assert other.log == NESTED
+    assert sum("WatchingSpans failed" in record.message for record in caplog.records) == 1
+
+
+# -- starting --------------------------------------------------------------------------------------
+
+
+async def test_start_is_plain_and_never_waits_and_only_the_limit_run_at_once():
+    alive = peak = 0
+
+    @action(reads=["item"], writes=["out"])
+    async def count(item: int) -> int:
+        nonlocal alive, peak
+        alive += 1
+        peak = max(peak, alive)
+        await anyio.sleep(1)
+        alive -= 1
+        return item
+
+    async def body(context: Context) -> list[Any]:
+        start = anyio.current_time()
+        async with context.fan_out(name="f", limits=Limits(3)) as group:
+            for n in range(10):
+                assert group.start(count, {"item": n}) is None
+            assert alive == 0
+            outcomes = await drained(group)
+        assert anyio.current_time() == start + 4
+        return [o.value for o in sorted(outcomes, key=lambda o: o.position) if isinstance(o, Done)]
+
+    assert await result_of(body) == list(range(10))
+    assert peak == 3
+
+
+async def test_outside_of_the_block_everything_is_refused():
+    async def body(context: Context) -> None:
+        group = context.fan_out(name="f")
+
+        async def refused(words: str) -> None:
+            with pytest.raises(BadUse, match=f"'act/f' of action 'act' {words}"):
+                group.start(quick, {"item": 1})
+            with pytest.raises(BadUse, match=words):
+                group.start_each(quick, over=[1])
+            with pytest.raises(BadUse, match="outside of its block"):
+                await anext(group)
+
+        await refused("is used outside")
+        async with group:
+            pass
+        await refused("is used outside")
+        with pytest.raises(BadUse, match="entered a second time"):
+            await group.__aenter__()
+
+    await result_of(body)
+
+
+async def test_after_a_cancel_nothing_is_started():
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.cancel("enough")
+            with pytest.raises(BadUse, match=r"was cancelled \(enough\)"):
+                group.start(quick, {"item": 1})
+            with pytest.raises(BadUse, match=r"was cancelled \(enough\)"):
+                group.start_each(quick, over=[1])
+
+    await result_of(body)
+
+
+async def test_while_the_block_is_being_left_nothing_is_started():
+    async def body(context: Context) -> None:
+        group = context.fan_out(name="f")
+
+        async def late() -> None:
+            await anyio.sleep(1)
+            with pytest.raises(BadUse, match="outside of its block"):
+                group.start(quick, {"item": 1})
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(late)
+            async with group:
+                group.start(leaf, {"item": 2})
+
+    await result_of(body)
+
+
+async def test_once_the_action_has_ended_its_context_starts_nothing():
+    kept: list[Context] = []
+
+    async def keep(context: Context) -> None:
+        kept.append(context)
+
+    @action(writes=["later"])
+    async def later() -> None:
+        with pytest.raises(BadUse, match="after the action has ended"):
+            await kept[0].fan_out(name="f").__aenter__()
+
+    async with Runtime() as runtime:
+        await runtime.run(Application(Graph.chain(acting(keep), later)))
+        with pytest.raises(BadUse, match="after the action has ended"):
+            await kept[0].fan_out(name="g").__aenter__()
+
+
+@pytest.mark.parametrize("key", [1.5, True, b"x", ("a",)])
+async def test_keys_are_str_or_int(key: Any):
+    async def body(context: Context) -> list[str]:
+        async with context.fan_out(name="f") as group:
+            with pytest.raises(BadKey, match="keys are str or int"):
+                group.start(quick, {"item": 1}, key=key)
+        with pytest.raises(BadKey, match="keys are str or int"):
+            async with context.fan_out(name="g") as group:
+                group.start_each(quick, over=[1], key=lambda _: key)
+        return []
+
+    await result_of(body)
+
+
+async def test_keys_are_told_apart_by_act_and_by_type():
+    other = quick.bind(name="other")
+
+    async def body(context: Context) -> list[Any]:
+        async with context.fan_out(name="f") as group:
+            group.start(quick, {"item": 1}, key="1")
+            group.start(quick, {"item": 2}, key=1)
+            group.start(other, {"item": 3}, key=1)
+            with pytest.raises(BadKey, match="a child of 'quick' with the key 1 was started"):
+                group.start(quick, {"item": 4}, key=1)
+            outcomes = await drained(group)
+        assert len({outcome.run_id for outcome in outcomes}) == 3
+        return sorted((outcome.act, str(outcome.key)) for outcome in outcomes)
+
+    assert await result_of(body) == [("other", "1"), ("quick", "1"), ("quick", "1")]
+
+
+async def test_a_repeated_key_of_an_element_fails_the_group():
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.start_each(quick, over=["a", "b", "a"], key=str)
+            await drained(group)
+
+    with pytest.raises(BadKey, match="with the key 'a' was started before"):
+        await result_of(body)
+
+
+async def test_without_keys_positions_name_the_children():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            group.start(quick, {"item": "a"})
+            group.start_each(quick, over=["b", "c"])
+            return sorted((o.key, o.position, o.value) for o in await drained(group))  # pyright: ignore
+
+    assert await result_of(body) == [(0, 0, "a"), (1, 1, "b"), (2, 2, "c")]
+
+
+async def test_what_cannot_be_started_is_refused_at_once_and_harms_nobody():
+    @action(reads=["item"], writes=["out"])
+    async def needs(item: int, client: str) -> str:
+        return f"{client} {item}"
+
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            with pytest.raises(MissingField, match=r"read field 'item'.*group.start gives"):
+                group.start(quick)
+            with pytest.raises(MissingInput, match="'client'"):
+                group.start(needs, {"item": 1})
+            with pytest.raises(MissingInput, match="'client'"):
+                group.start_each(needs, over=[1])
+            with pytest.raises(MissingField, match="'item'"):
+                group.start_each(quick, over=[1], item="another")
+            with pytest.raises(DefinitionError):
+                group.start(42, {})  # pyright: ignore[reportArgumentType]
+            with pytest.raises(DefinitionError, match="takes a mapping"):
+                group.start(quick, [("item", 1)])  # pyright: ignore[reportArgumentType]
+            with pytest.raises(BadResult, match="gave a int"):
+                group.start_each(quick, over=3)  # pyright: ignore[reportArgumentType]
+            group.start(needs, {"item": 1}, inputs={"client": "c"})
+            return [outcome.value async for outcome in group if isinstance(outcome, Done)]
+
+    assert await result_of(body) == ["c 1"]
+
+
+@pytest.mark.parametrize("name", ["", None, 3])
+async def test_a_name_that_is_none_is_refused(name: Any):
+    async def body(context: Context) -> None:
+        with pytest.raises(DefinitionError, match="takes a name"):
+            context.fan_out(name=name)
+        with pytest.raises(DefinitionError, match="takes Limits"):
+            context.fan_out(name="x", limits=3)  # pyright: ignore[reportArgumentType]
+
+    await result_of(body)
+
+
+async def test_inputs_of_a_task_count_before_those_of_the_run():
+    @action(writes=["out"])
+    async def show(a: str, b: str, c: str = "default") -> str:
+        return f"{a} {b} {c}"
+
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            group.start(show, inputs={"a": "task"})
+            group.start(show)
+            group.start(show.bind(a="bound"), inputs={"c": "task"})
+            return sorted((o.position, o.value) for o in await drained(group))  # pyright: ignore
+
+    app = Application(Graph.chain(show.bind(name="first"), acting(body)))
+    result = await app.run(inputs={"a": "run", "b": "run"})
+    assert result.state["result"] == [
+        (0, "task run default"),
+        (1, "run run default"),
+        (2, "run run task"),
+    ]
+
+
+# -- what a child sees -----------------------------------------------------------------------------
+
+
+@action(reads=["a", "b"], writes=["seen"])
+async def see(a: Any, b: Any) -> dict[str, Any]:
+    return {"a": a, "b": b}
+
+
+async def seen_by(start: Callable[[ChildGroup], None], **options: Any) -> Any:
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            start(group)
+            outcome = await anext(group)
+        assert isinstance(outcome, Done)
+        return outcome.value
+
+    state = {"a": 1, "b": 2, "hidden": 3}
+    return await result_of(body, state, **options)
+
+
+async def test_a_child_sees_what_the_action_and_its_own_act_read_and_what_it_is_given():
+    everything = {"reads": ["a", "b", "hidden"]}
+    assert await seen_by(lambda group: group.start(see), **everything) == {"a": 1, "b": 2}
+    given: dict[str, Any] = {"b": 20, "more": 4}
+    assert await seen_by(lambda group: group.start(see, given), **everything) == {"a": 1, "b": 20}
+    given = {"a": 10}
+    assert await seen_by(lambda group: group.start(see, given), reads=["b"]) == {"a": 10, "b": 2}
+    with pytest.raises(MissingField, match=r"'b'.*add it to the reads=\[...\] of 'act'"):
+        await seen_by(lambda group: group.start(see), reads=["a"])
+
+
+async def test_a_child_is_given_an_element_before_the_actions_own_field():
+    def start(group: ChildGroup) -> None:
+        group.start_each(see, over=["element"], item="a")
+
+    assert await seen_by(start, reads=["a", "b"]) == {"a": "element", "b": 2}
+
+
+@pytest.mark.parametrize("reads", [["a", "b"], ["a"]])
+async def test_a_state_that_was_updated_is_given_like_a_mapping(reads: list[str]):
+    @action(reads=reads, writes=["b", "result"])
+    async def act(state: State, context: Context) -> State:
+        async with context.fan_out(name="f") as group:
+            group.start(see, state.update(b=20))
+            outcome = await anext(group)
+        assert isinstance(outcome, Done)
+        assert dict(state) == {field: {"a": 1, "b": 2}[field] for field in reads}, "as it was"
+        return state.update(result=outcome.value)
+
+    result = await Application(act).run({"a": 1, "b": 2})
+    assert result.state["result"] == {"a": 1, "b": 20}
+    assert result.state["b"] == 2
+
+
+async def test_a_state_brings_nothing_that_the_action_does_not_read():
+    @action(reads=["a"], writes=["result"])
+    async def act(state: State, context: Context) -> State:
+        async with context.fan_out(name="f") as group:
+            with pytest.raises(MissingField, match="'b'"):
+                group.start(see, state)
+            group.start(see, State({"a": 5, "b": 6}))
+            outcome = await anext(group)
+        assert isinstance(outcome, Done)
+        return state.update(result=outcome.value)
+
+    result = await Application(act).run({"a": 1, "b": 2})
+    assert result.state["result"] == {"a": 5, "b": 6}
+
+
+async def test_the_parents_state_changes_once_when_the_action_returns():
+    hook = RecordingHook()
+
+    async def body(context: Context) -> int:
+        async with context.fan_out(name="f") as group:
+            group.start_each(quick, over=range(5))
+            return len(await drained(group))
+
+    result = await Application(acting(body), hooks=[hook]).run({"out": "mine"})
+    own = [event.update.number for event in hook.events if type(event).__name__ == "StateUpdated"
+           and event.depth == 0]  # fmt: skip # pyright: ignore
+    assert own == [1]
+    assert result.state.to_plain() == {"out": "mine", "result": 5}
+
+
+async def test_children_may_be_graphs_and_fan_outs():
+    chain = Graph.chain(quick, quick.bind(name="again"), name="chain")
+    many = fan_out(quick, over="ns", into="outs", name="many")
+
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            group.start(chain, {"item": 1})
+            group.start(many, {"ns": [1, 2]})
+            return {o.act: o.value async for o in group if isinstance(o, Done)}
+
+    assert await result_of(body) == {"chain": 1, "many": [1, 2]}
