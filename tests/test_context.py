@@ -267,6 +267,7 @@ async def test_several_hooks_are_left_in_reverse():
     assert log == ["a<s {}", "b<s {}", "bs>", "as>"]
 
 
+@pytest.mark.realtime
 async def test_spans_in_a_thread():
     spans = Spans()
 
@@ -630,3 +631,608 @@ async def test_children_may_be_graphs_and_fan_outs():
             return {o.act: o.value async for o in group if isinstance(o, Done)}
 
     assert await result_of(body) == {"chain": 1, "many": [1, 2]}
+
+
+# -- elements, pulled lazily -----------------------------------------------------------------------
+
+
+class Pulled:
+    """Elements of three kinds, without end or with an error there; counts what is pulled."""
+
+    def __init__(self, stop: int | None = None, *, error: Exception | None = None) -> None:
+        self.count = 0
+        self.closed = 0
+        self.stop = stop
+        self.error = error
+
+    def __call__(self, kind: str) -> Any:
+        match kind:
+            case "sync":
+                return self.generate()
+            case "async":
+                return self.generate_async()
+            case _:
+                return self.generate_slowly()
+
+    def generate(self) -> Iterator[int]:
+        try:
+            while self.stop is None or self.count < self.stop:
+                self.count += 1
+                yield self.count
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.closed += 1
+
+    async def generate_async(self) -> AsyncIterator[int]:
+        try:
+            while self.stop is None or self.count < self.stop:
+                self.count += 1
+                yield self.count
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.closed += 1
+
+    async def generate_slowly(self) -> AsyncIterator[int]:
+        try:
+            while self.stop is None or self.count < self.stop:
+                await anyio.sleep(0.125)
+                self.count += 1
+                yield self.count
+            await anyio.sleep(1)
+            if self.error is not None:
+                raise self.error
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.125)
+            self.closed += 1
+
+
+every_source = pytest.mark.parametrize("kind", ["sync", "async", "slow"])
+every_limit = pytest.mark.parametrize("limit", [1, 2, 7])
+
+
+@every_source
+@every_limit
+@pytest.mark.parametrize("act", [quick, leaf])
+@pytest.mark.parametrize("size", [0, 1, 2, 20])
+async def test_every_element_has_one_outcome_and_the_loop_ends(
+    kind: str, limit: int, act: Act, size: int
+):
+    pulled = Pulled(size)
+
+    async def body(context: Context) -> int:
+        async with context.fan_out(name="f", limits=Limits(limit)) as group:
+            group.start_each(act, over=pulled(kind), key=lambda n: -n)
+            outcomes = [o async for o in group if n_ends(o)]
+            assert kinds(outcomes) == {-n - 1: "Failed" if act is leaf and n == 12 else "Done"
+                                       for n in range(size)}  # fmt: skip
+        return len(outcomes)
+
+    def n_ends(outcome: Outcome) -> bool:
+        assert outcome.element == -int(outcome.key)
+        return True
+
+    assert await result_of(body) == size
+    assert pulled.closed == 1
+
+
+@every_source
+@every_limit
+@pytest.mark.parametrize("consumes", [0, 5])
+async def test_never_more_is_pulled_than_the_limit_allows_beyond_what_was_consumed(
+    kind: str, limit: int, consumes: int
+):
+    pulled = Pulled()
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f", limits=Limits(limit)) as group:
+            group.start_each(quick, over=pulled(kind))
+            await anyio.sleep(10)
+            assert pulled.count == limit
+            for consumed in range(1, consumes + 1):
+                await anext(group)
+                assert pulled.count <= limit + consumed
+                await anyio.sleep(10)
+                assert pulled.count == limit + consumed
+            group.cancel()
+
+    await result_of(body)
+    assert pulled.closed == 1
+
+
+@every_source
+async def test_a_slow_child_counts_as_pulled(kind: str):
+    pulled = Pulled()
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f", limits=Limits(3)) as group:
+            group.start(never)
+            group.start_each(quick, over=pulled(kind))
+            await anyio.sleep(10)
+            assert pulled.count == 2
+            group.cancel()
+
+    await result_of(body)
+
+
+@every_source
+async def test_on_leaving_the_block_all_the_rest_is_pulled(kind: str):
+    pulled = Pulled(50)
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f", limits=Limits(3)) as group:
+            group.start_each(quick, over=pulled(kind))
+            await anyio.sleep(10)
+            assert pulled.count == 3
+
+    await result_of(body)
+    assert (pulled.count, pulled.closed) == (50, 1)
+
+
+@every_source
+@pytest.mark.parametrize("way", ["error", "cancel", "timeout", "cancel before it began", "other"])
+async def test_an_infinite_source_is_closed_on_every_way_out(kind: str, way: str):
+    pulled, other = Pulled(), Pulled(0, error=LookupError("other"))
+    source = pulled(kind)
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f", limits=Limits(3)) as group:
+            group.start_each(leaf, over=source)
+            if way == "cancel before it began":
+                group.cancel()
+            if way == "other":
+                group.start_each(leaf, over=other.generate())
+                await drained(group)
+            if way == "timeout":
+                await anyio.sleep(math.inf)
+            for _ in range(3 if way != "cancel before it began" else 0):
+                await anext(group)
+            if way == "error":
+                raise LookupError
+            group.cancel()
+
+    with suppress(LookupError), anyio.move_on_after(3):
+        await result_of(body)
+    if kind == "sync":
+        assert source.gi_frame is None
+    else:
+        assert pulled.closed or not pulled.count
+        with pytest.raises(StopAsyncIteration):
+            await anext(source)
+
+
+@every_source
+@pytest.mark.parametrize("consumes", [True, False])
+async def test_a_source_that_raises_fails_the_group_and_is_raised_in_the_action(
+    kind: str, *, consumes: bool
+):
+    pulled = Pulled(3, error=LookupError("source"))
+    seen: list[Outcome] = []
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.start(never, key="never")
+            group.start_each(quick, over=pulled(kind))
+            if consumes:
+                with pytest.raises(LookupError, match="source"):
+                    async for outcome in group:
+                        seen.append(outcome)
+                with pytest.raises(BadUse, match="LookupError"):
+                    group.start(quick, {"item": 1})
+
+    with pytest.raises(LookupError, match="source"):
+        await result_of(body)
+    if consumes:
+        found = kinds(seen)
+        assert found.pop("never", "Cancelled") == "Cancelled"
+        assert set(found.values()) <= {"Done", "Cancelled"}
+
+
+async def test_the_failing_of_a_source_is_bare_and_its_key_function_is_blamed_too():
+    error = LookupError("key")
+
+    def key(_: int) -> str:
+        raise error
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.start_each(quick, over=[1], key=key)
+
+    with pytest.raises(LookupError) as caught:
+        await result_of(body)
+    assert caught.value is error
+
+
+async def test_a_coroutine_function_as_key_is_refused():
+    async def key(n: int) -> int:
+        return n
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            with pytest.raises(DefinitionError):
+                group.start_each(quick, over=[1], key=key)
+
+    await result_of(body)
+
+
+async def test_a_source_that_fails_to_close_hides_no_outcome():
+    def stubborn() -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            raise LookupError("closing")
+
+    hook = RecordingHook()
+    other = Pulled()
+    seen: list[Outcome] = []
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f", limits=Limits(4)) as group:
+            group.start_each(never, over=stubborn())
+            group.start_each(never, over=(rest := other.generate()))
+            group.start(never, key="last")
+            await anyio.sleep(1)
+            group.cancel("enough")
+            with suppress(LookupError):
+                async for outcome in group:
+                    seen.append(outcome)
+            assert rest.gi_frame is None  # pyright: ignore[reportAttributeAccessIssue]
+
+    with pytest.raises(LookupError, match="closing"):
+        await Application(acting(body), hooks=[hook]).run()
+    hook.assert_paired()
+    assert set(kinds(seen).values()) == {"Cancelled"}
+    assert len(seen) == 4
+
+
+async def test_several_sources_take_turns_so_an_infinite_one_lets_others_pass():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f", limits=Limits(2)) as group:
+            group.start_each(quick, over=Pulled()("sync"), key=lambda n: f"a{n}")
+            group.start_each(quick, over=Pulled()("async"), key=lambda n: f"b{n}")
+            group.start_each(quick, over=["x", "y"], key=str)
+            group.start(quick, {"item": 0}, key="first")
+            keys = [(await anext(group)).key for _ in range(20)]
+            group.cancel()
+        return keys
+
+    keys = await result_of(body)
+    assert keys[0] == "first"
+    assert {"x", "y", "a1", "b1", "a4", "b4"} <= set(keys)
+
+
+# -- consuming -------------------------------------------------------------------------------------
+
+
+async def test_outcomes_come_as_they_end_failures_too_and_once():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            for n in (3, 13, 1, 2):
+                group.start(leaf, {"item": n}, key=n)
+            outcomes = await drained(group)
+            assert await drained(group) == []
+        assert isinstance(outcomes[-1], Failed)
+        assert isinstance(outcomes[-1].error, ValueError)
+        return [outcome.key for outcome in outcomes]
+
+    assert await result_of(body) == [1, 2, 3, 13]
+
+
+async def test_a_loop_over_nothing_ends_at_once():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            assert await drained(group) == []
+            with pytest.raises(StopAsyncIteration):
+                await anext(group)
+        return anyio.current_time()
+
+    assert await result_of(body) == anyio.current_time()
+
+
+async def test_a_loop_can_be_resumed_after_more_was_started():
+    async def body(context: Context) -> Any:
+        found: list[Any] = []
+        async with context.fan_out(name="f") as group:
+            group.start(leaf, {"item": 1}, key="a")
+            found.append([o.key for o in await drained(group)])
+            group.start_each(quick, over=["b", "c"], key=str)
+            found.append(sorted(o.key for o in await drained(group)))  # pyright: ignore
+            group.start(leaf, {"item": 1}, key="d")
+            found.append((await anext(group)).key)
+        return found
+
+    assert await result_of(body) == [["a"], ["b", "c"], "d"]
+
+
+async def test_a_frontier_by_hand():
+    """Each outcome starts more, inside of the loop."""
+
+    async def body(context: Context) -> Any:
+        seen = {1}
+        async with context.fan_out(name="f", limits=Limits(3)) as group:
+            group.start(leaf, {"item": 1}, key=1)
+            order: list[Any] = []
+            async for outcome in group:
+                order.append(outcome.key)
+                for found in (2 * int(outcome.key), 2 * int(outcome.key) + 1, 3):
+                    if found < 13 and found not in seen:
+                        seen.add(found)
+                        group.start(leaf, {"item": found % 3}, key=found)
+        return order
+
+    order = await result_of(body)
+    assert sorted(order) == list(range(1, 13))
+
+
+async def test_starting_while_another_task_consumes():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group, anyio.create_task_group() as tasks:
+            group.start(leaf, {"item": 1}, key="first")
+
+            async def more() -> None:
+                await anyio.sleep(1)
+                group.start(leaf, {"item": 1}, key="more")
+
+            tasks.start_soon(more)
+            return [outcome.key async for outcome in group]
+
+    assert await result_of(body) == ["first", "more"]
+
+
+async def test_two_consumers_at_once_are_refused():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            group.start(leaf, {"item": 1}, key="a")
+            refused = 0
+
+            async def consume() -> None:
+                nonlocal refused
+                try:
+                    await drained(group)
+                except BadUse as error:
+                    assert "by two tasks at once" in str(error)
+                    refused += 1
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(consume)
+                tasks.start_soon(consume)
+            group.start(quick, {"item": 1}, key="b")
+            assert [o.key for o in await drained(group)] == ["b"]
+            return refused
+
+    assert await result_of(body) == 1
+
+
+@pytest.mark.parametrize("how", ["scope", "native"])
+async def test_one_that_is_interrupted_in_its_wait_misses_nothing(how: str, anyio_backend_name: str):
+    if how == "native" and anyio_backend_name == "trio":
+        return
+
+    async def body(context: Context) -> Any:
+        found: list[Any] = []
+        async with context.fan_out(name="f") as group:
+            group.start_each(leaf, over=[1, 2, 13, 4], key=int)
+            for _ in range(80):
+                with suppress(TimeoutError, StopAsyncIteration):
+                    if how == "native":
+                        async with asyncio.timeout(0.25):
+                            found.append((await anext(group)).key)
+                    else:
+                        with anyio.fail_after(0.25):
+                            found.append((await anext(group)).key)
+        return found
+
+    assert await result_of(body) == [1, 2, 4, 13]
+
+
+# -- leaving ---------------------------------------------------------------------------------------
+
+
+async def test_leaving_awaits_what_was_not_consumed_and_raises_its_failures_in_order():
+    hook = RecordingHook()
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.start(fails, {"item": "consumed"}, key="consumed")
+            outcome = await anext(group)
+            assert isinstance(outcome, Failed)
+            group.start(leaf, {"item": 13}, key="slow")
+            group.start(leaf, {"item": 1}, key="well")
+            group.start(fails, {"item": "fast"}, key="fast")
+
+    with pytest.raises(ExceptionGroup, match="2 children of fan-out 'act/f' failed") as caught:
+        await Application(acting(body), hooks=[hook]).run(id="root")
+    errors = caught.value.exceptions
+    assert [error.args for error in errors] == [(13,), ("fast",)]
+    for error, act, key in zip(errors, ("leaf", "fails"), ("slow", "fast"), strict=True):
+        (note,) = error.__notes__
+        assert f"in action {act!r} of 'act/f', key {key!r}, run " in note
+    hook.assert_paired()
+    assert len(hook.of(ChildEnded)) == 4
+
+
+async def test_one_failure_is_in_a_group_too():
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.start(fails, {"item": 1})
+
+    with pytest.RaisesGroup(ValueError):
+        await result_of(body)
+
+
+async def test_failures_that_were_consumed_are_the_actions():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            group.start_each(fails, over=range(5))
+            return len(await drained(group))
+
+    assert await result_of(body) == 5
+
+
+@pytest.mark.parametrize("raises", [KeyError("mine"), ExceptionGroup("mine", [ValueError()])])
+async def test_leaving_by_an_exception_cancels_awaits_cleanup_and_keeps_it_bare(raises: Exception):
+    hook = RecordingHook()
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f", limits=Limits(3)) as group:
+            group.start(fails, {"item": "not consumed"})
+            group.start_each(leaf, over=[100, 200, 300, 400])
+            await anyio.sleep(1)
+            raise raises
+
+    start = anyio.current_time()
+    with pytest.raises(type(raises)) as caught:
+        await Application(acting(body), hooks=[hook]).run()
+    assert caught.value is raises
+    assert anyio.current_time() == start + 1.25
+    hook.assert_paired()
+    reasons = [e.outcome.reason for e in hook.of(ChildEnded) if isinstance(e.outcome, Cancelled)]
+    assert reasons == [f"the action raised {raises!r}"] * 2  # one place is that of the failure
+
+
+# -- cancelling by hand ----------------------------------------------------------------------------
+
+
+async def test_a_race_by_hand():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f", limits=Limits(3)) as group:
+            for n in (3, 13, 1, 200, 300):
+                group.start(leaf, {"item": n}, key=n)
+            first = await anext(group)
+            group.cancel("have one")
+            assert isinstance(first, Done)
+            rest = await drained(group)
+            assert {o.key: o.reason for o in rest if isinstance(o, Cancelled)} == dict.fromkeys(
+                (3, 13, 200, 300), "have one"
+            )
+            assert len(rest) == 4
+            return first.key
+
+    start = anyio.current_time()
+    assert await result_of(body) == 1
+    assert anyio.current_time() == start + 1.5
+
+
+async def test_the_block_is_left_normally_and_the_action_returns():
+    async def body(context: Context) -> str:
+        async with context.fan_out(name="f", limits=Limits(2)) as group:
+            group.start_each(leaf, over=Pulled()("sync"))
+            await anext(group)
+            group.cancel()
+            return "returned"
+
+    assert await result_of(body) == "returned"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "slow", "start"])
+async def test_cancelled_before_it_has_begun_to_live(kind: str):
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            if kind == "start":
+                group.start(never, key="a")
+                group.start(never, key="b")
+            else:
+                group.start_each(never, over=Pulled()(kind))
+            group.cancel("at once")
+            return [(o.key, o.reason) async for o in group if isinstance(o, Cancelled)]
+
+    expected = [("a", "at once"), ("b", "at once")] if kind == "start" else []
+    assert await result_of(body) == expected
+
+
+async def test_cancelled_twice_the_first_reason_counts():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f", limits=Limits(1)) as group:
+            group.start(never)
+            group.start(never)
+            await anyio.sleep(1)
+            group.cancel("first")
+            group.cancel("second")
+            await checkpoint()
+            group.cancel("third")
+            found = [o.reason async for o in group if isinstance(o, Cancelled)]
+            group.cancel("after the end")
+        group.cancel("after the block")
+        return found
+
+    assert await result_of(body) == ["first", "first"]
+
+
+async def test_cancelled_before_and_again_the_first_reason_counts():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            group.start(never)
+            group.cancel("first")
+            group.cancel("second")
+            return [o.reason async for o in group if isinstance(o, Cancelled)]
+
+    assert await result_of(body) == ["first"]
+
+
+async def test_cancelled_before_the_block_it_does_nothing():
+    async def body(context: Context) -> Any:
+        group = context.fan_out(name="f")
+        group.cancel("too early")
+        async with group:
+            group.start(quick, {"item": 1})
+            return [type(o).__name__ for o in await drained(group)]
+
+    assert await result_of(body) == ["Done"]
+
+
+async def test_a_child_may_cancel_its_own_group():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+
+            @action(writes=["out"])
+            async def stop() -> None:
+                await anyio.sleep(1)
+                group.cancel("by a child")
+                await anyio.sleep(math.inf)
+
+            group.start(stop)
+            group.start(never)
+            return [o.reason async for o in group if isinstance(o, Cancelled)]
+
+    assert await result_of(body) == ["by a child", "by a child"]
+
+
+async def test_failures_before_and_during_the_cancel_are_raised_if_nobody_consumed_them():
+    @action(writes=["out"])
+    async def falls() -> None:
+        try:
+            await anyio.sleep(math.inf)
+        finally:
+            raise LookupError("cleanup")
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.start(falls)
+            group.start(fails, {"item": 1})
+            await anyio.sleep(1)
+            group.cancel()
+
+    with pytest.RaisesGroup(LookupError, ValueError):
+        await result_of(body)
+
+
+async def test_a_child_that_swallows_its_cancellation_ends_well():
+    @action(writes=["out"])
+    async def stubborn() -> str:
+        try:
+            await anyio.sleep(math.inf)
+        except anyio.get_cancelled_exc_class():
+            pass
+        return "anyway"
+
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            group.start(stubborn)
+            group.start(never)
+            await anyio.sleep(1)
+            group.cancel("enough")
+            return [o.value if isinstance(o, Done) else o.reason async for o in group]  # pyright: ignore
+
+    assert sorted(await result_of(body)) == ["anyway", "enough"]

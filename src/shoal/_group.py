@@ -250,12 +250,17 @@ class Group:
         self._tell()
 
     def cancel(self, reason: str) -> None:
-        """End the group for ``reason``: cancel what is left. ``live`` then returns normally."""
+        """End the group for ``reason``: cancel what is left. ``live`` then returns normally.
+
+        The first reason counts.
+        """
         self._ended_by_hand = True
+        if self._closing:
+            return
         if self._tasks is None:
             self.reason = reason
             self._closing = True
-        elif not self._closing:
+        else:
             self._stop(None, reason)
 
     @property
