@@ -1236,3 +1236,347 @@ async def test_a_child_that_swallows_its_cancellation_ends_well():
             return [o.value if isinstance(o, Done) else o.reason async for o in group]  # pyright: ignore
 
     assert sorted(await result_of(body)) == ["anyway", "enough"]
+
+
+# -- several groups, and who their children are ----------------------------------------------------
+
+
+async def test_a_name_is_used_once_in_an_attempt():
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f"):
+            pass
+        with pytest.raises(DefinitionError, match="opens two fan-outs named 'f'"):
+            context.fan_out(name="f")
+
+    await result_of(body)
+
+
+@pytest.mark.parametrize("how", ["sequential", "nested", "concurrent"])
+async def test_two_groups_in_one_action(how: str):
+    hook = RecordingHook()
+
+    async def body(context: Context) -> Any:
+        found: dict[str, list[Any]] = {}
+
+        async def one(name: str, base: int, inside: Body | None = None) -> None:
+            async with context.fan_out(name=name, limits=Limits(2)) as group:
+                group.start_each(leaf, over=range(base, base + 4), key=int)
+                if inside is not None:
+                    await inside(context)
+                found[name] = sorted(o.key for o in await drained(group))  # pyright: ignore
+
+        match how:
+            case "sequential":
+                await one("a", 0)
+                await one("b", 2)
+            case "nested":
+                await one("a", 0, lambda _: one("b", 2))
+            case _:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(one, "a", 0)
+                    tasks.start_soon(one, "b", 2)
+        return found
+
+    result = await Application(acting(body), hooks=[hook]).run()
+    assert result.state["result"] == {"a": [0, 1, 2, 3], "b": [2, 3, 4, 5]}
+    assert result.outcomes("act/a").done == result.outcomes("act/b").done == 4
+    hook.assert_paired()
+    assert len({event.outcome.run_id for event in hook.of(ChildEnded)}) == 8
+
+
+async def test_one_of_two_is_cancelled_alone():
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="a") as a, context.fan_out(name="b") as b:
+            a.start(never)
+            b.start(leaf, {"item": 5})
+            await anyio.sleep(1)
+            a.cancel()
+            assert set(kinds(await drained(a)).values()) == {"Cancelled"}
+            assert set(kinds(await drained(b)).values()) == {"Done"}
+
+    await result_of(body)
+
+
+async def test_one_of_two_that_fails_in_leaving_cancels_the_other():
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="a") as a:
+            a.start(never)
+            async with context.fan_out(name="b") as b:
+                b.start(fails, {"item": 1})
+
+    with pytest.RaisesGroup(ValueError):
+        await result_of(body)
+
+
+async def test_the_ledger_counts_by_kind():
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f", limits=Limits(3)) as group:
+            for n in (0, 1, 13, 200, 300, 400):
+                group.start(leaf, {"item": n})
+            await anyio.sleep(20)
+            await drain_failures(group)
+            group.cancel()
+
+    async def drain_failures(group: ChildGroup) -> None:
+        for _ in range(3):
+            await anext(group)
+
+    result = await Application(acting(body)).run()
+    ledger = result.outcomes("act/f")
+    assert (ledger.done, ledger.failed, ledger.cancelled, ledger.skipped) == (2, 1, 3, 0)
+    assert ledger.total == 6
+    with pytest.raises(KeyError, match="act/f"):
+        result.outcomes("act/g")
+
+
+@action(reads=["turn"], writes=["turn", "ids"])
+async def looping(turn: int, context: Context) -> dict[str, Any]:
+    async with context.fan_out(name="f") as group:
+        group.start(quick, {"item": turn}, key="same")
+        group.start(quick, {"item": turn})
+        return {"turn": turn + 1, "ids": sorted([o.run_id async for o in group])}
+
+
+async def test_the_ids_of_children_depend_on_run_step_visit_name_act_and_key_alone():
+    ids: list[list[str]] = []
+
+    class Ids(Hook):
+        def on_step_ended(self, event: StepEnded) -> None:
+            pass
+
+    @action(reads=["ids"], writes=[])
+    async def note_ids(ids: list[str], seen: list[list[str]]) -> None:
+        seen.append(ids)
+
+    def loop(name: str = "looping") -> Graph:
+        turn, note = looping.bind(name=name), note_ids
+        return Graph(
+            (turn, note), (note, turn, when(lambda turn: turn < 3)), entry=turn
+        )
+
+    async def run(name: str = "looping", id: str = "root") -> RunResult[Any]:
+        return await Application(loop(name), hooks=[Ids()]).run(
+            {"turn": 0}, id=id, inputs={"seen": ids}
+        )
+
+    result = await run()
+    assert len(ids) == 3
+    assert len({child for each in ids for child in each}) == 6, "a visit's children are fresh"
+    assert [result.outcomes("looping/f", visit).done for visit in range(3)] == [2, 2, 2]
+    first, ids[:] = list(ids), []
+    await run()
+    assert ids == first, "the same run has the same children"
+    ids[:] = []
+    await run(id="another")
+    await run("other")
+    assert len({child for each in (*first, *ids) for child in each}) == 18
+
+
+async def test_a_group_in_the_children_of_a_group():
+    @action(reads=["item"], writes=["out"])
+    async def count(item: int, context: Context) -> int:
+        """How many there are in a tree in which ``item`` has children below it."""
+        async with context.fan_out(name="below", limits=Limits(2)) as group:
+            group.start_each(count, over=range(item))
+            return 1 + sum([o.value async for o in group if isinstance(o, Done)])
+
+    hook = RecordingHook()
+    result = await Application(count, hooks=[hook]).run({"item": 6})
+    assert result.state["out"] == 2**6
+    hook.assert_paired()
+    assert max(event.depth for event in hook.events) == 6
+
+
+async def test_recursion_that_never_ends_is_refused():
+    @action(writes=["out"])
+    async def forever(context: Context) -> None:
+        async with context.fan_out(name="below") as group:
+            group.start(forever)
+            outcome = await anext(group)
+        if isinstance(outcome, Failed):
+            raise outcome.error
+
+    async with no_leaks():
+        with pytest.raises(DepthExceeded, match="at most 5 are allowed"):
+            await Application(forever, max_depth=5).run()
+
+
+async def test_children_have_context_variables_of_their_own():
+    import contextvars
+
+    variable = contextvars.ContextVar("variable", default="none")
+
+    @action(reads=["item"], writes=["out"])
+    async def change(item: int) -> str:
+        before = variable.get()
+        variable.set(f"child {item}")
+        await checkpoint()
+        return f"{before} {variable.get()}"
+
+    async def body(context: Context) -> Any:
+        variable.set("action")
+        async with context.fan_out(name="f") as group:
+            group.start_each(change, over=range(3))
+            found = sorted([o.value async for o in group if isinstance(o, Done)])
+        assert variable.get() == "action"
+        return found
+
+    assert await result_of(body) == [f"action child {n}" for n in range(3)]
+
+
+# -- slots -----------------------------------------------------------------------------------------
+
+
+async def test_recursion_under_a_limit_of_one_does_not_deadlock():
+    alive = 0
+
+    @action(reads=["item"], writes=["out"])
+    async def walk(item: int, context: Context) -> int:
+        nonlocal alive
+        alive += 1
+        assert alive == 1
+        await anyio.sleep(1)
+        alive -= 1
+        async with context.fan_out(name="below") as group:
+            group.start_each(walk, over=range(item))
+            total = 1 + sum([o.value async for o in group if isinstance(o, Done)])
+        alive += 1
+        assert alive == 1
+        await anyio.sleep(1)
+        alive -= 1
+        return total
+
+    assert (await Application(walk, limits=Limits(1)).run({"item": 3})).state["out"] == 8
+
+
+class Alone:
+    """Asserts that what runs in it runs alone, as under a limit of one."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.log: list[str] = []
+
+    async def run(self, name: str, seconds: float = 1) -> None:
+        self.log.append(name)
+        self.inside += 1
+        assert self.inside == 1, self.log
+        try:
+            await anyio.sleep(seconds)
+            assert self.inside == 1, self.log
+        finally:
+            self.inside -= 1
+
+
+@pytest.mark.parametrize("way", ["normally", "by an exception", "by group.cancel", "by failing"])
+async def test_after_the_block_the_action_has_its_slot_again_before_new_attempts(way: str):
+    alone = Alone()
+
+    @action(reads=["item"], writes=["out"])
+    async def work(item: int, context: Context) -> None:
+        await alone.run(f"{item} before")
+        if item:
+            return
+        with suppress(KeyError, ExceptionGroup):
+            async with context.fan_out(name="f") as group:
+                for n in range(3):
+                    group.start(other, {"item": n})
+                if way == "by an exception":
+                    await anext(group)
+                    raise KeyError
+                if way == "by group.cancel":
+                    await anext(group)
+                    group.cancel()
+                if way == "by failing":
+                    group.start(fails, {"item": 1})
+        await alone.run(f"{item} after")
+
+    @action(reads=["item"], writes=["out"])
+    async def other(item: int) -> None:
+        await alone.run(f"child {item}")
+
+    many = fan_out(work, over=range_of(4), reads=[], into="outs", take="out")
+    async with no_leaks():
+        await Application(many, limits=Limits(1)).run()
+    assert alone.log[0] == "0 before"
+    assert set(alone.log) >= {"0 after", "1 before", "2 before", "3 before"}
+
+
+def range_of(n: int) -> Callable[[State], range]:
+    return lambda _: range(n)
+
+
+@pytest.mark.parametrize("where", ["in the block", "in waiting for the slot"])
+@pytest.mark.parametrize("native", [False, True])
+async def test_after_a_timeout_around_the_block_the_action_is_next_to_have_its_slot(
+    anyio_backend_name: str, where: str, *, native: bool
+):
+    """It can't wait for it in a scope that is cancelled; but it doesn't go without for ever."""
+    if native and anyio_backend_name == "trio":
+        return
+    starts: list[tuple[float, Any]] = []
+    start = anyio.current_time()
+
+    def log(who: Any) -> None:
+        starts.append((anyio.current_time() - start, who))
+
+    async def block(context: Context) -> None:
+        async with context.fan_out(name="f"):
+            await anyio.sleep(1 if where == "in waiting for the slot" else math.inf)
+
+    @action(reads=["item"], writes=["out"])
+    async def work(item: int, context: Context) -> None:
+        log(item)
+        if item:
+            await anyio.sleep(4)
+            return
+        with suppress(TimeoutError):
+            if native:
+                async with asyncio.timeout(2):
+                    await block(context)
+            else:
+                with anyio.fail_after(2):
+                    await block(context)
+        log("interrupted")
+        await anyio.sleep(4)
+
+    many = fan_out(work, over=range_of(4), reads=[], into="outs", take="out")
+    async with no_leaks():
+        await Application(many, limits=Limits(1)).run()
+    # 1 has the slot until 4; from then on 0 has it again, until its end at 6
+    assert starts == [(0, 0), (0, 1), (2, "interrupted"), (6, 2), (10, 3)]
+
+
+async def test_a_second_block_that_is_entered_while_the_slot_is_waited_for():
+    """The action is inside a block again, so it must not be given a slot."""
+
+    async def body(context: Context) -> None:
+        async def first() -> None:
+            async with context.fan_out(name="a"):
+                pass  # waits for the slot, which the other run has
+
+        async def second() -> None:
+            await anyio.sleep(1)
+            async with context.fan_out(name="b") as group:
+                group.start(leaf, {"item": 1})
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first)
+            tasks.start_soon(second)
+
+    async with Runtime(limits=Limits(1)) as runtime, anyio.create_task_group() as tasks:
+        tasks.start_soon(runtime.run, Application(acting(body)))
+        for item in (5, 6):
+            tasks.start_soon(runtime.run, Application(leaf), {"item": item})
+
+
+async def test_a_cancelled_action_gives_its_slot_to_others():
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.start(never)
+
+    async with Runtime(limits=Limits(1)) as runtime, anyio.create_task_group() as tasks:
+        tasks.start_soon(runtime.run, Application(leaf), {"item": 5})
+        with anyio.move_on_after(7):
+            await runtime.run(Application(acting(body)))
+        with anyio.fail_after(1):
+            await runtime.run(Application(quick), {"item": 1})

@@ -278,8 +278,10 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._source.close()
         self._group.engage()
         interruption = await self._hosted.wait()
-        if interruption is None and self._seat is not None and not cancelled():
-            await self._seat.regain()
+        if self._seat is not None:
+            self._seat.regain()
+            if interruption is None and isinstance(error, Exception | None) and not cancelled():
+                await self._seat.wait()  # where it is being cancelled, it gets them later
         if self._hosted.fatal is not None:
             raise self._hosted.fatal  # nothing outranks a KeyboardInterrupt
         if interruption is not None and isinstance(error, Exception | None):

@@ -87,26 +87,27 @@ class Admission:
 
     @ki_protected
     def leave(self, seat: Seat) -> None:
-        """Take back what ``seat`` holds, and grant it to who waits."""
+        """Take back what ``seat`` holds, and grant it to who waits; let it wait no more itself."""
+        waiter, seat.waiter = seat.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
         if seat.granted:
             seat.granted = False
             seat.line.give()
             self._grant()
 
-    @ki_protected
-    def forget(self, seat: Seat) -> None:
-        """Let ``seat`` wait no more."""
-        seat.waiter = None
-        self.leave(seat)
+    def wait_on(self, seat: Seat) -> None:
+        """Keep ``seat`` in its line though nobody awaits its waiter any more."""
+        seat.waiter = self._waiter()  # asyncio has cancelled the other one
 
     def _grant(self) -> None:
         while ready := [line for line in self._lines.values() if line.waits and line.has_room()]:
             line = min(ready, key=_Line.turn)
             seat = line.next()
             waiter, seat.waiter = seat.waiter, None
+            line.take()
+            seat.granted = True
             if waiter is not None and not waiter.done():  # done: its task is being cancelled
-                line.take()
-                seat.granted = True
                 waiter.set_result(None)
 
 
@@ -127,18 +128,19 @@ class Seat:
         admission.enter(self, ahead=False)
 
     async def wait(self) -> None:
-        """Wait until it is granted; cancelled meanwhile, it holds nothing."""
+        """Wait until it is granted or lent; interrupted meanwhile, it stays in line."""
         waiter = self.waiter
         if waiter is None:
             return
         try:
             await waiter
         except BaseException:
-            self._admission.forget(self)
+            if self.waiter is waiter:
+                self._admission.wait_on(self)
             raise
 
     def leave(self) -> None:
-        """Give back what it holds."""
+        """Give back what it holds, and wait for nothing."""
         self._admission.leave(self)
 
     def lend(self) -> None:
@@ -146,13 +148,11 @@ class Seat:
         self._lent += 1
         self._admission.leave(self)
 
-    async def regain(self) -> None:
-        """Take the slots again, ahead of new attempts; cancelled meanwhile, go on without."""
+    def regain(self) -> None:
+        """Take the slots again, or stand in line for them, ahead of new attempts."""
         self._lent -= 1
-        if self._lent == 0 and not self.granted and self.waiter is None:
-            self._admission.enter(self, ahead=True)
         if self._lent == 0:
-            await self.wait()
+            self._admission.enter(self, ahead=True)
 
 
 @final

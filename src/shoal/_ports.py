@@ -122,19 +122,19 @@ class Seat(Protocol):
         ...
 
     async def wait(self) -> None:
-        """Wait until it holds them; cancelled meanwhile, it holds none."""
+        """Wait until it holds them, or is lent; interrupted meanwhile, it stays in line."""
         ...
 
     def leave(self) -> None:
-        """Give back what it holds. Nothing to do if that is nothing."""
+        """Give back what it holds, and wait for nothing."""
         ...
 
     def lend(self) -> None:
         """Give back what it holds for a while: the attempt waits for work that it started."""
         ...
 
-    async def regain(self) -> None:
-        """Take the slots again, ahead of new attempts; cancelled meanwhile, go on without."""
+    def regain(self) -> None:
+        """Take the slots again, or stand in line for them, ahead of new attempts."""
         ...
 
 
