@@ -17,6 +17,7 @@ import trio
 from anyio.lowlevel import checkpoint
 
 from shoal import (
+    END,
     Act,
     Application,
     BadKey,
@@ -1340,10 +1341,6 @@ async def looping(turn: int, context: Context) -> dict[str, Any]:
 async def test_the_ids_of_children_depend_on_run_step_visit_name_act_and_key_alone():
     ids: list[list[str]] = []
 
-    class Ids(Hook):
-        def on_step_ended(self, event: StepEnded) -> None:
-            pass
-
     @action(reads=["ids"], writes=[])
     async def note_ids(ids: list[str], seen: list[list[str]]) -> None:
         seen.append(ids)
@@ -1351,11 +1348,11 @@ async def test_the_ids_of_children_depend_on_run_step_visit_name_act_and_key_alo
     def loop(name: str = "looping") -> Graph:
         turn, note = looping.bind(name=name), note_ids
         return Graph(
-            (turn, note), (note, turn, when(lambda turn: turn < 3)), entry=turn
+            (turn, note), (note, turn, when(lambda turn: turn < 3)), (note, END), entry=turn
         )
 
     async def run(name: str = "looping", id: str = "root") -> RunResult[Any]:
-        return await Application(loop(name), hooks=[Ids()]).run(
+        return await Application(loop(name)).run(
             {"turn": 0}, id=id, inputs={"seen": ids}
         )
 
@@ -1580,3 +1577,455 @@ async def test_a_cancelled_action_gives_its_slot_to_others():
             await runtime.run(Application(acting(body)))
         with anyio.fail_after(1):
             await runtime.run(Application(quick), {"item": 1})
+
+
+# -- failures that are not the children's ----------------------------------------------------------
+
+
+def kept_by(store: Keeping, act: Act, *hooks: Hook) -> Application:
+    app = Application(act, hooks=hooks)
+    app._store = store  # pyright: ignore[reportPrivateUsage] # no public way yet
+    return app
+
+
+async def many_children(context: Context) -> int:
+    async with context.fan_out(name="f", limits=Limits(3)) as group:
+        group.start_each(quick, over=range(4))
+        group.start_each(leaf, over=[1, 2, 3, 13, 1, 100, 200])
+        return sum([isinstance(outcome, Done) async for outcome in group])
+
+
+async def swallowing(context: Context) -> str:
+    with suppress(Exception):
+        await many_children(context)
+    return "swallowed"
+
+
+async def hiding(context: Context) -> str:
+    try:
+        await many_children(context)
+    except Exception as error:
+        raise LookupError("another") from error
+    return "unreached"
+
+
+@pytest.mark.parametrize("body", [many_children, swallowing, hiding])
+@pytest.mark.parametrize("failing_save", [1, 2, 4, 6])
+@pytest.mark.parametrize("how", ["raises", "raises when awaited", "hangs"])
+async def test_a_store_that_fails_ends_the_execution_whatever_the_action_does(
+    body: Body, failing_save: int, how: str
+):
+    saves = 0
+
+    class Failing(Keeping):
+        def save(self, batch: Batch) -> Awaitable[None] | None:
+            nonlocal saves
+            saves += 1
+            assert saves <= failing_save, "nothing is saved after a save that failed"
+            if saves < failing_save:
+                return super().save(batch)
+            if how == "raises":
+                raise OSError("full")
+            return self.fail()
+
+        async def fail(self) -> None:
+            await anyio.sleep(1 if how == "raises when awaited" else math.inf)
+            raise OSError("full")
+
+    hook = RecordingHook()
+    expected = {"hangs": CommitInDoubt}.get(how, StoreFailed)
+    hidden = LookupError if body is hiding else expected
+    async with no_leaks():
+        with pytest.raises((expected, hidden)):
+            await kept_by(Failing(), acting(body), hook).run({})
+    hook.assert_paired()
+    lost = [
+        event.outcome
+        for event in hook.of(ChildEnded)
+        if isinstance(event.outcome, Cancelled) and "not be saved" in event.outcome.reason
+    ]
+    assert lost
+    assert not any(isinstance(o, Done) and o.run_id in {x.run_id for x in lost} for o in lost)
+    (end,) = (event for event in hook.of(RunEnded) if event.depth == 0)
+    assert end.status == "failed"
+
+
+async def test_no_on_error_tolerates_what_an_action_hides_of_a_failed_store():
+    class Failing(Keeping):
+        def save(self, batch: Batch) -> None:
+            if batch.unapplied and batch.path.depth == 1:
+                raise OSError("full")
+
+    hook = RecordingHook()
+    many = fan_out(
+        acting(hiding).bind(name="act"), over=range_of(3), reads=[], into="outs", take="result",
+        on_error="collect",
+    )  # fmt: skip
+    with pytest.raises(StoreFailed):
+        await kept_by(Failing(), many, hook).run({})
+    hook.assert_paired()
+
+
+class Guard(Hook):
+    """Fails on the n-th event of a kind of a child."""
+
+    def __init__(self, method: str, at: int) -> None:
+        self.method = method
+        self.left = at
+
+    def hear(self, method: str, event: Any) -> None:
+        of_a_child = event.depth == (0 if method.startswith("on_child") else 1)
+        if method == self.method and of_a_child:
+            self.left -= 1
+            if self.left == 0:
+                raise LookupError(method)
+
+    def on_child_started(self, event: Any) -> None:
+        self.hear("on_child_started", event)
+
+    def on_run_started(self, event: Any) -> None:
+        self.hear("on_run_started", event)
+
+    def on_step_started(self, event: Any) -> None:
+        self.hear("on_step_started", event)
+
+    def on_step_ended(self, event: Any) -> None:
+        self.hear("on_step_ended", event)
+
+    def on_state_updated(self, event: Any) -> None:
+        self.hear("on_state_updated", event)
+
+    def on_run_ended(self, event: Any) -> None:
+        self.hear("on_run_ended", event)
+
+    def on_child_ended(self, event: Any) -> None:
+        self.hear("on_child_ended", event)
+
+
+METHODS = [name for name in vars(Guard) if name.startswith("on_")]
+
+
+@pytest.mark.parametrize("body", [many_children, swallowing, hiding])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("at", [1, 5])
+async def test_a_guard_that_fails_ends_the_run_whatever_the_action_does(
+    body: Body, method: str, at: int
+):
+    hook, store = RecordingHook(), Keeping()
+    async with no_leaks():
+        with pytest.raises(LookupError if body is hiding else HookFailed):
+            await kept_by(store, acting(body), Guard(method, at), hook).run({})
+    hook.assert_paired()
+    assert set(store.children.values()) == {1}
+    assert {e.outcome.run_id for e in hook.of(ChildEnded)} == set(store.children)
+
+
+async def test_a_spurious_cancellation_fails_its_child_alone():
+    @action(writes=["out"])
+    async def spoilt() -> None:
+        await checkpoint()
+        kind = anyio.get_cancelled_exc_class()
+        if kind is trio.Cancelled:
+            raise getattr(kind, "_create")(source="explicit")  # noqa: B009 # private
+        raise kind
+
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f") as group:
+            group.start(spoilt, key="spoilt")
+            group.start(leaf, {"item": 1}, key="well")
+            outcomes = {outcome.key: outcome async for outcome in group}
+        assert isinstance(outcomes["well"], Done)
+        spoilt_one = outcomes["spoilt"]
+        assert isinstance(spoilt_one, Failed)
+        assert isinstance(spoilt_one.error, SpuriousCancel)
+
+    await result_of(body)
+
+
+@pytest.mark.parametrize("where", ["looping", "sleeping", "leaving"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+async def test_an_interrupt_in_a_child_comes_bare_out_of_run(
+    where: str, kind: type[BaseException]
+):
+    hook = RecordingHook()
+
+    @action(writes=["out"])
+    async def interrupts() -> None:
+        await anyio.sleep(1)
+        raise kind("now")
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.start(interrupts)
+            group.start_each(leaf, over=[100, 200])
+            if where == "looping":
+                async for _ in group:
+                    pass
+            if where == "sleeping":
+                await anyio.sleep(2)
+
+    async with no_leaks():
+        with pytest.raises(kind, match="now"):
+            await Application(acting(body), hooks=[hook]).run()
+    hook.assert_paired()
+
+
+# -- what is told and saved ------------------------------------------------------------------------
+
+
+async def busy(context: Context) -> list[Any]:
+    """A map, a cancelled race inside of it, and a frontier, all at once."""
+    async with context.fan_out(name="map", limits=Limits(2)) as group:
+        group.start_each(leaf, over=[1, 2, 13, 1])
+        async with context.fan_out(name="race") as race:
+            race.start_each(leaf, over=[1, 3, 2], key=str)
+            race.start(Graph.chain(quick, leaf, name="two steps"), {"item": 1})
+            winner = await anext(race)
+            race.cancel(f"{winner.key} was first")
+        keys: list[Any] = [winner.key]
+        async with context.fan_out(name="frontier") as frontier:
+            frontier.start(quick, {"item": 0}, key=0)
+            async for outcome in frontier:
+                keys.append(outcome.key)
+                if isinstance(outcome.key, int) and outcome.key < 3:
+                    frontier.start(quick, {"item": 0}, key=outcome.key + 1)
+        keys += [outcome.position async for outcome in group]
+    return keys
+
+
+@pytest.mark.parametrize("waits", [None, checkpoint], ids=["", "slow"])
+async def test_events_are_paired_and_ordered_and_every_child_is_saved_once(waits: Any):
+    watched = Watched(acting(busy), waits=waits)
+    async with no_leaks():
+        state = await watched.go({})
+    watched.check()
+    assert sorted(state["result"][1:], key=str) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len(watched.store.children) == 12
+    steps = Counter(e.outcome.path.step for e in watched.of(ChildEnded))
+    assert steps == {"act/map": 4, "act/race": 4, "act/frontier": 4}
+    assert {e.step for e in watched.of(ChildStarted)} == {"act"}
+    two_steps = next(e.outcome for e in watched.of(ChildEnded) if e.outcome.act == "two steps")
+    assert len(watched.store.saved[two_steps.run_id]) in (1, 2)
+
+
+async def test_children_that_never_began_are_told_to_nobody():
+    hook, store = RecordingHook(), Keeping()
+
+    async def body(context: Context) -> int:
+        async with context.fan_out(name="f", limits=Limits(1)) as group:
+            for n in range(3):
+                group.start(never, key=n)
+            await checkpoint()
+            await checkpoint()
+            await checkpoint()
+            group.cancel()
+            return len(await drained(group))
+
+    result = await kept_by(store, acting(body), hook).run({})
+    hook.assert_paired()
+    assert result.state["result"] == 3
+    assert len(store.children) == len(hook.of(ChildEnded)) <= 1
+    assert result.outcomes("act/f").cancelled == 3
+
+
+# -- many ------------------------------------------------------------------------------------------
+
+
+def many_at_once(count: int, *, started_each: bool) -> Act:
+    async def body(context: Context) -> int:
+        done = 0
+        async with context.fan_out(name="f") as group:
+            if started_each:
+                group.start_each(quick, over=range(count))
+            else:
+                for n in range(count):
+                    group.start(quick, {"item": n})
+            async for outcome in group:
+                done += isinstance(outcome, Done)
+        return done
+
+    return acting(body)
+
+
+def peak_of(count: int) -> int:
+    gc.collect()
+    tracemalloc.start()
+    try:
+        result = run_virtual(Application(many_at_once(count, started_each=True)).run)
+        assert result.state["result"] == count
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_follows_what_is_in_flight():
+    per_key = 200  # bytes: that a key was used is a result
+    assert peak_of(3000) - peak_of(300) < 2700 * per_key + 100_000
+
+
+@pytest.mark.slow
+def test_memory_of_ten_thousand_follows_what_is_in_flight():
+    per_key = 200
+    assert peak_of(10_000) - peak_of(1_000) < 9_000 * per_key + 100_000
+
+
+@pytest.mark.parametrize("started_each", [True, False])
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+async def test_the_work_grows_with_the_number_of_children(count: int, *, started_each: bool):
+    """Counted in calls of Python functions, which no other process can slow down."""
+    import sys
+
+    async def calls(count: int) -> int:
+        made = 0
+
+        def profile(frame: Any, event: str, argument: Any) -> None:
+            nonlocal made
+            made += event in ("call", "c_call")
+
+        app = Application(many_at_once(count, started_each=started_each))
+        sys.setprofile(profile)
+        try:
+            await app.run()
+        finally:
+            sys.setprofile(None)
+        return made
+
+    few, many = await calls(count // 10), await calls(count)
+    assert many < 12 * few
+
+
+# -- callers that go away --------------------------------------------------------------------------
+
+
+def one_map() -> Act:
+    @action(reads=[], writes=["result"], name="act")
+    async def act(context: Context) -> int:
+        count = 0
+        async with context.fan_out(name="map", limits=Limits(2)) as group:
+            group.start_each(leaf, over=[1, 2, 13, 1])
+            async for outcome in group:
+                count += isinstance(outcome, Done)
+        return count
+
+    return act
+
+
+def nested_groups() -> Act:
+    inner = acting(nested_body, reads=["item"])
+
+    async def body(context: Context) -> int:
+        total = 0
+        async with context.fan_out(name="outer", limits=Limits(2)) as group:
+            group.start_each(inner, over=[1, 2])
+            async for outcome in group:
+                total += outcome.value if isinstance(outcome, Done) else 0
+        return total
+
+    return acting(body)
+
+
+async def nested_body(context: Context) -> int:
+    async with context.fan_out(name="inner", limits=Limits(2)) as group:
+        group.start_each(leaf, over=[0, 1, 2])
+        return len(await drained(group))
+
+
+async def frontier_body(context: Context) -> int:
+    count = 0
+    async with context.fan_out(name="frontier", limits=Limits(3)) as group:
+        group.start(leaf, {"item": 1}, key=1)
+        async for outcome in group:
+            count += 1
+            for n in (2 * int(outcome.key), 2 * int(outcome.key) + 1):
+                if n < 7:
+                    group.start(leaf, {"item": n % 2}, key=n)
+    return count
+
+
+async def race_body(context: Context) -> Any:
+    async with context.fan_out(name="race") as group:
+        group.start_each(leaf, over=Pulled(6)("async"))
+        first = await anext(group)
+        group.cancel("have one")
+    return first.position
+
+
+async def timed_body(context: Context) -> int:
+    """Timeouts around one wait, and around a group; the next group is not touched by them."""
+    count = 0
+    async with context.fan_out(name="a") as group:
+        group.start_each(leaf, over=[1, 2])
+        while count < 2:
+            with anyio.move_on_after(0.75):
+                await anext(group)
+                count += 1
+    with anyio.move_on_after(1):
+        async with context.fan_out(name="b") as group:
+            group.start_each(leaf, over=[2, 3])
+    async with context.fan_out(name="c") as group:
+        group.start(leaf, {"item": 1})
+    return count
+
+
+async def unconsumed_body(context: Context) -> None:
+    async with context.fan_out(name="f") as group:
+        group.start_each(leaf, over=[1, 2, 1])
+
+
+SCENARIOS: dict[str, Callable[[], Act]] = {
+    "map": one_map,
+    "nested": nested_groups,
+    "frontier": lambda: acting(frontier_body),
+    "race": lambda: acting(race_body),
+    "timeouts": lambda: acting(timed_body),
+    "unconsumed": lambda: acting(unconsumed_body),
+    "busy": lambda: acting(busy),
+    "among others": lambda: fan_out(
+        acting(frontier_body), over=range_of(2), reads=[], into="outs", take="result"
+    ),
+}
+every_scenario = pytest.mark.parametrize("name", SCENARIOS)
+every_way = pytest.mark.parametrize(
+    "how", [("asyncio", "scope"), ("asyncio", "native"), ("trio", "scope")], ids=" ".join
+)
+
+
+def sweep(name: str, how: tuple[Any, Any], waits: Any, seed: int | None, limit: int | None) -> int:
+    whole: State | None = None
+
+    async def scenario(attempt: Attempt) -> None:
+        nonlocal whole
+        watched = Watched(SCENARIOS[name](), waits=waits)
+        ending = await attempt(watched.go, {})
+        watched.check()
+        if ending.place == 0:
+            whole = ending.result
+        if watched.run is None:
+            assert ending.cancelled
+        elif watched.run.status == "succeeded":
+            assert watched.state == whole
+        else:
+            assert ending.cancelled
+            assert watched.run.status == "cancelled"
+
+    backend, kind = how
+    return cancel_everywhere(scenario, backend=backend, how=kind, seed=seed, limit=limit)
+
+
+@every_scenario
+@every_way
+def test_cancelled_at_some_places(name: str, how: tuple[Any, Any]):
+    assert sweep(name, how, waits=None, seed=1, limit=20) > 5
+
+
+async def nap() -> None:
+    await anyio.sleep(0.25)
+
+
+@pytest.mark.slow
+@every_scenario
+@every_way
+@pytest.mark.parametrize("waits", [None, checkpoint, nap], ids=["", "slow", "slower"])
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_cancelled_everywhere(name: str, how: tuple[Any, Any], waits: Any, seed: int | None):
+    assert sweep(name, how, waits, seed, limit=None) > 5

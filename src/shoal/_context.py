@@ -5,8 +5,8 @@ Invariants:
   native cancel of the action reaches only its waits, never the group.
 - Structured. The block is left only after all children have ended, cleanup included.
 - An attempt that is inside the block holds no slots: it can't be what its children wait for.
-- Lazy. ``start_each`` pulls an element only while children in flight, elements that wait for a child
-  and outcomes that the action has not consumed are together fewer than the limit. So a slow
+- Lazy. ``start_each`` pulls an element only while the children that are in flight or wait for room,
+  and the outcomes that the action has not consumed, are together fewer than the limit. So a slow
   consumer slows the source down.
 - A save or a guarding hook that fails ends the step, also where the action hides it.
 """
@@ -617,7 +617,8 @@ class _Started:
         return len(self._single) + sum(each.left() for each in self._each)
 
     def waiting(self) -> int:
-        return self._children.unconsumed + sum(each.waiting() for each in self._each)
+        pulled = sum(each.waiting() for each in self._each)
+        return self._children.unconsumed + len(self._single) + pulled
 
     def dry(self) -> bool:
         return self._closed and self.is_exhausted
