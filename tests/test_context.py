@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
+import inspect
 import math
+import sys
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
@@ -45,7 +48,7 @@ from shoal import (
     SpanStarted,
     SpuriousCancel,
     State,
-    StepEnded,
+    StateUpdated,
     StoreFailed,
     action,
     fan_out,
@@ -100,7 +103,9 @@ async def never() -> None:
 def acting(body: Body, **options: Any) -> Act:
     """An action ``act`` that does ``body`` and writes what it returns to ``result``."""
 
-    @action(**{"reads": [], "writes": ["result"], "name": "act", **options})
+    options = {"reads": [], "writes": ["result"], "name": "act", **options}
+
+    @action(**options)
     async def act(context: Context) -> Any:
         return await body(context)
 
@@ -122,6 +127,12 @@ async def result_of(body: Body, state: Mapping[str, Any] | None = None, **option
 
 async def drained(group: ChildGroup) -> list[Outcome]:
     return [outcome async for outcome in group]
+
+
+def values(outcomes: list[Outcome]) -> list[Any]:
+    """Return the values of those that are Done, in the order in which they were started."""
+    ordered = sorted(outcomes, key=lambda outcome: outcome.position)
+    return [outcome.value for outcome in ordered if isinstance(outcome, Done)]
 
 
 def kinds(outcomes: list[Outcome]) -> dict[Any, str]:
@@ -183,7 +194,8 @@ async def test_children_inherit_the_deadline_around_the_block_that_started_them(
             async with context.fan_out(name="f") as group:
                 with anyio.fail_after(3):  # around the start, not around the children
                     group.start(acting(within))
-                return (await anext(group)).value  # pyright: ignore[reportAttributeAccessIssue]
+                (found,) = values([await anext(group)])
+                return found
 
     start = anyio.current_time()
     assert await result_of(body) == [start + 7, start + 7]
@@ -220,7 +232,7 @@ class Spans(Hook):
             raise LookupError(on)
 
     @contextmanager
-    def around_span(self, event: SpanStarted) -> Iterator[None]:
+    def around_span(self, event: SpanStarted) -> Generator[None]:
         self.fail(f"enter {event.name}")
         self.log.append(f"{self.name}<{event.name} {dict(event.attributes)}")
         try:
@@ -353,7 +365,7 @@ async def test_start_is_plain_and_never_waits_and_only_the_limit_run_at_once():
             assert alive == 0
             outcomes = await drained(group)
         assert anyio.current_time() == start + 4
-        return [o.value for o in sorted(outcomes, key=lambda o: o.position) if isinstance(o, Done)]
+        return values(outcomes)
 
     assert await result_of(body) == list(range(10))
     assert peak == 3
@@ -473,9 +485,11 @@ async def test_without_keys_positions_name_the_children():
         async with context.fan_out(name="f") as group:
             group.start(quick, {"item": "a"})
             group.start_each(quick, over=["b", "c"])
-            return sorted((o.key, o.position, o.value) for o in await drained(group))  # pyright: ignore
+            outcomes = await drained(group)
+        assert all(outcome.key == outcome.position for outcome in outcomes)
+        return values(outcomes)
 
-    assert await result_of(body) == [(0, 0, "a"), (1, 1, "b"), (2, 2, "c")]
+    assert await result_of(body) == ["a", "b", "c"]
 
 
 async def test_what_cannot_be_started_is_refused_at_once_and_harms_nobody():
@@ -526,15 +540,11 @@ async def test_inputs_of_a_task_count_before_those_of_the_run():
             group.start(show, inputs={"a": "task"})
             group.start(show)
             group.start(show.bind(a="bound"), inputs={"c": "task"})
-            return sorted((o.position, o.value) for o in await drained(group))  # pyright: ignore
+            return values(await drained(group))
 
     app = Application(Graph.chain(show.bind(name="first"), acting(body)))
     result = await app.run(inputs={"a": "run", "b": "run"})
-    assert result.state["result"] == [
-        (0, "task run default"),
-        (1, "run run default"),
-        (2, "run run task"),
-    ]
+    assert result.state["result"] == ["task run default", "run run default", "run run task"]
 
 
 # -- what a child sees -----------------------------------------------------------------------------
@@ -615,8 +625,7 @@ async def test_the_parents_state_changes_once_when_the_action_returns():
             return len(await drained(group))
 
     result = await Application(acting(body), hooks=[hook]).run({"out": "mine"})
-    own = [event.update.number for event in hook.events if type(event).__name__ == "StateUpdated"
-           and event.depth == 0]  # fmt: skip # pyright: ignore
+    own = [event.update.number for event in hook.of(StateUpdated) if event.depth == 0]
     assert own == [1]
     assert result.state.to_plain() == {"out": "mine", "result": 5}
 
@@ -655,7 +664,7 @@ class Pulled:
             case _:
                 return self.generate_slowly()
 
-    def generate(self) -> Iterator[int]:
+    def generate(self) -> Generator[int]:
         try:
             while self.stop is None or self.count < self.stop:
                 self.count += 1
@@ -797,7 +806,7 @@ async def test_an_infinite_source_is_closed_on_every_way_out(kind: str, way: str
     with suppress(LookupError), anyio.move_on_after(3):
         await result_of(body)
     if kind == "sync":
-        assert source.gi_frame is None
+        assert inspect.getgeneratorstate(source) == "GEN_CLOSED"
     else:
         assert pulled.closed or not pulled.count
         with pytest.raises(StopAsyncIteration):
@@ -819,7 +828,7 @@ async def test_a_source_that_raises_fails_the_group_and_is_raised_in_the_action(
             if consumes:
                 with pytest.raises(LookupError, match="source"):
                     async for outcome in group:
-                        seen.append(outcome)
+                        seen.append(outcome)  # noqa: PERF401 # it fails in the end
                 with pytest.raises(BadUse, match="LookupError"):
                     group.start(quick, {"item": 1})
 
@@ -878,8 +887,8 @@ async def test_a_source_that_fails_to_close_hides_no_outcome():
             group.cancel("enough")
             with suppress(LookupError):
                 async for outcome in group:
-                    seen.append(outcome)
-            assert rest.gi_frame is None  # pyright: ignore[reportAttributeAccessIssue]
+                    seen.append(outcome)  # noqa: PERF401 # it fails in the end
+            assert inspect.getgeneratorstate(rest) == "GEN_CLOSED"
 
     with pytest.raises(LookupError, match="closing"):
         await Application(acting(body), hooks=[hook]).run()
@@ -939,7 +948,7 @@ async def test_a_loop_can_be_resumed_after_more_was_started():
             group.start(leaf, {"item": 1}, key="a")
             found.append([o.key for o in await drained(group)])
             group.start_each(quick, over=["b", "c"], key=str)
-            found.append(sorted(o.key for o in await drained(group)))  # pyright: ignore
+            found.append(sorted(kinds(await drained(group))))
             group.start(leaf, {"item": 1}, key="d")
             found.append((await anext(group)).key)
         return found
@@ -992,8 +1001,7 @@ async def test_two_consumers_at_once_are_refused():
                 nonlocal refused
                 try:
                     await drained(group)
-                except BadUse as error:
-                    assert "by two tasks at once" in str(error)
+                except BadUse:
                     refused += 1
 
             async with anyio.create_task_group() as tasks:
@@ -1007,7 +1015,9 @@ async def test_two_consumers_at_once_are_refused():
 
 
 @pytest.mark.parametrize("how", ["scope", "native"])
-async def test_one_that_is_interrupted_in_its_wait_misses_nothing(how: str, anyio_backend_name: str):
+async def test_one_that_is_interrupted_in_its_wait_misses_nothing(
+    how: str, anyio_backend_name: str
+):
     if how == "native" and anyio_backend_name == "trio":
         return
 
@@ -1234,9 +1244,11 @@ async def test_a_child_that_swallows_its_cancellation_ends_well():
             group.start(never)
             await anyio.sleep(1)
             group.cancel("enough")
-            return [o.value if isinstance(o, Done) else o.reason async for o in group]  # pyright: ignore
+            outcomes = await drained(group)
+        assert [o.reason for o in outcomes if isinstance(o, Cancelled)] == ["enough"]
+        return values(outcomes)
 
-    assert sorted(await result_of(body)) == ["anyway", "enough"]
+    assert await result_of(body) == ["anyway"]
 
 
 # -- several groups, and who their children are ----------------------------------------------------
@@ -1264,7 +1276,7 @@ async def test_two_groups_in_one_action(how: str):
                 group.start_each(leaf, over=range(base, base + 4), key=int)
                 if inside is not None:
                     await inside(context)
-                found[name] = sorted(o.key for o in await drained(group))  # pyright: ignore
+                found[name] = sorted(kinds(await drained(group)))
 
         match how:
             case "sequential":
@@ -1351,10 +1363,8 @@ async def test_the_ids_of_children_depend_on_run_step_visit_name_act_and_key_alo
             (turn, note), (note, turn, when(lambda turn: turn < 3)), (note, END), entry=turn
         )
 
-    async def run(name: str = "looping", id: str = "root") -> RunResult[Any]:
-        return await Application(loop(name)).run(
-            {"turn": 0}, id=id, inputs={"seen": ids}
-        )
+    async def run(name: str = "looping", run_id: str = "root") -> RunResult[Any]:
+        return await Application(loop(name)).run({"turn": 0}, id=run_id, inputs={"seen": ids})
 
     result = await run()
     assert len(ids) == 3
@@ -1364,7 +1374,7 @@ async def test_the_ids_of_children_depend_on_run_step_visit_name_act_and_key_alo
     await run()
     assert ids == first, "the same run has the same children"
     ids[:] = []
-    await run(id="another")
+    await run(run_id="another")
     await run("other")
     assert len({child for each in (*first, *ids) for child in each}) == 18
 
@@ -1399,8 +1409,6 @@ async def test_recursion_that_never_ends_is_refused():
 
 
 async def test_children_have_context_variables_of_their_own():
-    import contextvars
-
     variable = contextvars.ContextVar("variable", default="none")
 
     @action(reads=["item"], writes=["out"])
@@ -1744,9 +1752,7 @@ async def test_a_spurious_cancellation_fails_its_child_alone():
 
 @pytest.mark.parametrize("where", ["looping", "sleeping", "leaving"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-async def test_an_interrupt_in_a_child_comes_bare_out_of_run(
-    where: str, kind: type[BaseException]
-):
+async def test_an_interrupt_in_a_child_comes_bare_out_of_run(where: str, kind: type[BaseException]):
     hook = RecordingHook()
 
     @action(writes=["out"])
@@ -1873,7 +1879,6 @@ def test_memory_of_ten_thousand_follows_what_is_in_flight():
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 async def test_the_work_grows_with_the_number_of_children(count: int, *, started_each: bool):
     """Counted in calls of Python functions, which no other process can slow down."""
-    import sys
 
     async def calls(count: int) -> int:
         made = 0
@@ -1996,7 +2001,7 @@ def sweep(name: str, how: tuple[Any, Any], waits: Any, seed: int | None, limit: 
     async def scenario(attempt: Attempt) -> None:
         nonlocal whole
         watched = Watched(SCENARIOS[name](), waits=waits)
-        ending = await attempt(watched.go, {})
+        ending = await attempt(watched.go, dict[str, Any]())
         watched.check()
         if ending.place == 0:
             whole = ending.result

@@ -27,7 +27,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, NoReturn, Self, final
+from typing import Any, NoReturn, Self, cast, final
 
 import anyio
 
@@ -174,7 +174,7 @@ class Context:
             msg = f"context.fan_out(limits=...) takes Limits(n), not {limits!r}"
             raise DefinitionError(msg)
         self._names.add(name)
-        return ChildGroup(self, self._run, self._action, self._seat, name, limits or Limits())
+        return ChildGroup(self, name, limits or Limits())
 
     @property
     def is_over(self) -> bool:
@@ -213,21 +213,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         True
     """
 
-    def __init__(
-        self,
-        context: Context,
-        run: Run,
-        action: FunctionAction[..., Any],
-        seat: Seat | None,
-        name: str,
-        limits: Limits,
-    ) -> None:
+    def __init__(self, context: Context, name: str, limits: Limits) -> None:
         """Use ``context.fan_out``."""
         self._context = context
-        self._run = run
-        self._action = action
-        self._seat = seat
-        self.name: str = f"{action.name}/{name}"
+        self._run = context._run
+        self._action = context._action
+        self._seat = context._seat
+        self.name: str = f"{context.step}/{name}"
         self._limit = limits.n
         self._source = _Started(self)
         self._ledger = Ledger()
@@ -404,7 +396,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             msg = f"group.start(act, state) takes a mapping of fields to values, not {brief(state)}"
             raise DefinitionError(msg)
         if isinstance(given, State):
-            given = dict(given)  # what the action may read: asking for more would be refused
+            # what the action may read: asking for more would be refused
+            given = dict(cast("State[Any]", given))
         kind = self._kind(act, given, inputs)
         self._source.add(kind, key, given)
         group.engage()
