@@ -1103,6 +1103,40 @@ async def test_leaving_by_an_exception_cancels_awaits_cleanup_and_keeps_it_bare(
     assert reasons == [f"the action raised {raises!r}"] * 2  # one place is that of the failure
 
 
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("where", ["in the block", "in leaving it"])
+async def test_a_timeout_around_the_block_in_the_action(
+    anyio_backend_name: str, where: str, *, native: bool
+):
+    if native and anyio_backend_name == "trio":
+        return
+
+    async def block(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.start_each(leaf, over=[1, 100, 200])
+            if where == "in the block":
+                await anyio.sleep(math.inf)
+
+    async def body(context: Context) -> float:
+        with pytest.raises(TimeoutError):
+            if native:
+                async with asyncio.timeout(2):
+                    await block(context)
+            else:
+                with anyio.fail_after(2):
+                    await block(context)
+        return anyio.current_time()
+
+    hook = RecordingHook()
+    start = anyio.current_time()
+    async with no_leaks():
+        result = await Application(acting(body), hooks=[hook]).run()
+    assert result.state["result"] == start + 2.25
+    ledger = result.outcomes("act/f")
+    assert (ledger.done, ledger.cancelled) == (1, 2)
+    hook.assert_paired()
+
+
 # -- cancelling by hand ----------------------------------------------------------------------------
 
 
@@ -1726,6 +1760,22 @@ async def test_a_guard_that_fails_ends_the_run_whatever_the_action_does(
     hook.assert_paired()
     assert set(store.children.values()) == {1}
     assert {e.outcome.run_id for e in hook.of(ChildEnded)} == set(store.children)
+
+
+async def test_outcomes_that_a_failing_guard_was_told_of_still_come():
+    hook = RecordingHook()
+    seen: list[str] = []
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.start_each(quick, over=range(5))
+            async for outcome in group:
+                seen.append(outcome.run_id)  # noqa: PERF401 # it fails in the end
+
+    with pytest.raises(HookFailed):
+        await Application(acting(body), hooks=[Guard("on_child_ended", 1), hook]).run()
+    assert seen
+    assert sorted(seen) == sorted(event.outcome.run_id for event in hook.of(ChildEnded))
 
 
 async def test_a_spurious_cancellation_fails_its_child_alone():
