@@ -353,7 +353,7 @@ every_scenario = pytest.mark.parametrize(
         ("collecting", checkpoint),
         ("within", None),
         ("by hand", None),
-        ("by hand", checkpoint),
+        pytest.param("by hand", checkpoint, marks=pytest.mark.slow),
     ],
     ids=["flat", "nested", "slow nested", "slow collecting", "within", "by hand", "slow by hand"],
 )
