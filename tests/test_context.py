@@ -956,6 +956,19 @@ async def test_a_loop_can_be_resumed_after_more_was_started():
     assert await result_of(body) == [["a"], ["b", "c"], "d"]
 
 
+@every_source
+async def test_elements_may_be_started_long_after_the_block_began(kind: str):
+    async def body(context: Context) -> Any:
+        async with context.fan_out(name="f", limits=Limits(2)) as group:
+            await anyio.sleep(1)
+            group.start_each(quick, over=Pulled(3)(kind))
+            first = await drained(group)
+            group.start_each(quick, over=Pulled(3)(kind))
+            return values(first + await drained(group))
+
+    assert await result_of(body) == [1, 2, 3, 1, 2, 3]
+
+
 async def test_a_frontier_by_hand():
     """Each outcome starts more, inside of the loop."""
 
