@@ -5,12 +5,16 @@ Invariants:
   native cancel of the action reaches only its waits, never the group.
 - Structured. The block is left only after all children have ended, cleanup included.
 - An attempt that is inside the block holds no slots: it can't be what its children wait for.
-- A child is in flight until its end is saved; one that ``start_each`` pulled also until the action
-  has consumed its outcome, so a slow consumer slows the source down.
+- Lazy. ``start_each`` pulls an element only while the children that are in flight or wait for room,
+  and the outcomes that the action has not consumed, are together fewer than the limit. So a slow
+  consumer slows the source down.
+- A save or a guarding hook that fails ends the step, also where the action hides it.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import deque
 from collections.abc import (
     AsyncIterable,
@@ -21,15 +25,15 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, NoReturn, Self, final
+from typing import Any, NoReturn, Self, cast, final
 
 import anyio
 
 from ._action import Act, FunctionAction, require_plain
 from ._cancel import cancelled, ki_protected
-from ._errors import BadKey, BadUse, DefinitionError, brief
+from ._errors import BadKey, BadUse, DefinitionError, brief, note
 from ._events import Failed, Outcome, SpanStarted
 from ._graph import Graph, as_graph
 from ._group import Dropped, Feed, Group
@@ -39,7 +43,10 @@ from ._parallel import check_depth, child_setting, narrowed
 from ._policy import Limits
 from ._ports import Hosted, Seat
 from ._run import Run
-from ._source import Elements, Entry, Kind
+from ._source import Elements, Entry, Kind, Room
+from ._state import State
+
+logger = logging.getLogger("shoal")
 
 
 @final
@@ -61,6 +68,8 @@ class Context:
         self._action = action
         self._seat = seat
         self._names: set[str] = set()  # of fan-outs
+        # Asked here, for a thread has no scopes to ask.
+        self._fixed_deadline = anyio.current_effective_deadline() if action.in_thread else None
 
     @property
     def path(self) -> RunPath:
@@ -101,9 +110,13 @@ class Context:
     def deadline(self) -> float:
         """When the action will be cancelled, on the clock of ``anyio.current_time()``.
 
-        In seconds; ``math.inf`` if no deadline is known. Those of the scopes around ``run`` count.
+        In seconds; ``math.inf`` if no deadline is known. Those of the scopes around ``run`` count,
+        and around the ``context.fan_out`` that started the run.
         """
-        return min(anyio.current_effective_deadline(), self._run.setting.execution.deadline)
+        deadline = self._fixed_deadline
+        if deadline is None:
+            deadline = anyio.current_effective_deadline()
+        return min(deadline, self._run.setting.deadline)
 
     @contextmanager
     def span(self, name: str, **attributes: object) -> Generator[None]:
@@ -161,7 +174,12 @@ class Context:
             msg = f"context.fan_out(limits=...) takes Limits(n), not {limits!r}"
             raise DefinitionError(msg)
         self._names.add(name)
-        return ChildGroup(self._run, self._action, self._seat, name, limits or Limits())
+        return ChildGroup(self, name, limits or Limits())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the action has ended."""
+        return self._run.status is not None or self._run.current_step != self._action.name
 
     def __repr__(self) -> str:
         return f"<Context of {self._action.name!r} in {self._run.path!r}>"
@@ -195,19 +213,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         True
     """
 
-    def __init__(
-        self,
-        run: Run,
-        action: FunctionAction[..., Any],
-        seat: Seat | None,
-        name: str,
-        limits: Limits,
-    ) -> None:
+    def __init__(self, context: Context, name: str, limits: Limits) -> None:
         """Use ``context.fan_out``."""
-        self._run = run
-        self._action = action
-        self._seat = seat
-        self.name: str = f"{action.name}/{name}"
+        self._context = context
+        self._run = context._run
+        self._action = context._action
+        self._seat = context._seat
+        self.name: str = f"{context.step}/{name}"
         self._limit = limits.n
         self._source = _Started(self)
         self._ledger = Ledger()
@@ -215,6 +227,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._hosted: Hosted | None = None
         self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
         self._ended: deque[Outcome] = deque()  # not yet consumed
+        self._unsaved: list[Run] = []  # a batch that could not be saved
+        self._deadline = math.inf
         self._news: anyio.Event | None = None  # set while the action waits for an outcome
         self._delivered = 0
         self._over = False  # all have ended
@@ -228,8 +242,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """Begin: the action gives back its slots."""
         if self._hosted is not None:
             self._refuse("is entered a second time; call context.fan_out for another one")
+        if self._context.is_over:
+            self._refuse("is entered after the action has ended")
         check_depth(self._run, self.name)
         self._run.ledgers.setdefault(self.name, []).append(self._ledger)
+        self._deadline = self._context.deadline
         self._group = Group(self._run, self._source, self._limit)
         services = self._run.setting.services
         self._hosted = services.host(self._live, self._group.cancel)
@@ -255,9 +272,10 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         interruption = await self._hosted.wait()
         fatal = self._hosted.fatal
         if self._seat is not None:
-            if interruption is None and fatal is None and not cancelled():
+            going_on = interruption is None and fatal is None and not cancelled()
+            if going_on and isinstance(error, Exception | None):
                 await self._seat.regain()
-            else:
+            else:  # being cancelled, which must not wait
                 self._seat.reclaim()
         if fatal is not None:
             raise fatal  # nothing outranks a KeyboardInterrupt
@@ -285,34 +303,55 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         try:
             try:
                 await group.live(self._apply)
+            except Exception as error:  # noqa: BLE001 # raised where the action waits next
+                self._failure = error
             finally:
-                self._source.end()
-                await self._record_rest(group)
-        except Exception as error:  # noqa: BLE001 # raised where the action waits next
-            self._failure = self._failure or error
+                await self._wind_up(group)
         finally:
             self._over = True
-            self._tell()
+            self.tell()
 
     async def _apply(self, batch: list[Run]) -> None:
-        await self._run.commit((), self._run.data, unapplied=batch)
+        try:
+            await self._run.commit((), self._run.data, unapplied=batch)
+        except Exception:  # a failed save or hook
+            if self._run.setting.execution.unsaved:
+                self._unsaved = batch
+                raise
+            self._deliver(batch)
+            raise
         self._deliver(batch)
+
+    async def _wind_up(self, group: Group) -> None:
+        """Record and close what there is; what goes wrong in it must not hide what did before."""
+        try:
+            try:
+                await self._record_rest(group)
+            finally:
+                self._source.end()
+        except Exception as error:
+            if self._failure is None:
+                self._failure = error
+            else:
+                logger.exception("while fan-out %r of run %s ended", self.name, self._run.path.id)
+                note(self._failure, f"shoal: while the fan-out ended, {brief(error)} was raised")
 
     async def _record_rest(self, group: Group) -> None:
         """Record and deliver how those ended that were cancelled, or never began."""
-        late = sorted(group.inbox, key=lambda child: child.position)
+        late = sorted((*group.inbox, *self._unsaved), key=lambda child: child.position)
         group.inbox.clear()
-        if late:
-            if self._run.setting.execution.unsaved:
-                for child in late:
-                    child.lose()
-            try:
+        self._unsaved = []
+        try:
+            if late:
+                if self._run.setting.execution.unsaved:
+                    for child in late:
+                        child.lose()
                 await self._run.commit((), self._run.data, unapplied=late)
-            finally:
-                self._deliver(late)
-        for child in self._source.left_over():
-            child.cancel(group.reason)
-            self._deliver([child])
+        finally:
+            self._deliver(late)
+            for child in self._source.left_over():
+                child.cancel(group.reason)
+                self._deliver([child])
 
     def _deliver(self, batch: list[Run]) -> None:
         for child in batch:
@@ -321,9 +360,10 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._delivered += child.began
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Wake the action, if it waits for an outcome."""
         if self._news is not None:
             self._news.set()
             self._news = None
@@ -358,6 +398,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if not isinstance(given, Mapping):
             msg = f"group.start(act, state) takes a mapping of fields to values, not {brief(state)}"
             raise DefinitionError(msg)
+        if isinstance(given, State):
+            # what the action may read: asking for more would be refused
+            given = dict(cast("State[Any]", given))
         kind = self._kind(act, given, inputs)
         self._source.add(kind, key, given)
         group.engage()
@@ -401,7 +444,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """Cancel all children that have not ended, for ``reason``. Their outcomes still come."""
         if self._group is not None and not self._over:
             self._group.cancel(reason)
-            self._tell()
+            self.tell()
 
     def _kind(
         self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
@@ -419,7 +462,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         take = next(iter(graph.writes)) if len(graph.writes) == 1 else None
         reader = value_reader(take, self.name)
         visit = run.visit(self._action.name)
-        setting = child_setting(run, self.name, graph, reader, inputs, visit=visit)
+        setting = child_setting(
+            run, self.name, graph, reader, inputs, visit=visit, deadline=self._deadline
+        )
         return Kind(setting, base)
 
     def _check_open(self, what: str) -> Group:
@@ -462,9 +507,14 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         return outcome
 
     @property
-    def is_behind(self) -> bool:
-        """Whether so many outcomes wait to be consumed that no further elements are pulled."""
-        return not self._left and len(self._ended) >= self._limit
+    def unconsumed(self) -> int:
+        """Outcomes that the action has yet to consume; none once it has left the block."""
+        return 0 if self._left else len(self._ended)
+
+    def has_room(self) -> bool:
+        """Whether an element may be pulled."""
+        assert self._group is not None
+        return self._group.in_flight + self.unconsumed < self._limit
 
     @property
     def _is_idle(self) -> bool:
@@ -482,7 +532,7 @@ class _Started:
     def __init__(self, children: ChildGroup) -> None:
         self._children = children
         self._single: deque[Entry] = deque()
-        self._each: list[_Each] = []
+        self._each: deque[_Each] = deque()  # in turns: an infinite one lets others pass
         self._keys: set[tuple[str, Key]] = set()  # of each act
         self._position = 0
         self._closed = False
@@ -534,17 +584,37 @@ class _Started:
         if self._single:
             self.made += 1
             return _child(self._single.popleft())
-        self._each = [each for each in self._each if not each.dry()]
-        if not self._children.is_behind:
-            for each in self._each:
-                child = each.take()
-                if child is not None:
-                    self.made += child != "dropped"
-                    return child
+        if self._children.has_room():
+            child = self._take_in_turn()
+            if child is not None:
+                self.made += child != "dropped"
+                return child
+        self.tell_exhausted()
         return None
+
+    def _take_in_turn(self) -> Run | Dropped | None:
+        for _ in range(len(self._each)):
+            each = self._each[0]
+            child = each.take()
+            if each.dry():
+                self._each.popleft()
+            else:
+                self._each.rotate(-1)
+            if child is not None:
+                return child
+        return None
+
+    def tell_exhausted(self) -> None:
+        """Have the action hear it if nothing is left: it may wait for an outcome."""
+        if self.is_exhausted:
+            self._children.tell()
 
     def left(self) -> int:
         return len(self._single) + sum(each.left() for each in self._each)
+
+    def waiting(self) -> int:
+        pulled = sum(each.waiting() for each in self._each)
+        return self._children.unconsumed + len(self._single) + pulled
 
     def dry(self) -> bool:
         return self._closed and self.is_exhausted
@@ -553,9 +623,10 @@ class _Started:
         return [each for each in self._each if each.waits]
 
     def end(self) -> None:
-        """Close what is iterated."""
-        for each in self._each:
-            each.close()
+        """Close what is iterated, all of it, whatever one of them raises."""
+        with ExitStack() as closing:
+            for each in self._each:
+                closing.callback(each.close)
 
 
 @final
@@ -581,6 +652,12 @@ class _Each(Elements):
     def _entries(self, element: object) -> Sequence[Entry]:
         key = None if self._key_by is None else self._key_by(element)
         return (self._started_by.entry(self.kinds[0], key, element),)
+
+    async def feed(self, group: Room) -> None:
+        try:
+            await super().feed(group)
+        finally:
+            self._started_by.tell_exhausted()
 
 
 def _child(entry: Entry) -> Run:

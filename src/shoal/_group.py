@@ -77,6 +77,10 @@ class Source(Protocol):
         """Guess how many more ``take`` would make now; 0 only if none, for certain."""
         ...
 
+    def waiting(self) -> int:
+        """Count what takes up room besides the children in flight, before more is fed."""
+        ...
+
     def dry(self) -> bool:
         """Tell whether there will be no more, unless ``grow`` adds some."""
         ...
@@ -246,12 +250,17 @@ class Group:
         self._tell()
 
     def cancel(self, reason: str) -> None:
-        """End the group for ``reason``: cancel what is left. ``live`` then returns normally."""
+        """End the group for ``reason``: cancel what is left. ``live`` then returns normally.
+
+        The first reason counts.
+        """
         self._ended_by_hand = True
+        if self._closing:
+            return
         if self._tasks is None:
             self.reason = reason
             self._closing = True
-        elif not self._closing:
+        else:
             self._stop(None, reason)
 
     @property
@@ -441,7 +450,7 @@ class Group:
 
     async def wait_for_room(self) -> bool:
         """Wait until one more element can be used; return whether there is any use for more."""
-        while not self._closing and self.in_flight + self._source.left() >= self._limit:
+        while not self._closing and self.in_flight + self._source.waiting() >= self._limit:
             self._room = Event()
             await self._room.wait()
         return not self._closing

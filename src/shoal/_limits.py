@@ -6,7 +6,8 @@ Invariants:
 - Nobody waits who could start. So whoever finds room on arrival goes ahead of nobody.
 - First come, first served, among those that wait for the same limits; one that waits for a limit
   which is full lets those pass who don't need that one.
-- Only a running attempt holds slots. One that has lent its seat gets it back before new ones.
+- Only a running attempt holds slots. One that has lent its seat gets it back before new ones; where
+  its wait for that is interrupted, it goes on without, and has them as soon as there is room.
 - A slot is never lost: not when its attempt fails, is cancelled, or is cancelled in the very moment
   in which it is granted.
 """

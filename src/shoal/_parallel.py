@@ -223,6 +223,7 @@ def child_setting(
     inputs: Mapping[str, object] | None = None,
     *,
     visit: int | None = None,
+    deadline: float | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
 
@@ -248,6 +249,7 @@ def child_setting(
         visit=run.visit(step) if visit is None else visit,
         value_of=value_of,
         scopes=setting.scopes,
+        deadline=setting.deadline if deadline is None else deadline,
     )
 
 

@@ -122,7 +122,7 @@ class Seat(Protocol):
         ...
 
     async def wait(self) -> None:
-        """Wait until it holds them; cancelled meanwhile, it holds none."""
+        """Wait until it holds them, or is lent; interrupted meanwhile, it stays in line."""
         ...
 
     def leave(self) -> None:

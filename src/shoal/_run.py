@@ -72,6 +72,7 @@ class Setting:
 
     __slots__ = (
         "act",
+        "deadline",
         "execution",
         "gate",
         "graph",
@@ -99,6 +100,7 @@ class Setting:
         value_of: Callable[[Run], object] | None = None,
         scopes: tuple[object, ...] = (),
         gate: Callable[[str], Awaitable[None]] | None = None,
+        deadline: float | None = None,
     ) -> None:
         """Collect it.
 
@@ -113,12 +115,15 @@ class Setting:
             value_of: Reads a child's value off its final state.
             scopes: What limits the attempts of all of them: the runtime's and the application's.
             gate: Awaited before each step, with its name.
+            deadline: When they will be cancelled from outside, by the loop's clock; by default,
+                when the execution will be.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
         self.execution: Execution = execution
         self.services: Services = execution.services
         self.hooks: Hooks = execution.hooks
+        self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
         self.parent: RunPath | None = parent
         self.step: str = step
@@ -228,6 +233,11 @@ class Run:
         return 0 if self._visits is None else self._visits.get(step, 0)
 
     @property
+    def current_step(self) -> str | None:
+        """The step that has started and not ended; a child's last one stays."""
+        return self._step
+
+    @property
     def number(self) -> int:
         """The number of its last update; 0 before the first."""
         return self._head[0]
@@ -331,6 +341,8 @@ class Run:
                 change = await self._perform_watched(act)
             else:
                 change = await act.perform(self)
+            if hooks.failures:
+                raise hooks.failures[0]  # a guard failed; maybe the act has caught what that raised
             if setting.schema is not None:
                 change = setting.schema.checked(change, self._head[1], f"action {act.name!r}")
             if act.name in straight:

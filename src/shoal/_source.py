@@ -199,6 +199,10 @@ class Elements:
         hint = 0 if self._iterator is None else length_hint(self._iterator, sys.maxsize) or 1
         return hint + len(self._waiting)
 
+    def waiting(self) -> int:
+        """Count the elements that were pulled and have no child yet."""
+        return len(self._waiting)
+
     @property
     def known(self) -> int:
         """Elements that are known, for ``grow`` returned them, and have no child yet."""
