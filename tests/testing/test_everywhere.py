@@ -574,3 +574,33 @@ def test_eager_tasks_have_places_too():
 
     for how in ("scope", "native"):
         assert cancel_everywhere(scenario, how=how) >= 4
+
+
+@in_every_way
+def test_a_check_is_told_how_each_attempt_ended(sweep: Sweep):
+    endings: list[Ending[str]] = []
+
+    async def nap() -> str:
+        await anyio.sleep(1)
+        return "rested"
+
+    async def check(ending: Ending[str]) -> None:
+        await anyio.sleep(1)  # it may do what it likes: it isn't cancelled
+        endings.append(ending)
+
+    tried = sweep(nap, check)
+    assert [ending.place for ending in endings] == list(range(tried + 2))
+    assert (endings[0].cancelled, endings[0].result) == (False, "rested")
+    assert (endings[1].cancelled, endings[1].result) == (True, None)
+    assert any(ending.cancelled for ending in endings[2:-1])
+    assert not endings[-1].cancelled
+
+
+@in_every_way
+def test_a_check_that_fails_says_where(sweep: Sweep):
+    def check(ending: Ending[None]) -> None:
+        assert ending.place != 2, "wrong here"
+
+    with pytest.raises(AssertionError, match="wrong here") as caught:
+        sweep(partial(anyio.sleep, 1), check)
+    assert "having cancelled it at place 2" in note_of(caught.value)

@@ -17,8 +17,9 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from traceback import StackSummary
-from typing import Generic, Literal, TypeVar, TypeVarTuple, final
+from typing import Any, Generic, Literal, TypeVar, TypeVarTuple, final, overload
 
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint
@@ -167,8 +168,35 @@ def _swallowed(result: object) -> AssertionError:
     )
 
 
+@overload
+def cancel_everywhere(
+    scenario: Callable[[], Awaitable[_T]],
+    check: Callable[[Ending[_T]], object],
+    *,
+    backend: Literal["asyncio", "trio"] = "asyncio",
+    how: Literal["scope", "native"] = "scope",
+    seed: int | None = None,
+    limit: int | None = None,
+    only: int | None = None,
+) -> int: ...
+
+
+@overload
 def cancel_everywhere(
     scenario: Callable[[Attempt], Awaitable[object]],
+    check: None = None,
+    *,
+    backend: Literal["asyncio", "trio"] = "asyncio",
+    how: Literal["scope", "native"] = "scope",
+    seed: int | None = None,
+    limit: int | None = None,
+    only: int | None = None,
+) -> int: ...
+
+
+def cancel_everywhere(
+    scenario: Callable[..., Awaitable[Any]],
+    check: Callable[[Ending[Any]], object] | None = None,
     *,
     backend: Literal["asyncio", "trio"] = "asyncio",
     how: Literal["scope", "native"] = "scope",
@@ -178,21 +206,35 @@ def cancel_everywhere(
 ) -> int:
     """Runs a scenario again and again, cancelling it at a later place each time.
 
-    The scenario is a test of its own. It prepares what it needs, makes its one attempt, which is
-    what gets cancelled, and then asserts what has to hold however far that has come:
+    After each time ``check`` is told how it ended, and asserts what has to hold however far that
+    has come:
+
+    >>> accounts = {"mine": 10, "yours": 0}
+    >>> async def transfer() -> None:
+    ...     with anyio.CancelScope(shield=True):  # without it, 1 would be lost on the way
+    ...         accounts["mine"] -= 1
+    ...         await anyio.sleep(1)
+    ...         accounts["yours"] += 1
+    >>> def check(ending: Ending[None]) -> None:
+    ...     assert sum(accounts.values()) == 10
+    >>> cancel_everywhere(transfer, check)  # before it begins, while it sleeps, and after
+    3
+
+    Where there is something to prepare for each time, leave ``check`` out. The scenario is then a
+    test of its own: it prepares, makes its one attempt, which is what gets cancelled, and checks:
 
     >>> async def scenario(attempt: Attempt) -> None:
     ...     accounts = {"mine": 10, "yours": 0}
     ...
     ...     async def transfer() -> None:
-    ...         with anyio.CancelScope(shield=True):  # without it, 10 would be lost on the way
+    ...         with anyio.CancelScope(shield=True):
     ...             accounts["mine"] -= 10
     ...             await anyio.sleep(1)
     ...             accounts["yours"] += 10
     ...
     ...     await attempt(transfer)
     ...     assert sum(accounts.values()) == 10
-    >>> cancel_everywhere(scenario)  # before it begins, before the second has passed, and after
+    >>> cancel_everywhere(scenario)
     3
 
     It is called in a new event loop each time, under virtual time: first without cancelling, then
@@ -213,7 +255,10 @@ def cancel_everywhere(
     Threads are outside of virtual time: with them the places are not the same each time.
 
     Args:
-        scenario: called with an `Attempt`: ``await attempt(function, *args)``.
+        scenario: what is cancelled; without ``check``, called with an `Attempt`, for it to
+            ``await attempt(function, *args)``.
+        check: called with the `Ending`, in the same event loop, outside of what was cancelled; a
+            coroutine function is awaited.
         backend: "asyncio" or "trio".
         how: "scope": an anyio scope around the attempt is cancelled. "native": the attempt is a
             task, and ``asyncio.Task.cancel`` is called on it, once: that goes through shields.
@@ -235,11 +280,12 @@ def cancel_everywhere(
         raise ValueError('how="native" is asyncio\'s: on trio, choose how="scope"')
     if seed is None and backend == "trio":
         seed = 0
+    attempted = scenario if check is None else partial(_checked, scenario, check)
 
     def run(place: int) -> Attempt:
         attempt = Attempt(place, how)
         try:
-            run_virtual(scenario, attempt, backend=backend, seed=seed)
+            run_virtual(attempted, attempt, backend=backend, seed=seed)
         except BaseException as error:
             again = f"HINT: cancel_everywhere(..., only={place}) tries this place alone"
             error.add_note(
@@ -261,6 +307,14 @@ def cancel_everywhere(
             break
         tried += 1
     return tried
+
+
+async def _checked(
+    scenario: Callable[[], Awaitable[_T]], check: Callable[[Ending[_T]], object], attempt: Attempt
+) -> None:
+    pending = check(await attempt(scenario))
+    if isinstance(pending, Awaitable):
+        await pending
 
 
 def _places(total: int, limit: int | None) -> Iterable[int]:
