@@ -353,8 +353,10 @@ async def run_case(case: Case) -> str:
 
 
 def check(case: Case, end: str) -> None:
-    watched = case.watched
-    if end == "in doubt":  # an action cancelled its own task in the middle of a save
+    watched, run = case.watched, case.watched.run
+    in_doubt = run is not None and run.setting.execution.unsaved
+    assert in_doubt or end != "in doubt"
+    if in_doubt:  # an action cancelled its own task in the middle of a save
         watched.hook.assert_paired()
     else:
         watched.check()

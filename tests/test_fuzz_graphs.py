@@ -511,10 +511,14 @@ class Classes:
 
         class Base(ParallelAction):
             name = self.name
-            reads = sorted({"item", *line.graph.needed_by})
+            reads = sorted({"item"} | line.graph.reads)
             writes = (into, counted)
             on_error = self.on_error
             limits = Limits(limit)
+
+            @property
+            def needed_by(self) -> Mapping[str, str]:
+                return line.graph.needed_by  # others of its reads needn't be there
 
             def reduce(self, state: State, outcome: Done | Failed) -> State:
                 value = plain(outcome.state) if isinstance(outcome, Done) else "error"
@@ -592,7 +596,7 @@ class ByHand:
         keyed, each = random.random() < 0.5, random.random() < 0.5
 
         @action(
-            reads=sorted({"item", *line.graph.needed_by}), writes=[self.name], name=self.name,
+            reads=sorted({"item"} | line.graph.reads), writes=[self.name], name=self.name,
             limits=program.limit_of_action(self.name),
         )  # fmt: skip
         async def by_hand(state: State, context: Context) -> State:
@@ -798,10 +802,13 @@ def check_failures(watched: Watched) -> None:
                 pass
     run = RUNS.get(watched.id)
     for step, ledgers in () if run is None else run.ledgers.items():
+        if not any(name == step for name, _ in totals):
+            continue  # of a graph in this one, whose run tells
         for kind in ("Done", "Failed", "Cancelled", "Skipped"):
             counted = sum(getattr(ledger, kind.lower()) for ledger in ledgers)
-            if any(name == step for name, _ in totals):
-                assert counted == totals[step, kind], (step, kind)
+            told = totals[step, kind]
+            never_began = kind == "Cancelled" and "/" in step  # of what an action has started
+            assert counted >= told if never_began else counted == told, (step, kind)
 
 
 @pytest.mark.timeout(60)
