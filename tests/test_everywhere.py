@@ -149,7 +149,8 @@ def loop() -> Graph:
     """The fan-out's second visit runs everything anew, into an empty collection."""
     step = fan_out(sleeper, over="n", key=str, into="out")
     again = when(lambda turn: turn < 2)
-    return Graph((step, next_turn), (next_turn, step, again), (next_turn, first), (first, last))
+    ways = (step, next_turn), (next_turn, step, again), (next_turn, first), (first, last)
+    return Graph(*ways, entry=step)
 
 
 def in_a_node() -> Graph:
