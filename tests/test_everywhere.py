@@ -7,7 +7,7 @@ child ends once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Literal
 
@@ -190,37 +190,41 @@ APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
 # -- how they are run ------------------------------------------------------------------------------
 
 
-async def run(watched: Watched, fields: dict[str, object]) -> State:
+async def run(watched: Watched, fields: Mapping[str, object]) -> State:
     return await watched.go(fields)
 
 
-async def read_all(watched: Watched, fields: dict[str, object]) -> State:
+async def read_all(watched: Watched, fields: Mapping[str, object]) -> State:
     """Open it, and read every event through a tiny buffer."""
     async for _ in reading(watched, fields):
         pass
     return watched.state
 
 
-async def read_some(watched: Watched, fields: dict[str, object]) -> None:
+async def read_some(watched: Watched, fields: Mapping[str, object]) -> None:
     """Open it, and leave early: the run is cancelled, and ends before the block does."""
+    left = 4
     async with aclosing(reading(watched, fields)) as events:
         async for _ in events:
-            if len(watched.hook.events) > 12:
+            left -= 1
+            if not left:
                 break
 
 
-async def reading(watched: Watched, fields: dict[str, object]) -> AsyncGenerator[Event]:
+async def reading(watched: Watched, fields: Mapping[str, object]) -> AsyncGenerator[Event]:
     watched.initial = State(fields)
     RUNS.pop(watched.id, None)
-    read: list[Event] = []
+    read: dict[str, list[Event]] = {}
     async with watched.app.open(fields, id=watched.id, buffer=2) as opened:
         async for event in opened:
-            read.append(event)
-            assert read == watched.hook.events[: len(read)], "each event, in order"
+            of_run = read.setdefault(event.run_id, [])
+            of_run.append(event)
+            told = [one for one in watched.hook.events if one.run_id == event.run_id]
+            assert of_run == told[: len(of_run)], "each event of a run, in order"
             yield event
 
 
-Life = Callable[[Watched, dict[str, object]], Awaitable[State | None]]
+Life = Callable[[Watched, Mapping[str, object]], Awaitable[State | None]]
 
 
 def comparable(state: State) -> dict[str, object]:

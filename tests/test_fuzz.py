@@ -145,7 +145,6 @@ class Program:
                 options |= {"reduce": reduce, "writes": [name], "name": name}
         return fan_out(Graph.chain(*steps, *inner), **options)
 
-
     def check(self, watched: Watched, end: str) -> None:
         in_flight = Counter[tuple[str, str]]()
         for event in watched.hook.events:

@@ -9,14 +9,23 @@ failure is raised, in input order, or counted.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
 from random import Random
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 from zlib import crc32
 
 import anyio
@@ -60,11 +69,11 @@ LIMITS = [1, 2, 3, 100]
 place: ContextVar[str] = ContextVar("place", default="")
 
 
-class ModelFails(Exception):  # noqa: N818 # no error: what the model says of a run
+class ModelFails(Exception):  # no error: what the model says of a run
     """A run of this would fail."""
 
 
-class Unsure(Exception):  # noqa: N818
+class Unsure(Exception):
     """What becomes of this depends on the schedule."""
 
 
@@ -74,24 +83,19 @@ def canonical(value: object) -> Any:
         case ErrorInfo():
             return "error"
         case Mapping():
-            return {key: canonical(inner) for key, inner in value.items()}
-        case str() | bytes():
+            items = cast("Mapping[Any, object]", value).items()
+            return {key: canonical(inner) for key, inner in items}
+        case str():
             return value
         case Sequence():
-            return [canonical(inner) for inner in value]
+            return [canonical(inner) for inner in cast("Sequence[object]", value)]
         case _:
             return value
 
 
 def digest(value: object) -> int:
     """A number that depends on all there is in a value, but on no order of keys."""
-
-    def settled(value: Any) -> Any:
-        if isinstance(value, dict):
-            return sorted((repr(key), settled(inner)) for key, inner in value.items())
-        return [settled(inner) for inner in value] if isinstance(value, list) else value
-
-    return crc32(repr(settled(canonical(value))).encode())
+    return crc32(json.dumps(canonical(value), sort_keys=True, default=repr).encode())
 
 
 # -- what actions do -------------------------------------------------------------------------------
@@ -101,8 +105,10 @@ class Fate(NamedTuple):
     """What an action is going to do: decided by what it reads, so the model knows it too."""
 
     pauses: Sequence[float | None]
-    end: Literal["value", "error", "cancellation", "generator exit", "cancels itself"]
-    cleanup: Literal["none", "waits", "fails"]
+    end: str
+    """"value", "error", "cancellation", "generator exit" or "cancels itself"."""
+    cleanup: str
+    """"none", "waits" or "fails", if it is cancelled."""
 
     @staticmethod
     def of(seed: float, read: object, program: Program) -> Fate:
@@ -144,7 +150,7 @@ class Fate(NamedTuple):
                 raise GeneratorExit
             case "cancels itself":
                 this_task().cancel()
-            case "value":
+            case _:
                 pass
 
 
@@ -155,7 +161,7 @@ class Part(Protocol):
     """A node of a graph."""
 
     act: Act
-    gives: Sequence[str]
+    gives: list[str]
     """Fields that are there afterwards, for certain."""
 
     def model(self, data: Data) -> None:
@@ -320,7 +326,7 @@ class Node:
 
     def __post_init__(self) -> None:
         self.act: Act = self.line.graph
-        self.gives: Sequence[str] = ()
+        self.gives: list[str] = []
 
     def model(self, data: Data) -> None:
         final = self.line.child(data, {})
@@ -378,11 +384,14 @@ class Mapped:
         if self.how == "reduce":
             options |= {"reduce": self._reduce, "writes": [self.name], "take": self.take}
         if self.grows:
-            options["grow"] = lambda _, outcome: self._grown(outcome.element)  # pyright: ignore[reportUnknownLambdaType]
+            options["grow"] = self._grow
         return fan_out(graphs if self.is_several else graphs[0], **options)
 
     def _elements(self, item: str) -> list[str]:
         return [f"{item}.{self.name}{n}" for n in range(self.width)]
+
+    def _grow(self, _: State, outcome: Done | Failed) -> list[str]:
+        return self._grown(outcome.element)
 
     def _grown(self, element: str) -> list[str]:
         return [element, f"{element}+"] if element.count("+") < 2 else [element]
@@ -474,7 +483,7 @@ class Mapped:
         if self.has_errors:
             data[self.errors] = errors
 
-    def _skips(self, first_visit: bool) -> bool:  # noqa: FBT001
+    def _skips(self, first_visit: bool) -> bool:
         return first_visit and self.keyed and self.how == "into" and not self.grows
 
     def _put(self, collection: Data, key: Any, act: str, value: Any) -> None:

@@ -1463,8 +1463,8 @@ async def test_a_generator_that_holds_the_block_and_is_closed():
 
 
 async def test_a_cancellation_while_such_a_generator_is_closed_is_not_swallowed():
-    @action(writes=["out"])
-    async def cleans_up() -> int:
+    @action(writes=[])
+    async def cleans_up() -> None:
         try:
             await anyio.sleep_forever()
         finally:
