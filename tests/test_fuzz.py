@@ -207,7 +207,7 @@ def grow(state: State, outcome: Outcome) -> Iterable[int]:
 # -- interruptions ---------------------------------------------------------------------------------
 
 
-class Testable(Protocol):
+class Subject(Protocol):
     """A random program."""
 
     graph: Graph
@@ -221,7 +221,7 @@ class Testable(Protocol):
         ...
 
 
-Make = Callable[[Random, bool], Testable]
+Make = Callable[[Random, bool], Subject]
 
 
 @dataclass
