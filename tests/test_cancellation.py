@@ -157,12 +157,17 @@ class Watched:
     """An application, and everything that one run of it saved and told."""
 
     def __init__(
-        self, graph: Any, *, waits: Callable[[], Awaitable[object]] | None = None, hooks: Any = ()
+        self,
+        graph: Any,
+        *,
+        waits: Callable[[], Awaitable[object]] | None = None,
+        hooks: Any = (),
+        **settings: Any,
     ) -> None:
         self.store = Keeping(waits)
         self.hook = RecordingHook()
         self.guard = SavedFirst(self.store, waits)
-        self.app = Application(graph, hooks=[self.hook, self.guard, *hooks])
+        self.app = Application(graph, hooks=[self.hook, self.guard, *hooks], **settings)
         self.app._store = self.store  # pyright: ignore[reportPrivateUsage] # no public way yet
         self.id = f"run {next(COUNTER)}"
 
@@ -206,7 +211,17 @@ class Watched:
             assert state == self.state, "the run's state is not what its updates say"
             assert store.ended == {self.id: 1}, "one end"
             assert self.run.status in ("succeeded", "failed", "cancelled")
+            check_nothing_is_held(self.run)
         check_children(events, store)
+
+
+def check_nothing_is_held(run: Run) -> None:
+    """No slot is lost, nobody waits for one, and no live child is still counted."""
+    admission: Any = run.setting.services.admission
+    for owner, slots in admission._slots.items():
+        assert slots.used == 0, f"a slot of {owner!r} is lost"
+    assert not any(line.waits for line in admission._lines.values())
+    assert run.setting.execution.live.used == 0, "a permit of the live budget is lost"
 
 
 def check_children(events: list[Event], store: Keeping) -> None:
@@ -237,8 +252,8 @@ def check_children(events: list[Event], store: Keeping) -> None:
                 child = event.outcome.run_id
                 assert at.get(("run ended", child), -1) < index  # it may never have begun
                 used = isinstance(event.outcome, Done) and event.outcome.used
-                by_action = "/" in event.outcome.path.step  # of its own fan-out
-                assert ("applied", child) in at if used and not by_action else True
+                by_hand = event.outcome.path.step != event.step  # the action takes it, no update
+                assert ("applied", child) in at if used and not by_hand else True
             case _:
                 pass
 

@@ -7,17 +7,30 @@ child ends once.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from typing import Literal
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from shoal import Graph, Limits, Outcome, State, action, fan_out
+from shoal import (
+    ChildStarted,
+    Context,
+    Done,
+    Event,
+    Graph,
+    Limits,
+    Outcome,
+    State,
+    action,
+    fan_out,
+    when,
+)
 from shoal._events import Status
 from shoal.testing import Attempt, cancel_everywhere
-from tests.test_cancellation import Watched, quick_collections, seen_runs
+from tests.test_cancellation import RUNS, Watched, quick_collections, seen_runs
 
 __all__ = ["quick_collections", "seen_runs"]  # fixtures
 
@@ -81,6 +94,35 @@ def two_above(state: State, outcome: Outcome) -> Iterable[int]:
     return [outcome.element + 1, outcome.element + 2] if outcome.element < 4 else []
 
 
+@action(reads=["turn"], writes=["turn"])
+async def next_turn(turn: int) -> int:
+    await anyio.sleep(0.25)
+    return turn + 1
+
+
+@action(reads=["n"], writes=["found"], limits=Limits(1))
+async def search(n: list[int], context: Context) -> list[object]:
+    """Consumes some outcomes, ends the rest, and has been without its slot meanwhile."""
+    found: list[object] = []
+    async with context.fan_out(name="tries", limits=Limits(3)) as group:
+        for item in n:
+            group.start(leaf, {"item": item}, key=item)
+        group.start_each(sleeper, over=n, key=str)
+        async for outcome in group:
+            found.append((outcome.act, outcome.key, isinstance(outcome, Done)))
+            if len(found) == len(n):
+                group.cancel("found enough")
+    return found
+
+
+@action(reads=["n"], writes=["all"], limits=Limits(1))
+async def await_all(n: list[int], context: Context) -> int:
+    """Consumes nothing: leaving the block waits, and raises what failed."""
+    async with context.fan_out(name="all") as group:
+        group.start_each(sleeper, over=n)
+    return len(n)
+
+
 def chain() -> Graph:
     return Graph.chain(first, last)
 
@@ -115,6 +157,34 @@ def frontier() -> Graph:
     return Graph.chain(first, step, last)
 
 
+def loop() -> Graph:
+    """The fan-out's second visit runs everything anew, into an empty collection."""
+    step = fan_out(sleeper, over="n", key=str, into="out")
+    again = when(lambda turn: turn < 2)
+    ways = (step, next_turn), (next_turn, step, again), (next_turn, first), (first, last)
+    return Graph(*ways, entry=step)
+
+
+def in_a_node() -> Graph:
+    inner = fan_out(leaf, over="below", key=str, into="leaves", limits=Limits(2))
+    node = Graph.chain(spread, inner, first, name="node")
+    outer = fan_out(Graph.chain(node, last), over="n", into="out", take="leaves")
+    return Graph.chain(first, outer, last)
+
+
+def acts() -> Graph:
+    each = fan_out(
+        [leaf, sleeper], over="n", key=str, into="out", on_error="collect", errors_into="errors",
+        limits=Limits(3),
+    )  # fmt: skip
+    at_once = fan_out([first, Graph.chain(first, last, name="both")], into="acts", take="first")
+    return Graph.chain(each, at_once)
+
+
+def by_hand() -> Graph:
+    return Graph.chain(first, search, await_all, last)
+
+
 APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "chain": (chain, []),
     "at once": (at_once, [1, 1, 2, 2, 2, 9]),
@@ -122,7 +192,53 @@ APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "failing": (failing, [1, 13, 2, 3]),
     "nested": (nested, [2, 3]),
     "frontier": (frontier, [0]),
+    "loop": (loop, [1, 2]),
+    "in a node": (in_a_node, [2, 3]),
+    "acts": (acts, [1, 13]),
+    "by hand": (by_hand, [1, 2]),
 }
+
+
+# -- how they are run ------------------------------------------------------------------------------
+
+
+async def run(watched: Watched, fields: Mapping[str, object]) -> State:
+    return await watched.go(fields)
+
+
+async def read_all(watched: Watched, fields: Mapping[str, object]) -> State:
+    """Open it, and read every event through a tiny buffer."""
+    async for _ in reading(watched, fields):
+        pass
+    return watched.state
+
+
+async def read_some(watched: Watched, fields: Mapping[str, object]) -> None:
+    """Open it, and leave early: the run is cancelled, and ends before the block does."""
+    left = 2
+    async with aclosing(reading(watched, fields)) as events:
+        async for _ in events:
+            left -= 1
+            if not left:
+                break
+
+
+async def reading(watched: Watched, fields: Mapping[str, object]) -> AsyncGenerator[Event]:
+    watched.initial = State(fields)
+    RUNS.pop(watched.id, None)
+    read: dict[str, list[Event]] = {}
+    async with watched.app.open(fields, id=watched.id, buffer=2) as opened:
+        async for event in opened:
+            of_run = read.setdefault(event.run_id, [])
+            if not isinstance(event, ChildStarted):  # told by each child: their order is anybody's
+                of_run.append(event)
+            told = [one for one in watched.hook.events if one.run_id == event.run_id]
+            told = [one for one in told if not isinstance(one, ChildStarted)]
+            assert of_run == told[: len(of_run)], "each event of a run, in order"
+            yield event
+
+
+Life = Callable[[Watched, Mapping[str, object]], Awaitable[State | None]]
 
 
 def comparable(state: State) -> dict[str, object]:
@@ -131,7 +247,13 @@ def comparable(state: State) -> dict[str, object]:
 
 
 def sweep(
-    name: str, waits: Waits | None, *, how: tuple[Backend, How], seed: int | None, limit: int | None
+    name: str,
+    waits: Waits | None,
+    *,
+    how: tuple[Backend, How],
+    seed: int | None,
+    limit: int | None,
+    live: Life = run,
 ) -> int:
     make, elements = APPLICATIONS[name]
     whole: State | None = None  # what the uncancelled run comes to
@@ -141,7 +263,7 @@ def sweep(
         watched = Watched(make(), waits=waits)
         status: Status = "failed"
         try:
-            ending = await attempt(watched.go, {"n": elements})
+            ending = await attempt(live, watched, {"n": elements, "turn": 0})
             status = "cancelled" if ending.cancelled else "succeeded"
             if ending.place == 0:
                 whole = ending.result
@@ -150,6 +272,9 @@ def sweep(
         watched.check()
         if watched.run is None:
             assert status == "cancelled"
+        elif live is read_some:
+            assert watched.run.status != "succeeded"
+            assert status == "cancelled" or watched.run.reason == "closed"
         elif watched.run.status == "succeeded":  # maybe just before its caller was cancelled
             assert whole is not None
             assert comparable(watched.state) == comparable(whole)
@@ -168,18 +293,30 @@ every_way = pytest.mark.parametrize(
 )
 
 
+every_life = pytest.mark.parametrize("live", [run, read_all, read_some])
+
+
 @every_application
 @every_way
 def test_cancelled_at_some_places(name: str, how: tuple[Backend, How]):
     assert sweep(name, None, how=how, seed=1, limit=PLACES) > 5
 
 
+@pytest.mark.parametrize("name", ["collecting", "loop", "by hand"])
+@pytest.mark.parametrize("live", [read_all, read_some])
+@every_way
+def test_opened_and_cancelled_at_some_places(name: str, live: Life, how: tuple[Backend, How]):
+    assert sweep(name, None, how=how, seed=1, limit=PLACES // 2, live=live) > 5
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 @every_application
+@every_life
 @every_pace
 @every_way
 @pytest.mark.parametrize("seed", [None, 1, 2])
 def test_cancelled_everywhere(
-    name: str, waits: Waits | None, how: tuple[Backend, How], seed: int | None
+    name: str, live: Life, waits: Waits | None, how: tuple[Backend, How], seed: int | None
 ):
-    assert sweep(name, waits, how=how, seed=seed, limit=None) > 5
+    assert sweep(name, waits, how=how, seed=seed, limit=None, live=live) > 5

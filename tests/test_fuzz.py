@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import anyio
 import pytest
@@ -100,6 +100,8 @@ class Program:
         self.spoil = self.random.random() < 0.3
         steps = [self.step() for _ in range(self.random.randrange(3))]
         self.graph = Graph.chain(*steps[:1], self.level(self.random.randrange(3)), *steps[1:])
+        self.given = {"item": 1}
+        self.settings = dict[str, Any]()
 
     def name(self, prefix: str) -> str:
         self.acts += 1
@@ -142,6 +144,21 @@ class Program:
                 reduce = random_reducer(random.random(), name)
                 options |= {"reduce": reduce, "writes": [name], "name": name}
         return fan_out(Graph.chain(*steps, *inner), **options)
+
+    def check(self, watched: Watched, end: str) -> None:
+        in_flight = Counter[tuple[str, str]]()
+        for event in watched.hook.events:
+            match event:
+                case ChildStarted():
+                    in_flight[event.run_id, event.step] += 1
+                    assert in_flight[event.run_id, event.step] <= self.limits[event.step]
+                case ChildEnded() if event.outcome.attempts:
+                    in_flight[event.run_id, event.step] -= 1
+                case _:
+                    pass
+        if end == "succeeded":
+            ends = [event.outcome for event in watched.of(ChildEnded)]
+            assert not any(isinstance(outcome, Cancelled) for outcome in ends)
 
 
 def random_source(seed: float, width: int) -> Callable[[State], Any]:
@@ -190,20 +207,37 @@ def grow(state: State, outcome: Outcome) -> Iterable[int]:
 # -- interruptions ---------------------------------------------------------------------------------
 
 
+class Subject(Protocol):
+    """A random program."""
+
+    graph: Graph
+    given: dict[str, Any]
+    """What it starts with."""
+    settings: dict[str, Any]
+    """Of its application."""
+
+    def check(self, watched: Watched, end: str) -> None:
+        """Assert what has to hold after a run that has ended so."""
+        ...
+
+
+Make = Callable[[Random, bool], Subject]
+
+
 @dataclass
 class Case:
     """A program, what its store and hooks are like, and how and when it is interrupted."""
 
     seed: int
     backend: Backend
+    make: Make
 
     def __post_init__(self) -> None:
         random = Random(f"{self.backend} {self.seed}")
         on_asyncio = self.backend == "asyncio"
-        self.program = Program(random, on_asyncio)
-        self.watched = Watched(
-            self.program.graph, waits=random.choice([None, None, checkpoint, nap])
-        )
+        self.program = self.make(random, on_asyncio)
+        waits = random.choice([None, None, checkpoint, nap])
+        self.watched = Watched(self.program.graph, waits=waits, **self.program.settings)
         native = ["native", "twice", "timeout", "both"]
         self.interrupt = random.choice(
             ["nothing", "scope", "scope", *(native if on_asyncio else [])]
@@ -220,7 +254,7 @@ class Case:
     async def go(self) -> str:
         """Run the program to its end, or to where it is interrupted."""
         try:
-            await self.watched.go({"item": 1})
+            await self.watched.go(self.program.given)
         except Exception as error:
             causes = list(leaves(error))
             if any(isinstance(cause, CommitInDoubt) for cause in causes):
@@ -318,32 +352,22 @@ async def run_case(case: Case) -> str:
 
 
 def check(case: Case, end: str) -> None:
-    watched = case.watched
-    if end == "in doubt":  # an action cancelled its own task in the middle of a save
+    watched, run = case.watched, case.watched.run
+    in_doubt = run is not None and run.setting.execution.unsaved
+    assert in_doubt or end != "in doubt"
+    if in_doubt:  # an action cancelled its own task in the middle of a save
         watched.hook.assert_paired()
     else:
         watched.check()
-    in_flight = Counter[tuple[str, str]]()
-    for event in watched.hook.events:
-        match event:
-            case ChildStarted():
-                in_flight[event.run_id, event.step] += 1
-                assert in_flight[event.run_id, event.step] <= case.program.limits[event.step]
-            case ChildEnded() if event.outcome.attempts:
-                in_flight[event.run_id, event.step] -= 1
-            case _:
-                pass
-    if end == "succeeded":
-        ends = [event.outcome for event in watched.of(ChildEnded)]
-        assert not any(isinstance(outcome, Cancelled) for outcome in ends)
+    case.program.check(watched, end)
 
 
-def fuzz(backend: Backend, seeds: Iterable[int]) -> None:
+def fuzz(backend: Backend, seeds: Iterable[int], make: Make = Program) -> None:
     ends = Counter[str]()
     for seed in seeds:
         for schedule in (None, seed) if backend == "asyncio" else (seed,):
             try:
-                case = Case(seed, backend)
+                case = Case(seed, backend, make)
                 ends[run_virtual(run_case, case, backend=backend, seed=schedule)] += 1
             except BaseException as error:
                 error.add_note(f"seed {seed} on {backend}, schedule {schedule}")

@@ -1462,6 +1462,31 @@ async def test_a_generator_that_holds_the_block_and_is_closed():
     assert ends.ends[0].reason == "closed"
 
 
+async def test_a_cancellation_while_such_a_generator_is_closed_is_not_swallowed():
+    @action(writes=[])
+    async def cleans_up() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(2)
+
+    async def events() -> AsyncGenerator[Event]:
+        async with Application(cleans_up).open() as run:
+            async for event in run:
+                yield event
+
+    went_on = False
+    async with no_leaks():
+        with anyio.move_on_after(1) as scope:
+            generator = events()
+            await anext(generator)
+            await generator.aclose()  # would take 2 s; the generator itself is told to exit
+            went_on = True
+    assert scope.cancelled_caught
+    assert not went_on
+
+
 async def test_two_runs_opened_within_each_other():
     async with Application(naps()).open({"n": [1, 2]}) as outer:
         async with Application(naps()).open({"n": [3]}) as inner:

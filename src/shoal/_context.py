@@ -279,7 +279,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 self._seat.reclaim()
         if fatal is not None:
             raise fatal  # nothing outranks a KeyboardInterrupt
-        if interruption is not None and isinstance(error, Exception | None):
+        if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
             raise interruption  # else the action's own is under way already
         if error is not None:
             return

@@ -219,11 +219,11 @@ class OpenRun(Generic[S]):
                 return
             if failure is not None and not isinstance(failure, Exception):
                 raise failure from None  # came out of the run; nothing outranks it
-            if not isinstance(error, Exception | None):
-                return
+            if not isinstance(error, Exception | GeneratorExit | None):
+                return  # a cancellation, like the interruption
             if interruption is not None:
-                raise interruption
-            if isinstance(failure, Exception):
+                raise interruption  # also where a generator is closed, which would swallow it
+            if isinstance(failure, Exception) and not isinstance(error, GeneratorExit):
                 if error is None:
                     raise failure
                 msg = f"run {self._path.id} failed, and so did the block that had opened it"
