@@ -410,7 +410,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             graph,
             given,
             f"the children of fan-out {self.name!r} that execute {graph.name!r}",
-            f"group.start gives; give it there, or add it to the reads=[...] of {permit.action!r}",
+            f"give it to group.start, or add it to the reads=[...] of {permit.action!r}",
         )
         take = next(iter(graph.writes)) if len(graph.writes) == 1 else None
         reader = value_reader(take, self.name)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import final
 
 from ._action import Act, Performer
-from ._errors import DepthExceeded, MissingField, MissingInput, brief, note
+from ._errors import DepthExceeded, MissingField, MissingInput, brief, did_you_mean, note
 from ._events import Failed, Update
 from ._graph import Graph
 from ._group import Group
@@ -276,6 +276,7 @@ def narrowed(
             has = ", ".join(sorted(data)) or "none"
             msg = (
                 f"{who} read field {field!r}, which the state does not have (it has: {has}); {hint}"
+                f"{did_you_mean(field, given)}"
             )
             raise MissingField(msg)
     return base
