@@ -330,6 +330,9 @@ class Draft:
     def _fitting(self, schema: Schema[Any], field: str, child: Run, value: object) -> object:
         """Hold what a child brings to the model of the parent's state."""
         who = f"fan-out {self._join.name!r}, for key {child.key!r},"
+        if isinstance(self._data[field], Mapping):
+            key = child.setting.act if self._join.shape == "by act" else child.key
+            schema.check_key(field, key, who)
         if self._join.shape not in ("by key and act", "by position and act"):
             return schema.item(field, value, who)
         act = child.setting.act

@@ -128,6 +128,10 @@ class ParallelStep:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
         run, name = self.parent, self.act.name
         values, done = self.join.collections(run.data, first_visit=run.visit(name) == 0)
+        if run.setting.schema is not None:
+            for field, value in values.items():
+                keyed = isinstance(value, Mapping)
+                run.setting.schema.check_collects(field, f"fan-out {name!r}", keyed=keyed)
         if done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(done, kind.setting.act)

@@ -25,7 +25,7 @@ from shoal import (
 )
 
 PAGES = 8
-AT_ONCE = 3
+AT_ONCE = 2
 
 
 class Web(Protocol):

@@ -1,7 +1,7 @@
 """Mistakes that everybody makes once, and what is said about them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 import pytest
@@ -12,8 +12,11 @@ from shoal import (
     BadResult,
     Context,
     DefinitionError,
+    ErrorInfo,
     Graph,
     Hook,
+    InvalidState,
+    Limits,
     MissingField,
     State,
     action,
@@ -123,14 +126,8 @@ REFUSED = [
     (lambda: untyped(len, over="urls", into="x"), r"'x': act= .*; if .* itself, decorate it"),
     (lambda: fan_out(fetch, over="urls", item="url", into="x", take="pag"), "did you mean 'page'"),
     (lambda: Graph.chain(fetch, fetch), "are named 'fetch': it is the same act, twice; "),
-    (
-        lambda: untyped_app(plain("x")),
-        "is none: it is what calling .*: write the .* without",
-    ),
-    (
-        lambda: untyped_app(fetch, state=Model("x")),
-        "state= takes a model, which is a class",
-    ),
+    (lambda: untyped_app(plain("x")), "is none: it is what calling .*: write the .* without"),
+    (lambda: untyped_app(fetch, state=Model("x")), "state= takes a model, which is a class"),
 ]
 
 
@@ -187,3 +184,67 @@ async def test_what_is_refused_when_it_is_run(
 ) -> None:
     with pytest.raises(kind, match=said):
         await Application(act).run(given)
+
+
+async def collect(pages: object, **how: Any) -> tuple[str, int]:
+    """Collect pages in a field that is declared as ``pages``; return how many were fetched."""
+    fetched = 0
+
+    @action(reads=["url"], writes=["page"])
+    async def count(url: str) -> str:
+        nonlocal fetched
+        fetched += 1
+        return url
+
+    model: Any = make_dataclass("Crawl", [("urls", list[str]), ("pages", pages, None)])
+    with pytest.raises(InvalidState) as caught:
+        act = fan_out(count, over="urls", item="url", into="pages", limits=Limits(1), **how)
+        await Application(act, state=model).run({"urls": ["a", "b", "c"]})
+    return str(caught.value), fetched
+
+
+async def test_a_collection_of_another_kind_than_declared_is_refused_before_any_work() -> None:
+    said, fetched = await collect(dict[str, str])
+    assert said == (
+        "fan-out 'pages' collects a list into field 'pages', and Crawl.pages: dict[str, str] holds "
+        "none"
+    )
+    assert fetched == 0
+    said, fetched = await collect(list[str], key=str)
+    assert "collects a mapping into field 'pages', and Crawl.pages: list[str] holds none" in said
+    assert fetched == 0
+
+
+async def test_positions_are_no_keys_where_a_list_is_declared_besides_a_mapping() -> None:
+    @dataclass
+    class Crawl:
+        urls: list[str]
+        pages: list[str] | dict[str, str] | None = None
+
+    act = fan_out(fetch, over="urls", item="url", into="pages")
+    result = await Application(act, state=Crawl).run(Crawl(["a"]))
+    assert result.state.data.pages == ["<a>"]
+
+
+async def test_keys_that_are_declared_otherwise_are_refused_with_the_first_result() -> None:
+    said, fetched = await collect(dict[int, str], key=str)
+    assert "for key 'a', gives a key of field 'pages' 'a' (str), which does not fit Crawl" in said
+    assert fetched == 1
+
+
+async def test_positions_are_the_keys_of_collected_failures() -> None:
+    @action(reads=["url"], writes=["page"])
+    async def fail(url: str) -> str:
+        raise ValueError(url)
+
+    @dataclass
+    class Crawl:
+        urls: list[str]
+        pages: list[str] = field(default_factory=list[str])
+        broken: Mapping[int, ErrorInfo] = field(default_factory=dict[int, ErrorInfo])
+
+    act = fan_out(
+        fail, over="urls", item="url", into="pages", errors_into="broken", on_error="collect"
+    )
+    result = await Application(act, state=Crawl).run(Crawl(["a", "b"]))
+    assert {at: error.message for at, error in result.state.data.broken.items()} == {0: "a", 1: "b"}
