@@ -141,6 +141,9 @@ class Context:
 
         While it is inside the block, the action holds no slots of any ``Limits``.
 
+        What the children take besides fields comes from the run's inputs. Those that no other
+        action takes are to be parameters of this one, so that they are known before the run.
+
         Args:
             name: Names the fan-out among those of this action.
             limits: How many children are in flight; 100 by default.
