@@ -349,9 +349,9 @@ async def test_a_state_may_change_some_of_the_writes_or_none():
 
 
 bad_results: list[tuple[list[str], object, type[Exception], str]] = [
-    ([], 5, BadResult, "'give' declares no writes and returned a int.*writes="),
-    (["a", "b"], 5, BadResult, r"'give' writes several fields.*mapping.*\(a, b\), not a int"),
-    (["a", "b"], None, BadResult, "'give' writes several fields.*not a NoneType"),
+    ([], 5, BadResult, "'give' declares no writes and returned an int.*writes="),
+    (["a", "b"], 5, BadResult, r"'give' writes several fields.*mapping.*\(a, b\), not an int"),
+    (["a", "b"], None, BadResult, "'give' writes several fields.*not None"),
     (["a", "b"], [("a", 1), ("b", 2)], BadResult, "'give' writes several.*not a list"),
     (["a", "b"], {"a": 1}, BadResult, r"'give' returned no value for b.*state\.update"),
     (["a", "b"], {"a": 1, "b": 2, "c": 3}, UndeclaredWrite, r"'give'.*for c.*declared: a, b"),

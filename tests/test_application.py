@@ -29,6 +29,7 @@ from shoal import (
     action,
     fan_out,
 )
+from shoal._errors import kind_of
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -99,9 +100,9 @@ async def test_the_final_state_may_be_read_and_written_freely():
 
 @pytest.mark.parametrize("given", [[("name", "x")], "name", 5, {"name"}])
 async def test_a_state_or_inputs_of_the_wrong_kind_are_named(given: Any):
-    with pytest.raises(TypeError, match=f"state as a mapping.*not a {type(given).__name__}"):
+    with pytest.raises(TypeError, match=f"state as a mapping.*not {kind_of(given)}"):
         await Application(greet).run(given)
-    with pytest.raises(TypeError, match=f"inputs as a mapping.*not a {type(given).__name__}"):
+    with pytest.raises(TypeError, match=f"inputs as a mapping.*not {kind_of(given)}"):
         await Application(greet).run({"name": "x"}, inputs=given)
 
 

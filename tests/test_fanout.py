@@ -41,6 +41,7 @@ from shoal import (
     fan_out,
     replay,
 )
+from shoal._errors import kind_of
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -168,7 +169,7 @@ async def test_over_an_async_iterable_of_any_kind():
 @pytest.mark.parametrize("over", ["a text", b"bytes", 7, None])
 async def test_over_what_is_no_iterable_is_refused(over: object):
     app = Application(fan_out(double, over="elements", into="doubles"))
-    with pytest.raises(BadResult, match=r"'doubles'.*iterable.*" + type(over).__name__):
+    with pytest.raises(BadResult, match=r"'doubles'.*iterable.*" + kind_of(over)):
         await app.run({"elements": over})
     with pytest.raises(MissingField, match=r"'doubles'.*'elements'"):
         await app.run({})
@@ -777,7 +778,7 @@ async def test_nor_when_growing_reaches_it_first():
 async def test_a_grow_that_returns_no_iterable_is_refused_by_its_key(returned: Any):
     app = Application(fan_out(double, over="n", key=str, into="out", grow=lambda s, o: returned))
     async with no_leaks():
-        with pytest.raises(BadResult, match=rf"'out'.*grow.*{type(returned).__name__}.*'5'"):
+        with pytest.raises(BadResult, match=rf"'out'.*grow.*{kind_of(returned)}.*'5'"):
             await app.run({"n": [5]})
 
 

@@ -119,7 +119,7 @@ async def plain() -> None: ...
         ((), "at least one action"),
         (
             (fetch, parse, fetch),
-            r"two acts .* named 'fetch': which stands there twice; .*act\.bind\(name=",
+            r"two acts .* named 'fetch': it is the same act, twice; .*act\.bind\(name=",
         ),
         ((plain,), r"plain.*is none: decorate it: @action\("),
         ((fetch, lambda: None), r"lambda.*is none: decorate it"),

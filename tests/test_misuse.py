@@ -219,8 +219,8 @@ async def test_a_reducer_that_errs(reduce: Any, kind: type[Exception], words: st
 
 
 GROWS: list[tuple[Callable[[Any, Any], Any], type[Exception], str]] = [
-    (lambda s, o: None, BadResult, "'out': grow returned a NoneType for key 'a'"),
-    (lambda s, o: 5, BadResult, "'out': grow returned a int for key 'a'"),
+    (lambda s, o: None, BadResult, "'out': grow returned None for key 'a'"),
+    (lambda s, o: 5, BadResult, "'out': grow returned an int for key 'a'"),
     (lambda s, o: "text", BadResult, "'out': grow returned a str for key 'a'"),
     (return_coroutine, BadResult, "returned something to be awaited"),
     (lambda s, o: [s["secret"]], UndeclaredRead, "action 'out' reads field 'secret'"),
@@ -254,12 +254,8 @@ async def break_off_later(state: State) -> AsyncIterator[str]:
 
 
 OVERS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
-    (
-        lambda s: None,
-        BadResult,
-        "'out' runs over an iterable of elements, but `over` gave a NoneType",
-    ),
-    (lambda s: 5, BadResult, "gave a int"),
+    (lambda s: None, BadResult, "'out' runs over an iterable of elements, but `over` gave None"),
+    (lambda s: 5, BadResult, "gave an int"),
     (lambda s: "text", BadResult, "gave a str"),
     (
         lambda s: later(),
@@ -308,12 +304,9 @@ async def test_an_over_that_is_not_there_or_no_iterable():
         "fan-out 'out' runs over field 'urls', which the state does not have (it has: items)"
         in said
     )
-    for value in (5, "text", b"bytes", None):
+    for value, shown in ((5, "an int"), ("text", "a str"), (b"bytes", "a bytes"), (None, "None")):
         said = await run_into(BadResult, act, {"urls": value})
-        assert (
-            f"'out' runs over an iterable of elements, but `over` gave a {type(value).__name__}"
-            in said
-        )
+        assert f"'out' runs over an iterable of elements, but `over` gave {shown}" in said
 
 
 async def test_a_key_that_raises():
@@ -344,13 +337,13 @@ async def test_children_that_read_what_nobody_has():
     with pytest.raises(MissingField) as caught:
         await Application(act).run({"items": []})
     assert (
-        "application 'results': action 'echo' in fan-out 'results', whose element is 'elment', "
-        "reads field 'item', which the state does not have (it has: items)"
+        "application 'results': action 'echo' in fan-out 'results', whose element is 'elment' "
+        "(see item=), reads field 'item', which the state does not have (it has: items)"
     ) in str(caught.value)
     said = await run_into(MissingField, Graph.chain(perhaps("item"), act))
     assert "the children of fan-out 'results' read field 'item'" in said
     assert "(it has: items)" in said
-    assert "which they get as 'elment'" in said
+    assert "item='elment' is what they get now" in said
 
 
 async def test_a_collection_that_is_none():

@@ -18,7 +18,7 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTA
 
 def execute(program: str) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(program, str(README), "exec"), namespace)  # that is the point
+    exec(compile(program, str(README), "exec", dont_inherit=True), namespace)  # that is the point
     return namespace
 
 

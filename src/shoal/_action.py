@@ -14,7 +14,6 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from difflib import get_close_matches
 from typing import (
     Any,
     Generic,
@@ -29,7 +28,7 @@ from typing import (
     final,
 )
 
-from ._errors import DefinitionError
+from ._errors import DefinitionError, did_you_mean
 from ._policy import Limits
 from ._state import Change, Permit
 
@@ -172,12 +171,6 @@ def bind_where_taken(act: A, inputs: Mapping[str, object]) -> A:
     return act.bind(name=None, **taken) if taken else act
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Suggest the known word that is most like ``word``, if one is: ``"; did you mean 'x'?"``."""
-    matches = get_close_matches(word, known, n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
 @final
 class FunctionAction(Act, Generic[P, R_co]):
     """An action made of a function by ``@action``."""
@@ -256,8 +249,20 @@ class FunctionAction(Act, Generic[P, R_co]):
                     f"add it to reads=[...], or rename it if it is an input"
                 )
             else:
+                if _is_context(parameter.annotation, self.function):
+                    self._refuse(
+                        f"parameter {name!r} is to be a Context, which is given to the parameter "
+                        f"called 'context'; rename it"
+                    )
                 required = parameter.default is inspect.Parameter.empty
                 inputs[name] = Input(self.name, required)
+        if not special:
+            for field in sorted(set(self.reads).difference(fields)):
+                self._refuse(
+                    f"it reads {field!r}, and no parameter is called so"
+                    f"{did_you_mean(field, inputs)}; add the parameter, or take `state`, or leave "
+                    f"it out of reads=[...]"
+                )
         self.takes_state: bool = "state" in special
         self.takes_context: bool = "context" in special
         self.permit: Permit = Permit(self.name, frozenset(self.reads), frozenset(self.writes))
@@ -538,6 +543,16 @@ def check_fields(cls: type[Act], *attributes: str) -> None:
         except DefinitionError as error:
             msg = f"class {cls.__name__}: {error}"
             raise DefinitionError(msg) from None
+
+
+def _is_context(annotation: object, function: Callable[..., object]) -> bool:
+    """Tell whether a parameter is annotated with shoal's ``Context``, as it is or as a string."""
+    if isinstance(annotation, str):
+        annotation = getattr(function, "__globals__", {}).get(annotation)
+    return (getattr(annotation, "__name__", ""), getattr(annotation, "__module__", "")) == (
+        "Context",
+        "shoal._context",
+    )
 
 
 def _is_async(function: Callable[..., object]) -> bool:

@@ -16,8 +16,8 @@ from typing import Any, Generic, Literal, cast, final, overload
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._action import Act, did_you_mean, field_names
-from ._errors import DefinitionError, MissingField, MissingInput
+from ._action import Act, field_names
+from ._errors import DefinitionError, MissingField, MissingInput, did_you_mean, kind_of
 from ._execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
@@ -140,7 +140,14 @@ class Application(Generic[S]):
         self._promised: Collection[str] | None = None
         self._take_inputs(inputs)
         if state is not None and not isinstance(state, type):
-            missing = self._missing_field(field_names(state, "Application(state=...)"))
+            if not isinstance(state, Collection):
+                self._refuse(
+                    f"state= takes a model, which is a class, or a list of field names, "
+                    f"not {kind_of(state)}"
+                )
+            missing = self._missing_field(
+                field_names(cast("Collection[str]", state), "Application(state=...)")
+            )
             if missing:
                 self._refuse(missing)
         self._store: Store | None = None
@@ -370,6 +377,7 @@ class Application(Generic[S]):
                 f"{who} reads field {field!r}, which the state does not "
                 f"have (it has: {', '.join(sorted(fields)) or 'none'}) and no earlier action "
                 f"writes; pass it to run(), or write it in an earlier action"
+                f"{did_you_mean(field, self.graph.writes - {field})}"
             )
         return ""
 
@@ -387,9 +395,10 @@ class Application(Generic[S]):
         for name in () if self.graph.takes_more else given:
             if name not in takes:
                 known = ", ".join(sorted(takes)) or "none"
+                hint = "; an action names what its children take, where it starts them by itself"
                 return (
                     f"no action takes an input {name!r} (they take: {known})"
-                    f"{did_you_mean(name, takes)}"
+                    f"{did_you_mean(name, takes) or hint}"
                 )
         return ""
 
@@ -404,7 +413,8 @@ def _fields(given: object, parameter: str, where: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         msg = (
             f"{where}() takes {parameter} as a mapping of names to values, "
-            f"not a {type(given).__name__}"
+            f"not {kind_of(given)}; to give an instance of a model, declare it: "
+            f"Application(..., state=Model)"
         )
         raise TypeError(msg)
     return dict(State(cast("Mapping[str, object]", given)))

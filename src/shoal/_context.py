@@ -154,6 +154,9 @@ class Context:
 
         While it is inside the block, the action holds no slots of any ``Limits``.
 
+        What the children take besides fields comes from the run's inputs. Those that no other
+        action takes are to be parameters of this one, so that they are known before the run.
+
         Args:
             name: Names the fan-out among those of this action.
             limits: How many children are in flight; 100 by default.
@@ -457,7 +460,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             graph,
             given,
             f"the children of fan-out {self.name!r} that execute {graph.name!r}",
-            f"group.start gives; give it there, or add it to the reads=[...] of {permit.action!r}",
+            f"give it to group.start, or add it to the reads=[...] of {permit.action!r}",
         )
         take = next(iter(graph.writes)) if len(graph.writes) == 1 else None
         reader = value_reader(take, self.name)

@@ -25,7 +25,9 @@ with a note that says where it happened. These are the others::
 """
 
 import reprlib
+from collections.abc import Iterable
 from contextlib import suppress
+from difflib import get_close_matches
 
 
 class ShoalError(Exception):
@@ -140,6 +142,20 @@ _repr.maxstring = _repr.maxother = 120
 def brief(value: object) -> str:
     """Show ``value`` in a message: on one line, shortened, and whatever its own repr does."""
     return " ".join(_repr.repr(value).split())
+
+
+def kind_of(value: object) -> str:
+    """Say in a message what ``value`` is: "a list", "an int", "None"."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Suggest the known word that is most like ``word``, if one is: ``"; did you mean 'x'?"``."""
+    matches = get_close_matches(word, known, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def note(error: BaseException, text: str) -> None:

@@ -11,7 +11,15 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
 from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, require_plain
-from ._errors import BadKey, BadResult, DefinitionError, MissingField, UndeclaredRead, brief
+from ._errors import (
+    BadKey,
+    BadResult,
+    DefinitionError,
+    MissingField,
+    UndeclaredRead,
+    brief,
+    did_you_mean,
+)
 from ._events import Done
 from ._graph import Graph, as_graph, no_act
 from ._join import Grow, Join, Reduce, Shape, Take, value_reader
@@ -77,7 +85,7 @@ class FanOut(Parallel):
         """What it runs over, if that is a field, and what its children can't do without."""
         brought = () if self.over is None else (self.item,)
         needed = {
-            field: f"{who} in fan-out {self.name!r}, whose element is {self.item!r},"
+            field: f"{who} in fan-out {self.name!r}, whose element is {self.item!r} (see item=),"
             for graph in self._graphs
             for field, who in graph.needed_by.items()
             if field not in brought
@@ -140,11 +148,11 @@ class FanOut(Parallel):
 
     def _kind(self, step: ParallelStep, graph: Graph) -> Kind:
         element = {} if self.over is None else {self.item: None}  # comes with each element
-        brought = "is it brought by anything else"
+        brought = "pass it to run(), or write it in an earlier action"
         if self.over is not None:
             brought = (
-                f"the element brings, which they get as {self.item!r}; name it with item=... or "
-                f"write the field in an earlier action"
+                f"pass it to run(), or write it in an earlier action, or, if it is what they run "
+                f"over, name it so: item={self.item!r} is what they get now"
             )
         base = narrowed(
             step.data, graph, element, f"the children of fan-out {self.name!r}", brought
@@ -249,7 +257,7 @@ def resolve_take(take: Take | None, into: str | None, graph: Graph, who: str) ->
         if field not in graph.writes and field not in graph.reads:
             msg = (
                 f"fan_out {who!r}: take={field!r} is no field that {graph.name!r} writes "
-                f"(it writes: {writes})"
+                f"(it writes: {writes}){did_you_mean(str(field), graph.writes)}"
             )
             raise DefinitionError(msg)
     return take
@@ -472,9 +480,11 @@ class _Checks(NamedTuple):
             return
         for parameter, value in (("over", over), ("act", act)):
             if callable(value) and not isinstance(value, Act):
+                meant = "; if it was meant to be the action itself, decorate it: @action(...)"
                 self.refuse(
                     f"{parameter}= is a function, so what it reads of the state can't be known; "
                     f"declare it: reads=[...], or reads=[] for nothing"
+                    f"{meant if parameter == 'act' else ''}"
                 )
 
     def functions(self, **given: object) -> None:

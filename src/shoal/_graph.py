@@ -9,15 +9,15 @@ Invariants:
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import reduce
 from itertools import pairwise
 from typing import Any, NamedTuple, cast, final
 
-from ._action import Act, Input, Performer, bind_where_taken, did_you_mean, merged_inputs
+from ._action import Act, Input, Performer, bind_where_taken, merged_inputs
 from ._condition import Condition, Predicate, when
-from ._errors import DefinitionError, NoTransition, brief, note
+from ._errors import DefinitionError, NoTransition, brief, did_you_mean, note
 from ._schema import Schema
 from ._state import Change
 
@@ -558,7 +558,7 @@ def _told_apart(edges: Iterable[Edge], entry: object) -> dict[str, Act]:
 
 
 def _two_of_one_name(one: Act, two: Act) -> str:
-    same = "which stands there twice" if one is two else f"{one!r} and {two!r}"
+    same = "it is the same act, twice" if one is two else f"{one!r} and {two!r}"
     return (
         f"two acts of the graph are named {one.name!r}: {same}; "
         f"give one of them another name: act.bind(name=...)"
@@ -645,6 +645,9 @@ def no_act(found: object, where: str) -> str:
         hint = f"it is a class: write {found.__name__}() for an act of it"
     elif isinstance(found, End):
         hint = "it is only where an edge leads to: (act, END)"
+    elif isinstance(found, Coroutine):
+        cast("Coroutine[Any, Any, Any]", found).close()
+        hint = "it is what calling a coroutine function gives: write the action without ()"
     elif callable(cast("object", found)):
         hint = "decorate it: @action(reads=[...], writes=[...])"
     else:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar, final
 
 from anyio import CancelScope, move_on_after
 
 from ._cancel import as_failure
-from ._errors import DefinitionError, HookFailed, brief
+from ._errors import DefinitionError, HookFailed, brief, kind_of
 from ._events import (
     ChildEnded,
     ChildStarted,
@@ -55,6 +56,15 @@ class Hook:
 
     observer: ClassVar[bool] = False
     _deadline: ClassVar[float] = HOOK_DEADLINE
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a method that would never be told anything, for its name is nearly right."""
+        super().__init_subclass__(**options)
+        known = [name for name in vars(Hook) if name.startswith(("on_", "around_"))]
+        for name in vars(cls).keys() - known:
+            for meant in get_close_matches(name, known, n=1, cutoff=0.85):
+                msg = f"nothing calls {cls.__name__}.{name}; did you mean {meant!r}?"
+                raise DefinitionError(msg)
 
     def on_run_started(self, event: RunStarted) -> Told:
         """Hear that a run began."""
@@ -287,7 +297,7 @@ class _HookTimeout(TimeoutError):
 async def _finish(pending: object, deadline: float) -> None:
     if not isinstance(pending, Awaitable):
         msg = (
-            f"it returned a {type(pending).__name__}; a hook's method returns None or is a "
+            f"it returned {kind_of(pending)}; a hook's method returns None or is a "
             f"coroutine function"
         )
         raise TypeError(msg)

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast, final
 
 from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
-from ._errors import MissingField, StateError, brief, note
+from ._errors import MissingField, StateError, brief, kind_of, note
 from ._events import Done, ErrorInfo, Failed, Outcome, Update
 from ._policy import OnError, Tolerate
 from ._run import Run
@@ -76,7 +76,7 @@ class Join:
             else:
                 msg = (
                     f"fan-out {self.name!r} collects a mapping into {self.into!r}, "
-                    f"which holds a {type(found).__name__}"
+                    f"which holds {kind_of(found)}"
                 )
                 raise StateError(msg)
         if self.errors_into is not None:
@@ -102,7 +102,8 @@ def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
             return child.final_field(field)
         except KeyError:
             msg = (
-                f"fan-out {who!r} takes field {field!r} of each child, but this one never wrote it"
+                f"fan-out {who!r} takes field {field!r} of each child, but this one never wrote "
+                f"it; where only some do, take=lambda state: state.get({field!r})"
             )
             raise MissingField(msg) from None
 
@@ -329,6 +330,9 @@ class Draft:
     def _fitting(self, schema: Schema[Any], field: str, child: Run, value: object) -> object:
         """Hold what a child brings to the model of the parent's state."""
         who = f"fan-out {self._join.name!r}, for key {child.key!r},"
+        if isinstance(self._data[field], Mapping):
+            key = child.setting.act if self._join.shape == "by act" else child.key
+            schema.check_key(field, key, who)
         if self._join.shape not in ("by key and act", "by position and act"):
             return schema.item(field, value, who)
         act = child.setting.act

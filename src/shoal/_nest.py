@@ -32,7 +32,7 @@ async def enter(graph: Graph, run: Run) -> Change:
     parent's when it ends, by one update. Cancelled or failed, it leaves nothing there.
     """
     check_depth(run, graph.name)
-    hint = "anything in it writes first; write it in an earlier action"
+    hint = "pass it to run(), or write it in an earlier action"
     base = narrowed(run.data, graph, {}, f"the actions of {graph.name!r}", hint)
     child = Run(child_setting(run, graph.name, graph), base)
     if run.setting.hooks.child_started:

@@ -262,7 +262,11 @@ class OpenRun(Generic[S]):
 
     @property
     def state(self) -> State[S]:
-        """The state as it was last committed: at any time, after a failure or the block too."""
+        """The state as it was last committed: at any time, after a failure or the block too.
+
+        Read upon an event, it may be further than the event: what that changed is in its
+        ``update``.
+        """
         self._check_entered()
         return cast("State[S]", self._run.state)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import final
 
 from ._action import Act, Performer
-from ._errors import DepthExceeded, MissingField, MissingInput, brief, note
+from ._errors import DepthExceeded, MissingField, MissingInput, brief, did_you_mean, note
 from ._events import Failed, Update
 from ._graph import Graph
 from ._group import Group
@@ -128,6 +128,10 @@ class ParallelStep:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
         run, name = self.parent, self.act.name
         values, done = self.join.collections(run.data, first_visit=run.visit(name) == 0)
+        if run.setting.schema is not None:
+            for field, value in values.items():
+                keyed = isinstance(value, Mapping)
+                run.setting.schema.check_collects(field, f"fan-out {name!r}", keyed=keyed)
         if done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(done, kind.setting.act)
@@ -278,6 +282,7 @@ def narrowed(
             has = ", ".join(sorted(data)) or "none"
             msg = (
                 f"{who} read field {field!r}, which the state does not have (it has: {has}); {hint}"
+                f"{did_you_mean(field, given)}"
             )
             raise MissingField(msg)
     return base

@@ -162,6 +162,30 @@ class Schema(Generic[S]):
             raise InvalidState(msg)
         return self._fit(declared.item, value, who, field, "an item of ")
 
+    def check_collects(self, field: str, who: str, *, keyed: bool) -> None:
+        """Refuse to collect a mapping (``keyed``) or a list where the field can't hold one.
+
+        Raises:
+            InvalidState: It can't.
+        """
+        declared = self._field(field, who)
+        if declared.item is None or not (declared.key is not None if keyed else declared.listed):
+            collected = "a mapping" if keyed else "a list"
+            msg = (
+                f"{who} collects {collected} into field {field!r}, and {declared.label} holds none"
+            )
+            raise InvalidState(msg)
+
+    def check_key(self, field: str, key: object, who: str) -> None:
+        """Refuse a key that does not fit the mapping in ``field``.
+
+        Raises:
+            InvalidState: It doesn't.
+        """
+        check = self._field(field, who).key
+        if check is not None:
+            self._fit(check, key, who, field, "a key of ")
+
     def _operation(
         self, operation: Operation, change: Change, data: Mapping[str, object], who: str
     ) -> Operation:

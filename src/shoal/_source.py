@@ -33,7 +33,7 @@ from anyio import move_on_after
 from anyio.lowlevel import checkpoint
 
 from ._cancel import ki_unprotected
-from ._errors import BadKey, BadResult, brief
+from ._errors import BadKey, BadResult, brief, kind_of
 from ._ids import Key
 from ._run import Run, Setting
 from ._state import refuse_awaitable
@@ -162,9 +162,11 @@ class Elements:
             self._iterator = iter(cast("Iterable[object]", elements))
         else:
             refuse_awaitable(elements, f"{given_by}= of fan-out {who!r}")
+            one = ", which counts as one element: give a list" if isinstance(elements, str) else ""
             msg = (
                 f"fan-out {who!r} runs over an iterable of elements, "
-                f"but `{given_by}` gave a {type(elements).__name__}"
+                f"but `{given_by}` gave {kind_of(elements)}"
+                f"{one}"
             )
             raise BadResult(msg)
 
@@ -284,7 +286,7 @@ class Elements:
         if not isinstance(elements, Iterable) or isinstance(elements, str | bytes):
             refuse_awaitable(elements, f"grow= of fan-out {self.who!r}")
             msg = (
-                f"fan-out {self.who!r}: grow returned a {type(elements).__name__} for key "
+                f"fan-out {self.who!r}: grow returned {kind_of(elements)} for key "
                 f"{cause!r}; it returns an iterable of new elements, which may be empty"
             )
             raise BadResult(msg)

@@ -9,11 +9,12 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
-from typing import Any, cast
+from types import CoroutineType
+from typing import Any, NoReturn, cast
 
 from ._action import FunctionAction
 from ._cancel import ki_protected, ki_unprotected
-from ._errors import BadResult, MissingField, UndeclaredWrite
+from ._errors import BadResult, MissingField, UndeclaredWrite, kind_of
 from ._ports import Executor, Services
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 
@@ -102,7 +103,10 @@ async def _call(
         result = await threads(action.function, kwargs)
     else:
         result = action.function(**kwargs)
-    if not action.is_async:
+    if action.is_async:
+        if isinstance(result, CoroutineType):
+            _refuse_coroutine(action, cast("CoroutineType[Any, Any, Any]", result))
+    else:
         refuse_awaitable(result, f"action {action.name!r}")
     if base is not None:
         return change_between(base, result, f"action {action.name!r}")
@@ -123,13 +127,24 @@ def _missing(
     return MissingField(msg)
 
 
+def _refuse_coroutine(
+    action: FunctionAction[..., object], coroutine: CoroutineType[Any, Any, Any]
+) -> NoReturn:
+    coroutine.close()
+    msg = (
+        f"action {action.name!r} returned a coroutine that nobody awaited: "
+        f"await {coroutine.__qualname__}(...)"
+    )
+    raise BadResult(msg)
+
+
 def _writes(action: FunctionAction[..., object], result: object) -> Change:
     """Check the result of an action that writes no field, or several."""
     name = action.name
     if not action.writes:
         if result is not None:
             msg = (
-                f"action {name!r} declares no writes and returned a {type(result).__name__}; "
+                f"action {name!r} declares no writes and returned {kind_of(result)}; "
                 f"declare writes=[...] or return None"
             )
             raise BadResult(msg)
@@ -138,7 +153,7 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
     if not isinstance(result, Mapping):
         msg = (
             f"action {name!r} writes several fields, so it returns a mapping of them "
-            f"({expected}), not a {type(result).__name__}"
+            f"({expected}), not {kind_of(result)}"
         )
         raise BadResult(msg)
     values = dict(cast("Mapping[str, object]", result))
@@ -156,4 +171,7 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
             f"to write only some of its fields, take `state` and return state.update(...)"
         )
         raise BadResult(msg)
+    for value in values.values():
+        if isinstance(value, CoroutineType):
+            _refuse_coroutine(action, cast("CoroutineType[Any, Any, Any]", value))
     return Change(tuple(Set(field, value) for field, value in values.items()), values)

@@ -361,7 +361,7 @@ class TaskElements(Elements):
             graph,
             element.state,
             f"the children of {self.who!r} that execute {graph.name!r}",
-            "the Task gives: Task(act, {field: ...})",
+            "give it to the Task: Task(act, {field: ...})",
         )
         take = next(iter(graph.writes)) if len(graph.writes) == 1 else None
         inputs = {**self._act._bound, **self._step.parent.setting.inputs, **element.inputs}
