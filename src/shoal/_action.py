@@ -208,9 +208,9 @@ class FunctionAction(Act, Generic[P, R_co]):
         """
         functools.update_wrapper(self, function)
         self.function = function
-        self.name = name
-        self.reads = reads
-        self.writes = writes
+        self.name: str = name
+        self.reads: Collection[str] = reads
+        self.writes: Collection[str] = writes
         self.version = version
         self.limits = limits
         self.definition: object = self
@@ -261,7 +261,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.takes_state: bool = "state" in special
         self.takes_context: bool = "context" in special
         self.permit: Permit = Permit(self.name, frozenset(self.reads), frozenset(self.writes))
-        self.sure_writes = () if self.takes_state else self.writes
+        self.sure_writes: Collection[str] = () if self.takes_state else self.writes
         self.fields: tuple[str, ...] = tuple(fields)
         self.input_names: tuple[str, ...] = tuple(inputs)
         self._takes = inputs
@@ -340,11 +340,11 @@ class Action(Act):
         """Check the subclass where it is defined."""
         super().__init_subclass__(**options)
         if "name" not in cls.__dict__:
-            cls.name = cls.__name__
+            cls.name: str = cls.__name__
         check_fields(cls, "reads", "writes")
         if cls.run is not Action.run:
             cls._definition = cls._function_of(cls.run, cls.name, method=True)
-            cls.sure_writes = cls._definition.sure_writes
+            cls.sure_writes: Collection[str] = cls._definition.sure_writes
 
     @abstractmethod
     def run(self, *args: Any, **kwargs: Any) -> Any:

@@ -39,8 +39,8 @@ class LiveBudget:
 
     def __init__(self, size: int) -> None:
         """Allow ``size`` of them."""
-        self.size = size
-        self.used = 0
+        self.size: int = size
+        self.used: int = 0
 
     @property
     def is_spent(self) -> bool:
@@ -89,8 +89,8 @@ class Execution:
         self.hooks: Hooks = hooks
         self.max_steps: int = max_steps
         self.max_depth: int = max_depth
-        self.live = LiveBudget(max_live)
-        self.deadline = deadline
+        self.live: LiveBudget = LiveBudget(max_live)
+        self.deadline: float = deadline
         self._failure: ShoalError | None = None
 
     @property

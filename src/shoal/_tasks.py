@@ -111,7 +111,7 @@ class ParallelAction(Parallel):
         """Check the subclass where it is defined."""
         super().__init_subclass__(**options)
         if "name" not in cls.__dict__:
-            cls.name = cls.__name__
+            cls.name: str = cls.__name__
         check_fields(cls, "reads", "writes", "inputs")
         for method in ("reduce", "finish", *cls._plain):
             require_plain(getattr(cls, method), f"{cls.__name__}.{method}")
