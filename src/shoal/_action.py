@@ -31,6 +31,7 @@ from typing import (
 
 from ._errors import DefinitionError
 from ._policy import Limits
+from ._schema import Schema
 from ._state import Change, Permit
 
 P = ParamSpec("P")
@@ -93,6 +94,19 @@ class Act(ABC):
     def takes_more(self) -> bool:
         """Whether it may take inputs that nobody knows before it runs."""
         return False
+
+    def misfit(self, schema: Schema[Any]) -> str:
+        """Say why it can't work on a state held to ``schema``, and what to do; nothing if it can.
+
+        What a model declares and how it is used is compared here; values only when there are some.
+        """
+        for verb, fields in (("reads", self.reads), ("writes", self.writes)):
+            for field in sorted(set(fields) - schema.fields):
+                return (
+                    f"it {verb} field {field!r}, which {schema.name} does not declare"
+                    f"{did_you_mean(field, schema.fields) or '; declare it there'}"
+                )
+        return ""
 
     @abstractmethod
     def perform(self, run: Performer) -> Awaitable[Change]:

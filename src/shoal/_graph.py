@@ -44,8 +44,9 @@ class Graph(Act):
             otherwise the names of its acts, joined by ``+``.
         state: A model of the state that it is run on: a pydantic model, a dataclass or a TypedDict
             (needs ``shoal[pydantic]``). Where it is run as a child, the model is filled by field
-            name, with what the child is given and what the parent has; then every update is checked
-            against the types of the fields it changes.
+            name: with what the child is given, with what it reads or requires of the parent's
+            state, and with defaults. Every update is checked against the types of the fields it
+            changes.
 
     Raises:
         DefinitionError: They make no graph, and why.
@@ -274,23 +275,21 @@ class Graph(Act):
         """Check the graph against a model of its state, and have it ask for what that requires.
 
         Raises:
-            DefinitionError: Something reads or writes a field that the model doesn't have.
+            DefinitionError: Something reads or writes a field that the model doesn't have, or
+                collects into one that can't grow.
         """
         for act in self.acts:
-            for verb, fields in (("reads", act.reads), ("writes", act.writes)):
-                for field in sorted(set(fields) - schema.fields):
-                    msg = (
-                        f"graph {self.name!r}: {act.name!r} {verb} field {field!r}, which "
-                        f"{schema.name} does not declare{did_you_mean(field, schema.fields)}"
-                    )
-                    raise DefinitionError(msg)
+            why = act.misfit(schema)
+            if why:
+                raise DefinitionError(f"graph {self.name!r}: {act.name!r} does not fit: {why}")
         for edge in self.edges:
             if edge.condition is None:
                 continue
             for field in sorted(edge.condition.reads - schema.fields):
                 msg = (
                     f"graph {self.name!r}: edge {edge}, {edge.condition!r} reads field {field!r}, "
-                    f"which {schema.name} does not declare{did_you_mean(field, schema.fields)}"
+                    f"which {schema.name} does not declare"
+                    f"{did_you_mean(field, schema.fields) or '; declare it there'}"
                 )
                 raise DefinitionError(msg)
         who = f"the model {schema.name} of graph {self.name!r}, which has no default for it,"
