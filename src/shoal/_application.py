@@ -219,7 +219,7 @@ class Application(Generic[S]):
             raise
         error = interruption or run.error
         if error is not None:
-            run.error = None
+            run.forget()
             try:
                 raise error
             finally:

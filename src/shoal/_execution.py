@@ -98,6 +98,11 @@ class Execution:
         """Whether a save failed, so that nothing can be saved any more."""
         return self._failure is not None
 
+    def forget(self) -> None:
+        """Let go of what ended it, which is being raised: its traceback leads back to here."""
+        self._failure = None
+        self.hooks.failures.clear()
+
     def ended_by(self, error: BaseException) -> bool:
         """Tell whether ``error`` ends the execution, and is no failure of the run it came out of.
 
@@ -129,8 +134,8 @@ class Execution:
             raise self._first(doubt) from doubt.__cause__
         except Exception as error:
             why = f"{brief(error)}; the run stops at its last saved state"
-            failed = StoreFailed(f"the store could not keep a save of run {batch.path.id}: {why}")
-            raise self._first(failed) from error
+            msg = f"the store could not keep a save of run {batch.path.id}: {why}"
+            raise self._first(StoreFailed(msg)) from error
         why = f"did not acknowledge it within {self.services.commit_deadline:g} s"
         raise self._first(_in_doubt(batch, why))
 

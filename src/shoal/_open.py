@@ -230,7 +230,8 @@ class OpenRun(Generic[S]):
                 raise ExceptionGroup(msg, [error, failure]) from None
         finally:
             if not self._stream.waiting:  # else somebody is about to be told as well
-                self._run.error = self._root.fatal = None  # no cycle through a traceback
+                self._root.fatal = None
+                self._run.forget()
             del error, failure, interruption
 
     def __del__(self) -> None:

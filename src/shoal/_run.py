@@ -546,6 +546,11 @@ class Run:
         self.status = "cancelled"
         self.reason = reason
 
+    def forget(self) -> None:
+        """Let go of the error that it ended with, whose traceback leads back to here."""
+        self.error = None
+        self.setting.execution.forget()
+
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""
         self.reason = reason
@@ -636,8 +641,12 @@ class _Telling:
             self._failure = self._failure or error
 
     def close(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # no cycle from the exception to this frame
 
 
 @ki_unprotected
