@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextvars import copy_context
 
 from ._cancel import as_failure, drive, ki_protected
