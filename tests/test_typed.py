@@ -147,11 +147,11 @@ async def test_the_result_is_of_the_models_class(model: Any):
     given: dict[str, Any] = {"items": ["1", 2]}
     application: Application[Any] = Application(fan_out(out, over="items", into="ns"), state=model)
     result = await application.run(given)
-    data = result.state.data
+    data: Any = result.state.data
     if model is Fields:
         assert data == {"items": ["1", 2], "ns": [1, 2]}
-        assert type(data) is dict
         assert type(data["ns"]) is list
+        assert type(data) is dict
     else:
         assert type(data) is model
         assert (data.items, data.ns, data.n, data.by) == (["1", 2], [1, 2], 0, {})

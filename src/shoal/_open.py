@@ -174,7 +174,7 @@ class OpenRun(Generic[S]):
                 self._run, _Ending(self._run, self._stream, self._steps)
             )
         except BaseException:
-            await runtime.__aexit__(None, None, None)
+            await self._runtime.__aexit__(None, None, None)  # leaves a shared one open
             raise
         self._entered = True
         return self
