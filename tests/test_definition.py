@@ -193,22 +193,22 @@ MISFITS: dict[str, tuple[Callable[[], Any], str]] = {
     "read": (
         lambda: Graph.chain(spy, misread, name="g"),
         (
-            "graph 'g': 'misread' does not fit: it reads field 'paje', which Model does not declare; "
-            "did you mean 'page'?"
+            "graph 'g': 'misread' does not fit: it reads field 'paje', which Model does not "
+            "declare; did you mean 'page'?"
         ),
     ),
     "written": (
         lambda: Graph.chain(spy, miswrite, name="g"),
         (
-            "graph 'g': 'miswrite' does not fit: it writes field 'paje', which Model does not declare; "
-            "did you mean 'page'?"
+            "graph 'g': 'miswrite' does not fit: it writes field 'paje', which Model does not "
+            "declare; did you mean 'page'?"
         ),
     ),
     "unlike any": (
         lambda: Graph.chain(spy, other, name="g"),
         (
-            "graph 'g': 'other' does not fit: it writes field 'other', which Model does not declare; "
-            "declare it there"
+            "graph 'g': 'other' does not fit: it writes field 'other', which Model does not "
+            "declare; declare it there"
         ),
     ),
     "a condition": (
@@ -227,8 +227,8 @@ MISFITS: dict[str, tuple[Callable[[], Any], str]] = {
             spy, fan_out(miswrite, over="itens", item="page", into="outs"), name="g"
         ),
         (
-            "graph 'g': 'outs' does not fit: it reads field 'itens', which Model does not declare; "
-            "did you mean 'items'?"
+            "graph 'g': 'outs' does not fit: it reads field 'itens', which Model does not "
+            "declare; did you mean 'items'?"
         ),
     ),
 }
@@ -326,7 +326,7 @@ async def test_acts_that_are_chosen_later_may_take_what_nobody_knows():
     act = fan_out(lambda _: ask, over="items", into="outs", take="out", reads=[])
     application = Application(act, inputs={"client": "c", "anything": 1})
     assert (await application.run({"items": [1]})).state["outs"] == ["c"]
-    with pytest.raises(MissingInput, match="action 'ask' in step 'outs' of run .*'client'"):
+    with pytest.raises(MissingInput, match=r"action 'ask' in step 'outs' of run .*'client'"):
         await Application(act).run({"items": [1]})
 
 
