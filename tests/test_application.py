@@ -304,6 +304,11 @@ class BrokenStore:
         raise Traced
 
 
+def references_to(error: BaseException) -> list[weakref.ref[BaseException]]:
+    assert error.__cause__ is not None
+    return [weakref.ref(error), weakref.ref(error.__cause__)]
+
+
 @pytest.mark.parametrize("how", ["run", "open", "children"])
 @pytest.mark.parametrize("what", ["hook", "store"])
 async def test_what_ended_an_execution_dies_with_whoever_caught_it(how: str, what: str):
@@ -322,8 +327,7 @@ async def test_what_ended_an_execution_dies_with_whoever_caught_it(how: str, wha
         try:
             await run()
         except (HookFailed, StoreFailed) as error:
-            caught = [error, error.__cause__]
-            return [weakref.ref(one) for one in caught if one is not None]
+            return references_to(error)
         raise AssertionError("it didn't fail")
 
     gc.collect()
