@@ -20,16 +20,22 @@ from shoal import (
     DefinitionError,
     Failed,
     Graph,
+    Hook,
+    HookFailed,
     MissingField,
     MissingInput,
     RunResult,
+    Runtime,
     Skipped,
     State,
     StateError,
+    StateUpdated,
+    StoreFailed,
     action,
     fan_out,
 )
 from shoal._errors import kind_of
+from shoal._ports import Batch
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -258,10 +264,11 @@ async def test_an_error_that_is_raised_again_is_noted_once_for_each_run():
     ]
 
 
-async def test_a_failed_run_leaves_no_cycle_of_garbage():
-    class Traced(Exception):
-        pass
+class Traced(Exception):
+    pass
 
+
+async def test_a_failed_run_leaves_no_cycle_of_garbage():
     @action()
     async def fail() -> None:
         raise Traced
@@ -279,6 +286,57 @@ async def test_a_failed_run_leaves_no_cycle_of_garbage():
         reference = await run_and_look()
         await anyio.lowlevel.checkpoint()
         assert reference() is None
+    finally:
+        gc.enable()
+
+
+@action(writes=["out"])
+async def one() -> int:
+    return 1
+
+
+class Guard(Hook):
+    def on_state_updated(self, event: StateUpdated) -> None:
+        raise Traced
+
+
+class BrokenStore:
+    def save(self, batch: Batch) -> None:
+        raise Traced
+
+
+def references_to(error: BaseException) -> list[weakref.ref[BaseException]]:
+    assert error.__cause__ is not None
+    return [weakref.ref(error), weakref.ref(error.__cause__)]
+
+
+@pytest.mark.parametrize("how", ["run", "open", "children"])
+@pytest.mark.parametrize("what", ["hook", "store"])
+async def test_what_ended_an_execution_dies_with_whoever_caught_it(how: str, what: str):
+    act = fan_out(one, over="items", into="out") if how == "children" else one
+    application = Application(act, hooks=[Guard()] if what == "hook" else [])
+
+    async def run() -> None:
+        async with Runtime(store=BrokenStore() if what == "store" else None) as runtime:
+            if how == "open":
+                async with application.open({"items": [1, 2]}, runtime=runtime) as opened:
+                    await opened.result()
+            else:
+                await application.run({"items": [1, 2]}, runtime=runtime)
+
+    async def run_and_look() -> list[weakref.ref[BaseException]]:
+        try:
+            await run()
+        except (HookFailed, StoreFailed) as error:
+            return references_to(error)
+        raise AssertionError("it didn't fail")
+
+    gc.collect()
+    gc.disable()
+    try:
+        references = await run_and_look()
+        await anyio.lowlevel.checkpoint()
+        assert [reference() for reference in references] == [None, None]
     finally:
         gc.enable()
 

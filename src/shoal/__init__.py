@@ -1,9 +1,9 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _state, _model, _schema, _events, _policy; _action, _condition, _graph; _cancel,
-_ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group, _join, _parallel,
-_fanout, _tasks, _nest, _context; _runtime, _open, _application.
+_collections, _ids, _state, _model, _schema, _events, _policy; _action, _condition, _flow, _graph;
+_cancel, _ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group, _join,
+_parallel, _fanout, _tasks, _nest, _context; _runtime, _open, _application.
 ``docs/internals.md`` is the tour.
 """
 
@@ -55,7 +55,8 @@ from ._events import (
     Update,
 )
 from ._fanout import FanOut, fan_out
-from ._graph import END, Graph
+from ._flow import END
+from ._graph import Graph
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger

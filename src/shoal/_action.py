@@ -30,6 +30,7 @@ from typing import (
 
 from ._errors import DefinitionError, did_you_mean
 from ._policy import Limits
+from ._schema import Schema
 from ._state import Change, Permit
 
 P = ParamSpec("P")
@@ -92,6 +93,19 @@ class Act(ABC):
     def takes_more(self) -> bool:
         """Whether it may take inputs that nobody knows before it runs."""
         return False
+
+    def misfit(self, schema: Schema[Any]) -> str:
+        """Say why it can't work on a state held to ``schema``, and what to do; nothing if it can.
+
+        What a model declares and how it is used is compared here; values only when there are some.
+        """
+        for verb, fields in (("reads", self.reads), ("writes", self.writes)):
+            for field in sorted(set(fields) - schema.fields):
+                return (
+                    f"it {verb} field {field!r}, which {schema.name} does not declare"
+                    f"{did_you_mean(field, schema.fields) or '; declare it there'}"
+                )
+        return ""
 
     @abstractmethod
     def perform(self, run: Performer) -> Awaitable[Change]:
@@ -201,9 +215,9 @@ class FunctionAction(Act, Generic[P, R_co]):
         """
         functools.update_wrapper(self, function)
         self.function = function
-        self.name = name
-        self.reads = reads
-        self.writes = writes
+        self.name: str = name
+        self.reads: Collection[str] = reads
+        self.writes: Collection[str] = writes
         self.version = version
         self.limits = limits
         self.definition: object = self
@@ -266,7 +280,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.takes_state: bool = "state" in special
         self.takes_context: bool = "context" in special
         self.permit: Permit = Permit(self.name, frozenset(self.reads), frozenset(self.writes))
-        self.sure_writes = () if self.takes_state else self.writes
+        self.sure_writes: Collection[str] = () if self.takes_state else self.writes
         self.fields: tuple[str, ...] = tuple(fields)
         self.input_names: tuple[str, ...] = tuple(inputs)
         self._takes = inputs
@@ -345,11 +359,11 @@ class Action(Act):
         """Check the subclass where it is defined."""
         super().__init_subclass__(**options)
         if "name" not in cls.__dict__:
-            cls.name = cls.__name__
+            cls.name: str = cls.__name__
         check_fields(cls, "reads", "writes")
         if cls.run is not Action.run:
             cls._definition = cls._function_of(cls.run, cls.name, method=True)
-            cls.sure_writes = cls._definition.sure_writes
+            cls.sure_writes: Collection[str] = cls._definition.sure_writes
 
     @abstractmethod
     def run(self, *args: Any, **kwargs: Any) -> Any:

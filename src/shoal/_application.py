@@ -17,7 +17,14 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import Act, field_names
-from ._errors import DefinitionError, MissingField, MissingInput, did_you_mean, kind_of
+from ._errors import (
+    DefinitionError,
+    MissingField,
+    MissingInput,
+    RunCancelled,
+    did_you_mean,
+    kind_of,
+)
 from ._execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
@@ -127,6 +134,12 @@ class Application(Generic[S]):
             raise DefinitionError(msg)
         self.name: str = name if name is not None else walked.name
         if isinstance(state, type):
+            if walked.schema is not None and walked.schema.model is not state:
+                msg = (
+                    f"application {self.name!r}: its graph has a model of the state already, "
+                    f"{walked.schema.name}; leave out state={state.__name__}"
+                )
+                raise DefinitionError(msg)
             walked = walked.typed(state)
         self.graph: Graph = walked
         self.hooks: tuple[Hook, ...] = Hooks(hooks).hooks
@@ -201,6 +214,7 @@ class Application(Generic[S]):
         Raises:
             MissingField: A field must come from outside and isn't given; before any action starts.
             MissingInput: An action needs an input that isn't given; before any action starts.
+            RunCancelled: The runtime's block was left by an exception, or cancelled.
             ExceptionGroup: Children of a fan-out failed.
             Exception: Whatever the failing action raised, with a note saying where.
         """
@@ -219,11 +233,14 @@ class Application(Generic[S]):
             raise
         error = interruption or run.error
         if error is not None:
-            run.error = None
+            run.forget()
             try:
                 raise error
             finally:
                 del error, interruption  # no cycle from the exception to this frame
+        if run.status == "cancelled":
+            msg = f"run {path.id} has no result, it was cancelled: {run.reason}"
+            raise RunCancelled(msg)
         final = cast("State[S]", run.state)
         return RunResult(run_id=path.id, state=final, _ledgers=run.ledgers)
 
@@ -301,7 +318,10 @@ class Application(Generic[S]):
         return anyio.run(partial(self.run, state, id=id, inputs=inputs), backend=backend)
 
     def _runtime(self, runtime: Runtime | None) -> AbstractAsyncContextManager[Runtime]:
-        return Runtime(store=self._store) if runtime is None else nullcontext(runtime)
+        if runtime is None:
+            return Runtime(store=self._store)
+        runtime.check_open()
+        return nullcontext(runtime)
 
     def _make_run(
         self,
@@ -348,6 +368,9 @@ class Application(Generic[S]):
         else:
             data = _fields(state, "state", where)
         given = _fields(inputs, "inputs", where)
+        if runtime is not None and not isinstance(runtime, Runtime):
+            msg = f"{where}(runtime=...) takes an open Runtime, not {runtime!r}"
+            raise TypeError(msg)
         if id is not None and not isinstance(id, str):
             msg = f"{where}(id=...) takes a string, not {id!r}"
             raise TypeError(msg)

@@ -39,8 +39,8 @@ class LiveBudget:
 
     def __init__(self, size: int) -> None:
         """Allow ``size`` of them."""
-        self.size = size
-        self.used = 0
+        self.size: int = size
+        self.used: int = 0
 
     @property
     def is_spent(self) -> bool:
@@ -89,14 +89,19 @@ class Execution:
         self.hooks: Hooks = hooks
         self.max_steps: int = max_steps
         self.max_depth: int = max_depth
-        self.live = LiveBudget(max_live)
-        self.deadline = deadline
+        self.live: LiveBudget = LiveBudget(max_live)
+        self.deadline: float = deadline
         self._failure: ShoalError | None = None
 
     @property
     def unsaved(self) -> bool:
         """Whether a save failed, so that nothing can be saved any more."""
         return self._failure is not None
+
+    def forget(self) -> None:
+        """Let go of what ended it, which is being raised: its traceback leads back to here."""
+        self._failure = None
+        self.hooks.failures.clear()
 
     def ended_by(self, error: BaseException) -> bool:
         """Tell whether ``error`` ends the execution, and is no failure of the run it came out of.
@@ -129,8 +134,8 @@ class Execution:
             raise self._first(doubt) from doubt.__cause__
         except Exception as error:
             why = f"{brief(error)}; the run stops at its last saved state"
-            failed = StoreFailed(f"the store could not keep a save of run {batch.path.id}: {why}")
-            raise self._first(failed) from error
+            msg = f"the store could not keep a save of run {batch.path.id}: {why}"
+            raise self._first(StoreFailed(msg)) from error
         why = f"did not acknowledge it within {self.services.commit_deadline:g} s"
         raise self._first(_in_doubt(batch, why))
 

@@ -6,7 +6,7 @@ Imports everything above.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
@@ -51,10 +51,10 @@ class FanOut(Parallel):
         reads: frozenset[str],
     ) -> None:
         """Use ``fan_out``, which checks all this."""
-        self.join = join
+        self.join: Join = join
         self.name: str = join.name
-        self.acts = acts
-        self.over = over
+        self.acts: Sequence[Graph] | Callable[[State], Act | Sequence[Act]] = acts
+        self.over: Over | None = over
         self.item = item
         self.key = key
         self.at_most = at_most
@@ -62,9 +62,11 @@ class FanOut(Parallel):
         self._take = take
         self._several = several
         self._bound: Mapping[str, object] = {}
-        self.reads = reads
-        self.writes = join.permit.writes
-        self.sure_writes = frozenset(f for f in (join.into, join.errors_into) if f is not None)
+        self.reads: Collection[str] = reads
+        self.writes: Collection[str] = join.permit.writes
+        self.sure_writes: Collection[str] = frozenset(
+            f for f in (join.into, join.errors_into) if f is not None
+        )
 
     @property
     def _graphs(self) -> Sequence[Graph]:

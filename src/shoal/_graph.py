@@ -1,4 +1,4 @@
-"""Graphs: which act comes after which. Imports actions and conditions.
+"""Graphs: which act comes after which. Imports actions, conditions and what flows.
 
 Invariants:
 - A graph is checked when it is built: what can't be walked, or never would be, reaches no run.
@@ -9,53 +9,16 @@ Invariants:
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from functools import reduce
+from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, cast, final
+from typing import Any, cast, final
 
 from ._action import Act, Input, Performer, bind_where_taken, merged_inputs
 from ._condition import Condition, Predicate, when
 from ._errors import DefinitionError, NoTransition, brief, did_you_mean, note
+from ._flow import END, Edge, End, Flow, name_of, reachable, trace
 from ._schema import Schema
 from ._state import Change
-
-
-@final
-class End:
-    """Where an edge leads that ends the run. There is one, ``END``."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "END"
-
-    def __reduce__(self) -> str:
-        return "END"
-
-
-END = End()
-"""What an edge leads to that ends the run: ``(act, END, when("done"))``."""
-
-
-@final
-class Edge(NamedTuple):
-    """What may follow an act."""
-
-    source: Act
-    target: Act | End
-    condition: Condition | None
-    """What must be true of the state for it to be taken; None: nothing."""
-
-    def __str__(self) -> str:
-        return f"{self.source.name!r} -> {_name(self.target)}"
-
-    def __repr__(self) -> str:
-        condition = "" if self.condition is None else f" {self.condition!r}"
-        target = self.target.name if isinstance(self.target, Act) else "END"
-        return f"{self.source.name} -> {target}{condition}"
-
 
 WrittenEdge = tuple[Act, Act | End] | tuple[Act, Act | End, Condition | Predicate | None]
 """An edge as users write it; a function is taken for ``when(function)``."""
@@ -81,8 +44,9 @@ class Graph(Act):
             otherwise the names of its acts, joined by ``+``.
         state: A model of the state that it is run on: a pydantic model, a dataclass or a TypedDict
             (needs ``shoal[pydantic]``). Where it is run as a child, the model is filled by field
-            name, with what the child is given and what the parent has; then every update is checked
-            against the types of the fields it changes.
+            name: with what the child is given, with what it reads or requires of the parent's
+            state, and with defaults. Every update is checked against the types of the fields it
+            changes.
 
     Raises:
         DefinitionError: They make no graph, and why.
@@ -136,9 +100,9 @@ class Graph(Act):
         start = _entry(acts, checked, entry)
         _refuse_never_tried(checked)
         self._wire(checked, acts, start)
-        _refuse_unreachable(acts, _reached(start.name, self._leaving), start)
+        _refuse_unreachable(acts, reachable(start.name, self._leaving), start)
         self.name: str = name if name is not None else "+".join(acts)
-        self._trace()
+        self._let_flow(trace(start, self.acts, self._leaving))
         if state is not None:
             self._hold_to(Schema(state))
 
@@ -202,7 +166,7 @@ class Graph(Act):
         halting = {self._find(act, "halt_after").name for act in halt_after}
         start = self.entry if entry is None else self._find(entry, "entry")
         leaving = {act: () if act in halting else edges for act, edges in self._leaving.items()}
-        reached = _reached(start.name, leaving)
+        reached = reachable(start.name, leaving)
         kept = [edge for edge in self.edges if edge.source.name in reached - halting]
         part = Graph(
             *(kept or ((start, END),)), entry=start, name=name if name is not None else self.name
@@ -214,7 +178,7 @@ class Graph(Act):
     def typed(self, model: type) -> Graph:
         """Return the same graph, on a state that is held to ``model``; see ``Graph``."""
         typed = copy.copy(self)
-        typed._trace()
+        typed._let_flow(trace(self.entry, self.acts, self._leaving))
         typed._hold_to(Schema(model))
         return typed
 
@@ -286,11 +250,11 @@ class Graph(Act):
         They are those that some act or condition can't do without and that nothing can have
         written when a run first comes there.
         """
-        return self._needed_by
+        return self._flow.needed_by
 
     def missing(self, fields: Collection[str]) -> Mapping[str, str]:
         """Return which fields that it needs are not among ``fields``, and who reads each."""
-        return {field: who for field, who in self._needed_by.items() if field not in fields}
+        return {field: who for field, who in self._flow.needed_by.items() if field not in fields}
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         self.name = name
@@ -311,95 +275,40 @@ class Graph(Act):
         """Check the graph against a model of its state, and have it ask for what that requires.
 
         Raises:
-            DefinitionError: Something reads or writes a field that the model doesn't have.
+            DefinitionError: Something reads or writes a field that the model doesn't have, or
+                collects into one that can't grow.
         """
         for act in self.acts:
-            for verb, fields in (("reads", act.reads), ("writes", act.writes)):
-                for field in sorted(set(fields) - schema.fields):
-                    msg = (
-                        f"graph {self.name!r}: {act.name!r} {verb} field {field!r}, which "
-                        f"{schema.name} does not declare{did_you_mean(field, schema.fields)}"
-                    )
-                    raise DefinitionError(msg)
+            why = act.misfit(schema)
+            if why:
+                raise DefinitionError(f"graph {self.name!r}: {act.name!r} does not fit: {why}")
         for edge in self.edges:
             if edge.condition is None:
                 continue
             for field in sorted(edge.condition.reads - schema.fields):
                 msg = (
                     f"graph {self.name!r}: edge {edge}, {edge.condition!r} reads field {field!r}, "
-                    f"which {schema.name} does not declare{did_you_mean(field, schema.fields)}"
+                    f"which {schema.name} does not declare"
+                    f"{did_you_mean(field, schema.fields) or '; declare it there'}"
                 )
                 raise DefinitionError(msg)
         who = f"the model {schema.name} of graph {self.name!r}, which has no default for it,"
         wanted = dict.fromkeys(sorted(schema.required - self.writes), who)
-        # narrower than in Act
-        self.reads = self.reads | wanted.keys()  # pyright: ignore[reportIncompatibleVariableOverride]
+        flow = self._flow
         defaults = schema.fields - schema.required
-        needed = {field: who for field, who in self._needed_by.items() if field not in defaults}
-        self._needed_by = {**wanted, **needed}
+        needed = {field: who for field, who in flow.needed_by.items() if field not in defaults}
+        self._let_flow(
+            flow._replace(reads=flow.reads | wanted.keys(), needed_by={**wanted, **needed})
+        )
         self.schema = schema
 
-    # -- what flows -----------------------------------------------------------------------------
-
-    def _trace(self) -> None:
-        """Find what is surely written, what may be, and what nothing has written when it is read.
-
-        Sets are kept as the bits of numbers: a graph of a thousand acts has a thousand of them, of
-        up to a thousand fields each, and they are merged at every edge.
-        """
-        fields = _Bits(field for act in self.acts for field in (*act.writes, *act.sure_writes))
-        nodes = _Bits(act.name for act in self.acts)
-        start = self.entry.name
-        arriving: dict[str, list[str]] = {name: [] for name in _reached(start, self._leaving)}
-        for edge in self.edges:
-            if isinstance(edge.target, Act):
-                arriving[edge.target.name].append(edge.source.name)
-        sure = {act.name: fields.mask(act.sure_writes) for act in self.acts}
-        itself = {act.name: nodes.mask((act.name,)) for act in self.acts}
-        written = _before(start, arriving, sure, int.__and__)
-        always = _before(start, arriving, itself, int.__and__)
-        perhaps = _before(start, arriving, itself, int.__or__)
-        writers: dict[str, list[str]] = {}
-        for act in self.acts:
-            for field in act.writes:
-                writers.setdefault(field, []).append(act.name)
-
-        def may_be_written(field: str, reader: str, *, later: bool = False) -> bool:
-            """Tell whether it may be when a run first comes to ``reader``, or later comes back."""
-            return any(
-                perhaps[reader] & itself[writer]
-                and (later or not (always[writer] | itself[writer]) & itself[reader])
-                for writer in writers.get(field, ())
-            )
-
-        reads: set[str] = set()
-        needed_by: dict[str, str] = {}
-        for act in self.acts:
-            name = act.name
-            reads |= fields.without(act.reads, written[name])
-            for field, who in act.needed_by.items():
-                if not may_be_written(field, name):
-                    needed_by.setdefault(field, who)
-            for number, edge in enumerate(self._leaving[name]):
-                if edge.condition is None:
-                    break
-                reads |= fields.without(edge.condition.reads, written[name] | sure[name])
-                for field in sorted(edge.condition.needs.difference(act.writes)):
-                    # edges after the first may be left untried until the run comes back
-                    if not may_be_written(field, name, later=number > 0):
-                        needed_by.setdefault(field, f"edge {edge}, {edge.condition!r},")
-        ends = [
-            written[act.name] | sure[act.name]
-            for act in self.acts
-            if not self._leaving[act.name]
-            or any(edge.target is END for edge in self._leaving[act.name])
-        ]
-        # narrower than in Act, and never set again
-        self.reads = frozenset(reads)  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.writes = frozenset(writers)  # pyright: ignore[reportIncompatibleVariableOverride]
-        surely = reduce(int.__and__, ends) if ends else 0
-        self.sure_writes = fields.names(surely)  # pyright: ignore[reportIncompatibleVariableOverride]
-        self._needed_by: Mapping[str, str] = needed_by
+    def _let_flow(self, flow: Flow) -> None:
+        """Take what is known of the state along its edges."""
+        self._flow = flow
+        # narrower than in Act, and set only while the graph is built
+        self.reads = flow.reads  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.writes = flow.writes  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.sure_writes = flow.sure_writes  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __repr__(self) -> str:
         names = [act.name for act in self.acts]
@@ -407,65 +316,6 @@ class Graph(Act):
         edges = [repr(edge) for edge in self.edges]
         shown = names if edges in (is_chain, is_chain[:-1]) else edges
         return f"<Graph {self.name}: {(' -> ' if shown is names else ', ').join(shown)}>"
-
-
-@final
-class _Bits:
-    """Sets of strings as the bits of numbers."""
-
-    def __init__(self, strings: Iterable[str]) -> None:
-        self._bits = {one: 1 << at for at, one in enumerate(dict.fromkeys(strings))}
-
-    def mask(self, strings: Iterable[str]) -> int:
-        return reduce(int.__or__, (self._bits[one] for one in strings), 0)
-
-    def names(self, mask: int) -> frozenset[str]:
-        return frozenset(one for one, bit in self._bits.items() if bit & mask)
-
-    def without(self, strings: Iterable[str], mask: int) -> set[str]:
-        """Return those of ``strings`` that are not in ``mask``."""
-        return {one for one in strings if not self._bits.get(one, 0) & mask}
-
-
-def _before(
-    entry: str,
-    arriving: Mapping[str, Sequence[str]],
-    adds: Mapping[str, int],
-    merge: Callable[[int, int], int],
-) -> Mapping[str, int]:
-    """Follow sets along all edges until nothing changes; return what arrives at each act.
-
-    Each act adds to what passes it; where ways meet, ``merge`` says what is left. The sweeps
-    alternate in direction, so that a long way back costs no sweep for each act on it.
-    """
-    before = {entry: 0}
-    order = list(arriving)
-    changed = True
-    while changed:
-        changed = False
-        for name in order:
-            masks = [before[source] | adds[source] for source in arriving[name] if source in before]
-            if name == entry:
-                masks.append(0)
-            if masks:
-                mask = reduce(merge, masks)
-                if before.get(name) != mask:
-                    before[name] = mask
-                    changed = True
-        order.reverse()
-    return before
-
-
-def _reached(entry: str, leaving: Mapping[str, Sequence[Edge]]) -> AbstractSet[str]:
-    """Return the names of the acts that a run may come to, in the order of some walk."""
-    reached = {entry: None}
-    waiting = [entry]
-    while waiting:
-        for edge in leaving[waiting.pop()]:
-            if isinstance(edge.target, Act) and edge.target.name not in reached:
-                reached[edge.target.name] = None
-                waiting.append(edge.target.name)
-    return reached.keys()
 
 
 def _is_true(edge: Edge, condition: Condition, data: Mapping[str, object]) -> bool:
@@ -481,11 +331,7 @@ def _as_tried(edge: Edge, data: Mapping[str, object]) -> str:
     found = (
         f"{field}={brief(data[field])}" for field in sorted(edge.condition.reads) if field in data
     )
-    return f"to {_name(edge.target)} {edge.condition!r}, with {', '.join(found) or 'no field'}"
-
-
-def _name(act: object) -> str:
-    return repr(act.name) if isinstance(act, Act) else repr(act)
+    return f"to {name_of(edge.target)} {edge.condition!r}, with {', '.join(found) or 'no field'}"
 
 
 # -- what is refused ----------------------------------------------------------------------------
@@ -508,11 +354,11 @@ def _checked(edge: object) -> Edge:
         raise DefinitionError(msg)
     source, target, *rest = cast("tuple[object, ...]", edge)
     if source is END:
-        msg = f"Graph: no edge leaves END, and one leads from it to {_name(target)}: leave it out"
+        msg = f"Graph: no edge leaves END, and one leads from it to {name_of(target)}: leave it out"
         raise DefinitionError(msg)
     checked = _check_act(source, "Graph")
     end = target if isinstance(target, End) else _check_act(target, "Graph")
-    where = f"edge {_name(source)} -> {_name(target)}"
+    where = f"edge {name_of(source)} -> {name_of(target)}"
     return Edge(checked, end, _condition(rest[0], where) if rest else None)
 
 

@@ -189,8 +189,11 @@ class Hooks:
                     await _finish(pending, hook._deadline)
             except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
                 failed = self.blame(hook, event, error) or failed
-        if failed is not None:
-            raise failed
+        try:
+            if failed is not None:
+                raise failed
+        finally:
+            del failed  # no cycle from the exception to this frame
 
     def blame(self, hook: Hook, event: Event, error: BaseException) -> HookFailed | None:
         """Deal with what a hook raised: it is told no more, and a guard's failure is returned.

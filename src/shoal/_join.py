@@ -13,12 +13,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal, cast, final
 
 from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
-from ._errors import MissingField, StateError, brief, kind_of, note
+from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
 from ._events import Done, ErrorInfo, Failed, Outcome, Update
+from ._ids import Key
 from ._policy import OnError, Tolerate
 from ._run import Run
 from ._schema import Schema
@@ -83,6 +85,20 @@ class Join:
             values[self.errors_into] = StateMap[object, object]()
         return values, done
 
+    def misfit(self, schema: Schema[Any]) -> str:
+        """Say why the model of the parent's state can't hold what is collected, if it can't."""
+        nested = self.shape in ("by key and act", "by position and act")
+        listed = self.shape in ("by position", "by position and act")
+        if self.into is not None:
+            why = schema.why_not_grown(self.into, mapping=not listed, nested=nested)
+            if why:
+                return f"{why}; declare one, or {'give' if listed else 'leave out'} key="
+        if self.errors_into is not None:
+            why = schema.why_not_grown(self.errors_into, mapping=True, nested=nested)
+            if why:
+                return f"{why}; declare one"
+        return ""
+
     def done_keys(self, done: Mapping[object, object], act: str) -> AbstractSet[object]:
         """Tell which children of ``act`` needn't run, since ``done`` has their results."""
         if self.shape == "by key":
@@ -112,7 +128,7 @@ def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
     if isinstance(take, str):
         return lambda child: field_of(child, take)
     if callable(take):
-        return lambda child: take(make_state(child.final_data()))
+        return lambda child: take(child.final_state)
     fields = tuple(take)
     return lambda child: {field: field_of(child, field) for field in fields}
 
@@ -314,29 +330,47 @@ class Draft:
         if self._schema is not None:
             value = self._fitting(self._schema, field, child, value)
         match self._join.shape:
-            case "by key" | "by position":
-                placed.append((child.key, value, position))
-                return Put(field, child.key, value, position)
-            case "by act":
-                placed.append((child.setting.act, value, position))
-                return Put(field, child.setting.act, value, position)
+            case "by key" | "by position" | "by act":
+                key = self._key(child)
+                placed.append((key, value, position))
+                if self._schema is not None and self._schema.most(field) < inf:
+                    grown = cast("_Collection", self._data[field]).put_all(placed)
+                    self._refuse_too_many(self._schema, field, child, len(grown))
+                return Put(field, key, value, position)
             case "by key and act" | "by position and act":
                 put = PutWithin(field, child.key, child.setting.act, value, position, position)
                 grown = put_within(self._data[field], put)
                 assert grown is not None, "the fan-out has made the collection itself"
+                if self._schema is not None:
+                    self._refuse_too_many(self._schema, field, child, len(grown))
                 self._data = {**self._data, field: grown}
                 return put
 
+    def _key(self, child: Run) -> Key:
+        return child.setting.act if self._join.shape == "by act" else child.key
+
     def _fitting(self, schema: Schema[Any], field: str, child: Run, value: object) -> object:
         """Hold what a child brings to the model of the parent's state."""
-        who = f"fan-out {self._join.name!r}, for key {child.key!r},"
-        if isinstance(self._data[field], Mapping):
-            key = child.setting.act if self._join.shape == "by act" else child.key
-            schema.check_key(field, key, who)
-        if self._join.shape not in ("by key and act", "by position and act"):
+        who = self._who(child)
+        listed = isinstance(self._data[field], PositionedList)
+        if self._join.shape in ("by key and act", "by position and act"):
+            key = None if listed else child.key
+            return schema.inner_entry(field, key, child.setting.act, value, who)
+        if listed:
             return schema.item(field, value, who)
-        act = child.setting.act
-        return cast("Any", schema.item(field, {act: value}, who))[act]
+        return schema.entry(field, self._key(child), value, who)
+
+    def _refuse_too_many(self, schema: Schema[Any], field: str, child: Run, count: int) -> None:
+        most = schema.most(field)
+        if count > most:
+            msg = (
+                f"{self._who(child)} makes field {field!r} {count} items long, and "
+                f"{schema.name} allows at most {most:g}"
+            )
+            raise InvalidState(msg)
+
+    def _who(self, child: Run) -> str:
+        return f"fan-out {self._join.name!r}, for key {child.key!r},"
 
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
         base = make_state(self.finished_data(), self._join.permit)

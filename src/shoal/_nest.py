@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextvars import copy_context
 
 from ._cancel import as_failure, drive, ki_protected
@@ -53,7 +52,7 @@ async def enter(graph: Graph, run: Run) -> Change:
     finally:
         for step, ledgers in child.ledgers.items():
             run.ledgers.setdefault(f"{graph.name}/{step}", []).extend(ledgers)
-    change = _change(graph, base, child)
+    change = _change(graph, child)
     schema = run.setting.schema
     if schema is not None:
         change = schema.checked(change, run.data, f"graph {graph.name!r}")
@@ -69,15 +68,20 @@ async def enter(graph: Graph, run: Run) -> Change:
     return NO_CHANGE
 
 
-def _change(graph: Graph, base: Mapping[str, object], child: Run) -> Change:
-    """Say what the child wrote, in terms of the parent's state."""
-    final = child.final_data()
+def _change(graph: Graph, child: Run) -> Change:
+    """Say what the child wrote, in terms of the parent's state; its model's defaults are not."""
+    first, final = child.first, child.final_data()
+    fields = sorted(graph.writes)
     written = {
         field: final[field]
-        for field in sorted(graph.writes)
-        if field in final and (field not in base or final[field] is not base[field])
+        for field in fields
+        if field in final and (field not in first or final[field] is not first[field])
     }
-    dropped = tuple(field for field in sorted(graph.writes) if field in base and field not in final)
+    dropped = tuple(
+        field
+        for field in fields
+        if field not in final and (field in first or field in graph.sure_writes)
+    )
     operations = (
         *(Set(field, value) for field, value in written.items()),
         *(Drop(field) for field in dropped),

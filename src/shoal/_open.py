@@ -174,7 +174,7 @@ class OpenRun(Generic[S]):
                 self._run, _Ending(self._run, self._stream, self._steps)
             )
         except BaseException:
-            await self._runtime.__aexit__(None, None, None)  # not the runtime's: it may be shared
+            await self._runtime.__aexit__(None, None, None)  # leaves a shared one open
             raise
         self._entered = True
         return self
@@ -230,7 +230,8 @@ class OpenRun(Generic[S]):
                 raise ExceptionGroup(msg, [error, failure]) from None
         finally:
             if not self._stream.waiting:  # else somebody is about to be told as well
-                self._run.error = self._root.fatal = None  # no cycle through a traceback
+                self._root.fatal = None
+                self._run.forget()
             del error, failure, interruption
 
     def __del__(self) -> None:

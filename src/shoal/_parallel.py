@@ -13,16 +13,25 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import final
+from typing import Any, final
 
 from ._action import Act, Performer
-from ._errors import DepthExceeded, MissingField, MissingInput, brief, did_you_mean, note
+from ._errors import (
+    DepthExceeded,
+    InvalidState,
+    MissingField,
+    MissingInput,
+    brief,
+    did_you_mean,
+    note,
+)
 from ._events import Failed, Update
 from ._graph import Graph
 from ._group import Group
 from ._join import Draft, Join, Ledger
 from ._policy import Limits, Tolerate
 from ._run import Run, Setting
+from ._schema import Schema
 from ._source import Elements, Kind
 from ._state import NO_CHANGE, Change, Set, State, make_state
 
@@ -46,6 +55,10 @@ class Parallel(Act):
     def _finished(self, state: State) -> Change:
         """Return the change that completes the step, once all results were applied."""
         return NO_CHANGE
+
+    def misfit(self, schema: Schema[Any]) -> str:
+        """Say why it can't work on such a state; see ``Act.misfit``."""
+        return super().misfit(schema) or self._join().misfit(schema)
 
     async def perform(self, run: Performer) -> Change:
         """Run all children; see ``Act.perform``."""
@@ -127,11 +140,12 @@ class ParallelStep:
     async def _open(self) -> None:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
         run, name = self.parent, self.act.name
+        schema = run.setting.schema
+        why = "" if schema is None else self.join.misfit(schema)
+        if why:  # known only now: its acts were chosen by a function
+            msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
+            raise InvalidState(msg)
         values, done = self.join.collections(run.data, first_visit=run.visit(name) == 0)
-        if run.setting.schema is not None:
-            for field, value in values.items():
-                keyed = isinstance(value, Mapping)
-                run.setting.schema.check_collects(field, f"fan-out {name!r}", keyed=keyed)
         if done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(done, kind.setting.act)

@@ -152,6 +152,7 @@ class Run:
         "element",
         "elapsed",
         "error",
+        "first",
         "key",
         "_ledgers",
         "_visits",
@@ -192,6 +193,7 @@ class Run:
         # The number of the last update, and the state after it: one attribute, so that not even a
         # KeyboardInterrupt between two bytecodes tears them apart.
         self._head = (0, data)
+        self.first: Mapping[str, object] = data  # what it started with
         self._last: Change | None = None  # the last step's change: decided, not yet committed
         self._step: str | None = None  # the step that has started and not ended
         self._path = path
@@ -247,6 +249,11 @@ class Run:
         """Its committed state."""
         return self._state_of(self._head[1])
 
+    @property
+    def final_state(self) -> State:
+        """Its state as the last step left it, committed or not."""
+        return self._state_of(self.final_data())
+
     def _state_of(self, data: Mapping[str, object]) -> State:
         schema, state = self.setting.schema, make_state(data)
         return state if schema is None else typed(state, schema)
@@ -275,12 +282,7 @@ class Run:
         }
         match self.status:
             case "succeeded":
-                return Done(
-                    **common,
-                    value=self.value,
-                    state=self._state_of(self.final_data()),
-                    used=self.used,
-                )
+                return Done(**common, value=self.value, state=self.final_state, used=self.used)
             case "failed":
                 assert isinstance(self.error, Exception), "others are not outcomes"
                 return Failed(**common, error=self.error)
@@ -370,7 +372,8 @@ class Run:
         """Make the first state of a child that has a model; a root run's was made before."""
         if self.setting.parent is not None:
             data = {name: value for name, value in self._head[1].items() if name in schema.fields}
-            self._head = (0, schema.initial(data))
+            self.first = schema.initial(data, f"the first state of {self.setting.act!r}")
+            self._head = (0, self.first)
 
     async def _choose(self, act: Act, change: Change) -> Act | None:
         """Find what follows ``act`` by the conditions on its edges.
@@ -555,6 +558,11 @@ class Run:
         self.status = "cancelled"
         self.reason = reason
 
+    def forget(self) -> None:
+        """Let go of the error that it ended with, whose traceback leads back to here."""
+        self.error = None
+        self.setting.execution.forget()
+
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""
         self.reason = reason
@@ -645,8 +653,12 @@ class _Telling:
             self._failure = self._failure or error
 
     def close(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # no cycle from the exception to this frame
 
 
 @ki_unprotected

@@ -2,6 +2,8 @@
 
 Invariants:
 - A root run is hosted: it lives in a task of the runtime's, never in its caller's (see ``_host``).
+- Structured. The block is left only after all runs in it have ended. Left by an exception or
+  cancelled, it cancels them; what the block raised goes on as it is, in no group.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, TypeVar, final
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, final
 
 from anyio import (
+    CancelScope,
     CapacityLimiter,
     Event,
     create_task_group,
@@ -23,7 +26,7 @@ from anyio import (
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._cancel import is_cancellation, ki_protected_functions, ki_unprotected_functions
+from ._cancel import ki_protected_functions, ki_unprotected_functions
 from ._context import Context
 from ._errors import BadUse, DefinitionError
 from ._host import Hosted
@@ -61,7 +64,8 @@ class Runtime:
     """What runs share while a process lives: inputs, limits, threads, a store.
 
     ``app.run(...)`` opens one for itself; a service opens one for all. Leaving its block waits for
-    the runs in it to end.
+    the runs in it to end. Leaving it by an exception, or being cancelled meanwhile, cancels them,
+    and who awaits one of them gets ``RunCancelled``. Each is opened once.
 
     Examples:
         >>> import anyio
@@ -110,16 +114,22 @@ class Runtime:
         self._threads = threads
         self._commit_deadline = commit_deadline
         self._tasks: TaskGroup | None = None
-        self._services: Services | None = None
+        self._roots: set[Hosted] = set()  # the root runs that go on
+        self._status: Literal["new", "open", "closing", "closed"] = "new"
 
     async def __aenter__(self) -> Self:
-        """Open it."""
-        if self._tasks is not None:
-            msg = "the runtime is open already: one `async with` for each Runtime(...)"
+        """Open it.
+
+        Raises:
+            BadUse: It was opened before.
+        """
+        if self._status != "new":
+            msg = "the runtime was opened before: one `async with` for each Runtime(...)"
             raise BadUse(msg)
+        self._status = "open"
         backend = _backend()
         self._admission = Admission(backend.waiter)
-        self._services = Services(
+        self.services: Services = Services(
             store=self._store,
             clock=backend.clock,
             waiter=backend.waiter,
@@ -139,28 +149,43 @@ class Runtime:
         kind: type[BaseException] | None,
         error: BaseException | None,
         frames: TracebackType | None,
-    ) -> bool | None:
+    ) -> None:
         """Close it, once everything in it has ended."""
-        assert self._tasks is not None
+        tasks = self._tasks
+        assert tasks is not None
+        self._status = "closing"
+        interruption = await self._drain(cancelling=error is not None)
         try:
-            if error is not None and not is_cancellation(error):
-                await self._tasks.__aexit__(None, None, None)  # which would wrap it
-                return False
-            return await self._tasks.__aexit__(kind, error, frames)
+            # The task group never sees what the block raised: it would wrap it in a group.
+            await tasks.__aexit__(None, None, None)
+        except get_cancelled_exc_class() as cancelled:
+            interruption = interruption or cancelled
         finally:
-            self._tasks = self._services = None
+            self._status = "closed"
+            self._tasks = None
+        try:
+            if interruption is not None and error is None:
+                raise interruption
+        finally:
+            del error, interruption  # no cycle from the exception to this frame
 
-    @property
-    def services(self) -> Services:
-        """What its runs share.
+    async def _drain(self, *, cancelling: bool) -> BaseException | None:
+        """Wait for the runs to end, cancelling them where the wait is interrupted.
 
-        Raises:
-            BadUse: It is not open.
+        Returns the first interruption.
         """
-        if self._services is None:
-            msg = "the runtime is not open: use it inside `async with Runtime(...) as runtime`"
-            raise BadUse(msg)
-        return self._services
+        interruption: BaseException | None = None
+        while self._roots:
+            if cancelling:
+                for root in self._roots:
+                    root.cancel("the runtime was closed")
+            try:
+                with CancelScope(shield=cancelling):
+                    await next(iter(self._roots)).ended.wait()
+            except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
+                interruption = interruption or error
+                cancelling = True
+        return interruption
 
     def scopes(self, owner: object, limits: Limits | None) -> tuple[object, ...]:
         """Return what limits the attempts of a run of ``owner``: its limits and the runtime's."""
@@ -190,19 +215,38 @@ class Runtime:
             run: The run. How it ends is in its ``status`` and ``error``, or in ``Hosted.fatal``.
             on_ended: Called when it has ended, cleanup included.
         """
-        return self._host(run.live, run.give_reason, on_ended)
+        self.check_open()
+        assert self._tasks is not None
+        root = Hosted(run.live, run.give_reason, on_ended)
+        self._roots.add(root)
+        self._tasks.start_soon(self._live, root)
+        return root
+
+    async def _live(self, root: Hosted) -> None:
+        try:
+            await root.live()
+        finally:
+            self._roots.discard(root)
 
     def _host(
-        self,
-        work: Callable[[], Awaitable[None]],
-        on_cancel: Callable[[str], None],
-        on_ended: Callable[[], None] | None = None,
+        self, work: Callable[[], Awaitable[None]], on_cancel: Callable[[str], None]
     ) -> Hosted:
-        """Start ``work`` in a task of its own."""
-        assert self._tasks is not None, "who has runs or services has an open runtime"
-        hosted = Hosted(work, on_cancel, on_ended)
+        """Start ``work`` of a run in a task of its own; the run sees to it that it ends."""
+        assert self._tasks is not None, "the block lasts as long as the runs in it"
+        hosted = Hosted(work, on_cancel)
         self._tasks.start_soon(hosted.live)
         return hosted
+
+    def check_open(self) -> None:
+        """Refuse to be used outside of its block.
+
+        Raises:
+            BadUse: It is not yet open, or closed, or its block has been left.
+        """
+        if self._status != "open":
+            how = "not open yet" if self._status == "new" else "closed"
+            msg = f"the runtime is {how}: use it inside `async with Runtime(...) as runtime`"
+            raise BadUse(msg)
 
 
 async def _in_thread(

@@ -79,11 +79,14 @@ class Schema(Generic[S]):
 
     # -- into the state -----------------------------------------------------------------------
 
-    def initial(self, given: object, *, complete: bool = False) -> dict[str, object]:
+    def initial(
+        self, given: object, who: str = "the initial state", *, complete: bool = False
+    ) -> dict[str, object]:
         """Make the fields of a first state: what is given, checked, and the model's defaults.
 
         Args:
             given: An instance of the model, or a mapping.
+            who: What messages call the state.
             complete: Whether every required field must be there. Otherwise those that aren't stay
                 absent, for an action to write.
 
@@ -92,7 +95,6 @@ class Schema(Generic[S]):
                 not all required ones, with ``complete``.
             InvalidState: A value doesn't fit.
         """
-        who = "the initial state"
         known = self._read(given)
         unknown = sorted((name for name in known if name not in self._fields), key=str)
         if unknown:
@@ -162,29 +164,71 @@ class Schema(Generic[S]):
             raise InvalidState(msg)
         return self._fit(declared.item, value, who, field, "an item of ")
 
-    def check_collects(self, field: str, who: str, *, keyed: bool) -> None:
-        """Refuse to collect a mapping (``keyed``) or a list where the field can't hold one.
+    def entry(self, field: str, key: object, value: object, who: str) -> object:
+        """Return ``value`` as it fits into the mapping in ``field`` under ``key``.
 
         Raises:
-            InvalidState: It can't.
+            InvalidState: It doesn't, or the key would have to be converted: it is an identity.
+        """
+        self._hold_key(self._field(field, who).key, field, key, who)
+        return self.item(field, value, who)
+
+    def inner_entry(
+        self, field: str, key: object, inner_key: object, value: object, who: str
+    ) -> object:
+        """Return ``value`` as it fits under ``inner_key`` of the mapping under ``key``.
+
+        Args:
+            field: It holds a mapping of mappings, or a list of them.
+            key: None: the field holds a list.
+            inner_key: A key of the mapping inside.
+            value: What that has under it.
+            who: Did it.
+
+        Raises:
+            InvalidState: It doesn't fit, or a key would have to be converted.
         """
         declared = self._field(field, who)
-        if declared.item is None or not (declared.key is not None if keyed else declared.listed):
-            collected = "a mapping" if keyed else "a list"
+        if key is not None:
+            self._hold_key(declared.key, field, key, who)
+        if declared.inner_item is None:
+            raise InvalidState(f"{who}: {self.why_not_grown(field, mapping=None, nested=True)}")
+        self._hold_key(declared.inner_key, field, inner_key, who)
+        return self._fit(declared.inner_item, value, who, field, "an item of an item of ")
+
+    def _hold_key(self, check: _Check | None, field: str, key: object, who: str) -> None:
+        if check is None:
+            return
+        result = self._fit(check, key, who, field, "a key of ")
+        if result is not key:
             msg = (
-                f"{who} collects {collected} into field {field!r}, and {declared.label} holds none"
+                f"{who} puts {shown(key)} into field {field!r} as a key, which does not fit "
+                f"{self._fields[field].label}: keys stay as they are, and this one would have to "
+                f"become {shown(result)}"
             )
             raise InvalidState(msg)
 
-    def check_key(self, field: str, key: object, who: str) -> None:
-        """Refuse a key that does not fit the mapping in ``field``.
+    def most(self, field: str) -> float:
+        """Return how many items a field may have."""
+        return self._fields[field].most
 
-        Raises:
-            InvalidState: It doesn't.
+    def why_not_grown(self, field: str, *, mapping: bool | None, nested: bool = False) -> str:
+        """Say why a field can't collect items, if it can't.
+
+        Args:
+            field: One that the model declares.
+            mapping: Whether it is to be a mapping, or a list; None: no matter.
+            nested: Whether each item is a mapping in turn.
         """
-        check = self._field(field, who).key
-        if check is not None:
-            self._fit(check, key, who, field, "a key of ")
+        declared = self._fields[field]
+        wanted = "a list" if mapping is False else "a mapping"
+        fits = declared.key is not None if mapping else declared.listed or mapping is None
+        if nested:
+            wanted += " of mappings"
+            fits = fits and declared.inner_item is not None
+        if fits and declared.item is not None:
+            return ""
+        return f"it collects {wanted} into {field!r}, and {declared.label} is none"
 
     def _operation(
         self, operation: Operation, change: Change, data: Mapping[str, object], who: str
@@ -373,6 +417,10 @@ class _Field:
     """Whether it may be a list."""
     key: _Check | None
     """For a key, if it may be a mapping."""
+    inner_item: _Check | None
+    """For one value of an item, if items may be mappings."""
+    inner_key: _Check | None
+    """For a key of an item."""
     most: float
     """How many items it may have."""
     default: Callable[[dict[str, object]], object] | None
@@ -385,12 +433,15 @@ def _field(place: str, declared: Declared, config: ConfigDict) -> _Field:
     try:
         kinds = list(collections_in(annotation))
         keys = [each.key for each in kinds if each.mapping]
+        inner = [one for each in kinds for one in collections_in(each.item) if one.mapping]
         return _Field(
             label=label,
             check=_checker(annotation, config),
             item=_checker(any_of([each.item for each in kinds]), config) if kinds else None,
             listed=not all(each.mapping for each in kinds),
             key=_checker(any_of(keys), config) if keys else None,
+            inner_item=_checker(any_of([one.item for one in inner]), config) if inner else None,
+            inner_key=_checker(any_of([one.key for one in inner]), config) if inner else None,
             most=max((each.most for each in kinds), default=inf),
             default=declared.default,
         )

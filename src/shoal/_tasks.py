@@ -13,7 +13,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterable, 
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from ._action import Act, Input, check_fields, require_plain
+from ._action import Act, Input, bind_where_taken, check_fields, require_plain
 from ._errors import BadKey, BadResult, DefinitionError, brief
 from ._events import Done, Failed
 from ._graph import Graph, as_graph
@@ -111,7 +111,7 @@ class ParallelAction(Parallel):
         """Check the subclass where it is defined."""
         super().__init_subclass__(**options)
         if "name" not in cls.__dict__:
-            cls.name = cls.__name__
+            cls.name: str = cls.__name__
         check_fields(cls, "reads", "writes", "inputs")
         for method in ("reduce", "finish", *cls._plain):
             require_plain(getattr(cls, method), f"{cls.__name__}.{method}")
@@ -364,8 +364,7 @@ class TaskElements(Elements):
             "give it to the Task: Task(act, {field: ...})",
         )
         take = next(iter(graph.writes)) if len(graph.writes) == 1 else None
-        inputs = {**self._act._bound, **self._step.parent.setting.inputs, **element.inputs}
-        kind = self._step.kind(graph, base, value_reader(take, self.who), inputs)
+        kind = self._step.kind(graph, base, value_reader(take, self.who), element.inputs)
         about = element.state if element.element is None else element.element
         return (Entry(key, position, about, kind),)
 
@@ -374,7 +373,8 @@ class TaskElements(Elements):
         if graph is None:
             if len(self._graphs) >= GRAPHS:  # acts that are made for one task each
                 self._graphs.clear()
-            graph = self._graphs[act] = as_graph(act, f"tasks of {self.who!r}")
+            bound = bind_where_taken(act, self._act._bound)
+            graph = self._graphs[act] = as_graph(bound, f"tasks of {self.who!r}")
         return graph
 
     def _task_key(self, task: Task, graph: Graph) -> Key:

@@ -6,7 +6,7 @@ that is marked as an error has none.
 
 # pyright: reportUnusedFunction=false, reportUnusedVariable=false, reportUnusedClass=false
 # pyright: reportUnnecessaryTypeIgnoreComment=true
-# ruff: noqa: F841
+# ruff: noqa: F841, RUF012 # classes as users write them
 
 from __future__ import annotations
 
@@ -22,16 +22,22 @@ from collections.abc import (
 )
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never, assert_type
+from typing import Any, Literal, TypedDict, assert_never, assert_type
+
+from pydantic import BaseModel
 
 import shoal
 from shoal import (
     END,
+    Act,
+    Action,
     Application,
     Cancelled,
     ChildEnded,
+    ChildGroup,
     ChildStarted,
     Condition,
+    Context,
     Done,
     Drop,
     ErrorInfo,
@@ -47,8 +53,12 @@ from shoal import (
     Key,
     Ledger,
     Limits,
+    MapActions,
+    MapStates,
+    OpenRun,
     Operation,
     Outcome,
+    ParallelAction,
     PositionedList,
     Put,
     PutWithin,
@@ -56,6 +66,7 @@ from shoal import (
     RunPath,
     RunResult,
     RunStarted,
+    Runtime,
     Set,
     Skipped,
     State,
@@ -64,6 +75,8 @@ from shoal import (
     StateUpdated,
     StepEnded,
     StepStarted,
+    Task,
+    Tolerate,
     Update,
     action,
     fan_out,
@@ -304,6 +317,151 @@ def running_from_synchronous_code() -> None:
     Application(fetch).run_sync(backend="curio")  # pyright: ignore[reportArgumentType]
     Application("fetch")  # pyright: ignore[reportArgumentType]
     Application(fetch, hooks=[print])  # pyright: ignore[reportArgumentType]
+
+
+# -- applications with a model -------------------------------------------------------------------
+
+
+class PageModel(BaseModel):
+    url: str
+    page: str = ""
+
+
+class PageFields(TypedDict):
+    url: str
+    page: str
+
+
+async def typed_applications(runtime: Runtime) -> None:
+    by_model = Application(fetch, state=PageModel, inputs=["client"])
+    assert_type(by_model, Application[PageModel])
+    assert_type(by_model.run_sync(PageModel(url="x")).state.data, PageModel)
+    assert_type((await by_model.run({"url": "x"})).state.data.page, str)
+    by_dataclass = Application(fetch, state=Page, name="pages", limits=Limits(2))
+    assert_type(by_dataclass.run_sync(Page("x", 1)).state.data, Page)
+    by_fields = Application(fetch, state=PageFields)
+    assert_type(by_fields.run_sync({"url": "x", "page": ""}).state.data, PageFields)
+    assert_type((await by_fields.run({"url": "x"})).state.data["page"], str)
+    assert_type(await runtime.run(by_model, {"url": "x"}), RunResult[PageModel])
+    assert_type(await runtime.run(Application(fetch)), RunResult[dict[str, Any]])
+    listed = Application(fetch, state=["url"], inputs={"client": Client()})
+    assert_type(listed, Application[dict[str, Any]])
+    assert_type(listed.run_sync({"url": "x"}).state.data, dict[str, Any])
+    assert_type(Application(Graph.chain(fetch, state=Page)), Application[dict[str, Any]])
+    await by_model.run(Page("x", 1))  # pyright: ignore[reportArgumentType]
+    by_model.run_sync(3)  # pyright: ignore[reportArgumentType]
+    Application(fetch, inputs=5)  # pyright: ignore[reportArgumentType]
+    async with by_model.open(PageModel(url="x"), runtime=runtime) as run:
+        assert_type(run, OpenRun[PageModel])
+        assert_type(run.state.data, PageModel)
+        assert_type((await run.result()).state.data, PageModel)
+        async for event in run:
+            assert_type(event, Event)
+    async with Application(fetch).open({"url": "x"}, stepwise=True) as untyped:
+        assert_type(untyped.state.data, dict[str, Any])
+        assert_type(await untyped.step(), str | None)
+
+
+# -- classes -------------------------------------------------------------------------------------
+
+
+class Fetch(Action):
+    reads = ["url"]
+    writes = ["page"]
+    run_in = "loop"
+    limits = Limits(2)
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    async def run(self, url: str, retries: int = 3) -> str:
+        return await self.client.get(url)
+
+
+assert_type(Fetch(Client()).bind(name="other", retries=1), Fetch)
+assert_type(Fetch(Client()).name, str)
+
+
+class FetchAll(ParallelAction):
+    reads = ["urls"]
+    writes = ["pages"]
+    inputs = ["client"]
+    limits = Limits(10)
+    on_error = "collect"
+    at_most = 100
+
+    def tasks(self, state: State, inputs: Mapping[str, Any]) -> Iterator[Task]:
+        for url in state["urls"]:
+            yield Task(fetch, {"url": url}, key=url, inputs={"retries": 1})
+
+    def reduce(self, state: State, outcome: Done | Failed) -> State:
+        if isinstance(outcome, Failed):
+            return state.append(failed=str(outcome.error))
+        return state.put("pages", outcome.key, outcome.value)
+
+    def finish(self, state: State) -> State:
+        return state.update(done=True)
+
+
+class FetchLater(ParallelAction):
+    on_error = Tolerate(count=3)
+
+    async def tasks(self, state: State, inputs: Mapping[str, Any]) -> AsyncIterator[Task]:
+        yield Task(fetch)
+
+    def reduce(self, state: State, outcome: Done | Failed) -> State:
+        return state
+
+
+class FetchEach(MapStates):
+    reads = ["urls"]
+    writes = ["pages"]
+
+    def action(self, state: State, inputs: Mapping[str, Any]) -> Act:
+        return fetch
+
+    def states(self, state: State, inputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        return ({"url": url} for url in state["urls"])
+
+    def reduce(self, state: State, outcome: Done | Failed) -> State:
+        return state
+
+
+class AskAll(MapActions):
+    writes = ["pages"]
+
+    def actions(self, state: State, inputs: Mapping[str, Any]) -> list[Act]:
+        return [fetch, chain]
+
+    def reduce(self, state: State, outcome: Done | Failed) -> State:
+        return state
+
+
+Graph.chain(Fetch(Client()), FetchAll(), FetchEach(), AskAll().bind(name="more"))
+Graph.chain(Fetch)  # pyright: ignore[reportArgumentType]
+fan_out([fetch, chain], into="pages", take=["page"])
+fan_out([Fetch(Client()), fetch], over="urls", key=str, into="pages", on_error=Tolerate(share=0.1))
+fan_out(lambda state: [fetch, chain], over="urls", into="pages", reads=["urls"])
+Tolerate(3)  # pyright: ignore[reportCallIssue]
+Task(fetch, 3)  # pyright: ignore[reportArgumentType]
+
+
+@action(reads=["urls"], writes=["pages"])
+async def by_hand(urls: list[str], context: Context) -> list[str]:
+    assert_type(context.path, RunPath)
+    assert_type(context.deadline, float)
+    found: list[str] = []
+    with context.span("fetching", urls=len(urls)):
+        async with context.fan_out(name="all", limits=Limits(3)) as group:
+            assert_type(group, ChildGroup)
+            group.start(fetch, {"url": urls[0]}, key="first")
+            group.start_each(fetch, over=urls[1:], item="url")
+            async for outcome in group:
+                assert_type(outcome, Outcome)
+                if isinstance(outcome, Done):
+                    found.append(outcome.value)
+            group.cancel("enough")
+    return found
 
 
 # -- states -------------------------------------------------------------------------------------
