@@ -97,10 +97,6 @@ class Admission:
             seat.line.give()
             self._grant()
 
-    def wait_on(self, seat: Seat) -> None:
-        """Keep ``seat`` in its line though nobody awaits its waiter any more."""
-        seat.waiter = self._waiter()  # asyncio has cancelled the other one
-
     def _grant(self) -> None:
         while ready := [line for line in self._lines.values() if line.waits and line.has_room()]:
             line = min(ready, key=_Line.turn)
@@ -108,7 +104,7 @@ class Admission:
             waiter, seat.waiter = seat.waiter, None
             line.take()
             seat.granted = True
-            if waiter is not None and not waiter.done():  # done: its task is being cancelled
+            if waiter is not None and not waiter.done():  # done: its task was cancelled
                 waiter.set_result(None)
 
 
@@ -130,15 +126,8 @@ class Seat:
 
     async def wait(self) -> None:
         """Wait until it is granted or lent; interrupted meanwhile, it stays in line."""
-        waiter = self.waiter
-        if waiter is None:
-            return
-        try:
-            await waiter
-        except BaseException:
-            if self.waiter is waiter:
-                self._admission.wait_on(self)
-            raise
+        if self.waiter is not None:
+            await self.waiter
 
     def leave(self) -> None:
         """Give back what it holds, and wait for nothing."""
