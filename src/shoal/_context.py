@@ -180,7 +180,7 @@ class Context:
         return ChildGroup(self, name, limits or Limits())
 
     @property
-    def is_over(self) -> bool:
+    def _is_over(self) -> bool:
         """Whether the action has ended."""
         return self._run.status is not None or self._run.current_step != self._action.name
 
@@ -245,7 +245,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """Begin: the action gives back its slots."""
         if self._hosted is not None:
             self._refuse("is entered a second time; call context.fan_out for another one")
-        if self._context.is_over:
+        if self._context._is_over:
             self._refuse("is entered after the action has ended")
         check_depth(self._run, self.name)
         self._run.ledgers.setdefault(self.name, []).append(self._ledger)
@@ -312,7 +312,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 await self._wind_up(group)
         finally:
             self._over = True
-            self.tell()
+            self._tell()
 
     async def _apply(self, batch: list[Run]) -> None:
         try:
@@ -363,9 +363,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._delivered += child.began
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
-        self.tell()
+        self._tell()
 
-    def tell(self) -> None:
+    def _tell(self) -> None:
         """Wake the action, if it waits for an outcome."""
         if self._news is not None:
             self._news.set()
@@ -447,7 +447,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """Cancel all children that have not ended, for ``reason``. Their outcomes still come."""
         if self._group is not None and not self._over:
             self._group.cancel(reason)
-            self.tell()
+            self._tell()
 
     def _kind(
         self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
@@ -510,14 +510,14 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         return outcome
 
     @property
-    def unconsumed(self) -> int:
+    def _unconsumed(self) -> int:
         """Outcomes that the action has yet to consume; none once it has left the block."""
         return 0 if self._left else len(self._ended)
 
-    def has_room(self) -> bool:
+    def _has_room(self) -> bool:
         """Whether an element may be pulled."""
         assert self._group is not None
-        return self._group.in_flight + self.unconsumed < self._limit
+        return self._group.in_flight + self._unconsumed < self._limit
 
     @property
     def _is_idle(self) -> bool:
@@ -587,7 +587,7 @@ class _Started:
         if self._single:
             self.made += 1
             return _child(self._single.popleft())
-        if self._children.has_room():
+        if self._children._has_room():
             child = self._take_in_turn()
             if child is not None:
                 self.made += child != "dropped"
@@ -610,14 +610,14 @@ class _Started:
     def tell_exhausted(self) -> None:
         """Have the action hear it if nothing is left: it may wait for an outcome."""
         if self.is_exhausted:
-            self._children.tell()
+            self._children._tell()
 
     def left(self) -> int:
         return len(self._single) + sum(each.left() for each in self._each)
 
     def waiting(self) -> int:
         pulled = sum(each.waiting() for each in self._each)
-        return self._children.unconsumed + len(self._single) + pulled
+        return self._children._unconsumed + len(self._single) + pulled
 
     def dry(self) -> bool:
         return self._closed and self.is_exhausted
