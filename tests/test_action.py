@@ -170,7 +170,7 @@ async def test_reads_inputs_and_defaults_are_bound_by_name():
     ) -> None:
         given.update(locals())
 
-    await run(fetch, {"url": "u", "depth": 2, "other": 0}, client="c", pause=2.0, unused=1)
+    await run(fetch, {"url": "u", "depth": 2, "other": 0}, client="c", pause=2.0)
     del given["given"]
     assert given == {"client": "c", "url": "u", "retries": 3, "depth": 2, "pause": 2.0}
 
