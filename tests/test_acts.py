@@ -291,8 +291,7 @@ async def check_program(program: dict[str, Any]) -> None:
     if program["before"]:
         state["out"] = before(program)
     hook = RecordingHook()
-    async with no_leaks():
-        result = await Application(step, hooks=[hook]).run(state)
+    result = await Application(step, hooks=[hook]).run(state)
     hook.assert_paired()
     updates = [event.update for event in hook.of(StateUpdated) if event.depth == 0]
     assert [update.number for update in updates] == list(range(1, len(updates) + 1))
