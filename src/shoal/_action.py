@@ -540,11 +540,14 @@ def check_class(cls: type[Act], *attributes: str) -> None:
         msg = f"class {cls.__name__}: name is a string, not {name!r}"
         raise DefinitionError(msg)
     for attribute in attributes:
+        given = getattr(cls, attribute)
         try:
-            setattr(cls, attribute, field_names(getattr(cls, attribute), attribute))
+            fields = field_names(given, attribute)
         except DefinitionError as error:
             msg = f"class {cls.__name__}: {error}"
             raise DefinitionError(msg) from None
+        if given:  # else a base class that says nothing would hide a mixin
+            setattr(cls, attribute, fields)
 
 
 def bind_instance(act: Act, name: str, bound: Mapping[str, object]) -> None:
