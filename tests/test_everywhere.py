@@ -7,14 +7,14 @@ child ends once.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Literal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from shoal import Graph, Limits, Outcome, State, action, fan_out
+from shoal import Act, Graph, Limits, MapStates, Outcome, State, Tolerate, action, fan_out
 from shoal._events import Status
 from shoal.testing import Attempt, cancel_everywhere
 from tests.test_cancellation import Watched, quick_collections, seen_runs
@@ -115,6 +115,54 @@ def frontier() -> Graph:
     return Graph.chain(first, step, last)
 
 
+def cartesian() -> Graph:
+    step = fan_out(
+        [leaf, sleeper], over="n", key=str, into="out", on_error="collect", errors_into="errors",
+        limits=Limits(3),
+    )  # fmt: skip
+    return Graph.chain(first, step, last)
+
+
+class Mapped(MapStates):
+    """Its states come from an async generator that waits, also where it is closed."""
+
+    reads = ("n",)
+    writes = ("count", "order")
+    limits = Limits(2)
+
+    def action(self, state: State, inputs: Mapping[str, Any]) -> Act:
+        return leaf
+
+    async def states(self, state: State, inputs: Mapping[str, Any]) -> AsyncIterator[Any]:
+        OPEN.append(self)
+        try:
+            for n in state["n"]:
+                await anyio.sleep(0.5)
+                yield {"item": n}
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.5)
+            OPEN.remove(self)
+
+    def reduce(self, state: State, outcome: Outcome) -> State:
+        return count(state, outcome)
+
+
+OPEN: list[Mapped] = []
+
+
+def mapped() -> Graph:
+    return Graph.chain(first, Mapped(), last)
+
+
+def tolerating() -> Graph:
+    step = fan_out(
+        leaf, over="n", into="out", on_error=Tolerate(count=1), errors_into="errors",
+        limits=Limits(4),
+    )  # fmt: skip
+    return Graph.chain(first, step, last)
+
+
 APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "chain": (chain, []),
     "at once": (at_once, [1, 1, 2, 2, 2, 9]),
@@ -122,6 +170,9 @@ APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "failing": (failing, [1, 13, 2, 3]),
     "nested": (nested, [2, 3]),
     "frontier": (frontier, [0]),
+    "cartesian": (cartesian, [1, 13]),
+    "mapped": (mapped, [1, 2, 3]),
+    "tolerating": (tolerating, [13, 2, 13, 4, 5]),
 }
 
 
@@ -146,8 +197,9 @@ def sweep(
             if ending.place == 0:
                 whole = ending.result
         except* ValueError:
-            assert name == "failing"
+            assert name in ("failing", "tolerating")
         watched.check()
+        assert not OPEN, "a generator is left open"
         if watched.run is None:
             assert status == "cancelled"
         elif watched.run.status == "succeeded":  # maybe just before its caller was cancelled
