@@ -683,6 +683,26 @@ async def test_at_most_counts_children_of_all_acts(at_most: int, limit: int, is_
     assert (ledger.done, ledger.left) == (len(expected), at_most % 2 if at_most < 6 else 0)
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_skipped_children_do_not_count_towards_at_most(is_async: bool):
+    async def later(state: State) -> AsyncIterator[int]:
+        for n in state["n"]:
+            yield n
+
+    step = fan_out(
+        [tenfold, negative],
+        over=later if is_async else "n",
+        key=int,
+        into="out",
+        at_most=2,
+        reads=["n"],
+    )
+    there = {1: {"tenfold": 10, "negative": -1}}
+    result = await Application(step).run({"n": [1, 2, 3], "out": there})
+    assert result.state["out"] == {**there, 2: {"tenfold": 20, "negative": -2}}
+    assert (result.outcomes("out").done, result.outcomes("out").skipped) == (2, 2)
+
+
 async def test_at_most_zero_of_acts_alone_runs_none():
     result = await Application(fan_out([plus, minus], into="out", at_most=0)).run({"n": 1})
     assert result.state["out"] == {}

@@ -213,6 +213,7 @@ def test_every_policy_is_as_a_model_says_often(program: tuple[Any, Any, Any], se
         (Tolerate(share=0.5, after=4), [0, 2], [0, 2, 4], [0, 2, 4]),
         (Tolerate(share=0.4, after=4), [0, 2], [0, 2], [0, 2, 4]),  # number 3, a success, ends it
         (Tolerate(share=0.5, after=9), [0, 2, 4], [0, 2, 4], [0, 2, 4]),  # judged at the end
+        (Tolerate(share=0.6), [], [0], [0, 2, 4]),  # once too many, though 3 of 5 would not be
         (Tolerate(share=0.6, after=5), [0, 2, 4], [], []),
     ],
 )
