@@ -117,7 +117,7 @@ programs = st.lists(st.booleans(), max_size=7).flatmap(
 
 async def check_program(policy: OnError, fates: list[bool], times: list[int]) -> None:
     items = [
-        (n, float(after), fails) for n, (fails, after) in enumerate(zip(fates, times, strict=True))
+        (n, after + 1.0, fails) for n, (fails, after) in enumerate(zip(fates, times, strict=True))
     ]
     in_time = sorted(items, key=lambda item: item[1])
     model = Model(policy, [(number, fails) for number, _, fails in in_time])
