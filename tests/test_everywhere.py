@@ -7,23 +7,26 @@ child ends once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
 from shoal import (
+    Act,
     ChildStarted,
     Context,
     Done,
     Event,
     Graph,
     Limits,
+    MapStates,
     Outcome,
     State,
+    Tolerate,
     action,
     fan_out,
     when,
@@ -185,6 +188,54 @@ def by_hand() -> Graph:
     return Graph.chain(first, search, await_all, last)
 
 
+def cartesian() -> Graph:
+    step = fan_out(
+        [leaf, sleeper], over="n", key=str, into="out", on_error="collect", errors_into="errors",
+        limits=Limits(3),
+    )  # fmt: skip
+    return Graph.chain(first, step, last)
+
+
+class Mapped(MapStates):
+    """Its states come from an async generator that waits, also where it is closed."""
+
+    reads = ("n",)
+    writes = ("count", "order")
+    limits = Limits(2)
+
+    def action(self, state: State, inputs: Mapping[str, Any]) -> Act:
+        return leaf
+
+    async def states(self, state: State, inputs: Mapping[str, Any]) -> AsyncIterator[Any]:
+        OPEN.append(self)
+        try:
+            for n in state["n"]:
+                await anyio.sleep(0.5)
+                yield {"item": n}
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.5)
+            OPEN.remove(self)
+
+    def reduce(self, state: State, outcome: Outcome) -> State:
+        return count(state, outcome)
+
+
+OPEN: list[Mapped] = []
+
+
+def mapped() -> Graph:
+    return Graph.chain(first, Mapped(), last)
+
+
+def tolerating() -> Graph:
+    step = fan_out(
+        leaf, over="n", into="out", on_error=Tolerate(count=1), errors_into="errors",
+        limits=Limits(4),
+    )  # fmt: skip
+    return Graph.chain(first, step, last)
+
+
 APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "chain": (chain, []),
     "at once": (at_once, [1, 1, 2, 2, 2, 9]),
@@ -196,6 +247,9 @@ APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "in a node": (in_a_node, [2, 3]),
     "acts": (acts, [1, 13]),
     "by hand": (by_hand, [1, 2]),
+    "cartesian": (cartesian, [1, 13]),
+    "mapped": (mapped, [1, 2, 3]),
+    "tolerating": (tolerating, [13, 2, 13, 4, 5]),
 }
 
 
@@ -268,8 +322,9 @@ def sweep(
             if ending.place == 0:
                 whole = ending.result
         except* ValueError:
-            assert name == "failing"
+            assert name in ("failing", "tolerating")
         watched.check()
+        assert not OPEN, "a generator is left open"
         if watched.run is None:
             assert status == "cancelled"
         elif live is read_some:

@@ -138,6 +138,7 @@ class Act(ABC):
         """
         check_binding(self.name, self.takes, name, inputs, takes_more=self.takes_more)
         bound = copy.copy(self)
+        vars(bound).update(vars(self))  # a frozen dataclass with slots copies nothing else
         bound._bind(name if name is not None else self.name, inputs)
         return bound
 
@@ -222,7 +223,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.limits = limits
         self.definition: object = self
         """What all that is bound of one definition has in common: its limits are counted by it."""
-        self.is_async: bool = _is_async(function)
+        self.is_async: bool = is_async(function)
         self.in_thread: bool = in_thread and not self.is_async
         self.bound: Mapping[str, object] = {}
         self._read_signature(method=method)
@@ -358,11 +359,12 @@ class Action(Act):
     def __init_subclass__(cls, **options: Any) -> None:
         """Check the subclass where it is defined."""
         super().__init_subclass__(**options)
-        if "name" not in cls.__dict__:
-            cls.name: str = cls.__name__
-        check_fields(cls, "reads", "writes")
+        check_class(cls, "reads", "writes")
+        if not isinstance(cls.version, str):
+            msg = f"class {cls.__name__}: version is a string, not {cls.version!r}"
+            raise DefinitionError(msg)
         if cls.run is not Action.run:
-            cls._definition = cls._function_of(cls.run, cls.name, method=True)
+            cls._definition = cls._function_of(cls.run, cls.__name__, method=True)
             cls.sure_writes: Collection[str] = cls._definition.sure_writes
 
     @abstractmethod
@@ -408,10 +410,8 @@ class Action(Act):
         return run.call(self._function)
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        bound = {**inputs, **self._bound}
-        attributes = vars(self)  # past a frozen dataclass
-        attributes.pop("_function", None)
-        attributes.update(name=name, _bound=bound)
+        vars(self).pop("_function", None)
+        bind_instance(self, name, {**inputs, **self._bound})
 
     def __repr__(self) -> str:
         return f"<action {self.name} reads={sorted(self.reads)} writes={sorted(self.writes)}>"
@@ -549,14 +549,24 @@ def field_names(names: Iterable[str], where: str) -> frozenset[str]:
     return frozenset(fields)
 
 
-def check_fields(cls: type[Act], *attributes: str) -> None:
-    """Check the class attributes of an act that list names, and freeze them."""
+def check_class(cls: type[Act], *attributes: str) -> None:
+    """Check the name of a class of acts, and those attributes that list names; freeze these."""
+    own = vars(cls)
+    if "name" not in own and "name" not in own.get("__annotations__", ()):
+        cls.name = cls.__name__
+    name: object = own.get("name", "")
+    if not isinstance(name, str) and not hasattr(type(name), "__get__"):  # each instance has one
+        msg = f"class {cls.__name__}: name is a string, not {name!r}"
+        raise DefinitionError(msg)
     for attribute in attributes:
+        given = getattr(cls, attribute)
         try:
-            setattr(cls, attribute, field_names(getattr(cls, attribute), attribute))
+            fields = field_names(given, attribute)
         except DefinitionError as error:
             msg = f"class {cls.__name__}: {error}"
             raise DefinitionError(msg) from None
+        if given:  # else a base class that says nothing would hide a mixin
+            setattr(cls, attribute, fields)
 
 
 def _is_context(annotation: object, function: Callable[..., object]) -> bool:
@@ -569,7 +579,14 @@ def _is_context(annotation: object, function: Callable[..., object]) -> bool:
     )
 
 
-def _is_async(function: Callable[..., object]) -> bool:
+def bind_instance(act: Act, name: str, bound: Mapping[str, object]) -> None:
+    """Give an instance of a user's class its name and what is bound to it."""
+    for attribute, value in (("name", name), ("_bound", bound)):
+        object.__setattr__(act, attribute, value)  # past a frozen dataclass, into its slot if any
+
+
+def is_async(function: Callable[..., object]) -> bool:
+    """Tell whether what ``function`` returns is to be awaited."""
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
@@ -586,7 +603,7 @@ def require_plain(function: object, what: str) -> None:
     if not callable(function):
         msg = f"{what} takes a function, not {function!r}"
         raise DefinitionError(msg)
-    if _is_async(function) or inspect.isasyncgenfunction(function):
+    if is_async(function) or inspect.isasyncgenfunction(function):
         msg = (
             f"{what} takes a plain function, called on the event loop, which it must not hold up; "
             f"{getattr(function, '__name__', function)!r} is a coroutine function. "

@@ -10,20 +10,20 @@ from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mappi
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
-from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, require_plain
-from ._errors import (
-    BadKey,
-    BadResult,
-    DefinitionError,
-    MissingField,
-    UndeclaredRead,
-    brief,
-    did_you_mean,
+from ._action import (
+    Act,
+    Input,
+    bind_where_taken,
+    field_names,
+    is_async,
+    merged_inputs,
+    require_plain,
 )
+from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief, did_you_mean
 from ._events import Done
 from ._graph import Graph, as_graph, no_act
-from ._join import Grow, Join, Reduce, Shape, Take, value_reader
-from ._parallel import Parallel, ParallelStep, narrowed
+from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
+from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narrowed
 from ._policy import Limits, OnError, Tolerate
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
@@ -69,6 +69,11 @@ class FanOut(Parallel):
         )
 
     @property
+    def _brought(self) -> frozenset[str]:
+        """Fields that children don't find in the parent's state."""
+        return frozenset() if self.over is None else frozenset((self.item,))
+
+    @property
     def _graphs(self) -> Sequence[Graph]:
         return () if callable(self.acts) else self.acts
 
@@ -85,12 +90,11 @@ class FanOut(Parallel):
     @property
     def needed_by(self) -> Mapping[str, str]:
         """What it runs over, if that is a field, and what its children can't do without."""
-        brought = () if self.over is None else (self.item,)
         needed = {
             field: f"{who} in fan-out {self.name!r}, whose element is {self.item!r} (see item=),"
             for graph in self._graphs
             for field, who in graph.needed_by.items()
-            if field not in brought
+            if field not in self._brought
         }
         if isinstance(self.over, str):
             needed[self.over] = f"fan-out {self.name!r}, which runs over it,"
@@ -111,13 +115,11 @@ class FanOut(Parallel):
         graphs, several = self._chosen(step)
         if several != self._several:
             step.join = replace(step.join, shape=shape_of(self.over, self.key, several=several))
-        elements: object = (None,)
-        if self.over is not None:
-            elements = self._over(step)
+        kinds = [self._kind(step, graph) for graph in graphs]
         return Elements(
-            elements,
+            (None,) if self.over is None else self._over(step),
             who=self.name,
-            kinds=[self._kind(step, graph) for graph in graphs],
+            kinds=kinds,
             item=None if self.over is None else self.item,
             key_of=self._key_of,
             grows=self.join.grow is not None,
@@ -129,38 +131,35 @@ class FanOut(Parallel):
         """Return the acts to run, and whether they are several."""
         if not callable(self.acts):
             return self.acts, self._several
-        who = f"the function that chooses the acts of fan-out {self.name!r}"
         found = self.acts(step.state)
-        refuse_awaitable(found, who)
+        refuse_awaitable(found, f"the function that chooses the acts of fan-out {self.name!r}")
         try:
-            graphs, several = as_graphs(found, who)
+            graphs, several = as_graphs(found, f"fan-out {self.name!r}, whose acts are chosen,")
+            check_acts(graphs, self._brought, self._take, self.join.into, self.name)
         except DefinitionError as error:
-            msg = f"{error}; if the function itself was meant to be the action, decorate it"
+            hint = "; if the function itself was meant to be the action, decorate it"
+            msg = f"{error}{'' if isinstance(found, Act | Sequence) else hint}"
             raise BadResult(msg) from None
         graphs = [bind_where_taken(graph, self._bound) for graph in graphs]
         for graph in graphs:
-            unread = sorted(graph.reads - self.join.permit.reads - {self.item})
-            if unread:
-                msg = (
-                    f"fan-out {self.name!r}: {graph.name!r} reads {', '.join(unread)}, which the "
-                    f"fan-out does not declare; add it to reads=[...]"
-                )
-                raise UndeclaredRead(msg)
+            check_reads(
+                f"fan-out {self.name!r}", graph, self.join.permit.reads, given=self._brought
+            )
         return graphs, several
 
     def _kind(self, step: ParallelStep, graph: Graph) -> Kind:
-        element = {} if self.over is None else {self.item: None}  # comes with each element
         brought = "pass it to run(), or write it in an earlier action"
         if self.over is not None:
             brought = (
                 f"pass it to run(), or write it in an earlier action, or, if it is what they run "
                 f"over, name it so: item={self.item!r} is what they get now"
             )
-        base = narrowed(
-            step.data, graph, element, f"the children of fan-out {self.name!r}", brought
-        )
+        comes_later = dict.fromkeys(self._brought)
+        who = f"the children of fan-out {self.name!r}"
+        base = narrowed(step.data, graph, comes_later, who, brought)
         take = resolve_take(self._take, self.join.into, graph, self.name)
-        return step.kind(graph, base, value_reader(take, self.name))
+        reader = only_write_reader(graph) if take is None else value_reader(take, self.name)
+        return step.kind(graph, base, reader)
 
     def _over(self, step: ParallelStep) -> object:
         over = self.over
@@ -221,34 +220,64 @@ def as_graphs(found: object, where: str) -> tuple[list[Graph], bool]:
     Raises:
         DefinitionError: It is neither, or two of the acts have the same name.
     """
-    if isinstance(found, Act) or not isinstance(found, Sequence) or isinstance(found, str):
+    if isinstance(found, Act) or not _is_list(found):
         return [as_graph(cast("Act", found), where)], False
-    graphs = [as_graph(act, where) for act in cast("Sequence[Act]", found)]
-    if not graphs:
+    if not found:
         msg = f"{where} takes at least one act; the list is empty"
         raise DefinitionError(msg)
-    names = [graph.name for graph in graphs]
-    for name in names:
-        if names.count(name) > 1:
-            msg = f"{where}: two acts are named {name!r}; rename one of them: act.bind(name=...)"
+    by_name: dict[str, Graph] = {}
+    for act in found:
+        if _is_list(act):
+            msg = f"{where} takes one list of acts, in which {brief(act)} is another; flatten it"
             raise DefinitionError(msg)
-    return graphs, True
+        graph = as_graph(cast("Act", act), where)
+        if graph.name in by_name:
+            msg = (
+                f"{where}: two acts are named {graph.name!r}; "
+                f"rename one of them: act.bind(name=...)"
+            )
+            raise DefinitionError(msg)
+        by_name[graph.name] = graph
+    return list(by_name.values()), True
+
+
+def _is_list(found: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(found, Sequence) and not isinstance(found, str | bytes)
+
+
+def check_acts(
+    graphs: Iterable[Graph], brought: Collection[str], take: Take | None, into: str | None, who: str
+) -> None:
+    """Refuse acts that the children of the fan-out ``who`` can't execute.
+
+    Raises:
+        DefinitionError: One writes over what is brought, or has no value to be taken.
+    """
+    for graph in graphs:
+        for field in brought:
+            if field in graph.writes:
+                msg = (
+                    f"fan_out {who!r}: {graph.name!r} writes {field!r}, the field that holds its "
+                    f"element"
+                )
+                raise DefinitionError(msg)
+        resolve_take(take, into, graph, who)
 
 
 def resolve_take(take: Take | None, into: str | None, graph: Graph, who: str) -> Take | None:
-    """Find out what of a child's final state is its value.
+    """Find out what of a child's final state is its value; None: nothing was said, or needed.
 
     Raises:
         DefinitionError: It can't be known, or the child never has it.
     """
     writes = ", ".join(sorted(graph.writes)) or "none"
     if take is None:
+        if into is None:
+            return None
         if into in graph.writes:
             return into
         if len(graph.writes) == 1:
             return next(iter(graph.writes))
-        if into is None:
-            return None
         msg = (
             f"fan_out {who!r}: which of the fields that {graph.name!r} writes ({writes}) goes into "
             f"{into!r}? give take=..."
@@ -404,15 +433,14 @@ def fan_out(
     )
     checks.declared(act, over, reads)
     checks.results(into, errors_into, reduce, on_error)
-    checks.counts(at_most, on_error, limits)
-    for graph in () if callable(graphs) else graphs:
-        if over is not None and item in graph.writes:
-            checks.refuse(f"{graph.name!r} writes {item!r}, the field that holds its element")
-        resolve_take(cast("Take | None", take), into, graph, label)
+    limits = Limits() if limits is None else limits
+    check_policies(f"fan_out {label!r}", on_error=on_error, at_most=at_most, limits=limits)
+    brought = set[str]() if over is None else {item}
+    known = () if callable(graphs) else graphs
+    check_acts(known, brought, cast("Take | None", take), into, label)
     writable = checks.writes(writes, reduce) | {f for f in (into, errors_into) if f is not None}
     readable = field_names(reads or (), "reads") | ({over} if isinstance(over, str) else set[str]())
-    for graph in () if callable(graphs) else graphs:
-        readable |= graph.reads - {item}
+    readable = readable.union(*(graph.reads - brought for graph in known))
     join = Join(
         name=label,
         permit=Permit(label, readable | writable, writable),
@@ -432,7 +460,7 @@ def fan_out(
         key=key,
         take=cast("Take | None", take),
         at_most=at_most,
-        limits=limits if limits is not None else Limits(),
+        limits=limits,
         reads=readable,
     )
 
@@ -457,7 +485,7 @@ class _Checks(NamedTuple):
                     "side by side"
                 )
             return graphs, several
-        if _is_coroutine_function(act) or not _takes_one(act):
+        if is_async(act) or inspect.isasyncgenfunction(act) or not _takes_one(act):
             raise DefinitionError(no_act(act, f"fan_out {self.name!r}"))
         return cast("Callable[[State], Act | Sequence[Act]]", act), False
 
@@ -514,29 +542,11 @@ class _Checks(NamedTuple):
         if into is not None and into == errors_into:
             self.refuse(f"into= and errors_into= are both {into!r}; name two fields")
 
-    def counts(self, at_most: object, on_error: object, limits: object) -> None:
-        if limits is not None and not isinstance(limits, Limits):
-            self.refuse(f"limits= takes Limits(n), not {limits!r}")
-        if at_most is not None and (not _is_int(at_most) or at_most < 0):
-            self.refuse(f"at_most= takes a number of children, not {at_most!r}")
-        if on_error not in ("fail", "collect", "ignore") and not isinstance(on_error, Tolerate):
-            self.refuse(
-                f"on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), not {on_error!r}"
-            )
-
     def writes(self, writes: Iterable[str], reduce: Reduce | None) -> frozenset[str]:
         fields = field_names(writes, "writes")
         if reduce is not None and not fields:
             self.refuse("what reduce= writes can't be known; declare it: writes=[...]")
         return fields
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_coroutine_function(function: object) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _takes_one(function: Callable[..., object]) -> bool:

@@ -20,6 +20,7 @@ from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
 from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
 from ._events import Done, ErrorInfo, Failed, Outcome, Update
+from ._graph import Graph
 from ._ids import Key
 from ._policy import OnError, Tolerate
 from ._run import Run
@@ -72,15 +73,9 @@ class Join:
                 values[self.into] = PositionedList[object](StateMap())
             elif found is None or self.grow or not first_visit or self.shape == "by act":
                 values[self.into] = StateMap[object, object]()
-            elif isinstance(found, Mapping):
-                done = cast("Mapping[object, object]", found)
-                values[self.into] = StateMap(done)
             else:
-                msg = (
-                    f"fan-out {self.name!r} collects a mapping into {self.into!r}, "
-                    f"which holds {kind_of(found)}"
-                )
-                raise StateError(msg)
+                done = self._found(found, self.into)
+                values[self.into] = StateMap(done)
         if self.errors_into is not None:
             values[self.errors_into] = StateMap[object, object]()
         return values, done
@@ -99,15 +94,49 @@ class Join:
                 return f"{why}; declare one"
         return ""
 
+    def _found(self, found: object, field: str) -> Mapping[object, object]:
+        """Take the results that ``field`` holds already."""
+        if not isinstance(found, Mapping):
+            msg = (
+                f"fan-out {self.name!r} collects a mapping into {field!r}, "
+                f"which holds {kind_of(found)}"
+            )
+            raise StateError(msg)
+        done = cast("Mapping[object, object]", found)
+        if self.shape == "by key":
+            return done
+        by_key: dict[object, object] = {}
+        for key, by_act in done.items():
+            if not isinstance(by_act, Mapping):
+                msg = (
+                    f"fan-out {self.name!r} collects {{key: {{act: value}}}} into {field!r}, "
+                    f"which holds {kind_of(by_act)} for key {brief(key)}"
+                )
+                raise StateError(msg)
+            by_key[key] = StateMap(cast("Mapping[object, object]", by_act))
+        return by_key
+
     def done_keys(self, done: Mapping[object, object], act: str) -> AbstractSet[object]:
         """Tell which children of ``act`` needn't run, since ``done`` has their results."""
         if self.shape == "by key":
             return frozenset(done)
-        return frozenset(
-            key
-            for key, by_act in done.items()
-            if isinstance(by_act, Mapping) and act in cast("Mapping[object, object]", by_act)
-        )
+        by_key = cast("Mapping[object, Mapping[object, object]]", done)
+        return frozenset(key for key, by_act in by_key.items() if act in by_act)
+
+
+def only_write_reader(graph: Graph) -> Callable[[Run], object] | None:
+    """Make what reads the only field that ``graph`` writes; a child that didn't has None."""
+    if len(graph.writes) != 1:
+        return None
+    (field,) = graph.writes
+
+    def only_write(child: Run) -> object:
+        try:
+            return child.final_field(field)
+        except KeyError:
+            return None
+
+    return only_write
 
 
 def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
@@ -148,7 +177,10 @@ class Ledger:
     dropped: int = 0
     """Elements that ``grow`` (or ``over``, with ``grow``) repeated, which made no child."""
     left: int = 0
-    """Elements that ``grow`` had found when ``at_most`` was reached, and that got no child."""
+    """Children that were to come next when ``at_most`` was reached, or the step failed.
+
+    They are those of elements that ``grow`` had found, and further acts of the last element.
+    """
     _rest: list[Outcome] | None = None
 
     @property
@@ -211,6 +243,7 @@ class Draft:
         "admitted",
         "applied",
         "failures",
+        "is_failing",
         "unapplied",
         "updates",
     )
@@ -229,7 +262,8 @@ class Draft:
         self.updates: list[Update] = []
         self.applied: list[Run] = []  # by the update at the same place
         self.unapplied: list[Run] = []
-        self.failures: list[Run] = []  # those that end the step
+        self.is_failing = False  # whether there are more failures than are tolerated
+        self.failures: list[Run] = []  # those that are to be raised
         self.admitted: list[Entry] = []
 
     def add_all(self, batch: list[Run]) -> BaseException | None:
@@ -266,47 +300,43 @@ class Draft:
 
     def _add(self, child: Run) -> None:
         join = self._join
-        match child.status:
-            case "cancelled":
-                self.unapplied.append(child)
-                return
-            case "failed":
-                self._failed += 1
-                self._ended += 1
-                if self._is_fatal():
-                    self.failures.append(child)
-                    self.unapplied.append(child)
-                    return
-                if join.on_error == "ignore":
-                    self.unapplied.append(child)
-                    return
-            case "succeeded":
-                self._ended += 1
-            case None:
-                pass
+        self._count(child)
+        is_raised = child.status == "failed" and self.is_failing
+        is_ignored = child.status == "failed" and join.on_error == "ignore"
+        if is_raised:
+            self.failures.append(child)
+        if is_raised or is_ignored or child.status == "cancelled":
+            self.unapplied.append(child)
+            return
         operations = self._placing(child)
-        discovered: list[Entry] = []
+        discovered: tuple[object, ...] = ()
         if child.status is not None and (join.reduce is not None or join.grow is not None):
             outcome = cast("Done | Failed", child.outcome)
             if join.reduce is not None:
                 operations += self._reduce(join.reduce, outcome)
             if join.grow is not None:
-                state = make_state(self.finished_data(), join.permit)
-                discovered = self._elements.grow(join.grow(state, outcome), child.key)
-                self.admitted += discovered
+                discovered = self._grow(join.grow, outcome)
         self._number += 1
-        new = tuple(entry.element for entry in discovered)
-        self.updates.append(Update(self._number, join.name, operations, new))
+        self.updates.append(Update(self._number, join.name, operations, discovered))
         self.applied.append(child)
 
-    def _is_fatal(self) -> bool:
+    def _count(self, child: Run) -> None:
+        """Judge whether there are too many failures now; a success may be what ``after`` waits for.
+
+        Skipped and cancelled children count for nothing.
+        """
+        if child.status not in ("succeeded", "failed"):
+            return
+        self._ended += 1
+        self._failed += child.status == "failed"
         match self._join.on_error:
             case "fail":
-                return True
-            case Tolerate() as tolerance:
-                return tolerance.is_exceeded(self._failed, self._ended)
+                self.is_failing = self._failed > 0
+            case Tolerate() as tolerance:  # once too many, always too many
+                exceeded = tolerance.is_exceeded(self._failed, self._ended)
+                self.is_failing = self.is_failing or exceeded
             case _:
-                return False
+                pass
 
     def _placing(self, child: Run) -> tuple[Operation, ...]:
         """Put what a child brings where ``into`` or ``errors_into`` has it."""
@@ -371,6 +401,14 @@ class Draft:
 
     def _who(self, child: Run) -> str:
         return f"fan-out {self._join.name!r}, for key {child.key!r},"
+
+    def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[object, ...]:
+        """Return the new elements."""
+        state = make_state(self.finished_data(), self._join.permit)
+        entries = self._elements.grow(grow(state, outcome), outcome.key)
+        self.admitted += entries
+        first = self._elements.kinds[0]  # the other acts get the same elements
+        return tuple(entry.element for entry in entries if entry.kind is first)
 
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
         base = make_state(self.finished_data(), self._join.permit)

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, final
 
 from ._action import Act, Performer
 from ._errors import (
+    DefinitionError,
     DepthExceeded,
     InvalidState,
     MissingField,
     MissingInput,
+    UndeclaredRead,
     brief,
     did_you_mean,
     note,
@@ -160,7 +162,7 @@ class ParallelStep:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         draft = Draft(self.join, self.parent, self.source, self.ledger)
         error = draft.add_all(batch)
-        self._is_failing = self._is_failing or bool(draft.failures)
+        self._is_failing = self._is_failing or draft.is_failing
         try:
             await self.parent.commit(
                 draft.updates,
@@ -178,8 +180,10 @@ class ParallelStep:
         self.source.admit(draft.admitted)
         if error is not None:
             raise error
-        if not draft.failures:
+        if not draft.is_failing:
             return None
+        if not draft.failures:
+            return f"too many children of fan-out {self.act.name!r} failed"
         first = draft.failures[0]
         return f"key {first.key!r} of fan-out {self.act.name!r} failed: {brief(first.error)}"
 
@@ -213,6 +217,43 @@ class ParallelStep:
             count = "a child" if len(errors) == 1 else f"{len(errors)} children"
             msg = f"{count} of fan-out {self.act.name!r} failed"
             raise ExceptionGroup(msg, errors)
+
+
+# -- what steps have in common ---------------------------------------------------------------------
+
+
+def check_policies(who: str, *, on_error: object, at_most: object, limits: object) -> None:
+    """Refuse what is no policy of a parallel step.
+
+    Raises:
+        DefinitionError: Naming ``who`` was given it.
+    """
+    if not isinstance(limits, Limits):
+        msg = f"{who}: limits= takes Limits(n), not {limits!r}"
+        raise DefinitionError(msg)
+    if at_most is not None and (type(at_most) is not int or at_most < 0):
+        msg = f"{who}: at_most= takes a number of children, not {at_most!r}"
+        raise DefinitionError(msg)
+    if on_error not in ("fail", "collect", "ignore") and not isinstance(on_error, Tolerate):
+        msg = f"{who}: on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), not {on_error!r}"
+        raise DefinitionError(msg)
+
+
+def check_reads(who: str, graph: Graph, declared: Collection[str], given: Collection[str]) -> None:
+    """Refuse a graph that was chosen while running and reads what its step doesn't declare.
+
+    What a step declares is all that a graph around it knows of, and brings.
+
+    Raises:
+        UndeclaredRead: It reads a field of the parent's that is not in ``declared``.
+    """
+    unread = sorted(graph.reads - set(declared) - set(given))
+    if unread:
+        msg = (
+            f"{who}: {graph.name!r} reads {', '.join(unread)}, which {who} does not declare; "
+            f"add it to reads=[...]"
+        )
+        raise UndeclaredRead(msg)
 
 
 # -- what children have in common ----------------------------------------------------------------

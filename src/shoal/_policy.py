@@ -74,15 +74,16 @@ class Tolerate:
         if (self.count is None) == (self.share is None):
             msg = "Tolerate takes either count= or share=: Tolerate(count=3), Tolerate(share=0.1)"
             raise DefinitionError(msg)
-        for name, value in (("count", self.count), ("after", self.after)):
-            if value is not None and (type(value) is not int or value < 0):
+        count = 0 if self.count is None else self.count
+        for name, value in (("count", count), ("after", self.after)):
+            if type(value) is not int or value < 0:
                 msg = f"Tolerate({name}=...) takes a whole number of at least 0, not {value!r}"
                 raise DefinitionError(msg)
         if self.share is None:
             if self.after:
                 msg = "Tolerate(after=...) belongs to share=; count= is judged from the first child"
                 raise DefinitionError(msg)
-        elif not isinstance(self.share, int | float) or not 0 <= self.share < 1:
+        elif type(self.share) not in (int, float) or not 0 <= self.share < 1:
             msg = f"Tolerate(share=...) takes a number from 0 up to, but not, 1, not {self.share!r}"
             raise DefinitionError(msg)
 

@@ -27,7 +27,7 @@ from collections.abc import (
 )
 from collections.abc import Set as AbstractSet
 from operator import length_hint
-from typing import Any, Literal, NamedTuple, NoReturn, Protocol, cast, final
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeGuard, cast, final
 
 from anyio import move_on_after
 from anyio.lowlevel import checkpoint
@@ -255,7 +255,7 @@ class Elements:
         return key
 
     def _checked_key(self, key: object, element: object) -> Key:
-        if isinstance(key, str | int) and not isinstance(key, bool):
+        if is_key(key):
             return key
         refuse_awaitable(key, f"key= of fan-out {self.who!r}")
         msg = (
@@ -344,6 +344,11 @@ class Elements:
         iterator, self._iterator = self._iterator, None
         if isinstance(iterator, Generator):
             cast("Generator[object, None, None]", iterator).close()
+
+
+def is_key(key: object) -> TypeGuard[Key]:
+    """Tell whether ``key`` can name a child."""
+    return isinstance(key, str | int) and not isinstance(key, bool)
 
 
 async def _close(source: AsyncIterator[object]) -> None:

@@ -7,22 +7,40 @@ Invariants:
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, ClassVar, TypeVar, cast, final
 
-from ._action import Act, Input, bind_where_taken, check_fields, require_plain
+from ._action import (
+    Act,
+    Input,
+    bind_instance,
+    bind_where_taken,
+    check_class,
+    is_async,
+    require_plain,
+)
 from ._errors import BadKey, BadResult, DefinitionError, brief
 from ._events import Done, Failed
-from ._graph import Graph, as_graph
+from ._graph import Graph, as_graph, no_act
 from ._ids import Key
-from ._join import Join, value_reader
-from ._parallel import Parallel, ParallelStep, narrowed
-from ._policy import Limits, OnError
-from ._source import Elements, Entry
+from ._join import Join, only_write_reader
+from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narrowed
+from ._policy import OnError
+from ._source import Elements, Entry, is_key
 from ._state import Change, Permit, State, change_between, refuse_awaitable
+
+T = TypeVar("T")
 
 NOTHING: Mapping[str, Any] = {}
 GRAPHS = 64
@@ -61,7 +79,8 @@ class Task:
 
     def __post_init__(self) -> None:
         """Refuse what can't be run."""
-        as_graph(self.act, "Task")
+        if not isinstance(self.act, Act):
+            raise DefinitionError(no_act(self.act, "Task"))
         for name, given in (("state", self.state), ("inputs", self.inputs)):
             if not isinstance(given, Mapping):
                 msg = f"Task({name}=...) takes a mapping of names to values, not {brief(given)}"
@@ -106,26 +125,27 @@ class ParallelAction(Parallel):
     on_error: OnError = "fail"
     at_most: int | None = None
     _bound: Mapping[str, object] = NOTHING
+    _plain: ClassVar[Collection[str]] = ("reduce", "finish")
+    """Methods that are plain functions."""
+    _making: ClassVar[Collection[str]] = ("tasks",)
+    """Methods that make things one by one: generators, also async ones."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Check the subclass where it is defined."""
         super().__init_subclass__(**options)
-        if "name" not in cls.__dict__:
-            cls.name: str = cls.__name__
-        check_fields(cls, "reads", "writes", "inputs")
-        for method in ("reduce", "finish", *cls._plain):
+        check_class(cls, "reads", "writes", "inputs")
+        for method in cls._plain:
             require_plain(getattr(cls, method), f"{cls.__name__}.{method}")
-        if inspect.iscoroutinefunction(cls.tasks):
-            msg = (
-                f"{cls.__name__}.tasks is a coroutine function; make it an async generator, which "
-                f"yields Tasks"
-            )
-            raise DefinitionError(msg)
-        if not isinstance(cls.limits, Limits):
-            msg = f"{cls.__name__}.limits is Limits(n), not {cls.limits!r}"
-            raise DefinitionError(msg)
-
-    _plain: Collection[str] = ()
+        for method in cls._making:
+            if is_async(getattr(cls, method)):
+                msg = (
+                    f"{cls.__name__}.{method} is a coroutine function; make it an async generator, "
+                    f"which yields what it makes"
+                )
+                raise DefinitionError(msg)
+        check_policies(
+            f"class {cls.__name__}", on_error=cls.on_error, at_most=cls.at_most, limits=cls.limits
+        )
 
     @abstractmethod
     def tasks(
@@ -161,7 +181,7 @@ class ParallelAction(Parallel):
         return True
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        vars(self).update(name=name, _bound={**inputs, **self._bound})  # past a frozen dataclass
+        bind_instance(self, name, {**inputs, **self._bound})
 
     @property
     def _permit(self) -> Permit:
@@ -208,7 +228,8 @@ class MapStates(ParallelAction):
         14
     """
 
-    _plain = ("action", "key")
+    _plain = (*ParallelAction._plain, "action", "key")
+    _making = ("tasks", "states")
 
     @abstractmethod
     def action(self, state: State, inputs: Mapping[str, Any]) -> Act:
@@ -228,7 +249,8 @@ class MapStates(ParallelAction):
         self, state: State, inputs: Mapping[str, Any]
     ) -> Iterable[Task] | AsyncIterable[Task]:
         """Make a task for each state."""
-        return _each([self.action(state, inputs)], self.states(state, inputs), self)
+        acts, states = [self.action(state, inputs)], self.states(state, inputs)
+        return _each(states, lambda start: _tasks_for(acts, start, self.key(start)))
 
 
 class MapActions(ParallelAction):
@@ -254,7 +276,8 @@ class MapActions(ParallelAction):
         {'large': 'large: why!', 'small': 'small: why!'}
     """
 
-    _plain = ("state",)
+    _plain = (*ParallelAction._plain, "state")
+    _making = ("tasks", "actions")
 
     @abstractmethod
     def actions(
@@ -271,9 +294,7 @@ class MapActions(ParallelAction):
     ) -> Iterable[Task] | AsyncIterable[Task]:
         """Make a task for each act."""
         acts, start = self.actions(state, inputs), self.state(state, inputs)
-        if isinstance(acts, AsyncIterable):
-            return _each_act_async(acts, start)
-        return (Task(act, start, key="") for act in acts)
+        return _each(acts, lambda act: _tasks_for([act], start, ""))
 
 
 class MapActionsAndStates(ParallelAction):
@@ -283,7 +304,8 @@ class MapActionsAndStates(ParallelAction):
     once, states are pulled as there is room.
     """
 
-    _plain = ("actions", "key")
+    _plain = (*ParallelAction._plain, "actions", "key")
+    _making = ("tasks", "states")
 
     @abstractmethod
     def actions(self, state: State, inputs: Mapping[str, Any]) -> Iterable[Act]:
@@ -303,33 +325,44 @@ class MapActionsAndStates(ParallelAction):
         self, state: State, inputs: Mapping[str, Any]
     ) -> Iterable[Task] | AsyncIterable[Task]:
         """Make a task for each state and act."""
-        return _each(list(self.actions(state, inputs)), self.states(state, inputs), self)
+        acts, states = list(self.actions(state, inputs)), self.states(state, inputs)
+        return _each(states, lambda start: _tasks_for(acts, start, self.key(start)))
+
+
+def _tasks_for(acts: Iterable[Act], start: Mapping[str, Any], key: Key | None) -> Iterable[Task]:
+    return (Task(act, start, key=key) for act in acts)
 
 
 def _each(
-    acts: list[Act],
-    states: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
-    named_by: MapStates | MapActionsAndStates,
-) -> Iterator[Task] | AsyncIterator[Task]:
-    def tasks_for(state: Mapping[str, Any]) -> Iterator[Task]:
-        key = named_by.key(state)
-        return (Task(act, state, key=key) for act in acts)
-
-    async def from_async(states: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[Task]:
-        async for state in states:
-            for task in tasks_for(state):
-                yield task
-
-    if isinstance(states, AsyncIterable):
-        return from_async(states)
-    return (task for state in states for task in tasks_for(state))
+    made: Iterable[T] | AsyncIterable[T], tasks_of: Callable[[T], Iterable[Task]]
+) -> Iterable[Task] | AsyncIterable[Task]:
+    """Make tasks of what a subclass makes; what is no iterable is left to be refused."""
+    if isinstance(made, AsyncIterable):
+        return _each_later(made, tasks_of)
+    return _each_now(made, tasks_of) if isinstance(made, Iterable) else made
 
 
-async def _each_act_async(
-    acts: AsyncIterable[Act], start: Mapping[str, Any]
+def _each_now(made: Iterable[T], tasks_of: Callable[[T], Iterable[Task]]) -> Iterator[Task]:
+    try:
+        for one in made:
+            yield from tasks_of(one)
+    finally:
+        if isinstance(made, Generator):  # nobody else knows it
+            cast("Generator[T]", made).close()
+
+
+async def _each_later(
+    made: AsyncIterable[T], tasks_of: Callable[[T], Iterable[Task]]
 ) -> AsyncIterator[Task]:
-    async for act in acts:
-        yield Task(act, start, key="")
+    source = aiter(made)
+    try:
+        async for one in source:
+            for task in tasks_of(one):
+                yield task
+    finally:
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            await close()
 
 
 @final
@@ -344,18 +377,18 @@ class TaskElements(Elements):
         self._act = act
         self._step = step
         self._keyed: bool | None = None
-        self._graphs: dict[Act, Graph] = {}
+        self._graphs: dict[int, tuple[Act, Graph]] = {}
 
     def _entries(self, element: object) -> tuple[Entry, ...]:
         if not isinstance(element, Task):
             refuse_awaitable(element, f"tasks of {self.who!r}")
             msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
-        position = self._position
         graph = self._graph(element.act)
         key = self._task_key(element, graph)
-        self._position = position + 1
-        self._count = position + 1
+        position = self._position
+        self._position = self._count = position + 1
+        check_reads(repr(self.who), graph, self._step.join.permit.reads, given=element.state)
         base = narrowed(
             self._step.data,
             graph,
@@ -363,18 +396,19 @@ class TaskElements(Elements):
             f"the children of {self.who!r} that execute {graph.name!r}",
             "give it to the Task: Task(act, {field: ...})",
         )
-        take = next(iter(graph.writes)) if len(graph.writes) == 1 else None
-        kind = self._step.kind(graph, base, value_reader(take, self.who), element.inputs)
+        kind = self._step.kind(graph, base, only_write_reader(graph), element.inputs)
         about = element.state if element.element is None else element.element
         return (Entry(key, position, about, kind),)
 
     def _graph(self, act: Act) -> Graph:
-        graph = self._graphs.get(act)
-        if graph is None:
-            if len(self._graphs) >= GRAPHS:  # acts that are made for one task each
-                self._graphs.clear()
-            bound = bind_where_taken(act, self._act._bound)
-            graph = self._graphs[act] = as_graph(bound, f"tasks of {self.who!r}")
+        """Make the graph of an act; by identity, since what is bound differently may be equal."""
+        known = self._graphs.get(id(act))
+        if known is not None:
+            return known[1]
+        if len(self._graphs) >= GRAPHS:  # acts that are made for one task each
+            self._graphs.clear()
+        graph = bind_where_taken(as_graph(act, f"tasks of {self.who!r}"), self._act._bound)
+        self._graphs[id(act)] = (act, graph)
         return graph
 
     def _task_key(self, task: Task, graph: Graph) -> Key:
@@ -389,8 +423,18 @@ class TaskElements(Elements):
             raise BadKey(msg)
         if task.key is None:
             return self._position
-        key = self._checked_key(task.key, task)
-        if (graph.name, key) in self._seen:
-            self._refuse_repeated(key, task)
-        self._seen.add((graph.name, key))
-        return key
+        if not is_key(task.key):
+            msg = (
+                f"tasks of {self.who!r}: the key of task {self._position} ({graph.name!r}) is a "
+                f"{type(task.key).__name__}; keys are str or int"
+            )
+            raise BadKey(msg)
+        if (graph.name, task.key) in self._seen:
+            msg = (
+                f"tasks of {self.who!r}: task {self._position} has the act {graph.name!r} and the "
+                f"key {brief(task.key)}, which an earlier task has; give it another key=, or its "
+                f"act another name: act.bind(name=...)"
+            )
+            raise BadKey(msg)
+        self._seen.add((graph.name, task.key))
+        return task.key
