@@ -530,7 +530,7 @@ LIST_REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "one act, no elements": (tenfold, {"over": None}, "nothing to fan out over.*a list of acts"),
     "key without elements": ([a], {"over": None, "key": str}, "key= is about elements.*no over="),
     "grow without elements": ([a], {"over": None, "grow": bare}, "grow= is about elements"),
-    "undeclared": (choose_a, {}, r"act= is a function, so .*reads=\[\] .*; if it is an"),
+    "undeclared": (choose_a, {}, r"act= is a function, so .*reads=\[\] .*; if it was meant"),
     "awaited": (waits, {"reads": []}, "'x' takes actions; .*waits.*: decorate it"),
     "an awaited object": (Waits(), {"reads": []}, "'x' takes actions; .*Waits.*: decorate it"),
     "of two parameters": (choose_two, {"reads": []}, "'x' takes actions; .*: decorate it"),
@@ -635,7 +635,7 @@ async def test_only_missing_pairs_run_and_on_the_first_visit_only():
         (
             [tenfold],
             {"1": 10},
-            "'out' collects {key: {act: value}} into 'out', which holds a int for",
+            "'out' collects {key: {act: value}} into 'out', which holds an int for",
         ),
         ([tenfold], [1], "'out' collects a mapping into 'out', which holds a list"),
         (tenfold, "text", "'out' collects a mapping into 'out', which holds a str"),

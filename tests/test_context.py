@@ -499,7 +499,7 @@ async def test_what_cannot_be_started_is_refused_at_once_and_harms_nobody():
 
     async def body(context: Context) -> Any:
         async with context.fan_out(name="f") as group:
-            with pytest.raises(MissingField, match=r"read field 'item'.*group.start gives"):
+            with pytest.raises(MissingField, match=r"read field 'item'.*give it to group.start"):
                 group.start(quick)
             with pytest.raises(MissingInput, match="'client'"):
                 group.start(needs, {"item": 1})

@@ -101,7 +101,7 @@ LACKING: dict[str, tuple[Callable[[], Graph], str, str]] = {
     "a fan-out's children": (
         lambda: Graph.chain(spy, spread(Graph.chain(other, parse, name="g"), "outs")),
         "page",
-        "action 'parse' in fan-out 'outs', whose element is 'item', reads field 'page'",
+        "action 'parse' in fan-out 'outs', whose element is 'item' (see item=), reads field 'page'",
     ),
     "a fan-out of fan-outs": (
         lambda: Graph.chain(
@@ -109,7 +109,7 @@ LACKING: dict[str, tuple[Callable[[], Graph], str, str]] = {
         ),
         "page",
         (
-            "action 'parse' in fan-out 'low', whose element is 'item', in fan-out 'high', whose "
+            "action 'parse' in fan-out 'low', whose element is 'item' (see item=), in fan-out 'high', whose "
             "element is 'items', reads field 'page'"
         ),
     ),
@@ -159,7 +159,7 @@ def test_fields_are_a_list_of_names():
     wrong: list[tuple[Any, str]] = [
         ("ready", r"Application\(state=...\)='ready' is one string; give a list"),
         ([1], "lists field names, which are strings, not 1"),
-        (5, "takes a list of field names, not 5"),
+        (5, "state= takes a model, which is a class, or a list of field names, not an int"),
         (int, "a pydantic model, a dataclass or a TypedDict, not the class int"),
     ]
     for state, said in wrong:

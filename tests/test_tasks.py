@@ -556,8 +556,8 @@ async def test_at_most_is_exact(at_most: int, is_async: bool):
 @pytest.mark.parametrize(
     ("made", "kind", "message"),
     [
-        (None, BadResult, "but `tasks` gave a NoneType"),
-        (5, BadResult, "but `tasks` gave a int"),
+        (None, BadResult, "but `tasks` gave None"),
+        (5, BadResult, "but `tasks` gave an int"),
         ("text", BadResult, "but `tasks` gave a str"),
         ([None], BadResult, "tasks of 'Collecting' yields Tasks, not None"),
         ([double], BadResult, "tasks of 'Collecting' yields Tasks, not <action double"),

@@ -303,11 +303,17 @@ def changing(change: Callable[[State], State], where: str) -> Any:
 
 
 ACTS = [out.bind(name="one"), out.bind(name="two")]
+ONE = Limits(1)  # so that they end in order
+
 COLLECTING: dict[str, tuple[Callable[[], FanOut], str, object]] = {
-    "list": (lambda: fan_out(out, over="items", into="ns"), "ns", [1, 2]),
-    "mapping": (lambda: fan_out(out, over="items", key=str, into="by"), "by", {"1": 1, "2": 2}),
+    "list": (lambda: fan_out(out, over="items", into="ns", limits=ONE), "ns", [1, 2]),
+    "mapping": (
+        lambda: fan_out(out, over="items", key=str, into="by", limits=ONE),
+        "by",
+        {"1": 1, "2": 2},
+    ),
     "acts and items": (
-        lambda: fan_out(ACTS, over="items", key=str, into="within"),
+        lambda: fan_out(ACTS, over="items", key=str, into="within", limits=ONE),
         "within",
         {"1": {"one": 1, "two": 1}, "2": {"one": 2, "two": 2}},
     ),

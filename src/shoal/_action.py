@@ -269,15 +269,12 @@ class FunctionAction(Act, Generic[P, R_co]):
                         f"parameter {name!r} is to be a Context, which is given to the parameter "
                         f"called 'context'; rename it"
                     )
-                required = parameter.default is inspect.Parameter.empty
-                inputs[name] = Input(self.name, required)
-        if not special:
-            for field in sorted(set(self.reads).difference(fields)):
-                self._refuse(
-                    f"it reads {field!r}, and no parameter is called so"
-                    f"{did_you_mean(field, inputs)}; add the parameter, or take `state`, or leave "
-                    f"it out of reads=[...]"
-                )
+                inputs[name] = Input(self.name, parameter.default is inspect.Parameter.empty)
+        required = [name for name, need in inputs.items() if need.required]
+        for field in () if special else sorted(set(self.reads).difference(fields)):
+            meant = did_you_mean(field, required)
+            if meant:  # else it is read for nothing, which harms nobody
+                self._refuse(f"it reads {field!r}, and no parameter is called so{meant}")
         self.takes_state: bool = "state" in special
         self.takes_context: bool = "context" in special
         self.permit: Permit = Permit(self.name, frozenset(self.reads), frozenset(self.writes))

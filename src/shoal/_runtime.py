@@ -121,10 +121,10 @@ class Runtime:
         """Open it.
 
         Raises:
-            BadUse: It was opened before.
+            BadUse: It is open already.
         """
-        if self._status != "new":
-            msg = "the runtime was opened before: one `async with` for each Runtime(...)"
+        if self._status in ("open", "closing"):
+            msg = "the runtime is open already: another block needs another Runtime(...)"
             raise BadUse(msg)
         self._status = "open"
         backend = _backend()
