@@ -15,9 +15,11 @@ import pytest
 
 from shoal import (
     Application,
+    BadUse,
     Cancelled,
     ChildEnded,
     DefinitionError,
+    ErrorInfo,
     Failed,
     Graph,
     Hook,
@@ -483,3 +485,23 @@ def test_an_application_is_checked_when_it_is_built():
     for build in wrong:
         with pytest.raises(DefinitionError):
             build()
+
+
+async def test_run_sync_in_a_running_loop_says_what_to_write_instead():
+    @action(writes=["out"])
+    async def one() -> int:
+        return 1
+
+    with pytest.raises(BadUse, match=r"'one'.* await app.run\(...\) instead"):
+        Application(one).run_sync()
+
+
+def test_a_group_as_data_says_what_is_in_it():
+    inner = ExceptionGroup("children of 'x' failed", [ValueError("one"), KeyError("two")])
+    group = ExceptionGroup("a child failed", [inner, OSError("three"), OSError("four")])
+    info = ErrorInfo.of(group)
+    assert info.type == "ExceptionGroup"
+    assert info.message == (
+        "a child failed: ValueError: one; KeyError: 'two'; OSError: three; and 1 more"
+    )
+    assert "children of 'x' failed" in info.traceback

@@ -341,3 +341,31 @@ def test_a_class_that_cannot_work_is_refused_where_it_is_defined(
 ):
     with pytest.raises(DefinitionError, match=message):
         type("Wrong", (Action,), {"run": plain, **attributes})
+
+
+def test_limits_belong_to_the_class():
+    class Mine(Action):
+        writes = ("out",)
+
+        def __init__(self) -> None:
+            self.limits = Limits(1)
+
+        async def run(self) -> int:
+            return 1
+
+    with pytest.raises(DefinitionError, match=r"'Mine' has limits of its own; .* of the class"):
+        Graph.chain(Mine())
+
+
+def test_an_instance_may_read_and_write_other_fields_than_its_class():
+    class Copy(Action):
+        def __init__(self, source: str, target: str) -> None:
+            self.reads = [source]
+            self.writes = [target]
+
+        async def run(self, state: State) -> State:
+            (source,), (target,) = self.reads, self.writes
+            return state.update({target: state[source]})
+
+    copies = Graph.chain(Copy("a", "b"), Copy("b", "c").bind(name="again"))
+    assert Application(copies).run_sync({"a": 1}).state == {"a": 1, "b": 1, "c": 1}

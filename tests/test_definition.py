@@ -109,8 +109,8 @@ LACKING: dict[str, tuple[Callable[[], Graph], str, str]] = {
         ),
         "page",
         (
-            "action 'parse' in fan-out 'low', whose element is 'item' (see item=), in fan-out 'high', whose "
-            "element is 'items', reads field 'page'"
+            "action 'parse' in fan-out 'low', whose element is 'item' (see item=), in fan-out "
+            "'high', whose element is 'items' (see item=), reads field 'page'"
         ),
     ),
 }

@@ -28,7 +28,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "MapStates",
     "ParallelAction",
 }
-HAVE_NO_DOCSTRING = {"__version__", "Key", "Operation", "Outcome"}
+HAVE_NO_DOCSTRING = {"__version__", "Key", "OnError", "Operation", "Outcome"}
 
 
 def exported() -> dict[str, Any]:

@@ -61,7 +61,7 @@ from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
 from ._open import OpenRun, RunResult
-from ._policy import Limits, Tolerate
+from ._policy import Limits, OnError, Tolerate
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
@@ -108,6 +108,7 @@ __all__ = [
     "MissingField",
     "MissingInput",
     "NoTransition",
+    "OnError",
     "OpenRun",
     "Operation",
     "Outcome",

@@ -361,7 +361,7 @@ class Action(Act):
             msg = f"class {cls.__name__}: version is a string, not {cls.version!r}"
             raise DefinitionError(msg)
         if cls.run is not Action.run:
-            cls._definition = cls._function_of(cls.run, cls.__name__, method=True)
+            cls._definition = _function_of(cls, cls.run, cls.__name__, method=True)
             cls.sure_writes: Collection[str] = cls._definition.sure_writes
 
     @abstractmethod
@@ -370,24 +370,15 @@ class Action(Act):
 
     _definition: FunctionAction[..., Any]
 
-    @classmethod
-    def _function_of(
-        cls, function: Callable[..., Any], name: str, *, method: bool
-    ) -> FunctionAction[..., Any]:
-        return _make_action(
-            function,
-            name=name,
-            reads=cls.reads,
-            writes=cls.writes,
-            version=cls.version,
-            run_in=cls.run_in,
-            limits=cls.limits,
-            method=method,
-        )
-
     @functools.cached_property
     def _function(self) -> FunctionAction[..., Any]:
-        function = self._function_of(self.run, self.name, method=False)
+        if self.limits is not type(self).limits:
+            msg = (
+                f"action {self.name!r} has limits of its own; limits are counted for all instances "
+                f"of {type(self).__name__} together, so they are an attribute of the class"
+            )
+            raise DefinitionError(msg)
+        function = _function_of(self, self.run, self.name, method=False)
         function._bind(self.name, self._bound)
         function.definition = self._definition
         return function
@@ -412,6 +403,21 @@ class Action(Act):
 
     def __repr__(self) -> str:
         return f"<action {self.name} reads={sorted(self.reads)} writes={sorted(self.writes)}>"
+
+
+def _function_of(
+    owner: Action | type[Action], function: Callable[..., Any], name: str, *, method: bool
+) -> FunctionAction[..., Any]:
+    return _make_action(
+        function,
+        name=name,
+        reads=field_names(owner.reads, "reads"),
+        writes=field_names(owner.writes, "writes"),
+        version=owner.version,
+        run_in=owner.run_in,
+        limits=owner.limits,
+        method=method,
+    )
 
 
 def action(

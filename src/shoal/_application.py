@@ -14,10 +14,12 @@ from functools import partial
 from typing import Any, Generic, Literal, cast, final, overload
 
 import anyio
+from anyio import NoEventLoopError, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import Act, field_names
 from ._errors import (
+    BadUse,
     DefinitionError,
     MissingField,
     MissingInput,
@@ -314,7 +316,16 @@ class Application(Generic[S]):
             id: Names the run; by default a random one.
             inputs: What the actions take besides fields.
             backend: The event loop's kind.
+
+        Raises:
+            BadUse: An event loop runs already in this thread; everything else as ``run``.
         """
+        if _is_in_a_loop():
+            msg = (
+                f"application {self.name!r}: run_sync() is called where an event loop runs already, "
+                f"which it would block: await app.run(...) instead"
+            )
+            raise BadUse(msg)
         return anyio.run(partial(self.run, state, id=id, inputs=inputs), backend=backend)
 
     def _runtime(self, runtime: Runtime | None) -> AbstractAsyncContextManager[Runtime]:
@@ -427,6 +438,14 @@ class Application(Generic[S]):
 
     def __repr__(self) -> str:
         return f"<Application {self.name}>"
+
+
+def _is_in_a_loop() -> bool:
+    try:
+        get_cancelled_exc_class()
+    except NoEventLoopError:
+        return False
+    return True
 
 
 def _fields(given: object, parameter: str, where: str) -> dict[str, Any]:

@@ -35,18 +35,22 @@ from ._action import Act, FunctionAction, require_plain
 from ._cancel import cancelled, ki_protected
 from ._errors import BadKey, BadUse, DefinitionError, brief, note
 from ._events import Failed, Outcome, SpanStarted
-from ._graph import Graph, as_graph
+from ._graph import as_graph
 from ._group import Dropped, Feed, Group
 from ._ids import Key, RunPath
 from ._join import Ledger, value_reader
 from ._parallel import check_depth, child_setting, narrowed
 from ._policy import Limits
 from ._ports import Hosted, Seat
-from ._run import Run
+from ._run import Run, Setting
 from ._source import Elements, Entry, Kind, Room
 from ._state import State
 
 logger = logging.getLogger("shoal")
+
+
+ACTS = 64
+"""Acts of one fan-out of an action whose settings are remembered."""
 
 
 @final
@@ -226,6 +230,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._limit = limits.n
         self._source = _Started(self)
         self._ledger = Ledger()
+        self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
         self._group: Group | None = None
         self._hosted: Hosted | None = None
         self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
@@ -453,7 +458,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
     ) -> Kind:
         run, permit = self._run, self._action.permit
-        graph: Graph = as_graph(act, f"fan-out {self.name!r}")
+        known = self._settings.get(id(act))
+        if known is None or inputs:
+            known = act, self._setting(act, inputs)
+        if not inputs and len(self._settings) < ACTS:
+            self._settings[id(act)] = known  # the act too, so that its id stays taken
+        setting = known[1]
+        graph = setting.graph
         readable = {field: run.data[field] for field in permit.reads if field in run.data}
         base = narrowed(
             readable,
@@ -462,13 +473,20 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             f"the children of fan-out {self.name!r} that execute {graph.name!r}",
             f"give it to group.start, or add it to the reads=[...] of {permit.action!r}",
         )
-        take = next(iter(graph.writes)) if len(graph.writes) == 1 else None
-        reader = value_reader(take, self.name)
-        visit = run.visit(self._action.name)
-        setting = child_setting(
-            run, self.name, graph, reader, inputs, visit=visit, deadline=self._deadline
-        )
         return Kind(setting, base)
+
+    def _setting(self, act: Act, inputs: Mapping[str, object] | None) -> Setting:
+        graph = as_graph(act, f"fan-out {self.name!r}")
+        take = next(iter(graph.writes)) if len(graph.writes) == 1 else None
+        return child_setting(
+            self._run,
+            self.name,
+            graph,
+            value_reader(take, self.name),
+            inputs,
+            visit=self._run.visit(self._action.name),
+            deadline=self._deadline,
+        )
 
     def _check_open(self, what: str) -> Group:
         if self._group is None or self._left:
@@ -649,6 +667,7 @@ class _Each(Elements):
         started_by: _Started,
     ) -> None:
         super().__init__(over, who=who, kinds=[kind], item=item)
+        self._only = None  # what it is told apart from is not only its own elements
         self._key_by = key
         self._started_by = started_by
 

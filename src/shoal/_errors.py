@@ -38,7 +38,7 @@ class DefinitionError(ShoalError):
     """An action, graph or fan-out is wrong as written. Raised where it is built."""
 
 
-class BadUse(ShoalError):
+class BadUse(ShoalError, RuntimeError):
     """Something was used when it can't be: too early, too late, or twice at once."""
 
 

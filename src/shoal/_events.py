@@ -5,12 +5,17 @@ Imports identity, states and their operations. All are values; nothing here does
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, cast, final
 
+from ._errors import brief
 from ._ids import Key, RunPath
 from ._state import Operation, State
+
+LEAVES = 3
+"""Errors of a group that its message as data names."""
 
 Status = Literal["succeeded", "failed", "cancelled"]
 """How an execution of a run ended."""
@@ -103,7 +108,37 @@ class ErrorInfo:
     type: str
     """The exception's class, with its module unless that is builtins."""
     message: str
+    """Its text; of a group, also what the first few in it say."""
     traceback: str = field(repr=False)
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorInfo:
+        """Make an error into data."""
+        kind = type(error)
+        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+        text = "".join(traceback.format_exception(error))
+        return cls(type=f"{module}{kind.__qualname__}", message=_message(error), traceback=text)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        message = str(error)
+    except Exception as failure:  # noqa: BLE001 # an error about an error must not hide it
+        return f"<str() of it failed: {brief(failure)}>"
+    if isinstance(error, BaseExceptionGroup):
+        leaves = list(_leaves(cast("BaseExceptionGroup[BaseException]", error)))
+        shown = [f"{type(leaf).__name__}: {_message(leaf)}" for leaf in leaves[:LEAVES]]
+        more = f"; and {len(leaves) - LEAVES} more" if len(leaves) > LEAVES else ""
+        message = f"{error.message}: {'; '.join(shown)}{more}"
+    return message
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(cast("BaseExceptionGroup[BaseException]", error))
+        else:
+            yield error
 
 
 # -- updates -------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from ._collections import PositionedList, StateMap
 from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
 from ._events import Done, ErrorInfo, Failed, Outcome, Update
 from ._graph import Graph
-from ._ids import Key
 from ._policy import OnError, Tolerate
 from ._run import Run
 from ._schema import Schema
@@ -80,9 +79,14 @@ class Join:
             values[self.errors_into] = StateMap[object, object]()
         return values, done
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether there is a mapping by act for each key or position."""
+        return self.shape in ("by key and act", "by position and act")
+
     def misfit(self, schema: Schema[Any]) -> str:
         """Say why the model of the parent's state can't hold what is collected, if it can't."""
-        nested = self.shape in ("by key and act", "by position and act")
+        nested = self.is_nested
         listed = self.shape in ("by position", "by position and act")
         if self.into is not None:
             why = schema.why_not_grown(self.into, mapping=not listed, nested=nested)
@@ -236,9 +240,12 @@ class Draft:
         "_ended",
         "_errors",
         "_failed",
+        "_consults",
         "_join",
+        "_nested",
         "_number",
         "_schema",
+        "_tolerance",
         "_values",
         "admitted",
         "applied",
@@ -251,6 +258,9 @@ class Draft:
     def __init__(self, join: Join, parent: Run, elements: Elements, ledger: Ledger) -> None:
         """Begin on the parent's state as it is."""
         self._join = join
+        self._nested = join.is_nested
+        self._consults = join.reduce is not None or join.grow is not None
+        self._tolerance = join.on_error if isinstance(join.on_error, Tolerate) else None
         self._elements = elements
         self._data = parent.data
         self._schema = parent.setting.schema
@@ -270,7 +280,7 @@ class Draft:
         """Add outcomes up to the first that can't be applied; return why not, naming its key."""
         for at, child in enumerate(batch):
             before = self._data, len(self._values), len(self._errors)
-            if self._join.reduce is not None or self._join.grow is not None:
+            if self._consults:
                 before = self.finished_data(), 0, 0
             try:
                 self._add(child)
@@ -299,18 +309,15 @@ class Draft:
         return self._data
 
     def _add(self, child: Run) -> None:
-        join = self._join
-        self._count(child)
-        is_raised = child.status == "failed" and self.is_failing
-        is_ignored = child.status == "failed" and join.on_error == "ignore"
-        if is_raised:
-            self.failures.append(child)
-        if is_raised or is_ignored or child.status == "cancelled":
+        join, status = self._join, child.status
+        if status == "failed" or (status == "succeeded" and self._tolerance is not None):
+            self._count(failed=status == "failed")
+        if status in ("failed", "cancelled") and not self._applies(child):
             self.unapplied.append(child)
             return
         operations = self._placing(child)
         discovered: tuple[object, ...] = ()
-        if child.status is not None and (join.reduce is not None or join.grow is not None):
+        if self._consults and status is not None:
             outcome = cast("Done | Failed", child.outcome)
             if join.reduce is not None:
                 operations += self._reduce(join.reduce, outcome)
@@ -320,23 +327,27 @@ class Draft:
         self.updates.append(Update(self._number, join.name, operations, discovered))
         self.applied.append(child)
 
-    def _count(self, child: Run) -> None:
+    def _count(self, *, failed: bool) -> None:
         """Judge whether there are too many failures now; a success may be what ``after`` waits for.
 
         Skipped and cancelled children count for nothing.
         """
-        if child.status not in ("succeeded", "failed"):
-            return
         self._ended += 1
-        self._failed += child.status == "failed"
-        match self._join.on_error:
-            case "fail":
-                self.is_failing = self._failed > 0
-            case Tolerate() as tolerance:  # once too many, always too many
-                exceeded = tolerance.is_exceeded(self._failed, self._ended)
-                self.is_failing = self.is_failing or exceeded
-            case _:
-                pass
+        self._failed += failed
+        if self._tolerance is not None:  # once too many, always too many
+            exceeded = self._tolerance.is_exceeded(self._failed, self._ended)
+            self.is_failing = self.is_failing or exceeded
+        elif self._join.on_error == "fail":
+            self.is_failing = True
+
+    def _applies(self, child: Run) -> bool:
+        """Tell whether a child that did not succeed becomes part of the state."""
+        if child.status == "cancelled":
+            return False
+        if self.is_failing:
+            self.failures.append(child)
+            return False
+        return self._join.on_error != "ignore"
 
     def _placing(self, child: Run) -> tuple[Operation, ...]:
         """Put what a child brings where ``into`` or ``errors_into`` has it."""
@@ -344,7 +355,7 @@ class Draft:
         if child.status == "failed":
             if join.errors_into is None:
                 return ()
-            info = error_info(cast("Exception", child.error))
+            info = ErrorInfo.of(cast("Exception", child.error))
             return (self._put(join.errors_into, child, info, self._errors),)
         if join.into is None:
             return ()
@@ -359,36 +370,32 @@ class Draft:
         position = child.position
         if self._schema is not None:
             value = self._fitting(self._schema, field, child, value)
-        match self._join.shape:
-            case "by key" | "by position" | "by act":
-                key = self._key(child)
-                placed.append((key, value, position))
-                if self._schema is not None and self._schema.most(field) < inf:
-                    grown = cast("_Collection", self._data[field]).put_all(placed)
-                    self._refuse_too_many(self._schema, field, child, len(grown))
-                return Put(field, key, value, position)
-            case "by key and act" | "by position and act":
-                put = PutWithin(field, child.key, child.setting.act, value, position, position)
-                grown = put_within(self._data[field], put)
-                assert grown is not None, "the fan-out has made the collection itself"
-                if self._schema is not None:
-                    self._refuse_too_many(self._schema, field, child, len(grown))
-                self._data = {**self._data, field: grown}
-                return put
-
-    def _key(self, child: Run) -> Key:
-        return child.setting.act if self._join.shape == "by act" else child.key
+        if not self._nested:
+            key = child.setting.act if self._join.shape == "by act" else child.key
+            placed.append((key, value, position))
+            if self._schema is not None and self._schema.most(field) < inf:
+                grown = cast("_Collection", self._data[field]).put_all(placed)
+                self._refuse_too_many(self._schema, field, child, len(grown))
+            return Put(field, key, value, position)
+        put = PutWithin(field, child.key, child.setting.act, value, position, position)
+        within = put_within(self._data[field], put)
+        assert within is not None, "the fan-out has made the collection itself"
+        if self._schema is not None:
+            self._refuse_too_many(self._schema, field, child, len(within))
+        self._data = {**self._data, field: within}
+        return put
 
     def _fitting(self, schema: Schema[Any], field: str, child: Run, value: object) -> object:
         """Hold what a child brings to the model of the parent's state."""
         who = self._who(child)
         listed = isinstance(self._data[field], PositionedList)
-        if self._join.shape in ("by key and act", "by position and act"):
+        if self._nested:
             key = None if listed else child.key
             return schema.inner_entry(field, key, child.setting.act, value, who)
         if listed:
             return schema.item(field, value, who)
-        return schema.entry(field, self._key(child), value, who)
+        key = child.setting.act if self._join.shape == "by act" else child.key
+        return schema.entry(field, key, value, who)
 
     def _refuse_too_many(self, schema: Schema[Any], field: str, child: Run, count: int) -> None:
         most = schema.most(field)
@@ -442,15 +449,3 @@ def _let_go(error: BaseException) -> None:
             seen.add(id(link))
             link.with_traceback(None)
             chain += (link.__cause__, link.__context__)
-
-
-def error_info(error: Exception) -> ErrorInfo:
-    """Make an error into data."""
-    kind = type(error)
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    text = "".join(traceback.format_exception(error))
-    try:
-        message = str(error)
-    except Exception as failure:  # noqa: BLE001 # an error about an error must not hide it
-        message = f"<str() of it failed: {brief(failure)}>"
-    return ErrorInfo(type=f"{module}{kind.__qualname__}", message=message, traceback=text)

@@ -102,6 +102,7 @@ class Elements:
         "_item",
         "_iterator",
         "_key_of",
+        "_only",
         "_position",
         "_seen",
         "_started",
@@ -142,6 +143,7 @@ class Elements:
         """
         self.who = who
         self.kinds = kinds
+        self._only = kinds[0] if len(kinds) == 1 else None
         self._item = item
         self._key_of = key_of
         self._grows = grows
@@ -187,6 +189,8 @@ class Elements:
             self._ended = True
             self._iterator = None
             return None
+        if self._only is not None:
+            return self._take_only(element, self._only)
         entries = self._entries(element)
         if not entries:
             return "dropped"
@@ -214,20 +218,27 @@ class Elements:
         """Tell whether there will be no more, unless ``grow`` adds some."""
         return self._started == self._at_most or (self._ended and not self._waiting)
 
+    def _take_only(self, element: object, kind: Kind) -> Run | Literal["dropped"]:
+        """Make the child of an element where it has just one, which is worth being quick about."""
+        key = self._key(element)
+        if key is None:
+            return "dropped"
+        position = self._position
+        self._position = self._count = position + 1
+        return self._make(key, position, element, kind)
+
     def _child(self, entry: Entry) -> Run:
-        key, position, element, kind = entry
-        child = Run(kind.setting, self._data(entry), key=key, position=position, element=element)
-        if key in kind.done:
+        return self._make(*entry)
+
+    def _make(self, key: Key, position: int, element: object, kind: Kind) -> Run:
+        item = self._item
+        data = kind.base if item is None else {**kind.base, item: element}
+        child = Run(kind.setting, data, key=key, position=position, element=element)
+        if kind.done and key in kind.done:
             child.skip(f"already in {self._done_in}")
         else:
             self._started += 1
         return child
-
-    def _data(self, entry: Entry) -> Mapping[str, object]:
-        """Return what a child starts with."""
-        if self._item is None:
-            return entry.kind.base
-        return {**entry.kind.base, self._item: entry.element}
 
     def _entries(self, element: object) -> Sequence[Entry]:
         """Give an element its key and position, for each kind; none if its key may be dropped."""
@@ -237,15 +248,15 @@ class Elements:
         self._count = count + 1
         position = self._position
         self._position = position + len(self.kinds)
-        if len(self.kinds) == 1:
-            return (Entry(key, position, element, self.kinds[0]),)
         return [Entry(key, position + at, element, kind) for at, kind in enumerate(self.kinds)]
 
     def _key(self, element: object) -> Key | None:
         """Find the key of an element; None if it is known and may be dropped."""
         if self._key_of is None:
             return self._count
-        key = self._checked_key(self._key_of(element), element)
+        key = self._key_of(element)
+        if type(key) is not int and type(key) is not str:
+            key = self._checked_key(key, element)
         if key in self._seen:
             if self._grows:
                 self.dropped += 1

@@ -120,7 +120,7 @@ class Model:
 untyped: Any = fan_out
 untyped_app: Any = Application
 REFUSED = [
-    (declares_what_it_does_not_take, "it reads 'depth', and no .*; did you mean 'dept'.; add the"),
+    (declares_what_it_does_not_take, "it reads 'depth', and no .*; did you mean 'dept'"),
     (takes_the_context_by_another_name, "'ctx' is to be a Context, .* called 'context'; rename"),
     (misspells_what_it_hears, r"nothing calls Progress.on_child_end; did you mean 'on_child_ended"),
     (lambda: untyped(len, over="urls", into="x"), r"'x': act= .*; if .* itself, decorate it"),
@@ -204,13 +204,9 @@ async def collect(pages: object, **how: Any) -> tuple[str, int]:
 
 
 async def test_a_collection_of_another_kind_than_declared_is_refused_where_it_is_built() -> None:
-    with pytest.raises(
-        DefinitionError, match=r"a list into 'pages', and Crawl.pages: dict\[str, s"
-    ):
+    with pytest.raises(DefinitionError, match="a list into 'pages', and Crawl.pages: dict"):
         await collect(dict[str, str])
-    with pytest.raises(
-        DefinitionError, match=r"a mapping into 'pages', and Crawl.pages: list\[str"
-    ):
+    with pytest.raises(DefinitionError, match="a mapping into 'pages', and Crawl.pages: list"):
         await collect(list[str], key=str)
 
 
