@@ -322,8 +322,8 @@ class Application(Generic[S]):
         """
         if _is_in_a_loop():
             msg = (
-                f"application {self.name!r}: run_sync() is called where an event loop runs already, "
-                f"which it would block: await app.run(...) instead"
+                f"application {self.name!r}: run_sync() is called where an event loop is already "
+                f"running, which it would block: await app.run(...) instead"
             )
             raise BadUse(msg)
         return anyio.run(partial(self.run, state, id=id, inputs=inputs), backend=backend)

@@ -204,9 +204,9 @@ async def collect(pages: object, **how: Any) -> tuple[str, int]:
 
 
 async def test_a_collection_of_another_kind_than_declared_is_refused_where_it_is_built() -> None:
-    with pytest.raises(DefinitionError, match="a list into 'pages', and Crawl.pages: dict"):
+    with pytest.raises(DefinitionError, match=r"a list into 'pages', and Crawl.pages: dict"):
         await collect(dict[str, str])
-    with pytest.raises(DefinitionError, match="a mapping into 'pages', and Crawl.pages: list"):
+    with pytest.raises(DefinitionError, match=r"a mapping into 'pages', and Crawl.pages: list"):
         await collect(list[str], key=str)
 
 
