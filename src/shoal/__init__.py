@@ -3,7 +3,7 @@
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _collections, _ids, _state, _model, _schema, _events, _policy; _action, _condition, _flow, _graph;
 _cancel, _ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group, _join,
-_parallel, _fanout, _tasks, _nest, _context; _runtime, _open, _application.
+_parallel, _fanout, _tasks, _nest, _children, _context; _runtime, _open, _application.
 ``docs/internals.md`` is the tour.
 """
 
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from ._action import Act, Action, FunctionAction, Input, action
 from ._application import Application
+from ._children import ChildGroup
 from ._collections import PositionedList, StateList, StateMap
 from ._condition import Condition, when
-from ._context import ChildGroup, Context
+from ._context import Context
 from ._errors import (
     BadKey,
     BadResult,

@@ -1,0 +1,548 @@
+"""The children that an action starts by itself: ``context.fan_out``. Imports everything above.
+
+Invariants:
+- Hosted. The children live in a task of the engine's, not in the action's: a native cancel of the
+  action reaches only its waits, never the group.
+- Structured. The block is left only after all children have ended, cleanup included.
+- An attempt that is inside the block holds no slots: it can't be what its children wait for.
+- Lazy. ``start_each`` pulls an element only while the children that are in flight or wait for room,
+  and the outcomes that the action has not consumed, are together fewer than the limit. So a slow
+  consumer slows the source down.
+- A save or a guarding hook that fails ends the step, also where the action hides it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack
+from types import TracebackType
+from typing import Any, NoReturn, Self, cast, final
+
+import anyio
+
+from ._action import Act, FunctionAction, require_plain
+from ._cancel import cancelled, ki_protected
+from ._errors import BadKey, BadUse, DefinitionError, brief, note
+from ._events import Failed, Outcome
+from ._graph import as_graph
+from ._group import Dropped, Feed, Group
+from ._ids import Key
+from ._join import Ledger, value_reader
+from ._parallel import check_depth, child_setting, narrowed
+from ._policy import Limits
+from ._ports import Hosted, Seat
+from ._run import Run, Setting
+from ._source import Elements, Entry, Kind, Room
+from ._state import State
+
+logger = logging.getLogger("shoal")
+
+ACTS = 64
+"""Acts of one fan-out of an action whose settings are remembered."""
+
+
+@final
+class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcome]):
+    """The children that an action starts by itself. Made by ``context.fan_out``.
+
+    Inside ``async with``, ``start`` and ``start_each`` add children, and ``async for`` gives their
+    outcomes as they end, in any order, failures too; it ends when all that were started have ended.
+
+    Leaving the block awaits the children whose outcomes were not consumed, and raises the failures
+    among them as one ``ExceptionGroup``, in the order they were started. Leaving it by an exception
+    cancels the children, awaits the end of their cleanup, and lets the exception go on.
+
+    Examples:
+        >>> @action(reads=["n"], writes=["square"])
+        ... async def square(n: int) -> int:
+        ...     return n * n
+        >>> @action(writes=["found"])
+        ... async def search(context: Context) -> int:
+        ...     async with context.fan_out(name="tries") as group:
+        ...         group.start_each(square, over=range(100), item="n")
+        ...         async for outcome in group:
+        ...             if isinstance(outcome, Done) and outcome.value > 50:
+        ...                 group.cancel("found one")
+        ...                 return outcome.value
+        ...     return 0
+        >>> Application(search).run_sync().state["found"] > 50
+        True
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        action: FunctionAction[..., Any],
+        seat: Seat | None,
+        name: str,
+        limits: Limits,
+    ) -> None:
+        """Use ``context.fan_out``."""
+        self._run = run
+        self._action = action
+        self._seat = seat
+        self.name: str = f"{action.name}/{name}"
+        self._limit = limits.n
+        self._source = _Started(self)
+        self._ledger = Ledger()
+        self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
+        self._group: Group | None = None
+        self._hosted: Hosted | None = None
+        self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
+        self._ended: deque[Outcome] = deque()  # not yet consumed
+        self._unsaved: list[Run] = []  # a batch that could not be saved
+        self._deadline = math.inf
+        self._news: anyio.Event | None = None  # set while the action waits for an outcome
+        self._delivered = 0
+        self._over = False  # all have ended
+        self._left = False
+        self._consuming = False
+
+    # -- opening and leaving --------------------------------------------------------------------
+
+    @ki_protected
+    async def __aenter__(self) -> Self:
+        """Begin: the action gives back its slots."""
+        if self._hosted is not None:
+            self._refuse("is entered a second time; call context.fan_out for another one")
+        if self._run.status is not None or self._run.current_step != self._action.name:
+            self._refuse("is entered after the action has ended")
+        check_depth(self._run, self.name)
+        self._run.ledgers.setdefault(self.name, []).append(self._ledger)
+        around = anyio.current_effective_deadline()
+        self._deadline = min(around, self._run.setting.deadline)
+        self._group = Group(self._run, self._source, self._limit)
+        services = self._run.setting.services
+        self._hosted = services.host(self._live, self._group.cancel)
+        if self._seat is not None:
+            self._seat.lend()
+        return self
+
+    @ki_protected
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        frames: TracebackType | None,
+    ) -> None:
+        """Wait for the children, or cancel them; then take the slots again."""
+        assert self._group is not None
+        assert self._hosted is not None
+        self._left = True
+        if error is not None:
+            self._group.cancel(f"the action raised {brief(error)}")
+        self._source.close()
+        self._group.engage()
+        interruption = await self._hosted.wait()
+        fatal = self._hosted.fatal
+        if self._seat is not None:
+            going_on = interruption is None and fatal is None and not cancelled()
+            if going_on and isinstance(error, Exception | None):
+                await self._seat.regain()
+            else:  # being cancelled, which must not wait
+                self._seat.reclaim()
+        if fatal is not None:
+            raise fatal  # nothing outranks a KeyboardInterrupt
+        if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
+            raise interruption  # else the action's own is under way already
+        if error is not None:
+            return
+        if self._failure is not None:
+            raise self._failure
+        failed = sorted(
+            (outcome for outcome in self._ended if isinstance(outcome, Failed)),
+            key=lambda outcome: outcome.position,
+        )
+        self._ended.clear()
+        if failed:
+            count = "a child" if len(failed) == 1 else f"{len(failed)} children"
+            msg = f"{count} of fan-out {self.name!r} failed"
+            raise ExceptionGroup(msg, [outcome.error for outcome in failed])
+
+    @ki_protected
+    async def _live(self) -> None:
+        """Live the children; runs in the engine's own task."""
+        group = self._group
+        assert group is not None
+        try:
+            try:
+                await group.live(self._apply)
+            except Exception as error:  # noqa: BLE001 # raised where the action waits next
+                self._failure = error
+            finally:
+                await self._wind_up(group)
+        finally:
+            self._over = True
+            self._tell()
+
+    async def _apply(self, batch: list[Run]) -> None:
+        try:
+            await self._run.commit((), self._run.data, unapplied=batch)
+        except Exception:  # a failed save or hook
+            if self._run.setting.execution.unsaved:
+                self._unsaved = batch
+                raise
+            self._deliver(batch)
+            raise
+        self._deliver(batch)
+
+    async def _wind_up(self, group: Group) -> None:
+        """Record and close what there is; what goes wrong in it must not hide what did before."""
+        try:
+            try:
+                await self._record_rest(group)
+            finally:
+                self._source.end()
+        except Exception as error:
+            if self._failure is None:
+                self._failure = error
+            else:
+                logger.exception("while fan-out %r of run %s ended", self.name, self._run.path.id)
+                note(self._failure, f"shoal: while the fan-out ended, {brief(error)} was raised")
+
+    async def _record_rest(self, group: Group) -> None:
+        """Record and deliver how those ended that were cancelled, or never began."""
+        late = sorted((*group.inbox, *self._unsaved), key=lambda child: child.position)
+        group.inbox.clear()
+        self._unsaved = []
+        try:
+            if late:
+                if self._run.setting.execution.unsaved:
+                    for child in late:
+                        child.lose()
+                await self._run.commit((), self._run.data, unapplied=late)
+        finally:
+            self._deliver(late)
+            for child in self._source.left_over():
+                child.cancel(group.reason)
+                self._deliver([child])
+
+    def _deliver(self, batch: list[Run]) -> None:
+        for child in batch:
+            outcome = child.outcome
+            self._ledger.count(child)  # the outcome itself is the action's
+            self._delivered += child.began
+            if not self._left or isinstance(outcome, Failed):
+                self._ended.append(outcome)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wake the action, if it waits for an outcome."""
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+
+    # -- starting -------------------------------------------------------------------------------
+
+    def start(
+        self,
+        act: Act,
+        state: Mapping[str, Any] | None = None,
+        *,
+        key: Key | None = None,
+        inputs: Mapping[str, object] | None = None,
+    ) -> None:
+        """Start a child, as soon as there is room. Never waits.
+
+        Args:
+            act: What it executes: an action, a graph, a fan-out.
+            state: What it starts with, beside what its act reads of the fields that the action
+                reads.
+            key: Names it among the children of this fan-out; by default its position.
+            inputs: What its actions take besides fields. They count before the run's own.
+
+        Raises:
+            BadUse: Not inside the block, or after ``cancel``.
+            BadKey: The key was used before, or is neither a str nor an int.
+            MissingField: The act reads a field that nobody brings.
+            MissingInput: The act takes an input that nobody gives.
+        """
+        group = self._check_open("start")
+        given: Mapping[str, Any] = {} if state is None else state
+        if not isinstance(given, Mapping):
+            msg = f"group.start(act, state) takes a mapping of fields to values, not {brief(state)}"
+            raise DefinitionError(msg)
+        if isinstance(given, State):
+            # what the action may read: asking for more would be refused
+            given = dict(cast("State[Any]", given))
+        kind = self._kind(act, given, inputs)
+        self._source.add(kind, key, given)
+        group.engage()
+
+    def start_each(
+        self,
+        act: Act,
+        *,
+        over: Iterable[Any] | AsyncIterable[Any],
+        item: str = "item",
+        key: Callable[[Any], object] | None = None,
+        inputs: Mapping[str, object] | None = None,
+    ) -> None:
+        """Start a child for each of many elements, pulled as there is room. Never waits.
+
+        Elements are pulled no faster than outcomes are consumed.
+
+        Args:
+            act: What each child executes.
+            over: The elements; infinite ones are fine.
+            item: The field in which a child finds its element.
+            key: A plain function of the element that returns a str or int; without it, positions.
+            inputs: What their actions take besides fields. They count before the run's own.
+
+        Raises:
+            BadUse: Not inside the block, or after ``cancel``.
+            MissingField: The act reads a field that nobody brings.
+            MissingInput: The act takes an input that nobody gives.
+        """
+        group = self._check_open("start_each")
+        if key is not None:
+            require_plain(key, f"group.start_each(key=...) of {self.name!r}")
+        kind = self._kind(act, {item: None}, inputs)
+        each = _Each(over, who=self.name, kind=kind, item=item, key=key, started_by=self._source)
+        self._source.add_each(each)
+        if each.waits and group.is_live:
+            group.start_feeding(each)
+        group.engage()
+
+    def cancel(self, reason: str = "the action cancelled it") -> None:
+        """Cancel all children that have not ended, for ``reason``. Their outcomes still come."""
+        if self._group is not None and not self._over:
+            self._group.cancel(reason)
+            self._tell()
+
+    def _kind(
+        self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
+    ) -> Kind:
+        run, permit = self._run, self._action.permit
+        known = self._settings.get(id(act))
+        if known is None or inputs:
+            known = act, self._setting(act, inputs)
+        if not inputs and len(self._settings) < ACTS:
+            self._settings[id(act)] = known  # the act too, so that its id stays taken
+        setting = known[1]
+        graph = setting.graph
+        readable = {field: run.data[field] for field in permit.reads if field in run.data}
+        base = narrowed(
+            readable,
+            graph,
+            given,
+            f"the children of fan-out {self.name!r} that execute {graph.name!r}",
+            f"give it to group.start, or add it to the reads=[...] of {permit.action!r}",
+        )
+        return Kind(setting, base)
+
+    def _setting(self, act: Act, inputs: Mapping[str, object] | None) -> Setting:
+        graph = as_graph(act, f"fan-out {self.name!r}")
+        take = next(iter(graph.writes)) if len(graph.writes) == 1 else None
+        return child_setting(
+            self._run,
+            self.name,
+            graph,
+            value_reader(take, self.name),
+            inputs,
+            visit=self._run.visit(self._action.name),
+            deadline=self._deadline,
+        )
+
+    def _check_open(self, what: str) -> Group:
+        if self._group is None or self._left:
+            self._refuse(f"is used outside of its block: call {what} inside `async with`")
+        if self._group.is_closing:
+            self._refuse(
+                f"was cancelled ({self._group.reason}), so nothing can be started any more"
+            )
+        return self._group
+
+    def _refuse(self, why: str) -> NoReturn:
+        msg = f"the fan-out {self.name!r} of action {self._action.name!r} {why}"
+        raise BadUse(msg)
+
+    # -- consuming ------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        """Wait for the next outcome."""
+        if self._group is None or self._left:
+            self._refuse("is iterated outside of its block")
+        if self._consuming:
+            self._refuse("is iterated by two tasks at once; give each its own fan-out")
+        self._consuming = True
+        try:
+            while not self._ended:
+                if self._failure is not None:
+                    raise self._failure
+                if self._is_idle:
+                    raise StopAsyncIteration
+                self._news = anyio.Event()
+                await self._news.wait()
+        finally:
+            self._consuming = False
+        outcome = self._ended.popleft()
+        self._group.engage()
+        return outcome
+
+    @property
+    def _unconsumed(self) -> int:
+        """Outcomes that the action has yet to consume; none once it has left the block."""
+        return 0 if self._left else len(self._ended)
+
+    def _has_room(self) -> bool:
+        """Whether an element may be pulled."""
+        assert self._group is not None
+        return self._group.in_flight + self._unconsumed < self._limit
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether all that was started has ended, and its outcomes are here."""
+        return self._over or (self._source.is_exhausted and self._source.made == self._delivered)
+
+    def __repr__(self) -> str:
+        return f"<ChildGroup {self.name!r} of {self._action.name!r}>"
+
+
+@final
+class _Started:
+    """The source of an action's own fan-out: what it has started, and what is left of it."""
+
+    def __init__(self, children: ChildGroup) -> None:
+        self._children = children
+        self._single: deque[Entry] = deque()
+        self._each: deque[_Each] = deque()  # in turns: an infinite one lets others pass
+        self._keys: set[tuple[str, Key]] = set()  # of each act
+        self._position = 0
+        self._closed = False
+        self.made = 0  # children
+
+    def add(self, kind: Kind, key: Key | None, given: object) -> None:
+        """Add a child to be."""
+        self._single.append(self.entry(kind, key, given))
+
+    def add_each(self, each: _Each) -> None:
+        """Add a child to be for each of many elements."""
+        self._each.append(each)
+
+    def entry(self, kind: Kind, key: object, element: object) -> Entry:
+        """Tell a child to be apart from the others."""
+        position = self._position
+        name = position if key is None else key
+        if not isinstance(name, str | int) or isinstance(name, bool):
+            msg = f"{self._children!r}: keys are str or int, not {brief(name)}"
+            raise BadKey(msg)
+        if (kind.setting.act, name) in self._keys:
+            msg = (
+                f"{self._children!r}: a child of {kind.setting.act!r} with the key {brief(name)} "
+                f"was started before; give each its own key, or none at all"
+            )
+            raise BadKey(msg)
+        self._keys.add((kind.setting.act, name))
+        self._position = position + 1
+        return Entry(name, position, element, kind)
+
+    def close(self) -> None:
+        """Hear that nothing more will be started."""
+        self._closed = True
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether there is nothing left of what was started."""
+        return not self._single and all(each.dry() for each in self._each)
+
+    def left_over(self) -> list[Run]:
+        """Make children of what was started and never began."""
+        entries = list(self._single)
+        self._single.clear()
+        return [_child(entry) for entry in entries]
+
+    # what a group asks of its source
+
+    def take(self) -> Run | Dropped | None:
+        if self._single:
+            self.made += 1
+            return _child(self._single.popleft())
+        if self._children._has_room():
+            child = self._take_in_turn()
+            if child is not None:
+                self.made += child != "dropped"
+                return child
+        self.tell_exhausted()
+        return None
+
+    def _take_in_turn(self) -> Run | Dropped | None:
+        for _ in range(len(self._each)):
+            each = self._each[0]
+            child = each.take()
+            if each.dry():
+                self._each.popleft()
+            else:
+                self._each.rotate(-1)
+            if child is not None:
+                return child
+        return None
+
+    def tell_exhausted(self) -> None:
+        """Have the action hear it if nothing is left: it may wait for an outcome."""
+        if self.is_exhausted:
+            self._children._tell()
+
+    def left(self) -> int:
+        return len(self._single) + sum(each.left() for each in self._each)
+
+    def waiting(self) -> int:
+        pulled = sum(each.waiting() for each in self._each)
+        return self._children._unconsumed + len(self._single) + pulled
+
+    def dry(self) -> bool:
+        return self._closed and self.is_exhausted
+
+    def feeds(self) -> Iterable[Feed]:
+        return [each for each in self._each if each.waits]
+
+    def end(self) -> None:
+        """Close what is iterated, all of it, whatever one of them raises."""
+        with ExitStack() as closing:
+            for each in self._each:
+                closing.callback(each.close)
+
+
+@final
+class _Each(Elements):
+    """The elements of one ``start_each``, told apart from everything else that was started."""
+
+    __slots__ = ("_key_by", "_started_by")
+
+    def __init__(
+        self,
+        over: object,
+        *,
+        who: str,
+        kind: Kind,
+        item: str,
+        key: Callable[[Any], object] | None,
+        started_by: _Started,
+    ) -> None:
+        super().__init__(over, who=who, kinds=[kind], item=item)
+        self._only = None  # what it is told apart from is not only its own elements
+        self._key_by = key
+        self._started_by = started_by
+
+    def _entries(self, element: object) -> Sequence[Entry]:
+        key = None if self._key_by is None else self._key_by(element)
+        return (self._started_by.entry(self.kinds[0], key, element),)
+
+    async def feed(self, group: Room) -> None:
+        try:
+            await super().feed(group)
+        finally:
+            self._started_by.tell_exhausted()
+
+
+def _child(entry: Entry) -> Run:
+    kind = entry.kind
+    return Run(
+        kind.setting, kind.base, key=entry.key, position=entry.position, element=entry.element
+    )
