@@ -511,7 +511,7 @@ async def test_what_cannot_be_started_is_refused_at_once_and_harms_nobody():
                 group.start(42, {})  # pyright: ignore[reportArgumentType]
             with pytest.raises(DefinitionError, match="takes a mapping"):
                 group.start(quick, [("item", 1)])  # pyright: ignore[reportArgumentType]
-            with pytest.raises(BadResult, match="gave a int"):
+            with pytest.raises(BadResult, match="gave an int"):
                 group.start_each(quick, over=3)  # pyright: ignore[reportArgumentType]
             group.start(needs, {"item": 1}, inputs={"client": "c"})
             return [outcome.value async for outcome in group if isinstance(outcome, Done)]
