@@ -11,6 +11,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from shoal import (
+    Act,
     Action,
     Application,
     BadKey,
@@ -787,3 +788,26 @@ async def test_frozen_dataclasses_with_slots_can_be_bound_again_and_again():
     assert (await run(step, {"numbers": [1]}))["out"] == {"<10>": 20}
     assert (await run(bound, {"numbers": [1]}))["out"] == {"<12>": 6.0}
     assert (await Application(bound).run({"numbers": [1]})).outcomes("named").done == 1
+
+
+async def test_what_a_child_can_do_without_needs_no_declaration():
+    @action(reads=["turn"], writes=["turn"], run_in="loop")
+    def count(state: State) -> State:
+        return state.update(turn=state.get("turn", 0) + 1)
+
+    class Turns(MapStates):
+        writes = ("turns",)
+
+        def action(self, state: State, inputs: Mapping[str, Any]) -> Act:
+            return count
+
+        def states(self, state: State, inputs: Mapping[str, Any]) -> list[dict[str, int]]:
+            return [{}, {"turn": 5}]
+
+        def reduce(self, state: State, outcome: Done | Failed) -> State:
+            assert isinstance(outcome, Done)
+            return state.put("turns", outcome.key, outcome.value)
+
+    assert (await Application(Turns()).run()).state["turns"] == {0: 1, 1: 6}
+    with pytest.raises(UndeclaredRead, match=r"'Turns': 'count' reads turn, which .* declare"):
+        await Application(Turns()).run({"turn": 1})

@@ -142,9 +142,8 @@ class FanOut(Parallel):
             raise BadResult(msg) from None
         graphs = [bind_where_taken(graph, self._bound) for graph in graphs]
         for graph in graphs:
-            check_reads(
-                f"fan-out {self.name!r}", graph, self.join.permit.reads, given=self._brought
-            )
+            declared = self.join.permit.reads
+            check_reads(f"fan-out {self.name!r}", graph, declared, self._brought, step.data)
         return graphs, several
 
     def _kind(self, step: ParallelStep, graph: Graph) -> Kind:

@@ -239,15 +239,22 @@ def check_policies(who: str, *, on_error: object, at_most: object, limits: objec
         raise DefinitionError(msg)
 
 
-def check_reads(who: str, graph: Graph, declared: Collection[str], given: Collection[str]) -> None:
+def check_reads(
+    who: str, graph: Graph, declared: Collection[str], given: Collection[str], data: Collection[str]
+) -> None:
     """Refuse a graph that was chosen while running and reads what its step doesn't declare.
 
-    What a step declares is all that a graph around it knows of, and brings.
+    What a step declares is all that a graph around it knows of, and brings. A field that the graph
+    can do without, and that isn't there, needn't be declared.
 
     Raises:
         UndeclaredRead: It reads a field of the parent's that is not in ``declared``.
     """
-    unread = sorted(graph.reads - set(declared) - set(given))
+    unread = [
+        field
+        for field in sorted(graph.reads - set(declared) - set(given))
+        if field in data or field in graph.needed_by
+    ]
     if unread:
         msg = (
             f"{who}: {graph.name!r} reads {', '.join(unread)}, which {who} does not declare; "

@@ -388,7 +388,8 @@ class TaskElements(Elements):
         key = self._task_key(element, graph)
         position = self._position
         self._position = self._count = position + 1
-        check_reads(repr(self.who), graph, self._step.join.permit.reads, given=element.state)
+        step = self._step
+        check_reads(repr(self.who), graph, step.join.permit.reads, element.state, step.data)
         base = narrowed(
             self._step.data,
             graph,
