@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Literal
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from pydantic import BaseModel
 
 from shoal import (
@@ -22,6 +24,7 @@ from shoal import (
     Graph,
     Hook,
     HookFailed,
+    InvalidState,
     MissingField,
     RunEnded,
     RunStarted,
@@ -416,3 +419,41 @@ def test_cancelled_everywhere(
     seed: int | None,
 ):
     assert sweep(APPLICATIONS[name], backend, how, seed=seed) > 5
+
+
+async def test_a_write_that_does_not_fit_the_parents_model_ends_the_child_all_the_same():
+    class Page(BaseModel):
+        title: str = ""
+
+    @action(writes=["title"])
+    async def write() -> object:
+        return 5
+
+    hook = RecordingHook()
+    app = Application(Graph.chain(Graph.chain(write, name="node")), state=Page, hooks=[hook])
+    with pytest.raises(InvalidState, match="graph 'node' gives field 'title' 5"):
+        await app.run()
+    hook.assert_paired()
+    (ended,) = hook.of(ChildEnded)
+    assert isinstance(ended.outcome, Done)
+    assert not ended.outcome.used
+
+
+async def test_what_a_failing_child_does_to_its_task_does_not_tear_the_save_of_its_end():
+    @action(writes=["x"])
+    async def cancel_oneself() -> int:
+        if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        raise ValueError("after that")
+
+    class Slow:
+        async def save(self, batch: Batch) -> None:
+            await checkpoint()
+
+    node = Graph.chain(cancel_oneself, name="node")
+    async with Runtime(store=Slow()) as runtime:
+        with pytest.raises(ValueError, match="after that") as caught:
+            await runtime.run(Application(Graph.chain(node)))
+    assert not any("while the graph ended" in note for note in caught.value.__notes__)

@@ -30,7 +30,7 @@ from ._events import Failed, Outcome
 from ._graph import as_graph
 from ._group import Dropped, Feed, Group
 from ._ids import Key
-from ._join import Ledger, value_reader
+from ._join import Ledger, only_write_reader
 from ._parallel import check_depth, child_setting, narrowed
 from ._policy import Limits
 from ._ports import Hosted, Seat
@@ -336,12 +336,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     def _setting(self, act: Act, inputs: Mapping[str, object] | None) -> Setting:
         graph = as_graph(act, f"fan-out {self.name!r}")
-        take = next(iter(graph.writes)) if len(graph.writes) == 1 else None
         return child_setting(
             self._run,
             self.name,
             graph,
-            value_reader(take, self.name),
+            only_write_reader(graph),
             inputs,
             visit=self._run.visit(self._action.name),
             deadline=self._deadline,

@@ -63,7 +63,16 @@ class LiveBudget:
 class Execution:
     """From the start or resume of a root run to its end in this process."""
 
-    __slots__ = ("_failure", "deadline", "hooks", "live", "max_depth", "max_steps", "services")
+    __slots__ = (
+        "_failure",
+        "deadline",
+        "hooks",
+        "live",
+        "max_depth",
+        "max_steps",
+        "services",
+        "unsaved",
+    )
 
     def __init__(
         self,
@@ -91,12 +100,9 @@ class Execution:
         self.max_depth: int = max_depth
         self.live: LiveBudget = LiveBudget(max_live)
         self.deadline: float = deadline
-        self._failure: ShoalError | None = None
-
-    @property
-    def unsaved(self) -> bool:
+        self.unsaved: bool = False
         """Whether a save failed, so that nothing can be saved any more."""
-        return self._failure is not None
+        self._failure: ShoalError | None = None
 
     def forget(self) -> None:
         """Let go of what ended it, which is being raised: its traceback leads back to here."""
@@ -152,7 +158,7 @@ class Execution:
     def _first(self, failure: ShoalError) -> ShoalError:
         """Keep the first failure: it ends the execution, however many saves were under way."""
         if self._failure is None:
-            self._failure = failure
+            self._failure, self.unsaved = failure, True
         return self._failure
 
 

@@ -10,10 +10,11 @@ Invariants:
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from contextvars import copy_context
 
 from ._cancel import as_failure, drive, ki_protected
-from ._errors import brief, note
+from ._errors import HookFailed, brief, note
 from ._events import Update
 from ._graph import Graph
 from ._parallel import check_depth, child_setting, narrowed
@@ -45,6 +46,7 @@ async def enter(graph: Graph, run: Run) -> Change:
             child.cancel(run.reason or "its parent was cancelled")
         else:
             child.fail(failure)
+            await run.settle()  # what the child left on the task must not tear the save
         await _record(run, child, error)
         if failure is None or failure is error:
             raise
@@ -52,17 +54,20 @@ async def enter(graph: Graph, run: Run) -> Change:
     finally:
         for step, ledgers in child.ledgers.items():
             run.ledgers.setdefault(f"{graph.name}/{step}", []).extend(ledgers)
-    change = _change(graph, child)
-    schema = run.setting.schema
-    if schema is not None:
-        change = schema.checked(change, run.data, f"graph {graph.name!r}")
     await run.settle()
+    try:
+        change = _change(graph, child)
+        if run.setting.schema is not None:
+            change = run.setting.schema.checked(change, run.data, f"graph {graph.name!r}")
+    except Exception as error:
+        child.miss()
+        await _record(run, child, error)
+        raise
     try:
         update = Update(run.number + 1, graph.name, change.operations)
         await run.commit((update,), change.applied_to(run.data), applied=(child,))
     except Exception as error:
         if run.setting.execution.unsaved:
-            child.lose()
             await _record(run, child, error)
         raise
     return NO_CHANGE
@@ -91,11 +96,17 @@ def _change(graph: Graph, child: Run) -> Change:
 
 async def _record(run: Run, child: Run, error: BaseException) -> None:
     """Record an end that the parent doesn't apply; what goes wrong must not hide ``error``."""
+    execution = run.setting.execution
     try:
-        await run.commit((), run.data, unapplied=(child,))
+        if not execution.unsaved:
+            await run.commit((), run.data, unapplied=(child,))
     except Exception as failure:
         logger.exception("while %r of run %s ended", child.setting.act, run.path.id)
         note(error, f"shoal: while the graph ended, {brief(failure)} was raised")
+    if execution.unsaved:
+        child.lose()
+        with suppress(HookFailed):  # which has ended the execution already, or does so now
+            await run.commit((), run.data, unapplied=(child,))
 
 
 def _nothing() -> None:
