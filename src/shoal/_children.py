@@ -139,9 +139,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         interruption = await self._hosted.wait()
         fatal = self._hosted.fatal
         if self._seat is not None:
-            going_on = interruption is None and fatal is None and not cancelled()
-            if going_on and isinstance(error, Exception | None):
-                await self._seat.regain()
+            going_on = interruption is None and fatal is None
+            if going_on and (error is None or (isinstance(error, Exception) and not cancelled())):
+                await self._seat.regain()  # if it has to wait, a cancellation is noticed there
             else:  # being cancelled, which must not wait
                 self._seat.reclaim()
         if fatal is not None:
