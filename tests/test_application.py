@@ -37,7 +37,7 @@ from shoal import (
     fan_out,
 )
 from shoal._errors import kind_of
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -302,7 +302,7 @@ class Guard(Hook):
         raise Traced
 
 
-class BrokenStore:
+class BrokenStore(NullStore):
     def save(self, batch: Batch) -> None:
         raise Traced
 

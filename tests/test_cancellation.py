@@ -52,7 +52,7 @@ from shoal import (
     replay,
 )
 from shoal._host import Hosted
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal._run import Run
 from shoal._runtime import Runtime
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
@@ -65,7 +65,7 @@ T = TypeVar("T")
 # -- watching --------------------------------------------------------------------------------------
 
 
-class Keeping:
+class Keeping(NullStore):
     """A store that keeps what it is given; with ``waits``, it waits before and after that."""
 
     def __init__(self, waits: Callable[[], Awaitable[object]] | None = None) -> None:
@@ -168,7 +168,7 @@ class Watched:
         self.hook = RecordingHook()
         self.guard = SavedFirst(self.store, waits)
         self.app = Application(graph, hooks=[self.hook, self.guard, *hooks], **settings)
-        self.app._store = self.store  # pyright: ignore[reportPrivateUsage] # no public way yet
+        self.app.store = self.store
         self.id = f"run {next(COUNTER)}"
 
     async def go(self, state: Mapping[str, Any]) -> State:

@@ -55,7 +55,7 @@ from shoal import (
     when,
 )
 from shoal._children import ChildGroup
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 from tests.test_cancellation import Keeping, Watched, quick_collections, seen_runs
 
@@ -1639,7 +1639,7 @@ async def test_a_cancelled_action_gives_its_slot_to_others():
 
 def kept_by(store: Keeping, act: Act, *hooks: Hook) -> Application:
     app = Application(act, hooks=hooks)
-    app._store = store  # pyright: ignore[reportPrivateUsage] # no public way yet
+    app.store = store
     return app
 
 

@@ -10,13 +10,13 @@ import trio.testing
 from anyio.lowlevel import checkpoint
 
 from shoal import Application, Limits, Outcome, State, action, fan_out
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal.testing import VirtualTimeLoop, no_leaks
 
 pytestmark = pytest.mark.anyio
 
 
-class Keeping:
+class Keeping(NullStore):
     """A store that keeps its batches, each save taking as long as told."""
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -43,7 +43,7 @@ class Keeping:
 
 def application(graph: Any, store: Keeping) -> Application:
     app = Application(graph)
-    app._store = store  # pyright: ignore[reportPrivateUsage] # no public way yet
+    app.store = store
     return app
 
 

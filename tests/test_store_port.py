@@ -45,7 +45,7 @@ from shoal import (
 from shoal._execution import Execution
 from shoal._graph import as_graph
 from shoal._hooks import Hooks
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal._run import Run, Setting
 from shoal._runtime import Runtime
 from shoal.testing import RecordingHook, run_virtual
@@ -96,7 +96,7 @@ Acknowledge = Callable[[Save], Awaitable[None] | None]
 
 
 @dataclass
-class RecordingStore:
+class RecordingStore(NullStore):
     """Keeps what it was given; ``kept`` once it has acknowledged it."""
 
     acknowledge: Acknowledge = lambda _: None
@@ -170,7 +170,7 @@ async def live(
 ) -> Run:
     """Run as an application does, and return the run itself, however it ended."""
     async with Runtime(store=store, commit_deadline=commit_deadline) as runtime:
-        execution = Execution(runtime.services, Hooks(hooks))
+        execution = Execution(runtime.services, Hooks(hooks), runtime.store)
         setting = Setting(graph=as_graph(act, "live"), inputs={}, execution=execution, act="app")
         run = Run(setting, dict(state), path=RunPath(run_id="root", act="app"))
         if made is not None:
@@ -662,7 +662,7 @@ async def test_the_deadline_is_the_runtimes():
 
 async def test_an_application_raises_it():
     application = Application(Graph.chain(double, negate))
-    application._store = RecordingStore(never)
+    application.store = RecordingStore(never)
     with pytest.raises(CommitInDoubt) as caught:
         await application.run({"item": 1}, id="run-7")
     assert "run-7" in str(caught.value)

@@ -1,9 +1,10 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _state, _model, _schema, _events, _policy; _action, _condition, _flow, _graph;
-_cancel, _ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group, _join,
-_parallel, _fanout, _tasks, _nest, _children, _context; _runtime, _open, _application.
+_collections, _ids, _digest, _state, _model, _schema, _events, _history, _policy; _action,
+_condition, _flow, _graph; _cancel, _ports, _hooks, _stream, _execution, _step, _run; _host,
+_limits, _recorded, _source, _group, _join, _parallel, _fanout, _tasks, _nest, _children, _context;
+_root, _runtime, _open, _application; then the stores.
 ``docs/internals.md`` is the tour.
 """
 
@@ -23,11 +24,16 @@ from ._errors import (
     DefinitionError,
     DepthExceeded,
     HookFailed,
+    InputChanged,
     InvalidState,
+    LeaseLost,
     MissingField,
     MissingInput,
+    NotData,
     NoTransition,
     RunCancelled,
+    RunClaimed,
+    RunConflict,
     ShoalError,
     SpuriousCancel,
     StateError,
@@ -35,10 +41,12 @@ from ._errors import (
     TooManySteps,
     UndeclaredRead,
     UndeclaredWrite,
+    UnknownRun,
 )
 from ._events import (
     Cancelled,
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Done,
     ErrorInfo,
@@ -58,15 +66,18 @@ from ._events import (
 from ._fanout import FanOut, fan_out
 from ._flow import END
 from ._graph import Graph
+from ._history import Completed, Entry, Rewound
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
 from ._open import OpenRun, RunResult
 from ._policy import Limits, OnError, Tolerate
+from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
 from ._version import __version__
+from .stores import MemoryStore
 
 __all__ = [
     "END",
@@ -76,17 +87,23 @@ __all__ = [
     "BadKey",
     "BadResult",
     "BadUse",
+    "Batch",
+    "Beginning",
     "Cancelled",
     "ChildEnded",
     "ChildGroup",
+    "ChildRecord",
+    "ChildRerun",
     "ChildStarted",
     "CommitInDoubt",
+    "Completed",
     "Condition",
     "Context",
     "DefinitionError",
     "DepthExceeded",
     "Done",
     "Drop",
+    "Entry",
     "ErrorInfo",
     "Event",
     "Extend",
@@ -98,17 +115,21 @@ __all__ = [
     "HookFailed",
     "Increment",
     "Input",
+    "InputChanged",
     "InvalidState",
     "Key",
+    "LeaseLost",
     "Ledger",
     "Limits",
     "MapActions",
     "MapActionsAndStates",
     "MapStates",
+    "MemoryStore",
     "Missed",
     "MissingField",
     "MissingInput",
     "NoTransition",
+    "NotData",
     "OnError",
     "OpenRun",
     "Operation",
@@ -117,12 +138,17 @@ __all__ = [
     "PositionedList",
     "Put",
     "PutWithin",
+    "Rewound",
     "RunCancelled",
+    "RunClaimed",
+    "RunConflict",
     "RunEnded",
     "RunPath",
+    "RunRecord",
     "RunResult",
     "RunStarted",
     "Runtime",
+    "SavedRun",
     "Set",
     "ShoalError",
     "Skipped",
@@ -135,12 +161,14 @@ __all__ = [
     "StateUpdated",
     "StepEnded",
     "StepStarted",
+    "Store",
     "StoreFailed",
     "Task",
     "Tolerate",
     "TooManySteps",
     "UndeclaredRead",
     "UndeclaredWrite",
+    "UnknownRun",
     "Update",
     "__version__",
     "action",

@@ -73,6 +73,8 @@ class Act(ABC):
     """Fields that it may change."""
     sure_writes: Collection[str] = ()
     """Those of them that are in the state afterwards, whatever it does."""
+    version: str = "1"
+    """Part of the identity of its work: with another one, recorded results of it count no more."""
 
     @property
     @abstractmethod
@@ -175,6 +177,11 @@ def merged_inputs(acts: Iterable[Act]) -> Mapping[str, Input]:
             if name not in takes or (need.required and not takes[name].required):
                 takes[name] = need
     return takes
+
+
+def versions(acts: Iterable[Act]) -> str:
+    """Say which acts these are, in which versions."""
+    return ",".join(sorted(f"{act.name}={act.version}" for act in acts))
 
 
 A = TypeVar("A", bound=Act)
@@ -348,7 +355,6 @@ class Action(Act):
         'hello, shoal'
     """
 
-    version: str = "1"
     run_in: Literal["thread", "loop"] = "thread"
     limits: Limits | None = None
     _bound: Mapping[str, object] = {}

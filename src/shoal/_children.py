@@ -34,6 +34,7 @@ from ._join import Ledger, only_write_reader
 from ._parallel import check_depth, child_setting, narrowed
 from ._policy import Limits
 from ._ports import Hosted, Seat
+from ._recorded import Recorded, recorded_children
 from ._run import Run, Setting
 from ._source import Elements, Entry, Kind, Room
 from ._state import State
@@ -111,9 +112,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if self._run.status is not None or self._run.current_step != self._action.name:
             self._refuse("is entered after the action has ended")
         check_depth(self._run, self.name)
+        self._visit = self._run.visit(self._action.name)
         self._run.ledgers.setdefault(self.name, []).append(self._ledger)
         around = anyio.current_effective_deadline()
         self._deadline = min(around, self._run.setting.deadline)
+        records = await recorded_children(self._run, self.name, self._visit)
+        if records:
+            self._source.recorded = Recorded(self.name, records)
         self._group = Group(self._run, self._source, self._limit)
         services = self._run.setting.services
         self._hosted = services.host(self._live, self._group.cancel)
@@ -342,7 +347,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             graph,
             only_write_reader(graph),
             inputs,
-            visit=self._run.visit(self._action.name),
+            visit=self._visit,
             deadline=self._deadline,
         )
 
@@ -416,6 +421,7 @@ class _Started:
         self._position = 0
         self._closed = False
         self.made = 0  # children
+        self.recorded: Recorded | None = None
 
     def add(self, kind: Kind, key: Key | None, given: object) -> None:
         """Add a child to be."""
@@ -462,7 +468,7 @@ class _Started:
     def take(self) -> Run | Dropped | None:
         if self._single:
             self.made += 1
-            return _child(self._single.popleft())
+            return self._begin(_child(self._single.popleft()))
         if self._children._has_room():
             child = self._take_in_turn()
             if child is not None:
@@ -470,6 +476,16 @@ class _Started:
                 return child
         self.tell_exhausted()
         return None
+
+    def _begin(self, child: Run) -> Run:
+        """Have a child go on from what is recorded of it."""
+        if self.recorded is not None:
+            fate, record = self.recorded.judge(child)
+            if fate == "runs anew":
+                child.is_afresh = True
+            else:
+                child.record = record
+        return child
 
     def _take_in_turn(self) -> Run | Dropped | None:
         for _ in range(len(self._each)):
@@ -480,7 +496,7 @@ class _Started:
             else:
                 self._each.rotate(-1)
             if child is not None:
-                return child
+                return child if child == "dropped" else self._begin(child)
         return None
 
     def tell_exhausted(self) -> None:
@@ -529,7 +545,7 @@ class _Each(Elements):
         self._key_by = key
         self._started_by = started_by
 
-    def _entries(self, element: object) -> Sequence[Entry]:
+    def _entries(self, element: object, position: int) -> Sequence[Entry]:
         key = None if self._key_by is None else self._key_by(element)
         return (self._started_by.entry(self.kinds[0], key, element),)
 

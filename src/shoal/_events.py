@@ -156,6 +156,8 @@ class Update(NamedTuple):
     """What changed; ``shoal.replay(state, operations)`` applies them."""
     discovered: Sequence[object] = ()
     """New elements that ``grow`` returned for the child that it applies."""
+    discovered_at: int = 0
+    """The position of the first of them."""
 
 
 # -- events --------------------------------------------------------------------------------------
@@ -187,7 +189,10 @@ class Event:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A run began."""
+    """An execution of a run began."""
+
+    resumed: bool = False
+    """Whether it goes on where an earlier one has come to, as the store says."""
 
 
 @final
@@ -232,6 +237,21 @@ class StepEnded(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildStarted(Event):
     """A fan-out of this run started a child."""
+
+    step: str
+    child: RunPath
+    position: int
+    element: Any
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildRerun(Event):
+    """A child that the store knows runs anew: what it works on is not what it was.
+
+    Its act has another ``version``, or its element or what it reads has changed. What was kept of
+    it counts no more. ``ChildStarted`` follows.
+    """
 
     step: str
     child: RunPath

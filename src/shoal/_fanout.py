@@ -18,6 +18,7 @@ from ._action import (
     is_async,
     merged_inputs,
     require_plain,
+    versions,
 )
 from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief, did_you_mean
 from ._events import Done
@@ -59,6 +60,7 @@ class FanOut(Parallel):
         self.key = key
         self.at_most = at_most
         self.limits = limits
+        self.version = "" if callable(acts) else versions(acts)
         self._take = take
         self._several = several
         self._bound: Mapping[str, object] = {}
@@ -125,6 +127,7 @@ class FanOut(Parallel):
             grows=self.join.grow is not None,
             at_most=self.at_most,
             done_in=self.join.into,
+            recorded=step.recorded,
         )
 
     def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:

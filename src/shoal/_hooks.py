@@ -23,6 +23,7 @@ from ._cancel import as_failure
 from ._errors import DefinitionError, HookFailed, brief, kind_of
 from ._events import (
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Event,
     RunEnded,
@@ -78,6 +79,9 @@ class Hook:
     def on_child_started(self, event: ChildStarted) -> Told:
         """Hear that a fan-out started a child."""
 
+    def on_child_rerun(self, event: ChildRerun) -> Told:
+        """Hear that a child runs anew, since what it works on is not what the store knows."""
+
     def on_child_ended(self, event: ChildEnded) -> Told:
         """Hear how a child ended, after the parent's update that applies it."""
 
@@ -119,7 +123,9 @@ class Hooks:
         "_detached",
         "around_span",
         "around_step",
+        "_always",
         "child_ended",
+        "child_rerun",
         "child_started",
         "failures",
         "hooks",
@@ -133,8 +139,12 @@ class Hooks:
     around_step: Managers[StepStarted]
     around_span: Managers[SpanStarted]
 
-    def __init__(self, hooks: Iterable[Hook] = ()) -> None:
+    def __init__(self, hooks: Iterable[Hook] = (), *, always: Sequence[Hook] = ()) -> None:
         """Sort ``hooks``.
+
+        Args:
+            hooks: What a user gave.
+            always: Told after those, of all runs, whatever hooks a fan-out has for its children.
 
         Raises:
             DefinitionError: One of them is no ``Hook``.
@@ -144,7 +154,8 @@ class Hooks:
             _check_hook(given)
             msg = f"hooks= takes a list: hooks=[{type(given).__name__}(...)]"
             raise DefinitionError(msg)
-        self.hooks: tuple[Hook, ...] = tuple(hooks)
+        self._always = always
+        self.hooks: tuple[Hook, ...] = (*hooks, *always)
         for hook in self.hooks:
             _check_hook(hook)
         self._detached: set[int] = set()  # by identity: a hook may be equal to another one
@@ -153,6 +164,7 @@ class Hooks:
         self.step_started: Listeners = self._listeners("on_step_started")
         self.state_updated: Listeners = self._listeners("on_state_updated")
         self.child_started: Listeners = self._listeners("on_child_started")
+        self.child_rerun: Listeners = self._listeners("on_child_rerun")
         self.child_ended: Listeners = self._listeners("on_child_ended")
         self.step_ended: Listeners = self._listeners("on_step_ended")
         self.run_ended: Listeners = self._listeners("on_run_ended")
@@ -162,6 +174,12 @@ class Hooks:
         self.listening: bool = bool(
             self.state_updated or self.child_ended or self.step_ended or self.run_ended
         )
+
+    def replaced(self, hooks: Iterable[Hook]) -> Hooks:
+        """Return what tells ``hooks`` instead, in the same execution."""
+        other = Hooks(hooks, always=self._always)
+        other._detached, other.failures = self._detached, self.failures
+        return other
 
     def _listeners(self, method: str) -> tuple[Any, ...]:
         original = getattr(Hook, method)

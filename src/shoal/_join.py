@@ -19,7 +19,7 @@ from typing import Any, Literal, cast, final
 from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
 from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
-from ._events import Done, ErrorInfo, Failed, Outcome, Update
+from ._events import Cancelled, Done, ErrorInfo, Failed, Outcome, Skipped, Update
 from ._graph import Graph
 from ._policy import OnError, Tolerate
 from ._run import Run
@@ -209,7 +209,7 @@ class Ledger:
                 traceback is dropped, with all that the frames hold: pages, bodies, connections.
         """
         self.count(child)
-        if child.status == "succeeded":
+        if child.status == "succeeded" or child.is_kept:
             return
         if not raised and isinstance(child.error, Exception):
             _let_go(child.error)
@@ -218,7 +218,9 @@ class Ledger:
         self._rest.append(child.outcome)
 
     def count(self, child: Run) -> None:
-        """Count a child's end."""
+        """Count a child's end, unless it was counted when it was found to be kept."""
+        if child.is_kept:
+            return
         match child.status:
             case "succeeded":
                 self.done += 1
@@ -228,6 +230,22 @@ class Ledger:
                 self.cancelled += 1
             case None:
                 self.skipped += 1
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a recorded outcome, and keep it if it is not Done."""
+        match outcome:
+            case Done():
+                self.done += 1
+                return
+            case Failed():
+                self.failed += 1
+            case Cancelled():
+                self.cancelled += 1
+            case Skipped():
+                self.skipped += 1
+        if self._rest is None:
+            self._rest = []
+        self._rest.append(outcome)
 
 
 @final
@@ -317,14 +335,15 @@ class Draft:
             return
         operations = self._placing(child)
         discovered: tuple[object, ...] = ()
-        if self._consults and status is not None:
+        at = 0
+        if self._consults and status is not None and not child.is_kept:
             outcome = cast("Done | Failed", child.outcome)
             if join.reduce is not None:
                 operations += self._reduce(join.reduce, outcome)
             if join.grow is not None:
-                discovered = self._grow(join.grow, outcome)
+                discovered, at = self._grow(join.grow, outcome)
         self._number += 1
-        self.updates.append(Update(self._number, join.name, operations, discovered))
+        self.updates.append(Update(self._number, join.name, operations, discovered, at))
         self.applied.append(child)
 
     def _count(self, *, failed: bool) -> None:
@@ -360,7 +379,7 @@ class Draft:
         if join.into is None:
             return ()
         value = child.value
-        if child.status is None:  # skipped: only its place among the others changes
+        if child.is_settled:  # only its place among the others changes
             value = cast("Mapping[object, Any]", self._data[join.into])[child.key]
             if join.shape != "by key":
                 value = value[child.setting.act]
@@ -409,13 +428,14 @@ class Draft:
     def _who(self, child: Run) -> str:
         return f"fan-out {self._join.name!r}, for key {child.key!r},"
 
-    def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[object, ...]:
-        """Return the new elements."""
+    def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[tuple[object, ...], int]:
+        """Return the new elements, and the position of the first."""
         state = make_state(self.finished_data(), self._join.permit)
         entries = self._elements.grow(grow(state, outcome), outcome.key)
         self.admitted += entries
         first = self._elements.kinds[0]  # the other acts get the same elements
-        return tuple(entry.element for entry in entries if entry.kind is first)
+        discovered = tuple(entry.element for entry in entries if entry.kind is first)
+        return discovered, entries[0].position if entries else 0
 
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
         base = make_state(self.finished_data(), self._join.permit)

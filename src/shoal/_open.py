@@ -26,6 +26,7 @@ from ._host import Hosted
 from ._ids import RunPath
 from ._join import Ledger
 from ._ports import Waiter
+from ._root import Root
 from ._run import Run
 from ._runtime import Runtime
 from ._state import S, State
@@ -90,6 +91,11 @@ class RunResult(Generic[S]):
             raise ExceptionGroup(msg, errors)
 
 
+def result_of(run: Run) -> RunResult[Any]:
+    """Make the result of a root run that has succeeded."""
+    return RunResult(run_id=run.path.id, state=run.state, _ledgers=run.ledgers)
+
+
 @final
 class OpenRun(Generic[S]):
     """A run that goes on while its block lasts: ``async with app.open(...) as run``.
@@ -134,7 +140,7 @@ class OpenRun(Generic[S]):
         self,
         path: RunPath,
         runtime: AbstractAsyncContextManager[Runtime],
-        make_run: Callable[[Runtime, Hook, Gate | None], Run],
+        plan: Callable[[Runtime, Hook, Gate | None], Root],
         *,
         buffer: int,
         stepwise: bool,
@@ -142,7 +148,7 @@ class OpenRun(Generic[S]):
         """Use ``Application.open``."""
         self._path = path
         self._runtime = runtime
-        self._make_run = make_run
+        self._plan = plan
         self._buffer = buffer
         self._stepwise = stepwise
         self._entered = False
@@ -168,16 +174,35 @@ class OpenRun(Generic[S]):
             self._stream = Stream(self._path, waiter, self._buffer)
             self._steps = _Steps(waiter) if self._stepwise else None
             gate = None if self._steps is None else self._steps.pass_gate
-            self._run = self._make_run(runtime, self._stream, gate)
+            root = self._plan(runtime, self._stream, gate)
             self._owner = get_current_task().id
-            self._root: Hosted = runtime.start(
-                self._run, _Ending(self._run, self._stream, self._steps)
-            )
+            self._root: Hosted = runtime.start(root, _Ending(root, self._stream, self._steps))
+            self._run = await self._begun(root)
         except BaseException:
             await self._runtime.__aexit__(None, None, None)  # leaves a shared one open
             raise
         self._entered = True
         return self
+
+    async def _begun(self, root: Root) -> Run:
+        """Wait until the run goes on, or is known to have ended long ago."""
+        if root.run is None:
+            try:
+                await root.begun.wait()
+            except BaseException:
+                self._root.cancel("closed")
+                await self._root.wait()
+                raise
+        if root.run is None:
+            await self._root.wait()
+            try:
+                raise self._root.fatal or root.error or self._never_began(root.reason)
+            finally:
+                root.error = None  # no cycle from the exception to this frame
+        return root.run
+
+    def _never_began(self, reason: str) -> RunCancelled:
+        return RunCancelled(f"run {self._path.id} was cancelled before it began: {reason}")
 
     @ki_protected
     async def __aexit__(
@@ -325,9 +350,7 @@ class OpenRun(Generic[S]):
         self._raise_failure()
         run = self._run
         if run.status == "succeeded":
-            return RunResult(
-                run_id=self._path.id, state=cast("State[S]", run.state), _ledgers=run.ledgers
-            )
+            return result_of(run)
         if run.status == "cancelled":
             msg = f"run {self._path.id} has no result, it was cancelled: {run.reason}"
             raise RunCancelled(msg)
@@ -424,17 +447,18 @@ class _Loop(AsyncIterator[Event]):
 class _Ending:
     """Tells whoever waits that a run has ended. Not the handle, which may be forgotten."""
 
-    __slots__ = ("_run", "_steps", "_stream")
+    __slots__ = ("_root", "_steps", "_stream")
 
-    def __init__(self, run: Run, stream: Stream, steps: _Steps | None) -> None:
-        self._run = run
+    def __init__(self, root: Root, stream: Stream, steps: _Steps | None) -> None:
+        self._root = root
         self._stream = stream
         self._steps = steps
 
     def __call__(self) -> None:
         self._stream.end()
         if self._steps is not None:
-            self._steps.end(completed=self._run.status == "succeeded")
+            run = self._root.run
+            self._steps.end(completed=run is not None and run.status == "succeeded")
 
 
 @final

@@ -6,6 +6,7 @@ Invariants:
 - A batch of outcomes is one save, made in the parent's task; what ended unapplied is saved too.
 - A child starts from the parent's state as it was when the step began, narrowed to what its graph
   needs; siblings don't see each other's results.
+- A step that an earlier execution has begun goes on where it stood; see ``_recorded``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, final
 
 from ._action import Act, Performer
+from ._collections import StateMap
 from ._errors import (
     DefinitionError,
     DepthExceeded,
@@ -30,8 +32,11 @@ from ._errors import (
 from ._events import Failed, Update
 from ._graph import Graph
 from ._group import Group
+from ._history import Playback
 from ._join import Draft, Join, Ledger
 from ._policy import Limits, Tolerate
+from ._ports import ChildRecord
+from ._recorded import Recorded, outcome_of, recorded_children
 from ._run import Run, Setting
 from ._schema import Schema
 from ._source import Elements, Kind
@@ -77,9 +82,13 @@ class ParallelStep:
         check_depth(run, act.name)
         self.act = act
         self.parent = run
-        self.data: Mapping[str, object] = run.data
         self.join = act._join()
         self.ledger = Ledger()
+        # An earlier execution may have begun the step: all children start from the state as it was.
+        self._begun = run.playback
+        self.data: Mapping[str, object] = run.data if self._begun is None else self._begun.began.data
+        self.recorded: Recorded | None = None
+        self._digests: dict[str, tuple[object, bytes]] = {}
         self._is_failing = False
         self._unsaved: list[Run] = []  # a batch that could not be saved
         run.ledgers.setdefault(act.name, []).append(self.ledger)
@@ -107,11 +116,15 @@ class ParallelStep:
         Raises:
             MissingInput: The graph takes an input that nobody has given.
         """
-        return Kind(child_setting(self.parent, self.act.name, graph, value_of, inputs), base)
+        setting = child_setting(
+            self.parent, self.act.name, graph, value_of, inputs, digests=self._digests
+        )
+        return Kind(setting, base)
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
         act = self.act
+        await self._recall()
         self.source = act._source(self)
         await self._open()
         group = Group(self.parent, self.source, act.limits.n)
@@ -139,6 +152,22 @@ class ParallelStep:
             logger.exception("while fan-out %r of run %s ended", self.act.name, self.parent.path.id)
             note(error, f"shoal: while the fan-out ended, {brief(failure)} was raised")
 
+    async def _recall(self) -> None:
+        """Ask the store what earlier executions have left of the children."""
+        run, name = self.parent, self.act.name
+        records = await recorded_children(run, name, run.visit(name))
+        if records:
+            self.recorded = Recorded(
+                name,
+                records,
+                folds=self.join.reduce is not None,
+                is_undone=None if self._begun is None else self._begun.is_undone,
+            )
+
+    def _keep(self, child: Run, record: ChildRecord) -> None:
+        """Count a child that an earlier execution has done all about."""
+        self.ledger.add(outcome_of(record, self.parent.path))
+
     async def _open(self) -> None:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
         run, name = self.parent, self.act.name
@@ -147,14 +176,31 @@ class ParallelStep:
         if why:  # known only now: its acts were chosen by a function
             msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
             raise InvalidState(msg)
-        values, done = self.join.collections(run.data, first_visit=run.visit(name) == 0)
+        values, done = self.join.collections(self.data, first_visit=run.visit(name) == 0)
         if done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(done, kind.setting.act)
+        self.source.on_kept = self._keep
+        if self._begun is not None and self._begun.under_way:
+            values = self._reopen(self._begun)
         if values:
             operations = tuple(Set(field, value) for field, value in values.items())
             update = Update(run.number + 1, name, operations)
             await run.commit((update,), {**run.data, **values})
+
+    def _reopen(self, begun: Playback) -> dict[str, object]:
+        """Take the step up again: let come what had been discovered, and forget failures.
+
+        Children that failed run again, unless ``reduce`` has taken their failure. Returns the
+        fields that change by that.
+        """
+        for update in begun.under_way:
+            if update.discovered:
+                self.source.rediscover(update.discovered, update.discovered_at)
+        field, data = self.join.errors_into, self.parent.data
+        if field is None or self.join.reduce is not None or not data.get(field):
+            return {}
+        return {field: StateMap[object, object]()}
 
     # -- applying -------------------------------------------------------------------------------
 
@@ -290,6 +336,7 @@ def child_setting(
     *,
     visit: int | None = None,
     deadline: float | None = None,
+    digests: dict[str, tuple[object, bytes]] | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
 
@@ -316,6 +363,9 @@ def child_setting(
         value_of=value_of,
         scopes=setting.scopes,
         deadline=setting.deadline if deadline is None else deadline,
+        store=setting.store,
+        hooks=setting.hooks,
+        digests=digests,
     )
 
 

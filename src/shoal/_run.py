@@ -9,7 +9,9 @@ Invariants:
 - One writer. Only the task that a run lives in commits to it.
 - One end. A run ends once: succeeded, failed or cancelled; a cancelled step is never completed.
 - Starts and ends are told in pairs, on every way out.
-- A child's last change is saved by the parent's commit that applies it, not by the child.
+- A child's last change is saved by the parent's commit that applies it, not by the child; unless it
+  has a store of its own, which then has its end first.
+- A run that the store knows goes on where its history leads: after the last step it has completed.
 """
 
 from __future__ import annotations
@@ -31,10 +33,12 @@ from ._cancel import (
     ki_protected,
     ki_unprotected,
 )
-from ._errors import HookFailed, TooManySteps, note
+from ._digest import combined, digest
+from ._errors import HookFailed, RunConflict, TooManySteps, note
 from ._events import (
     Cancelled,
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Done,
     Event,
@@ -51,11 +55,12 @@ from ._events import (
 )
 from ._execution import Execution
 from ._graph import Graph
+from ._history import Playback, Rewound, play
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
-from ._ports import Batch, Services
+from ._ports import Batch, Beginning, ChildRecord, Services, Store
 from ._schema import Schema
-from ._state import Change, State, make_state, typed
+from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
 
 logger = logging.getLogger("shoal")
@@ -71,6 +76,7 @@ class Setting:
     """What all children of one fan-out have in common; a root run has one for itself."""
 
     __slots__ = (
+        "_digests",
         "act",
         "deadline",
         "execution",
@@ -83,6 +89,7 @@ class Setting:
         "scopes",
         "services",
         "step",
+        "store",
         "value_of",
         "visit",
     )
@@ -101,6 +108,9 @@ class Setting:
         scopes: tuple[object, ...] = (),
         gate: Callable[[str], Awaitable[None]] | None = None,
         deadline: float | None = None,
+        store: Store | None = None,
+        hooks: Hooks | None = None,
+        digests: dict[str, tuple[object, bytes]] | None = None,
     ) -> None:
         """Collect it.
 
@@ -117,12 +127,16 @@ class Setting:
             gate: Awaited before each step, with its name.
             deadline: When they will be cancelled from outside, by the loop's clock; by default,
                 when the execution will be.
+            store: Where they are kept; by default, where the execution is.
+            hooks: Told of them and their descendants; by default, those of the execution.
+            digests: Of the fields that siblings have in common, by name; filled as they are made.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
         self.execution: Execution = execution
         self.services: Services = execution.services
-        self.hooks: Hooks = execution.hooks
+        self.hooks: Hooks = execution.hooks if hooks is None else hooks
+        self.store: Store = execution.store if store is None else store
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
         self.parent: RunPath | None = parent
@@ -132,6 +146,22 @@ class Setting:
         self.scopes: tuple[object, ...] = scopes
         self.gate: Callable[[str], Awaitable[None]] | None = gate
         self.schema: Schema[Any] | None = graph.schema
+        self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
+
+    def digest(self, data: Mapping[str, object]) -> str:
+        """Hash what a child starts with, the name of its act and the act's version.
+
+        Raises:
+            NotData: A field holds what is no data.
+        """
+        known = self._digests
+        parts: dict[str, bytes] = {}
+        for field, value in data.items():
+            found = known.get(field)
+            if found is None or found[0] is not value:  # what all children share is hashed once
+                found = known[field] = value, digest(value)
+            parts[field] = found[1]
+        return combined(parts, self.act, self.graph.version)
 
 
 @final
@@ -142,22 +172,28 @@ class Run:
     """
 
     __slots__ = (
+        "_digest",
         "_head",
         "_last",
+        "_ledgers",
         "_outcome",
         "_path",
+        "_playback",
         "_started_at",
         "_step",
+        "_visits",
         "began",
         "element",
         "elapsed",
         "error",
         "first",
+        "is_afresh",
+        "is_kept",
         "key",
-        "_ledgers",
-        "_visits",
         "position",
         "reason",
+        "record",
+        "rewound",
         "setting",
         "status",
         "used",
@@ -201,6 +237,12 @@ class Run:
         self._ledgers: dict[str, list[Any]] | None = None
         self._visits: dict[str, int] | None = None
         self._started_at = setting.services.clock()
+        self._digest: str | None = None
+        self.record: ChildRecord | None = None  # what the store has of a child, to go on from
+        self.rewound: tuple[Rewound, Change] | None = None  # where to go back to first
+        self.is_kept = False  # whether the parent has applied it in an earlier execution
+        self.is_afresh = False  # whether what the store has of it is to count no more
+        self._playback: Playback | None = None  # of the step that was under way
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -229,6 +271,23 @@ class Run:
         if self._ledgers is None:
             self._ledgers = {}
         return self._ledgers
+
+    @property
+    def attempts(self) -> int:
+        """Tries of the step that it ended in; 0 where there was nothing to be done."""
+        return 0 if self.status is None else 1
+
+    @property
+    def digest(self) -> str:
+        """A hash of what a child works on; see ``SavedRun``."""
+        if self._digest is None:
+            self._digest = self.setting.digest(self.first)
+        return self._digest
+
+    @property
+    def playback(self) -> Playback | None:
+        """What an earlier execution has done of the step under way; None if nothing."""
+        return self._playback
 
     def visit(self, step: str) -> int:
         """Return which visit of ``step`` this is: how often the run has completed it before."""
@@ -318,15 +377,23 @@ class Run:
         """
         setting = self.setting
         hooks = setting.hooks
-        self.began = True
-        if hooks.run_started:
-            await hooks.tell(hooks.run_started, RunStarted(path=self.path))
-        if setting.schema is not None:
-            self._fill_model(setting.schema)
-        max_steps = setting.execution.max_steps
-        straight = setting.graph.straight
         act: Act | None = setting.graph.entry
         steps = 0
+        if self.record is not None and self._playback is None:
+            await self._recall()
+        if self._playback is not None:
+            act = self._following(self._playback)
+            steps = sum(self._playback.began.visits.values())
+        self.began = True
+        if hooks.run_started:
+            resumed = self._playback is not None
+            await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
+        if setting.schema is not None and self._playback is None:
+            self._fill_model(setting.schema)
+        if self.rewound is not None:
+            await self._rewind(*self.rewound)
+        max_steps = setting.execution.max_steps
+        straight = setting.graph.straight
         walked: tuple[str, ...] = ()
         while act is not None:
             steps += 1
@@ -345,17 +412,87 @@ class Run:
                 change = await act.perform(self)
             if hooks.failures:
                 raise hooks.failures[0]  # a guard failed; maybe the act has caught what that raised
+            self._playback = None  # what follows is new
             if setting.schema is not None:
                 change = setting.schema.checked(change, self._head[1], f"action {act.name!r}")
             if act.name in straight:
                 following = straight[act.name]
             else:
                 following = await self._choose(act, change)
-            if following is None:
+            if following is None and not self._ends_itself:
                 self._last = change
             else:
                 await self._complete_step(change)
             act = following
+        if self._last is None:
+            self._last = NO_CHANGE  # all steps are completed
+            if self._ends_itself and setting.parent is not None:
+                await self.commit((), self.data, ended="succeeded")
+
+    @property
+    def _ends_itself(self) -> bool:
+        """Whether it saves its last step by itself: a child with a store of its own."""
+        return self.setting.store is not self.setting.execution.store
+
+    async def _recall(self) -> None:
+        """Go to where the history of a child leads.
+
+        Raises:
+            StoreFailed: The store did not say what it has.
+        """
+        setting = self.setting
+        if setting.schema is not None:
+            self._fill_model(setting.schema)
+        reading = setting.store.read(self.path)
+        entries = await setting.execution.ask(reading, f"the history of run {self.path.id}")
+        self.go_on_from(play(self.first, entries))
+
+    def go_on_from(self, played: Playback) -> None:
+        """Stand where a history has led to."""
+        self._playback = played
+        self._head = (played.number, played.data)
+        self._visits = dict(played.began.visits)
+
+    async def _rewind(self, rewound: Rewound, back: Change) -> None:
+        """Go back into a step that was completed; ``back`` brings the state back as it was."""
+        update = Update(self._head[0] + 1, rewound.step, back.operations)
+        await self.commit((update,), back.applied_to(self._head[1]), rewound=rewound)
+
+    def _following(self, played: Playback) -> Act | None:
+        """Return the act that comes next in a history, None at the end.
+
+        Raises:
+            RunConflict: The graph does not have the step that was completed last.
+        """
+        setting, record = self.setting, self.record
+        if record is not None and record.status == "succeeded":
+            return None
+        step = played.began.step
+        if step is None:
+            return setting.graph.entry
+        act = setting.graph.find(step)
+        if act is None:
+            msg = (
+                f"run {self.path.id} has completed the step {step!r}, which {setting.graph.name!r} "
+                f"does not have any more; give the changed graph a new version, or start a new run "
+                f"with fork({self.path.root.id!r})"
+            )
+            raise RunConflict(msg)
+        return _after(setting.graph, act, played.data)
+
+    async def rerun(self, step: str, by: Run) -> None:
+        """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""
+        await self.commit((), self.data, afresh=True)
+        listeners = by.setting.hooks.child_rerun
+        if listeners:
+            event = ChildRerun(
+                path=by.path,
+                step=step,
+                child=self.path,
+                position=self.position,
+                element=self.element,
+            )
+            await by.setting.hooks.tell(listeners, event)
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is; see ``Performer``."""
@@ -442,6 +579,9 @@ class Run:
         unapplied: Sequence[Run] = (),
         step_completed: str | None = None,
         ended: Status | None = None,
+        begun: Beginning | None = None,
+        rewound: Rewound | None = None,
+        afresh: bool = False,
     ) -> None:
         """Save ``updates``, make ``data`` the run's state, and publish them one by one.
 
@@ -455,6 +595,9 @@ class Run:
             unapplied: Children whose end is saved and told without changing the state.
             step_completed: The step that is completed with this.
             ended: How the run ends with this.
+            begun: What a root run starts from, in its first commit.
+            rewound: Where it goes back to before the updates.
+            afresh: Whether what was kept of it before counts no more.
 
         Raises:
             StoreFailed: The store raised; nothing changed here.
@@ -462,11 +605,23 @@ class Run:
             HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
         """
         setting = self.setting
-        await setting.execution.save(
-            Batch(self.path, updates, applied, unapplied, step_completed, ended)
+        number, execution = self._head[0], setting.execution
+        batch = Batch(
+            self,
+            updates,
+            applied,
+            unapplied,
+            step_completed,
+            ended,
+            number,
+            begun,
+            rewound,
+            afresh,
+            execution.holder,
         )
-        self._head = (self._head[0] + len(updates), data)
-        if setting.hooks.listening:
+        await execution.save(batch, setting.store)
+        self._head = (number + len(updates), data)
+        if setting.hooks.listening or _is_listening(applied) or _is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
 
     async def _publish(
@@ -578,6 +733,20 @@ class Run:
         """Note that there is nothing to do for the element."""
         self.reason: str = reason
 
+    def keep(self, record: ChildRecord) -> None:
+        """Note that an earlier execution has done all there is to do, as ``record`` says."""
+        self.is_kept = True
+        self.record = record
+        if record.status == "skipped":
+            self.reason = record.reason
+        else:
+            self.status = "succeeded"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to be lived: it is skipped, or kept."""
+        return self.is_kept or bool(self.reason)
+
     def miss(self) -> None:
         """Note that the parent doesn't take what the child returned."""
         self.used = False
@@ -613,7 +782,8 @@ class Run:
         await self.advance()
         change, self._last = self._last, None
         assert change is not None, "advance leaves the last change, even if it is none"
-        await self._complete_step(change)
+        if self._step is not None:  # else an earlier execution has completed all of them
+            await self._complete_step(change)
         self.succeed()
 
     async def _finish(self) -> None:
@@ -659,6 +829,11 @@ class _Telling:
                 raise failure
             finally:
                 del failure  # no cycle from the exception to this frame
+
+
+def _is_listening(children: Sequence[Run]) -> bool:
+    """Tell whether somebody listens to children who doesn't to their parent."""
+    return bool(children) and children[0].setting.hooks.listening
 
 
 @ki_unprotected

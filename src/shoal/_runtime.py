@@ -34,7 +34,7 @@ from ._limits import Admission
 from ._nest import enter
 from ._policy import Limits
 from ._ports import NullStore, Services, Store, Waiter
-from ._run import Run
+from ._root import Root
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -95,7 +95,7 @@ class Runtime:
         Args:
             inputs: What actions take besides fields, for all applications that are run in it.
             limits: How many attempts of actions run at once, in all runs together.
-            store: Where updates are kept; None: nowhere.
+            store: Where runs are kept whose application has no store of its own; None: nowhere.
             threads: Worker threads at once.
             commit_deadline: Seconds that the store has to acknowledge a save.
 
@@ -110,7 +110,7 @@ class Runtime:
             raise DefinitionError(msg)
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
-        self._store = store if store is not None else NullStore()
+        self.store: Store = store if store is not None else NullStore()
         self._threads = threads
         self._commit_deadline = commit_deadline
         self._tasks: TaskGroup | None = None
@@ -130,7 +130,6 @@ class Runtime:
         backend = _backend()
         self._admission = Admission(backend.waiter)
         self.services: Services = Services(
-            store=self._store,
             clock=backend.clock,
             waiter=backend.waiter,
             threads=partial(_in_thread, CapacityLimiter(self._threads)),
@@ -208,11 +207,11 @@ class Runtime:
         """
         return await app.run(state, id=id, inputs=inputs, runtime=self)
 
-    def start(self, run: Run, on_ended: Callable[[], None] | None = None) -> Hosted:
+    def start(self, run: Root, on_ended: Callable[[], None] | None = None) -> Hosted:
         """Begin to live a root run in a task of its own; who calls this awaits ``Hosted.wait``.
 
         Args:
-            run: The run. How it ends is in its ``status`` and ``error``, or in ``Hosted.fatal``.
+            run: The run. How it ends is in itself, or in ``Hosted.fatal``.
             on_ended: Called when it has ended, cleanup included.
         """
         self.check_open()

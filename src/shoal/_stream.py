@@ -26,6 +26,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ._errors import BadUse
 from ._events import (
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Event,
     Missed,
@@ -100,6 +101,10 @@ class Stream(Hook):
         return self._send(event)
 
     def on_child_started(self, event: ChildStarted) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_child_rerun(self, event: ChildRerun) -> Told:
         """Keep it."""
         return self._send(event)
 

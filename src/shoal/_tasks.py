@@ -373,21 +373,21 @@ class TaskElements(Elements):
 
     def __init__(self, tasks: object, act: ParallelAction, step: ParallelStep) -> None:
         """Stand before the first task."""
-        super().__init__(tasks, who=act.name, at_most=act.at_most, given_by="tasks")
+        super().__init__(
+            tasks, who=act.name, at_most=act.at_most, given_by="tasks", recorded=step.recorded
+        )
         self._act = act
         self._step = step
         self._keyed: bool | None = None
         self._graphs: dict[int, tuple[Act, Graph]] = {}
 
-    def _entries(self, element: object) -> tuple[Entry, ...]:
+    def _entries(self, element: object, position: int) -> tuple[Entry, ...]:
         if not isinstance(element, Task):
             refuse_awaitable(element, f"tasks of {self.who!r}")
             msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
         graph = self._graph(element.act)
         key = self._task_key(element, graph)
-        position = self._position
-        self._position = self._count = position + 1
         step = self._step
         check_reads(repr(self.who), graph, step.join.permit.reads, element.state, step.data)
         base = narrowed(

@@ -6,6 +6,7 @@ from typing import TypeVar, final
 
 from shoal._events import (
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Event,
     RunEnded,
@@ -83,6 +84,10 @@ class RecordingHook(Hook):
         self.events.append(event)
 
     def on_child_started(self, event: ChildStarted) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_child_rerun(self, event: ChildRerun) -> None:
         """Keep it."""
         self.events.append(event)
 
