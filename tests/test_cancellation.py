@@ -53,6 +53,7 @@ from shoal import (
 )
 from shoal._host import Hosted
 from shoal._ports import Batch, NullStore
+from shoal._root import Root
 from shoal._run import Run
 from shoal._runtime import Runtime
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
@@ -72,7 +73,7 @@ class Keeping(NullStore):
         self.waits = waits
         self.saved: dict[str, list[Update]] = {}
         self.ended: dict[str, int] = Counter()
-        self.children: dict[str, int] = Counter()
+        self.child_ends: dict[str, int] = Counter()
         self.after_keeping: Callable[[Batch], object] = lambda batch: None
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
@@ -89,7 +90,7 @@ class Keeping(NullStore):
     def _keep(self, batch: Batch) -> None:
         self.saved.setdefault(batch.path.id, []).extend(batch.updates)
         for child in (*batch.applied, *batch.unapplied):
-            self.children[child.path.id] += 1
+            self.child_ends[child.path.id] += 1
             if child.last_update is not None:
                 self.saved.setdefault(child.path.id, []).append(child.last_update)
         if batch.ended is not None:
@@ -117,7 +118,7 @@ class SavedFirst(Hook):
         await self._wait(event)
 
     async def on_child_ended(self, event: ChildEnded) -> None:
-        if event.outcome.run_id not in self.store.children:
+        if event.outcome.run_id not in self.store.child_ends:
             self.too_early.append(event)
         await self._wait(event)
 
@@ -145,9 +146,10 @@ def quick_collections() -> Iterator[None]:
 def seen_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     start = Runtime.start
 
-    def spy(self: Runtime, run: Run, on_ended: Callable[[], None] | None = None) -> Hosted:
-        RUNS[run.path.id] = run
-        return start(self, run, on_ended)
+    def spy(self: Runtime, root: Root, on_ended: Callable[[], None] | None = None) -> Hosted:
+        assert root.run is not None, "these stores are asked for nothing before a run begins"
+        RUNS[root.path.id] = root.run
+        return start(self, root, on_ended)
 
     monkeypatch.setattr(Runtime, "start", spy)
     RUNS.clear()
@@ -226,7 +228,7 @@ def check_nothing_is_held(run: Run) -> None:
 
 def check_children(events: list[Event], store: Keeping) -> None:
     """Every key ends once, and across runs cause precedes effect."""
-    assert set(store.children.values()) <= {1}, "a child's end is saved once"
+    assert set(store.child_ends.values()) <= {1}, "a child's end is saved once"
     started = Counter(e.child.id for e in events if isinstance(e, ChildStarted))
     ended = Counter(
         e.outcome.run_id for e in events if isinstance(e, ChildEnded) and e.outcome.attempts

@@ -55,7 +55,7 @@ from shoal import (
     when,
 )
 from shoal._children import ChildGroup
-from shoal._ports import Batch, NullStore
+from shoal._ports import Batch
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 from tests.test_cancellation import Keeping, Watched, quick_collections, seen_runs
 
@@ -1771,8 +1771,8 @@ async def test_a_guard_that_fails_ends_the_run_whatever_the_action_does(
         with pytest.raises(LookupError if body is hiding else HookFailed):
             await kept_by(store, acting(body), Guard(method, at), hook).run({})
     hook.assert_paired()
-    assert set(store.children.values()) == {1}
-    assert {e.outcome.run_id for e in hook.of(ChildEnded)} == set(store.children)
+    assert set(store.child_ends.values()) == {1}
+    assert {e.outcome.run_id for e in hook.of(ChildEnded)} == set(store.child_ends)
 
 
 async def test_outcomes_that_a_failing_guard_was_told_of_still_come():
@@ -1869,7 +1869,7 @@ async def test_events_are_paired_and_ordered_and_every_child_is_saved_once(waits
         state = await watched.go({})
     watched.check()
     assert sorted(state["result"][1:], key=str) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert len(watched.store.children) == 12
+    assert len(watched.store.child_ends) == 12
     steps = Counter(e.outcome.path.step for e in watched.of(ChildEnded))
     assert steps == {"act/map": 4, "act/race": 4, "act/frontier": 4}
     assert {e.step for e in watched.of(ChildStarted)} == {"act"}
@@ -1893,7 +1893,7 @@ async def test_children_that_never_began_are_told_to_nobody():
     result = await kept_by(store, acting(body), hook).run({})
     hook.assert_paired()
     assert result.state["result"] == 3
-    assert len(store.children) == len(hook.of(ChildEnded)) <= 1
+    assert len(store.child_ends) == len(hook.of(ChildEnded)) <= 1
     assert result.outcomes("act/f").cancelled == 3
 
 

@@ -45,7 +45,8 @@ from shoal import (
 from shoal._execution import Execution
 from shoal._graph import as_graph
 from shoal._hooks import Hooks
-from shoal._ports import Batch, NullStore
+from shoal._ports import Batch, Beginning, NullStore
+from shoal._root import Root
 from shoal._run import Run, Setting
 from shoal._runtime import Runtime
 from shoal.testing import RecordingHook, run_virtual
@@ -175,7 +176,8 @@ async def live(
         run = Run(setting, dict(state), path=RunPath(run_id="root", act="app"))
         if made is not None:
             made.append(run)
-        root = runtime.start(run)
+        beginning = Beginning(application="app", version="1", first=state)
+        root = runtime.start(Root(run.path, execution, lambda _: run, beginning))
         interruption = await root.wait() or root.fatal
     if interruption is not None:
         raise interruption

@@ -106,9 +106,7 @@ def _write_constant(out: bytearray, value: object) -> None:
     out += {None: b"n", True: b"t", False: b"u"}[cast("bool | None", value)]
 
 
-def _write_mapping(
-    out: bytearray, value: Mapping[object, object], around: tuple[int, ...]
-) -> None:
+def _write_mapping(out: bytearray, value: Mapping[object, object], around: tuple[int, ...]) -> None:
     pairs = [_written(key, around) + _written(item, around) for key, item in value.items()]
     _write_sorted(out, b"m", pairs)
 

@@ -86,7 +86,9 @@ class ParallelStep:
         self.ledger = Ledger()
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
-        self.data: Mapping[str, object] = run.data if self._begun is None else self._begun.began.data
+        self.data: Mapping[str, object] = (
+            run.data if self._begun is None else self._begun.began.data
+        )
         self.recorded: Recorded | None = None
         self._digests: dict[str, tuple[object, bytes]] = {}
         self._is_failing = False

@@ -23,7 +23,9 @@ Fate = Literal["new", "goes on", "runs anew", "is kept"]
 """What becomes of a child in this execution."""
 
 
-async def recorded_children(run: Run, step: str, visit: int) -> Mapping[tuple[str, Key], ChildRecord]:
+async def recorded_children(
+    run: Run, step: str, visit: int
+) -> Mapping[tuple[str, Key], ChildRecord]:
     """Ask the store for the children of one visit of a step, by act and key.
 
     Raises:
