@@ -88,9 +88,10 @@ class Recorded:
         if record.digest != child.digest:
             if self._folds and applied:
                 msg = (
-                    f"fan-out {self._who!r}: what key {child.key!r} works on, or its act's version, "
-                    f"has changed since its result was reduced (run {child.path.id}); reduce can't "
-                    f"be undone: start a new run, or fork() this one from before the fan-out"
+                    f"fan-out {self._who!r}: what key {child.key!r} works on, or its act's "
+                    f"version, has changed since its result was reduced (run {child.path.id}); "
+                    f"reduce can't be undone: start a new run, or fork() this one from before the "
+                    f"fan-out"
                 )
                 raise InputChanged(msg)
             return "runs anew", record
