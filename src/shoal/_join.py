@@ -12,7 +12,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal, cast, final
 
@@ -185,7 +185,7 @@ class Ledger:
 
     They are those of elements that ``grow`` had found, and further acts of the last element.
     """
-    _rest: list[Outcome] | None = None
+    _rest: list[Outcome] | None = field(default=None, repr=False)
 
     @property
     def total(self) -> int:
