@@ -408,7 +408,9 @@ async def test_in_a_worker_thread_everything_is_refused():
         async with context.fan_out(name="f") as group:
             group.start(quick, {"item": 1})
 
-    with pytest.raises(BadUse, match="'plain' calls context.fan_out in a worker thread.*async def"):
+    with pytest.raises(
+        BadUse, match=r"'plain' calls context\.fan_out in a worker thread.*async def"
+    ):
         await Application(plain).run()
 
     async def body(context: Context) -> list[Any]:

@@ -226,6 +226,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         for child in batch:
             outcome = child.outcome
             self._ledger.count(child)  # the outcome itself is the action's
+            child.let_go()
             self._delivered += child.began
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)

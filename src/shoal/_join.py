@@ -216,6 +216,7 @@ class Ledger:
         if self._rest is None:
             self._rest = []
         self._rest.append(child.outcome)
+        child.let_go()
 
     def count(self, child: Run) -> None:
         """Count a child's end."""
@@ -298,13 +299,13 @@ class Draft:
 
     def finished_data(self) -> Mapping[str, object]:
         """Return the fields of the state after all updates."""
-        for field, placed in (
+        for name, placed in (
             (self._join.into, self._values),
             (self._join.errors_into, self._errors),
         ):
-            if field is not None and placed:
-                grown = cast("_Collection", self._data[field]).put_all(placed)
-                self._data = {**self._data, field: grown}
+            if name is not None and placed:
+                grown = cast("_Collection", self._data[name]).put_all(placed)
+                self._data = {**self._data, name: grown}
                 placed.clear()
         return self._data
 
