@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
@@ -103,6 +104,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._deadline = math.inf
         self._news: anyio.Event | None = None  # set while the action waits for an outcome
         self._delivered = 0
+        self._thread = threading.get_ident()
         self._over = False  # all have ended
         self._left = False
         self._consuming = False
@@ -234,6 +236,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         for child in batch:
             outcome = child.outcome
             self._ledger.count(child)  # the outcome itself is the action's
+            child.let_go()
             self._delivered += child.began
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
@@ -265,7 +268,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             inputs: What its actions take besides fields. They count before the run's own.
 
         Raises:
-            BadUse: Not inside the block, or after ``cancel``.
+            BadUse: Not inside the block, after ``cancel``, or in another thread.
             BadKey: The key was used before, or is neither a str nor an int.
             MissingField: The act reads a field that nobody brings.
             MissingInput: The act takes an input that nobody gives.
@@ -303,7 +306,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             inputs: What their actions take besides fields. They count before the run's own.
 
         Raises:
-            BadUse: Not inside the block, or after ``cancel``.
+            BadUse: Not inside the block, after ``cancel``, or in another thread.
             MissingField: The act reads a field that nobody brings.
             MissingInput: The act takes an input that nobody gives.
         """
@@ -359,6 +362,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         )
 
     def _check_open(self, what: str) -> Group:
+        if threading.get_ident() != self._thread:
+            self._refuse(
+                f"is used in another thread than the event loop's; from there, call "
+                f"anyio.from_thread.run_sync(group.{what}, ...)"
+            )
         if self._group is None or self._left:
             self._refuse(f"is used outside of its block: call {what} inside `async with`")
         if self._group.is_closing:

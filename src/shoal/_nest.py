@@ -57,7 +57,7 @@ async def enter(graph: Graph, run: Run) -> Change:
     try:
         await drive(copy_context(), child.advance(), _nothing)
         child.succeed()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 # raised again below
         failure = as_failure(error)
         if failure is None:
             child.cancel(run.reason or "its parent was cancelled")
@@ -65,9 +65,13 @@ async def enter(graph: Graph, run: Run) -> Change:
             child.fail(failure)
             await run.settle()  # what the child left on the task must not tear the save
         await _record(run, child, error)
-        if failure is None or failure is error:
-            raise
-        raise failure from failure.__cause__
+        child.let_go()
+        try:
+            if failure is None or failure is error:
+                raise
+            raise failure from failure.__cause__
+        finally:
+            del failure  # no cycle from the exception through its traceback to this frame
     finally:
         for step, ledgers in child.ledgers.items():
             run.ledgers.setdefault(f"{graph.name}/{step}", []).extend(ledgers)

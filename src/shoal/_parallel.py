@@ -235,12 +235,16 @@ class ParallelStep:
             if self.parent.setting.execution.unsaved:
                 self._unsaved = batch
             raise
+        reason = self._reason_to_stop(draft)
         fatal = set(map(id, draft.failures))
         for child in batch:
             self.ledger.enter(child, raised=id(child) in fatal)
         self.source.admit(draft.admitted)
         if error is not None:
             raise error
+        return reason
+
+    def _reason_to_stop(self, draft: Draft) -> str | None:
         if not draft.is_failing:
             return None
         if not draft.failures:
@@ -264,8 +268,11 @@ class ParallelStep:
                 child.miss()
             elif child.status == "failed" and self.join.on_error == "fail":
                 self._is_failing = True
-            self.ledger.enter(child, raised=self._is_failing)
-        await self.parent.commit((), self.parent.data, unapplied=late)
+        try:
+            await self.parent.commit((), self.parent.data, unapplied=late)
+        finally:
+            for child in late:
+                self.ledger.enter(child, raised=self._is_failing)
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated."""

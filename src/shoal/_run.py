@@ -701,6 +701,7 @@ class Run:
     def fail(self, error: Exception) -> None:
         """Note that the run ended with ``error``, and say in it where that was."""
         self._last = None
+        self._ledgers = None  # there will be no result, and the errors in there lead back to here
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "failed"
         self.error = error
@@ -717,6 +718,11 @@ class Run:
         """Let go of the error that it ended with, whose traceback leads back to here."""
         self.error = None
         self.setting.execution.forget()
+
+    def let_go(self) -> None:
+        """Let go of its outcome, which somebody has taken: an error's frames lead back to here."""
+        self.error = None
+        self._outcome = None
 
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""
