@@ -71,7 +71,7 @@ from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
 from ._open import OpenRun, RunResult
-from ._policy import Limits, OnError, Tolerate
+from ._policy import INHERIT, Inherit, Limits, OnError, Tolerate
 from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
@@ -81,6 +81,7 @@ from .stores import MemoryStore
 
 __all__ = [
     "END",
+    "INHERIT",
     "Act",
     "Action",
     "Application",
@@ -114,6 +115,7 @@ __all__ = [
     "Hook",
     "HookFailed",
     "Increment",
+    "Inherit",
     "Input",
     "InputChanged",
     "InvalidState",

@@ -34,7 +34,7 @@ from ._hooks import Hook, Hooks
 from ._ids import RunPath, new_run_id
 from ._open import Gate, OpenRun, RunResult, result_of
 from ._policy import Limits
-from ._ports import Beginning, NullStore, RunRecord, Store
+from ._ports import Beginning, NullStore, RunRecord, Store, check_store
 from ._root import First, Root, recorded_history
 from ._run import Run, Setting
 from ._runtime import Runtime
@@ -148,6 +148,8 @@ class Application(Generic[S]):
         self.name: str = name if name is not None else walked.name
         if not isinstance(version, str):
             self._refuse(f"version= takes a string, not {version!r}")
+        if store is not None:
+            check_store(store, f"application {self.name!r}: store=")
         self.version: str = version
         self.store: Store | None = store
         if isinstance(state, type):

@@ -29,11 +29,12 @@ from ._errors import BadKey, BadUse, DefinitionError, brief, note
 from ._events import Failed, Outcome
 from ._graph import as_graph
 from ._group import Dropped, Feed, Group
+from ._hooks import Hook
 from ._ids import Key
 from ._join import Ledger, only_write_reader
-from ._parallel import check_depth, child_setting, narrowed
-from ._policy import Limits
-from ._ports import Hosted, Seat
+from ._parallel import check_depth, child_setting, children_of, narrowed
+from ._policy import INHERIT, Inherit, Limits
+from ._ports import Hosted, Seat, Store
 from ._recorded import Recorded, recorded_children
 from ._run import Run, Setting
 from ._source import Elements, Entry, Kind, Room
@@ -80,6 +81,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         seat: Seat | None,
         name: str,
         limits: Limits,
+        *,
+        store: Store | Inherit | None = INHERIT,
+        hooks: Sequence[Hook] | Inherit = INHERIT,
     ) -> None:
         """Use ``context.fan_out``."""
         self._run = run
@@ -87,6 +91,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._seat = seat
         self.name: str = f"{action.name}/{name}"
         self._limit = limits.n
+        self._store, self._hooks = children_of(run, store, hooks)
         self._source = _Started(self)
         self._ledger = Ledger()
         self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
@@ -116,9 +121,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._run.ledgers.setdefault(self.name, []).append(self._ledger)
         around = anyio.current_effective_deadline()
         self._deadline = min(around, self._run.setting.deadline)
-        records = await recorded_children(self._run, self.name, self._visit)
-        if records:
-            self._source.recorded = Recorded(self.name, records)
+        self._source.recorded = await recorded_children(
+            self._run, self.name, self._visit, self._store
+        )
         self._group = Group(self._run, self._source, self._limit)
         services = self._run.setting.services
         self._hosted = services.host(self._live, self._group.cancel)
@@ -348,6 +353,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             only_write_reader(graph),
             inputs,
             visit=self._visit,
+            store=self._store,
+            hooks=self._hooks,
             deadline=self._deadline,
         )
 

@@ -5,7 +5,7 @@ Imports everything above.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -15,9 +15,11 @@ from ._action import FunctionAction
 from ._children import ChildGroup
 from ._errors import DefinitionError
 from ._events import SpanStarted
+from ._hooks import Hook
 from ._ids import Key, RunPath
-from ._policy import Limits
-from ._ports import Seat
+from ._parallel import check_cascade
+from ._policy import INHERIT, Inherit, Limits
+from ._ports import Seat, Store
 from ._run import Run
 
 
@@ -117,7 +119,14 @@ class Context:
         if failure is not None:
             raise failure
 
-    def fan_out(self, *, name: str, limits: Limits | None = None) -> ChildGroup:
+    def fan_out(
+        self,
+        *,
+        name: str,
+        limits: Limits | None = None,
+        store: Store | Inherit | None = INHERIT,
+        hooks: Sequence[Hook] | Inherit = INHERIT,
+    ) -> ChildGroup:
         """Start children from within the action: ``async with context.fan_out(...) as group``.
 
         The escape hatch for what ``fan_out`` as an act can't say. The children are runs like any
@@ -132,9 +141,13 @@ class Context:
         Args:
             name: Names the fan-out among those of this action.
             limits: How many children are in flight; 100 by default.
+            store: Where the children are kept instead of where the run is; None: nowhere, but for
+                how they ended.
+            hooks: Who is told of the children and their descendants, instead of the run's hooks.
 
         Raises:
-            DefinitionError: The name was used before by this attempt, or is none.
+            DefinitionError: The name was used before by this attempt, or something is not what it
+                must be.
         """
         if not isinstance(name, str) or not name:
             msg = f"context.fan_out(name=...) takes a name, not {name!r}"
@@ -148,8 +161,11 @@ class Context:
         if limits is not None and not isinstance(limits, Limits):
             msg = f"context.fan_out(limits=...) takes Limits(n), not {limits!r}"
             raise DefinitionError(msg)
+        check_cascade("context.fan_out()", store, hooks)
         self._names.add(name)
-        return ChildGroup(self._run, self._action, self._seat, name, limits or Limits())
+        return ChildGroup(
+            self._run, self._action, self._seat, name, limits or Limits(), store=store, hooks=hooks
+        )
 
     def __repr__(self) -> str:
         return f"<Context of {self._action.name!r} in {self._run.path!r}>"

@@ -133,12 +133,16 @@ def _write_object(out: bytearray, value: object, around: tuple[int, ...]) -> Non
         return
     out += b"o"
     for part in reduced[:3]:
-        if isinstance(part, dict):
-            state = cast("dict[object, object]", part)
-            part = {name: held for name, held in state.items() if name not in _UNSAVED}
-        _write(out, part, around)
+        _write(out, _saved(part), around)
     for items in reduced[3:5]:  # of what is a list or a dict besides
         _write(out, None if items is None else list(items), around)
+
+
+def _saved(state: object) -> object:
+    if not isinstance(state, dict):
+        return state
+    fields = cast("dict[object, object]", state)
+    return {name: value for name, value in fields.items() if name not in _UNSAVED}
 
 
 _WRITERS: dict[type, Callable[[bytearray, Any], None]] = {

@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Awaitable
 from typing import TypeVar, final
@@ -30,6 +31,8 @@ from ._ids import new_run_id
 from ._ports import Batch, Services, Store
 
 T = TypeVar("T")
+
+logger = logging.getLogger("shoal")
 
 MAX_STEPS = 1000
 """Steps that a run may take, children counting for themselves."""
@@ -76,6 +79,7 @@ class Execution:
     """From the start or resume of a root run to its end in this process."""
 
     __slots__ = (
+        "_claimed",
         "_failure",
         "deadline",
         "holder",
@@ -125,6 +129,7 @@ class Execution:
         self.unsaved: bool = False
         """Whether a save failed, so that nothing can be saved any more."""
         self._failure: ShoalError | None = None
+        self._claimed: list[tuple[Store, str]] = []
 
     def forget(self) -> None:
         """Let go of what ended it, which is being raised: its traceback leads back to here."""
@@ -167,6 +172,30 @@ class Execution:
             raise self._first(StoreFailed(msg)) from error
         why = f"did not acknowledge it within {self.services.commit_deadline:g} s"
         raise self._first(_in_doubt(batch, why))
+
+    async def claim(self, store: Store, run_id: str) -> None:
+        """Have the root run in ``store``; again is no error. Can't be cancelled.
+
+        Raises:
+            RunClaimed: Another execution has it.
+            StoreFailed: The store raised, or did not answer in time.
+        """
+        if any(claimed is store for claimed, _ in self._claimed):
+            return
+        self._claimed.append((store, run_id))  # also where that is not known for certain
+        with CancelScope(shield=True):
+            await self.ask(store.claim(run_id, self.holder), f"run {run_id}")
+
+    async def release(self) -> None:
+        """Give back what was claimed; a store that can't will find out by itself. Never raises."""
+        while self._claimed:
+            store, run_id = self._claimed.pop()
+            try:
+                with CancelScope(shield=True):
+                    released = store.release(run_id, self.holder)
+                    await self.ask(released, f"the release of run {run_id}")
+            except Exception:
+                logger.exception("run %s could not be given back to its store", run_id)
 
     async def ask(self, pending: Awaitable[T], what: str) -> T:
         """Await what a store is asked about what it has kept. May be cancelled.

@@ -23,9 +23,11 @@ from ._action import (
 from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief, did_you_mean
 from ._events import Done
 from ._graph import Graph, as_graph, no_act
+from ._hooks import Hook
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
 from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narrowed
-from ._policy import Limits, OnError, Tolerate
+from ._policy import INHERIT, Inherit, Limits, OnError, Tolerate
+from ._ports import Store
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 
@@ -50,6 +52,8 @@ class FanOut(Parallel):
         at_most: int | None,
         limits: Limits,
         reads: frozenset[str],
+        store: Store | Inherit | None = INHERIT,
+        hooks: Sequence[Hook] | Inherit = INHERIT,
     ) -> None:
         """Use ``fan_out``, which checks all this."""
         self.join: Join = join
@@ -60,6 +64,8 @@ class FanOut(Parallel):
         self.key = key
         self.at_most = at_most
         self.limits = limits
+        self.store = store
+        self.hooks = hooks
         self.version = "" if callable(acts) else versions(acts)
         self._take = take
         self._several = several
@@ -314,9 +320,12 @@ def fan_out(
     at_most: int | None = None,
     on_error: Literal["fail"] = "fail",
     limits: Limits | None = None,
+    again: bool | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
+    store: Store | Inherit | None = INHERIT,
+    hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut: ...
 
 
@@ -335,9 +344,12 @@ def fan_out(
     at_most: int | None = None,
     on_error: Literal["collect", "ignore"] | Tolerate,
     limits: Limits | None = None,
+    again: bool | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
+    store: Store | Inherit | None = INHERIT,
+    hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut: ...
 
 
@@ -355,9 +367,12 @@ def fan_out(
     at_most: int | None = None,
     on_error: OnError = "fail",
     limits: Limits | None = None,
+    again: bool | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
+    store: Store | Inherit | None = INHERIT,
+    hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut:
     """Make an act that runs many children at once, and joins their results.
 
@@ -400,10 +415,16 @@ def fan_out(
             data: for ``errors_into``, ``reduce`` and the result's ledger; with ``"ignore"`` for the
             ledger only. ``Tolerate(...)`` collects until there are too many, then fails.
         limits: How many children are in flight; 100 by default.
+        again: Whether elements whose key is in ``into`` already run again. By default they do on
+            every visit of the step but the first; True: on the first too; False: never. What
+            executions before a crash have recorded counts first, whatever this says.
         name: What the fan-out is called; by default the name in ``into``.
         reads: Fields that ``act`` and ``over`` (if functions, where it must be given), ``reduce``
             and ``grow`` read; those that the children and ``over`` (if a field) read are known.
         writes: Fields that ``reduce`` writes; ``into`` and ``errors_into`` are known.
+        store: Where the children are kept instead of where the run is; None: nowhere, but for how
+            they ended.
+        hooks: Who is told of the children and their descendants, instead of the run's hooks.
 
     Raises:
         DefinitionError: The arguments don't fit together, and why.
@@ -436,7 +457,15 @@ def fan_out(
     checks.declared(act, over, reads)
     checks.results(into, errors_into, reduce, on_error)
     limits = Limits() if limits is None else limits
-    check_policies(f"fan_out {label!r}", on_error=on_error, at_most=at_most, limits=limits)
+    check_policies(
+        f"fan_out {label!r}",
+        on_error=on_error,
+        at_most=at_most,
+        limits=limits,
+        store=store,
+        hooks=hooks,
+    )
+    checks.again(again, key, into, grow)
     brought = set[str]() if over is None else {item}
     known = () if callable(graphs) else graphs
     check_acts(known, brought, cast("Take | None", take), into, label)
@@ -452,6 +481,7 @@ def fan_out(
         reduce=reduce,
         grow=grow,
         on_error=on_error,
+        again=again,
     )
     return FanOut(
         join,
@@ -464,6 +494,8 @@ def fan_out(
         at_most=at_most,
         limits=limits,
         reads=readable,
+        store=store,
+        hooks=hooks,
     )
 
 
@@ -543,6 +575,22 @@ class _Checks(NamedTuple):
             self.refuse("into= and reduce= both say what becomes of results; give one of them")
         if into is not None and into == errors_into:
             self.refuse(f"into= and errors_into= are both {into!r}; name two fields")
+
+    def again(self, again: object, key: object, into: object, grow: object) -> None:
+        if again is None:
+            return
+        if not isinstance(again, bool):
+            self.refuse(f"again= is True, False or left out, not {again!r}")
+        if key is None or into is None:
+            self.refuse(
+                "again= says whether elements whose key is in into= already run again, so it needs "
+                "both key= and into="
+            )
+        if grow is not None and again is False:
+            self.refuse(
+                "again=False skips elements, but what a skipped element would make grow return is "
+                "not known; leave one of them out"
+            )
 
     def writes(self, writes: Iterable[str], reduce: Reduce | None) -> frozenset[str]:
         fields = field_names(writes, "writes")

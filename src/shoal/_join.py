@@ -51,6 +51,8 @@ class Join:
     reduce: Reduce | None = None
     grow: Grow | None = None
     on_error: OnError = "fail"
+    again: bool | None = None
+    """Whether what is collected already runs again; None: not on the first visit."""
 
     @property
     def keeps_failures(self) -> bool:
@@ -66,11 +68,12 @@ class Join:
         """
         values: dict[str, object] = {}
         done: Mapping[object, object] = {}
+        again = not first_visit if self.again is None else self.again
         if self.into is not None:
             found = data.get(self.into)
             if self.shape in ("by position", "by position and act"):
                 values[self.into] = PositionedList[object](StateMap())
-            elif found is None or self.grow or not first_visit or self.shape == "by act":
+            elif found is None or self.grow or again or self.shape == "by act":
                 values[self.into] = StateMap[object, object]()
             else:
                 done = self._found(found, self.into)

@@ -18,7 +18,7 @@ from ._errors import HookFailed, brief, note
 from ._events import Update
 from ._graph import Graph
 from ._parallel import check_depth, child_setting, narrowed
-from ._recorded import Recorded, recorded_children
+from ._recorded import recorded_children
 from ._run import Run
 from ._state import NO_CHANGE, Change, Drop, Set
 
@@ -38,10 +38,15 @@ async def enter(graph: Graph, run: Run) -> Change:
     data = run.data if begun is None else begun.began.data
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
     child = Run(child_setting(run, graph.name, graph), base)
-    records = await recorded_children(run, graph.name, run.visit(graph.name))
-    if records:
-        is_undone = None if begun is None else begun.is_undone
-        fate, child.record = Recorded(graph.name, records, is_undone=is_undone).judge(child)
+    recorded = await recorded_children(
+        run,
+        graph.name,
+        run.visit(graph.name),
+        run.setting.store,
+        is_undone=None if begun is None else begun.is_undone,
+    )
+    if recorded is not None:
+        fate, child.record = recorded.judge(child)
         if fate == "is kept":
             return NO_CHANGE
         if fate == "runs anew":

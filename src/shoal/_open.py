@@ -20,12 +20,13 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._cancel import ki_protected
 from ._errors import BadUse, RunCancelled
-from ._events import Event, Failed, Status
+from ._events import Event, Failed, Outcome, Status
 from ._hooks import Hook
 from ._host import Hosted
 from ._ids import RunPath
 from ._join import Ledger
 from ._ports import Waiter
+from ._recorded import read_outcomes
 from ._root import Root
 from ._run import Run
 from ._runtime import Runtime
@@ -45,9 +46,13 @@ class RunResult(Generic[S]):
     state: State[S]
     """Its final state; ``state.data`` is an instance of the application's model."""
     _ledgers: Mapping[str, Sequence[Ledger]] = field(repr=False)
+    _run: Run = field(repr=False, compare=False)
 
     def outcomes(self, step: str, visit: int = -1) -> Ledger:
-        """Return how the children of the fan-out ``step`` ended.
+        """Return how the children of the fan-out ``step`` ended: counts, and who is not Done.
+
+        Those that are Done are in the state, where ``into`` or ``reduce`` has put them;
+        ``all_outcomes`` reads them from the store.
 
         Args:
             step: The fan-out's name; inside of a graph that is a node, ``"graph/fan-out"``; of an
@@ -68,6 +73,25 @@ class RunResult(Generic[S]):
         except IndexError:
             msg = f"run {self.run_id} executed {step!r} {len(ledgers)} times; no visit {visit}"
             raise KeyError(msg) from None
+
+    def all_outcomes(self, step: str, visit: int = -1) -> AsyncIterator[Outcome]:
+        """Read how each child of the fan-out ``step`` ended from the store, in input order.
+
+        Read lazily: ``async for outcome in result.all_outcomes("titles")``. The ``state`` of a
+        child that is Done holds the fields that it has written.
+
+        Args:
+            step: The name of one of the run's own fan-outs; of an action's, ``"action/fan-out"``.
+            visit: Which execution of it, counted from 0; by default the last one.
+
+        Raises:
+            KeyError: The run executed no fan-out of that name, or not so often.
+            BadUse: The run has no store.
+            StoreFailed: The store did not say.
+        """
+        self.outcomes(step, visit)
+        count = len(self._ledgers[step])
+        return read_outcomes(self._run, step, visit % count)
 
     def raise_for_failures(self) -> None:
         """Raise the failures that were collected or ignored, if there are any.
@@ -93,7 +117,7 @@ class RunResult(Generic[S]):
 
 def result_of(run: Run) -> RunResult[Any]:
     """Make the result of a root run that has succeeded."""
-    return RunResult(run_id=run.path.id, state=run.state, _ledgers=run.ledgers)
+    return RunResult(run_id=run.path.id, state=run.state, _ledgers=run.ledgers, _run=run)
 
 
 @final

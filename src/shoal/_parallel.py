@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, final
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, cast, final
 
 from ._action import Act, Performer
 from ._collections import StateMap
@@ -33,9 +33,10 @@ from ._events import Failed, Update
 from ._graph import Graph
 from ._group import Group
 from ._history import Playback
+from ._hooks import Hook, Hooks
 from ._join import Draft, Join, Ledger
-from ._policy import Limits, Tolerate
-from ._ports import ChildRecord
+from ._policy import INHERIT, Inherit, Limits, Tolerate
+from ._ports import ChildRecord, NullStore, Store, check_store
 from ._recorded import Recorded, outcome_of, recorded_children
 from ._run import Run, Setting
 from ._schema import Schema
@@ -50,6 +51,10 @@ class Parallel(Act):
 
     limits: Limits = Limits()
     """How many children are in flight."""
+    store: Store | Inherit | None = INHERIT
+    """Where the children are kept; None: nowhere, but for how they ended."""
+    hooks: Sequence[Hook] | Inherit = INHERIT
+    """Who is told of the children and their descendants."""
 
     @abstractmethod
     def _join(self) -> Join:
@@ -89,6 +94,7 @@ class ParallelStep:
         self.data: Mapping[str, object] = (
             run.data if self._begun is None else self._begun.began.data
         )
+        self._store, self._hooks = children_of(run, act.store, act.hooks)
         self.recorded: Recorded | None = None
         self._digests: dict[str, tuple[object, bytes]] = {}
         self._is_failing = False
@@ -119,7 +125,14 @@ class ParallelStep:
             MissingInput: The graph takes an input that nobody has given.
         """
         setting = child_setting(
-            self.parent, self.act.name, graph, value_of, inputs, digests=self._digests
+            self.parent,
+            self.act.name,
+            graph,
+            value_of,
+            inputs,
+            store=self._store,
+            hooks=self._hooks,
+            digests=self._digests,
         )
         return Kind(setting, base)
 
@@ -157,14 +170,14 @@ class ParallelStep:
     async def _recall(self) -> None:
         """Ask the store what earlier executions have left of the children."""
         run, name = self.parent, self.act.name
-        records = await recorded_children(run, name, run.visit(name))
-        if records:
-            self.recorded = Recorded(
-                name,
-                records,
-                folds=self.join.reduce is not None,
-                is_undone=None if self._begun is None else self._begun.is_undone,
-            )
+        self.recorded = await recorded_children(
+            run,
+            name,
+            run.visit(name),
+            self._store,
+            folds=self.join.reduce is not None,
+            is_undone=None if self._begun is None else self._begun.is_undone,
+        )
 
     def _keep(self, child: Run, record: ChildRecord) -> None:
         """Count a child that an earlier execution has done all about."""
@@ -270,12 +283,21 @@ class ParallelStep:
 # -- what steps have in common ---------------------------------------------------------------------
 
 
-def check_policies(who: str, *, on_error: object, at_most: object, limits: object) -> None:
+def check_policies(
+    who: str,
+    *,
+    on_error: object,
+    at_most: object,
+    limits: object,
+    store: object = INHERIT,
+    hooks: object = INHERIT,
+) -> None:
     """Refuse what is no policy of a parallel step.
 
     Raises:
         DefinitionError: Naming ``who`` was given it.
     """
+    check_cascade(who, store, hooks)
     if not isinstance(limits, Limits):
         msg = f"{who}: limits= takes Limits(n), not {limits!r}"
         raise DefinitionError(msg)
@@ -285,6 +307,18 @@ def check_policies(who: str, *, on_error: object, at_most: object, limits: objec
     if on_error not in ("fail", "collect", "ignore") and not isinstance(on_error, Tolerate):
         msg = f"{who}: on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), not {on_error!r}"
         raise DefinitionError(msg)
+
+
+def check_cascade(who: str, store: object, hooks: object) -> None:
+    """Refuse what can't take the place of the parent's store or hooks.
+
+    Raises:
+        DefinitionError: Naming ``who`` was given it.
+    """
+    if store is not None and store is not INHERIT:
+        check_store(store, f"{who}: store=")
+    if hooks is not INHERIT:
+        Hooks(cast("Iterable[Hook]", hooks))
 
 
 def check_reads(
@@ -338,6 +372,8 @@ def child_setting(
     *,
     visit: int | None = None,
     deadline: float | None = None,
+    store: Store | None = None,
+    hooks: Hooks | None = None,
     digests: dict[str, tuple[object, bytes]] | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
@@ -365,10 +401,25 @@ def child_setting(
         value_of=value_of,
         scopes=setting.scopes,
         deadline=setting.deadline if deadline is None else deadline,
-        store=setting.store,
-        hooks=setting.hooks,
+        store=setting.store if store is None else store,
+        ends_itself=store is not None and store is not setting.store,
+        hooks=setting.hooks if hooks is None else hooks,
         digests=digests,
     )
+
+
+def children_of(
+    run: Run, store: Store | Inherit | None, hooks: Iterable[Hook] | Inherit
+) -> tuple[Store, Hooks]:
+    """Find out where the children of a step of ``run`` are kept, and who is told of them."""
+    setting = run.setting
+    kept = setting.store
+    if store is None:
+        kept = kept if isinstance(kept, NullStore) else NullStore()
+    elif not isinstance(store, Inherit):
+        kept = store
+    told = setting.hooks if isinstance(hooks, Inherit) else setting.hooks.replaced(hooks)
+    return kept, told
 
 
 def narrowed(

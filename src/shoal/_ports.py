@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, final
 
 from ._action import FunctionAction
+from ._errors import DefinitionError, brief
 from ._events import Outcome, Status, Update
 from ._history import Completed, Entry, Rewound
 from ._ids import Key, RunPath
@@ -57,6 +58,11 @@ class SavedRun(Protocol):
     @property
     def used(self) -> bool:
         """Whether the parent took what a child returned."""
+        ...
+
+    @property
+    def value(self) -> object:
+        """What a child has come to, as its fan-out takes it."""
         ...
 
     @property
@@ -173,6 +179,8 @@ class ChildRecord:
     digest: str
     status: Status | Literal["skipped"] | None
     """How it ended; None: it has not, as far as is known."""
+    value: object = None
+    """What it has come to, if it succeeded."""
     applied: int | None = None
     """The number of the parent's last update that applied it."""
     used: bool = True
@@ -240,6 +248,22 @@ class Store(Protocol):
     async def release(self, run_id: str, holder: str) -> None:
         """Give the root run back, if ``holder`` has it."""
         ...
+
+
+def check_store(store: object, where: str) -> None:
+    """Refuse what is no store.
+
+    Raises:
+        DefinitionError: Naming the methods that it lacks.
+    """
+    calls = ("claim", "load", "save", "read", "children", "release")
+    lacking = [name for name in calls if not callable(getattr(store, name, None))]
+    if isinstance(store, type):
+        msg = f"{where} takes a store, and {store.__name__} is a class: write it with ()"
+        raise DefinitionError(msg)
+    if lacking:
+        msg = f"{where} takes a store; {brief(store)} has no {', '.join(lacking)} (see shoal.Store)"
+        raise DefinitionError(msg)
 
 
 class NullStore:

@@ -9,42 +9,66 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Literal, final
 
-from ._errors import InputChanged
+from ._errors import BadUse, InputChanged
 from ._events import Cancelled, Done, Failed, Outcome, Skipped
+from ._history import play
 from ._ids import Key, RunPath
-from ._ports import ChildRecord
+from ._ports import ChildRecord, NullStore, Store
 from ._run import Run
-from ._state import make_state
+from ._state import State, make_state
 
 Fate = Literal["new", "goes on", "runs anew", "is kept"]
 """What becomes of a child in this execution."""
 
 
 async def recorded_children(
-    run: Run, step: str, visit: int
-) -> Mapping[tuple[str, Key], ChildRecord]:
-    """Ask the store for the children of one visit of a step, by act and key.
+    run: Run,
+    step: str,
+    visit: int,
+    store: Store,
+    *,
+    folds: bool = False,
+    is_undone: Callable[[int], bool] | None = None,
+) -> Recorded | None:
+    """Ask what earlier executions have left of the children of one visit of a step.
+
+    Args:
+        run: Their parent.
+        step: The step's name.
+        visit: Which visit of it.
+        store: Where the children are kept, which need not be where their parent is.
+        folds: Whether ``reduce`` takes what they return.
+        is_undone: Tells whether the parent's update of a number counts no more.
 
     Raises:
-        StoreFailed: It did not say.
+        StoreFailed: A store did not say.
+        RunClaimed: The children's store has an execution of the run already.
     """
-    setting = run.setting
-    if not setting.execution.is_resumed:
-        return {}
-    asked = setting.store.children(run.path, step, visit)
-    what = f"the children of step {step!r} of run {run.path.id}"
-    found = await setting.execution.ask(asked, what)
-    return {(record.act, record.key): record for record in found}
+    setting, path = run.setting, run.path
+    execution, what = setting.execution, f"the children of step {step!r} of run {path.id}"
+    records: dict[tuple[str, Key], ChildRecord] = {}
+    if store is not setting.store and not isinstance(store, NullStore):
+        await execution.claim(store, path.root.id)
+        for record in await execution.ask(store.children(path, step, visit), what):
+            records[record.act, record.key] = record
+    if execution.is_resumed:
+        for record in await execution.ask(setting.store.children(path, step, visit), what):
+            records[record.act, record.key] = record
+    if not records:
+        return None
+    return Recorded(
+        step, records, folds=folds, is_undone=is_undone, forgets=isinstance(store, NullStore)
+    )
 
 
 @final
 class Recorded:
     """The recorded children of one execution of a step."""
 
-    __slots__ = ("_folds", "_is_undone", "_left", "_who", "last_position", "started")
+    __slots__ = ("_folds", "_forgets", "_is_undone", "_left", "_who", "last_position", "started")
 
     def __init__(
         self,
@@ -53,6 +77,7 @@ class Recorded:
         *,
         folds: bool = False,
         is_undone: Callable[[int], bool] | None = None,
+        forgets: bool = False,
     ) -> None:
         """Collect them.
 
@@ -61,8 +86,10 @@ class Recorded:
             records: By act and key.
             folds: Whether ``reduce`` takes what they return.
             is_undone: Tells whether the parent's update of a number counts no more.
+            forgets: Whether nothing is kept of the children but how they ended.
         """
         self._who = who
+        self._forgets = forgets
         self._folds = folds
         self._is_undone = is_undone
         self._left = dict(records)
@@ -97,22 +124,48 @@ class Recorded:
             return "runs anew", record
         if applied and (self._folds or record.status in ("succeeded", "skipped")):
             return "is kept", record
-        return "goes on", record
+        return ("new", None) if self._forgets else ("goes on", record)
 
     def is_applied(self, record: ChildRecord) -> bool:
         """Tell whether an update that counts has applied a child."""
         number = record.applied
         return number is not None and not (self._is_undone and self._is_undone(number))
 
-    def keeps_failure(self, record: ChildRecord) -> bool:
-        """Tell whether a child's failure is part of the state for good."""
-        return record.status == "failed" and self._folds and self.is_applied(record)
+
+async def read_outcomes(run: Run, step: str, visit: int) -> AsyncIterator[Outcome]:
+    """Read how all children of one visit of a step ended, those that are Done too, in input order.
+
+    Raises:
+        BadUse: Nothing was kept of them.
+        StoreFailed: The store did not say.
+    """
+    setting, path = run.setting, run.path
+    if isinstance(setting.store, NullStore):
+        msg = (
+            f"run {path.id} has no store, so only counts are known of its children that are Done; "
+            f"their values are where into= or reduce= has put them"
+        )
+        raise BadUse(msg)
+    execution, what = setting.execution, f"the children of step {step!r} of run {path.id}"
+    records = await execution.ask(setting.store.children(path, step, visit), what)
+    for record in sorted(records, key=lambda one: one.position):
+        if record.status is None:
+            continue
+        outcome = outcome_of(record, path)
+        if isinstance(outcome, Done):
+            entries = await execution.ask(setting.store.read(outcome.path), what)
+            written = make_state(play({}, entries).data)
+            outcome = outcome_of(record, path, written)
+        yield outcome
 
 
-def outcome_of(record: ChildRecord, parent: RunPath) -> Outcome:
+def outcome_of(record: ChildRecord, parent: RunPath, state: State | None = None) -> Outcome:
     """Make the outcome that was recorded of a child of the run ``parent``.
 
-    A child that is Done has neither value nor state here.
+    Args:
+        record: What the store says of the child.
+        parent: Where its parent stands.
+        state: What it has written, if it is Done.
     """
     path = RunPath(
         act=record.act, parent=parent, step=record.step, visit=record.visit, key=record.key
@@ -148,15 +201,7 @@ def outcome_of(record: ChildRecord, parent: RunPath) -> Outcome:
                 element=element,
                 attempts=attempts,
                 elapsed=elapsed,
-                value=None,
-                state=make_state({}),
+                value=record.value,
+                state=make_state({}) if state is None else state,
                 used=record.used,
             )
-
-
-def newest(records: Iterable[ChildRecord]) -> Mapping[tuple[str, int], list[ChildRecord]]:
-    """Sort records by step and visit, each in input order."""
-    sorted_: dict[tuple[str, int], list[ChildRecord]] = {}
-    for record in sorted(records, key=lambda one: one.position):
-        sorted_.setdefault((record.step, record.visit), []).append(record)
-    return sorted_

@@ -11,12 +11,11 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import final
 
-from anyio import CancelScope, Event
+from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import Act
@@ -34,8 +33,6 @@ from ._ports import Beginning, ChildRecord, NullStore, RunRecord
 from ._recorded import outcome_of
 from ._run import Run
 from ._state import Change, Drop, Set
-
-logger = logging.getLogger("shoal")
 
 First = Callable[[Execution, RunRecord | None], Awaitable[Beginning | None]]
 """Says what a run is to start from; None: from what the store has of it."""
@@ -93,20 +90,17 @@ class Root:
             BaseException: A cancellation of the scope around it, or a KeyboardInterrupt or
                 SystemExit from inside.
         """
-        if self.run is not None:
-            await self.run.live()
-            return
         try:
-            run = await self._begin()
-            self.run = run
-            self.begun.set()
-            if run.status is None:
-                await run.live()
+            if self.run is None:
+                self.run = await self._begin()
+                self.begun.set()
+            if self.run.status is None:
+                await self.run.live()
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
             self.error = error
         finally:
             self.begun.set()
-            await self._release()
+            await self._execution.release()
 
     def forget(self) -> None:
         """Let go of the error that it ended with, whose traceback leads back to here."""
@@ -124,8 +118,7 @@ class Root:
         """
         execution, run_id = self._execution, self.path.id
         store = execution.store
-        with CancelScope(shield=True):
-            await execution.ask(store.claim(run_id, execution.holder), f"run {run_id}")
+        await execution.claim(store, run_id)
         await checkpoint_if_cancelled()
         record = await execution.ask(store.load(run_id), f"run {run_id}")
         wanted = self._first
@@ -177,16 +170,6 @@ class Root:
                 raise BadUse(msg)
         msg = f"run {path.id} has completed no fan-out with failures, so there is none to retry"
         raise BadUse(msg)
-
-    async def _release(self) -> None:
-        """Give the claim back; a store that can't will find out that nobody holds it any more."""
-        execution = self._execution
-        try:
-            with CancelScope(shield=True):
-                released = execution.store.release(self.path.id, execution.holder)
-                await execution.ask(released, f"the release of run {self.path.id}")
-        except Exception:
-            logger.exception("run %s could not be given back to the store", self.path.id)
 
 
 def refuse_conflict(run_id: str, known: Beginning, wanted: Beginning) -> None:

@@ -79,6 +79,7 @@ class Setting:
         "_digests",
         "act",
         "deadline",
+        "ends_itself",
         "execution",
         "gate",
         "graph",
@@ -109,6 +110,7 @@ class Setting:
         gate: Callable[[str], Awaitable[None]] | None = None,
         deadline: float | None = None,
         store: Store | None = None,
+        ends_itself: bool = False,
         hooks: Hooks | None = None,
         digests: dict[str, tuple[object, bytes]] | None = None,
     ) -> None:
@@ -128,6 +130,8 @@ class Setting:
             deadline: When they will be cancelled from outside, by the loop's clock; by default,
                 when the execution will be.
             store: Where they are kept; by default, where the execution is.
+            ends_itself: Whether that is not where their parent is kept, so that their last step is
+                saved by themselves.
             hooks: Told of them and their descendants; by default, those of the execution.
             digests: Of the fields that siblings have in common, by name; filled as they are made.
         """
@@ -137,6 +141,7 @@ class Setting:
         self.services: Services = execution.services
         self.hooks: Hooks = execution.hooks if hooks is None else hooks
         self.store: Store = execution.store if store is None else store
+        self.ends_itself = ends_itself
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
         self.parent: RunPath | None = parent
@@ -419,20 +424,15 @@ class Run:
                 following = straight[act.name]
             else:
                 following = await self._choose(act, change)
-            if following is None and not self._ends_itself:
+            if following is None and not setting.ends_itself:
                 self._last = change
             else:
                 await self._complete_step(change)
             act = following
         if self._last is None:
             self._last = NO_CHANGE  # all steps are completed
-            if self._ends_itself and setting.parent is not None:
+            if setting.ends_itself:
                 await self.commit((), self.data, ended="succeeded")
-
-    @property
-    def _ends_itself(self) -> bool:
-        """Whether it saves its last step by itself: a child with a store of its own."""
-        return self.setting.store is not self.setting.execution.store
 
     async def _recall(self) -> None:
         """Go to where the history of a child leads.

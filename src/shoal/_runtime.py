@@ -33,7 +33,7 @@ from ._host import Hosted
 from ._limits import Admission
 from ._nest import enter
 from ._policy import Limits
-from ._ports import NullStore, Services, Store, Waiter
+from ._ports import NullStore, Services, Store, Waiter, check_store
 from ._root import Root
 
 R_co = TypeVar("R_co", covariant=True)
@@ -100,7 +100,7 @@ class Runtime:
             commit_deadline: Seconds that the store has to acknowledge a save.
 
         Raises:
-            DefinitionError: ``inputs`` is no mapping, or ``limits`` no ``Limits``.
+            DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
             msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
@@ -108,6 +108,8 @@ class Runtime:
         if limits is not None and not isinstance(limits, Limits):
             msg = f"Runtime(limits=...) takes Limits(n), not {limits!r}"
             raise DefinitionError(msg)
+        if store is not None:
+            check_store(store, "Runtime(store=...)")
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
         self.store: Store = store if store is not None else NullStore()

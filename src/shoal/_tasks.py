@@ -98,7 +98,7 @@ class ParallelAction(Parallel):
     Class attributes: ``reads`` and ``writes`` (of ``tasks``, ``reduce``, ``finish`` and the
     children), ``inputs`` (names of inputs that ``tasks`` or the children can't do without),
     ``name`` (by default the class's own), ``limits`` (how many children are in flight),
-    ``on_error`` and ``at_most`` (as for ``fan_out``).
+    ``on_error``, ``at_most``, ``store`` and ``hooks`` (as for ``fan_out``).
 
     Examples:
         >>> @action(reads=["word"], writes=["length"])
@@ -144,7 +144,12 @@ class ParallelAction(Parallel):
                 )
                 raise DefinitionError(msg)
         check_policies(
-            f"class {cls.__name__}", on_error=cls.on_error, at_most=cls.at_most, limits=cls.limits
+            f"class {cls.__name__}",
+            on_error=cls.on_error,
+            at_most=cls.at_most,
+            limits=cls.limits,
+            store=cls.store,
+            hooks=cls.hooks,
         )
 
     @abstractmethod

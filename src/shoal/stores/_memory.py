@@ -220,6 +220,7 @@ def _ended(run: SavedRun, applied: int | None) -> ChildRecord:
         element=run.element,
         digest=run.digest,
         status="skipped" if run.status is None else run.status,
+        value=run.value,
         applied=applied,
         used=run.used,
         reason=run.reason,
