@@ -47,7 +47,7 @@ class Recovery(Generic[_T]):
         lives: how often the scenario was called.
         result: what it returned in the end.
         clean: what it returned in the uncrashed round.
-        store: what is kept in the end.
+        store: what is kept in the end, claimed by nobody.
     """
 
     place: int
@@ -213,7 +213,7 @@ class _Round(Generic[_T]):
     def judge(self, result: _T, clean: _T, check: Callable[[Recovery[_T]], object] | None) -> None:
         """Let ``check`` say whether it came to what it should."""
         recovery = Recovery(
-            place=self._place, lives=len(self.lives), result=result, clean=clean, store=self.kept
+            place=self._place, lives=len(self.lives), result=result, clean=clean, store=self.kept.copy().copy()
         )
         try:
             if check is None:
