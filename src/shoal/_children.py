@@ -32,7 +32,7 @@ from ._graph import as_graph
 from ._group import Dropped, Feed, Group
 from ._hooks import Hook
 from ._ids import Key
-from ._join import Ledger, only_write_reader
+from ._join import Ledger, new_ledger, only_write_reader
 from ._parallel import check_depth, child_setting, children_of, narrowed
 from ._policy import INHERIT, Inherit, Limits
 from ._ports import Hosted, Seat, Store
@@ -120,7 +120,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._refuse("is entered after the action has ended")
         check_depth(self._run, self.name)
         self._visit = self._run.visit(self._action.name)
-        self._run.ledgers.setdefault(self.name, []).append(self._ledger)
+        self._ledger = new_ledger(self._run, self.name, self._visit)
         around = anyio.current_effective_deadline()
         self._deadline = min(around, self._run.setting.deadline)
         self._source.recorded = await recorded_children(

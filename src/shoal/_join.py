@@ -235,8 +235,8 @@ class Ledger:
             case None:
                 self.skipped += 1
 
-    def add(self, outcome: Outcome) -> None:
-        """Count a recorded outcome, and keep it if it is not Done."""
+    def add(self, outcome: Outcome, *, kept: bool = True) -> None:
+        """Count a recorded outcome and, if it is not Done and ``kept``, keep it."""
         match outcome:
             case Done():
                 self.done += 1
@@ -247,9 +247,20 @@ class Ledger:
                 self.cancelled += 1
             case Skipped():
                 self.skipped += 1
+        if not kept:
+            return
         if self._rest is None:
             self._rest = []
         self._rest.append(outcome)
+
+
+def new_ledger(run: Run, step: str, visit: int) -> Ledger:
+    """Begin to count how the children of one visit of a step end."""
+    ledgers = run.ledgers.setdefault(step, [])
+    while len(ledgers) <= visit:  # an action may open a fan-out of its own in some visits only
+        ledgers.append(Ledger())
+    ledger = ledgers[visit] = Ledger()
+    return ledger
 
 
 @final

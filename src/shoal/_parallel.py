@@ -34,7 +34,7 @@ from ._graph import Graph
 from ._group import Group
 from ._history import Playback
 from ._hooks import Hook, Hooks
-from ._join import Draft, Join, Ledger
+from ._join import Draft, Join, new_ledger
 from ._policy import INHERIT, Inherit, Limits, Tolerate
 from ._ports import ChildRecord, NullStore, Store, check_store
 from ._recorded import Recorded, outcome_of, recorded_children
@@ -88,7 +88,7 @@ class ParallelStep:
         self.act = act
         self.parent = run
         self.join = act._join()
-        self.ledger = Ledger()
+        self.ledger = new_ledger(run, act.name, run.visit(act.name))
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -99,7 +99,6 @@ class ParallelStep:
         self._digests: dict[str, tuple[object, bytes]] = {}
         self._is_failing = False
         self._unsaved: list[Run] = []  # a batch that could not be saved
-        run.ledgers.setdefault(act.name, []).append(self.ledger)
 
     @property
     def state(self) -> State:
@@ -176,7 +175,6 @@ class ParallelStep:
             run.visit(name),
             self._store,
             folds=self.join.reduce is not None,
-            is_undone=None if self._begun is None else self._begun.is_undone,
         )
 
     def _keep(self, child: Run, record: ChildRecord) -> None:
