@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast, final
 
 from ._action import Act, Performer
@@ -34,6 +35,7 @@ from ._graph import Graph
 from ._group import Group
 from ._history import Playback
 from ._hooks import Hook, Hooks
+from ._ids import RunPath
 from ._join import Draft, Join, new_ledger
 from ._policy import INHERIT, Inherit, Limits, Tolerate
 from ._ports import ChildRecord, NullStore, Store, check_store
@@ -170,16 +172,8 @@ class ParallelStep:
         """Ask the store what earlier executions have left of the children."""
         run, name = self.parent, self.act.name
         self.recorded = await recorded_children(
-            run,
-            name,
-            run.visit(name),
-            self._store,
-            folds=self.join.reduce is not None,
+            run, name, run.visit(name), self._store, folds=self.join.reduce is not None
         )
-
-    def _keep(self, child: Run, record: ChildRecord) -> None:
-        """Count a child that an earlier execution has done all about."""
-        self.ledger.add(outcome_of(record, self.parent.path))
 
     async def _open(self) -> None:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
@@ -193,7 +187,7 @@ class ParallelStep:
         if done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(done, kind.setting.act)
-        self.source.on_kept = self._keep
+        self.source.on_kept = partial(_keep, self.ledger, run.path)  # and not this: no cycle
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
         if values:
@@ -283,6 +277,11 @@ class ParallelStep:
             count = "a child" if len(errors) == 1 else f"{len(errors)} children"
             msg = f"{count} of fan-out {self.act.name!r} failed"
             raise ExceptionGroup(msg, errors)
+
+
+def _keep(ledger: Ledger, parent: RunPath, record: ChildRecord) -> None:
+    """Count a child that an earlier execution has done all about."""
+    ledger.add(outcome_of(record, parent))
 
 
 # -- what steps have in common ---------------------------------------------------------------------

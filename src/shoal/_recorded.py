@@ -25,12 +25,7 @@ Fate = Literal["new", "goes on", "runs anew", "is kept"]
 
 
 async def recorded_children(
-    run: Run,
-    step: str,
-    visit: int,
-    store: Store,
-    *,
-    folds: bool = False,
+    run: Run, step: str, visit: int, store: Store, *, folds: bool = False
 ) -> Recorded | None:
     """Ask what earlier executions have left of the children of one visit of a step.
 
@@ -57,9 +52,7 @@ async def recorded_children(
             records[record.act, record.key] = record
     if not records:
         return None
-    return Recorded(
-        run, step, records, folds=folds, forgets=isinstance(store, NullStore)
-    )
+    return Recorded(run, step, records, folds=folds, forgets=isinstance(store, NullStore))
 
 
 @final

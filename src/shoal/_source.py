@@ -168,7 +168,7 @@ class Elements:
         self._recorded = recorded
         self._started = 0
         self._beyond = 0
-        self.on_kept: Callable[[Run, ChildRecord], None] | None = None
+        self.on_kept: Callable[[ChildRecord], None] | None = None
         """Hears which recorded children need nothing more."""
         if recorded is not None:
             self._started = recorded.started
@@ -287,7 +287,7 @@ class Elements:
             child.record = record
             return child
         if self.on_kept is not None:
-            self.on_kept(child, record)
+            self.on_kept(record)
         if self._done_in is None or child.position == record.position:
             return "dropped"
         child.keep(record)  # only its place among the others changes
