@@ -36,7 +36,7 @@ from ._group import Group
 from ._history import Playback
 from ._hooks import Hook, Hooks
 from ._ids import RunPath
-from ._join import Draft, Join, new_ledger
+from ._join import Draft, Join, Ledger, new_ledger
 from ._policy import INHERIT, Inherit, Limits, Tolerate
 from ._ports import ChildRecord, NullStore, Store, check_store
 from ._recorded import Recorded, outcome_of, recorded_children
