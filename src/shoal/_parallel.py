@@ -154,6 +154,7 @@ class ParallelStep:
         finally:
             self.ledger.dropped = self.source.dropped
             self.ledger.left = self.source.known
+            self.source.on_kept = None  # an error's frames lead to it, and it to the ledger
         self.source.close()
         return act._finished(make_state(self.parent.data, self.join.permit))
 
@@ -187,7 +188,7 @@ class ParallelStep:
         if done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(done, kind.setting.act)
-        self.source.on_kept = partial(_keep, self.ledger, run.path)  # and not this: no cycle
+        self.source.on_kept = partial(_keep, self.ledger, run.path)
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
         if values:
