@@ -678,7 +678,7 @@ class Clumsy(Hook):
         self.patience -= 1
         await self.random.choice([checkpoint, nap])()
         if self.patience < 0:
-            raise self.random.choice([LookupError, cancellation, GeneratorExit])()
+            raise self.random.choice([LookupError(), cancellation(), GeneratorExit()])
 
     on_run_started = on_step_started = on_state_updated = on_child_started = _hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
     on_child_ended = on_step_ended = on_run_ended = _hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
