@@ -65,7 +65,7 @@ class Runtime:
 
     ``app.run(...)`` opens one for itself; a service opens one for all. Leaving its block waits for
     the runs in it to end. Leaving it by an exception, or being cancelled meanwhile, cancels them,
-    and who awaits one of them gets ``RunCancelled``. Each is opened once.
+    and who awaits one of them gets ``RunCancelled``. It has one block at a time.
 
     Examples:
         >>> import anyio
