@@ -2,14 +2,14 @@
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _collections, _ids, _state, _model, _schema, _events, _policy; _action, _condition, _flow, _graph;
-_cancel, _ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group, _join,
-_parallel, _fanout, _tasks, _nest, _children, _context; _runtime, _open, _application.
+_cancel, _items, _ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group,
+_join, _parallel, _fanout, _tasks, _nest, _children, _context; _runtime, _open, _application.
 ``docs/internals.md`` is the tour.
 """
 
 from __future__ import annotations
 
-from ._action import Act, Action, FunctionAction, Input, action
+from ._action import Act, Action, FunctionAction, Input, Result, action
 from ._application import Application
 from ._children import ChildGroup
 from ._collections import PositionedList, StateList, StateMap
@@ -23,6 +23,7 @@ from ._errors import (
     DefinitionError,
     DepthExceeded,
     HookFailed,
+    IncompleteStream,
     InvalidState,
     MissingField,
     MissingInput,
@@ -44,6 +45,7 @@ from ._events import (
     ErrorInfo,
     Event,
     Failed,
+    Item,
     Missed,
     Outcome,
     RunEnded,
@@ -96,9 +98,11 @@ __all__ = [
     "Graph",
     "Hook",
     "HookFailed",
+    "IncompleteStream",
     "Increment",
     "Input",
     "InvalidState",
+    "Item",
     "Key",
     "Ledger",
     "Limits",
@@ -117,6 +121,7 @@ __all__ = [
     "PositionedList",
     "Put",
     "PutWithin",
+    "Result",
     "RunCancelled",
     "RunEnded",
     "RunPath",

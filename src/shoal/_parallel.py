@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, final
 
 from ._action import Act, Performer
@@ -290,8 +291,11 @@ def child_setting(
     *,
     visit: int | None = None,
     deadline: float | None = None,
+    on_item: Callable[[Run, object], None] | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
+
+    A partial item of theirs is one of the run's too, for whoever started that.
 
     Raises:
         MissingInput: The graph takes an input that nobody has given.
@@ -316,7 +320,17 @@ def child_setting(
         value_of=value_of,
         scopes=setting.scopes,
         deadline=setting.deadline if deadline is None else deadline,
+        on_item=on_item if setting.on_item is None else partial(_hand_up, run, on_item),
     )
+
+
+def _hand_up(
+    run: Run, on_item: Callable[[Run, object], None] | None, child: Run, item: object
+) -> None:
+    if on_item is not None:
+        on_item(child, item)
+    if run.setting.on_item is not None:
+        run.setting.on_item(run, item)
 
 
 def narrowed(

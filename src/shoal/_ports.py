@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, final
 from ._action import FunctionAction
 from ._events import Outcome, Status, Update
 from ._ids import RunPath
+from ._items import Items
 from ._state import Change
 
 
@@ -192,7 +193,7 @@ class Services:
     """Starts work in a task of the runtime's; the second function hears why it is cancelled."""
     enter: Callable[[Any, Any], Awaitable[Change]]
     """Has a run execute a graph that is a node of its own graph."""
-    context: Callable[[Any, FunctionAction[..., Any], Seat | None], object]
+    context: Callable[[Any, FunctionAction[..., Any], Seat | None, Items], object]
     """Makes what an action's parameter ``context`` gets."""
     native_cancels: Callable[[], Callable[[], int]]
     """Called in a task, gives what counts the native cancellations pending on that task."""

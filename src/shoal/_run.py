@@ -39,6 +39,7 @@ from ._events import (
     Done,
     Event,
     Failed,
+    Item,
     Outcome,
     RunEnded,
     RunStarted,
@@ -78,6 +79,7 @@ class Setting:
         "graph",
         "hooks",
         "inputs",
+        "on_item",
         "parent",
         "schema",
         "scopes",
@@ -101,6 +103,7 @@ class Setting:
         scopes: tuple[object, ...] = (),
         gate: Callable[[str], Awaitable[None]] | None = None,
         deadline: float | None = None,
+        on_item: Callable[[Run, object], None] | None = None,
     ) -> None:
         """Collect it.
 
@@ -117,6 +120,7 @@ class Setting:
             gate: Awaited before each step, with its name.
             deadline: When they will be cancelled from outside, by the loop's clock; by default,
                 when the execution will be.
+            on_item: Called with a run and each partial item that it gives, before hooks are told.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -131,6 +135,7 @@ class Setting:
         self.value_of: Callable[[Run], object] | None = value_of
         self.scopes: tuple[object, ...] = scopes
         self.gate: Callable[[str], Awaitable[None]] | None = gate
+        self.on_item: Callable[[Run, object], None] | None = on_item
         self.schema: Schema[Any] | None = graph.schema
 
 
@@ -361,7 +366,7 @@ class Run:
         """Execute a function action on the state as it is; see ``Performer``."""
         setting = self.setting
         return call_function(
-            action, self._head[1], setting.inputs, setting.services, scopes=setting.scopes, run=self
+            action, self._head[1], setting.inputs, setting.services, run=self, scopes=setting.scopes
         )
 
     def enter(self, graph: Act) -> Awaitable[Change]:
@@ -487,6 +492,23 @@ class Run:
         telling.close()
 
     # -- telling --------------------------------------------------------------------------------
+
+    @property
+    def hears_items(self) -> bool:
+        """Whether anybody hears of partial items; see ``Emitter``."""
+        return self.setting.on_item is not None or bool(self.setting.hooks.item)
+
+    def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
+        """Tell a partial item; see ``Emitter``."""
+        setting = self.setting
+        if setting.on_item is not None:
+            setting.on_item(self, item)
+        hooks = setting.hooks
+        if not hooks.item:
+            return None
+        event = Item(path=self.path, step=step, item=item, attempt=attempt, index=index)
+        told = hooks.tell_at_once(hooks.item, event)
+        return None if told is None else _out_of_reach(setting.services, told)
 
     async def tell_child_started(self, child: Run) -> None:
         """Publish that a fan-out of this run started ``child``."""
@@ -665,6 +687,31 @@ class _Telling:
 def _after(graph: Graph, act: Act, data: Mapping[str, object]) -> Act | None:
     """Call the conditions, which are user code."""
     return graph.after(act, data)
+
+
+async def _out_of_reach(services: Services, work: Awaitable[None]) -> None:
+    """Await ``work``, while an action runs, where no native cancel of the action's reaches it."""
+    failure: Exception | None = None
+
+    async def live() -> None:
+        nonlocal failure
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 # raised below
+            failure = error
+
+    hosted = services.host(live, _ignore)
+    interruption = await hosted.wait()
+    try:
+        for raised in (hosted.fatal, interruption, failure):
+            if raised is not None:
+                raise raised
+    finally:
+        del failure, interruption  # no cycle from an exception to this frame
+
+
+def _ignore(_reason: str) -> None:
+    """Stand in for whoever hears why work is cancelled: telling hooks is shielded."""
 
 
 def _nothing() -> None:

@@ -28,6 +28,7 @@ from ._events import (
     ChildEnded,
     ChildStarted,
     Event,
+    Item,
     Missed,
     RunEnded,
     RunStarted,
@@ -92,6 +93,10 @@ class Stream(Hook):
         return self._send(event)
 
     def on_step_started(self, event: StepStarted) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_item(self, event: Item) -> Told:
         """Keep it."""
         return self._send(event)
 

@@ -8,6 +8,7 @@ from shoal._events import (
     ChildEnded,
     ChildStarted,
     Event,
+    Item,
     RunEnded,
     RunStarted,
     StateUpdated,
@@ -75,6 +76,10 @@ class RecordingHook(Hook):
         self.events.append(event)
 
     def on_step_started(self, event: StepStarted) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_item(self, event: Item) -> None:
         """Keep it."""
         self.events.append(event)
 
