@@ -66,7 +66,7 @@ class Input(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # with slots, Result[int](5) would raise
 class Result(Generic[T_co]):
     """What a streaming action yields last: what it would return if it were a coroutine function.
 

@@ -168,7 +168,12 @@ class Context:
                 f"generator yields last; here, return its value"
             )
             raise BadResult(msg)
-        return self._items.give(item)
+        return self._give(item)
+
+    async def _give(self, item: object) -> None:
+        pending = self._items.give(item)
+        if pending is not None:
+            await pending
 
     def fan_out(self, *, name: str, limits: Limits | None = None) -> ChildGroup:
         """Start children from within the action: ``async with context.fan_out(...) as group``.

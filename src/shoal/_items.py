@@ -12,7 +12,8 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import Awaitable
+from types import AsyncGeneratorType
 from typing import Protocol, cast, final
 
 from anyio import CancelScope, Lock, current_time
@@ -62,7 +63,7 @@ class Emitter(Protocol):
 class Items:
     """The partial items of one attempt."""
 
-    __slots__ = ("_over", "_run", "_turn", "attempt", "count", "step")
+    __slots__ = ("_heard", "_over", "_run", "_turn", "attempt", "count", "step")
 
     def __init__(self, run: Emitter, step: str, attempt: int = 1) -> None:
         """Begin with none.
@@ -73,6 +74,7 @@ class Items:
             attempt: Which try of the step it is.
         """
         self._run = run
+        self._heard = run.hears_items
         self._turn: Lock | None = None  # of the tasks that give items, if anybody hears them
         self._over = False
         self.step = step
@@ -84,30 +86,40 @@ class Items:
         """The id of the run that hears of them."""
         return self._run.path.id
 
+    def give(self, item: object) -> Awaitable[None] | None:
+        """Take the next item; return what tells it, if it has to be awaited.
+
+        Raises:
+            BadUse: The attempt has ended.
+        """
+        if self._heard:
+            return self._tell(item)
+        self._next()
+        return self._pause() if self.count % ITEMS == 0 else None
+
     @ki_protected
-    async def give(self, item: object) -> None:
-        """Tell the next item, and wait for those who are slow to hear of it.
+    async def _tell(self, item: object) -> None:
+        """Tell an item, and wait for those who are slow to hear of it.
 
         Raises:
             BaseException: A cancellation. It arrives before the item is told, or after.
             HookFailed: A guarding hook raised; everybody else was told.
             BadUse: The attempt has ended.
         """
-        if not self._run.hears_items:
-            self._next()
-            if self.count % ITEMS == 0:
-                await checkpoint()
-            return
         if self._turn is None:
             self._turn = Lock(fast_acquire=True)
-        async with self._turn:
+        turn = self._turn
+        if turn.locked():
+            await turn.acquire()
+        else:
+            turn.acquire_nowait()
+        try:
             pending = self._run.emit(item, self.step, self.attempt, self._next())
             if pending is not None:
                 await pending
-            elif self.count % ITEMS == 0:
-                await checkpoint()
-            else:
-                await checkpoint_if_cancelled()
+            await self._pause()
+        finally:
+            turn.release()
 
     def _next(self) -> int:
         if self._over:
@@ -119,6 +131,18 @@ class Items:
         index = self.count
         self.count = index + 1
         return index
+
+    async def _pause(self) -> None:
+        """Let others have a turn, now and then; and let a cancellation arrive, if there is one."""
+        if self.count % ITEMS == 0:
+            await checkpoint()
+        if cancelled():
+            # In a scope that is cancelled only now. What a thread calls, anyio doesn't interrupt if
+            # it was cancelled before, but lets it wait for that for ever, see
+            # test_a_thread_that_emits_learns_of_a_cancellation.
+            with CancelScope() as scope:
+                scope.cancel()
+                await checkpoint_if_cancelled()
 
     def end(self) -> Awaitable[None] | None:
         """Take no more; return what is to be awaited if an item is being told."""
@@ -136,7 +160,7 @@ async def _wait_for(turn: Lock) -> None:
 
 
 @ki_protected
-async def stream(generator: AsyncGenerator[object, None], items: Items) -> object:
+async def stream(generator: AsyncGeneratorType[object, None], items: Items) -> object:
     """Advance the generator of a streaming action to its end, and return what its Result holds.
 
     Each other thing that it yields is given to ``items``. In between it stands at its ``yield``:
@@ -168,7 +192,7 @@ async def stream(generator: AsyncGenerator[object, None], items: Items) -> objec
 
 @ki_unprotected
 async def _consume(
-    generator: AsyncGenerator[object, None], items: Items, scope: CancelScope
+    generator: AsyncGeneratorType[object, None], items: Items, scope: CancelScope
 ) -> object:
     result: Result[object] | None = None
     thrown: BaseException | None = None  # into the generator, at the yield where it stands
@@ -185,7 +209,9 @@ async def _consume(
                 result = cast("Result[object]", item)
                 continue
             try:
-                await items.give(item)
+                pending = items.give(item)
+                if pending is not None:
+                    await pending
             except (Exception, GeneratorExit):
                 raise
             except BaseException as interruption:
@@ -219,7 +245,7 @@ def _incomplete(items: Items, what: str) -> IncompleteStream:
 
 @ki_protected
 async def _close(
-    generator: AsyncGenerator[object, None], items: Items, ended_by: BaseException
+    generator: AsyncGeneratorType[object, None], items: Items, ended_by: BaseException
 ) -> BaseException:
     """Close ``generator``, whatever it does about it; return what is to be raised then.
 
@@ -228,19 +254,27 @@ async def _close(
     failed: dict[str, Exception | None] = {}
     try:
         for _ in range(CLOSINGS):
+            if generator.ag_frame is None:
+                break
             try:
-                await generator.aclose()
+                # not aclose(): after that, one that yields once more can't be resumed by anybody
+                await generator.athrow(GeneratorExit())
+            except (GeneratorExit, StopAsyncIteration):
                 break
             except BaseException as error:  # noqa: BLE001 # told below
+                if _is_exit(error):
+                    break
                 failure = as_failure(error)
                 if failure is not None:
-                    failed.setdefault(f"it raised {brief(failure)}", failure)
+                    failed[f"it raised {brief(failure)}"] = failure
                 elif is_cancellation(error):
                     failed[f"it took longer than {CLOSING_SECONDS:g} s and was cancelled"] = None
                 elif isinstance(ended_by, Exception) or is_cancellation(ended_by):
                     ended_by = fatal_leaf(error)
+                break
+            failed["it yielded when it was told to exit"] = None
         else:
-            failed["it went on to yield, however often it was told to exit"] = None
+            failed[f"it did so {CLOSINGS} times, and is left as it is"] = None
         for what, cause in failed.items():
             told = f"while streaming action {items.step!r} was closed, {what}"
             logger.error("%s, in run %s", told, items.run_id, exc_info=cause)
@@ -249,3 +283,10 @@ async def _close(
     finally:
         failed.clear()
         del ended_by  # no cycles from exceptions through their tracebacks to this frame
+
+
+def _is_exit(error: BaseException) -> bool:
+    """Tell whether that is only the GeneratorExit, out of task groups that wrap it."""
+    if not isinstance(error, BaseExceptionGroup):
+        return False
+    return cast("BaseExceptionGroup[BaseException]", error).split(GeneratorExit)[1] is None
