@@ -2,7 +2,7 @@
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _collections, _ids, _digest, _state, _model, _schema, _events, _history, _policy; _action,
-_condition, _flow, _graph; _cancel, _ports, _hooks, _stream, _execution, _step, _run; _host,
+_condition, _flow, _graph; _cancel, _items, _ports, _hooks, _stream, _execution, _step, _run; _host,
 _limits, _recorded, _source, _group, _join, _parallel, _fanout, _tasks, _ledgers, _nest, _children,
 _context; _root, _runtime, _open, _application; then the stores.
 ``docs/internals.md`` is the tour.
@@ -10,7 +10,7 @@ _context; _root, _runtime, _open, _application; then the stores.
 
 from __future__ import annotations
 
-from ._action import Act, Action, FunctionAction, Input, action
+from ._action import Act, Action, FunctionAction, Input, Result, action
 from ._application import Application
 from ._children import ChildGroup
 from ._collections import PositionedList, StateList, StateMap
@@ -24,6 +24,7 @@ from ._errors import (
     DefinitionError,
     DepthExceeded,
     HookFailed,
+    IncompleteStream,
     InputChanged,
     InvalidState,
     LeaseLost,
@@ -52,6 +53,7 @@ from ._events import (
     ErrorInfo,
     Event,
     Failed,
+    Item,
     Missed,
     Outcome,
     RunEnded,
@@ -114,11 +116,13 @@ __all__ = [
     "Graph",
     "Hook",
     "HookFailed",
+    "IncompleteStream",
     "Increment",
     "Inherit",
     "Input",
     "InputChanged",
     "InvalidState",
+    "Item",
     "Key",
     "LeaseLost",
     "Ledger",
@@ -140,6 +144,7 @@ __all__ = [
     "PositionedList",
     "Put",
     "PutWithin",
+    "Result",
     "Rewound",
     "RunCancelled",
     "RunClaimed",

@@ -15,6 +15,7 @@ with a note that says where it happened. These are the others::
     ├── NoTransition         none of the edges that leave an act is true of the state
     ├── TooManySteps         a run takes more steps than allowed
     ├── BadResult            an action, reducer or grow returned what it must not
+    ├── IncompleteStream     a streaming action ended without its Result, or went on after it
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
     ├── DepthExceeded        fan-outs nested deeper than allowed
     ├── RunCancelled         a run has no result, for it was cancelled
@@ -94,6 +95,10 @@ class TooManySteps(ShoalError):
 
 class BadResult(ShoalError):
     """An action, reducer or ``grow`` returned something other than it must."""
+
+
+class IncompleteStream(ShoalError):
+    """A streaming action ended without yielding a ``Result``, or yielded something after it."""
 
 
 class BadKey(ShoalError):

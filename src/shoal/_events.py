@@ -8,7 +8,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast, final
+from typing import Any, ClassVar, Literal, NamedTuple, cast, final
 
 from ._errors import brief
 from ._ids import Key, RunPath
@@ -167,6 +167,9 @@ class Update(NamedTuple):
 class Event:
     """Something that happened in a run."""
 
+    provisional: ClassVar[bool] = False
+    """Whether it tells of something that isn't saved, and may come to nothing or come again."""
+
     path: RunPath
     """The run it happened in."""
 
@@ -211,6 +214,25 @@ class SpanStarted(Event):
     step: str
     name: str
     attributes: Mapping[str, object]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item(Event):
+    """An action gave a partial item: it yielded it, or called ``context.emit``.
+
+    Provisional: what counts is the update when the step is completed. The action may fail after it,
+    and be executed again, from its start.
+    """
+
+    provisional: ClassVar[bool] = True
+
+    step: str
+    item: Any
+    attempt: int
+    """Which try of the step gave it, counted from 1."""
+    index: int
+    """How many that try had given before."""
 
 
 @final

@@ -16,6 +16,7 @@ from ._action import (
     bind_where_taken,
     field_names,
     is_async,
+    is_streaming,
     merged_inputs,
     require_plain,
     versions,
@@ -519,7 +520,7 @@ class _Checks(NamedTuple):
                     "side by side"
                 )
             return graphs, several
-        if is_async(act) or inspect.isasyncgenfunction(act) or not _takes_one(act):
+        if is_async(act) or is_streaming(act) or not _takes_one(act):
             raise DefinitionError(no_act(act, f"fan_out {self.name!r}"))
         return cast("Callable[[State], Act | Sequence[Act]]", act), False
 

@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar, final
@@ -26,6 +26,7 @@ from ._events import (
     ChildRerun,
     ChildStarted,
     Event,
+    Item,
     RunEnded,
     RunStarted,
     SpanStarted,
@@ -72,6 +73,9 @@ class Hook:
 
     def on_step_started(self, event: StepStarted) -> Told:
         """Hear that a run is about to execute an action."""
+
+    def on_item(self, event: Item) -> Told:
+        """Hear of a partial item of an action that runs. It isn't saved."""
 
     def on_state_updated(self, event: StateUpdated) -> Told:
         """Hear that a run's state changed, and how."""
@@ -129,6 +133,7 @@ class Hooks:
         "child_started",
         "failures",
         "hooks",
+        "item",
         "listening",
         "run_ended",
         "run_started",
@@ -162,6 +167,7 @@ class Hooks:
         self.failures: list[HookFailed] = []
         self.run_started: Listeners = self._listeners("on_run_started")
         self.step_started: Listeners = self._listeners("on_step_started")
+        self.item: Listeners = self._listeners("on_item")
         self.state_updated: Listeners = self._listeners("on_state_updated")
         self.child_started: Listeners = self._listeners("on_child_started")
         self.child_rerun: Listeners = self._listeners("on_child_rerun")
@@ -208,6 +214,51 @@ class Hooks:
             except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
                 failed = self.blame(hook, event, error) or failed
         try:
+            if failed is not None:
+                raise failed
+        finally:
+            del failed  # no cycle from the exception to this frame
+
+    def tell_at_once(self, listeners: Listeners, event: Event) -> Coroutine[Any, Any, None] | None:
+        """Tell ``event`` to each listener in turn, as far as none has to be awaited.
+
+        Returns what awaits the first that has to be, and tells the others; None if all were told.
+
+        Raises:
+            HookFailed: All were told, and a guarding hook raised.
+        """
+        failed: HookFailed | None = None
+        try:
+            for place, (hook, method) in enumerate(listeners):
+                if self._detached and id(hook) in self._detached:
+                    continue
+                try:
+                    pending = method(event)
+                except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+                    failed = self.blame(hook, event, error) or failed
+                    continue
+                if pending is not None:
+                    return self._tell_rest(hook, pending, listeners[place + 1 :], event, failed)
+            if failed is not None:
+                raise failed
+            return None
+        finally:
+            del failed  # no cycle from the exception to this frame
+
+    async def _tell_rest(
+        self,
+        hook: Hook,
+        pending: Awaitable[None],
+        others: Listeners,
+        event: Event,
+        failed: HookFailed | None,
+    ) -> None:
+        try:
+            await _finish(pending, hook._deadline)
+        except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+            failed = self.blame(hook, event, error) or failed
+        try:
+            await self.tell(others, event)
             if failed is not None:
                 raise failed
         finally:

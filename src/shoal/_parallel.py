@@ -380,8 +380,11 @@ def child_setting(
     store: Store | None = None,
     hooks: Hooks | None = None,
     digests: dict[str, tuple[object, bytes]] | None = None,
+    on_item: Callable[[Run, object], None] | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
+
+    A partial item of theirs is one of the run's too, for whoever started that.
 
     Raises:
         MissingInput: The graph takes an input that nobody has given.
@@ -410,6 +413,7 @@ def child_setting(
         ends_itself=store is not None and store is not setting.store,
         hooks=setting.hooks if hooks is None else hooks,
         digests=digests,
+        on_item=on_item if setting.on_item is None else partial(_hand_up, run, on_item),
     )
 
 
@@ -425,6 +429,15 @@ def children_of(
         kept = store
     told = setting.hooks if isinstance(hooks, Inherit) else setting.hooks.replaced(hooks)
     return kept, told
+
+
+def _hand_up(
+    run: Run, on_item: Callable[[Run, object], None] | None, child: Run, item: object
+) -> None:
+    if on_item is not None:
+        on_item(child, item)
+    if run.setting.on_item is not None:
+        run.setting.on_item(run, item)
 
 
 def narrowed(

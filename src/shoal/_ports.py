@@ -14,6 +14,7 @@ from ._errors import DefinitionError, brief
 from ._events import Outcome, Status, Update
 from ._history import Completed, Entry, Rewound
 from ._ids import Key, RunPath
+from ._items import Items
 from ._state import Change
 
 
@@ -407,7 +408,7 @@ class Services:
     """Starts work in a task of the runtime's; the second function hears why it is cancelled."""
     enter: Callable[[Any, Any], Awaitable[Change]]
     """Has a run execute a graph that is a node of its own graph."""
-    context: Callable[[Any, FunctionAction[..., Any], Seat | None], object]
+    context: Callable[[Any, FunctionAction[..., Any], Seat | None, Items], object]
     """Makes what an action's parameter ``context`` gets."""
     native_cancels: Callable[[], Callable[[], int]]
     """Called in a task, gives what counts the native cancellations pending on that task."""

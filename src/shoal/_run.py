@@ -43,6 +43,7 @@ from ._events import (
     Done,
     Event,
     Failed,
+    Item,
     Outcome,
     RunEnded,
     RunStarted,
@@ -86,6 +87,7 @@ class Setting:
         "hooks",
         "inputs",
         "keeps",
+        "on_item",
         "parent",
         "schema",
         "scopes",
@@ -114,6 +116,7 @@ class Setting:
         ends_itself: bool = False,
         hooks: Hooks | None = None,
         digests: dict[str, tuple[object, bytes]] | None = None,
+        on_item: Callable[[Run, object], None] | None = None,
     ) -> None:
         """Collect it.
 
@@ -135,6 +138,7 @@ class Setting:
                 saved by themselves.
             hooks: Told of them and their descendants; by default, those of the execution.
             digests: Of the fields that siblings have in common, by name; filled as they are made.
+            on_item: Called with a run and each partial item that it gives, before hooks are told.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -155,6 +159,7 @@ class Setting:
         self.value_of: Callable[[Run], object] | None = value_of
         self.scopes: tuple[object, ...] = scopes
         self.gate: Callable[[str], Awaitable[None]] | None = gate
+        self.on_item: Callable[[Run, object], None] | None = on_item
         self.schema: Schema[Any] | None = graph.schema
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
 
@@ -518,7 +523,7 @@ class Run:
         """Execute a function action on the state as it is; see ``Performer``."""
         setting = self.setting
         return call_function(
-            action, self._head[1], setting.inputs, setting.services, scopes=setting.scopes, run=self
+            action, self._head[1], setting.inputs, setting.services, run=self, scopes=setting.scopes
         )
 
     def enter(self, graph: Act) -> Awaitable[Change]:
@@ -662,6 +667,23 @@ class Run:
         telling.close()
 
     # -- telling --------------------------------------------------------------------------------
+
+    @property
+    def hears_items(self) -> bool:
+        """Whether anybody hears of partial items; see ``Emitter``."""
+        return self.setting.on_item is not None or bool(self.setting.hooks.item)
+
+    def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
+        """Tell a partial item; see ``Emitter``."""
+        setting = self.setting
+        if setting.on_item is not None:
+            setting.on_item(self, item)
+        hooks = setting.hooks
+        if not hooks.item:
+            return None
+        event = Item(path=self.path, step=step, item=item, attempt=attempt, index=index)
+        told = hooks.tell_at_once(hooks.item, event)
+        return None if told is None else _out_of_reach(setting.services, told)
 
     async def tell_child_started(self, child: Run) -> None:
         """Publish that a fan-out of this run started ``child``."""
@@ -867,6 +889,31 @@ def _is_listening(children: Sequence[Run]) -> bool:
 def _after(graph: Graph, act: Act, data: Mapping[str, object]) -> Act | None:
     """Call the conditions, which are user code."""
     return graph.after(act, data)
+
+
+async def _out_of_reach(services: Services, work: Awaitable[None]) -> None:
+    """Await ``work``, while an action runs, where no native cancel of the action's reaches it."""
+    failure: Exception | None = None
+
+    async def live() -> None:
+        nonlocal failure
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 # raised below
+            failure = error
+
+    hosted = services.host(live, _ignore)
+    interruption = await hosted.wait()
+    try:
+        for raised in (hosted.fatal, interruption, failure):
+            if raised is not None:
+                raise raised
+    finally:
+        del failure, interruption  # no cycle from an exception to this frame
+
+
+def _ignore(_reason: str) -> None:
+    """Stand in for whoever hears why work is cancelled: telling hooks is shielded."""
 
 
 def _nothing() -> None:

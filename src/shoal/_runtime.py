@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from concurrent.futures import CancelledError
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, final
@@ -254,7 +255,11 @@ class Runtime:
 async def _in_thread(
     limiter: CapacityLimiter, function: Callable[..., object], kwargs: Mapping[str, Any]
 ) -> object:
-    result = await to_thread.run_sync(partial(function, **kwargs), limiter=limiter)
+    try:
+        result = await to_thread.run_sync(partial(function, **kwargs), limiter=limiter)
+    except CancelledError:  # out of anyio.from_thread.run, on asyncio
+        await checkpoint_if_cancelled()
+        raise
     await checkpoint_if_cancelled()  # the thread was waited for; its result comes too late
     return result
 

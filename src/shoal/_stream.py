@@ -29,6 +29,7 @@ from ._events import (
     ChildRerun,
     ChildStarted,
     Event,
+    Item,
     Missed,
     RunEnded,
     RunStarted,
@@ -93,6 +94,10 @@ class Stream(Hook):
         return self._send(event)
 
     def on_step_started(self, event: StepStarted) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_item(self, event: Item) -> Told:
         """Keep it."""
         return self._send(event)
 

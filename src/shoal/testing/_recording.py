@@ -9,6 +9,7 @@ from shoal._events import (
     ChildRerun,
     ChildStarted,
     Event,
+    Item,
     RunEnded,
     RunStarted,
     StateUpdated,
@@ -76,6 +77,10 @@ class RecordingHook(Hook):
         self.events.append(event)
 
     def on_step_started(self, event: StepStarted) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_item(self, event: Item) -> None:
         """Keep it."""
         self.events.append(event)
 
