@@ -1,9 +1,10 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _state, _model, _schema, _events, _policy; _action, _condition, _flow, _graph;
-_cancel, _ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group, _join,
-_parallel, _fanout, _tasks, _nest, _children, _context; _runtime, _open, _application.
+_collections, _ids, _state, _model, _schema, _events, _retry, _policy; _action, _condition, _flow,
+_graph; _cancel, _watch, _ports, _hooks, _stream, _execution, _attempts, _step, _run; _host, _threads,
+_limits, _source, _group, _join, _parallel, _fanout, _tasks, _nest, _children, _context; _runtime,
+_open, _application.
 ``docs/internals.md`` is the tour.
 """
 
@@ -31,12 +32,14 @@ from ._errors import (
     ShoalError,
     SpuriousCancel,
     StateError,
+    StepTimeout,
     StoreFailed,
     TooManySteps,
     UndeclaredRead,
     UndeclaredWrite,
 )
 from ._events import (
+    AttemptEnded,
     Cancelled,
     ChildEnded,
     ChildStarted,
@@ -44,6 +47,7 @@ from ._events import (
     ErrorInfo,
     Event,
     Failed,
+    GraceExceeded,
     Missed,
     Outcome,
     RunEnded,
@@ -62,7 +66,8 @@ from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
 from ._open import OpenRun, RunResult
-from ._policy import Limits, OnError, Tolerate
+from ._policy import Each, Limits, OnError, Tolerate
+from ._retry import Retry, RetryBudget
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
@@ -73,6 +78,7 @@ __all__ = [
     "Act",
     "Action",
     "Application",
+    "AttemptEnded",
     "BadKey",
     "BadResult",
     "BadUse",
@@ -87,12 +93,14 @@ __all__ = [
     "DepthExceeded",
     "Done",
     "Drop",
+    "Each",
     "ErrorInfo",
     "Event",
     "Extend",
     "Failed",
     "FanOut",
     "FunctionAction",
+    "GraceExceeded",
     "Graph",
     "Hook",
     "HookFailed",
@@ -117,6 +125,8 @@ __all__ = [
     "PositionedList",
     "Put",
     "PutWithin",
+    "Retry",
+    "RetryBudget",
     "RunCancelled",
     "RunEnded",
     "RunPath",
@@ -135,6 +145,7 @@ __all__ = [
     "StateUpdated",
     "StepEnded",
     "StepStarted",
+    "StepTimeout",
     "StoreFailed",
     "Task",
     "Tolerate",

@@ -32,7 +32,7 @@ from ._group import Dropped, Feed, Group
 from ._ids import Key
 from ._join import Ledger, only_write_reader
 from ._parallel import check_depth, child_setting, narrowed
-from ._policy import Limits
+from ._policy import Each, Limits
 from ._ports import Hosted, Seat
 from ._run import Run, Setting
 from ._source import Elements, Entry, Kind, Room
@@ -79,6 +79,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         seat: Seat | None,
         name: str,
         limits: Limits,
+        each: Each | None = None,
+        timeout: float | None = None,
     ) -> None:
         """Use ``context.fan_out``."""
         self._run = run
@@ -86,6 +88,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._seat = seat
         self.name: str = f"{action.name}/{name}"
         self._limit = limits.n
+        self._each = each
+        self._timeout = timeout
         self._source = _Started(self)
         self._ledger = Ledger()
         self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
@@ -113,9 +117,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         check_depth(self._run, self.name)
         self._run.ledgers.setdefault(self.name, []).append(self._ledger)
         around = anyio.current_effective_deadline()
-        self._deadline = min(around, self._run.setting.deadline)
-        self._group = Group(self._run, self._source, self._limit)
         services = self._run.setting.services
+        self._deadline = min(around, self._run.setting.deadline)
+        if self._timeout is not None:
+            self._deadline = min(self._deadline, services.clock() + self._timeout)
+        self._group = Group(
+            self._run, self._source, self._limit, name=self.name, timeout=self._timeout
+        )
         self._hosted = services.host(self._live, self._group.cancel)
         if self._seat is not None:
             self._seat.lend()
@@ -344,7 +352,14 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             inputs,
             visit=self._run.visit(self._action.name),
             deadline=self._deadline,
+            each=self._each,
+            wait=self._wait,
         )
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, as one of the children."""
+        assert self._group is not None
+        await self._group.wait_aside(seconds)
 
     def _check_open(self, what: str) -> Group:
         if self._group is None or self._left:

@@ -16,7 +16,7 @@ from ._children import ChildGroup
 from ._errors import DefinitionError
 from ._events import SpanStarted
 from ._ids import Key, RunPath
-from ._policy import Limits
+from ._policy import Each, Limits, check_timeout
 from ._ports import Seat
 from ._run import Run
 
@@ -39,6 +39,7 @@ class Context:
         self._run = run
         self._action = action
         self._seat = seat
+        self._attempt = run.attempt
         self._names: set[str] = set()  # of fan-outs
         # Asked here, for a thread has no scopes to ask.
         self._fixed_deadline = anyio.current_effective_deadline() if action.in_thread else None
@@ -76,14 +77,15 @@ class Context:
     @property
     def attempt(self) -> int:
         """Which try of the step this is, counted from 1."""
-        return 1
+        return self._attempt
 
     @property
     def deadline(self) -> float:
         """When the action will be cancelled, on the clock of ``anyio.current_time()``.
 
-        In seconds; ``math.inf`` if no deadline is known. Those of the scopes around ``run`` count,
-        and around the ``context.fan_out`` that started the run.
+        In seconds; ``math.inf`` if no deadline is known. The nearest one counts: of this attempt's
+        timeout, the child's, the fan-outs' around it, of the scopes around ``run`` and around the
+        ``context.fan_out`` that started the run.
         """
         deadline = self._fixed_deadline
         if deadline is None:
@@ -117,7 +119,14 @@ class Context:
         if failure is not None:
             raise failure
 
-    def fan_out(self, *, name: str, limits: Limits | None = None) -> ChildGroup:
+    def fan_out(
+        self,
+        *,
+        name: str,
+        limits: Limits | None = None,
+        each: Each | None = None,
+        timeout: float | None = None,
+    ) -> ChildGroup:
         """Start children from within the action: ``async with context.fan_out(...) as group``.
 
         The escape hatch for what ``fan_out`` as an act can't say. The children are runs like any
@@ -132,6 +141,10 @@ class Context:
         Args:
             name: Names the fan-out among those of this action.
             limits: How many children are in flight; 100 by default.
+            each: What goes for each child by itself: its timeout, its retry.
+            timeout: Seconds from entering the block until the children are cancelled, and
+                ``StepTimeout`` is raised: where the action waits for one of them next, or leaves
+                the block.
 
         Raises:
             DefinitionError: The name was used before by this attempt, or is none.
@@ -148,8 +161,14 @@ class Context:
         if limits is not None and not isinstance(limits, Limits):
             msg = f"context.fan_out(limits=...) takes Limits(n), not {limits!r}"
             raise DefinitionError(msg)
+        if each is not None and not isinstance(each, Each):
+            msg = f"context.fan_out(each=...) takes Each(...), not {each!r}"
+            raise DefinitionError(msg)
+        check_timeout("context.fan_out(timeout=...)", timeout)
         self._names.add(name)
-        return ChildGroup(self._run, self._action, self._seat, name, limits or Limits())
+        return ChildGroup(
+            self._run, self._action, self._seat, name, limits or Limits(), each, timeout
+        )
 
     def __repr__(self) -> str:
         return f"<Context of {self._action.name!r} in {self._run.path!r}>"

@@ -24,7 +24,7 @@ from ._events import Done
 from ._graph import Graph, as_graph, no_act
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
 from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narrowed
-from ._policy import Limits, OnError, Tolerate
+from ._policy import Each, Limits, OnError, Tolerate
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 
@@ -48,6 +48,8 @@ class FanOut(Parallel):
         take: Take | None,
         at_most: int | None,
         limits: Limits,
+        each: Each | None,
+        timeout: float | None,
         reads: frozenset[str],
     ) -> None:
         """Use ``fan_out``, which checks all this."""
@@ -59,6 +61,8 @@ class FanOut(Parallel):
         self.key = key
         self.at_most = at_most
         self.limits = limits
+        self.each = each
+        self.timeout = timeout
         self._take = take
         self._several = several
         self._bound: Mapping[str, object] = {}
@@ -311,6 +315,8 @@ def fan_out(
     at_most: int | None = None,
     on_error: Literal["fail"] = "fail",
     limits: Limits | None = None,
+    each: Each | None = None,
+    timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
@@ -332,6 +338,8 @@ def fan_out(
     at_most: int | None = None,
     on_error: Literal["collect", "ignore"] | Tolerate,
     limits: Limits | None = None,
+    each: Each | None = None,
+    timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
@@ -352,6 +360,8 @@ def fan_out(
     at_most: int | None = None,
     on_error: OnError = "fail",
     limits: Limits | None = None,
+    each: Each | None = None,
+    timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
@@ -397,6 +407,9 @@ def fan_out(
             data: for ``errors_into``, ``reduce`` and the result's ledger; with ``"ignore"`` for the
             ledger only. ``Tolerate(...)`` collects until there are too many, then fails.
         limits: How many children are in flight; 100 by default.
+        each: What goes for each child by itself: its timeout, its retry.
+        timeout: Seconds that the whole step may take, whatever it waits for. Then the children are
+            cancelled and awaited, and it raises ``StepTimeout``; what was applied by then stays.
         name: What the fan-out is called; by default the name in ``into``.
         reads: Fields that ``act`` and ``over`` (if functions, where it must be given), ``reduce``
             and ``grow`` read; those that the children and ``over`` (if a field) read are known.
@@ -433,7 +446,14 @@ def fan_out(
     checks.declared(act, over, reads)
     checks.results(into, errors_into, reduce, on_error)
     limits = Limits() if limits is None else limits
-    check_policies(f"fan_out {label!r}", on_error=on_error, at_most=at_most, limits=limits)
+    check_policies(
+        f"fan_out {label!r}",
+        on_error=on_error,
+        at_most=at_most,
+        limits=limits,
+        each=each,
+        timeout=timeout,
+    )
     brought = set[str]() if over is None else {item}
     known = () if callable(graphs) else graphs
     check_acts(known, brought, cast("Take | None", take), into, label)
@@ -460,6 +480,8 @@ def fan_out(
         take=cast("Take | None", take),
         at_most=at_most,
         limits=limits,
+        each=each,
+        timeout=timeout,
         reads=readable,
     )
 

@@ -34,7 +34,13 @@ async def enter(graph: Graph, run: Run) -> Change:
     check_depth(run, graph.name)
     hint = "pass it to run(), or write it in an earlier action"
     base = narrowed(run.data, graph, {}, f"the actions of {graph.name!r}", hint)
-    child = Run(child_setting(run, graph.name, graph), base)
+    kept = run.take_kept(graph.name)
+    if kept is None:
+        child = Run(child_setting(run, graph.name, graph), base)
+    else:  # an attempt before this one got so far
+        assert isinstance(kept, Run)
+        child = kept
+        child.reopen()
     if run.setting.hooks.child_started:
         await run.tell_child_started(child)
     try:
@@ -48,6 +54,7 @@ async def enter(graph: Graph, run: Run) -> Change:
             child.fail(failure)
             await run.settle()  # what the child left on the task must not tear the save
         await _record(run, child, error)
+        run.keep(graph.name, child)
         if failure is None or failure is error:
             raise
         raise failure from failure.__cause__
@@ -62,6 +69,7 @@ async def enter(graph: Graph, run: Run) -> Change:
     except Exception as error:
         child.miss()
         await _record(run, child, error)
+        run.keep(graph.name, child)
         raise
     try:
         update = Update(run.number + 1, graph.name, change.operations)

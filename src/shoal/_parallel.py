@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, final
 
 from ._action import Act, Performer
@@ -31,7 +31,7 @@ from ._events import Failed, Update
 from ._graph import Graph
 from ._group import Group
 from ._join import Draft, Join, Ledger
-from ._policy import Limits, Tolerate
+from ._policy import Each, Limits, Tolerate, check_timeout
 from ._run import Run, Setting
 from ._schema import Schema
 from ._source import Elements, Kind
@@ -45,6 +45,10 @@ class Parallel(Act):
 
     limits: Limits = Limits()
     """How many children are in flight."""
+    each: Each | None = None
+    """What goes for each child by itself."""
+    timeout: float | None = None
+    """Seconds that the whole step may take."""
 
     @abstractmethod
     def _join(self) -> Join:
@@ -65,12 +69,20 @@ class Parallel(Act):
     async def perform(self, run: Performer) -> Change:
         """Run all children; see ``Act.perform``."""
         assert isinstance(run, Run), "parallel steps are performed by the engine's runs"
-        return await ParallelStep(self, run).execute()
+        step = run.take_kept(self.name)
+        if step is None:
+            step = ParallelStep(self, run)
+        assert isinstance(step, ParallelStep)
+        return await step.execute()
 
 
 @final
 class ParallelStep:
-    """One execution of a parallel act by one run."""
+    """One execution of a parallel act by one run.
+
+    Where it has failed, and something around it is tried again, it is executed again, and goes on:
+    children that are done, and what was applied of them, stay; others live on where they stood.
+    """
 
     def __init__(self, act: Parallel, run: Run) -> None:
         """Begin: from now on the state as it is counts for all children."""
@@ -80,8 +92,12 @@ class ParallelStep:
         self.data: Mapping[str, object] = run.data
         self.join = act._join()
         self.ledger = Ledger()
+        self.source: Elements | None = None
+        self._group: Group | None = None
+        self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._unsaved: list[Run] = []  # a batch that could not be saved
+        self._unfinished: list[Run] = []  # children that another attempt has to go on with
         run.ledgers.setdefault(act.name, []).append(self.ledger)
 
     @property
@@ -107,29 +123,64 @@ class ParallelStep:
         Raises:
             MissingInput: The graph takes an input that nobody has given.
         """
-        return Kind(child_setting(self.parent, self.act.name, graph, value_of, inputs), base)
+        setting = child_setting(
+            self.parent,
+            self.act.name,
+            graph,
+            value_of,
+            inputs,
+            each=self.act.each,
+            wait=self._wait,
+        )
+        return Kind(setting, base)
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, as one of the children."""
+        assert self._group is not None
+        await self._group.wait_aside(seconds)
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
-        act = self.act
-        self.source = act._source(self)
-        await self._open()
-        group = Group(self.parent, self.source, act.limits.n)
+        act, former = self.act, self.source
+        source = self.source = act._source(self)
+        group = self._group = Group(
+            self.parent, source, act.limits.n, name=act.name, timeout=act.timeout
+        )
         try:
+            if former is None:
+                await self._open()
+            else:
+                self._go_on(former)
+            self._leave_out_done()
             await group.live(self._apply)
             await self._record_unapplied(group)
             self._judge()
         except BaseException as error:
             await self._wind_up(group, error)
+            self.parent.keep(act.name, self)
             raise
         finally:
-            self.ledger.dropped = self.source.dropped
-            self.ledger.left = self.source.known
-        self.source.close()
+            self.ledger.dropped = source.dropped
+            self.ledger.left = source.known
+        source.close()
         return act._finished(make_state(self.parent.data, self.join.permit))
+
+    def _go_on(self, former: Elements) -> None:
+        """Go on where the attempt before has failed."""
+        assert self.source is not None
+        unfinished, self._unfinished = self._unfinished, []
+        self._is_failing = False
+        done = self.ledger.done - sum(child.status == "succeeded" for child in unfinished)
+        ledger, self.ledger = self.ledger, Ledger(done=done, skipped=self.ledger.skipped)
+        ledgers = self.parent.ledgers[self.act.name]
+        ledgers[ledgers.index(ledger)] = self.ledger
+        for child in unfinished:
+            child.reopen()
+        self.source.resume(former, unfinished)
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
+        assert self.source is not None
         try:
             try:
                 await self._record_unapplied(group)
@@ -147,19 +198,24 @@ class ParallelStep:
         if why:  # known only now: its acts were chosen by a function
             msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
             raise InvalidState(msg)
-        values, done = self.join.collections(run.data, first_visit=run.visit(name) == 0)
-        if done:
-            for kind in self.source.kinds:
-                kind.done = self.join.done_keys(done, kind.setting.act)
+        first_visit = run.visit(name) == 0
+        values, self._done = self.join.collections(run.data, first_visit=first_visit)
         if values:
             operations = tuple(Set(field, value) for field, value in values.items())
             update = Update(run.number + 1, name, operations)
             await run.commit((update,), {**run.data, **values})
 
+    def _leave_out_done(self) -> None:
+        assert self.source is not None
+        if self._done:
+            for kind in self.source.kinds:
+                kind.done = self.join.done_keys(self._done, kind.setting.act)
+
     # -- applying -------------------------------------------------------------------------------
 
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
+        assert self.source is not None
         draft = Draft(self.join, self.parent, self.source, self.ledger)
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
@@ -177,6 +233,12 @@ class ParallelStep:
         fatal = set(map(id, draft.failures))
         for child in batch:
             self.ledger.enter(child, raised=id(child) in fatal)
+        if self.parent.setting.is_resumable:
+            self._unfinished += [
+                child
+                for child in draft.unapplied  # others that have failed are tolerated
+                if child.status != "failed" or id(child) in fatal
+            ]
         self.source.admit(draft.admitted)
         if error is not None:
             raise error
@@ -204,6 +266,8 @@ class ParallelStep:
             elif child.status == "failed" and self.join.on_error == "fail":
                 self._is_failing = True
             self.ledger.enter(child, raised=self._is_failing)
+        if self.parent.setting.is_resumable:
+            self._unfinished += late
         await self.parent.commit((), self.parent.data, unapplied=late)
 
     def _judge(self) -> None:
@@ -222,7 +286,15 @@ class ParallelStep:
 # -- what steps have in common ---------------------------------------------------------------------
 
 
-def check_policies(who: str, *, on_error: object, at_most: object, limits: object) -> None:
+def check_policies(
+    who: str,
+    *,
+    on_error: object,
+    at_most: object,
+    limits: object,
+    each: object = None,
+    timeout: object = None,
+) -> None:
     """Refuse what is no policy of a parallel step.
 
     Raises:
@@ -237,6 +309,10 @@ def check_policies(who: str, *, on_error: object, at_most: object, limits: objec
     if on_error not in ("fail", "collect", "ignore") and not isinstance(on_error, Tolerate):
         msg = f"{who}: on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), not {on_error!r}"
         raise DefinitionError(msg)
+    if each is not None and not isinstance(each, Each):
+        msg = f"{who}: each= takes Each(timeout=..., retry=...), not {each!r}"
+        raise DefinitionError(msg)
+    check_timeout(f"{who}: timeout=", timeout)
 
 
 def check_reads(
@@ -290,6 +366,8 @@ def child_setting(
     *,
     visit: int | None = None,
     deadline: float | None = None,
+    each: Each | None = None,
+    wait: Callable[[float], Awaitable[None]] | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
 
@@ -316,6 +394,9 @@ def child_setting(
         value_of=value_of,
         scopes=setting.scopes,
         deadline=setting.deadline if deadline is None else deadline,
+        each=each,
+        is_resumable=setting.is_resumable,
+        wait=setting.wait if wait is None else wait,
     )
 
 

@@ -69,6 +69,8 @@ class Entry(NamedTuple):
     position: int
     element: object
     kind: Kind
+    child: Run | None = None
+    """The child, if it has lived before, and not to its end."""
 
 
 FEED_INLINE = 64
@@ -98,13 +100,16 @@ class Elements:
         "_done_in",
         "_ended",
         "_feeding",
+        "_grown",
         "_grows",
         "_item",
         "_iterator",
         "_key_of",
         "_only",
         "_position",
+        "_pulled_before",
         "_seen",
+        "_seen_before",
         "_started",
         "_waiting",
         "dropped",
@@ -150,8 +155,11 @@ class Elements:
         self._at_most = at_most
         self._done_in = done_in
         self._seen: set[object] = set()
+        self._seen_before: AbstractSet[object] = frozenset()  # by the source of an earlier attempt
+        self._pulled_before = 0  # elements without keys, by that source
         self._position = 0  # of the next child
         self._count = 0  # of elements
+        self._grown = 0  # of these, how many are from `grow`
         self._started = 0
         self._waiting: deque[Entry] = deque()  # keyed and told apart already
         self._iterator: Iterator[object] | None = None
@@ -228,7 +236,10 @@ class Elements:
         return self._make(key, position, element, kind)
 
     def _child(self, entry: Entry) -> Run:
-        return self._make(*entry)
+        if entry.child is not None:
+            self._started += 1
+            return entry.child
+        return self._make(entry.key, entry.position, entry.element, entry.kind)
 
     def _make(self, key: Key, position: int, element: object, kind: Kind) -> Run:
         item = self._item
@@ -258,6 +269,8 @@ class Elements:
         if type(key) is not int and type(key) is not str:
             key = self._checked_key(key, element)
         if key in self._seen:
+            if key in self._seen_before:
+                return None
             if self._grows:
                 self.dropped += 1
                 return None
@@ -283,6 +296,41 @@ class Elements:
         )
         raise BadKey(msg)
 
+    # -- going on where an earlier attempt has failed ------------------------------------------
+
+    @ki_unprotected
+    def resume(self, former: Elements, unfinished: Iterable[Run]) -> None:
+        """Go on where the source of an earlier attempt of the step stood.
+
+        What that has pulled needs no child any more, but those children that were not finished,
+        which live on, and what waited for one. Those come first.
+
+        Args:
+            former: It was closed.
+            unfinished: Children of that attempt.
+        """
+        children = sorted(unfinished, key=lambda child: child.position)
+        for child in children:
+            kind = Kind(child.setting, child.first)
+            self._waiting.append(Entry(child.key, child.position, child.element, kind, child))
+        self._waiting.extend(former._waiting)
+        self._seen |= former._seen
+        self._seen_before = frozenset(self._seen)
+        self._position, self._count = former._position, former._count
+        self._grown = former._grown
+        self._started = former._started - len(children)
+        self.dropped = former.dropped
+        if former._is_keyed():
+            return
+        self._pulled_before = former._count - former._grown
+        while self._iterator is not None and self._pulled_before:
+            self._pulled_before -= 1
+            next(self._iterator, None)
+
+    def _is_keyed(self) -> bool:
+        """Tell whether elements are known by their keys, and not by their places."""
+        return self._key_of is not None
+
     # -- growing --------------------------------------------------------------------------------
 
     def grow(self, elements: object, cause: Key) -> list[Entry]:
@@ -301,8 +349,11 @@ class Elements:
                 f"{cause!r}; it returns an iterable of new elements, which may be empty"
             )
             raise BadResult(msg)
+        count = self._count
         found = map(self._entries, cast("Iterable[object]", elements))
-        return [entry for entries in found for entry in entries]
+        entries = [entry for entries in found for entry in entries]
+        self._grown += self._count - count
+        return entries
 
     def admit(self, entries: Iterable[Entry]) -> None:
         """Let ``entries`` be taken."""
@@ -325,6 +376,9 @@ class Elements:
         source = self._feeding
         assert source is not None
         wanted = self._at_most  # elements that still need a child; None: any number
+        if wanted is not None:
+            known = sum(entry.key not in entry.kind.done for entry in self._waiting)
+            wanted = max(0, wanted - self._started - known)
         pulled = 0
         try:
             while wanted != 0 and not self.dry() and await group.wait_for_room():
@@ -335,6 +389,9 @@ class Elements:
                     element = await anext(source)
                 except StopAsyncIteration:
                     break
+                if self._pulled_before:
+                    self._pulled_before -= 1
+                    continue
                 for entry in self._entries(element):
                     if wanted is not None and entry.key not in entry.kind.done:
                         wanted = max(0, wanted - 1)

@@ -1,21 +1,24 @@
-"""One step of a function action: bind, call, check. Imports everything above; anyio.
+"""One step of a function action: bind, call, check, maybe again. Imports everything above; anyio.
 
 Invariants:
 - An action's function gets exactly what its parameters name, and what it returns is checked against
   its declared writes before anybody sees it.
-- An attempt holds its slots exactly while the function runs, on every way out.
+- An attempt holds its slots exactly while the function runs, on every way out; also where that is a
+  thread which nobody waits for any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from types import CoroutineType
 from typing import Any, NoReturn, cast
 
 from ._action import FunctionAction
+from ._attempts import Tried, Tries, try_again, within
 from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, UndeclaredWrite, kind_of
-from ._ports import Executor, Services
+from ._ports import Seat, Services, Thread
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 
 
@@ -25,13 +28,14 @@ def call_function(
     inputs: Mapping[str, object],
     services: Services,
     *,
-    scopes: tuple[object, ...] = (),
-    run: object = None,
+    scopes: tuple[object, ...],
+    run: Tried,
 ) -> Awaitable[Change]:
-    """Execute ``action`` once on the state ``data`` and return what it changed.
+    """Execute ``action`` on the state ``data`` and return what it changed.
 
     It starts when the limits that apply let it. Cancellation goes straight to the function; one
-    that runs in a thread is waited for.
+    that runs in a thread is waited for, as long as the grace. If it fails, it is executed again
+    as its ``retry`` has it; meanwhile it holds nothing.
 
     Args:
         action: What to execute.
@@ -39,15 +43,28 @@ def call_function(
         inputs: What the function may take besides.
         services: The runtime's.
         scopes: What limits the run.
-        run: The run itself, for its context.
+        run: The run itself, for its context and its attempts.
 
     Raises:
         MissingField: A field that it reads is not there.
         BadResult: It returned what its declaration doesn't allow.
     """
-    if scopes or action.limits is not None or action.takes_context:
+    if action.retry is not None:
+        tries = Tries(action.retry, run, services)
+        attempt = partial(
+            _call_seated,
+            action,
+            data,
+            inputs,
+            services,
+            scopes=scopes,
+            run=run,
+            on_admitted=tries.begin,
+        )
+        return try_again(run, tries, attempt, tells_last=False)
+    if scopes or action.is_governed:
         return _call_seated(action, data, inputs, services, scopes=scopes, run=run)
-    return _call(action, data, inputs, services.threads)
+    return _call(action, data, inputs)
 
 
 @ki_protected
@@ -58,17 +75,55 @@ async def _call_seated(
     services: Services,
     *,
     scopes: tuple[object, ...],
-    run: object,
+    run: Tried,
+    on_admitted: Callable[[], None] | None = None,
 ) -> Change:
+    """Make one attempt, in its slots, its thread and its time."""
     seat = services.admission.seat(scopes, action)
+    thread: Thread | None = None
     try:
         if seat is not None and not seat.granted:
             await seat.wait()
-        context = services.context(run, action, seat) if action.takes_context else None
-        return await _call(action, data, inputs, services.threads, context)
+        if action.in_thread:
+            thread = await services.threads.enter()
+        if on_admitted is not None:
+            on_admitted()
+        made = partial(_call_in_context, action, data, inputs, services, run, seat, thread)
+        if action.timeout is None:
+            return await made()
+        what = partial(_what, action.name, run)
+        return await within(action.timeout, made, run, services, what=what)
     finally:
-        if seat is not None:
-            seat.leave()
+        leave = None if seat is None else seat.leave
+        if thread is None:
+            if leave is not None:
+                leave()
+        else:
+            try:
+                if thread.is_running:  # nobody waits for it any more
+                    grace = 0.0 if action.abandon else services.grace
+                    await run.tell_grace_exceeded(thread.place, grace, abandoned=True)
+            finally:
+                thread.leave(leave)  # as soon as it returns
+
+
+def _call_in_context(
+    action: FunctionAction[..., object],
+    data: Mapping[str, object],
+    inputs: Mapping[str, object],
+    services: Services,
+    run: Tried,
+    seat: Seat | None,
+    thread: Thread | None,
+) -> Coroutine[Any, Any, Change]:
+    context = services.context(run, action, seat) if action.takes_context else None
+    return _call(action, data, inputs, context, thread, services.grace)
+
+
+def _what(name: str, run: Tried) -> str:
+    path = run.path
+    key = "" if path.parent is None else f" (key {path.key!r} of {path.step!r})"
+    return f"action {name!r} of run {path.id}{key}"
 
 
 @ki_unprotected
@@ -76,8 +131,9 @@ async def _call(
     action: FunctionAction[..., object],
     data: Mapping[str, object],
     inputs: Mapping[str, object],
-    threads: Executor,
     context: object = None,
+    thread: Thread | None = None,
+    grace: float = 0.0,
 ) -> Change:
     kwargs: dict[str, Any] = {}
     try:
@@ -99,8 +155,8 @@ async def _call(
         kwargs["context"] = context
     if action.is_async:
         result = await cast("Any", action.function(**kwargs))
-    elif action.in_thread:
-        result = await threads(action.function, kwargs)
+    elif thread is not None:
+        result = await thread.call(action.function, kwargs, 0.0 if action.abandon else grace)
     else:
         result = action.function(**kwargs)
     if action.is_async:

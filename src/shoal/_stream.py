@@ -25,9 +25,11 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._errors import BadUse
 from ._events import (
+    AttemptEnded,
     ChildEnded,
     ChildStarted,
     Event,
+    GraceExceeded,
     Missed,
     RunEnded,
     RunStarted,
@@ -92,6 +94,14 @@ class Stream(Hook):
         return self._send(event)
 
     def on_step_started(self, event: StepStarted) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_attempt_ended(self, event: AttemptEnded) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_grace_exceeded(self, event: GraceExceeded) -> Told:
         """Keep it."""
         return self._send(event)
 

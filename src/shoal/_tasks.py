@@ -98,7 +98,7 @@ class ParallelAction(Parallel):
     Class attributes: ``reads`` and ``writes`` (of ``tasks``, ``reduce``, ``finish`` and the
     children), ``inputs`` (names of inputs that ``tasks`` or the children can't do without),
     ``name`` (by default the class's own), ``limits`` (how many children are in flight),
-    ``on_error`` and ``at_most`` (as for ``fan_out``).
+    ``on_error``, ``at_most``, ``each`` and ``timeout`` (as for ``fan_out``).
 
     Examples:
         >>> @action(reads=["word"], writes=["length"])
@@ -144,7 +144,12 @@ class ParallelAction(Parallel):
                 )
                 raise DefinitionError(msg)
         check_policies(
-            f"class {cls.__name__}", on_error=cls.on_error, at_most=cls.at_most, limits=cls.limits
+            f"class {cls.__name__}",
+            on_error=cls.on_error,
+            at_most=cls.at_most,
+            limits=cls.limits,
+            each=cls.each,
+            timeout=cls.timeout,
         )
 
     @abstractmethod
@@ -385,6 +390,8 @@ class TaskElements(Elements):
             msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
         graph = self._graph(element.act)
+        if element.key is not None and (graph.name, element.key) in self._seen_before:
+            return ()
         key = self._task_key(element, graph)
         position = self._position
         self._position = self._count = position + 1
@@ -400,6 +407,9 @@ class TaskElements(Elements):
         kind = self._step.kind(graph, base, only_write_reader(graph), element.inputs)
         about = element.state if element.element is None else element.element
         return (Entry(key, position, about, kind),)
+
+    def _is_keyed(self) -> bool:
+        return bool(self._keyed)
 
     def _graph(self, act: Act) -> Graph:
         """Make the graph of an act; by identity, since what is bound differently may be equal."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TypeVar, final
 
 from shoal._events import (
+    AttemptEnded,
     ChildEnded,
     ChildStarted,
     Event,
+    GraceExceeded,
     RunEnded,
     RunStarted,
     StateUpdated,
@@ -75,6 +77,14 @@ class RecordingHook(Hook):
         self.events.append(event)
 
     def on_step_started(self, event: StepStarted) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_attempt_ended(self, event: AttemptEnded) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_grace_exceeded(self, event: GraceExceeded) -> None:
         """Keep it."""
         self.events.append(event)
 
