@@ -2,9 +2,9 @@
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _collections, _ids, _state, _model, _schema, _events, _retry, _policy; _action, _condition, _flow,
-_graph; _cancel, _watch, _ports, _hooks, _stream, _execution, _attempts, _step, _run; _host, _threads,
-_limits, _source, _group, _join, _parallel, _fanout, _tasks, _nest, _children, _context; _runtime,
-_open, _application.
+_graph; _cancel, _watch, _ports, _hooks, _stream, _execution, _attempts, _step, _run; _host,
+_threads, _limits, _source, _group, _join, _parallel, _fanout, _tasks, _nest, _children, _context;
+_runtime, _open, _application.
 ``docs/internals.md`` is the tour.
 """
 

@@ -207,7 +207,9 @@ class Tries:
         if self._is_late(now + pause, error):
             return None
         if self._account is not None and not self._account.spend(now):
-            note(error, f"shoal: not tried again after attempt {self.count}: no {retry.budget} left")
+            note(
+                error, f"shoal: not tried again after attempt {self.count}: no {retry.budget} left"
+            )
             return None
         self.last = error
         return pause

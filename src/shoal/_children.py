@@ -77,10 +77,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         run: Run,
         action: FunctionAction[..., Any],
         seat: Seat | None,
+        *,
         name: str,
         limits: Limits,
-        each: Each | None = None,
-        timeout: float | None = None,
+        each: Each | None,
+        timeout: float | None,
     ) -> None:
         """Use ``context.fan_out``."""
         self._run = run

@@ -167,7 +167,13 @@ class Context:
         check_timeout("context.fan_out(timeout=...)", timeout)
         self._names.add(name)
         return ChildGroup(
-            self._run, self._action, self._seat, name, limits or Limits(), each, timeout
+            self._run,
+            self._action,
+            self._seat,
+            name=name,
+            limits=limits or Limits(),
+            each=each,
+            timeout=timeout,
         )
 
     def __repr__(self) -> str:

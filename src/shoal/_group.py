@@ -133,13 +133,7 @@ class Group:
     )
 
     def __init__(
-        self,
-        parent: Run,
-        source: Source,
-        limit: int,
-        *,
-        name: str,
-        timeout: float | None = None,
+        self, parent: Run, source: Source, limit: int, *, name: str, timeout: float | None = None
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 

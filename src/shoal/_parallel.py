@@ -124,13 +124,7 @@ class ParallelStep:
             MissingInput: The graph takes an input that nobody has given.
         """
         setting = child_setting(
-            self.parent,
-            self.act.name,
-            graph,
-            value_of,
-            inputs,
-            each=self.act.each,
-            wait=self._wait,
+            self.parent, self.act.name, graph, value_of, inputs, each=self.act.each, wait=self._wait
         )
         return Kind(setting, base)
 

@@ -5,15 +5,7 @@ A port is bound by the runtime; the engine never knows which implementation it t
 
 from __future__ import annotations
 
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, final
 
@@ -116,13 +108,18 @@ class Thread(Protocol):
     """What runs one plain function, so that the event loop stays free."""
 
     async def call(
-        self, function: Callable[..., object], kwargs: Mapping[str, Any], grace: float
+        self, function: Callable[..., object], kwargs: Mapping[str, Any], *, abandon: bool
     ) -> object:
         """Call ``function(**kwargs)``, and return or raise what it does.
 
-        Cancellation waits for the function to return, for ``grace`` seconds at most; its result is
-        then dropped.
+        Cancellation waits for the function to return, as long as the grace; or, where that is to
+        ``abandon`` it, doesn't. Its result is then dropped.
         """
+        ...
+
+    @property
+    def grace(self) -> float:
+        """Seconds for which it was waited after a cancellation."""
         ...
 
     @property
@@ -251,8 +248,6 @@ class Services:
     threads: Threads
     watchdog: Watchdog
     retries: Retries
-    grace: float
-    """Seconds that a thread may go on after its action was cancelled."""
     admission: Admission
     host: Callable[[Callable[[], Coroutine[Any, Any, None]], Callable[[str], None]], Hosted]
     """Starts work in a task of the runtime's; the second function hears why it is cancelled."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextvars import copy_context
+from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, final
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar, final
 
 from anyio import (
     CancelScope,
@@ -37,6 +38,9 @@ from ._retry import is_positive
 from ._run import Run
 from ._threads import Threads
 from ._watch import GRACE, Watchdog
+
+if TYPE_CHECKING:
+    import asyncio  # not at run time: trio does without it
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -154,10 +158,9 @@ class Runtime:
             store=self._store,
             clock=backend.clock,
             waiter=backend.waiter,
-            threads=Threads(self._threads, backend.call_soon),
+            threads=Threads(self._threads, self._grace, backend.call_soon),
             watchdog=self._watchdog,
             retries=Retries(backend.clock, self._seed),
-            grace=self._grace,
             native_cancels=backend.native_cancels,
             commit_deadline=self._commit_deadline,
             admission=self._admission,
@@ -291,6 +294,12 @@ class Runtime:
             raise BadUse(msg)
 
 
+def _alarm_of(
+    loop: asyncio.AbstractEventLoop, at: float, call: Callable[[], None]
+) -> Callable[[], object]:
+    return loop.call_at(at, call).cancel
+
+
 def _no_native_cancels() -> int:
     return 0
 
@@ -328,15 +337,15 @@ class _Backend(NamedTuple):
 
 
 def _backend() -> _Backend:
-    asyncio: Any = sys.modules.get("asyncio")  # not imported here: trio does without it
-    if asyncio is not None and get_cancelled_exc_class() is asyncio.CancelledError:
-        loop = asyncio.get_running_loop()
+    aio: Any = sys.modules.get("asyncio")  # not imported here: trio does without it
+    if aio is not None and get_cancelled_exc_class() is aio.CancelledError:
+        loop = aio.get_running_loop()
         return _Backend(
             loop.time,
             loop.create_future,
-            lambda: asyncio.current_task().cancelling,
+            lambda: aio.current_task().cancelling,
             loop.call_soon_threadsafe,
-            lambda at, call: loop.call_at(at, call).cancel,
+            partial(_alarm_of, loop),
         )
     trio: Any = sys.modules["trio"]
     for function in ki_protected_functions:

@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import CoroutineType
 from typing import Any, NoReturn, cast
@@ -18,7 +18,7 @@ from ._action import FunctionAction
 from ._attempts import Tried, Tries, try_again, within
 from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, UndeclaredWrite, kind_of
-from ._ports import Seat, Services, Thread
+from ._ports import Services, Thread
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 
 
@@ -88,11 +88,14 @@ async def _call_seated(
             thread = await services.threads.enter()
         if on_admitted is not None:
             on_admitted()
-        made = partial(_call_in_context, action, data, inputs, services, run, seat, thread)
+        make_context = None
+        if action.takes_context:
+            make_context = partial(services.context, run, action, seat)
         if action.timeout is None:
-            return await made()
+            return await _call(action, data, inputs, make_context, thread)
+        attempt = partial(_call, action, data, inputs, make_context, thread)
         what = partial(_what, action.name, run)
-        return await within(action.timeout, made, run, services, what=what)
+        return await within(action.timeout, attempt, run, services, what=what)
     finally:
         leave = None if seat is None else seat.leave
         if thread is None:
@@ -101,23 +104,9 @@ async def _call_seated(
         else:
             try:
                 if thread.is_running:  # nobody waits for it any more
-                    grace = 0.0 if action.abandon else services.grace
-                    await run.tell_grace_exceeded(thread.place, grace, abandoned=True)
+                    await run.tell_grace_exceeded(thread.place, thread.grace, abandoned=True)
             finally:
                 thread.leave(leave)  # as soon as it returns
-
-
-def _call_in_context(
-    action: FunctionAction[..., object],
-    data: Mapping[str, object],
-    inputs: Mapping[str, object],
-    services: Services,
-    run: Tried,
-    seat: Seat | None,
-    thread: Thread | None,
-) -> Coroutine[Any, Any, Change]:
-    context = services.context(run, action, seat) if action.takes_context else None
-    return _call(action, data, inputs, context, thread, services.grace)
 
 
 def _what(name: str, run: Tried) -> str:
@@ -131,9 +120,8 @@ async def _call(
     action: FunctionAction[..., object],
     data: Mapping[str, object],
     inputs: Mapping[str, object],
-    context: object = None,
+    make_context: Callable[[], object] | None = None,
     thread: Thread | None = None,
-    grace: float = 0.0,
 ) -> Change:
     kwargs: dict[str, Any] = {}
     try:
@@ -152,11 +140,12 @@ async def _call(
         base = make_state(data, action.permit)
         kwargs["state"] = base
     if action.takes_context:
-        kwargs["context"] = context
+        assert make_context is not None
+        kwargs["context"] = make_context()
     if action.is_async:
         result = await cast("Any", action.function(**kwargs))
     elif thread is not None:
-        result = await thread.call(action.function, kwargs, 0.0 if action.abandon else grace)
+        result = await thread.call(action.function, kwargs, abandon=action.abandon)
     else:
         result = action.function(**kwargs)
     if action.is_async:

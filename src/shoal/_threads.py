@@ -28,22 +28,26 @@ from ._watch import is_aware, place_of
 class Threads:
     """The worker threads of a runtime."""
 
-    def __init__(self, size: int, call_soon: Callable[[Callable[[], None]], object]) -> None:
+    def __init__(
+        self, size: int, grace: float, call_soon: Callable[[Callable[[], None]], object]
+    ) -> None:
         """Allow ``size`` of them at once.
 
         Args:
             size: How many.
+            grace: Seconds that a function is waited for after its task was cancelled.
             call_soon: Has the event loop call a function soon; can be called in any thread.
         """
         # Counted here and not by anyio, which on asyncio takes a thread for free as soon as nobody
         # waits for it: see test_a_thread_that_was_left_behind_counts_until_it_returns.
         self._limiter = CapacityLimiter(size)
         self._unlimited = CapacityLimiter(math.inf)
+        self._grace = grace
         self._call_soon = call_soon
 
     async def enter(self) -> Thread:
         """Wait for a thread that is free. Who gets it calls its ``leave`` in the end."""
-        thread = Thread(self._limiter, self._unlimited, self._call_soon)
+        thread = Thread(self._limiter, self._unlimited, self._grace, self._call_soon)
         await self._limiter.acquire_on_behalf_of(thread)
         return thread
 
@@ -52,18 +56,30 @@ class Threads:
 class Thread:
     """A thread's turn: one call of a function. Made by ``Threads.enter``."""
 
-    __slots__ = ("_call_soon", "_ended", "_identity", "_limiter", "_turn", "_unlimited", "_waiting")
+    __slots__ = (
+        "_call_soon",
+        "_ended",
+        "_identity",
+        "_limiter",
+        "_turn",
+        "_unlimited",
+        "_waiting",
+        "grace",
+    )
 
     def __init__(
         self,
         limiter: CapacityLimiter,
         unlimited: CapacityLimiter,
+        grace: float,
         call_soon: Callable[[Callable[[], None]], object],
     ) -> None:
         """Use ``Threads.enter``."""
         self._limiter = limiter
         self._unlimited = unlimited
         self._call_soon = call_soon
+        self.grace: float = grace
+        """Seconds for which it is waited after a cancellation."""
         # There are no locks: what both threads look at is written before it is read.
         self._turn: list[None] = [None]  # whoever takes it says whether the function begins
         self._ended = False
@@ -72,16 +88,18 @@ class Thread:
 
     @is_aware
     async def call(
-        self, function: Callable[..., object], kwargs: Mapping[str, Any], grace: float
+        self, function: Callable[..., object], kwargs: Mapping[str, Any], *, abandon: bool
     ) -> object:
         """Call ``function(**kwargs)`` in a thread, and return or raise what it does.
 
         Args:
             function: What to call.
             kwargs: With what.
-            grace: Seconds that it is waited for after a cancellation. If it still runs then, it is
-                left behind: see ``is_running``.
+            abandon: Whether it isn't waited for after a cancellation. If it still runs when this
+                raises, it was left behind: see ``is_running``.
         """
+        if abandon:
+            self.grace = 0.0
         try:
             result = await to_thread.run_sync(
                 partial(self._work, function, kwargs),
@@ -90,7 +108,7 @@ class Thread:
             )
         except BaseException:
             if self.is_running:
-                await self._outlast(grace)
+                await self._outlast()
             raise
         await checkpoint_if_cancelled()  # the result comes too late
         return result
@@ -120,13 +138,13 @@ class Thread:
         return False
 
     @ki_protected
-    async def _outlast(self, grace: float) -> None:
-        """Wait for the end of the function; if this is cancelled, for ``grace`` seconds more."""
+    async def _outlast(self) -> None:
+        """Wait for the end of the function; if this is cancelled, only for the grace."""
         ended, until = Event(), math.inf
         self._when_ended(ended.set)
         while not ended.is_set():
             if until == math.inf and cancelled():
-                until = current_time() + grace
+                until = current_time() + self.grace
             try:
                 with CancelScope(deadline=until, shield=until < math.inf) as scope:
                     await ended.wait()
