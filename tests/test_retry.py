@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from random import Random
 from typing import Any, Literal
@@ -90,7 +90,7 @@ def flaky_action(flaky: Flaky, retry: Retry | None, **options: Any) -> Any:
 
 def evenly(attempts: int = 3, on: Any = ConnectionError, **options: Any) -> Retry:
     """A retry without chance."""
-    return Retry(attempts, on=on, **{"initial": 1.0, "jitter": 0.0, **options})
+    return Retry(attempts, on=on, **dict[str, Any]({"initial": 1.0, "jitter": 0.0, **options}))
 
 
 # -- arithmetic ------------------------------------------------------------------------------------
@@ -99,10 +99,15 @@ seconds = st.floats(0.001, 1000)
 
 
 @given(
-    st.integers(1, 5000), seconds, st.floats(1, 10), seconds, st.floats(0, 1), st.floats(0, 0.999)
+    failures=st.integers(1, 5000),
+    initial=seconds,
+    factor=st.floats(1, 10),
+    cap=seconds,
+    jitter=st.floats(0, 1),
+    chance=st.floats(0, 0.999),
 )
 def test_a_delay_is_exponential_and_never_beyond_the_cap_whatever_chance_says(
-    failures: int, initial: float, factor: float, cap: float, jitter: float, chance: float
+    *, failures: int, initial: float, factor: float, cap: float, jitter: float, chance: float
 ):
     retry = Retry(on=OSError, initial=initial, factor=factor, cap=cap, jitter=jitter)
     try:
@@ -125,7 +130,7 @@ def test_jitter_is_a_share_of_the_delay_and_spreads_evenly():
 
 
 @pytest.mark.parametrize(
-    "why, options",
+    ("why", "options"),
     [
         ("attempts in all", {"attempts": 0}),
         ("attempts in all", {"attempts": True}),
@@ -149,7 +154,7 @@ def test_jitter_is_a_share_of_the_delay_and_spreads_evenly():
 )
 def test_what_makes_no_sense_is_refused(why: str, options: dict[str, Any]):
     with pytest.raises(DefinitionError, match=f"^Retry.*{why}"):
-        Retry(**{"on": OSError, **options})
+        Retry(**dict[str, Any]({"on": OSError, **options}))
 
 
 @pytest.mark.parametrize("options", [{"share": -1}, {"floor": math.nan}, {"window": 0}])
@@ -166,7 +171,7 @@ def test_other_policies_and_actions_refuse_what_they_cannot_use():
     with pytest.raises(DefinitionError, match="retry= takes Retry"):
         action(retry=3)(Flaky(None).__call__)  # pyright: ignore[reportArgumentType]
     with pytest.raises(DefinitionError, match="each= takes Each"):
-        fan_out(flaky_action(Flaky(), None), over="ns", name="f", each=3)  # pyright: ignore
+        fan_out(flaky_action(Flaky(), None), over="ns", name="f", each=3)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def test_what_is_tried_again():
@@ -337,8 +342,9 @@ async def test_each_step_counts_its_own_attempts():
 
 async def test_no_attempt_begins_after_the_total():
     flaky = Flaky(*[ConnectionError()] * 9)
+    app = Application(flaky_action(flaky, evenly(9, factor=1, total=3.5)))
     with pytest.raises(ConnectionError) as caught:
-        await Application(flaky_action(flaky, evenly(9, factor=1, total=3.5))).run({"n": 1})
+        await app.run({"n": 1})
     assert [at - flaky.at[0] for at in flaky.at] == [0, 1, 2, 3]
     assert any("3.5 s are over" in note for note in caught.value.__notes__)
 
@@ -363,9 +369,9 @@ async def test_who_waits_for_a_slot_until_after_the_total_gives_up():
         tasks.start_soon(other)
         with pytest.raises(ConnectionError, match="first") as caught:
             await runtime.run(app, {"n": 1})
+        assert any("5 s are over" in note for note in caught.value.__notes__)
     assert anyio.current_time() == 10.5
     assert len(flaky.at) == 1
-    assert any("5 s are over" in note for note in caught.value.__notes__)
 
 
 async def test_a_function_that_cannot_tell_says_so_itself():
@@ -414,7 +420,7 @@ async def test_a_seeded_runtime_has_the_same_delays_again():
     assert await delays(None) != await delays(None)
 
 
-@pytest.mark.parametrize("share, retried", [(0.0, 3), (0.5, 6)])
+@pytest.mark.parametrize(("share", "retried"), [(0.0, 3), (0.5, 6)])
 async def test_a_budget_is_shared_by_all_that_have_it(share: float, retried: int):
     """Six first attempts earn so much; three are in hand from the start."""
     budget = RetryBudget(share=share, floor=0.3, window=10)
@@ -761,7 +767,7 @@ class Counting(MapStates):
     def action(self, state: State, inputs: Any) -> Any:
         return inputs["act"]
 
-    async def states(self, state: State, inputs: Any) -> Any:
+    async def states(self, state: State, inputs: Any) -> AsyncIterator[Any]:
         for n in state["elements"]:
             await anyio.sleep(0.01)
             yield {"n": n}
@@ -787,7 +793,7 @@ def grown(state: State, outcome: Any) -> list[int]:
     return [out + 10] if out < 30 else []
 
 
-async def elements_later(state: State) -> Any:
+async def elements_later(state: State) -> AsyncIterator[int]:
     for n in state["elements"]:
         await anyio.sleep(0.01)
         yield n
@@ -820,14 +826,16 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
         writes=["sum", "order"], limits=Limits(2),
     ),
     "so many": lambda act: fan_out(
-        act, over="elements", item="n", key=int, into="found", take="out", at_most=4, limits=Limits(2)
+        act, over="elements", item="n", key=int, into="found", take="out", at_most=4,
+        limits=Limits(2),
     ),
     "async, so many": lambda act: fan_out(
         act, over=elements_later, reads=["elements"], item="n", into="found", take="out", at_most=4,
         limits=Limits(2),
     ),
     "a frontier": lambda act: fan_out(
-        act, over="elements", item="n", key=int, grow=grown, into="found", take="out", limits=Limits(3)
+        act, over="elements", item="n", key=int, grow=grown, into="found", take="out",
+        limits=Limits(3),
     ),
     "a frontier by position": lambda act: fan_out(
         act, over="elements", item="n", grow=grown, reduce=fold, writes=["sum", "order"], name="f"
@@ -905,7 +913,7 @@ async def test_a_fan_out_in_a_retried_child_goes_on_where_it_failed(
     app = nested(worker, shape, Each(retry=evenly(9)))
     async with no_leaks():
         found = await run_nested(app, worker)
-    if isinstance(found, dict) and "order" in found:
+    if "order" in found:
         assert sorted(found["order"]) == sorted(expected["order"])
         assert found["sum"] == expected["sum"]
     else:
@@ -1035,8 +1043,8 @@ async def test_a_graph_as_a_node_of_a_retried_child_goes_on_where_it_failed():
 
     deep = Graph.chain(Graph.chain(one, two, name="inmost"), name="inner")
     many = fan_out(
-        Graph.chain(deep, name="child"), over="ns", item="n", into="outs", each=Each(retry=evenly()),
-        take="out",
+        Graph.chain(deep, name="child"), over="ns", item="n", into="outs", take="out",
+        each=Each(retry=evenly()),
     )  # fmt: skip
     result = await Application(many, hooks=[hook]).run({"ns": [4]})
     assert result.state["outs"] == [3]
@@ -1209,9 +1217,6 @@ def test_retries_cancelled_everywhere(how: tuple[Backend, Any], seed: int | None
     backend, kind = how
     limit = None if seed is None else 30
     assert cancel_everywhere(scenario, backend=backend, how=kind, seed=seed, limit=limit) > 20
-
-
-Life = Callable[[], Awaitable[object]]
 
 
 @every_way
