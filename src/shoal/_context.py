@@ -135,7 +135,8 @@ class Context:
         several tasks of the action give some, and are not saved: what counts is what it returns.
 
         An action that is a generator may simply ``yield item``. A plain function, in its worker
-        thread, calls ``anyio.from_thread.run(context.emit, item)``.
+        thread, calls ``anyio.from_thread.run(context.emit, item)``; where the action has been
+        cancelled by then, that raises ``RunCancelled``.
 
         Cancellation arrives before the item is told, or else after everybody has heard of it.
 

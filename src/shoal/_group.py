@@ -98,6 +98,22 @@ class Source(Protocol):
 
 
 @final
+class Aside:
+    """Where the children of a group wait for their next attempt. It is made later than they are."""
+
+    __slots__ = ("group",)
+
+    def __init__(self) -> None:
+        """Belong to no group yet."""
+        self.group: Group | None = None
+
+    async def wait(self, seconds: float) -> None:
+        """Wait, as one of the children."""
+        assert self.group is not None, "a child lives in a group"
+        await self.group.wait_aside(seconds)
+
+
+@final
 class Group:
     """The children of one fan-out, while it lasts."""
 

@@ -32,7 +32,7 @@ from ._errors import (
 )
 from ._events import Failed, Update
 from ._graph import Graph
-from ._group import Group
+from ._group import Aside, Group
 from ._history import Playback
 from ._hooks import Hook, Hooks
 from ._ids import RunPath
@@ -112,7 +112,7 @@ class ParallelStep:
         self.recorded: Recorded | None = None
         self._digests: dict[str, tuple[object, bytes]] = {}
         self.source: Elements | None = None
-        self._group: Group | None = None
+        self._aside = Aside()
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._unsaved: list[Run] = []  # a batch that could not be saved
@@ -151,14 +151,9 @@ class ParallelStep:
             hooks=self._hooks,
             digests=self._digests,
             each=self.act.each,
-            wait=self._wait,
+            wait=self._aside.wait,  # and not this: an error's frames lead to its child's setting
         )
         return Kind(setting, base)
-
-    async def _wait(self, seconds: float) -> None:
-        """Wait, as one of the children."""
-        assert self._group is not None
-        await self._group.wait_aside(seconds)
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
@@ -166,7 +161,7 @@ class ParallelStep:
         if former is None:
             await self._recall()
         source = self.source = act._source(self)
-        group = self._group = Group(
+        group = self._aside.group = Group(
             self.parent, source, act.limits.n, name=act.name, timeout=act.timeout
         )
         try:
@@ -185,7 +180,8 @@ class ParallelStep:
         finally:
             self.ledger.dropped = source.dropped
             self.ledger.left = source.known
-            source.on_kept = None  # an error's frames lead to it, and it to the ledger
+            # No cycles: an error's frames lead to the source, and its children's settings to the group.
+            source.on_kept = self._aside.group = None
         source.close()
         return act._finished(make_state(self.parent.data, self.join.permit))
 

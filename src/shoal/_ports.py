@@ -325,12 +325,17 @@ class Thread(Protocol):
     """What runs one plain function, so that the event loop stays free."""
 
     async def call(
-        self, function: Callable[..., object], kwargs: Mapping[str, Any], *, abandon: bool
+        self,
+        function: Callable[..., object],
+        kwargs: Mapping[str, Any],
+        *,
+        abandon: bool,
+        on_cancelled: Callable[[], None] | None = None,
     ) -> object:
         """Call ``function(**kwargs)``, and return or raise what it does.
 
         Cancellation waits for the function to return, as long as the grace; or, where that is to
-        ``abandon`` it, doesn't. Its result is then dropped.
+        ``abandon`` it, doesn't. Its result is then dropped. ``on_cancelled`` is called at once.
         """
         ...
 

@@ -190,7 +190,10 @@ async def _call(
         assert items is not None
         result = await stream(cast("Any", action.function(**kwargs)), items)
     elif thread is not None:
-        result = await thread.call(action.function, kwargs, abandon=action.abandon)
+        on_cancelled = None if items is None else items.stop
+        result = await thread.call(
+            action.function, kwargs, abandon=action.abandon, on_cancelled=on_cancelled
+        )
     else:
         result = action.function(**kwargs)
     if not (action.is_async or action.is_streaming):
