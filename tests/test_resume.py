@@ -636,7 +636,7 @@ def test_a_store_that_goes_wrong_at_a_single_call(name: str, backend: Backend, h
 @pytest.mark.parametrize("how", ["dies", "fails", "hangs"])
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize(("delay", "seed"), [(0, None), (0, 1), (0.5, 2)])
-def test_a_store_that_goes_wrong_everywhere(
+def test_a_store_that_goes_wrong_everywhere(  # noqa: PLR0917 # parametrized
     name: str, backend: Backend, how: How, times: int, delay: float, seed: int | None
 ):
     assert crash(name, backend=backend, how=how, times=times, delay=delay, seed=seed) >= 8

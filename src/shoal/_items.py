@@ -151,7 +151,7 @@ class Items:
                 await checkpoint_if_cancelled()
 
     def stop(self) -> None:
-        """Hear that the attempt is cancelled, though its thread still runs: refuse what it gives."""
+        """Refuse what comes now: the attempt is cancelled, though its thread still runs."""
         self._stopped = True
 
     def end(self) -> Awaitable[None] | None:

@@ -180,7 +180,7 @@ class ParallelStep:
         finally:
             self.ledger.dropped = source.dropped
             self.ledger.left = source.known
-            # No cycles: an error's frames lead to the source, and its children's settings to the group.
+            # No cycles: an error's frames lead to the source, its children's settings to the group.
             source.on_kept = self._aside.group = None
         source.close()
         return act._finished(make_state(self.parent.data, self.join.permit))
