@@ -1,9 +1,10 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _state, _model, _schema, _events, _policy; _action, _condition, _flow, _graph;
-_cancel, _ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group, _join,
-_parallel, _fanout, _tasks, _nest, _children, _context; _runtime, _open, _application.
+_collections, _ids, _state, _model, _schema, _events, _policy; _action, _until, _condition, _flow,
+_graph; _cancel, _ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group,
+_stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _nest, _children, _context; _runtime,
+_open, _application.
 ``docs/internals.md`` is the tour.
 """
 
@@ -26,12 +27,15 @@ from ._errors import (
     InvalidState,
     MissingField,
     MissingInput,
+    NobodyAccepted,
     NoTransition,
+    Rejected,
     RunCancelled,
     ShoalError,
     SpuriousCancel,
     StateError,
     StoreFailed,
+    TooFewChildren,
     TooManySteps,
     UndeclaredRead,
     UndeclaredWrite,
@@ -39,7 +43,9 @@ from ._errors import (
 from ._events import (
     Cancelled,
     ChildEnded,
+    ChildName,
     ChildStarted,
+    Decision,
     Done,
     ErrorInfo,
     Event,
@@ -63,15 +69,18 @@ from ._ids import Key, RunPath
 from ._join import Ledger
 from ._open import OpenRun, RunResult
 from ._policy import Limits, OnError, Tolerate
+from ._race import race
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
+from ._until import All, First, Quorum, Until, all_, first, quorum
 from ._version import __version__
 
 __all__ = [
     "END",
     "Act",
     "Action",
+    "All",
     "Application",
     "BadKey",
     "BadResult",
@@ -79,10 +88,12 @@ __all__ = [
     "Cancelled",
     "ChildEnded",
     "ChildGroup",
+    "ChildName",
     "ChildStarted",
     "CommitInDoubt",
     "Condition",
     "Context",
+    "Decision",
     "DefinitionError",
     "DepthExceeded",
     "Done",
@@ -92,6 +103,7 @@ __all__ = [
     "Extend",
     "Failed",
     "FanOut",
+    "First",
     "FunctionAction",
     "Graph",
     "Hook",
@@ -109,6 +121,7 @@ __all__ = [
     "MissingField",
     "MissingInput",
     "NoTransition",
+    "NobodyAccepted",
     "OnError",
     "OpenRun",
     "Operation",
@@ -117,6 +130,8 @@ __all__ = [
     "PositionedList",
     "Put",
     "PutWithin",
+    "Quorum",
+    "Rejected",
     "RunCancelled",
     "RunEnded",
     "RunPath",
@@ -138,13 +153,19 @@ __all__ = [
     "StoreFailed",
     "Task",
     "Tolerate",
+    "TooFewChildren",
     "TooManySteps",
     "UndeclaredRead",
     "UndeclaredWrite",
+    "Until",
     "Update",
     "__version__",
     "action",
+    "all_",
     "fan_out",
+    "first",
+    "quorum",
+    "race",
     "replay",
     "when",
 ]

@@ -27,6 +27,7 @@ from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narr
 from ._policy import Limits, OnError, Tolerate
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
+from ._until import ALL, All, Asked, First, Quorum, Until, check_until
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
 Acts = Act | Sequence[Act] | Callable[[State], Act | Sequence[Act]]
@@ -47,7 +48,8 @@ class FanOut(Parallel):
         key: str | Callable[[Any], object] | None,
         take: Take | None,
         at_most: int | None,
-        limits: Limits,
+        limits: Limits | None,
+        stagger: float | None,
         reads: frozenset[str],
     ) -> None:
         """Use ``fan_out``, which checks all this."""
@@ -58,7 +60,9 @@ class FanOut(Parallel):
         self.item = item
         self.key = key
         self.at_most = at_most
-        self.limits = limits
+        self._unlimited = limits is None
+        self.limits = Limits() if limits is None else limits
+        self.stagger = stagger
         self._take = take
         self._several = several
         self._bound: Mapping[str, object] = {}
@@ -111,10 +115,14 @@ class FanOut(Parallel):
     def _join(self) -> Join:
         return self.join
 
+    def _room(self, source: Elements) -> int:
+        return len(source.kinds) if self._unlimited else self.limits.n
+
     def _source(self, step: ParallelStep) -> Elements:
         graphs, several = self._chosen(step)
         if several != self._several:
-            step.join = replace(step.join, shape=shape_of(self.over, self.key, several=several))
+            shape = shape_of(self.over, self.key, self.join.until, several=several)
+            step.join = replace(step.join, shape=shape)
         kinds = [self._kind(step, graph) for graph in graphs]
         return Elements(
             (None,) if self.over is None else self._over(step),
@@ -135,6 +143,8 @@ class FanOut(Parallel):
         refuse_awaitable(found, f"the function that chooses the acts of fan-out {self.name!r}")
         try:
             graphs, several = as_graphs(found, f"fan-out {self.name!r}, whose acts are chosen,")
+            if self.over is None:
+                check_wanted(f"fan-out {self.name!r}", self.join.until, len(graphs))
             check_acts(graphs, self._brought, self._take, self.join.into, self.name)
         except DefinitionError as error:
             hint = "; if the function itself was meant to be the action, decorate it"
@@ -204,8 +214,10 @@ def _only_key(_element: object) -> str:
     return ""
 
 
-def shape_of(over: Over | None, key: object, *, several: bool) -> Shape:
+def shape_of(over: Over | None, key: object, until: Until, *, several: bool) -> Shape:
     """Say how results are arranged."""
+    if isinstance(until, Quorum) or (isinstance(until, First) and until.n == 1):
+        return "one"
     if over is None:
         return "by act"
     if several:
@@ -263,6 +275,18 @@ def check_acts(
         resolve_take(take, into, graph, who)
 
 
+def check_wanted(who: str, until: Until, count: int) -> None:
+    """Refuse to want more results than there can be children.
+
+    Raises:
+        DefinitionError: It needs more than ``count``.
+    """
+    if isinstance(until, First | Quorum) and until.n > count:
+        what = "first" if isinstance(until, First) else "quorum"
+        msg = f"{who}: until={what}({until.n}) can't be reached by at most {count} children"
+        raise DefinitionError(msg)
+
+
 def resolve_take(take: Take | None, into: str | None, graph: Graph, who: str) -> Take | None:
     """Find out what of a child's final state is its value; None: nothing was said, or needed.
 
@@ -309,7 +333,9 @@ def fan_out(
     reduce: Callable[[State, Done], State] | None = None,
     grow: Callable[[State, Done], Iterable[Any]] | None = None,
     at_most: int | None = None,
-    on_error: Literal["fail"] = "fail",
+    until: Until | None = None,
+    on_error: Literal["fail"] | None = None,
+    stagger: float | None = None,
     limits: Limits | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
@@ -330,7 +356,9 @@ def fan_out(
     reduce: Reduce | None = None,
     grow: Grow | None = None,
     at_most: int | None = None,
+    until: All | Asked | None = None,
     on_error: Literal["collect", "ignore"] | Tolerate,
+    stagger: float | None = None,
     limits: Limits | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
@@ -350,7 +378,9 @@ def fan_out(
     reduce: Any | None = None,
     grow: Any | None = None,
     at_most: int | None = None,
-    on_error: OnError = "fail",
+    until: Until | None = None,
+    on_error: OnError | None = None,
+    stagger: float | None = None,
     limits: Limits | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
@@ -392,11 +422,18 @@ def fan_out(
             reduced: a frontier that discovers its own work. Elements whose key is known are dropped
             and counted, here and in ``over``.
         at_most: Children to start in all.
-        on_error: With ``"fail"``, the first failure cancels the others, and the step raises an
-            ``ExceptionGroup`` of all failures, in input order. With ``"collect"``, failures are
+        until: What ends it before all children have ended: ``first(n)``, ``quorum(n)``, or a plain
+            function ``(state, outcome) -> bool``, called after each outcome's update. The others
+            are then cancelled, and awaited to the end of their cleanup. By default ``all_()``.
+        on_error: By default ``"fail"``: the first failure cancels the others, and the step raises
+            an ``ExceptionGroup`` of all failures, in input order. With ``"collect"``, failures are
             data: for ``errors_into``, ``reduce`` and the result's ledger; with ``"ignore"`` for the
-            ledger only. ``Tolerate(...)`` collects until there are too many, then fails.
-        limits: How many children are in flight; 100 by default.
+            ledger only. ``Tolerate(...)`` collects until there are too many, then fails. Not with
+            ``first`` and ``quorum``: there a failure only removes a contestant.
+        stagger: Seconds from the start of one child to the start of the next, which starts at once
+            when a child fails or is refused. With ``math.inf`` one at a time: the next starts when
+            the one before has ended. By default all start at once, as far as there is room.
+        limits: How many children are in flight; by default 100, or all of a race among acts.
         name: What the fan-out is called; by default the name in ``into``.
         reads: Fields that ``act`` and ``over`` (if functions, where it must be given), ``reduce``
             and ``grow`` read; those that the children and ``over`` (if a field) read are known.
@@ -431,11 +468,23 @@ def fan_out(
         grow=grow,
     )
     checks.declared(act, over, reads)
+    until = ALL if until is None else until
+    checks.until(until, on_error, errors_into)
+    is_race = isinstance(until, First | Quorum)
+    if on_error is None:
+        on_error = "ignore" if is_race else "fail"
     checks.results(into, errors_into, reduce, on_error)
+    limited = limits is not None or over is not None or not is_race
     limits = Limits() if limits is None else limits
-    check_policies(f"fan_out {label!r}", on_error=on_error, at_most=at_most, limits=limits)
+    check_policies(
+        f"fan_out {label!r}", on_error=on_error, at_most=at_most, limits=limits, stagger=stagger
+    )
     brought = set[str]() if over is None else {item}
     known = () if callable(graphs) else graphs
+    if known and over is None:
+        check_wanted(f"fan_out {label!r}", until, len(known))
+    if at_most is not None:
+        check_wanted(f"fan_out {label!r}", until, at_most)
     check_acts(known, brought, cast("Take | None", take), into, label)
     writable = checks.writes(writes, reduce) | {f for f in (into, errors_into) if f is not None}
     readable = field_names(reads or (), "reads") | ({over} if isinstance(over, str) else set[str]())
@@ -445,10 +494,11 @@ def fan_out(
         permit=Permit(label, readable | writable, writable),
         into=into,
         errors_into=errors_into,
-        shape=shape_of(over, key, several=several),
+        shape=shape_of(over, key, until, several=several),
         reduce=reduce,
         grow=grow,
         on_error=on_error,
+        until=until,
     )
     return FanOut(
         join,
@@ -459,7 +509,8 @@ def fan_out(
         key=key,
         take=cast("Take | None", take),
         at_most=at_most,
-        limits=limits,
+        limits=limits if limited else None,
+        stagger=stagger,
         reads=readable,
     )
 
@@ -540,6 +591,18 @@ class _Checks(NamedTuple):
             self.refuse("into= and reduce= both say what becomes of results; give one of them")
         if into is not None and into == errors_into:
             self.refuse(f"into= and errors_into= are both {into!r}; name two fields")
+
+    def until(self, until: object, on_error: object, errors_into: object) -> None:
+        check_until(f"fan_out {self.name!r}", until)
+        if not isinstance(until, First | Quorum):
+            return
+        what = "first" if isinstance(until, First) else "quorum"
+        for parameter, value in (("on_error", on_error), ("errors_into", errors_into)):
+            if value is not None:
+                self.refuse(
+                    f"with until={what}(...) a failure only removes a contestant, so {parameter}= "
+                    f"can't be given; result.outcomes({self.name!r}) tells who failed"
+                )
 
     def writes(self, writes: Iterable[str], reduce: Reduce | None) -> frozenset[str]:
         fields = field_names(writes, "writes")

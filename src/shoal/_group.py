@@ -41,6 +41,7 @@ from ._cancel import (
     ki_protected,
 )
 from ._errors import SpuriousCancel, brief
+from ._events import ChildName
 from ._ports import Waiter
 from ._run import Run
 
@@ -115,6 +116,7 @@ class Group:
         "in_flight",
         "inbox",
         "reason",
+        "winner",
     )
 
     def __init__(self, parent: Run, source: Source, limit: int) -> None:
@@ -146,6 +148,8 @@ class Group:
         self.inbox: deque[Run] = deque()
         self.in_flight = 0
         self.reason = "the fan-out was cancelled"
+        self.winner: ChildName | None = None
+        """The child that decided the race which the others are cancelled for."""
 
     async def live(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
         """Live every child, handing those that ended to ``apply`` in batches, by position.
@@ -414,7 +418,7 @@ class Group:
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
             failure = as_failure(error)
             if failure is None:
-                child.cancel(self.reason)
+                child.cancel(self.reason, self.winner)
                 self._interrupted = True
                 self._end_live()
                 self._leave(child)

@@ -4,6 +4,8 @@ Imports everything above.
 
 Invariants:
 - A batch of outcomes is one save, made in the parent's task; what ended unapplied is saved too.
+- A decision and the update of the child that decided are one save. Everybody sees the winner; then
+  the others are cancelled, once, and awaited to the end of their cleanup; then they are recorded.
 - A child starts from the parent's state as it was when the step began, narrowed to what its graph
   needs; siblings don't see each other's results.
 """
@@ -16,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, final
 
 from ._action import Act, Performer
+from ._contest import Contest, contest
 from ._errors import (
     DefinitionError,
     DepthExceeded,
@@ -27,7 +30,7 @@ from ._errors import (
     did_you_mean,
     note,
 )
-from ._events import Failed, Update
+from ._events import Decision, Failed, Update
 from ._graph import Graph
 from ._group import Group
 from ._join import Draft, Join, Ledger
@@ -35,6 +38,7 @@ from ._policy import Limits, Tolerate
 from ._run import Run, Setting
 from ._schema import Schema
 from ._source import Elements, Kind
+from ._stagger import Staggered
 from ._state import NO_CHANGE, Change, Set, State, make_state
 
 logger = logging.getLogger("shoal")
@@ -45,6 +49,12 @@ class Parallel(Act):
 
     limits: Limits = Limits()
     """How many children are in flight."""
+    stagger: float | None = None
+    """Seconds from the start of one child to that of the next; None: they start at once."""
+
+    def _room(self, source: Elements) -> int:
+        """Say how many children of ``source`` are in flight."""
+        return self.limits.n
 
     @abstractmethod
     def _join(self) -> Join:
@@ -80,6 +90,9 @@ class ParallelStep:
         self.data: Mapping[str, object] = run.data
         self.join = act._join()
         self.ledger = Ledger()
+        self.decision: Decision | None = None
+        self._contest: Contest | None = None
+        self._staggered: Staggered | None = None
         self._is_failing = False
         self._unsaved: list[Run] = []  # a batch that could not be saved
         run.ledgers.setdefault(act.name, []).append(self.ledger)
@@ -113,11 +126,17 @@ class ParallelStep:
         """Run all children, and return the change that completes the step."""
         act = self.act
         self.source = act._source(self)
+        self._contest = contest(act.name, self.join.until)
         await self._open()
-        group = Group(self.parent, self.source, act.limits.n)
+        if act.stagger is not None:
+            clock = self.parent.setting.services.clock
+            self._staggered = Staggered(self.source, act.stagger, clock)
+        source = self._staggered or self.source
+        group = self._group = Group(self.parent, source, act._room(self.source))
         try:
-            await group.live(self._apply)
-            await self._record_unapplied(group)
+            if not self._is_lost(0):
+                await group.live(self._apply)
+                await self._record_unapplied(group)
             self._judge()
         except BaseException as error:
             await self._wind_up(group, error)
@@ -160,7 +179,7 @@ class ParallelStep:
 
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
-        draft = Draft(self.join, self.parent, self.source, self.ledger)
+        draft = Draft(self.join, self.parent, self.source, self.ledger, self._contest)
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
         try:
@@ -169,23 +188,44 @@ class ParallelStep:
                 draft.finished_data(),
                 applied=draft.applied,
                 unapplied=draft.unapplied,
+                decision=draft.decision,
             )
         except Exception:  # a failed save or hook; KeyboardInterrupt waits for the end of a commit
             if self.parent.setting.execution.unsaved:
                 self._unsaved = batch
             raise
+        self.decision = draft.decision
         fatal = set(map(id, draft.failures))
         for child in batch:
-            self.ledger.enter(child, raised=id(child) in fatal)
+            self.ledger.enter(child, raised=id(child) in fatal or self._is_open)
         self.source.admit(draft.admitted)
         if error is not None:
             raise error
+        if self.decision is not None:
+            self._group.winner = self.decision.winner
+            return self.decision.reason
+        left = self._group.in_flight - len(batch)
+        if self._staggered is not None:
+            self._staggered.hear(batch, left)
+        if self._is_lost(left):
+            return f"fan-out {self.act.name!r} can't be decided any more"
         if not draft.is_failing:
             return None
         if not draft.failures:
             return f"too many children of fan-out {self.act.name!r} failed"
         first = draft.failures[0]
         return f"key {first.key!r} of fan-out {self.act.name!r} failed: {brief(first.error)}"
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether it is a race, and undecided: nobody knows yet if its failures will be raised."""
+        return self.decision is None and self.join.is_race
+
+    def _is_lost(self, in_flight: int) -> bool:
+        """Tell whether nobody can win any more, with ``in_flight`` children that may."""
+        if self._contest is None or (in_flight and self.join.grow is not None):
+            return False
+        return self._contest.is_lost(in_flight + self.source.most())
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -201,13 +241,22 @@ class ParallelStep:
                 child.lose()
             elif child.status == "succeeded":
                 child.miss()
-            elif child.status == "failed" and self.join.on_error == "fail":
+            elif child.status != "failed" or self.decision is not None:
+                pass  # what fails after the decision changes nothing
+            elif self.join.on_error == "fail":
                 self._is_failing = True
-            self.ledger.enter(child, raised=self._is_failing)
+            self.ledger.enter(child, raised=self._is_failing or self._is_open)
         await self.parent.commit((), self.parent.data, unapplied=late)
 
     def _judge(self) -> None:
-        """Raise the failures, if there is one that isn't tolerated."""
+        """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
+        if self.decision is not None:
+            self.ledger.let_go()
+            return
+        if self._contest is not None:
+            defeat = self._contest.defeat(self.ledger, self.ledger.total)
+            if defeat is not None:
+                raise defeat
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
             ended = ledger.failed + ledger.done
@@ -222,7 +271,9 @@ class ParallelStep:
 # -- what steps have in common ---------------------------------------------------------------------
 
 
-def check_policies(who: str, *, on_error: object, at_most: object, limits: object) -> None:
+def check_policies(
+    who: str, *, on_error: object, at_most: object, limits: object, stagger: object = None
+) -> None:
     """Refuse what is no policy of a parallel step.
 
     Raises:
@@ -234,9 +285,19 @@ def check_policies(who: str, *, on_error: object, at_most: object, limits: objec
     if at_most is not None and (type(at_most) is not int or at_most < 0):
         msg = f"{who}: at_most= takes a number of children, not {at_most!r}"
         raise DefinitionError(msg)
+    if stagger is not None and not _is_time(stagger):
+        msg = (
+            f"{who}: stagger= takes seconds from one start to the next, or math.inf for one at a "
+            f"time, not {brief(stagger)}"
+        )
+        raise DefinitionError(msg)
     if on_error not in ("fail", "collect", "ignore") and not isinstance(on_error, Tolerate):
         msg = f"{who}: on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), not {on_error!r}"
         raise DefinitionError(msg)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def check_reads(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, final
 
 from ._action import FunctionAction
-from ._events import Outcome, Status, Update
+from ._events import Decision, Outcome, Status, Update
 from ._ids import RunPath
 from ._state import Change
 
@@ -52,6 +52,8 @@ class Batch(NamedTuple):
     """Children that ended without an update of the parent: failed, cancelled, come too late."""
     step_completed: str | None = None
     """The step that the last of the updates completes."""
+    decision: Decision | None = None
+    """How the last of the updates decides a race: who is resumed after that has no other winner."""
     ended: Status | None = None
     """How this execution of the run ended, if this is its last save."""
 

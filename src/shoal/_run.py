@@ -35,7 +35,9 @@ from ._errors import HookFailed, TooManySteps, note
 from ._events import (
     Cancelled,
     ChildEnded,
+    ChildName,
     ChildStarted,
+    Decision,
     Done,
     Event,
     Failed,
@@ -162,11 +164,14 @@ class Run:
         "status",
         "used",
         "value",
+        "winner",
     )
     began: bool
     elapsed: float
     """Seconds from its start to its end."""
     used: bool
+    winner: ChildName | None
+    """Who decided the race that it lost; only of a run that was cancelled."""
 
     def __init__(
         self,
@@ -287,7 +292,7 @@ class Run:
                 assert isinstance(self.error, Exception), "others are not outcomes"
                 return Failed(**common, error=self.error)
             case "cancelled":
-                return Cancelled(**common, reason=self.reason)
+                return Cancelled(**common, reason=self.reason, winner=self.winner)
             case None:
                 return Skipped(**common, reason=self.reason)
 
@@ -441,6 +446,7 @@ class Run:
         applied: Sequence[Run] = (),
         unapplied: Sequence[Run] = (),
         step_completed: str | None = None,
+        decision: Decision | None = None,
         ended: Status | None = None,
     ) -> None:
         """Save ``updates``, make ``data`` the run's state, and publish them one by one.
@@ -454,6 +460,7 @@ class Run:
             applied: Children that the updates apply, one by one.
             unapplied: Children whose end is saved and told without changing the state.
             step_completed: The step that is completed with this.
+            decision: How the last of the updates decides a race.
             ended: How the run ends with this.
 
         Raises:
@@ -463,7 +470,7 @@ class Run:
         """
         setting = self.setting
         await setting.execution.save(
-            Batch(self.path, updates, applied, unapplied, step_completed, ended)
+            Batch(self.path, updates, applied, unapplied, step_completed, decision, ended)
         )
         self._head = (self._head[0] + len(updates), data)
         if setting.hooks.listening:
@@ -551,12 +558,13 @@ class Run:
         self.error = error
         self._note(error)
 
-    def cancel(self, reason: str) -> None:
-        """Note that the run was cancelled before its end."""
+    def cancel(self, reason: str, winner: ChildName | None = None) -> None:
+        """Note that the run was cancelled before its end; in a race, because ``winner`` had won."""
         self._last = None
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "cancelled"
         self.reason = reason
+        self.winner = winner
 
     def forget(self) -> None:
         """Let go of the error that it ended with, whose traceback leads back to here."""

@@ -24,8 +24,10 @@ from collections.abc import (
     Iterator,
     Mapping,
     Sequence,
+    Sized,
 )
 from collections.abc import Set as AbstractSet
+from math import inf
 from operator import length_hint
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeGuard, cast, final
 
@@ -105,6 +107,7 @@ class Elements:
         "_only",
         "_position",
         "_seen",
+        "_size",
         "_started",
         "_waiting",
         "dropped",
@@ -153,6 +156,8 @@ class Elements:
         self._position = 0  # of the next child
         self._count = 0  # of elements
         self._started = 0
+        sized = isinstance(elements, Sequence | AbstractSet | Mapping) and not grows
+        self._size: float = len(cast("Sized", elements)) if sized else inf
         self._waiting: deque[Entry] = deque()  # keyed and told apart already
         self._iterator: Iterator[object] | None = None
         self._feeding: AsyncIterator[object] | None = None
@@ -204,6 +209,13 @@ class Elements:
             return 0
         hint = 0 if self._iterator is None else length_hint(self._iterator, sys.maxsize) or 1
         return hint + len(self._waiting)
+
+    def most(self) -> float:
+        """Say how many more children there can be at most; ``math.inf`` where nobody knows."""
+        if self.dry():
+            return 0
+        more = (self._size - self._count) * max(1, len(self.kinds)) + len(self._waiting)
+        return more if self._at_most is None else min(more, self._at_most - self._started)
 
     def waiting(self) -> int:
         """Count the elements that were pulled and have no child yet."""
