@@ -31,6 +31,7 @@ from shoal import (
     ChildStarted,
     CommitInDoubt,
     Context,
+    Decision,
     Done,
     Event,
     Failed,
@@ -73,6 +74,7 @@ class Keeping:
         self.saved: dict[str, list[Update]] = {}
         self.ended: dict[str, int] = Counter()
         self.children: dict[str, int] = Counter()
+        self.decisions: list[tuple[str, Decision]] = []
         self.after_keeping: Callable[[Batch], object] = lambda batch: None
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
@@ -92,6 +94,10 @@ class Keeping:
             self.children[child.path.id] += 1
             if child.last_update is not None:
                 self.saved.setdefault(child.path.id, []).append(child.last_update)
+        if batch.decision is not None:
+            self.decisions.append((batch.path.id, batch.decision))
+            decisive = batch.applied[len(batch.updates) - 1].path
+            assert (decisive.act, decisive.key) == batch.decision.winner, "saved with its update"
         if batch.ended is not None:
             self.ended[batch.path.id] += 1
         self.after_keeping(batch)

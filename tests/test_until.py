@@ -43,7 +43,6 @@ from shoal import (
     replay,
     when,
 )
-from shoal._ports import Batch
 from tests.test_cancellation import Watched, cancellation, seen_runs
 
 pytestmark = pytest.mark.anyio
@@ -90,16 +89,7 @@ def losers(watched: Watched, step: str = "out") -> list[Outcome]:
 
 
 def saved_decisions(watched: Watched) -> list[Decision]:
-    """Have the store note decisions; those are appended to what is returned."""
-    found = list[Decision]()
-
-    def note(batch: Batch) -> None:
-        if batch.decision is not None:
-            found.append(batch.decision)
-            assert len(batch.updates) == len(batch.applied) > 0, "saved with its update"
-
-    watched.store.after_keeping = note
-    return found
+    return [decision for _, decision in watched.store.decisions]
 
 
 # -- first -----------------------------------------------------------------------------------------
@@ -107,7 +97,6 @@ def saved_decisions(watched: Watched) -> list[Decision]:
 
 async def test_the_first_to_succeed_wins():
     watched = over(first())
-    decisions = saved_decisions(watched)
     state = await watched.go({"n": [3, 1, 2]})
     assert anyio.current_time() == 1
     assert state["out"] == 1
@@ -115,7 +104,7 @@ async def test_the_first_to_succeed_wins():
     assert [type(outcome) for outcome in losers(watched)] == [Cancelled, Cancelled]
     winner = ChildName("sleep", 1)
     reason = "key 1 decided fan-out 'out'"
-    assert decisions == [Decision("out", winner, (winner,), reason)]
+    assert saved_decisions(watched) == [Decision("out", winner, (winner,), reason)]
     for outcome in losers(watched):
         assert isinstance(outcome, Cancelled)
         assert (outcome.winner, outcome.reason) == (winner, reason)
@@ -257,12 +246,11 @@ async def test_an_accept_that_is_interrupted_ends_everything(fatal: type[BaseExc
 async def test_three_of_ten_and_no_more():
     """X07: four of them end at once."""
     watched = over(first(3), key=str)
-    decisions = saved_decisions(watched)
     state = await watched.go({"n": [9, 1, 1.25, 2.0, 2, 2.5, -0.5, 0.5, 4, 5]})
     assert state["out"] == {"1": 1, "1.25": 1.25, "0.5": 0.5}
     assert list(state["out"]) == ["1", "1.25", "0.5"], "in input order"
     watched.check()
-    (decision,) = decisions
+    (decision,) = saved_decisions(watched)
     assert decision.winner == ChildName("sleep", "1.25")
     assert [name.key for name in decision.winners] == ["1", "1.25", "0.5"]
 
@@ -447,10 +435,9 @@ async def test_a_reduce_that_fails_decides_nothing():
     watched = Watched(
         fan_out(sleep, over="n", reduce=broken, writes=["x"], name="out", until=first())
     )
-    decisions = saved_decisions(watched)
     with pytest.raises(LookupError):
         await watched.go({"n": [1, 2]})
-    assert not decisions
+    assert not saved_decisions(watched)
     watched.check()
 
 
@@ -503,12 +490,11 @@ def votes(*values: object) -> Sequence[Act]:
 
 async def test_those_who_agree_decide():
     watched = Watched(fan_out(votes("a", "b", "b", "b", "c"), into="out", until=quorum(2)))
-    decisions = saved_decisions(watched)
     state = await watched.go({})
     assert anyio.current_time() == 3
     assert state["out"] == "b"
     watched.check()
-    (decision,) = decisions
+    (decision,) = saved_decisions(watched)
     assert decision.winner == ChildName("v2", "")
     assert [name.act for name in decision.winners] == ["v1", "v2"]
     assert [type(outcome) for outcome in losers(watched)] == [Cancelled, Cancelled]
@@ -585,11 +571,10 @@ async def test_a_function_is_asked_after_each_update():
         return len(state["out"]) == 3
 
     watched = over(enough)
-    decisions = saved_decisions(watched)
     state = await watched.go({"n": [1, 9, 3, 2, 99]})
     assert state["out"] == [1, 3, 2]
     assert asked == [([1], 1), ([1, 2], 2), ([1, 3, 2], 3)]
-    assert decisions[0].winner == ChildName("sleep", 2)
+    assert saved_decisions(watched)[0].winner == ChildName("sleep", 2)
     watched.check()
 
 
@@ -765,9 +750,8 @@ async def test_tasks_race_by_act_and_key():
             return state.update(won=(outcome.act, outcome.key))
 
     watched = Watched(Mixed())
-    decisions = saved_decisions(watched)
     assert (await watched.go({}))["won"] == ("never", "one")
-    assert decisions[0].winner == ChildName("never", "one")
+    assert saved_decisions(watched)[0].winner == ChildName("never", "one")
     watched.check()
 
 

@@ -277,6 +277,11 @@ class Group:
         """Whether nothing more is started."""
         return self._closing
 
+    @property
+    def lacks_permits(self) -> bool:
+        """Whether there is room for one more, but none in the live budget."""
+        return self.in_flight < self._limit and self._live > 0 and self._live_budget.is_spent
+
     def engage(self) -> None:
         """Hear that there may be more to do, or less to wait for, than before."""
         if self._tasks is not None and not self._closing:

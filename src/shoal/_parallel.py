@@ -122,13 +122,20 @@ class ParallelStep:
         """
         return Kind(child_setting(self.parent, self.act.name, graph, value_of, inputs), base)
 
-    async def execute(self) -> Change:
-        """Run all children, and return the change that completes the step."""
+    async def execute(self, decided: Decision | None = None) -> Change:
+        """Run all children, and return the change that completes the step.
+
+        Args:
+            decided: How it was decided before: then nothing is started any more.
+        """
         act = self.act
+        if decided is not None:
+            self.decision = decided
+            return act._finished(make_state(self.parent.data, self.join.permit))
         self.source = act._source(self)
         self._contest = contest(act.name, self.join.until)
         await self._open()
-        if act.stagger is not None:
+        if act.stagger:  # else they start at once, in order
             clock = self.parent.setting.services.clock
             self._staggered = Staggered(self.source, act.stagger, clock)
         source = self._staggered or self.source

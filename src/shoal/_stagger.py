@@ -23,6 +23,9 @@ from ._group import Dropped, Feed, Group
 from ._run import Run
 from ._source import Elements
 
+RETRY = 0.1
+"""Seconds after which a start is tried again that the live budget had no permit for."""
+
 
 @final
 class Staggered:
@@ -48,6 +51,7 @@ class Staggered:
         self._permits += sum(map(_is_out, batch))
         if not self._permits and not in_flight and self._delay == inf:
             self._permits = 1
+        self._tell()
 
     # -- what a group asks of its source --------------------------------------------------------
 
@@ -59,8 +63,7 @@ class Staggered:
         if isinstance(child, Run) and not child.reason:
             self._permits -= 1
             self._due = self._clock() + self._delay
-            if self._news is not None:
-                self._news.set()
+            self._tell()
         return child
 
     def left(self) -> int:
@@ -83,14 +86,21 @@ class Staggered:
     async def feed(self, group: Group) -> None:
         """Grant a permit whenever it is due."""
         while not self.dry():
-            now = self._clock()
-            if now >= self._due:
-                self._due = now + self._delay
-                self._permits = max(1, self._permits)
+            now, until = self._clock(), self._due
+            if now >= until and not self._permits:
+                self._permits = 1
+            if self._permits:
                 group.engage()
+                # Who has no room is engaged again by its own children's ends; but nobody is woken
+                # when the live budget has a permit again.
+                until = now + max(RETRY, self._delay) if group.lacks_permits else inf
             self._news = Event()
-            with CancelScope(deadline=self._due):
+            with CancelScope(deadline=until):
                 await self._news.wait()
+
+    def _tell(self) -> None:
+        if self._news is not None:
+            self._news.set()
 
 
 def _is_out(child: Run) -> bool:
