@@ -42,12 +42,12 @@ from shoal import (
 )
 from shoal._parallel import ParallelStep
 from shoal.testing import no_leaks, run_virtual
-from tests.test_cancellation import Watched, seen_runs, this_task
+from tests.test_cancellation import Watched, quick_collections, seen_runs, this_task
 from tests.test_until import losers, saved_decisions, sleeper
 
 pytestmark = pytest.mark.anyio
 
-__all__ = ["seen_runs"]  # a fixture
+__all__ = ["quick_collections", "seen_runs"]  # fixtures
 
 
 class Times(Hook):
