@@ -3,8 +3,8 @@
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _collections, _ids, _state, _model, _schema, _events, _policy; _action, _until, _condition, _flow,
 _graph; _cancel, _ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group,
-_stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _nest, _children, _context; _runtime,
-_open, _application.
+_hedge, _stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _nest, _children, _context;
+_runtime, _open, _application.
 ``docs/internals.md`` is the tour.
 """
 
@@ -68,7 +68,7 @@ from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
 from ._open import OpenRun, RunResult
-from ._policy import Limits, OnError, Tolerate
+from ._policy import Hedge, Limits, OnError, Stagger, Tolerate
 from ._race import race
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
@@ -106,6 +106,7 @@ __all__ = [
     "First",
     "FunctionAction",
     "Graph",
+    "Hedge",
     "Hook",
     "HookFailed",
     "Increment",
@@ -143,6 +144,7 @@ __all__ = [
     "Skipped",
     "SpanStarted",
     "SpuriousCancel",
+    "Stagger",
     "State",
     "StateError",
     "StateList",

@@ -23,8 +23,8 @@ from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief, di
 from ._events import Done
 from ._graph import Graph, as_graph, no_act
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
-from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narrowed
-from ._policy import Limits, OnError, Tolerate
+from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
+from ._policy import Limits, OnError, Stagger, Tolerate
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 from ._until import ALL, All, Asked, First, Quorum, Until, check_until
@@ -49,7 +49,7 @@ class FanOut(Parallel):
         take: Take | None,
         at_most: int | None,
         limits: Limits | None,
-        stagger: float | None,
+        stagger: Stagger | None,
         reads: frozenset[str],
     ) -> None:
         """Use ``fan_out``, which checks all this."""
@@ -63,6 +63,7 @@ class FanOut(Parallel):
         self._unlimited = limits is None
         self.limits = Limits() if limits is None else limits
         self.stagger = stagger
+        self._definition = self
         self._take = take
         self._several = several
         self._bound: Mapping[str, object] = {}
@@ -71,6 +72,11 @@ class FanOut(Parallel):
         self.sure_writes: Collection[str] = frozenset(
             f for f in (join.into, join.errors_into) if f is not None
         )
+
+    @property
+    def definition(self) -> object:
+        """What all that is bound of one fan-out has in common: its latencies."""
+        return self._definition
 
     @property
     def _brought(self) -> frozenset[str]:
@@ -335,7 +341,7 @@ def fan_out(
     at_most: int | None = None,
     until: Until | None = None,
     on_error: Literal["fail"] | None = None,
-    stagger: float | None = None,
+    stagger: Stagger | None = None,
     limits: Limits | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
@@ -358,7 +364,7 @@ def fan_out(
     at_most: int | None = None,
     until: All | Asked | None = None,
     on_error: Literal["collect", "ignore"] | Tolerate,
-    stagger: float | None = None,
+    stagger: Stagger | None = None,
     limits: Limits | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
@@ -380,7 +386,7 @@ def fan_out(
     at_most: int | None = None,
     until: Until | None = None,
     on_error: OnError | None = None,
-    stagger: float | None = None,
+    stagger: Stagger | None = None,
     limits: Limits | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
@@ -432,7 +438,8 @@ def fan_out(
             ``first`` and ``quorum``: there a failure only removes a contestant.
         stagger: Seconds from the start of one child to the start of the next, which starts at once
             when a child fails or is refused. With ``math.inf`` one at a time: the next starts when
-            the one before has ended. By default all start at once, as far as there is room.
+            the one before has ended. In a race also ``Hedge(...)``, which learns the delay. By
+            default all start at once, as far as there is room.
         limits: How many children are in flight; by default 100, or all of a race among acts.
         name: What the fan-out is called; by default the name in ``into``.
         reads: Fields that ``act`` and ``over`` (if functions, where it must be given), ``reduce``
@@ -476,9 +483,8 @@ def fan_out(
     checks.results(into, errors_into, reduce, on_error)
     limited = limits is not None or over is not None or not is_race
     limits = Limits() if limits is None else limits
-    check_policies(
-        f"fan_out {label!r}", on_error=on_error, at_most=at_most, limits=limits, stagger=stagger
-    )
+    check_policies(f"fan_out {label!r}", on_error=on_error, at_most=at_most, limits=limits)
+    check_stagger(f"fan_out {label!r}", stagger, until)
     brought = set[str]() if over is None else {item}
     known = () if callable(graphs) else graphs
     if known and over is None:

@@ -33,13 +33,15 @@ from ._errors import (
 from ._events import Decision, Failed, Update
 from ._graph import Graph
 from ._group import Group
+from ._hedge import Experience
 from ._join import Draft, Join, Ledger
-from ._policy import Limits, Tolerate
+from ._policy import Hedge, Limits, Stagger, Tolerate, is_number
 from ._run import Run, Setting
 from ._schema import Schema
 from ._source import Elements, Kind
 from ._stagger import Staggered
 from ._state import NO_CHANGE, Change, Set, State, make_state
+from ._until import First, Quorum
 
 logger = logging.getLogger("shoal")
 
@@ -49,8 +51,13 @@ class Parallel(Act):
 
     limits: Limits = Limits()
     """How many children are in flight."""
-    stagger: float | None = None
-    """Seconds from the start of one child to that of the next; None: they start at once."""
+    stagger: Stagger | None = None
+    """When the next child starts; None: all start at once."""
+
+    @property
+    def definition(self) -> object:
+        """What all that is bound of one definition has in common."""
+        return self
 
     def _room(self, source: Elements) -> int:
         """Say how many children of ``source`` are in flight."""
@@ -135,10 +142,9 @@ class ParallelStep:
         self.source = act._source(self)
         self._contest = contest(act.name, self.join.until)
         await self._open()
-        if act.stagger:  # else they start at once, in order
-            clock = self.parent.setting.services.clock
-            self._staggered = Staggered(self.source, act.stagger, clock)
-        source = self._staggered or self.source
+        source = self._staggered = self._stagger()
+        if source is None:
+            source = self.source
         group = self._group = Group(self.parent, source, act._room(self.source))
         try:
             if not self._is_lost(0):
@@ -149,10 +155,24 @@ class ParallelStep:
             await self._wind_up(group, error)
             raise
         finally:
+            if self._staggered is not None:
+                self._staggered.close()
             self.ledger.dropped = self.source.dropped
             self.ledger.left = self.source.known
         self.source.close()
         return act._finished(make_state(self.parent.data, self.join.permit))
+
+    def _stagger(self) -> Staggered | None:
+        """Put before the source what says when children start; None if they start at once."""
+        stagger, services = self.act.stagger, self.parent.setting.services
+        if not isinstance(stagger, Hedge):
+            return Staggered(self.source, float(stagger), services.clock) if stagger else None
+        definition = self.act.definition
+        experience = services.learned.get(definition)
+        if experience is None:
+            experience = services.learned[definition] = Experience(stagger)
+        assert self._contest is not None, "only races are hedged"
+        return Staggered(self.source, experience, services.clock, self._contest.wanted)
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
@@ -201,6 +221,8 @@ class ParallelStep:
             if self.parent.setting.execution.unsaved:
                 self._unsaved = batch
             raise
+        if self._staggered is not None:
+            self._staggered.learn(batch)
         self.decision = draft.decision
         fatal = set(map(id, draft.failures))
         for child in batch:
@@ -232,7 +254,8 @@ class ParallelStep:
         """Tell whether nobody can win any more, with ``in_flight`` children that may."""
         if self._contest is None or (in_flight and self.join.grow is not None):
             return False
-        return self._contest.is_lost(in_flight + self.source.most())
+        more = self._staggered.most(in_flight) if self._staggered else self.source.most()
+        return self._contest.is_lost(in_flight + more)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -243,6 +266,8 @@ class ParallelStep:
         self._unsaved = []
         if not late:
             return
+        if self._staggered is not None:
+            self._staggered.learn(late)
         for child in late:
             if self.parent.setting.execution.unsaved:
                 child.lose()
@@ -278,9 +303,7 @@ class ParallelStep:
 # -- what steps have in common ---------------------------------------------------------------------
 
 
-def check_policies(
-    who: str, *, on_error: object, at_most: object, limits: object, stagger: object = None
-) -> None:
+def check_policies(who: str, *, on_error: object, at_most: object, limits: object) -> None:
     """Refuse what is no policy of a parallel step.
 
     Raises:
@@ -292,19 +315,31 @@ def check_policies(
     if at_most is not None and (type(at_most) is not int or at_most < 0):
         msg = f"{who}: at_most= takes a number of children, not {at_most!r}"
         raise DefinitionError(msg)
-    if stagger is not None and not _is_time(stagger):
-        msg = (
-            f"{who}: stagger= takes seconds from one start to the next, or math.inf for one at a "
-            f"time, not {brief(stagger)}"
-        )
-        raise DefinitionError(msg)
     if on_error not in ("fail", "collect", "ignore") and not isinstance(on_error, Tolerate):
         msg = f"{who}: on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), not {on_error!r}"
         raise DefinitionError(msg)
 
 
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+def check_stagger(who: str, stagger: object, until: object) -> None:
+    """Refuse what doesn't say when children start.
+
+    Raises:
+        DefinitionError: Naming ``who`` was given it.
+    """
+    if isinstance(stagger, Hedge):
+        if not isinstance(until, First | Quorum):
+            msg = (
+                f"{who}: stagger=Hedge(...) starts more children than are needed, and here all "
+                f"are: give until=first(), or, to hedge each child, run over the elements a race "
+                f"of its act against itself: race(act, act.bind(name='again'), stagger=Hedge(...))"
+            )
+            raise DefinitionError(msg)
+    elif stagger is not None and not (is_number(stagger) and stagger >= 0):
+        msg = (
+            f"{who}: stagger= takes seconds from one start to the next, math.inf for one at a "
+            f"time, or Hedge(...), not {brief(stagger)}"
+        )
+        raise DefinitionError(msg)
 
 
 def check_reads(

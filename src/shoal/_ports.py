@@ -6,8 +6,9 @@ A port is bound by the runtime; the engine never knows which implementation it t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, final
+from weakref import WeakKeyDictionary
 
 from ._action import FunctionAction
 from ._events import Decision, Outcome, Status, Update
@@ -200,3 +201,5 @@ class Services:
     """Called in a task, gives what counts the native cancellations pending on that task."""
     commit_deadline: float
     """Seconds that the store has to acknowledge a save."""
+    learned: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
+    """What was learned of a definition, by that definition, for as long as it lives."""

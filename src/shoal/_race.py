@@ -10,7 +10,7 @@ from ._errors import DefinitionError
 from ._events import Done
 from ._fanout import FanOut, fan_out
 from ._join import Take
-from ._policy import Limits
+from ._policy import Limits, Stagger
 from ._state import State
 from ._until import Until, first
 
@@ -22,7 +22,7 @@ def race(
     accept: Callable[[Any], object] | None = None,
     until: Until | None = None,
     reduce: Callable[[State, Done], State] | None = None,
-    stagger: float | None = None,
+    stagger: Stagger | None = None,
     limits: Limits | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
@@ -49,7 +49,7 @@ def race(
             accepted result.
         stagger: Seconds from the start of one act to the start of the next, in the order given; the
             next starts at once when one fails or is refused. ``math.inf``: an ordered fallback, one
-            at a time. By default all start at once.
+            at a time. ``Hedge(...)`` learns the delay. By default all start at once.
         limits: How many are in flight; all by default.
         name: What the race is called; by default the name in ``into``.
         reads: Fields that ``acts`` (if a function, where it must be given) and ``reduce`` read.

@@ -35,7 +35,7 @@ from ._events import Done, Failed
 from ._graph import Graph, as_graph, no_act
 from ._ids import Key
 from ._join import Join, only_write_reader
-from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narrowed
+from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
 from ._policy import OnError
 from ._source import Elements, Entry, is_key
 from ._state import Change, Permit, State, change_between, refuse_awaitable
@@ -147,10 +147,9 @@ class ParallelAction(Parallel):
                 )
                 raise DefinitionError(msg)
         who = f"class {cls.__name__}"
-        check_policies(
-            who, on_error=cls.on_error, at_most=cls.at_most, limits=cls.limits, stagger=cls.stagger
-        )
+        check_policies(who, on_error=cls.on_error, at_most=cls.at_most, limits=cls.limits)
         check_until(who, cls.until)
+        check_stagger(who, cls.stagger, cls.until)
         if isinstance(cls.until, First | Quorum) and _says(cls, "on_error"):
             msg = (
                 f"{who}: with such an until a failure only removes a contestant, so on_error can't "
@@ -180,6 +179,11 @@ class ParallelAction(Parallel):
     def finish(self, state: State) -> State:
         """Return the state after all results were reduced; the step is completed by that."""
         return state
+
+    @property
+    def definition(self) -> object:
+        """What all its instances have in common."""
+        return type(self)
 
     @property
     def takes(self) -> Mapping[str, Input]:
