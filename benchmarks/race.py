@@ -15,23 +15,13 @@ from random import Random
 import anyio
 
 from benchmarks._measure import in_turn
-from shoal import (
-    Application,
-    Hedge,
-    Hook,
-    Limits,
-    Runtime,
-    StateUpdated,
-    action,
-    fan_out,
-    race,
-)
+from shoal import Application, Hedge, Hook, Limits, Runtime, StateUpdated, action, fan_out, race
 from shoal.testing import run_virtual
 
 MS = 1e3
 
 
-# -- how soon ---------------------------------------------------------------------------------------
+# -- how soon --------------------------------------------------------------------------------------
 
 
 class Winner(Hook):
@@ -70,7 +60,7 @@ async def slow(cleanup: float) -> str:
 
 
 def latencies(cleanup: float, rounds: int, backend: str) -> tuple[float, float]:
-    """Medians, in ms, from the winner's return: to its being published, and to ``run`` returning."""
+    """Medians, in ms, from the winner's return: until it is published, until ``run`` returns."""
     winner = Winner()
     losers = [slow.bind(name=f"slow{n}", cleanup=cleanup) for n in range(2)]
     app = Application(race(losers[0], quick, losers[1], into="answer"), hooks=[winner])
@@ -97,11 +87,11 @@ def measure_latency(rounds: int) -> None:
             print(f"{name:<36}{published:>12.3f}{ended:>14.3f}")
 
 
-# -- cancelling -------------------------------------------------------------------------------------
+# -- cancelling ------------------------------------------------------------------------------------
 
 
-@action(reads=["n"], writes=["never"])
-async def sleep(n: int) -> None:
+@action(writes=["never"])
+async def sleep() -> None:
     await anyio.sleep(3600)
 
 
@@ -130,7 +120,7 @@ def cancelling_by_hand(children: int, seconds: list[float]) -> Callable[[], obje
 
 def cancelling_by_shoal(children: int, seconds: list[float]) -> Callable[[], object]:
     app = Application(
-        fan_out(sleep, over="numbers", item="n", into="results", limits=Limits(children)),
+        fan_out(sleep, over="numbers", item="n", into="results", limits=Limits(children))
     )
 
     async def main() -> None:
@@ -147,10 +137,7 @@ def cancelling_by_shoal(children: int, seconds: list[float]) -> Callable[[], obj
 def measure_cancelling(children: int, rounds: int) -> None:
     bare, ours = list[float](), list[float]()
     in_turn(
-        {
-            "bare": cancelling_by_hand(children, bare),
-            "shoal": cancelling_by_shoal(children, ours),
-        },
+        {"bare": cancelling_by_hand(children, bare), "shoal": cancelling_by_shoal(children, ours)},
         rounds,
     )
     ratio = statistics.median(o / b for o, b in zip(ours[1:], bare[1:], strict=True))
@@ -159,7 +146,7 @@ def measure_cancelling(children: int, rounds: int) -> None:
     print(f"{'shoal fan_out':<36}{statistics.median(ours[1:]) * MS:>10.1f} ms{ratio:>8.2f}x")
 
 
-# -- hedging ----------------------------------------------------------------------------------------
+# -- hedging ---------------------------------------------------------------------------------------
 
 
 def hedged(requests: int, hedge: Hedge | None, seed: int) -> tuple[list[float], int]:

@@ -96,6 +96,7 @@ class Group:
     """The children of one fan-out, while it lasts."""
 
     __slots__ = (
+        "_cancellation",
         "_closing",
         "_context",
         "_ended_by_hand",
@@ -142,7 +143,8 @@ class Group:
         self._room: Event | None = None  # set while the feeder waits for room
         self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
         self._closing = False
-        self._interrupted = False  # whether a child was truly cancelled
+        self._interrupted = False  # whether a child was truly cancelled...
+        self._cancellation: type[BaseException] | None = None  # ...and if so, by what
         self._ended_by_hand = False
         self._failure: BaseException | None = None
         self.inbox: deque[Run] = deque()
@@ -369,13 +371,15 @@ class Group:
                 if not self._closing and not await self._park():
                     return
                 continue
-            waited = False
+            waited: bool | None = False
             if child == "dropped":
                 pass
             elif child.reason:  # skipped
                 self._leave(child)
             else:
                 waited = await self._live_child(child)
+                if waited is None:
+                    return
             self._idle += 1  # about to take again
             if native_cancels():
                 await self._replace()
@@ -391,14 +395,16 @@ class Group:
                 inline = 0
 
     async def _park(self) -> bool:
-        """Wait to be woken; return False where a fresh task takes over instead."""
+        """Wait to be woken; return False if cancelled, or where a fresh task takes over."""
         waiter = self._parent.setting.services.waiter()
         self._parked.append(waiter)
         try:
             await waiter
-        except BaseException:
+        except BaseException as error:
             if cancelled():
-                raise
+                if not is_cancellation(error):
+                    raise
+                return False
             # A child that ended long ago left somebody with the means to cancel this task.
             if waiter in self._parked:
                 self._parked.remove(waiter)
@@ -412,8 +418,13 @@ class Group:
         self._start(self._pull)
         await absorb_native_cancel()
 
-    async def _live_child(self, child: Run) -> bool:
-        """Live ``child`` to its end, and leave it in the inbox; return whether it ever waited."""
+    async def _live_child(self, child: Run) -> bool | None:
+        """Live ``child`` to its end, and leave it in the inbox.
+
+        Returns whether it ever waited; None if it was cut off by what ends this puller too. A
+        cancellation goes no further than that: whoever waits for the group gets its own. Raised out
+        of the task, its traceback would be garbage that only the collector can clear away.
+        """
         waited = True
         try:
             if child.setting.hooks.child_started:
@@ -421,14 +432,17 @@ class Group:
             waited = await drive(self._context.copy(), child.advance(), self._engage_two)
             child.succeed()
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
+            if type(error) is self._cancellation:  # and still is cancelled: scopes stay so
+                self._cut_off(child)
+                return None
             failure = as_failure(error)
             if failure is None:
-                child.cancel(self.reason, self.winner)
-                self._interrupted = True
-                self._end_live()
-                self._leave(child)
-                self._fell(error)
-                return True
+                self._cut_off(child)
+                if is_cancellation(error):
+                    self._cancellation = type(error)
+                else:
+                    self._fell(error)
+                return None
             child.fail(failure)
             if child.setting.execution.ended_by(failure):
                 self._fell(failure)
@@ -436,6 +450,13 @@ class Group:
         self._end_live()
         self._leave(child)
         return waited
+
+    def _cut_off(self, child: Run) -> None:
+        """End a child that was truly cancelled, or interrupted."""
+        child.cancel(self.reason, self.winner)
+        self._interrupted = True
+        self._end_live()
+        self._leave(child)
 
     def _leave(self, child: Run) -> None:
         self.inbox.append(child)

@@ -203,6 +203,7 @@ class Ledger:
     They are those of elements that ``grow`` had found, and further acts of the last element.
     """
     _rest: list[Outcome] | None = None
+    _cancelled: list[Run] | None = None  # whose outcomes nobody has asked for: there may be many
 
     @property
     def total(self) -> int:
@@ -211,11 +212,12 @@ class Ledger:
 
     def __iter__(self) -> Iterator[Outcome]:
         """Go through the outcomes that brought nothing, in input order."""
+        self.settle()
         return iter(sorted(self._rest or (), key=lambda outcome: outcome.position))
 
     def __len__(self) -> int:
         """Count the outcomes that brought nothing."""
-        return len(self._rest or ())
+        return len(self._rest or ()) + len(self._cancelled or ())
 
     def enter(self, child: Run, *, raised: bool) -> None:
         """Count a child's end, and keep its outcome if it brought nothing.
@@ -228,11 +230,22 @@ class Ledger:
         self.count(child)
         if child.status == "succeeded" and child.used:
             return
+        if child.status == "cancelled":
+            if self._cancelled is None:
+                self._cancelled = []
+            self._cancelled.append(child)
+            return
         if not raised and isinstance(child.error, Exception):
             _let_go(child.error)
         if self._rest is None:
             self._rest = []
         self._rest.append(child.outcome)
+
+    def settle(self) -> None:
+        """Let go of the runs that were cancelled, for their outcomes."""
+        if self._cancelled:
+            self._rest = [*(self._rest or ()), *(child.outcome for child in self._cancelled)]
+            self._cancelled = None
 
     def let_go(self) -> None:
         """Keep as data the failures that might have been raised, and won't be."""

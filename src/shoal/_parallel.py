@@ -224,9 +224,9 @@ class ParallelStep:
         if self._staggered is not None:
             self._staggered.learn(batch)
         self.decision = draft.decision
-        fatal = set(map(id, draft.failures))
+        fatal, is_open = set(map(id, draft.failures)), self._is_open
         for child in batch:
-            self.ledger.enter(child, raised=id(child) in fatal or self._is_open)
+            self.ledger.enter(child, raised=is_open or id(child) in fatal)
         self.source.admit(draft.admitted)
         if error is not None:
             raise error
@@ -268,6 +268,7 @@ class ParallelStep:
             return
         if self._staggered is not None:
             self._staggered.learn(late)
+        is_open = self._is_open
         for child in late:
             if self.parent.setting.execution.unsaved:
                 child.lose()
@@ -277,11 +278,12 @@ class ParallelStep:
                 pass  # what fails after the decision changes nothing
             elif self.join.on_error == "fail":
                 self._is_failing = True
-            self.ledger.enter(child, raised=self._is_failing or self._is_open)
+            self.ledger.enter(child, raised=is_open or self._is_failing)
         await self.parent.commit((), self.parent.data, unapplied=late)
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
+        self.ledger.settle()
         if self.decision is not None:
             self.ledger.let_go()
             return
