@@ -107,6 +107,7 @@ async def sleep_bare() -> None:
 
 def cancelling_by_hand(children: int, seconds: list[float]) -> Callable[[], object]:
     async def main() -> None:
+        began = 0.0
         async with anyio.create_task_group() as tasks:
             for _ in range(children):
                 tasks.start_soon(sleep_bare)
@@ -124,6 +125,7 @@ def cancelling_by_shoal(children: int, seconds: list[float]) -> Callable[[], obj
     )
 
     async def main() -> None:
+        began = 0.0
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(app.run, {"numbers": range(children)})
             await anyio.wait_all_tasks_blocked()

@@ -23,6 +23,7 @@ from shoal import (
     Done,
     Event,
     Graph,
+    Hedge,
     Limits,
     MapStates,
     Outcome,
@@ -266,6 +267,13 @@ def staggered() -> Graph:
     return Graph.chain(first, step, last)
 
 
+def hedged() -> Graph:
+    hedge = Hedge(initial=0.5, budget=1)
+    each = race(leaf, leaf.bind(name="again"), into="leaf", stagger=hedge)
+    step = fan_out(each, over="n", key=str, into="out", on_error="ignore")
+    return Graph.chain(first, step, last)
+
+
 def in_order() -> Graph:
     step = fan_out(leaf, over="n", key=str, into="out", stagger=inf, until=first_of(2))
     return Graph.chain(first, step, last)
@@ -316,6 +324,7 @@ APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "tolerating": (tolerating, [13, 2, 13, 4, 5]),
     "racing": (racing, []),
     "staggered": (staggered, [13, 2, 4, 6]),
+    "hedged": (hedged, [1, 2, 13]),
     "in order": (in_order, [2, 13, 4, 6]),
     "agreeing": (agreeing, [1, 2, 13, 4, 2, 5]),
     "asked": (asked, [1, 2, 4, 5]),

@@ -29,6 +29,7 @@ from shoal import (
     First,
     FunctionAction,
     Graph,
+    Hedge,
     Limits,
     Outcome,
     Quorum,
@@ -47,6 +48,9 @@ from tests.test_cancellation import Watched, seen_runs
 from tests.test_fuzz import MOMENTS, Backend, fuzz, live
 
 __all__ = ["seen_runs"]  # a fixture
+
+
+HEDGE = Hedge(initial=0.25, budget=0.5)
 
 
 def size(state: State) -> int:
@@ -100,7 +104,7 @@ class Program:
         options: dict[str, Any] = {
             "into": name,
             "take": size,
-            "stagger": random.choice([None, None, None, 0, 0.25, 0.5, inf]),
+            "stagger": random.choice([None, None, None, 0, 0.25, 0.5, inf, HEDGE]),
         }
         if random.random() < 0.5:
             options["limits"] = Limits(random.choice([1, 2, 3]))
@@ -108,6 +112,8 @@ class Program:
         count = random.randrange(2, 5)
         until = all_() if kind == "map" else self.ending(count)
         self.until[name] = until
+        if options["stagger"] is HEDGE and not isinstance(until, First | Quorum):
+            options["stagger"] = None
         if kind == "race":
             acts = [self.contestant(deeper) for _ in range(count)]
             return race(*acts, until=until, reads=["item"], **options)

@@ -290,6 +290,8 @@ class ParallelStep:
         if self._contest is not None:
             defeat = self._contest.defeat(self.ledger, self.ledger.total)
             if defeat is not None:
+                if self._staggered is not None and self._staggered.is_out_of_budget:
+                    note(defeat, f"shoal: the budget of {self.act.stagger} allowed no more starts")
                 raise defeat
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:

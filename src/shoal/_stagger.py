@@ -98,6 +98,11 @@ class Staggered:
             return self._source.most()
         return 0
 
+    @property
+    def is_out_of_budget(self) -> bool:
+        """Whether more could have been started, but for the budget of the hedge."""
+        return self._learned is not None and not self._permits and self._source.most() > 0
+
     def learn(self, children: Iterable[Run]) -> None:
         """Learn how long children took, of those that say so.
 
