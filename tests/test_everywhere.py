@@ -2,7 +2,7 @@
 
 `cancel_everywhere` sees to tasks, swallowed cancels and hangs; `Watched.check` to the rest: updates
 are saved before they are seen and replay to the state, starts and ends are paired, every run and
-child ends once.
+child ends once, no slot is lost.
 """
 
 from __future__ import annotations
@@ -332,6 +332,9 @@ APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "races in races": (races_in_races, [1, 2]),
 }
 
+SLOTS = {"loop": Limits(1), "nested": Limits(2), "frontier": Limits(2), "acts": Limits(3)}
+"""What some of them are run under, so that attempts wait for slots; "by hand" has its own."""
+
 
 # -- how they are run ------------------------------------------------------------------------------
 
@@ -394,7 +397,7 @@ def sweep(
 
     async def scenario(attempt: Attempt) -> None:
         nonlocal whole
-        watched = Watched(make(), waits=waits)
+        watched = Watched(make(), waits=waits, limits=SLOTS.get(name))
         status: Status = "failed"
         try:
             ending = await attempt(live, watched, {"n": elements, "turn": 0})

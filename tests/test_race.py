@@ -20,7 +20,6 @@ from shoal import (
     ChildEnded,
     ChildName,
     Context,
-    Decision,
     DefinitionError,
     Done,
     Failed,
@@ -40,7 +39,6 @@ from shoal import (
     quorum,
     race,
 )
-from shoal._parallel import ParallelStep
 from shoal.testing import no_leaks, run_virtual
 from tests.test_cancellation import Watched, quick_collections, seen_runs, this_task
 from tests.test_until import losers, saved_decisions, sleeper
@@ -265,32 +263,6 @@ async def test_a_hook_that_fails_on_the_decision_fails_the_run_and_the_winner_st
         await watched.go({})
     assert watched.state["out"] == "a"
     assert [type(outcome) for outcome in losers(watched)] == [Cancelled]
-
-
-async def test_a_race_that_was_decided_before_starts_nothing():
-    """What a resumed run needs: the decision is a value that the step can be given."""
-
-    @action(writes=["value"])
-    async def never() -> None:
-        raise AssertionError
-
-    steps = list[ParallelStep]()
-
-    app = Application(race(never, sleeper("b", 1), into="out"))
-    winner = ChildName("b", "")
-    decision = Decision("out", winner, (winner,), "'b' decided fan-out 'out'")
-    execute = ParallelStep.execute
-
-    async def decided(self: ParallelStep) -> Any:
-        steps.append(self)
-        return await execute(self, decision)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ParallelStep, "execute", decided)
-        result = await app.run({"out": "b"})
-    assert result.state["out"] == "b"
-    assert result.outcomes("out").total == 0
-    assert steps[0].decision == decision
 
 
 # -- losers ----------------------------------------------------------------------------------------

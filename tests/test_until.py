@@ -84,8 +84,14 @@ def over(until: Any, elements: Iterable[Any] = (), **options: Any) -> Watched:
 
 
 def losers(watched: Watched, step: str = "out") -> list[Outcome]:
+    """How those ended that brought nothing, in input order."""
+    ended = [event.outcome for event in watched.of(ChildEnded) if event.step == step]
+    losers = [outcome for outcome in ended if not (isinstance(outcome, Done) and outcome.used)]
     assert watched.run is not None
-    return list(watched.run.ledgers[step][-1])
+    if watched.run.status == "succeeded":
+        (ledger,) = watched.run.ledgers[step]
+        assert len(ledger) == len(losers)
+    return sorted(losers, key=lambda outcome: outcome.position)
 
 
 def saved_decisions(watched: Watched) -> list[Decision]:

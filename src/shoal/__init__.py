@@ -1,16 +1,16 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _state, _model, _schema, _events, _policy; _action, _until, _condition, _flow,
-_graph; _cancel, _ports, _hooks, _stream, _execution, _step, _run; _host, _limits, _source, _group,
-_hedge, _stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _nest, _children, _context;
-_runtime, _open, _application.
+_collections, _ids, _digest, _state, _model, _schema, _events, _history, _policy; _action, _until,
+_condition, _flow, _graph; _cancel, _items, _ports, _hooks, _stream, _execution, _step, _run; _host,
+_limits, _recorded, _source, _group, _hedge, _stagger, _contest, _join, _parallel, _fanout, _race,
+_tasks, _ledgers, _nest, _children, _context; _root, _runtime, _open, _application; then the stores.
 ``docs/internals.md`` is the tour.
 """
 
 from __future__ import annotations
 
-from ._action import Act, Action, FunctionAction, Input, action
+from ._action import Act, Action, FunctionAction, Input, Result, action
 from ._application import Application
 from ._children import ChildGroup
 from ._collections import PositionedList, StateList, StateMap
@@ -24,13 +24,19 @@ from ._errors import (
     DefinitionError,
     DepthExceeded,
     HookFailed,
+    IncompleteStream,
+    InputChanged,
     InvalidState,
+    LeaseLost,
     MissingField,
     MissingInput,
     NobodyAccepted,
+    NotData,
     NoTransition,
     Rejected,
     RunCancelled,
+    RunClaimed,
+    RunConflict,
     ShoalError,
     SpuriousCancel,
     StateError,
@@ -39,17 +45,20 @@ from ._errors import (
     TooManySteps,
     UndeclaredRead,
     UndeclaredWrite,
+    UnknownRun,
 )
 from ._events import (
     Cancelled,
     ChildEnded,
     ChildName,
+    ChildRerun,
     ChildStarted,
     Decision,
     Done,
     ErrorInfo,
     Event,
     Failed,
+    Item,
     Missed,
     Outcome,
     RunEnded,
@@ -64,20 +73,24 @@ from ._events import (
 from ._fanout import FanOut, fan_out
 from ._flow import END
 from ._graph import Graph
+from ._history import Completed, Entry, Rewound
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
 from ._open import OpenRun, RunResult
-from ._policy import Hedge, Limits, OnError, Stagger, Tolerate
+from ._policy import INHERIT, Hedge, Inherit, Limits, OnError, Stagger, Tolerate
+from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
 from ._race import race
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
 from ._until import All, First, Quorum, Until, all_, first, quorum
 from ._version import __version__
+from .stores import MemoryStore
 
 __all__ = [
     "END",
+    "INHERIT",
     "Act",
     "Action",
     "All",
@@ -85,12 +98,17 @@ __all__ = [
     "BadKey",
     "BadResult",
     "BadUse",
+    "Batch",
+    "Beginning",
     "Cancelled",
     "ChildEnded",
     "ChildGroup",
     "ChildName",
+    "ChildRecord",
+    "ChildRerun",
     "ChildStarted",
     "CommitInDoubt",
+    "Completed",
     "Condition",
     "Context",
     "Decision",
@@ -98,6 +116,7 @@ __all__ = [
     "DepthExceeded",
     "Done",
     "Drop",
+    "Entry",
     "ErrorInfo",
     "Event",
     "Extend",
@@ -109,20 +128,27 @@ __all__ = [
     "Hedge",
     "Hook",
     "HookFailed",
+    "IncompleteStream",
     "Increment",
+    "Inherit",
     "Input",
+    "InputChanged",
     "InvalidState",
+    "Item",
     "Key",
+    "LeaseLost",
     "Ledger",
     "Limits",
     "MapActions",
     "MapActionsAndStates",
     "MapStates",
+    "MemoryStore",
     "Missed",
     "MissingField",
     "MissingInput",
     "NoTransition",
     "NobodyAccepted",
+    "NotData",
     "OnError",
     "OpenRun",
     "Operation",
@@ -133,12 +159,18 @@ __all__ = [
     "PutWithin",
     "Quorum",
     "Rejected",
+    "Result",
+    "Rewound",
     "RunCancelled",
+    "RunClaimed",
+    "RunConflict",
     "RunEnded",
     "RunPath",
+    "RunRecord",
     "RunResult",
     "RunStarted",
     "Runtime",
+    "SavedRun",
     "Set",
     "ShoalError",
     "Skipped",
@@ -152,6 +184,7 @@ __all__ = [
     "StateUpdated",
     "StepEnded",
     "StepStarted",
+    "Store",
     "StoreFailed",
     "Task",
     "Tolerate",
@@ -159,6 +192,7 @@ __all__ = [
     "TooManySteps",
     "UndeclaredRead",
     "UndeclaredWrite",
+    "UnknownRun",
     "Until",
     "Update",
     "__version__",

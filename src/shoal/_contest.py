@@ -17,10 +17,13 @@ from typing import Any, cast, final
 
 from ._cancel import as_failure
 from ._errors import NobodyAccepted, Rejected, TooFewChildren, brief, note
-from ._events import ChildName, Decision, Failed, Outcome
+from ._events import ChildName, Decision, Done, Failed, Outcome
 from ._run import Run
 from ._state import State, refuse_awaitable
 from ._until import All, Asked, First, Quorum, Until
+
+Contestant = Run | Done
+"""A child that succeeded: in this execution, or in an earlier one."""
 
 
 class Contest(ABC):
@@ -38,13 +41,17 @@ class Contest(ABC):
             name: The step's.
         """
         self.name = name
-        self.chosen: Run | None = None
+        self.chosen: Contestant | None = None
         """The child whose value is that of the whole contest, once that is known."""
-        self._refused: list[tuple[Run, Exception | None]] = []
+        self._refused: list[tuple[Contestant, Exception | None]] = []
 
     @abstractmethod
     def admits(self, child: Run) -> bool:
         """Hear of the next child that succeeded; tell whether its result counts."""
+
+    @abstractmethod
+    def recall(self, child: Done) -> None:
+        """Hear of a child whose result counted in an earlier execution."""
 
     @abstractmethod
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
@@ -72,7 +79,7 @@ class Contest(ABC):
             losers.append((0, TooFewChildren(few)))
         return NobodyAccepted(why, [error for _, error in losers])
 
-    def _unwanted(self) -> Iterable[tuple[Run, Exception | None]]:
+    def _unwanted(self) -> Iterable[tuple[Contestant, Exception | None]]:
         """Go through those that succeeded in vain, and why if there is a reason."""
         return self._refused
 
@@ -80,15 +87,17 @@ class Contest(ABC):
     def _why_lost(self, count: int) -> str:
         """Say what there was too little of."""
 
-    def _rejection(self, child: Run, why: Exception | None) -> Rejected:
-        act, key, path = child.setting.act, child.key, child.path
+    def _rejection(self, child: Contestant, why: Exception | None) -> Rejected:
+        path = child.path
         what = "can't be judged" if why is not None else "was not accepted"
         rejection = Rejected(f"{brief(child.value)} {what}", child.value)
         rejection.__cause__ = why
-        note(rejection, f"shoal: {act!r} of {self.name!r}, key {key!r}, run {path.id}")
+        note(rejection, f"shoal: {path.act!r} of {self.name!r}, key {path.key!r}, run {path.id}")
         return rejection
 
-    def _ask(self, function: Callable[[Any], object], child: Run, what: str) -> tuple[bool, object]:
+    def _ask(
+        self, function: Callable[[Any], object], child: Contestant, what: str
+    ) -> tuple[bool, object]:
         """Ask about a child's value; tell whether there is an answer, for it may be refused."""
         try:
             answer = function(child.value)
@@ -104,7 +113,7 @@ class Contest(ABC):
         refuse_awaitable(answer, f"{what} of fan-out {self.name!r}")
         return True, answer
 
-    def _decision(self, child: Run, winners: Iterable[Run]) -> Decision:
+    def _decision(self, child: Run, winners: Iterable[Contestant]) -> Decision:
         ordered = sorted(winners, key=lambda winner: winner.position)
         return Decision(
             self.name,
@@ -122,7 +131,7 @@ class _Firsts(Contest):
         super().__init__(name)
         self.wanted = until.n
         self._accept = until.accept
-        self._accepted: list[Run] = []
+        self._accepted: list[Contestant] = []
 
     def admits(self, child: Run) -> bool:
         if self._accept is not None:
@@ -135,6 +144,9 @@ class _Firsts(Contest):
         self._accepted.append(child)
         self.chosen = child
         return True
+
+    def recall(self, child: Done) -> None:
+        self._accepted.append(child)
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         if len(self._accepted) < self.wanted:
@@ -160,12 +172,18 @@ class _Poll(Contest):
         super().__init__(name)
         self.wanted = until.n
         self._by = until.by
-        self._ballots: dict[object, list[Run]] = {}
-        self._others: list[tuple[object, list[Run]]] = []  # ballots that can't be hashed
+        self._ballots: dict[object, list[Contestant]] = {}
+        self._others: list[tuple[object, list[Contestant]]] = []  # ballots that can't be hashed
         self._most = 0  # votes for one ballot
-        self._agreed: list[Run] = []
+        self._agreed: list[Contestant] = []
 
     def admits(self, child: Run) -> bool:
+        return self._count(child)
+
+    def recall(self, child: Done) -> None:
+        self._count(child)
+
+    def _count(self, child: Contestant) -> bool:
         ballot = child.value
         if self._by is not None:
             answered, ballot = self._ask(self._by, child, "by=")
@@ -179,7 +197,7 @@ class _Poll(Contest):
             self.chosen = min(votes, key=lambda vote: vote.position)
         return True
 
-    def _votes(self, ballot: object) -> list[Run]:
+    def _votes(self, ballot: object) -> list[Contestant]:
         """Return those that have voted so."""
         try:
             return self._ballots.setdefault(ballot, [])
@@ -197,7 +215,7 @@ class _Poll(Contest):
     def is_lost(self, possible: float) -> bool:
         return self._most + possible < self.wanted
 
-    def _unwanted(self) -> Iterator[tuple[Run, Exception | None]]:
+    def _unwanted(self) -> Iterator[tuple[Contestant, Exception | None]]:
         yield from self._refused
         for votes in (*self._ballots.values(), *(votes for _, votes in self._others)):
             for child in votes:
@@ -219,6 +237,9 @@ class _Asked(Contest):
 
     def admits(self, child: Run) -> bool:
         return True
+
+    def recall(self, child: Done) -> None:
+        """Nothing to do: what came of it is in the state."""
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         answer = cast("object", self._until(state(), child.outcome))
@@ -248,8 +269,8 @@ def contest(name: str, until: Until) -> Contest | None:
             return _Asked(name, until)
 
 
-def _name(child: Run) -> ChildName:
-    return ChildName(child.setting.act, child.key)
+def _name(child: Contestant) -> ChildName:
+    return ChildName(child.path.act, child.key)
 
 
 def _called(child: Run) -> str:

@@ -15,6 +15,7 @@ with a note that says where it happened. These are the others::
     ├── NoTransition         none of the edges that leave an act is true of the state
     ├── TooManySteps         a run takes more steps than allowed
     ├── BadResult            an action, reducer or grow returned what it must not
+    ├── IncompleteStream     a streaming action ended without its Result, or went on after it
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
     ├── DepthExceeded        fan-outs nested deeper than allowed
     ├── NobodyAccepted       a race nobody can win any more (an ExceptionGroup too), because of...
@@ -23,7 +24,13 @@ with a note that says where it happened. These are the others::
     ├── RunCancelled         a run has no result, for it was cancelled
     ├── SpuriousCancel       user code raised a cancellation though nobody had cancelled it
     ├── HookFailed           a guarding hook raised; the update it was told of stays
-    ├── StoreFailed          the store could not keep a save
+    ├── NotData              a value that is no data can't be kept, or told from another one
+    ├── RunClaimed           another execution of the run goes on
+    ├── RunConflict          a run of that id was started with something else
+    ├── UnknownRun           the store has no run of that id
+    ├── InputChanged         a child's input changed after its result was reduced
+    ├── StoreFailed          the store could not keep a save, or not say what it has kept
+    ├── LeaseLost            another execution has taken the run over
     └── CommitInDoubt        the store did not acknowledge a save in time
 """
 
@@ -95,6 +102,10 @@ class BadResult(ShoalError):
     """An action, reducer or ``grow`` returned something other than it must."""
 
 
+class IncompleteStream(ShoalError):
+    """A streaming action ended without yielding a ``Result``, or yielded something after it."""
+
+
 class BadKey(ShoalError):
     """The key of an element is repeated within its fan-out, or is neither a str nor an int."""
 
@@ -151,11 +162,42 @@ class HookFailed(ShoalError):
     """
 
 
-class StoreFailed(ShoalError):
-    """The store raised instead of keeping a save. The execution ends at the last saved state.
+class NotData(ShoalError):
+    """A value is no data: it can't be kept, nor be told from another one after a crash."""
 
-    The store's own exception is the ``__cause__``.
+
+class RunClaimed(ShoalError):
+    """Another execution of the run goes on, so this one doesn't begin. The message says whose."""
+
+
+class RunConflict(ShoalError):
+    """The store has a run of that id, which was started with something else. Nothing was run.
+
+    The message names what differs: fields of the initial state, the application's name or version.
+    ``Application.fork`` starts a new run from the state of that one.
     """
+
+
+class UnknownRun(ShoalError):
+    """The store has no run of that id, or no such moment of it."""
+
+
+class InputChanged(ShoalError):
+    """A child's input is not what it was when its result was reduced, so it can't be run again.
+
+    What ``reduce`` made of the old result can't be undone. The message names the key.
+    """
+
+
+class StoreFailed(ShoalError):
+    """The store raised instead of keeping a save, or of saying what it has kept.
+
+    The execution ends at the last saved state. The store's own exception is the ``__cause__``.
+    """
+
+
+class LeaseLost(ShoalError):
+    """Another execution has taken the run over, so this one ends; it publishes nothing more."""
 
 
 class CommitInDoubt(ShoalError):

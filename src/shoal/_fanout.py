@@ -16,15 +16,19 @@ from ._action import (
     bind_where_taken,
     field_names,
     is_async,
+    is_streaming,
     merged_inputs,
     require_plain,
+    versions,
 )
 from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief, did_you_mean
 from ._events import Done
 from ._graph import Graph, as_graph, no_act
+from ._hooks import Hook
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
 from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
-from ._policy import Limits, OnError, Stagger, Tolerate
+from ._policy import INHERIT, Inherit, Limits, OnError, Stagger, Tolerate
+from ._ports import Store
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 from ._until import ALL, All, Asked, First, Quorum, Until, check_until
@@ -51,6 +55,8 @@ class FanOut(Parallel):
         limits: Limits | None,
         stagger: Stagger | None,
         reads: frozenset[str],
+        store: Store | Inherit | None = INHERIT,
+        hooks: Sequence[Hook] | Inherit = INHERIT,
     ) -> None:
         """Use ``fan_out``, which checks all this."""
         self.join: Join = join
@@ -64,6 +70,9 @@ class FanOut(Parallel):
         self.limits = Limits() if limits is None else limits
         self.stagger = stagger
         self._definition = self
+        self.store = store
+        self.hooks = hooks
+        self.version = "" if callable(acts) else versions(acts)
         self._take = take
         self._several = several
         self._bound: Mapping[str, object] = {}
@@ -139,6 +148,7 @@ class FanOut(Parallel):
             grows=self.join.grow is not None,
             at_most=self.at_most,
             done_in=self.join.into,
+            recorded=step.recorded,
         )
 
     def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:
@@ -343,9 +353,12 @@ def fan_out(
     on_error: Literal["fail"] | None = None,
     stagger: Stagger | None = None,
     limits: Limits | None = None,
+    again: bool | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
+    store: Store | Inherit | None = INHERIT,
+    hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut: ...
 
 
@@ -366,9 +379,12 @@ def fan_out(
     on_error: Literal["collect", "ignore"] | Tolerate,
     stagger: Stagger | None = None,
     limits: Limits | None = None,
+    again: bool | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
+    store: Store | Inherit | None = INHERIT,
+    hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut: ...
 
 
@@ -388,9 +404,12 @@ def fan_out(
     on_error: OnError | None = None,
     stagger: Stagger | None = None,
     limits: Limits | None = None,
+    again: bool | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
+    store: Store | Inherit | None = INHERIT,
+    hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut:
     """Make an act that runs many children at once, and joins their results.
 
@@ -441,10 +460,16 @@ def fan_out(
             the one before has ended. In a race also ``Hedge(...)``, which learns the delay. By
             default all start at once, as far as there is room.
         limits: How many children are in flight; by default 100, or all of a race among acts.
+        again: Whether elements whose key is in ``into`` already run again. By default they do on
+            every visit of the step but the first; True: on the first too; False: never. What
+            executions before a crash have recorded counts first, whatever this says.
         name: What the fan-out is called; by default the name in ``into``.
         reads: Fields that ``act`` and ``over`` (if functions, where it must be given), ``reduce``
             and ``grow`` read; those that the children and ``over`` (if a field) read are known.
         writes: Fields that ``reduce`` writes; ``into`` and ``errors_into`` are known.
+        store: Where the children are kept instead of where the run is; None: nowhere, but for how
+            they ended.
+        hooks: Who is told of the children and their descendants, instead of the run's hooks.
 
     Raises:
         DefinitionError: The arguments don't fit together, and why.
@@ -483,8 +508,16 @@ def fan_out(
     checks.results(into, errors_into, reduce, on_error)
     limited = limits is not None or over is not None or not is_race
     limits = Limits() if limits is None else limits
-    check_policies(f"fan_out {label!r}", on_error=on_error, at_most=at_most, limits=limits)
+    check_policies(
+        f"fan_out {label!r}",
+        on_error=on_error,
+        at_most=at_most,
+        limits=limits,
+        store=store,
+        hooks=hooks,
+    )
     check_stagger(f"fan_out {label!r}", stagger, until)
+    checks.again(again, key, into, grow, is_race=is_race)
     brought = set[str]() if over is None else {item}
     known = () if callable(graphs) else graphs
     if known and over is None:
@@ -505,6 +538,7 @@ def fan_out(
         grow=grow,
         on_error=on_error,
         until=until,
+        again=again,
     )
     return FanOut(
         join,
@@ -518,6 +552,8 @@ def fan_out(
         limits=limits if limited else None,
         stagger=stagger,
         reads=readable,
+        store=store,
+        hooks=hooks,
     )
 
 
@@ -541,7 +577,7 @@ class _Checks(NamedTuple):
                     "side by side"
                 )
             return graphs, several
-        if is_async(act) or inspect.isasyncgenfunction(act) or not _takes_one(act):
+        if is_async(act) or is_streaming(act) or not _takes_one(act):
             raise DefinitionError(no_act(act, f"fan_out {self.name!r}"))
         return cast("Callable[[State], Act | Sequence[Act]]", act), False
 
@@ -609,6 +645,26 @@ class _Checks(NamedTuple):
                     f"with until={what}(...) a failure only removes a contestant, so {parameter}= "
                     f"can't be given; result.outcomes({self.name!r}) tells who failed"
                 )
+
+    def again(
+        self, again: object, key: object, into: object, grow: object, *, is_race: bool
+    ) -> None:
+        if again is None:
+            return
+        if not isinstance(again, bool):
+            self.refuse(f"again= is True, False or left out, not {again!r}")
+        if key is None or into is None:
+            self.refuse(
+                "again= says whether elements whose key is in into= already run again, so it needs "
+                "both key= and into="
+            )
+        if grow is not None and again is False:
+            self.refuse(
+                "again=False skips elements, but what a skipped element would make grow return is "
+                "not known; leave one of them out"
+            )
+        if is_race and again is False:
+            self.refuse("again=False skips elements, and in a race none is; leave it out")
 
     def writes(self, writes: Iterable[str], reduce: Reduce | None) -> frozenset[str]:
         fields = field_names(writes, "writes")

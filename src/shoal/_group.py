@@ -348,7 +348,7 @@ class Group:
             self._end_live()
             if self._source.dry():
                 self._tell()
-        elif child == "dropped" or child.reason:  # skipped
+        elif child == "dropped" or child.is_settled:
             self._end_live()
             self.in_flight += child != "dropped"
         else:
@@ -374,7 +374,7 @@ class Group:
             waited: bool | None = False
             if child == "dropped":
                 pass
-            elif child.reason:  # skipped
+            elif child.is_settled:
                 self._leave(child)
             else:
                 waited = await self._live_child(child)
@@ -427,7 +427,9 @@ class Group:
         """
         waited = True
         try:
-            if child.setting.hooks.child_started:
+            if child.is_afresh:
+                await child.rerun(child.setting.step, self._parent)
+            if self._parent.setting.hooks.child_started:
                 await self._parent.tell_child_started(child)
             waited = await drive(self._context.copy(), child.advance(), self._engage_two)
             child.succeed()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal, cast, final
 
@@ -21,8 +21,9 @@ from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
 from ._contest import Contest
 from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
-from ._events import Decision, Done, ErrorInfo, Failed, Outcome, Update
+from ._events import Cancelled, Decision, Done, ErrorInfo, Failed, Outcome, Skipped, Update
 from ._graph import Graph
+from ._ids import Key
 from ._policy import OnError, Tolerate
 from ._run import Run
 from ._schema import Schema
@@ -66,6 +67,8 @@ class Join:
     grow: Grow | None = None
     on_error: OnError = "fail"
     until: Until = ALL
+    again: bool | None = None
+    """Whether what is collected already runs again; None: not on the first visit."""
 
     @property
     def is_race(self) -> bool:
@@ -81,9 +84,10 @@ class Join:
         """
         values: dict[str, object] = {}
         done: Mapping[object, object] = {}
+        again = not first_visit if self.again is None else self.again
         if self.into is not None and self.shape != "one":
             found = data.get(self.into)
-            afresh = self.grow or not first_visit or self.shape == "by act" or self.is_race
+            afresh = again or self.grow or self.shape == "by act" or self.is_race
             if self.shape in ("by position", "by position and act"):
                 values[self.into] = PositionedList[object](StateMap())
             elif found is None or afresh:
@@ -202,8 +206,8 @@ class Ledger:
 
     They are those of elements that ``grow`` had found, and further acts of the last element.
     """
-    _rest: list[Outcome] | None = None
-    _cancelled: list[Run] | None = None  # whose outcomes nobody has asked for: there may be many
+    _rest: list[Outcome] | None = field(default=None, repr=False)
+    _cancelled: list[Run] | None = field(default=None, repr=False)  # with outcomes nobody asked for
 
     @property
     def total(self) -> int:
@@ -228,18 +232,20 @@ class Ledger:
                 its traceback is dropped, with all that the frames hold: pages, bodies, connections.
         """
         self.count(child)
-        if child.status == "succeeded" and child.used:
+        if (child.status == "succeeded" and child.used) or child.is_kept:
             return
         if child.status == "cancelled":
             if self._cancelled is None:
                 self._cancelled = []
             self._cancelled.append(child)
             return
+            return
         if not raised and isinstance(child.error, Exception):
             _let_go(child.error)
         if self._rest is None:
             self._rest = []
         self._rest.append(child.outcome)
+        child.let_go()
 
     def settle(self) -> None:
         """Let go of the runs that were cancelled, for their outcomes."""
@@ -254,7 +260,9 @@ class Ledger:
                 _let_go(outcome.error)
 
     def count(self, child: Run) -> None:
-        """Count a child's end."""
+        """Count a child's end, unless it was counted when it was found to be kept."""
+        if child.is_kept:
+            return
         match child.status:
             case "succeeded":
                 self.done += 1
@@ -264,6 +272,34 @@ class Ledger:
                 self.cancelled += 1
             case None:
                 self.skipped += 1
+
+    def add(self, outcome: Outcome, *, kept: bool = True) -> None:
+        """Count a recorded outcome and, if it brought nothing and is ``kept``, keep it."""
+        match outcome:
+            case Done():
+                self.done += 1
+                if outcome.used:
+                    return
+            case Failed():
+                self.failed += 1
+            case Cancelled():
+                self.cancelled += 1
+            case Skipped():
+                self.skipped += 1
+        if not kept:
+            return
+        if self._rest is None:
+            self._rest = []
+        self._rest.append(outcome)
+
+
+def new_ledger(run: Run, step: str, visit: int) -> Ledger:
+    """Begin to count how the children of one visit of a step end."""
+    ledgers = run.ledgers.setdefault(step, [])
+    while len(ledgers) <= visit:  # an action may open a fan-out of its own in some visits only
+        ledgers.append(Ledger())
+    ledger = ledgers[visit] = Ledger()
+    return ledger
 
 
 @final
@@ -359,13 +395,13 @@ class Draft:
 
     def finished_data(self) -> Mapping[str, object]:
         """Return the fields of the state after all updates."""
-        for field, placed in (
+        for name, placed in (
             (self._join.into, self._values),
             (self._join.errors_into, self._errors),
         ):
-            if field is not None and placed:
-                grown = cast("_Collection", self._data[field]).put_all(placed)
-                self._data = {**self._data, field: grown}
+            if name is not None and placed:
+                grown = cast("_Collection", self._data[name]).put_all(placed)
+                self._data = {**self._data, name: grown}
                 placed.clear()
         return self._data
 
@@ -376,21 +412,22 @@ class Draft:
         if status in ("failed", "cancelled") and not self._applies(child):
             self.unapplied.append(child)
             return
-        contest = self._contest
+        contest = None if child.is_kept else self._contest
         if contest is not None and status == "succeeded" and not contest.admits(child):
             self._refuse(child)
             return
         operations = self._placing(child)
         discovered: tuple[object, ...] = ()
-        if self._consults and status is not None:
+        at = 0
+        if self._consults and status is not None and not child.is_kept:
             outcome = cast("Done | Failed", child.outcome)
             if join.reduce is not None:
                 operations += self._reduce(join.reduce, outcome)
             if join.grow is not None:
-                discovered = self._grow(join.grow, outcome)
+                discovered, at = self._grow(join.grow, outcome)
         if contest is not None and not self.is_failing:
             self.decision = contest.decide(child, self._state)
-        self._apply(child, operations, discovered)
+        self._apply(child, operations, discovered, at)
 
     def _refuse(self, child: Run) -> None:
         """Leave out a result that doesn't count; but what ``grow`` finds in it does."""
@@ -399,14 +436,14 @@ class Draft:
             self.unapplied.append(child)
         else:
             outcome = cast("Done | Failed", child.outcome)
-            self._apply(child, (), self._grow(self._join.grow, outcome))
+            self._apply(child, (), *self._grow(self._join.grow, outcome))
 
     def _apply(
-        self, child: Run, operations: tuple[Operation, ...], discovered: tuple[object, ...]
+        self, child: Run, operations: tuple[Operation, ...], discovered: tuple[object, ...], at: int
     ) -> None:
         join = self._join
         self._number += 1
-        self.updates.append(Update(self._number, join.name, operations, discovered))
+        self.updates.append(Update(self._number, join.name, operations, discovered, at))
         self.applied.append(child)
 
     def _count(self, *, failed: bool) -> None:
@@ -444,7 +481,7 @@ class Draft:
         if join.shape == "one":
             return self._choosing(join.into)
         value = child.value
-        if child.status is None:  # skipped: only its place among the others changes
+        if child.is_settled:  # only its place among the others changes
             value = cast("Mapping[object, Any]", self._data[join.into])[child.key]
             if join.shape != "by key":
                 value = value[child.setting.act]
@@ -458,7 +495,7 @@ class Draft:
             return ()
         change = Change((Set(field, chosen.value),), {field: chosen.value})
         if self._schema is not None:
-            change = self._schema.checked(change, self._data, self._who(chosen))
+            change = self._schema.checked(change, self._data, self._who(chosen.key))
         self._data = change.applied_to(self._data)
         return change.operations
 
@@ -483,7 +520,7 @@ class Draft:
 
     def _fitting(self, schema: Schema[Any], field: str, child: Run, value: object) -> object:
         """Hold what a child brings to the model of the parent's state."""
-        who = self._who(child)
+        who = self._who(child.key)
         listed = isinstance(self._data[field], PositionedList)
         if self._nested:
             key = None if listed else child.key
@@ -497,20 +534,21 @@ class Draft:
         most = schema.most(field)
         if count > most:
             msg = (
-                f"{self._who(child)} makes field {field!r} {count} items long, and "
+                f"{self._who(child.key)} makes field {field!r} {count} items long, and "
                 f"{schema.name} allows at most {most:g}"
             )
             raise InvalidState(msg)
 
-    def _who(self, child: Run) -> str:
-        return f"fan-out {self._join.name!r}, for key {child.key!r},"
+    def _who(self, key: Key) -> str:
+        return f"fan-out {self._join.name!r}, for key {key!r},"
 
-    def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[object, ...]:
-        """Return the new elements."""
+    def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[tuple[object, ...], int]:
+        """Return the new elements, and the position of the first."""
         entries = self._elements.grow(grow(self._state(), outcome), outcome.key)
         self.admitted += entries
         first = self._elements.kinds[0]  # the other acts get the same elements
-        return tuple(entry.element for entry in entries if entry.kind is first)
+        discovered = tuple(entry.element for entry in entries if entry.kind is first)
+        return discovered, entries[0].position if entries else 0
 
     def _state(self) -> State:
         """Return the state after all updates, as the fan-out's own functions see it."""

@@ -8,16 +8,20 @@ Invariants:
   the others are cancelled, once, and awaited to the end of their cleanup; then they are recorded.
 - A child starts from the parent's state as it was when the step began, narrowed to what its graph
   needs; siblings don't see each other's results.
+- A step that an earlier execution has begun goes on where it stood; see ``_recorded``.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, final
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast, final
 
 from ._action import Act, Performer
+from ._collections import StateMap
 from ._contest import Contest, contest
 from ._errors import (
     DefinitionError,
@@ -30,12 +34,17 @@ from ._errors import (
     did_you_mean,
     note,
 )
-from ._events import Decision, Failed, Update
+from ._events import Decision, Done, Failed, Update
 from ._graph import Graph
 from ._group import Group
 from ._hedge import Experience
-from ._join import Draft, Join, Ledger
-from ._policy import Hedge, Limits, Stagger, Tolerate, is_number
+from ._history import Playback
+from ._hooks import Hook, Hooks
+from ._ids import RunPath
+from ._join import Draft, Join, Ledger, new_ledger
+from ._policy import INHERIT, Hedge, Inherit, Limits, Stagger, Tolerate, is_number
+from ._ports import ChildRecord, NullStore, Store, check_store
+from ._recorded import Recorded, outcome_of, recorded_children
 from ._run import Run, Setting
 from ._schema import Schema
 from ._source import Elements, Kind
@@ -53,6 +62,10 @@ class Parallel(Act):
     """How many children are in flight."""
     stagger: Stagger | None = None
     """When the next child starts; None: all start at once."""
+    store: Store | Inherit | None = INHERIT
+    """Where the children are kept; None: nowhere, but for how they ended."""
+    hooks: Sequence[Hook] | Inherit = INHERIT
+    """Who is told of the children and their descendants."""
 
     @property
     def definition(self) -> object:
@@ -94,15 +107,21 @@ class ParallelStep:
         check_depth(run, act.name)
         self.act = act
         self.parent = run
-        self.data: Mapping[str, object] = run.data
         self.join = act._join()
-        self.ledger = Ledger()
+        self.ledger = new_ledger(run, act.name, run.visit(act.name))
         self.decision: Decision | None = None
         self._contest: Contest | None = None
         self._staggered: Staggered | None = None
+        # An earlier execution may have begun the step: all children start from the state as it was.
+        self._begun = run.playback
+        self.data: Mapping[str, object] = (
+            run.data if self._begun is None else self._begun.began.data
+        )
+        self._store, self._hooks = children_of(run, act.store, act.hooks)
+        self.recorded: Recorded | None = None
+        self._digests: dict[str, tuple[object, bytes]] = {}
         self._is_failing = False
         self._unsaved: list[Run] = []  # a batch that could not be saved
-        run.ledgers.setdefault(act.name, []).append(self.ledger)
 
     @property
     def state(self) -> State:
@@ -127,17 +146,24 @@ class ParallelStep:
         Raises:
             MissingInput: The graph takes an input that nobody has given.
         """
-        return Kind(child_setting(self.parent, self.act.name, graph, value_of, inputs), base)
+        setting = child_setting(
+            self.parent,
+            self.act.name,
+            graph,
+            value_of,
+            inputs,
+            store=self._store,
+            hooks=self._hooks,
+            digests=self._digests,
+        )
+        return Kind(setting, base)
 
-    async def execute(self, decided: Decision | None = None) -> Change:
-        """Run all children, and return the change that completes the step.
-
-        Args:
-            decided: How it was decided before: then nothing is started any more.
-        """
+    async def execute(self) -> Change:
+        """Run all children, and return the change that completes the step."""
         act = self.act
-        if decided is not None:
-            self.decision = decided
+        await self._recall()
+        if self._begun is not None and self._begun.decision is not None:
+            self._keep_decided(self._begun.decision)
             return act._finished(make_state(self.parent.data, self.join.permit))
         self.source = act._source(self)
         self._contest = contest(act.name, self.join.until)
@@ -159,6 +185,7 @@ class ParallelStep:
                 self._staggered.close()
             self.ledger.dropped = self.source.dropped
             self.ledger.left = self.source.known
+            self.source.on_kept = None  # an error's frames lead to it, and it to the ledger
         self.source.close()
         return act._finished(make_state(self.parent.data, self.join.permit))
 
@@ -185,6 +212,22 @@ class ParallelStep:
             logger.exception("while fan-out %r of run %s ended", self.act.name, self.parent.path.id)
             note(error, f"shoal: while the fan-out ended, {brief(failure)} was raised")
 
+    async def _recall(self) -> None:
+        """Ask the store what earlier executions have left of the children."""
+        run, name = self.parent, self.act.name
+        self.recorded = await recorded_children(
+            run, name, run.visit(name), self._store, folds=self.join.reduce is not None
+        )
+
+    def _keep_decided(self, decision: Decision) -> None:
+        """Leave it at what an earlier execution has decided: nothing is started any more."""
+        self.decision = decision
+        lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
+        for record in () if self.recorded is None else self.recorded.all():
+            # Who has not ended was cancelled for that, or died with its process.
+            ended = record if record.status is not None else replace(record, **lost)
+            self.ledger.add(outcome_of(ended, self.parent.path))
+
     async def _open(self) -> None:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
         run, name = self.parent, self.act.name
@@ -193,14 +236,31 @@ class ParallelStep:
         if why:  # known only now: its acts were chosen by a function
             msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
             raise InvalidState(msg)
-        values, done = self.join.collections(run.data, first_visit=run.visit(name) == 0)
+        values, done = self.join.collections(self.data, first_visit=run.visit(name) == 0)
         if done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(done, kind.setting.act)
+        self.source.on_kept = partial(_keep, self.ledger, self._contest, run.path)
+        if self._begun is not None and self._begun.under_way:
+            values = self._reopen(self._begun)
         if values:
             operations = tuple(Set(field, value) for field, value in values.items())
             update = Update(run.number + 1, name, operations)
             await run.commit((update,), {**run.data, **values})
+
+    def _reopen(self, begun: Playback) -> dict[str, object]:
+        """Take the step up again: let come what had been discovered, and forget failures.
+
+        Children that failed run again, unless ``reduce`` has taken their failure. Returns the
+        fields that change by that.
+        """
+        for update in begun.under_way:
+            if update.discovered:
+                self.source.rediscover(update.discovered, update.discovered_at)
+        field, data = self.join.errors_into, self.parent.data
+        if field is None or self.join.reduce is not None or not data.get(field):
+            return {}
+        return {field: StateMap[object, object]()}
 
     # -- applying -------------------------------------------------------------------------------
 
@@ -221,21 +281,26 @@ class ParallelStep:
             if self.parent.setting.execution.unsaved:
                 self._unsaved = batch
             raise
+        self.decision = draft.decision
+        self.source.admit(draft.admitted)
+        left = self._group.in_flight - len(batch)
         if self._staggered is not None:
             self._staggered.learn(batch)
-        self.decision = draft.decision
+            if self.decision is None:
+                self._staggered.hear(batch, left)
+        reason = self._reason_to_stop(draft, left)
         fatal, is_open = set(map(id, draft.failures)), self._is_open
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
-        self.source.admit(draft.admitted)
         if error is not None:
             raise error
+        return reason
+
+    def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
+        """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
         if self.decision is not None:
             self._group.winner = self.decision.winner
             return self.decision.reason
-        left = self._group.in_flight - len(batch)
-        if self._staggered is not None:
-            self._staggered.hear(batch, left)
         if self._is_lost(left):
             return f"fan-out {self.act.name!r} can't be decided any more"
         if not draft.is_failing:
@@ -278,8 +343,11 @@ class ParallelStep:
                 pass  # what fails after the decision changes nothing
             elif self.join.on_error == "fail":
                 self._is_failing = True
-            self.ledger.enter(child, raised=is_open or self._is_failing)
-        await self.parent.commit((), self.parent.data, unapplied=late)
+        try:
+            await self.parent.commit((), self.parent.data, unapplied=late)
+        finally:
+            for child in late:
+                self.ledger.enter(child, raised=is_open or self._is_failing)
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
@@ -304,15 +372,32 @@ class ParallelStep:
             raise ExceptionGroup(msg, errors)
 
 
+def _keep(ledger: Ledger, contest: Contest | None, parent: RunPath, record: ChildRecord) -> None:
+    """Count a child that an earlier execution has done all about."""
+    outcome = outcome_of(record, parent)
+    ledger.add(outcome)
+    if contest is not None and isinstance(outcome, Done):
+        contest.recall(outcome)
+
+
 # -- what steps have in common ---------------------------------------------------------------------
 
 
-def check_policies(who: str, *, on_error: object, at_most: object, limits: object) -> None:
+def check_policies(
+    who: str,
+    *,
+    on_error: object,
+    at_most: object,
+    limits: object,
+    store: object = INHERIT,
+    hooks: object = INHERIT,
+) -> None:
     """Refuse what is no policy of a parallel step.
 
     Raises:
         DefinitionError: Naming ``who`` was given it.
     """
+    check_cascade(who, store, hooks)
     if not isinstance(limits, Limits):
         msg = f"{who}: limits= takes Limits(n), not {limits!r}"
         raise DefinitionError(msg)
@@ -344,6 +429,18 @@ def check_stagger(who: str, stagger: object, until: object) -> None:
             f"time, or Hedge(...), not {brief(stagger)}"
         )
         raise DefinitionError(msg)
+
+
+def check_cascade(who: str, store: object, hooks: object) -> None:
+    """Refuse what can't take the place of the parent's store or hooks.
+
+    Raises:
+        DefinitionError: Naming ``who`` was given it.
+    """
+    if store is not None and store is not INHERIT:
+        check_store(store, f"{who}: store=")
+    if hooks is not INHERIT:
+        Hooks(cast("Iterable[Hook]", hooks))
 
 
 def check_reads(
@@ -397,8 +494,14 @@ def child_setting(
     *,
     visit: int | None = None,
     deadline: float | None = None,
+    store: Store | None = None,
+    hooks: Hooks | None = None,
+    digests: dict[str, tuple[object, bytes]] | None = None,
+    on_item: Callable[[Run, object], None] | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
+
+    A partial item of theirs is one of the run's too, for whoever started that.
 
     Raises:
         MissingInput: The graph takes an input that nobody has given.
@@ -423,7 +526,35 @@ def child_setting(
         value_of=value_of,
         scopes=setting.scopes,
         deadline=setting.deadline if deadline is None else deadline,
+        store=setting.store if store is None else store,
+        ends_itself=store is not None and store is not setting.store,
+        hooks=setting.hooks if hooks is None else hooks,
+        digests=digests,
+        on_item=on_item if setting.on_item is None else partial(_hand_up, run, on_item),
     )
+
+
+def children_of(
+    run: Run, store: Store | Inherit | None, hooks: Iterable[Hook] | Inherit
+) -> tuple[Store, Hooks]:
+    """Find out where the children of a step of ``run`` are kept, and who is told of them."""
+    setting = run.setting
+    kept = setting.store
+    if store is None:
+        kept = kept if isinstance(kept, NullStore) else NullStore()
+    elif not isinstance(store, Inherit):
+        kept = store
+    told = setting.hooks if isinstance(hooks, Inherit) else setting.hooks.replaced(hooks)
+    return kept, told
+
+
+def _hand_up(
+    run: Run, on_item: Callable[[Run, object], None] | None, child: Run, item: object
+) -> None:
+    if on_item is not None:
+        on_item(child, item)
+    if run.setting.on_item is not None:
+        run.setting.on_item(run, item)
 
 
 def narrowed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from math import inf
 from typing import Literal, TypeGuard, final
 
@@ -101,6 +102,19 @@ class Tolerate:
         after = f", after={self.after}" if self.after else ""
         return f"Tolerate(share={self.share}{after})"
 
+
+@final
+class Inherit(Enum):
+    """What a fan-out's children have of their parent."""
+
+    INHERIT = "inherit"
+
+    def __repr__(self) -> str:
+        return "INHERIT"
+
+
+INHERIT = Inherit.INHERIT
+"""The same as the parent: the store that keeps it, the hooks that are told of it."""
 
 OnError = Literal["fail", "collect", "ignore"] | Tolerate
 """What the failure of a child does to its fan-out."""

@@ -9,7 +9,9 @@ Invariants:
 - One writer. Only the task that a run lives in commits to it.
 - One end. A run ends once: succeeded, failed or cancelled; a cancelled step is never completed.
 - Starts and ends are told in pairs, on every way out.
-- A child's last change is saved by the parent's commit that applies it, not by the child.
+- A child's last change is saved by the parent's commit that applies it, not by the child; unless it
+  has a store of its own, which then has its end first.
+- A run that the store knows goes on where its history leads: after the last step it has completed.
 """
 
 from __future__ import annotations
@@ -31,16 +33,19 @@ from ._cancel import (
     ki_protected,
     ki_unprotected,
 )
-from ._errors import HookFailed, TooManySteps, note
+from ._digest import combined, digest
+from ._errors import HookFailed, NotData, RunConflict, TooManySteps, brief, note
 from ._events import (
     Cancelled,
     ChildEnded,
     ChildName,
+    ChildRerun,
     ChildStarted,
     Decision,
     Done,
     Event,
     Failed,
+    Item,
     Outcome,
     RunEnded,
     RunStarted,
@@ -53,11 +58,12 @@ from ._events import (
 )
 from ._execution import Execution
 from ._graph import Graph
+from ._history import Playback, Rewound, play
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
-from ._ports import Batch, Services
+from ._ports import Batch, Beginning, ChildRecord, NullStore, Services, Store
 from ._schema import Schema
-from ._state import Change, State, make_state, typed
+from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
 
 logger = logging.getLogger("shoal")
@@ -73,18 +79,23 @@ class Setting:
     """What all children of one fan-out have in common; a root run has one for itself."""
 
     __slots__ = (
+        "_digests",
         "act",
         "deadline",
+        "ends_itself",
         "execution",
         "gate",
         "graph",
         "hooks",
         "inputs",
+        "keeps",
+        "on_item",
         "parent",
         "schema",
         "scopes",
         "services",
         "step",
+        "store",
         "value_of",
         "visit",
     )
@@ -103,6 +114,11 @@ class Setting:
         scopes: tuple[object, ...] = (),
         gate: Callable[[str], Awaitable[None]] | None = None,
         deadline: float | None = None,
+        store: Store | None = None,
+        ends_itself: bool = False,
+        hooks: Hooks | None = None,
+        digests: dict[str, tuple[object, bytes]] | None = None,
+        on_item: Callable[[Run, object], None] | None = None,
     ) -> None:
         """Collect it.
 
@@ -119,12 +135,24 @@ class Setting:
             gate: Awaited before each step, with its name.
             deadline: When they will be cancelled from outside, by the loop's clock; by default,
                 when the execution will be.
+            store: Where they are kept; by default, where the execution is.
+            ends_itself: Whether that is not where their parent is kept, so that their last step is
+                saved by themselves.
+            hooks: Told of them and their descendants; by default, those of the execution.
+            digests: Of the fields that siblings have in common, by name; filled as they are made.
+            on_item: Called with a run and each partial item that it gives, before hooks are told.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
         self.execution: Execution = execution
         self.services: Services = execution.services
-        self.hooks: Hooks = execution.hooks
+        self.hooks: Hooks = execution.hooks if hooks is None else hooks
+        self.store: Store = execution.store if store is None else store
+        self.ends_itself: bool = ends_itself
+        # whether a store is going to have them, which asks for their digest
+        self.keeps: bool = parent is not None and (
+            ends_itself or not isinstance(self.store, NullStore)
+        )
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
         self.parent: RunPath | None = parent
@@ -133,7 +161,29 @@ class Setting:
         self.value_of: Callable[[Run], object] | None = value_of
         self.scopes: tuple[object, ...] = scopes
         self.gate: Callable[[str], Awaitable[None]] | None = gate
+        self.on_item: Callable[[Run, object], None] | None = on_item
         self.schema: Schema[Any] | None = graph.schema
+        self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
+
+    def digest(self, data: Mapping[str, object], key: Key) -> str:
+        """Hash what a child starts with, the name of its act and the act's version.
+
+        Raises:
+            NotData: A field holds what is no data.
+        """
+        known = self._digests
+        parts: dict[str, bytes] = {}
+        for field, value in data.items():
+            found = known.get(field)
+            if found is None or found[0] is not value:  # what all children share is hashed once
+                try:
+                    found = known[field] = value, digest(value)
+                except NotData as error:
+                    who = f"{self.act!r} in step {self.step!r}, key {brief(key)}"
+                    msg = f"{who}, would start with field {field!r}: {error}"
+                    raise NotData(msg) from error
+            parts[field] = found[1]
+        return combined(parts, self.act, self.graph.version)
 
 
 @final
@@ -144,22 +194,29 @@ class Run:
     """
 
     __slots__ = (
+        "_digest",
         "_head",
         "_last",
+        "_ledgers",
         "_outcome",
         "_path",
+        "_playback",
         "_started_at",
         "_step",
+        "_undone",
+        "_visits",
         "began",
         "element",
         "elapsed",
         "error",
         "first",
+        "is_afresh",
+        "is_kept",
         "key",
-        "_ledgers",
-        "_visits",
         "position",
         "reason",
+        "record",
+        "rewound",
         "setting",
         "status",
         "used",
@@ -170,8 +227,6 @@ class Run:
     elapsed: float
     """Seconds from its start to its end."""
     used: bool
-    winner: ChildName | None
-    """Who decided the race that it lost; only of a run that was cancelled."""
 
     def __init__(
         self,
@@ -193,6 +248,7 @@ class Run:
         self.error: BaseException | None = None
         self.reason = ""
         self.used = True
+        self.winner: ChildName | None = None  # of the race that it was cancelled for
         self.value: object = None
         self.elapsed = 0.0
         # The number of the last update, and the state after it: one attribute, so that not even a
@@ -206,6 +262,15 @@ class Run:
         self._ledgers: dict[str, list[Any]] | None = None
         self._visits: dict[str, int] | None = None
         self._started_at = setting.services.clock()
+        # Of what it is given, before its model adds defaults; and before it runs, so that what is
+        # no data is refused first.
+        self._digest: str | None = setting.digest(data, key) if setting.keeps else None
+        self.record: ChildRecord | None = None  # what the store has of a child, to go on from
+        self.rewound: tuple[Rewound, Change] | None = None  # where to go back to first
+        self.is_kept = False  # whether the parent has applied it in an earlier execution
+        self.is_afresh = False  # whether what the store has of it is to count no more
+        self._playback: Playback | None = None  # of the step that was under way
+        self._undone: Callable[[int], bool] | None = None
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -234,6 +299,27 @@ class Run:
         if self._ledgers is None:
             self._ledgers = {}
         return self._ledgers
+
+    @property
+    def attempts(self) -> int:
+        """Tries of the step that it ended in; 0 where there was nothing to be done."""
+        return 0 if self.status is None else 1
+
+    @property
+    def digest(self) -> str:
+        """A hash of what a child works on; see ``SavedRun``."""
+        if self._digest is None:
+            self._digest = self.setting.digest(self.first, self.key)
+        return self._digest
+
+    @property
+    def playback(self) -> Playback | None:
+        """What an earlier execution has done of the step under way; None if nothing."""
+        return self._playback
+
+    def is_undone(self, number: int) -> bool:
+        """Tell whether its update of that number counts no more, since it has gone back."""
+        return self._undone is not None and self._undone(number)
 
     def visit(self, step: str) -> int:
         """Return which visit of ``step`` this is: how often the run has completed it before."""
@@ -323,15 +409,24 @@ class Run:
         """
         setting = self.setting
         hooks = setting.hooks
-        self.began = True
-        if hooks.run_started:
-            await hooks.tell(hooks.run_started, RunStarted(path=self.path))
-        if setting.schema is not None:
-            self._fill_model(setting.schema)
-        max_steps = setting.execution.max_steps
-        straight = setting.graph.straight
         act: Act | None = setting.graph.entry
         steps = 0
+        if self.record is not None and self._playback is None:
+            await self.recall()
+        if self._playback is not None:
+            act = self._following(self._playback)
+            steps = sum(self._playback.began.visits.values())
+        self.began = True
+        if hooks.run_started:
+            resumed = self.record is not None or setting.execution.is_resumed
+            resumed = resumed and self._playback is not None  # else it begins, or was forked
+            await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
+        if setting.schema is not None and self._playback is None:
+            self._fill_model(setting.schema)
+        if self.rewound is not None:
+            await self._rewind(*self.rewound)
+        max_steps = setting.execution.max_steps
+        straight = setting.graph.straight
         walked: tuple[str, ...] = ()
         while act is not None:
             steps += 1
@@ -350,23 +445,89 @@ class Run:
                 change = await act.perform(self)
             if hooks.failures:
                 raise hooks.failures[0]  # a guard failed; maybe the act has caught what that raised
+            self._playback = None  # what follows is new
             if setting.schema is not None:
                 change = setting.schema.checked(change, self._head[1], f"action {act.name!r}")
             if act.name in straight:
                 following = straight[act.name]
             else:
                 following = await self._choose(act, change)
-            if following is None:
+            if following is None and not setting.ends_itself:
                 self._last = change
             else:
                 await self._complete_step(change)
             act = following
+        if self._last is None:
+            self._last = NO_CHANGE  # all steps are completed
+            if setting.ends_itself:
+                await self.commit((), self.data, ended="succeeded")
+
+    async def recall(self) -> None:
+        """Go to where the history of a child leads.
+
+        Raises:
+            StoreFailed: The store did not say what it has.
+        """
+        setting = self.setting
+        if setting.schema is not None:
+            self._fill_model(setting.schema)
+        reading = setting.store.read(self.path)
+        entries = await setting.execution.ask(reading, f"the history of run {self.path.id}")
+        self.go_on_from(play(self.first, entries))
+
+    def go_on_from(self, played: Playback) -> None:
+        """Stand where a history has led to."""
+        self._playback = played
+        self._undone = played.is_undone if played.undone else None
+        self._head = (played.number, played.data)
+        self._visits = dict(played.began.visits)
+
+    async def _rewind(self, rewound: Rewound, back: Change) -> None:
+        """Go back into a step that was completed; ``back`` brings the state back as it was."""
+        update = Update(self._head[0] + 1, rewound.step, back.operations)
+        await self.commit((update,), back.applied_to(self._head[1]), rewound=rewound)
+
+    def _following(self, played: Playback) -> Act | None:
+        """Return the act that comes next in a history, None at the end.
+
+        Raises:
+            RunConflict: The graph does not have the step that was completed last.
+        """
+        setting, record = self.setting, self.record
+        if record is not None and record.status == "succeeded":
+            return None
+        step = played.began.step
+        if step is None:
+            return setting.graph.entry
+        act = setting.graph.find(step)
+        if act is None:
+            msg = (
+                f"run {self.path.id} has completed the step {step!r}, which {setting.graph.name!r} "
+                f"does not have any more; give the changed graph a new version, or start a new run "
+                f"with fork({self.path.root.id!r})"
+            )
+            raise RunConflict(msg)
+        return _after(setting.graph, act, played.data)
+
+    async def rerun(self, step: str, by: Run) -> None:
+        """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""
+        await self.commit((), self.data, afresh=True)
+        listeners = by.setting.hooks.child_rerun
+        if listeners:
+            event = ChildRerun(
+                path=by.path,
+                step=step,
+                child=self.path,
+                position=self.position,
+                element=self.element,
+            )
+            await by.setting.hooks.tell(listeners, event)
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is; see ``Performer``."""
         setting = self.setting
         return call_function(
-            action, self._head[1], setting.inputs, setting.services, scopes=setting.scopes, run=self
+            action, self._head[1], setting.inputs, setting.services, run=self, scopes=setting.scopes
         )
 
     def enter(self, graph: Act) -> Awaitable[Change]:
@@ -448,6 +609,9 @@ class Run:
         step_completed: str | None = None,
         decision: Decision | None = None,
         ended: Status | None = None,
+        begun: Beginning | None = None,
+        rewound: Rewound | None = None,
+        afresh: bool = False,
     ) -> None:
         """Save ``updates``, make ``data`` the run's state, and publish them one by one.
 
@@ -462,6 +626,9 @@ class Run:
             step_completed: The step that is completed with this.
             decision: How the last of the updates decides a race.
             ended: How the run ends with this.
+            begun: What a root run starts from, in its first commit.
+            rewound: Where it goes back to before the updates.
+            afresh: Whether what was kept of it before counts no more.
 
         Raises:
             StoreFailed: The store raised; nothing changed here.
@@ -469,11 +636,24 @@ class Run:
             HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
         """
         setting = self.setting
-        await setting.execution.save(
-            Batch(self.path, updates, applied, unapplied, step_completed, decision, ended)
+        number, execution = self._head[0], setting.execution
+        batch = Batch(
+            self,
+            updates,
+            applied,
+            unapplied,
+            step_completed,
+            decision,
+            ended,
+            number,
+            begun,
+            rewound,
+            afresh,
+            execution.holder,
         )
-        self._head = (self._head[0] + len(updates), data)
-        if setting.hooks.listening:
+        await execution.save(batch, setting.store)
+        self._head = (number + len(updates), data)
+        if setting.hooks.listening or _is_listening(applied) or _is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
 
     async def _publish(
@@ -494,6 +674,23 @@ class Run:
         telling.close()
 
     # -- telling --------------------------------------------------------------------------------
+
+    @property
+    def hears_items(self) -> bool:
+        """Whether anybody hears of partial items; see ``Emitter``."""
+        return self.setting.on_item is not None or bool(self.setting.hooks.item)
+
+    def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
+        """Tell a partial item; see ``Emitter``."""
+        setting = self.setting
+        if setting.on_item is not None:
+            setting.on_item(self, item)
+        hooks = setting.hooks
+        if not hooks.item:
+            return None
+        event = Item(path=self.path, step=step, item=item, attempt=attempt, index=index)
+        told = hooks.tell_at_once(hooks.item, event)
+        return None if told is None else _out_of_reach(setting.services, told)
 
     async def tell_child_started(self, child: Run) -> None:
         """Publish that a fan-out of this run started ``child``."""
@@ -553,6 +750,7 @@ class Run:
     def fail(self, error: Exception) -> None:
         """Note that the run ended with ``error``, and say in it where that was."""
         self._last = None
+        self._ledgers = None  # there will be no result, and the errors in there lead back to here
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "failed"
         self.error = error
@@ -571,6 +769,11 @@ class Run:
         self.error = None
         self.setting.execution.forget()
 
+    def let_go(self) -> None:
+        """Let go of its outcome, which somebody has taken: an error's frames lead back to here."""
+        self.error = None
+        self._outcome = None
+
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""
         self.reason = reason
@@ -585,6 +788,21 @@ class Run:
     def skip(self, reason: str) -> None:
         """Note that there is nothing to do for the element."""
         self.reason: str = reason
+
+    def keep(self, record: ChildRecord) -> None:
+        """Note that an earlier execution has done all there is to do, as ``record`` says."""
+        self.is_kept = True
+        self.record = record
+        self.value, self.elapsed = record.value, record.elapsed
+        if record.status == "skipped":
+            self.reason = record.reason
+        else:
+            self.status = "succeeded"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to be lived: it is skipped, or kept."""
+        return self.is_kept or bool(self.reason)
 
     def miss(self) -> None:
         """Note that the parent doesn't take what the child returned."""
@@ -621,7 +839,8 @@ class Run:
         await self.advance()
         change, self._last = self._last, None
         assert change is not None, "advance leaves the last change, even if it is none"
-        await self._complete_step(change)
+        if self._step is not None:  # else an earlier execution has completed all of them
+            await self._complete_step(change)
         self.succeed()
 
     async def _finish(self) -> None:
@@ -669,10 +888,40 @@ class _Telling:
                 del failure  # no cycle from the exception to this frame
 
 
+def _is_listening(children: Sequence[Run]) -> bool:
+    """Tell whether somebody listens to children who doesn't to their parent."""
+    return bool(children) and children[0].setting.hooks.listening
+
+
 @ki_unprotected
 def _after(graph: Graph, act: Act, data: Mapping[str, object]) -> Act | None:
     """Call the conditions, which are user code."""
     return graph.after(act, data)
+
+
+async def _out_of_reach(services: Services, work: Awaitable[None]) -> None:
+    """Await ``work``, while an action runs, where no native cancel of the action's reaches it."""
+    failure: Exception | None = None
+
+    async def live() -> None:
+        nonlocal failure
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 # raised below
+            failure = error
+
+    hosted = services.host(live, _ignore)
+    interruption = await hosted.wait()
+    try:
+        for raised in (hosted.fatal, interruption, failure):
+            if raised is not None:
+                raise raised
+    finally:
+        del failure, interruption  # no cycle from an exception to this frame
+
+
+def _ignore(_reason: str) -> None:
+    """Stand in for whoever hears why work is cancelled: telling hooks is shielded."""
 
 
 def _nothing() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from concurrent.futures import CancelledError
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, final
@@ -33,8 +34,8 @@ from ._host import Hosted
 from ._limits import Admission
 from ._nest import enter
 from ._policy import Limits
-from ._ports import NullStore, Services, Store, Waiter
-from ._run import Run
+from ._ports import NullStore, Services, Store, Waiter, check_store
+from ._root import Root
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -65,7 +66,7 @@ class Runtime:
 
     ``app.run(...)`` opens one for itself; a service opens one for all. Leaving its block waits for
     the runs in it to end. Leaving it by an exception, or being cancelled meanwhile, cancels them,
-    and who awaits one of them gets ``RunCancelled``. Each is opened once.
+    and who awaits one of them gets ``RunCancelled``. It has one block at a time.
 
     Examples:
         >>> import anyio
@@ -95,12 +96,12 @@ class Runtime:
         Args:
             inputs: What actions take besides fields, for all applications that are run in it.
             limits: How many attempts of actions run at once, in all runs together.
-            store: Where updates are kept; None: nowhere.
+            store: Where runs are kept whose application has no store of its own; None: nowhere.
             threads: Worker threads at once.
             commit_deadline: Seconds that the store has to acknowledge a save.
 
         Raises:
-            DefinitionError: ``inputs`` is no mapping, or ``limits`` no ``Limits``.
+            DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
             msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
@@ -108,9 +109,11 @@ class Runtime:
         if limits is not None and not isinstance(limits, Limits):
             msg = f"Runtime(limits=...) takes Limits(n), not {limits!r}"
             raise DefinitionError(msg)
+        if store is not None:
+            check_store(store, "Runtime(store=...)")
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
-        self._store = store if store is not None else NullStore()
+        self.store: Store = store if store is not None else NullStore()
         self._threads = threads
         self._commit_deadline = commit_deadline
         self._tasks: TaskGroup | None = None
@@ -130,7 +133,6 @@ class Runtime:
         backend = _backend()
         self._admission = Admission(backend.waiter)
         self.services: Services = Services(
-            store=self._store,
             clock=backend.clock,
             waiter=backend.waiter,
             threads=partial(_in_thread, CapacityLimiter(self._threads)),
@@ -163,6 +165,7 @@ class Runtime:
         finally:
             self._status = "closed"
             self._tasks = None
+            del self.services  # whose ports lead back here
         try:
             if interruption is not None and error is None:
                 raise interruption
@@ -208,11 +211,11 @@ class Runtime:
         """
         return await app.run(state, id=id, inputs=inputs, runtime=self)
 
-    def start(self, run: Run, on_ended: Callable[[], None] | None = None) -> Hosted:
+    def start(self, run: Root, on_ended: Callable[[], None] | None = None) -> Hosted:
         """Begin to live a root run in a task of its own; who calls this awaits ``Hosted.wait``.
 
         Args:
-            run: The run. How it ends is in its ``status`` and ``error``, or in ``Hosted.fatal``.
+            run: The run. How it ends is in itself, or in ``Hosted.fatal``.
             on_ended: Called when it has ended, cleanup included.
         """
         self.check_open()
@@ -252,7 +255,11 @@ class Runtime:
 async def _in_thread(
     limiter: CapacityLimiter, function: Callable[..., object], kwargs: Mapping[str, Any]
 ) -> object:
-    result = await to_thread.run_sync(partial(function, **kwargs), limiter=limiter)
+    try:
+        result = await to_thread.run_sync(partial(function, **kwargs), limiter=limiter)
+    except CancelledError:  # out of anyio.from_thread.run, on asyncio
+        await checkpoint_if_cancelled()
+        raise
     await checkpoint_if_cancelled()  # the thread was waited for; its result comes too late
     return result
 

@@ -6,7 +6,9 @@ Invariants:
 - An element or task is pulled only when there is room for its child.
 - Keys are str or int, kept apart. One repeated in ``over`` is refused; with ``grow`` it is dropped
   and counted.
-- At most ``at_most`` children are started, exactly.
+- At most ``at_most`` children are started, exactly, over all executions of the step.
+- Positions are those of an earlier execution: what ``grow`` returned then has the places that it
+  got, and what is pulled has the others, in order.
 - Whatever is iterated is closed on every way out, an async iterator in the task that advanced it.
 """
 
@@ -37,6 +39,8 @@ from anyio.lowlevel import checkpoint
 from ._cancel import ki_unprotected
 from ._errors import BadKey, BadResult, brief, kind_of
 from ._ids import Key
+from ._ports import ChildRecord
+from ._recorded import Fate, Recorded
 from ._run import Run, Setting
 from ._state import refuse_awaitable
 
@@ -96,8 +100,9 @@ class Elements:
 
     __slots__ = (
         "_at_most",
-        "_count",
+        "_beyond",
         "_done_in",
+        "_end",
         "_ended",
         "_feeding",
         "_grows",
@@ -106,12 +111,16 @@ class Elements:
         "_key_of",
         "_only",
         "_position",
+        "_recorded",
         "_seen",
         "_size",
         "_started",
+        "_taken",
         "_waiting",
+        "_width",
         "dropped",
         "kinds",
+        "on_kept",
         "who",
     )
 
@@ -127,6 +136,7 @@ class Elements:
         at_most: int | None = None,
         done_in: str | None = None,
         given_by: str = "over",
+        recorded: Recorded | None = None,
     ) -> None:
         """Stand before the first element.
 
@@ -140,6 +150,7 @@ class Elements:
             at_most: Children to start in all.
             done_in: The field that has the results of what needs no child.
             given_by: What gave the elements, for errors.
+            recorded: What earlier executions have left.
 
         Raises:
             BadResult: ``elements`` is no iterable.
@@ -153,11 +164,20 @@ class Elements:
         self._at_most = at_most
         self._done_in = done_in
         self._seen: set[object] = set()
-        self._position = 0  # of the next child
-        self._count = 0  # of elements
+        self._width = len(kinds) or 1  # positions that an element takes
+        self._position = 0  # of the next child that is pulled, unless it is taken
+        self._taken: deque[tuple[int, int]] = deque()  # ranges of what grow returned, ahead of that
+        self._end = 0  # no position from there on is taken
+        self._recorded = recorded
         self._started = 0
         sized = isinstance(elements, Sequence | AbstractSet | Mapping) and not grows
         self._size: float = len(cast("Sized", elements)) if sized else inf
+        self._beyond = 0
+        self.on_kept: Callable[[ChildRecord], None] | None = None
+        """Hears which recorded children need nothing more."""
+        if recorded is not None:
+            self._started = recorded.started
+            self._end = -(-(recorded.last_position + 1) // self._width) * self._width
         self._waiting: deque[Entry] = deque()  # keyed and told apart already
         self._iterator: Iterator[object] | None = None
         self._feeding: AsyncIterator[object] | None = None
@@ -182,7 +202,7 @@ class Elements:
     @ki_unprotected
     def take(self) -> Run | Literal["dropped"] | None:
         """Make the next child; None if there is none now, ``"dropped"`` if its key is known."""
-        if self._started == self._at_most:
+        if self._at_most is not None and self._is_full():
             return None
         if self._waiting:
             return self._child(self._waiting.popleft())
@@ -196,7 +216,7 @@ class Elements:
             return None
         if self._only is not None:
             return self._take_only(element, self._only)
-        entries = self._entries(element)
+        entries = self._place(element)
         if not entries:
             return "dropped"
         if len(entries) > 1:
@@ -205,7 +225,7 @@ class Elements:
 
     def left(self) -> int:
         """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
-        if self._started == self._at_most:
+        if self._at_most is not None and self._is_full():
             return 0
         hint = 0 if self._iterator is None else length_hint(self._iterator, sys.maxsize) or 1
         return hint + len(self._waiting)
@@ -214,8 +234,11 @@ class Elements:
         """Say how many more children there can be at most; ``math.inf`` where nobody knows."""
         if self.dry():
             return 0
-        more = (self._size - self._count) * max(1, len(self.kinds)) + len(self._waiting)
-        return more if self._at_most is None else min(more, self._at_most - self._started)
+        more = self._size * self._width - self._position + len(self._waiting)
+        if self._at_most is None:
+            return more
+        recorded = 0 if self._recorded is None else self._recorded.left
+        return min(more, self._at_most - self._started + recorded)
 
     def waiting(self) -> int:
         """Count the elements that were pulled and have no child yet."""
@@ -224,72 +247,116 @@ class Elements:
     @property
     def known(self) -> int:
         """Elements that are known, for ``grow`` returned them, and have no child yet."""
-        return len(self._waiting)
+        return len(self._waiting) + self._beyond
 
     def dry(self) -> bool:
         """Tell whether there will be no more, unless ``grow`` adds some."""
-        return self._started == self._at_most or (self._ended and not self._waiting)
+        return (self._ended and not self._waiting) or self._is_full()
+
+    def _is_full(self) -> bool:
+        """Tell whether no more may be started, and none that has been is still to come."""
+        if self._at_most is None or self._started < self._at_most:
+            return False
+        recorded = self._recorded
+        if recorded is None or not recorded.left:
+            return True
+        return not self._waiting and self._position > recorded.last_position
 
     def _take_only(self, element: object, kind: Kind) -> Run | Literal["dropped"]:
         """Make the child of an element where it has just one, which is worth being quick about."""
-        key = self._key(element)
+        position = self._free_position() if self._taken else self._position
+        key = self._key(element, position)
         if key is None:
             return "dropped"
-        position = self._position
-        self._position = self._count = position + 1
+        self._position = position + 1
         return self._make(key, position, element, kind)
 
-    def _child(self, entry: Entry) -> Run:
+    def _child(self, entry: Entry) -> Run | Literal["dropped"]:
         return self._make(*entry)
 
-    def _make(self, key: Key, position: int, element: object, kind: Kind) -> Run:
+    def _make(
+        self, key: Key, position: int, element: object, kind: Kind
+    ) -> Run | Literal["dropped"]:
         item = self._item
         data = kind.base if item is None else {**kind.base, item: element}
         child = Run(kind.setting, data, key=key, position=position, element=element)
+        if self._recorded is not None:
+            fate, record = self._recorded.judge(child)
+            if record is not None:
+                return self._go_on(child, fate, record)
         if kind.done and key in kind.done:
             child.skip(f"already in {self._done_in}")
+        elif self._started == self._at_most:  # only what has been started before is looked for
+            self._beyond += 1
+            return "dropped"
         else:
             self._started += 1
         return child
 
-    def _entries(self, element: object) -> Sequence[Entry]:
-        """Give an element its key and position, for each kind; none if its key may be dropped."""
-        key, count = self._key(element), self._count
+    def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Literal["dropped"]:
+        """Make of a child what its record says."""
+        if fate == "runs anew":
+            child.is_afresh = True
+            return child
+        if fate == "goes on":
+            child.record = record
+            return child
+        if self.on_kept is not None:
+            self.on_kept(record)
+        if self._done_in is None or child.position == record.position:
+            return "dropped"
+        child.keep(record)  # only its place among the others changes
+        return child
+
+    def _place(self, element: object) -> Sequence[Entry]:
+        """Give an element that was pulled its key and position; none if it may be dropped."""
+        position = self._free_position()
+        entries = self._entries(element, position)
+        if entries:
+            self._position = position + self._width
+        return entries
+
+    def _free_position(self) -> int:
+        """Return the lowest position that nobody has."""
+        while self._taken and self._taken[0][0] <= self._position:
+            self._position = self._taken.popleft()[1]
+        return self._position
+
+    def _entries(self, element: object, position: int) -> Sequence[Entry]:
+        """Find the key of an element, and make its entries; none if its key may be dropped."""
+        key = self._key(element, position // self._width)
         if key is None:
             return ()
-        self._count = count + 1
-        position = self._position
-        self._position = position + len(self.kinds)
         return [Entry(key, position + at, element, kind) for at, kind in enumerate(self.kinds)]
 
-    def _key(self, element: object) -> Key | None:
+    def _key(self, element: object, index: int) -> Key | None:
         """Find the key of an element; None if it is known and may be dropped."""
         if self._key_of is None:
-            return self._count
+            return index
         key = self._key_of(element)
         if type(key) is not int and type(key) is not str:
-            key = self._checked_key(key, element)
+            key = self._checked_key(key, element, index)
         if key in self._seen:
             if self._grows:
                 self.dropped += 1
                 return None
-            self._refuse_repeated(key, element)
+            self._refuse_repeated(key, element, index)
         self._seen.add(key)
         return key
 
-    def _checked_key(self, key: object, element: object) -> Key:
+    def _checked_key(self, key: object, element: object, index: int) -> Key:
         if is_key(key):
             return key
         refuse_awaitable(key, f"key= of fan-out {self.who!r}")
         msg = (
-            f"fan-out {self.who!r}: the key of element {self._count} ({brief(element)}) is a "
+            f"fan-out {self.who!r}: the key of element {index} ({brief(element)}) is a "
             f"{type(key).__name__}; keys are str or int: make key= return one"
         )
         raise BadKey(msg)
 
-    def _refuse_repeated(self, key: Key, element: object) -> NoReturn:
+    def _refuse_repeated(self, key: Key, element: object, index: int) -> NoReturn:
         msg = (
-            f"fan-out {self.who!r}: element {self._count} ({brief(element)}) has the key "
+            f"fan-out {self.who!r}: element {index} ({brief(element)}) has the key "
             f"{brief(key)}, which an earlier element has; make key= tell them apart, or remove "
             f"repetitions"
         )
@@ -313,8 +380,35 @@ class Elements:
                 f"{cause!r}; it returns an iterable of new elements, which may be empty"
             )
             raise BadResult(msg)
-        found = map(self._entries, cast("Iterable[object]", elements))
-        return [entry for entries in found for entry in entries]
+        found: list[Entry] = []
+        start = position = max(self._end, self._free_position())
+        for element in cast("Iterable[object]", elements):
+            entries = self._entries(element, position)
+            if entries:
+                found += entries
+                position += self._width
+        self._reserve(start, position)
+        return found
+
+    def rediscover(self, elements: Iterable[object], position: int) -> None:
+        """Let come what ``grow`` has returned in an earlier execution.
+
+        Args:
+            elements: What of it was new then.
+            position: The position of the first of them.
+        """
+        start = position
+        for element in elements:
+            self._waiting.extend(self._entries(element, position))
+            position += self._width
+        self._reserve(start, position)
+
+    def _reserve(self, start: int, stop: int) -> None:
+        self._end = max(self._end, stop)
+        if self._taken and self._taken[-1][1] == start:
+            self._taken[-1] = self._taken[-1][0], stop
+        elif start < stop:
+            self._taken.append((start, stop))
 
     def admit(self, entries: Iterable[Entry]) -> None:
         """Let ``entries`` be taken."""
@@ -336,7 +430,8 @@ class Elements:
         """Bring elements in, one whenever there is room; return when all are in."""
         source = self._feeding
         assert source is not None
-        wanted = self._at_most  # elements that still need a child; None: any number
+        # elements that still need a child; None: any number
+        wanted = self._at_most if self._recorded is None else None
         pulled = 0
         try:
             while wanted != 0 and not self.dry() and await group.wait_for_room():
@@ -347,7 +442,7 @@ class Elements:
                     element = await anext(source)
                 except StopAsyncIteration:
                     break
-                for entry in self._entries(element):
+                for entry in self._place(element):
                     if wanted is not None and entry.key not in entry.kind.done:
                         wanted = max(0, wanted - 1)
                     self._waiting.append(entry)

@@ -9,12 +9,13 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
-from types import CoroutineType
+from types import AsyncGeneratorType, CoroutineType
 from typing import Any, NoReturn, cast
 
-from ._action import FunctionAction
+from ._action import FunctionAction, Result
 from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, UndeclaredWrite, kind_of
+from ._items import Emitter, Items, stream
 from ._ports import Executor, Services
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 
@@ -25,8 +26,8 @@ def call_function(
     inputs: Mapping[str, object],
     services: Services,
     *,
+    run: Emitter,
     scopes: tuple[object, ...] = (),
-    run: object = None,
 ) -> Awaitable[Change]:
     """Execute ``action`` once on the state ``data`` and return what it changed.
 
@@ -38,15 +39,16 @@ def call_function(
         data: The state's fields.
         inputs: What the function may take besides.
         services: The runtime's.
+        run: The run itself: hears of partial items.
         scopes: What limits the run.
-        run: The run itself, for its context.
 
     Raises:
         MissingField: A field that it reads is not there.
         BadResult: It returned what its declaration doesn't allow.
+        IncompleteStream: It streams, and did not end with its only ``Result``.
     """
-    if scopes or action.limits is not None or action.takes_context:
-        return _call_seated(action, data, inputs, services, scopes=scopes, run=run)
+    if scopes or action.limits is not None or action.takes_context or action.is_streaming:
+        return _call_seated(action, data, inputs, services, run=run, scopes=scopes)
     return _call(action, data, inputs, services.threads)
 
 
@@ -57,15 +59,23 @@ async def _call_seated(
     inputs: Mapping[str, object],
     services: Services,
     *,
+    run: Emitter,
     scopes: tuple[object, ...],
-    run: object,
 ) -> Change:
     seat = services.admission.seat(scopes, action)
     try:
         if seat is not None and not seat.granted:
             await seat.wait()
-        context = services.context(run, action, seat) if action.takes_context else None
-        return await _call(action, data, inputs, services.threads, context)
+        if not action.takes_context and not action.is_streaming:
+            return await _call(action, data, inputs, services.threads)
+        items = Items(run, action.name)
+        context = services.context(run, action, seat, items) if action.takes_context else None
+        try:
+            return await _call(action, data, inputs, services.threads, context=context, items=items)
+        finally:
+            being_told = items.end()
+            if being_told is not None:
+                await being_told
     finally:
         if seat is not None:
             seat.leave()
@@ -77,7 +87,9 @@ async def _call(
     data: Mapping[str, object],
     inputs: Mapping[str, object],
     threads: Executor,
+    *,
     context: object = None,
+    items: Items | None = None,
 ) -> Change:
     kwargs: dict[str, Any] = {}
     try:
@@ -99,15 +111,17 @@ async def _call(
         kwargs["context"] = context
     if action.is_async:
         result = await cast("Any", action.function(**kwargs))
+    elif action.is_streaming:
+        assert items is not None
+        result = await stream(cast("Any", action.function(**kwargs)), items)
     elif action.in_thread:
         result = await threads(action.function, kwargs)
     else:
         result = action.function(**kwargs)
-    if action.is_async:
-        if isinstance(result, CoroutineType):
-            _refuse_coroutine(action, cast("CoroutineType[Any, Any, Any]", result))
-    else:
+    if not (action.is_async or action.is_streaming):
         refuse_awaitable(result, f"action {action.name!r}")
+    if isinstance(result, _MISTAKES):
+        _refuse_mistake(action, cast("object", result))
     if base is not None:
         return change_between(base, result, f"action {action.name!r}")
     field = action.only_write
@@ -127,14 +141,26 @@ def _missing(
     return MissingField(msg)
 
 
-def _refuse_coroutine(
-    action: FunctionAction[..., object], coroutine: CoroutineType[Any, Any, Any]
-) -> NoReturn:
-    coroutine.close()
-    msg = (
-        f"action {action.name!r} returned a coroutine that nobody awaited: "
-        f"await {coroutine.__qualname__}(...)"
-    )
+_MISTAKES = (CoroutineType, AsyncGeneratorType, Result)
+"""What nobody means to write to a state."""
+
+
+def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoReturn:
+    who = f"action {action.name!r}"
+    if isinstance(result, CoroutineType):
+        coroutine = cast("CoroutineType[Any, Any, Any]", result)
+        coroutine.close()
+        msg = f"{who} returned a coroutine that nobody awaited: await {coroutine.__qualname__}(...)"
+    elif isinstance(result, Result):
+        msg = (
+            f"{who} returned a Result, which is what a streaming action yields last, and no other: "
+            f"return the value itself"
+        )
+    else:
+        msg = (
+            f"{who} returned an async generator; to stream, it has to be an async generator "
+            f"function itself, which yields each item and, as the last thing, Result(value)"
+        )
     raise BadResult(msg)
 
 
@@ -172,6 +198,6 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
         )
         raise BadResult(msg)
     for value in values.values():
-        if isinstance(value, CoroutineType):
-            _refuse_coroutine(action, cast("CoroutineType[Any, Any, Any]", value))
+        if isinstance(value, _MISTAKES):
+            _refuse_mistake(action, cast("object", value))
     return Change(tuple(Set(field, value) for field, value in values.items()), values)

@@ -26,8 +26,10 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ._errors import BadUse
 from ._events import (
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Event,
+    Item,
     Missed,
     RunEnded,
     RunStarted,
@@ -95,11 +97,19 @@ class Stream(Hook):
         """Keep it."""
         return self._send(event)
 
+    def on_item(self, event: Item) -> Told:
+        """Keep it."""
+        return self._send(event)
+
     def on_state_updated(self, event: StateUpdated) -> Told:
         """Keep it."""
         return self._send(event)
 
     def on_child_started(self, event: ChildStarted) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_child_rerun(self, event: ChildRerun) -> Told:
         """Keep it."""
         return self._send(event)
 

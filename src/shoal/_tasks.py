@@ -99,8 +99,8 @@ class ParallelAction(Parallel):
     Class attributes: ``reads`` and ``writes`` (of ``tasks``, ``reduce``, ``finish`` and the
     children), ``inputs`` (names of inputs that ``tasks`` or the children can't do without),
     ``name`` (by default the class's own), ``limits`` (how many children are in flight),
-    ``until``, ``stagger``, ``on_error`` and ``at_most`` (as for ``fan_out``; ``until`` may be a
-    method as well).
+    ``until``, ``stagger``, ``on_error``, ``at_most``, ``store`` and ``hooks`` (as for ``fan_out``;
+    ``until`` may be a method as well).
 
     Examples:
         >>> @action(reads=["word"], writes=["length"])
@@ -147,7 +147,14 @@ class ParallelAction(Parallel):
                 )
                 raise DefinitionError(msg)
         who = f"class {cls.__name__}"
-        check_policies(who, on_error=cls.on_error, at_most=cls.at_most, limits=cls.limits)
+        check_policies(
+            who,
+            on_error=cls.on_error,
+            at_most=cls.at_most,
+            limits=cls.limits,
+            store=cls.store,
+            hooks=cls.hooks,
+        )
         check_until(who, cls.until)
         check_stagger(who, cls.stagger, cls.until)
         if isinstance(cls.until, First | Quorum) and _says(cls, "on_error"):
@@ -401,31 +408,31 @@ class TaskElements(Elements):
 
     def __init__(self, tasks: object, act: ParallelAction, step: ParallelStep) -> None:
         """Stand before the first task."""
-        super().__init__(tasks, who=act.name, at_most=act.at_most, given_by="tasks")
+        super().__init__(
+            tasks, who=act.name, at_most=act.at_most, given_by="tasks", recorded=step.recorded
+        )
         self._act = act
         self._step = step
         self._keyed: bool | None = None
         self._graphs: dict[int, tuple[Act, Graph]] = {}
 
-    def _entries(self, element: object) -> tuple[Entry, ...]:
+    def _entries(self, element: object, position: int) -> tuple[Entry, ...]:
         if not isinstance(element, Task):
             refuse_awaitable(element, f"tasks of {self.who!r}")
             msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
         graph = self._graph(element.act)
         key = self._task_key(element, graph)
-        position = self._position
-        self._position = self._count = position + 1
         step = self._step
-        check_reads(repr(self.who), graph, step.join.permit.reads, element.state, step.data)
         base = narrowed(
-            self._step.data,
+            step.data,
             graph,
             element.state,
             f"the children of {self.who!r} that execute {graph.name!r}",
             "give it to the Task: Task(act, {field: ...})",
         )
-        kind = self._step.kind(graph, base, only_write_reader(graph), element.inputs)
+        check_reads(repr(self.who), graph, step.join.permit.reads, element.state, step.data)
+        kind = step.kind(graph, base, only_write_reader(graph), element.inputs)
         about = element.state if element.element is None else element.element
         return (Entry(key, position, about, kind),)
 

@@ -6,8 +6,10 @@ from typing import TypeVar, final
 
 from shoal._events import (
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Event,
+    Item,
     RunEnded,
     RunStarted,
     StateUpdated,
@@ -78,11 +80,19 @@ class RecordingHook(Hook):
         """Keep it."""
         self.events.append(event)
 
+    def on_item(self, event: Item) -> None:
+        """Keep it."""
+        self.events.append(event)
+
     def on_state_updated(self, event: StateUpdated) -> None:
         """Keep it."""
         self.events.append(event)
 
     def on_child_started(self, event: ChildStarted) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_child_rerun(self, event: ChildRerun) -> None:
         """Keep it."""
         self.events.append(event)
 
