@@ -146,6 +146,7 @@ class ParallelStep:
             await group.live(self._apply)
             await self._record_unapplied(group)
             self._judge()
+            await self._clear_up()
         except BaseException as error:
             await self._wind_up(group, error)
             raise
@@ -170,11 +171,7 @@ class ParallelStep:
         """Ask the store what earlier executions have left of the children."""
         run, name = self.parent, self.act.name
         self.recorded = await recorded_children(
-            run,
-            name,
-            run.visit(name),
-            self._store,
-            folds=self.join.reduce is not None,
+            run, name, run.visit(name), self._store, folds=self.join.reduce is not None
         )
 
     def _keep(self, child: Run, record: ChildRecord) -> None:
@@ -196,10 +193,7 @@ class ParallelStep:
         self.source.on_kept = self._keep
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
-        if values:
-            operations = tuple(Set(field, value) for field, value in values.items())
-            update = Update(run.number + 1, name, operations)
-            await run.commit((update,), {**run.data, **values})
+        await self._set(values)
 
     def _reopen(self, begun: Playback) -> dict[str, object]:
         """Take the step up again: let come what had been discovered, and forget failures.
@@ -264,6 +258,39 @@ class ParallelStep:
                 self._is_failing = True
             self.ledger.enter(child, raised=self._is_failing)
         await self.parent.commit((), self.parent.data, unapplied=late)
+
+    async def _clear_up(self) -> None:
+        """Settle what is left of earlier executions, where inputs are not what they were.
+
+        What a child has come to stays where it is if its key does not come up any more: the source
+        may know it is done. Without keys, what follows the last position is nobody's; and where a
+        child has run anew and failed, its old result is gone.
+        """
+        recorded, source, join = self.recorded, self.source, self.join
+        if recorded is None:
+            return
+        gone: list[ChildRecord] = []
+        for record in recorded.rest():
+            stays = recorded.is_part_of_the_state(record) and not join.is_listed
+            if source.is_exhausted and not stays:
+                gone.append(record)
+            elif record.status is not None:
+                self.ledger.add(outcome_of(record, self.parent.path))
+        old = {(record.act, record.key) for record in gone}
+        old |= {(one.act, one.key) for one in self.ledger if isinstance(one, Failed)}
+        await self._set(join.without(self.parent.data, old))
+        for record in gone:
+            child = source.remade(record)
+            if child is not None:
+                await child.be_forgotten()
+
+    async def _set(self, values: Mapping[str, object]) -> None:
+        """Give fields of the parent's state new values, by an update of their own."""
+        run = self.parent
+        if values:
+            operations = tuple(Set(field, value) for field, value in values.items())
+            update = Update(run.number + 1, self.act.name, operations)
+            await run.commit((update,), {**run.data, **values})
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated."""

@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, final
 
 from ._errors import BadUse, InputChanged
@@ -25,12 +25,7 @@ Fate = Literal["new", "goes on", "runs anew", "is kept"]
 
 
 async def recorded_children(
-    run: Run,
-    step: str,
-    visit: int,
-    store: Store,
-    *,
-    folds: bool = False,
+    run: Run, step: str, visit: int, store: Store, *, folds: bool = False
 ) -> Recorded | None:
     """Ask what earlier executions have left of the children of one visit of a step.
 
@@ -57,9 +52,7 @@ async def recorded_children(
             records[record.act, record.key] = record
     if not records:
         return None
-    return Recorded(
-        run, step, records, folds=folds, forgets=isinstance(store, NullStore)
-    )
+    return Recorded(run, step, records, folds=folds, forgets=isinstance(store, NullStore))
 
 
 @final
@@ -100,6 +93,10 @@ class Recorded:
         """How many have not come up yet."""
         return len(self._left)
 
+    def rest(self) -> Sequence[ChildRecord]:
+        """Return those that have not come up, in input order."""
+        return sorted(self._left.values(), key=lambda record: record.position)
+
     def judge(self, child: Run) -> tuple[Fate, ChildRecord | None]:
         """Decide what becomes of ``child``, which comes up now.
 
@@ -122,9 +119,14 @@ class Recorded:
                 )
                 raise InputChanged(msg)
             return "runs anew", record
-        if applied and (self._folds or record.status == "succeeded"):
+        if self.is_part_of_the_state(record):
             return "is kept", record
         return ("new", None) if self._forgets else ("goes on", record)
+
+    def is_part_of_the_state(self, record: ChildRecord) -> bool:
+        """Tell whether what a child has come to is where ``into`` or ``reduce`` puts it."""
+        counts = self._folds or record.status in ("succeeded", "skipped")
+        return counts and self.is_applied(record)
 
     def is_applied(self, record: ChildRecord) -> bool:
         """Tell whether an update that counts has applied a child."""

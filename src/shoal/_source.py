@@ -238,6 +238,18 @@ class Elements:
         """Tell whether there will be no more, unless ``grow`` adds some."""
         return (self._ended and not self._waiting) or self._is_full()
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether all elements that there are have come up."""
+        return self._ended and not self._waiting and not self._is_full()
+
+    def remade(self, record: ChildRecord) -> Run | None:
+        """Make the child of a record again, if its act is still one of those that are executed."""
+        for kind in self.kinds:
+            if kind.setting.act == record.act:
+                return self._run(record.key, record.position, record.element, kind)
+        return None
+
     def _is_full(self) -> bool:
         """Tell whether no more may be started, and none that has been is still to come."""
         if self._at_most is None or self._started < self._at_most:
@@ -262,9 +274,7 @@ class Elements:
     def _make(
         self, key: Key, position: int, element: object, kind: Kind
     ) -> Run | Literal["dropped"]:
-        item = self._item
-        data = kind.base if item is None else {**kind.base, item: element}
-        child = Run(kind.setting, data, key=key, position=position, element=element)
+        child = self._run(key, position, element, kind)
         if self._recorded is not None:
             fate, record = self._recorded.judge(child)
             if record is not None:
@@ -277,6 +287,11 @@ class Elements:
         else:
             self._started += 1
         return child
+
+    def _run(self, key: Key, position: int, element: object, kind: Kind) -> Run:
+        item = self._item
+        data = kind.base if item is None else {**kind.base, item: element}
+        return Run(kind.setting, data, key=key, position=position, element=element)
 
     def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Literal["dropped"]:
         """Make of a child what its record says."""

@@ -115,7 +115,7 @@ class MemoryStore:
             msg = f"run {root} was taken over by another execution; this one can't save any more"
             raise LeaseLost(msg)
         # What could fail comes first: a digest may meet what is no data.
-        kept = self._find(batch.path, batch.run)
+        kept = self._find(batch.path, batch.run, afresh=batch.afresh)
         ends = [
             (child, _ended(child, update.number))
             for child, update in zip(batch.applied, batch.updates, strict=False)
@@ -173,12 +173,12 @@ class MemoryStore:
         parent = self._known(path.parent)
         return None if parent is None else parent.children.get(_name(path))
 
-    def _find(self, path: RunPath, run: SavedRun | None = None) -> _Kept:
+    def _find(self, path: RunPath, run: SavedRun | None = None, *, afresh: bool = False) -> _Kept:
         """Find what is kept of a run; make room for it, and for its ancestors, if that is new."""
         if path.parent is None:
             return self._roots.setdefault(path.id, _Kept())
         kept = self._find(path.parent).children.setdefault(_name(path), _Kept())
-        if run is not None and (kept.record is None or kept.record.digest != run.digest):
+        if run is not None and (kept.record is None or afresh):
             kept.record = _under_way(run)
         return kept
 
