@@ -440,6 +440,24 @@ async def test_an_edge_that_failed_is_decided_again_and_the_step_is_not_repeated
     assert ran == ["one", "two"]
 
 
+async def test_an_edge_is_decided_by_the_state_as_it_was():
+    """And not by what the step under way has made of it meanwhile."""
+    store = MemoryStore()
+    leaves = fan_out(leaf, over="items", key=str, into="outs")
+    is_empty = when(lambda outs: not outs)
+    app = Application(Graph((one, leaves, is_empty), (one, two), (leaves, two)), store=store)
+    fails.add("leaf 2")
+    state = {"n": 1, "items": [1, 2], "outs": {}}
+    with anyio.move_on_after(1 + 0.5):
+        await app.run(state, id="x")
+    with pytest.raises(ExceptionGroup):
+        await app.run(state, id="x")
+    fails.clear()
+    result = await app.run(state, id="x")
+    assert result.state["outs"] == {"1": 1, "2": 2}
+    assert ran[-1] == "two"
+
+
 async def test_no_transition_stays_so_until_the_graph_has_one():
     store = MemoryStore()
     stuck = Application(Graph((one, two, when(one=99)), name="g"), store=store)

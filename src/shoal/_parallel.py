@@ -271,11 +271,10 @@ class ParallelStep:
             return
         gone: list[ChildRecord] = []
         for record in recorded.rest():
-            stays = recorded.is_part_of_the_state(record) and not join.is_listed
-            if source.is_exhausted and not stays:
-                gone.append(record)
-            elif record.status is not None:
+            if recorded.is_part_of_the_state(record) and not join.is_listed:
                 self.ledger.add(outcome_of(record, self.parent.path))
+            else:
+                gone.append(record)
         old = {(record.act, record.key) for record in gone}
         old |= {(one.act, one.key) for one in self.ledger if isinstance(one, Failed)}
         await self._set(join.without(self.parent.data, old))

@@ -123,6 +123,11 @@ class Recorded:
             return "is kept", record
         return ("new", None) if self._forgets else ("goes on", record)
 
+    def has_done(self, act: str, key: Key) -> bool:
+        """Tell whether that child has yet to come up, and is part of the state."""
+        record = self._left.get((act, key))
+        return record is not None and self.is_part_of_the_state(record)
+
     def is_part_of_the_state(self, record: ChildRecord) -> bool:
         """Tell whether what a child has come to is where ``into`` or ``reduce`` puts it."""
         counts = self._folds or record.status in ("succeeded", "skipped")

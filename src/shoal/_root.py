@@ -164,7 +164,10 @@ class Root:
                     f"it can't be undone: fork() the run from before that step instead"
                 )
                 raise BadUse(msg)
-        msg = f"run {path.id} has completed no fan-out with failures, so there is none to retry"
+        msg = (
+            f"run {path.id} has completed no fan-out with failures, so there is none to retry; a "
+            f"run that has not succeeded goes on with run(id={path.id!r})"
+        )
         raise BadUse(msg)
 
 

@@ -481,6 +481,8 @@ class Run:
     def _following(self, played: Playback) -> Act | None:
         """Return the act that comes next in a history, None at the end.
 
+        It is chosen by the state as it was then: the step under way may have changed it since.
+
         Raises:
             RunConflict: The graph does not have the step that was completed last.
         """
@@ -498,7 +500,7 @@ class Run:
                 f"with fork({self.path.root.id!r})"
             )
             raise RunConflict(msg)
-        return _after(setting.graph, act, played.data)
+        return _after(setting.graph, act, played.began.data)
 
     async def be_forgotten(self) -> None:
         """Have what was kept of a child and its descendants count no more."""

@@ -199,7 +199,7 @@ class Elements:
         """Make the next child; None if there is none now, ``"dropped"`` if its key is known."""
         if self._at_most is not None and self._is_full():
             return None
-        if self._waiting:
+        if self._waiting and (self._iterator is None or not self._is_ahead()):
             return self._child(self._waiting.popleft())
         if self._iterator is None:
             return None
@@ -208,7 +208,7 @@ class Elements:
         except StopIteration:
             self._ended = True
             self._iterator = None
-            return None
+            return self._child(self._waiting.popleft()) if self._waiting else None
         if self._only is not None:
             return self._take_only(element, self._only)
         entries = self._place(element)
@@ -217,6 +217,13 @@ class Elements:
         if len(entries) > 1:
             self._waiting.extend(entries[1:])
         return self._child(entries[0])
+
+    def _is_ahead(self) -> bool:
+        """Tell whether what waits was discovered after what comes next from the source.
+
+        In an earlier execution, that is. It must come after that again: it could return it.
+        """
+        return bool(self._taken) and self._free_position() < self._waiting[0].position
 
     def left(self) -> int:
         """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
@@ -237,11 +244,6 @@ class Elements:
     def dry(self) -> bool:
         """Tell whether there will be no more, unless ``grow`` adds some."""
         return (self._ended and not self._waiting) or self._is_full()
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether all elements that there are have come up."""
-        return self._ended and not self._waiting and not self._is_full()
 
     def remade(self, record: ChildRecord) -> Run | None:
         """Make the child of a record again, if its act is still one of those that are executed."""
@@ -384,11 +386,16 @@ class Elements:
         start = position = max(self._end, self._free_position())
         for element in cast("Iterable[object]", elements):
             entries = self._entries(element, position)
-            if entries:
+            if entries and self._recorded is not None and self._are_done(entries, self._recorded):
+                self.dropped += 1  # it keeps the place that it got from the source
+            elif entries:
                 found += entries
                 position += self._width
         self._reserve(start, position)
         return found
+
+    def _are_done(self, entries: Iterable[Entry], recorded: Recorded) -> bool:
+        return all(recorded.has_done(one.kind.setting.act, one.key) for one in entries)
 
     def rediscover(self, elements: Iterable[object], position: int) -> None:
         """Let come what ``grow`` has returned in an earlier execution.
