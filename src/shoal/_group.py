@@ -435,9 +435,12 @@ class Group:
             self._end_live()
             if self._source.dry():
                 self._tell()
-        elif child == "dropped" or child.is_settled:
+        elif child == "dropped":
             self._end_live()
-            self.in_flight += child != "dropped"
+            self._tell_room()  # it was fed, and takes no more room
+        elif child.is_settled:
+            self._end_live()
+            self.in_flight += 1
         else:
             self.in_flight += 1
         return child

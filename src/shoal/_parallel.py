@@ -214,6 +214,7 @@ class ParallelStep:
                 await group.live(self._apply)
                 await self._record_unapplied(group)
             self._judge()
+            await self._clear_up()
         except BaseException as error:
             await self._wind_up(group, error)
             self.parent.keep(act.name, self)
@@ -293,10 +294,7 @@ class ParallelStep:
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
-        if values:
-            operations = tuple(Set(field, value) for field, value in values.items())
-            update = Update(run.number + 1, name, operations)
-            await run.commit((update,), {**run.data, **values})
+        await self._set(values)
 
     def _reopen(self, begun: Playback) -> dict[str, object]:
         """Take the step up again: let come what had been discovered, and forget failures.
@@ -417,6 +415,38 @@ class ParallelStep:
                 self.ledger.enter(child, raised=is_open or self._is_failing)
             if self.parent.setting.is_resumable:
                 self._unfinished += late
+
+    async def _clear_up(self) -> None:
+        """Settle what is left of earlier executions, where inputs are not what they were.
+
+        What a child has come to stays where it is if its key does not come up any more: the source
+        may know it is done. Without keys, what follows the last position is nobody's; and where a
+        child has run anew and failed, its old result is gone.
+        """
+        recorded, source, join = self.recorded, self.source, self.join
+        if recorded is None:
+            return
+        gone: list[ChildRecord] = []
+        for record in recorded.rest():
+            if recorded.is_part_of_the_state(record) and not join.is_listed:
+                self.ledger.add(outcome_of(record, self.parent.path))
+            else:
+                gone.append(record)
+        old = {(record.act, record.key) for record in gone}
+        old |= {(one.act, one.key) for one in self.ledger if isinstance(one, Failed)}
+        await self._set(join.without(self.parent.data, old))
+        for record in gone:
+            child = source.remade(record)
+            if child is not None:
+                await child.be_forgotten()
+
+    async def _set(self, values: Mapping[str, object]) -> None:
+        """Give fields of the parent's state new values, by an update of their own."""
+        run = self.parent
+        if values:
+            operations = tuple(Set(field, value) for field, value in values.items())
+            update = Update(run.number + 1, self.act.name, operations)
+            await run.commit((update,), {**run.data, **values})
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
