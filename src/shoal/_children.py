@@ -24,16 +24,17 @@ from typing import Any, NoReturn, Self, cast, final
 
 import anyio
 
-from ._action import Act, FunctionAction, require_plain
+from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
 from ._errors import BadKey, BadUse, DefinitionError, brief, note
 from ._events import Failed, Outcome
+from ._functions import require_plain
 from ._graph import as_graph
 from ._group import Dropped, Feed, Group
 from ._hooks import Hook
 from ._ids import Key
 from ._join import Ledger, new_ledger, only_write_reader
-from ._parallel import check_depth, child_setting, children_of, narrowed
+from ._parallel import check_depth, child_setting, children_of, circuits_of, narrowed
 from ._policy import Each, Inherit, Limits
 from ._ports import Hosted, Seat, Store
 from ._recorded import Recorded, recorded_children
@@ -134,7 +135,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if self._timeout is not None:
             self._deadline = min(self._deadline, services.clock() + self._timeout)
         self._group = Group(
-            self._run, self._source, self._limit, name=self.name, timeout=self._timeout
+            self._run,
+            self._source,
+            self._limit,
+            name=self.name,
+            timeout=self._timeout,
+            circuits=circuits_of(services, self._action.definition, self._each, self.name),
         )
         self._hosted = services.host(self._live, self._group.cancel)
         if self._seat is not None:
@@ -245,7 +251,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             outcome = child.outcome
             self._ledger.count(child)  # the outcome itself is the action's
             child.let_go()
-            self._delivered += child.began
+            self._delivered += child.began or child.status is None  # passed over
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
         self._tell()

@@ -24,7 +24,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType
@@ -35,6 +35,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._attempts import live_child
+from ._breaker import Circuits
 from ._cancel import (
     absorb_native_cancel,
     as_failure,
@@ -121,6 +122,8 @@ class Group:
     __slots__ = (
         "_aside",
         "_cancellation",
+        "_circuits",
+        "_circuit_keys",
         "_closing",
         "_context",
         "_deadline",
@@ -152,7 +155,14 @@ class Group:
     )
 
     def __init__(
-        self, parent: Run, source: Source, limit: int, *, name: str, timeout: float | None = None
+        self,
+        parent: Run,
+        source: Source,
+        limit: int,
+        *,
+        name: str,
+        timeout: float | None = None,
+        circuits: Circuits | None = None,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -162,7 +172,10 @@ class Group:
             limit: How many may be in flight.
             name: What the fan-out is called.
             timeout: Seconds from now until all is cancelled.
+            circuits: Say which children are skipped for a while; None: none are.
         """
+        self._circuits = circuits
+        self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through
         self.name: str = name
         self._parent = parent
         self._source = source
@@ -427,6 +440,8 @@ class Group:
         self._live += 1
         try:
             child = self._source.take()
+            if self._circuits is not None and isinstance(child, Run) and not child.is_settled:
+                self._consult(self._circuits, child)
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._end_live()
             self._fell(error)
@@ -444,6 +459,26 @@ class Group:
         else:
             self.in_flight += 1
         return child
+
+    def _consult(self, circuits: Circuits, child: Run) -> None:
+        """Have ``child`` skipped if its circuit is open, unless it has done its work before."""
+        if child.record is not None and child.record.status == "succeeded":
+            return
+        key = circuits.key(child.data)
+        if circuits.admit(key):
+            self._circuit_keys[child] = key
+        else:
+            child.pass_over(f"breaker open: {key}")
+
+    def _tell_circuit(self, circuits: Circuits, child: Run) -> None:
+        """Tell how a child ended that was let through."""
+        if child not in self._circuit_keys:
+            return
+        key = self._circuit_keys.pop(child)
+        if child.status == "failed" and child.error is not None:
+            circuits.hear(key, child.error)
+        else:
+            circuits.hear(key, "done" if child.status == "succeeded" else "cancelled")
 
     def _end_live(self) -> None:
         self._live -= 1
@@ -584,6 +619,8 @@ class Group:
         self._leave(child)
 
     def _leave(self, child: Run) -> None:
+        if self._circuits is not None:
+            self._tell_circuit(self._circuits, child)
         self.inbox.append(child)
         self._tell()
 
