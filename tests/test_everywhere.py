@@ -2,7 +2,7 @@
 
 `cancel_everywhere` sees to tasks, swallowed cancels and hangs; `Watched.check` to the rest: updates
 are saved before they are seen and replay to the state, starts and ends are paired, every run and
-child ends once.
+child ends once, no slot is lost.
 """
 
 from __future__ import annotations
@@ -252,6 +252,9 @@ APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "tolerating": (tolerating, [13, 2, 13, 4, 5]),
 }
 
+SLOTS = {"loop": Limits(1), "nested": Limits(2), "frontier": Limits(2), "acts": Limits(3)}
+"""What some of them are run under, so that attempts wait for slots; "by hand" has its own."""
+
 
 # -- how they are run ------------------------------------------------------------------------------
 
@@ -314,7 +317,7 @@ def sweep(
 
     async def scenario(attempt: Attempt) -> None:
         nonlocal whole
-        watched = Watched(make(), waits=waits)
+        watched = Watched(make(), waits=waits, limits=SLOTS.get(name))
         status: Status = "failed"
         try:
             ending = await attempt(live, watched, {"n": elements, "turn": 0})

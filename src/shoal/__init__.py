@@ -1,16 +1,16 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _digest, _state, _model, _schema, _events, _history, _policy; _action,
-_condition, _flow, _graph; _cancel, _ports, _hooks, _stream, _execution, _step, _run; _host,
-_limits, _recorded, _source, _group, _join, _parallel, _fanout, _tasks, _ledgers, _nest, _children,
-_context; _root, _runtime, _open, _application; then the stores.
+_collections, _ids, _digest, _state, _model, _schema, _events, _history, _retry, _policy; _action,
+_condition, _flow, _graph; _cancel, _items, _watch, _ports, _hooks, _stream, _execution, _attempts,
+_step, _run; _host, _threads, _limits, _recorded, _source, _group, _join, _parallel, _fanout,
+_tasks, _ledgers, _nest, _children, _context; _root, _runtime, _open, _application; then the stores.
 ``docs/internals.md`` is the tour.
 """
 
 from __future__ import annotations
 
-from ._action import Act, Action, FunctionAction, Input, action
+from ._action import Act, Action, FunctionAction, Input, Result, action
 from ._application import Application
 from ._children import ChildGroup
 from ._collections import PositionedList, StateList, StateMap
@@ -24,6 +24,7 @@ from ._errors import (
     DefinitionError,
     DepthExceeded,
     HookFailed,
+    IncompleteStream,
     InputChanged,
     InvalidState,
     LeaseLost,
@@ -37,6 +38,7 @@ from ._errors import (
     ShoalError,
     SpuriousCancel,
     StateError,
+    StepTimeout,
     StoreFailed,
     TooManySteps,
     UndeclaredRead,
@@ -44,6 +46,7 @@ from ._errors import (
     UnknownRun,
 )
 from ._events import (
+    AttemptEnded,
     Cancelled,
     ChildEnded,
     ChildRerun,
@@ -52,6 +55,8 @@ from ._events import (
     ErrorInfo,
     Event,
     Failed,
+    GraceExceeded,
+    Item,
     Missed,
     Outcome,
     RunEnded,
@@ -71,8 +76,9 @@ from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
 from ._open import OpenRun, RunResult
-from ._policy import INHERIT, Inherit, Limits, OnError, Tolerate
+from ._policy import INHERIT, Each, Inherit, Limits, OnError, Tolerate
 from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
+from ._retry import Retry, RetryBudget
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
@@ -85,6 +91,7 @@ __all__ = [
     "Act",
     "Action",
     "Application",
+    "AttemptEnded",
     "BadKey",
     "BadResult",
     "BadUse",
@@ -104,6 +111,7 @@ __all__ = [
     "DepthExceeded",
     "Done",
     "Drop",
+    "Each",
     "Entry",
     "ErrorInfo",
     "Event",
@@ -111,14 +119,17 @@ __all__ = [
     "Failed",
     "FanOut",
     "FunctionAction",
+    "GraceExceeded",
     "Graph",
     "Hook",
     "HookFailed",
+    "IncompleteStream",
     "Increment",
     "Inherit",
     "Input",
     "InputChanged",
     "InvalidState",
+    "Item",
     "Key",
     "LeaseLost",
     "Ledger",
@@ -140,6 +151,9 @@ __all__ = [
     "PositionedList",
     "Put",
     "PutWithin",
+    "Result",
+    "Retry",
+    "RetryBudget",
     "Rewound",
     "RunCancelled",
     "RunClaimed",
@@ -163,6 +177,7 @@ __all__ = [
     "StateUpdated",
     "StepEnded",
     "StepStarted",
+    "StepTimeout",
     "Store",
     "StoreFailed",
     "Task",

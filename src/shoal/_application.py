@@ -170,7 +170,6 @@ class Application(Generic[S]):
         self.max_depth: int = self._count("max_depth", max_depth)
         self.max_live: int = self._count("max_live", max_live)
         self.inputs: Mapping[str, object] = {}
-        self._promised: Collection[str] | None = None
         self._take_inputs(inputs)
         if state is not None and not isinstance(state, type):
             if not isinstance(state, Collection):
@@ -178,9 +177,7 @@ class Application(Generic[S]):
                     f"state= takes a model, which is a class, or a list of field names, "
                     f"not {kind_of(state)}"
                 )
-            missing = self._missing_field(
-                field_names(cast("Collection[str]", state), "Application(state=...)")
-            )
+            missing = self._missing_field(field_names(cast("Collection[str]", state), "state"))
             if missing:
                 self._refuse(missing)
 
@@ -198,15 +195,15 @@ class Application(Generic[S]):
             return
         if isinstance(inputs, Mapping):
             self.inputs = dict(cast("Mapping[str, object]", inputs))
-            unknown = self._unknown_input(self.inputs)
+            lacking = ""  # others may come with the run
         else:
-            self._promised = field_names(cast("Collection[str]", inputs), "Application(inputs=...)")
-            unknown = self._unknown_input(self._promised)
-            lacking = self._missing_inputs(self._promised)
-            if lacking:
-                self._refuse(f"lacks the input {lacking}; name it in inputs=[...], or bind it")
+            inputs = field_names(cast("Collection[str]", inputs), "inputs")
+            lacking = self._missing_inputs(inputs)
+        unknown = self._unknown_input(cast("Collection[str]", inputs))
         if unknown:
             self._refuse(unknown)
+        if lacking:
+            self._refuse(f"lacks the input {lacking}; name it in inputs=[...], or bind it")
 
     # -- running --------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
@@ -33,7 +34,7 @@ from ._hooks import Hook
 from ._ids import Key
 from ._join import Ledger, new_ledger, only_write_reader
 from ._parallel import check_depth, child_setting, children_of, narrowed
-from ._policy import INHERIT, Inherit, Limits
+from ._policy import Each, Inherit, Limits
 from ._ports import Hosted, Seat, Store
 from ._recorded import Recorded, recorded_children
 from ._run import Run, Setting
@@ -79,11 +80,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         run: Run,
         action: FunctionAction[..., Any],
         seat: Seat | None,
+        *,
         name: str,
         limits: Limits,
-        *,
-        store: Store | Inherit | None = INHERIT,
-        hooks: Sequence[Hook] | Inherit = INHERIT,
+        each: Each | None,
+        timeout: float | None,
+        store: Store | Inherit | None,
+        hooks: Sequence[Hook] | Inherit,
     ) -> None:
         """Use ``context.fan_out``."""
         self._run = run
@@ -92,6 +95,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self.name: str = f"{action.name}/{name}"
         self._limit = limits.n
         self._store, self._hooks = children_of(run, store, hooks)
+        self._each = each
+        self._timeout = timeout
         self._source = _Started(self)
         self._ledger = Ledger()
         self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
@@ -103,6 +108,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._deadline = math.inf
         self._news: anyio.Event | None = None  # set while the action waits for an outcome
         self._delivered = 0
+        self._thread = threading.get_ident()
         self._over = False  # all have ended
         self._left = False
         self._consuming = False
@@ -120,12 +126,16 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._visit = self._run.visit(self._action.name)
         self._ledger = new_ledger(self._run, self.name, self._visit)
         around = anyio.current_effective_deadline()
-        self._deadline = min(around, self._run.setting.deadline)
         self._source.recorded = await recorded_children(
             self._run, self.name, self._visit, self._store
         )
-        self._group = Group(self._run, self._source, self._limit)
         services = self._run.setting.services
+        self._deadline = min(around, self._run.setting.deadline)
+        if self._timeout is not None:
+            self._deadline = min(self._deadline, services.clock() + self._timeout)
+        self._group = Group(
+            self._run, self._source, self._limit, name=self.name, timeout=self._timeout
+        )
         self._hosted = services.host(self._live, self._group.cancel)
         if self._seat is not None:
             self._seat.lend()
@@ -234,6 +244,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         for child in batch:
             outcome = child.outcome
             self._ledger.count(child)  # the outcome itself is the action's
+            child.let_go()
             self._delivered += child.began
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
@@ -265,7 +276,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             inputs: What its actions take besides fields. They count before the run's own.
 
         Raises:
-            BadUse: Not inside the block, or after ``cancel``.
+            BadUse: Not inside the block, after ``cancel``, or in another thread.
             BadKey: The key was used before, or is neither a str nor an int.
             MissingField: The act reads a field that nobody brings.
             MissingInput: The act takes an input that nobody gives.
@@ -303,7 +314,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             inputs: What their actions take besides fields. They count before the run's own.
 
         Raises:
-            BadUse: Not inside the block, or after ``cancel``.
+            BadUse: Not inside the block, after ``cancel``, or in another thread.
             MissingField: The act reads a field that nobody brings.
             MissingInput: The act takes an input that nobody gives.
         """
@@ -356,9 +367,21 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             store=self._store,
             hooks=self._hooks,
             deadline=self._deadline,
+            each=self._each,
+            wait=self._wait,
         )
 
+    async def _wait(self, seconds: float) -> None:
+        """Wait, as one of the children."""
+        assert self._group is not None
+        await self._group.wait_aside(seconds)
+
     def _check_open(self, what: str) -> Group:
+        if threading.get_ident() != self._thread:
+            self._refuse(
+                f"is used in another thread than the event loop's; from there, call "
+                f"anyio.from_thread.run_sync(group.{what}, ...)"
+            )
         if self._group is None or self._left:
             self._refuse(f"is used outside of its block: call {what} inside `async with`")
         if self._group.is_closing:

@@ -15,8 +15,10 @@ with a note that says where it happened. These are the others::
     ├── NoTransition         none of the edges that leave an act is true of the state
     ├── TooManySteps         a run takes more steps than allowed
     ├── BadResult            an action, reducer or grow returned what it must not
+    ├── IncompleteStream     a streaming action ended without its Result, or went on after it
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
     ├── DepthExceeded        fan-outs nested deeper than allowed
+    ├── StepTimeout          an action, child or fan-out took too long (a TimeoutError too)
     ├── RunCancelled         a run has no result, for it was cancelled
     ├── SpuriousCancel       user code raised a cancellation though nobody had cancelled it
     ├── HookFailed           a guarding hook raised; the update it was told of stays
@@ -96,12 +98,24 @@ class BadResult(ShoalError):
     """An action, reducer or ``grow`` returned something other than it must."""
 
 
+class IncompleteStream(ShoalError):
+    """A streaming action ended without yielding a ``Result``, or yielded something after it."""
+
+
 class BadKey(ShoalError):
     """The key of an element is repeated within its fan-out, or is neither a str nor an int."""
 
 
 class DepthExceeded(ShoalError):
     """Fan-outs are nested deeper than the runtime allows."""
+
+
+class StepTimeout(ShoalError, TimeoutError):
+    """An attempt of an action, a child, or a whole fan-out took longer than its ``timeout``.
+
+    What it had done by then was cancelled and awaited; updates applied so far stay. Where it had
+    failed before and was being tried again, that failure is the ``__cause__``.
+    """
 
 
 class RunCancelled(ShoalError):

@@ -16,6 +16,7 @@ from ._action import (
     bind_where_taken,
     field_names,
     is_async,
+    is_streaming,
     merged_inputs,
     require_plain,
     versions,
@@ -26,7 +27,7 @@ from ._graph import Graph, as_graph, no_act
 from ._hooks import Hook
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
 from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narrowed
-from ._policy import INHERIT, Inherit, Limits, OnError, Tolerate
+from ._policy import INHERIT, Each, Inherit, Limits, OnError, Tolerate
 from ._ports import Store
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
@@ -51,6 +52,8 @@ class FanOut(Parallel):
         take: Take | None,
         at_most: int | None,
         limits: Limits,
+        each: Each | None,
+        timeout: float | None,
         reads: frozenset[str],
         store: Store | Inherit | None = INHERIT,
         hooks: Sequence[Hook] | Inherit = INHERIT,
@@ -67,6 +70,8 @@ class FanOut(Parallel):
         self.store = store
         self.hooks = hooks
         self.version = "" if callable(acts) else versions(acts)
+        self.each = each
+        self.timeout = timeout
         self._take = take
         self._several = several
         self._bound: Mapping[str, object] = {}
@@ -321,6 +326,8 @@ def fan_out(
     on_error: Literal["fail"] = "fail",
     limits: Limits | None = None,
     again: bool | None = None,
+    each: Each | None = None,
+    timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
@@ -345,6 +352,8 @@ def fan_out(
     on_error: Literal["collect", "ignore"] | Tolerate,
     limits: Limits | None = None,
     again: bool | None = None,
+    each: Each | None = None,
+    timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
@@ -368,6 +377,8 @@ def fan_out(
     on_error: OnError = "fail",
     limits: Limits | None = None,
     again: bool | None = None,
+    each: Each | None = None,
+    timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
@@ -418,6 +429,9 @@ def fan_out(
         again: Whether elements whose key is in ``into`` already run again. By default they do on
             every visit of the step but the first; True: on the first too; False: never. What
             executions before a crash have recorded counts first, whatever this says.
+        each: What goes for each child by itself: its timeout, its retry.
+        timeout: Seconds that the whole step may take, whatever it waits for. Then the children are
+            cancelled and awaited, and it raises ``StepTimeout``; what was applied by then stays.
         name: What the fan-out is called; by default the name in ``into``.
         reads: Fields that ``act`` and ``over`` (if functions, where it must be given), ``reduce``
             and ``grow`` read; those that the children and ``over`` (if a field) read are known.
@@ -464,6 +478,8 @@ def fan_out(
         limits=limits,
         store=store,
         hooks=hooks,
+        each=each,
+        timeout=timeout,
     )
     checks.again(again, key, into, grow)
     brought = set[str]() if over is None else {item}
@@ -493,6 +509,8 @@ def fan_out(
         take=cast("Take | None", take),
         at_most=at_most,
         limits=limits,
+        each=each,
+        timeout=timeout,
         reads=readable,
         store=store,
         hooks=hooks,
@@ -519,7 +537,7 @@ class _Checks(NamedTuple):
                     "side by side"
                 )
             return graphs, several
-        if is_async(act) or inspect.isasyncgenfunction(act) or not _takes_one(act):
+        if is_async(act) or is_streaming(act) or not _takes_one(act):
             raise DefinitionError(no_act(act, f"fan_out {self.name!r}"))
         return cast("Callable[[State], Act | Sequence[Act]]", act), False
 

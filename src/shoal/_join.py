@@ -12,7 +12,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal, cast, final
 
@@ -212,7 +212,7 @@ class Ledger:
 
     They are those of elements that ``grow`` had found, and further acts of the last element.
     """
-    _rest: list[Outcome] | None = None
+    _rest: list[Outcome] | None = field(default=None, repr=False)
 
     @property
     def total(self) -> int:
@@ -243,6 +243,7 @@ class Ledger:
         if self._rest is None:
             self._rest = []
         self._rest.append(child.outcome)
+        child.let_go()
 
     def count(self, child: Run) -> None:
         """Count a child's end, unless it was counted when it was found to be kept."""
@@ -354,13 +355,13 @@ class Draft:
 
     def finished_data(self) -> Mapping[str, object]:
         """Return the fields of the state after all updates."""
-        for field, placed in (
+        for name, placed in (
             (self._join.into, self._values),
             (self._join.errors_into, self._errors),
         ):
-            if field is not None and placed:
-                grown = cast("_Collection", self._data[field]).put_all(placed)
-                self._data = {**self._data, field: grown}
+            if name is not None and placed:
+                grown = cast("_Collection", self._data[name]).put_all(placed)
+                self._data = {**self._data, name: grown}
                 placed.clear()
         return self._data
 

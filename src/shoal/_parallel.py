@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast, final
 
 from ._action import Act, Performer
@@ -31,11 +32,12 @@ from ._errors import (
 )
 from ._events import Failed, Update
 from ._graph import Graph
-from ._group import Group
+from ._group import Aside, Group
 from ._history import Playback
 from ._hooks import Hook, Hooks
-from ._join import Draft, Join, new_ledger
-from ._policy import INHERIT, Inherit, Limits, Tolerate
+from ._ids import RunPath
+from ._join import Draft, Join, Ledger, new_ledger
+from ._policy import INHERIT, Each, Inherit, Limits, Tolerate, check_timeout
 from ._ports import ChildRecord, NullStore, Store, check_store
 from ._recorded import Recorded, outcome_of, recorded_children
 from ._run import Run, Setting
@@ -55,6 +57,10 @@ class Parallel(Act):
     """Where the children are kept; None: nowhere, but for how they ended."""
     hooks: Sequence[Hook] | Inherit = INHERIT
     """Who is told of the children and their descendants."""
+    each: Each | None = None
+    """What goes for each child by itself."""
+    timeout: float | None = None
+    """Seconds that the whole step may take."""
 
     @abstractmethod
     def _join(self) -> Join:
@@ -75,12 +81,20 @@ class Parallel(Act):
     async def perform(self, run: Performer) -> Change:
         """Run all children; see ``Act.perform``."""
         assert isinstance(run, Run), "parallel steps are performed by the engine's runs"
-        return await ParallelStep(self, run).execute()
+        step = run.take_kept(self.name)
+        if step is None:
+            step = ParallelStep(self, run)
+        assert isinstance(step, ParallelStep)
+        return await step.execute()
 
 
 @final
 class ParallelStep:
-    """One execution of a parallel act by one run."""
+    """One execution of a parallel act by one run.
+
+    Where it has failed, and something around it is tried again, it is executed again, and goes on:
+    children that are done, and what was applied of them, stay; others live on where they stood.
+    """
 
     def __init__(self, act: Parallel, run: Run) -> None:
         """Begin: from now on the state as it is counts for all children."""
@@ -97,8 +111,12 @@ class ParallelStep:
         self._store, self._hooks = children_of(run, act.store, act.hooks)
         self.recorded: Recorded | None = None
         self._digests: dict[str, tuple[object, bytes]] = {}
+        self.source: Elements | None = None
+        self._aside = Aside()
+        self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._unsaved: list[Run] = []  # a batch that could not be saved
+        self._unfinished: list[Run] = []  # children that another attempt has to go on with
 
     @property
     def state(self) -> State:
@@ -132,32 +150,58 @@ class ParallelStep:
             store=self._store,
             hooks=self._hooks,
             digests=self._digests,
+            each=self.act.each,
+            wait=self._aside.wait,  # and not this: an error's frames lead to its child's setting
         )
         return Kind(setting, base)
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
-        act = self.act
-        await self._recall()
-        self.source = act._source(self)
-        await self._open()
-        group = Group(self.parent, self.source, act.limits.n)
+        act, former = self.act, self.source
+        if former is None:
+            await self._recall()
+        source = self.source = act._source(self)
+        group = self._aside.group = Group(
+            self.parent, source, act.limits.n, name=act.name, timeout=act.timeout
+        )
         try:
+            if former is None:
+                await self._open()
+            else:
+                self._go_on(former)
+            self._leave_out_done()
             await group.live(self._apply)
             await self._record_unapplied(group)
             self._judge()
             await self._clear_up()
         except BaseException as error:
             await self._wind_up(group, error)
+            self.parent.keep(act.name, self)
             raise
         finally:
-            self.ledger.dropped = self.source.dropped
-            self.ledger.left = self.source.known
-        self.source.close()
+            self.ledger.dropped = source.dropped
+            self.ledger.left = source.known
+            # No cycles: an error's frames lead to the source, its children's settings to the group.
+            source.on_kept = self._aside.group = None
+        source.close()
         return act._finished(make_state(self.parent.data, self.join.permit))
+
+    def _go_on(self, former: Elements) -> None:
+        """Go on where the attempt before has failed."""
+        assert self.source is not None
+        unfinished, self._unfinished = self._unfinished, []
+        self._is_failing = False
+        done = self.ledger.done - sum(child.status == "succeeded" for child in unfinished)
+        skipped, name = self.ledger.skipped, self.act.name
+        self.ledger = new_ledger(self.parent, name, self.parent.visit(name))
+        self.ledger.done, self.ledger.skipped = done, skipped
+        for child in unfinished:
+            child.reopen()
+        self.source.resume(former, unfinished)
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
+        assert self.source is not None
         try:
             try:
                 await self._record_unapplied(group)
@@ -174,10 +218,6 @@ class ParallelStep:
             run, name, run.visit(name), self._store, folds=self.join.reduce is not None
         )
 
-    def _keep(self, child: Run, record: ChildRecord) -> None:
-        """Count a child that an earlier execution has done all about."""
-        self.ledger.add(outcome_of(record, self.parent.path))
-
     async def _open(self) -> None:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
         run, name = self.parent, self.act.name
@@ -186,11 +226,8 @@ class ParallelStep:
         if why:  # known only now: its acts were chosen by a function
             msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
             raise InvalidState(msg)
-        values, done = self.join.collections(self.data, first_visit=run.visit(name) == 0)
-        if done:
-            for kind in self.source.kinds:
-                kind.done = self.join.done_keys(done, kind.setting.act)
-        self.source.on_kept = self._keep
+        first_visit = run.visit(name) == 0
+        values, self._done = self.join.collections(self.data, first_visit=first_visit)
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
         await self._set(values)
@@ -201,18 +238,28 @@ class ParallelStep:
         Children that failed run again, unless ``reduce`` has taken their failure. Returns the
         fields that change by that.
         """
+        source = self.source
+        assert source is not None
         for update in begun.under_way:
             if update.discovered:
-                self.source.rediscover(update.discovered, update.discovered_at)
+                source.rediscover(update.discovered, update.discovered_at)
         field, data = self.join.errors_into, self.parent.data
         if field is None or self.join.reduce is not None or not data.get(field):
             return {}
         return {field: StateMap[object, object]()}
 
+    def _leave_out_done(self) -> None:
+        assert self.source is not None
+        self.source.on_kept = partial(_keep, self.ledger, self.parent.path)
+        if self._done:
+            for kind in self.source.kinds:
+                kind.done = self.join.done_keys(self._done, kind.setting.act)
+
     # -- applying -------------------------------------------------------------------------------
 
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
+        assert self.source is not None
         draft = Draft(self.join, self.parent, self.source, self.ledger)
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
@@ -227,12 +274,22 @@ class ParallelStep:
             if self.parent.setting.execution.unsaved:
                 self._unsaved = batch
             raise
+        reason = self._reason_to_stop(draft)
         fatal = set(map(id, draft.failures))
         for child in batch:
             self.ledger.enter(child, raised=id(child) in fatal)
+        if self.parent.setting.is_resumable:
+            self._unfinished += [
+                child
+                for child in draft.unapplied  # others that have failed are tolerated
+                if child.status != "failed" or id(child) in fatal
+            ]
         self.source.admit(draft.admitted)
         if error is not None:
             raise error
+        return reason
+
+    def _reason_to_stop(self, draft: Draft) -> str | None:
         if not draft.is_failing:
             return None
         if not draft.failures:
@@ -256,8 +313,13 @@ class ParallelStep:
                 child.miss()
             elif child.status == "failed" and self.join.on_error == "fail":
                 self._is_failing = True
-            self.ledger.enter(child, raised=self._is_failing)
-        await self.parent.commit((), self.parent.data, unapplied=late)
+        try:
+            await self.parent.commit((), self.parent.data, unapplied=late)
+        finally:
+            for child in late:
+                self.ledger.enter(child, raised=self._is_failing)
+            if self.parent.setting.is_resumable:
+                self._unfinished += late
 
     async def _clear_up(self) -> None:
         """Settle what is left of earlier executions, where inputs are not what they were.
@@ -269,6 +331,7 @@ class ParallelStep:
         recorded, source, join = self.recorded, self.source, self.join
         if recorded is None:
             return
+        assert source is not None
         gone: list[ChildRecord] = []
         for record in recorded.rest():
             if recorded.is_part_of_the_state(record) and not join.is_listed:
@@ -304,6 +367,11 @@ class ParallelStep:
             raise ExceptionGroup(msg, errors)
 
 
+def _keep(ledger: Ledger, parent: RunPath, record: ChildRecord) -> None:
+    """Count a child that an earlier execution has done all about."""
+    ledger.add(outcome_of(record, parent))
+
+
 # -- what steps have in common ---------------------------------------------------------------------
 
 
@@ -315,6 +383,8 @@ def check_policies(
     limits: object,
     store: object = INHERIT,
     hooks: object = INHERIT,
+    each: object = None,
+    timeout: object = None,
 ) -> None:
     """Refuse what is no policy of a parallel step.
 
@@ -331,6 +401,10 @@ def check_policies(
     if on_error not in ("fail", "collect", "ignore") and not isinstance(on_error, Tolerate):
         msg = f"{who}: on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), not {on_error!r}"
         raise DefinitionError(msg)
+    if each is not None and not isinstance(each, Each):
+        msg = f"{who}: each= takes Each(timeout=..., retry=...), not {each!r}"
+        raise DefinitionError(msg)
+    check_timeout(f"{who}: timeout=", timeout)
 
 
 def check_cascade(who: str, store: object, hooks: object) -> None:
@@ -399,8 +473,13 @@ def child_setting(
     store: Store | None = None,
     hooks: Hooks | None = None,
     digests: dict[str, tuple[object, bytes]] | None = None,
+    on_item: Callable[[Run, object], None] | None = None,
+    each: Each | None = None,
+    wait: Callable[[float], Awaitable[None]] | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
+
+    A partial item of theirs is one of the run's too, for whoever started that.
 
     Raises:
         MissingInput: The graph takes an input that nobody has given.
@@ -429,6 +508,10 @@ def child_setting(
         ends_itself=store is not None and store is not setting.store,
         hooks=setting.hooks if hooks is None else hooks,
         digests=digests,
+        on_item=on_item if setting.on_item is None else partial(_hand_up, run, on_item),
+        each=each,
+        is_resumable=setting.is_resumable,
+        wait=setting.wait if wait is None else wait,
     )
 
 
@@ -444,6 +527,15 @@ def children_of(
         kept = store
     told = setting.hooks if isinstance(hooks, Inherit) else setting.hooks.replaced(hooks)
     return kept, told
+
+
+def _hand_up(
+    run: Run, on_item: Callable[[Run, object], None] | None, child: Run, item: object
+) -> None:
+    if on_item is not None:
+        on_item(child, item)
+    if run.setting.on_item is not None:
+        run.setting.on_item(run, item)
 
 
 def narrowed(

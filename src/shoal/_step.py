@@ -1,22 +1,41 @@
-"""One step of a function action: bind, call, check. Imports everything above; anyio.
+"""One step of a function action: bind, call, check, maybe again. Imports everything above; anyio.
 
 Invariants:
 - An action's function gets exactly what its parameters name, and what it returns is checked against
   its declared writes before anybody sees it.
-- An attempt holds its slots exactly while the function runs, on every way out.
+- An attempt holds its slots exactly while the function runs, on every way out; also where that is a
+  thread which nobody waits for any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
-from types import CoroutineType
-from typing import Any, NoReturn, cast
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from types import AsyncGeneratorType, CoroutineType
+from typing import Any, NoReturn, Protocol, cast
 
-from ._action import FunctionAction
+from ._action import FunctionAction, Result
+from ._attempts import Tried, Tries, try_again, within
 from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, UndeclaredWrite, kind_of
-from ._ports import Executor, Services
+from ._ids import RunPath
+from ._items import Emitter, Items, stream
+from ._ports import Services, Thread
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+
+
+class Caller(Tried, Emitter, Protocol):
+    """What calls an action: a run."""
+
+    @property
+    def path(self) -> RunPath:
+        """Its identity."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """Which try of the current step this is, counted from 1."""
+        ...
 
 
 def call_function(
@@ -25,13 +44,14 @@ def call_function(
     inputs: Mapping[str, object],
     services: Services,
     *,
-    scopes: tuple[object, ...] = (),
-    run: object = None,
+    scopes: tuple[object, ...],
+    run: Caller,
 ) -> Awaitable[Change]:
-    """Execute ``action`` once on the state ``data`` and return what it changed.
+    """Execute ``action`` on the state ``data`` and return what it changed.
 
     It starts when the limits that apply let it. Cancellation goes straight to the function; one
-    that runs in a thread is waited for.
+    that runs in a thread is waited for, as long as the grace. If it fails, it is executed again
+    as its ``retry`` has it; meanwhile it holds nothing.
 
     Args:
         action: What to execute.
@@ -39,15 +59,29 @@ def call_function(
         inputs: What the function may take besides.
         services: The runtime's.
         scopes: What limits the run.
-        run: The run itself, for its context.
+        run: The run itself, for its context, its attempts and their partial items.
 
     Raises:
         MissingField: A field that it reads is not there.
         BadResult: It returned what its declaration doesn't allow.
+        IncompleteStream: It streams, and did not end with its only ``Result``.
     """
-    if scopes or action.limits is not None or action.takes_context:
+    if action.retry is not None:
+        tries = Tries(action.retry, run, services)
+        attempt = partial(
+            _call_seated,
+            action,
+            data,
+            inputs,
+            services,
+            scopes=scopes,
+            run=run,
+            on_admitted=tries.begin,
+        )
+        return try_again(run, tries, attempt, tells_last=False)
+    if scopes or action.is_governed:
         return _call_seated(action, data, inputs, services, scopes=scopes, run=run)
-    return _call(action, data, inputs, services.threads)
+    return _call(action, data, inputs)
 
 
 @ki_protected
@@ -58,17 +92,68 @@ async def _call_seated(
     services: Services,
     *,
     scopes: tuple[object, ...],
-    run: object,
+    run: Caller,
+    on_admitted: Callable[[], None] | None = None,
 ) -> Change:
+    """Make one attempt, in its slots, its thread and its time."""
     seat = services.admission.seat(scopes, action)
+    thread: Thread | None = None
     try:
         if seat is not None and not seat.granted:
             await seat.wait()
-        context = services.context(run, action, seat) if action.takes_context else None
-        return await _call(action, data, inputs, services.threads, context)
+        if action.in_thread:
+            thread = await services.threads.enter()
+        if on_admitted is not None:
+            on_admitted()
+        if action.takes_context or action.is_streaming:
+            make_context = partial(services.context, run, action, seat)
+            attempt = partial(
+                _call_emitting, action, data, inputs, make_context, run=run, thread=thread
+            )
+        else:
+            attempt = partial(_call, action, data, inputs, thread=thread)
+        if action.timeout is None:
+            return await attempt()
+        what = partial(_what, action.name, run)
+        return await within(action.timeout, attempt, run, services, what=what)
     finally:
-        if seat is not None:
-            seat.leave()
+        leave = None if seat is None else seat.leave
+        if thread is None:
+            if leave is not None:
+                leave()
+        else:
+            try:
+                if thread.is_running:  # nobody waits for it any more
+                    await run.tell_grace_exceeded(thread.place, thread.grace, abandoned=True)
+            finally:
+                thread.leave(leave)  # as soon as it returns
+
+
+@ki_protected
+async def _call_emitting(
+    action: FunctionAction[..., object],
+    data: Mapping[str, object],
+    inputs: Mapping[str, object],
+    make_context: Callable[[Items], object],
+    *,
+    run: Caller,
+    thread: Thread | None,
+) -> Change:
+    """Make an attempt that may give partial items."""
+    items = Items(run, action.name, run.attempt)
+    context = make_context(items) if action.takes_context else None
+    try:
+        return await _call(action, data, inputs, context=context, items=items, thread=thread)
+    finally:
+        being_told = items.end()
+        if being_told is not None:
+            await being_told
+
+
+def _what(name: str, run: Tried) -> str:
+    path = run.path
+    key = "" if path.parent is None else f" (key {path.key!r} of {path.step!r})"
+    return f"action {name!r} of run {path.id}{key}"
 
 
 @ki_unprotected
@@ -76,8 +161,10 @@ async def _call(
     action: FunctionAction[..., object],
     data: Mapping[str, object],
     inputs: Mapping[str, object],
-    threads: Executor,
+    *,
     context: object = None,
+    items: Items | None = None,
+    thread: Thread | None = None,
 ) -> Change:
     kwargs: dict[str, Any] = {}
     try:
@@ -99,15 +186,20 @@ async def _call(
         kwargs["context"] = context
     if action.is_async:
         result = await cast("Any", action.function(**kwargs))
-    elif action.in_thread:
-        result = await threads(action.function, kwargs)
+    elif action.is_streaming:
+        assert items is not None
+        result = await stream(cast("Any", action.function(**kwargs)), items)
+    elif thread is not None:
+        on_cancelled = None if items is None else items.stop
+        result = await thread.call(
+            action.function, kwargs, abandon=action.abandon, on_cancelled=on_cancelled
+        )
     else:
         result = action.function(**kwargs)
-    if action.is_async:
-        if isinstance(result, CoroutineType):
-            _refuse_coroutine(action, cast("CoroutineType[Any, Any, Any]", result))
-    else:
+    if not (action.is_async or action.is_streaming):
         refuse_awaitable(result, f"action {action.name!r}")
+    if isinstance(result, _MISTAKES):
+        _refuse_mistake(action, cast("object", result))
     if base is not None:
         return change_between(base, result, f"action {action.name!r}")
     field = action.only_write
@@ -127,14 +219,26 @@ def _missing(
     return MissingField(msg)
 
 
-def _refuse_coroutine(
-    action: FunctionAction[..., object], coroutine: CoroutineType[Any, Any, Any]
-) -> NoReturn:
-    coroutine.close()
-    msg = (
-        f"action {action.name!r} returned a coroutine that nobody awaited: "
-        f"await {coroutine.__qualname__}(...)"
-    )
+_MISTAKES = (CoroutineType, AsyncGeneratorType, Result)
+"""What nobody means to write to a state."""
+
+
+def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoReturn:
+    who = f"action {action.name!r}"
+    if isinstance(result, CoroutineType):
+        coroutine = cast("CoroutineType[Any, Any, Any]", result)
+        coroutine.close()
+        msg = f"{who} returned a coroutine that nobody awaited: await {coroutine.__qualname__}(...)"
+    elif isinstance(result, Result):
+        msg = (
+            f"{who} returned a Result, which is what a streaming action yields last, and no other: "
+            f"return the value itself"
+        )
+    else:
+        msg = (
+            f"{who} returned an async generator; to stream, it has to be an async generator "
+            f"function itself, which yields each item and, as the last thing, Result(value)"
+        )
     raise BadResult(msg)
 
 
@@ -172,6 +276,6 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
         )
         raise BadResult(msg)
     for value in values.values():
-        if isinstance(value, CoroutineType):
-            _refuse_coroutine(action, cast("CoroutineType[Any, Any, Any]", value))
+        if isinstance(value, _MISTAKES):
+            _refuse_mistake(action, cast("object", value))
     return Change(tuple(Set(field, value) for field, value in values.items()), values)

@@ -98,7 +98,7 @@ class ParallelAction(Parallel):
     Class attributes: ``reads`` and ``writes`` (of ``tasks``, ``reduce``, ``finish`` and the
     children), ``inputs`` (names of inputs that ``tasks`` or the children can't do without),
     ``name`` (by default the class's own), ``limits`` (how many children are in flight),
-    ``on_error``, ``at_most``, ``store`` and ``hooks`` (as for ``fan_out``).
+    ``on_error``, ``at_most``, ``each``, ``timeout``, ``store`` and ``hooks`` (as for ``fan_out``).
 
     Examples:
         >>> @action(reads=["word"], writes=["length"])
@@ -150,6 +150,8 @@ class ParallelAction(Parallel):
             limits=cls.limits,
             store=cls.store,
             hooks=cls.hooks,
+            each=cls.each,
+            timeout=cls.timeout,
         )
 
     @abstractmethod
@@ -392,19 +394,24 @@ class TaskElements(Elements):
             msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
         graph = self._graph(element.act)
+        if element.key is not None and (graph.name, element.key) in self._seen_before:
+            return ()
         key = self._task_key(element, graph)
         step = self._step
-        check_reads(repr(self.who), graph, step.join.permit.reads, element.state, step.data)
         base = narrowed(
-            self._step.data,
+            step.data,
             graph,
             element.state,
             f"the children of {self.who!r} that execute {graph.name!r}",
             "give it to the Task: Task(act, {field: ...})",
         )
-        kind = self._step.kind(graph, base, only_write_reader(graph), element.inputs)
+        check_reads(repr(self.who), graph, step.join.permit.reads, element.state, step.data)
+        kind = step.kind(graph, base, only_write_reader(graph), element.inputs)
         about = element.state if element.element is None else element.element
         return (Entry(key, position, about, kind),)
+
+    def _is_keyed(self) -> bool:
+        return bool(self._keyed)
 
     def _graph(self, act: Act) -> Graph:
         """Make the graph of an act; by identity, since what is bound differently may be equal."""
