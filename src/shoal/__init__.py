@@ -1,10 +1,11 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
-The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _digest, _state, _model, _schema, _events, _history, _retry, _policy; _action,
-_condition, _flow, _graph; _cancel, _items, _watch, _ports, _hooks, _stream, _execution, _attempts,
-_step, _run; _host, _threads, _limits, _recorded, _source, _group, _join, _parallel, _fanout,
-_tasks, _ledgers, _nest, _children, _context; _root, _runtime, _open, _application; then the stores.
+The modules are a spine. Read them in this order, each imports only what stands before it:
+_errors,_collections, _ids, _digest, _state, _model, _schema, _events, _history, _retry, _policy;
+_action, _until, _condition, _flow, _graph; _cancel, _items, _watch, _ports, _hooks, _stream,
+_execution, _attempts, _step, _run; _host, _threads, _limits, _recorded, _source, _group, _hedge,
+_stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context;
+_root, _runtime, _open, _application; then the stores.
 ``docs/internals.md`` is the tour.
 """
 
@@ -30,8 +31,10 @@ from ._errors import (
     LeaseLost,
     MissingField,
     MissingInput,
+    NobodyAccepted,
     NotData,
     NoTransition,
+    Rejected,
     RunCancelled,
     RunClaimed,
     RunConflict,
@@ -40,6 +43,7 @@ from ._errors import (
     StateError,
     StepTimeout,
     StoreFailed,
+    TooFewChildren,
     TooManySteps,
     UndeclaredRead,
     UndeclaredWrite,
@@ -49,8 +53,10 @@ from ._events import (
     AttemptEnded,
     Cancelled,
     ChildEnded,
+    ChildName,
     ChildRerun,
     ChildStarted,
+    Decision,
     Done,
     ErrorInfo,
     Event,
@@ -76,12 +82,14 @@ from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
 from ._open import OpenRun, RunResult
-from ._policy import INHERIT, Each, Inherit, Limits, OnError, Tolerate
+from ._policy import INHERIT, Each, Hedge, Inherit, Limits, OnError, Stagger, Tolerate
 from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
+from ._race import race
 from ._retry import Retry, RetryBudget
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
+from ._until import All, First, Quorum, Until, all_, first, quorum
 from ._version import __version__
 from .stores import MemoryStore
 
@@ -90,6 +98,7 @@ __all__ = [
     "INHERIT",
     "Act",
     "Action",
+    "All",
     "Application",
     "AttemptEnded",
     "BadKey",
@@ -100,6 +109,7 @@ __all__ = [
     "Cancelled",
     "ChildEnded",
     "ChildGroup",
+    "ChildName",
     "ChildRecord",
     "ChildRerun",
     "ChildStarted",
@@ -107,6 +117,7 @@ __all__ = [
     "Completed",
     "Condition",
     "Context",
+    "Decision",
     "DefinitionError",
     "DepthExceeded",
     "Done",
@@ -118,9 +129,11 @@ __all__ = [
     "Extend",
     "Failed",
     "FanOut",
+    "First",
     "FunctionAction",
     "GraceExceeded",
     "Graph",
+    "Hedge",
     "Hook",
     "HookFailed",
     "IncompleteStream",
@@ -142,6 +155,7 @@ __all__ = [
     "MissingField",
     "MissingInput",
     "NoTransition",
+    "NobodyAccepted",
     "NotData",
     "OnError",
     "OpenRun",
@@ -151,6 +165,8 @@ __all__ = [
     "PositionedList",
     "Put",
     "PutWithin",
+    "Quorum",
+    "Rejected",
     "Result",
     "Retry",
     "RetryBudget",
@@ -170,6 +186,7 @@ __all__ = [
     "Skipped",
     "SpanStarted",
     "SpuriousCancel",
+    "Stagger",
     "State",
     "StateError",
     "StateList",
@@ -182,14 +199,20 @@ __all__ = [
     "StoreFailed",
     "Task",
     "Tolerate",
+    "TooFewChildren",
     "TooManySteps",
     "UndeclaredRead",
     "UndeclaredWrite",
     "UnknownRun",
+    "Until",
     "Update",
     "__version__",
     "action",
+    "all_",
     "fan_out",
+    "first",
+    "quorum",
+    "race",
     "replay",
     "when",
 ]

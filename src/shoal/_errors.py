@@ -19,6 +19,9 @@ with a note that says where it happened. These are the others::
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
     ├── DepthExceeded        fan-outs nested deeper than allowed
     ├── StepTimeout          an action, child or fan-out took too long (a TimeoutError too)
+    ├── NobodyAccepted       a race nobody can win any more (an ExceptionGroup too), because of...
+    ├── Rejected             ...a result that was not accepted
+    ├── TooFewChildren       ...or too few children to begin with
     ├── RunCancelled         a run has no result, for it was cancelled
     ├── SpuriousCancel       user code raised a cancellation though nobody had cancelled it
     ├── HookFailed           a guarding hook raised; the update it was told of stays
@@ -32,8 +35,10 @@ with a note that says where it happened. These are the others::
     └── CommitInDoubt        the store did not acknowledge a save in time
 """
 
+from __future__ import annotations
+
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 
@@ -116,6 +121,32 @@ class StepTimeout(ShoalError, TimeoutError):
     What it had done by then was cancelled and awaited; updates applied so far stay. Where it had
     failed before and was being tried again, that failure is the ``__cause__``.
     """
+
+
+class NobodyAccepted(ExceptionGroup[Exception], ShoalError):
+    """A race nobody can win any more: too few of its children are left.
+
+    It groups, in input order, what they failed with and a ``Rejected`` for each result that was not
+    accepted; each with a note that names action, key and run.
+    """
+
+    def derive(self, excs: Sequence[Exception], /) -> NobodyAccepted:  # pyright: ignore[reportIncompatibleMethodOverride] # there are none that are no Exception
+        """Group some of the same exceptions, as ``except*`` does."""
+        return NobodyAccepted(self.message, excs)
+
+
+class Rejected(ShoalError):
+    """The result of a child was not accepted. What ``accept`` raised, if it did, is the cause."""
+
+    def __init__(self, message: str, value: object = None) -> None:
+        """Say which one it was."""
+        super().__init__(message)
+        self.value: object = value
+        """The result: what ``take`` names of the child."""
+
+
+class TooFewChildren(ShoalError):
+    """A race has fewer children than it wants results."""
 
 
 class RunCancelled(ShoalError):

@@ -24,6 +24,30 @@ Status = Literal["succeeded", "failed", "cancelled"]
 # -- outcomes ------------------------------------------------------------------------------------
 
 
+@final
+class ChildName(NamedTuple):
+    """Which child of a step."""
+
+    act: str
+    """The name of the act that it executes."""
+    key: Key
+    """Its key within the fan-out; empty where there is one child for each act."""
+
+
+@final
+class Decision(NamedTuple):
+    """How a race was decided: saved with the update of the child that decided it."""
+
+    step: str
+    """The race."""
+    winner: ChildName
+    """The child whose result decided it."""
+    winners: tuple[ChildName, ...]
+    """All whose results count, in input order."""
+    reason: str
+    """Why the others are cancelled."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ended:
     """What every outcome says."""
@@ -86,6 +110,8 @@ class Cancelled(_Ended):
 
     reason: str
     """Who cancelled it, and why."""
+    winner: ChildName | None = None
+    """The child whose result decided the race that this one lost."""
 
 
 @final

@@ -45,6 +45,7 @@ from ._cancel import (
     ki_protected,
 )
 from ._errors import SpuriousCancel, StepTimeout, brief
+from ._events import ChildName
 from ._ports import Waiter
 from ._run import Run
 from ._watch import SPARE, Part, Watched, leads_to
@@ -119,6 +120,7 @@ class Group:
 
     __slots__ = (
         "_aside",
+        "_cancellation",
         "_closing",
         "_context",
         "_deadline",
@@ -146,6 +148,7 @@ class Group:
         "inbox",
         "name",
         "reason",
+        "winner",
     )
 
     def __init__(
@@ -183,12 +186,15 @@ class Group:
         self._room: Event | None = None  # set while the feeder waits for room
         self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
         self._closing = False
-        self._interrupted = False  # whether a child was truly cancelled
+        self._interrupted = False  # whether a child was truly cancelled...
+        self._cancellation: type[BaseException] | None = None  # ...and if so, by what
         self._ended_by_hand = False
         self._failure: BaseException | None = None
         self.inbox: deque[Run] = deque()
         self.in_flight = 0
         self.reason = "the fan-out was cancelled"
+        self.winner: ChildName | None = None
+        """The child that decided the race which the others are cancelled for."""
 
     @leads_to(lambda variables: variables["self"].parts())
     async def live(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
@@ -349,6 +355,11 @@ class Group:
         """Whether nothing more is started."""
         return self._closing
 
+    @property
+    def lacks_permits(self) -> bool:
+        """Whether there is room for one more, but none in the live budget."""
+        return self.in_flight < self._limit and self._live > 0 and self._live_budget.is_spent
+
     def engage(self) -> None:
         """Hear that there may be more to do, or less to wait for, than before."""
         if self._tasks is not None and not self._closing:
@@ -450,13 +461,15 @@ class Group:
                 if not self._closing and not await self._park():
                     return
                 continue
-            waited = False
+            waited: bool | None = False
             if child == "dropped":
                 pass
             elif child.is_settled:
                 self._leave(child)
             else:
                 waited = await self._live_child(child)
+                if waited is None:
+                    return
             self._idle += 1  # about to take again
             if native_cancels():
                 await self._replace()
@@ -499,14 +512,16 @@ class Group:
                     self._returning.remove(waiter)
 
     async def _park(self) -> bool:
-        """Wait to be woken; return False where a fresh task takes over instead."""
+        """Wait to be woken; return False if cancelled, or where a fresh task takes over."""
         waiter = self._parent.setting.services.waiter()
         self._parked.append(waiter)
         try:
             await waiter
-        except BaseException:
+        except BaseException as error:
             if cancelled():
-                raise
+                if not is_cancellation(error):
+                    raise
+                return False
             # A child that ended long ago left somebody with the means to cancel this task.
             if waiter in self._parked:
                 self._parked.remove(waiter)
@@ -520,8 +535,13 @@ class Group:
         self._start(self._pull)
         await absorb_native_cancel()
 
-    async def _live_child(self, child: Run) -> bool:
-        """Live ``child`` to its end, and leave it in the inbox; return whether it ever waited."""
+    async def _live_child(self, child: Run) -> bool | None:
+        """Live ``child`` to its end, and leave it in the inbox.
+
+        Returns whether it ever waited; None if it was cut off by what ends this puller too. A
+        cancellation goes no further than that: whoever waits for the group gets its own. Raised out
+        of the task, its traceback would be garbage that only the collector can clear away.
+        """
         waited = True
         try:
             if child.is_afresh:
@@ -536,15 +556,17 @@ class Group:
             waited = await drive(self._context.copy(), living, self._engage_two)
             child.succeed()
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
+            if type(error) is self._cancellation:  # and still is cancelled: scopes stay so
+                self._cut_off(child)
+                return None
             failure = as_failure(error)
             if failure is None:
-                self._see_whether_timed_out()
-                child.cancel(self.reason)
-                self._interrupted = True
-                self._end_live()
-                self._leave(child)
-                self._fell(error)
-                return True
+                self._cut_off(child)
+                if is_cancellation(error):
+                    self._cancellation = type(error)
+                else:
+                    self._fell(error)
+                return None
             child.fail(failure)
             if child.setting.execution.ended_by(failure):
                 self._fell(failure)
@@ -552,6 +574,14 @@ class Group:
         self._end_live()
         self._leave(child)
         return waited
+
+    def _cut_off(self, child: Run) -> None:
+        """End a child that was truly cancelled, or interrupted."""
+        self._see_whether_timed_out()
+        child.cancel(self.reason, self.winner)
+        self._interrupted = True
+        self._end_live()
+        self._leave(child)
 
     def _leave(self, child: Run) -> None:
         self.inbox.append(child)

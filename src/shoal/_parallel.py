@@ -4,6 +4,8 @@ Imports everything above.
 
 Invariants:
 - A batch of outcomes is one save, made in the parent's task; what ended unapplied is saved too.
+- A decision and the update of the child that decided are one save. Everybody sees the winner; then
+  the others are cancelled, once, and awaited to the end of their cleanup; then they are recorded.
 - A child starts from the parent's state as it was when the step began, narrowed to what its graph
   needs; siblings don't see each other's results.
 - A step that an earlier execution has begun goes on where it stood; see ``_recorded``.
@@ -14,11 +16,13 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast, final
 
 from ._action import Act, Performer
 from ._collections import StateMap
+from ._contest import Contest, contest
 from ._errors import (
     DefinitionError,
     DepthExceeded,
@@ -30,20 +34,33 @@ from ._errors import (
     did_you_mean,
     note,
 )
-from ._events import Failed, Update
+from ._events import Decision, Done, Failed, Update
 from ._graph import Graph
 from ._group import Aside, Group
+from ._hedge import Experience
 from ._history import Playback
 from ._hooks import Hook, Hooks
 from ._ids import RunPath
 from ._join import Draft, Join, Ledger, new_ledger
-from ._policy import INHERIT, Each, Inherit, Limits, Tolerate, check_timeout
+from ._policy import (
+    INHERIT,
+    Each,
+    Hedge,
+    Inherit,
+    Limits,
+    Stagger,
+    Tolerate,
+    check_timeout,
+    is_number,
+)
 from ._ports import ChildRecord, NullStore, Store, check_store
 from ._recorded import Recorded, outcome_of, recorded_children
 from ._run import Run, Setting
 from ._schema import Schema
 from ._source import Elements, Kind
+from ._stagger import Staggered
 from ._state import NO_CHANGE, Change, Set, State, make_state
+from ._until import First, Quorum
 
 logger = logging.getLogger("shoal")
 
@@ -53,6 +70,8 @@ class Parallel(Act):
 
     limits: Limits = Limits()
     """How many children are in flight."""
+    stagger: Stagger | None = None
+    """When the next child starts; None: all start at once."""
     store: Store | Inherit | None = INHERIT
     """Where the children are kept; None: nowhere, but for how they ended."""
     hooks: Sequence[Hook] | Inherit = INHERIT
@@ -61,6 +80,15 @@ class Parallel(Act):
     """What goes for each child by itself."""
     timeout: float | None = None
     """Seconds that the whole step may take."""
+
+    @property
+    def definition(self) -> object:
+        """What all that is bound of one definition has in common."""
+        return self
+
+    def _room(self, source: Elements) -> int:
+        """Say how many children of ``source`` are in flight."""
+        return self.limits.n
 
     @abstractmethod
     def _join(self) -> Join:
@@ -103,6 +131,9 @@ class ParallelStep:
         self.parent = run
         self.join = act._join()
         self.ledger = new_ledger(run, act.name, run.visit(act.name))
+        self.decision: Decision | None = None
+        self._contest: Contest | None = None
+        self._staggered: Staggered | None = None
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -160,9 +191,18 @@ class ParallelStep:
         act, former = self.act, self.source
         if former is None:
             await self._recall()
+            if self._begun is not None and self._begun.decision is not None:
+                self._keep_decided(self._begun.decision)
+                return act._finished(make_state(self.parent.data, self.join.permit))
         source = self.source = act._source(self)
-        group = self._aside.group = Group(
-            self.parent, source, act.limits.n, name=act.name, timeout=act.timeout
+        self._contest = contest(act.name, self.join.until)
+        staggered = self._staggered = self._stagger(source)
+        group = self._aside.group = self._group = Group(
+            self.parent,
+            source if staggered is None else staggered,
+            act._room(source),
+            name=act.name,
+            timeout=act.timeout,
         )
         try:
             if former is None:
@@ -170,8 +210,9 @@ class ParallelStep:
             else:
                 self._go_on(former)
             self._leave_out_done()
-            await group.live(self._apply)
-            await self._record_unapplied(group)
+            if not self._is_lost(0):
+                await group.live(self._apply)
+                await self._record_unapplied(group)
             self._judge()
             await self._clear_up()
         except BaseException as error:
@@ -179,6 +220,8 @@ class ParallelStep:
             self.parent.keep(act.name, self)
             raise
         finally:
+            if staggered is not None:
+                staggered.close()
             self.ledger.dropped = source.dropped
             self.ledger.left = source.known
             # No cycles: an error's frames lead to the source, its children's settings to the group.
@@ -199,6 +242,18 @@ class ParallelStep:
             child.reopen()
         self.source.resume(former, unfinished)
 
+    def _stagger(self, source: Elements) -> Staggered | None:
+        """Put before ``source`` what says when children start; None if they start at once."""
+        stagger, services = self.act.stagger, self.parent.setting.services
+        if not isinstance(stagger, Hedge):
+            return Staggered(source, float(stagger), services.clock) if stagger else None
+        definition = self.act.definition
+        experience = services.learned.get(definition)
+        if experience is None:
+            experience = services.learned[definition] = Experience(stagger)
+        assert self._contest is not None, "only races are hedged"
+        return Staggered(source, experience, services.clock, self._contest.wanted)
+
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
         assert self.source is not None
@@ -217,6 +272,15 @@ class ParallelStep:
         self.recorded = await recorded_children(
             run, name, run.visit(name), self._store, folds=self.join.reduce is not None
         )
+
+    def _keep_decided(self, decision: Decision) -> None:
+        """Leave it at what an earlier execution has decided: nothing is started any more."""
+        self.decision = decision
+        lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
+        for record in () if self.recorded is None else self.recorded.all():
+            # Who has not ended was cancelled for that, or died with its process.
+            ended = record if record.status is not None else replace(record, **lost)
+            self.ledger.add(outcome_of(ended, self.parent.path))
 
     async def _open(self) -> None:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
@@ -250,7 +314,7 @@ class ParallelStep:
 
     def _leave_out_done(self) -> None:
         assert self.source is not None
-        self.source.on_kept = partial(_keep, self.ledger, self.parent.path)
+        self.source.on_kept = partial(_keep, self.ledger, self._contest, self.parent.path)
         if self._done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(self._done, kind.setting.act)
@@ -260,7 +324,7 @@ class ParallelStep:
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         assert self.source is not None
-        draft = Draft(self.join, self.parent, self.source, self.ledger)
+        draft = Draft(self.join, self.parent, self.source, self.ledger, self._contest)
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
         try:
@@ -269,33 +333,59 @@ class ParallelStep:
                 draft.finished_data(),
                 applied=draft.applied,
                 unapplied=draft.unapplied,
+                decision=draft.decision,
             )
         except Exception:  # a failed save or hook; KeyboardInterrupt waits for the end of a commit
             if self.parent.setting.execution.unsaved:
                 self._unsaved = batch
             raise
-        reason = self._reason_to_stop(draft)
-        fatal = set(map(id, draft.failures))
+        self.decision = draft.decision
+        self.source.admit(draft.admitted)
+        left = self._group.in_flight - len(batch)
+        if self._staggered is not None:
+            self._staggered.learn(batch)
+            if self.decision is None:
+                self._staggered.hear(batch, left)
+        reason = self._reason_to_stop(draft, left)
+        fatal, is_open = set(map(id, draft.failures)), self._is_open
         for child in batch:
-            self.ledger.enter(child, raised=id(child) in fatal)
+            self.ledger.enter(child, raised=is_open or id(child) in fatal)
         if self.parent.setting.is_resumable:
             self._unfinished += [
                 child
                 for child in draft.unapplied  # others that have failed are tolerated
-                if child.status != "failed" or id(child) in fatal
+                if child.status != "failed" or is_open or id(child) in fatal
             ]
-        self.source.admit(draft.admitted)
         if error is not None:
             raise error
         return reason
 
-    def _reason_to_stop(self, draft: Draft) -> str | None:
+    def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
+        """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
+        if self.decision is not None:
+            self._group.winner = self.decision.winner
+            return self.decision.reason
+        if self._is_lost(left):
+            return f"fan-out {self.act.name!r} can't be decided any more"
         if not draft.is_failing:
             return None
         if not draft.failures:
             return f"too many children of fan-out {self.act.name!r} failed"
         first = draft.failures[0]
         return f"key {first.key!r} of fan-out {self.act.name!r} failed: {brief(first.error)}"
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether it is a race, and undecided: nobody knows yet if its failures will be raised."""
+        return self.decision is None and self.join.is_race
+
+    def _is_lost(self, in_flight: int) -> bool:
+        """Tell whether nobody can win any more, with ``in_flight`` children that may."""
+        if self._contest is None or (in_flight and self.join.grow is not None):
+            return False
+        assert self.source is not None
+        more = self._staggered.most(in_flight) if self._staggered else self.source.most()
+        return self._contest.is_lost(in_flight + more)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -306,18 +396,23 @@ class ParallelStep:
         self._unsaved = []
         if not late:
             return
+        if self._staggered is not None:
+            self._staggered.learn(late)
+        is_open = self._is_open
         for child in late:
             if self.parent.setting.execution.unsaved:
                 child.lose()
             elif child.status == "succeeded":
                 child.miss()
-            elif child.status == "failed" and self.join.on_error == "fail":
+            elif child.status != "failed" or self.decision is not None:
+                pass  # what fails after the decision changes nothing
+            elif self.join.on_error == "fail":
                 self._is_failing = True
         try:
             await self.parent.commit((), self.parent.data, unapplied=late)
         finally:
             for child in late:
-                self.ledger.enter(child, raised=self._is_failing)
+                self.ledger.enter(child, raised=is_open or self._is_failing)
             if self.parent.setting.is_resumable:
                 self._unfinished += late
 
@@ -355,7 +450,17 @@ class ParallelStep:
             await run.commit((update,), {**run.data, **values})
 
     def _judge(self) -> None:
-        """Raise the failures, if there is one that isn't tolerated."""
+        """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
+        self.ledger.settle()
+        if self.decision is not None:
+            self.ledger.let_go()
+            return
+        if self._contest is not None:
+            defeat = self._contest.defeat(self.ledger, self.ledger.total)
+            if defeat is not None:
+                if self._staggered is not None and self._staggered.is_out_of_budget:
+                    note(defeat, f"shoal: the budget of {self.act.stagger} allowed no more starts")
+                raise defeat
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
             ended = ledger.failed + ledger.done
@@ -367,9 +472,12 @@ class ParallelStep:
             raise ExceptionGroup(msg, errors)
 
 
-def _keep(ledger: Ledger, parent: RunPath, record: ChildRecord) -> None:
+def _keep(ledger: Ledger, contest: Contest | None, parent: RunPath, record: ChildRecord) -> None:
     """Count a child that an earlier execution has done all about."""
-    ledger.add(outcome_of(record, parent))
+    outcome = outcome_of(record, parent)
+    ledger.add(outcome)
+    if contest is not None and isinstance(outcome, Done):
+        contest.recall(outcome)
 
 
 # -- what steps have in common ---------------------------------------------------------------------
@@ -405,6 +513,28 @@ def check_policies(
         msg = f"{who}: each= takes Each(timeout=..., retry=...), not {each!r}"
         raise DefinitionError(msg)
     check_timeout(f"{who}: timeout=", timeout)
+
+
+def check_stagger(who: str, stagger: object, until: object) -> None:
+    """Refuse what doesn't say when children start.
+
+    Raises:
+        DefinitionError: Naming ``who`` was given it.
+    """
+    if isinstance(stagger, Hedge):
+        if not isinstance(until, First | Quorum):
+            msg = (
+                f"{who}: stagger=Hedge(...) starts more children than are needed, and here all "
+                f"are: give until=first(), or, to hedge each child, run over the elements a race "
+                f"of its act against itself: race(act, act.bind(name='again'), stagger=Hedge(...))"
+            )
+            raise DefinitionError(msg)
+    elif stagger is not None and not (is_number(stagger) and stagger >= 0):
+        msg = (
+            f"{who}: stagger= takes seconds from one start to the next, math.inf for one at a "
+            f"time, or Hedge(...), not {brief(stagger)}"
+        )
+        raise DefinitionError(msg)
 
 
 def check_cascade(who: str, store: object, hooks: object) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, final
+from math import inf
+from typing import Literal, TypeGuard, final
 
 from ._errors import DefinitionError
 from ._retry import Retry, is_positive
@@ -173,3 +174,64 @@ def check_timeout(what: str, timeout: object) -> None:
 
 OnError = Literal["fail", "collect", "ignore"] | Tolerate
 """What the failure of a child does to its fan-out."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hedge:
+    """When a race starts more children than it needs: as soon as those that run are slow.
+
+    As many children start at once as are needed, mostly one. The next starts when that has taken
+    longer than most do, by the latencies that races of the same definition had in the same runtime;
+    or at once when one fails or is refused. Either is an extra start, and no more than a share of
+    the starts may be extra ones. So where everything is slow or fails, the load grows by that
+    share, and no more. Without a budget left a race goes on with the children it has, and waits for
+    its turn; if all of them have failed, it is lost.
+
+    To hedge an act, let it race against itself: ``race(ask, ask.bind(name="again"), into="answer",
+    stagger=Hedge())``; to hedge each child of a map, run such a race over its elements. What is
+    hedged runs twice now and then: that must do no harm.
+
+    Args:
+        percentile: How slow a child must be: slower than so many of a hundred. Of the last 1,000
+            latencies; losers that were slow count as well, with the time they had when they lost.
+        budget: Which share of the needed starts may be extra ones, in the long run. What was left
+            of it for the last 1,000 needed starts may be used up at once; one is granted in
+            advance.
+        initial: Seconds after which the next starts as long as fewer than 20 latencies are known;
+            by default endless: it only starts when one fails.
+
+    Raises:
+        DefinitionError: One of them is out of range.
+
+    Examples:
+        >>> Hedge(percentile=90, budget=0.15, initial=0.5)
+        Hedge(percentile=90, budget=0.15, initial=0.5)
+    """
+
+    percentile: float = 95
+    budget: float = 0.1
+    initial: float = inf
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        for name, least, most, what in (
+            ("percentile", 0, 100, "a number between 0 and 100"),
+            ("budget", 0, 1 + 1e-9, "the share of extra starts, above 0 and up to 1"),
+        ):
+            value: object = getattr(self, name)
+            if not is_number(value) or not least < value < most:
+                msg = f"Hedge({name}=...) takes {what}, not {value!r}"
+                raise DefinitionError(msg)
+        if not is_number(self.initial) or not self.initial >= 0:
+            msg = f"Hedge(initial=...) takes seconds, not {self.initial!r}"
+            raise DefinitionError(msg)
+
+
+Stagger = float | Hedge
+"""When the next child of a fan-out starts: seconds after the one before, or as a hedge."""
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether ``value`` is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, final
+from weakref import WeakKeyDictionary
 
 from ._action import FunctionAction
 from ._errors import DefinitionError, brief
-from ._events import Outcome, Status, Update
+from ._events import ChildName, Decision, Outcome, Status, Update
 from ._history import Completed, Entry, Rewound
 from ._ids import Key, RunPath
 from ._items import Items
@@ -51,6 +52,11 @@ class SavedRun(Protocol):
     @property
     def reason(self) -> str:
         """Why it was cancelled or skipped, if it was."""
+        ...
+
+    @property
+    def winner(self) -> ChildName | None:
+        """Who decided the race that a child was cancelled for."""
         ...
 
     @property
@@ -127,6 +133,8 @@ class Batch(NamedTuple):
     """Children that ended without an update of the parent: failed, cancelled, come too late."""
     step_completed: str | None = None
     """The step that is completed with this: by the last of the updates, if there are any."""
+    decision: Decision | None = None
+    """How the last of the updates decides a race: who goes on after that has no other winner."""
     ended: Status | None = None
     """How this execution of the run ended, if this is its last save."""
     before: int = 0
@@ -151,7 +159,8 @@ class Batch(NamedTuple):
         rewound = () if self.rewound is None else (self.rewound,)
         step = self.step_completed
         completed = () if step is None else (Completed(step, self.before),)
-        return (*rewound, *self.updates, *completed)
+        decided = () if self.decision is None else (self.decision,)
+        return (*rewound, *self.updates, *decided, *completed)
 
 
 @final
@@ -190,6 +199,8 @@ class ChildRecord:
     """Whether the parent took what it returned."""
     reason: str = ""
     """Why it was cancelled or skipped, if it was."""
+    winner: ChildName | None = None
+    """Who decided the race that it was cancelled for, if it was."""
     error: Exception | None = None
     """What it failed with, if it did."""
     attempts: int = 1
@@ -480,3 +491,5 @@ class Services:
     """Called in a task, gives what counts the native cancellations pending on that task."""
     commit_deadline: float
     """Seconds that the store has to acknowledge a save."""
+    learned: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
+    """What was learned of a definition, by that definition, for as long as it lives."""

@@ -41,8 +41,10 @@ from ._events import (
     AttemptEnded,
     Cancelled,
     ChildEnded,
+    ChildName,
     ChildRerun,
     ChildStarted,
+    Decision,
     Done,
     Event,
     Failed,
@@ -261,6 +263,7 @@ class Run:
         "status",
         "used",
         "value",
+        "winner",
     )
     began: bool
     elapsed: float
@@ -287,6 +290,7 @@ class Run:
         self.error: BaseException | None = None
         self.reason = ""
         self.used = True
+        self.winner: ChildName | None = None  # of the race that it was cancelled for
         self.value: object = None
         self.elapsed = 0.0
         # The number of the last update, and the state after it: one attribute, so that not even a
@@ -420,7 +424,7 @@ class Run:
                 assert isinstance(self.error, Exception), "others are not outcomes"
                 return Failed(**common, error=self.error)
             case "cancelled":
-                return Cancelled(**common, reason=self.reason)
+                return Cancelled(**common, reason=self.reason, winner=self.winner)
             case None:
                 return Skipped(**common, reason=self.reason)
 
@@ -740,6 +744,7 @@ class Run:
         applied: Sequence[Run] = (),
         unapplied: Sequence[Run] = (),
         step_completed: str | None = None,
+        decision: Decision | None = None,
         ended: Status | None = None,
         begun: Beginning | None = None,
         rewound: Rewound | None = None,
@@ -756,6 +761,7 @@ class Run:
             applied: Children that the updates apply, one by one.
             unapplied: Children whose end is saved and told without changing the state.
             step_completed: The step that is completed with this.
+            decision: How the last of the updates decides a race.
             ended: How the run ends with this.
             begun: What a root run starts from, in its first commit.
             rewound: Where it goes back to before the updates.
@@ -774,6 +780,7 @@ class Run:
             applied,
             unapplied,
             step_completed,
+            decision,
             ended,
             number,
             begun,
@@ -921,12 +928,13 @@ class Run:
         self.error = error
         self._note(error)
 
-    def cancel(self, reason: str) -> None:
-        """Note that the run was cancelled before its end."""
+    def cancel(self, reason: str, winner: ChildName | None = None) -> None:
+        """Note that the run was cancelled before its end; in a race, because ``winner`` had won."""
         self._last = None
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "cancelled"
         self.reason = reason
+        self.winner = winner
 
     def forget(self) -> None:
         """Let go of the error that it ended with, whose traceback leads back to here."""

@@ -26,8 +26,10 @@ from collections.abc import (
     Iterator,
     Mapping,
     Sequence,
+    Sized,
 )
 from collections.abc import Set as AbstractSet
+from math import inf
 from operator import length_hint
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeGuard, cast, final
 
@@ -116,6 +118,7 @@ class Elements:
         "_pulled_before",
         "_seen",
         "_seen_before",
+        "_size",
         "_started",
         "_taken",
         "_waiting",
@@ -175,6 +178,8 @@ class Elements:
         self._pulled_before = 0  # elements without keys, by that source
         self._reserved_before = 0  # positions before that which grow has given
         self._started = 0
+        sized = isinstance(elements, Sequence | AbstractSet | Mapping) and not grows
+        self._size: float = len(cast("Sized", elements)) if sized else inf
         self._beyond = 0
         self.on_kept: Callable[[ChildRecord], None] | None = None
         """Hears which recorded children need nothing more."""
@@ -239,6 +244,16 @@ class Elements:
             return 0
         hint = 0 if self._iterator is None else length_hint(self._iterator, sys.maxsize) or 1
         return hint + len(self._waiting)
+
+    def most(self) -> float:
+        """Say how many more children there can be at most; ``math.inf`` where nobody knows."""
+        if self.dry():
+            return 0
+        more = self._size * self._width - self._position + len(self._waiting)
+        if self._at_most is None:
+            return more
+        recorded = 0 if self._recorded is None else self._recorded.left
+        return min(more, self._at_most - self._started + recorded)
 
     def waiting(self) -> int:
         """Count the elements that were pulled and have no child yet."""
