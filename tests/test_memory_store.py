@@ -29,7 +29,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._events import Outcome, Status
+from shoal._events import ChildName, Outcome, Status
 from shoal._ports import NullStore
 
 pytestmark = pytest.mark.anyio
@@ -47,6 +47,7 @@ class Saved:
     digest: str = "digest"
     status: Status | None = None
     reason: str = ""
+    winner: ChildName | None = None
     error: BaseException | None = None
     used: bool = True
     value: object = None

@@ -115,7 +115,8 @@ async def test_plain_functions_that_have_not_begun_do_not_begin_after_one_failed
     act = fan_out(work, over="ns", into="outs", limits=Limits(2))
     with pytest.raises(ExceptionGroup, match="a child"):
         await Application(act, hooks=[Release()]).run({"ns": range(10)})
-    assert sorted(begun) == [0, 1]
+    assert 1 in begun
+    assert set(begun) <= {0, 1}  # the other may not have begun
 
 
 # Fails where ParallelStep._judge raises the first failure alone, and where Ledger doesn't sort.

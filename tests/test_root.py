@@ -447,7 +447,7 @@ async def test_an_edge_is_decided_by_the_state_as_it_was():
     is_empty = when(lambda outs: not outs)
     app = Application(Graph((one, leaves, is_empty), (one, two), (leaves, two)), store=store)
     fails.add("leaf 2")
-    state = {"n": 1, "items": [1, 2], "outs": {}}
+    state: dict[str, Any] = {"n": 1, "items": [1, 2], "outs": {}}
     with anyio.move_on_after(1 + 0.5):
         await app.run(state, id="x")
     with pytest.raises(ExceptionGroup):

@@ -428,7 +428,7 @@ class ParallelStep:
         child has run anew and failed, its old result is gone.
         """
         recorded, source, join = self.recorded, self.source, self.join
-        if recorded is None:
+        if recorded is None or source is None:
             return
         assert source is not None
         gone: list[ChildRecord] = []
