@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal import Completed, Entry, Extend, Increment, Put, Rewound, Set, StateMap, Update
+from shoal import (
+    ChildName,
+    Completed,
+    Decision,
+    Entry,
+    Extend,
+    Increment,
+    Put,
+    Rewound,
+    Set,
+    StateMap,
+    Update,
+)
 from shoal._history import Playback, play
 
 
@@ -94,6 +106,22 @@ def test_going_back_to_one_of_several_visits():
     played.add(Rewound("map", 0))
     assert played.restored == {"turn": 0}
     assert [played.is_undone(number) for number in (1, 2, 3, 4)] == [True] * 4
+
+
+def test_decisions_that_were_left_behind_count_no_more():
+    winner = ChildName("leaf", 1)
+    race = Decision("race", winner, (winner,), "it was first")
+    entries: list[Entry] = [
+        update(1, "map", m=1), Completed("map", 1),
+        update(2, "race", r=1), race, Completed("race", 1),
+        update(3, "race", r=2), race,
+    ]  # fmt: skip
+    played = play({}, entries)
+    assert played.decision is race
+    assert played.decided == {("race", 0), ("race", 1)}
+    played.add(Rewound("map", 0))
+    assert played.decision is None
+    assert played.decided == set()
 
 
 def test_going_back_to_what_never_was_is_refused():

@@ -19,6 +19,7 @@ from shoal import (
     ChildStarted,
     Context,
     Done,
+    Each,
     Failed,
     Graph,
     InputChanged,
@@ -27,6 +28,7 @@ from shoal import (
     MemoryStore,
     Outcome,
     ParallelAction,
+    Retry,
     RunPath,
     RunResult,
     RunStarted,
@@ -1002,3 +1004,19 @@ async def test_being_cancelled_while_children_are_asked_for_leaves_the_run_resum
         await lives.run()
     assert not ran
     assert items(await lives.go_on(*"ab")) == [("a", "A"), ("b", "B")]
+
+
+async def test_attempts_are_remembered():
+    @action(reads=["item"], writes=["out"])
+    async def third_time_lucky(item: str, context: Context) -> str:
+        if context.attempt < 3:
+            raise ConnectionError
+        return item
+
+    each = Each(retry=Retry(3, on=ConnectionError))
+    app = Application(
+        fan_out(third_time_lucky, over="ns", key=str, into="out", each=each), store=MemoryStore()
+    )
+    result = await app.run({"ns": ["a"]}, id="x")
+    for one in (result, await app.run(id="x")):
+        assert [outcome.attempts async for outcome in one.all_outcomes("out")] == [3]

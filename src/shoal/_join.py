@@ -152,7 +152,7 @@ class Join:
 
         Returns the field, if it changes by that.
         """
-        if self.into is None or not children:
+        if self.into is None or self.shape == "one" or not children:
             return {}
         found = left = cast("_Collection", data[self.into])
         if not self.is_nested:

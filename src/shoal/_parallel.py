@@ -278,8 +278,12 @@ class ParallelStep:
     def _keep_decided(self, decision: Decision) -> None:
         """Leave it at what an earlier execution has decided: nothing is started any more."""
         self.decision = decision
+        self._count_rest(decision)
+
+    def _count_rest(self, decision: Decision) -> None:
+        """Count how those ended, by record, that don't come up any more: it is decided."""
         lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
-        for record in () if self.recorded is None else self.recorded.all():
+        for record in () if self.recorded is None else self.recorded.rest():
             # Who has not ended was cancelled for that, or died with its process.
             ended = record if record.status is not None else replace(record, **lost)
             self.ledger.add(outcome_of(ended, self.parent.path))
@@ -428,8 +432,11 @@ class ParallelStep:
         recorded, source, join = self.recorded, self.source, self.join
         if recorded is None or source is None:
             return
+        assert source is not None
         gone: list[ChildRecord] = []
-        for record in recorded.rest():
+        if self.decision is not None:
+            self._count_rest(self.decision)
+        for record in () if self.decision is not None else recorded.rest():
             if recorded.is_part_of_the_state(record) and not join.is_listed:
                 self.ledger.add(outcome_of(record, self.parent.path))
             else:

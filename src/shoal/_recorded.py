@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, final
 
 from ._errors import BadUse, InputChanged
@@ -87,10 +87,6 @@ class Recorded:
         self.last_position: int = max((one.position for one in records.values()), default=-1)
         self.started: int = sum(one.status != "skipped" for one in records.values())
         """How many of them have been started."""
-
-    def all(self) -> Collection[ChildRecord]:
-        """Return those that have not come up yet."""
-        return self._left.values()
 
     @property
     def left(self) -> int:

@@ -346,7 +346,9 @@ class Run:
     @property
     def attempts(self) -> int:
         """Tries of the step that it ended in; 0 where there was nothing to be done."""
-        return 0 if self.status is None else 1
+        if self.status is None:
+            return 0
+        return 1 if self._trials is None else 1 + self._trials.further
 
     @property
     def digest(self) -> str:
