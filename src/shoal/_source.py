@@ -113,7 +113,7 @@ class Elements:
         "_position",
         "_recorded",
         "_seen",
-        "_size",
+        "_sized",
         "_started",
         "_taken",
         "_waiting",
@@ -170,8 +170,7 @@ class Elements:
         self._end = 0  # no position from there on is taken
         self._recorded = recorded
         self._started = 0
-        sized = isinstance(elements, Sequence | AbstractSet | Mapping) and not grows
-        self._size: float = len(cast("Sized", elements)) if sized else inf
+        self._sized = None if grows else elements
         self._beyond = 0
         self.on_kept: Callable[[ChildRecord], None] | None = None
         """Hears which recorded children need nothing more."""
@@ -234,7 +233,10 @@ class Elements:
         """Say how many more children there can be at most; ``math.inf`` where nobody knows."""
         if self.dry():
             return 0
-        more = self._size * self._width - self._position + len(self._waiting)
+        more = inf
+        if isinstance(self._sized, Sequence | AbstractSet | Mapping):
+            size = len(cast("Sized", self._sized))
+            more = size * self._width - self._position + len(self._waiting)
         if self._at_most is None:
             return more
         recorded = 0 if self._recorded is None else self._recorded.left
