@@ -71,8 +71,9 @@ from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
 from ._open import OpenRun, RunResult
-from ._policy import INHERIT, Inherit, Limits, OnError, Tolerate
+from ._policy import INHERIT, Inherit, OnError, Tolerate
 from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
+from ._rate import Limits
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task

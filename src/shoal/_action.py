@@ -29,7 +29,8 @@ from typing import (
 )
 
 from ._errors import DefinitionError, did_you_mean
-from ._policy import Limits
+from ._functions import is_async
+from ._rate import Limits
 from ._schema import Schema
 from ._state import Change, Permit
 
@@ -592,30 +593,3 @@ def bind_instance(act: Act, name: str, bound: Mapping[str, object]) -> None:
     """Give an instance of a user's class its name and what is bound to it."""
     for attribute, value in (("name", name), ("_bound", bound)):
         object.__setattr__(act, attribute, value)  # past a frozen dataclass, into its slot if any
-
-
-def is_async(function: Callable[..., object]) -> bool:
-    """Tell whether what ``function`` returns is to be awaited."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 # a callable object's own method
-    )
-
-
-def require_plain(function: object, what: str) -> None:
-    """Refuse a coroutine function where shoal calls a plain one on the event loop.
-
-    Raises:
-        DefinitionError: Naming ``what`` it was given as.
-    """
-    if not callable(function):
-        msg = f"{what} takes a function, not {function!r}"
-        raise DefinitionError(msg)
-    if is_async(function) or inspect.isasyncgenfunction(function):
-        msg = (
-            f"{what} takes a plain function, called on the event loop, which it must not hold up; "
-            f"{getattr(function, '__name__', function)!r} is a coroutine function. "
-            f"Put what must be awaited into an action"
-        )
-        raise DefinitionError(msg)

@@ -23,18 +23,20 @@ from typing import Any, NoReturn, Self, cast, final
 
 import anyio
 
-from ._action import Act, FunctionAction, require_plain
+from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
 from ._errors import BadKey, BadUse, DefinitionError, brief, note
 from ._events import Failed, Outcome
+from ._functions import require_plain
 from ._graph import as_graph
 from ._group import Dropped, Feed, Group
 from ._hooks import Hook
 from ._ids import Key
 from ._join import Ledger, only_write_reader
 from ._parallel import check_depth, child_setting, children_of, narrowed
-from ._policy import INHERIT, Inherit, Limits
+from ._policy import INHERIT, Inherit
 from ._ports import Hosted, Seat, Store
+from ._rate import Limits
 from ._recorded import Recorded, recorded_children
 from ._run import Run, Setting
 from ._source import Elements, Entry, Kind, Room
@@ -90,7 +92,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._action = action
         self._seat = seat
         self.name: str = f"{action.name}/{name}"
-        self._limit = limits.n
+        self._limits = limits
+        self._limit = limits.in_flight
         self._store, self._hooks = children_of(run, store, hooks)
         self._source = _Started(self)
         self._ledger = Ledger()
@@ -124,8 +127,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._source.recorded = await recorded_children(
             self._run, self.name, self._visit, self._store
         )
-        self._group = Group(self._run, self._source, self._limit)
         services = self._run.setting.services
+        gates = services.admission.shared(self._action.definition, self._limits, self.name)
+        self._group = Group(self._run, self._source, self._limit, gates)
         self._hosted = services.host(self._live, self._group.cancel)
         if self._seat is not None:
             self._seat.lend()

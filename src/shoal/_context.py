@@ -18,8 +18,9 @@ from ._events import SpanStarted
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._parallel import check_cascade
-from ._policy import INHERIT, Inherit, Limits
+from ._policy import INHERIT, Inherit
 from ._ports import Seat, Store
+from ._rate import DEFAULT_IN_FLIGHT, Limits
 from ._run import Run
 
 
@@ -164,7 +165,13 @@ class Context:
         check_cascade("context.fan_out()", store, hooks)
         self._names.add(name)
         return ChildGroup(
-            self._run, self._action, self._seat, name, limits or Limits(), store=store, hooks=hooks
+            self._run,
+            self._action,
+            self._seat,
+            name,
+            limits or Limits(DEFAULT_IN_FLIGHT),
+            store=store,
+            hooks=hooks,
         )
 
     def __repr__(self) -> str:

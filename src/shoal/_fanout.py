@@ -10,24 +10,17 @@ from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mappi
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
-from ._action import (
-    Act,
-    Input,
-    bind_where_taken,
-    field_names,
-    is_async,
-    merged_inputs,
-    require_plain,
-    versions,
-)
+from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
 from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief, did_you_mean
 from ._events import Done
+from ._functions import is_async, require_plain
 from ._graph import Graph, as_graph, no_act
 from ._hooks import Hook
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
 from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narrowed
-from ._policy import INHERIT, Inherit, Limits, OnError, Tolerate
+from ._policy import INHERIT, Inherit, OnError, Tolerate
 from ._ports import Store
+from ._rate import DEFAULT_IN_FLIGHT, Limits
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 
@@ -70,6 +63,7 @@ class FanOut(Parallel):
         self._take = take
         self._several = several
         self._bound: Mapping[str, object] = {}
+        self.definition: object = self  # of what is bound, too: its rates are counted together
         self.reads: Collection[str] = reads
         self.writes: Collection[str] = join.permit.writes
         self.sure_writes: Collection[str] = frozenset(
@@ -456,7 +450,7 @@ def fan_out(
     )
     checks.declared(act, over, reads)
     checks.results(into, errors_into, reduce, on_error)
-    limits = Limits() if limits is None else limits
+    limits = Limits(DEFAULT_IN_FLIGHT) if limits is None else limits
     check_policies(
         f"fan_out {label!r}",
         on_error=on_error,

@@ -10,6 +10,8 @@ Invariants:
 - Structured. ``Group.live`` returns or raises after every child has ended, cleanup included.
 - In flight are at most ``limit`` children, each from its start until the parent has committed what
   it returned. So a slow parent slows the source down, and memory stays bounded.
+- A child that may not start yet, since its key or a rate has no room, takes up no place: it waits in
+  the look-ahead, and others are started. Only when that is full, nothing more is pulled.
 - Alive at once is always one child without asking, and more only with a permit of the execution's
   live budget, which nobody waits for. So trees stay small, and can't lock themselves up.
 - An ended child leaves itself in the inbox without waiting: nothing can cancel that, so no end is
@@ -41,13 +43,17 @@ from ._cancel import (
     ki_protected,
 )
 from ._errors import SpuriousCancel, brief
-from ._ports import Waiter
+from ._ports import ChildSeat, Gates, Waiter
 from ._run import Run
 
 BATCH = 1000
 """Ended children that the parent takes at once."""
 INLINE = 64
 """Children that a puller lives without passing a checkpoint, if none of them waits..."""
+AHEAD = 4
+"""Children that may wait for their key or a rate, for each that may be in flight..."""
+LEAST_AHEAD = 64
+"""...but at least so many."""
 INLINE_SECONDS = 0.001
 """...or for how long, whichever is first."""
 
@@ -95,12 +101,14 @@ class Group:
     """The children of one fan-out, while it lasts."""
 
     __slots__ = (
+        "_ahead",
         "_closing",
         "_context",
         "_ended_by_hand",
         "_engaged",
         "_failure",
         "_feeding",
+        "_gates",
         "_idle",
         "_interrupted",
         "_limit",
@@ -109,22 +117,31 @@ class Group:
         "_news",
         "_parent",
         "_parked",
+        "_ready",
         "_room",
+        "_seats",
         "_source",
         "_tasks",
+        "_waiting",
         "in_flight",
         "inbox",
         "reason",
     )
 
-    def __init__(self, parent: Run, source: Source, limit: int) -> None:
+    def __init__(self, parent: Run, source: Source, limit: int, gates: Gates | None = None) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
         Args:
             parent: The run whose task calls ``live``.
             source: Makes the children.
             limit: How many may be in flight.
+            gates: Let each of them start; None: all may.
         """
+        self._gates = gates
+        self._ahead = max(LEAST_AHEAD, AHEAD * limit)
+        self._seats: dict[Run, ChildSeat] = {}  # of children that may start, until they are applied
+        self._waiting: dict[Run, ChildSeat] = {}  # the look-ahead
+        self._ready: deque[Run] = deque()  # of that, those that may start by now
         self._parent = parent
         self._source = source
         self._limit = limit
@@ -179,6 +196,8 @@ class Group:
             if not isinstance(self._failure, Exception | None):
                 raise self._failure from None  # nothing outranks a KeyboardInterrupt
             raise
+        finally:
+            self._give_back()
         self._tasks = None
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -202,7 +221,7 @@ class Group:
         inbox, source = self.inbox, self._source
         while self._failure is None and not self._interrupted and not self._ended_by_hand:
             if not inbox:
-                if self.in_flight == 0 and source.dry():
+                if self.in_flight == 0 and source.dry() and not self._waiting and not self._ready:
                     return True
                 self._news = Event()
                 await self._news.wait()
@@ -211,6 +230,9 @@ class Group:
             batch.sort(key=_position)
             reason = await apply(batch)
             self.in_flight -= len(batch)
+            if self._seats:
+                for child in batch:
+                    self._leave_seat(child)
             if reason is not None:
                 self._stop(None, reason)
                 return True
@@ -296,7 +318,10 @@ class Group:
         room = self._limit - self.in_flight - self._idle
         if room <= 0:
             return
-        for _ in range(min(count, room, self._source.left() - self._idle)):
+        work = self._source.left() - self._idle
+        if self._gates is not None:
+            work = self._startable() - self._idle
+        for _ in range(min(count, room, work)):
             if (self._live or self._idle) and self._live_budget.is_spent:
                 return
             if self._parked:
@@ -328,7 +353,7 @@ class Group:
             return None
         self._live += 1
         try:
-            child = self._source.take()
+            child = self._source.take() if self._gates is None else self._take_admitted(self._gates)
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._end_live()
             self._fell(error)
@@ -343,6 +368,54 @@ class Group:
         else:
             self.in_flight += 1
         return child
+
+    # -- gates: who may start --------------------------------------------------------------------
+
+    def _take_admitted(self, gates: Gates) -> Run | Dropped | None:
+        """Take the next child that may start; those that may not yet go to the look-ahead."""
+        if self._ready:
+            return self._ready.popleft()
+        execution = self._parent.setting.execution
+        while len(self._waiting) < self._ahead:
+            child = self._source.take()
+            if child is None or child == "dropped" or child.is_settled:
+                return child
+            seat = gates.seat(child.data, execution, partial(self._let_start, child))
+            if seat.granted:
+                self._seats[child] = seat
+                return child
+            self._waiting[child] = seat
+        return None
+
+    def _let_start(self, child: Run) -> None:
+        """Hear that a child of the look-ahead may start."""
+        self._seats[child] = self._waiting.pop(child)
+        self._ready.append(child)
+        if not self._closing:
+            self._engage(1)
+
+    def _startable(self) -> int:
+        """Guess how many children could be started now, if there is room for them."""
+        pulled = self._source.left() if len(self._waiting) < self._ahead else 0
+        return len(self._ready) + pulled
+
+    def _leave_seat(self, child: Run) -> None:
+        seat = self._seats.pop(child, None)
+        if seat is not None:
+            seat.leave()
+
+    def _give_back(self) -> None:
+        """Give back all seats; children that never started have been cancelled."""
+        never = [*self._ready, *self._waiting]
+        for child in never:
+            child.cancel(self.reason)
+            seat = self._waiting.get(child) or self._seats.pop(child)
+            seat.cancel()
+        self._ready.clear()
+        self._waiting.clear()
+        self.inbox.extend(never)
+        while self._seats:
+            self._seats.popitem()[1].leave()
 
     def _end_live(self) -> None:
         self._live -= 1

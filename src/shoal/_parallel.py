@@ -35,8 +35,9 @@ from ._group import Group
 from ._history import Playback
 from ._hooks import Hook, Hooks
 from ._join import Draft, Join, Ledger
-from ._policy import INHERIT, Inherit, Limits, Tolerate
+from ._policy import INHERIT, Inherit, Tolerate
 from ._ports import ChildRecord, NullStore, Store, check_store
+from ._rate import DEFAULT_IN_FLIGHT, Limits
 from ._recorded import Recorded, outcome_of, recorded_children
 from ._run import Run, Setting
 from ._schema import Schema
@@ -49,8 +50,10 @@ logger = logging.getLogger("shoal")
 class Parallel(Act):
     """An act whose work is children: what fan-outs and the classes for them have in common."""
 
-    limits: Limits = Limits()
-    """How many children are in flight."""
+    limits: Limits = Limits(DEFAULT_IN_FLIGHT)
+    """How many children are in flight, and how fast they start."""
+    definition: object
+    """What all executions have in common whose rates are counted together."""
     store: Store | Inherit | None = INHERIT
     """Where the children are kept; None: nowhere, but for how they ended."""
     hooks: Sequence[Hook] | Inherit = INHERIT
@@ -142,7 +145,9 @@ class ParallelStep:
         await self._recall()
         self.source = act._source(self)
         await self._open()
-        group = Group(self.parent, self.source, act.limits.n)
+        limits = act.limits
+        gates = self.parent.setting.services.admission.shared(act.definition, limits)
+        group = Group(self.parent, self.source, limits.in_flight, gates)
         try:
             await group.live(self._apply)
             await self._record_unapplied(group)

@@ -14,6 +14,7 @@ from ._errors import DefinitionError, brief
 from ._events import Outcome, Status, Update
 from ._history import Completed, Entry, Rewound
 from ._ids import Key, RunPath
+from ._rate import Limits
 from ._state import Change
 
 
@@ -353,6 +354,10 @@ class Seat(Protocol):
         """Take the slots again, ahead of new attempts; cancelled meanwhile, reclaim them."""
         ...
 
+    def charge(self, actual: float) -> None:
+        """Correct what was charged for the attempt, wherever ``cost=`` said it."""
+        ...
+
     def reclaim(self) -> None:
         """Take the slots again at once: for an attempt that is cancelled, and can't wait.
 
@@ -362,15 +367,66 @@ class Seat(Protocol):
         ...
 
 
-class Admission(Protocol):
-    """Lets attempts start."""
+class Gates(Protocol):
+    """What lets the children of a fan-out start: its rates, and its limits for each key."""
 
-    def seat(self, scopes: tuple[object, ...], action: FunctionAction[..., Any]) -> Seat | None:
+    def seat(
+        self, data: Mapping[str, object], unit: Any, on_granted: Callable[[], None]
+    ) -> ChildSeat:
+        """Take a seat for a child, granted at once if it may start.
+
+        Args:
+            data: The fields of the state that it starts from.
+            unit: Takes turns with others: the execution.
+            on_granted: Called when it is granted after a wait.
+        """
+        ...
+
+
+class ChildSeat(Protocol):
+    """What a child holds while it is in flight."""
+
+    @property
+    def granted(self) -> bool:
+        """Whether it may start."""
+        ...
+
+    def leave(self) -> None:
+        """Give back what it holds."""
+        ...
+
+    def cancel(self) -> None:
+        """The same for a child that never started: what was charged for it is given back, too."""
+        ...
+
+
+class Admission(Protocol):
+    """Lets attempts and children start."""
+
+    def shared(self, owner: object, limits: Limits, name: str = "") -> Gates | None:
+        """Find what lets the children of a fan-out start, in all its executions; None: all may.
+
+        Args:
+            owner: What its executions have in common...
+            limits: ...and what stands on it.
+            name: Tells several of one owner apart.
+        """
+        ...
+
+    def seat(
+        self,
+        scopes: tuple[object, ...],
+        action: FunctionAction[..., Any],
+        data: Mapping[str, object],
+        unit: Any,
+    ) -> Seat | None:
         """Take a seat for an attempt, granted at once where there is room.
 
         Args:
             scopes: What limits the run that the attempt belongs to.
             action: May have limits of its own.
+            data: The fields of the state that it starts from.
+            unit: Takes turns with others: the execution.
 
         Returns None where nothing limits it.
         """

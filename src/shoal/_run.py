@@ -280,7 +280,7 @@ class Run:
     @property
     def attempts(self) -> int:
         """Tries of the step that it ended in; 0 where there was nothing to be done."""
-        return 0 if self.status is None else 1
+        return int(self.began)
 
     @property
     def digest(self) -> str:
@@ -343,6 +343,7 @@ class Run:
             "position": self.position,
             "element": self.element,
             "elapsed": self.elapsed,
+            "attempts": self.attempts,
         }
         match self.status:
             case "succeeded":

@@ -60,7 +60,8 @@ async def _call_seated(
     scopes: tuple[object, ...],
     run: object,
 ) -> Change:
-    seat = services.admission.seat(scopes, action)
+    unit = cast("Any", run).setting.execution if run is not None else None
+    seat = services.admission.seat(scopes, action, data, unit)
     try:
         if seat is not None and not seat.granted:
             await seat.wait()

@@ -1,0 +1,36 @@
+"""Functions that users give, told apart by how they are called. Imports errors."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+
+from ._errors import DefinitionError
+
+
+def require_plain(function: object, what: str) -> None:
+    """Refuse a coroutine function where shoal calls a plain one on the event loop.
+
+    Raises:
+        DefinitionError: Naming ``what`` it was given as.
+    """
+    if not callable(function):
+        msg = f"{what} takes a function, not {function!r}"
+        raise DefinitionError(msg)
+    if is_async(function) or inspect.isasyncgenfunction(function):
+        msg = (
+            f"{what} takes a plain function, called on the event loop, which it must not hold up; "
+            f"{getattr(function, '__name__', function)!r} is a coroutine function. "
+            f"Put what must be awaited into an action"
+        )
+        raise DefinitionError(msg)
+
+
+def is_async(function: Callable[..., object]) -> bool:
+    """Tell whether what ``function`` returns is to be awaited."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 # a callable object's own method
+    )
