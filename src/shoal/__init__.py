@@ -3,8 +3,8 @@
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _collections, _ids, _digest, _state, _model, _schema, _events, _history, _policy; _action,
 _condition, _flow, _graph; _cancel, _ports, _hooks, _stream, _execution, _step, _run; _host,
-_limits, _recorded, _source, _group, _join, _parallel, _fanout, _tasks, _nest, _children, _context;
-_root, _runtime, _open, _application; then the stores.
+_limits, _recorded, _source, _group, _join, _parallel, _fanout, _tasks, _ledgers, _nest, _children,
+_context; _root, _runtime, _open, _application; then the stores.
 ``docs/internals.md`` is the tour.
 """
 

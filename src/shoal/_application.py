@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Literal, cast, final, overload
 
@@ -169,7 +170,6 @@ class Application(Generic[S]):
         self.max_depth: int = self._count("max_depth", max_depth)
         self.max_live: int = self._count("max_live", max_live)
         self.inputs: Mapping[str, object] = {}
-        self._promised: Collection[str] | None = None
         self._take_inputs(inputs)
         if state is not None and not isinstance(state, type):
             if not isinstance(state, Collection):
@@ -177,9 +177,7 @@ class Application(Generic[S]):
                     f"state= takes a model, which is a class, or a list of field names, "
                     f"not {kind_of(state)}"
                 )
-            missing = self._missing_field(
-                field_names(cast("Collection[str]", state), "Application(state=...)")
-            )
+            missing = self._missing_field(field_names(cast("Collection[str]", state), "state"))
             if missing:
                 self._refuse(missing)
 
@@ -197,15 +195,15 @@ class Application(Generic[S]):
             return
         if isinstance(inputs, Mapping):
             self.inputs = dict(cast("Mapping[str, object]", inputs))
-            unknown = self._unknown_input(self.inputs)
+            lacking = ""  # others may come with the run
         else:
-            self._promised = field_names(cast("Collection[str]", inputs), "Application(inputs=...)")
-            unknown = self._unknown_input(self._promised)
-            lacking = self._missing_inputs(self._promised)
-            if lacking:
-                self._refuse(f"lacks the input {lacking}; name it in inputs=[...], or bind it")
+            inputs = field_names(cast("Collection[str]", inputs), "inputs")
+            lacking = self._missing_inputs(inputs)
+        unknown = self._unknown_input(cast("Collection[str]", inputs))
         if unknown:
             self._refuse(unknown)
+        if lacking:
+            self._refuse(f"lacks the input {lacking}; name it in inputs=[...], or bind it")
 
     # -- running --------------------------------------------------------------------------------
 
@@ -335,11 +333,12 @@ class Application(Generic[S]):
         self._require_store(run_id, runtime, "retry_failed")
         given, path = self._check_inputs(run_id, inputs, runtime, "retry_failed")
 
-        async def first(_execution: Execution, known: RunRecord | None) -> None:
+        async def first(_execution: Execution, known: RunRecord | None) -> Beginning:
             """Leave it to the store."""
             if known is None:
                 msg = f"the store has no run {run_id!r}"
                 raise UnknownRun(msg)
+            return self._same(known)
 
         return await self._run(first, given, path, runtime, retries_failed=True)
 
@@ -519,9 +518,9 @@ class Application(Generic[S]):
         """
         store = self._check_place(id, runtime, where)
 
-        async def known_or_empty(_: Execution, known: RunRecord | None) -> Beginning | None:
+        async def known_or_empty(_: Execution, known: RunRecord | None) -> Beginning:
             """Leave it to the store, if it has the run."""
-            return self._beginning(None, where) if known is None else None
+            return self._beginning(None, where) if known is None else self._same(known)
 
         may_be_known = state is None and id is not None and not isinstance(store, NullStore)
         first = known_or_empty if may_be_known else self._beginning(state, where)
@@ -564,6 +563,10 @@ class Application(Generic[S]):
             msg = f"application {self.name!r}: {missing}"
             raise MissingField(msg)
         return Beginning(application=self.name, version=self.version, first=data)
+
+    def _same(self, known: RunRecord) -> Beginning:
+        """Say what a run is to start from if its state is what the store has: as this one."""
+        return replace(known.beginning, application=self.name, version=self.version)
 
     def _checked(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
         """Hold the fields of a state to the application's model, if there is one."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
@@ -32,7 +33,7 @@ from ._graph import as_graph
 from ._group import Dropped, Feed, Group
 from ._hooks import Hook
 from ._ids import Key
-from ._join import Ledger, only_write_reader
+from ._join import Ledger, new_ledger, only_write_reader
 from ._parallel import check_depth, child_setting, children_of, narrowed
 from ._policy import INHERIT, Inherit
 from ._ports import Hosted, Seat, Store
@@ -106,6 +107,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._deadline = math.inf
         self._news: anyio.Event | None = None  # set while the action waits for an outcome
         self._delivered = 0
+        self._thread = threading.get_ident()
         self._over = False  # all have ended
         self._left = False
         self._consuming = False
@@ -121,7 +123,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._refuse("is entered after the action has ended")
         check_depth(self._run, self.name)
         self._visit = self._run.visit(self._action.name)
-        self._run.ledgers.setdefault(self.name, []).append(self._ledger)
+        self._ledger = new_ledger(self._run, self.name, self._visit)
         around = anyio.current_effective_deadline()
         self._deadline = min(around, self._run.setting.deadline)
         self._source.recorded = await recorded_children(
@@ -238,6 +240,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         for child in batch:
             outcome = child.outcome
             self._ledger.count(child)  # the outcome itself is the action's
+            child.let_go()
             self._delivered += child.began
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
@@ -269,7 +272,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             inputs: What its actions take besides fields. They count before the run's own.
 
         Raises:
-            BadUse: Not inside the block, or after ``cancel``.
+            BadUse: Not inside the block, after ``cancel``, or in another thread.
             BadKey: The key was used before, or is neither a str nor an int.
             MissingField: The act reads a field that nobody brings.
             MissingInput: The act takes an input that nobody gives.
@@ -307,7 +310,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             inputs: What their actions take besides fields. They count before the run's own.
 
         Raises:
-            BadUse: Not inside the block, or after ``cancel``.
+            BadUse: Not inside the block, after ``cancel``, or in another thread.
             MissingField: The act reads a field that nobody brings.
             MissingInput: The act takes an input that nobody gives.
         """
@@ -363,6 +366,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         )
 
     def _check_open(self, what: str) -> Group:
+        if threading.get_ident() != self._thread:
+            self._refuse(
+                f"is used in another thread than the event loop's; from there, call "
+                f"anyio.from_thread.run_sync(group.{what}, ...)"
+            )
         if self._group is None or self._left:
             self._refuse(f"is used outside of its block: call {what} inside `async with`")
         if self._group.is_closing:

@@ -5,6 +5,7 @@ Imports everything above.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -13,7 +14,7 @@ import anyio
 
 from ._action import FunctionAction
 from ._children import ChildGroup
-from ._errors import DefinitionError
+from ._errors import BadUse, DefinitionError
 from ._events import SpanStarted
 from ._hooks import Hook
 from ._ids import Key, RunPath
@@ -43,6 +44,7 @@ class Context:
         self._action = action
         self._seat = seat
         self._names: set[str] = set()  # of fan-outs
+        self._thread = threading.get_ident()
         # Asked here, for a thread has no scopes to ask.
         self._fixed_deadline = anyio.current_effective_deadline() if action.in_thread else None
 
@@ -147,9 +149,16 @@ class Context:
             hooks: Who is told of the children and their descendants, instead of the run's hooks.
 
         Raises:
+            BadUse: It is called in a worker thread, where the plain function of an action runs.
             DefinitionError: The name was used before by this attempt, or something is not what it
                 must be.
         """
+        if threading.get_ident() != self._thread:
+            msg = (
+                f"action {self._action.name!r} calls context.fan_out in a worker thread, where it "
+                f"runs since it is a plain function; make it a coroutine function: async def"
+            )
+            raise BadUse(msg)
         if not isinstance(name, str) or not name:
             msg = f"context.fan_out(name=...) takes a name, not {name!r}"
             raise DefinitionError(msg)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal, cast, final
 
@@ -188,7 +188,7 @@ class Ledger:
 
     They are those of elements that ``grow`` had found, and further acts of the last element.
     """
-    _rest: list[Outcome] | None = None
+    _rest: list[Outcome] | None = field(default=None, repr=False)
 
     @property
     def total(self) -> int:
@@ -219,6 +219,7 @@ class Ledger:
         if self._rest is None:
             self._rest = []
         self._rest.append(child.outcome)
+        child.let_go()
 
     def count(self, child: Run) -> None:
         """Count a child's end, unless it was counted when it was found to be kept."""
@@ -234,8 +235,8 @@ class Ledger:
             case None:
                 self.skipped += 1
 
-    def add(self, outcome: Outcome) -> None:
-        """Count a recorded outcome, and keep it if it is not Done."""
+    def add(self, outcome: Outcome, *, kept: bool = True) -> None:
+        """Count a recorded outcome and, if it is not Done and ``kept``, keep it."""
         match outcome:
             case Done():
                 self.done += 1
@@ -246,9 +247,20 @@ class Ledger:
                 self.cancelled += 1
             case Skipped():
                 self.skipped += 1
+        if not kept:
+            return
         if self._rest is None:
             self._rest = []
         self._rest.append(outcome)
+
+
+def new_ledger(run: Run, step: str, visit: int) -> Ledger:
+    """Begin to count how the children of one visit of a step end."""
+    ledgers = run.ledgers.setdefault(step, [])
+    while len(ledgers) <= visit:  # an action may open a fan-out of its own in some visits only
+        ledgers.append(Ledger())
+    ledger = ledgers[visit] = Ledger()
+    return ledger
 
 
 @final
@@ -319,13 +331,13 @@ class Draft:
 
     def finished_data(self) -> Mapping[str, object]:
         """Return the fields of the state after all updates."""
-        for field, placed in (
+        for name, placed in (
             (self._join.into, self._values),
             (self._join.errors_into, self._errors),
         ):
-            if field is not None and placed:
-                grown = cast("_Collection", self._data[field]).put_all(placed)
-                self._data = {**self._data, field: grown}
+            if name is not None and placed:
+                grown = cast("_Collection", self._data[name]).put_all(placed)
+                self._data = {**self._data, name: grown}
                 placed.clear()
         return self._data
 

@@ -54,6 +54,8 @@ class RunResult(Generic[S]):
         Those that are Done are in the state, where ``into`` or ``reduce`` has put them;
         ``all_outcomes`` reads them from the store.
 
+        Those that are Done are only counted: what they came to is in the state.
+
         Args:
             step: The fan-out's name; inside of a graph that is a node, ``"graph/fan-out"``; of an
                 action's own fan-out, ``"action/fan-out"``.
@@ -96,11 +98,13 @@ class RunResult(Generic[S]):
     def raise_for_failures(self) -> None:
         """Raise the failures that were collected or ignored, if there are any.
 
-        For those who collect failures and, in the end, want none.
+        For those who collect failures and, in the end, want none. What failed below a child that
+        put up with it is not among them, for that child is Done; nor is what failed in an action's
+        own fan-out, for it was raised there, or handed to the action.
 
         Raises:
             ExceptionGroup: All failures of the run's fan-outs, in the order of the steps and,
-                within each, of the input; but for those that an action has consumed by itself.
+                within each, of the input.
         """
         errors = [
             outcome.error
@@ -359,7 +363,7 @@ class OpenRun(Generic[S]):
 
         Raises:
             Exception: The run's failure, unwrapped.
-            RunCancelled: It was cancelled, by ``cancel`` or by leaving the block.
+            RunCancelled: It was cancelled: by ``cancel``, by leaving the block, or by its runtime.
             BadUse: The run is stepped and hasn't ended, or it failed and the block was left.
         """
         self._check_entered()

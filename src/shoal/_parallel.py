@@ -34,7 +34,7 @@ from ._graph import Graph
 from ._group import Group
 from ._history import Playback
 from ._hooks import Hook, Hooks
-from ._join import Draft, Join, Ledger
+from ._join import Draft, Join, new_ledger
 from ._policy import INHERIT, Inherit, Tolerate
 from ._ports import ChildRecord, NullStore, Store, check_store
 from ._rate import DEFAULT_IN_FLIGHT, Limits
@@ -91,7 +91,7 @@ class ParallelStep:
         self.act = act
         self.parent = run
         self.join = act._join()
-        self.ledger = Ledger()
+        self.ledger = new_ledger(run, act.name, run.visit(act.name))
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -102,7 +102,6 @@ class ParallelStep:
         self._digests: dict[str, tuple[object, bytes]] = {}
         self._is_failing = False
         self._unsaved: list[Run] = []  # a batch that could not be saved
-        run.ledgers.setdefault(act.name, []).append(self.ledger)
 
     @property
     def state(self) -> State:
@@ -181,7 +180,6 @@ class ParallelStep:
             run.visit(name),
             self._store,
             folds=self.join.reduce is not None,
-            is_undone=None if self._begun is None else self._begun.is_undone,
         )
 
     def _keep(self, child: Run, record: ChildRecord) -> None:
@@ -240,12 +238,16 @@ class ParallelStep:
             if self.parent.setting.execution.unsaved:
                 self._unsaved = batch
             raise
+        reason = self._reason_to_stop(draft)
         fatal = set(map(id, draft.failures))
         for child in batch:
             self.ledger.enter(child, raised=id(child) in fatal)
         self.source.admit(draft.admitted)
         if error is not None:
             raise error
+        return reason
+
+    def _reason_to_stop(self, draft: Draft) -> str | None:
         if not draft.is_failing:
             return None
         if not draft.failures:
@@ -269,8 +271,11 @@ class ParallelStep:
                 child.miss()
             elif child.status == "failed" and self.join.on_error == "fail":
                 self._is_failing = True
-            self.ledger.enter(child, raised=self._is_failing)
-        await self.parent.commit((), self.parent.data, unapplied=late)
+        try:
+            await self.parent.commit((), self.parent.data, unapplied=late)
+        finally:
+            for child in late:
+                self.ledger.enter(child, raised=self._is_failing)
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated."""

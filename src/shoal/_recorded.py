@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Literal, final
 
 from ._errors import BadUse, InputChanged
@@ -31,7 +31,6 @@ async def recorded_children(
     store: Store,
     *,
     folds: bool = False,
-    is_undone: Callable[[int], bool] | None = None,
 ) -> Recorded | None:
     """Ask what earlier executions have left of the children of one visit of a step.
 
@@ -41,7 +40,6 @@ async def recorded_children(
         visit: Which visit of it.
         store: Where the children are kept, which need not be where their parent is.
         folds: Whether ``reduce`` takes what they return.
-        is_undone: Tells whether the parent's update of a number counts no more.
 
     Raises:
         StoreFailed: A store did not say.
@@ -60,7 +58,7 @@ async def recorded_children(
     if not records:
         return None
     return Recorded(
-        step, records, folds=folds, is_undone=is_undone, forgets=isinstance(store, NullStore)
+        run, step, records, folds=folds, forgets=isinstance(store, NullStore)
     )
 
 
@@ -68,30 +66,30 @@ async def recorded_children(
 class Recorded:
     """The recorded children of one execution of a step."""
 
-    __slots__ = ("_folds", "_forgets", "_is_undone", "_left", "_who", "last_position", "started")
+    __slots__ = ("_folds", "_forgets", "_left", "_parent", "_who", "last_position", "started")
 
     def __init__(
         self,
+        parent: Run,
         who: str,
         records: Mapping[tuple[str, Key], ChildRecord],
         *,
         folds: bool = False,
-        is_undone: Callable[[int], bool] | None = None,
         forgets: bool = False,
     ) -> None:
         """Collect them.
 
         Args:
+            parent: The run that they are children of.
             who: The step's name, for errors.
             records: By act and key.
             folds: Whether ``reduce`` takes what they return.
-            is_undone: Tells whether the parent's update of a number counts no more.
             forgets: Whether nothing is kept of the children but how they ended.
         """
+        self._parent = parent
         self._who = who
         self._forgets = forgets
         self._folds = folds
-        self._is_undone = is_undone
         self._left = dict(records)
         self.last_position: int = max((one.position for one in records.values()), default=-1)
         self.started: int = sum(one.status != "skipped" for one in records.values())
@@ -112,6 +110,8 @@ class Recorded:
         if record is None:
             return "new", None
         applied = self.is_applied(record)
+        if record.status == "skipped":  # for its key alone, whatever else it may be now
+            return ("is kept", record) if applied else ("new", None)
         if record.digest != child.digest:
             if self._folds and applied:
                 msg = (
@@ -122,14 +122,14 @@ class Recorded:
                 )
                 raise InputChanged(msg)
             return "runs anew", record
-        if applied and (self._folds or record.status in ("succeeded", "skipped")):
+        if applied and (self._folds or record.status == "succeeded"):
             return "is kept", record
         return ("new", None) if self._forgets else ("goes on", record)
 
     def is_applied(self, record: ChildRecord) -> bool:
         """Tell whether an update that counts has applied a child."""
         number = record.applied
-        return number is not None and not (self._is_undone and self._is_undone(number))
+        return number is not None and not self._parent.is_undone(number)
 
 
 async def read_outcomes(run: Run, step: str, visit: int) -> AsyncIterator[Outcome]:

@@ -11,31 +11,28 @@ Invariants:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import final
 
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._action import Act
 from ._cancel import ki_protected
 from ._digest import digest
 from ._errors import BadUse, RunConflict, UnknownRun
 from ._events import Update
 from ._execution import Execution
 from ._graph import Graph
-from ._history import Completed, Entry, Playback, Rewound, play
+from ._history import Entry, Playback, Rewound, play
 from ._ids import RunPath
-from ._join import Ledger
+from ._ledgers import recall_ledgers
 from ._parallel import Parallel
 from ._ports import Beginning, ChildRecord, NullStore, RunRecord
-from ._recorded import outcome_of
 from ._run import Run
 from ._state import Change, Drop, Set
 
-First = Callable[[Execution, RunRecord | None], Awaitable[Beginning | None]]
-"""Says what a run is to start from; None: from what the store has of it."""
+First = Callable[[Execution, RunRecord | None], Awaitable[Beginning]]
+"""Says what a run is to start from, given what the store has of it."""
 
 
 @final
@@ -125,12 +122,13 @@ class Root:
         if not isinstance(wanted, Beginning):
             wanted = await wanted(execution, record)
         if record is None:
-            assert wanted is not None, "who asks for nothing has been refused"
             run = self._make_run(wanted)
+            if wanted.forked_from is not None:
+                run.go_on_from(play(wanted.first, (), after=wanted.after, visits=wanted.visits))
+                await recall_ledgers(run, children=())
             await run.commit((), run.data, begun=wanted)
             return run
-        if wanted is not None:
-            refuse_conflict(run_id, record.beginning, wanted)
+        refuse_conflict(run_id, record.beginning, wanted)
         execution.is_resumed = True
         run = self._make_run(record.beginning)
         played = await recorded_history(execution, self.path, record.beginning)
@@ -141,9 +139,7 @@ class Root:
             played.add(rewound)
             run.rewound = rewound, _back(now, played.restored)
         run.go_on_from(played)
-        graph, path = run.setting.graph, self.path
-        ledgers = await _recorded_ledgers(execution, path, graph, children, played.visit)
-        run.ledgers.update(ledgers)
+        await recall_ledgers(run, children)
         if record.status == "succeeded" and not self._retries_failed:
             run.status = "succeeded"
         return run
@@ -195,10 +191,11 @@ def refuse_conflict(run_id: str, known: Beginning, wanted: Beginning) -> None:
     if fields:
         differs.append(f"its initial state differs in {', '.join(map(repr, fields))}")
     if differs:
+        leave_out = f"To go on with it leave out the state: run(id={run_id!r}). " if fields else ""
         msg = (
             f"run {run_id} exists, and was started with something else: {'; '.join(differs)}. "
-            f"To go on with it leave out the state: run(id={run_id!r}); for a new run take another "
-            f"id, or start from what this one has: fork({run_id!r}, update={{...}})"
+            f"{leave_out}For a new run take another id, or start from what this one has: "
+            f"fork({run_id!r}, update={{...}})"
         )
         raise RunConflict(msg)
 
@@ -266,67 +263,6 @@ def _number(entry: Entry | None) -> int:
 async def _recorded_children(execution: Execution, path: RunPath) -> Sequence[ChildRecord]:
     asked = execution.store.children(path)
     return await execution.ask(asked, f"the children of run {path.id}")
-
-
-async def _recorded_ledgers(
-    execution: Execution,
-    path: RunPath,
-    graph: Graph,
-    children: Iterable[ChildRecord],
-    visit_of: Callable[[str], int],
-) -> dict[str, list[Ledger]]:
-    """Count how the children of all completed steps ended.
-
-    Args:
-        execution: Whose store it is.
-        path: The run whose children they are.
-        graph: What that run walks.
-        children: All of them.
-        visit_of: How often the run has completed a step.
-    """
-    ledgers = {
-        act.name: [Ledger() for _ in range(visit_of(act.name))]
-        for act in graph.acts
-        if isinstance(act, Parallel) and visit_of(act.name)
-    }
-    for record in sorted(children, key=lambda one: (one.visit, one.position)):
-        step, visit = record.step, record.visit
-        act = graph.find(step) or _owner(graph, step)
-        if act is None or visit >= visit_of(act.name) or record.status is None:
-            continue
-        if isinstance(act, Graph):  # a node: its one child may have fan-outs
-            child = outcome_of(record, path).path
-            entries = await execution.ask(execution.store.read(child), f"run {child.id}")
-            within = await _recorded_children(execution, child)
-            visits_of = _visits(entries).__getitem__
-            inner = await _recorded_ledgers(execution, child, act, within, visits_of)
-            for name, found in inner.items():
-                ledgers.setdefault(f"{step}/{name}", []).extend(found)
-            continue
-        visits = ledgers.setdefault(step, [])
-        while len(visits) <= visit:
-            visits.append(Ledger())
-        visits[visit].add(outcome_of(record, path))
-    return ledgers
-
-
-def _visits(entries: Iterable[Entry]) -> Counter[str]:
-    """Count how often the steps of a child that has ended were completed: the last one too."""
-    visits = Counter[str]()
-    last: set[str] = set()
-    for entry in entries:
-        if isinstance(entry, Completed):
-            visits[entry.step] += 1
-            last.clear()
-        elif isinstance(entry, Update):
-            last.add(entry.step)
-    visits.update(last)
-    return visits
-
-
-def _owner(graph: Graph, step: str) -> Act | None:
-    """Find the action that has opened the fan-out ``step`` by itself."""
-    return next((act for act in graph.acts if step.startswith(f"{act.name}/")), None)
 
 
 def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:

@@ -34,7 +34,7 @@ from ._cancel import (
     ki_unprotected,
 )
 from ._digest import combined, digest
-from ._errors import HookFailed, RunConflict, TooManySteps, note
+from ._errors import HookFailed, NotData, RunConflict, TooManySteps, brief, note
 from ._events import (
     Cancelled,
     ChildEnded,
@@ -58,7 +58,7 @@ from ._graph import Graph
 from ._history import Playback, Rewound, play
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
-from ._ports import Batch, Beginning, ChildRecord, Services, Store
+from ._ports import Batch, Beginning, ChildRecord, NullStore, Services, Store
 from ._schema import Schema
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
@@ -85,6 +85,7 @@ class Setting:
         "graph",
         "hooks",
         "inputs",
+        "keeps",
         "parent",
         "schema",
         "scopes",
@@ -141,7 +142,11 @@ class Setting:
         self.services: Services = execution.services
         self.hooks: Hooks = execution.hooks if hooks is None else hooks
         self.store: Store = execution.store if store is None else store
-        self.ends_itself = ends_itself
+        self.ends_itself: bool = ends_itself
+        # whether a store is going to have them, which asks for their digest
+        self.keeps: bool = parent is not None and (
+            ends_itself or not isinstance(self.store, NullStore)
+        )
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
         self.parent: RunPath | None = parent
@@ -153,7 +158,7 @@ class Setting:
         self.schema: Schema[Any] | None = graph.schema
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
 
-    def digest(self, data: Mapping[str, object]) -> str:
+    def digest(self, data: Mapping[str, object], key: Key) -> str:
         """Hash what a child starts with, the name of its act and the act's version.
 
         Raises:
@@ -164,7 +169,12 @@ class Setting:
         for field, value in data.items():
             found = known.get(field)
             if found is None or found[0] is not value:  # what all children share is hashed once
-                found = known[field] = value, digest(value)
+                try:
+                    found = known[field] = value, digest(value)
+                except NotData as error:
+                    who = f"{self.act!r} in step {self.step!r}, key {brief(key)}"
+                    msg = f"{who}, would start with field {field!r}: {error}"
+                    raise NotData(msg) from error
             parts[field] = found[1]
         return combined(parts, self.act, self.graph.version)
 
@@ -186,6 +196,7 @@ class Run:
         "_playback",
         "_started_at",
         "_step",
+        "_undone",
         "_visits",
         "began",
         "element",
@@ -242,12 +253,15 @@ class Run:
         self._ledgers: dict[str, list[Any]] | None = None
         self._visits: dict[str, int] | None = None
         self._started_at = setting.services.clock()
-        self._digest: str | None = None
+        # Of what it is given, before its model adds defaults; and before it runs, so that what is
+        # no data is refused first.
+        self._digest: str | None = setting.digest(data, key) if setting.keeps else None
         self.record: ChildRecord | None = None  # what the store has of a child, to go on from
         self.rewound: tuple[Rewound, Change] | None = None  # where to go back to first
         self.is_kept = False  # whether the parent has applied it in an earlier execution
         self.is_afresh = False  # whether what the store has of it is to count no more
         self._playback: Playback | None = None  # of the step that was under way
+        self._undone: Callable[[int], bool] | None = None
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -286,13 +300,17 @@ class Run:
     def digest(self) -> str:
         """A hash of what a child works on; see ``SavedRun``."""
         if self._digest is None:
-            self._digest = self.setting.digest(self.first)
+            self._digest = self.setting.digest(self.first, self.key)
         return self._digest
 
     @property
     def playback(self) -> Playback | None:
         """What an earlier execution has done of the step under way; None if nothing."""
         return self._playback
+
+    def is_undone(self, number: int) -> bool:
+        """Tell whether its update of that number counts no more, since it has gone back."""
+        return self._undone is not None and self._undone(number)
 
     def visit(self, step: str) -> int:
         """Return which visit of ``step`` this is: how often the run has completed it before."""
@@ -386,13 +404,14 @@ class Run:
         act: Act | None = setting.graph.entry
         steps = 0
         if self.record is not None and self._playback is None:
-            await self._recall()
+            await self.recall()
         if self._playback is not None:
             act = self._following(self._playback)
             steps = sum(self._playback.began.visits.values())
         self.began = True
         if hooks.run_started:
-            resumed = self._playback is not None
+            resumed = self.record is not None or setting.execution.is_resumed
+            resumed = resumed and self._playback is not None  # else it begins, or was forked
             await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
         if setting.schema is not None and self._playback is None:
             self._fill_model(setting.schema)
@@ -435,7 +454,7 @@ class Run:
             if setting.ends_itself:
                 await self.commit((), self.data, ended="succeeded")
 
-    async def _recall(self) -> None:
+    async def recall(self) -> None:
         """Go to where the history of a child leads.
 
         Raises:
@@ -451,6 +470,7 @@ class Run:
     def go_on_from(self, played: Playback) -> None:
         """Stand where a history has led to."""
         self._playback = played
+        self._undone = played.is_undone if played.undone else None
         self._head = (played.number, played.data)
         self._visits = dict(played.began.visits)
 
@@ -702,6 +722,7 @@ class Run:
     def fail(self, error: Exception) -> None:
         """Note that the run ended with ``error``, and say in it where that was."""
         self._last = None
+        self._ledgers = None  # there will be no result, and the errors in there lead back to here
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "failed"
         self.error = error
@@ -718,6 +739,11 @@ class Run:
         """Let go of the error that it ended with, whose traceback leads back to here."""
         self.error = None
         self.setting.execution.forget()
+
+    def let_go(self) -> None:
+        """Let go of its outcome, which somebody has taken: an error's frames lead back to here."""
+        self.error = None
+        self._outcome = None
 
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""
@@ -738,6 +764,7 @@ class Run:
         """Note that an earlier execution has done all there is to do, as ``record`` says."""
         self.is_kept = True
         self.record = record
+        self.value, self.elapsed = record.value, record.elapsed
         if record.status == "skipped":
             self.reason = record.reason
         else:

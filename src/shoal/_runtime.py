@@ -168,6 +168,7 @@ class Runtime:
         finally:
             self._status = "closed"
             self._tasks = None
+            del self.services  # whose ports lead back here
         try:
             if interruption is not None and error is None:
                 raise interruption

@@ -388,15 +388,15 @@ class TaskElements(Elements):
         graph = self._graph(element.act)
         key = self._task_key(element, graph)
         step = self._step
-        check_reads(repr(self.who), graph, step.join.permit.reads, element.state, step.data)
         base = narrowed(
-            self._step.data,
+            step.data,
             graph,
             element.state,
             f"the children of {self.who!r} that execute {graph.name!r}",
             "give it to the Task: Task(act, {field: ...})",
         )
-        kind = self._step.kind(graph, base, only_write_reader(graph), element.inputs)
+        check_reads(repr(self.who), graph, step.join.permit.reads, element.state, step.data)
+        kind = step.kind(graph, base, only_write_reader(graph), element.inputs)
         about = element.state if element.element is None else element.element
         return (Entry(key, position, about, kind),)
 
