@@ -1180,7 +1180,7 @@ async def test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime():
         for _ in range(30):
             await turn()
         gc.collect()
-        assert len(admission._slots) == 3  # of the runtime, and of what is still there
+        assert len(admission._limiters) == 3  # of the runtime, and of what is still there
         assert not admission._lines
 
 

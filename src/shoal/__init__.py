@@ -31,6 +31,7 @@ from ._errors import (
     MissingInput,
     NotData,
     NoTransition,
+    RetryLater,
     RunCancelled,
     RunClaimed,
     RunConflict,
@@ -62,6 +63,7 @@ from ._events import (
     StepEnded,
     StepStarted,
     Update,
+    Waiting,
 )
 from ._fanout import FanOut, fan_out
 from ._flow import END
@@ -70,10 +72,11 @@ from ._history import Completed, Entry, Rewound
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
+from ._limits import Limiter, Statistics
 from ._open import OpenRun, RunResult
 from ._policy import INHERIT, Inherit, OnError, Tolerate
 from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
-from ._rate import Limits
+from ._rate import AIMD, Adaptive, Ended, Limits, Rate
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
@@ -81,10 +84,12 @@ from ._version import __version__
 from .stores import MemoryStore
 
 __all__ = [
+    "AIMD",
     "END",
     "INHERIT",
     "Act",
     "Action",
+    "Adaptive",
     "Application",
     "BadKey",
     "BadResult",
@@ -105,6 +110,7 @@ __all__ = [
     "DepthExceeded",
     "Done",
     "Drop",
+    "Ended",
     "Entry",
     "ErrorInfo",
     "Event",
@@ -123,6 +129,7 @@ __all__ = [
     "Key",
     "LeaseLost",
     "Ledger",
+    "Limiter",
     "Limits",
     "MapActions",
     "MapActionsAndStates",
@@ -141,6 +148,8 @@ __all__ = [
     "PositionedList",
     "Put",
     "PutWithin",
+    "Rate",
+    "RetryLater",
     "Rewound",
     "RunCancelled",
     "RunClaimed",
@@ -162,6 +171,7 @@ __all__ = [
     "StateList",
     "StateMap",
     "StateUpdated",
+    "Statistics",
     "StepEnded",
     "StepStarted",
     "Store",
@@ -173,6 +183,7 @@ __all__ = [
     "UndeclaredWrite",
     "UnknownRun",
     "Update",
+    "Waiting",
     "__version__",
     "action",
     "fan_out",

@@ -130,8 +130,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._run, self.name, self._visit, self._store
         )
         services = self._run.setting.services
-        gates = services.admission.shared(self._action.definition, self._limits, self.name)
-        self._group = Group(self._run, self._source, self._limit, gates)
+        self._group = Group(
+            self._run, self._source, self._limits, owner=self._action.definition, name=self.name
+        )
         self._hosted = services.host(self._live, self._group.cancel)
         if self._seat is not None:
             self._seat.lend()

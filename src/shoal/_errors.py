@@ -157,9 +157,9 @@ class InputChanged(ShoalError):
 class RetryLater(ShoalError):
     """An action asks to be tried again ``after`` so many seconds: a server said so, mostly.
 
-    Raise it. It needs no ``Retry`` and uses up no attempt. It pauses the key, in every ``Limits`` in
-    force that has ``by=``; where none has, only the child that raised it waits. After 10 in a row,
-    the child fails with it.
+    Raise it. It needs no ``Retry`` and uses up no attempt. It pauses the key, in every ``Limits``
+    in force that has ``by=``; where none has, only the child that raised it waits. Meanwhile it
+    holds nothing. After 10 in a row, the child fails with it.
 
     Args:
         after: Seconds until the next try; at least 0.

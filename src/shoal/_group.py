@@ -10,8 +10,9 @@ Invariants:
 - Structured. ``Group.live`` returns or raises after every child has ended, cleanup included.
 - In flight are at most ``limit`` children, each from its start until the parent has committed what
   it returned. So a slow parent slows the source down, and memory stays bounded.
-- A child that may not start yet, since its key or a rate has no room, takes up no place: it waits in
-  the look-ahead, and others are started. Only when that is full, nothing more is pulled.
+- A child that may not start yet, since what limits it has no room, takes up no place, and others
+  are started: it is looked ahead to. So is one that has started and waits for a rate, a key or
+  another attempt: it steps aside. Only when a few times the limit wait, nothing more is pulled.
 - Alive at once is always one child without asking, and more only with a permit of the execution's
   live budget, which nobody waits for. So trees stay small, and can't lock themselves up.
 - An ended child leaves itself in the inbox without waiting: nothing can cancel that, so no end is
@@ -43,20 +44,20 @@ from ._cancel import (
     ki_protected,
 )
 from ._errors import SpuriousCancel, brief
-from ._ports import ChildSeat, Gates, Waiter
+from ._ports import Seat, Waiter
+from ._rate import Limits
 from ._run import Run
 
 BATCH = 1000
 """Ended children that the parent takes at once."""
 INLINE = 64
 """Children that a puller lives without passing a checkpoint, if none of them waits..."""
-AHEAD = 4
-"""Children that may wait for their key or a rate, for each that may be in flight..."""
-LEAST_AHEAD = 64
-"""...but at least so many."""
 INLINE_SECONDS = 0.001
 """...or for how long, whichever is first."""
-
+AHEAD = 4
+"""Children that may wait besides those in flight, for each of these..."""
+LEAST_AHEAD = 64
+"""...but at least so many."""
 
 Dropped = Literal["dropped"]
 
@@ -102,16 +103,16 @@ class Group:
 
     __slots__ = (
         "_ahead",
+        "_aside",
         "_closing",
         "_context",
         "_ended_by_hand",
         "_engaged",
         "_failure",
         "_feeding",
-        "_gates",
+        "_entrance",
         "_idle",
         "_interrupted",
-        "_limit",
         "_live",
         "_live_budget",
         "_news",
@@ -119,33 +120,37 @@ class Group:
         "_parked",
         "_ready",
         "_room",
-        "_seats",
         "_source",
         "_tasks",
+        "_unsaid",
         "_waiting",
-        "in_flight",
         "inbox",
         "reason",
     )
 
-    def __init__(self, parent: Run, source: Source, limit: int, gates: Gates | None = None) -> None:
+    def __init__(
+        self, parent: Run, source: Source, limits: Limits, *, owner: object, name: str = ""
+    ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
         Args:
             parent: The run whose task calls ``live``.
             source: Makes the children.
-            limit: How many may be in flight.
-            gates: Let each of them start; None: all may.
+            limits: How many may be in flight, and how they start.
+            owner: What all executions of the fan-out have in common...
+            name: ...if there are several of that owner.
         """
-        self._gates = gates
-        self._ahead = max(LEAST_AHEAD, AHEAD * limit)
-        self._seats: dict[Run, ChildSeat] = {}  # of children that may start, until they are applied
-        self._waiting: dict[Run, ChildSeat] = {}  # the look-ahead
-        self._ready: deque[Run] = deque()  # of that, those that may start by now
+        admission = parent.setting.services.admission
+        self._entrance = admission.entrance(owner, limits, name, self._hear_aside)
+        limit = limits.in_flight
+        self._ahead = max(LEAST_AHEAD, AHEAD * limit)  # how many may wait to start, or aside
+        self._aside = 0  # children that have started, and wait without being in flight
+        self._waiting: dict[Run, Seat] = {}  # those that wait to start
+        self._ready: deque[Run] = deque()  # those that may start by now
+        self._unsaid: list[tuple[Run, Seat]] = []  # those that nobody was told of
         self._parent = parent
         self._source = source
-        self._limit = limit
-        self._live = 0  # children that have started and not ended
+        self._live = 0  # children that were taken and have not ended
         self._live_budget = parent.setting.execution.live
         self._live_budget.size = max(self._live_budget.size, limit)
         self._tasks: TaskGroup | None = None
@@ -161,8 +166,21 @@ class Group:
         self._ended_by_hand = False
         self._failure: BaseException | None = None
         self.inbox: deque[Run] = deque()
-        self.in_flight = 0
         self.reason = "the fan-out was cancelled"
+
+    @property
+    def in_flight(self) -> int:
+        """Children that have started, and whose end the parent has not committed."""
+        return self._entrance.place.used
+
+    @property
+    def _limit(self) -> int:
+        return int(self._entrance.place.size or 0)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether so many wait that no more are pulled."""
+        return len(self._waiting) + self._aside >= self._ahead
 
     async def live(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
         """Live every child, handing those that ended to ``apply`` in batches, by position.
@@ -221,7 +239,7 @@ class Group:
         inbox, source = self.inbox, self._source
         while self._failure is None and not self._interrupted and not self._ended_by_hand:
             if not inbox:
-                if self.in_flight == 0 and source.dry() and not self._waiting and not self._ready:
+                if self.in_flight == 0 and source.dry() and not self._waiting and not self._aside:
                     return True
                 self._news = Event()
                 await self._news.wait()
@@ -229,10 +247,7 @@ class Group:
             batch = [inbox.popleft() for _ in range(min(len(inbox), BATCH))]
             batch.sort(key=_position)
             reason = await apply(batch)
-            self.in_flight -= len(batch)
-            if self._seats:
-                for child in batch:
-                    self._leave_seat(child)
+            self._entrance.leave(batch)
             if reason is not None:
                 self._stop(None, reason)
                 return True
@@ -315,18 +330,17 @@ class Group:
         A new one is made only if there is none that could do it; with ``spread``, as many as
         needed.
         """
-        room = self._limit - self.in_flight - self._idle
-        if room <= 0:
-            return
-        work = self._source.left() - self._idle
-        if self._gates is not None:
-            work = self._startable() - self._idle
-        for _ in range(min(count, room, work)):
-            if (self._live or self._idle) and self._live_budget.is_spent:
+        limit, ready = self._limit, len(self._ready)
+        work = limit - self.in_flight
+        if work > 0:
+            work = 0 if self._is_full else min(work, self._source.left())
+        work = max(work, 0) + ready - self._idle
+        for _ in range(min(count, work)):
+            if not ready and (self._live or self._idle) and self._live_budget.is_spent:
                 return
             if self._parked:
                 _wake(self._parked.popleft())
-            elif self._engaged < self._limit and (spread or self._idle == 0):
+            elif self._engaged < limit + self._aside and (spread or self._idle == 0):
                 self._engaged += 1
                 self._start(self._pull)
             else:
@@ -345,77 +359,89 @@ class Group:
             _wake(self._parked.popleft())
         self._tell_room()
 
-    def _take(self) -> Run | Dropped | None:
+    def _take(self) -> Run | Dropped | Literal["waiting"] | None:
         self._idle -= 1
-        if self._closing or self.in_flight >= self._limit:
+        if self._closing:
+            return None
+        if self._ready:
+            return self._ready.popleft()
+        entrance = self._entrance
+        if entrance.place.used >= self._limit or self._is_full:
             return None
         if self._live and not self._live_budget.take():
             return None
         self._live += 1
         try:
-            child = self._source.take() if self._gates is None else self._take_admitted(self._gates)
+            child = self._source.take()
+            if child is None:
+                self._end_live()
+                if self._source.dry():
+                    self._tell()
+            elif child == "dropped":
+                self._end_live()
+            elif child.is_settled:
+                self._end_live()
+                entrance.place.used += 1
+            else:
+                setting = child.setting
+                setting.entrance = entrance
+                if entrance.governs_all or setting.is_limited:
+                    return self._admit(child)
+                entrance.place.used += 1
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._end_live()
             self._fell(error)
             return None
-        if child is None:
-            self._end_live()
-            if self._source.dry():
-                self._tell()
-        elif child == "dropped" or child.is_settled:
-            self._end_live()
-            self.in_flight += child != "dropped"
-        else:
-            self.in_flight += 1
         return child
 
-    # -- gates: who may start --------------------------------------------------------------------
+    # -- those that wait, to start or aside -------------------------------------------------------
 
-    def _take_admitted(self, gates: Gates) -> Run | Dropped | None:
-        """Take the next child that may start; those that may not yet go to the look-ahead."""
-        if self._ready:
-            return self._ready.popleft()
-        execution = self._parent.setting.execution
-        while len(self._waiting) < self._ahead:
-            child = self._source.take()
-            if child is None or child == "dropped" or child.is_settled:
-                return child
-            seat = gates.seat(child.data, execution, partial(self._let_start, child))
-            if seat.granted:
-                self._seats[child] = seat
-                return child
-            self._waiting[child] = seat
-        return None
+    def _admit(self, child: Run) -> Run | Literal["waiting"]:
+        """Let a child start, or have it wait until it may."""
+        seat = self._entrance.admit(child, partial(self._let_start, child))
+        if seat.granted:
+            return child
+        self._waiting[child] = seat
+        if child.setting.hooks.waiting:
+            self._unsaid.append((child, seat))
+        return "waiting"
 
     def _let_start(self, child: Run) -> None:
-        """Hear that a child of the look-ahead may start."""
-        self._seats[child] = self._waiting.pop(child)
+        """Hear that a child may start."""
+        del self._waiting[child]
         self._ready.append(child)
         if not self._closing:
             self._engage(1)
+            self._tell_room()
 
-    def _startable(self) -> int:
-        """Guess how many children could be started now, if there is room for them."""
-        pulled = self._source.left() if len(self._waiting) < self._ahead else 0
-        return len(self._ready) + pulled
+    def _hear_aside(self, by: int) -> None:
+        """Hear that a child waits aside, so that another may take its place, or does no more."""
+        self._aside += by
+        if not self._closing:
+            self._engage(1)
+            self._tell_room()
 
-    def _leave_seat(self, child: Run) -> None:
-        seat = self._seats.pop(child, None)
-        if seat is not None:
-            seat.leave()
+    async def _tell_waiting(self) -> None:
+        unsaid, self._unsaid = self._unsaid, []
+        try:
+            for child, seat in unsaid:
+                if child in self._waiting:
+                    await child.tell_waiting(seat)
+        except BaseException as error:  # noqa: BLE001 # raised by live
+            self._fell(error)
 
     def _give_back(self) -> None:
-        """Give back all seats; children that never started have been cancelled."""
+        """Give back what is held; children that never started have been cancelled."""
         never = [*self._ready, *self._waiting]
         for child in never:
             child.cancel(self.reason)
-            seat = self._waiting.get(child) or self._seats.pop(child)
-            seat.cancel()
+            self._entrance.give_up(child, self._waiting.get(child) or child.seat)
+            self._end_live()
         self._ready.clear()
         self._waiting.clear()
+        self._unsaid.clear()
         self.inbox.extend(never)
-        while self._seats:
-            self._seats.popitem()[1].leave()
+        self._entrance.close()
 
     def _end_live(self) -> None:
         self._live -= 1
@@ -436,6 +462,10 @@ class Group:
             waited = False
             if child == "dropped":
                 pass
+            elif child == "waiting":
+                if self._unsaid:
+                    await self._tell_waiting()
+                    waited = True
             elif child.is_settled:
                 self._leave(child)
             else:
@@ -504,6 +534,11 @@ class Group:
         return waited
 
     def _leave(self, child: Run) -> None:
+        if child.seat is not None:  # its first attempt never came
+            child.seat.cancel()
+            child.seat = None
+        if child.stake is not None:
+            self._entrance.adapt(child)
         self.inbox.append(child)
         self._tell()
 
@@ -525,7 +560,9 @@ class Group:
 
     async def wait_for_room(self) -> bool:
         """Wait until one more element can be used; return whether there is any use for more."""
-        while not self._closing and self.in_flight + self._source.waiting() >= self._limit:
+        while not self._closing and (
+            self._is_full or self.in_flight + self._source.waiting() >= self._limit
+        ):
             self._room = Event()
             await self._room.wait()
         return not self._closing

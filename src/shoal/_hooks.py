@@ -32,6 +32,7 @@ from ._events import (
     StateUpdated,
     StepEnded,
     StepStarted,
+    Waiting,
 )
 
 logger = logging.getLogger("shoal.hooks")
@@ -72,6 +73,9 @@ class Hook:
 
     def on_step_started(self, event: StepStarted) -> Told:
         """Hear that a run is about to execute an action."""
+
+    def on_waiting(self, event: Waiting) -> Told:
+        """Hear that a child or an attempt of an action begins to wait for a limit."""
 
     def on_state_updated(self, event: StateUpdated) -> Told:
         """Hear that a run's state changed, and how."""
@@ -135,6 +139,7 @@ class Hooks:
         "state_updated",
         "step_ended",
         "step_started",
+        "waiting",
     )
     around_step: Managers[StepStarted]
     around_span: Managers[SpanStarted]
@@ -162,6 +167,7 @@ class Hooks:
         self.failures: list[HookFailed] = []
         self.run_started: Listeners = self._listeners("on_run_started")
         self.step_started: Listeners = self._listeners("on_step_started")
+        self.waiting: Listeners = self._listeners("on_waiting")
         self.state_updated: Listeners = self._listeners("on_state_updated")
         self.child_started: Listeners = self._listeners("on_child_started")
         self.child_rerun: Listeners = self._listeners("on_child_rerun")

@@ -9,7 +9,7 @@ Invariants:
 - What starts, starts at the moment in which all gates it needs are open to it; while it waits it
   takes up none of them. So two limits can't be taken in two orders, and a gate that is shut delays
   nobody who doesn't need it.
-- Nobody waits who could start, and nobody overtakes at a gate: who finds others posted there, waits.
+- Nobody waits who could start, and nobody overtakes at a gate: who finds others there, waits.
 - Lines of one run are served first come, first served; lines of different runs take turns, however
   many each has waiting (start-time fair queueing: P. Goyal, H. Vin, H. Cheng, 1996).
 - Only a running attempt holds slots. One that has lent its seat gets it back before new ones; where
@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
@@ -37,6 +38,7 @@ from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, BadUse, brief
 from ._ports import Clock, Waiter
 from ._rate import CREDIT, Adaptive, Ended, ForeignMeter, Limits, Meter, Part
+from ._run import Run
 from ._state import State, make_state, refuse_awaitable
 
 SWEEP = 64
@@ -55,9 +57,9 @@ class Gate:
         "adapt",
         "alarm_at",
         "changed_at",
-        "has_cost",
-        "is_keyed",
+        "key",
         "meter",
+        "part",
         "paused_until",
         "posted",
         "seats",
@@ -66,18 +68,18 @@ class Gate:
     )
 
     def __init__(
-        self, size: float | None = None, meter: Meter | ForeignMeter | None = None
+        self, size: float | None = None, part: Part | None = None, key: Hashable = None
     ) -> None:
-        """Have ``size`` slots (None: any number), all free, and a rate."""
+        """Have ``size`` slots (None: any number), all free, and the rate of ``part``."""
         self.size = size
-        self.meter = meter
+        self.part = part
+        self.key = key
+        self.meter: Meter | ForeignMeter | None = None if part is None else part.meter()
+        self.adapt: Adaptive | None = None if part is None else part.adapt
         self.used = 0
         self.seats = 0  # that need it: granted, waiting or lent
         self.paused_until = -math.inf
         self.changed_at = -math.inf  # when its slots were last made fewer
-        self.is_keyed = False  # whether it is one of many keys
-        self.has_cost = False  # whether what it is charged is the user's to say
-        self.adapt: Adaptive | None = None
         self.alarm_at = math.inf  # when it is served next, whatever happens
         self.posted = 0  # lines that wait here
         self._posts: list[tuple[_Turn, int, _Line]] = []  # a heap; lines that are gone stay a while
@@ -99,6 +101,16 @@ class Gate:
         if self.meter is not None:
             opens = max(opens, self.meter.opens_at(cost))
         return opens
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it is one of many keys."""
+        return self.part is not None and self.part.by is not None
+
+    @property
+    def has_cost(self) -> bool:
+        """Whether what it is charged is the user's to say."""
+        return self.part is not None and self.part.cost is not None
 
     def is_new(self, now: float) -> bool:
         """Tell whether it is as if it had never been used."""
@@ -198,11 +210,11 @@ class Limiter:
         self.limits = limits
         for part, gates in zip(limits.parts, self.parts, strict=True):
             gates.part = part
-            for gate in gates.gates.values():
-                gate.size = part.n
+            for gate in list(gates.gates.values()):
+                gate.part, gate.size, gate.adapt = part, part.n, part.adapt
                 meter = part.meter()
                 if isinstance(meter, Meter) and isinstance(gate.meter, Meter):
-                    meter.tat = gate.meter.tat
+                    meter.go_on_from(gate.meter)
                 gate.meter = meter
                 self._admission.serve(gate)
 
@@ -246,16 +258,8 @@ class _PartGates:
         if gate is None:
             if len(self.gates) >= self._sweep_at:
                 self._sweep(now)
-            gate = self.gates[key] = self.make()
+            gate = self.gates[key] = Gate(part.n, part, key)
         return gate, cost
-
-    def make(self) -> Gate:
-        """Make a gate for one more key."""
-        gate = Gate(self.part.n, self.part.meter())
-        gate.is_keyed = self.part.by is not None
-        gate.has_cost = self.part.cost is not None
-        gate.adapt = self.part.adapt
-        return gate
 
     def _sweep(self, now: float) -> None:
         """Forget the keys that are as good as new; each is looked at twice at most, on average."""
@@ -329,21 +333,133 @@ class _Line:
         return self.is_behind, seat.tag, arrival
 
 
+class Party(Protocol):
+    """Who takes a seat: a run."""
+
+    @property
+    def unit(self) -> Unit:
+        """What takes turns with others: its execution."""
+        ...
+
+    @property
+    def stake(self) -> Any:
+        """What it holds while it is in flight, if it is a child and that is known already."""
+        ...
+
+    def make_stake(self) -> Any:
+        """Say what it holds from now on, if it is a child."""
+        ...
+
+
+@final
+class Stake:
+    """What a child of a fan-out holds while it is in flight: its place, and its fan-out's gates.
+
+    A child that must wait for something else gives it back meanwhile: it steps aside. It is held
+    again in the very moment in which the child gets what it waits for. So the seat of an attempt
+    that waits is *loaded* with it.
+    """
+
+    __slots__ = (
+        "_admission",
+        "_on_aside",
+        "costs",
+        "gates",
+        "is_aside",
+        "is_due",
+        "is_held",
+        "since",
+    )
+
+    def __init__(
+        self,
+        admission: Admission,
+        gates: tuple[Gate, ...],
+        costs: tuple[float, ...],
+        on_aside: Callable[[int], None],
+        *,
+        is_held: bool = False,
+    ) -> None:
+        """Begin.
+
+        Args:
+            admission: Grants it.
+            gates: The child's place, then what its fan-out needs for it.
+            costs: What it costs at each of them.
+            on_aside: Called with 1 when the child has stepped aside, with -1 when it is back.
+            is_held: Whether it is counted already.
+        """
+        self._admission = admission
+        self._on_aside = on_aside
+        self.gates = gates
+        self.costs = costs
+        self.is_held = is_held
+        self.is_due = not is_held  # whether its rates are charged when it is held next
+        self.is_aside = False
+        self.since: float | None = None  # when it was held, where that is asked for
+        for gate in gates:
+            gate.seats += 1
+
+    def step_aside(self) -> None:
+        """Give it back until it is needed again."""
+        self.is_aside = True
+        self._give_back()
+        self._on_aside(1)
+
+    def hold(self, *, since: float | None = None) -> None:
+        """Hear that it was counted."""
+        self.is_held, self.is_due, self.since = True, False, since
+        if self.is_aside:
+            self.is_aside = False
+            self._on_aside(-1)
+
+    def resume(self) -> None:
+        """Hold it again, whether or not there is room: for a child that is about to end."""
+        if self.is_aside:
+            for gate in self.gates:
+                gate.used += 1
+            self.hold()
+
+    def leave(self) -> None:
+        """Give it back for good."""
+        self._give_back()
+        for gate in self.gates:
+            gate.seats -= 1
+
+    def refund(self) -> None:
+        """Give back what was charged for a child that never started."""
+        if not self.is_due:
+            self._admission.correct(self.gates, [-cost for cost in self.costs])
+
+    def _give_back(self) -> None:
+        if self.is_held:
+            self.is_held = False
+            for gate in self.gates:
+                gate.used -= 1
+            self._admission.serve(*self.gates)
+
+    def __repr__(self) -> str:
+        return f"<Stake {'held' if self.is_held else 'not held'}, {self.gates}>"
+
+
 @final
 class Seat:
     """What something holds while it runs; see the port of that name."""
 
     __slots__ = (
         "_admission",
+        "_is_loaded",
         "_lent",
         "_on_granted",
         "_over",
+        "_party",
         "costs",
         "granted",
         "line",
         "needed",
         "paid",
-        "started_at",
+        "since",
+        "stake",
         "tag",
         "unit",
         "waiter",
@@ -354,8 +470,10 @@ class Seat:
         admission: Admission,
         needed: tuple[Gate, ...],
         costs: tuple[float, ...] | None = None,
-        unit: Unit | None = None,
+        party: Party | None = None,
+        *,
         on_granted: Callable[[], None] | None = None,
+        stake: Stake | None = None,
     ) -> None:
         """Be granted all that is ``needed``, no two the same, or wait for it.
 
@@ -363,25 +481,71 @@ class Seat:
             admission: Grants it.
             needed: The gates.
             costs: What it costs at each of them; None: 1.
-            unit: Takes turns with others.
+            party: Whose it is.
             on_granted: Called when it is granted after a wait; None: somebody calls ``wait``.
+            stake: What has to be held besides.
         """
         self._admission = admission
+        self._party = party
         self._on_granted = on_granted
         self._lent = 0  # how many have asked for it to be given back meanwhile
         self._over = False
+        self._is_loaded = False
         self.needed = needed
         self.costs = costs
-        self.unit = unit
+        self.unit: Unit | None = None if party is None else party.unit
         self.tag = 0.0
         self.paid = False  # whether its rates were charged
         self.granted = False
-        self.started_at = 0.0
+        self.since: float | None = None  # when it was granted, where that is asked for
         self.line: _Line | None = None
         self.waiter: Waiter | None = None
+        self.stake = stake
         for gate in needed:
             gate.seats += 1
+        if stake is not None and not stake.is_held:
+            self._load(stake)
         admission.enter(self)
+
+    # -- its stake ------------------------------------------------------------------------------
+
+    def _load(self, stake: Stake) -> None:
+        """Need the stake besides, and not pay for it twice."""
+        own = (1.0,) * len(self.needed) if self.costs is None else self.costs
+        self.stake = stake
+        self.needed = (*stake.gates, *self.needed)
+        self.costs = (*(stake.costs if stake.is_due else (0.0,) * len(stake.gates)), *own)
+        self._is_loaded = True
+
+    def unload(self, now: float | None = None) -> None:
+        """Leave to the stake what is the stake's: it was granted."""
+        if self._is_loaded:
+            self._take_off().hold(since=now)
+
+    def _take_off(self) -> Stake:
+        stake = self.stake
+        assert stake is not None, "it is loaded with one"
+        assert self.costs is not None
+        self._is_loaded = False
+        self.needed = self.needed[len(stake.gates) :]
+        self.costs = self.costs[len(stake.gates) :]
+        return stake
+
+    def load_to_wait(self) -> Stake | None:
+        """Have the child that must wait step aside, if what it waits for may take its time.
+
+        A slot doesn't: whoever has it runs, and gives it back.
+
+        Returns the stake that is to be given back, once this stands in line.
+        """
+        if self._is_loaded or self._party is None:
+            return None
+        if not any(gate.meter is not None or gate.is_keyed for gate in self.needed):
+            return None
+        stake: Stake | None = self._party.make_stake()
+        if stake is not None:
+            self._load(stake)
+        return stake
 
     @property
     def is_waiting(self) -> bool:
@@ -431,8 +595,11 @@ class Seat:
             return
         self._over = True
         self._admission.leave(self)
+        if self._is_loaded:  # it was never granted
+            self._take_off().resume()
         for gate in self.needed:
             gate.seats -= 1
+        self.wake()  # another task of the attempt may wait to regain it
 
     def lend(self) -> None:
         """Give back what it holds until it was regained or reclaimed as often.
@@ -463,13 +630,13 @@ class Seat:
         self._lent -= 1
         self._claim()
 
-    def charge(self, actual: float) -> None:
-        """Correct what it was charged, at all gates where it had a cost of its own."""
-        self._admission.charge(self, actual)
-
-    def pause(self, seconds: float) -> bool:
-        """Let nothing more start at the gates that are one of many keys; tell if there are any."""
-        return self._admission.pause(self, seconds)
+    @property
+    def awaited(self) -> tuple[str, object]:
+        """What keeps it waiting: the limit, and which key of it."""
+        gate = None if self.line is None else self.line.gate
+        if gate is None or gate.part is None:
+            return "in flight", None
+        return repr(gate.part), gate.key
 
     def _is_vacant(self) -> bool:
         """Whether the attempt runs, itself, and holds no slots."""
@@ -533,67 +700,74 @@ class Admission:
             found = named[name] = Limiter(limits, self)
         return found
 
-    def shared(self, owner: object, limits: Limits, name: str = "") -> _Gates | None:
-        """Find what lets the children of a fan-out start; see the port."""
+    def entrance(
+        self, owner: object, limits: Limits, name: str, on_aside: Callable[[int], None]
+    ) -> Entrance:
+        """Make what lets the children of a fan-out start; see the port."""
         shared = limits.shared
-        return None if shared is None else _Gates(self, self.limiter(owner, shared, name))
+        limiter = None if shared is None else self.limiter(owner, shared, name)
+        return Entrance(self, limits, limiter, on_aside)
 
     def seat(
         self,
         scopes: tuple[object, ...],
         action: FunctionAction[..., Any],
         data: Mapping[str, object],
-        unit: Unit | None = None,
+        party: Party | None = None,
     ) -> Seat | None:
         """Take a seat for an attempt, granted at once where there is room; see the port."""
+        stake: Stake | None = None if party is None else party.stake
+        limiters = self._limiters_of(scopes, action)
+        if not limiters and (stake is None or stake.is_held):
+            return None
+        needed, costs = self._gates(limiters, data)
+        return Seat(self, needed, costs, party, stake=stake)
+
+    def _limiters_of(
+        self, scopes: tuple[object, ...], action: FunctionAction[..., Any]
+    ) -> tuple[Limiter, ...]:
         limiters: tuple[Any, ...] = scopes
         if action.limits is not None:
             limiters = (*scopes, self.limiter(action.definition, action.limits))
-        return self.seat_at(limiters, data, unit) if limiters else None
+        return limiters
 
-    def seat_at(
-        self,
-        limiters: tuple[Limiter, ...],
-        data: Mapping[str, object],
-        unit: Unit | None = None,
-        on_granted: Callable[[], None] | None = None,
-        besides: tuple[Gate, ...] = (),
-    ) -> Seat:
-        """Take a seat at the gates of some limits.
-
-        Args:
-            limiters: The limits.
-            data: The state from which something is to start.
-            unit: Takes turns with others.
-            on_granted: Called when it is granted, if it has to wait; None: somebody calls ``wait``.
-            besides: Gates that are needed besides.
-        """
+    def _gates(
+        self, limiters: Sequence[Limiter], data: Mapping[str, object]
+    ) -> tuple[tuple[Gate, ...], tuple[float, ...] | None]:
+        """Find the gates that are needed to start from ``data``, and what it costs there."""
         parts = [gates for limiter in limiters for gates in limiter.parts]
         if all(gates.part.by is None and gates.part.cost is None for gates in parts):
-            return Seat(self, (*_plain(parts), *besides), None, unit, on_granted)
+            return tuple(_plain(parts)), None
         state, now = make_state(data), self.clock()
         found = [gates.find(state, now) for gates in parts]
-        needed = (*(gate for gate, _ in found), *besides)
-        costs = (*(cost for _, cost in found), *(1.0 for _ in besides))
-        return Seat(self, needed, costs, unit, on_granted)
+        return tuple(gate for gate, _ in found), tuple(cost for _, cost in found)
 
     # -- coming and going -----------------------------------------------------------------------
 
     @ki_protected
     def enter(self, seat: Seat, *, ahead: bool = False) -> None:
         """Grant ``seat`` what it needs, or have it wait: ``ahead`` of those that are not."""
-        key = ahead, seat.unit, seat.needed
-        line = self._lines.get(key) if self._lines else None
+        gate: Gate | None = None
+        line = self._lines.get((ahead, seat.unit, seat.needed)) if self._lines else None
         if line is None:
             gate = self._shut(seat, (not ahead, math.inf, 0))
             if gate is None:
                 self.take(seat)
                 return
+        stake = None if ahead else seat.load_to_wait()
+        key = ahead, seat.unit, seat.needed
+        if stake is not None:
+            line = self._lines.get(key)
+        if line is None:
+            gate = gate or self._shut(seat, (not ahead, math.inf, 0))
+            assert gate is not None, "others wait in front of it"
             line = self._lines[key] = _Line(key, is_behind=not ahead)
             self._join(seat, line)
             self._post(line, gate)
         else:
             self._join(seat, line)
+        if stake is not None:
+            stake.step_aside()
 
     def _join(self, seat: Seat, line: _Line) -> None:
         unit = seat.unit
@@ -630,13 +804,16 @@ class Admission:
             return
         seat.paid = True
         now: float | None = None
+        since: float | None = None
         for index, gate in enumerate(seat.needed):
             gate.used += 1
             if gate.adapt is not None:
-                seat.started_at = now = self.clock() if now is None else now
+                since = now = self.clock() if now is None else now
             if gate.meter is not None:
                 now = self.clock() if now is None else now
                 gate.meter.take(now, seat.cost(index), credit if gate is at else 0.0)
+        seat.since = since
+        seat.unload(since)
 
     @ki_protected
     def leave(self, seat: Seat) -> None:
@@ -724,46 +901,48 @@ class Admission:
     def refund(self, seat: Seat) -> None:
         """Give back what was charged for something that never started."""
         seat.paid = False
-        for at, gate in enumerate(seat.needed):
-            if gate.meter is not None:
-                gate.meter.correct(-seat.cost(at))
+        self.correct(seat.needed, [-seat.cost(at) for at in range(len(seat.needed))])
+
+    def correct(self, gates: Sequence[Gate], costs: Sequence[float]) -> None:
+        """Count so much more as gone at each of ``gates``, or less."""
+        for gate, cost in zip(gates, costs, strict=True):
+            if gate.meter is not None and cost:
+                gate.meter.correct(cost)
                 if gate.posted:
                     self.serve(gate)
 
-    def charge(self, seat: Seat, actual: float) -> None:
-        """Correct what ``seat`` was charged, wherever it has a cost of its own."""
-        if seat.costs is None:
-            return
-        costs = list(seat.costs)
-        for at, gate in enumerate(seat.needed):
-            if gate.has_cost and gate.meter is not None:
-                gate.meter.correct(actual - costs[at])
-                costs[at] = actual
-                if gate.posted:
-                    self.serve(gate)
-        seat.costs = tuple(costs)
+    def charge(self, seat: Seat | None, stake: Stake | None, actual: float) -> None:
+        """Correct what an attempt was charged, and its child, wherever ``cost=`` said it."""
+        for held in (seat, stake):
+            if held is not None and held.costs is not None:
+                gates = held.needed if isinstance(held, Seat) else held.gates
+                due = tuple(
+                    actual if gate.has_cost else cost
+                    for gate, cost in zip(gates, held.costs, strict=True)
+                )
+                self.correct(gates, [new - old for new, old in zip(due, held.costs, strict=True)])
+                held.costs = due
 
-    def pause(self, seat: Seat, seconds: float) -> bool:
-        """Let nothing start at those gates of ``seat`` that are one of many keys, for a while.
-
-        Returns whether there is one.
-        """
+    def pause(self, seat: Seat | None, stake: Stake | None, seconds: float) -> bool:
+        """Let nothing start for a while at those gates that are one of many keys; see the port."""
         until = self.clock() + seconds
-        keyed = [gate for gate in seat.needed if gate.is_keyed]
+        gates = (*(() if seat is None else seat.needed), *(() if stake is None else stake.gates))
+        keyed = [gate for gate in gates if gate.is_keyed]
         for gate in keyed:
             gate.paused_until = max(gate.paused_until, until)
             if gate.posted:
                 self.serve(gate)  # which waits for the new time
         return bool(keyed)
 
-    def adapt(self, seat: Seat, error: BaseException | None) -> None:
-        """Hear how an attempt ended that held ``seat``, before it leaves."""
+    def adapt(self, held: Seat | Stake, error: BaseException | None) -> None:
+        """Hear how something ended, before it gives back what it holds."""
+        if held.since is None:
+            return
         now = self.clock()
-        for gate in seat.needed:
+        for gate in held.needed if isinstance(held, Seat) else held.gates:
             if gate.adapt is None or gate.size is None:
                 continue
-            seconds, in_use = now - seat.started_at, gate.used
-            ended = Ended(error, seconds, seat.started_at, now, in_use)
+            ended = Ended(error, now - held.since, held.since, now, gate.used)
             size = gate.adapt.after(gate.size, gate.changed_at, ended)
             if size < gate.size:
                 gate.changed_at = now
@@ -771,7 +950,7 @@ class Admission:
             if gate.posted:
                 self.serve(gate)
 
-    # -- time ---------------------------------------------------------------------------------------
+    # -- time -----------------------------------------------------------------------------------
 
     def _wake_at(self, when: float, gate: Gate) -> None:
         """See to it that ``gate`` is served then."""
@@ -812,17 +991,114 @@ class Admission:
 
 
 @final
-class _Gates:
-    """What lets the children of a fan-out start; see the port."""
+class Entrance:
+    """What lets the children of one fan-out start, while it lasts.
 
-    __slots__ = ("_admission", "_limiters")
+    A child is in flight when it has a *place*. It starts when all that applies has room for it at
+    once: its place, its fan-out's rates and keys, and, where the first thing it does is to execute
+    an action, what limits that. So a rate is kept to by what really starts.
+    """
 
-    def __init__(self, admission: Admission, limiter: Limiter) -> None:
+    __slots__ = ("_admission", "_limiters", "_on_aside", "_stakes", "place")
+
+    def __init__(
+        self,
+        admission: Admission,
+        limits: Limits,
+        limiter: Limiter | None,
+        on_aside: Callable[[int], None],
+    ) -> None:
+        """Have no child in flight.
+
+        Args:
+            admission: The runtime's.
+            limits: Of the fan-out.
+            limiter: What is shared by all its executions.
+            on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
+        """
         self._admission = admission
-        self._limiters = (limiter,)
+        self._limiters = () if limiter is None else (limiter,)
+        self._on_aside = on_aside
+        self._stakes: set[Stake] = set()
+        self.place = Gate(limits.in_flight)
+        self.place.adapt = limits.adapts_in_flight
 
-    def seat(self, data: Mapping[str, object], unit: Any, on_granted: Callable[[], None]) -> Seat:
-        return self._admission.seat_at(self._limiters, data, unit, on_granted)
+    @property
+    def governs_all(self) -> bool:
+        """Whether every child has to be admitted: else only those that execute what is limited."""
+        return bool(self._limiters) or self.place.adapt is not None
+
+    def admit(self, child: Run, on_granted: Callable[[], None]) -> Seat:
+        """Take all that a child needs to start, or have it stand in line for it.
+
+        Its seat is then that of its first attempt.
+
+        Args:
+            child: The child.
+            on_granted: Called when it may start, if it has to wait.
+
+        Raises:
+            Exception: What ``by=`` or ``cost=`` of the fan-out's limits raised.
+        """
+        admission, setting = self._admission, child.setting
+        gates, costs = admission._gates(self._limiters, child.data)
+        if costs is None:
+            costs = (1.0,) * len(gates)
+        stake = Stake(admission, (self.place, *gates), (1.0, *costs), self._on_aside)
+        child.stake = stake
+        self._stakes.add(stake)
+        needed: tuple[Gate, ...] = ()
+        own: tuple[float, ...] | None = None
+        action = setting.entry
+        if action is not None and child.record is None:
+            # What goes wrong in it is the attempt's failure, and happens again there.
+            with suppress(Exception):
+                limiters = admission._limiters_of(setting.scopes, action)
+                needed, own = admission._gates(limiters, child.data)
+        seat = Seat(admission, needed, own, child, on_granted=on_granted, stake=stake)
+        child.seat = seat if needed else None
+        return seat
+
+    def stake(self) -> Stake:
+        """Make what a child holds that was not admitted, since nothing limits its start."""
+        stake = Stake(self._admission, (self.place,), (1.0,), self._on_aside, is_held=True)
+        self._stakes.add(stake)
+        return stake
+
+    def leave(self, children: Sequence[Run]) -> None:
+        """Give back what children held in flight."""
+        for child in children:
+            stake: Any = child.stake
+            if stake is None:
+                self.place.used -= 1
+            else:
+                child.stake = None
+                self._stakes.discard(stake)
+                stake.leave()
+        if self.place.posted:
+            self._admission.serve(self.place)
+
+    def give_up(self, child: Run, seat: Seat | None) -> None:
+        """Give back what a child took, or stood in line for, that never started."""
+        stake: Any = child.stake
+        child.stake = child.seat = None
+        if seat is not None:
+            seat.cancel()
+        if stake is not None:
+            self._stakes.discard(stake)
+            stake.refund()
+            stake.leave()
+
+    def adapt(self, child: Run) -> None:
+        """Hear how a child ended."""
+        stake: Any = child.stake
+        if stake is not None:
+            self._admission.adapt(stake, child.error)
+
+    def close(self) -> None:
+        """Give back what is held by children that nobody has applied."""
+        while self._stakes:
+            self._stakes.pop().leave()
 
 
 def _first_turn(gate: Gate) -> _Turn:
@@ -836,6 +1112,6 @@ def _plain(parts: list[_PartGates]) -> list[Gate]:
     for gates in parts:
         gate = gates.gates.get(None)
         if gate is None:
-            gate = gates.gates[None] = gates.make()
+            gate = gates.gates[None] = Gate(gates.part.n, gates.part)
         found.append(gate)
     return found

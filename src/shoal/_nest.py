@@ -38,10 +38,8 @@ async def enter(graph: Graph, run: Run) -> Change:
     begun = run.playback
     data = run.data if begun is None else begun.began.data
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
-    child = Run(child_setting(run, graph.name, graph), base)
-    recorded = await recorded_children(
-        run, graph.name, run.visit(graph.name), run.setting.store
-    )
+    child = Run(child_setting(run, graph.name, graph, host=run.lodger), base)
+    recorded = await recorded_children(run, graph.name, run.visit(graph.name), run.setting.store)
     if recorded is not None:
         fate, child.record = recorded.judge(child)
         if fate == "runs anew":

@@ -144,9 +144,7 @@ class ParallelStep:
         await self._recall()
         self.source = act._source(self)
         await self._open()
-        limits = act.limits
-        gates = self.parent.setting.services.admission.shared(act.definition, limits)
-        group = Group(self.parent, self.source, limits.in_flight, gates)
+        group = Group(self.parent, self.source, act.limits, owner=act.definition)
         try:
             await group.live(self._apply)
             await self._record_unapplied(group)
@@ -175,11 +173,7 @@ class ParallelStep:
         """Ask the store what earlier executions have left of the children."""
         run, name = self.parent, self.act.name
         self.recorded = await recorded_children(
-            run,
-            name,
-            run.visit(name),
-            self._store,
-            folds=self.join.reduce is not None,
+            run, name, run.visit(name), self._store, folds=self.join.reduce is not None
         )
 
     def _keep(self, child: Run, record: ChildRecord) -> None:
@@ -385,6 +379,7 @@ def child_setting(
     store: Store | None = None,
     hooks: Hooks | None = None,
     digests: dict[str, tuple[object, bytes]] | None = None,
+    host: Run | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
 
@@ -415,6 +410,7 @@ def child_setting(
         ends_itself=store is not None and store is not setting.store,
         hooks=setting.hooks if hooks is None else hooks,
         digests=digests,
+        host=host,
     )
 
 

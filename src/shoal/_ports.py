@@ -338,6 +338,20 @@ class Seat(Protocol):
         """Whether it holds them now."""
         ...
 
+    @property
+    def since(self) -> float | None:
+        """When it was granted, where something adapts to how attempts end."""
+        ...
+
+    @property
+    def awaited(self) -> tuple[str, object]:
+        """What keeps it waiting: the limit, and which key of it."""
+        ...
+
+    def cancel(self) -> None:
+        """Give back what was never used: what was charged for it, too."""
+        ...
+
     async def wait(self) -> None:
         """Wait until it holds them, or is lent; interrupted meanwhile, it stays in line."""
         ...
@@ -354,10 +368,6 @@ class Seat(Protocol):
         """Take the slots again, ahead of new attempts; cancelled meanwhile, reclaim them."""
         ...
 
-    def charge(self, actual: float) -> None:
-        """Correct what was charged for the attempt, wherever ``cost=`` said it."""
-        ...
-
     def reclaim(self) -> None:
         """Take the slots again at once: for an attempt that is cancelled, and can't wait.
 
@@ -367,49 +377,94 @@ class Seat(Protocol):
         ...
 
 
-class Gates(Protocol):
-    """What lets the children of a fan-out start: its rates, and its limits for each key."""
+class Stake(Protocol):
+    """What a child of a fan-out holds while it is in flight, unless it has stepped aside."""
 
-    def seat(
-        self, data: Mapping[str, object], unit: Any, on_granted: Callable[[], None]
-    ) -> ChildSeat:
-        """Take a seat for a child, granted at once if it may start.
+    @property
+    def is_held(self) -> bool:
+        """Whether it holds it now."""
+        ...
+
+    is_due: bool
+    """Whether it is charged anew when it is held next."""
+
+    def step_aside(self) -> None:
+        """Give it back; it is held again with the next seat of the child."""
+        ...
+
+    def resume(self) -> None:
+        """Hold it again, whether or not there is room: for a child that is about to end."""
+        ...
+
+
+class Place(Protocol):
+    """Places in flight of one fan-out."""
+
+    used: int
+    """How many are taken."""
+
+    @property
+    def size(self) -> float | None:
+        """How many there are, or will be when it is a whole number."""
+        ...
+
+
+class Entrance(Protocol):
+    """What lets the children of one fan-out start, while it lasts."""
+
+    @property
+    def place(self) -> Place:
+        """What counts those in flight. Who has no stake is counted by the group."""
+        ...
+
+    @property
+    def governs_all(self) -> bool:
+        """Whether every child has to be admitted: else only those that execute what is limited."""
+        ...
+
+    def admit(self, child: Any, on_granted: Callable[[], None]) -> Seat:
+        """Take all that a child needs to start, or have it stand in line for it.
 
         Args:
-            data: The fields of the state that it starts from.
-            unit: Takes turns with others: the execution.
-            on_granted: Called when it is granted after a wait.
+            child: The run.
+            on_granted: Called when it may start, if it has to wait.
         """
         ...
 
-
-class ChildSeat(Protocol):
-    """What a child holds while it is in flight."""
-
-    @property
-    def granted(self) -> bool:
-        """Whether it may start."""
+    def stake(self) -> Stake:
+        """Make what a child holds that was not admitted, since nothing limits its start."""
         ...
 
-    def leave(self) -> None:
-        """Give back what it holds."""
+    def adapt(self, child: Any) -> None:
+        """Hear how a child ended."""
         ...
 
-    def cancel(self) -> None:
-        """The same for a child that never started: what was charged for it is given back, too."""
+    def leave(self, children: Sequence[Any]) -> None:
+        """Give back what children held in flight."""
+        ...
+
+    def give_up(self, child: Any, seat: Any) -> None:
+        """Give back what a child took, or stood in line for, that never started."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held by children that nobody has applied."""
         ...
 
 
 class Admission(Protocol):
     """Lets attempts and children start."""
 
-    def shared(self, owner: object, limits: Limits, name: str = "") -> Gates | None:
-        """Find what lets the children of a fan-out start, in all its executions; None: all may.
+    def entrance(
+        self, owner: object, limits: Limits, name: str, on_aside: Callable[[int], None]
+    ) -> Entrance:
+        """Make what lets the children of one execution of a fan-out start.
 
         Args:
-            owner: What its executions have in common...
+            owner: What all executions have in common...
             limits: ...and what stands on it.
             name: Tells several of one owner apart.
+            on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
         """
         ...
 
@@ -418,7 +473,7 @@ class Admission(Protocol):
         scopes: tuple[object, ...],
         action: FunctionAction[..., Any],
         data: Mapping[str, object],
-        unit: Any,
+        party: Any,
     ) -> Seat | None:
         """Take a seat for an attempt, granted at once where there is room.
 
@@ -426,10 +481,25 @@ class Admission(Protocol):
             scopes: What limits the run that the attempt belongs to.
             action: May have limits of its own.
             data: The fields of the state that it starts from.
-            unit: Takes turns with others: the execution.
+            party: The run that takes it: the child of a fan-out, if it is part of one.
 
         Returns None where nothing limits it.
         """
+        ...
+
+    def charge(self, seat: Any, stake: Any, actual: float) -> None:
+        """Correct what was charged for an attempt and its child, wherever ``cost=`` said it."""
+        ...
+
+    def pause(self, seat: Any, stake: Any, seconds: float) -> bool:
+        """Let nothing start for a while with the keys of an attempt and its child.
+
+        Returns whether they have any: whether some of their limits have ``by=``.
+        """
+        ...
+
+    def adapt(self, held: Any, error: BaseException | None) -> None:
+        """Hear how an attempt ended, before it leaves its seat."""
         ...
 
 

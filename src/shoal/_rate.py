@@ -211,8 +211,9 @@ class Part:
 class Meter:
     """How much of a rate is used up, for one key.
 
-    The generic cell rate algorithm in its virtual-scheduling form (ITU-T I.371, annex A): ``tat`` is
-    when the next unit would come if all came evenly; it may be ahead of now by what ``burst`` allows.
+    The generic cell rate algorithm in its virtual-scheduling form (ITU-T I.371, annex A): ``tat``
+    is when the next unit would come if all came evenly; it may be ahead of now by what ``burst``
+    allows.
     """
 
     __slots__ = ("burst", "interval", "tat")
@@ -234,6 +235,10 @@ class Meter:
     def correct(self, by: float) -> None:
         """Count ``by`` units more as gone, or less if negative."""
         self.tat += by * self.interval
+
+    def go_on_from(self, other: Meter) -> None:
+        """Count as gone what is gone by ``other``, which it replaces."""
+        self.tat = other.tat
 
     def is_full(self, now: float) -> bool:
         """Tell whether it is as if nothing had ever gone."""
@@ -309,7 +314,10 @@ def check_rate(rate: object) -> None:
         hasattr(rate, name) for name in ("max_rate", "time_period", "has_capacity", "acquire")
     ):
         hint = f": Rate({rate!r})" if isinstance(rate, int | float) else ""
-        msg = f"Limits(rate=...) takes a Rate or an aiolimiter.AsyncLimiter, not {kind_of(rate)}{hint}"
+        msg = (
+            f"Limits(rate=...) takes a Rate or an aiolimiter.AsyncLimiter, not "
+            f"{kind_of(rate)}{hint}"
+        )
         raise DefinitionError(msg)
 
 
@@ -394,6 +402,12 @@ class Limits:
     def in_flight(self) -> int:
         """How many children of a fan-out are in flight in each of its executions."""
         return DEFAULT_IN_FLIGHT if self.n is None else self.n
+
+    @property
+    def adapts_in_flight(self) -> Adaptive | None:
+        """What adapts that number."""
+        own = [part for part in self.parts if part.n == self.n and part.by is None]
+        return own[0].adapt if own and self.n is not None else None
 
     @property
     def shared(self) -> Limits | None:

@@ -52,13 +52,14 @@ from ._events import (
     StepEnded,
     StepStarted,
     Update,
+    Waiting,
 )
 from ._execution import Execution
 from ._graph import Graph
 from ._history import Playback, Rewound, play
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
-from ._ports import Batch, Beginning, ChildRecord, NullStore, Services, Store
+from ._ports import Batch, Beginning, ChildRecord, Entrance, NullStore, Seat, Services, Stake, Store
 from ._schema import Schema
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
@@ -80,11 +81,15 @@ class Setting:
         "act",
         "deadline",
         "ends_itself",
+        "entrance",
+        "entry",
         "execution",
         "gate",
         "graph",
         "hooks",
+        "host",
         "inputs",
+        "is_limited",
         "keeps",
         "parent",
         "schema",
@@ -114,6 +119,7 @@ class Setting:
         ends_itself: bool = False,
         hooks: Hooks | None = None,
         digests: dict[str, tuple[object, bytes]] | None = None,
+        host: Run | None = None,
     ) -> None:
         """Collect it.
 
@@ -135,6 +141,7 @@ class Setting:
                 saved by themselves.
             hooks: Told of them and their descendants; by default, those of the execution.
             digests: Of the fields that siblings have in common, by name; filled as they are made.
+            host: The run as part of which they live, if they are graphs as nodes of its graph.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -156,6 +163,16 @@ class Setting:
         self.scopes: tuple[object, ...] = scopes
         self.gate: Callable[[str], Awaitable[None]] | None = gate
         self.schema: Schema[Any] | None = graph.schema
+        self.host: Run | None = host
+        self.entrance: Entrance | None = None
+        """What lets them start, if they are children of a fan-out."""
+        first = graph.entry
+        self.entry: FunctionAction[..., Any] | None = None
+        """What they do first, if that is an action, and what it starts from is known before."""
+        if isinstance(first, FunctionAction) and self.schema is None:
+            self.entry = first
+        self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
+        """Whether that is limited."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
 
     def digest(self, data: Mapping[str, object], key: Key) -> str:
@@ -210,7 +227,9 @@ class Run:
         "reason",
         "record",
         "rewound",
+        "seat",
         "setting",
+        "stake",
         "status",
         "used",
         "value",
@@ -261,6 +280,8 @@ class Run:
         self.is_kept = False  # whether the parent has applied it in an earlier execution
         self.is_afresh = False  # whether what the store has of it is to count no more
         self._playback: Playback | None = None  # of the step that was under way
+        self.stake: Stake | None = None  # what it holds in flight, where that is more than a place
+        self.seat: Seat | None = None  # of its first attempt, taken when it was let in
         self._undone: Callable[[int], bool] | None = None
 
     # -- what it is -----------------------------------------------------------------------------
@@ -522,6 +543,33 @@ class Run:
             action, self._head[1], setting.inputs, setting.services, scopes=setting.scopes, run=self
         )
 
+    # -- what it holds --------------------------------------------------------------------------
+
+    @property
+    def lodger(self) -> Run:
+        """The child of a fan-out that it is part of, or itself."""
+        return self.setting.host or self
+
+    @property
+    def unit(self) -> Execution:
+        """What takes turns with others at limits."""
+        return self.setting.execution
+
+    def make_stake(self) -> Stake | None:
+        """Say what it holds in flight from now on, if it is a child of a fan-out."""
+        if self.stake is None and self.setting.entrance is not None:
+            self.stake = self.setting.entrance.stake()
+        return self.stake
+
+    def take_seat(self, action: FunctionAction[..., Any]) -> Seat | None:
+        """Take the seat for an attempt, which may have to wait; None if nothing limits it."""
+        seat, self.seat = self.seat, None
+        if seat is not None:
+            return seat
+        setting = self.setting
+        admission = setting.services.admission
+        return admission.seat(setting.scopes, action, self._head[1], self.lodger)
+
     def enter(self, graph: Act) -> Awaitable[Change]:
         """Run a graph as a child of its own; see ``Performer``."""
         return self.setting.services.enter(graph, self)
@@ -676,6 +724,21 @@ class Run:
             element=child.element,
         )
         await hooks.tell(hooks.child_started, event)
+
+    async def tell_waiting(self, seat: Seat) -> None:
+        """Publish that it waits for a limit: to start, or with an attempt of its current step."""
+        hooks = self.setting.hooks
+        if not hooks.waiting or seat.granted:
+            return
+        limit, key = seat.awaited
+        event = Waiting(
+            path=self.path,
+            step=self._step or "",
+            limit=limit,
+            key=key,
+            since=self.setting.services.clock(),
+        )
+        await hooks.tell(hooks.waiting, event)
 
     async def _tell_child_ended(self, telling: _Telling, child: Run) -> None:
         listeners = telling.hooks.child_ended

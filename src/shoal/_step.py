@@ -10,13 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
 from types import CoroutineType
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, Protocol, cast
 
 from ._action import FunctionAction
 from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, UndeclaredWrite, kind_of
-from ._ports import Executor, Services
+from ._ports import Executor, Seat, Services
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+
+
+class Seated(Protocol):
+    """A run, as far as its attempts take seats."""
+
+    def take_seat(self, action: FunctionAction[..., Any]) -> Seat | None:
+        """Take the seat for an attempt, which may have to wait; None if nothing limits it."""
+        ...
+
+    async def tell_waiting(self, seat: Seat) -> None:
+        """Publish that it waits for a limit."""
+        ...
 
 
 def call_function(
@@ -25,8 +37,8 @@ def call_function(
     inputs: Mapping[str, object],
     services: Services,
     *,
-    scopes: tuple[object, ...] = (),
-    run: object = None,
+    scopes: tuple[object, ...],
+    run: Seated,
 ) -> Awaitable[Change]:
     """Execute ``action`` once on the state ``data`` and return what it changed.
 
@@ -39,14 +51,14 @@ def call_function(
         inputs: What the function may take besides.
         services: The runtime's.
         scopes: What limits the run.
-        run: The run itself, for its context.
+        run: The run itself, which takes the seat.
 
     Raises:
         MissingField: A field that it reads is not there.
         BadResult: It returned what its declaration doesn't allow.
     """
     if scopes or action.limits is not None or action.takes_context:
-        return _call_seated(action, data, inputs, services, scopes=scopes, run=run)
+        return _call_seated(action, data, inputs, services, run)
     return _call(action, data, inputs, services.threads)
 
 
@@ -56,20 +68,26 @@ async def _call_seated(
     data: Mapping[str, object],
     inputs: Mapping[str, object],
     services: Services,
-    *,
-    scopes: tuple[object, ...],
-    run: object,
+    run: Seated,
 ) -> Change:
-    unit = cast("Any", run).setting.execution if run is not None else None
-    seat = services.admission.seat(scopes, action, data, unit)
+    seat = run.take_seat(action)
     try:
         if seat is not None and not seat.granted:
+            await run.tell_waiting(seat)
             await seat.wait()
         context = services.context(run, action, seat) if action.takes_context else None
-        return await _call(action, data, inputs, services.threads, context)
-    finally:
+        result = await _call(action, data, inputs, services.threads, context)
+    except BaseException as error:
         if seat is not None:
+            if seat.since is not None:
+                services.admission.adapt(seat, error)
             seat.leave()
+        raise
+    if seat is not None:
+        if seat.since is not None:
+            services.admission.adapt(seat, None)
+        seat.leave()
+    return result
 
 
 @ki_unprotected
