@@ -474,7 +474,7 @@ async def test_recursion_through_the_context_under_a_limit(limit: int, where: st
     assert gauge.peak["leaf"] == limit
     sleeps = 256 + 2 * (64 + 16 + 4 + 1)
     assert anyio.current_time() >= sleeps / limit - 1e-6
-    assert anyio.current_time() <= sleeps / limit + 2  # the first and the last go alone
+    assert anyio.current_time() <= sleeps / limit + 4  # the first and some of the last go alone
 
 
 async def test_a_step_that_is_a_graph_holds_no_slot():

@@ -506,6 +506,8 @@ class Seat:
         if stake is not None and not stake.is_held:
             self._load(stake)
         admission.enter(self)
+        if self.granted:
+            self._on_granted = None
 
     # -- its stake ------------------------------------------------------------------------------
 
@@ -574,7 +576,8 @@ class Seat:
         """Tell whoever waits that it is granted, or waits no more."""
         if self._on_granted is not None:
             if self.granted:
-                self._on_granted()
+                on_granted, self._on_granted = self._on_granted, None
+                on_granted()
         elif self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
