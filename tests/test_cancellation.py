@@ -31,6 +31,7 @@ from shoal import (
     ChildStarted,
     CommitInDoubt,
     Context,
+    Decision,
     Done,
     Event,
     Failed,
@@ -74,6 +75,7 @@ class Keeping(NullStore):
         self.saved: dict[str, list[Update]] = {}
         self.ended: dict[str, int] = Counter()
         self.child_ends: dict[str, int] = Counter()
+        self.decisions: list[tuple[str, Decision]] = []
         self.after_keeping: Callable[[Batch], object] = lambda batch: None
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
@@ -93,6 +95,10 @@ class Keeping(NullStore):
             self.child_ends[child.path.id] += 1
             if child.last_update is not None:
                 self.saved.setdefault(child.path.id, []).append(child.last_update)
+        if batch.decision is not None:
+            self.decisions.append((batch.path.id, batch.decision))
+            decisive = batch.applied[len(batch.updates) - 1].path
+            assert (decisive.act, decisive.key) == batch.decision.winner, "saved with its update"
         if batch.ended is not None:
             self.ended[batch.path.id] += 1
         self.after_keeping(batch)

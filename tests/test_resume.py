@@ -97,9 +97,7 @@ def check_histories(store: MemoryStore) -> None:
 class Watch(Hook):
     """Everything that one run does, in all its lives."""
 
-    bodies: list[tuple[RunPath, str, int]] = field(
-        default_factory=list[tuple[RunPath, str, int]]
-    )
+    bodies: list[tuple[RunPath, str, int]] = field(default_factory=list[tuple[RunPath, str, int]])
     store: MemoryStore = field(default_factory=MemoryStore)
     completed: set[tuple[str, str, int]] = field(default_factory=set[tuple[str, str, int]])
     succeeded: set[str] = field(default_factory=set[str])
@@ -468,7 +466,9 @@ def typed() -> Graph:
 
 
 def at_most() -> Graph:
-    grown = fan_out(divide, over="n", key=int, into="out", grow=smaller, limits=Limits(1), at_most=4)
+    grown = fan_out(
+        divide, over="n", key=int, into="out", grow=smaller, limits=Limits(1), at_most=4
+    )
     plain = fan_out(two_steps, over="n", into="list", at_most=2, limits=Limits(1))
     return Graph.chain(grown, plain)
 
@@ -636,7 +636,7 @@ def test_a_store_that_goes_wrong_at_a_single_call(name: str, backend: Backend, h
 @pytest.mark.parametrize("how", ["dies", "fails", "hangs"])
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize(("delay", "seed"), [(0, None), (0, 1), (0.5, 2)])
-def test_a_store_that_goes_wrong_everywhere(
+def test_a_store_that_goes_wrong_everywhere(  # noqa: PLR0917 # parametrized
     name: str, backend: Backend, how: How, times: int, delay: float, seed: int | None
 ):
     assert crash(name, backend=backend, how=how, times=times, delay=delay, seed=seed) >= 8

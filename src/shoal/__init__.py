@@ -1,16 +1,17 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
-The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _digest, _state, _model, _schema, _events, _history, _policy; _action,
-_condition, _flow, _graph; _cancel, _ports, _hooks, _stream, _execution, _step, _run; _host,
-_limits, _recorded, _source, _group, _join, _parallel, _fanout, _tasks, _ledgers, _nest, _children,
-_context; _root, _runtime, _open, _application; then the stores.
+The modules are a spine. Read them in this order, each imports only what stands before it:
+_errors,_collections, _ids, _digest, _state, _model, _schema, _events, _history, _retry, _policy;
+_action, _until, _condition, _flow, _graph; _cancel, _items, _watch, _ports, _hooks, _stream,
+_execution, _attempts, _step, _run; _host, _threads, _limits, _recorded, _source, _group, _hedge,
+_stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context;
+_root, _runtime, _open, _application; then the stores.
 ``docs/internals.md`` is the tour.
 """
 
 from __future__ import annotations
 
-from ._action import Act, Action, FunctionAction, Input, action
+from ._action import Act, Action, FunctionAction, Input, Result, action
 from ._application import Application
 from ._children import ChildGroup
 from ._collections import PositionedList, StateList, StateMap
@@ -24,13 +25,16 @@ from ._errors import (
     DefinitionError,
     DepthExceeded,
     HookFailed,
+    IncompleteStream,
     InputChanged,
     InvalidState,
     LeaseLost,
     MissingField,
     MissingInput,
+    NobodyAccepted,
     NotData,
     NoTransition,
+    Rejected,
     RetryLater,
     RunCancelled,
     RunClaimed,
@@ -38,21 +42,28 @@ from ._errors import (
     ShoalError,
     SpuriousCancel,
     StateError,
+    StepTimeout,
     StoreFailed,
+    TooFewChildren,
     TooManySteps,
     UndeclaredRead,
     UndeclaredWrite,
     UnknownRun,
 )
 from ._events import (
+    AttemptEnded,
     Cancelled,
     ChildEnded,
+    ChildName,
     ChildRerun,
     ChildStarted,
+    Decision,
     Done,
     ErrorInfo,
     Event,
     Failed,
+    GraceExceeded,
+    Item,
     Missed,
     Outcome,
     RunEnded,
@@ -74,12 +85,15 @@ from ._ids import Key, RunPath
 from ._join import Ledger
 from ._limits import Limiter, Statistics
 from ._open import OpenRun, RunResult
-from ._policy import INHERIT, Inherit, OnError, Tolerate
+from ._policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Tolerate
 from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
+from ._race import race
 from ._rate import AIMD, Adaptive, Ended, Limits, Rate
+from ._retry import Retry, RetryBudget
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
+from ._until import All, First, Quorum, Until, all_, first, quorum
 from ._version import __version__
 from .stores import MemoryStore
 
@@ -90,7 +104,9 @@ __all__ = [
     "Act",
     "Action",
     "Adaptive",
+    "All",
     "Application",
+    "AttemptEnded",
     "BadKey",
     "BadResult",
     "BadUse",
@@ -99,6 +115,7 @@ __all__ = [
     "Cancelled",
     "ChildEnded",
     "ChildGroup",
+    "ChildName",
     "ChildRecord",
     "ChildRerun",
     "ChildStarted",
@@ -106,10 +123,12 @@ __all__ = [
     "Completed",
     "Condition",
     "Context",
+    "Decision",
     "DefinitionError",
     "DepthExceeded",
     "Done",
     "Drop",
+    "Each",
     "Ended",
     "Entry",
     "ErrorInfo",
@@ -117,15 +136,20 @@ __all__ = [
     "Extend",
     "Failed",
     "FanOut",
+    "First",
     "FunctionAction",
+    "GraceExceeded",
     "Graph",
+    "Hedge",
     "Hook",
     "HookFailed",
+    "IncompleteStream",
     "Increment",
     "Inherit",
     "Input",
     "InputChanged",
     "InvalidState",
+    "Item",
     "Key",
     "LeaseLost",
     "Ledger",
@@ -139,6 +163,7 @@ __all__ = [
     "MissingField",
     "MissingInput",
     "NoTransition",
+    "NobodyAccepted",
     "NotData",
     "OnError",
     "OpenRun",
@@ -148,7 +173,12 @@ __all__ = [
     "PositionedList",
     "Put",
     "PutWithin",
+    "Quorum",
     "Rate",
+    "Rejected",
+    "Result",
+    "Retry",
+    "RetryBudget",
     "RetryLater",
     "Rewound",
     "RunCancelled",
@@ -166,6 +196,7 @@ __all__ = [
     "Skipped",
     "SpanStarted",
     "SpuriousCancel",
+    "Stagger",
     "State",
     "StateError",
     "StateList",
@@ -174,19 +205,26 @@ __all__ = [
     "Statistics",
     "StepEnded",
     "StepStarted",
+    "StepTimeout",
     "Store",
     "StoreFailed",
     "Task",
     "Tolerate",
+    "TooFewChildren",
     "TooManySteps",
     "UndeclaredRead",
     "UndeclaredWrite",
     "UnknownRun",
+    "Until",
     "Update",
     "Waiting",
     "__version__",
     "action",
+    "all_",
     "fan_out",
+    "first",
+    "quorum",
+    "race",
     "replay",
     "when",
 ]

@@ -14,6 +14,7 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import (
     Any,
     Generic,
@@ -29,14 +30,17 @@ from typing import (
 )
 
 from ._errors import DefinitionError, did_you_mean
-from ._functions import is_async
+from ._functions import is_async, is_kind, is_streaming
+from ._policy import check_timeout
 from ._rate import Limits
+from ._retry import Retry
 from ._schema import Schema
 from ._state import Change, Permit
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+T_co = TypeVar("T_co", covariant=True)
 
 _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -64,6 +68,35 @@ class Input(NamedTuple):
     """Whether that action can't do without: it has no default and is not bound."""
 
 
+@final
+@dataclass(frozen=True)  # with slots, Result[int](5) would raise
+class Result(Generic[T_co]):
+    """What a streaming action yields last: what it would return if it were a coroutine function.
+
+    With one write that is its value, with several a mapping, and a state if it takes ``state``;
+    ``Result(None)`` without writes.
+
+    Examples:
+        >>> from collections.abc import AsyncIterator
+        >>> @action(reads=["question"], writes=["answer"])
+        ... async def answer(question: str) -> AsyncIterator[str | Result[str]]:
+        ...     words = []
+        ...     for word in ("it", "depends"):
+        ...         words.append(word)
+        ...         yield word  # a partial item: told at once, saved nowhere
+        ...     yield Result(" ".join(words))
+        >>> class Show(Hook):
+        ...     def on_item(self, event: Item) -> None:
+        ...         print(event.index, event.item)
+        >>> Application(answer, hooks=[Show()]).run_sync({"question": "why"}).state["answer"]
+        0 it
+        1 depends
+        'it depends'
+    """
+
+    value: T_co
+
+
 class Act(ABC):
     """What a run can execute as a step: an action, a fan-out, a graph."""
 
@@ -76,6 +109,8 @@ class Act(ABC):
     """Those of them that are in the state afterwards, whatever it does."""
     version: str = "1"
     """Part of the identity of its work: with another one, recorded results of it count no more."""
+    retry: Retry | None = None
+    """How often it is tried again by itself."""
 
     @property
     @abstractmethod
@@ -208,6 +243,9 @@ class FunctionAction(Act, Generic[P, R_co]):
         version: str = "1",
         in_thread: bool = True,
         limits: Limits | None = None,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        abandon: bool = False,
         method: bool = False,
     ) -> None:
         """Read the function's signature; see ``action`` for what it means.
@@ -220,6 +258,9 @@ class FunctionAction(Act, Generic[P, R_co]):
             version: Part of the identity of its work.
             in_thread: Whether a plain function runs in a worker thread.
             limits: How many attempts run at once.
+            timeout: Seconds that an attempt may take.
+            retry: How often it is tried again.
+            abandon: Whether its thread is left behind when it is cancelled.
             method: Whether ``function`` is a class's, so that its first parameter is the object.
         """
         functools.update_wrapper(self, function)
@@ -229,12 +270,24 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.writes: Collection[str] = writes
         self.version = version
         self.limits = limits
+        self.timeout = timeout
+        self.retry = retry
+        self.abandon = abandon
         self.definition: object = self
         """What all that is bound of one definition has in common: its limits are counted by it."""
         self.is_async: bool = is_async(function)
-        self.in_thread: bool = in_thread and not self.is_async
+        self.is_streaming: bool = is_streaming(function)
+        self.in_thread: bool = in_thread and not self.is_async and not self.is_streaming
         self.bound: Mapping[str, object] = {}
         self._read_signature(method=method)
+        self.is_governed: bool = (
+            self.takes_context
+            or self.in_thread
+            or self.is_streaming
+            or limits is not None
+            or timeout is not None
+        )
+        """Whether an attempt needs more than a call."""
 
     def _read_signature(self, *, method: bool) -> None:
         fields: list[str] = []
@@ -332,12 +385,13 @@ class Action(Act):
     """Base class of actions that need more than a function: settings, helpers, several variants.
 
     A subclass says what it reads and writes, and has a method ``run``, whose parameters are bound
-    by name like those of a function decorated with ``@action``; it may be a coroutine function or a
-    plain one, which runs in a worker thread. An instance is what goes into a graph. It may have
-    settings of its own, but keeps nothing between two runs: many may execute it at once.
+    by name like those of a function decorated with ``@action``; it may be a coroutine function, an
+    async generator function, or a plain one, which runs in a worker thread. An instance is what
+    goes into a graph. It may have settings of its own, but keeps nothing between two runs: many may
+    execute it at once.
 
-    The class attributes ``name`` (by default the class's own), ``version``, ``run_in`` and
-    ``limits`` mean what they mean for ``@action``.
+    The class attributes ``name`` (by default the class's own), ``version``, ``run_in``, ``limits``,
+    ``timeout``, ``retry`` and ``abandon`` mean what they mean for ``@action``.
 
     Raises:
         DefinitionError: Where the subclass is defined, if it can't work, and why.
@@ -358,6 +412,9 @@ class Action(Act):
 
     run_in: Literal["thread", "loop"] = "thread"
     limits: Limits | None = None
+    timeout: float | None = None
+    retry: Retry | None = None
+    abandon: bool = False
     _bound: Mapping[str, object] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -423,6 +480,9 @@ def _function_of(
         version=owner.version,
         run_in=owner.run_in,
         limits=owner.limits,
+        timeout=owner.timeout,
+        retry=owner.retry,
+        abandon=owner.abandon,
         method=method,
     )
 
@@ -437,6 +497,9 @@ def action(
     version: str = "1",
     run_in: Literal["thread", "loop"] = "thread",
     limits: Limits | None = None,
+    timeout: float | None = None,
+    retry: Retry | None = None,
+    abandon: bool = False,
 ) -> Callable[[Callable[P, R]], FunctionAction[P, R]]:
     """Make an action of a function.
 
@@ -450,8 +513,16 @@ def action(
     return value is the new value of that field; with several, it is a mapping with each of them;
     with none, it is None.
 
-    A coroutine function runs on the event loop. A plain function runs in a worker thread, so that
-    it can't hold up the loop; a run that is cancelled meanwhile waits for it to return.
+    A coroutine function runs on the event loop. So does an async generator function, of which a
+    *streaming action* is made: each thing that it yields is a partial item, which hooks and opened
+    runs hear of at once, but for the last, ``Result(value)``, whose value counts as the return
+    value. It goes on after a ``yield`` when all who hear of the item have let it. On every way out
+    it is closed, and its cleanup awaited, for at most 5 seconds when it stands at a ``yield``.
+
+    A plain function runs in a worker thread, so that it can't hold up the loop. Whatever is
+    cancelled is waited for, but a thread no longer than the grace of the runtime, 5 seconds by
+    default: then it is left behind, keeps its slots until it returns, and what it returns is
+    dropped (``anyio.from_thread.check_cancelled()`` ends it sooner).
 
     Args:
         misplaced: Nothing; it is there to tell who forgets the parentheses.
@@ -463,6 +534,11 @@ def action(
         run_in: ``"loop"`` calls a plain function on the event loop, for one that is quick: nothing
             else runs until it returns.
         limits: How many of its attempts run at once, in all runs of a runtime together.
+        timeout: Seconds that one attempt may take, from when all limits let it start. Then it is
+            cancelled, awaited to the end of its cleanup, and has failed with ``StepTimeout``.
+        retry: What of its failures is tried again, and how often.
+        abandon: Whether a worker thread is left behind as soon as the action is cancelled or timed
+            out, not only after the grace.
 
     Raises:
         DefinitionError: The function can't be an action, and why.
@@ -504,6 +580,9 @@ def action(
             version=version,
             run_in=run_in,
             limits=limits,
+            timeout=timeout,
+            retry=retry,
+            abandon=abandon,
         )
 
     return decorate
@@ -518,6 +597,9 @@ def _make_action(
     version: str,
     run_in: object,
     limits: object,
+    timeout: Any,
+    retry: object,
+    abandon: bool,
     method: bool = False,
 ) -> FunctionAction[P, R]:
     """Check what functions and classes have in common, and make the action."""
@@ -527,8 +609,28 @@ def _make_action(
     if limits is not None and not isinstance(limits, Limits):
         msg = f"action {name!r}: limits= takes Limits(n), not {limits!r}"
         raise DefinitionError(msg)
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        msg = f"action {name!r} is a generator function; return the value instead"
+    if is_kind(function, inspect.isgeneratorfunction):
+        msg = (
+            f"action {name!r} is a generator function; to stream partial items, make it an async "
+            f"one, with async def, that yields Result(value) last; else return the value"
+        )
+        raise DefinitionError(msg)
+    check_timeout(f"action {name!r}: timeout=", timeout)
+    if retry is not None and not isinstance(retry, Retry):
+        msg = f"action {name!r}: retry= takes Retry(n, on=...), not {retry!r}"
+        raise DefinitionError(msg)
+    in_thread = run_in == "thread" and not is_async(function)
+    if abandon and not in_thread:
+        msg = (
+            f"action {name!r}: only a function in a worker thread can be abandoned; what runs on "
+            f"the loop is always awaited, so leave out abandon=True"
+        )
+        raise DefinitionError(msg)
+    if timeout is not None and run_in == "loop" and not is_async(function):
+        msg = (
+            f"action {name!r}: a plain function on the loop can't be interrupted, so it can't have "
+            f"a timeout; leave out run_in='loop'"
+        )
         raise DefinitionError(msg)
     return FunctionAction(
         function,
@@ -536,8 +638,11 @@ def _make_action(
         writes=frozenset(writes),
         name=name,
         version=version,
-        in_thread=run_in == "thread",
+        in_thread=in_thread,
         limits=limits,
+        timeout=timeout,
+        retry=retry,
+        abandon=bool(abandon),
         method=method,
     )
 

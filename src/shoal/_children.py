@@ -35,7 +35,7 @@ from ._hooks import Hook
 from ._ids import Key
 from ._join import Ledger, new_ledger, only_write_reader
 from ._parallel import check_depth, child_setting, children_of, narrowed
-from ._policy import INHERIT, Inherit
+from ._policy import Each, Inherit
 from ._ports import Hosted, Seat, Store
 from ._rate import Limits
 from ._recorded import Recorded, recorded_children
@@ -82,11 +82,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         run: Run,
         action: FunctionAction[..., Any],
         seat: Seat | None,
+        *,
         name: str,
         limits: Limits,
-        *,
-        store: Store | Inherit | None = INHERIT,
-        hooks: Sequence[Hook] | Inherit = INHERIT,
+        each: Each | None,
+        timeout: float | None,
+        store: Store | Inherit | None,
+        hooks: Sequence[Hook] | Inherit,
     ) -> None:
         """Use ``context.fan_out``."""
         self._run = run
@@ -96,6 +98,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._limits = limits
         self._limit = limits.in_flight
         self._store, self._hooks = children_of(run, store, hooks)
+        self._each = each
+        self._timeout = timeout
         self._source = _Started(self)
         self._ledger = Ledger()
         self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
@@ -125,13 +129,21 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._visit = self._run.visit(self._action.name)
         self._ledger = new_ledger(self._run, self.name, self._visit)
         around = anyio.current_effective_deadline()
-        self._deadline = min(around, self._run.setting.deadline)
         self._source.recorded = await recorded_children(
             self._run, self.name, self._visit, self._store
         )
         services = self._run.setting.services
+        self._deadline = min(around, self._run.setting.deadline)
+        if self._timeout is not None:
+            self._deadline = min(self._deadline, services.clock() + self._timeout)
         self._group = Group(
-            self._run, self._source, self._limits, owner=self._action.definition, name=self.name
+            self._run,
+            self._source,
+            self._limits,
+            owner=self._action.definition,
+            name=self.name,
+            among=self.name,
+            timeout=self._timeout,
         )
         self._hosted = services.host(self._live, self._group.cancel)
         if self._seat is not None:
@@ -364,6 +376,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             store=self._store,
             hooks=self._hooks,
             deadline=self._deadline,
+            each=self._each,
         )
 
     def _check_open(self, what: str) -> Group:

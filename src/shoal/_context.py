@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
 import anyio
 
-from ._action import FunctionAction
+from ._action import FunctionAction, Result
 from ._children import ChildGroup
-from ._errors import BadUse, DefinitionError
+from ._errors import BadResult, BadUse, DefinitionError
 from ._events import SpanStarted
 from ._hooks import Hook
 from ._ids import Key, RunPath
+from ._items import Items
 from ._parallel import check_cascade
-from ._policy import INHERIT, Inherit
+from ._policy import INHERIT, Each, Inherit, check_timeout
 from ._ports import Seat, Store
 from ._rate import DEFAULT_IN_FLIGHT, Limits
 from ._run import Run
@@ -39,11 +40,15 @@ class Context:
         {'7': "who '7' at depth 1"}
     """
 
-    def __init__(self, run: Run, action: FunctionAction[..., Any], seat: Seat | None) -> None:
+    def __init__(
+        self, run: Run, action: FunctionAction[..., Any], seat: Seat | None, items: Items
+    ) -> None:
         """Describe one attempt of ``action`` by ``run``."""
         self._run = run
         self._action = action
         self._seat = seat
+        self._items = items
+        self._loop_thread = threading.get_ident() if action.in_thread else None
         self._names: set[str] = set()  # of fan-outs
         self._thread = threading.get_ident()
         # Asked here, for a thread has no scopes to ask.
@@ -82,14 +87,15 @@ class Context:
     @property
     def attempt(self) -> int:
         """Which try of the step this is, counted from 1."""
-        return 1
+        return self._items.attempt
 
     @property
     def deadline(self) -> float:
         """When the action will be cancelled, on the clock of ``anyio.current_time()``.
 
-        In seconds; ``math.inf`` if no deadline is known. Those of the scopes around ``run`` count,
-        and around the ``context.fan_out`` that started the run.
+        In seconds; ``math.inf`` if no deadline is known. The nearest one counts: of this attempt's
+        timeout, the child's, the fan-outs' around it, of the scopes around ``run`` and around the
+        ``context.fan_out`` that started the run.
         """
         deadline = self._fixed_deadline
         if deadline is None:
@@ -152,6 +158,59 @@ class Context:
         if failure is not None:
             raise failure
 
+    def emit(self, item: object) -> Coroutine[Any, Any, None]:
+        """Give a partial item: ``await context.emit(item)``.
+
+        Hooks and opened runs hear of it at once, as ``Item`` events. The action goes on when all of
+        them have let it: so a slow reader slows it down. Items are told in order, also where
+        several tasks of the action give some, and are not saved: what counts is what it returns.
+
+        An action that is a generator may simply ``yield item``. A plain function, in its worker
+        thread, calls ``anyio.from_thread.run(context.emit, item)``; where the action has been
+        cancelled by then, that raises ``RunCancelled``.
+
+        Cancellation arrives before the item is told, or else after everybody has heard of it.
+
+        Raises:
+            HookFailed: A guarding hook raised, which fails the run.
+            BadUse: The action has ended, or is a plain function and calls this itself.
+
+        Examples:
+            >>> @action(reads=["n"], writes=["total"])
+            ... async def add_up(n: int, context: Context) -> int:
+            ...     total = 0
+            ...     for number in range(n):
+            ...         total += number
+            ...         await context.emit(total)
+            ...     return total
+            >>> hook = RecordingHook()
+            >>> Application(add_up, hooks=[hook]).run_sync({"n": 4}).state["total"]
+            6
+            >>> [event.item for event in hook.of(Item)]
+            [0, 1, 3, 6]
+        """
+        action = self._action
+        on_loop = action.in_thread and threading.get_ident() == self._loop_thread
+        if not (action.is_async or action.is_streaming or on_loop):
+            msg = (
+                f"action {action.name!r} is a plain function, which can't await that an item is "
+                f"told: make it a coroutine function, or have it run in a thread and call "
+                f"anyio.from_thread.run(context.emit, item)"
+            )
+            raise BadUse(msg)
+        if isinstance(item, Result):
+            msg = (
+                f"action {action.name!r} emits a Result, which is no partial item: it is what a "
+                f"generator yields last; here, return its value"
+            )
+            raise BadResult(msg)
+        return self._give(item)
+
+    async def _give(self, item: object) -> None:
+        pending = self._items.give(item)
+        if pending is not None:
+            await pending
+
     def fan_out(
         self,
         *,
@@ -159,6 +218,8 @@ class Context:
         limits: Limits | None = None,
         store: Store | Inherit | None = INHERIT,
         hooks: Sequence[Hook] | Inherit = INHERIT,
+        each: Each | None = None,
+        timeout: float | None = None,
     ) -> ChildGroup:
         """Start children from within the action: ``async with context.fan_out(...) as group``.
 
@@ -177,6 +238,10 @@ class Context:
             store: Where the children are kept instead of where the run is; None: nowhere, but for
                 how they ended.
             hooks: Who is told of the children and their descendants, instead of the run's hooks.
+            each: What goes for each child by itself: its timeout, its retry.
+            timeout: Seconds from entering the block until the children are cancelled, and
+                ``StepTimeout`` is raised: where the action waits for one of them next, or leaves
+                the block.
 
         Raises:
             BadUse: It is called in a worker thread, where the plain function of an action runs.
@@ -202,13 +267,19 @@ class Context:
             msg = f"context.fan_out(limits=...) takes Limits(n), not {limits!r}"
             raise DefinitionError(msg)
         check_cascade("context.fan_out()", store, hooks)
+        if each is not None and not isinstance(each, Each):
+            msg = f"context.fan_out(each=...) takes Each(...), not {each!r}"
+            raise DefinitionError(msg)
+        check_timeout("context.fan_out(timeout=...)", timeout)
         self._names.add(name)
         return ChildGroup(
             self._run,
             self._action,
             self._seat,
-            name,
-            limits or Limits(DEFAULT_IN_FLIGHT),
+            name=name,
+            limits=limits or Limits(DEFAULT_IN_FLIGHT),
+            each=each,
+            timeout=timeout,
             store=store,
             hooks=hooks,
         )

@@ -15,8 +15,13 @@ with a note that says where it happened. These are the others::
     ├── NoTransition         none of the edges that leave an act is true of the state
     ├── TooManySteps         a run takes more steps than allowed
     ├── BadResult            an action, reducer or grow returned what it must not
+    ├── IncompleteStream     a streaming action ended without its Result, or went on after it
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
     ├── DepthExceeded        fan-outs nested deeper than allowed
+    ├── StepTimeout          an action, child or fan-out took too long (a TimeoutError too)
+    ├── NobodyAccepted       a race nobody can win any more (an ExceptionGroup too), because of...
+    ├── Rejected             ...a result that was not accepted
+    ├── TooFewChildren       ...or too few children to begin with
     ├── RunCancelled         a run has no result, for it was cancelled
     ├── SpuriousCancel       user code raised a cancellation though nobody had cancelled it
     ├── HookFailed           a guarding hook raised; the update it was told of stays
@@ -31,8 +36,10 @@ with a note that says where it happened. These are the others::
     └── CommitInDoubt        the store did not acknowledge a save in time
 """
 
+from __future__ import annotations
+
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 
@@ -97,12 +104,50 @@ class BadResult(ShoalError):
     """An action, reducer or ``grow`` returned something other than it must."""
 
 
+class IncompleteStream(ShoalError):
+    """A streaming action ended without yielding a ``Result``, or yielded something after it."""
+
+
 class BadKey(ShoalError):
     """The key of an element is repeated within its fan-out, or is neither a str nor an int."""
 
 
 class DepthExceeded(ShoalError):
     """Fan-outs are nested deeper than the runtime allows."""
+
+
+class StepTimeout(ShoalError, TimeoutError):
+    """An attempt of an action, a child, or a whole fan-out took longer than its ``timeout``.
+
+    What it had done by then was cancelled and awaited; updates applied so far stay. Where it had
+    failed before and was being tried again, that failure is the ``__cause__``.
+    """
+
+
+class NobodyAccepted(ExceptionGroup[Exception], ShoalError):
+    """A race nobody can win any more: too few of its children are left.
+
+    It groups, in input order, what they failed with and a ``Rejected`` for each result that was not
+    accepted; each with a note that names action, key and run.
+    """
+
+    def derive(self, excs: Sequence[Exception], /) -> NobodyAccepted:  # pyright: ignore[reportIncompatibleMethodOverride] # there are none that are no Exception
+        """Group some of the same exceptions, as ``except*`` does."""
+        return NobodyAccepted(self.message, excs)
+
+
+class Rejected(ShoalError):
+    """The result of a child was not accepted. What ``accept`` raised, if it did, is the cause."""
+
+    def __init__(self, message: str, value: object = None) -> None:
+        """Say which one it was."""
+        super().__init__(message)
+        self.value: object = value
+        """The result: what ``take`` names of the child."""
+
+
+class TooFewChildren(ShoalError):
+    """A race has fewer children than it wants results."""
 
 
 class RunCancelled(ShoalError):

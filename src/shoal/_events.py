@@ -8,7 +8,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast, final
+from typing import Any, ClassVar, Literal, NamedTuple, cast, final
 
 from ._errors import brief
 from ._ids import Key, RunPath
@@ -24,6 +24,30 @@ Status = Literal["succeeded", "failed", "cancelled"]
 # -- outcomes ------------------------------------------------------------------------------------
 
 
+@final
+class ChildName(NamedTuple):
+    """Which child of a step."""
+
+    act: str
+    """The name of the act that it executes."""
+    key: Key
+    """Its key within the fan-out; empty where there is one child for each act."""
+
+
+@final
+class Decision(NamedTuple):
+    """How a race was decided: saved with the update of the child that decided it."""
+
+    step: str
+    """The race."""
+    winner: ChildName
+    """The child whose result decided it."""
+    winners: tuple[ChildName, ...]
+    """All whose results count, in input order."""
+    reason: str
+    """Why the others are cancelled."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ended:
     """What every outcome says."""
@@ -35,9 +59,11 @@ class _Ended:
     element: Any
     """The element it worked on."""
     attempts: int = 1
-    """Tries of the step it ended in."""
+    """Tries that it took: one, and one more for each further attempt of anything in it."""
     elapsed: float = 0.0
     """Seconds from its start to its end."""
+    abandoned: bool = False
+    """Whether it left a thread behind that went on after it was cancelled."""
 
     @property
     def key(self) -> Key:
@@ -84,6 +110,8 @@ class Cancelled(_Ended):
 
     reason: str
     """Who cancelled it, and why."""
+    winner: ChildName | None = None
+    """The child whose result decided the race that this one lost."""
 
 
 @final
@@ -167,6 +195,9 @@ class Update(NamedTuple):
 class Event:
     """Something that happened in a run."""
 
+    provisional: ClassVar[bool] = False
+    """Whether it tells of something that isn't saved, and may come to nothing or come again."""
+
     path: RunPath
     """The run it happened in."""
 
@@ -230,6 +261,25 @@ class Waiting(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Item(Event):
+    """An action gave a partial item: it yielded it, or called ``context.emit``.
+
+    Provisional: what counts is the update when the step is completed. The action may fail after it,
+    and be executed again, from its start.
+    """
+
+    provisional: ClassVar[bool] = True
+
+    step: str
+    item: Any
+    attempt: int
+    """Which try of the step gave it, counted from 1."""
+    index: int
+    """How many that try had given before."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateUpdated(Event):
     """A run's state changed, and the change is saved."""
 
@@ -246,6 +296,41 @@ class StepEnded(Event):
     step: str
     status: Status
     error: BaseException | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnded(Event):
+    """One try of a step ended that has several: its action or its child has a ``retry``.
+
+    They come between the step's ``StepStarted`` and its ``StepEnded``. One that was cancelled is
+    told by ``StepEnded`` alone.
+    """
+
+    step: str
+    attempt: int
+    """Which try of the step it was, counted from 1."""
+    error: Exception | None = None
+    """What it failed with; None if it succeeded."""
+    next_in: float | None = None
+    """Seconds until the next attempt; None if there is none."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraceExceeded(Event):
+    """An action that was cancelled still runs, longer than the grace of the runtime.
+
+    A coroutine is waited for nevertheless; a thread is left behind.
+    """
+
+    step: str
+    place: str
+    """Where it stands: file, line and function of the innermost frame."""
+    seconds: float
+    """For how long it has run since it was cancelled."""
+    abandoned: bool = False
+    """Whether it is a thread, which nobody waits for any more: its result will be dropped."""
 
 
 @final

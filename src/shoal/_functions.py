@@ -18,7 +18,7 @@ def require_plain(function: object, what: str) -> None:
     if not callable(function):
         msg = f"{what} takes a function, not {function!r}"
         raise DefinitionError(msg)
-    if is_async(function) or inspect.isasyncgenfunction(function):
+    if is_async(function) or is_streaming(function):
         msg = (
             f"{what} takes a plain function, called on the event loop, which it must not hold up; "
             f"{getattr(function, '__name__', function)!r} is a coroutine function. "
@@ -29,8 +29,18 @@ def require_plain(function: object, what: str) -> None:
 
 def is_async(function: Callable[..., object]) -> bool:
     """Tell whether what ``function`` returns is to be awaited."""
+    return is_kind(function, inspect.iscoroutinefunction)
+
+
+def is_streaming(function: Callable[..., object]) -> bool:
+    """Tell whether ``function`` is an async generator function."""
+    return is_kind(function, inspect.isasyncgenfunction)
+
+
+def is_kind(function: Callable[..., object], is_one: Callable[[object], bool]) -> bool:
+    """Tell whether ``is_one`` is true of a function, or of what a callable object calls."""
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+    return is_one(function) or is_one(
         getattr(function, "__call__", None)  # noqa: B004 # a callable object's own method
     )

@@ -28,12 +28,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import Context, copy_context
 from functools import partial
+from types import CoroutineType
 from typing import Any, Literal, Protocol, final
 
 from anyio import CancelScope, Event, create_task_group
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from ._attempts import live_child
 from ._cancel import (
     absorb_native_cancel,
     as_failure,
@@ -43,10 +45,12 @@ from ._cancel import (
     is_cancellation,
     ki_protected,
 )
-from ._errors import SpuriousCancel, brief
+from ._errors import SpuriousCancel, StepTimeout, brief
+from ._events import ChildName
 from ._ports import Seat, Waiter
 from ._rate import Limits
 from ._run import Run
+from ._watch import SPARE, Part, Watched, leads_to
 
 BATCH = 1000
 """Ended children that the parent takes at once."""
@@ -104,8 +108,10 @@ class Group:
     __slots__ = (
         "_ahead",
         "_aside",
+        "_cancellation",
         "_closing",
         "_context",
+        "_deadline",
         "_ended_by_hand",
         "_engaged",
         "_failure",
@@ -122,14 +128,29 @@ class Group:
         "_room",
         "_source",
         "_tasks",
+        "_tasks_of",
+        "_timed_out",
+        "_timeout",
         "_unsaid",
         "_waiting",
+        "_watched",
         "inbox",
+        "name",
         "reason",
+        "winner",
     )
 
     def __init__(
-        self, parent: Run, source: Source, limits: Limits, *, owner: object, name: str = ""
+        self,
+        parent: Run,
+        source: Source,
+        limits: Limits,
+        *,
+        owner: object,
+        name: str,
+        limit: int | None = None,
+        among: str = "",
+        timeout: float | None = None,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -137,12 +158,16 @@ class Group:
             parent: The run whose task calls ``live``.
             source: Makes the children.
             limits: How many may be in flight, and how they start.
-            owner: What all executions of the fan-out have in common...
-            name: ...if there are several of that owner.
+            owner: What all executions of the fan-out have in common.
+            name: What the fan-out is called.
+            limit: How many may be in flight, if that isn't what ``limits`` says.
+            among: Tells several of one owner apart.
+            timeout: Seconds from now until all is cancelled.
         """
+        self.name: str = name
         admission = parent.setting.services.admission
-        self._entrance = admission.entrance(owner, limits, name, self._hear_aside)
-        limit = limits.in_flight
+        limit = limits.in_flight if limit is None else limit
+        self._entrance = admission.entrance(owner, limits, limit, self._hear_aside, among)
         self._ahead = max(LEAST_AHEAD, AHEAD * limit)  # how many may wait to start, or aside
         self._aside = 0  # children that have started, and wait without being in flight
         self._waiting: dict[Run, Seat] = {}  # those that wait to start
@@ -157,21 +182,34 @@ class Group:
         self._context: Context = copy_context()
         self._engaged = 0  # pullers there are
         self._idle = 0  # of these, how many are about to take from the source
+        self._tasks_of: list[CoroutineType[Any, Any, None]] = []  # some may have ended
         self._parked: deque[Waiter] = deque()
+        self._timeout = timeout
+        self._deadline = parent.setting.services.clock() + (timeout or 0.0)
+        self._timed_out = False
+        self._watched: list[Watched] = []  # what the watchdog expects to end
         self._news: Event | None = None  # set while the parent waits for something to happen
         self._room: Event | None = None  # set while the feeder waits for room
         self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
         self._closing = False
-        self._interrupted = False  # whether a child was truly cancelled
+        self._interrupted = False  # whether a child was truly cancelled...
+        self._cancellation: type[BaseException] | None = None  # ...and if so, by what
         self._ended_by_hand = False
         self._failure: BaseException | None = None
         self.inbox: deque[Run] = deque()
         self.reason = "the fan-out was cancelled"
+        self.winner: ChildName | None = None
+        """The child that decided the race which the others are cancelled for."""
 
     @property
     def in_flight(self) -> int:
         """Children that have started, and whose end the parent has not committed."""
         return self._entrance.place.used
+
+    @property
+    def under_way(self) -> int:
+        """Children that may still come to something: those in flight, and those that wait."""
+        return self.in_flight + len(self._waiting) + self._aside
 
     @property
     def _limit(self) -> int:
@@ -182,6 +220,7 @@ class Group:
         """Whether so many wait that no more are pulled."""
         return len(self._waiting) + self._aside >= self._ahead
 
+    @leads_to(lambda variables: variables["self"].parts())
     async def live(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
         """Live every child, handing those that ended to ``apply`` in batches, by position.
 
@@ -192,12 +231,16 @@ class Group:
                 for that reason, and awaited.
 
         Raises:
+            StepTimeout: It took longer than its timeout.
             Exception: What the source or ``apply`` raised, after all children have ended.
         """
         finished = False
         try:
             async with create_task_group() as tasks:
                 self._tasks = tasks
+                if self._timeout is not None:
+                    tasks.cancel_scope.deadline = self._deadline
+                    self._watch(self._deadline)
                 self._engage(1)
                 for source in self._source.feeds():
                     self.start_feeding(source)
@@ -215,6 +258,9 @@ class Group:
                 raise self._failure from None  # nothing outranks a KeyboardInterrupt
             raise
         finally:
+            for watched in self._watched:
+                self._parent.setting.services.watchdog.forget(watched)
+            self._tasks_of.clear()
             self._give_back()
         self._tasks = None
         failure, self._failure = self._failure, None
@@ -228,6 +274,9 @@ class Group:
             # cancelled, and so not have noticed, see
             # test_starts_and_ends_are_paired_when_the_caller_is_cancelled.
             await checkpoint_if_cancelled()
+            if self._timed_out:
+                who = f"fan-out {self.name!r} of run {self._parent.path.id}"
+                raise StepTimeout(f"{who} took longer than its {self.reason}")
             msg = "a fan-out was interrupted though nobody had cancelled it"
             raise SpuriousCancel(msg)
 
@@ -251,8 +300,7 @@ class Group:
             if reason is not None:
                 self._stop(None, reason)
                 return True
-            self._tell_room()
-            self._engage(len(batch))
+            self._tell_places(len(batch))
             if inbox:
                 await checkpoint()
         return False
@@ -267,6 +315,7 @@ class Group:
         try:
             failure = as_failure(error)
             if failure is None and is_cancellation(error):
+                self._see_whether_timed_out()
                 raise error
             failure = failure or fatal_leaf(error)
             self._stop(failure, f"its fan-out failed: {brief(failure)}")
@@ -283,8 +332,29 @@ class Group:
             self.reason = reason
         self._closing = True
         assert self._tasks is not None
-        self._tasks.cancel_scope.cancel()
+        if not self._tasks.cancel_scope.cancel_called:
+            self._tasks.cancel_scope.cancel()
+            self._watch()
         self._tell()
+
+    def _see_whether_timed_out(self) -> None:
+        """Find the reason for a cancellation that came from no code."""
+        if self._timeout is None or self._closing:
+            return
+        assert self._tasks is not None
+        late = self._parent.setting.services.clock() >= self._deadline
+        if late and self._tasks.cancel_scope.cancel_called:
+            self._timed_out = self._closing = True
+            self.reason = f"timeout of {self._timeout:g} s"
+
+    def _watch(self, cancelled_at: float | None = None) -> None:
+        """Have it told who doesn't end in time."""
+        watchdog = self._parent.setting.services.watchdog
+        self._watched.append(watchdog.watch(self.parts, cancelled_at))
+
+    def parts(self) -> list[Part]:
+        """Return what it is made of: what pullers and feeders do."""
+        return [Part(self._parent, task) for task in self._tasks_of]
 
     def cancel(self, reason: str) -> None:
         """End the group for ``reason``: cancel what is left. ``live`` then returns normally.
@@ -310,12 +380,21 @@ class Group:
         """Whether nothing more is started."""
         return self._closing
 
+    @property
+    def lacks_permits(self) -> bool:
+        """Whether there is room for one more, but none in the live budget."""
+        return self.in_flight < self._limit and self._live > 0 and self._live_budget.is_spent
+
     def engage(self) -> None:
         """Hear that there may be more to do, or less to wait for, than before."""
         if self._tasks is not None and not self._closing:
-            self._tell_room()
-            self._engage(1)
+            self._tell_places(1)
             self._tell()
+
+    def _tell_places(self, count: int) -> None:
+        """Use places in flight that may have become free."""
+        self._tell_room()
+        self._engage(count)
 
     def _tell(self) -> None:
         if self._news is not None:
@@ -350,9 +429,13 @@ class Group:
     def _engage_two(self) -> None:
         self._engage(2, spread=True)  # and so will each of them: a thousand take ten turns
 
-    def _start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _start(self, function: Callable[[], CoroutineType[Any, Any, None]]) -> None:
         assert self._tasks is not None
-        self._context.copy().run(self._tasks.start_soon, function)
+        if len(self._tasks_of) > 2 * self._engaged + SPARE:
+            self._tasks_of = [task for task in self._tasks_of if task.cr_frame is not None]
+        task = function()
+        self._tasks_of.append(task)
+        self._context.copy().run(self._tasks.start_soon, _same, task)
 
     def _wake_all(self) -> None:
         while self._parked:
@@ -379,6 +462,7 @@ class Group:
                     self._tell()
             elif child == "dropped":
                 self._end_live()
+                self._tell_room()  # it was fed, and takes no more room
             elif child.is_settled:
                 self._end_live()
                 entrance.place.used += 1
@@ -434,7 +518,7 @@ class Group:
         """Give back what is held; children that never started have been cancelled."""
         never = [*self._ready, *self._waiting]
         for child in never:
-            child.cancel(self.reason)
+            child.cancel(self.reason, self.winner)
             self._entrance.give_up(child, self._waiting.get(child) or child.seat)
             self._end_live()
         self._ready.clear()
@@ -459,7 +543,7 @@ class Group:
                 if not self._closing and not await self._park():
                     return
                 continue
-            waited = False
+            waited: bool | None = False
             if child == "dropped":
                 pass
             elif child == "waiting":
@@ -470,6 +554,8 @@ class Group:
                 self._leave(child)
             else:
                 waited = await self._live_child(child)
+                if waited is None:
+                    return
             self._idle += 1  # about to take again
             if native_cancels():
                 await self._replace()
@@ -485,14 +571,16 @@ class Group:
                 inline = 0
 
     async def _park(self) -> bool:
-        """Wait to be woken; return False where a fresh task takes over instead."""
+        """Wait to be woken; return False if cancelled, or where a fresh task takes over."""
         waiter = self._parent.setting.services.waiter()
         self._parked.append(waiter)
         try:
             await waiter
-        except BaseException:
+        except BaseException as error:
             if cancelled():
-                raise
+                if not is_cancellation(error):
+                    raise
+                return False
             # A child that ended long ago left somebody with the means to cancel this task.
             if waiter in self._parked:
                 self._parked.remove(waiter)
@@ -506,25 +594,38 @@ class Group:
         self._start(self._pull)
         await absorb_native_cancel()
 
-    async def _live_child(self, child: Run) -> bool:
-        """Live ``child`` to its end, and leave it in the inbox; return whether it ever waited."""
+    async def _live_child(self, child: Run) -> bool | None:
+        """Live ``child`` to its end, and leave it in the inbox.
+
+        Returns whether it ever waited; None if it was cut off by what ends this puller too. A
+        cancellation goes no further than that: whoever waits for the group gets its own. Raised out
+        of the task, its traceback would be garbage that only the collector can clear away.
+        """
         waited = True
         try:
             if child.is_afresh:
                 await child.rerun(child.setting.step, self._parent)
             if self._parent.setting.hooks.child_started:
                 await self._parent.tell_child_started(child)
-            waited = await drive(self._context.copy(), child.advance(), self._engage_two)
+            each = child.setting.each
+            if each is None:
+                living = child.advance()
+            else:
+                living = live_child(child, each, child.setting.services)
+            waited = await drive(self._context.copy(), living, self._engage_two)
             child.succeed()
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
+            if type(error) is self._cancellation:  # and still is cancelled: scopes stay so
+                self._cut_off(child)
+                return None
             failure = as_failure(error)
             if failure is None:
-                child.cancel(self.reason)
-                self._interrupted = True
-                self._end_live()
-                self._leave(child)
-                self._fell(error)
-                return True
+                self._cut_off(child)
+                if is_cancellation(error):
+                    self._cancellation = type(error)
+                else:
+                    self._fell(error)
+                return None
             child.fail(failure)
             if child.setting.execution.ended_by(failure):
                 self._fell(failure)
@@ -533,11 +634,20 @@ class Group:
         self._leave(child)
         return waited
 
+    def _cut_off(self, child: Run) -> None:
+        """End a child that was truly cancelled, or interrupted."""
+        self._see_whether_timed_out()
+        child.cancel(self.reason, self.winner)
+        self._interrupted = True
+        self._end_live()
+        self._leave(child)
+
     def _leave(self, child: Run) -> None:
         if child.seat is not None:  # its first attempt never came
             child.seat.cancel()
             child.seat = None
         if child.stake is not None:
+            child.stake.resume()
             self._entrance.adapt(child)
         self.inbox.append(child)
         self._tell()
@@ -575,6 +685,11 @@ class Group:
         if self._room is not None:
             self._room.set()
             self._room = None
+
+
+def _same(task: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+    """Give a task group what was made already, so that it can be looked into."""
+    return task
 
 
 def _wake(waiter: Waiter) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
-from ._events import Update
+from ._events import Decision, Update
 from ._state import make_state, replay
 
 
@@ -36,8 +36,8 @@ class Rewound(NamedTuple):
     """Which execution of the step, counted from 0."""
 
 
-Entry = Update | Completed | Rewound
-"""What a history is made of."""
+Entry = Update | Decision | Completed | Rewound
+"""What a history is made of. A decision stands behind the update that it is saved with."""
 
 
 @final
@@ -65,6 +65,10 @@ class Playback:
     """The moment in which the step under way began."""
     under_way: list[Update] = field(default_factory=list[Update])
     """The updates of the step under way, which it has made already."""
+    decision: Decision | None = None
+    """How the step under way was decided, if it is a race and was."""
+    decided: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    """Which visits of which steps were decided."""
     undone: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     """Ranges of updates that count no more: those behind the first number, up to the second."""
     restored: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -84,11 +88,15 @@ class Playback:
                 state = replay(make_state(self.data), entry.operations)
                 self.data, self.number = state._data, entry.number
                 self.under_way.append(entry)
+            case Decision():
+                self.decision = entry
+                self.decided.add((entry.step, self.visit(entry.step)))
             case Completed():
                 self._ended.append((entry, self.began, self.under_way))
                 visits = {**self.began.visits, entry.step: self.visit(entry.step) + 1}
                 self.began = _Moment(entry.step, self.number, self.data, visits)
                 self.under_way = []
+                self.decision = None
             case Rewound():
                 self._rewind(entry)
 

@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar, final
@@ -22,10 +22,13 @@ from anyio import CancelScope, move_on_after
 from ._cancel import as_failure
 from ._errors import DefinitionError, HookFailed, brief, kind_of
 from ._events import (
+    AttemptEnded,
     ChildEnded,
     ChildRerun,
     ChildStarted,
     Event,
+    GraceExceeded,
+    Item,
     RunEnded,
     RunStarted,
     SpanStarted,
@@ -76,6 +79,11 @@ class Hook:
 
     def on_waiting(self, event: Waiting) -> Told:
         """Hear that a child or an attempt of an action begins to wait for a limit."""
+    def on_item(self, event: Item) -> Told:
+        """Hear of a partial item of an action that runs. It isn't saved."""
+
+    def on_attempt_ended(self, event: AttemptEnded) -> Told:
+        """Hear that a try of a step ended that may be tried again, and when the next begins."""
 
     def on_state_updated(self, event: StateUpdated) -> Told:
         """Hear that a run's state changed, and how."""
@@ -94,6 +102,9 @@ class Hook:
 
     def on_run_ended(self, event: RunEnded) -> Told:
         """Hear that an execution of a run ended, well or not."""
+
+    def on_grace_exceeded(self, event: GraceExceeded) -> Told:
+        """Hear that an action still runs long after it was cancelled, and where it stands."""
 
     def around_step(self, event: StepStarted) -> AbstractContextManager[object]:
         """Return a context manager that is entered around the step, in the step's own context.
@@ -128,11 +139,14 @@ class Hooks:
         "around_span",
         "around_step",
         "_always",
+        "attempt_ended",
         "child_ended",
         "child_rerun",
         "child_started",
         "failures",
+        "grace_exceeded",
         "hooks",
+        "item",
         "listening",
         "run_ended",
         "run_started",
@@ -140,6 +154,7 @@ class Hooks:
         "step_ended",
         "step_started",
         "waiting",
+        "watching_steps",
     )
     around_step: Managers[StepStarted]
     around_span: Managers[SpanStarted]
@@ -168,6 +183,9 @@ class Hooks:
         self.run_started: Listeners = self._listeners("on_run_started")
         self.step_started: Listeners = self._listeners("on_step_started")
         self.waiting: Listeners = self._listeners("on_waiting")
+        self.item: Listeners = self._listeners("on_item")
+        self.attempt_ended: Listeners = self._listeners("on_attempt_ended")
+        self.grace_exceeded: Listeners = self._listeners("on_grace_exceeded")
         self.state_updated: Listeners = self._listeners("on_state_updated")
         self.child_started: Listeners = self._listeners("on_child_started")
         self.child_rerun: Listeners = self._listeners("on_child_rerun")
@@ -176,6 +194,10 @@ class Hooks:
         self.run_ended: Listeners = self._listeners("on_run_ended")
         self.around_step = self._listeners("around_step")
         self.around_span = self._listeners("around_span")
+        # whether anybody wants to know when a step begins, or how it went
+        self.watching_steps: bool = bool(
+            self.step_started or self.around_step or self.attempt_ended
+        )
         # whether anybody listens to what a commit publishes
         self.listening: bool = bool(
             self.state_updated or self.child_ended or self.step_ended or self.run_ended
@@ -214,6 +236,51 @@ class Hooks:
             except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
                 failed = self.blame(hook, event, error) or failed
         try:
+            if failed is not None:
+                raise failed
+        finally:
+            del failed  # no cycle from the exception to this frame
+
+    def tell_at_once(self, listeners: Listeners, event: Event) -> Coroutine[Any, Any, None] | None:
+        """Tell ``event`` to each listener in turn, as far as none has to be awaited.
+
+        Returns what awaits the first that has to be, and tells the others; None if all were told.
+
+        Raises:
+            HookFailed: All were told, and a guarding hook raised.
+        """
+        failed: HookFailed | None = None
+        try:
+            for place, (hook, method) in enumerate(listeners):
+                if self._detached and id(hook) in self._detached:
+                    continue
+                try:
+                    pending = method(event)
+                except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+                    failed = self.blame(hook, event, error) or failed
+                    continue
+                if pending is not None:
+                    return self._tell_rest(hook, pending, listeners[place + 1 :], event, failed)
+            if failed is not None:
+                raise failed
+            return None
+        finally:
+            del failed  # no cycle from the exception to this frame
+
+    async def _tell_rest(
+        self,
+        hook: Hook,
+        pending: Awaitable[None],
+        others: Listeners,
+        event: Event,
+        failed: HookFailed | None,
+    ) -> None:
+        try:
+            await _finish(pending, hook._deadline)
+        except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+            failed = self.blame(hook, event, error) or failed
+        try:
+            await self.tell(others, event)
             if failed is not None:
                 raise failed
         finally:

@@ -4,7 +4,8 @@ Invariants:
 - Each outcome is applied by one numbered update that names its child, on top of the update before
   it: ``reduce`` for one child sees what ``reduce`` for the one before it left.
 - If ``reduce`` or ``grow`` raises, the updates before that child stand, and it stays unapplied.
-- Every key ends in exactly one outcome. The ledger keeps counts, and those that are not Done.
+- Nothing behind the outcome that decides a contest is applied.
+- Every key ends in exactly one outcome. The ledger keeps counts, and those that brought nothing.
 """
 
 from __future__ import annotations
@@ -18,22 +19,36 @@ from typing import Any, Literal, cast, final
 
 from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
+from ._contest import Contest
 from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
-from ._events import Cancelled, Done, ErrorInfo, Failed, Outcome, Skipped, Update
+from ._events import Cancelled, Decision, Done, ErrorInfo, Failed, Outcome, Skipped, Update
 from ._graph import Graph
+from ._ids import Key
 from ._policy import OnError, Tolerate
 from ._run import Run
 from ._schema import Schema
 from ._source import Elements, Entry
-from ._state import Operation, Permit, Put, PutWithin, State, change_between, make_state, put_within
+from ._state import (
+    Change,
+    Operation,
+    Permit,
+    Put,
+    PutWithin,
+    Set,
+    State,
+    change_between,
+    make_state,
+    put_within,
+)
+from ._until import ALL, First, Quorum, Until
 
 Reduce = Callable[[State, Done | Failed], State]
 Grow = Callable[[State, Done | Failed], Iterable[Any]]
 Take = str | Sequence[str] | Callable[[State], Any]
 
 
-Shape = Literal["by key", "by position", "by key and act", "by position and act", "by act"]
-"""How ``into`` and ``errors_into`` are arranged."""
+Shape = Literal["by key", "by position", "by key and act", "by position and act", "by act", "one"]
+"""How ``into`` and ``errors_into`` are arranged; ``"one"``: not at all, it is a single value."""
 
 
 @final
@@ -51,13 +66,14 @@ class Join:
     reduce: Reduce | None = None
     grow: Grow | None = None
     on_error: OnError = "fail"
+    until: Until = ALL
     again: bool | None = None
     """Whether what is collected already runs again; None: not on the first visit."""
 
     @property
-    def keeps_failures(self) -> bool:
-        """Whether failures are data, and not only raised."""
-        return self.on_error != "fail"
+    def is_race(self) -> bool:
+        """Whether a failure only removes a contestant, and somebody has to win."""
+        return isinstance(self.until, First | Quorum)
 
     def collections(
         self, data: Mapping[str, object], *, first_visit: bool
@@ -69,11 +85,12 @@ class Join:
         values: dict[str, object] = {}
         done: Mapping[object, object] = {}
         again = not first_visit if self.again is None else self.again
-        if self.into is not None:
+        if self.into is not None and self.shape != "one":
             found = data.get(self.into)
+            afresh = again or self.grow or self.shape == "by act" or self.is_race
             if self.shape in ("by position", "by position and act"):
                 values[self.into] = PositionedList[object](StateMap())
-            elif found is None or self.grow or again or self.shape == "by act":
+            elif found is None or afresh:
                 values[self.into] = StateMap[object, object]()
             else:
                 done = self._found(found, self.into)
@@ -91,7 +108,7 @@ class Join:
         """Say why the model of the parent's state can't hold what is collected, if it can't."""
         nested = self.is_nested
         listed = self.shape in ("by position", "by position and act")
-        if self.into is not None:
+        if self.into is not None and self.shape != "one":
             why = schema.why_not_grown(self.into, mapping=not listed, nested=nested)
             if why:
                 return f"{why}; declare one, or {'give' if listed else 'leave out'} key="
@@ -172,9 +189,10 @@ def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
 @final
 @dataclass(slots=True)
 class Ledger:
-    """How the children of a fan-out ended: counts, and the outcomes that are not Done.
+    """How the children of a fan-out ended: counts, and the outcomes that brought nothing.
 
-    Iterate it for those outcomes, in input order.
+    Iterate it for those outcomes, in input order: all that are not Done, and those Done that were
+    not ``used``, having come too late or been refused.
     """
 
     done: int = 0
@@ -189,6 +207,7 @@ class Ledger:
     They are those of elements that ``grow`` had found, and further acts of the last element.
     """
     _rest: list[Outcome] | None = field(default=None, repr=False)
+    _cancelled: list[Run] | None = field(default=None, repr=False)  # with outcomes nobody asked for
 
     @property
     def total(self) -> int:
@@ -196,23 +215,30 @@ class Ledger:
         return self.done + self.failed + self.cancelled + self.skipped
 
     def __iter__(self) -> Iterator[Outcome]:
-        """Go through the outcomes that are not Done, in input order."""
+        """Go through the outcomes that brought nothing, in input order."""
+        self.settle()
         return iter(sorted(self._rest or (), key=lambda outcome: outcome.position))
 
     def __len__(self) -> int:
-        """Count the outcomes that are not Done."""
-        return len(self._rest or ())
+        """Count the outcomes that brought nothing."""
+        return len(self._rest or ()) + len(self._cancelled or ())
 
     def enter(self, child: Run, *, raised: bool) -> None:
-        """Count a child's end, and keep its outcome if it is not Done.
+        """Count a child's end, and keep its outcome if it brought nothing.
 
         Args:
             child: It has ended.
-            raised: Whether its failure will be raised. Otherwise it is kept as data, and its
-                traceback is dropped, with all that the frames hold: pages, bodies, connections.
+            raised: Whether its failure will be raised, or may be. Otherwise it is kept as data, and
+                its traceback is dropped, with all that the frames hold: pages, bodies, connections.
         """
         self.count(child)
-        if child.status == "succeeded" or child.is_kept:
+        if (child.status == "succeeded" and child.used) or child.is_kept:
+            return
+        if child.status == "cancelled":
+            if self._cancelled is None:
+                self._cancelled = []
+            self._cancelled.append(child)
+            return
             return
         if not raised and isinstance(child.error, Exception):
             _let_go(child.error)
@@ -220,6 +246,18 @@ class Ledger:
             self._rest = []
         self._rest.append(child.outcome)
         child.let_go()
+
+    def settle(self) -> None:
+        """Let go of the runs that were cancelled, for their outcomes."""
+        if self._cancelled:
+            self._rest = [*(self._rest or ()), *(child.outcome for child in self._cancelled)]
+            self._cancelled = None
+
+    def let_go(self) -> None:
+        """Keep as data the failures that might have been raised, and won't be."""
+        for outcome in self._rest or ():
+            if isinstance(outcome, Failed):
+                _let_go(outcome.error)
 
     def count(self, child: Run) -> None:
         """Count a child's end, unless it was counted when it was found to be kept."""
@@ -236,11 +274,12 @@ class Ledger:
                 self.skipped += 1
 
     def add(self, outcome: Outcome, *, kept: bool = True) -> None:
-        """Count a recorded outcome and, if it is not Done and ``kept``, keep it."""
+        """Count a recorded outcome and, if it brought nothing and is ``kept``, keep it."""
         match outcome:
             case Done():
                 self.done += 1
-                return
+                if outcome.used:
+                    return
             case Failed():
                 self.failed += 1
             case Cancelled():
@@ -274,6 +313,7 @@ class Draft:
         "_errors",
         "_failed",
         "_consults",
+        "_contest",
         "_join",
         "_nested",
         "_number",
@@ -282,17 +322,30 @@ class Draft:
         "_values",
         "admitted",
         "applied",
+        "decision",
         "failures",
         "is_failing",
         "unapplied",
         "updates",
     )
 
-    def __init__(self, join: Join, parent: Run, elements: Elements, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        join: Join,
+        parent: Run,
+        elements: Elements,
+        ledger: Ledger,
+        contest: Contest | None = None,
+    ) -> None:
         """Begin on the parent's state as it is."""
         self._join = join
+        self._contest = contest
         self._nested = join.is_nested
-        self._consults = join.reduce is not None or join.grow is not None
+        self._consults = (
+            join.reduce is not None
+            or join.grow is not None
+            or (contest is not None and contest.consults)
+        )
         self._tolerance = join.on_error if isinstance(join.on_error, Tolerate) else None
         self._elements = elements
         self._data = parent.data
@@ -308,9 +361,13 @@ class Draft:
         self.is_failing = False  # whether there are more failures than are tolerated
         self.failures: list[Run] = []  # those that are to be raised
         self.admitted: list[Entry] = []
+        self.decision: Decision | None = None
 
     def add_all(self, batch: list[Run]) -> BaseException | None:
-        """Add outcomes up to the first that can't be applied; return why not, naming its key."""
+        """Add outcomes up to the one that decides a contest, or the first that can't be applied.
+
+        Returns why it can't, naming its key.
+        """
         for at, child in enumerate(batch):
             before = self._data, len(self._values), len(self._errors)
             if self._consults:
@@ -323,11 +380,18 @@ class Draft:
                 note(error, f"shoal: fan-out {name!r} applying key {child.key!r}, run {path.id}")
                 self._data, values, errors = before  # without what this child has placed already
                 del self._values[values:], self._errors[errors:]
-                self.unapplied += batch[at:]
-                for missed in batch[at:]:
-                    missed.miss()
+                self._miss(batch[at:])
                 return error
+            if self.decision is not None:
+                self._miss(batch[at + 1 :])
+                break
         return None
+
+    def _miss(self, children: list[Run]) -> None:
+        """Leave out what comes too late."""
+        for child in children:
+            child.miss()
+        self.unapplied += children
 
     def finished_data(self) -> Mapping[str, object]:
         """Return the fields of the state after all updates."""
@@ -348,6 +412,10 @@ class Draft:
         if status in ("failed", "cancelled") and not self._applies(child):
             self.unapplied.append(child)
             return
+        contest = None if child.is_kept else self._contest
+        if contest is not None and status == "succeeded" and not contest.admits(child):
+            self._refuse(child)
+            return
         operations = self._placing(child)
         discovered: tuple[object, ...] = ()
         at = 0
@@ -357,6 +425,23 @@ class Draft:
                 operations += self._reduce(join.reduce, outcome)
             if join.grow is not None:
                 discovered, at = self._grow(join.grow, outcome)
+        if contest is not None and not self.is_failing:
+            self.decision = contest.decide(child, self._state)
+        self._apply(child, operations, discovered, at)
+
+    def _refuse(self, child: Run) -> None:
+        """Leave out a result that doesn't count; but what ``grow`` finds in it does."""
+        child.miss()
+        if self._join.grow is None:
+            self.unapplied.append(child)
+        else:
+            outcome = cast("Done | Failed", child.outcome)
+            self._apply(child, (), *self._grow(self._join.grow, outcome))
+
+    def _apply(
+        self, child: Run, operations: tuple[Operation, ...], discovered: tuple[object, ...], at: int
+    ) -> None:
+        join = self._join
         self._number += 1
         self.updates.append(Update(self._number, join.name, operations, discovered, at))
         self.applied.append(child)
@@ -393,12 +478,26 @@ class Draft:
             return (self._put(join.errors_into, child, info, self._errors),)
         if join.into is None:
             return ()
+        if join.shape == "one":
+            return self._choosing(join.into)
         value = child.value
         if child.is_settled:  # only its place among the others changes
             value = cast("Mapping[object, Any]", self._data[join.into])[child.key]
             if join.shape != "by key":
                 value = value[child.setting.act]
         return (self._put(join.into, child, value, self._values),)
+
+    def _choosing(self, field: str) -> tuple[Operation, ...]:
+        """Give ``into`` the value of the whole contest, once that is known."""
+        assert self._contest is not None, "only a contest comes to a single value"
+        chosen = self._contest.chosen
+        if chosen is None:
+            return ()
+        change = Change((Set(field, chosen.value),), {field: chosen.value})
+        if self._schema is not None:
+            change = self._schema.checked(change, self._data, self._who(chosen.key))
+        self._data = change.applied_to(self._data)
+        return change.operations
 
     def _put(self, field: str, child: Run, value: object, placed: list[_Placed]) -> Put | PutWithin:
         position = child.position
@@ -421,7 +520,7 @@ class Draft:
 
     def _fitting(self, schema: Schema[Any], field: str, child: Run, value: object) -> object:
         """Hold what a child brings to the model of the parent's state."""
-        who = self._who(child)
+        who = self._who(child.key)
         listed = isinstance(self._data[field], PositionedList)
         if self._nested:
             key = None if listed else child.key
@@ -435,25 +534,28 @@ class Draft:
         most = schema.most(field)
         if count > most:
             msg = (
-                f"{self._who(child)} makes field {field!r} {count} items long, and "
+                f"{self._who(child.key)} makes field {field!r} {count} items long, and "
                 f"{schema.name} allows at most {most:g}"
             )
             raise InvalidState(msg)
 
-    def _who(self, child: Run) -> str:
-        return f"fan-out {self._join.name!r}, for key {child.key!r},"
+    def _who(self, key: Key) -> str:
+        return f"fan-out {self._join.name!r}, for key {key!r},"
 
     def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[tuple[object, ...], int]:
         """Return the new elements, and the position of the first."""
-        state = make_state(self.finished_data(), self._join.permit)
-        entries = self._elements.grow(grow(state, outcome), outcome.key)
+        entries = self._elements.grow(grow(self._state(), outcome), outcome.key)
         self.admitted += entries
         first = self._elements.kinds[0]  # the other acts get the same elements
         discovered = tuple(entry.element for entry in entries if entry.kind is first)
         return discovered, entries[0].position if entries else 0
 
+    def _state(self) -> State:
+        """Return the state after all updates, as the fan-out's own functions see it."""
+        return make_state(self.finished_data(), self._join.permit)
+
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
-        base = make_state(self.finished_data(), self._join.permit)
+        base = self._state()
         who = f"reduce of fan-out {self._join.name!r}, for key {outcome.key!r},"
         change = change_between(base, reduce(base, outcome), who)
         if self._schema is not None:

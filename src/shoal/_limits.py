@@ -23,15 +23,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Protocol, final
 from weakref import WeakKeyDictionary
-
-from anyio import CancelScope, sleep_forever
 
 from ._action import FunctionAction
 from ._cancel import ki_protected, ki_unprotected
@@ -423,6 +421,7 @@ class Stake:
     def leave(self) -> None:
         """Give it back for good."""
         self._give_back()
+        self._on_aside = _nothing
         for gate in self.gates:
             gate.seats -= 1
 
@@ -666,26 +665,25 @@ class Admission:
         self,
         waiter: Callable[[], Waiter],
         clock: Clock,
-        start: Callable[[Callable[[], Awaitable[None]]], None] | None = None,
+        alarm: Callable[[float, Callable[[], None]], Callable[[], object]] | None = None,
     ) -> None:
         """Admit everybody at first.
 
         Args:
             waiter: Makes what an attempt waits for.
             clock: The loop's.
-            start: Starts the task that keeps time, when there is first something to be waited for;
-                None: nothing will be, but slots.
+            alarm: Has a function called at a time, and returns what takes that back; None: nothing
+                will be waited for but slots.
         """
         self.waiter = waiter
         self.clock = clock
-        self._start = start
+        self._alarm = alarm
         self._limiters: WeakKeyDictionary[object, dict[str, Limiter]] = WeakKeyDictionary()
         self._lines: dict[Hashable, _Line] = {}  # only where somebody waits
         self._arrivals = count()
         self._tag = 0.0  # of what was granted last
         self._alarms: list[tuple[float, int, Gate]] = []  # a heap
-        self._sleep: CancelScope | None = None
-        self._closed = False
+        self._silence: Callable[[], object] | None = None  # takes back the next alarm
 
     def limiter(self, owner: object, limits: Limits, name: str = "") -> Limiter:
         """Find the gates of the limits that stand on ``owner``; make them if there are none yet.
@@ -704,12 +702,23 @@ class Admission:
         return found
 
     def entrance(
-        self, owner: object, limits: Limits, name: str, on_aside: Callable[[int], None]
+        self,
+        owner: object,
+        limits: Limits,
+        places: int,
+        on_aside: Callable[[int], None],
+        among: str = "",
     ) -> Entrance:
         """Make what lets the children of a fan-out start; see the port."""
         shared = limits.shared
-        limiter = None if shared is None else self.limiter(owner, shared, name)
-        return Entrance(self, limits, limiter, on_aside)
+        limiter = None if shared is None else self.limiter(owner, shared, among)
+        place = Gate(places)
+        place.adapt = limits.adapts_in_flight
+        return Entrance(self, place, limiter, on_aside)
+
+    def place(self, party: Party) -> Seat:
+        """Take again what a child holds in flight, which has stepped aside."""
+        return Seat(self, (), None, party, stake=party.stake)
 
     def seat(
         self,
@@ -960,37 +969,33 @@ class Admission:
         if gate.alarm_at <= when:
             return
         gate.alarm_at = when
-        first = self._alarms[0][0] if self._alarms else math.inf
+        is_next = not self._alarms or when < self._alarms[0][0]
         heappush(self._alarms, (when, next(self._arrivals), gate))
-        if when >= first:
-            return
-        if self._sleep is not None:
-            self._sleep.deadline = when
-        elif self._start is not None and not self._closed:
-            self._sleep = CancelScope(deadline=when)
-            self._start(self._keep_time)
+        if is_next:
+            self._set_next_alarm()
+
+    def _set_next_alarm(self) -> None:
+        self.close()
+        if self._alarms and self._alarm is not None:
+            self._silence = self._alarm(self._alarms[0][0], self._ring)
 
     @ki_protected
-    async def _keep_time(self) -> None:
-        """Serve each gate when it opens by itself; the only task that sleeps for limits."""
-        assert self._sleep is not None
-        while not self._closed:
-            with self._sleep:
-                await sleep_forever()
-            now = self.clock()
-            while self._alarms and self._alarms[0][0] <= now:
-                when, _, gate = heappop(self._alarms)
-                if gate.alarm_at == when:
-                    gate.alarm_at = math.inf
-                    self.serve(gate, due=when)
-            # A scope whose deadline has passed is used up.
-            self._sleep = CancelScope(deadline=self._alarms[0][0] if self._alarms else math.inf)
+    def _ring(self) -> None:
+        """Serve each gate that opens by itself by now."""
+        self._silence = None
+        now = self.clock()
+        while self._alarms and self._alarms[0][0] <= now:
+            when, _, gate = heappop(self._alarms)
+            if gate.alarm_at == when:
+                gate.alarm_at = math.inf
+                self.serve(gate, due=when)
+        self._set_next_alarm()
 
     def close(self) -> None:
-        """Stop keeping time: nothing waits any more."""
-        self._closed = True
-        if self._sleep is not None:
-            self._sleep.cancel()
+        """Look at the clock no more."""
+        silence, self._silence = self._silence, None
+        if silence is not None:
+            silence()
 
 
 @final
@@ -1007,7 +1012,7 @@ class Entrance:
     def __init__(
         self,
         admission: Admission,
-        limits: Limits,
+        place: Gate,
         limiter: Limiter | None,
         on_aside: Callable[[int], None],
     ) -> None:
@@ -1015,7 +1020,7 @@ class Entrance:
 
         Args:
             admission: The runtime's.
-            limits: Of the fan-out.
+            place: Counts them.
             limiter: What is shared by all its executions.
             on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
         """
@@ -1023,8 +1028,7 @@ class Entrance:
         self._limiters = () if limiter is None else (limiter,)
         self._on_aside = on_aside
         self._stakes: set[Stake] = set()
-        self.place = Gate(limits.in_flight)
-        self.place.adapt = limits.adapts_in_flight
+        self.place = place
 
     @property
     def governs_all(self) -> bool:
@@ -1053,7 +1057,7 @@ class Entrance:
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
         action = setting.entry
-        if action is not None and child.record is None:
+        if action is not None and child.begins_anew:
             # What goes wrong in it is the attempt's failure, and happens again there.
             with suppress(Exception):
                 limiters = admission._limiters_of(setting.scopes, action)
@@ -1100,8 +1104,13 @@ class Entrance:
 
     def close(self) -> None:
         """Give back what is held by children that nobody has applied."""
+        self._on_aside = _nothing  # no cycle: an error's frames lead to children, and these here
         while self._stakes:
             self._stakes.pop().leave()
+
+
+def _nothing(by: int) -> None:
+    """Stand in for a group that has ended."""
 
 
 def _first_turn(gate: Gate) -> _Turn:

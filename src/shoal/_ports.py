@@ -1,21 +1,25 @@
-"""What the engine needs from outside, as protocols. Imports values and acts only.
+"""What the engine needs from outside, as protocols. Imports values, acts and what they pass on.
 
 A port is bound by the runtime; the engine never knows which implementation it talks to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, final
+from weakref import WeakKeyDictionary
 
 from ._action import FunctionAction
 from ._errors import DefinitionError, brief
-from ._events import Outcome, Status, Update
+from ._events import ChildName, Decision, Outcome, Status, Update
 from ._history import Completed, Entry, Rewound
 from ._ids import Key, RunPath
+from ._items import Items
 from ._rate import Limits
+from ._retry import Account, RetryBudget
 from ._state import Change
+from ._watch import Part, Watched
 
 
 class SavedRun(Protocol):
@@ -49,6 +53,11 @@ class SavedRun(Protocol):
     @property
     def reason(self) -> str:
         """Why it was cancelled or skipped, if it was."""
+        ...
+
+    @property
+    def winner(self) -> ChildName | None:
+        """Who decided the race that a child was cancelled for."""
         ...
 
     @property
@@ -125,6 +134,8 @@ class Batch(NamedTuple):
     """Children that ended without an update of the parent: failed, cancelled, come too late."""
     step_completed: str | None = None
     """The step that is completed with this: by the last of the updates, if there are any."""
+    decision: Decision | None = None
+    """How the last of the updates decides a race: who goes on after that has no other winner."""
     ended: Status | None = None
     """How this execution of the run ended, if this is its last save."""
     before: int = 0
@@ -149,7 +160,8 @@ class Batch(NamedTuple):
         rewound = () if self.rewound is None else (self.rewound,)
         step = self.step_completed
         completed = () if step is None else (Completed(step, self.before),)
-        return (*rewound, *self.updates, *completed)
+        decided = () if self.decision is None else (self.decision,)
+        return (*rewound, *self.updates, *decided, *completed)
 
 
 @final
@@ -188,6 +200,8 @@ class ChildRecord:
     """Whether the parent took what it returned."""
     reason: str = ""
     """Why it was cancelled or skipped, if it was."""
+    winner: ChildName | None = None
+    """Who decided the race that it was cancelled for, if it was."""
     error: Exception | None = None
     """What it failed with, if it did."""
     attempts: int = 1
@@ -319,14 +333,76 @@ class Waiter(Protocol):
         ...
 
 
-class Executor(Protocol):
-    """Runs a plain function so that the event loop stays free."""
+class Thread(Protocol):
+    """What runs one plain function, so that the event loop stays free."""
 
-    async def __call__(self, function: Callable[..., object], kwargs: Mapping[str, Any]) -> object:
+    async def call(
+        self,
+        function: Callable[..., object],
+        kwargs: Mapping[str, Any],
+        *,
+        abandon: bool,
+        on_cancelled: Callable[[], None] | None = None,
+    ) -> object:
         """Call ``function(**kwargs)``, and return or raise what it does.
 
-        Cancellation waits for the function to return; its result is then dropped.
+        Cancellation waits for the function to return, as long as the grace; or, where that is to
+        ``abandon`` it, doesn't. Its result is then dropped. ``on_cancelled`` is called at once.
         """
+        ...
+
+    @property
+    def grace(self) -> float:
+        """Seconds for which it was waited after a cancellation."""
+        ...
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the function is under way."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it stands."""
+        ...
+
+    def leave(self, also: Callable[[], None] | None = None) -> None:
+        """Give the thread back, and call ``also``: as soon as the function has ended."""
+        ...
+
+
+class Threads(Protocol):
+    """Worker threads."""
+
+    async def enter(self) -> Thread:
+        """Wait for one that is free. Who gets it calls its ``leave`` in the end."""
+        ...
+
+
+class Watchdog(Protocol):
+    """Names what doesn't end though it was cancelled."""
+
+    def watch(
+        self, parts: Callable[[], Iterable[Part]], cancelled_at: float | None = None
+    ) -> Watched:
+        """Expect ``parts`` to end: they are cancelled now, or will be at ``cancelled_at``."""
+        ...
+
+    def forget(self, watched: Watched) -> None:
+        """Hear that it has ended."""
+        ...
+
+
+class Retries(Protocol):
+    """What all that is tried again shares."""
+
+    @property
+    def chance(self) -> Callable[[], float]:
+        """Makes random numbers from 0 up to, but not, 1."""
+        ...
+
+    def account(self, budget: RetryBudget) -> Account:
+        """Find the account of a budget; open it if there is none yet."""
         ...
 
 
@@ -456,15 +532,21 @@ class Admission(Protocol):
     """Lets attempts and children start."""
 
     def entrance(
-        self, owner: object, limits: Limits, name: str, on_aside: Callable[[int], None]
+        self,
+        owner: object,
+        limits: Limits,
+        places: int,
+        on_aside: Callable[[int], None],
+        among: str = "",
     ) -> Entrance:
         """Make what lets the children of one execution of a fan-out start.
 
         Args:
             owner: What all executions have in common...
             limits: ...and what stands on it.
-            name: Tells several of one owner apart.
+            places: How many may be in flight.
             on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
+            among: Tells several of one owner apart.
         """
         ...
 
@@ -485,6 +567,10 @@ class Admission(Protocol):
 
         Returns None where nothing limits it.
         """
+        ...
+
+    def place(self, party: Any) -> Seat:
+        """Take again what a child holds in flight, which has stepped aside."""
         ...
 
     def charge(self, seat: Any, stake: Any, actual: float) -> None:
@@ -527,15 +613,19 @@ class Services:
     clock: Clock
     waiter: Callable[[], Waiter]
     """Makes a waiter."""
-    threads: Executor
+    threads: Threads
+    watchdog: Watchdog
+    retries: Retries
     admission: Admission
-    host: Callable[[Callable[[], Awaitable[None]], Callable[[str], None]], Hosted]
+    host: Callable[[Callable[[], Coroutine[Any, Any, None]], Callable[[str], None]], Hosted]
     """Starts work in a task of the runtime's; the second function hears why it is cancelled."""
     enter: Callable[[Any, Any], Awaitable[Change]]
     """Has a run execute a graph that is a node of its own graph."""
-    context: Callable[[Any, FunctionAction[..., Any], Seat | None], object]
+    context: Callable[[Any, FunctionAction[..., Any], Seat | None, Items], object]
     """Makes what an action's parameter ``context`` gets."""
     native_cancels: Callable[[], Callable[[], int]]
     """Called in a task, gives what counts the native cancellations pending on that task."""
     commit_deadline: float
     """Seconds that the store has to acknowledge a save."""
+    learned: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
+    """What was learned of a definition, by that definition, for as long as it lives."""

@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Literal, final
 
 from ._errors import BadUse, InputChanged
@@ -25,12 +25,7 @@ Fate = Literal["new", "goes on", "runs anew", "is kept"]
 
 
 async def recorded_children(
-    run: Run,
-    step: str,
-    visit: int,
-    store: Store,
-    *,
-    folds: bool = False,
+    run: Run, step: str, visit: int, store: Store, *, folds: bool = False
 ) -> Recorded | None:
     """Ask what earlier executions have left of the children of one visit of a step.
 
@@ -57,9 +52,7 @@ async def recorded_children(
             records[record.act, record.key] = record
     if not records:
         return None
-    return Recorded(
-        run, step, records, folds=folds, forgets=isinstance(store, NullStore)
-    )
+    return Recorded(run, step, records, folds=folds, forgets=isinstance(store, NullStore))
 
 
 @final
@@ -94,6 +87,10 @@ class Recorded:
         self.last_position: int = max((one.position for one in records.values()), default=-1)
         self.started: int = sum(one.status != "skipped" for one in records.values())
         """How many of them have been started."""
+
+    def all(self) -> Collection[ChildRecord]:
+        """Return those that have not come up yet."""
+        return self._left.values()
 
     @property
     def left(self) -> int:
@@ -191,6 +188,7 @@ def outcome_of(record: ChildRecord, parent: RunPath, state: State | None = None)
                 attempts=attempts,
                 elapsed=elapsed,
                 reason=record.reason,
+                winner=record.winner,
             )
         case "skipped":
             return Skipped(path=path, position=position, element=element, reason=record.reason)

@@ -156,6 +156,8 @@ class Root:
         failed = {(one.step, one.visit) for one in children if one.status == "failed"}
         for step, visit in played.completed_visits():
             act = graph.find(step)
+            if (step, visit) in played.decided:
+                continue  # who fails in a race only loses it
             if (step, visit) in failed and isinstance(act, Parallel):
                 if act._join().reduce is None:
                     return Rewound(step, visit)

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from itertools import zip_longest
 from typing import Any, final
 
+from anyio import sleep
 from anyio.lowlevel import checkpoint
 
 from ._action import Act, FunctionAction
@@ -34,15 +36,20 @@ from ._cancel import (
     ki_unprotected,
 )
 from ._digest import combined, digest
-from ._errors import HookFailed, NotData, RunConflict, TooManySteps, brief, note
+from ._errors import HookFailed, NotData, RetryLater, RunConflict, TooManySteps, brief, note
 from ._events import (
+    AttemptEnded,
     Cancelled,
     ChildEnded,
+    ChildName,
     ChildRerun,
     ChildStarted,
+    Decision,
     Done,
     Event,
     Failed,
+    GraceExceeded,
+    Item,
     Outcome,
     RunEnded,
     RunStarted,
@@ -59,10 +66,12 @@ from ._graph import Graph
 from ._history import Playback, Rewound, play
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
+from ._policy import Each
 from ._ports import Batch, Beginning, ChildRecord, Entrance, NullStore, Seat, Services, Stake, Store
 from ._schema import Schema
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
+from ._watch import is_life
 
 logger = logging.getLogger("shoal")
 
@@ -80,6 +89,7 @@ class Setting:
         "_digests",
         "act",
         "deadline",
+        "each",
         "ends_itself",
         "entrance",
         "entry",
@@ -91,6 +101,8 @@ class Setting:
         "inputs",
         "is_limited",
         "keeps",
+        "on_item",
+        "is_resumable",
         "parent",
         "schema",
         "scopes",
@@ -99,6 +111,7 @@ class Setting:
         "store",
         "value_of",
         "visit",
+        "wait",
     )
 
     def __init__(
@@ -119,6 +132,9 @@ class Setting:
         ends_itself: bool = False,
         hooks: Hooks | None = None,
         digests: dict[str, tuple[object, bytes]] | None = None,
+        on_item: Callable[[Run, object], None] | None = None,
+        each: Each | None = None,
+        is_resumable: bool = False,
         host: Run | None = None,
     ) -> None:
         """Collect it.
@@ -141,6 +157,10 @@ class Setting:
                 saved by themselves.
             hooks: Told of them and their descendants; by default, those of the execution.
             digests: Of the fields that siblings have in common, by name; filled as they are made.
+            on_item: Called with a run and each partial item that it gives, before hooks are told.
+            each: What goes for each of them by itself.
+            is_resumable: Whether a step of theirs that fails may be tried again, and is to go on
+                where it was then, for something around them is retried.
             host: The run as part of which they live, if they are graphs as nodes of its graph.
         """
         self.graph: Graph = graph
@@ -162,6 +182,9 @@ class Setting:
         self.value_of: Callable[[Run], object] | None = value_of
         self.scopes: tuple[object, ...] = scopes
         self.gate: Callable[[str], Awaitable[None]] | None = gate
+        self.on_item: Callable[[Run, object], None] | None = on_item
+        self.each: Each | None = each
+        self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
         self.schema: Schema[Any] | None = graph.schema
         self.host: Run | None = host
         self.entrance: Entrance | None = None
@@ -197,6 +220,28 @@ class Setting:
 
 
 @final
+class Trials:
+    """What a run that may be tried again remembers of how far it came."""
+
+    __slots__ = ("abandoned", "again_at", "attempt", "further", "kept", "undecided")
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self.attempt: int = 1
+        """Which try of the current step this is."""
+        self.further: int = 0
+        """Tries beside the first, of all steps."""
+        self.again_at: str | None = None
+        """The step at which it begins again, if it is one that was published to have ended."""
+        self.undecided: Act | None = None
+        """The act that is completed, and whose edges could not be judged."""
+        self.kept: dict[str, Any] = {}
+        """What steps that failed are to go on with, by their names."""
+        self.abandoned: bool = False
+        """Whether a thread was left behind."""
+
+
+@final
 class Run:
     """One life of an application or a child: a state, and where in the graph it is.
 
@@ -213,6 +258,7 @@ class Run:
         "_playback",
         "_started_at",
         "_step",
+        "_trials",
         "_undone",
         "_visits",
         "began",
@@ -233,6 +279,7 @@ class Run:
         "status",
         "used",
         "value",
+        "winner",
     )
     began: bool
     elapsed: float
@@ -259,6 +306,7 @@ class Run:
         self.error: BaseException | None = None
         self.reason = ""
         self.used = True
+        self.winner: ChildName | None = None  # of the race that it was cancelled for
         self.value: object = None
         self.elapsed = 0.0
         # The number of the last update, and the state after it: one attribute, so that not even a
@@ -271,6 +319,7 @@ class Run:
         self._outcome: Outcome | None = None
         self._ledgers: dict[str, list[Any]] | None = None
         self._visits: dict[str, int] | None = None
+        self._trials: Trials | None = None
         self._started_at = setting.services.clock()
         # Of what it is given, before its model adds defaults; and before it runs, so that what is
         # no data is refused first.
@@ -384,6 +433,9 @@ class Run:
             "elapsed": self.elapsed,
             "attempts": self.attempts,
         }
+        if self._trials is not None:
+            common["attempts"] = 1 + self._trials.further
+            common["abandoned"] = self._trials.abandoned
         match self.status:
             case "succeeded":
                 return Done(**common, value=self.value, state=self.final_state, used=self.used)
@@ -391,7 +443,7 @@ class Run:
                 assert isinstance(self.error, Exception), "others are not outcomes"
                 return Failed(**common, error=self.error)
             case "cancelled":
-                return Cancelled(**common, reason=self.reason)
+                return Cancelled(**common, reason=self.reason, winner=self.winner)
             case None:
                 return Skipped(**common, reason=self.reason)
 
@@ -409,8 +461,9 @@ class Run:
 
     # -- living ---------------------------------------------------------------------------------
 
+    @is_life
     async def advance(self) -> None:
-        """Walk the graph to its end.
+        """Walk the graph to its end: from its entry, or from where an earlier attempt has failed.
 
         The last step's change is left for ``commit`` by whoever started the run. Cancellation goes
         to the action that runs; earlier steps stay committed.
@@ -424,20 +477,25 @@ class Run:
         hooks = setting.hooks
         act: Act | None = setting.graph.entry
         steps = 0
-        if self.record is not None and self._playback is None:
-            await self.recall()
-        if self._playback is not None:
-            act = self._following(self._playback)
-            steps = sum(self._playback.began.visits.values())
-        self.began = True
-        if hooks.run_started:
-            resumed = self.record is not None or setting.execution.is_resumed
-            resumed = resumed and self._playback is not None  # else it begins, or was forked
-            await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
-        if setting.schema is not None and self._playback is None:
+        if self._trials is None:
+            if self.record is not None and self._playback is None:
+                await self.recall()
+            if self._playback is not None:
+                act = self._following(self._playback)
+                steps = sum(self._playback.began.visits.values())
+        if not self.began:
+            self.began = True
+            if hooks.run_started:
+                resumed = self.record is not None or setting.execution.is_resumed
+                resumed = resumed and self._playback is not None  # else it begins, or was forked
+                await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
+        if self._trials is not None:
+            act = await self._act_it_stands_at(self._trials)
+        elif setting.schema is not None and self._playback is None:
             self._fill_model(setting.schema)
         if self.rewound is not None:
             await self._rewind(*self.rewound)
+            self.rewound = None
         max_steps = setting.execution.max_steps
         straight = setting.graph.straight
         walked: tuple[str, ...] = ()
@@ -451,9 +509,9 @@ class Run:
                 await checkpoint()
             if setting.gate is not None:
                 await setting.gate(act.name)
-            self._step = act.name
-            if hooks.step_started or hooks.around_step:
-                change = await self._perform_watched(act)
+            is_open, self._step = self._step is not None, act.name
+            if hooks.watching_steps:
+                change = await self._perform_watched(act, is_open=is_open)
             else:
                 change = await act.perform(self)
             if hooks.failures:
@@ -540,7 +598,7 @@ class Run:
         """Execute a function action on the state as it is; see ``Performer``."""
         setting = self.setting
         return call_function(
-            action, self._head[1], setting.inputs, setting.services, scopes=setting.scopes, run=self
+            action, self._head[1], setting.inputs, setting.services, run=self, scopes=setting.scopes
         )
 
     # -- what it holds --------------------------------------------------------------------------
@@ -554,6 +612,11 @@ class Run:
     def unit(self) -> Execution:
         """What takes turns with others at limits."""
         return self.setting.execution
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether it begins at its entry, as far as it is known before it lives."""
+        return self.record is None and self._trials is None
 
     def make_stake(self) -> Stake | None:
         """Say what it holds in flight from now on, if it is a child of a fan-out."""
@@ -590,9 +653,13 @@ class Run:
             return _after(self.setting.graph, act, change.applied_to(self._head[1]))
         except BaseException:
             await self._complete_step(change)
+            if self.setting.is_resumable:
+                self._remember().undecided = act
             raise
 
     def _too_many_steps(self, act: Act, walked: tuple[str, ...]) -> TooManySteps:
+        if self.setting.is_resumable:
+            self._remember().again_at = act.name
         limit = self.setting.execution.max_steps
         return TooManySteps(
             f"run {self.path.id} of {self.path.act!r} has taken {limit} steps, "
@@ -600,11 +667,13 @@ class Run:
             f"if that is no endless loop, allow more: Application(..., max_steps=...)"
         )
 
-    async def _perform_watched(self, act: Act) -> Change:
-        hooks = self.setting.hooks
+    async def _perform_watched(self, act: Act, *, is_open: bool) -> Change:
+        """Perform a step whose start was published already, if it ``is_open``."""
+        hooks, each = self.setting.hooks, self.setting.each
         event = StepStarted(path=self.path, step=act.name)
-        if hooks.step_started:
+        if hooks.step_started and not is_open:
             await hooks.tell(hooks.step_started, event)
+        is_childs = each is not None and each.retry is not None  # else the act's, if anybody's
         entered = hooks.enter_around(hooks.around_step, event)
         try:
             change = await act.perform(self)
@@ -612,11 +681,125 @@ class Run:
             failure = entered.leave(error)
             if failure is not None and isinstance(error, Exception):
                 raise failure from error
+            if act.retry is not None and not is_childs and isinstance(error, Exception):
+                await self.tell_attempt_ended(error, None)
             raise  # a cancellation is never replaced
         failure = entered.leave(None)
         if failure is not None:
             raise failure
+        if act.retry is not None or is_childs:
+            await self.tell_attempt_ended(None, None)
         return change
+
+    # -- being tried again ----------------------------------------------------------------------
+
+    def _remember(self) -> Trials:
+        if self._trials is None:
+            self._trials = Trials()
+        return self._trials
+
+    async def _act_it_stands_at(self, trials: Trials) -> Act | None:
+        """Find where an earlier attempt has come to; None: to the end."""
+        setting = self.setting
+        if trials.undecided is not None:
+            following = _after(setting.graph, trials.undecided, self._head[1])
+            trials.undecided, trials.attempt = None, 1
+            return following
+        step, trials.again_at = self._step or trials.again_at, None
+        if self._last is not None:
+            self._step = step
+            if setting.hooks.step_started:
+                event = StepStarted(path=self.path, step=step or "")
+                await setting.hooks.tell(setting.hooks.step_started, event)
+            return None
+        for act in setting.graph.acts:
+            if act.name == step:
+                return act
+        return setting.graph.entry
+
+    @property
+    def attempt(self) -> int:
+        """Which try of the current step this is, counted from 1."""
+        return 1 if self._trials is None else self._trials.attempt
+
+    @property
+    def is_doomed(self) -> bool:
+        """Whether the whole execution is about to end."""
+        return self.setting.execution.is_doomed
+
+    def begin_attempt(self) -> None:
+        """Hear that its current step is tried once more."""
+        trials = self._remember()
+        trials.attempt += 1
+        trials.further += 1
+
+    def reopen(self) -> None:
+        """Go on living, though its end was published: what it is part of is tried again."""
+        self.begin_attempt()
+        self._remember().again_at, self._step = self._step, None
+        self.began = False
+        self.status = None
+        self.error = None
+        self.reason = ""
+        self.used = True
+        self._outcome = None
+        self._started_at = self.setting.services.clock()
+
+    def keep(self, step: str, what: object) -> None:
+        """Remember what a step that has failed is to go on with, if it may be tried again."""
+        if self.setting.is_resumable:
+            self._remember().kept[step] = what
+
+    def take_kept(self, step: str) -> object:
+        """Return what a step is to go on with; None: it begins."""
+        return None if self._trials is None else self._trials.kept.pop(step, None)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait before another attempt, holding nothing: not even its place in flight.
+
+        An action's next attempt takes that again, together with what else it needs.
+        """
+        stake = self._step_aside()
+        try:
+            await sleep(seconds)
+        except BaseException:
+            if stake is not None:
+                stake.resume()
+            raise
+
+    def _step_aside(self) -> Stake | None:
+        stake = self.lodger.make_stake()
+        if stake is not None:
+            stake.step_aside()
+            stake.is_due = True
+        return stake
+
+    async def wait_for_later(self, later: RetryLater, seat: Seat | None) -> None:
+        """Hold nothing until an action that asked for it may be tried again.
+
+        Its keys are paused, so that the next attempt has to wait for them, as others have to;
+        where none of its limits has any, it is only itself that waits.
+        """
+        admission = self.setting.services.admission
+        if admission.pause(seat, self.lodger.stake, later.after):
+            self._step_aside()
+        else:
+            await self.wait(later.after)
+
+    async def come_back(self) -> None:
+        """Take its place in flight again after ``wait``, unless that is an action's to do."""
+        stake = self.stake
+        if stake is None or stake.is_held:
+            return
+        if self._last is None and any(
+            act.name == self._step
+            and isinstance(act, FunctionAction)
+            and bool(act.limits or self.setting.scopes)
+            for act in self.setting.graph.acts
+        ):
+            return
+        seat = self.setting.services.admission.place(self)
+        await seat.wait()
 
     async def settle(self) -> None:
         """Drop native cancellation that user code has left on this task, before a commit."""
@@ -634,6 +817,8 @@ class Run:
         if self._visits is None:
             self._visits = {}
         self._visits[step] = self._visits.get(step, 0) + 1
+        if self._trials is not None:
+            self._trials.attempt = 1
         await self._tell_step_ended("succeeded")
 
     # -- the one door ---------------------------------------------------------------------------
@@ -647,6 +832,7 @@ class Run:
         applied: Sequence[Run] = (),
         unapplied: Sequence[Run] = (),
         step_completed: str | None = None,
+        decision: Decision | None = None,
         ended: Status | None = None,
         begun: Beginning | None = None,
         rewound: Rewound | None = None,
@@ -663,6 +849,7 @@ class Run:
             applied: Children that the updates apply, one by one.
             unapplied: Children whose end is saved and told without changing the state.
             step_completed: The step that is completed with this.
+            decision: How the last of the updates decides a race.
             ended: How the run ends with this.
             begun: What a root run starts from, in its first commit.
             rewound: Where it goes back to before the updates.
@@ -681,6 +868,7 @@ class Run:
             applied,
             unapplied,
             step_completed,
+            decision,
             ended,
             number,
             begun,
@@ -712,6 +900,23 @@ class Run:
 
     # -- telling --------------------------------------------------------------------------------
 
+    @property
+    def hears_items(self) -> bool:
+        """Whether anybody hears of partial items; see ``Emitter``."""
+        return self.setting.on_item is not None or bool(self.setting.hooks.item)
+
+    def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
+        """Tell a partial item; see ``Emitter``."""
+        setting = self.setting
+        if setting.on_item is not None:
+            setting.on_item(self, item)
+        hooks = setting.hooks
+        if not hooks.item:
+            return None
+        event = Item(path=self.path, step=step, item=item, attempt=attempt, index=index)
+        told = hooks.tell_at_once(hooks.item, event)
+        return None if told is None else _out_of_reach(setting.services, told)
+
     async def tell_child_started(self, child: Run) -> None:
         """Publish that a fan-out of this run started ``child``."""
         hooks = self.setting.hooks
@@ -739,6 +944,40 @@ class Run:
             since=self.setting.services.clock(),
         )
         await hooks.tell(hooks.waiting, event)
+
+    async def tell_attempt_ended(self, error: Exception | None, next_in: float | None) -> None:
+        """Publish how an attempt of the current step ended, and when the next begins."""
+        hooks = self.setting.hooks
+        if hooks.attempt_ended:
+            event = AttemptEnded(
+                path=self.path,
+                step=self._step or "",
+                attempt=self.attempt,
+                error=error,
+                next_in=next_in,
+            )
+            await hooks.tell(hooks.attempt_ended, event)
+
+    async def tell_grace_exceeded(
+        self, place: str, seconds: float, *, abandoned: bool = False
+    ) -> None:
+        """Warn that its action still runs so long after it was cancelled; tell hooks where."""
+        path, step, hooks = self.path, self._step or "", self.setting.hooks
+        if abandoned:
+            self._remember().abandoned = True
+        key = "" if path.parent is None else f" (key {path.key!r} of {path.step!r})"
+        logger.log(
+            logging.WARNING if seconds else logging.INFO,
+            "action %r of run %s%s was cancelled %g s ago and still runs, at %s; %s",
+            *(step, path.id, key, seconds, place),
+            "its thread is left behind" if abandoned else "it is waited for",
+        )
+        if hooks.grace_exceeded:
+            event = GraceExceeded(
+                path=path, step=step, place=place, seconds=seconds, abandoned=abandoned
+            )
+            with suppress(HookFailed):  # which ends the execution all the same
+                await hooks.tell(hooks.grace_exceeded, event)
 
     async def _tell_child_ended(self, telling: _Telling, child: Run) -> None:
         listeners = telling.hooks.child_ended
@@ -791,12 +1030,13 @@ class Run:
         self.error = error
         self._note(error)
 
-    def cancel(self, reason: str) -> None:
-        """Note that the run was cancelled before its end."""
+    def cancel(self, reason: str, winner: ChildName | None = None) -> None:
+        """Note that the run was cancelled before its end; in a race, because ``winner`` had won."""
         self._last = None
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "cancelled"
         self.reason = reason
+        self.winner = winner
 
     def forget(self) -> None:
         """Let go of the error that it ended with, whose traceback leads back to here."""
@@ -823,7 +1063,7 @@ class Run:
         """Note that there is nothing to do for the element."""
         self.reason: str = reason
 
-    def keep(self, record: ChildRecord) -> None:
+    def keep_recorded(self, record: ChildRecord) -> None:
         """Note that an earlier execution has done all there is to do, as ``record`` says."""
         self.is_kept = True
         self.record = record
@@ -931,6 +1171,31 @@ def _is_listening(children: Sequence[Run]) -> bool:
 def _after(graph: Graph, act: Act, data: Mapping[str, object]) -> Act | None:
     """Call the conditions, which are user code."""
     return graph.after(act, data)
+
+
+async def _out_of_reach(services: Services, work: Awaitable[None]) -> None:
+    """Await ``work``, while an action runs, where no native cancel of the action's reaches it."""
+    failure: Exception | None = None
+
+    async def live() -> None:
+        nonlocal failure
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 # raised below
+            failure = error
+
+    hosted = services.host(live, _ignore)
+    interruption = await hosted.wait()
+    try:
+        for raised in (hosted.fatal, interruption, failure):
+            if raised is not None:
+                raise raised
+    finally:
+        del failure, interruption  # no cycle from an exception to this frame
+
+
+def _ignore(_reason: str) -> None:
+    """Stand in for whoever hears why work is cancelled: telling hooks is shielded."""
 
 
 def _nothing() -> None:

@@ -26,8 +26,10 @@ from collections.abc import (
     Iterator,
     Mapping,
     Sequence,
+    Sized,
 )
 from collections.abc import Set as AbstractSet
+from math import inf
 from operator import length_hint
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeGuard, cast, final
 
@@ -73,6 +75,8 @@ class Entry(NamedTuple):
     position: int
     element: object
     kind: Kind
+    child: Run | None = None
+    """The child, if it has lived before, and not to its end."""
 
 
 FEED_INLINE = 64
@@ -110,7 +114,11 @@ class Elements:
         "_only",
         "_position",
         "_recorded",
+        "_reserved_before",
+        "_pulled_before",
         "_seen",
+        "_seen_before",
+        "_size",
         "_started",
         "_taken",
         "_waiting",
@@ -166,9 +174,14 @@ class Elements:
         self._taken: deque[tuple[int, int]] = deque()  # ranges of what grow returned, ahead of that
         self._end = 0  # no position from there on is taken
         self._recorded = recorded
+        self._seen_before: AbstractSet[object] = frozenset()  # by the source of an earlier attempt
+        self._pulled_before = 0  # elements without keys, by that source
+        self._reserved_before = 0  # positions before that which grow has given
         self._started = 0
+        sized = isinstance(elements, Sequence | AbstractSet | Mapping) and not grows
+        self._size: float = len(cast("Sized", elements)) if sized else inf
         self._beyond = 0
-        self.on_kept: Callable[[Run, ChildRecord], None] | None = None
+        self.on_kept: Callable[[ChildRecord], None] | None = None
         """Hears which recorded children need nothing more."""
         if recorded is not None:
             self._started = recorded.started
@@ -225,6 +238,16 @@ class Elements:
         hint = 0 if self._iterator is None else length_hint(self._iterator, sys.maxsize) or 1
         return hint + len(self._waiting)
 
+    def most(self) -> float:
+        """Say how many more children there can be at most; ``math.inf`` where nobody knows."""
+        if self.dry():
+            return 0
+        more = self._size * self._width - self._position + len(self._waiting)
+        if self._at_most is None:
+            return more
+        recorded = 0 if self._recorded is None else self._recorded.left
+        return min(more, self._at_most - self._started + recorded)
+
     def waiting(self) -> int:
         """Count the elements that were pulled and have no child yet."""
         return len(self._waiting)
@@ -257,7 +280,10 @@ class Elements:
         return self._make(key, position, element, kind)
 
     def _child(self, entry: Entry) -> Run | Literal["dropped"]:
-        return self._make(*entry)
+        if entry.child is not None:
+            self._started += 1
+            return entry.child
+        return self._make(entry.key, entry.position, entry.element, entry.kind)
 
     def _make(
         self, key: Key, position: int, element: object, kind: Kind
@@ -287,10 +313,10 @@ class Elements:
             child.record = record
             return child
         if self.on_kept is not None:
-            self.on_kept(child, record)
+            self.on_kept(record)
         if self._done_in is None or child.position == record.position:
             return "dropped"
-        child.keep(record)  # only its place among the others changes
+        child.keep_recorded(record)  # only its place among the others changes
         return child
 
     def _place(self, element: object) -> Sequence[Entry]:
@@ -304,7 +330,9 @@ class Elements:
     def _free_position(self) -> int:
         """Return the lowest position that nobody has."""
         while self._taken and self._taken[0][0] <= self._position:
-            self._position = self._taken.popleft()[1]
+            start, stop = self._taken.popleft()
+            self._reserved_before += stop - start
+            self._position = stop
         return self._position
 
     def _entries(self, element: object, position: int) -> Sequence[Entry]:
@@ -322,6 +350,8 @@ class Elements:
         if type(key) is not int and type(key) is not str:
             key = self._checked_key(key, element, index)
         if key in self._seen:
+            if key in self._seen_before:
+                return None
             if self._grows:
                 self.dropped += 1
                 return None
@@ -346,6 +376,41 @@ class Elements:
             f"repetitions"
         )
         raise BadKey(msg)
+
+    # -- going on where an earlier attempt has failed ------------------------------------------
+
+    @ki_unprotected
+    def resume(self, former: Elements, unfinished: Iterable[Run]) -> None:
+        """Go on where the source of an earlier attempt of the step stood.
+
+        What that has pulled needs no child any more, but those children that were not finished,
+        which live on, and what waited for one. Those come first.
+
+        Args:
+            former: It was closed.
+            unfinished: Children of that attempt.
+        """
+        children = sorted(unfinished, key=lambda child: child.position)
+        for child in children:
+            kind = Kind(child.setting, child.first)
+            self._waiting.append(Entry(child.key, child.position, child.element, kind, child))
+        self._waiting.extend(former._waiting)
+        self._seen |= former._seen
+        self._seen_before = frozenset(self._seen)
+        self._position, self._taken, self._end = former._free_position(), former._taken, former._end
+        self._reserved_before, self._recorded = former._reserved_before, former._recorded
+        self._started = former._started - len(children)
+        self.dropped = former.dropped
+        if former._is_keyed():
+            return
+        self._pulled_before = (former._position - former._reserved_before) // former._width
+        while self._iterator is not None and self._pulled_before:
+            self._pulled_before -= 1
+            next(self._iterator, None)
+
+    def _is_keyed(self) -> bool:
+        """Tell whether elements are known by their keys, and not by their places."""
+        return self._key_of is not None
 
     # -- growing --------------------------------------------------------------------------------
 
@@ -417,6 +482,9 @@ class Elements:
         assert source is not None
         # elements that still need a child; None: any number
         wanted = self._at_most if self._recorded is None else None
+        if wanted is not None:
+            known = sum(entry.key not in entry.kind.done for entry in self._waiting)
+            wanted = max(0, wanted - self._started - known)
         pulled = 0
         try:
             while wanted != 0 and not self.dry() and await group.wait_for_room():
@@ -427,6 +495,9 @@ class Elements:
                     element = await anext(source)
                 except StopAsyncIteration:
                     break
+                if self._pulled_before:
+                    self._pulled_before -= 1
+                    continue
                 for entry in self._place(element):
                     if wanted is not None and entry.key not in entry.kind.done:
                         wanted = max(0, wanted - 1)

@@ -1,26 +1,44 @@
-"""One step of a function action: bind, call, check. Imports everything above; anyio.
+"""One step of a function action: bind, call, check, maybe again. Imports everything above; anyio.
 
 Invariants:
 - An action's function gets exactly what its parameters name, and what it returns is checked against
   its declared writes before anybody sees it.
-- An attempt holds its slots exactly while the function runs, on every way out.
+- An attempt holds its slots exactly while the function runs, on every way out; also where that is a
+  thread which nobody waits for any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
-from types import CoroutineType
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from types import AsyncGeneratorType, CoroutineType
 from typing import Any, NoReturn, Protocol, cast
 
-from ._action import FunctionAction
-from ._cancel import ki_protected, ki_unprotected
-from ._errors import BadResult, MissingField, UndeclaredWrite, kind_of
-from ._ports import Executor, Seat, Services
+from ._action import FunctionAction, Result
+from ._attempts import Tried, Tries, try_again, within
+from ._cancel import cancelled, ki_protected, ki_unprotected
+from ._errors import BadResult, MissingField, RetryLater, UndeclaredWrite, kind_of, note
+from ._ids import RunPath
+from ._items import Emitter, Items, stream
+from ._ports import Seat, Services, Thread
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 
+LATER = 10
+"""``RetryLater`` in a row that fail an action."""
 
-class Seated(Protocol):
-    """A run, as far as its attempts take seats."""
+
+class Caller(Tried, Emitter, Protocol):
+    """What calls an action: a run."""
+
+    @property
+    def path(self) -> RunPath:
+        """Its identity."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """Which try of the current step this is, counted from 1."""
+        ...
 
     def take_seat(self, action: FunctionAction[..., Any]) -> Seat | None:
         """Take the seat for an attempt, which may have to wait; None if nothing limits it."""
@@ -28,6 +46,10 @@ class Seated(Protocol):
 
     async def tell_waiting(self, seat: Seat) -> None:
         """Publish that it waits for a limit."""
+        ...
+
+    async def wait_for_later(self, later: RetryLater, seat: Seat | None) -> None:
+        """Hold nothing until an action that asked for it may be tried again."""
         ...
 
 
@@ -38,12 +60,13 @@ def call_function(
     services: Services,
     *,
     scopes: tuple[object, ...],
-    run: Seated,
+    run: Caller,
 ) -> Awaitable[Change]:
-    """Execute ``action`` once on the state ``data`` and return what it changed.
+    """Execute ``action`` on the state ``data`` and return what it changed.
 
     It starts when the limits that apply let it. Cancellation goes straight to the function; one
-    that runs in a thread is waited for.
+    that runs in a thread is waited for, as long as the grace. If it fails, it is executed again
+    as its ``retry`` has it; meanwhile it holds nothing.
 
     Args:
         action: What to execute.
@@ -51,43 +74,138 @@ def call_function(
         inputs: What the function may take besides.
         services: The runtime's.
         scopes: What limits the run.
-        run: The run itself, which takes the seat.
+        run: The run itself, for its context, its attempts and their partial items.
 
     Raises:
         MissingField: A field that it reads is not there.
         BadResult: It returned what its declaration doesn't allow.
+        IncompleteStream: It streams, and did not end with its only ``Result``.
     """
-    if scopes or action.limits is not None or action.takes_context:
+    if action.retry is not None:
+        tries = Tries(action.retry, run, services)
+        attempt = partial(_call_seated, action, data, inputs, services, run, tries.begin)
+        return try_again(run, tries, attempt, tells_last=False)
+    if scopes or action.is_governed:
         return _call_seated(action, data, inputs, services, run)
-    return _call(action, data, inputs, services.threads)
+    return _call(action, data, inputs, free=(services, run))
 
 
 @ki_protected
-async def _call_seated(
+async def _call_seated(  # noqa: PLR0917 # once for each attempt
     action: FunctionAction[..., object],
     data: Mapping[str, object],
     inputs: Mapping[str, object],
     services: Services,
-    run: Seated,
+    run: Caller,
+    on_admitted: Callable[[], None] | None = None,
+    later: RetryLater | None = None,
 ) -> Change:
-    seat = run.take_seat(action)
+    """Make one attempt; again, as long as it asks to be tried later.
+
+    Args:
+        action: What to execute.
+        data: The state's fields.
+        inputs: What the function may take besides.
+        services: The runtime's.
+        run: The run itself.
+        on_admitted: Called when the attempt begins.
+        later: What it has asked for already.
+    """
+    asked = 0
+    seat: Seat | None = None
+    while True:
+        if later is not None:
+            asked += 1
+            await run.settle()
+            await run.wait_for_later(later, seat)
+            later = None
+        seat = run.take_seat(action)
+        try:
+            return await _attempt(action, data, inputs, services, run, seat, on_admitted)
+        except RetryLater as error:
+            if asked + 1 >= LATER or run.is_doomed or cancelled():
+                note(error, f"shoal: asked for it {asked + 1} times in a row")
+                raise
+            later = error
+        on_admitted = None  # it is the same attempt still
+
+
+@ki_protected
+async def _attempt(  # noqa: PLR0917 # once for each attempt
+    action: FunctionAction[..., object],
+    data: Mapping[str, object],
+    inputs: Mapping[str, object],
+    services: Services,
+    run: Caller,
+    seat: Seat | None,
+    on_admitted: Callable[[], None] | None,
+) -> Change:
+    """Make one attempt, in its slots, its thread and its time."""
+    thread: Thread | None = None
+    failure: BaseException | None = None
     try:
         if seat is not None and not seat.granted:
             await run.tell_waiting(seat)
             await seat.wait()
-        context = services.context(run, action, seat) if action.takes_context else None
-        result = await _call(action, data, inputs, services.threads, context)
+        if action.in_thread:
+            thread = await services.threads.enter()
+        if on_admitted is not None:
+            on_admitted()
+        if action.takes_context or action.is_streaming:
+            make_context = partial(services.context, run, action, seat)
+            attempt = partial(
+                _call_emitting, action, data, inputs, make_context, run=run, thread=thread
+            )
+        else:
+            attempt = partial(_call, action, data, inputs, thread=thread)
+        if action.timeout is None:
+            return await attempt()
+        what = partial(_what, action.name, run)
+        return await within(action.timeout, attempt, run, services, what=what)
     except BaseException as error:
-        if seat is not None:
-            if seat.since is not None:
-                services.admission.adapt(seat, error)
-            seat.leave()
+        failure = error
         raise
-    if seat is not None:
-        if seat.since is not None:
-            services.admission.adapt(seat, None)
-        seat.leave()
-    return result
+    finally:
+        leave = None if seat is None else seat.leave
+        if seat is not None and seat.since is not None:
+            services.admission.adapt(seat, failure)
+        failure = None  # no cycle from the exception through its traceback to this frame
+        if thread is None:
+            if leave is not None:
+                leave()
+        else:
+            try:
+                if thread.is_running:  # nobody waits for it any more
+                    await run.tell_grace_exceeded(thread.place, thread.grace, abandoned=True)
+            finally:
+                thread.leave(leave)  # as soon as it returns
+
+
+@ki_protected
+async def _call_emitting(
+    action: FunctionAction[..., object],
+    data: Mapping[str, object],
+    inputs: Mapping[str, object],
+    make_context: Callable[[Items], object],
+    *,
+    run: Caller,
+    thread: Thread | None,
+) -> Change:
+    """Make an attempt that may give partial items."""
+    items = Items(run, action.name, run.attempt)
+    context = make_context(items) if action.takes_context else None
+    try:
+        return await _call(action, data, inputs, context=context, items=items, thread=thread)
+    finally:
+        being_told = items.end()
+        if being_told is not None:
+            await being_told
+
+
+def _what(name: str, run: Tried) -> str:
+    path = run.path
+    key = "" if path.parent is None else f" (key {path.key!r} of {path.step!r})"
+    return f"action {name!r} of run {path.id}{key}"
 
 
 @ki_unprotected
@@ -95,9 +213,13 @@ async def _call(
     action: FunctionAction[..., object],
     data: Mapping[str, object],
     inputs: Mapping[str, object],
-    threads: Executor,
+    *,
     context: object = None,
+    items: Items | None = None,
+    thread: Thread | None = None,
+    free: tuple[Services, Caller] | None = None,
 ) -> Change:
+    """Call the function, and check what it returns; ``free``: nothing limits it so far."""
     kwargs: dict[str, Any] = {}
     try:
         for name in action.fields:
@@ -116,17 +238,31 @@ async def _call(
         kwargs["state"] = base
     if action.takes_context:
         kwargs["context"] = context
-    if action.is_async:
-        result = await cast("Any", action.function(**kwargs))
-    elif action.in_thread:
-        result = await threads(action.function, kwargs)
-    else:
-        result = action.function(**kwargs)
-    if action.is_async:
-        if isinstance(result, CoroutineType):
-            _refuse_coroutine(action, cast("CoroutineType[Any, Any, Any]", result))
-    else:
+    later: RetryLater | None = None
+    result: object = None
+    try:
+        if action.is_async:
+            result = await cast("Any", action.function(**kwargs))
+        elif action.is_streaming:
+            assert items is not None
+            result = await stream(cast("Any", action.function(**kwargs)), items)
+        elif thread is not None:
+            on_cancelled = None if items is None else items.stop
+            result = await thread.call(
+                action.function, kwargs, abandon=action.abandon, on_cancelled=on_cancelled
+            )
+        else:
+            result = action.function(**kwargs)
+    except RetryLater as error:
+        if free is None:
+            raise
+        later = error
+    if later is not None and free is not None:
+        return await _call_seated(action, data, inputs, *free, later=later)
+    if not (action.is_async or action.is_streaming):
         refuse_awaitable(result, f"action {action.name!r}")
+    if isinstance(result, _MISTAKES):
+        _refuse_mistake(action, cast("object", result))
     if base is not None:
         return change_between(base, result, f"action {action.name!r}")
     field = action.only_write
@@ -146,14 +282,26 @@ def _missing(
     return MissingField(msg)
 
 
-def _refuse_coroutine(
-    action: FunctionAction[..., object], coroutine: CoroutineType[Any, Any, Any]
-) -> NoReturn:
-    coroutine.close()
-    msg = (
-        f"action {action.name!r} returned a coroutine that nobody awaited: "
-        f"await {coroutine.__qualname__}(...)"
-    )
+_MISTAKES = (CoroutineType, AsyncGeneratorType, Result)
+"""What nobody means to write to a state."""
+
+
+def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoReturn:
+    who = f"action {action.name!r}"
+    if isinstance(result, CoroutineType):
+        coroutine = cast("CoroutineType[Any, Any, Any]", result)
+        coroutine.close()
+        msg = f"{who} returned a coroutine that nobody awaited: await {coroutine.__qualname__}(...)"
+    elif isinstance(result, Result):
+        msg = (
+            f"{who} returned a Result, which is what a streaming action yields last, and no other: "
+            f"return the value itself"
+        )
+    else:
+        msg = (
+            f"{who} returned an async generator; to stream, it has to be an async generator "
+            f"function itself, which yields each item and, as the last thing, Result(value)"
+        )
     raise BadResult(msg)
 
 
@@ -191,6 +339,6 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
         )
         raise BadResult(msg)
     for value in values.values():
-        if isinstance(value, CoroutineType):
-            _refuse_coroutine(action, cast("CoroutineType[Any, Any, Any]", value))
+        if isinstance(value, _MISTAKES):
+            _refuse_mistake(action, cast("object", value))
     return Change(tuple(Set(field, value) for field, value in values.items()), values)

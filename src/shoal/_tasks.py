@@ -28,10 +28,11 @@ from ._functions import is_async, require_plain
 from ._graph import Graph, as_graph, no_act
 from ._ids import Key
 from ._join import Join, only_write_reader
-from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narrowed
+from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
 from ._policy import OnError
 from ._source import Elements, Entry, is_key
 from ._state import Change, Permit, State, change_between, refuse_awaitable
+from ._until import ALL, First, Quorum, Until, check_until
 
 T = TypeVar("T")
 
@@ -91,7 +92,8 @@ class ParallelAction(Parallel):
     Class attributes: ``reads`` and ``writes`` (of ``tasks``, ``reduce``, ``finish`` and the
     children), ``inputs`` (names of inputs that ``tasks`` or the children can't do without),
     ``name`` (by default the class's own), ``limits`` (how many children are in flight),
-    ``on_error``, ``at_most``, ``store`` and ``hooks`` (as for ``fan_out``).
+    ``until``, ``stagger``, ``on_error``, ``at_most``, ``each``, ``timeout``, ``store`` and
+    ``hooks`` (as for ``fan_out``; ``until`` may be a method as well).
 
     Examples:
         >>> @action(reads=["word"], writes=["length"])
@@ -115,6 +117,7 @@ class ParallelAction(Parallel):
     """
 
     inputs: Collection[str] = ()
+    until: Until | Callable[..., bool] = ALL
     on_error: OnError = "fail"
     at_most: int | None = None
     _bound: Mapping[str, object] = NOTHING
@@ -126,7 +129,6 @@ class ParallelAction(Parallel):
     def __init_subclass__(cls, **options: Any) -> None:
         """Check the subclass where it is defined."""
         super().__init_subclass__(**options)
-        cls.definition = cls
         check_class(cls, "reads", "writes", "inputs")
         for method in cls._plain:
             require_plain(getattr(cls, method), f"{cls.__name__}.{method}")
@@ -137,14 +139,25 @@ class ParallelAction(Parallel):
                     f"which yields what it makes"
                 )
                 raise DefinitionError(msg)
+        who = f"class {cls.__name__}"
         check_policies(
-            f"class {cls.__name__}",
+            who,
             on_error=cls.on_error,
             at_most=cls.at_most,
             limits=cls.limits,
             store=cls.store,
             hooks=cls.hooks,
+            each=cls.each,
+            timeout=cls.timeout,
         )
+        check_until(who, cls.until)
+        check_stagger(who, cls.stagger, cls.until)
+        if isinstance(cls.until, First | Quorum) and _says(cls, "on_error"):
+            msg = (
+                f"{who}: with such an until a failure only removes a contestant, so on_error can't "
+                f"be given; result.outcomes(name) tells who failed"
+            )
+            raise DefinitionError(msg)
 
     @abstractmethod
     def tasks(
@@ -170,6 +183,11 @@ class ParallelAction(Parallel):
         return state
 
     @property
+    def definition(self) -> object:
+        """What all its instances have in common."""
+        return type(self)
+
+    @property
     def takes(self) -> Mapping[str, Input]:
         """What it takes besides fields, by name."""
         return {name: Input(self.name, name not in self._bound) for name in self.inputs}
@@ -188,7 +206,14 @@ class ParallelAction(Parallel):
         return Permit(self.name, frozenset(self.reads) | writes, writes)
 
     def _join(self) -> Join:
-        return Join(name=self.name, permit=self._permit, reduce=self.reduce, on_error=self.on_error)
+        is_race = isinstance(self.until, First | Quorum)
+        return Join(
+            name=self.name,
+            permit=self._permit,
+            reduce=self.reduce,
+            on_error="ignore" if is_race else self.on_error,
+            until=self.until,
+        )
 
     def _source(self, step: ParallelStep) -> Elements:
         inputs = {**self._bound, **step.parent.setting.inputs}
@@ -199,6 +224,12 @@ class ParallelAction(Parallel):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+
+def _says(cls: type[ParallelAction], attribute: str) -> bool:
+    """Tell whether a subclass gives ``attribute`` itself."""
+    above = cls.__mro__[: cls.__mro__.index(ParallelAction)]
+    return any(attribute in vars(each) for each in above)
 
 
 class MapStates(ParallelAction):
@@ -386,6 +417,8 @@ class TaskElements(Elements):
             msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
         graph = self._graph(element.act)
+        if element.key is not None and (graph.name, element.key) in self._seen_before:
+            return ()
         key = self._task_key(element, graph)
         step = self._step
         base = narrowed(
@@ -399,6 +432,9 @@ class TaskElements(Elements):
         kind = step.kind(graph, base, only_write_reader(graph), element.inputs)
         about = element.state if element.element is None else element.element
         return (Entry(key, position, about, kind),)
+
+    def _is_keyed(self) -> bool:
+        return bool(self._keyed)
 
     def _graph(self, act: Act) -> Graph:
         """Make the graph of an act; by identity, since what is bound differently may be equal."""

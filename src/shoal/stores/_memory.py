@@ -224,6 +224,7 @@ def _ended(run: SavedRun, applied: int | None) -> ChildRecord:
         applied=applied,
         used=run.used,
         reason=run.reason,
+        winner=run.winner,
         error=run.error if isinstance(run.error, Exception) else None,
         attempts=run.attempts,
         elapsed=run.elapsed,

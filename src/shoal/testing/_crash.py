@@ -213,7 +213,11 @@ class _Round(Generic[_T]):
     def judge(self, result: _T, clean: _T, check: Callable[[Recovery[_T]], object] | None) -> None:
         """Let ``check`` say whether it came to what it should."""
         recovery = Recovery(
-            place=self._place, lives=len(self.lives), result=result, clean=clean, store=self.kept.copy().copy()
+            place=self._place,
+            lives=len(self.lives),
+            result=result,
+            clean=clean,
+            store=self.kept.copy().copy(),
         )
         try:
             if check is None:
