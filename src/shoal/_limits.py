@@ -33,9 +33,9 @@ from weakref import WeakKeyDictionary
 
 from ._action import FunctionAction
 from ._cancel import ki_protected, ki_unprotected
-from ._errors import BadResult, BadUse, brief
+from ._errors import BadResult, BadUse, DefinitionError, brief
 from ._ports import Clock, Waiter
-from ._rate import CREDIT, Adaptive, Ended, ForeignMeter, Limits, Meter, Part
+from ._rate import CREDIT, Adaptive, Ended, ForeignMeter, Limits, Meter, Part, Rate
 from ._run import Run
 from ._state import State, make_state, refuse_awaitable
 
@@ -666,6 +666,8 @@ class Admission:
         waiter: Callable[[], Waiter],
         clock: Clock,
         alarm: Callable[[float, Callable[[], None]], Callable[[], object]] | None = None,
+        *,
+        takes_foreign: bool = True,
     ) -> None:
         """Admit everybody at first.
 
@@ -674,10 +676,12 @@ class Admission:
             clock: The loop's.
             alarm: Has a function called at a time, and returns what takes that back; None: nothing
                 will be waited for but slots.
+            takes_foreign: Whether rates that are not ours work here: they are made for asyncio.
         """
         self.waiter = waiter
         self.clock = clock
         self._alarm = alarm
+        self._takes_foreign = takes_foreign
         self._limiters: WeakKeyDictionary[object, dict[str, Limiter]] = WeakKeyDictionary()
         self._lines: dict[Hashable, _Line] = {}  # only where somebody waits
         self._arrivals = count()
@@ -698,6 +702,8 @@ class Admission:
             named = self._limiters[owner] = {}
         found = named.get(name)
         if found is None:
+            if not self._takes_foreign:
+                _refuse_foreign(limits)
             found = named[name] = Limiter(limits, self)
         return found
 
@@ -849,8 +855,16 @@ class Admission:
         if line.seats:
             gate.post(line)
         else:
-            del self._lines[line.key]
+            self._end_line(line)
         self.serve(gate)
+
+    def _end_line(self, line: _Line) -> None:
+        del self._lines[line.key]
+        if not self._lines:  # nobody waits for a time any more
+            for _, _, gate in self._alarms:
+                gate.alarm_at = math.inf
+            self._alarms.clear()
+            self.close()
 
     def _post(self, line: _Line, gate: Gate) -> None:
         """Have ``line`` wait at ``gate``, and look again when that opens by itself."""
@@ -905,7 +919,7 @@ class Admission:
             if line.seats:
                 gate.post(line)  # looked at again, when it is its turn
             else:
-                del self._lines[line.key]
+                self._end_line(line)
             seat.wake()
 
     # -- rates ------------------------------------------------------------------------------------
@@ -1107,6 +1121,18 @@ class Entrance:
         self._on_aside = _nothing  # no cycle: an error's frames lead to children, and these here
         while self._stakes:
             self._stakes.pop().leave()
+
+
+def _refuse_foreign(limits: Limits) -> None:
+    for part in limits.parts:
+        rate = part.rate
+        if rate is not None and not isinstance(rate, Rate):
+            kind = type(rate)
+            msg = (
+                f"{limits!r}: {kind.__module__}.{kind.__qualname__} works on asyncio only; on trio "
+                f"and asyncio alike does Rate({rate.max_rate:g}, per={rate.time_period:g})"
+            )
+            raise DefinitionError(msg)
 
 
 def _nothing(by: int) -> None:

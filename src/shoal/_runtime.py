@@ -155,7 +155,9 @@ class Runtime:
         backend = _backend()
         self._context = copy_context()
         alarm = backend.alarm or self._alarm
-        self._admission = Admission(backend.waiter, backend.clock, alarm)
+        self._admission = Admission(
+            backend.waiter, backend.clock, alarm, takes_foreign=backend.alarm is not None
+        )
         self._watchdog = Watchdog(backend.clock, self._grace, alarm, self._start_task)
         self.services: Services = Services(
             clock=backend.clock,
