@@ -34,7 +34,7 @@ from ._group import Dropped, Feed, Group
 from ._hooks import Hook
 from ._ids import Key
 from ._join import Ledger, new_ledger, only_write_reader
-from ._parallel import check_depth, child_setting, children_of, narrowed
+from ._parallel import check_depth, child_setting, children_of, circuits_of, narrowed
 from ._policy import Each, Inherit
 from ._ports import Hosted, Seat, Store
 from ._rate import Limits
@@ -144,6 +144,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             name=self.name,
             among=self.name,
             timeout=self._timeout,
+            circuits=circuits_of(services, self._action.definition, self._each, self.name),
         )
         self._hosted = services.host(self._live, self._group.cancel)
         if self._seat is not None:
@@ -254,7 +255,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             outcome = child.outcome
             self._ledger.count(child)  # the outcome itself is the action's
             child.let_go()
-            self._delivered += child.began
+            self._delivered += child.began or child.status is None  # passed over
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
         self._tell()

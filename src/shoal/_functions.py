@@ -9,6 +9,25 @@ from collections.abc import Callable
 from ._errors import DefinitionError
 
 
+def is_async(function: Callable[..., object]) -> bool:
+    """Tell whether what ``function`` returns is to be awaited."""
+    return is_kind(function, inspect.iscoroutinefunction)
+
+
+def is_streaming(function: Callable[..., object]) -> bool:
+    """Tell whether ``function`` is an async generator function."""
+    return is_kind(function, inspect.isasyncgenfunction)
+
+
+def is_kind(function: Callable[..., object], is_one: Callable[[object], bool]) -> bool:
+    """Tell whether ``is_one`` is true of what is called in the end."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return is_one(function) or is_one(
+        getattr(function, "__call__", None)  # noqa: B004 # a callable object's own method
+    )
+
+
 def require_plain(function: object, what: str) -> None:
     """Refuse a coroutine function where shoal calls a plain one on the event loop.
 
@@ -25,22 +44,3 @@ def require_plain(function: object, what: str) -> None:
             f"Put what must be awaited into an action"
         )
         raise DefinitionError(msg)
-
-
-def is_async(function: Callable[..., object]) -> bool:
-    """Tell whether what ``function`` returns is to be awaited."""
-    return is_kind(function, inspect.iscoroutinefunction)
-
-
-def is_streaming(function: Callable[..., object]) -> bool:
-    """Tell whether ``function`` is an async generator function."""
-    return is_kind(function, inspect.isasyncgenfunction)
-
-
-def is_kind(function: Callable[..., object], is_one: Callable[[object], bool]) -> bool:
-    """Tell whether ``is_one`` is true of a function, or of what a callable object calls."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return is_one(function) or is_one(
-        getattr(function, "__call__", None)  # noqa: B004 # a callable object's own method
-    )

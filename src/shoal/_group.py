@@ -25,7 +25,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType
@@ -36,6 +36,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._attempts import live_child
+from ._breaker import Circuits
 from ._cancel import (
     absorb_native_cancel,
     as_failure,
@@ -109,6 +110,8 @@ class Group:
         "_ahead",
         "_aside",
         "_cancellation",
+        "_circuits",
+        "_circuit_keys",
         "_closing",
         "_context",
         "_deadline",
@@ -151,6 +154,7 @@ class Group:
         limit: int | None = None,
         among: str = "",
         timeout: float | None = None,
+        circuits: Circuits | None = None,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -163,7 +167,10 @@ class Group:
             limit: How many may be in flight, if that isn't what ``limits`` says.
             among: Tells several of one owner apart.
             timeout: Seconds from now until all is cancelled.
+            circuits: Say which children are skipped for a while; None: none are.
         """
+        self._circuits = circuits
+        self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through
         self.name: str = name
         admission = parent.setting.services.admission
         limit = limits.in_flight if limit is None else limit
@@ -456,6 +463,8 @@ class Group:
         self._live += 1
         try:
             child = self._source.take()
+            if self._circuits is not None and isinstance(child, Run) and not child.is_settled:
+                self._consult(self._circuits, child)
             if child is None:
                 self._end_live()
                 if self._source.dry():
@@ -519,6 +528,8 @@ class Group:
         never = [*self._ready, *self._waiting]
         for child in never:
             child.cancel(self.reason, self.winner)
+            if self._circuits is not None:
+                self._tell_circuit(self._circuits, child)
             self._entrance.give_up(child, self._waiting.get(child) or child.seat)
             self._end_live()
         self._ready.clear()
@@ -526,6 +537,28 @@ class Group:
         self._unsaid.clear()
         self.inbox.extend(never)
         self._entrance.close()
+
+    # -- breakers ---------------------------------------------------------------------------------
+
+    def _consult(self, circuits: Circuits, child: Run) -> None:
+        """Have ``child`` skipped if its circuit is open, unless it has done its work before."""
+        if child.record is not None and child.record.status == "succeeded":
+            return
+        key = circuits.key(child.data)
+        if circuits.admit(key):
+            self._circuit_keys[child] = key
+        else:
+            child.pass_over(f"breaker open: {key}")
+
+    def _tell_circuit(self, circuits: Circuits, child: Run) -> None:
+        """Tell how a child ended that was let through."""
+        if child not in self._circuit_keys:
+            return
+        key = self._circuit_keys.pop(child)
+        if child.status == "failed" and child.error is not None:
+            circuits.hear(key, child.error)
+        else:
+            circuits.hear(key, "done" if child.status == "succeeded" else "cancelled")
 
     def _end_live(self) -> None:
         self._live -= 1
@@ -649,6 +682,8 @@ class Group:
         if child.stake is not None:
             child.stake.resume()
             self._entrance.adapt(child)
+        if self._circuits is not None:
+            self._tell_circuit(self._circuits, child)
         self.inbox.append(child)
         self._tell()
 

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, cast, final
 
 from ._action import Act, Performer
+from ._breaker import Circuits
 from ._collections import StateMap
 from ._contest import Contest, contest
 from ._errors import (
@@ -43,7 +44,7 @@ from ._hooks import Hook, Hooks
 from ._ids import RunPath
 from ._join import Draft, Join, Ledger, new_ledger
 from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate, check_timeout, is_number
-from ._ports import ChildRecord, NullStore, Store, check_store
+from ._ports import ChildRecord, NullStore, Services, Store, check_store
 from ._rate import DEFAULT_IN_FLIGHT, Limits
 from ._recorded import Recorded, outcome_of, recorded_children
 from ._run import Run, Setting
@@ -194,6 +195,7 @@ class ParallelStep:
             owner=act.definition,
             name=act.name,
             timeout=act.timeout,
+            circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
         )
         try:
             if former is None:
@@ -205,6 +207,7 @@ class ParallelStep:
                 await group.live(self._apply)
                 await self._record_unapplied(group)
             self._judge()
+            await self._clear_up()
         except BaseException as error:
             await self._wind_up(group, error)
             self.parent.keep(act.name, self)
@@ -266,8 +269,12 @@ class ParallelStep:
     def _keep_decided(self, decision: Decision) -> None:
         """Leave it at what an earlier execution has decided: nothing is started any more."""
         self.decision = decision
+        self._count_rest(decision)
+
+    def _count_rest(self, decision: Decision) -> None:
+        """Count how those ended, by record, that don't come up any more: it is decided."""
         lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
-        for record in () if self.recorded is None else self.recorded.all():
+        for record in () if self.recorded is None else self.recorded.rest():
             # Who has not ended was cancelled for that, or died with its process.
             ended = record if record.status is not None else replace(record, **lost)
             self.ledger.add(outcome_of(ended, self.parent.path))
@@ -284,10 +291,7 @@ class ParallelStep:
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
-        if values:
-            operations = tuple(Set(field, value) for field, value in values.items())
-            update = Update(run.number + 1, name, operations)
-            await run.commit((update,), {**run.data, **values})
+        await self._set(values)
 
     def _reopen(self, begun: Playback) -> dict[str, object]:
         """Take the step up again: let come what had been discovered, and forget failures.
@@ -408,6 +412,41 @@ class ParallelStep:
                 self.ledger.enter(child, raised=is_open or self._is_failing)
             if self.parent.setting.is_resumable:
                 self._unfinished += late
+
+    async def _clear_up(self) -> None:
+        """Settle what is left of earlier executions, where inputs are not what they were.
+
+        What a child has come to stays where it is if its key does not come up any more: the source
+        may know it is done. Without keys, what follows the last position is nobody's; and where a
+        child has run anew and failed, its old result is gone.
+        """
+        recorded, source, join = self.recorded, self.source, self.join
+        if recorded is None or source is None:
+            return
+        assert source is not None
+        gone: list[ChildRecord] = []
+        if self.decision is not None:
+            self._count_rest(self.decision)
+        for record in () if self.decision is not None else recorded.rest():
+            if recorded.is_part_of_the_state(record) and not join.is_listed:
+                self.ledger.add(outcome_of(record, self.parent.path))
+            else:
+                gone.append(record)
+        old = {(record.act, record.key) for record in gone}
+        old |= {(one.act, one.key) for one in self.ledger if isinstance(one, Failed)}
+        await self._set(join.without(self.parent.data, old))
+        for record in gone:
+            child = source.remade(record)
+            if child is not None:
+                await child.be_forgotten()
+
+    async def _set(self, values: Mapping[str, object]) -> None:
+        """Give fields of the parent's state new values, by an update of their own."""
+        run = self.parent
+        if values:
+            operations = tuple(Set(field, value) for field, value in values.items())
+            update = Update(run.number + 1, self.act.name, operations)
+            await run.commit((update,), {**run.data, **values})
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
@@ -603,6 +642,26 @@ def child_setting(
         is_resumable=setting.is_resumable,
         host=host,
     )
+
+
+def circuits_of(
+    services: Services, definition: object, each: Each | None, name: str = ""
+) -> Circuits | None:
+    """Find the circuits of a fan-out, if it has a breaker.
+
+    Args:
+        services: The runtime's.
+        definition: What all its executions have in common.
+        each: May have a breaker.
+        name: Tells the fan-outs of one action apart.
+    """
+    if each is None or each.breaker is None:
+        return None
+    named = services.circuits.setdefault(definition, {})
+    found = named.get(name)
+    if found is None or found.breaker != each.breaker:
+        found = named[name] = Circuits(each.breaker, services.clock)
+    return found
 
 
 def children_of(

@@ -364,7 +364,9 @@ class Run:
     @property
     def attempts(self) -> int:
         """Tries of the step that it ended in; 0 where there was nothing to be done."""
-        return int(self.began)
+        if self.status is None:
+            return 0
+        return 1 if self._trials is None else 1 + self._trials.further
 
     @property
     def digest(self) -> str:
@@ -561,6 +563,8 @@ class Run:
     def _following(self, played: Playback) -> Act | None:
         """Return the act that comes next in a history, None at the end.
 
+        It is chosen by the state as it was then: the step under way may have changed it since.
+
         Raises:
             RunConflict: The graph does not have the step that was completed last.
         """
@@ -578,11 +582,15 @@ class Run:
                 f"with fork({self.path.root.id!r})"
             )
             raise RunConflict(msg)
-        return _after(setting.graph, act, played.data)
+        return _after(setting.graph, act, played.began.data)
+
+    async def be_forgotten(self) -> None:
+        """Have what was kept of a child and its descendants count no more."""
+        await self.commit((), self.data, afresh=True)
 
     async def rerun(self, step: str, by: Run) -> None:
         """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""
-        await self.commit((), self.data, afresh=True)
+        await self.be_forgotten()
         listeners = by.setting.hooks.child_rerun
         if listeners:
             event = ChildRerun(
@@ -889,9 +897,10 @@ class Run:
             if child is not None:
                 await telling.listen(child.tell_ended())
             if telling.hooks.state_updated:
-                event = StateUpdated(path=self.path, update=update, outcome=child and child.outcome)
+                outcome = None if child is None or child.is_kept else child.outcome
+                event = StateUpdated(path=self.path, update=update, outcome=outcome)
                 await telling.tell(telling.hooks.state_updated, event)
-            if child is not None:
+            if child is not None and not child.is_kept:  # whose end was told long ago
                 await self._tell_child_ended(telling, child)
         for child in unapplied:
             await telling.listen(child.tell_ended())
@@ -1062,6 +1071,11 @@ class Run:
     def skip(self, reason: str) -> None:
         """Note that there is nothing to do for the element."""
         self.reason: str = reason
+
+    def pass_over(self, reason: str) -> None:
+        """Note that it isn't started now; it is when the run is resumed."""
+        self.reason = reason
+        self.used = False
 
     def keep_recorded(self, record: ChildRecord) -> None:
         """Note that an earlier execution has done all there is to do, as ``record`` says."""

@@ -212,7 +212,7 @@ class Elements:
         """Make the next child; None if there is none now, ``"dropped"`` if its key is known."""
         if self._at_most is not None and self._is_full():
             return None
-        if self._waiting:
+        if self._waiting and (self._iterator is None or not self._is_ahead()):
             return self._child(self._waiting.popleft())
         if self._iterator is None:
             return None
@@ -221,7 +221,7 @@ class Elements:
         except StopIteration:
             self._ended = True
             self._iterator = None
-            return None
+            return self._child(self._waiting.popleft()) if self._waiting else None
         if self._only is not None:
             return self._take_only(element, self._only)
         entries = self._place(element)
@@ -230,6 +230,13 @@ class Elements:
         if len(entries) > 1:
             self._waiting.extend(entries[1:])
         return self._child(entries[0])
+
+    def _is_ahead(self) -> bool:
+        """Tell whether what waits was discovered after what comes next from the source.
+
+        In an earlier execution, that is. It must come after that again: it could return it.
+        """
+        return bool(self._taken) and self._free_position() < self._waiting[0].position
 
     def left(self) -> int:
         """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
@@ -261,6 +268,13 @@ class Elements:
         """Tell whether there will be no more, unless ``grow`` adds some."""
         return (self._ended and not self._waiting) or self._is_full()
 
+    def remade(self, record: ChildRecord) -> Run | None:
+        """Make the child of a record again, if its act is still one of those that are executed."""
+        for kind in self.kinds:
+            if kind.setting.act == record.act:
+                return self._run(record.key, record.position, record.element, kind)
+        return None
+
     def _is_full(self) -> bool:
         """Tell whether no more may be started, and none that has been is still to come."""
         if self._at_most is None or self._started < self._at_most:
@@ -288,9 +302,7 @@ class Elements:
     def _make(
         self, key: Key, position: int, element: object, kind: Kind
     ) -> Run | Literal["dropped"]:
-        item = self._item
-        data = kind.base if item is None else {**kind.base, item: element}
-        child = Run(kind.setting, data, key=key, position=position, element=element)
+        child = self._run(key, position, element, kind)
         if self._recorded is not None:
             fate, record = self._recorded.judge(child)
             if record is not None:
@@ -303,6 +315,11 @@ class Elements:
         else:
             self._started += 1
         return child
+
+    def _run(self, key: Key, position: int, element: object, kind: Kind) -> Run:
+        item = self._item
+        data = kind.base if item is None else {**kind.base, item: element}
+        return Run(kind.setting, data, key=key, position=position, element=element)
 
     def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Literal["dropped"]:
         """Make of a child what its record says."""
@@ -434,11 +451,16 @@ class Elements:
         start = position = max(self._end, self._free_position())
         for element in cast("Iterable[object]", elements):
             entries = self._entries(element, position)
-            if entries:
+            if entries and self._recorded is not None and self._are_done(entries, self._recorded):
+                self.dropped += 1  # it keeps the place that it got from the source
+            elif entries:
                 found += entries
                 position += self._width
         self._reserve(start, position)
         return found
+
+    def _are_done(self, entries: Iterable[Entry], recorded: Recorded) -> bool:
+        return all(recorded.has_done(one.kind.setting.act, one.key) for one in entries)
 
     def rediscover(self, elements: Iterable[object], position: int) -> None:
         """Let come what ``grow`` has returned in an earlier execution.
