@@ -21,6 +21,7 @@ import shoal.testing
 OPEN = {  # classes meant for subclassing, exceptions aside
     "Act",
     "Action",
+    "Adaptive",
     "Event",
     "Hook",
     "MapActions",

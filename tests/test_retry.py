@@ -1204,8 +1204,11 @@ def test_retries_cancelled_everywhere(how: tuple[Backend, Any], seed: int | None
         async with Runtime() as runtime:
             app = Application(retried(), hooks=[hook])
             ending = await attempt(runtime.run, app, {"ns": [0, 1]})
-            slots = runtime._admission._slots.values()  # pyright: ignore[reportPrivateUsage]
-            assert not any(slot.used for slot in slots)
+            limiters = runtime._admission._limiters.values()  # pyright: ignore[reportPrivateUsage]
+            statistics = [
+                one for named in limiters for it in named.values() for one in it.statistics()
+            ]
+            assert not any(one.in_use for one in statistics)
         hook.assert_paired()
         if not ending.cancelled:
             assert ending.result is not None

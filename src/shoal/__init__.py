@@ -36,6 +36,7 @@ from ._errors import (
     NotData,
     NoTransition,
     Rejected,
+    RetryLater,
     RunCancelled,
     RunClaimed,
     RunConflict,
@@ -74,6 +75,7 @@ from ._events import (
     StepEnded,
     StepStarted,
     Update,
+    Waiting,
 )
 from ._fanout import FanOut, fan_out
 from ._flow import END
@@ -82,10 +84,12 @@ from ._history import Completed, Entry, Rewound
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
+from ._limits import Limiter, Statistics
 from ._open import OpenRun, RunResult
-from ._policy import INHERIT, Each, Hedge, Inherit, Limits, OnError, Stagger, Tolerate
+from ._policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Tolerate
 from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
 from ._race import race
+from ._rate import AIMD, Adaptive, Ended, Limits, Rate
 from ._retry import Retry, RetryBudget
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
@@ -95,10 +99,12 @@ from ._version import __version__
 from .stores import MemoryStore
 
 __all__ = [
+    "AIMD",
     "END",
     "INHERIT",
     "Act",
     "Action",
+    "Adaptive",
     "All",
     "Application",
     "AttemptEnded",
@@ -127,6 +133,7 @@ __all__ = [
     "Done",
     "Drop",
     "Each",
+    "Ended",
     "Entry",
     "ErrorInfo",
     "Event",
@@ -150,6 +157,7 @@ __all__ = [
     "Key",
     "LeaseLost",
     "Ledger",
+    "Limiter",
     "Limits",
     "MapActions",
     "MapActionsAndStates",
@@ -170,10 +178,12 @@ __all__ = [
     "Put",
     "PutWithin",
     "Quorum",
+    "Rate",
     "Rejected",
     "Result",
     "Retry",
     "RetryBudget",
+    "RetryLater",
     "Rewound",
     "RunCancelled",
     "RunClaimed",
@@ -196,6 +206,7 @@ __all__ = [
     "StateList",
     "StateMap",
     "StateUpdated",
+    "Statistics",
     "StepEnded",
     "StepStarted",
     "StepTimeout",
@@ -210,6 +221,7 @@ __all__ = [
     "UnknownRun",
     "Until",
     "Update",
+    "Waiting",
     "__version__",
     "action",
     "all_",

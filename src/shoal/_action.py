@@ -31,7 +31,8 @@ from typing import (
 
 from ._errors import DefinitionError, did_you_mean
 from ._functions import is_async, is_kind, is_streaming
-from ._policy import Limits, check_timeout
+from ._policy import check_timeout
+from ._rate import Limits
 from ._retry import Retry
 from ._schema import Schema
 from ._state import Change, Permit

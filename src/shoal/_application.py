@@ -34,8 +34,8 @@ from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
 from ._ids import RunPath, new_run_id
 from ._open import Gate, OpenRun, RunResult, result_of
-from ._policy import Limits
 from ._ports import Beginning, NullStore, RunRecord, Store, check_store
+from ._rate import Limits
 from ._root import First, Root, recorded_history
 from ._run import Run, Setting
 from ._runtime import Runtime

@@ -96,6 +96,10 @@ class Tried(Straggler, Protocol):
 class TriedChild(Tried, Protocol):
     """A child run, not yet at its end."""
 
+    async def come_back(self) -> None:
+        """Be in flight again, after it has waited for another attempt."""
+        ...
+
     async def advance(self) -> None:
         """Walk the graph to its end, from where it stands."""
         ...
@@ -282,6 +286,7 @@ async def live_child(child: TriedChild, each: Each, services: Services) -> None:
 
     async def attempt() -> None:
         assert tries is not None
+        await child.come_back()
         tries.begin()
         await child.advance()
 

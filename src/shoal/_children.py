@@ -35,8 +35,9 @@ from ._hooks import Hook
 from ._ids import Key
 from ._join import Ledger, new_ledger, only_write_reader
 from ._parallel import check_depth, child_setting, children_of, circuits_of, narrowed
-from ._policy import Each, Inherit, Limits
+from ._policy import Each, Inherit
 from ._ports import Hosted, Seat, Store
+from ._rate import Limits
 from ._recorded import Recorded, recorded_children
 from ._run import Run, Setting
 from ._source import Elements, Entry, Kind, Room
@@ -94,7 +95,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._action = action
         self._seat = seat
         self.name: str = f"{action.name}/{name}"
-        self._limit = limits.n
+        self._limits = limits
+        self._limit = limits.in_flight
         self._store, self._hooks = children_of(run, store, hooks)
         self._each = each
         self._timeout = timeout
@@ -137,8 +139,10 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._group = Group(
             self._run,
             self._source,
-            self._limit,
+            self._limits,
+            owner=self._action.definition,
             name=self.name,
+            among=self.name,
             timeout=self._timeout,
             circuits=circuits_of(services, self._action.definition, self._each, self.name),
         )
@@ -395,13 +399,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             hooks=self._hooks,
             deadline=self._deadline,
             each=self._each,
-            wait=self._wait,
         )
-
-    async def _wait(self, seconds: float) -> None:
-        """Wait, as one of the children."""
-        assert self._group is not None
-        await self._group.wait_aside(seconds)
 
     def _check_open(self, what: str) -> Group:
         if threading.get_ident() != self._thread:

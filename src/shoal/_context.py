@@ -5,6 +5,7 @@ Imports everything above.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Coroutine, Generator, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,9 @@ from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._items import Items
 from ._parallel import check_cascade
-from ._policy import INHERIT, Each, Inherit, Limits, check_timeout
+from ._policy import INHERIT, Each, Inherit, check_timeout
 from ._ports import Seat, Store
+from ._rate import DEFAULT_IN_FLIGHT, Limits
 from ._run import Run
 
 
@@ -99,6 +101,35 @@ class Context:
         if deadline is None:
             deadline = anyio.current_effective_deadline()
         return min(deadline, self._run.setting.deadline)
+
+    def charge(self, actual: float) -> None:
+        """Correct what this attempt is charged, wherever ``Limits(cost=...)`` has said it before.
+
+        Tokens that an answer has used, say, instead of those that were expected. What is too much
+        comes off what may go next, what was too little goes at once. In other limits it has no
+        effect, nor where nothing has a cost. May be called again: the last one counts.
+
+        Args:
+            actual: Units of the rate, at least 0.
+
+        Examples:
+            >>> limits = Limits(rate=Rate(90_000, per=60), cost=lambda state: 2_000)
+            >>> @action(reads=["question"], writes=["answer"], limits=limits)
+            ... async def ask(question: str, context: Context) -> str:
+            ...     context.charge(1_234)
+            ...     return "42"
+            >>> Application(ask).run_sync({"question": "?"}).state["answer"]
+            '42'
+        """
+        if (
+            not isinstance(actual, int | float)
+            or isinstance(actual, bool)
+            or not 0 <= actual < math.inf
+        ):
+            msg = f"context.charge(actual) takes a number of units, at least 0, not {actual!r}"
+            raise BadUse(msg)
+        stake = self._run.lodger.stake
+        self._run.setting.services.admission.charge(self._seat, stake, actual)
 
     @contextmanager
     def span(self, name: str, **attributes: object) -> Generator[None]:
@@ -246,7 +277,7 @@ class Context:
             self._action,
             self._seat,
             name=name,
-            limits=limits or Limits(),
+            limits=limits or Limits(DEFAULT_IN_FLIGHT),
             each=each,
             timeout=timeout,
             store=store,

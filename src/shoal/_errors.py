@@ -29,6 +29,7 @@ with a note that says where it happened. These are the others::
     ├── RunClaimed           another execution of the run goes on
     ├── RunConflict          a run of that id was started with something else
     ├── UnknownRun           the store has no run of that id
+    ├── RetryLater           an action asks to be tried again, later (users raise it)
     ├── InputChanged         a child's input changed after its result was reduced
     ├── StoreFailed          the store could not keep a save, or not say what it has kept
     ├── LeaseLost            another execution has taken the run over
@@ -196,6 +197,29 @@ class InputChanged(ShoalError):
 
     What ``reduce`` made of the old result can't be undone. The message names the key.
     """
+
+
+class RetryLater(ShoalError):
+    """An action asks to be tried again ``after`` so many seconds: a server said so, mostly.
+
+    Raise it. It needs no ``Retry`` and uses up no attempt. It pauses the key, in every ``Limits``
+    in force that has ``by=``; where none has, only the child that raised it waits. Meanwhile it
+    holds nothing. After 10 in a row, the child fails with it.
+
+    Args:
+        after: Seconds until the next try; at least 0.
+    """
+
+    def __init__(self, after: float) -> None:
+        """Ask for it."""
+        if not isinstance(after, int | float) or not 0 <= after < float("inf"):
+            msg = f"RetryLater(after) takes seconds, at least 0, not {after!r}"
+            raise ValueError(msg)
+        super().__init__(after)
+        self.after: float = after
+
+    def __str__(self) -> str:
+        return f"asked to be tried again after {self.after:g} s"
 
 
 class StoreFailed(ShoalError):

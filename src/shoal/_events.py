@@ -246,6 +246,21 @@ class SpanStarted(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting(Event):
+    """An attempt of an action, or a child, can't start yet: what limits it has no room."""
+
+    step: str
+    """The action; empty for a child that has not started."""
+    limit: str
+    """What it waits for, as it would be written."""
+    key: object
+    """Which key of that, if it has ``by=``."""
+    since: float
+    """Since when, by the event loop's clock."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Item(Event):
     """An action gave a partial item: it yielded it, or called ``context.emit``.
 

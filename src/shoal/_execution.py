@@ -91,6 +91,7 @@ class Execution:
         "max_steps",
         "services",
         "store",
+        "tag",
         "unsaved",
     )
 
@@ -127,6 +128,8 @@ class Execution:
         self.max_depth: int = max_depth
         self.live: LiveBudget = LiveBudget(max_live)
         self.deadline: float = deadline
+        self.tag: float = 0.0
+        """What ``Admission`` remembers of it, so that executions take turns."""
         self.unsaved: bool = False
         """Whether a save failed, so that nothing can be saved any more."""
         self.groups: set[object] = set()

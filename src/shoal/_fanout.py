@@ -18,8 +18,9 @@ from ._graph import Graph, as_graph, no_act
 from ._hooks import Hook
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
 from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
-from ._policy import INHERIT, Each, Inherit, Limits, OnError, Stagger, Tolerate
+from ._policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
 from ._ports import Store
+from ._rate import DEFAULT_IN_FLIGHT, Limits
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 from ._until import ALL, All, Asked, First, Quorum, Until, check_until
@@ -60,7 +61,7 @@ class FanOut(Parallel):
         self.key = key
         self.at_most = at_most
         self._unlimited = limits is None
-        self.limits = Limits() if limits is None else limits
+        self.limits = Limits(DEFAULT_IN_FLIGHT) if limits is None else limits
         self.stagger = stagger
         self._definition = self
         self.store = store
@@ -79,7 +80,7 @@ class FanOut(Parallel):
 
     @property
     def definition(self) -> object:
-        """What all that is bound of one fan-out has in common: its latencies."""
+        """What all that is bound of one fan-out has in common: its latencies, and its rates."""
         return self._definition
 
     @property
@@ -126,7 +127,7 @@ class FanOut(Parallel):
         return self.join
 
     def _room(self, source: Elements) -> int:
-        return len(source.kinds) if self._unlimited else self.limits.n
+        return len(source.kinds) if self._unlimited else self.limits.in_flight
 
     def _source(self, step: ParallelStep) -> Elements:
         graphs, several = self._chosen(step)
@@ -511,7 +512,7 @@ def fan_out(
         on_error = "ignore" if is_race else "fail"
     checks.results(into, errors_into, reduce, on_error)
     limited = limits is not None or over is not None or not is_race
-    limits = Limits() if limits is None else limits
+    limits = Limits(DEFAULT_IN_FLIGHT) if limits is None else limits
     check_policies(
         f"fan_out {label!r}",
         on_error=on_error,

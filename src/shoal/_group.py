@@ -10,8 +10,9 @@ Invariants:
 - Structured. ``Group.live`` returns or raises after every child has ended, cleanup included.
 - In flight are at most ``limit`` children, each from its start until the parent has committed what
   it returned. So a slow parent slows the source down, and memory stays bounded.
-- A child that waits for its next attempt gives its place in flight to another, and takes one again
-  ahead of new children. So many do so that a few times the limit are under way, not more.
+- A child that may not start yet, since what limits it has no room, takes up no place, and others
+  are started: it is looked ahead to. So is one that has started and waits for a rate, a key or
+  another attempt: it steps aside. Only when a few times the limit wait, nothing more is pulled.
 - Alive at once is always one child without asking, and more only with a permit of the execution's
   live budget, which nobody waits for. So trees stay small, and can't lock themselves up.
 - An ended child leaves itself in the inbox without waiting: nothing can cancel that, so no end is
@@ -31,7 +32,7 @@ from functools import partial
 from types import CoroutineType
 from typing import Any, Literal, Protocol, final
 
-from anyio import CancelScope, Event, TaskHandle, create_task_group, sleep
+from anyio import CancelScope, Event, TaskHandle, create_task_group
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
@@ -49,7 +50,8 @@ from ._cancel import (
 from ._errors import SpuriousCancel, StepTimeout, brief
 from ._events import ChildName
 from ._ids import Key
-from ._ports import Waiter
+from ._ports import Seat, Waiter
+from ._rate import Limits
 from ._run import Run
 from ._watch import SPARE, Part, Watched, leads_to
 
@@ -59,9 +61,10 @@ INLINE = 64
 """Children that a puller lives without passing a checkpoint, if none of them waits..."""
 INLINE_SECONDS = 0.001
 """...or for how long, whichever is first."""
-ASIDE, ASIDE_SHARE = 64, 4
-"""Children that may wait aside: so many, or so many times the limit, whichever is more."""
-
+AHEAD = 4
+"""Children that may wait besides those in flight, for each of these..."""
+LEAST_AHEAD = 64
+"""...but at least so many."""
 
 Dropped = Literal["dropped"]
 
@@ -102,26 +105,11 @@ class Source(Protocol):
 
 
 @final
-class Aside:
-    """Where the children of a group wait for their next attempt. It is made later than they are."""
-
-    __slots__ = ("group",)
-
-    def __init__(self) -> None:
-        """Belong to no group yet."""
-        self.group: Group | None = None
-
-    async def wait(self, seconds: float) -> None:
-        """Wait, as one of the children."""
-        assert self.group is not None, "a child lives in a group"
-        await self.group.wait_aside(seconds)
-
-
-@final
 class Group:
     """The children of one fan-out, while it lasts."""
 
     __slots__ = (
+        "_ahead",
         "_aside",
         "_cancellation",
         "_circuits",
@@ -133,24 +121,25 @@ class Group:
         "_engaged",
         "_failure",
         "_feeding",
+        "_entrance",
         "_idle",
         "_interrupted",
-        "_limit",
         "_live",
         "_live_budget",
         "_news",
         "_parent",
         "_parked",
         "_pullers",
-        "_returning",
+        "_ready",
         "_room",
         "_source",
         "_tasks",
         "_tasks_of",
         "_timed_out",
         "_timeout",
+        "_unsaid",
+        "_waiting",
         "_watched",
-        "in_flight",
         "inbox",
         "name",
         "reason",
@@ -161,9 +150,12 @@ class Group:
         self,
         parent: Run,
         source: Source,
-        limit: int,
+        limits: Limits,
         *,
+        owner: object,
         name: str,
+        limit: int | None = None,
+        among: str = "",
         timeout: float | None = None,
         circuits: Circuits | None = None,
     ) -> None:
@@ -172,18 +164,28 @@ class Group:
         Args:
             parent: The run whose task calls ``live``.
             source: Makes the children.
-            limit: How many may be in flight.
+            limits: How many may be in flight, and how they start.
+            owner: What all executions of the fan-out have in common.
             name: What the fan-out is called.
+            limit: How many may be in flight, if that isn't what ``limits`` says.
+            among: Tells several of one owner apart.
             timeout: Seconds from now until all is cancelled.
             circuits: Say which children are skipped for a while; None: none are.
         """
         self._circuits = circuits
         self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through
         self.name: str = name
+        admission = parent.setting.services.admission
+        limit = limits.in_flight if limit is None else limit
+        self._entrance = admission.entrance(owner, limits, limit, self._hear_aside, among)
+        self._ahead = max(LEAST_AHEAD, AHEAD * limit)  # how many may wait to start, or aside
+        self._aside = 0  # children that have started, and wait without being in flight
+        self._waiting: dict[Run, Seat] = {}  # those that wait to start
+        self._ready: deque[Run] = deque()  # those that may start by now
+        self._unsaid: list[tuple[Run, Seat]] = []  # those that nobody was told of
         self._parent = parent
         self._source = source
-        self._limit = limit
-        self._live = 0  # children that have started and not ended
+        self._live = 0  # children that were taken and have not ended
         self._live_budget = parent.setting.execution.live
         self._live_budget.size = max(self._live_budget.size, limit)
         self._tasks: TaskGroup | None = None
@@ -192,8 +194,6 @@ class Group:
         self._idle = 0  # of these, how many are about to take from the source
         self._tasks_of: list[CoroutineType[Any, Any, None]] = []  # some may have ended
         self._parked: deque[Waiter] = deque()
-        self._aside = 0  # children that wait for their next attempt
-        self._returning: deque[Waiter] = deque()  # of these, who wait for a place in flight again
         self._timeout = timeout
         self._deadline = parent.setting.services.clock() + (timeout or 0.0)
         self._timed_out = False
@@ -208,10 +208,28 @@ class Group:
         self._ended_by_hand = False
         self._failure: BaseException | None = None
         self.inbox: deque[Run] = deque()
-        self.in_flight = 0
         self.reason = "the fan-out was cancelled"
         self.winner: ChildName | None = None
         """The child that decided the race which the others are cancelled for."""
+
+    @property
+    def in_flight(self) -> int:
+        """Children that have started, and whose end the parent has not committed."""
+        return self._entrance.place.used
+
+    @property
+    def under_way(self) -> int:
+        """Children that may still come to something: those in flight, and those that wait."""
+        return self.in_flight + len(self._waiting) + self._aside
+
+    @property
+    def _limit(self) -> int:
+        return int(self._entrance.place.size or 0)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether so many wait that no more are pulled."""
+        return len(self._waiting) + self._aside >= self._ahead
 
     @leads_to(lambda variables: variables["self"].parts())
     async def live(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
@@ -257,6 +275,7 @@ class Group:
                 self._parent.setting.services.watchdog.forget(watched)
             self._tasks_of.clear()
             groups.discard(self)
+            self._give_back()
         self._tasks = None
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -283,7 +302,7 @@ class Group:
         inbox, source = self.inbox, self._source
         while self._failure is None and not self._interrupted and not self._ended_by_hand:
             if not inbox:
-                if self.in_flight == 0 and source.dry() and not self._aside:
+                if self.in_flight == 0 and source.dry() and not self._waiting and not self._aside:
                     return True
                 self._news = Event()
                 await self._news.wait()
@@ -291,7 +310,7 @@ class Group:
             batch = [inbox.popleft() for _ in range(min(len(inbox), BATCH))]
             batch.sort(key=_position)
             reason = await apply(batch)
-            self.in_flight -= len(batch)
+            self._entrance.leave(batch)
             if reason is not None:
                 self._stop(None, reason)
                 return True
@@ -412,10 +431,7 @@ class Group:
             self._tell()
 
     def _tell_places(self, count: int) -> None:
-        """Give places in flight to those who come back to theirs, then to new children."""
-        while self._returning and self.in_flight < self._limit:
-            self.in_flight += 1
-            _wake(self._returning.popleft())
+        """Use places in flight that may have become free."""
         self._tell_room()
         self._engage(count)
 
@@ -432,15 +448,17 @@ class Group:
         A new one is made only if there is none that could do it; with ``spread``, as many as
         needed.
         """
-        room = self._limit - self.in_flight - self._idle
-        if room <= 0:
-            return
-        for _ in range(min(count, room, self._source.left() - self._idle)):
-            if (self._live or self._idle) and self._live_budget.is_spent:
+        limit, ready = self._limit, len(self._ready)
+        work = limit - self.in_flight
+        if work > 0:
+            work = 0 if self._is_full else min(work, self._source.left())
+        work = max(work, 0) + ready - self._idle
+        for _ in range(min(count, work)):
+            if not ready and (self._live or self._idle) and self._live_budget.is_spent:
                 return
             if self._parked:
                 _wake(self._parked.popleft())
-            elif self._engaged < self._limit + self._aside and (spread or self._idle == 0):
+            elif self._engaged < limit + self._aside and (spread or self._idle == 0):
                 self._engaged += 1
                 self._start_puller()
             else:
@@ -468,9 +486,14 @@ class Group:
             _wake(self._parked.popleft())
         self._tell_room()
 
-    def _take(self) -> Run | Dropped | None:
+    def _take(self) -> Run | Dropped | Literal["waiting"] | None:
         self._idle -= 1
-        if self._closing or self.in_flight >= self._limit:
+        if self._closing:
+            return None
+        if self._ready:
+            return self._ready.popleft()
+        entrance = self._entrance
+        if entrance.place.used >= self._limit or self._is_full:
             return None
         if self._live and not self._live_budget.take():
             return None
@@ -479,23 +502,80 @@ class Group:
             child = self._source.take()
             if self._circuits is not None and isinstance(child, Run) and not child.is_settled:
                 self._consult(self._circuits, child)
+            if child is None:
+                self._end_live()
+                if self._source.dry():
+                    self._tell()
+            elif child == "dropped":
+                self._end_live()
+                self._tell_room()  # it was fed, and takes no more room
+            elif child.is_settled:
+                self._end_live()
+                entrance.place.used += 1
+            else:
+                setting = child.setting
+                setting.entrance = entrance
+                if entrance.governs_all or setting.is_limited:
+                    return self._admit(child)
+                entrance.place.used += 1
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._end_live()
             self._fell(error)
             return None
-        if child is None:
-            self._end_live()
-            if self._source.dry():
-                self._tell()
-        elif child == "dropped":
-            self._end_live()
-            self._tell_room()  # it was fed, and takes no more room
-        elif child.is_settled:
-            self._end_live()
-            self.in_flight += 1
-        else:
-            self.in_flight += 1
         return child
+
+    # -- those that wait, to start or aside -------------------------------------------------------
+
+    def _admit(self, child: Run) -> Run | Literal["waiting"]:
+        """Let a child start, or have it wait until it may."""
+        seat = self._entrance.admit(child, partial(self._let_start, child))
+        if seat.granted:
+            return child
+        self._waiting[child] = seat
+        if child.setting.hooks.waiting:
+            self._unsaid.append((child, seat))
+        return "waiting"
+
+    def _let_start(self, child: Run) -> None:
+        """Hear that a child may start."""
+        del self._waiting[child]
+        self._ready.append(child)
+        if not self._closing:
+            self._engage(1)
+            self._tell_room()
+
+    def _hear_aside(self, by: int) -> None:
+        """Hear that a child waits aside, so that another may take its place, or does no more."""
+        self._aside += by
+        if not self._closing:
+            self._engage(1)
+            self._tell_room()
+
+    async def _tell_waiting(self) -> None:
+        unsaid, self._unsaid = self._unsaid, []
+        try:
+            for child, seat in unsaid:
+                if child in self._waiting:
+                    await child.tell_waiting(seat)
+        except BaseException as error:  # noqa: BLE001 # raised by live
+            self._fell(error)
+
+    def _give_back(self) -> None:
+        """Give back what is held; children that never started have been cancelled."""
+        never = [*self._ready, *self._waiting]
+        for child in never:
+            child.cancel(self.reason, self.winner)
+            if self._circuits is not None:
+                self._tell_circuit(self._circuits, child)
+            self._entrance.give_up(child, self._waiting.get(child) or child.seat)
+            self._end_live()
+        self._ready.clear()
+        self._waiting.clear()
+        self._unsaid.clear()
+        self.inbox.extend(never)
+        self._entrance.close()
+
+    # -- breakers ---------------------------------------------------------------------------------
 
     def _consult(self, circuits: Circuits, child: Run) -> None:
         """Have ``child`` skipped if its circuit is open, unless it has done its work before."""
@@ -538,6 +618,10 @@ class Group:
                 waited: bool | None = False
                 if child == "dropped":
                     pass
+                elif child == "waiting":
+                    if self._unsaid:
+                        await self._tell_waiting()
+                        waited = True
                 elif child.is_settled:
                     self._leave(child)
                 else:
@@ -563,33 +647,6 @@ class Group:
                     inline = 0
         finally:
             self._pullers.discard(puller)
-
-    async def wait_aside(self, seconds: float) -> None:
-        """Have a child of the group wait; meanwhile another may take its place in flight.
-
-        Unless so many wait already that nothing new is pulled.
-        """
-        if self._closing or self._aside >= max(ASIDE, ASIDE_SHARE * self._limit):
-            await sleep(seconds)
-            return
-        self._aside += 1
-        self.in_flight -= 1
-        self._tell_places(1)
-        waiter: Waiter | None = None
-        try:
-            await sleep(seconds)
-            if self.in_flight >= self._limit:
-                waiter = self._parent.setting.services.waiter()
-                self._returning.append(waiter)
-                await waiter
-        finally:
-            # Whoever wakes it, has counted it already. Interrupted, it counts whether or not there
-            # is room: it is about to end.
-            self._aside -= 1
-            if waiter is None or waiter in self._returning:
-                self.in_flight += 1
-                if waiter is not None:
-                    self._returning.remove(waiter)
 
     async def _park(self) -> bool:
         """Wait to be woken; return False if cancelled, or where a fresh task takes over."""
@@ -675,6 +732,12 @@ class Group:
         self._leave(child)
 
     def _leave(self, child: Run) -> None:
+        if child.seat is not None:  # its first attempt never came
+            child.seat.cancel()
+            child.seat = None
+        if child.stake is not None:
+            child.stake.resume()
+            self._entrance.adapt(child)
         if self._circuits is not None:
             self._tell_circuit(self._circuits, child)
         self.inbox.append(child)
@@ -698,7 +761,9 @@ class Group:
 
     async def wait_for_room(self) -> bool:
         """Wait until one more element can be used; return whether there is any use for more."""
-        while not self._closing and self.in_flight + self._source.waiting() >= self._limit:
+        while not self._closing and (
+            self._is_full or self.in_flight + self._source.waiting() >= self._limit
+        ):
             self._room = Event()
             await self._room.wait()
         return not self._closing

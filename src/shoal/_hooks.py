@@ -35,6 +35,7 @@ from ._events import (
     StateUpdated,
     StepEnded,
     StepStarted,
+    Waiting,
 )
 
 logger = logging.getLogger("shoal.hooks")
@@ -75,6 +76,9 @@ class Hook:
 
     def on_step_started(self, event: StepStarted) -> Told:
         """Hear that a run is about to execute an action."""
+
+    def on_waiting(self, event: Waiting) -> Told:
+        """Hear that a child or an attempt of an action begins to wait for a limit."""
 
     def on_item(self, event: Item) -> Told:
         """Hear of a partial item of an action that runs. It isn't saved."""
@@ -150,6 +154,7 @@ class Hooks:
         "state_updated",
         "step_ended",
         "step_started",
+        "waiting",
         "watching_steps",
     )
     around_step: Managers[StepStarted]
@@ -178,6 +183,7 @@ class Hooks:
         self.failures: list[HookFailed] = []
         self.run_started: Listeners = self._listeners("on_run_started")
         self.step_started: Listeners = self._listeners("on_step_started")
+        self.waiting: Listeners = self._listeners("on_waiting")
         self.item: Listeners = self._listeners("on_item")
         self.attempt_ended: Listeners = self._listeners("on_attempt_ended")
         self.grace_exceeded: Listeners = self._listeners("on_grace_exceeded")

@@ -38,7 +38,7 @@ async def enter(graph: Graph, run: Run) -> Change:
     begun = run.playback
     data = run.data if begun is None else begun.began.data
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
-    child = Run(child_setting(run, graph.name, graph), base)
+    child = Run(child_setting(run, graph.name, graph, host=run.lodger), base)
     kept = run.take_kept(graph.name)
     recorded = None
     if kept is not None:  # an attempt before this one got so far

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast, final
@@ -37,24 +37,15 @@ from ._errors import (
 )
 from ._events import Decision, Done, Failed, Update
 from ._graph import Graph
-from ._group import Aside, Group
+from ._group import Group
 from ._hedge import Experience
 from ._history import Playback
 from ._hooks import Hook, Hooks
 from ._ids import RunPath
 from ._join import Draft, Join, Ledger, new_ledger
-from ._policy import (
-    INHERIT,
-    Each,
-    Hedge,
-    Inherit,
-    Limits,
-    Stagger,
-    Tolerate,
-    check_timeout,
-    is_number,
-)
+from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate, check_timeout, is_number
 from ._ports import ChildRecord, NullStore, Services, Store, check_store
+from ._rate import DEFAULT_IN_FLIGHT, Limits
 from ._recorded import Recorded, outcome_of, recorded_children
 from ._run import Run, Setting
 from ._schema import Schema
@@ -69,8 +60,8 @@ logger = logging.getLogger("shoal")
 class Parallel(Act):
     """An act whose work is children: what fan-outs and the classes for them have in common."""
 
-    limits: Limits = Limits()
-    """How many children are in flight."""
+    limits: Limits = Limits(DEFAULT_IN_FLIGHT)
+    """How many children are in flight, and how fast they start."""
     stagger: Stagger | None = None
     """When the next child starts; None: all start at once."""
     store: Store | Inherit | None = INHERIT
@@ -89,7 +80,7 @@ class Parallel(Act):
 
     def _room(self, source: Elements) -> int:
         """Say how many children of ``source`` are in flight."""
-        return self.limits.n
+        return self.limits.in_flight
 
     @abstractmethod
     def _join(self) -> Join:
@@ -144,7 +135,6 @@ class ParallelStep:
         self.recorded: Recorded | None = None
         self._digests: dict[str, tuple[object, bytes]] = {}
         self.source: Elements | None = None
-        self._aside = Aside()
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._unsaved: list[Run] = []  # a batch that could not be saved
@@ -183,7 +173,6 @@ class ParallelStep:
             hooks=self._hooks,
             digests=self._digests,
             each=self.act.each,
-            wait=self._aside.wait,  # and not this: an error's frames lead to its child's setting
         )
         return Kind(setting, base)
 
@@ -198,10 +187,12 @@ class ParallelStep:
         source = self.source = act._source(self)
         self._contest = contest(act.name, self.join.until)
         staggered = self._staggered = self._stagger(source)
-        group = self._aside.group = self._group = Group(
+        group = self._group = Group(
             self.parent,
             source if staggered is None else staggered,
-            act._room(source),
+            act.limits,
+            limit=act._room(source),
+            owner=act.definition,
             name=act.name,
             timeout=act.timeout,
             circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
@@ -226,8 +217,8 @@ class ParallelStep:
                 staggered.close()
             self.ledger.dropped = source.dropped
             self.ledger.left = source.known
-            # No cycles: an error's frames lead to the source, its children's settings to the group.
-            source.on_kept = self._aside.group = None
+            # No cycle: an error's frames lead to the source.
+            source.on_kept = None
         source.close()
         return act._finished(make_state(self.parent.data, self.join.permit))
 
@@ -347,7 +338,7 @@ class ParallelStep:
             raise
         self.decision = draft.decision
         self.source.admit(draft.admitted)
-        left = self._group.in_flight - len(batch)
+        left = self._group.under_way - len(batch)
         if self._staggered is not None:
             self._staggered.learn(batch)
             if self.decision is None:
@@ -613,7 +604,7 @@ def child_setting(
     digests: dict[str, tuple[object, bytes]] | None = None,
     on_item: Callable[[Run, object], None] | None = None,
     each: Each | None = None,
-    wait: Callable[[float], Awaitable[None]] | None = None,
+    host: Run | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
 
@@ -649,7 +640,7 @@ def child_setting(
         on_item=on_item if setting.on_item is None else partial(_hand_up, run, on_item),
         each=each,
         is_resumable=setting.is_resumable,
-        wait=setting.wait if wait is None else wait,
+        host=host,
     )
 
 

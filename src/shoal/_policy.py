@@ -11,40 +11,6 @@ from ._breaker import Breaker
 from ._errors import DefinitionError
 from ._retry import Retry, is_positive
 
-DEFAULT_IN_FLIGHT = 100
-"""Children in flight in a fan-out that names no limit."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much may go on at once. Where it stands says what it counts and who shares it.
-
-    On a fan-out: its children in flight, counted for each execution of the step. A child is in
-    flight from its start until its result is part of the parent's saved state, so a slow reducer or
-    store slows the source down, and memory stays bounded.
-
-    On an action: its running attempts. On an application or a runtime: the running attempts of
-    all actions. These are shared by all runs of a runtime, and only an attempt that runs holds a
-    slot: no fan-out that waits for its children, and no action while it is inside
-    ``context.fan_out``. So recursion under a limit of 1 can't lock itself up. An attempt starts
-    when all limits that apply have a slot for it; meanwhile it holds none.
-
-    Args:
-        n: How many at once; at least 1.
-
-    Raises:
-        DefinitionError: ``n`` is not a whole number of at least 1.
-    """
-
-    n: int = DEFAULT_IN_FLIGHT
-
-    def __post_init__(self) -> None:
-        """Refuse what is no count."""
-        if type(self.n) is not int or self.n < 1:
-            msg = f"Limits(n) takes a whole number of at least 1, not {self.n!r}"
-            raise DefinitionError(msg)
-
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)

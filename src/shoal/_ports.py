@@ -17,6 +17,7 @@ from ._events import ChildName, Decision, Outcome, Status, Update
 from ._history import Completed, Entry, Rewound
 from ._ids import Key, RunPath
 from ._items import Items
+from ._rate import Limits
 from ._retry import Account, RetryBudget
 from ._state import Change
 from ._watch import Part, Watched
@@ -414,6 +415,20 @@ class Seat(Protocol):
         """Whether it holds them now."""
         ...
 
+    @property
+    def since(self) -> float | None:
+        """When it was granted, where something adapts to how attempts end."""
+        ...
+
+    @property
+    def awaited(self) -> tuple[str, object]:
+        """What keeps it waiting: the limit, and which key of it."""
+        ...
+
+    def cancel(self) -> None:
+        """Give back what was never used: what was charged for it, too."""
+        ...
+
     async def wait(self) -> None:
         """Wait until it holds them, or is lent; interrupted meanwhile, it stays in line."""
         ...
@@ -439,18 +454,139 @@ class Seat(Protocol):
         ...
 
 
-class Admission(Protocol):
-    """Lets attempts start."""
+class Stake(Protocol):
+    """What a child of a fan-out holds while it is in flight, unless it has stepped aside."""
 
-    def seat(self, scopes: tuple[object, ...], action: FunctionAction[..., Any]) -> Seat | None:
+    @property
+    def is_held(self) -> bool:
+        """Whether it holds it now."""
+        ...
+
+    is_due: bool
+    """Whether it is charged anew when it is held next."""
+
+    def step_aside(self) -> None:
+        """Give it back; it is held again with the next seat of the child."""
+        ...
+
+    def resume(self) -> None:
+        """Hold it again, whether or not there is room: for a child that is about to end."""
+        ...
+
+
+class Place(Protocol):
+    """Places in flight of one fan-out."""
+
+    used: int
+    """How many are taken."""
+
+    @property
+    def size(self) -> float | None:
+        """How many there are, or will be when it is a whole number."""
+        ...
+
+
+class Entrance(Protocol):
+    """What lets the children of one fan-out start, while it lasts."""
+
+    @property
+    def place(self) -> Place:
+        """What counts those in flight. Who has no stake is counted by the group."""
+        ...
+
+    @property
+    def governs_all(self) -> bool:
+        """Whether every child has to be admitted: else only those that execute what is limited."""
+        ...
+
+    def admit(self, child: Any, on_granted: Callable[[], None]) -> Seat:
+        """Take all that a child needs to start, or have it stand in line for it.
+
+        Args:
+            child: The run.
+            on_granted: Called when it may start, if it has to wait.
+        """
+        ...
+
+    def stake(self) -> Stake:
+        """Make what a child holds that was not admitted, since nothing limits its start."""
+        ...
+
+    def adapt(self, child: Any) -> None:
+        """Hear how a child ended."""
+        ...
+
+    def leave(self, children: Sequence[Any]) -> None:
+        """Give back what children held in flight."""
+        ...
+
+    def give_up(self, child: Any, seat: Any) -> None:
+        """Give back what a child took, or stood in line for, that never started."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held by children that nobody has applied."""
+        ...
+
+
+class Admission(Protocol):
+    """Lets attempts and children start."""
+
+    def entrance(
+        self,
+        owner: object,
+        limits: Limits,
+        places: int,
+        on_aside: Callable[[int], None],
+        among: str = "",
+    ) -> Entrance:
+        """Make what lets the children of one execution of a fan-out start.
+
+        Args:
+            owner: What all executions have in common...
+            limits: ...and what stands on it.
+            places: How many may be in flight.
+            on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
+            among: Tells several of one owner apart.
+        """
+        ...
+
+    def seat(
+        self,
+        scopes: tuple[object, ...],
+        action: FunctionAction[..., Any],
+        data: Mapping[str, object],
+        party: Any,
+    ) -> Seat | None:
         """Take a seat for an attempt, granted at once where there is room.
 
         Args:
             scopes: What limits the run that the attempt belongs to.
             action: May have limits of its own.
+            data: The fields of the state that it starts from.
+            party: The run that takes it: the child of a fan-out, if it is part of one.
 
         Returns None where nothing limits it.
         """
+        ...
+
+    def place(self, party: Any) -> Seat:
+        """Take again what a child holds in flight, which has stepped aside."""
+        ...
+
+    def charge(self, seat: Any, stake: Any, actual: float) -> None:
+        """Correct what was charged for an attempt and its child, wherever ``cost=`` said it."""
+        ...
+
+    def pause(self, seat: Any, stake: Any, seconds: float) -> bool:
+        """Let nothing start for a while with the keys of an attempt and its child.
+
+        Returns whether they have any: whether some of their limits have ``by=``.
+        """
+        ...
+
+    def adapt(self, held: Any, error: BaseException | None) -> None:
+        """Hear how an attempt ended, before it leaves its seat."""
         ...
 
 

@@ -10,7 +10,8 @@ from ._errors import DefinitionError
 from ._events import Done
 from ._fanout import FanOut, fan_out
 from ._join import Take
-from ._policy import Limits, Stagger
+from ._policy import Stagger
+from ._rate import Limits
 from ._state import State
 from ._until import Until, first
 

@@ -36,7 +36,7 @@ from ._cancel import (
     ki_unprotected,
 )
 from ._digest import combined, digest
-from ._errors import HookFailed, NotData, RunConflict, TooManySteps, brief, note
+from ._errors import HookFailed, NotData, RetryLater, RunConflict, TooManySteps, brief, note
 from ._events import (
     AttemptEnded,
     Cancelled,
@@ -59,6 +59,7 @@ from ._events import (
     StepEnded,
     StepStarted,
     Update,
+    Waiting,
 )
 from ._execution import Execution
 from ._graph import Graph
@@ -66,7 +67,7 @@ from ._history import Playback, Rewound, play
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
 from ._policy import Each
-from ._ports import Batch, Beginning, ChildRecord, NullStore, Services, Store
+from ._ports import Batch, Beginning, ChildRecord, Entrance, NullStore, Seat, Services, Stake, Store
 from ._schema import Schema
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
@@ -88,13 +89,17 @@ class Setting:
         "_digests",
         "act",
         "deadline",
-        "ends_itself",
         "each",
+        "ends_itself",
+        "entrance",
+        "entry",
         "execution",
         "gate",
         "graph",
         "hooks",
+        "host",
         "inputs",
+        "is_limited",
         "keeps",
         "on_item",
         "is_resumable",
@@ -130,7 +135,7 @@ class Setting:
         on_item: Callable[[Run, object], None] | None = None,
         each: Each | None = None,
         is_resumable: bool = False,
-        wait: Callable[[float], Awaitable[None]] = sleep,
+        host: Run | None = None,
     ) -> None:
         """Collect it.
 
@@ -156,7 +161,7 @@ class Setting:
             each: What goes for each of them by itself.
             is_resumable: Whether a step of theirs that fails may be tried again, and is to go on
                 where it was then, for something around them is retried.
-            wait: Waits so many seconds, while others may take their place.
+            host: The run as part of which they live, if they are graphs as nodes of its graph.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -180,8 +185,17 @@ class Setting:
         self.on_item: Callable[[Run, object], None] | None = on_item
         self.each: Each | None = each
         self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
-        self.wait: Callable[[float], Awaitable[None]] = wait
         self.schema: Schema[Any] | None = graph.schema
+        self.host: Run | None = host
+        self.entrance: Entrance | None = None
+        """What lets them start, if they are children of a fan-out."""
+        first = graph.entry
+        self.entry: FunctionAction[..., Any] | None = None
+        """What they do first, if that is an action, and what it starts from is known before."""
+        if isinstance(first, FunctionAction) and self.schema is None:
+            self.entry = first
+        self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
+        """Whether that is limited."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
 
     def digest(self, data: Mapping[str, object], key: Key) -> str:
@@ -259,7 +273,9 @@ class Run:
         "reason",
         "record",
         "rewound",
+        "seat",
         "setting",
+        "stake",
         "status",
         "used",
         "value",
@@ -313,6 +329,8 @@ class Run:
         self.is_kept = False  # whether the parent has applied it in an earlier execution
         self.is_afresh = False  # whether what the store has of it is to count no more
         self._playback: Playback | None = None  # of the step that was under way
+        self.stake: Stake | None = None  # what it holds in flight, where that is more than a place
+        self.seat: Seat | None = None  # of its first attempt, taken when it was let in
         self._undone: Callable[[int], bool] | None = None
 
     # -- what it is -----------------------------------------------------------------------------
@@ -415,6 +433,7 @@ class Run:
             "position": self.position,
             "element": self.element,
             "elapsed": self.elapsed,
+            "attempts": self.attempts,
         }
         if self._trials is not None:
             common["attempts"] = 1 + self._trials.further
@@ -590,6 +609,38 @@ class Run:
             action, self._head[1], setting.inputs, setting.services, run=self, scopes=setting.scopes
         )
 
+    # -- what it holds --------------------------------------------------------------------------
+
+    @property
+    def lodger(self) -> Run:
+        """The child of a fan-out that it is part of, or itself."""
+        return self.setting.host or self
+
+    @property
+    def unit(self) -> Execution:
+        """What takes turns with others at limits."""
+        return self.setting.execution
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether it begins at its entry, as far as it is known before it lives."""
+        return self.record is None and self._trials is None
+
+    def make_stake(self) -> Stake | None:
+        """Say what it holds in flight from now on, if it is a child of a fan-out."""
+        if self.stake is None and self.setting.entrance is not None:
+            self.stake = self.setting.entrance.stake()
+        return self.stake
+
+    def take_seat(self, action: FunctionAction[..., Any]) -> Seat | None:
+        """Take the seat for an attempt, which may have to wait; None if nothing limits it."""
+        seat, self.seat = self.seat, None
+        if seat is not None:
+            return seat
+        setting = self.setting
+        admission = setting.services.admission
+        return admission.seat(setting.scopes, action, self._head[1], self.lodger)
+
     def enter(self, graph: Act) -> Awaitable[Change]:
         """Run a graph as a child of its own; see ``Performer``."""
         return self.setting.services.enter(graph, self)
@@ -712,8 +763,51 @@ class Run:
         return None if self._trials is None else self._trials.kept.pop(step, None)
 
     async def wait(self, seconds: float) -> None:
-        """Wait before another attempt, holding nothing."""
-        await self.setting.wait(seconds)
+        """Wait before another attempt, holding nothing: not even its place in flight.
+
+        An action's next attempt takes that again, together with what else it needs.
+        """
+        stake = self._step_aside()
+        try:
+            await sleep(seconds)
+        except BaseException:
+            if stake is not None:
+                stake.resume()
+            raise
+
+    def _step_aside(self) -> Stake | None:
+        stake = self.lodger.make_stake()
+        if stake is not None:
+            stake.step_aside()
+            stake.is_due = True
+        return stake
+
+    async def wait_for_later(self, later: RetryLater, seat: Seat | None) -> None:
+        """Hold nothing until an action that asked for it may be tried again.
+
+        Its keys are paused, so that the next attempt has to wait for them, as others have to;
+        where none of its limits has any, it is only itself that waits.
+        """
+        admission = self.setting.services.admission
+        if admission.pause(seat, self.lodger.stake, later.after):
+            self._step_aside()
+        else:
+            await self.wait(later.after)
+
+    async def come_back(self) -> None:
+        """Take its place in flight again after ``wait``, unless that is an action's to do."""
+        stake = self.stake
+        if stake is None or stake.is_held:
+            return
+        if self._last is None and any(
+            act.name == self._step
+            and isinstance(act, FunctionAction)
+            and bool(act.limits or self.setting.scopes)
+            for act in self.setting.graph.acts
+        ):
+            return
+        seat = self.setting.services.admission.place(self)
+        await seat.wait()
 
     async def settle(self) -> None:
         """Drop native cancellation that user code has left on this task, before a commit."""
@@ -844,6 +938,21 @@ class Run:
             element=child.element,
         )
         await hooks.tell(hooks.child_started, event)
+
+    async def tell_waiting(self, seat: Seat) -> None:
+        """Publish that it waits for a limit: to start, or with an attempt of its current step."""
+        hooks = self.setting.hooks
+        if not hooks.waiting or seat.granted:
+            return
+        limit, key = seat.awaited
+        event = Waiting(
+            path=self.path,
+            step=self._step or "",
+            limit=limit,
+            key=key,
+            since=self.setting.services.clock(),
+        )
+        await hooks.tell(hooks.waiting, event)
 
     async def tell_attempt_ended(self, error: Exception | None, next_in: float | None) -> None:
         """Publish how an attempt of the current step ended, and when the next begins."""

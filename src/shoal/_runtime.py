@@ -32,10 +32,11 @@ from ._cancel import ki_protected_functions, ki_unprotected_functions
 from ._context import Context
 from ._errors import BadUse, DefinitionError
 from ._host import Hosted
-from ._limits import Admission
+from ._limits import Admission, Limiter
 from ._nest import enter
-from ._policy import Limits
+from ._parallel import Parallel
 from ._ports import NullStore, Services, Store, Waiter, check_store
+from ._rate import Limits
 from ._retry import is_positive
 from ._root import Root
 from ._threads import Threads
@@ -154,9 +155,11 @@ class Runtime:
             raise BadUse(msg)
         self._status = "open"
         backend = _backend()
-        self._admission = Admission(backend.waiter)
         self._context = copy_context()
         alarm = backend.alarm or self._alarm
+        self._admission = Admission(
+            backend.waiter, backend.clock, alarm, takes_foreign=backend.alarm is not None
+        )
         self._watchdog = Watchdog(backend.clock, self._grace, alarm, self._start_task)
         self.services: Services = Services(
             clock=backend.clock,
@@ -185,6 +188,7 @@ class Runtime:
         assert tasks is not None
         self._status = "closing"
         interruption = await self._drain(cancelling=error is not None)
+        self._admission.close()
         self._watchdog.close()
         try:
             # The task group never sees what the block raised: it would wrap it in a group.
@@ -223,7 +227,44 @@ class Runtime:
         """Return what limits the attempts of a run of ``owner``: its limits and the runtime's."""
         found = ((self, self.limits), (owner, limits))
         admission = self._admission
-        return tuple(admission.slots(who, given) for who, given in found if given is not None)
+        return tuple(admission.limiter(who, given) for who, given in found if given is not None)
+
+    def limiter(self, owner: object = None) -> Limiter:
+        """Return what counts the limits that stand on ``owner``: to look at, and to change.
+
+        Args:
+            owner: An application, an action or a fan-out; by default the runtime itself.
+
+        Raises:
+            BadUse: The runtime is not open, or ``owner`` has no limits that are shared here.
+
+        Examples:
+            >>> import anyio
+            >>> @action(reads=["n"], writes=["square"], limits=Limits(2))
+            ... async def square(n: int) -> int:
+            ...     return n * n
+            >>> async def main() -> None:
+            ...     async with Runtime(limits=Limits(8)) as runtime:
+            ...         runtime.limiter().change(Limits(4))
+            ...         await runtime.run(Application(square), {"n": 3})
+            ...         print(runtime.limiter(square).statistics()[0].slots)
+            >>> anyio.run(main)
+            2
+        """
+        self.check_open()
+        found: object = self if owner is None else owner
+        if found is self and self.limits is not None:
+            return self._admission.limiter(self, self.limits)
+        limits = getattr(found, "limits", None)
+        if isinstance(limits, Limits) and isinstance(found, Parallel):
+            limits = limits.shared
+        if not isinstance(limits, Limits):
+            msg = (
+                f"{owner!r} has no limits that are counted here: give it limits=Limits(...); those "
+                f"of a fan-out are, if they have a rate or count by key"
+            )
+            raise BadUse(msg)
+        return self._admission.limiter(getattr(found, "definition", found), limits)
 
     def circuits(self, owner: Act, name: str = "") -> Circuits:
         """Return the circuits of a fan-out that has a breaker: to look at.

@@ -16,12 +16,15 @@ from typing import Any, NoReturn, Protocol, cast
 
 from ._action import FunctionAction, Result
 from ._attempts import Tried, Tries, try_again, within
-from ._cancel import ki_protected, ki_unprotected
-from ._errors import BadResult, MissingField, UndeclaredWrite, kind_of
+from ._cancel import cancelled, ki_protected, ki_unprotected
+from ._errors import BadResult, MissingField, RetryLater, UndeclaredWrite, kind_of, note
 from ._ids import RunPath
 from ._items import Emitter, Items, stream
-from ._ports import Services, Thread
+from ._ports import Seat, Services, Thread
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+
+LATER = 10
+"""``RetryLater`` in a row that fail an action."""
 
 
 class Caller(Tried, Emitter, Protocol):
@@ -35,6 +38,18 @@ class Caller(Tried, Emitter, Protocol):
     @property
     def attempt(self) -> int:
         """Which try of the current step this is, counted from 1."""
+        ...
+
+    def take_seat(self, action: FunctionAction[..., Any]) -> Seat | None:
+        """Take the seat for an attempt, which may have to wait; None if nothing limits it."""
+        ...
+
+    async def tell_waiting(self, seat: Seat) -> None:
+        """Publish that it waits for a limit."""
+        ...
+
+    async def wait_for_later(self, later: RetryLater, seat: Seat | None) -> None:
+        """Hold nothing until an action that asked for it may be tried again."""
         ...
 
 
@@ -68,38 +83,69 @@ def call_function(
     """
     if action.retry is not None:
         tries = Tries(action.retry, run, services)
-        attempt = partial(
-            _call_seated,
-            action,
-            data,
-            inputs,
-            services,
-            scopes=scopes,
-            run=run,
-            on_admitted=tries.begin,
-        )
+        attempt = partial(_call_seated, action, data, inputs, services, run, tries.begin)
         return try_again(run, tries, attempt, tells_last=False)
     if scopes or action.is_governed:
-        return _call_seated(action, data, inputs, services, scopes=scopes, run=run)
-    return _call(action, data, inputs)
+        return _call_seated(action, data, inputs, services, run)
+    return _call(action, data, inputs, free=(services, run))
 
 
 @ki_protected
-async def _call_seated(
+async def _call_seated(  # noqa: PLR0917 # once for each attempt
     action: FunctionAction[..., object],
     data: Mapping[str, object],
     inputs: Mapping[str, object],
     services: Services,
-    *,
-    scopes: tuple[object, ...],
     run: Caller,
     on_admitted: Callable[[], None] | None = None,
+    later: RetryLater | None = None,
+) -> Change:
+    """Make one attempt; again, as long as it asks to be tried later.
+
+    Args:
+        action: What to execute.
+        data: The state's fields.
+        inputs: What the function may take besides.
+        services: The runtime's.
+        run: The run itself.
+        on_admitted: Called when the attempt begins.
+        later: What it has asked for already.
+    """
+    asked = 0
+    seat: Seat | None = None
+    while True:
+        if later is not None:
+            asked += 1
+            await run.settle()
+            await run.wait_for_later(later, seat)
+            later = None
+        seat = run.take_seat(action)
+        try:
+            return await _attempt(action, data, inputs, services, run, seat, on_admitted)
+        except RetryLater as error:
+            if asked + 1 >= LATER or run.is_doomed or cancelled():
+                note(error, f"shoal: asked for it {asked + 1} times in a row")
+                raise
+            later = error
+        on_admitted = None  # it is the same attempt still
+
+
+@ki_protected
+async def _attempt(  # noqa: PLR0917 # once for each attempt
+    action: FunctionAction[..., object],
+    data: Mapping[str, object],
+    inputs: Mapping[str, object],
+    services: Services,
+    run: Caller,
+    seat: Seat | None,
+    on_admitted: Callable[[], None] | None,
 ) -> Change:
     """Make one attempt, in its slots, its thread and its time."""
-    seat = services.admission.seat(scopes, action)
     thread: Thread | None = None
+    failure: BaseException | None = None
     try:
         if seat is not None and not seat.granted:
+            await run.tell_waiting(seat)
             await seat.wait()
         if action.in_thread:
             thread = await services.threads.enter()
@@ -116,8 +162,14 @@ async def _call_seated(
             return await attempt()
         what = partial(_what, action.name, run)
         return await within(action.timeout, attempt, run, services, what=what)
+    except BaseException as error:
+        failure = error
+        raise
     finally:
         leave = None if seat is None else seat.leave
+        if seat is not None and seat.since is not None:
+            services.admission.adapt(seat, failure)
+        failure = None  # no cycle from the exception through its traceback to this frame
         if thread is None:
             if leave is not None:
                 leave()
@@ -165,7 +217,9 @@ async def _call(
     context: object = None,
     items: Items | None = None,
     thread: Thread | None = None,
+    free: tuple[Services, Caller] | None = None,
 ) -> Change:
+    """Call the function, and check what it returns; ``free``: nothing limits it so far."""
     kwargs: dict[str, Any] = {}
     try:
         for name in action.fields:
@@ -184,18 +238,27 @@ async def _call(
         kwargs["state"] = base
     if action.takes_context:
         kwargs["context"] = context
-    if action.is_async:
-        result = await cast("Any", action.function(**kwargs))
-    elif action.is_streaming:
-        assert items is not None
-        result = await stream(cast("Any", action.function(**kwargs)), items)
-    elif thread is not None:
-        on_cancelled = None if items is None else items.stop
-        result = await thread.call(
-            action.function, kwargs, abandon=action.abandon, on_cancelled=on_cancelled
-        )
-    else:
-        result = action.function(**kwargs)
+    later: RetryLater | None = None
+    result: object = None
+    try:
+        if action.is_async:
+            result = await cast("Any", action.function(**kwargs))
+        elif action.is_streaming:
+            assert items is not None
+            result = await stream(cast("Any", action.function(**kwargs)), items)
+        elif thread is not None:
+            on_cancelled = None if items is None else items.stop
+            result = await thread.call(
+                action.function, kwargs, abandon=action.abandon, on_cancelled=on_cancelled
+            )
+        else:
+            result = action.function(**kwargs)
+    except RetryLater as error:
+        if free is None:
+            raise
+        later = error
+    if later is not None and free is not None:
+        return await _call_seated(action, data, inputs, *free, later=later)
     if not (action.is_async or action.is_streaming):
         refuse_awaitable(result, f"action {action.name!r}")
     if isinstance(result, _MISTAKES):

@@ -38,6 +38,7 @@ from ._events import (
     StateUpdated,
     StepEnded,
     StepStarted,
+    Waiting,
 )
 from ._hooks import Hook, Told
 from ._ids import RunPath
@@ -96,6 +97,10 @@ class Stream(Hook):
         return self._send(event)
 
     def on_step_started(self, event: StepStarted) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_waiting(self, event: Waiting) -> Told:
         """Keep it."""
         return self._send(event)
 

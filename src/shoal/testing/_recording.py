@@ -17,6 +17,7 @@ from shoal._events import (
     StateUpdated,
     StepEnded,
     StepStarted,
+    Waiting,
 )
 from shoal._hooks import Hook
 
@@ -79,6 +80,10 @@ class RecordingHook(Hook):
         self.events.append(event)
 
     def on_step_started(self, event: StepStarted) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_waiting(self, event: Waiting) -> None:
         """Keep it."""
         self.events.append(event)
 

@@ -1,0 +1,893 @@
+"""Rates, keys, costs and pauses: judged where an action's body starts, against what was promised."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from random import Random
+from typing import Any, Literal
+
+import anyio
+import pytest
+
+from shoal import (
+    AIMD,
+    Application,
+    BadUse,
+    Context,
+    DefinitionError,
+    Ended,
+    Graph,
+    Limits,
+    Rate,
+    Retry,
+    RetryLater,
+    Runtime,
+    State,
+    Waiting,
+    action,
+    fan_out,
+)
+from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
+
+pytestmark = pytest.mark.anyio
+
+Backend = Literal["asyncio", "trio"]
+backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+EPSILON = 1e-6
+
+
+# -- watching --------------------------------------------------------------------------------------
+
+
+class Starts:
+    """When bodies started, by key, and what each of them cost."""
+
+    def __init__(self) -> None:
+        self.of: dict[object, list[tuple[float, float]]] = defaultdict(list)
+        self.order: list[Any] = []
+        self.now: Counter[object] = Counter()
+        self.peak: Counter[object] = Counter()
+
+    def note(self, key: object = None, cost: float = 1, what: object = None) -> None:
+        self.of[key].append((anyio.current_time(), cost))
+        self.order.append(what)
+
+    def enter(self, key: object) -> None:
+        self.now[key] += 1
+        self.peak[key] = max(self.peak[key], self.now[key])
+
+    def leave(self, key: object) -> None:
+        self.now[key] -= 1
+
+    def times(self, key: object = None) -> list[float]:
+        first = min(at for starts in self.of.values() for at, _ in starts)
+        return [round(at - first, 6) for at, _ in self.of[key]]
+
+
+def check_windows(starts: list[tuple[float, float]], rate: Rate, burst: float) -> None:
+    """In any window of t seconds at most k * t / per + burst units start: look at all of them."""
+    for first in range(len(starts)):
+        units = 0.0
+        for at, cost in starts[first:]:
+            units += cost
+            allowed = rate.k * (at - starts[first][0]) / rate.per + burst
+            assert units <= allowed + EPSILON, f"{units} in {at - starts[first][0]} s"
+
+
+def noting(starts: Starts, *, seconds: float = 0, limits: Limits | None = None) -> Any:
+    """An action that notes its start, by the key that its element has, and sleeps."""
+
+    @action(reads=["n"], writes=["out"], limits=limits, name="noting")
+    async def noting(n: Any) -> Any:
+        starts.note(key_of_element(n), what=n)
+        await anyio.sleep(seconds)
+        return n
+
+    return noting
+
+
+def key_of_element(n: Any) -> object:
+    return n[0] if isinstance(n, tuple) else None
+
+
+def by_key(state: State) -> object:
+    return key_of_element(state["n"])
+
+
+def many(act: Any, limits: Limits | None = None, **options: Any) -> Any:
+    return fan_out(act, over="ns", item="n", into="out", name="many", limits=limits, **options)
+
+
+# -- values ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("inf"), float("nan"), "5", True, None])
+def test_a_rate_takes_numbers_above_0(wrong: Any):
+    with pytest.raises(DefinitionError, match="takes a number above 0"):
+        Rate(wrong)
+    with pytest.raises(DefinitionError, match="per="):
+        Rate(1, per=wrong)
+    if wrong is not None:
+        with pytest.raises(DefinitionError, match="burst="):
+            Rate(1, burst=wrong)
+
+
+def test_limits_that_make_no_sense_are_refused():
+    for make, says in (
+        (lambda: Limits(), "limits nothing"),
+        (lambda: Limits(5, cost=len), "what a rate is charged"),
+        (lambda: Limits(rate=Rate(5), adapt=AIMD()), "give the n"),
+        (lambda: Limits(rate=5), r"takes a Rate.*Rate\(5\)"),  # pyright: ignore[reportArgumentType]
+        (lambda: Limits(5, by="host"), "takes a function"),  # pyright: ignore[reportArgumentType]
+        (lambda: AIMD(least=3, most=2), "nothing in between"),
+        (lambda: AIMD(decrease=1), "decrease between 0 and 1"),
+    ):
+        with pytest.raises(DefinitionError, match=says):
+            make()
+
+
+# -- exact -----------------------------------------------------------------------------------------
+
+
+PLACES = ["fan-out", "action", "application", "runtime"]
+
+
+async def run_limited(
+    where: str, limits: Limits, act: Callable[[Limits | None], Any], elements: Any, runs: int = 1
+) -> None:
+    """Run a map whose limits stand there, so many times at once."""
+    step = many(act(limits if where == "action" else None), limits if where == "fan-out" else None)
+    app = Application(step, limits=limits if where == "application" else None)
+    async with (
+        no_leaks(),
+        Runtime(limits=limits if where == "runtime" else None) as runtime,
+        anyio.create_task_group() as tasks,
+    ):
+        for _ in range(runs):
+            tasks.start_soon(runtime.run, app, {"ns": elements})
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("burst", [None, 3])
+async def test_starts_are_spaced_evenly_after_a_burst(where: str, burst: float | None):
+    starts = Starts()
+    limits = Limits(rate=Rate(4, per=2, burst=burst))
+    await run_limited(where, limits, lambda limits: noting(starts, limits=limits), range(9))
+    at_once = int(burst or 1)
+    assert starts.times() == [0.0] * at_once + [0.5 * n for n in range(1, 10 - at_once)]
+    assert starts.order == list(range(9))
+
+
+@pytest.mark.parametrize("where", PLACES)
+async def test_a_rate_is_kept_to_by_bodies_though_slots_are_scarce(where: str):
+    """A child that waits for a slot has taken no unit of a rate meanwhile."""
+    starts = Starts()
+    rate = Rate(2, per=1)
+    limits = Limits(rate=rate)
+
+    @action(reads=["n"], writes=["out"], limits=limits if where == "action" else None)
+    async def leaf(n: int) -> int:
+        starts.note()
+        await anyio.sleep(10 if n < 2 else 0)
+        return n
+
+    app = Application(
+        many(leaf, limits if where == "fan-out" else None),
+        limits=limits if where == "application" else Limits(2),
+    )
+    both = limits & Limits(2) if where == "runtime" else Limits(2)
+    async with Runtime(limits=both) as runtime:
+        await runtime.run(app, {"ns": range(20)})
+    check_windows(starts.of[None], rate, 1)
+    assert starts.times()[:4] == ([0, 0.5, 10, 10.5])
+
+
+async def test_throughput_is_the_rate_under_load():
+    starts = Starts()
+    await run_limited(
+        "fan-out", Limits(rate=Rate(50)), lambda _: noting(starts, seconds=0.3), range(500), runs=2
+    )
+    assert starts.times()[-1] == pytest.approx(999 / 50, rel=0.01)
+
+
+def run_random(seed: int, backend: Backend) -> None:
+    """Run programs with random limits in random places, and cancel some of them."""
+    random = Random(seed)
+    starts = Starts()
+    rate = Rate(random.choice([1, 3, 10]), per=random.choice([1, 2.5]), burst=random.choice([1, 4]))
+    slots = random.choice([None, 1, 2])
+    costs = random.random() < 0.5
+    keys = random.choice([1, 3])
+    limits = Limits(
+        slots,
+        rate=rate,
+        by=by_key if keys > 1 else None,
+        cost=(lambda state: state["n"][1]) if costs else None,
+    )
+    if random.random() < 0.5:
+        limits &= Limits(random.choice([1, 3, 20]))
+    where = random.choice(PLACES)
+    others = Limits(random.choice([1, 2, 50]))
+    fails = random.random() < 0.3
+
+    @action(reads=["n"], writes=["out"], limits=limits if where == "action" else None)
+    async def leaf(n: tuple[int, float], run: int) -> object:
+        key = n[0] if keys > 1 else None
+        starts.note(key, n[1] if costs else 1, what=(run, n))
+        starts.enter(key)
+        try:
+            await anyio.sleep(random.choice([0, 0.2, 1, 3]))
+            if fails and random.random() < 0.2:
+                raise ValueError(n)
+        finally:
+            starts.leave(key)
+        return n
+
+    step = fan_out(
+        leaf,
+        over="ns",
+        item="n",
+        reduce=lambda state, outcome: state,
+        writes=["x"],
+        name="random",
+        on_error="ignore",
+        limits=limits if where == "fan-out" else Limits(random.choice([1, 5, 100])),
+    )
+    app = Application(
+        step, limits=limits if where == "application" else random.choice([None, others])
+    )
+
+    async def main() -> None:
+        async with (
+            no_leaks(),
+            Runtime(
+                limits=limits if where == "runtime" else random.choice([None, others])
+            ) as runtime,
+            anyio.create_task_group() as tasks,
+        ):
+
+            async def run(number: int, patience: float) -> None:
+                ns = [
+                    (random.randrange(keys), random.choice([0.5, 1.0])) for _ in range(number * 10)
+                ]
+                with anyio.move_on_after(patience):
+                    await runtime.run(app, {"ns": ns}, inputs={"run": number})
+
+            for number in range(1, 4):
+                tasks.start_soon(run, number, random.choice([0.7, 5, 10**9]))
+
+    run_virtual(main, backend=backend, seed=seed)
+    for key, found in starts.of.items():
+        check_windows(found, rate, rate.burst or 1)
+        if slots is not None and where != "fan-out":
+            assert starts.peak[key] <= slots
+        if slots is not None and keys > 1:
+            assert starts.peak[key] <= slots
+
+
+@backends
+@pytest.mark.parametrize(
+    "seeds",
+    [range(12), pytest.param(range(12, 400), marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+)
+def test_no_window_holds_more_than_was_promised(seeds: range, backend: Backend):
+    for seed in seeds:
+        run_random(seed, backend)
+
+
+@pytest.mark.parametrize("where", PLACES)
+async def test_first_come_first_served_for_each_key(where: str):
+    starts = Starts()
+    random = Random(1)
+    elements = [(random.randrange(5), n) for n in range(100)]
+    limits = Limits(2, rate=Rate(5), by=by_key) & Limits(7)
+    await run_limited(
+        where, limits, lambda limits: noting(starts, seconds=0.3, limits=limits), elements
+    )
+    for key in range(5):
+        found = [n for k, n in starts.order if k == key]
+        assert found == sorted(found)
+
+
+@pytest.mark.parametrize("where", PLACES)
+async def test_runs_that_share_a_rate_take_turns(where: str):
+    starts = Starts()
+    limits = Limits(rate=Rate(10))
+    step = many(
+        noting(starts, limits=limits if where == "action" else None),
+        limits if where == "fan-out" else None,
+    )
+    app = Application(step, limits=limits if where == "application" else None)
+    took: list[float] = []
+    async with (
+        Runtime(limits=limits if where == "runtime" else None) as runtime,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(runtime.run, app, {"ns": range(1000)})
+        await anyio.sleep(5)
+        began = anyio.current_time()
+        await runtime.run(app, {"ns": range(20)})
+        took.append(anyio.current_time() - began)
+    assert took[0] == pytest.approx(4, abs=0.5)  # alone it would take 2
+
+
+async def test_what_is_cancelled_while_it_waits_has_taken_nothing():
+    """As if it had never been there."""
+    random = Random(3)
+    starts = Starts()
+    limits = Limits(rate=Rate(1), by=by_key)
+    app = Application(noting(starts, limits=limits))
+    async with no_leaks(), Runtime() as runtime, anyio.create_task_group() as tasks:
+
+        async def run(n: int, patience: float) -> None:
+            with anyio.move_on_after(patience):
+                await runtime.run(app, {"n": (0, n)})
+
+        for n in range(200):
+            tasks.start_soon(run, n, random.choice([0.5, 1, 1.5, 3, 10**9]))
+    times = starts.times(0)
+    assert times == [float(n) for n in range(len(times))]
+    statistics = runtime._admission.limiter(app.graph.entry, limits).statistics()  # pyright: ignore
+    assert not any(one.waiting or one.in_use for one in statistics)
+
+
+# -- joined, with costs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", PLACES)
+async def test_requests_and_tokens_a_minute(where: str):
+    requests, tokens = Rate(60, per=60), Rate(1000, per=60, burst=500)
+    limits = Limits(rate=requests) & Limits(rate=tokens, cost=lambda state: state["n"][1])
+    starts = Starts()
+    random = Random(2)
+    elements = [(0, random.choice([1, 10, 100, 500])) for _ in range(60)]
+
+    def act(limits: Limits | None) -> Any:
+        @action(reads=["n"], writes=["out"], limits=limits)
+        async def ask(n: tuple[int, int]) -> int:
+            starts.note(None, n[1])
+            return n[1]
+
+        return ask
+
+    await run_limited(where, limits, act, elements)
+    check_windows(starts.of[None], tokens, 500)
+    check_windows([(at, 1) for at, _ in starts.of[None]], requests, 1)
+    total = sum(n for _, n in elements)
+    assert starts.times()[-1] <= (total - 500) * 0.06 + len(elements) + EPSILON
+
+
+@pytest.mark.parametrize("where", PLACES)
+async def test_charging_what_it_was(where: str):
+    starts = Starts()
+    limits = Limits(rate=Rate(10, per=1, burst=10), cost=lambda state: 5)
+
+    def act(limits: Limits | None) -> Any:
+        @action(reads=["n"], writes=["out"], limits=limits)
+        async def ask(n: int, context: Context) -> int:
+            starts.note()
+            if n == 0:
+                context.charge(25)
+                context.charge(15)  # the last one counts
+            if n == 2:
+                context.charge(0)
+            return n
+
+        return ask
+
+    await run_limited(where, limits, act, range(5))
+    # 15 are gone, 5 more fit when 10 have come back; the third costs nothing after all
+    assert starts.times() == [0, 1.0, 1.5, 1.5, 2.0]
+
+
+async def test_charging_nonsense():
+    @action(reads=["n"], writes=["out"])
+    async def ask(n: Any, context: Context) -> None:
+        context.charge(n)
+
+    for wrong in (-1, "5", None, float("nan")):
+        with pytest.raises(BadUse, match="number of units"):
+            await Application(ask).run({"n": wrong})
+    await Application(ask).run({"n": 1})  # where nothing has a cost, it has no effect
+
+
+async def test_what_could_never_start_is_refused():
+    limits = Limits(rate=Rate(10, burst=5), cost=lambda state: 6)
+    with pytest.raises(Exception, match=r"no more than 5.*never start"):
+        await Application(noting(Starts(), limits=limits)).run({"n": 1})
+
+
+# -- keys that don't hold up others ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", PLACES)
+async def test_one_stalled_key_of_1000_delays_no_other(where: str):
+    async def ends(stalled: bool) -> dict[int, float]:
+        ended: dict[int, float] = {}
+
+        def act(limits: Limits | None) -> Any:
+            @action(reads=["n"], writes=["out"], limits=limits)
+            async def visit(n: tuple[int, int]) -> None:
+                await anyio.sleep(10_000 if stalled and n[0] == 7 else 1)
+                ended[n[0]] = anyio.current_time()
+
+            return visit
+
+        began = anyio.current_time()
+        elements = [(n % 1000, n) for n in range(3000)]
+        await run_limited(where, Limits(1, by=by_key), act, elements)
+        return {key: round(at - began, 6) for key, at in ended.items() if key != 7}
+
+    without = await ends(stalled=False)
+    # the stalled one has a place in flight, which is one of a hundred
+    assert max((await ends(stalled=True)).values()) <= max(without.values()) + 1
+
+
+async def test_who_waits_holds_no_place_in_flight():
+    starts = Starts()
+    gauge: Counter[str] = Counter()
+    limits = Limits(1, by=by_key)
+
+    @action(reads=["n"], writes=["first"])
+    async def first(n: tuple[int, int]) -> int:
+        gauge["first"] += 1
+        await anyio.sleep(0.1)
+        return 0
+
+    @action(reads=["n"], writes=["out"], limits=limits)
+    async def second(n: tuple[int, int]) -> int:
+        starts.enter("second")
+        await anyio.sleep(100 if n[0] == 0 else 1)
+        starts.leave("second")
+        return 0
+
+    elements = [*((0, n) for n in range(10)), *((n, n) for n in range(1, 20))]
+    step = many(Graph.chain(first, second), Limits(4))
+    began = anyio.current_time()
+    ended: list[float] = []
+
+    async with Runtime() as runtime, app_events(step, runtime, elements) as ends:
+        ended = ends
+    others = sorted(at - began for at in ended)[:19]
+    assert others[-1] < 20  # and not 1,000
+    assert starts.peak["second"] <= 4
+
+
+def app_events(step: Any, runtime: Runtime, elements: Any) -> Any:
+    from contextlib import asynccontextmanager
+
+    @asynccontextmanager
+    async def opened() -> Any:
+        ends: list[float] = []
+        async with Application(step).open({"ns": elements}, runtime=runtime) as run:
+            async for event in run:
+                if type(event).__name__ == "ChildEnded":
+                    ends.append(anyio.current_time())
+        yield ends
+
+    return opened()
+
+
+# -- trying later ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", PLACES)
+async def test_trying_later_pauses_the_key_and_holds_nothing(where: str):
+    starts = Starts()
+    asked: Counter[object] = Counter()
+    limits = Limits(1, by=by_key) & Limits(3)
+
+    def act(limits: Limits | None) -> Any:
+        @action(reads=["n"], writes=["out"], limits=limits)
+        async def visit(n: tuple[str, int], context: Context) -> int:
+            starts.note(n[0])
+            asked[n] += 1
+            assert context.attempt == 1
+            if n == ("busy", 0) and asked[n] < 3:
+                raise RetryLater(10)
+            await anyio.sleep(1)
+            return n[1]
+
+        return visit
+
+    elements = [*(("busy", n) for n in range(5)), *((f"key {n}", n) for n in range(30))]
+    await run_limited(where, limits, act, elements)
+    assert starts.times("busy") == [0, 10, 11, 12, 13, 14, 24]  # it stands in line again
+    assert max(starts.times(f"key {n}")[0] for n in range(30)) <= 10  # three at once
+
+
+@pytest.mark.parametrize("limits", [None, Limits(1), Limits(rate=Rate(1000))])
+async def test_without_keys_only_the_child_waits(limits: Limits | None):
+    starts = Starts()
+    asked: Counter[int] = Counter()
+
+    @action(reads=["n"], writes=["out"])
+    async def visit(n: int) -> int:
+        starts.note(n)
+        asked[n] += 1
+        if n == 0 and asked[n] < 3:
+            raise RetryLater(10)
+        await anyio.sleep(1)
+        return n
+
+    async with Runtime(limits=limits) as runtime:
+        result = await runtime.run(Application(many(visit, Limits(1))), {"ns": range(5)})
+    assert result.state["out"] == [0, 1, 2, 3, 4]
+    assert starts.times(0) == pytest.approx([0, 10, 20], abs=0.1)
+    assert starts.times(4)[0] < 5
+
+
+async def test_after_ten_in_a_row_it_fails():
+    count = 0
+
+    @action(reads=["n"], writes=["out"], limits=Limits(1), retry=Retry(3, on=ValueError))
+    async def never(n: int) -> int:
+        nonlocal count
+        count += 1
+        raise RetryLater(1)
+
+    with pytest.raises(RetryLater) as caught:
+        await Application(never).run({"n": 1})
+    assert count == 10
+    assert "10 times in a row" in "".join(caught.value.__notes__)
+
+
+async def test_trying_later_in_a_root_run_and_a_nested_graph():
+    asked = 0
+
+    @action(reads=["n"], writes=["out"], limits=Limits(1, by=lambda state: "all"))
+    async def visit(n: int) -> int:
+        nonlocal asked
+        asked += 1
+        if asked % 2:
+            raise RetryLater(5)
+        return n
+
+    began = anyio.current_time()
+    await Application(visit).run({"n": 1})
+    assert anyio.current_time() - began == pytest.approx(5)
+    inner = Graph.chain(visit, name="inner")
+    result = await Application(many(Graph.chain(inner, name="outer"), Limits(1))).run(
+        {"ns": [1, 2]}
+    )
+    assert result.state["out"] == [1, 2]
+
+
+async def test_trying_later_takes_seconds():
+    for wrong in (-1, "1", float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="seconds"):
+            RetryLater(wrong)  # pyright: ignore[reportArgumentType]
+
+
+async def test_waiting_is_told():
+    hook = RecordingHook()
+    limits = Limits(rate=Rate(1), by=by_key)
+    app = Application(many(noting(Starts()), limits), hooks=[hook])
+    await app.run({"ns": [("a", 1), ("a", 2), ("b", 1)]})
+    (told,) = hook.of(Waiting)
+    assert told.key == "a"
+    assert told.limit == "Limits(rate=Rate(1, per=1.0), by=by_key)"
+    assert told.step == ""
+    hook.events.clear()
+    both = Application(many(noting(Starts(), seconds=1, limits=Limits(1, by=by_key))), hooks=[hook])
+    await both.run({"ns": [("a", 1), ("a", 2)]})
+    assert [event.key for event in hook.of(Waiting)] == ["a"]
+    hook.assert_paired()
+
+
+# -- changed while running -------------------------------------------------------------------------
+
+
+async def test_limits_are_changed_while_running():
+    starts = Starts()
+    leaf = noting(starts, limits=Limits(rate=Rate(1)))
+    async with Runtime() as runtime, anyio.create_task_group() as tasks:
+        tasks.start_soon(runtime.run, Application(many(leaf)), {"ns": range(100)})
+        await anyio.sleep(5.5)
+        assert runtime.limiter(leaf).statistics()[0].waiting > 0
+        runtime.limiter(leaf).change(Limits(rate=Rate(10)))
+    times = starts.times()
+    assert times[:6] == [0, 1, 2, 3, 4, 5]
+    assert times[-1] == pytest.approx(6 + 9.4, abs=0.6)
+
+
+async def test_slots_are_changed_while_running():
+    starts = Starts()
+    leaf = noting(starts, seconds=1, limits=Limits(4))
+    async with Runtime() as runtime, anyio.create_task_group() as tasks:
+        limiter = runtime.limiter(leaf)
+        tasks.start_soon(runtime.run, Application(many(leaf)), {"ns": range(12)})
+        await anyio.sleep(0.5)
+        limiter.change(Limits(1))
+        await anyio.sleep(2)
+        limiter.change(Limits(6))
+        with pytest.raises(BadUse, match="can't be changed into"):
+            limiter.change(Limits(1, by=by_key))
+    assert starts.times() == [0] * 4 + [1, 2] + [2.5] * 5 + [3]
+
+
+async def test_keys_that_are_not_used_are_forgotten():
+    starts = Counter[int]()
+
+    @action(reads=["n"], writes=["out"])
+    async def visit(n: int) -> None:
+        starts[n % 10] += 1
+
+    step = fan_out(
+        visit,
+        over=lambda state: range(100_000),
+        reads=[],
+        item="n",
+        reduce=lambda state, outcome: state,
+        writes=["x"],
+        name="many",
+        limits=Limits(1, by=lambda state: state["n"]) & Limits(100),
+    )
+    async with Runtime() as runtime:
+        await runtime.run(Application(step), {})
+        assert runtime.limiter(step).statistics()[0].keys <= 1000
+    assert sum(starts.values()) == 100_000
+
+
+# -- adapting --------------------------------------------------------------------------------------
+
+
+def test_aimd_by_its_numbers():
+    policy = AIMD(least=2, most=10, increase=1, decrease=0.5, slow=3)
+
+    def ended(error: BaseException | None = None, **changes: Any) -> Ended:
+        given = {"error": error, "seconds": 1.0, "started_at": 10.0, "now": 11.0, "in_use": 4}
+        return Ended(**{**given, **changes})
+
+    assert policy.after(4, 0, ended()) == 4.25
+    assert policy.after(4, 0, ended(in_use=2)) == 4
+    assert policy.after(4, 0, ended(TimeoutError())) == 2
+    assert policy.after(4, 0, ended(seconds=4)) == 2
+    assert policy.after(4, 10.5, ended(TimeoutError())) == 4  # it began before that was lowered
+    assert policy.after(2, 0, ended(TimeoutError())) == 2
+    assert policy.after(10, 0, ended(in_use=10)) == 10
+    assert policy.after(4, 0, ended(ValueError())) == 4
+
+
+@pytest.mark.parametrize("where", PLACES)
+async def test_capacity_adapts_to_what_a_server_bears(where: str):
+    running = 0
+    peaks: list[int] = []
+
+    class Busy(Exception):
+        status_code = 503
+
+    def act(limits: Limits | None) -> Any:
+        @action(reads=["n"], writes=["out"], limits=limits)
+        async def ask(n: int) -> None:
+            nonlocal running
+            running += 1
+            peaks.append(running)
+            try:
+                await anyio.sleep(1)
+                if running > 8:
+                    raise Busy
+            finally:
+                running -= 1
+
+        return ask
+
+    limits = Limits(2, adapt=AIMD(most=50))
+    step = fan_out(
+        act(limits if where == "action" else None),
+        over="ns",
+        item="n",
+        name="many",
+        on_error="ignore",
+        limits=limits if where == "fan-out" else None,
+    )
+    app = Application(step, limits=limits if where == "application" else None)
+    async with Runtime(limits=limits if where == "runtime" else None) as runtime:
+        await runtime.run(app, {"ns": range(1000)})
+    assert max(peaks) <= 20
+    late = peaks[500:]
+    assert 3 <= sum(late) / len(late) <= 10
+
+
+# -- cancelled everywhere --------------------------------------------------------------------------
+
+
+def everywhere(limits: Limits, later: bool = False) -> Any:
+    asked: Counter[int] = Counter()
+
+    @action(reads=["n"], writes=["out"])
+    async def leaf(n: int) -> int:
+        asked[n] += 1
+        if later and asked[n] == 1 and n % 2:
+            raise RetryLater(1.5)
+        await anyio.sleep(0.5)
+        return n
+
+    return many(leaf, limits)
+
+
+MAPS: dict[str, Callable[[], Any]] = {
+    "rate": lambda: everywhere(Limits(3, rate=Rate(2, burst=2))),
+    "keys": lambda: everywhere(Limits(2) & Limits(1, rate=Rate(1), by=lambda s: s["n"] % 2)),
+    "paused": lambda: everywhere(Limits(2) & Limits(1, by=lambda s: s["n"] % 3), later=True),
+    "later": lambda: everywhere(Limits(1), later=True),
+    "adaptive": lambda: everywhere(Limits(1, adapt=AIMD())),
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "how"), [("asyncio", "scope"), ("asyncio", "native"), ("trio", "scope")]
+)
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("where", ["fan-out", "runtime"])
+@pytest.mark.parametrize("places", [20, pytest.param(None, marks=pytest.mark.slow)])
+def test_cancelled_anywhere_it_gives_everything_back(
+    backend: Backend, how: Any, name: str, where: str, places: int | None
+):
+    async def scenario(attempt: Attempt) -> None:
+        hook = RecordingHook()
+        step = MAPS[name]()
+        limits = step.limits if where == "runtime" else None
+        if limits is not None:
+            step = many(step.acts[0], Limits(100))
+        app = Application(step, hooks=[hook])
+        async with Runtime(limits=limits) as runtime:
+
+            async def run() -> None:
+                await runtime.run(app, {"ns": range(6)})
+
+            await attempt(run)
+            admission: Any = runtime._admission  # pyright: ignore[reportPrivateUsage]
+            assert not admission._lines
+            for named in admission._limiters.values():
+                for limiter in named.values():
+                    for one in limiter.statistics():
+                        assert (one.in_use, one.waiting) == (0, 0)
+        hook.assert_paired()
+
+    assert cancel_everywhere(scenario, backend=backend, how=how, limit=places) >= 15
+
+
+# -- others' limiters ------------------------------------------------------------------------------
+
+
+def test_an_aiolimiter_on_asyncio():
+    aiolimiter = pytest.importorskip("aiolimiter")
+    limiter = aiolimiter.AsyncLimiter(2, 1)
+    starts = Starts()
+
+    async def main() -> None:
+        step = many(noting(starts), Limits(rate=limiter) & Limits(10))
+        await Application(step).run({"ns": range(6)})
+
+    run_virtual(main, backend="asyncio")
+    assert len(starts.order) == 6
+    times = starts.times()
+    check_windows(starts.of[None], Rate(2), 2.1)
+    assert 1.9 <= times[-1] <= 2.6
+
+
+def test_an_aiolimiter_on_trio():
+    aiolimiter = pytest.importorskip("aiolimiter")
+
+    async def main() -> None:
+        step = many(noting(Starts()), Limits(rate=aiolimiter.AsyncLimiter(2, 1)))
+        with pytest.raises(DefinitionError, match=r"asyncio.*Rate\(2, per=1\)"):
+            await Application(step).run({"ns": range(6)})
+
+    run_virtual(main, backend="trio")
+
+
+# -- in real time ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_rate_in_real_time(backend: str):
+    at: list[float] = []
+
+    @action(reads=["n"], writes=["out"])
+    async def note(n: int) -> None:
+        at.append(time.perf_counter())
+
+    app = Application(many(note, Limits(rate=Rate(200))))
+    anyio.run(app.run, {"ns": range(600)}, backend=backend)
+    assert 599 / (at[-1] - at[0]) == pytest.approx(200, rel=0.03)
+
+
+# -- back-pressure ---------------------------------------------------------------------------------
+
+
+class Source:
+    """Elements that are counted as they are pulled, each of some size."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.pulled = 0
+
+    def __iter__(self) -> Any:
+        for n in range(self.n):
+            self.pulled += 1
+            yield bytes(10_000) + bytes([n % 256])
+
+
+@action(reads=["n"], writes=["out"])
+async def size(n: bytes) -> int:
+    return len(n)
+
+
+@pytest.mark.parametrize("slow", ["reducer", "events", "store"])
+async def test_whatever_is_slow_slows_the_source_down(slow: str):
+    from shoal import Batch, MemoryStore
+
+    source, ahead, done = Source(2000), 0, 0
+
+    class SlowStore(MemoryStore):
+        async def _slowly(self, saved: Any) -> None:
+            if saved is not None:
+                await saved
+            await anyio.sleep(0.01)
+
+        def save(self, batch: Batch) -> Any:
+            watch(len(batch.applied))
+            saved = super().save(batch)
+            return self._slowly(saved) if slow == "store" else saved
+
+    def watch(by: int) -> None:
+        nonlocal ahead, done
+        done += by
+        ahead = max(ahead, source.pulled - done)
+
+    def reduce(state: State, outcome: Any) -> State:
+        if slow == "reducer":
+            watch(0)
+        return state.increment(total=1)
+
+    step = fan_out(
+        size,
+        over=lambda state: source,
+        reads=[],
+        item="n",
+        reduce=reduce,
+        writes=["total"],
+        name="sizes",
+        limits=Limits(20),
+    )
+    app = Application(step, store=SlowStore() if slow != "events" else None)
+    async with app.open({"total": 0}, buffer=50) as run:
+        if slow == "events":
+            async for event in run:
+                if type(event).__name__ == "ChildEnded":
+                    watch(1)
+                await anyio.sleep(0.001)
+        else:
+            await run.result()
+    assert source.pulled == 2000
+    assert ahead <= 20 + 100
+
+
+async def test_memory_is_bounded_where_children_wait_for_a_rate():
+    async def peak(n: int) -> int:
+        source = Source(n)
+        step = fan_out(
+            size,
+            over=lambda state: source,
+            reads=[],
+            item="n",
+            reduce=lambda state, outcome: state,
+            writes=["x"],
+            name="sizes",
+            limits=Limits(20) & Limits(rate=Rate(1000), by=lambda state: len(state["n"]) % 3),
+        )
+        tracemalloc.start()
+        try:
+            await Application(step).run({})
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    await peak(100)
+    assert await peak(3000) < await peak(500) + 400_000
