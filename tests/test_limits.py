@@ -171,7 +171,8 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def room(self, one: Modelled) -> bool:
         return all(
-            sum(other.holds for other in self.seats if slots in other.seat.needed) < slots.size
+            sum(other.holds for other in self.seats if slots in other.seat.needed)
+            < (slots.size or 0)
             for slots in one.seat.needed
         )
 
@@ -280,7 +281,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         for slots in self.slots:
             holding = [one for one in self.seats if one.holds and slots in one.seat.needed]
             assert slots.used == len(holding)
-            assert sum(not one.beyond for one in holding) <= slots.size
+            assert sum(not one.beyond for one in holding) <= (slots.size or 0)
 
     def teardown(self) -> None:
         """Let everybody end: nobody is forgotten, and nothing is taken then."""

@@ -1,13 +1,13 @@
-"""Rates, keys, costs and pauses: judged where an action's body starts, against what was promised."""
+"""Rates, keys, costs and pauses, judged where an action's body starts."""
 
 from __future__ import annotations
 
 import time
 import tracemalloc
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import anyio
 import pytest
@@ -90,7 +90,7 @@ def noting(starts: Starts, *, seconds: float = 0, limits: Limits | None = None) 
 
 
 def key_of_element(n: Any) -> object:
-    return n[0] if isinstance(n, tuple) else None
+    return cast("Any", n)[0] if isinstance(n, tuple) else None
 
 
 def by_key(state: State) -> object:
@@ -117,7 +117,7 @@ def test_a_rate_takes_numbers_above_0(wrong: Any):
 
 def test_limits_that_make_no_sense_are_refused():
     for make, says in (
-        (lambda: Limits(), "limits nothing"),
+        (Limits, "limits nothing"),
         (lambda: Limits(5, cost=len), "what a rate is charged"),
         (lambda: Limits(rate=Rate(5), adapt=AIMD()), "give the n"),
         (lambda: Limits(rate=5), r"takes a Rate.*Rate\(5\)"),  # pyright: ignore[reportArgumentType]
@@ -330,7 +330,7 @@ async def test_what_is_cancelled_while_it_waits_has_taken_nothing():
             tasks.start_soon(run, n, random.choice([0.5, 1, 1.5, 3, 10**9]))
     times = starts.times(0)
     assert times == [float(n) for n in range(len(times))]
-    statistics = runtime._admission.limiter(app.graph.entry, limits).statistics()  # pyright: ignore
+    statistics = runtime._admission.limiter(app.graph.entry, limits).statistics()  # pyright: ignore[reportPrivateUsage]
     assert not any(one.waiting or one.in_use for one in statistics)
 
 
@@ -460,12 +460,12 @@ def app_events(step: Any, runtime: Runtime, elements: Any) -> Any:
     from contextlib import asynccontextmanager
 
     @asynccontextmanager
-    async def opened() -> Any:
+    async def opened() -> AsyncGenerator[list[float]]:
         ends: list[float] = []
         async with Application(step).open({"ns": elements}, runtime=runtime) as run:
             async for event in run:
                 if type(event).__name__ == "ChildEnded":
-                    ends.append(anyio.current_time())
+                    ends.append(anyio.current_time())  # noqa: PERF401 # each at its own time
         yield ends
 
     return opened()
@@ -639,7 +639,13 @@ def test_aimd_by_its_numbers():
     policy = AIMD(least=2, most=10, increase=1, decrease=0.5, slow=3)
 
     def ended(error: BaseException | None = None, **changes: Any) -> Ended:
-        given = {"error": error, "seconds": 1.0, "started_at": 10.0, "now": 11.0, "in_use": 4}
+        given: dict[str, Any] = {
+            "error": error,
+            "seconds": 1.0,
+            "started_at": 10.0,
+            "now": 11.0,
+            "in_use": 4,
+        }
         return Ended(**{**given, **changes})
 
     assert policy.after(4, 0, ended()) == 4.25
@@ -825,7 +831,7 @@ async def test_whatever_is_slow_slows_the_source_down(slow: str):
 
     source, ahead, done = Source(2000), 0, 0
 
-    class SlowStore(MemoryStore):
+    class SlowStore(MemoryStore):  # pyright: ignore[reportGeneralTypeIssues] # a test's own
         async def _slowly(self, saved: Any) -> None:
             if saved is not None:
                 await saved

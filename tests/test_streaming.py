@@ -1201,7 +1201,7 @@ class Listening(Act):
 
         setting = child_setting(run, self.name, self.graph, on_item=self.hear)
         source = Elements([1], who=self.name, kinds=[Kind(setting, dict(run.data))], item="item")
-        self.group = group = Group(run, source, 1, name="listening")
+        self.group = group = Group(run, source, Limits(1), name="listening", owner=self)
 
         async def apply(batch: list[Run]) -> None:
             await run.commit((), run.data, unapplied=batch)
