@@ -717,6 +717,7 @@ class Program:
         self.in_flight: dict[str, int] = {}  # limits of fan-outs
         self.attempts: dict[str, int] = {}  # limits of actions, and of the application
         self.given: Data = {"item": "r"}
+        place.set("r")  # for whoever calls run: all below it sees that, and more
         self.runs = Counter[str]()
         self.parts = 0
         self.line = Line(self, random.choice([1, 1, 2, 3]), ["item"], root=True)
@@ -770,7 +771,8 @@ class Program:
     def at(self, item: str, of: str = "") -> Generator[None]:
         """Say where we are: to the steps that follow in this run, and to all below it."""
         seen = place.get()
-        is_above = not seen or item == seen or item.startswith(f"{seen}.") or bool(of)
+        is_above = item == seen or item.startswith(f"{seen}.") or bool(of)
+        assert seen, f"at {item}: in nobody's context"
         assert is_above, f"at {item}: a context variable of {seen}"
         place.set(item)
         yield

@@ -9,7 +9,7 @@ import pytest
 import trio.testing
 from anyio.lowlevel import checkpoint
 
-from shoal import Application, Limits, Outcome, State, action, fan_out
+from shoal import END, Application, Graph, Limits, Outcome, State, action, fan_out, when
 from shoal._ports import Batch, NullStore
 from shoal.testing import VirtualTimeLoop, no_leaks
 
@@ -135,6 +135,22 @@ async def test_or_after_a_millisecond_of_them(over: Any):
         tasks.start_soon(neighbour.watch, 200)
         await app.run({"n": range(200)})
     assert neighbour.longest <= 2 * 4
+
+
+@pytest.mark.realtime
+async def test_steps_that_never_wait_let_others_run_after_64_of_them():
+    neighbour = Neighbour()
+
+    @action(reads=["n"], writes=["n"])
+    async def work(n: int) -> int:
+        neighbour.done += 1
+        return n - 1
+
+    app = Application(Graph((work, work, when("n")), (work, END), entry=work))
+    async with no_leaks(), anyio.create_task_group() as tasks:
+        tasks.start_soon(neighbour.watch, 400)
+        await app.run({"n": 400})
+    assert neighbour.longest <= 2 * 64
 
 
 @pytest.mark.realtime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import anyio
@@ -457,3 +458,30 @@ async def test_what_a_failing_child_does_to_its_task_does_not_tear_the_save_of_i
         with pytest.raises(ValueError, match="after that") as caught:
             await runtime.run(Application(Graph.chain(node)))
     assert not any("while the graph ended" in note for note in caught.value.__notes__)
+
+
+# -- isolation -------------------------------------------------------------------------------------
+
+
+LETTER = ContextVar("LETTER", default="unset")
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_it_sees_context_variables_of_its_parent_and_keeps_its_own(waits: bool):
+    def look(number: int) -> Any:
+        @action(writes=[f"seen{number}"], name=f"look{number}")
+        async def look() -> str:
+            before = LETTER.get()
+            if waits:
+                await checkpoint()
+            LETTER.set(f"{before}{number}")
+            return before
+
+        return look
+
+    inner = Graph.chain(look(1), look(2), name="inner")
+    outer = Graph.chain(look(0), inner, look(3))
+    LETTER.set("caller's ")
+    state = (await Application(outer).run()).state
+    seen = [state[f"seen{number}"] for number in range(4)]
+    assert seen == ["caller's ", "caller's 0", "caller's 01", "caller's 0"]
