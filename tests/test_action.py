@@ -277,7 +277,7 @@ CALLABLES: list[Callable[[Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("function", CALLABLES, ids=str)
+@pytest.mark.parametrize("function", CALLABLES, ids=range(len(CALLABLES)))
 async def test_anything_callable_is_an_action(function: Callable[..., Any]):
     decorate: Any = action(reads=["n"], writes=["out"], name="scale", run_in="loop")
     assert await run(decorate(function), {"n": 2}) == {"n": 2, "out": 20}

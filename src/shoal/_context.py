@@ -6,7 +6,7 @@ Imports everything above.
 from __future__ import annotations
 
 import threading
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -16,10 +16,12 @@ from ._action import FunctionAction, Result
 from ._children import ChildGroup
 from ._errors import BadResult, BadUse, DefinitionError
 from ._events import SpanStarted
+from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._items import Items
-from ._policy import Limits
-from ._ports import Seat
+from ._parallel import check_cascade
+from ._policy import INHERIT, Each, Inherit, Limits, check_timeout
+from ._ports import Seat, Store
 from ._run import Run
 
 
@@ -46,6 +48,7 @@ class Context:
         self._items = items
         self._loop_thread = threading.get_ident() if action.in_thread else None
         self._names: set[str] = set()  # of fan-outs
+        self._thread = threading.get_ident()
         # Asked here, for a thread has no scopes to ask.
         self._fixed_deadline = anyio.current_effective_deadline() if action.in_thread else None
 
@@ -88,8 +91,9 @@ class Context:
     def deadline(self) -> float:
         """When the action will be cancelled, on the clock of ``anyio.current_time()``.
 
-        In seconds; ``math.inf`` if no deadline is known. Those of the scopes around ``run`` count,
-        and around the ``context.fan_out`` that started the run.
+        In seconds; ``math.inf`` if no deadline is known. The nearest one counts: of this attempt's
+        timeout, the child's, the fan-outs' around it, of the scopes around ``run`` and around the
+        ``context.fan_out`` that started the run.
         """
         deadline = self._fixed_deadline
         if deadline is None:
@@ -131,7 +135,8 @@ class Context:
         several tasks of the action give some, and are not saved: what counts is what it returns.
 
         An action that is a generator may simply ``yield item``. A plain function, in its worker
-        thread, calls ``anyio.from_thread.run(context.emit, item)``.
+        thread, calls ``anyio.from_thread.run(context.emit, item)``; where the action has been
+        cancelled by then, that raises ``RunCancelled``.
 
         Cancellation arrives before the item is told, or else after everybody has heard of it.
 
@@ -175,7 +180,16 @@ class Context:
         if pending is not None:
             await pending
 
-    def fan_out(self, *, name: str, limits: Limits | None = None) -> ChildGroup:
+    def fan_out(
+        self,
+        *,
+        name: str,
+        limits: Limits | None = None,
+        store: Store | Inherit | None = INHERIT,
+        hooks: Sequence[Hook] | Inherit = INHERIT,
+        each: Each | None = None,
+        timeout: float | None = None,
+    ) -> ChildGroup:
         """Start children from within the action: ``async with context.fan_out(...) as group``.
 
         The escape hatch for what ``fan_out`` as an act can't say. The children are runs like any
@@ -190,10 +204,25 @@ class Context:
         Args:
             name: Names the fan-out among those of this action.
             limits: How many children are in flight; 100 by default.
+            store: Where the children are kept instead of where the run is; None: nowhere, but for
+                how they ended.
+            hooks: Who is told of the children and their descendants, instead of the run's hooks.
+            each: What goes for each child by itself: its timeout, its retry.
+            timeout: Seconds from entering the block until the children are cancelled, and
+                ``StepTimeout`` is raised: where the action waits for one of them next, or leaves
+                the block.
 
         Raises:
-            DefinitionError: The name was used before by this attempt, or is none.
+            BadUse: It is called in a worker thread, where the plain function of an action runs.
+            DefinitionError: The name was used before by this attempt, or something is not what it
+                must be.
         """
+        if threading.get_ident() != self._thread:
+            msg = (
+                f"action {self._action.name!r} calls context.fan_out in a worker thread, where it "
+                f"runs since it is a plain function; make it a coroutine function: async def"
+            )
+            raise BadUse(msg)
         if not isinstance(name, str) or not name:
             msg = f"context.fan_out(name=...) takes a name, not {name!r}"
             raise DefinitionError(msg)
@@ -206,8 +235,23 @@ class Context:
         if limits is not None and not isinstance(limits, Limits):
             msg = f"context.fan_out(limits=...) takes Limits(n), not {limits!r}"
             raise DefinitionError(msg)
+        check_cascade("context.fan_out()", store, hooks)
+        if each is not None and not isinstance(each, Each):
+            msg = f"context.fan_out(each=...) takes Each(...), not {each!r}"
+            raise DefinitionError(msg)
+        check_timeout("context.fan_out(timeout=...)", timeout)
         self._names.add(name)
-        return ChildGroup(self._run, self._action, self._seat, name, limits or Limits())
+        return ChildGroup(
+            self._run,
+            self._action,
+            self._seat,
+            name=name,
+            limits=limits or Limits(),
+            each=each,
+            timeout=timeout,
+            store=store,
+            hooks=hooks,
+        )
 
     def __repr__(self) -> str:
         return f"<Context of {self._action.name!r} in {self._run.path!r}>"

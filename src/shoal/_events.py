@@ -24,6 +24,30 @@ Status = Literal["succeeded", "failed", "cancelled"]
 # -- outcomes ------------------------------------------------------------------------------------
 
 
+@final
+class ChildName(NamedTuple):
+    """Which child of a step."""
+
+    act: str
+    """The name of the act that it executes."""
+    key: Key
+    """Its key within the fan-out; empty where there is one child for each act."""
+
+
+@final
+class Decision(NamedTuple):
+    """How a race was decided: saved with the update of the child that decided it."""
+
+    step: str
+    """The race."""
+    winner: ChildName
+    """The child whose result decided it."""
+    winners: tuple[ChildName, ...]
+    """All whose results count, in input order."""
+    reason: str
+    """Why the others are cancelled."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ended:
     """What every outcome says."""
@@ -35,9 +59,11 @@ class _Ended:
     element: Any
     """The element it worked on."""
     attempts: int = 1
-    """Tries of the step it ended in."""
+    """Tries that it took: one, and one more for each further attempt of anything in it."""
     elapsed: float = 0.0
     """Seconds from its start to its end."""
+    abandoned: bool = False
+    """Whether it left a thread behind that went on after it was cancelled."""
 
     @property
     def key(self) -> Key:
@@ -84,6 +110,8 @@ class Cancelled(_Ended):
 
     reason: str
     """Who cancelled it, and why."""
+    winner: ChildName | None = None
+    """The child whose result decided the race that this one lost."""
 
 
 @final
@@ -156,6 +184,8 @@ class Update(NamedTuple):
     """What changed; ``shoal.replay(state, operations)`` applies them."""
     discovered: Sequence[object] = ()
     """New elements that ``grow`` returned for the child that it applies."""
+    discovered_at: int = 0
+    """The position of the first of them."""
 
 
 # -- events --------------------------------------------------------------------------------------
@@ -190,7 +220,10 @@ class Event:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A run began."""
+    """An execution of a run began."""
+
+    resumed: bool = False
+    """Whether it goes on where an earlier one has come to, as the store says."""
 
 
 @final
@@ -252,8 +285,58 @@ class StepEnded(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnded(Event):
+    """One try of a step ended that has several: its action or its child has a ``retry``.
+
+    They come between the step's ``StepStarted`` and its ``StepEnded``. One that was cancelled is
+    told by ``StepEnded`` alone.
+    """
+
+    step: str
+    attempt: int
+    """Which try of the step it was, counted from 1."""
+    error: Exception | None = None
+    """What it failed with; None if it succeeded."""
+    next_in: float | None = None
+    """Seconds until the next attempt; None if there is none."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraceExceeded(Event):
+    """An action that was cancelled still runs, longer than the grace of the runtime.
+
+    A coroutine is waited for nevertheless; a thread is left behind.
+    """
+
+    step: str
+    place: str
+    """Where it stands: file, line and function of the innermost frame."""
+    seconds: float
+    """For how long it has run since it was cancelled."""
+    abandoned: bool = False
+    """Whether it is a thread, which nobody waits for any more: its result will be dropped."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildStarted(Event):
     """A fan-out of this run started a child."""
+
+    step: str
+    child: RunPath
+    position: int
+    element: Any
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildRerun(Event):
+    """A child that the store knows runs anew: what it works on is not what it was.
+
+    Its act has another ``version``, or its element or what it reads has changed. What was kept of
+    it counts no more. ``ChildStarted`` follows.
+    """
 
     step: str
     child: RunPath

@@ -10,6 +10,8 @@ Invariants:
 - Structured. ``Group.live`` returns or raises after every child has ended, cleanup included.
 - In flight are at most ``limit`` children, each from its start until the parent has committed what
   it returned. So a slow parent slows the source down, and memory stays bounded.
+- A child that waits for its next attempt gives its place in flight to another, and takes one again
+  ahead of new children. So many do so that a few times the limit are under way, not more.
 - Alive at once is always one child without asking, and more only with a permit of the execution's
   live budget, which nobody waits for. So trees stay small, and can't lock themselves up.
 - An ended child leaves itself in the inbox without waiting: nothing can cancel that, so no end is
@@ -25,12 +27,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import Context, copy_context
 from functools import partial
+from types import CoroutineType
 from typing import Any, Literal, Protocol, final
 
-from anyio import CancelScope, Event, create_task_group
+from anyio import CancelScope, Event, create_task_group, sleep
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from ._attempts import live_child
 from ._cancel import (
     absorb_native_cancel,
     as_failure,
@@ -40,9 +44,11 @@ from ._cancel import (
     is_cancellation,
     ki_protected,
 )
-from ._errors import SpuriousCancel, brief
+from ._errors import SpuriousCancel, StepTimeout, brief
+from ._events import ChildName
 from ._ports import Waiter
 from ._run import Run
+from ._watch import SPARE, Part, Watched, leads_to
 
 BATCH = 1000
 """Ended children that the parent takes at once."""
@@ -50,6 +56,8 @@ INLINE = 64
 """Children that a puller lives without passing a checkpoint, if none of them waits..."""
 INLINE_SECONDS = 0.001
 """...or for how long, whichever is first."""
+ASIDE, ASIDE_SHARE = 64, 4
+"""Children that may wait aside: so many, or so many times the limit, whichever is more."""
 
 
 Dropped = Literal["dropped"]
@@ -91,12 +99,31 @@ class Source(Protocol):
 
 
 @final
+class Aside:
+    """Where the children of a group wait for their next attempt. It is made later than they are."""
+
+    __slots__ = ("group",)
+
+    def __init__(self) -> None:
+        """Belong to no group yet."""
+        self.group: Group | None = None
+
+    async def wait(self, seconds: float) -> None:
+        """Wait, as one of the children."""
+        assert self.group is not None, "a child lives in a group"
+        await self.group.wait_aside(seconds)
+
+
+@final
 class Group:
     """The children of one fan-out, while it lasts."""
 
     __slots__ = (
+        "_aside",
+        "_cancellation",
         "_closing",
         "_context",
+        "_deadline",
         "_ended_by_hand",
         "_engaged",
         "_failure",
@@ -109,22 +136,34 @@ class Group:
         "_news",
         "_parent",
         "_parked",
+        "_returning",
         "_room",
         "_source",
         "_tasks",
+        "_tasks_of",
+        "_timed_out",
+        "_timeout",
+        "_watched",
         "in_flight",
         "inbox",
+        "name",
         "reason",
+        "winner",
     )
 
-    def __init__(self, parent: Run, source: Source, limit: int) -> None:
+    def __init__(
+        self, parent: Run, source: Source, limit: int, *, name: str, timeout: float | None = None
+    ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
         Args:
             parent: The run whose task calls ``live``.
             source: Makes the children.
             limit: How many may be in flight.
+            name: What the fan-out is called.
+            timeout: Seconds from now until all is cancelled.
         """
+        self.name: str = name
         self._parent = parent
         self._source = source
         self._limit = limit
@@ -135,18 +174,29 @@ class Group:
         self._context: Context = copy_context()
         self._engaged = 0  # pullers there are
         self._idle = 0  # of these, how many are about to take from the source
+        self._tasks_of: list[CoroutineType[Any, Any, None]] = []  # some may have ended
         self._parked: deque[Waiter] = deque()
+        self._aside = 0  # children that wait for their next attempt
+        self._returning: deque[Waiter] = deque()  # of these, who wait for a place in flight again
+        self._timeout = timeout
+        self._deadline = parent.setting.services.clock() + (timeout or 0.0)
+        self._timed_out = False
+        self._watched: list[Watched] = []  # what the watchdog expects to end
         self._news: Event | None = None  # set while the parent waits for something to happen
         self._room: Event | None = None  # set while the feeder waits for room
         self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
         self._closing = False
-        self._interrupted = False  # whether a child was truly cancelled
+        self._interrupted = False  # whether a child was truly cancelled...
+        self._cancellation: type[BaseException] | None = None  # ...and if so, by what
         self._ended_by_hand = False
         self._failure: BaseException | None = None
         self.inbox: deque[Run] = deque()
         self.in_flight = 0
         self.reason = "the fan-out was cancelled"
+        self.winner: ChildName | None = None
+        """The child that decided the race which the others are cancelled for."""
 
+    @leads_to(lambda variables: variables["self"].parts())
     async def live(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
         """Live every child, handing those that ended to ``apply`` in batches, by position.
 
@@ -157,12 +207,16 @@ class Group:
                 for that reason, and awaited.
 
         Raises:
+            StepTimeout: It took longer than its timeout.
             Exception: What the source or ``apply`` raised, after all children have ended.
         """
         finished = False
         try:
             async with create_task_group() as tasks:
                 self._tasks = tasks
+                if self._timeout is not None:
+                    tasks.cancel_scope.deadline = self._deadline
+                    self._watch(self._deadline)
                 self._engage(1)
                 for source in self._source.feeds():
                     self.start_feeding(source)
@@ -179,6 +233,10 @@ class Group:
             if not isinstance(self._failure, Exception | None):
                 raise self._failure from None  # nothing outranks a KeyboardInterrupt
             raise
+        finally:
+            for watched in self._watched:
+                self._parent.setting.services.watchdog.forget(watched)
+            self._tasks_of.clear()
         self._tasks = None
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -191,6 +249,9 @@ class Group:
             # cancelled, and so not have noticed, see
             # test_starts_and_ends_are_paired_when_the_caller_is_cancelled.
             await checkpoint_if_cancelled()
+            if self._timed_out:
+                who = f"fan-out {self.name!r} of run {self._parent.path.id}"
+                raise StepTimeout(f"{who} took longer than its {self.reason}")
             msg = "a fan-out was interrupted though nobody had cancelled it"
             raise SpuriousCancel(msg)
 
@@ -202,7 +263,7 @@ class Group:
         inbox, source = self.inbox, self._source
         while self._failure is None and not self._interrupted and not self._ended_by_hand:
             if not inbox:
-                if self.in_flight == 0 and source.dry():
+                if self.in_flight == 0 and source.dry() and not self._aside:
                     return True
                 self._news = Event()
                 await self._news.wait()
@@ -214,8 +275,7 @@ class Group:
             if reason is not None:
                 self._stop(None, reason)
                 return True
-            self._tell_room()
-            self._engage(len(batch))
+            self._tell_places(len(batch))
             if inbox:
                 await checkpoint()
         return False
@@ -230,6 +290,7 @@ class Group:
         try:
             failure = as_failure(error)
             if failure is None and is_cancellation(error):
+                self._see_whether_timed_out()
                 raise error
             failure = failure or fatal_leaf(error)
             self._stop(failure, f"its fan-out failed: {brief(failure)}")
@@ -246,8 +307,29 @@ class Group:
             self.reason = reason
         self._closing = True
         assert self._tasks is not None
-        self._tasks.cancel_scope.cancel()
+        if not self._tasks.cancel_scope.cancel_called:
+            self._tasks.cancel_scope.cancel()
+            self._watch()
         self._tell()
+
+    def _see_whether_timed_out(self) -> None:
+        """Find the reason for a cancellation that came from no code."""
+        if self._timeout is None or self._closing:
+            return
+        assert self._tasks is not None
+        late = self._parent.setting.services.clock() >= self._deadline
+        if late and self._tasks.cancel_scope.cancel_called:
+            self._timed_out = self._closing = True
+            self.reason = f"timeout of {self._timeout:g} s"
+
+    def _watch(self, cancelled_at: float | None = None) -> None:
+        """Have it told who doesn't end in time."""
+        watchdog = self._parent.setting.services.watchdog
+        self._watched.append(watchdog.watch(self.parts, cancelled_at))
+
+    def parts(self) -> list[Part]:
+        """Return what it is made of: what pullers and feeders do."""
+        return [Part(self._parent, task) for task in self._tasks_of]
 
     def cancel(self, reason: str) -> None:
         """End the group for ``reason``: cancel what is left. ``live`` then returns normally.
@@ -273,12 +355,24 @@ class Group:
         """Whether nothing more is started."""
         return self._closing
 
+    @property
+    def lacks_permits(self) -> bool:
+        """Whether there is room for one more, but none in the live budget."""
+        return self.in_flight < self._limit and self._live > 0 and self._live_budget.is_spent
+
     def engage(self) -> None:
         """Hear that there may be more to do, or less to wait for, than before."""
         if self._tasks is not None and not self._closing:
-            self._tell_room()
-            self._engage(1)
+            self._tell_places(1)
             self._tell()
+
+    def _tell_places(self, count: int) -> None:
+        """Give places in flight to those who come back to theirs, then to new children."""
+        while self._returning and self.in_flight < self._limit:
+            self.in_flight += 1
+            _wake(self._returning.popleft())
+        self._tell_room()
+        self._engage(count)
 
     def _tell(self) -> None:
         if self._news is not None:
@@ -301,7 +395,7 @@ class Group:
                 return
             if self._parked:
                 _wake(self._parked.popleft())
-            elif self._engaged < self._limit and (spread or self._idle == 0):
+            elif self._engaged < self._limit + self._aside and (spread or self._idle == 0):
                 self._engaged += 1
                 self._start(self._pull)
             else:
@@ -311,9 +405,13 @@ class Group:
     def _engage_two(self) -> None:
         self._engage(2, spread=True)  # and so will each of them: a thousand take ten turns
 
-    def _start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _start(self, function: Callable[[], CoroutineType[Any, Any, None]]) -> None:
         assert self._tasks is not None
-        self._context.copy().run(self._tasks.start_soon, function)
+        if len(self._tasks_of) > 2 * self._engaged + SPARE:
+            self._tasks_of = [task for task in self._tasks_of if task.cr_frame is not None]
+        task = function()
+        self._tasks_of.append(task)
+        self._context.copy().run(self._tasks.start_soon, _same, task)
 
     def _wake_all(self) -> None:
         while self._parked:
@@ -337,9 +435,12 @@ class Group:
             self._end_live()
             if self._source.dry():
                 self._tell()
-        elif child == "dropped" or child.reason:  # skipped
+        elif child == "dropped":
             self._end_live()
-            self.in_flight += child != "dropped"
+            self._tell_room()  # it was fed, and takes no more room
+        elif child.is_settled:
+            self._end_live()
+            self.in_flight += 1
         else:
             self.in_flight += 1
         return child
@@ -360,13 +461,15 @@ class Group:
                 if not self._closing and not await self._park():
                     return
                 continue
-            waited = False
+            waited: bool | None = False
             if child == "dropped":
                 pass
-            elif child.reason:  # skipped
+            elif child.is_settled:
                 self._leave(child)
             else:
                 waited = await self._live_child(child)
+                if waited is None:
+                    return
             self._idle += 1  # about to take again
             if native_cancels():
                 await self._replace()
@@ -381,15 +484,44 @@ class Group:
                 await checkpoint()
                 inline = 0
 
+    async def wait_aside(self, seconds: float) -> None:
+        """Have a child of the group wait; meanwhile another may take its place in flight.
+
+        Unless so many wait already that nothing new is pulled.
+        """
+        if self._closing or self._aside >= max(ASIDE, ASIDE_SHARE * self._limit):
+            await sleep(seconds)
+            return
+        self._aside += 1
+        self.in_flight -= 1
+        self._tell_places(1)
+        waiter: Waiter | None = None
+        try:
+            await sleep(seconds)
+            if self.in_flight >= self._limit:
+                waiter = self._parent.setting.services.waiter()
+                self._returning.append(waiter)
+                await waiter
+        finally:
+            # Whoever wakes it, has counted it already. Interrupted, it counts whether or not there
+            # is room: it is about to end.
+            self._aside -= 1
+            if waiter is None or waiter in self._returning:
+                self.in_flight += 1
+                if waiter is not None:
+                    self._returning.remove(waiter)
+
     async def _park(self) -> bool:
-        """Wait to be woken; return False where a fresh task takes over instead."""
+        """Wait to be woken; return False if cancelled, or where a fresh task takes over."""
         waiter = self._parent.setting.services.waiter()
         self._parked.append(waiter)
         try:
             await waiter
-        except BaseException:
+        except BaseException as error:
             if cancelled():
-                raise
+                if not is_cancellation(error):
+                    raise
+                return False
             # A child that ended long ago left somebody with the means to cancel this task.
             if waiter in self._parked:
                 self._parked.remove(waiter)
@@ -403,23 +535,38 @@ class Group:
         self._start(self._pull)
         await absorb_native_cancel()
 
-    async def _live_child(self, child: Run) -> bool:
-        """Live ``child`` to its end, and leave it in the inbox; return whether it ever waited."""
+    async def _live_child(self, child: Run) -> bool | None:
+        """Live ``child`` to its end, and leave it in the inbox.
+
+        Returns whether it ever waited; None if it was cut off by what ends this puller too. A
+        cancellation goes no further than that: whoever waits for the group gets its own. Raised out
+        of the task, its traceback would be garbage that only the collector can clear away.
+        """
         waited = True
         try:
-            if child.setting.hooks.child_started:
+            if child.is_afresh:
+                await child.rerun(child.setting.step, self._parent)
+            if self._parent.setting.hooks.child_started:
                 await self._parent.tell_child_started(child)
-            waited = await drive(self._context.copy(), child.advance(), self._engage_two)
+            each = child.setting.each
+            if each is None:
+                living = child.advance()
+            else:
+                living = live_child(child, each, child.setting.services)
+            waited = await drive(self._context.copy(), living, self._engage_two)
             child.succeed()
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
+            if type(error) is self._cancellation:  # and still is cancelled: scopes stay so
+                self._cut_off(child)
+                return None
             failure = as_failure(error)
             if failure is None:
-                child.cancel(self.reason)
-                self._interrupted = True
-                self._end_live()
-                self._leave(child)
-                self._fell(error)
-                return True
+                self._cut_off(child)
+                if is_cancellation(error):
+                    self._cancellation = type(error)
+                else:
+                    self._fell(error)
+                return None
             child.fail(failure)
             if child.setting.execution.ended_by(failure):
                 self._fell(failure)
@@ -427,6 +574,14 @@ class Group:
         self._end_live()
         self._leave(child)
         return waited
+
+    def _cut_off(self, child: Run) -> None:
+        """End a child that was truly cancelled, or interrupted."""
+        self._see_whether_timed_out()
+        child.cancel(self.reason, self.winner)
+        self._interrupted = True
+        self._end_live()
+        self._leave(child)
 
     def _leave(self, child: Run) -> None:
         self.inbox.append(child)
@@ -463,6 +618,11 @@ class Group:
         if self._room is not None:
             self._room.set()
             self._room = None
+
+
+def _same(task: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+    """Give a task group what was made already, so that it can be looked into."""
+    return task
 
 
 def _wake(waiter: Waiter) -> None:

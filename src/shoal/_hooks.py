@@ -22,9 +22,12 @@ from anyio import CancelScope, move_on_after
 from ._cancel import as_failure
 from ._errors import DefinitionError, HookFailed, brief, kind_of
 from ._events import (
+    AttemptEnded,
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Event,
+    GraceExceeded,
     Item,
     RunEnded,
     RunStarted,
@@ -76,11 +79,17 @@ class Hook:
     def on_item(self, event: Item) -> Told:
         """Hear of a partial item of an action that runs. It isn't saved."""
 
+    def on_attempt_ended(self, event: AttemptEnded) -> Told:
+        """Hear that a try of a step ended that may be tried again, and when the next begins."""
+
     def on_state_updated(self, event: StateUpdated) -> Told:
         """Hear that a run's state changed, and how."""
 
     def on_child_started(self, event: ChildStarted) -> Told:
         """Hear that a fan-out started a child."""
+
+    def on_child_rerun(self, event: ChildRerun) -> Told:
+        """Hear that a child runs anew, since what it works on is not what the store knows."""
 
     def on_child_ended(self, event: ChildEnded) -> Told:
         """Hear how a child ended, after the parent's update that applies it."""
@@ -90,6 +99,9 @@ class Hook:
 
     def on_run_ended(self, event: RunEnded) -> Told:
         """Hear that an execution of a run ended, well or not."""
+
+    def on_grace_exceeded(self, event: GraceExceeded) -> Told:
+        """Hear that an action still runs long after it was cancelled, and where it stands."""
 
     def around_step(self, event: StepStarted) -> AbstractContextManager[object]:
         """Return a context manager that is entered around the step, in the step's own context.
@@ -123,9 +135,13 @@ class Hooks:
         "_detached",
         "around_span",
         "around_step",
+        "_always",
+        "attempt_ended",
         "child_ended",
+        "child_rerun",
         "child_started",
         "failures",
+        "grace_exceeded",
         "hooks",
         "item",
         "listening",
@@ -134,12 +150,17 @@ class Hooks:
         "state_updated",
         "step_ended",
         "step_started",
+        "watching_steps",
     )
     around_step: Managers[StepStarted]
     around_span: Managers[SpanStarted]
 
-    def __init__(self, hooks: Iterable[Hook] = ()) -> None:
+    def __init__(self, hooks: Iterable[Hook] = (), *, always: Sequence[Hook] = ()) -> None:
         """Sort ``hooks``.
+
+        Args:
+            hooks: What a user gave.
+            always: Told after those, of all runs, whatever hooks a fan-out has for its children.
 
         Raises:
             DefinitionError: One of them is no ``Hook``.
@@ -149,7 +170,8 @@ class Hooks:
             _check_hook(given)
             msg = f"hooks= takes a list: hooks=[{type(given).__name__}(...)]"
             raise DefinitionError(msg)
-        self.hooks: tuple[Hook, ...] = tuple(hooks)
+        self._always = always
+        self.hooks: tuple[Hook, ...] = (*hooks, *always)
         for hook in self.hooks:
             _check_hook(hook)
         self._detached: set[int] = set()  # by identity: a hook may be equal to another one
@@ -157,17 +179,30 @@ class Hooks:
         self.run_started: Listeners = self._listeners("on_run_started")
         self.step_started: Listeners = self._listeners("on_step_started")
         self.item: Listeners = self._listeners("on_item")
+        self.attempt_ended: Listeners = self._listeners("on_attempt_ended")
+        self.grace_exceeded: Listeners = self._listeners("on_grace_exceeded")
         self.state_updated: Listeners = self._listeners("on_state_updated")
         self.child_started: Listeners = self._listeners("on_child_started")
+        self.child_rerun: Listeners = self._listeners("on_child_rerun")
         self.child_ended: Listeners = self._listeners("on_child_ended")
         self.step_ended: Listeners = self._listeners("on_step_ended")
         self.run_ended: Listeners = self._listeners("on_run_ended")
         self.around_step = self._listeners("around_step")
         self.around_span = self._listeners("around_span")
+        # whether anybody wants to know when a step begins, or how it went
+        self.watching_steps: bool = bool(
+            self.step_started or self.around_step or self.attempt_ended
+        )
         # whether anybody listens to what a commit publishes
         self.listening: bool = bool(
             self.state_updated or self.child_ended or self.step_ended or self.run_ended
         )
+
+    def replaced(self, hooks: Iterable[Hook]) -> Hooks:
+        """Return what tells ``hooks`` instead, in the same execution."""
+        other = Hooks(hooks, always=self._always)
+        other._detached, other.failures = self._detached, self.failures
+        return other
 
     def _listeners(self, method: str) -> tuple[Any, ...]:
         original = getattr(Hook, method)

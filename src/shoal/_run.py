@@ -9,17 +9,21 @@ Invariants:
 - One writer. Only the task that a run lives in commits to it.
 - One end. A run ends once: succeeded, failed or cancelled; a cancelled step is never completed.
 - Starts and ends are told in pairs, on every way out.
-- A child's last change is saved by the parent's commit that applies it, not by the child.
+- A child's last change is saved by the parent's commit that applies it, not by the child; unless it
+  has a store of its own, which then has its end first.
+- A run that the store knows goes on where its history leads: after the last step it has completed.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from itertools import zip_longest
 from typing import Any, final
 
+from anyio import sleep
 from anyio.lowlevel import checkpoint
 
 from ._action import Act, FunctionAction
@@ -31,14 +35,20 @@ from ._cancel import (
     ki_protected,
     ki_unprotected,
 )
-from ._errors import HookFailed, TooManySteps, note
+from ._digest import combined, digest
+from ._errors import HookFailed, NotData, RunConflict, TooManySteps, brief, note
 from ._events import (
+    AttemptEnded,
     Cancelled,
     ChildEnded,
+    ChildName,
+    ChildRerun,
     ChildStarted,
+    Decision,
     Done,
     Event,
     Failed,
+    GraceExceeded,
     Item,
     Outcome,
     RunEnded,
@@ -52,12 +62,15 @@ from ._events import (
 )
 from ._execution import Execution
 from ._graph import Graph
+from ._history import Playback, Rewound, play
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
-from ._ports import Batch, Services
+from ._policy import Each
+from ._ports import Batch, Beginning, ChildRecord, NullStore, Services, Store
 from ._schema import Schema
-from ._state import Change, State, make_state, typed
+from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
+from ._watch import is_life
 
 logger = logging.getLogger("shoal")
 
@@ -72,21 +85,28 @@ class Setting:
     """What all children of one fan-out have in common; a root run has one for itself."""
 
     __slots__ = (
+        "_digests",
         "act",
         "deadline",
+        "ends_itself",
+        "each",
         "execution",
         "gate",
         "graph",
         "hooks",
         "inputs",
+        "keeps",
         "on_item",
+        "is_resumable",
         "parent",
         "schema",
         "scopes",
         "services",
         "step",
+        "store",
         "value_of",
         "visit",
+        "wait",
     )
 
     def __init__(
@@ -103,7 +123,14 @@ class Setting:
         scopes: tuple[object, ...] = (),
         gate: Callable[[str], Awaitable[None]] | None = None,
         deadline: float | None = None,
+        store: Store | None = None,
+        ends_itself: bool = False,
+        hooks: Hooks | None = None,
+        digests: dict[str, tuple[object, bytes]] | None = None,
         on_item: Callable[[Run, object], None] | None = None,
+        each: Each | None = None,
+        is_resumable: bool = False,
+        wait: Callable[[float], Awaitable[None]] = sleep,
     ) -> None:
         """Collect it.
 
@@ -120,13 +147,28 @@ class Setting:
             gate: Awaited before each step, with its name.
             deadline: When they will be cancelled from outside, by the loop's clock; by default,
                 when the execution will be.
+            store: Where they are kept; by default, where the execution is.
+            ends_itself: Whether that is not where their parent is kept, so that their last step is
+                saved by themselves.
+            hooks: Told of them and their descendants; by default, those of the execution.
+            digests: Of the fields that siblings have in common, by name; filled as they are made.
             on_item: Called with a run and each partial item that it gives, before hooks are told.
+            each: What goes for each of them by itself.
+            is_resumable: Whether a step of theirs that fails may be tried again, and is to go on
+                where it was then, for something around them is retried.
+            wait: Waits so many seconds, while others may take their place.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
         self.execution: Execution = execution
         self.services: Services = execution.services
-        self.hooks: Hooks = execution.hooks
+        self.hooks: Hooks = execution.hooks if hooks is None else hooks
+        self.store: Store = execution.store if store is None else store
+        self.ends_itself: bool = ends_itself
+        # whether a store is going to have them, which asks for their digest
+        self.keeps: bool = parent is not None and (
+            ends_itself or not isinstance(self.store, NullStore)
+        )
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
         self.parent: RunPath | None = parent
@@ -136,7 +178,53 @@ class Setting:
         self.scopes: tuple[object, ...] = scopes
         self.gate: Callable[[str], Awaitable[None]] | None = gate
         self.on_item: Callable[[Run, object], None] | None = on_item
+        self.each: Each | None = each
+        self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
+        self.wait: Callable[[float], Awaitable[None]] = wait
         self.schema: Schema[Any] | None = graph.schema
+        self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
+
+    def digest(self, data: Mapping[str, object], key: Key) -> str:
+        """Hash what a child starts with, the name of its act and the act's version.
+
+        Raises:
+            NotData: A field holds what is no data.
+        """
+        known = self._digests
+        parts: dict[str, bytes] = {}
+        for field, value in data.items():
+            found = known.get(field)
+            if found is None or found[0] is not value:  # what all children share is hashed once
+                try:
+                    found = known[field] = value, digest(value)
+                except NotData as error:
+                    who = f"{self.act!r} in step {self.step!r}, key {brief(key)}"
+                    msg = f"{who}, would start with field {field!r}: {error}"
+                    raise NotData(msg) from error
+            parts[field] = found[1]
+        return combined(parts, self.act, self.graph.version)
+
+
+@final
+class Trials:
+    """What a run that may be tried again remembers of how far it came."""
+
+    __slots__ = ("abandoned", "again_at", "attempt", "further", "kept", "undecided")
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self.attempt: int = 1
+        """Which try of the current step this is."""
+        self.further: int = 0
+        """Tries beside the first, of all steps."""
+        self.again_at: str | None = None
+        """The step at which it begins again, if it is one that was published to have ended."""
+        self.undecided: Act | None = None
+        """The act that is completed, and whose edges could not be judged."""
+        self.kept: dict[str, Any] = {}
+        """What steps that failed are to go on with, by their names."""
+        self.abandoned: bool = False
+        """Whether a thread was left behind."""
 
 
 @final
@@ -147,26 +235,35 @@ class Run:
     """
 
     __slots__ = (
+        "_digest",
         "_head",
         "_last",
+        "_ledgers",
         "_outcome",
         "_path",
+        "_playback",
         "_started_at",
         "_step",
+        "_trials",
+        "_undone",
+        "_visits",
         "began",
         "element",
         "elapsed",
         "error",
         "first",
+        "is_afresh",
+        "is_kept",
         "key",
-        "_ledgers",
-        "_visits",
         "position",
         "reason",
+        "record",
+        "rewound",
         "setting",
         "status",
         "used",
         "value",
+        "winner",
     )
     began: bool
     elapsed: float
@@ -193,6 +290,7 @@ class Run:
         self.error: BaseException | None = None
         self.reason = ""
         self.used = True
+        self.winner: ChildName | None = None  # of the race that it was cancelled for
         self.value: object = None
         self.elapsed = 0.0
         # The number of the last update, and the state after it: one attribute, so that not even a
@@ -205,7 +303,17 @@ class Run:
         self._outcome: Outcome | None = None
         self._ledgers: dict[str, list[Any]] | None = None
         self._visits: dict[str, int] | None = None
+        self._trials: Trials | None = None
         self._started_at = setting.services.clock()
+        # Of what it is given, before its model adds defaults; and before it runs, so that what is
+        # no data is refused first.
+        self._digest: str | None = setting.digest(data, key) if setting.keeps else None
+        self.record: ChildRecord | None = None  # what the store has of a child, to go on from
+        self.rewound: tuple[Rewound, Change] | None = None  # where to go back to first
+        self.is_kept = False  # whether the parent has applied it in an earlier execution
+        self.is_afresh = False  # whether what the store has of it is to count no more
+        self._playback: Playback | None = None  # of the step that was under way
+        self._undone: Callable[[int], bool] | None = None
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -234,6 +342,27 @@ class Run:
         if self._ledgers is None:
             self._ledgers = {}
         return self._ledgers
+
+    @property
+    def attempts(self) -> int:
+        """Tries of the step that it ended in; 0 where there was nothing to be done."""
+        return 0 if self.status is None else 1
+
+    @property
+    def digest(self) -> str:
+        """A hash of what a child works on; see ``SavedRun``."""
+        if self._digest is None:
+            self._digest = self.setting.digest(self.first, self.key)
+        return self._digest
+
+    @property
+    def playback(self) -> Playback | None:
+        """What an earlier execution has done of the step under way; None if nothing."""
+        return self._playback
+
+    def is_undone(self, number: int) -> bool:
+        """Tell whether its update of that number counts no more, since it has gone back."""
+        return self._undone is not None and self._undone(number)
 
     def visit(self, step: str) -> int:
         """Return which visit of ``step`` this is: how often the run has completed it before."""
@@ -285,6 +414,9 @@ class Run:
             "element": self.element,
             "elapsed": self.elapsed,
         }
+        if self._trials is not None:
+            common["attempts"] = 1 + self._trials.further
+            common["abandoned"] = self._trials.abandoned
         match self.status:
             case "succeeded":
                 return Done(**common, value=self.value, state=self.final_state, used=self.used)
@@ -292,7 +424,7 @@ class Run:
                 assert isinstance(self.error, Exception), "others are not outcomes"
                 return Failed(**common, error=self.error)
             case "cancelled":
-                return Cancelled(**common, reason=self.reason)
+                return Cancelled(**common, reason=self.reason, winner=self.winner)
             case None:
                 return Skipped(**common, reason=self.reason)
 
@@ -310,8 +442,9 @@ class Run:
 
     # -- living ---------------------------------------------------------------------------------
 
+    @is_life
     async def advance(self) -> None:
-        """Walk the graph to its end.
+        """Walk the graph to its end: from its entry, or from where an earlier attempt has failed.
 
         The last step's change is left for ``commit`` by whoever started the run. Cancellation goes
         to the action that runs; earlier steps stay committed.
@@ -323,15 +456,29 @@ class Run:
         """
         setting = self.setting
         hooks = setting.hooks
-        self.began = True
-        if hooks.run_started:
-            await hooks.tell(hooks.run_started, RunStarted(path=self.path))
-        if setting.schema is not None:
-            self._fill_model(setting.schema)
-        max_steps = setting.execution.max_steps
-        straight = setting.graph.straight
         act: Act | None = setting.graph.entry
         steps = 0
+        if self._trials is None:
+            if self.record is not None and self._playback is None:
+                await self.recall()
+            if self._playback is not None:
+                act = self._following(self._playback)
+                steps = sum(self._playback.began.visits.values())
+        if not self.began:
+            self.began = True
+            if hooks.run_started:
+                resumed = self.record is not None or setting.execution.is_resumed
+                resumed = resumed and self._playback is not None  # else it begins, or was forked
+                await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
+        if self._trials is not None:
+            act = await self._act_it_stands_at(self._trials)
+        elif setting.schema is not None and self._playback is None:
+            self._fill_model(setting.schema)
+        if self.rewound is not None:
+            await self._rewind(*self.rewound)
+            self.rewound = None
+        max_steps = setting.execution.max_steps
+        straight = setting.graph.straight
         walked: tuple[str, ...] = ()
         while act is not None:
             steps += 1
@@ -343,24 +490,96 @@ class Run:
                 await checkpoint()
             if setting.gate is not None:
                 await setting.gate(act.name)
-            self._step = act.name
-            if hooks.step_started or hooks.around_step:
-                change = await self._perform_watched(act)
+            is_open, self._step = self._step is not None, act.name
+            if hooks.watching_steps:
+                change = await self._perform_watched(act, is_open=is_open)
             else:
                 change = await act.perform(self)
             if hooks.failures:
                 raise hooks.failures[0]  # a guard failed; maybe the act has caught what that raised
+            self._playback = None  # what follows is new
             if setting.schema is not None:
                 change = setting.schema.checked(change, self._head[1], f"action {act.name!r}")
             if act.name in straight:
                 following = straight[act.name]
             else:
                 following = await self._choose(act, change)
-            if following is None:
+            if following is None and not setting.ends_itself:
                 self._last = change
             else:
                 await self._complete_step(change)
             act = following
+        if self._last is None:
+            self._last = NO_CHANGE  # all steps are completed
+            if setting.ends_itself:
+                await self.commit((), self.data, ended="succeeded")
+
+    async def recall(self) -> None:
+        """Go to where the history of a child leads.
+
+        Raises:
+            StoreFailed: The store did not say what it has.
+        """
+        setting = self.setting
+        if setting.schema is not None:
+            self._fill_model(setting.schema)
+        reading = setting.store.read(self.path)
+        entries = await setting.execution.ask(reading, f"the history of run {self.path.id}")
+        self.go_on_from(play(self.first, entries))
+
+    def go_on_from(self, played: Playback) -> None:
+        """Stand where a history has led to."""
+        self._playback = played
+        self._undone = played.is_undone if played.undone else None
+        self._head = (played.number, played.data)
+        self._visits = dict(played.began.visits)
+
+    async def _rewind(self, rewound: Rewound, back: Change) -> None:
+        """Go back into a step that was completed; ``back`` brings the state back as it was."""
+        update = Update(self._head[0] + 1, rewound.step, back.operations)
+        await self.commit((update,), back.applied_to(self._head[1]), rewound=rewound)
+
+    def _following(self, played: Playback) -> Act | None:
+        """Return the act that comes next in a history, None at the end.
+
+        It is chosen by the state as it was then: the step under way may have changed it since.
+
+        Raises:
+            RunConflict: The graph does not have the step that was completed last.
+        """
+        setting, record = self.setting, self.record
+        if record is not None and record.status == "succeeded":
+            return None
+        step = played.began.step
+        if step is None:
+            return setting.graph.entry
+        act = setting.graph.find(step)
+        if act is None:
+            msg = (
+                f"run {self.path.id} has completed the step {step!r}, which {setting.graph.name!r} "
+                f"does not have any more; give the changed graph a new version, or start a new run "
+                f"with fork({self.path.root.id!r})"
+            )
+            raise RunConflict(msg)
+        return _after(setting.graph, act, played.began.data)
+
+    async def be_forgotten(self) -> None:
+        """Have what was kept of a child and its descendants count no more."""
+        await self.commit((), self.data, afresh=True)
+
+    async def rerun(self, step: str, by: Run) -> None:
+        """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""
+        await self.be_forgotten()
+        listeners = by.setting.hooks.child_rerun
+        if listeners:
+            event = ChildRerun(
+                path=by.path,
+                step=step,
+                child=self.path,
+                position=self.position,
+                element=self.element,
+            )
+            await by.setting.hooks.tell(listeners, event)
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is; see ``Performer``."""
@@ -389,9 +608,13 @@ class Run:
             return _after(self.setting.graph, act, change.applied_to(self._head[1]))
         except BaseException:
             await self._complete_step(change)
+            if self.setting.is_resumable:
+                self._remember().undecided = act
             raise
 
     def _too_many_steps(self, act: Act, walked: tuple[str, ...]) -> TooManySteps:
+        if self.setting.is_resumable:
+            self._remember().again_at = act.name
         limit = self.setting.execution.max_steps
         return TooManySteps(
             f"run {self.path.id} of {self.path.act!r} has taken {limit} steps, "
@@ -399,11 +622,13 @@ class Run:
             f"if that is no endless loop, allow more: Application(..., max_steps=...)"
         )
 
-    async def _perform_watched(self, act: Act) -> Change:
-        hooks = self.setting.hooks
+    async def _perform_watched(self, act: Act, *, is_open: bool) -> Change:
+        """Perform a step whose start was published already, if it ``is_open``."""
+        hooks, each = self.setting.hooks, self.setting.each
         event = StepStarted(path=self.path, step=act.name)
-        if hooks.step_started:
+        if hooks.step_started and not is_open:
             await hooks.tell(hooks.step_started, event)
+        is_childs = each is not None and each.retry is not None  # else the act's, if anybody's
         entered = hooks.enter_around(hooks.around_step, event)
         try:
             change = await act.perform(self)
@@ -411,11 +636,82 @@ class Run:
             failure = entered.leave(error)
             if failure is not None and isinstance(error, Exception):
                 raise failure from error
+            if act.retry is not None and not is_childs and isinstance(error, Exception):
+                await self.tell_attempt_ended(error, None)
             raise  # a cancellation is never replaced
         failure = entered.leave(None)
         if failure is not None:
             raise failure
+        if act.retry is not None or is_childs:
+            await self.tell_attempt_ended(None, None)
         return change
+
+    # -- being tried again ----------------------------------------------------------------------
+
+    def _remember(self) -> Trials:
+        if self._trials is None:
+            self._trials = Trials()
+        return self._trials
+
+    async def _act_it_stands_at(self, trials: Trials) -> Act | None:
+        """Find where an earlier attempt has come to; None: to the end."""
+        setting = self.setting
+        if trials.undecided is not None:
+            following = _after(setting.graph, trials.undecided, self._head[1])
+            trials.undecided, trials.attempt = None, 1
+            return following
+        step, trials.again_at = self._step or trials.again_at, None
+        if self._last is not None:
+            self._step = step
+            if setting.hooks.step_started:
+                event = StepStarted(path=self.path, step=step or "")
+                await setting.hooks.tell(setting.hooks.step_started, event)
+            return None
+        for act in setting.graph.acts:
+            if act.name == step:
+                return act
+        return setting.graph.entry
+
+    @property
+    def attempt(self) -> int:
+        """Which try of the current step this is, counted from 1."""
+        return 1 if self._trials is None else self._trials.attempt
+
+    @property
+    def is_doomed(self) -> bool:
+        """Whether the whole execution is about to end."""
+        return self.setting.execution.is_doomed
+
+    def begin_attempt(self) -> None:
+        """Hear that its current step is tried once more."""
+        trials = self._remember()
+        trials.attempt += 1
+        trials.further += 1
+
+    def reopen(self) -> None:
+        """Go on living, though its end was published: what it is part of is tried again."""
+        self.begin_attempt()
+        self._remember().again_at, self._step = self._step, None
+        self.began = False
+        self.status = None
+        self.error = None
+        self.reason = ""
+        self.used = True
+        self._outcome = None
+        self._started_at = self.setting.services.clock()
+
+    def keep(self, step: str, what: object) -> None:
+        """Remember what a step that has failed is to go on with, if it may be tried again."""
+        if self.setting.is_resumable:
+            self._remember().kept[step] = what
+
+    def take_kept(self, step: str) -> object:
+        """Return what a step is to go on with; None: it begins."""
+        return None if self._trials is None else self._trials.kept.pop(step, None)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait before another attempt, holding nothing."""
+        await self.setting.wait(seconds)
 
     async def settle(self) -> None:
         """Drop native cancellation that user code has left on this task, before a commit."""
@@ -433,6 +729,8 @@ class Run:
         if self._visits is None:
             self._visits = {}
         self._visits[step] = self._visits.get(step, 0) + 1
+        if self._trials is not None:
+            self._trials.attempt = 1
         await self._tell_step_ended("succeeded")
 
     # -- the one door ---------------------------------------------------------------------------
@@ -446,7 +744,11 @@ class Run:
         applied: Sequence[Run] = (),
         unapplied: Sequence[Run] = (),
         step_completed: str | None = None,
+        decision: Decision | None = None,
         ended: Status | None = None,
+        begun: Beginning | None = None,
+        rewound: Rewound | None = None,
+        afresh: bool = False,
     ) -> None:
         """Save ``updates``, make ``data`` the run's state, and publish them one by one.
 
@@ -459,7 +761,11 @@ class Run:
             applied: Children that the updates apply, one by one.
             unapplied: Children whose end is saved and told without changing the state.
             step_completed: The step that is completed with this.
+            decision: How the last of the updates decides a race.
             ended: How the run ends with this.
+            begun: What a root run starts from, in its first commit.
+            rewound: Where it goes back to before the updates.
+            afresh: Whether what was kept of it before counts no more.
 
         Raises:
             StoreFailed: The store raised; nothing changed here.
@@ -467,11 +773,24 @@ class Run:
             HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
         """
         setting = self.setting
-        await setting.execution.save(
-            Batch(self.path, updates, applied, unapplied, step_completed, ended)
+        number, execution = self._head[0], setting.execution
+        batch = Batch(
+            self,
+            updates,
+            applied,
+            unapplied,
+            step_completed,
+            decision,
+            ended,
+            number,
+            begun,
+            rewound,
+            afresh,
+            execution.holder,
         )
-        self._head = (self._head[0] + len(updates), data)
-        if setting.hooks.listening:
+        await execution.save(batch, setting.store)
+        self._head = (number + len(updates), data)
+        if setting.hooks.listening or _is_listening(applied) or _is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
 
     async def _publish(
@@ -482,9 +801,10 @@ class Run:
             if child is not None:
                 await telling.listen(child.tell_ended())
             if telling.hooks.state_updated:
-                event = StateUpdated(path=self.path, update=update, outcome=child and child.outcome)
+                outcome = None if child is None or child.is_kept else child.outcome
+                event = StateUpdated(path=self.path, update=update, outcome=outcome)
                 await telling.tell(telling.hooks.state_updated, event)
-            if child is not None:
+            if child is not None and not child.is_kept:  # whose end was told long ago
                 await self._tell_child_ended(telling, child)
         for child in unapplied:
             await telling.listen(child.tell_ended())
@@ -522,6 +842,40 @@ class Run:
             element=child.element,
         )
         await hooks.tell(hooks.child_started, event)
+
+    async def tell_attempt_ended(self, error: Exception | None, next_in: float | None) -> None:
+        """Publish how an attempt of the current step ended, and when the next begins."""
+        hooks = self.setting.hooks
+        if hooks.attempt_ended:
+            event = AttemptEnded(
+                path=self.path,
+                step=self._step or "",
+                attempt=self.attempt,
+                error=error,
+                next_in=next_in,
+            )
+            await hooks.tell(hooks.attempt_ended, event)
+
+    async def tell_grace_exceeded(
+        self, place: str, seconds: float, *, abandoned: bool = False
+    ) -> None:
+        """Warn that its action still runs so long after it was cancelled; tell hooks where."""
+        path, step, hooks = self.path, self._step or "", self.setting.hooks
+        if abandoned:
+            self._remember().abandoned = True
+        key = "" if path.parent is None else f" (key {path.key!r} of {path.step!r})"
+        logger.log(
+            logging.WARNING if seconds else logging.INFO,
+            "action %r of run %s%s was cancelled %g s ago and still runs, at %s; %s",
+            *(step, path.id, key, seconds, place),
+            "its thread is left behind" if abandoned else "it is waited for",
+        )
+        if hooks.grace_exceeded:
+            event = GraceExceeded(
+                path=path, step=step, place=place, seconds=seconds, abandoned=abandoned
+            )
+            with suppress(HookFailed):  # which ends the execution all the same
+                await hooks.tell(hooks.grace_exceeded, event)
 
     async def _tell_child_ended(self, telling: _Telling, child: Run) -> None:
         listeners = telling.hooks.child_ended
@@ -568,22 +922,29 @@ class Run:
     def fail(self, error: Exception) -> None:
         """Note that the run ended with ``error``, and say in it where that was."""
         self._last = None
+        self._ledgers = None  # there will be no result, and the errors in there lead back to here
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "failed"
         self.error = error
         self._note(error)
 
-    def cancel(self, reason: str) -> None:
-        """Note that the run was cancelled before its end."""
+    def cancel(self, reason: str, winner: ChildName | None = None) -> None:
+        """Note that the run was cancelled before its end; in a race, because ``winner`` had won."""
         self._last = None
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "cancelled"
         self.reason = reason
+        self.winner = winner
 
     def forget(self) -> None:
         """Let go of the error that it ended with, whose traceback leads back to here."""
         self.error = None
         self.setting.execution.forget()
+
+    def let_go(self) -> None:
+        """Let go of its outcome, which somebody has taken: an error's frames lead back to here."""
+        self.error = None
+        self._outcome = None
 
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""
@@ -599,6 +960,21 @@ class Run:
     def skip(self, reason: str) -> None:
         """Note that there is nothing to do for the element."""
         self.reason: str = reason
+
+    def keep_recorded(self, record: ChildRecord) -> None:
+        """Note that an earlier execution has done all there is to do, as ``record`` says."""
+        self.is_kept = True
+        self.record = record
+        self.value, self.elapsed = record.value, record.elapsed
+        if record.status == "skipped":
+            self.reason = record.reason
+        else:
+            self.status = "succeeded"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to be lived: it is skipped, or kept."""
+        return self.is_kept or bool(self.reason)
 
     def miss(self) -> None:
         """Note that the parent doesn't take what the child returned."""
@@ -635,7 +1011,8 @@ class Run:
         await self.advance()
         change, self._last = self._last, None
         assert change is not None, "advance leaves the last change, even if it is none"
-        await self._complete_step(change)
+        if self._step is not None:  # else an earlier execution has completed all of them
+            await self._complete_step(change)
         self.succeed()
 
     async def _finish(self) -> None:
@@ -681,6 +1058,11 @@ class _Telling:
                 raise failure
             finally:
                 del failure  # no cycle from the exception to this frame
+
+
+def _is_listening(children: Sequence[Run]) -> bool:
+    """Tell whether somebody listens to children who doesn't to their parent."""
+    return bool(children) and children[0].setting.hooks.listening
 
 
 @ki_unprotected

@@ -25,9 +25,12 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._errors import BadUse
 from ._events import (
+    AttemptEnded,
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Event,
+    GraceExceeded,
     Item,
     Missed,
     RunEnded,
@@ -100,11 +103,23 @@ class Stream(Hook):
         """Keep it."""
         return self._send(event)
 
+    def on_attempt_ended(self, event: AttemptEnded) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_grace_exceeded(self, event: GraceExceeded) -> Told:
+        """Keep it."""
+        return self._send(event)
+
     def on_state_updated(self, event: StateUpdated) -> Told:
         """Keep it."""
         return self._send(event)
 
     def on_child_started(self, event: ChildStarted) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_child_rerun(self, event: ChildRerun) -> Told:
         """Keep it."""
         return self._send(event)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TypeVar, final
 
 from shoal._events import (
+    AttemptEnded,
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Event,
+    GraceExceeded,
     Item,
     RunEnded,
     RunStarted,
@@ -83,11 +86,23 @@ class RecordingHook(Hook):
         """Keep it."""
         self.events.append(event)
 
+    def on_attempt_ended(self, event: AttemptEnded) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_grace_exceeded(self, event: GraceExceeded) -> None:
+        """Keep it."""
+        self.events.append(event)
+
     def on_state_updated(self, event: StateUpdated) -> None:
         """Keep it."""
         self.events.append(event)
 
     def on_child_started(self, event: ChildStarted) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_child_rerun(self, event: ChildRerun) -> None:
         """Keep it."""
         self.events.append(event)
 
