@@ -36,11 +36,13 @@ from shoal import (
     InvalidState,
     Item,
     Limits,
+    Retry,
     RunEnded,
     SpuriousCancel,
     State,
     StepEnded,
     StepStarted,
+    StepTimeout,
     UndeclaredWrite,
     action,
     fan_out,
@@ -624,6 +626,56 @@ async def test_what_it_raises_in_its_cleanup_counts_as_in_any_action():
     assert isinstance(caught.value.__context__, LookupError)
 
 
+async def test_each_attempt_has_a_generator_and_counts_its_items_from_0():
+    witness, hook = Witness(), RecordingHook()
+
+    async def talk(context: Context) -> Stream:
+        with witness.watch():
+            yield "a"
+            await context.emit("b")
+            if context.attempt < 3:
+                raise LookupError
+            yield Result(context.attempt)
+
+    assert await run(talk, hook, retry=Retry(3, on=LookupError)) == 3
+    assert [(event.item, event.index, event.attempt) for event in hook.of(Item)] == [
+        (item, index, attempt) for attempt in (1, 2, 3) for index, item in enumerate("ab")
+    ]
+    assert witness.ends == ["LookupError", "LookupError", "ended"]
+
+
+@pytest.mark.parametrize("native", [False, True])
+async def test_the_timeout_of_an_attempt_closes_it_at_its_yield(
+    native: bool, anyio_backend_name: str
+):
+    """Also where a native timeout that it holds has gone off in the same tick."""
+    if native and anyio_backend_name == "trio":
+        return
+    witness, hook, cleaned = Witness(), RecordingHook(), 0
+
+    async def talk() -> Stream:
+        nonlocal cleaned
+        async with native_timeout(3) if native else scope_for(50):
+            with witness.watch():
+                try:
+                    while True:
+                        yield "more"
+                finally:
+                    await anyio.sleep(2)
+                    cleaned += 1
+        yield Result("too late")
+
+    start = anyio.current_time()
+    with pytest.raises(StepTimeout, match="action 'stream'"):
+        await run(
+            talk, slow(2), hook, timeout=3, retry=Retry(2, on=StepTimeout, initial=1, jitter=0)
+        )
+    assert witness.ends == ["GeneratorExit"] * 2
+    assert cleaned == 2
+    assert [event.index for event in hook.of(Item)] == [0, 1] * 2
+    assert anyio.current_time() - start == 2 * (4 + 2) + 1
+
+
 # -- generators that close badly -------------------------------------------------------------------
 
 
@@ -758,7 +810,7 @@ async def test_one_that_swallows_its_cancellation_is_cancelled_all_the_same(then
 # -- scopes that a generator holds across a yield --------------------------------------------------
 
 
-async def test_a_generator_that_holds_a_scope_is_closed_inside_it():
+async def test_a_generator_that_holds_a_scope_is_closed_inside_it(caplog: pytest.LogCaptureFixture):
     witness = Witness()
 
     async def talk() -> Stream:
@@ -778,6 +830,7 @@ async def test_a_generator_that_holds_a_scope_is_closed_inside_it():
     with anyio.move_on_after(1):
         await run(talk, slow(2), hook)
     assert witness.ends == ["GeneratorExit"] * 2
+    assert not caplog.records, "what a task group makes of the GeneratorExit is no failure"
 
 
 @asynccontextmanager
