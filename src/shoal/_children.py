@@ -230,10 +230,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._unsaved = []
         try:
             if late:
-                if self._run.setting.execution.unsaved:
-                    for child in late:
-                        child.lose()
-                await self._run.commit((), self._run.data, unapplied=late)
+                await self._run.end_unapplied(late)
         finally:
             self._deliver(late)
             for child in self._source.left_over():

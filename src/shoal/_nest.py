@@ -10,11 +10,10 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from contextvars import copy_context
 
 from ._cancel import as_failure, drive, ki_protected
-from ._errors import HookFailed, brief, note
+from ._errors import brief, note
 from ._events import Update
 from ._graph import Graph
 from ._ledgers import recall_ledgers
@@ -131,17 +130,11 @@ def _take_ledgers(run: Run, child: Run) -> None:
 
 async def _record(run: Run, child: Run, error: BaseException) -> None:
     """Record an end that the parent doesn't apply; what goes wrong must not hide ``error``."""
-    execution = run.setting.execution
     try:
-        if not execution.unsaved:
-            await run.commit((), run.data, unapplied=(child,))
+        await run.end_unapplied((child,))
     except Exception as failure:
         logger.exception("while %r of run %s ended", child.setting.act, run.path.id)
         note(error, f"shoal: while the graph ended, {brief(failure)} was raised")
-    if execution.unsaved:
-        child.lose()
-        with suppress(HookFailed):  # which has ended the execution already, or does so now
-            await run.commit((), run.data, unapplied=(child,))
 
 
 def _nothing() -> None:

@@ -795,6 +795,31 @@ class Run:
         if setting.hooks.listening or _is_listening(applied) or _is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
 
+    async def end_unapplied(self, children: Sequence[Run]) -> None:
+        """Save and publish how children ended that no update applies.
+
+        What can't be saved is published all the same: it has not ended well, for everybody else.
+
+        Raises:
+            ShoalError: As ``commit``.
+        """
+        execution = self.setting.execution
+        if not execution.unsaved:
+            try:
+                await self.commit((), self.data, unapplied=children)
+            except Exception:
+                if execution.unsaved:
+                    with suppress(HookFailed):  # the save that failed comes first
+                        await self._lose(children)
+                raise
+            return
+        await self._lose(children)
+
+    async def _lose(self, children: Sequence[Run]) -> None:
+        for child in children:
+            child.lose()
+        await self.commit((), self.data, unapplied=children)
+
     async def _publish(
         self, updates: Sequence[Update], applied: Sequence[Run], unapplied: Sequence[Run]
     ) -> None:
