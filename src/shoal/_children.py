@@ -26,7 +26,7 @@ import anyio
 
 from ._action import Act, FunctionAction, require_plain
 from ._cancel import cancelled, ki_protected
-from ._errors import BadKey, BadUse, DefinitionError, brief, note
+from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
 from ._events import Failed, Outcome
 from ._graph import as_graph
 from ._group import Dropped, Feed, Group
@@ -201,11 +201,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     async def _apply(self, batch: list[Run]) -> None:
         try:
             await self._run.commit((), self._run.data, unapplied=batch)
-        except Exception:  # a failed save or hook
-            if self._run.setting.execution.unsaved:
-                self._unsaved = batch
-                raise
+        except HookFailed:
             self._deliver(batch)
+            raise
+        except Exception:
+            self._unsaved = batch
             raise
         self._deliver(batch)
 

@@ -13,7 +13,7 @@ import logging
 from contextvars import copy_context
 
 from ._cancel import as_failure, drive, ki_protected
-from ._errors import brief, note
+from ._errors import HookFailed, brief, note
 from ._events import Update
 from ._graph import Graph
 from ._ledgers import recall_ledgers
@@ -94,9 +94,10 @@ async def enter(graph: Graph, run: Run) -> Change:
     try:
         update = Update(run.number + 1, graph.name, change.operations)
         await run.commit((update,), change.applied_to(run.data), applied=(child,))
+    except HookFailed:
+        raise  # it is saved, and everybody was told
     except Exception as error:
-        if run.setting.execution.unsaved:
-            await _record(run, child, error)
+        await _record(run, child, error)
         raise
     return NO_CHANGE
 

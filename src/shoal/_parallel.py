@@ -26,6 +26,7 @@ from ._contest import Contest, contest
 from ._errors import (
     DefinitionError,
     DepthExceeded,
+    HookFailed,
     InvalidState,
     MissingField,
     MissingInput,
@@ -339,9 +340,10 @@ class ParallelStep:
                 unapplied=draft.unapplied,
                 decision=draft.decision,
             )
-        except Exception:  # a failed save or hook; KeyboardInterrupt waits for the end of a commit
-            if self.parent.setting.execution.unsaved:
-                self._unsaved = batch
+        except HookFailed:
+            raise  # it is saved, and everybody was told
+        except Exception:  # KeyboardInterrupt waits for the end of a commit
+            self._unsaved = batch
             raise
         self.decision = draft.decision
         self.source.admit(draft.admitted)

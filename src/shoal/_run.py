@@ -755,7 +755,7 @@ class Run:
         """Save ``updates``, make ``data`` the run's state, and publish them one by one.
 
         Not cancelled by anything: what it waits for is shielded. Once a save has failed, nothing is
-        saved; then only ends that are no success are left to be published.
+        saved or published here any more; ends that are owed to hooks are, by ``end_unapplied``.
 
         Args:
             updates: Numbered on from ``number``.
@@ -801,24 +801,25 @@ class Run:
         What can't be saved is published all the same: it has not ended well, for everybody else.
 
         Raises:
-            ShoalError: As ``commit``.
+            ShoalError: As ``commit``, but nothing where a save has failed before.
         """
-        execution = self.setting.execution
-        if not execution.unsaved:
-            try:
-                await self.commit((), self.data, unapplied=children)
-            except Exception:
-                if execution.unsaved:
-                    with suppress(HookFailed):  # the save that failed comes first
-                        await self._lose(children)
-                raise
+        if self.setting.execution.unsaved:
+            await self._lose(children)
             return
-        await self._lose(children)
+        try:
+            await self.commit((), self.data, unapplied=children)
+        except HookFailed:
+            raise  # they are saved, and everybody was told
+        except Exception:
+            with suppress(HookFailed):  # the save that failed comes first
+                await self._lose(children)
+            raise
 
+    @ki_protected
     async def _lose(self, children: Sequence[Run]) -> None:
         for child in children:
             child.lose()
-        await self.commit((), self.data, unapplied=children)
+        await self._publish((), (), children)
 
     async def _publish(
         self, updates: Sequence[Update], applied: Sequence[Run], unapplied: Sequence[Run]
@@ -1057,7 +1058,8 @@ class Run:
                     self.fail(error)
 
     async def _save_end(self) -> None:
-        await self.commit((), self.data, ended=self.status)
+        if self.status == "succeeded" or not self.setting.execution.unsaved:
+            await self.commit((), self.data, ended=self.status)
 
 
 class _Telling:
