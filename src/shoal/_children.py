@@ -26,7 +26,7 @@ import anyio
 
 from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
-from ._errors import BadKey, BadUse, DefinitionError, brief, note
+from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
 from ._events import Failed, Outcome
 from ._functions import require_plain
 from ._graph import as_graph
@@ -211,11 +211,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     async def _apply(self, batch: list[Run]) -> None:
         try:
             await self._run.commit((), self._run.data, unapplied=batch)
-        except Exception:  # a failed save or hook
-            if self._run.setting.execution.unsaved:
-                self._unsaved = batch
-                raise
+        except HookFailed:
             self._deliver(batch)
+            raise
+        except Exception:
+            self._unsaved = batch
             raise
         self._deliver(batch)
 
@@ -240,10 +240,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._unsaved = []
         try:
             if late:
-                if self._run.setting.execution.unsaved:
-                    for child in late:
-                        child.lose()
-                await self._run.commit((), self._run.data, unapplied=late)
+                await self._run.end_unapplied(late)
         finally:
             self._deliver(late)
             for child in self._source.left_over():

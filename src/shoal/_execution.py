@@ -157,7 +157,7 @@ class Execution:
     async def save(self, batch: Batch, store: Store) -> None:
         """Have ``store`` keep ``batch``.
 
-        Once a save has failed, what did not end well passes unsaved, to be told; nothing else does.
+        Once a save has failed, each further one fails with what that one has failed with.
 
         Raises:
             StoreFailed: The store raised; the batch is not kept.
@@ -165,9 +165,7 @@ class Execution:
             LeaseLost: Another execution has the run; the batch is not kept.
         """
         if self._failure is not None:
-            if batch.updates or batch.step_completed or batch.ended == "succeeded":
-                raise self._failure
-            return
+            raise self._failure
         try:
             pending = store.save(batch)
             if pending is None:

@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from contextvars import copy_context
 
 from ._cancel import as_failure, drive, ki_protected
@@ -95,9 +94,10 @@ async def enter(graph: Graph, run: Run) -> Change:
     try:
         update = Update(run.number + 1, graph.name, change.operations)
         await run.commit((update,), change.applied_to(run.data), applied=(child,))
+    except HookFailed:
+        raise  # it is saved, and everybody was told
     except Exception as error:
-        if run.setting.execution.unsaved:
-            await _record(run, child, error)
+        await _record(run, child, error)
         raise
     return NO_CHANGE
 
@@ -131,17 +131,11 @@ def _take_ledgers(run: Run, child: Run) -> None:
 
 async def _record(run: Run, child: Run, error: BaseException) -> None:
     """Record an end that the parent doesn't apply; what goes wrong must not hide ``error``."""
-    execution = run.setting.execution
     try:
-        if not execution.unsaved:
-            await run.commit((), run.data, unapplied=(child,))
+        await run.end_unapplied((child,))
     except Exception as failure:
         logger.exception("while %r of run %s ended", child.setting.act, run.path.id)
         note(error, f"shoal: while the graph ended, {brief(failure)} was raised")
-    if execution.unsaved:
-        child.lose()
-        with suppress(HookFailed):  # which has ended the execution already, or does so now
-            await run.commit((), run.data, unapplied=(child,))
 
 
 def _nothing() -> None:

@@ -27,6 +27,7 @@ from ._contest import Contest, contest
 from ._errors import (
     DefinitionError,
     DepthExceeded,
+    HookFailed,
     InvalidState,
     MissingField,
     MissingInput,
@@ -332,9 +333,10 @@ class ParallelStep:
                 unapplied=draft.unapplied,
                 decision=draft.decision,
             )
-        except Exception:  # a failed save or hook; KeyboardInterrupt waits for the end of a commit
-            if self.parent.setting.execution.unsaved:
-                self._unsaved = batch
+        except HookFailed:
+            raise  # it is saved, and everybody was told
+        except Exception:  # KeyboardInterrupt waits for the end of a commit
+            self._unsaved = batch
             raise
         self.decision = draft.decision
         self.source.admit(draft.admitted)
@@ -397,16 +399,14 @@ class ParallelStep:
             self._staggered.learn(late)
         is_open = self._is_open
         for child in late:
-            if self.parent.setting.execution.unsaved:
-                child.lose()
-            elif child.status == "succeeded":
+            if child.status == "succeeded":
                 child.miss()
             elif child.status != "failed" or self.decision is not None:
                 pass  # what fails after the decision changes nothing
             elif self.join.on_error == "fail":
                 self._is_failing = True
         try:
-            await self.parent.commit((), self.parent.data, unapplied=late)
+            await self.parent.end_unapplied(late)
         finally:
             for child in late:
                 self.ledger.enter(child, raised=is_open or self._is_failing)
@@ -423,7 +423,6 @@ class ParallelStep:
         recorded, source, join = self.recorded, self.source, self.join
         if recorded is None or source is None:
             return
-        assert source is not None
         gone: list[ChildRecord] = []
         if self.decision is not None:
             self._count_rest(self.decision)

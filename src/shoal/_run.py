@@ -849,7 +849,7 @@ class Run:
         """Save ``updates``, make ``data`` the run's state, and publish them one by one.
 
         Not cancelled by anything: what it waits for is shielded. Once a save has failed, nothing is
-        saved; then only ends that are no success are left to be published.
+        saved or published here any more; ends that are owed to hooks are, by ``end_unapplied``.
 
         Args:
             updates: Numbered on from ``number``.
@@ -888,6 +888,32 @@ class Run:
         self._head = (number + len(updates), data)
         if setting.hooks.listening or _is_listening(applied) or _is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
+
+    async def end_unapplied(self, children: Sequence[Run]) -> None:
+        """Save and publish how children ended that no update applies.
+
+        What can't be saved is published all the same: it has not ended well, for everybody else.
+
+        Raises:
+            ShoalError: As ``commit``, but nothing where a save has failed before.
+        """
+        if self.setting.execution.unsaved:
+            await self._lose(children)
+            return
+        try:
+            await self.commit((), self.data, unapplied=children)
+        except HookFailed:
+            raise  # they are saved, and everybody was told
+        except Exception:
+            with suppress(HookFailed):  # the save that failed comes first
+                await self._lose(children)
+            raise
+
+    @ki_protected
+    async def _lose(self, children: Sequence[Run]) -> None:
+        for child in children:
+            child.lose()
+        await self._publish((), (), children)
 
     async def _publish(
         self, updates: Sequence[Update], applied: Sequence[Run], unapplied: Sequence[Run]
@@ -1146,7 +1172,8 @@ class Run:
                     self.fail(error)
 
     async def _save_end(self) -> None:
-        await self.commit((), self.data, ended=self.status)
+        if self.status == "succeeded" or not self.setting.execution.unsaved:
+            await self.commit((), self.data, ended=self.status)
 
 
 class _Telling:
