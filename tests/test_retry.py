@@ -347,6 +347,7 @@ async def test_no_attempt_begins_after_the_total():
         await app.run({"n": 1})
     assert [at - flaky.at[0] for at in flaky.at] == [0, 1, 2, 3]
     assert any("3.5 s are over" in note for note in caught.value.__notes__)
+    assert anyio.current_time() == flaky.at[-1], "nor is it waited for"
 
 
 async def test_who_waits_for_a_slot_until_after_the_total_gives_up():
@@ -838,7 +839,8 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
         limits=Limits(3),
     ),
     "a frontier by position": lambda act: fan_out(
-        act, over="elements", item="n", grow=grown, reduce=fold, writes=["sum", "order"], name="f"
+        act, over="elements", item="n", grow=grown, reduce=fold, writes=["sum", "order"], name="f",
+        limits=Limits(2),
     ),
     "two acts": lambda act: fan_out(
         [act, act.bind(name="other")], over="elements", item="n", key=int, into="found", take="out",
@@ -1005,6 +1007,64 @@ async def test_failures_that_a_step_has_collected_stay_collected():
     assert sorted(result.state["outs"][0]) == [0, 1, 2, 5]
 
 
+async def test_failures_that_a_step_has_ignored_are_not_tried_again():
+    tried: list[int] = []
+    calls = 0
+
+    def fails(act: str, n: int, attempt: int) -> bool:
+        tried.append(n)
+        return n in (0, 1)
+
+    worker = Worker(fails)
+
+    def reduce(state: State, outcome: Any) -> State:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise ConnectionError
+        return state.append(seen=outcome.key)
+
+    @action(reads=["item"], writes=["elements"])
+    async def spread(item: int) -> list[int]:
+        return [0, 1, 2, 3, 4, 5]
+
+    inner = fan_out(
+        worker.graph, over="elements", item="n", key=int, reduce=reduce, writes=["seen"], name="f",
+        on_error="ignore", limits=Limits(1),
+    )  # fmt: skip
+    child = Graph.chain(spread, inner, name="child")
+    outer = fan_out(child, over="ns", into="outs", take="seen", each=Each(retry=evenly()))
+    hook = RecordingHook()
+    result = await Application(outer, hooks=[hook]).run({"ns": [1]})
+    assert result.state["outs"] == [[2, 3, 4, 5]]
+    assert tried == [0, 1, 2, 3, 4, 5]
+    hook.assert_paired()
+
+
+async def test_no_more_is_pulled_than_what_is_left_of_at_most():
+    pulled: list[int] = []
+
+    async def elements(state: State) -> AsyncIterator[int]:
+        for n in range(100):
+            await anyio.sleep(0.01)
+            pulled.append(n)
+            yield n
+
+    worker = Worker(lambda act, n, attempt: n == 1 and attempt == 1)
+    inner = fan_out(
+        worker.graph, over=elements, reads=[], item="n", at_most=4, into="found", take="out",
+        limits=Limits(2),
+    )  # fmt: skip
+    outer = fan_out(
+        Graph.chain(inner, name="child"), over="ns", into="outs", take="found",
+        each=Each(retry=evenly()),
+    )  # fmt: skip
+    result = await Application(outer).run({"ns": [1]})
+    assert result.state.to_plain()["outs"] == [[0, 1, 2, 3]]
+    assert pulled[-4:] == [0, 1, 2, 3]
+    assert max(pulled) == 3
+
+
 async def test_a_source_that_failed_is_asked_anew():
     """What it gave before is known; a second element with the same key isn't taken for it."""
     opened = 0
@@ -1122,6 +1182,32 @@ async def test_a_child_that_waits_for_its_next_attempt_gives_its_place_in_flight
     assert result.state["outs"] == list(range(5))
     # It comes back after a second, ahead of 4, when 3 is under way.
     assert order == ["0.1", "1.1", "2.1", "3.1", "0.2", "4.1"]
+
+
+async def test_who_is_cancelled_while_it_waits_for_its_place_again_takes_nobody_elses():
+    running = most = 0
+
+    @action(reads=["n"], writes=["out"])
+    async def act(n: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            await anyio.sleep(n)
+            if n == 1:
+                raise ConnectionError
+        finally:
+            running -= 1
+        return n
+
+    each = Each(retry=evenly(), timeout=7)
+    many = fan_out(
+        act, over="ns", item="n", into="outs", each=each, limits=Limits(1), on_error="ignore"
+    )
+    async with no_leaks():
+        result = await Application(many).run({"ns": [1, 6.5, 2, 2, 2]})
+    assert result.outcomes("outs").failed == 1
+    assert most == 1
 
 
 @pytest.mark.parametrize("n", [1, 3, 40])

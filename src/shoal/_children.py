@@ -119,9 +119,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._run.ledgers.setdefault(self.name, []).append(self._ledger)
         around = anyio.current_effective_deadline()
         services = self._run.setting.services
-        self._deadline = min(around, self._run.setting.deadline)
-        if self._timeout is not None:
-            self._deadline = min(self._deadline, services.clock() + self._timeout)
+        self._deadline = min(around, self._run.setting.deadline)  # its own is the group's scope's
         self._group = Group(
             self._run, self._source, self._limit, name=self.name, timeout=self._timeout
         )
