@@ -37,7 +37,8 @@ def install(session: nox.Session, *groups: str, extras: str = "") -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, but for the slow ones, on the oldest and the newest Python."""
     install(session, "test", extras="[examples]")
-    session.run("pytest", *session.posargs)
+    spread = [] if session.posargs else ["-n", "auto", "--dist", "worksteal"]  # over the cores
+    session.run("pytest", *spread, *session.posargs)
 
 
 @nox.session

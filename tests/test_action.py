@@ -105,8 +105,9 @@ def generator() -> Any:
     yield
 
 
-async def async_generator() -> Any:
-    yield
+class Generating:
+    def __call__(self) -> Any:
+        yield
 
 
 wrong: Any = 5
@@ -117,8 +118,9 @@ refused: list[tuple[Callable[[], object], str]] = [
     (lambda: action()(takes_keywords), r"'takes_keywords'.*\*\*rest.*by name"),
     (lambda: action(reads=["a"])(positional_only), "'positional_only'.*parameter a.*by name"),
     (lambda: action(writes=["title"])(takes_title), "'takes_title'.*'title'.*writes"),
-    (lambda: action()(generator), "'generator' is a generator function"),
-    (lambda: action()(async_generator), "'async_generator' is a generator function"),
+    (lambda: action()(generator), "'generator' is a generator function.*async def.*Result"),
+    (lambda: action(name="g")(functools.partial(generator)), "'g' is a generator function"),
+    (lambda: action(name="g")(Generating()), "'g' is a generator function"),
     (lambda: action()(lambda: None), "lambda.*no name.*name="),
     (lambda: action()(functools.partial(plain)), r"partial.*no name.*name="),
     (lambda: action(name="")(plain), "no name"),
@@ -275,7 +277,7 @@ CALLABLES: list[Callable[[Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("function", CALLABLES, ids=str)
+@pytest.mark.parametrize("function", CALLABLES, ids=range(len(CALLABLES)))
 async def test_anything_callable_is_an_action(function: Callable[..., Any]):
     decorate: Any = action(reads=["n"], writes=["out"], name="scale", run_in="loop")
     assert await run(decorate(function), {"n": 2}) == {"n": 2, "out": 20}

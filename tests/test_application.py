@@ -7,6 +7,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal, cast
 
 import anyio
@@ -14,10 +15,12 @@ import anyio.lowlevel
 import pytest
 
 from shoal import (
+    Act,
     Application,
     BadUse,
     Cancelled,
     ChildEnded,
+    Context,
     DefinitionError,
     ErrorInfo,
     Failed,
@@ -33,11 +36,12 @@ from shoal import (
     StateError,
     StateUpdated,
     StoreFailed,
+    Tolerate,
     action,
     fan_out,
 )
 from shoal._errors import kind_of
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -292,6 +296,81 @@ async def test_a_failed_run_leaves_no_cycle_of_garbage():
         gc.enable()
 
 
+@action(reads=["item"], writes=["out"])
+async def fail_traced(item: int) -> int:
+    await anyio.sleep(1)
+    raise Traced
+
+
+@action(reads=["items"], writes=["out"])
+async def fail_by_hand(items: list[int], context: Context) -> None:
+    async with context.fan_out(name="all") as group:
+        group.start_each(fail_traced, over=items)
+
+
+@action(reads=["items"], writes=["out"])
+async def fail_and_go_on(items: list[int], context: Context) -> int:
+    async with context.fan_out(name="all") as group:
+        group.start_each(fail_traced, over=items)
+        return len([outcome async for outcome in group])
+
+
+failing = fan_out(fail_traced, over="items", into="out")
+FAILING: dict[str, Act] = {
+    "fan-out": failing,
+    "tolerated": fan_out(fail_traced, over="items", into="out", on_error=Tolerate(count=1)),
+    "collected": fan_out(fail_traced, over="items", into="out", on_error="collect"),
+    "nested": fan_out(failing, over="many", item="_", into="outs", take="out"),
+    "node": Graph.chain(Graph.chain(fail_traced, name="node")),
+    "fan-out in a node": Graph.chain(Graph.chain(failing, name="node")),
+    "by hand": fail_by_hand,
+    "by hand, consumed": fail_and_go_on,
+}
+
+
+@pytest.mark.parametrize("shape", FAILING)
+async def test_what_failed_below_a_run_dies_with_whoever_caught_it(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+):
+    """With its traceback, and so with all that the frames of the user's code hold."""
+    references: list[weakref.ref[Traced]] = []
+
+    def note_that_it_lives(self: Traced) -> None:
+        references.append(weakref.ref(self))
+
+    monkeypatch.setattr(Traced, "__init__", note_that_it_lives)
+
+    async def run_and_catch() -> None:
+        with suppress(Traced, ExceptionGroup):
+            await Application(FAILING[shape]).run({"items": [1, 2], "many": [1, 2], "item": 1})
+
+    gc.collect()
+    gc.disable()
+    try:
+        await run_and_catch()
+        await anyio.lowlevel.checkpoint()
+        assert references
+        assert [reference() for reference in references] == [None] * len(references)
+    finally:
+        gc.enable()
+
+
+async def test_a_runtime_that_was_closed_is_no_garbage():
+    async def run() -> weakref.ref[Runtime]:
+        async with Runtime() as runtime:
+            await runtime.run(Application(greet), {"name": "shoal"})
+        return weakref.ref(runtime)
+
+    gc.collect()
+    gc.disable()
+    try:
+        reference = await run()
+        await anyio.lowlevel.checkpoint()
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
 @action(writes=["out"])
 async def one() -> int:
     return 1
@@ -302,7 +381,7 @@ class Guard(Hook):
         raise Traced
 
 
-class BrokenStore:
+class BrokenStore(NullStore):
     def save(self, batch: Batch) -> None:
         raise Traced
 

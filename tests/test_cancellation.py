@@ -31,6 +31,7 @@ from shoal import (
     ChildStarted,
     CommitInDoubt,
     Context,
+    Decision,
     Done,
     Event,
     Failed,
@@ -52,7 +53,8 @@ from shoal import (
     replay,
 )
 from shoal._host import Hosted
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
+from shoal._root import Root
 from shoal._run import Run
 from shoal._runtime import Runtime
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
@@ -65,14 +67,15 @@ T = TypeVar("T")
 # -- watching --------------------------------------------------------------------------------------
 
 
-class Keeping:
+class Keeping(NullStore):
     """A store that keeps what it is given; with ``waits``, it waits before and after that."""
 
     def __init__(self, waits: Callable[[], Awaitable[object]] | None = None) -> None:
         self.waits = waits
         self.saved: dict[str, list[Update]] = {}
         self.ended: dict[str, int] = Counter()
-        self.children: dict[str, int] = Counter()
+        self.child_ends: dict[str, int] = Counter()
+        self.decisions: list[tuple[str, Decision]] = []
         self.after_keeping: Callable[[Batch], object] = lambda batch: None
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
@@ -89,9 +92,13 @@ class Keeping:
     def _keep(self, batch: Batch) -> None:
         self.saved.setdefault(batch.path.id, []).extend(batch.updates)
         for child in (*batch.applied, *batch.unapplied):
-            self.children[child.path.id] += 1
+            self.child_ends[child.path.id] += 1
             if child.last_update is not None:
                 self.saved.setdefault(child.path.id, []).append(child.last_update)
+        if batch.decision is not None:
+            self.decisions.append((batch.path.id, batch.decision))
+            decisive = batch.applied[len(batch.updates) - 1].path
+            assert (decisive.act, decisive.key) == batch.decision.winner, "saved with its update"
         if batch.ended is not None:
             self.ended[batch.path.id] += 1
         self.after_keeping(batch)
@@ -117,7 +124,7 @@ class SavedFirst(Hook):
         await self._wait(event)
 
     async def on_child_ended(self, event: ChildEnded) -> None:
-        if event.outcome.run_id not in self.store.children:
+        if event.outcome.run_id not in self.store.child_ends:
             self.too_early.append(event)
         await self._wait(event)
 
@@ -145,9 +152,10 @@ def quick_collections() -> Iterator[None]:
 def seen_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     start = Runtime.start
 
-    def spy(self: Runtime, run: Run, on_ended: Callable[[], None] | None = None) -> Hosted:
-        RUNS[run.path.id] = run
-        return start(self, run, on_ended)
+    def spy(self: Runtime, root: Root, on_ended: Callable[[], None] | None = None) -> Hosted:
+        assert root.run is not None, "these stores are asked for nothing before a run begins"
+        RUNS[root.path.id] = root.run
+        return start(self, root, on_ended)
 
     monkeypatch.setattr(Runtime, "start", spy)
     RUNS.clear()
@@ -168,7 +176,7 @@ class Watched:
         self.hook = RecordingHook()
         self.guard = SavedFirst(self.store, waits)
         self.app = Application(graph, hooks=[self.hook, self.guard, *hooks], **settings)
-        self.app._store = self.store  # pyright: ignore[reportPrivateUsage] # no public way yet
+        self.app.store = self.store
         self.id = f"run {next(COUNTER)}"
 
     async def go(self, state: Mapping[str, Any]) -> State:
@@ -220,13 +228,13 @@ def check_nothing_is_held(run: Run) -> None:
     admission: Any = run.setting.services.admission
     for owner, slots in admission._slots.items():
         assert slots.used == 0, f"a slot of {owner!r} is lost"
-    assert not any(line.waits for line in admission._lines.values())
+    assert not admission._lines, "somebody still waits for a slot"
     assert run.setting.execution.live.used == 0, "a permit of the live budget is lost"
 
 
 def check_children(events: list[Event], store: Keeping) -> None:
     """Every key ends once, and across runs cause precedes effect."""
-    assert set(store.children.values()) <= {1}, "a child's end is saved once"
+    assert set(store.child_ends.values()) <= {1}, "a child's end is saved once"
     started = Counter(e.child.id for e in events if isinstance(e, ChildStarted))
     ended = Counter(
         e.outcome.run_id for e in events if isinstance(e, ChildEnded) and e.outcome.attempts

@@ -93,7 +93,6 @@ def test_the_second_is_looked_at_only_if_the_first_does_not_decide():
         (when("a") & when("b"), {"a", "b"}, {"a"}),
         (when("a") | ~when("b"), {"a", "b"}, {"a"}),
     ],
-    ids=repr,
 )
 def test_what_it_reads_and_needs_is_known(condition: Condition, reads: set[str], needs: set[str]):
     assert condition.reads == reads

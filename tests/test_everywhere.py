@@ -2,13 +2,14 @@
 
 `cancel_everywhere` sees to tasks, swallowed cancels and hangs; `Watched.check` to the rest: updates
 are saved before they are seen and replay to the state, starts and ends are paired, every run and
-child ends once.
+child ends once, no slot is lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
+from math import inf
 from typing import Any, Literal
 
 import anyio
@@ -22,6 +23,7 @@ from shoal import (
     Done,
     Event,
     Graph,
+    Hedge,
     Limits,
     MapStates,
     Outcome,
@@ -29,8 +31,11 @@ from shoal import (
     Tolerate,
     action,
     fan_out,
+    quorum,
+    race,
     when,
 )
+from shoal import first as first_of
 from shoal._events import Status
 from shoal.testing import Attempt, cancel_everywhere
 from tests.test_cancellation import RUNS, Watched, quick_collections, seen_runs
@@ -236,6 +241,73 @@ def tolerating() -> Graph:
     return Graph.chain(first, step, last)
 
 
+@action(reads=[], writes=["time"])
+async def take_time(seconds: float, cleanup: float) -> float:
+    try:
+        await anyio.sleep(seconds)
+    finally:
+        if cleanup:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(cleanup)
+    return seconds
+
+
+def racing() -> Graph:
+    times = [(3, 0.5), (2, 0.5), (4, 0), (2, 0), (9, 0.25)]
+    acts = [
+        take_time.bind(name=f"act{at}", seconds=seconds, cleanup=cleanup)
+        for at, (seconds, cleanup) in enumerate(times)
+    ]
+    return Graph.chain(first, race(*acts, into="out"), last)
+
+
+def staggered() -> Graph:
+    good = first_of(accept=(4, 6).__contains__)
+    step = fan_out(leaf, over="n", key=str, into="out", stagger=0.5, until=good)
+    return Graph.chain(first, step, last)
+
+
+def hedged() -> Graph:
+    hedge = Hedge(initial=0.5, budget=1)
+    each = race(leaf, leaf.bind(name="again"), into="leaf", stagger=hedge)
+    step = fan_out(each, over="n", key=str, into="out", on_error="ignore")
+    return Graph.chain(first, step, last)
+
+
+def in_order() -> Graph:
+    step = fan_out(leaf, over="n", key=str, into="out", stagger=inf, until=first_of(2))
+    return Graph.chain(first, step, last)
+
+
+def agreeing() -> Graph:
+    step = fan_out(leaf, over="n", into="out", until=quorum(2, by=bin))
+    return Graph.chain(first, step, last)
+
+
+def enough(state: State, outcome: Outcome) -> bool:
+    return state["count"] == 2
+
+
+def asked() -> Graph:
+    step = fan_out(
+        leaf, over="n", reduce=count, writes=["count", "order"], name="out", limits=Limits(2),
+        until=enough,
+    )  # fmt: skip
+    return Graph.chain(first, step, last)
+
+
+def lost() -> Graph:
+    return Graph.chain(first, fan_out(leaf, over="n", into="out", until=first_of(2)), last)
+
+
+def races_in_races() -> Graph:
+    each = race(Graph.chain(leaf, name="slow"), sleeper, into="won")
+    mapped = fan_out(each, over="n", key=str, into="each", take="won", limits=Limits(2))
+    whole = Graph.chain(mapped, name="whole")
+    other = Graph.chain(fan_out(sleeper, over="n", into="other"), name="other")
+    return Graph.chain(first, race(whole, other, into="out", take=dict), last)
+
+
 APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "chain": (chain, []),
     "at once": (at_once, [1, 1, 2, 2, 2, 9]),
@@ -250,7 +322,18 @@ APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "cartesian": (cartesian, [1, 13]),
     "mapped": (mapped, [1, 2, 3]),
     "tolerating": (tolerating, [13, 2, 13, 4, 5]),
+    "racing": (racing, []),
+    "staggered": (staggered, [13, 2, 4, 6]),
+    "hedged": (hedged, [1, 2, 13]),
+    "in order": (in_order, [2, 13, 4, 6]),
+    "agreeing": (agreeing, [1, 2, 13, 4, 2, 5]),
+    "asked": (asked, [1, 2, 4, 5]),
+    "lost": (lost, [13, 13, 2]),
+    "races in races": (races_in_races, [1, 2]),
 }
+
+SLOTS = {"loop": Limits(1), "nested": Limits(2), "frontier": Limits(2), "acts": Limits(3)}
+"""What some of them are run under, so that attempts wait for slots; "by hand" has its own."""
 
 
 # -- how they are run ------------------------------------------------------------------------------
@@ -314,7 +397,7 @@ def sweep(
 
     async def scenario(attempt: Attempt) -> None:
         nonlocal whole
-        watched = Watched(make(), waits=waits)
+        watched = Watched(make(), waits=waits, limits=SLOTS.get(name))
         status: Status = "failed"
         try:
             ending = await attempt(live, watched, {"n": elements, "turn": 0})
@@ -322,7 +405,7 @@ def sweep(
             if ending.place == 0:
                 whole = ending.result
         except* ValueError:
-            assert name in ("failing", "tolerating")
+            assert name in ("failing", "tolerating", "lost")
         watched.check()
         assert not OPEN, "a generator is left open"
         if watched.run is None:

@@ -27,6 +27,8 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "MapActionsAndStates",
     "MapStates",
     "ParallelAction",
+    "SavedRun",
+    "Store",
 }
 HAVE_NO_DOCSTRING = {"__version__", "Key", "OnError", "Operation", "Outcome"}
 

@@ -29,8 +29,10 @@ from shoal import (
     Graph,
     Limits,
     Outcome,
+    Rejected,
     SpuriousCancel,
     State,
+    TooFewChildren,
     action,
     fan_out,
 )
@@ -41,7 +43,7 @@ __all__ = ["seen_runs"]  # a fixture
 
 Backend = Literal["asyncio", "trio"]
 MOMENTS = [0, 0, 0.25, 0.5, 0.5, 1]  # few different ones, so that many things meet in one
-EXPECTED = (ValueError, OSError, LookupError, SpuriousCancel)
+EXPECTED = (ValueError, OSError, LookupError, SpuriousCancel, Rejected, TooFewChildren)
 
 
 async def nap() -> None:

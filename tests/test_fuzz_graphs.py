@@ -4,7 +4,7 @@ Steps, branches, loops, fan-outs of all kinds, classes, graphs in graphs and `co
 to three deep, with limits everywhere; run on shuffled schedules, and interrupted or not. Beside
 what `test_fuzz` asserts: a run that is not interrupted comes to what the model comes to; attempts
 never exceed a limit, and no slot or permit is lost; context variables never reach a sibling; each
-failure is raised, in input order, or counted.
+failure is raised, in input order, or counted; observers that fail change nothing.
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ from shoal import (
     Context,
     Done,
     ErrorInfo,
+    Event,
     Failed,
     FanOut,
     Graph,
+    Hook,
     Limits,
     MapActions,
     MapStates,
@@ -660,6 +662,32 @@ def plain(state: State) -> Data:
 # -- programs --------------------------------------------------------------------------------------
 
 
+class Clumsy(Hook):
+    """An observer that waits, and in the end raises, whatever it is told of then."""
+
+    observer = True
+
+    def __init__(self, seed: float) -> None:
+        self.random = Random(seed)
+        self.method = self.random.choice([name for name in dir(Hook) if name.startswith("on_")])
+        self.patience = self.random.randrange(4)
+
+    async def _hear(self, event: Event) -> None:
+        if f"on_{snake_case(type(event).__name__)}" != self.method:
+            return
+        self.patience -= 1
+        await self.random.choice([checkpoint, nap])()
+        if self.patience < 0:
+            raise self.random.choice([LookupError(), cancellation(), GeneratorExit()])
+
+    on_run_started = on_step_started = on_state_updated = on_child_started = _hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = _hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+
+def snake_case(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)[1:]
+
+
 @dataclass
 class Attempt:
     """One attempt of an action: counted while it holds slots."""
@@ -697,6 +725,8 @@ class Program:
         if random.random() < 0.4:
             limit = self.attempts["all"] = random.choice([1, 2, 5])
             self.settings["limits"] = Limits(limit)
+        if random.random() < 0.3:
+            self.settings["hooks"] = [Clumsy(random.random()), Clumsy(random.random())]
 
     def name(self, prefix: str) -> str:
         return f"{prefix}{next(self._numbers)}"

@@ -10,19 +10,19 @@ import trio.testing
 from anyio.lowlevel import checkpoint
 
 from shoal import Application, Limits, Outcome, State, action, fan_out
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal.testing import VirtualTimeLoop, no_leaks
 
 pytestmark = pytest.mark.anyio
 
 
-class Keeping:
+class Keeping(NullStore):
     """A store that keeps its batches, each save taking as long as told."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
         self.batches: list[Batch] = []
-        self.children = 0
+        self.child_ends = 0
         self.on_save: Callable[[], object] = lambda: None
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
@@ -37,13 +37,13 @@ class Keeping:
 
     def _keep(self, batch: Batch) -> None:
         self.batches.append(batch)
-        self.children += len(batch.applied)
+        self.child_ends += len(batch.applied)
         self.on_save()
 
 
 def application(graph: Any, store: Keeping) -> Application:
     app = Application(graph)
-    app._store = store  # pyright: ignore[reportPrivateUsage] # no public way yet
+    app.store = store
     return app
 
 
@@ -199,14 +199,14 @@ async def test_a_slow_store_holds_the_source_back(over: Any, limit: int):
     async def work(item: int) -> None:
         nonlocal started
         started += 1
-        ahead.append(started - store.children)
+        ahead.append(started - store.child_ends)
 
     app = application(
         fan_out(work, over=over, reads=["n"], into="out", limits=Limits(limit)), store
     )
     await app.run({"n": range(200)})
     assert max(ahead) == limit
-    assert store.children == 200
+    assert store.child_ends == 200
 
 
 async def test_a_batch_is_one_save_of_at_most_a_thousand_in_order_of_position():
@@ -237,9 +237,9 @@ async def test_between_two_batches_others_may_run():
         await go.wait()
 
     async def watch() -> None:
-        while store.children < 3000:
+        while store.child_ends < 3000:
             await checkpoint()
-            seen.append(store.children)
+            seen.append(store.child_ends)
 
     go = anyio.Event()
     app = application(fan_out(work, over="n", into="out", limits=Limits(3000)), store)

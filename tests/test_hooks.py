@@ -38,7 +38,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal.testing import RecordingHook
 
 pytestmark = pytest.mark.anyio
@@ -120,7 +120,7 @@ class LoudObserver(Loud):
     observer = True
 
 
-class SavedUpdates:
+class SavedUpdates(NullStore):
     """A store that keeps the numbers of what it saved."""
 
     def __init__(self) -> None:
@@ -414,7 +414,7 @@ async def test_a_guard_that_raises_fails_the_run(method: str, depth: int, on_err
     hooks = [before, Loud(raising_at(method, depth, raised)), after]
     act = fan_out(pair, over="items", into="out", on_error=on_error)
     application = Application(Graph.chain(act, double), hooks=hooks)
-    application._store = store
+    application.store = store
     with pytest.raises(HookFailed) as caught:
         await application.run({"items": [1, 2, 3], "item": 0})
     message = str(caught.value)
@@ -434,7 +434,7 @@ async def test_what_a_guard_was_told_of_stays():
     application = Application(
         Graph.chain(double, negate), hooks=[Loud(raising_at("on_state_updated", 0)), hook]
     )
-    application._store = store
+    application.store = store
     with pytest.raises(HookFailed):
         await application.run({"item": 1}, id="root")
     assert store.saved == {("root", 1)}

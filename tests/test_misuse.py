@@ -135,7 +135,9 @@ class Reducer:
 
 
 @pytest.mark.parametrize(
-    "reduce", [add, functools.partial(add), Reducer(), Reducer().__call__], ids=str
+    "reduce",
+    [add, functools.partial(add), Reducer(), Reducer().__call__],
+    ids=["function", "partial", "object", "method"],
 )
 def test_a_coroutine_function_as_reducer(reduce: Any):
     with pytest.raises(DefinitionError) as caught:

@@ -37,7 +37,7 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
 from tests.test_cancellation import Watched, quick_collections, seen_runs
 
@@ -125,7 +125,7 @@ async def test_parent_and_child_are_told_in_order():
     ]
 
 
-class Batches:
+class Batches(NullStore):
     """A store that keeps what it is given, or fails at one save."""
 
     def __init__(self, fails_at: int = 0) -> None:
@@ -448,7 +448,7 @@ async def test_what_a_failing_child_does_to_its_task_does_not_tear_the_save_of_i
             task.cancel()
         raise ValueError("after that")
 
-    class Slow:
+    class Slow(NullStore):
         async def save(self, batch: Batch) -> None:
             await checkpoint()
 

@@ -45,7 +45,7 @@ from shoal import (
     fan_out,
     replay,
 )
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
 
 pytestmark = pytest.mark.anyio
@@ -1073,7 +1073,7 @@ def test_what_is_given_is_checked_at_once():
 # -- sweeps ----------------------------------------------------------------------------------------
 
 
-class Keeping:
+class Keeping(NullStore):
     """A store that keeps what it is given."""
 
     def __init__(self, waits: Callable[[], Awaitable[object]] | None) -> None:
@@ -1148,7 +1148,7 @@ class Opened:
         self.hook = RecordingHook()
         self.store = Keeping(waits)
         self.app = Application(scenario(), hooks=[self.hook])
-        self.app._store = self.store  # pyright: ignore[reportPrivateUsage] # no public way yet
+        self.app.store = self.store
         self.events = list[Event]()
         self.run: OpenRun | None = None
         self.ended = False

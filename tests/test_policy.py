@@ -22,6 +22,7 @@ from shoal import (
     ErrorInfo,
     Failed,
     Graph,
+    Hook,
     Limits,
     Outcome,
     State,
@@ -346,6 +347,27 @@ async def test_failures_of_an_ignoring_fan_out_lose_their_tracebacks_too():
     (outcome,) = result.outcomes("out")
     assert isinstance(outcome, Failed)
     assert outcome.error.__traceback__ is None
+
+
+async def test_hooks_see_the_traceback_of_what_failed_while_it_was_cancelled():
+    seen: list[str] = []
+
+    class Look(Hook):
+        def on_child_ended(self, event: ChildEnded) -> None:
+            assert isinstance(event.outcome, Failed)
+            seen.extend(traceback.format_exception(event.outcome.error))
+
+    @action(reads=["item"], writes=["out"])
+    async def fail_in_cleanup(item: int) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise LookupError(item)
+
+    act = fan_out(fail_in_cleanup, over="items", into="out", on_error="collect")
+    with anyio.move_on_after(1):
+        await Application(act, hooks=[Look()]).run({"items": [1]})
+    assert "raise LookupError(item)" in "".join(seen)
 
 
 # -- the result ------------------------------------------------------------------------------------

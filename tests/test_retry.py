@@ -45,7 +45,7 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal._retry import Account
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
 
@@ -494,7 +494,7 @@ async def test_what_ends_the_execution_is_not_tried_again():
 async def test_a_store_that_failed_is_not_tried_again():
     calls = 0
 
-    class Failing:
+    class Failing(NullStore):
         def save(self, batch: Batch) -> None:
             nonlocal calls
             if batch.step_completed == "first":

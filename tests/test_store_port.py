@@ -45,7 +45,8 @@ from shoal import (
 from shoal._execution import Execution
 from shoal._graph import as_graph
 from shoal._hooks import Hooks
-from shoal._ports import Batch
+from shoal._ports import Batch, Beginning, NullStore
+from shoal._root import Root
 from shoal._run import Run, Setting
 from shoal._runtime import Runtime
 from shoal.testing import RecordingHook, run_virtual
@@ -96,7 +97,7 @@ Acknowledge = Callable[[Save], Awaitable[None] | None]
 
 
 @dataclass
-class RecordingStore:
+class RecordingStore(NullStore):
     """Keeps what it was given; ``kept`` once it has acknowledged it."""
 
     acknowledge: Acknowledge = lambda _: None
@@ -170,12 +171,13 @@ async def live(
 ) -> Run:
     """Run as an application does, and return the run itself, however it ended."""
     async with Runtime(store=store, commit_deadline=commit_deadline) as runtime:
-        execution = Execution(runtime.services, Hooks(hooks))
+        execution = Execution(runtime.services, Hooks(hooks), runtime.store)
         setting = Setting(graph=as_graph(act, "live"), inputs={}, execution=execution, act="app")
         run = Run(setting, dict(state), path=RunPath(run_id="root", act="app"))
         if made is not None:
             made.append(run)
-        root = runtime.start(run)
+        beginning = Beginning(application="app", version="1", first=state)
+        root = runtime.start(Root(run.path, execution, lambda _: run, beginning))
         interruption = await root.wait() or root.fatal
     if interruption is not None:
         raise interruption
@@ -662,7 +664,7 @@ async def test_the_deadline_is_the_runtimes():
 
 async def test_an_application_raises_it():
     application = Application(Graph.chain(double, negate))
-    application._store = RecordingStore(never)
+    application.store = RecordingStore(never)
     with pytest.raises(CommitInDoubt) as caught:
         await application.run({"item": 1}, id="run-7")
     assert "run-7" in str(caught.value)

@@ -37,7 +37,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -498,7 +498,7 @@ async def test_a_step_with_children_that_never_wait_is_cut_short():
 
     many = fan_out(act, over=numbers, reads=[], item="n", name="f", timeout=3)
 
-    class Slow:
+    class Slow(NullStore):
         def save(self, batch: Batch) -> Any:
             return anyio.sleep(0.5)
 
@@ -531,7 +531,7 @@ async def test_a_timeout_in_the_middle_of_a_commit_tears_nothing(level: str, whe
     """A save takes two seconds, from one to three; the timeout comes in between."""
     saved: list[Batch] = []
 
-    class Slow:
+    class Slow(NullStore):
         async def save(self, batch: Batch) -> None:
             if when != "hook" and (when == "save") == bool(batch.applied or not batch.path.depth):
                 await anyio.sleep(2)

@@ -38,13 +38,13 @@ from shoal import (
     replay,
     when,
 )
-from shoal._ports import Batch
+from shoal._ports import Batch, NullStore
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
 
 
-class Keeping:
+class Keeping(NullStore):
     """A store that keeps the updates of each run, those that its parent saves included."""
 
     def __init__(self) -> None:

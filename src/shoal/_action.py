@@ -14,6 +14,7 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import (
     Any,
     Generic,
@@ -29,6 +30,7 @@ from typing import (
 )
 
 from ._errors import DefinitionError, did_you_mean
+from ._functions import is_async, is_kind, is_streaming
 from ._policy import Limits, check_timeout
 from ._retry import Retry
 from ._schema import Schema
@@ -37,6 +39,7 @@ from ._state import Change, Permit
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+T_co = TypeVar("T_co", covariant=True)
 
 _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -64,6 +67,35 @@ class Input(NamedTuple):
     """Whether that action can't do without: it has no default and is not bound."""
 
 
+@final
+@dataclass(frozen=True)  # with slots, Result[int](5) would raise
+class Result(Generic[T_co]):
+    """What a streaming action yields last: what it would return if it were a coroutine function.
+
+    With one write that is its value, with several a mapping, and a state if it takes ``state``;
+    ``Result(None)`` without writes.
+
+    Examples:
+        >>> from collections.abc import AsyncIterator
+        >>> @action(reads=["question"], writes=["answer"])
+        ... async def answer(question: str) -> AsyncIterator[str | Result[str]]:
+        ...     words = []
+        ...     for word in ("it", "depends"):
+        ...         words.append(word)
+        ...         yield word  # a partial item: told at once, saved nowhere
+        ...     yield Result(" ".join(words))
+        >>> class Show(Hook):
+        ...     def on_item(self, event: Item) -> None:
+        ...         print(event.index, event.item)
+        >>> Application(answer, hooks=[Show()]).run_sync({"question": "why"}).state["answer"]
+        0 it
+        1 depends
+        'it depends'
+    """
+
+    value: T_co
+
+
 class Act(ABC):
     """What a run can execute as a step: an action, a fan-out, a graph."""
 
@@ -74,6 +106,8 @@ class Act(ABC):
     """Fields that it may change."""
     sure_writes: Collection[str] = ()
     """Those of them that are in the state afterwards, whatever it does."""
+    version: str = "1"
+    """Part of the identity of its work: with another one, recorded results of it count no more."""
     retry: Retry | None = None
     """How often it is tried again by itself."""
 
@@ -180,6 +214,11 @@ def merged_inputs(acts: Iterable[Act]) -> Mapping[str, Input]:
     return takes
 
 
+def versions(acts: Iterable[Act]) -> str:
+    """Say which acts these are, in which versions."""
+    return ",".join(sorted(f"{act.name}={act.version}" for act in acts))
+
+
 A = TypeVar("A", bound=Act)
 
 
@@ -236,11 +275,16 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.definition: object = self
         """What all that is bound of one definition has in common: its limits are counted by it."""
         self.is_async: bool = is_async(function)
-        self.in_thread: bool = in_thread and not self.is_async
+        self.is_streaming: bool = is_streaming(function)
+        self.in_thread: bool = in_thread and not self.is_async and not self.is_streaming
         self.bound: Mapping[str, object] = {}
         self._read_signature(method=method)
         self.is_governed: bool = (
-            self.takes_context or self.in_thread or limits is not None or timeout is not None
+            self.takes_context
+            or self.in_thread
+            or self.is_streaming
+            or limits is not None
+            or timeout is not None
         )
         """Whether an attempt needs more than a call."""
 
@@ -340,9 +384,10 @@ class Action(Act):
     """Base class of actions that need more than a function: settings, helpers, several variants.
 
     A subclass says what it reads and writes, and has a method ``run``, whose parameters are bound
-    by name like those of a function decorated with ``@action``; it may be a coroutine function or a
-    plain one, which runs in a worker thread. An instance is what goes into a graph. It may have
-    settings of its own, but keeps nothing between two runs: many may execute it at once.
+    by name like those of a function decorated with ``@action``; it may be a coroutine function, an
+    async generator function, or a plain one, which runs in a worker thread. An instance is what
+    goes into a graph. It may have settings of its own, but keeps nothing between two runs: many may
+    execute it at once.
 
     The class attributes ``name`` (by default the class's own), ``version``, ``run_in``, ``limits``,
     ``timeout``, ``retry`` and ``abandon`` mean what they mean for ``@action``.
@@ -364,7 +409,6 @@ class Action(Act):
         'hello, shoal'
     """
 
-    version: str = "1"
     run_in: Literal["thread", "loop"] = "thread"
     limits: Limits | None = None
     timeout: float | None = None
@@ -468,11 +512,16 @@ def action(
     return value is the new value of that field; with several, it is a mapping with each of them;
     with none, it is None.
 
-    A coroutine function runs on the event loop. A plain function runs in a worker thread, so that
-    it can't hold up the loop. Whatever is cancelled is waited for, but a thread no longer than the
-    grace of the runtime, 5 seconds by default: then it is left behind, keeps its slots until it
-    returns, and what it returns is dropped (``anyio.from_thread.check_cancelled()`` ends it
-    sooner).
+    A coroutine function runs on the event loop. So does an async generator function, of which a
+    *streaming action* is made: each thing that it yields is a partial item, which hooks and opened
+    runs hear of at once, but for the last, ``Result(value)``, whose value counts as the return
+    value. It goes on after a ``yield`` when all who hear of the item have let it. On every way out
+    it is closed, and its cleanup awaited, for at most 5 seconds when it stands at a ``yield``.
+
+    A plain function runs in a worker thread, so that it can't hold up the loop. Whatever is
+    cancelled is waited for, but a thread no longer than the grace of the runtime, 5 seconds by
+    default: then it is left behind, keeps its slots until it returns, and what it returns is
+    dropped (``anyio.from_thread.check_cancelled()`` ends it sooner).
 
     Args:
         misplaced: Nothing; it is there to tell who forgets the parentheses.
@@ -559,6 +608,12 @@ def _make_action(
     if limits is not None and not isinstance(limits, Limits):
         msg = f"action {name!r}: limits= takes Limits(n), not {limits!r}"
         raise DefinitionError(msg)
+    if is_kind(function, inspect.isgeneratorfunction):
+        msg = (
+            f"action {name!r} is a generator function; to stream partial items, make it an async "
+            f"one, with async def, that yields Result(value) last; else return the value"
+        )
+        raise DefinitionError(msg)
     check_timeout(f"action {name!r}: timeout=", timeout)
     if retry is not None and not isinstance(retry, Retry):
         msg = f"action {name!r}: retry= takes Retry(n, on=...), not {retry!r}"
@@ -575,9 +630,6 @@ def _make_action(
             f"action {name!r}: a plain function on the loop can't be interrupted, so it can't have "
             f"a timeout; leave out run_in='loop'"
         )
-        raise DefinitionError(msg)
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        msg = f"action {name!r} is a generator function; return the value instead"
         raise DefinitionError(msg)
     return FunctionAction(
         function,
@@ -645,30 +697,3 @@ def bind_instance(act: Act, name: str, bound: Mapping[str, object]) -> None:
     """Give an instance of a user's class its name and what is bound to it."""
     for attribute, value in (("name", name), ("_bound", bound)):
         object.__setattr__(act, attribute, value)  # past a frozen dataclass, into its slot if any
-
-
-def is_async(function: Callable[..., object]) -> bool:
-    """Tell whether what ``function`` returns is to be awaited."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 # a callable object's own method
-    )
-
-
-def require_plain(function: object, what: str) -> None:
-    """Refuse a coroutine function where shoal calls a plain one on the event loop.
-
-    Raises:
-        DefinitionError: Naming ``what`` it was given as.
-    """
-    if not callable(function):
-        msg = f"{what} takes a function, not {function!r}"
-        raise DefinitionError(msg)
-    if is_async(function) or inspect.isasyncgenfunction(function):
-        msg = (
-            f"{what} takes a plain function, called on the event loop, which it must not hold up; "
-            f"{getattr(function, '__name__', function)!r} is a coroutine function. "
-            f"Put what must be awaited into an action"
-        )
-        raise DefinitionError(msg)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Literal, cast, final, overload
 
@@ -24,6 +25,7 @@ from ._errors import (
     MissingField,
     MissingInput,
     RunCancelled,
+    UnknownRun,
     did_you_mean,
     kind_of,
 )
@@ -31,9 +33,10 @@ from ._execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
 from ._ids import RunPath, new_run_id
-from ._open import Gate, OpenRun, RunResult
+from ._open import Gate, OpenRun, RunResult, result_of
 from ._policy import Limits
-from ._ports import Store
+from ._ports import Beginning, NullStore, RunRecord, Store, check_store
+from ._root import First, Root, recorded_history
 from ._run import Run, Setting
 from ._runtime import Runtime
 from ._state import S, State
@@ -56,6 +59,9 @@ class Application(Generic[S]):
             ``result.state.data`` is an instance of it.
         inputs: What the actions take besides fields: values, by name; or only the names of what
             every run is given. Then it is checked here that none is missing.
+        version: Change it when runs that are under way can't go on with the new definition.
+        store: Where runs are kept, so that they can go on after a crash; by default, where the
+            runtime keeps them, or nowhere.
         hooks: Told of every run and all its descendants, in this order.
         limits: How many attempts of actions run at once, in all runs of a runtime together.
         max_steps: Steps that a run may take; each child counts for itself. One more, and it fails
@@ -94,6 +100,8 @@ class Application(Generic[S]):
         name: str | None = None,
         state: Collection[str] | None = None,
         inputs: Mapping[str, object] | Collection[str] | None = None,
+        version: str = "1",
+        store: Store | None = None,
         hooks: Iterable[Hook] = (),
         limits: Limits | None = None,
         max_steps: int = MAX_STEPS,
@@ -109,6 +117,8 @@ class Application(Generic[S]):
         name: str | None = None,
         state: type[S],
         inputs: Mapping[str, object] | Collection[str] | None = None,
+        version: str = "1",
+        store: Store | None = None,
         hooks: Iterable[Hook] = (),
         limits: Limits | None = None,
         max_steps: int = MAX_STEPS,
@@ -123,6 +133,8 @@ class Application(Generic[S]):
         name: str | None = None,
         state: Any = None,
         inputs: Mapping[str, object] | Collection[str] | None = None,
+        version: str = "1",
+        store: Store | None = None,
         hooks: Iterable[Hook] = (),
         limits: Limits | None = None,
         max_steps: int = MAX_STEPS,
@@ -135,6 +147,12 @@ class Application(Generic[S]):
             msg = f"Application(name=...) takes a name, not {name!r}"
             raise DefinitionError(msg)
         self.name: str = name if name is not None else walked.name
+        if not isinstance(version, str):
+            self._refuse(f"version= takes a string, not {version!r}")
+        if store is not None:
+            check_store(store, f"application {self.name!r}: store=")
+        self.version: str = version
+        self.store: Store | None = store
         if isinstance(state, type):
             if walked.schema is not None and walked.schema.model is not state:
                 msg = (
@@ -152,7 +170,6 @@ class Application(Generic[S]):
         self.max_depth: int = self._count("max_depth", max_depth)
         self.max_live: int = self._count("max_live", max_live)
         self.inputs: Mapping[str, object] = {}
-        self._promised: Collection[str] | None = None
         self._take_inputs(inputs)
         if state is not None and not isinstance(state, type):
             if not isinstance(state, Collection):
@@ -160,12 +177,9 @@ class Application(Generic[S]):
                     f"state= takes a model, which is a class, or a list of field names, "
                     f"not {kind_of(state)}"
                 )
-            missing = self._missing_field(
-                field_names(cast("Collection[str]", state), "Application(state=...)")
-            )
+            missing = self._missing_field(field_names(cast("Collection[str]", state), "state"))
             if missing:
                 self._refuse(missing)
-        self._store: Store | None = None
 
     def _refuse(self, why: str) -> Any:
         msg = f"application {self.name!r}: {why}"
@@ -181,15 +195,15 @@ class Application(Generic[S]):
             return
         if isinstance(inputs, Mapping):
             self.inputs = dict(cast("Mapping[str, object]", inputs))
-            unknown = self._unknown_input(self.inputs)
+            lacking = ""  # others may come with the run
         else:
-            self._promised = field_names(cast("Collection[str]", inputs), "Application(inputs=...)")
-            unknown = self._unknown_input(self._promised)
-            lacking = self._missing_inputs(self._promised)
-            if lacking:
-                self._refuse(f"lacks the input {lacking}; name it in inputs=[...], or bind it")
+            inputs = field_names(cast("Collection[str]", inputs), "inputs")
+            lacking = self._missing_inputs(inputs)
+        unknown = self._unknown_input(cast("Collection[str]", inputs))
         if unknown:
             self._refuse(unknown)
+        if lacking:
+            self._refuse(f"lacks the input {lacking}; name it in inputs=[...], or bind it")
 
     # -- running --------------------------------------------------------------------------------
 
@@ -207,8 +221,13 @@ class Application(Generic[S]):
         cancelled, awaited to the end of its cleanup, and left consistent; then the cancellation
         goes on. Nothing that the run started is alive afterwards, however it ended.
 
+        With a store, a run of an ``id`` that the store knows goes on where it stood: what is
+        recorded as completed is not run again, whether the run failed, was cancelled, or its
+        process was killed. One that has succeeded returns what it came to, and nothing is run.
+
         Args:
-            state: The fields that the run starts with: a mapping, or an instance of the model.
+            state: The fields that the run starts with: a mapping, or an instance of the model. May
+                be left out where the store has the run.
             id: Names the run; by default a random one.
             inputs: What the actions take besides fields: clients, models, settings. Never saved.
             runtime: Where to run, an open one; by default one that this run has for itself.
@@ -216,35 +235,148 @@ class Application(Generic[S]):
         Raises:
             MissingField: A field must come from outside and isn't given; before any action starts.
             MissingInput: An action needs an input that isn't given; before any action starts.
+            RunConflict: The store has a run of that id which was started with something else.
+            RunClaimed: Another execution of the run goes on.
+            StoreFailed: The store could not keep a save, or say what it has kept.
             RunCancelled: The runtime's block was left by an exception, or cancelled.
             ExceptionGroup: Children of a fan-out failed.
             Exception: Whatever the failing action raised, with a note saying where.
         """
-        data, given, path = self._check(state, id, inputs, runtime, "run")
+        first, given, path = self._check(state, id, inputs, runtime, "run")
+        return await self._run(first, given, path, runtime)
+
+    async def fork(
+        self,
+        run_id: str,
+        *,
+        update: Mapping[str, Any] | None = None,
+        number: int | None = None,
+        id: str | None = None,  # noqa: A002
+        inputs: Mapping[str, object] | None = None,
+        runtime: Runtime | None = None,
+    ) -> RunResult[S]:
+        """Start a new run from a state that another one has had, and run it to its end.
+
+        It begins where that one stood then: after the step that it had completed last. What the
+        step under way had done so far is in the state; in a keyed fan-out those elements are
+        skipped. The other run is left as it is.
+
+        Args:
+            run_id: The run to start from. It may still go on.
+            update: Fields to be changed first.
+            number: The number of the update after which to start, 0 being before the first; by
+                default the last one.
+            id: Names the new run; by default a random one.
+            inputs: As for ``run``.
+            runtime: As for ``run``.
+
+        Raises:
+            UnknownRun: The store has no such run, or it has no such update.
+            Exception: Everything that ``run`` raises.
+
+        Examples:
+            >>> import anyio
+            >>> @action(reads=["n"], writes=["square"])
+            ... async def square(n: int) -> int:
+            ...     return n * n
+            >>> async def main() -> int:
+            ...     app = Application(square, store=MemoryStore())
+            ...     await app.run({"n": 3}, id="three")
+            ...     forked = await app.fork("three", number=0, update={"n": 4})
+            ...     return forked.state["square"]
+            >>> anyio.run(main)
+            16
+        """
+        self._require_store(id, runtime, "fork")
+        changed = _fields(update, "update", "fork")
+        given, path = self._check_inputs(id, inputs, runtime, "fork")
+
+        async def first(execution: Execution, _known: RunRecord | None) -> Beginning:
+            """Make a beginning of what the other run has come to."""
+            other = RunPath(run_id=run_id, act=self.name)
+            played = await recorded_history(execution, other, upto=number)
+            return Beginning(
+                application=self.name,
+                version=self.version,
+                first=self._checked({**played.data, **changed}),
+                after=played.began.step,
+                visits=played.began.visits,
+                forked_from=(run_id, played.number),
+            )
+
+        return await self._run(first, given, path, runtime)
+
+    async def retry_failed(
+        self,
+        run_id: str,
+        *,
+        inputs: Mapping[str, object] | None = None,
+        runtime: Runtime | None = None,
+    ) -> RunResult[S]:
+        """Go back to where children of a run have failed, run them again, and go on from there.
+
+        Of the steps that the run has completed although children had failed (collected, ignored or
+        tolerated), the first is taken up again: those children run again, the others keep their
+        outcomes. What came after it runs again too; there, children whose input is still the same
+        keep what they have returned.
+
+        Args:
+            run_id: The run, which the store has.
+            inputs: As for ``run``.
+            runtime: As for ``run``.
+
+        Raises:
+            UnknownRun: The store has no such run.
+            BadUse: No children have failed, or ``reduce`` has taken their failures.
+            Exception: Everything that ``run`` raises.
+        """
+        self._require_store(run_id, runtime, "retry_failed")
+        given, path = self._check_inputs(run_id, inputs, runtime, "retry_failed")
+
+        async def first(_execution: Execution, known: RunRecord | None) -> Beginning:
+            """Leave it to the store."""
+            if known is None:
+                msg = f"the store has no run {run_id!r}"
+                raise UnknownRun(msg)
+            return self._same(known)
+
+        return await self._run(first, given, path, runtime, retries_failed=True)
+
+    async def _run(
+        self,
+        first: Beginning | First,
+        inputs: Mapping[str, Any],
+        path: RunPath,
+        runtime: Runtime | None,
+        *,
+        retries_failed: bool = False,
+    ) -> RunResult[S]:
+        """Live a root run in a task of its own, and bring back how it ended."""
         await checkpoint_if_cancelled()  # in a cancelled scope no action starts
         interruption: BaseException | None = None
         try:
             async with self._runtime(runtime) as opened:
-                run = self._make_run(opened, data, given, path)
-                root = opened.start(run)
-                interruption = await root.wait()
-                interruption = root.fatal or interruption
+                root = self._plan(opened, first, inputs, path, retries_failed=retries_failed)
+                hosted = opened.start(root)
+                interruption = await hosted.wait()
+                interruption = hosted.fatal or interruption
         except BaseException:
             if isinstance(interruption, KeyboardInterrupt | SystemExit):
                 raise interruption from None  # came out of the run; nothing outranks it
             raise
-        error = interruption or run.error
+        run = root.run
+        error = interruption or root.error or (run and run.error)
         if error is not None:
-            run.forget()
+            root.forget()
             try:
                 raise error
             finally:
                 del error, interruption  # no cycle from the exception to this frame
-        if run.status == "cancelled":
-            msg = f"run {path.id} has no result, it was cancelled: {run.reason}"
+        if run is None or run.status == "cancelled":
+            reason = root.reason if run is None else run.reason
+            msg = f"run {path.id} has no result, it was cancelled: {reason}"
             raise RunCancelled(msg)
-        final = cast("State[S]", run.state)
-        return RunResult(run_id=path.id, state=final, _ledgers=run.ledgers)
+        return result_of(run)
 
     def open(
         self,
@@ -262,8 +394,9 @@ class Application(Generic[S]):
         is said at ``OpenRun``.
 
         Args:
-            state: The fields that the run starts with: a mapping, or an instance of the model.
-            id: Names the run; by default a random one.
+            state: The fields that the run starts with: a mapping, or an instance of the model. May
+                be left out where the store has the run.
+            id: Names the run, which goes on if the store has it; by default a random one.
             inputs: What the actions take besides fields. Never saved.
             runtime: Where to run, an open one; by default one that this run has for itself.
             buffer: Events that may wait to be read before the run is held back or, where nobody
@@ -291,15 +424,15 @@ class Application(Generic[S]):
             double {'n': 4}
             show {'n': 4, 'text': 'it is 4'}
         """
-        data, given, path = self._check(state, id, inputs, runtime, "open")
+        first, given, path = self._check(state, id, inputs, runtime, "open")
         if type(buffer) is not int or buffer < 1:
             msg = f"open(buffer=...) takes a whole number of at least 1, not {buffer!r}"
             raise DefinitionError(msg)
 
-        def make_run(opened: Runtime, stream: Hook, gate: Gate | None) -> Run:
-            return self._make_run(opened, data, given, path, stream=stream, gate=gate)
+        def plan(opened: Runtime, stream: Hook, gate: Gate | None) -> Root:
+            return self._plan(opened, first, given, path, stream=stream, gate=gate)
 
-        return OpenRun(path, self._runtime(runtime), make_run, buffer=buffer, stepwise=stepwise)
+        return OpenRun(path, self._runtime(runtime), plan, buffer=buffer, stepwise=stepwise)
 
     def run_sync(
         self,
@@ -330,23 +463,26 @@ class Application(Generic[S]):
 
     def _runtime(self, runtime: Runtime | None) -> AbstractAsyncContextManager[Runtime]:
         if runtime is None:
-            return Runtime(store=self._store)
+            return Runtime()
         runtime.check_open()
         return nullcontext(runtime)
 
-    def _make_run(
+    def _plan(
         self,
         runtime: Runtime,
-        data: Mapping[str, object],
+        first: Beginning | First,
         inputs: Mapping[str, object],
         path: RunPath,
         *,
         stream: Hook | None = None,
         gate: Gate | None = None,
-    ) -> Run:
+        retries_failed: bool = False,
+    ) -> Root:
+        """Plan an execution of the run ``path`` in ``runtime``."""
         execution = Execution(
             runtime.services,
-            Hooks(self.hooks if stream is None else (*self.hooks, stream)),
+            Hooks(self.hooks, always=() if stream is None else (stream,)),
+            runtime.store if self.store is None else self.store,
             max_steps=self.max_steps,
             max_depth=self.max_depth,
             max_live=self.max_live,
@@ -360,7 +496,11 @@ class Application(Generic[S]):
             gate=gate,
             scopes=runtime.scopes(self, self.limits),
         )
-        return Run(setting, data, path=path)
+
+        def make_run(beginning: Beginning) -> Run:
+            return Run(setting, beginning.first, path=path)
+
+        return Root(path, execution, make_run, first, retries_failed=retries_failed)
 
     # -- checking -------------------------------------------------------------------------------
 
@@ -371,24 +511,77 @@ class Application(Generic[S]):
         inputs: Mapping[str, object] | None,
         runtime: Runtime | None,
         where: str,
-    ) -> tuple[Mapping[str, Any], Mapping[str, Any], RunPath]:
-        """Check what ``run`` or ``open`` was given; return fields, inputs, and who the run is."""
-        schema = self.graph.schema
-        if schema is not None:
-            data = schema.initial({} if state is None else state)
-        else:
-            data = _fields(state, "state", where)
-        given = _fields(inputs, "inputs", where)
+    ) -> tuple[Beginning | First, Mapping[str, Any], RunPath]:
+        """Check what ``run`` or ``open`` was given.
+
+        Returns what the run starts from, its inputs, and who it is.
+        """
+        store = self._check_place(id, runtime, where)
+
+        async def known_or_empty(_: Execution, known: RunRecord | None) -> Beginning:
+            """Leave it to the store, if it has the run."""
+            return self._beginning(None, where) if known is None else self._same(known)
+
+        may_be_known = state is None and id is not None and not isinstance(store, NullStore)
+        first = known_or_empty if may_be_known else self._beginning(state, where)
+        return first, *self._check_inputs(id, inputs, runtime, where)
+
+    def _check_place(self, id: object, runtime: object, where: str) -> Store:  # noqa: A002
+        """Check who the run is to be and where it is to run; return the store that keeps it."""
         if runtime is not None and not isinstance(runtime, Runtime):
             msg = f"{where}(runtime=...) takes an open Runtime, not {runtime!r}"
             raise TypeError(msg)
         if id is not None and not isinstance(id, str):
             msg = f"{where}(id=...) takes a string, not {id!r}"
             raise TypeError(msg)
+        if self.store is not None:
+            return self.store
+        return NullStore() if runtime is None else runtime.store
+
+    def _require_store(self, id: object, runtime: object, where: str) -> None:  # noqa: A002
+        """Refuse what only a store makes possible."""
+        if isinstance(self._check_place(id, runtime, where), NullStore):
+            msg = (
+                f"application {self.name!r}: {where}() needs a store that has the run: "
+                f"Application(..., store=...) or Runtime(store=...)"
+            )
+            raise BadUse(msg)
+
+    def _beginning(self, state: object, where: str) -> Beginning:
+        """Check the fields that a run is to start with.
+
+        Raises:
+            MissingField: One is needed and isn't there.
+        """
+        schema = self.graph.schema
+        if schema is not None:
+            data = schema.initial({} if state is None else state)
+        else:
+            data = _fields(state, "state", where)
         missing = self._missing_field(data)
         if missing:
             msg = f"application {self.name!r}: {missing}"
             raise MissingField(msg)
+        return Beginning(application=self.name, version=self.version, first=data)
+
+    def _same(self, known: RunRecord) -> Beginning:
+        """Say what a run is to start from if its state is what the store has: as this one."""
+        return replace(known.beginning, application=self.name, version=self.version)
+
+    def _checked(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Hold the fields of a state to the application's model, if there is one."""
+        schema = self.graph.schema
+        return data if schema is None else schema.initial(data)
+
+    def _check_inputs(
+        self,
+        id: str | None,  # noqa: A002
+        inputs: Mapping[str, object] | None,
+        runtime: Runtime | None,
+        where: str,
+    ) -> tuple[Mapping[str, Any], RunPath]:
+        """Check the inputs of a run, and collect them from everywhere; make its identity."""
+        given = _fields(inputs, "inputs", where)
         unknown = self._unknown_input(given)
         if unknown:
             msg = f"application {self.name!r}: {where}(inputs=...): {unknown}"
@@ -402,7 +595,7 @@ class Application(Generic[S]):
                 f"reads=[...]"
             )
             raise MissingInput(msg)
-        return data, given, RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
+        return given, RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
 
     def _missing_field(self, fields: Collection[str]) -> str:
         """Say which field must come from outside and doesn't; nothing if none."""

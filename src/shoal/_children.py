@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
@@ -23,17 +24,20 @@ from typing import Any, NoReturn, Self, cast, final
 
 import anyio
 
-from ._action import Act, FunctionAction, require_plain
+from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
 from ._errors import BadKey, BadUse, DefinitionError, brief, note
 from ._events import Failed, Outcome
+from ._functions import require_plain
 from ._graph import as_graph
 from ._group import Dropped, Feed, Group
+from ._hooks import Hook
 from ._ids import Key
-from ._join import Ledger, only_write_reader
-from ._parallel import check_depth, child_setting, narrowed
-from ._policy import Each, Limits
-from ._ports import Hosted, Seat
+from ._join import Ledger, new_ledger, only_write_reader
+from ._parallel import check_depth, child_setting, children_of, circuits_of, narrowed
+from ._policy import Each, Inherit, Limits
+from ._ports import Hosted, Seat, Store
+from ._recorded import Recorded, recorded_children
 from ._run import Run, Setting
 from ._source import Elements, Entry, Kind, Room
 from ._state import State
@@ -82,6 +86,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         limits: Limits,
         each: Each | None,
         timeout: float | None,
+        store: Store | Inherit | None,
+        hooks: Sequence[Hook] | Inherit,
     ) -> None:
         """Use ``context.fan_out``."""
         self._run = run
@@ -89,6 +95,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._seat = seat
         self.name: str = f"{action.name}/{name}"
         self._limit = limits.n
+        self._store, self._hooks = children_of(run, store, hooks)
         self._each = each
         self._timeout = timeout
         self._source = _Started(self)
@@ -102,6 +109,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._deadline = math.inf
         self._news: anyio.Event | None = None  # set while the action waits for an outcome
         self._delivered = 0
+        self._thread = threading.get_ident()
         self._over = False  # all have ended
         self._left = False
         self._consuming = False
@@ -116,12 +124,21 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if self._run.status is not None or self._run.current_step != self._action.name:
             self._refuse("is entered after the action has ended")
         check_depth(self._run, self.name)
-        self._run.ledgers.setdefault(self.name, []).append(self._ledger)
+        self._visit = self._run.visit(self._action.name)
+        self._ledger = new_ledger(self._run, self.name, self._visit)
         around = anyio.current_effective_deadline()
+        self._source.recorded = await recorded_children(
+            self._run, self.name, self._visit, self._store
+        )
         services = self._run.setting.services
         self._deadline = min(around, self._run.setting.deadline)  # its own is the group's scope's
         self._group = Group(
-            self._run, self._source, self._limit, name=self.name, timeout=self._timeout
+            self._run,
+            self._source,
+            self._limit,
+            name=self.name,
+            timeout=self._timeout,
+            circuits=circuits_of(services, self._action.definition, self._each, self.name),
         )
         self._hosted = services.host(self._live, self._group.cancel)
         if self._seat is not None:
@@ -231,7 +248,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         for child in batch:
             outcome = child.outcome
             self._ledger.count(child)  # the outcome itself is the action's
-            self._delivered += child.began
+            child.let_go()
+            self._delivered += child.began or child.status is None  # passed over
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
         self._tell()
@@ -262,7 +280,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             inputs: What its actions take besides fields. They count before the run's own.
 
         Raises:
-            BadUse: Not inside the block, or after ``cancel``.
+            BadUse: Not inside the block, after ``cancel``, or in another thread.
             BadKey: The key was used before, or is neither a str nor an int.
             MissingField: The act reads a field that nobody brings.
             MissingInput: The act takes an input that nobody gives.
@@ -300,7 +318,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             inputs: What their actions take besides fields. They count before the run's own.
 
         Raises:
-            BadUse: Not inside the block, or after ``cancel``.
+            BadUse: Not inside the block, after ``cancel``, or in another thread.
             MissingField: The act reads a field that nobody brings.
             MissingInput: The act takes an input that nobody gives.
         """
@@ -349,7 +367,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             graph,
             only_write_reader(graph),
             inputs,
-            visit=self._run.visit(self._action.name),
+            visit=self._visit,
+            store=self._store,
+            hooks=self._hooks,
             deadline=self._deadline,
             each=self._each,
             wait=self._wait,
@@ -361,6 +381,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         await self._group.wait_aside(seconds)
 
     def _check_open(self, what: str) -> Group:
+        if threading.get_ident() != self._thread:
+            self._refuse(
+                f"is used in another thread than the event loop's; from there, call "
+                f"anyio.from_thread.run_sync(group.{what}, ...)"
+            )
         if self._group is None or self._left:
             self._refuse(f"is used outside of its block: call {what} inside `async with`")
         if self._group.is_closing:
@@ -430,6 +455,7 @@ class _Started:
         self._position = 0
         self._closed = False
         self.made = 0  # children
+        self.recorded: Recorded | None = None
 
     def add(self, kind: Kind, key: Key | None, given: object) -> None:
         """Add a child to be."""
@@ -476,7 +502,7 @@ class _Started:
     def take(self) -> Run | Dropped | None:
         if self._single:
             self.made += 1
-            return _child(self._single.popleft())
+            return self._begin(_child(self._single.popleft()))
         if self._children._has_room():
             child = self._take_in_turn()
             if child is not None:
@@ -484,6 +510,16 @@ class _Started:
                 return child
         self.tell_exhausted()
         return None
+
+    def _begin(self, child: Run) -> Run:
+        """Have a child go on from what is recorded of it."""
+        if self.recorded is not None:
+            fate, record = self.recorded.judge(child)
+            if fate == "runs anew":
+                child.is_afresh = True
+            else:
+                child.record = record
+        return child
 
     def _take_in_turn(self) -> Run | Dropped | None:
         for _ in range(len(self._each)):
@@ -494,7 +530,7 @@ class _Started:
             else:
                 self._each.rotate(-1)
             if child is not None:
-                return child
+                return child if child == "dropped" else self._begin(child)
         return None
 
     def tell_exhausted(self) -> None:
@@ -543,7 +579,7 @@ class _Each(Elements):
         self._key_by = key
         self._started_by = started_by
 
-    def _entries(self, element: object) -> Sequence[Entry]:
+    def _entries(self, element: object, position: int) -> Sequence[Entry]:
         key = None if self._key_by is None else self._key_by(element)
         return (self._started_by.entry(self.kinds[0], key, element),)
 

@@ -5,19 +5,23 @@ Imports everything above.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import threading
+from collections.abc import Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
 import anyio
 
-from ._action import FunctionAction
+from ._action import FunctionAction, Result
 from ._children import ChildGroup
-from ._errors import DefinitionError
+from ._errors import BadResult, BadUse, DefinitionError
 from ._events import SpanStarted
+from ._hooks import Hook
 from ._ids import Key, RunPath
-from ._policy import Each, Limits, check_timeout
-from ._ports import Seat
+from ._items import Items
+from ._parallel import check_cascade
+from ._policy import INHERIT, Each, Inherit, Limits, check_timeout
+from ._ports import Seat, Store
 from ._run import Run
 
 
@@ -34,13 +38,17 @@ class Context:
         {'7': "who '7' at depth 1"}
     """
 
-    def __init__(self, run: Run, action: FunctionAction[..., Any], seat: Seat | None) -> None:
+    def __init__(
+        self, run: Run, action: FunctionAction[..., Any], seat: Seat | None, items: Items
+    ) -> None:
         """Describe one attempt of ``action`` by ``run``."""
         self._run = run
         self._action = action
         self._seat = seat
-        self._attempt = run.attempt
+        self._items = items
+        self._loop_thread = threading.get_ident() if action.in_thread else None
         self._names: set[str] = set()  # of fan-outs
+        self._thread = threading.get_ident()
         # Asked here, for a thread has no scopes to ask.
         self._fixed_deadline = anyio.current_effective_deadline() if action.in_thread else None
 
@@ -77,7 +85,7 @@ class Context:
     @property
     def attempt(self) -> int:
         """Which try of the step this is, counted from 1."""
-        return self._attempt
+        return self._items.attempt
 
     @property
     def deadline(self) -> float:
@@ -119,11 +127,66 @@ class Context:
         if failure is not None:
             raise failure
 
+    def emit(self, item: object) -> Coroutine[Any, Any, None]:
+        """Give a partial item: ``await context.emit(item)``.
+
+        Hooks and opened runs hear of it at once, as ``Item`` events. The action goes on when all of
+        them have let it: so a slow reader slows it down. Items are told in order, also where
+        several tasks of the action give some, and are not saved: what counts is what it returns.
+
+        An action that is a generator may simply ``yield item``. A plain function, in its worker
+        thread, calls ``anyio.from_thread.run(context.emit, item)``; where the action has been
+        cancelled by then, that raises ``RunCancelled``.
+
+        Cancellation arrives before the item is told, or else after everybody has heard of it.
+
+        Raises:
+            HookFailed: A guarding hook raised, which fails the run.
+            BadUse: The action has ended, or is a plain function and calls this itself.
+
+        Examples:
+            >>> @action(reads=["n"], writes=["total"])
+            ... async def add_up(n: int, context: Context) -> int:
+            ...     total = 0
+            ...     for number in range(n):
+            ...         total += number
+            ...         await context.emit(total)
+            ...     return total
+            >>> hook = RecordingHook()
+            >>> Application(add_up, hooks=[hook]).run_sync({"n": 4}).state["total"]
+            6
+            >>> [event.item for event in hook.of(Item)]
+            [0, 1, 3, 6]
+        """
+        action = self._action
+        on_loop = action.in_thread and threading.get_ident() == self._loop_thread
+        if not (action.is_async or action.is_streaming or on_loop):
+            msg = (
+                f"action {action.name!r} is a plain function, which can't await that an item is "
+                f"told: make it a coroutine function, or have it run in a thread and call "
+                f"anyio.from_thread.run(context.emit, item)"
+            )
+            raise BadUse(msg)
+        if isinstance(item, Result):
+            msg = (
+                f"action {action.name!r} emits a Result, which is no partial item: it is what a "
+                f"generator yields last; here, return its value"
+            )
+            raise BadResult(msg)
+        return self._give(item)
+
+    async def _give(self, item: object) -> None:
+        pending = self._items.give(item)
+        if pending is not None:
+            await pending
+
     def fan_out(
         self,
         *,
         name: str,
         limits: Limits | None = None,
+        store: Store | Inherit | None = INHERIT,
+        hooks: Sequence[Hook] | Inherit = INHERIT,
         each: Each | None = None,
         timeout: float | None = None,
     ) -> ChildGroup:
@@ -141,14 +204,25 @@ class Context:
         Args:
             name: Names the fan-out among those of this action.
             limits: How many children are in flight; 100 by default.
+            store: Where the children are kept instead of where the run is; None: nowhere, but for
+                how they ended.
+            hooks: Who is told of the children and their descendants, instead of the run's hooks.
             each: What goes for each child by itself: its timeout, its retry.
             timeout: Seconds from entering the block until the children are cancelled, and
                 ``StepTimeout`` is raised: where the action waits for one of them next, or leaves
                 the block.
 
         Raises:
-            DefinitionError: The name was used before by this attempt, or is none.
+            BadUse: It is called in a worker thread, where the plain function of an action runs.
+            DefinitionError: The name was used before by this attempt, or something is not what it
+                must be.
         """
+        if threading.get_ident() != self._thread:
+            msg = (
+                f"action {self._action.name!r} calls context.fan_out in a worker thread, where it "
+                f"runs since it is a plain function; make it a coroutine function: async def"
+            )
+            raise BadUse(msg)
         if not isinstance(name, str) or not name:
             msg = f"context.fan_out(name=...) takes a name, not {name!r}"
             raise DefinitionError(msg)
@@ -161,6 +235,7 @@ class Context:
         if limits is not None and not isinstance(limits, Limits):
             msg = f"context.fan_out(limits=...) takes Limits(n), not {limits!r}"
             raise DefinitionError(msg)
+        check_cascade("context.fan_out()", store, hooks)
         if each is not None and not isinstance(each, Each):
             msg = f"context.fan_out(each=...) takes Each(...), not {each!r}"
             raise DefinitionError(msg)
@@ -174,6 +249,8 @@ class Context:
             limits=limits or Limits(),
             each=each,
             timeout=timeout,
+            store=store,
+            hooks=hooks,
         )
 
     def __repr__(self) -> str:

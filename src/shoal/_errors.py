@@ -15,18 +15,30 @@ with a note that says where it happened. These are the others::
     ├── NoTransition         none of the edges that leave an act is true of the state
     ├── TooManySteps         a run takes more steps than allowed
     ├── BadResult            an action, reducer or grow returned what it must not
+    ├── IncompleteStream     a streaming action ended without its Result, or went on after it
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
     ├── DepthExceeded        fan-outs nested deeper than allowed
     ├── StepTimeout          an action, child or fan-out took too long (a TimeoutError too)
+    ├── NobodyAccepted       a race nobody can win any more (an ExceptionGroup too), because of...
+    ├── Rejected             ...a result that was not accepted
+    ├── TooFewChildren       ...or too few children to begin with
     ├── RunCancelled         a run has no result, for it was cancelled
     ├── SpuriousCancel       user code raised a cancellation though nobody had cancelled it
     ├── HookFailed           a guarding hook raised; the update it was told of stays
-    ├── StoreFailed          the store could not keep a save
+    ├── NotData              a value that is no data can't be kept, or told from another one
+    ├── RunClaimed           another execution of the run goes on
+    ├── RunConflict          a run of that id was started with something else
+    ├── UnknownRun           the store has no run of that id
+    ├── InputChanged         a child's input changed after its result was reduced
+    ├── StoreFailed          the store could not keep a save, or not say what it has kept
+    ├── LeaseLost            another execution has taken the run over
     └── CommitInDoubt        the store did not acknowledge a save in time
 """
 
+from __future__ import annotations
+
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 
@@ -91,6 +103,10 @@ class BadResult(ShoalError):
     """An action, reducer or ``grow`` returned something other than it must."""
 
 
+class IncompleteStream(ShoalError):
+    """A streaming action ended without yielding a ``Result``, or yielded something after it."""
+
+
 class BadKey(ShoalError):
     """The key of an element is repeated within its fan-out, or is neither a str nor an int."""
 
@@ -105,6 +121,32 @@ class StepTimeout(ShoalError, TimeoutError):
     What it had done by then was cancelled and awaited; updates applied so far stay. Where it had
     failed before and was being tried again, that failure is the ``__cause__``.
     """
+
+
+class NobodyAccepted(ExceptionGroup[Exception], ShoalError):
+    """A race nobody can win any more: too few of its children are left.
+
+    It groups, in input order, what they failed with and a ``Rejected`` for each result that was not
+    accepted; each with a note that names action, key and run.
+    """
+
+    def derive(self, excs: Sequence[Exception], /) -> NobodyAccepted:  # pyright: ignore[reportIncompatibleMethodOverride] # there are none that are no Exception
+        """Group some of the same exceptions, as ``except*`` does."""
+        return NobodyAccepted(self.message, excs)
+
+
+class Rejected(ShoalError):
+    """The result of a child was not accepted. What ``accept`` raised, if it did, is the cause."""
+
+    def __init__(self, message: str, value: object = None) -> None:
+        """Say which one it was."""
+        super().__init__(message)
+        self.value: object = value
+        """The result: what ``take`` names of the child."""
+
+
+class TooFewChildren(ShoalError):
+    """A race has fewer children than it wants results."""
 
 
 class RunCancelled(ShoalError):
@@ -129,11 +171,42 @@ class HookFailed(ShoalError):
     """
 
 
-class StoreFailed(ShoalError):
-    """The store raised instead of keeping a save. The execution ends at the last saved state.
+class NotData(ShoalError):
+    """A value is no data: it can't be kept, nor be told from another one after a crash."""
 
-    The store's own exception is the ``__cause__``.
+
+class RunClaimed(ShoalError):
+    """Another execution of the run goes on, so this one doesn't begin. The message says whose."""
+
+
+class RunConflict(ShoalError):
+    """The store has a run of that id, which was started with something else. Nothing was run.
+
+    The message names what differs: fields of the initial state, the application's name or version.
+    ``Application.fork`` starts a new run from the state of that one.
     """
+
+
+class UnknownRun(ShoalError):
+    """The store has no run of that id, or no such moment of it."""
+
+
+class InputChanged(ShoalError):
+    """A child's input is not what it was when its result was reduced, so it can't be run again.
+
+    What ``reduce`` made of the old result can't be undone. The message names the key.
+    """
+
+
+class StoreFailed(ShoalError):
+    """The store raised instead of keeping a save, or of saying what it has kept.
+
+    The execution ends at the last saved state. The store's own exception is the ``__cause__``.
+    """
+
+
+class LeaseLost(ShoalError):
+    """Another execution has taken the run over, so this one ends; it publishes nothing more."""
 
 
 class CommitInDoubt(ShoalError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast, final
+from typing import Any, ClassVar, Literal, NamedTuple, cast, final
 
 from ._errors import brief
 from ._ids import Key, RunPath
@@ -22,6 +22,30 @@ Status = Literal["succeeded", "failed", "cancelled"]
 
 
 # -- outcomes ------------------------------------------------------------------------------------
+
+
+@final
+class ChildName(NamedTuple):
+    """Which child of a step."""
+
+    act: str
+    """The name of the act that it executes."""
+    key: Key
+    """Its key within the fan-out; empty where there is one child for each act."""
+
+
+@final
+class Decision(NamedTuple):
+    """How a race was decided: saved with the update of the child that decided it."""
+
+    step: str
+    """The race."""
+    winner: ChildName
+    """The child whose result decided it."""
+    winners: tuple[ChildName, ...]
+    """All whose results count, in input order."""
+    reason: str
+    """Why the others are cancelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +110,8 @@ class Cancelled(_Ended):
 
     reason: str
     """Who cancelled it, and why."""
+    winner: ChildName | None = None
+    """The child whose result decided the race that this one lost."""
 
 
 @final
@@ -158,6 +184,8 @@ class Update(NamedTuple):
     """What changed; ``shoal.replay(state, operations)`` applies them."""
     discovered: Sequence[object] = ()
     """New elements that ``grow`` returned for the child that it applies."""
+    discovered_at: int = 0
+    """The position of the first of them."""
 
 
 # -- events --------------------------------------------------------------------------------------
@@ -166,6 +194,9 @@ class Update(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened in a run."""
+
+    provisional: ClassVar[bool] = False
+    """Whether it tells of something that isn't saved, and may come to nothing or come again."""
 
     path: RunPath
     """The run it happened in."""
@@ -189,7 +220,10 @@ class Event:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """A run began."""
+    """An execution of a run began."""
+
+    resumed: bool = False
+    """Whether it goes on where an earlier one has come to, as the store says."""
 
 
 @final
@@ -208,6 +242,25 @@ class SpanStarted(Event):
     step: str
     name: str
     attributes: Mapping[str, object]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item(Event):
+    """An action gave a partial item: it yielded it, or called ``context.emit``.
+
+    Provisional: what counts is the update when the step is completed. The action may fail after it,
+    and be executed again, from its start.
+    """
+
+    provisional: ClassVar[bool] = True
+
+    step: str
+    item: Any
+    attempt: int
+    """Which try of the step gave it, counted from 1."""
+    index: int
+    """How many that try had given before."""
 
 
 @final
@@ -269,6 +322,21 @@ class GraceExceeded(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildStarted(Event):
     """A fan-out of this run started a child."""
+
+    step: str
+    child: RunPath
+    position: int
+    element: Any
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildRerun(Event):
+    """A child that the store knows runs anew: what it works on is not what it was.
+
+    Its act has another ``version``, or its element or what it reads has changed. What was kept of
+    it counts no more. ``ChildStarted`` follows.
+    """
 
     step: str
     child: RunPath

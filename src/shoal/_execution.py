@@ -1,23 +1,38 @@
-"""One process's work on a root run: saving for it and all its descendants. Imports the ports.
+"""One process's work on a root run: what it keeps, and asks of, a store. Imports the ports.
 
 Invariants:
 - A save is acknowledged within the commit deadline, or the execution ends. After a save that failed
   or is in doubt nothing is saved any more: what came after it could contradict it.
 - A save can't be cancelled.
+- A store that can't say what it has kept ends the execution too: nothing is guessed.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Awaitable
-from typing import final
+from typing import TypeVar, final
 
-from anyio import CancelScope, move_on_after
+from anyio import CancelScope, current_time, move_on_after
 
 from ._cancel import as_failure
-from ._errors import CommitInDoubt, ShoalError, SpuriousCancel, StoreFailed, brief
+from ._errors import (
+    CommitInDoubt,
+    LeaseLost,
+    RunClaimed,
+    ShoalError,
+    SpuriousCancel,
+    StoreFailed,
+    brief,
+)
 from ._hooks import Hooks
-from ._ports import Batch, Services
+from ._ids import new_run_id
+from ._ports import Batch, Services, Store
+
+T = TypeVar("T")
+
+logger = logging.getLogger("shoal")
 
 MAX_STEPS = 1000
 """Steps that a run may take, children counting for themselves."""
@@ -64,13 +79,17 @@ class Execution:
     """From the start or resume of a root run to its end in this process."""
 
     __slots__ = (
+        "_claimed",
         "_failure",
         "deadline",
+        "holder",
         "hooks",
+        "is_resumed",
         "live",
         "max_depth",
         "max_steps",
         "services",
+        "store",
         "unsaved",
     )
 
@@ -78,6 +97,7 @@ class Execution:
         self,
         services: Services,
         hooks: Hooks,
+        store: Store,
         *,
         max_steps: int = MAX_STEPS,
         max_depth: int = MAX_DEPTH,
@@ -89,6 +109,7 @@ class Execution:
         Args:
             services: The runtime's.
             hooks: Told of the root run and its descendants.
+            store: Where they are kept.
             max_steps: Steps that each of them may take.
             max_depth: How deep runs may be nested.
             max_live: Children alive at once, besides one of each fan-out.
@@ -96,6 +117,11 @@ class Execution:
         """
         self.services: Services = services
         self.hooks: Hooks = hooks
+        self.store: Store = store
+        self.holder: str = new_run_id()
+        """Its own id, by which it holds the claim on the root run."""
+        self.is_resumed: bool = False
+        """Whether an earlier execution may have left children behind."""
         self.max_steps: int = max_steps
         self.max_depth: int = max_depth
         self.live: LiveBudget = LiveBudget(max_live)
@@ -103,6 +129,7 @@ class Execution:
         self.unsaved: bool = False
         """Whether a save failed, so that nothing can be saved any more."""
         self._failure: ShoalError | None = None
+        self._claimed: list[tuple[Store, str]] = []
 
     def forget(self) -> None:
         """Let go of what ended it, which is being raised: its traceback leads back to here."""
@@ -121,34 +148,86 @@ class Execution:
         """
         return error is self._failure or any(error is failure for failure in self.hooks.failures)
 
-    async def save(self, batch: Batch) -> None:
-        """Have the store keep ``batch``.
+    async def save(self, batch: Batch, store: Store) -> None:
+        """Have ``store`` keep ``batch``.
 
         Once a save has failed, what did not end well passes unsaved, to be told; nothing else does.
 
         Raises:
             StoreFailed: The store raised; the batch is not kept.
             CommitInDoubt: It did not acknowledge in time; whether the batch is kept is unknown.
+            LeaseLost: Another execution has the run; the batch is not kept.
         """
         if self._failure is not None:
             if batch.updates or batch.step_completed or batch.ended == "succeeded":
                 raise self._failure
             return
         try:
-            pending = self.services.store.save(batch)
+            pending = store.save(batch)
             if pending is None:
                 return
             with CancelScope(shield=True), move_on_after(self.services.commit_deadline):
                 await self._acknowledged(pending, batch)
                 return
-        except CommitInDoubt as doubt:
-            raise self._first(doubt) from doubt.__cause__
+        except (CommitInDoubt, LeaseLost) as error:
+            raise self._first(error) from error.__cause__
         except Exception as error:
             why = f"{brief(error)}; the run stops at its last saved state"
             msg = f"the store could not keep a save of run {batch.path.id}: {why}"
             raise self._first(StoreFailed(msg)) from error
         why = f"did not acknowledge it within {self.services.commit_deadline:g} s"
         raise self._first(_in_doubt(batch, why))
+
+    async def claim(self, store: Store, run_id: str) -> None:
+        """Have the root run in ``store``; again is no error. Can't be cancelled.
+
+        Raises:
+            RunClaimed: Another execution has it.
+            StoreFailed: The store raised, or did not answer in time.
+        """
+        if any(claimed is store for claimed, _ in self._claimed):
+            return
+        self._claimed.append((store, run_id))  # also where that is not known for certain
+        with CancelScope(shield=True):
+            await self.ask(store.claim(run_id, self.holder), f"run {run_id}")
+
+    async def release(self) -> None:
+        """Give back what was claimed; a store that can't will find out by itself. Never raises."""
+        while self._claimed:
+            store, run_id = self._claimed.pop()
+            try:
+                with CancelScope(shield=True):
+                    released = store.release(run_id, self.holder)
+                    await self.ask(released, f"the release of run {run_id}")
+            except Exception:
+                logger.exception("run %s could not be given back to its store", run_id)
+
+    async def ask(self, pending: Awaitable[T], what: str) -> T:
+        """Await what a store is asked about what it has kept. May be cancelled.
+
+        Args:
+            pending: The store's answer.
+            what: Says what was asked, for the error: "it could not be asked for ...".
+
+        Raises:
+            StoreFailed: The store raised, or did not answer in time.
+        """
+        deadline = self.services.commit_deadline
+        scope = CancelScope(deadline=current_time() + deadline)
+        try:
+            with scope:
+                return await pending
+            raise TimeoutError
+        except BaseException as error:
+            failure = as_failure(error)
+            if failure is None:
+                raise
+            if isinstance(failure, RunClaimed | LeaseLost):
+                raise self._first(failure) from failure.__cause__
+            late = scope.cancelled_caught
+            why = f"it did not answer within {deadline:g} s" if late else brief(failure)
+            msg = f"the store could not be asked for {what}: {why}; the run stops"
+            raise self._first(StoreFailed(msg)) from failure
 
     async def _acknowledged(self, pending: Awaitable[None], batch: Batch) -> None:
         try:

@@ -10,23 +10,19 @@ from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mappi
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
-from ._action import (
-    Act,
-    Input,
-    bind_where_taken,
-    field_names,
-    is_async,
-    merged_inputs,
-    require_plain,
-)
+from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
 from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief, did_you_mean
 from ._events import Done
+from ._functions import is_async, is_streaming, require_plain
 from ._graph import Graph, as_graph, no_act
+from ._hooks import Hook
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
-from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narrowed
-from ._policy import Each, Limits, OnError, Tolerate
+from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
+from ._policy import INHERIT, Each, Inherit, Limits, OnError, Stagger, Tolerate
+from ._ports import Store
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
+from ._until import ALL, All, Asked, First, Quorum, Until, check_until
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
 Acts = Act | Sequence[Act] | Callable[[State], Act | Sequence[Act]]
@@ -47,10 +43,13 @@ class FanOut(Parallel):
         key: str | Callable[[Any], object] | None,
         take: Take | None,
         at_most: int | None,
-        limits: Limits,
+        limits: Limits | None,
         each: Each | None,
         timeout: float | None,
+        stagger: Stagger | None,
         reads: frozenset[str],
+        store: Store | Inherit | None = INHERIT,
+        hooks: Sequence[Hook] | Inherit = INHERIT,
     ) -> None:
         """Use ``fan_out``, which checks all this."""
         self.join: Join = join
@@ -60,7 +59,13 @@ class FanOut(Parallel):
         self.item = item
         self.key = key
         self.at_most = at_most
-        self.limits = limits
+        self._unlimited = limits is None
+        self.limits = Limits() if limits is None else limits
+        self.stagger = stagger
+        self._definition = self
+        self.store = store
+        self.hooks = hooks
+        self.version = "" if callable(acts) else versions(acts)
         self.each = each
         self.timeout = timeout
         self._take = take
@@ -71,6 +76,11 @@ class FanOut(Parallel):
         self.sure_writes: Collection[str] = frozenset(
             f for f in (join.into, join.errors_into) if f is not None
         )
+
+    @property
+    def definition(self) -> object:
+        """What all that is bound of one fan-out has in common: its latencies."""
+        return self._definition
 
     @property
     def _brought(self) -> frozenset[str]:
@@ -115,10 +125,14 @@ class FanOut(Parallel):
     def _join(self) -> Join:
         return self.join
 
+    def _room(self, source: Elements) -> int:
+        return len(source.kinds) if self._unlimited else self.limits.n
+
     def _source(self, step: ParallelStep) -> Elements:
         graphs, several = self._chosen(step)
         if several != self._several:
-            step.join = replace(step.join, shape=shape_of(self.over, self.key, several=several))
+            shape = shape_of(self.over, self.key, self.join.until, several=several)
+            step.join = replace(step.join, shape=shape)
         kinds = [self._kind(step, graph) for graph in graphs]
         return Elements(
             (None,) if self.over is None else self._over(step),
@@ -129,6 +143,7 @@ class FanOut(Parallel):
             grows=self.join.grow is not None,
             at_most=self.at_most,
             done_in=self.join.into,
+            recorded=step.recorded,
         )
 
     def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:
@@ -139,6 +154,8 @@ class FanOut(Parallel):
         refuse_awaitable(found, f"the function that chooses the acts of fan-out {self.name!r}")
         try:
             graphs, several = as_graphs(found, f"fan-out {self.name!r}, whose acts are chosen,")
+            if self.over is None:
+                check_wanted(f"fan-out {self.name!r}", self.join.until, len(graphs))
             check_acts(graphs, self._brought, self._take, self.join.into, self.name)
         except DefinitionError as error:
             hint = "; if the function itself was meant to be the action, decorate it"
@@ -208,8 +225,10 @@ def _only_key(_element: object) -> str:
     return ""
 
 
-def shape_of(over: Over | None, key: object, *, several: bool) -> Shape:
+def shape_of(over: Over | None, key: object, until: Until, *, several: bool) -> Shape:
     """Say how results are arranged."""
+    if isinstance(until, Quorum) or (isinstance(until, First) and until.n == 1):
+        return "one"
     if over is None:
         return "by act"
     if several:
@@ -267,6 +286,18 @@ def check_acts(
         resolve_take(take, into, graph, who)
 
 
+def check_wanted(who: str, until: Until, count: int) -> None:
+    """Refuse to want more results than there can be children.
+
+    Raises:
+        DefinitionError: It needs more than ``count``.
+    """
+    if isinstance(until, First | Quorum) and until.n > count:
+        what = "first" if isinstance(until, First) else "quorum"
+        msg = f"{who}: until={what}({until.n}) can't be reached by at most {count} children"
+        raise DefinitionError(msg)
+
+
 def resolve_take(take: Take | None, into: str | None, graph: Graph, who: str) -> Take | None:
     """Find out what of a child's final state is its value; None: nothing was said, or needed.
 
@@ -313,13 +344,18 @@ def fan_out(
     reduce: Callable[[State, Done], State] | None = None,
     grow: Callable[[State, Done], Iterable[Any]] | None = None,
     at_most: int | None = None,
-    on_error: Literal["fail"] = "fail",
+    until: Until | None = None,
+    on_error: Literal["fail"] | None = None,
+    stagger: Stagger | None = None,
     limits: Limits | None = None,
+    again: bool | None = None,
     each: Each | None = None,
     timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
+    store: Store | Inherit | None = INHERIT,
+    hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut: ...
 
 
@@ -336,13 +372,18 @@ def fan_out(
     reduce: Reduce | None = None,
     grow: Grow | None = None,
     at_most: int | None = None,
+    until: All | Asked | None = None,
     on_error: Literal["collect", "ignore"] | Tolerate,
+    stagger: Stagger | None = None,
     limits: Limits | None = None,
+    again: bool | None = None,
     each: Each | None = None,
     timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
+    store: Store | Inherit | None = INHERIT,
+    hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut: ...
 
 
@@ -358,13 +399,18 @@ def fan_out(
     reduce: Any | None = None,
     grow: Any | None = None,
     at_most: int | None = None,
-    on_error: OnError = "fail",
+    until: Until | None = None,
+    on_error: OnError | None = None,
+    stagger: Stagger | None = None,
     limits: Limits | None = None,
+    again: bool | None = None,
     each: Each | None = None,
     timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
+    store: Store | Inherit | None = INHERIT,
+    hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut:
     """Make an act that runs many children at once, and joins their results.
 
@@ -402,11 +448,22 @@ def fan_out(
             reduced: a frontier that discovers its own work. Elements whose key is known are dropped
             and counted, here and in ``over``.
         at_most: Children to start in all.
-        on_error: With ``"fail"``, the first failure cancels the others, and the step raises an
-            ``ExceptionGroup`` of all failures, in input order. With ``"collect"``, failures are
+        until: What ends it before all children have ended: ``first(n)``, ``quorum(n)``, or a plain
+            function ``(state, outcome) -> bool``, called after each outcome's update. The others
+            are then cancelled, and awaited to the end of their cleanup. By default ``all_()``.
+        on_error: By default ``"fail"``: the first failure cancels the others, and the step raises
+            an ``ExceptionGroup`` of all failures, in input order. With ``"collect"``, failures are
             data: for ``errors_into``, ``reduce`` and the result's ledger; with ``"ignore"`` for the
-            ledger only. ``Tolerate(...)`` collects until there are too many, then fails.
-        limits: How many children are in flight; 100 by default.
+            ledger only. ``Tolerate(...)`` collects until there are too many, then fails. Not with
+            ``first`` and ``quorum``: there a failure only removes a contestant.
+        stagger: Seconds from the start of one child to the start of the next, which starts at once
+            when a child fails or is refused. With ``math.inf`` one at a time: the next starts when
+            the one before has ended. In a race also ``Hedge(...)``, which learns the delay. By
+            default all start at once, as far as there is room.
+        limits: How many children are in flight; by default 100, or all of a race among acts.
+        again: Whether elements whose key is in ``into`` already run again. By default they do on
+            every visit of the step but the first; True: on the first too; False: never. What
+            executions before a crash have recorded counts first, whatever this says.
         each: What goes for each child by itself: its timeout, its retry.
         timeout: Seconds that the whole step may take, whatever it waits for. Then the children are
             cancelled and awaited, and it raises ``StepTimeout``; what was applied by then stays.
@@ -414,6 +471,9 @@ def fan_out(
         reads: Fields that ``act`` and ``over`` (if functions, where it must be given), ``reduce``
             and ``grow`` read; those that the children and ``over`` (if a field) read are known.
         writes: Fields that ``reduce`` writes; ``into`` and ``errors_into`` are known.
+        store: Where the children are kept instead of where the run is; None: nowhere, but for how
+            they ended.
+        hooks: Who is told of the children and their descendants, instead of the run's hooks.
 
     Raises:
         DefinitionError: The arguments don't fit together, and why.
@@ -444,18 +504,32 @@ def fan_out(
         grow=grow,
     )
     checks.declared(act, over, reads)
+    until = ALL if until is None else until
+    checks.until(until, on_error, errors_into)
+    is_race = isinstance(until, First | Quorum)
+    if on_error is None:
+        on_error = "ignore" if is_race else "fail"
     checks.results(into, errors_into, reduce, on_error)
+    limited = limits is not None or over is not None or not is_race
     limits = Limits() if limits is None else limits
     check_policies(
         f"fan_out {label!r}",
         on_error=on_error,
         at_most=at_most,
         limits=limits,
+        store=store,
+        hooks=hooks,
         each=each,
         timeout=timeout,
     )
+    check_stagger(f"fan_out {label!r}", stagger, until)
+    checks.again(again, key, into, grow, is_race=is_race)
     brought = set[str]() if over is None else {item}
     known = () if callable(graphs) else graphs
+    if known and over is None:
+        check_wanted(f"fan_out {label!r}", until, len(known))
+    if at_most is not None:
+        check_wanted(f"fan_out {label!r}", until, at_most)
     check_acts(known, brought, cast("Take | None", take), into, label)
     writable = checks.writes(writes, reduce) | {f for f in (into, errors_into) if f is not None}
     readable = field_names(reads or (), "reads") | ({over} if isinstance(over, str) else set[str]())
@@ -465,10 +539,12 @@ def fan_out(
         permit=Permit(label, readable | writable, writable),
         into=into,
         errors_into=errors_into,
-        shape=shape_of(over, key, several=several),
+        shape=shape_of(over, key, until, several=several),
         reduce=reduce,
         grow=grow,
         on_error=on_error,
+        until=until,
+        again=again,
     )
     return FanOut(
         join,
@@ -479,10 +555,13 @@ def fan_out(
         key=key,
         take=cast("Take | None", take),
         at_most=at_most,
-        limits=limits,
+        limits=limits if limited else None,
         each=each,
         timeout=timeout,
+        stagger=stagger,
         reads=readable,
+        store=store,
+        hooks=hooks,
     )
 
 
@@ -506,7 +585,7 @@ class _Checks(NamedTuple):
                     "side by side"
                 )
             return graphs, several
-        if is_async(act) or inspect.isasyncgenfunction(act) or not _takes_one(act):
+        if is_async(act) or is_streaming(act) or not _takes_one(act):
             raise DefinitionError(no_act(act, f"fan_out {self.name!r}"))
         return cast("Callable[[State], Act | Sequence[Act]]", act), False
 
@@ -562,6 +641,38 @@ class _Checks(NamedTuple):
             self.refuse("into= and reduce= both say what becomes of results; give one of them")
         if into is not None and into == errors_into:
             self.refuse(f"into= and errors_into= are both {into!r}; name two fields")
+
+    def until(self, until: object, on_error: object, errors_into: object) -> None:
+        check_until(f"fan_out {self.name!r}", until)
+        if not isinstance(until, First | Quorum):
+            return
+        what = "first" if isinstance(until, First) else "quorum"
+        for parameter, value in (("on_error", on_error), ("errors_into", errors_into)):
+            if value is not None:
+                self.refuse(
+                    f"with until={what}(...) a failure only removes a contestant, so {parameter}= "
+                    f"can't be given; result.outcomes({self.name!r}) tells who failed"
+                )
+
+    def again(
+        self, again: object, key: object, into: object, grow: object, *, is_race: bool
+    ) -> None:
+        if again is None:
+            return
+        if not isinstance(again, bool):
+            self.refuse(f"again= is True, False or left out, not {again!r}")
+        if key is None or into is None:
+            self.refuse(
+                "again= says whether elements whose key is in into= already run again, so it needs "
+                "both key= and into="
+            )
+        if grow is not None and again is False:
+            self.refuse(
+                "again=False skips elements, but what a skipped element would make grow return is "
+                "not known; leave one of them out"
+            )
+        if is_race and again is False:
+            self.refuse("again=False skips elements, and in a race none is; leave it out")
 
     def writes(self, writes: Iterable[str], reduce: Reduce | None) -> frozenset[str]:
         fields = field_names(writes, "writes")

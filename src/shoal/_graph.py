@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping,
 from itertools import pairwise
 from typing import Any, cast, final
 
-from ._action import Act, Input, Performer, bind_where_taken, merged_inputs
+from ._action import Act, Input, Performer, bind_where_taken, merged_inputs, versions
 from ._condition import Condition, Predicate, when
 from ._errors import DefinitionError, NoTransition, brief, did_you_mean, note
 from ._flow import END, Edge, End, Flow, name_of, reachable, trace
@@ -217,6 +217,7 @@ class Graph(Act):
     def _wire(self, edges: tuple[Edge, ...], acts: Mapping[str, Act], entry: Act) -> None:
         self.edges = edges
         self.acts = tuple(acts.values())
+        self.version = versions(self.acts)
         self.entry = entry
         leaving: dict[str, list[Edge]] = {name: [] for name in acts}
         for edge in edges:
@@ -232,6 +233,10 @@ class Graph(Act):
         self.straight = straight
         self._takes = merged_inputs(self.acts)
         self._takes_more: bool = any(act.takes_more for act in self.acts)
+
+    def find(self, name: str) -> Act | None:
+        """Find its act of that name; None if there is none."""
+        return next((act for act in self.acts if act.name == name), None)
 
     @property
     def takes(self) -> Mapping[str, Input]:

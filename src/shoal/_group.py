@@ -24,7 +24,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType
@@ -35,6 +35,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._attempts import live_child
+from ._breaker import Circuits
 from ._cancel import (
     absorb_native_cancel,
     as_failure,
@@ -45,6 +46,7 @@ from ._cancel import (
     ki_protected,
 )
 from ._errors import SpuriousCancel, StepTimeout, brief
+from ._events import ChildName
 from ._ports import Waiter
 from ._run import Run
 from ._watch import SPARE, Part, Watched, leads_to
@@ -98,11 +100,30 @@ class Source(Protocol):
 
 
 @final
+class Aside:
+    """Where the children of a group wait for their next attempt. It is made later than they are."""
+
+    __slots__ = ("group",)
+
+    def __init__(self) -> None:
+        """Belong to no group yet."""
+        self.group: Group | None = None
+
+    async def wait(self, seconds: float) -> None:
+        """Wait, as one of the children."""
+        assert self.group is not None, "a child lives in a group"
+        await self.group.wait_aside(seconds)
+
+
+@final
 class Group:
     """The children of one fan-out, while it lasts."""
 
     __slots__ = (
         "_aside",
+        "_cancellation",
+        "_circuits",
+        "_circuit_keys",
         "_closing",
         "_context",
         "_deadline",
@@ -130,10 +151,18 @@ class Group:
         "inbox",
         "name",
         "reason",
+        "winner",
     )
 
     def __init__(
-        self, parent: Run, source: Source, limit: int, *, name: str, timeout: float | None = None
+        self,
+        parent: Run,
+        source: Source,
+        limit: int,
+        *,
+        name: str,
+        timeout: float | None = None,
+        circuits: Circuits | None = None,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -143,7 +172,10 @@ class Group:
             limit: How many may be in flight.
             name: What the fan-out is called.
             timeout: Seconds from now until all is cancelled.
+            circuits: Say which children are skipped for a while; None: none are.
         """
+        self._circuits = circuits
+        self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through
         self.name: str = name
         self._parent = parent
         self._source = source
@@ -167,12 +199,15 @@ class Group:
         self._room: Event | None = None  # set while the feeder waits for room
         self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
         self._closing = False
-        self._interrupted = False  # whether a child was truly cancelled
+        self._interrupted = False  # whether a child was truly cancelled...
+        self._cancellation: type[BaseException] | None = None  # ...and if so, by what
         self._ended_by_hand = False
         self._failure: BaseException | None = None
         self.inbox: deque[Run] = deque()
         self.in_flight = 0
         self.reason = "the fan-out was cancelled"
+        self.winner: ChildName | None = None
+        """The child that decided the race which the others are cancelled for."""
 
     @leads_to(lambda variables: variables["self"].parts())
     async def live(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
@@ -333,6 +368,11 @@ class Group:
         """Whether nothing more is started."""
         return self._closing
 
+    @property
+    def lacks_permits(self) -> bool:
+        """Whether there is room for one more, but none in the live budget."""
+        return self.in_flight < self._limit and self._live > 0 and self._live_budget.is_spent
+
     def engage(self) -> None:
         """Hear that there may be more to do, or less to wait for, than before."""
         if self._tasks is not None and not self._closing:
@@ -400,6 +440,8 @@ class Group:
         self._live += 1
         try:
             child = self._source.take()
+            if self._circuits is not None and isinstance(child, Run) and not child.is_settled:
+                self._consult(self._circuits, child)
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._end_live()
             self._fell(error)
@@ -408,12 +450,35 @@ class Group:
             self._end_live()
             if self._source.dry():
                 self._tell()
-        elif child == "dropped" or child.reason:  # skipped
+        elif child == "dropped":
             self._end_live()
-            self.in_flight += child != "dropped"
+            self._tell_room()  # it was fed, and takes no more room
+        elif child.is_settled:
+            self._end_live()
+            self.in_flight += 1
         else:
             self.in_flight += 1
         return child
+
+    def _consult(self, circuits: Circuits, child: Run) -> None:
+        """Have ``child`` skipped if its circuit is open, unless it has done its work before."""
+        if child.record is not None and child.record.status == "succeeded":
+            return
+        key = circuits.key(child.data)
+        if circuits.admit(key):
+            self._circuit_keys[child] = key
+        else:
+            child.pass_over(f"breaker open: {key}")
+
+    def _tell_circuit(self, circuits: Circuits, child: Run) -> None:
+        """Tell how a child ended that was let through."""
+        if child not in self._circuit_keys:
+            return
+        key = self._circuit_keys.pop(child)
+        if child.status == "failed" and child.error is not None:
+            circuits.hear(key, child.error)
+        else:
+            circuits.hear(key, "done" if child.status == "succeeded" else "cancelled")
 
     def _end_live(self) -> None:
         self._live -= 1
@@ -431,13 +496,15 @@ class Group:
                 if not self._closing and not await self._park():
                     return
                 continue
-            waited = False
+            waited: bool | None = False
             if child == "dropped":
                 pass
-            elif child.reason:  # skipped
+            elif child.is_settled:
                 self._leave(child)
             else:
                 waited = await self._live_child(child)
+                if waited is None:
+                    return
             self._idle += 1  # about to take again
             if native_cancels():
                 await self._replace()
@@ -480,14 +547,16 @@ class Group:
                     self._returning.remove(waiter)
 
     async def _park(self) -> bool:
-        """Wait to be woken; return False where a fresh task takes over instead."""
+        """Wait to be woken; return False if cancelled, or where a fresh task takes over."""
         waiter = self._parent.setting.services.waiter()
         self._parked.append(waiter)
         try:
             await waiter
-        except BaseException:
+        except BaseException as error:
             if cancelled():
-                raise
+                if not is_cancellation(error):
+                    raise
+                return False
             # A child that ended long ago left somebody with the means to cancel this task.
             if waiter in self._parked:
                 self._parked.remove(waiter)
@@ -501,11 +570,18 @@ class Group:
         self._start(self._pull)
         await absorb_native_cancel()
 
-    async def _live_child(self, child: Run) -> bool:
-        """Live ``child`` to its end, and leave it in the inbox; return whether it ever waited."""
+    async def _live_child(self, child: Run) -> bool | None:
+        """Live ``child`` to its end, and leave it in the inbox.
+
+        Returns whether it ever waited; None if it was cut off by what ends this puller too. A
+        cancellation goes no further than that: whoever waits for the group gets its own. Raised out
+        of the task, its traceback would be garbage that only the collector can clear away.
+        """
         waited = True
         try:
-            if child.setting.hooks.child_started:
+            if child.is_afresh:
+                await child.rerun(child.setting.step, self._parent)
+            if self._parent.setting.hooks.child_started:
                 await self._parent.tell_child_started(child)
             each = child.setting.each
             if each is None:
@@ -515,15 +591,17 @@ class Group:
             waited = await drive(self._context.copy(), living, self._engage_two)
             child.succeed()
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
+            if type(error) is self._cancellation:  # and still is cancelled: scopes stay so
+                self._cut_off(child)
+                return None
             failure = as_failure(error)
             if failure is None:
-                self._see_whether_timed_out()
-                child.cancel(self.reason)
-                self._interrupted = True
-                self._end_live()
-                self._leave(child)
-                self._fell(error)
-                return True
+                self._cut_off(child)
+                if is_cancellation(error):
+                    self._cancellation = type(error)
+                else:
+                    self._fell(error)
+                return None
             child.fail(failure)
             if child.setting.execution.ended_by(failure):
                 self._fell(failure)
@@ -532,7 +610,17 @@ class Group:
         self._leave(child)
         return waited
 
+    def _cut_off(self, child: Run) -> None:
+        """End a child that was truly cancelled, or interrupted."""
+        self._see_whether_timed_out()
+        child.cancel(self.reason, self.winner)
+        self._interrupted = True
+        self._end_live()
+        self._leave(child)
+
     def _leave(self, child: Run) -> None:
+        if self._circuits is not None:
+            self._tell_circuit(self._circuits, child)
         self.inbox.append(child)
         self._tell()
 

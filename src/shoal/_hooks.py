@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar, final
@@ -24,9 +24,11 @@ from ._errors import DefinitionError, HookFailed, brief, kind_of
 from ._events import (
     AttemptEnded,
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Event,
     GraceExceeded,
+    Item,
     RunEnded,
     RunStarted,
     SpanStarted,
@@ -74,6 +76,9 @@ class Hook:
     def on_step_started(self, event: StepStarted) -> Told:
         """Hear that a run is about to execute an action."""
 
+    def on_item(self, event: Item) -> Told:
+        """Hear of a partial item of an action that runs. It isn't saved."""
+
     def on_attempt_ended(self, event: AttemptEnded) -> Told:
         """Hear that a try of a step ended that may be tried again, and when the next begins."""
 
@@ -82,6 +87,9 @@ class Hook:
 
     def on_child_started(self, event: ChildStarted) -> Told:
         """Hear that a fan-out started a child."""
+
+    def on_child_rerun(self, event: ChildRerun) -> Told:
+        """Hear that a child runs anew, since what it works on is not what the store knows."""
 
     def on_child_ended(self, event: ChildEnded) -> Told:
         """Hear how a child ended, after the parent's update that applies it."""
@@ -127,12 +135,15 @@ class Hooks:
         "_detached",
         "around_span",
         "around_step",
+        "_always",
         "attempt_ended",
         "child_ended",
+        "child_rerun",
         "child_started",
         "failures",
         "grace_exceeded",
         "hooks",
+        "item",
         "listening",
         "run_ended",
         "run_started",
@@ -144,8 +155,12 @@ class Hooks:
     around_step: Managers[StepStarted]
     around_span: Managers[SpanStarted]
 
-    def __init__(self, hooks: Iterable[Hook] = ()) -> None:
+    def __init__(self, hooks: Iterable[Hook] = (), *, always: Sequence[Hook] = ()) -> None:
         """Sort ``hooks``.
+
+        Args:
+            hooks: What a user gave.
+            always: Told after those, of all runs, whatever hooks a fan-out has for its children.
 
         Raises:
             DefinitionError: One of them is no ``Hook``.
@@ -155,17 +170,20 @@ class Hooks:
             _check_hook(given)
             msg = f"hooks= takes a list: hooks=[{type(given).__name__}(...)]"
             raise DefinitionError(msg)
-        self.hooks: tuple[Hook, ...] = tuple(hooks)
+        self._always = always
+        self.hooks: tuple[Hook, ...] = (*hooks, *always)
         for hook in self.hooks:
             _check_hook(hook)
         self._detached: set[int] = set()  # by identity: a hook may be equal to another one
         self.failures: list[HookFailed] = []
         self.run_started: Listeners = self._listeners("on_run_started")
         self.step_started: Listeners = self._listeners("on_step_started")
+        self.item: Listeners = self._listeners("on_item")
         self.attempt_ended: Listeners = self._listeners("on_attempt_ended")
         self.grace_exceeded: Listeners = self._listeners("on_grace_exceeded")
         self.state_updated: Listeners = self._listeners("on_state_updated")
         self.child_started: Listeners = self._listeners("on_child_started")
+        self.child_rerun: Listeners = self._listeners("on_child_rerun")
         self.child_ended: Listeners = self._listeners("on_child_ended")
         self.step_ended: Listeners = self._listeners("on_step_ended")
         self.run_ended: Listeners = self._listeners("on_run_ended")
@@ -179,6 +197,12 @@ class Hooks:
         self.listening: bool = bool(
             self.state_updated or self.child_ended or self.step_ended or self.run_ended
         )
+
+    def replaced(self, hooks: Iterable[Hook]) -> Hooks:
+        """Return what tells ``hooks`` instead, in the same execution."""
+        other = Hooks(hooks, always=self._always)
+        other._detached, other.failures = self._detached, self.failures
+        return other
 
     def _listeners(self, method: str) -> tuple[Any, ...]:
         original = getattr(Hook, method)
@@ -207,6 +231,51 @@ class Hooks:
             except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
                 failed = self.blame(hook, event, error) or failed
         try:
+            if failed is not None:
+                raise failed
+        finally:
+            del failed  # no cycle from the exception to this frame
+
+    def tell_at_once(self, listeners: Listeners, event: Event) -> Coroutine[Any, Any, None] | None:
+        """Tell ``event`` to each listener in turn, as far as none has to be awaited.
+
+        Returns what awaits the first that has to be, and tells the others; None if all were told.
+
+        Raises:
+            HookFailed: All were told, and a guarding hook raised.
+        """
+        failed: HookFailed | None = None
+        try:
+            for place, (hook, method) in enumerate(listeners):
+                if self._detached and id(hook) in self._detached:
+                    continue
+                try:
+                    pending = method(event)
+                except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+                    failed = self.blame(hook, event, error) or failed
+                    continue
+                if pending is not None:
+                    return self._tell_rest(hook, pending, listeners[place + 1 :], event, failed)
+            if failed is not None:
+                raise failed
+            return None
+        finally:
+            del failed  # no cycle from the exception to this frame
+
+    async def _tell_rest(
+        self,
+        hook: Hook,
+        pending: Awaitable[None],
+        others: Listeners,
+        event: Event,
+        failed: HookFailed | None,
+    ) -> None:
+        try:
+            await _finish(pending, hook._deadline)
+        except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+            failed = self.blame(hook, event, error) or failed
+        try:
+            await self.tell(others, event)
             if failed is not None:
                 raise failed
         finally:

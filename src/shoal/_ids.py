@@ -58,6 +58,14 @@ class RunPath:
         """The id of the run that started this one; None for a root run."""
         return None if self.parent is None else self.parent.id
 
+    @property
+    def root(self) -> RunPath:
+        """The root run that it descends from; itself, if it is one."""
+        path = self
+        while path.parent is not None:
+            path = path.parent
+        return path
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RunPath) and self.id == other.id
 

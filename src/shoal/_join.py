@@ -4,36 +4,51 @@ Invariants:
 - Each outcome is applied by one numbered update that names its child, on top of the update before
   it: ``reduce`` for one child sees what ``reduce`` for the one before it left.
 - If ``reduce`` or ``grow`` raises, the updates before that child stand, and it stays unapplied.
-- Every key ends in exactly one outcome. The ledger keeps counts, and those that are not Done.
+- Nothing behind the outcome that decides a contest is applied.
+- Every key ends in exactly one outcome. The ledger keeps counts, and those that brought nothing.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal, cast, final
 
 from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
+from ._contest import Contest
 from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
-from ._events import Done, ErrorInfo, Failed, Outcome, Update
+from ._events import Cancelled, Decision, Done, ErrorInfo, Failed, Outcome, Skipped, Update
 from ._graph import Graph
+from ._ids import Key
 from ._policy import OnError, Tolerate
 from ._run import Run
 from ._schema import Schema
 from ._source import Elements, Entry
-from ._state import Operation, Permit, Put, PutWithin, State, change_between, make_state, put_within
+from ._state import (
+    Change,
+    Operation,
+    Permit,
+    Put,
+    PutWithin,
+    Set,
+    State,
+    change_between,
+    make_state,
+    put_within,
+)
+from ._until import ALL, First, Quorum, Until
 
 Reduce = Callable[[State, Done | Failed], State]
 Grow = Callable[[State, Done | Failed], Iterable[Any]]
 Take = str | Sequence[str] | Callable[[State], Any]
 
 
-Shape = Literal["by key", "by position", "by key and act", "by position and act", "by act"]
-"""How ``into`` and ``errors_into`` are arranged."""
+Shape = Literal["by key", "by position", "by key and act", "by position and act", "by act", "one"]
+"""How ``into`` and ``errors_into`` are arranged; ``"one"``: not at all, it is a single value."""
 
 
 @final
@@ -51,11 +66,14 @@ class Join:
     reduce: Reduce | None = None
     grow: Grow | None = None
     on_error: OnError = "fail"
+    until: Until = ALL
+    again: bool | None = None
+    """Whether what is collected already runs again; None: not on the first visit."""
 
     @property
-    def keeps_failures(self) -> bool:
-        """Whether failures are data, and not only raised."""
-        return self.on_error != "fail"
+    def is_race(self) -> bool:
+        """Whether a failure only removes a contestant, and somebody has to win."""
+        return isinstance(self.until, First | Quorum)
 
     def collections(
         self, data: Mapping[str, object], *, first_visit: bool
@@ -66,11 +84,13 @@ class Join:
         """
         values: dict[str, object] = {}
         done: Mapping[object, object] = {}
-        if self.into is not None:
+        again = not first_visit if self.again is None else self.again
+        if self.into is not None and self.shape != "one":
             found = data.get(self.into)
+            afresh = again or self.grow or self.shape == "by act" or self.is_race
             if self.shape in ("by position", "by position and act"):
                 values[self.into] = PositionedList[object](StateMap())
-            elif found is None or self.grow or not first_visit or self.shape == "by act":
+            elif found is None or afresh:
                 values[self.into] = StateMap[object, object]()
             else:
                 done = self._found(found, self.into)
@@ -78,6 +98,11 @@ class Join:
         if self.errors_into is not None:
             values[self.errors_into] = StateMap[object, object]()
         return values, done
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether ``into`` is a list."""
+        return self.into is not None and self.shape in ("by position", "by position and act")
 
     @property
     def is_nested(self) -> bool:
@@ -88,7 +113,7 @@ class Join:
         """Say why the model of the parent's state can't hold what is collected, if it can't."""
         nested = self.is_nested
         listed = self.shape in ("by position", "by position and act")
-        if self.into is not None:
+        if self.into is not None and self.shape != "one":
             why = schema.why_not_grown(self.into, mapping=not listed, nested=nested)
             if why:
                 return f"{why}; declare one, or {'give' if listed else 'leave out'} key="
@@ -119,6 +144,24 @@ class Join:
                 raise StateError(msg)
             by_key[key] = StateMap(cast("Mapping[object, object]", by_act))
         return by_key
+
+    def without(
+        self, data: Mapping[str, object], children: Collection[tuple[str, Key]]
+    ) -> Mapping[str, object]:
+        """Take the values of ``children``, which are given by act and key, out of ``into``.
+
+        Returns the field, if it changes by that.
+        """
+        if self.into is None or self.shape == "one" or not children:
+            return {}
+        found = left = cast("_Collection", data[self.into])
+        if not self.is_nested:
+            by_act = self.shape == "by act"
+            left = left.without({act if by_act else key for act, key in children})
+        else:
+            for act, key in children:
+                left = _without_within(left, key, act)
+        return {} if left is found else {self.into: left}
 
     def done_keys(self, done: Mapping[object, object], act: str) -> AbstractSet[object]:
         """Tell which children of ``act`` needn't run, since ``done`` has their results."""
@@ -169,9 +212,10 @@ def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
 @final
 @dataclass(slots=True)
 class Ledger:
-    """How the children of a fan-out ended: counts, and the outcomes that are not Done.
+    """How the children of a fan-out ended: counts, and the outcomes that brought nothing.
 
-    Iterate it for those outcomes, in input order.
+    Iterate it for those outcomes, in input order: all that are not Done, and those Done that were
+    not ``used``, having come too late or been refused.
     """
 
     done: int = 0
@@ -185,7 +229,8 @@ class Ledger:
 
     They are those of elements that ``grow`` had found, and further acts of the last element.
     """
-    _rest: list[Outcome] | None = None
+    _rest: list[Outcome] | None = field(default=None, repr=False)
+    _cancelled: list[Run] | None = field(default=None, repr=False)  # with outcomes nobody asked for
 
     @property
     def total(self) -> int:
@@ -193,32 +238,54 @@ class Ledger:
         return self.done + self.failed + self.cancelled + self.skipped
 
     def __iter__(self) -> Iterator[Outcome]:
-        """Go through the outcomes that are not Done, in input order."""
+        """Go through the outcomes that brought nothing, in input order."""
+        self.settle()
         return iter(sorted(self._rest or (), key=lambda outcome: outcome.position))
 
     def __len__(self) -> int:
-        """Count the outcomes that are not Done."""
-        return len(self._rest or ())
+        """Count the outcomes that brought nothing."""
+        return len(self._rest or ()) + len(self._cancelled or ())
 
     def enter(self, child: Run, *, raised: bool) -> None:
-        """Count a child's end, and keep its outcome if it is not Done.
+        """Count a child's end, and keep its outcome if it brought nothing.
 
         Args:
             child: It has ended.
-            raised: Whether its failure will be raised. Otherwise it is kept as data, and its
-                traceback is dropped, with all that the frames hold: pages, bodies, connections.
+            raised: Whether its failure will be raised, or may be. Otherwise it is kept as data, and
+                its traceback is dropped, with all that the frames hold: pages, bodies, connections.
         """
         self.count(child)
-        if child.status == "succeeded":
+        if (child.status == "succeeded" and child.used) or child.is_kept:
+            return
+        if child.status == "cancelled":
+            if self._cancelled is None:
+                self._cancelled = []
+            self._cancelled.append(child)
+            return
             return
         if not raised and isinstance(child.error, Exception):
             _let_go(child.error)
         if self._rest is None:
             self._rest = []
         self._rest.append(child.outcome)
+        child.let_go()
+
+    def settle(self) -> None:
+        """Let go of the runs that were cancelled, for their outcomes."""
+        if self._cancelled:
+            self._rest = [*(self._rest or ()), *(child.outcome for child in self._cancelled)]
+            self._cancelled = None
+
+    def let_go(self) -> None:
+        """Keep as data the failures that might have been raised, and won't be."""
+        for outcome in self._rest or ():
+            if isinstance(outcome, Failed):
+                _let_go(outcome.error)
 
     def count(self, child: Run) -> None:
-        """Count a child's end."""
+        """Count a child's end, unless it was counted when it was found to be kept."""
+        if child.is_kept:
+            return
         match child.status:
             case "succeeded":
                 self.done += 1
@@ -228,6 +295,34 @@ class Ledger:
                 self.cancelled += 1
             case None:
                 self.skipped += 1
+
+    def add(self, outcome: Outcome, *, kept: bool = True) -> None:
+        """Count a recorded outcome and, if it brought nothing and is ``kept``, keep it."""
+        match outcome:
+            case Done():
+                self.done += 1
+                if outcome.used:
+                    return
+            case Failed():
+                self.failed += 1
+            case Cancelled():
+                self.cancelled += 1
+            case Skipped():
+                self.skipped += 1
+        if not kept:
+            return
+        if self._rest is None:
+            self._rest = []
+        self._rest.append(outcome)
+
+
+def new_ledger(run: Run, step: str, visit: int) -> Ledger:
+    """Begin to count how the children of one visit of a step end."""
+    ledgers = run.ledgers.setdefault(step, [])
+    while len(ledgers) <= visit:  # an action may open a fan-out of its own in some visits only
+        ledgers.append(Ledger())
+    ledger = ledgers[visit] = Ledger()
+    return ledger
 
 
 @final
@@ -241,6 +336,7 @@ class Draft:
         "_errors",
         "_failed",
         "_consults",
+        "_contest",
         "_join",
         "_nested",
         "_number",
@@ -249,17 +345,30 @@ class Draft:
         "_values",
         "admitted",
         "applied",
+        "decision",
         "failures",
         "is_failing",
         "unapplied",
         "updates",
     )
 
-    def __init__(self, join: Join, parent: Run, elements: Elements, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        join: Join,
+        parent: Run,
+        elements: Elements,
+        ledger: Ledger,
+        contest: Contest | None = None,
+    ) -> None:
         """Begin on the parent's state as it is."""
         self._join = join
+        self._contest = contest
         self._nested = join.is_nested
-        self._consults = join.reduce is not None or join.grow is not None
+        self._consults = (
+            join.reduce is not None
+            or join.grow is not None
+            or (contest is not None and contest.consults)
+        )
         self._tolerance = join.on_error if isinstance(join.on_error, Tolerate) else None
         self._elements = elements
         self._data = parent.data
@@ -275,9 +384,13 @@ class Draft:
         self.is_failing = False  # whether there are more failures than are tolerated
         self.failures: list[Run] = []  # those that are to be raised
         self.admitted: list[Entry] = []
+        self.decision: Decision | None = None
 
     def add_all(self, batch: list[Run]) -> BaseException | None:
-        """Add outcomes up to the first that can't be applied; return why not, naming its key."""
+        """Add outcomes up to the one that decides a contest, or the first that can't be applied.
+
+        Returns why it can't, naming its key.
+        """
         for at, child in enumerate(batch):
             before = self._data, len(self._values), len(self._errors)
             if self._consults:
@@ -290,41 +403,72 @@ class Draft:
                 note(error, f"shoal: fan-out {name!r} applying key {child.key!r}, run {path.id}")
                 self._data, values, errors = before  # without what this child has placed already
                 del self._values[values:], self._errors[errors:]
-                self.unapplied += batch[at:]
-                for missed in batch[at:]:
-                    missed.miss()
+                self._miss(batch[at:])
                 return error
+            if self.decision is not None:
+                self._miss(batch[at + 1 :])
+                break
         return None
+
+    def _miss(self, children: list[Run]) -> None:
+        """Leave out what comes too late."""
+        for child in children:
+            child.miss()
+        self.unapplied += children
 
     def finished_data(self) -> Mapping[str, object]:
         """Return the fields of the state after all updates."""
-        for field, placed in (
+        for name, placed in (
             (self._join.into, self._values),
             (self._join.errors_into, self._errors),
         ):
-            if field is not None and placed:
-                grown = cast("_Collection", self._data[field]).put_all(placed)
-                self._data = {**self._data, field: grown}
+            if name is not None and placed:
+                grown = cast("_Collection", self._data[name]).put_all(placed)
+                self._data = {**self._data, name: grown}
                 placed.clear()
         return self._data
 
     def _add(self, child: Run) -> None:
         join, status = self._join, child.status
-        if status == "failed" or (status == "succeeded" and self._tolerance is not None):
+        counts = status == "failed" or (status == "succeeded" and self._tolerance is not None)
+        if counts and not child.is_kept:  # else it was counted when it came up
             self._count(failed=status == "failed")
-        if status in ("failed", "cancelled") and not self._applies(child):
+        passed_over = status is None and not child.used
+        if passed_over or (status in ("failed", "cancelled") and not self._applies(child)):
             self.unapplied.append(child)
+            return
+        contest = None if child.is_kept else self._contest
+        if contest is not None and status == "succeeded" and not contest.admits(child):
+            self._refuse(child)
             return
         operations = self._placing(child)
         discovered: tuple[object, ...] = ()
-        if self._consults and status is not None:
+        at = 0
+        if self._consults and status is not None and not child.is_kept:
             outcome = cast("Done | Failed", child.outcome)
             if join.reduce is not None:
                 operations += self._reduce(join.reduce, outcome)
             if join.grow is not None:
-                discovered = self._grow(join.grow, outcome)
+                discovered, at = self._grow(join.grow, outcome)
+        if contest is not None and not self.is_failing:
+            self.decision = contest.decide(child, self._state)
+        self._apply(child, operations, discovered, at)
+
+    def _refuse(self, child: Run) -> None:
+        """Leave out a result that doesn't count; but what ``grow`` finds in it does."""
+        child.miss()
+        if self._join.grow is None:
+            self.unapplied.append(child)
+        else:
+            outcome = cast("Done | Failed", child.outcome)
+            self._apply(child, (), *self._grow(self._join.grow, outcome))
+
+    def _apply(
+        self, child: Run, operations: tuple[Operation, ...], discovered: tuple[object, ...], at: int
+    ) -> None:
+        join = self._join
         self._number += 1
-        self.updates.append(Update(self._number, join.name, operations, discovered))
+        self.updates.append(Update(self._number, join.name, operations, discovered, at))
         self.applied.append(child)
 
     def _count(self, *, failed: bool) -> None:
@@ -359,12 +503,26 @@ class Draft:
             return (self._put(join.errors_into, child, info, self._errors),)
         if join.into is None:
             return ()
+        if join.shape == "one":
+            return self._choosing(join.into)
         value = child.value
-        if child.status is None:  # skipped: only its place among the others changes
+        if child.is_settled:  # only its place among the others changes
             value = cast("Mapping[object, Any]", self._data[join.into])[child.key]
             if join.shape != "by key":
                 value = value[child.setting.act]
         return (self._put(join.into, child, value, self._values),)
+
+    def _choosing(self, field: str) -> tuple[Operation, ...]:
+        """Give ``into`` the value of the whole contest, once that is known."""
+        assert self._contest is not None, "only a contest comes to a single value"
+        chosen = self._contest.chosen
+        if chosen is None:
+            return ()
+        change = Change((Set(field, chosen.value),), {field: chosen.value})
+        if self._schema is not None:
+            change = self._schema.checked(change, self._data, self._who(chosen.key))
+        self._data = change.applied_to(self._data)
+        return change.operations
 
     def _put(self, field: str, child: Run, value: object, placed: list[_Placed]) -> Put | PutWithin:
         position = child.position
@@ -387,7 +545,7 @@ class Draft:
 
     def _fitting(self, schema: Schema[Any], field: str, child: Run, value: object) -> object:
         """Hold what a child brings to the model of the parent's state."""
-        who = self._who(child)
+        who = self._who(child.key)
         listed = isinstance(self._data[field], PositionedList)
         if self._nested:
             key = None if listed else child.key
@@ -401,24 +559,28 @@ class Draft:
         most = schema.most(field)
         if count > most:
             msg = (
-                f"{self._who(child)} makes field {field!r} {count} items long, and "
+                f"{self._who(child.key)} makes field {field!r} {count} items long, and "
                 f"{schema.name} allows at most {most:g}"
             )
             raise InvalidState(msg)
 
-    def _who(self, child: Run) -> str:
-        return f"fan-out {self._join.name!r}, for key {child.key!r},"
+    def _who(self, key: Key) -> str:
+        return f"fan-out {self._join.name!r}, for key {key!r},"
 
-    def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[object, ...]:
-        """Return the new elements."""
-        state = make_state(self.finished_data(), self._join.permit)
-        entries = self._elements.grow(grow(state, outcome), outcome.key)
+    def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[tuple[object, ...], int]:
+        """Return the new elements, and the position of the first."""
+        entries = self._elements.grow(grow(self._state(), outcome), outcome.key)
         self.admitted += entries
         first = self._elements.kinds[0]  # the other acts get the same elements
-        return tuple(entry.element for entry in entries if entry.kind is first)
+        discovered = tuple(entry.element for entry in entries if entry.kind is first)
+        return discovered, entries[0].position if entries else 0
+
+    def _state(self) -> State:
+        """Return the state after all updates, as the fan-out's own functions see it."""
+        return make_state(self.finished_data(), self._join.permit)
 
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
-        base = make_state(self.finished_data(), self._join.permit)
+        base = self._state()
         who = f"reduce of fan-out {self._join.name!r}, for key {outcome.key!r},"
         change = change_between(base, reduce(base, outcome), who)
         if self._schema is not None:
@@ -428,7 +590,18 @@ class Draft:
 
 
 _Placed = tuple[Any, Any, float | None]
-_Collection = StateMap[object, object] | PositionedList[object]
+_Collection = StateMap[Any, Any] | PositionedList[Any]
+
+
+def _without_within(collection: _Collection, key: Any, act: str) -> _Collection:
+    """Take the value of ``act`` out of the mapping that ``key`` has."""
+    none = StateMap[str, Any]()
+    listed = isinstance(collection, PositionedList)
+    inner = collection.at(key, none) if listed else collection.get(key, none)
+    if act not in inner:
+        return collection
+    inner = inner.without({act})
+    return collection.put_all(((key, inner, None),)) if inner else collection.without({key})
 
 
 def _let_go(error: BaseException) -> None:

@@ -17,7 +17,9 @@ from ._cancel import as_failure, drive, ki_protected
 from ._errors import HookFailed, brief, note
 from ._events import Update
 from ._graph import Graph
+from ._ledgers import recall_ledgers
 from ._parallel import check_depth, child_setting, narrowed
+from ._recorded import recorded_children
 from ._run import Run
 from ._state import NO_CHANGE, Change, Drop, Set
 
@@ -33,20 +35,36 @@ async def enter(graph: Graph, run: Run) -> Change:
     """
     check_depth(run, graph.name)
     hint = "pass it to run(), or write it in an earlier action"
-    base = narrowed(run.data, graph, {}, f"the actions of {graph.name!r}", hint)
+    begun = run.playback
+    data = run.data if begun is None else begun.began.data
+    base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
+    child = Run(child_setting(run, graph.name, graph), base)
     kept = run.take_kept(graph.name)
-    if kept is None:
-        child = Run(child_setting(run, graph.name, graph), base)
-    else:  # an attempt before this one got so far
+    recorded = None
+    if kept is not None:  # an attempt before this one got so far
         assert isinstance(kept, Run)
         child = kept
         child.reopen()
+    else:
+        visit, store = run.visit(graph.name), run.setting.store
+        recorded = await recorded_children(run, graph.name, visit, store)
+    if recorded is not None:
+        fate, child.record = recorded.judge(child)
+        if fate == "runs anew":
+            child.record = None
+            await child.rerun(graph.name, run)
+        elif child.record is not None:
+            await child.recall()
+            await recall_ledgers(child)
+        if fate == "is kept":
+            _take_ledgers(run, child)
+            return NO_CHANGE
     if run.setting.hooks.child_started:
         await run.tell_child_started(child)
     try:
         await drive(copy_context(), child.advance(), _nothing)
         child.succeed()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 # raised again below
         failure = as_failure(error)
         if failure is None:
             child.cancel(run.reason or "its parent was cancelled")
@@ -54,13 +72,16 @@ async def enter(graph: Graph, run: Run) -> Change:
             child.fail(failure)
             await run.settle()  # what the child left on the task must not tear the save
         await _record(run, child, error)
+        child.let_go()
         run.keep(graph.name, child)
-        if failure is None or failure is error:
-            raise
-        raise failure from failure.__cause__
+        try:
+            if failure is None or failure is error:
+                raise
+            raise failure from failure.__cause__
+        finally:
+            del failure  # no cycle from the exception through its traceback to this frame
     finally:
-        for step, ledgers in child.ledgers.items():
-            run.ledgers.setdefault(f"{graph.name}/{step}", []).extend(ledgers)
+        _take_ledgers(run, child)
     await run.settle()
     try:
         change = _change(graph, child)
@@ -100,6 +121,12 @@ def _change(graph: Graph, child: Run) -> Change:
         *(Drop(field) for field in dropped),
     )
     return Change(operations, written, dropped)
+
+
+def _take_ledgers(run: Run, child: Run) -> None:
+    """Let the result of ``run`` say how the children of ``child`` ended."""
+    for step, ledgers in child.ledgers.items():
+        run.ledgers.setdefault(f"{child.setting.act}/{step}", []).extend(ledgers)
 
 
 async def _record(run: Run, child: Run, error: BaseException) -> None:

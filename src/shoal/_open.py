@@ -20,12 +20,14 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._cancel import ki_protected
 from ._errors import BadUse, RunCancelled
-from ._events import Event, Failed, Status
+from ._events import Event, Failed, Outcome, Status
 from ._hooks import Hook
 from ._host import Hosted
 from ._ids import RunPath
 from ._join import Ledger
 from ._ports import Waiter
+from ._recorded import read_outcomes
+from ._root import Root
 from ._run import Run
 from ._runtime import Runtime
 from ._state import S, State
@@ -44,9 +46,15 @@ class RunResult(Generic[S]):
     state: State[S]
     """Its final state; ``state.data`` is an instance of the application's model."""
     _ledgers: Mapping[str, Sequence[Ledger]] = field(repr=False)
+    _run: Run = field(repr=False, compare=False)
 
     def outcomes(self, step: str, visit: int = -1) -> Ledger:
-        """Return how the children of the fan-out ``step`` ended.
+        """Return how the children of the fan-out ``step`` ended: counts, and who is not Done.
+
+        Those that are Done are in the state, where ``into`` or ``reduce`` has put them;
+        ``all_outcomes`` reads them from the store.
+
+        Those that are Done are only counted: what they came to is in the state.
 
         Args:
             step: The fan-out's name; inside of a graph that is a node, ``"graph/fan-out"``; of an
@@ -68,14 +76,35 @@ class RunResult(Generic[S]):
             msg = f"run {self.run_id} executed {step!r} {len(ledgers)} times; no visit {visit}"
             raise KeyError(msg) from None
 
+    def all_outcomes(self, step: str, visit: int = -1) -> AsyncIterator[Outcome]:
+        """Read how each child of the fan-out ``step`` ended from the store, in input order.
+
+        Read lazily: ``async for outcome in result.all_outcomes("titles")``. The ``state`` of a
+        child that is Done holds the fields that it has written.
+
+        Args:
+            step: The name of one of the run's own fan-outs; of an action's, ``"action/fan-out"``.
+            visit: Which execution of it, counted from 0; by default the last one.
+
+        Raises:
+            KeyError: The run executed no fan-out of that name, or not so often.
+            BadUse: The run has no store.
+            StoreFailed: The store did not say.
+        """
+        self.outcomes(step, visit)
+        count = len(self._ledgers[step])
+        return read_outcomes(self._run, step, visit % count)
+
     def raise_for_failures(self) -> None:
         """Raise the failures that were collected or ignored, if there are any.
 
-        For those who collect failures and, in the end, want none.
+        For those who collect failures and, in the end, want none. What failed below a child that
+        put up with it is not among them, for that child is Done; nor is what failed in an action's
+        own fan-out, for it was raised there, or handed to the action.
 
         Raises:
             ExceptionGroup: All failures of the run's fan-outs, in the order of the steps and,
-                within each, of the input; but for those that an action has consumed by itself.
+                within each, of the input.
         """
         errors = [
             outcome.error
@@ -88,6 +117,11 @@ class RunResult(Generic[S]):
             count = "a child" if len(errors) == 1 else f"{len(errors)} children"
             msg = f"{count} of run {self.run_id} failed"
             raise ExceptionGroup(msg, errors)
+
+
+def result_of(run: Run) -> RunResult[Any]:
+    """Make the result of a root run that has succeeded."""
+    return RunResult(run_id=run.path.id, state=run.state, _ledgers=run.ledgers, _run=run)
 
 
 @final
@@ -134,7 +168,7 @@ class OpenRun(Generic[S]):
         self,
         path: RunPath,
         runtime: AbstractAsyncContextManager[Runtime],
-        make_run: Callable[[Runtime, Hook, Gate | None], Run],
+        plan: Callable[[Runtime, Hook, Gate | None], Root],
         *,
         buffer: int,
         stepwise: bool,
@@ -142,7 +176,7 @@ class OpenRun(Generic[S]):
         """Use ``Application.open``."""
         self._path = path
         self._runtime = runtime
-        self._make_run = make_run
+        self._plan = plan
         self._buffer = buffer
         self._stepwise = stepwise
         self._entered = False
@@ -168,16 +202,35 @@ class OpenRun(Generic[S]):
             self._stream = Stream(self._path, waiter, self._buffer)
             self._steps = _Steps(waiter) if self._stepwise else None
             gate = None if self._steps is None else self._steps.pass_gate
-            self._run = self._make_run(runtime, self._stream, gate)
+            root = self._plan(runtime, self._stream, gate)
             self._owner = get_current_task().id
-            self._root: Hosted = runtime.start(
-                self._run, _Ending(self._run, self._stream, self._steps)
-            )
+            self._root: Hosted = runtime.start(root, _Ending(root, self._stream, self._steps))
+            self._run = await self._begun(root)
         except BaseException:
             await self._runtime.__aexit__(None, None, None)  # leaves a shared one open
             raise
         self._entered = True
         return self
+
+    async def _begun(self, root: Root) -> Run:
+        """Wait until the run goes on, or is known to have ended long ago."""
+        if root.run is None:
+            try:
+                await root.begun.wait()
+            except BaseException:
+                self._root.cancel("closed")
+                await self._root.wait()
+                raise
+        if root.run is None:
+            await self._root.wait()
+            try:
+                raise self._root.fatal or root.error or self._never_began(root.reason)
+            finally:
+                root.error = None  # no cycle from the exception to this frame
+        return root.run
+
+    def _never_began(self, reason: str) -> RunCancelled:
+        return RunCancelled(f"run {self._path.id} was cancelled before it began: {reason}")
 
     @ki_protected
     async def __aexit__(
@@ -310,7 +363,7 @@ class OpenRun(Generic[S]):
 
         Raises:
             Exception: The run's failure, unwrapped.
-            RunCancelled: It was cancelled, by ``cancel`` or by leaving the block.
+            RunCancelled: It was cancelled: by ``cancel``, by leaving the block, or by its runtime.
             BadUse: The run is stepped and hasn't ended, or it failed and the block was left.
         """
         self._check_entered()
@@ -325,9 +378,7 @@ class OpenRun(Generic[S]):
         self._raise_failure()
         run = self._run
         if run.status == "succeeded":
-            return RunResult(
-                run_id=self._path.id, state=cast("State[S]", run.state), _ledgers=run.ledgers
-            )
+            return result_of(run)
         if run.status == "cancelled":
             msg = f"run {self._path.id} has no result, it was cancelled: {run.reason}"
             raise RunCancelled(msg)
@@ -424,17 +475,18 @@ class _Loop(AsyncIterator[Event]):
 class _Ending:
     """Tells whoever waits that a run has ended. Not the handle, which may be forgotten."""
 
-    __slots__ = ("_run", "_steps", "_stream")
+    __slots__ = ("_root", "_steps", "_stream")
 
-    def __init__(self, run: Run, stream: Stream, steps: _Steps | None) -> None:
-        self._run = run
+    def __init__(self, root: Root, stream: Stream, steps: _Steps | None) -> None:
+        self._root = root
         self._stream = stream
         self._steps = steps
 
     def __call__(self) -> None:
         self._stream.end()
         if self._steps is not None:
-            self._steps.end(completed=self._run.status == "succeeded")
+            run = self._root.run
+            self._steps.end(completed=run is not None and run.status == "succeeded")
 
 
 @final

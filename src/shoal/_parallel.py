@@ -4,18 +4,26 @@ Imports everything above.
 
 Invariants:
 - A batch of outcomes is one save, made in the parent's task; what ended unapplied is saved too.
+- A decision and the update of the child that decided are one save. Everybody sees the winner; then
+  the others are cancelled, once, and awaited to the end of their cleanup; then they are recorded.
 - A child starts from the parent's state as it was when the step began, narrowed to what its graph
   needs; siblings don't see each other's results.
+- A step that an earlier execution has begun goes on where it stood; see ``_recorded``.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any, final
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast, final
 
 from ._action import Act, Performer
+from ._breaker import Circuits
+from ._collections import StateMap
+from ._contest import Contest, contest
 from ._errors import (
     DefinitionError,
     DepthExceeded,
@@ -27,15 +35,33 @@ from ._errors import (
     did_you_mean,
     note,
 )
-from ._events import Failed, Update
+from ._events import Decision, Done, Failed, Update
 from ._graph import Graph
-from ._group import Group
-from ._join import Draft, Join, Ledger
-from ._policy import Each, Limits, Tolerate, check_timeout
+from ._group import Aside, Group
+from ._hedge import Experience
+from ._history import Playback
+from ._hooks import Hook, Hooks
+from ._ids import RunPath
+from ._join import Draft, Join, Ledger, new_ledger
+from ._policy import (
+    INHERIT,
+    Each,
+    Hedge,
+    Inherit,
+    Limits,
+    Stagger,
+    Tolerate,
+    check_timeout,
+    is_number,
+)
+from ._ports import ChildRecord, NullStore, Services, Store, check_store
+from ._recorded import Recorded, outcome_of, recorded_children
 from ._run import Run, Setting
 from ._schema import Schema
 from ._source import Elements, Kind
+from ._stagger import Staggered
 from ._state import NO_CHANGE, Change, Set, State, make_state
+from ._until import First, Quorum
 
 logger = logging.getLogger("shoal")
 
@@ -45,10 +71,25 @@ class Parallel(Act):
 
     limits: Limits = Limits()
     """How many children are in flight."""
+    stagger: Stagger | None = None
+    """When the next child starts; None: all start at once."""
+    store: Store | Inherit | None = INHERIT
+    """Where the children are kept; None: nowhere, but for how they ended."""
+    hooks: Sequence[Hook] | Inherit = INHERIT
+    """Who is told of the children and their descendants."""
     each: Each | None = None
     """What goes for each child by itself."""
     timeout: float | None = None
     """Seconds that the whole step may take."""
+
+    @property
+    def definition(self) -> object:
+        """What all that is bound of one definition has in common."""
+        return self
+
+    def _room(self, source: Elements) -> int:
+        """Say how many children of ``source`` are in flight."""
+        return self.limits.n
 
     @abstractmethod
     def _join(self) -> Join:
@@ -89,16 +130,25 @@ class ParallelStep:
         check_depth(run, act.name)
         self.act = act
         self.parent = run
-        self.data: Mapping[str, object] = run.data
         self.join = act._join()
-        self.ledger = Ledger()
+        self.ledger = new_ledger(run, act.name, run.visit(act.name))
+        self.decision: Decision | None = None
+        self._contest: Contest | None = None
+        self._staggered: Staggered | None = None
+        # An earlier execution may have begun the step: all children start from the state as it was.
+        self._begun = run.playback
+        self.data: Mapping[str, object] = (
+            run.data if self._begun is None else self._begun.began.data
+        )
+        self._store, self._hooks = children_of(run, act.store, act.hooks)
+        self.recorded: Recorded | None = None
+        self._digests: dict[str, tuple[object, bytes]] = {}
         self.source: Elements | None = None
-        self._group: Group | None = None
+        self._aside = Aside()
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._unsaved: list[Run] = []  # a batch that could not be saved
         self._unfinished: list[Run] = []  # children that another attempt has to go on with
-        run.ledgers.setdefault(act.name, []).append(self.ledger)
 
     @property
     def state(self) -> State:
@@ -124,21 +174,37 @@ class ParallelStep:
             MissingInput: The graph takes an input that nobody has given.
         """
         setting = child_setting(
-            self.parent, self.act.name, graph, value_of, inputs, each=self.act.each, wait=self._wait
+            self.parent,
+            self.act.name,
+            graph,
+            value_of,
+            inputs,
+            store=self._store,
+            hooks=self._hooks,
+            digests=self._digests,
+            each=self.act.each,
+            wait=self._aside.wait,  # and not this: an error's frames lead to its child's setting
         )
         return Kind(setting, base)
-
-    async def _wait(self, seconds: float) -> None:
-        """Wait, as one of the children."""
-        assert self._group is not None
-        await self._group.wait_aside(seconds)
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
         act, former = self.act, self.source
+        if former is None:
+            await self._recall()
+            if self._begun is not None and self._begun.decision is not None:
+                self._keep_decided(self._begun.decision)
+                return act._finished(make_state(self.parent.data, self.join.permit))
         source = self.source = act._source(self)
-        group = self._group = Group(
-            self.parent, source, act.limits.n, name=act.name, timeout=act.timeout
+        self._contest = contest(act.name, self.join.until)
+        staggered = self._staggered = self._stagger(source)
+        group = self._aside.group = self._group = Group(
+            self.parent,
+            source if staggered is None else staggered,
+            act._room(source),
+            name=act.name,
+            timeout=act.timeout,
+            circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
         )
         try:
             if former is None:
@@ -146,16 +212,22 @@ class ParallelStep:
             else:
                 self._go_on(former)
             self._leave_out_done()
-            await group.live(self._apply)
-            await self._record_unapplied(group)
+            if not self._is_lost(0):
+                await group.live(self._apply)
+                await self._record_unapplied(group)
             self._judge()
+            await self._clear_up()
         except BaseException as error:
             await self._wind_up(group, error)
             self.parent.keep(act.name, self)
             raise
         finally:
+            if staggered is not None:
+                staggered.close()
             self.ledger.dropped = source.dropped
             self.ledger.left = source.known
+            # No cycles: an error's frames lead to the source, its children's settings to the group.
+            source.on_kept = self._aside.group = None
         source.close()
         return act._finished(make_state(self.parent.data, self.join.permit))
 
@@ -165,12 +237,24 @@ class ParallelStep:
         unfinished, self._unfinished = self._unfinished, []
         self._is_failing = False
         done = self.ledger.done - sum(child.status == "succeeded" for child in unfinished)
-        ledger, self.ledger = self.ledger, Ledger(done=done, skipped=self.ledger.skipped)
-        ledgers = self.parent.ledgers[self.act.name]
-        ledgers[ledgers.index(ledger)] = self.ledger
+        skipped, name = self.ledger.skipped, self.act.name
+        self.ledger = new_ledger(self.parent, name, self.parent.visit(name))
+        self.ledger.done, self.ledger.skipped = done, skipped
         for child in unfinished:
             child.reopen()
         self.source.resume(former, unfinished)
+
+    def _stagger(self, source: Elements) -> Staggered | None:
+        """Put before ``source`` what says when children start; None if they start at once."""
+        stagger, services = self.act.stagger, self.parent.setting.services
+        if not isinstance(stagger, Hedge):
+            return Staggered(source, float(stagger), services.clock) if stagger else None
+        definition = self.act.definition
+        experience = services.learned.get(definition)
+        if experience is None:
+            experience = services.learned[definition] = Experience(stagger)
+        assert self._contest is not None, "only races are hedged"
+        return Staggered(source, experience, services.clock, self._contest.wanted)
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
@@ -184,6 +268,26 @@ class ParallelStep:
             logger.exception("while fan-out %r of run %s ended", self.act.name, self.parent.path.id)
             note(error, f"shoal: while the fan-out ended, {brief(failure)} was raised")
 
+    async def _recall(self) -> None:
+        """Ask the store what earlier executions have left of the children."""
+        run, name = self.parent, self.act.name
+        self.recorded = await recorded_children(
+            run, name, run.visit(name), self._store, folds=self.join.reduce is not None
+        )
+
+    def _keep_decided(self, decision: Decision) -> None:
+        """Leave it at what an earlier execution has decided: nothing is started any more."""
+        self.decision = decision
+        self._count_rest(decision)
+
+    def _count_rest(self, decision: Decision) -> None:
+        """Count how those ended, by record, that don't come up any more: it is decided."""
+        lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
+        for record in () if self.recorded is None else self.recorded.rest():
+            # Who has not ended was cancelled for that, or died with its process.
+            ended = record if record.status is not None else replace(record, **lost)
+            self.ledger.add(outcome_of(ended, self.parent.path))
+
     async def _open(self) -> None:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
         run, name = self.parent, self.act.name
@@ -193,14 +297,30 @@ class ParallelStep:
             msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
             raise InvalidState(msg)
         first_visit = run.visit(name) == 0
-        values, self._done = self.join.collections(run.data, first_visit=first_visit)
-        if values:
-            operations = tuple(Set(field, value) for field, value in values.items())
-            update = Update(run.number + 1, name, operations)
-            await run.commit((update,), {**run.data, **values})
+        values, self._done = self.join.collections(self.data, first_visit=first_visit)
+        if self._begun is not None and self._begun.under_way:
+            values = self._reopen(self._begun)
+        await self._set(values)
+
+    def _reopen(self, begun: Playback) -> dict[str, object]:
+        """Take the step up again: let come what had been discovered, and forget failures.
+
+        Children that failed run again, unless ``reduce`` has taken their failure. Returns the
+        fields that change by that.
+        """
+        source = self.source
+        assert source is not None
+        for update in begun.under_way:
+            if update.discovered:
+                source.rediscover(update.discovered, update.discovered_at)
+        field, data = self.join.errors_into, self.parent.data
+        if field is None or self.join.reduce is not None or not data.get(field):
+            return {}
+        return {field: StateMap[object, object]()}
 
     def _leave_out_done(self) -> None:
         assert self.source is not None
+        self.source.on_kept = partial(_keep, self.ledger, self._contest, self.parent.path)
         if self._done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(self._done, kind.setting.act)
@@ -210,7 +330,7 @@ class ParallelStep:
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         assert self.source is not None
-        draft = Draft(self.join, self.parent, self.source, self.ledger)
+        draft = Draft(self.join, self.parent, self.source, self.ledger, self._contest)
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
         try:
@@ -219,29 +339,59 @@ class ParallelStep:
                 draft.finished_data(),
                 applied=draft.applied,
                 unapplied=draft.unapplied,
+                decision=draft.decision,
             )
         except Exception:  # a failed save or hook; KeyboardInterrupt waits for the end of a commit
             if self.parent.setting.execution.unsaved:
                 self._unsaved = batch
             raise
-        fatal = set(map(id, draft.failures))
+        self.decision = draft.decision
+        self.source.admit(draft.admitted)
+        left = self._group.in_flight - len(batch)
+        if self._staggered is not None:
+            self._staggered.learn(batch)
+            if self.decision is None:
+                self._staggered.hear(batch, left)
+        reason = self._reason_to_stop(draft, left)
+        fatal, is_open = set(map(id, draft.failures)), self._is_open
         for child in batch:
-            self.ledger.enter(child, raised=id(child) in fatal)
+            self.ledger.enter(child, raised=is_open or id(child) in fatal)
         if self.parent.setting.is_resumable:
             self._unfinished += [
                 child
                 for child in draft.unapplied  # others that have failed are tolerated
-                if child.status != "failed" or id(child) in fatal
+                if child.status != "failed" or is_open or id(child) in fatal
             ]
-        self.source.admit(draft.admitted)
         if error is not None:
             raise error
+        return reason
+
+    def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
+        """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
+        if self.decision is not None:
+            self._group.winner = self.decision.winner
+            return self.decision.reason
+        if self._is_lost(left):
+            return f"fan-out {self.act.name!r} can't be decided any more"
         if not draft.is_failing:
             return None
         if not draft.failures:
             return f"too many children of fan-out {self.act.name!r} failed"
         first = draft.failures[0]
         return f"key {first.key!r} of fan-out {self.act.name!r} failed: {brief(first.error)}"
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether it is a race, and undecided: nobody knows yet if its failures will be raised."""
+        return self.decision is None and self.join.is_race
+
+    def _is_lost(self, in_flight: int) -> bool:
+        """Tell whether nobody can win any more, with ``in_flight`` children that may."""
+        if self._contest is None or (in_flight and self.join.grow is not None):
+            return False
+        assert self.source is not None
+        more = self._staggered.most(in_flight) if self._staggered else self.source.most()
+        return self._contest.is_lost(in_flight + more)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -252,20 +402,73 @@ class ParallelStep:
         self._unsaved = []
         if not late:
             return
+        if self._staggered is not None:
+            self._staggered.learn(late)
+        is_open = self._is_open
         for child in late:
             if self.parent.setting.execution.unsaved:
                 child.lose()
             elif child.status == "succeeded":
                 child.miss()
-            elif child.status == "failed" and self.join.on_error == "fail":
+            elif child.status != "failed" or self.decision is not None:
+                pass  # what fails after the decision changes nothing
+            elif self.join.on_error == "fail":
                 self._is_failing = True
-            self.ledger.enter(child, raised=self._is_failing)
-        if self.parent.setting.is_resumable:
-            self._unfinished += late
-        await self.parent.commit((), self.parent.data, unapplied=late)
+        try:
+            await self.parent.commit((), self.parent.data, unapplied=late)
+        finally:
+            for child in late:
+                self.ledger.enter(child, raised=is_open or self._is_failing)
+            if self.parent.setting.is_resumable:
+                self._unfinished += late
+
+    async def _clear_up(self) -> None:
+        """Settle what is left of earlier executions, where inputs are not what they were.
+
+        What a child has come to stays where it is if its key does not come up any more: the source
+        may know it is done. Without keys, what follows the last position is nobody's; and where a
+        child has run anew and failed, its old result is gone.
+        """
+        recorded, source, join = self.recorded, self.source, self.join
+        if recorded is None or source is None:
+            return
+        assert source is not None
+        gone: list[ChildRecord] = []
+        if self.decision is not None:
+            self._count_rest(self.decision)
+        for record in () if self.decision is not None else recorded.rest():
+            if recorded.is_part_of_the_state(record) and not join.is_listed:
+                self.ledger.add(outcome_of(record, self.parent.path))
+            else:
+                gone.append(record)
+        old = {(record.act, record.key) for record in gone}
+        old |= {(one.act, one.key) for one in self.ledger if isinstance(one, Failed)}
+        await self._set(join.without(self.parent.data, old))
+        for record in gone:
+            child = source.remade(record)
+            if child is not None:
+                await child.be_forgotten()
+
+    async def _set(self, values: Mapping[str, object]) -> None:
+        """Give fields of the parent's state new values, by an update of their own."""
+        run = self.parent
+        if values:
+            operations = tuple(Set(field, value) for field, value in values.items())
+            update = Update(run.number + 1, self.act.name, operations)
+            await run.commit((update,), {**run.data, **values})
 
     def _judge(self) -> None:
-        """Raise the failures, if there is one that isn't tolerated."""
+        """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
+        self.ledger.settle()
+        if self.decision is not None:
+            self.ledger.let_go()
+            return
+        if self._contest is not None:
+            defeat = self._contest.defeat(self.ledger, self.ledger.total)
+            if defeat is not None:
+                if self._staggered is not None and self._staggered.is_out_of_budget:
+                    note(defeat, f"shoal: the budget of {self.act.stagger} allowed no more starts")
+                raise defeat
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
             ended = ledger.failed + ledger.done
@@ -277,6 +480,14 @@ class ParallelStep:
             raise ExceptionGroup(msg, errors)
 
 
+def _keep(ledger: Ledger, contest: Contest | None, parent: RunPath, record: ChildRecord) -> None:
+    """Count a child that an earlier execution has done all about."""
+    outcome = outcome_of(record, parent)
+    ledger.add(outcome)
+    if contest is not None and isinstance(outcome, Done):
+        contest.recall(outcome)
+
+
 # -- what steps have in common ---------------------------------------------------------------------
 
 
@@ -286,6 +497,8 @@ def check_policies(
     on_error: object,
     at_most: object,
     limits: object,
+    store: object = INHERIT,
+    hooks: object = INHERIT,
     each: object = None,
     timeout: object = None,
 ) -> None:
@@ -294,6 +507,7 @@ def check_policies(
     Raises:
         DefinitionError: Naming ``who`` was given it.
     """
+    check_cascade(who, store, hooks)
     if not isinstance(limits, Limits):
         msg = f"{who}: limits= takes Limits(n), not {limits!r}"
         raise DefinitionError(msg)
@@ -307,6 +521,40 @@ def check_policies(
         msg = f"{who}: each= takes Each(timeout=..., retry=...), not {each!r}"
         raise DefinitionError(msg)
     check_timeout(f"{who}: timeout=", timeout)
+
+
+def check_stagger(who: str, stagger: object, until: object) -> None:
+    """Refuse what doesn't say when children start.
+
+    Raises:
+        DefinitionError: Naming ``who`` was given it.
+    """
+    if isinstance(stagger, Hedge):
+        if not isinstance(until, First | Quorum):
+            msg = (
+                f"{who}: stagger=Hedge(...) starts more children than are needed, and here all "
+                f"are: give until=first(), or, to hedge each child, run over the elements a race "
+                f"of its act against itself: race(act, act.bind(name='again'), stagger=Hedge(...))"
+            )
+            raise DefinitionError(msg)
+    elif stagger is not None and not (is_number(stagger) and stagger >= 0):
+        msg = (
+            f"{who}: stagger= takes seconds from one start to the next, math.inf for one at a "
+            f"time, or Hedge(...), not {brief(stagger)}"
+        )
+        raise DefinitionError(msg)
+
+
+def check_cascade(who: str, store: object, hooks: object) -> None:
+    """Refuse what can't take the place of the parent's store or hooks.
+
+    Raises:
+        DefinitionError: Naming ``who`` was given it.
+    """
+    if store is not None and store is not INHERIT:
+        check_store(store, f"{who}: store=")
+    if hooks is not INHERIT:
+        Hooks(cast("Iterable[Hook]", hooks))
 
 
 def check_reads(
@@ -360,10 +608,16 @@ def child_setting(
     *,
     visit: int | None = None,
     deadline: float | None = None,
+    store: Store | None = None,
+    hooks: Hooks | None = None,
+    digests: dict[str, tuple[object, bytes]] | None = None,
+    on_item: Callable[[Run, object], None] | None = None,
     each: Each | None = None,
     wait: Callable[[float], Awaitable[None]] | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
+
+    A partial item of theirs is one of the run's too, for whoever started that.
 
     Raises:
         MissingInput: The graph takes an input that nobody has given.
@@ -388,10 +642,58 @@ def child_setting(
         value_of=value_of,
         scopes=setting.scopes,
         deadline=setting.deadline if deadline is None else deadline,
+        store=setting.store if store is None else store,
+        ends_itself=store is not None and store is not setting.store,
+        hooks=setting.hooks if hooks is None else hooks,
+        digests=digests,
+        on_item=on_item if setting.on_item is None else partial(_hand_up, run, on_item),
         each=each,
         is_resumable=setting.is_resumable,
         wait=setting.wait if wait is None else wait,
     )
+
+
+def circuits_of(
+    services: Services, definition: object, each: Each | None, name: str = ""
+) -> Circuits | None:
+    """Find the circuits of a fan-out, if it has a breaker.
+
+    Args:
+        services: The runtime's.
+        definition: What all its executions have in common.
+        each: May have a breaker.
+        name: Tells the fan-outs of one action apart.
+    """
+    if each is None or each.breaker is None:
+        return None
+    named = services.circuits.setdefault(definition, {})
+    found = named.get(name)
+    if found is None or found.breaker != each.breaker:
+        found = named[name] = Circuits(each.breaker, services.clock)
+    return found
+
+
+def children_of(
+    run: Run, store: Store | Inherit | None, hooks: Iterable[Hook] | Inherit
+) -> tuple[Store, Hooks]:
+    """Find out where the children of a step of ``run`` are kept, and who is told of them."""
+    setting = run.setting
+    kept = setting.store
+    if store is None:
+        kept = kept if isinstance(kept, NullStore) else NullStore()
+    elif not isinstance(store, Inherit):
+        kept = store
+    told = setting.hooks if isinstance(hooks, Inherit) else setting.hooks.replaced(hooks)
+    return kept, told
+
+
+def _hand_up(
+    run: Run, on_item: Callable[[Run, object], None] | None, child: Run, item: object
+) -> None:
+    if on_item is not None:
+        on_item(child, item)
+    if run.setting.on_item is not None:
+        run.setting.on_item(run, item)
 
 
 def narrowed(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from enum import Enum
+from math import inf
+from typing import Literal, TypeGuard, final
 
+from ._breaker import Breaker
 from ._errors import DefinitionError
 from ._retry import Retry, is_positive
 
@@ -103,6 +106,20 @@ class Tolerate:
 
 
 @final
+class Inherit(Enum):
+    """What a fan-out's children have of their parent."""
+
+    INHERIT = "inherit"
+
+    def __repr__(self) -> str:
+        return "INHERIT"
+
+
+INHERIT = Inherit.INHERIT
+"""The same as the parent: the store that keeps it, the hooks that are told of it."""
+
+
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Each:
     """What goes for each child of a fan-out by itself: ``fan_out(..., each=Each(...))``.
@@ -113,9 +130,10 @@ class Each:
             to the end of its cleanup, and fails with ``StepTimeout``.
         retry: What of a child's failures is tried again. The child goes on at the step that failed;
             steps that it has completed, and results that were applied to its state, stay.
+        breaker: Skips children for a while whose key keeps failing.
 
     Raises:
-        DefinitionError: Neither, or one of them is no such thing.
+        DefinitionError: None of them, or one of them is no such thing.
 
     Examples:
         >>> asked = []
@@ -133,15 +151,19 @@ class Each:
 
     timeout: float | None = None
     retry: Retry | None = None
+    breaker: Breaker | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        if self.timeout is None and self.retry is None:
-            msg = "Each() says nothing; give it timeout=..., retry=..., or both"
+        if self.timeout is None and self.retry is None and self.breaker is None:
+            msg = "Each() says nothing; give it timeout=..., retry=... or breaker=..."
             raise DefinitionError(msg)
         check_timeout("Each(timeout=...)", self.timeout)
         if self.retry is not None and not isinstance(self.retry, Retry):
             msg = f"Each(retry=...) takes Retry(...), not {self.retry!r}"
+            raise DefinitionError(msg)
+        if self.breaker is not None and not isinstance(self.breaker, Breaker):
+            msg = f"Each(breaker=...) takes Breaker(...), not {self.breaker!r}"
             raise DefinitionError(msg)
 
 
@@ -158,3 +180,64 @@ def check_timeout(what: str, timeout: object) -> None:
 
 OnError = Literal["fail", "collect", "ignore"] | Tolerate
 """What the failure of a child does to its fan-out."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hedge:
+    """When a race starts more children than it needs: as soon as those that run are slow.
+
+    As many children start at once as are needed, mostly one. The next starts when that has taken
+    longer than most do, by the latencies that races of the same definition had in the same runtime;
+    or at once when one fails or is refused. Either is an extra start, and no more than a share of
+    the starts may be extra ones. So where everything is slow or fails, the load grows by that
+    share, and no more. Without a budget left a race goes on with the children it has, and waits for
+    its turn; if all of them have failed, it is lost.
+
+    To hedge an act, let it race against itself: ``race(ask, ask.bind(name="again"), into="answer",
+    stagger=Hedge())``; to hedge each child of a map, run such a race over its elements. What is
+    hedged runs twice now and then: that must do no harm.
+
+    Args:
+        percentile: How slow a child must be: slower than so many of a hundred. Of the last 1,000
+            latencies; losers that were slow count as well, with the time they had when they lost.
+        budget: Which share of the needed starts may be extra ones, in the long run. What was left
+            of it for the last 1,000 needed starts may be used up at once; one is granted in
+            advance.
+        initial: Seconds after which the next starts as long as fewer than 20 latencies are known;
+            by default endless: it only starts when one fails.
+
+    Raises:
+        DefinitionError: One of them is out of range.
+
+    Examples:
+        >>> Hedge(percentile=90, budget=0.15, initial=0.5)
+        Hedge(percentile=90, budget=0.15, initial=0.5)
+    """
+
+    percentile: float = 95
+    budget: float = 0.1
+    initial: float = inf
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        for name, least, most, what in (
+            ("percentile", 0, 100, "a number between 0 and 100"),
+            ("budget", 0, 1 + 1e-9, "the share of extra starts, above 0 and up to 1"),
+        ):
+            value: object = getattr(self, name)
+            if not is_number(value) or not least < value < most:
+                msg = f"Hedge({name}=...) takes {what}, not {value!r}"
+                raise DefinitionError(msg)
+        if not is_number(self.initial) or not self.initial >= 0:
+            msg = f"Hedge(initial=...) takes seconds, not {self.initial!r}"
+            raise DefinitionError(msg)
+
+
+Stagger = float | Hedge
+"""When the next child of a fan-out starts: seconds after the one before, or as a hedge."""
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether ``value`` is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

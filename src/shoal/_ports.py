@@ -6,19 +6,24 @@ A port is bound by the runtime; the engine never knows which implementation it t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, final
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, final
+from weakref import WeakKeyDictionary
 
 from ._action import FunctionAction
-from ._events import Outcome, Status, Update
-from ._ids import RunPath
+from ._breaker import Circuits
+from ._errors import DefinitionError, brief
+from ._events import ChildName, Decision, Outcome, Status, Update
+from ._history import Completed, Entry, Rewound
+from ._ids import Key, RunPath
+from ._items import Items
 from ._retry import Account, RetryBudget
 from ._state import Change
 from ._watch import Part, Watched
 
 
-class EndedChild(Protocol):
-    """A child run that has ended."""
+class SavedRun(Protocol):
+    """A run, as stores see it."""
 
     @property
     def path(self) -> RunPath:
@@ -26,14 +31,88 @@ class EndedChild(Protocol):
         ...
 
     @property
+    def position(self) -> int:
+        """A child's place among the others, counted from 0."""
+        ...
+
+    @property
+    def element(self) -> object:
+        """What a child works on."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """A hash of what a child works on: what it starts with, its act and the act's version."""
+        ...
+
+    @property
+    def status(self) -> Status | None:
+        """How it ended; None while it goes on, and for a child that was skipped."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it was cancelled or skipped, if it was."""
+        ...
+
+    @property
+    def winner(self) -> ChildName | None:
+        """Who decided the race that a child was cancelled for."""
+        ...
+
+    @property
+    def error(self) -> BaseException | None:
+        """What it failed with, if it did."""
+        ...
+
+    @property
+    def used(self) -> bool:
+        """Whether the parent took what a child returned."""
+        ...
+
+    @property
+    def value(self) -> object:
+        """What a child has come to, as its fan-out takes it."""
+        ...
+
+    @property
+    def attempts(self) -> int:
+        """Tries of the step that a child ended in."""
+        ...
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from its start to its end."""
+        ...
+
+    @property
     def outcome(self) -> Outcome:
-        """How it ended; made when first asked for."""
+        """How a child ended, as a value; made when first asked for."""
         ...
 
     @property
     def last_update(self) -> Update | None:
-        """Its last update, saved with its end; None if there is none."""
+        """A child's last update, saved with its end; None if there is none."""
         ...
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """What a root run starts from."""
+
+    application: str
+    """The application's name."""
+    version: str
+    """The application's version."""
+    first: Mapping[str, object]
+    """The fields of the state that it starts with."""
+    after: str | None = None
+    """The step after which it starts; None: before the first."""
+    visits: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How often it counts as having completed steps before."""
+    forked_from: tuple[str, int] | None = None
+    """The run whose state it starts with, and the number of the update that led there."""
 
 
 @final
@@ -41,25 +120,116 @@ class Batch(NamedTuple):
     """What one save holds: all of it or nothing is kept.
 
     A child's last update and its outcome are saved here, by the parent's update that applies it;
-    the child itself saves only its earlier steps.
+    the child itself saves only its earlier steps. What is kept of a child that was not known before
+    is its step, visit, act and key (which are in its path), position, element and digest.
     """
 
-    path: RunPath
+    run: SavedRun
     """The run whose state the updates change."""
     updates: Sequence[Update] = ()
     """In the order of their numbers."""
-    applied: Sequence[EndedChild] = ()
+    applied: Sequence[SavedRun] = ()
     """Children whose end is saved here, each applied by the update at the same place."""
-    unapplied: Sequence[EndedChild] = ()
+    unapplied: Sequence[SavedRun] = ()
     """Children that ended without an update of the parent: failed, cancelled, come too late."""
     step_completed: str | None = None
-    """The step that the last of the updates completes."""
+    """The step that is completed with this: by the last of the updates, if there are any."""
+    decision: Decision | None = None
+    """How the last of the updates decides a race: who goes on after that has no other winner."""
     ended: Status | None = None
     """How this execution of the run ended, if this is its last save."""
+    before: int = 0
+    """The number of the run's last update before this save."""
+    begun: Beginning | None = None
+    """What a root run starts from: in its first save."""
+    rewound: Rewound | None = None
+    """Where the run goes back to, before the updates."""
+    afresh: bool = False
+    """Whether what was kept of the run and its descendants before counts no more."""
+    holder: str = ""
+    """The execution that saves: the one that has claimed the root run."""
+
+    @property
+    def path(self) -> RunPath:
+        """The identity of the run whose state the updates change."""
+        return self.run.path
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What the save adds to the history of the run."""
+        rewound = () if self.rewound is None else (self.rewound,)
+        step = self.step_completed
+        completed = () if step is None else (Completed(step, self.before),)
+        decided = () if self.decision is None else (self.decision,)
+        return (*rewound, *self.updates, *decided, *completed)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What a store says of a root run."""
+
+    beginning: Beginning
+    status: Status | None
+    """How its last execution ended; None: that has not ended, as far as is known."""
+    reason: str = ""
+    """Why it was cancelled, if it was."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildRecord:
+    """What a store says of a child."""
+
+    step: str
+    """The parent's step that started it..."""
+    visit: int
+    """...in which visit."""
+    act: str
+    key: Key
+    position: int
+    element: object
+    digest: str
+    status: Status | Literal["skipped"] | None
+    """How it ended; None: it has not, as far as is known."""
+    value: object = None
+    """What it has come to, if it succeeded."""
+    applied: int | None = None
+    """The number of the parent's last update that applied it."""
+    used: bool = True
+    """Whether the parent took what it returned."""
+    reason: str = ""
+    """Why it was cancelled or skipped, if it was."""
+    winner: ChildName | None = None
+    """Who decided the race that it was cancelled for, if it was."""
+    error: Exception | None = None
+    """What it failed with, if it did."""
+    attempts: int = 1
+    elapsed: float = 0.0
+    """Seconds from its start to its end, in the execution in which it ended."""
 
 
 class Store(Protocol):
-    """Where updates are kept."""
+    """Where runs are kept: what they start from, their updates, and how their children ended.
+
+    A save is kept as a whole or not at all. Nothing that was kept changes; what counts no more is
+    followed by a save that says so. All calls come from the event loop; those that wait may be
+    cancelled, but for ``save``, ``claim`` and ``release``, which are shielded.
+    """
+
+    async def claim(self, run_id: str, holder: str) -> None:
+        """Let the execution ``holder`` have the root run, known or not, and all its descendants.
+
+        Saves of other holders are refused from now on, with ``LeaseLost``.
+
+        Raises:
+            RunClaimed: Another execution has it.
+        """
+        ...
+
+    async def load(self, run_id: str) -> RunRecord | None:
+        """Say what is known of a root run; None if nothing is."""
+        ...
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
         """Keep ``batch``, all or nothing.
@@ -69,15 +239,74 @@ class Store(Protocol):
         """
         ...
 
+    async def read(self, path: RunPath, from_number: int = 0) -> Sequence[Entry]:
+        """Return the history of a run, in order; nothing if it is not known.
 
-@final
+        Args:
+            path: The run.
+            from_number: Leave out what came before the update of that number.
+        """
+        ...
+
+    async def children(
+        self, path: RunPath, step: str | None = None, visit: int | None = None
+    ) -> Sequence[ChildRecord]:
+        """Return what is known of the children of a run, in any order.
+
+        Args:
+            path: The run.
+            step: Only those of that step.
+            visit: Only those of that visit of the step.
+        """
+        ...
+
+    async def release(self, run_id: str, holder: str) -> None:
+        """Give the root run back, if ``holder`` has it."""
+        ...
+
+
+def check_store(store: object, where: str) -> None:
+    """Refuse what is no store.
+
+    Raises:
+        DefinitionError: Naming the methods that it lacks.
+    """
+    calls = ("claim", "load", "save", "read", "children", "release")
+    lacking = [name for name in calls if not callable(getattr(store, name, None))]
+    if isinstance(store, type):
+        msg = f"{where} takes a store, and {store.__name__} is a class: write it with ()"
+        raise DefinitionError(msg)
+    if lacking:
+        msg = f"{where} takes a store; {brief(store)} has no {', '.join(lacking)} (see shoal.Store)"
+        raise DefinitionError(msg)
+
+
 class NullStore:
-    """Keeps nothing: what runs use that have no store."""
+    """Keeps nothing: what runs use that have no store. A base for stores that only save."""
 
     __slots__ = ()
 
-    def save(self, batch: Batch) -> None:
+    async def claim(self, run_id: str, holder: str) -> None:
+        """Let anybody have it."""
+
+    async def load(self, run_id: str) -> RunRecord | None:
+        """Know nothing."""
+
+    def save(self, batch: Batch) -> Awaitable[None] | None:
         """Forget ``batch``."""
+
+    async def read(self, path: RunPath, from_number: int = 0) -> Sequence[Entry]:
+        """Know nothing."""
+        return ()
+
+    async def children(
+        self, path: RunPath, step: str | None = None, visit: int | None = None
+    ) -> Sequence[ChildRecord]:
+        """Know nothing."""
+        return ()
+
+    async def release(self, run_id: str, holder: str) -> None:
+        """Hold nothing."""
 
 
 class Clock(Protocol):
@@ -108,12 +337,17 @@ class Thread(Protocol):
     """What runs one plain function, so that the event loop stays free."""
 
     async def call(
-        self, function: Callable[..., object], kwargs: Mapping[str, Any], *, abandon: bool
+        self,
+        function: Callable[..., object],
+        kwargs: Mapping[str, Any],
+        *,
+        abandon: bool,
+        on_cancelled: Callable[[], None] | None = None,
     ) -> object:
         """Call ``function(**kwargs)``, and return or raise what it does.
 
         Cancellation waits for the function to return, as long as the grace; or, where that is to
-        ``abandon`` it, doesn't. Its result is then dropped.
+        ``abandon`` it, doesn't. Its result is then dropped. ``on_cancelled`` is called at once.
         """
         ...
 
@@ -241,7 +475,6 @@ class Hosted(Protocol):
 class Services:
     """What all runs of a runtime share: the ports, bound."""
 
-    store: Store
     clock: Clock
     waiter: Callable[[], Waiter]
     """Makes a waiter."""
@@ -253,9 +486,15 @@ class Services:
     """Starts work in a task of the runtime's; the second function hears why it is cancelled."""
     enter: Callable[[Any, Any], Awaitable[Change]]
     """Has a run execute a graph that is a node of its own graph."""
-    context: Callable[[Any, FunctionAction[..., Any], Seat | None], object]
+    context: Callable[[Any, FunctionAction[..., Any], Seat | None, Items], object]
     """Makes what an action's parameter ``context`` gets."""
     native_cancels: Callable[[], Callable[[], int]]
     """Called in a task, gives what counts the native cancellations pending on that task."""
     commit_deadline: float
     """Seconds that the store has to acknowledge a save."""
+    learned: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
+    """What was learned of a definition, by that definition, for as long as it lives."""
+    circuits: WeakKeyDictionary[object, dict[str, Circuits]] = field(
+        default_factory=WeakKeyDictionary
+    )
+    """Of fan-outs with a breaker, by their definitions and names."""

@@ -9,7 +9,9 @@ Invariants:
 - One writer. Only the task that a run lives in commits to it.
 - One end. A run ends once: succeeded, failed or cancelled; a cancelled step is never completed.
 - Starts and ends are told in pairs, on every way out.
-- A child's last change is saved by the parent's commit that applies it, not by the child.
+- A child's last change is saved by the parent's commit that applies it, not by the child; unless it
+  has a store of its own, which then has its end first.
+- A run that the store knows goes on where its history leads: after the last step it has completed.
 """
 
 from __future__ import annotations
@@ -33,16 +35,21 @@ from ._cancel import (
     ki_protected,
     ki_unprotected,
 )
-from ._errors import HookFailed, TooManySteps, note
+from ._digest import combined, digest
+from ._errors import HookFailed, NotData, RunConflict, TooManySteps, brief, note
 from ._events import (
     AttemptEnded,
     Cancelled,
     ChildEnded,
+    ChildName,
+    ChildRerun,
     ChildStarted,
+    Decision,
     Done,
     Event,
     Failed,
     GraceExceeded,
+    Item,
     Outcome,
     RunEnded,
     RunStarted,
@@ -55,12 +62,13 @@ from ._events import (
 )
 from ._execution import Execution
 from ._graph import Graph
+from ._history import Playback, Rewound, play
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
 from ._policy import Each
-from ._ports import Batch, Services
+from ._ports import Batch, Beginning, ChildRecord, NullStore, Services, Store
 from ._schema import Schema
-from ._state import Change, State, make_state, typed
+from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
 from ._watch import is_life
 
@@ -77,20 +85,25 @@ class Setting:
     """What all children of one fan-out have in common; a root run has one for itself."""
 
     __slots__ = (
+        "_digests",
         "act",
         "deadline",
+        "ends_itself",
         "each",
         "execution",
         "gate",
         "graph",
         "hooks",
         "inputs",
+        "keeps",
+        "on_item",
         "is_resumable",
         "parent",
         "schema",
         "scopes",
         "services",
         "step",
+        "store",
         "value_of",
         "visit",
         "wait",
@@ -110,6 +123,11 @@ class Setting:
         scopes: tuple[object, ...] = (),
         gate: Callable[[str], Awaitable[None]] | None = None,
         deadline: float | None = None,
+        store: Store | None = None,
+        ends_itself: bool = False,
+        hooks: Hooks | None = None,
+        digests: dict[str, tuple[object, bytes]] | None = None,
+        on_item: Callable[[Run, object], None] | None = None,
         each: Each | None = None,
         is_resumable: bool = False,
         wait: Callable[[float], Awaitable[None]] = sleep,
@@ -129,6 +147,12 @@ class Setting:
             gate: Awaited before each step, with its name.
             deadline: When they will be cancelled from outside, by the loop's clock; by default,
                 when the execution will be.
+            store: Where they are kept; by default, where the execution is.
+            ends_itself: Whether that is not where their parent is kept, so that their last step is
+                saved by themselves.
+            hooks: Told of them and their descendants; by default, those of the execution.
+            digests: Of the fields that siblings have in common, by name; filled as they are made.
+            on_item: Called with a run and each partial item that it gives, before hooks are told.
             each: What goes for each of them by itself.
             is_resumable: Whether a step of theirs that fails may be tried again, and is to go on
                 where it was then, for something around them is retried.
@@ -138,7 +162,13 @@ class Setting:
         self.inputs: Mapping[str, object] = inputs
         self.execution: Execution = execution
         self.services: Services = execution.services
-        self.hooks: Hooks = execution.hooks
+        self.hooks: Hooks = execution.hooks if hooks is None else hooks
+        self.store: Store = execution.store if store is None else store
+        self.ends_itself: bool = ends_itself
+        # whether a store is going to have them, which asks for their digest
+        self.keeps: bool = parent is not None and (
+            ends_itself or not isinstance(self.store, NullStore)
+        )
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
         self.parent: RunPath | None = parent
@@ -147,10 +177,32 @@ class Setting:
         self.value_of: Callable[[Run], object] | None = value_of
         self.scopes: tuple[object, ...] = scopes
         self.gate: Callable[[str], Awaitable[None]] | None = gate
+        self.on_item: Callable[[Run, object], None] | None = on_item
         self.each: Each | None = each
         self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
         self.wait: Callable[[float], Awaitable[None]] = wait
         self.schema: Schema[Any] | None = graph.schema
+        self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
+
+    def digest(self, data: Mapping[str, object], key: Key) -> str:
+        """Hash what a child starts with, the name of its act and the act's version.
+
+        Raises:
+            NotData: A field holds what is no data.
+        """
+        known = self._digests
+        parts: dict[str, bytes] = {}
+        for field, value in data.items():
+            found = known.get(field)
+            if found is None or found[0] is not value:  # what all children share is hashed once
+                try:
+                    found = known[field] = value, digest(value)
+                except NotData as error:
+                    who = f"{self.act!r} in step {self.step!r}, key {brief(key)}"
+                    msg = f"{who}, would start with field {field!r}: {error}"
+                    raise NotData(msg) from error
+            parts[field] = found[1]
+        return combined(parts, self.act, self.graph.version)
 
 
 @final
@@ -183,27 +235,35 @@ class Run:
     """
 
     __slots__ = (
+        "_digest",
         "_head",
         "_last",
+        "_ledgers",
         "_outcome",
         "_path",
+        "_playback",
         "_started_at",
         "_step",
         "_trials",
+        "_undone",
+        "_visits",
         "began",
         "element",
         "elapsed",
         "error",
         "first",
+        "is_afresh",
+        "is_kept",
         "key",
-        "_ledgers",
-        "_visits",
         "position",
         "reason",
+        "record",
+        "rewound",
         "setting",
         "status",
         "used",
         "value",
+        "winner",
     )
     began: bool
     elapsed: float
@@ -230,6 +290,7 @@ class Run:
         self.error: BaseException | None = None
         self.reason = ""
         self.used = True
+        self.winner: ChildName | None = None  # of the race that it was cancelled for
         self.value: object = None
         self.elapsed = 0.0
         # The number of the last update, and the state after it: one attribute, so that not even a
@@ -244,6 +305,15 @@ class Run:
         self._visits: dict[str, int] | None = None
         self._trials: Trials | None = None
         self._started_at = setting.services.clock()
+        # Of what it is given, before its model adds defaults; and before it runs, so that what is
+        # no data is refused first.
+        self._digest: str | None = setting.digest(data, key) if setting.keeps else None
+        self.record: ChildRecord | None = None  # what the store has of a child, to go on from
+        self.rewound: tuple[Rewound, Change] | None = None  # where to go back to first
+        self.is_kept = False  # whether the parent has applied it in an earlier execution
+        self.is_afresh = False  # whether what the store has of it is to count no more
+        self._playback: Playback | None = None  # of the step that was under way
+        self._undone: Callable[[int], bool] | None = None
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -272,6 +342,29 @@ class Run:
         if self._ledgers is None:
             self._ledgers = {}
         return self._ledgers
+
+    @property
+    def attempts(self) -> int:
+        """Tries of the step that it ended in; 0 where there was nothing to be done."""
+        if self.status is None:
+            return 0
+        return 1 if self._trials is None else 1 + self._trials.further
+
+    @property
+    def digest(self) -> str:
+        """A hash of what a child works on; see ``SavedRun``."""
+        if self._digest is None:
+            self._digest = self.setting.digest(self.first, self.key)
+        return self._digest
+
+    @property
+    def playback(self) -> Playback | None:
+        """What an earlier execution has done of the step under way; None if nothing."""
+        return self._playback
+
+    def is_undone(self, number: int) -> bool:
+        """Tell whether its update of that number counts no more, since it has gone back."""
+        return self._undone is not None and self._undone(number)
 
     def visit(self, step: str) -> int:
         """Return which visit of ``step`` this is: how often the run has completed it before."""
@@ -333,7 +426,7 @@ class Run:
                 assert isinstance(self.error, Exception), "others are not outcomes"
                 return Failed(**common, error=self.error)
             case "cancelled":
-                return Cancelled(**common, reason=self.reason)
+                return Cancelled(**common, reason=self.reason, winner=self.winner)
             case None:
                 return Skipped(**common, reason=self.reason)
 
@@ -365,20 +458,29 @@ class Run:
         """
         setting = self.setting
         hooks = setting.hooks
+        act: Act | None = setting.graph.entry
+        steps = 0
+        if self._trials is None:
+            if self.record is not None and self._playback is None:
+                await self.recall()
+            if self._playback is not None:
+                act = self._following(self._playback)
+                steps = sum(self._playback.began.visits.values())
         if not self.began:
             self.began = True
             if hooks.run_started:
-                await hooks.tell(hooks.run_started, RunStarted(path=self.path))
-        act: Act | None
+                resumed = self.record is not None or setting.execution.is_resumed
+                resumed = resumed and self._playback is not None  # else it begins, or was forked
+                await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
         if self._trials is not None:
             act = await self._act_it_stands_at(self._trials)
-        else:
-            act = setting.graph.entry
-            if setting.schema is not None:
-                self._fill_model(setting.schema)
+        elif setting.schema is not None and self._playback is None:
+            self._fill_model(setting.schema)
+        if self.rewound is not None:
+            await self._rewind(*self.rewound)
+            self.rewound = None
         max_steps = setting.execution.max_steps
         straight = setting.graph.straight
-        steps = 0
         walked: tuple[str, ...] = ()
         while act is not None:
             steps += 1
@@ -397,23 +499,95 @@ class Run:
                 change = await act.perform(self)
             if hooks.failures:
                 raise hooks.failures[0]  # a guard failed; maybe the act has caught what that raised
+            self._playback = None  # what follows is new
             if setting.schema is not None:
                 change = setting.schema.checked(change, self._head[1], f"action {act.name!r}")
             if act.name in straight:
                 following = straight[act.name]
             else:
                 following = await self._choose(act, change)
-            if following is None:
+            if following is None and not setting.ends_itself:
                 self._last = change
             else:
                 await self._complete_step(change)
             act = following
+        if self._last is None:
+            self._last = NO_CHANGE  # all steps are completed
+            if setting.ends_itself:
+                await self.commit((), self.data, ended="succeeded")
+
+    async def recall(self) -> None:
+        """Go to where the history of a child leads.
+
+        Raises:
+            StoreFailed: The store did not say what it has.
+        """
+        setting = self.setting
+        if setting.schema is not None:
+            self._fill_model(setting.schema)
+        reading = setting.store.read(self.path)
+        entries = await setting.execution.ask(reading, f"the history of run {self.path.id}")
+        self.go_on_from(play(self.first, entries))
+
+    def go_on_from(self, played: Playback) -> None:
+        """Stand where a history has led to."""
+        self._playback = played
+        self._undone = played.is_undone if played.undone else None
+        self._head = (played.number, played.data)
+        self._visits = dict(played.began.visits)
+
+    async def _rewind(self, rewound: Rewound, back: Change) -> None:
+        """Go back into a step that was completed; ``back`` brings the state back as it was."""
+        update = Update(self._head[0] + 1, rewound.step, back.operations)
+        await self.commit((update,), back.applied_to(self._head[1]), rewound=rewound)
+
+    def _following(self, played: Playback) -> Act | None:
+        """Return the act that comes next in a history, None at the end.
+
+        It is chosen by the state as it was then: the step under way may have changed it since.
+
+        Raises:
+            RunConflict: The graph does not have the step that was completed last.
+        """
+        setting, record = self.setting, self.record
+        if record is not None and record.status == "succeeded":
+            return None
+        step = played.began.step
+        if step is None:
+            return setting.graph.entry
+        act = setting.graph.find(step)
+        if act is None:
+            msg = (
+                f"run {self.path.id} has completed the step {step!r}, which {setting.graph.name!r} "
+                f"does not have any more; give the changed graph a new version, or start a new run "
+                f"with fork({self.path.root.id!r})"
+            )
+            raise RunConflict(msg)
+        return _after(setting.graph, act, played.began.data)
+
+    async def be_forgotten(self) -> None:
+        """Have what was kept of a child and its descendants count no more."""
+        await self.commit((), self.data, afresh=True)
+
+    async def rerun(self, step: str, by: Run) -> None:
+        """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""
+        await self.be_forgotten()
+        listeners = by.setting.hooks.child_rerun
+        if listeners:
+            event = ChildRerun(
+                path=by.path,
+                step=step,
+                child=self.path,
+                position=self.position,
+                element=self.element,
+            )
+            await by.setting.hooks.tell(listeners, event)
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is; see ``Performer``."""
         setting = self.setting
         return call_function(
-            action, self._head[1], setting.inputs, setting.services, scopes=setting.scopes, run=self
+            action, self._head[1], setting.inputs, setting.services, run=self, scopes=setting.scopes
         )
 
     def enter(self, graph: Act) -> Awaitable[Change]:
@@ -572,7 +746,11 @@ class Run:
         applied: Sequence[Run] = (),
         unapplied: Sequence[Run] = (),
         step_completed: str | None = None,
+        decision: Decision | None = None,
         ended: Status | None = None,
+        begun: Beginning | None = None,
+        rewound: Rewound | None = None,
+        afresh: bool = False,
     ) -> None:
         """Save ``updates``, make ``data`` the run's state, and publish them one by one.
 
@@ -585,7 +763,11 @@ class Run:
             applied: Children that the updates apply, one by one.
             unapplied: Children whose end is saved and told without changing the state.
             step_completed: The step that is completed with this.
+            decision: How the last of the updates decides a race.
             ended: How the run ends with this.
+            begun: What a root run starts from, in its first commit.
+            rewound: Where it goes back to before the updates.
+            afresh: Whether what was kept of it before counts no more.
 
         Raises:
             StoreFailed: The store raised; nothing changed here.
@@ -593,11 +775,24 @@ class Run:
             HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
         """
         setting = self.setting
-        await setting.execution.save(
-            Batch(self.path, updates, applied, unapplied, step_completed, ended)
+        number, execution = self._head[0], setting.execution
+        batch = Batch(
+            self,
+            updates,
+            applied,
+            unapplied,
+            step_completed,
+            decision,
+            ended,
+            number,
+            begun,
+            rewound,
+            afresh,
+            execution.holder,
         )
-        self._head = (self._head[0] + len(updates), data)
-        if setting.hooks.listening:
+        await execution.save(batch, setting.store)
+        self._head = (number + len(updates), data)
+        if setting.hooks.listening or _is_listening(applied) or _is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
 
     async def _publish(
@@ -608,9 +803,10 @@ class Run:
             if child is not None:
                 await telling.listen(child.tell_ended())
             if telling.hooks.state_updated:
-                event = StateUpdated(path=self.path, update=update, outcome=child and child.outcome)
+                outcome = None if child is None or child.is_kept else child.outcome
+                event = StateUpdated(path=self.path, update=update, outcome=outcome)
                 await telling.tell(telling.hooks.state_updated, event)
-            if child is not None:
+            if child is not None and not child.is_kept:  # whose end was told long ago
                 await self._tell_child_ended(telling, child)
         for child in unapplied:
             await telling.listen(child.tell_ended())
@@ -618,6 +814,23 @@ class Run:
         telling.close()
 
     # -- telling --------------------------------------------------------------------------------
+
+    @property
+    def hears_items(self) -> bool:
+        """Whether anybody hears of partial items; see ``Emitter``."""
+        return self.setting.on_item is not None or bool(self.setting.hooks.item)
+
+    def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
+        """Tell a partial item; see ``Emitter``."""
+        setting = self.setting
+        if setting.on_item is not None:
+            setting.on_item(self, item)
+        hooks = setting.hooks
+        if not hooks.item:
+            return None
+        event = Item(path=self.path, step=step, item=item, attempt=attempt, index=index)
+        told = hooks.tell_at_once(hooks.item, event)
+        return None if told is None else _out_of_reach(setting.services, told)
 
     async def tell_child_started(self, child: Run) -> None:
         """Publish that a fan-out of this run started ``child``."""
@@ -711,22 +924,29 @@ class Run:
     def fail(self, error: Exception) -> None:
         """Note that the run ended with ``error``, and say in it where that was."""
         self._last = None
+        self._ledgers = None  # there will be no result, and the errors in there lead back to here
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "failed"
         self.error = error
         self._note(error)
 
-    def cancel(self, reason: str) -> None:
-        """Note that the run was cancelled before its end."""
+    def cancel(self, reason: str, winner: ChildName | None = None) -> None:
+        """Note that the run was cancelled before its end; in a race, because ``winner`` had won."""
         self._last = None
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "cancelled"
         self.reason = reason
+        self.winner = winner
 
     def forget(self) -> None:
         """Let go of the error that it ended with, whose traceback leads back to here."""
         self.error = None
         self.setting.execution.forget()
+
+    def let_go(self) -> None:
+        """Let go of its outcome, which somebody has taken: an error's frames lead back to here."""
+        self.error = None
+        self._outcome = None
 
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""
@@ -742,6 +962,26 @@ class Run:
     def skip(self, reason: str) -> None:
         """Note that there is nothing to do for the element."""
         self.reason: str = reason
+
+    def pass_over(self, reason: str) -> None:
+        """Note that it isn't started now; it is when the run is resumed."""
+        self.reason = reason
+        self.used = False
+
+    def keep_recorded(self, record: ChildRecord) -> None:
+        """Note that an earlier execution has done all there is to do, as ``record`` says."""
+        self.is_kept = True
+        self.record = record
+        self.value, self.elapsed = record.value, record.elapsed
+        if record.status == "skipped":
+            self.reason = record.reason
+        else:
+            self.status = "succeeded"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to be lived: it is skipped, or kept."""
+        return self.is_kept or bool(self.reason)
 
     def miss(self) -> None:
         """Note that the parent doesn't take what the child returned."""
@@ -778,7 +1018,8 @@ class Run:
         await self.advance()
         change, self._last = self._last, None
         assert change is not None, "advance leaves the last change, even if it is none"
-        await self._complete_step(change)
+        if self._step is not None:  # else an earlier execution has completed all of them
+            await self._complete_step(change)
         self.succeed()
 
     async def _finish(self) -> None:
@@ -826,10 +1067,40 @@ class _Telling:
                 del failure  # no cycle from the exception to this frame
 
 
+def _is_listening(children: Sequence[Run]) -> bool:
+    """Tell whether somebody listens to children who doesn't to their parent."""
+    return bool(children) and children[0].setting.hooks.listening
+
+
 @ki_unprotected
 def _after(graph: Graph, act: Act, data: Mapping[str, object]) -> Act | None:
     """Call the conditions, which are user code."""
     return graph.after(act, data)
+
+
+async def _out_of_reach(services: Services, work: Awaitable[None]) -> None:
+    """Await ``work``, while an action runs, where no native cancel of the action's reaches it."""
+    failure: Exception | None = None
+
+    async def live() -> None:
+        nonlocal failure
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 # raised below
+            failure = error
+
+    hosted = services.host(live, _ignore)
+    interruption = await hosted.wait()
+    try:
+        for raised in (hosted.fatal, interruption, failure):
+            if raised is not None:
+                raise raised
+    finally:
+        del failure, interruption  # no cycle from an exception to this frame
+
+
+def _ignore(_reason: str) -> None:
+    """Stand in for whoever hears why work is cancelled: telling hooks is shielded."""
 
 
 def _nothing() -> None:

@@ -25,7 +25,9 @@ from anyio import (
 )
 from anyio.abc import TaskGroup
 
+from ._action import Act
 from ._attempts import Retries
+from ._breaker import Circuits
 from ._cancel import ki_protected_functions, ki_unprotected_functions
 from ._context import Context
 from ._errors import BadUse, DefinitionError
@@ -33,9 +35,9 @@ from ._host import Hosted
 from ._limits import Admission
 from ._nest import enter
 from ._policy import Limits
-from ._ports import NullStore, Services, Store, Waiter
+from ._ports import NullStore, Services, Store, Waiter, check_store
 from ._retry import is_positive
-from ._run import Run
+from ._root import Root
 from ._threads import Threads
 from ._watch import GRACE, Watchdog
 
@@ -71,7 +73,7 @@ class Runtime:
 
     ``app.run(...)`` opens one for itself; a service opens one for all. Leaving its block waits for
     the runs in it to end. Leaving it by an exception, or being cancelled meanwhile, cancels them,
-    and who awaits one of them gets ``RunCancelled``. Each is opened once.
+    and who awaits one of them gets ``RunCancelled``. It has one block at a time.
 
     What is cancelled is always awaited, cleanup included; what still runs after ``grace`` seconds
     is named in a warning, with the place where it stands. Only worker threads, which nobody can
@@ -108,7 +110,7 @@ class Runtime:
         Args:
             inputs: What actions take besides fields, for all applications that are run in it.
             limits: How many attempts of actions run at once, in all runs together.
-            store: Where updates are kept; None: nowhere.
+            store: Where runs are kept whose application has no store of its own; None: nowhere.
             threads: Worker threads at once.
             commit_deadline: Seconds that the store has to acknowledge a save.
             grace: Seconds that cleanup may take before it is warned of, and threads are left
@@ -116,8 +118,8 @@ class Runtime:
             seed: Makes what is left to chance, such as the delays of retries, repeatable.
 
         Raises:
-            DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, or ``grace`` no
-                number of seconds.
+            DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
+                or ``grace`` no number of seconds.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
             msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
@@ -125,12 +127,14 @@ class Runtime:
         if limits is not None and not isinstance(limits, Limits):
             msg = f"Runtime(limits=...) takes Limits(n), not {limits!r}"
             raise DefinitionError(msg)
+        if store is not None:
+            check_store(store, "Runtime(store=...)")
         if not is_positive(grace):
             msg = f"Runtime(grace=...) takes a number of seconds above 0, not {grace!r}"
             raise DefinitionError(msg)
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
-        self._store = store if store is not None else NullStore()
+        self.store: Store = store if store is not None else NullStore()
         self._threads = threads
         self._commit_deadline = commit_deadline
         self._grace = grace
@@ -155,7 +159,6 @@ class Runtime:
         alarm = backend.alarm or self._alarm
         self._watchdog = Watchdog(backend.clock, self._grace, alarm, self._start_task)
         self.services: Services = Services(
-            store=self._store,
             clock=backend.clock,
             waiter=backend.waiter,
             threads=Threads(self._threads, self._grace, backend.call_soon),
@@ -191,6 +194,7 @@ class Runtime:
         finally:
             self._status = "closed"
             self._tasks = None
+            del self.services, self._watchdog  # whose ports lead back here
         try:
             if interruption is not None and error is None:
                 raise interruption
@@ -221,6 +225,28 @@ class Runtime:
         admission = self._admission
         return tuple(admission.slots(who, given) for who, given in found if given is not None)
 
+    def circuits(self, owner: Act, name: str = "") -> Circuits:
+        """Return the circuits of a fan-out that has a breaker: to look at.
+
+        Args:
+            owner: The fan-out; or an action, of whose own fan-outs...
+            name: ...it is the one of that name.
+
+        Raises:
+            BadUse: The runtime is not open, or that fan-out has no breaker, or not run here yet.
+        """
+        self.check_open()
+        definition = getattr(owner, "definition", owner)
+        full_name = f"{owner.name}/{name}" if name else ""
+        found = self.services.circuits.get(definition, {}).get(full_name)
+        if found is None:
+            msg = (
+                f"nothing is known of circuits of {full_name or owner.name!r}: give it "
+                f"each=Each(breaker=Breaker(...)), and run it here first"
+            )
+            raise BadUse(msg)
+        return found
+
     async def run(
         self,
         app: Runnable[R_co],
@@ -236,11 +262,11 @@ class Runtime:
         """
         return await app.run(state, id=id, inputs=inputs, runtime=self)
 
-    def start(self, run: Run, on_ended: Callable[[], None] | None = None) -> Hosted:
+    def start(self, run: Root, on_ended: Callable[[], None] | None = None) -> Hosted:
         """Begin to live a root run in a task of its own; who calls this awaits ``Hosted.wait``.
 
         Args:
-            run: The run. How it ends is in its ``status`` and ``error``, or in ``Hosted.fatal``.
+            run: The run. How it ends is in itself, or in ``Hosted.fatal``.
             on_ended: Called when it has ended, cleanup included.
         """
         self.check_open()

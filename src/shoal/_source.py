@@ -6,7 +6,9 @@ Invariants:
 - An element or task is pulled only when there is room for its child.
 - Keys are str or int, kept apart. One repeated in ``over`` is refused; with ``grow`` it is dropped
   and counted.
-- At most ``at_most`` children are started, exactly.
+- At most ``at_most`` children are started, exactly, over all executions of the step.
+- Positions are those of an earlier execution: what ``grow`` returned then has the places that it
+  got, and what is pulled has the others, in order.
 - Whatever is iterated is closed on every way out, an async iterator in the task that advanced it.
 """
 
@@ -24,8 +26,10 @@ from collections.abc import (
     Iterator,
     Mapping,
     Sequence,
+    Sized,
 )
 from collections.abc import Set as AbstractSet
+from math import inf
 from operator import length_hint
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeGuard, cast, final
 
@@ -35,6 +39,8 @@ from anyio.lowlevel import checkpoint
 from ._cancel import ki_unprotected
 from ._errors import BadKey, BadResult, brief, kind_of
 from ._ids import Key
+from ._ports import ChildRecord
+from ._recorded import Fate, Recorded
 from ._run import Run, Setting
 from ._state import refuse_awaitable
 
@@ -96,24 +102,30 @@ class Elements:
 
     __slots__ = (
         "_at_most",
-        "_count",
+        "_beyond",
         "_done_in",
+        "_end",
         "_ended",
         "_feeding",
-        "_grown",
         "_grows",
         "_item",
         "_iterator",
         "_key_of",
         "_only",
         "_position",
+        "_recorded",
+        "_reserved_before",
         "_pulled_before",
         "_seen",
         "_seen_before",
+        "_size",
         "_started",
+        "_taken",
         "_waiting",
+        "_width",
         "dropped",
         "kinds",
+        "on_kept",
         "who",
     )
 
@@ -129,6 +141,7 @@ class Elements:
         at_most: int | None = None,
         done_in: str | None = None,
         given_by: str = "over",
+        recorded: Recorded | None = None,
     ) -> None:
         """Stand before the first element.
 
@@ -142,6 +155,7 @@ class Elements:
             at_most: Children to start in all.
             done_in: The field that has the results of what needs no child.
             given_by: What gave the elements, for errors.
+            recorded: What earlier executions have left.
 
         Raises:
             BadResult: ``elements`` is no iterable.
@@ -155,12 +169,23 @@ class Elements:
         self._at_most = at_most
         self._done_in = done_in
         self._seen: set[object] = set()
+        self._width = len(kinds) or 1  # positions that an element takes
+        self._position = 0  # of the next child that is pulled, unless it is taken
+        self._taken: deque[tuple[int, int]] = deque()  # ranges of what grow returned, ahead of that
+        self._end = 0  # no position from there on is taken
+        self._recorded = recorded
         self._seen_before: AbstractSet[object] = frozenset()  # by the source of an earlier attempt
         self._pulled_before = 0  # elements without keys, by that source
-        self._position = 0  # of the next child
-        self._count = 0  # of elements
-        self._grown = 0  # of these, how many are from `grow`
+        self._reserved_before = 0  # positions before that which grow has given
         self._started = 0
+        sized = isinstance(elements, Sequence | AbstractSet | Mapping) and not grows
+        self._size: float = len(cast("Sized", elements)) if sized else inf
+        self._beyond = 0
+        self.on_kept: Callable[[ChildRecord], None] | None = None
+        """Hears which recorded children need nothing more."""
+        if recorded is not None:
+            self._started = recorded.started
+            self._end = -(-(recorded.last_position + 1) // self._width) * self._width
         self._waiting: deque[Entry] = deque()  # keyed and told apart already
         self._iterator: Iterator[object] | None = None
         self._feeding: AsyncIterator[object] | None = None
@@ -185,9 +210,9 @@ class Elements:
     @ki_unprotected
     def take(self) -> Run | Literal["dropped"] | None:
         """Make the next child; None if there is none now, ``"dropped"`` if its key is known."""
-        if self._started == self._at_most:
+        if self._at_most is not None and self._is_full():
             return None
-        if self._waiting:
+        if self._waiting and (self._iterator is None or not self._is_ahead()):
             return self._child(self._waiting.popleft())
         if self._iterator is None:
             return None
@@ -196,22 +221,39 @@ class Elements:
         except StopIteration:
             self._ended = True
             self._iterator = None
-            return None
+            return self._child(self._waiting.popleft()) if self._waiting else None
         if self._only is not None:
             return self._take_only(element, self._only)
-        entries = self._entries(element)
+        entries = self._place(element)
         if not entries:
             return "dropped"
         if len(entries) > 1:
             self._waiting.extend(entries[1:])
         return self._child(entries[0])
 
+    def _is_ahead(self) -> bool:
+        """Tell whether what waits was discovered after what comes next from the source.
+
+        In an earlier execution, that is. It must come after that again: it could return it.
+        """
+        return bool(self._taken) and self._free_position() < self._waiting[0].position
+
     def left(self) -> int:
         """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
-        if self._started == self._at_most:
+        if self._at_most is not None and self._is_full():
             return 0
         hint = 0 if self._iterator is None else length_hint(self._iterator, sys.maxsize) or 1
         return hint + len(self._waiting)
+
+    def most(self) -> float:
+        """Say how many more children there can be at most; ``math.inf`` where nobody knows."""
+        if self.dry():
+            return 0
+        more = self._size * self._width - self._position + len(self._waiting)
+        if self._at_most is None:
+            return more
+        recorded = 0 if self._recorded is None else self._recorded.left
+        return min(more, self._at_most - self._started + recorded)
 
     def waiting(self) -> int:
         """Count the elements that were pulled and have no child yet."""
@@ -220,77 +262,133 @@ class Elements:
     @property
     def known(self) -> int:
         """Elements that are known, for ``grow`` returned them, and have no child yet."""
-        return len(self._waiting)
+        return len(self._waiting) + self._beyond
 
     def dry(self) -> bool:
         """Tell whether there will be no more, unless ``grow`` adds some."""
-        return self._started == self._at_most or (self._ended and not self._waiting)
+        return (self._ended and not self._waiting) or self._is_full()
+
+    def remade(self, record: ChildRecord) -> Run | None:
+        """Make the child of a record again, if its act is still one of those that are executed."""
+        for kind in self.kinds:
+            if kind.setting.act == record.act:
+                return self._run(record.key, record.position, record.element, kind)
+        return None
+
+    def _is_full(self) -> bool:
+        """Tell whether no more may be started, and none that has been is still to come."""
+        if self._at_most is None or self._started < self._at_most:
+            return False
+        recorded = self._recorded
+        if recorded is None or not recorded.left:
+            return True
+        return not self._waiting and self._position > recorded.last_position
 
     def _take_only(self, element: object, kind: Kind) -> Run | Literal["dropped"]:
         """Make the child of an element where it has just one, which is worth being quick about."""
-        key = self._key(element)
+        position = self._free_position() if self._taken else self._position
+        key = self._key(element, position)
         if key is None:
             return "dropped"
-        position = self._position
-        self._position = self._count = position + 1
+        self._position = position + 1
         return self._make(key, position, element, kind)
 
-    def _child(self, entry: Entry) -> Run:
+    def _child(self, entry: Entry) -> Run | Literal["dropped"]:
         if entry.child is not None:
             self._started += 1
             return entry.child
         return self._make(entry.key, entry.position, entry.element, entry.kind)
 
-    def _make(self, key: Key, position: int, element: object, kind: Kind) -> Run:
-        item = self._item
-        data = kind.base if item is None else {**kind.base, item: element}
-        child = Run(kind.setting, data, key=key, position=position, element=element)
+    def _make(
+        self, key: Key, position: int, element: object, kind: Kind
+    ) -> Run | Literal["dropped"]:
+        child = self._run(key, position, element, kind)
+        if self._recorded is not None:
+            fate, record = self._recorded.judge(child)
+            if record is not None:
+                return self._go_on(child, fate, record)
         if kind.done and key in kind.done:
             child.skip(f"already in {self._done_in}")
+        elif self._started == self._at_most:  # only what has been started before is looked for
+            self._beyond += 1
+            return "dropped"
         else:
             self._started += 1
         return child
 
-    def _entries(self, element: object) -> Sequence[Entry]:
-        """Give an element its key and position, for each kind; none if its key may be dropped."""
-        key, count = self._key(element), self._count
+    def _run(self, key: Key, position: int, element: object, kind: Kind) -> Run:
+        item = self._item
+        data = kind.base if item is None else {**kind.base, item: element}
+        return Run(kind.setting, data, key=key, position=position, element=element)
+
+    def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Literal["dropped"]:
+        """Make of a child what its record says."""
+        if fate == "runs anew":
+            child.is_afresh = True
+            return child
+        if fate == "goes on":
+            child.record = record
+            return child
+        if self.on_kept is not None:
+            self.on_kept(record)
+        if self._done_in is None or child.position == record.position:
+            return "dropped"
+        child.keep_recorded(record)  # only its place among the others changes
+        return child
+
+    def _place(self, element: object) -> Sequence[Entry]:
+        """Give an element that was pulled its key and position; none if it may be dropped."""
+        position = self._free_position()
+        entries = self._entries(element, position)
+        if entries:
+            self._position = position + self._width
+        return entries
+
+    def _free_position(self) -> int:
+        """Return the lowest position that nobody has."""
+        while self._taken and self._taken[0][0] <= self._position:
+            start, stop = self._taken.popleft()
+            self._reserved_before += stop - start
+            self._position = stop
+        return self._position
+
+    def _entries(self, element: object, position: int) -> Sequence[Entry]:
+        """Find the key of an element, and make its entries; none if its key may be dropped."""
+        key = self._key(element, position // self._width)
         if key is None:
             return ()
-        self._count = count + 1
-        position = self._position
-        self._position = position + len(self.kinds)
         return [Entry(key, position + at, element, kind) for at, kind in enumerate(self.kinds)]
 
-    def _key(self, element: object) -> Key | None:
+    def _key(self, element: object, index: int) -> Key | None:
         """Find the key of an element; None if it is known and may be dropped."""
         if self._key_of is None:
-            return self._count
+            return index
         key = self._key_of(element)
         if type(key) is not int and type(key) is not str:
-            key = self._checked_key(key, element)
+            key = self._checked_key(key, element, index)
         if key in self._seen:
             if key in self._seen_before:
                 return None
             if self._grows:
                 self.dropped += 1
                 return None
-            self._refuse_repeated(key, element)
+            self._refuse_repeated(key, element, index)
         self._seen.add(key)
         return key
 
-    def _checked_key(self, key: object, element: object) -> Key:
+    def _checked_key(self, key: object, element: object, index: int) -> Key:
         if is_key(key):
             return key
         refuse_awaitable(key, f"key= of fan-out {self.who!r}")
         msg = (
-            f"fan-out {self.who!r}: the key of element {self._count} ({brief(element)}) is a "
+            f"fan-out {self.who!r}: the key of element {index} ({brief(element)}) is a "
             f"{type(key).__name__}; keys are str or int: make key= return one"
         )
         raise BadKey(msg)
 
-    def _refuse_repeated(self, key: Key, element: object) -> NoReturn:
+    def _refuse_repeated(self, key: Key, element: object, index: int) -> NoReturn:
         msg = (
-            f"fan-out {self.who!r}: element {self._count} ({brief(element)}) has the key "
+            f"fan-out {self.who!r}: element {index} ({brief(element)}) has the key "
             f"{brief(key)}, which an earlier element has; make key= tell them apart, or remove "
             f"repetitions"
         )
@@ -316,13 +414,13 @@ class Elements:
         self._waiting.extend(former._waiting)
         self._seen |= former._seen
         self._seen_before = frozenset(self._seen)
-        self._position, self._count = former._position, former._count
-        self._grown = former._grown
+        self._position, self._taken, self._end = former._free_position(), former._taken, former._end
+        self._reserved_before, self._recorded = former._reserved_before, former._recorded
         self._started = former._started - len(children)
         self.dropped = former.dropped
         if former._is_keyed():
             return
-        self._pulled_before = former._count - former._grown
+        self._pulled_before = (former._position - former._reserved_before) // former._width
         while self._iterator is not None and self._pulled_before:
             self._pulled_before -= 1
             next(self._iterator, None)
@@ -349,11 +447,40 @@ class Elements:
                 f"{cause!r}; it returns an iterable of new elements, which may be empty"
             )
             raise BadResult(msg)
-        count = self._count
-        found = map(self._entries, cast("Iterable[object]", elements))
-        entries = [entry for entries in found for entry in entries]
-        self._grown += self._count - count
-        return entries
+        found: list[Entry] = []
+        start = position = max(self._end, self._free_position())
+        for element in cast("Iterable[object]", elements):
+            entries = self._entries(element, position)
+            if entries and self._recorded is not None and self._are_done(entries, self._recorded):
+                self.dropped += 1  # it keeps the place that it got from the source
+            elif entries:
+                found += entries
+                position += self._width
+        self._reserve(start, position)
+        return found
+
+    def _are_done(self, entries: Iterable[Entry], recorded: Recorded) -> bool:
+        return all(recorded.has_done(one.kind.setting.act, one.key) for one in entries)
+
+    def rediscover(self, elements: Iterable[object], position: int) -> None:
+        """Let come what ``grow`` has returned in an earlier execution.
+
+        Args:
+            elements: What of it was new then.
+            position: The position of the first of them.
+        """
+        start = position
+        for element in elements:
+            self._waiting.extend(self._entries(element, position))
+            position += self._width
+        self._reserve(start, position)
+
+    def _reserve(self, start: int, stop: int) -> None:
+        self._end = max(self._end, stop)
+        if self._taken and self._taken[-1][1] == start:
+            self._taken[-1] = self._taken[-1][0], stop
+        elif start < stop:
+            self._taken.append((start, stop))
 
     def admit(self, entries: Iterable[Entry]) -> None:
         """Let ``entries`` be taken."""
@@ -375,7 +502,8 @@ class Elements:
         """Bring elements in, one whenever there is room; return when all are in."""
         source = self._feeding
         assert source is not None
-        wanted = self._at_most  # elements that still need a child; None: any number
+        # elements that still need a child; None: any number
+        wanted = self._at_most if self._recorded is None else None
         if wanted is not None:
             known = sum(entry.key not in entry.kind.done for entry in self._waiting)
             wanted = max(0, wanted - self._started - known)
@@ -392,7 +520,7 @@ class Elements:
                 if self._pulled_before:
                     self._pulled_before -= 1
                     continue
-                for entry in self._entries(element):
+                for entry in self._place(element):
                     if wanted is not None and entry.key not in entry.kind.done:
                         wanted = max(0, wanted - 1)
                     self._waiting.append(entry)

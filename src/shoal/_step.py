@@ -11,15 +11,31 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from types import CoroutineType
-from typing import Any, NoReturn, cast
+from types import AsyncGeneratorType, CoroutineType
+from typing import Any, NoReturn, Protocol, cast
 
-from ._action import FunctionAction
+from ._action import FunctionAction, Result
 from ._attempts import Tried, Tries, try_again, within
 from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, UndeclaredWrite, kind_of
+from ._ids import RunPath
+from ._items import Emitter, Items, stream
 from ._ports import Services, Thread
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+
+
+class Caller(Tried, Emitter, Protocol):
+    """What calls an action: a run."""
+
+    @property
+    def path(self) -> RunPath:
+        """Its identity."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """Which try of the current step this is, counted from 1."""
+        ...
 
 
 def call_function(
@@ -29,7 +45,7 @@ def call_function(
     services: Services,
     *,
     scopes: tuple[object, ...],
-    run: Tried,
+    run: Caller,
 ) -> Awaitable[Change]:
     """Execute ``action`` on the state ``data`` and return what it changed.
 
@@ -43,11 +59,12 @@ def call_function(
         inputs: What the function may take besides.
         services: The runtime's.
         scopes: What limits the run.
-        run: The run itself, for its context and its attempts.
+        run: The run itself, for its context, its attempts and their partial items.
 
     Raises:
         MissingField: A field that it reads is not there.
         BadResult: It returned what its declaration doesn't allow.
+        IncompleteStream: It streams, and did not end with its only ``Result``.
     """
     if action.retry is not None:
         tries = Tries(action.retry, run, services)
@@ -75,7 +92,7 @@ async def _call_seated(
     services: Services,
     *,
     scopes: tuple[object, ...],
-    run: Tried,
+    run: Caller,
     on_admitted: Callable[[], None] | None = None,
 ) -> Change:
     """Make one attempt, in its slots, its thread and its time."""
@@ -88,12 +105,15 @@ async def _call_seated(
             thread = await services.threads.enter()
         if on_admitted is not None:
             on_admitted()
-        make_context = None
-        if action.takes_context:
+        if action.takes_context or action.is_streaming:
             make_context = partial(services.context, run, action, seat)
+            attempt = partial(
+                _call_emitting, action, data, inputs, make_context, run=run, thread=thread
+            )
+        else:
+            attempt = partial(_call, action, data, inputs, thread=thread)
         if action.timeout is None:
-            return await _call(action, data, inputs, make_context, thread)
-        attempt = partial(_call, action, data, inputs, make_context, thread)
+            return await attempt()
         what = partial(_what, action.name, run)
         return await within(action.timeout, attempt, run, services, what=what)
     finally:
@@ -109,6 +129,27 @@ async def _call_seated(
                 thread.leave(leave)  # as soon as it returns
 
 
+@ki_protected
+async def _call_emitting(
+    action: FunctionAction[..., object],
+    data: Mapping[str, object],
+    inputs: Mapping[str, object],
+    make_context: Callable[[Items], object],
+    *,
+    run: Caller,
+    thread: Thread | None,
+) -> Change:
+    """Make an attempt that may give partial items."""
+    items = Items(run, action.name, run.attempt)
+    context = make_context(items) if action.takes_context else None
+    try:
+        return await _call(action, data, inputs, context=context, items=items, thread=thread)
+    finally:
+        being_told = items.end()
+        if being_told is not None:
+            await being_told
+
+
 def _what(name: str, run: Tried) -> str:
     path = run.path
     key = "" if path.parent is None else f" (key {path.key!r} of {path.step!r})"
@@ -120,7 +161,9 @@ async def _call(
     action: FunctionAction[..., object],
     data: Mapping[str, object],
     inputs: Mapping[str, object],
-    make_context: Callable[[], object] | None = None,
+    *,
+    context: object = None,
+    items: Items | None = None,
     thread: Thread | None = None,
 ) -> Change:
     kwargs: dict[str, Any] = {}
@@ -140,19 +183,23 @@ async def _call(
         base = make_state(data, action.permit)
         kwargs["state"] = base
     if action.takes_context:
-        assert make_context is not None
-        kwargs["context"] = make_context()
+        kwargs["context"] = context
     if action.is_async:
         result = await cast("Any", action.function(**kwargs))
+    elif action.is_streaming:
+        assert items is not None
+        result = await stream(cast("Any", action.function(**kwargs)), items)
     elif thread is not None:
-        result = await thread.call(action.function, kwargs, abandon=action.abandon)
+        on_cancelled = None if items is None else items.stop
+        result = await thread.call(
+            action.function, kwargs, abandon=action.abandon, on_cancelled=on_cancelled
+        )
     else:
         result = action.function(**kwargs)
-    if action.is_async:
-        if isinstance(result, CoroutineType):
-            _refuse_coroutine(action, cast("CoroutineType[Any, Any, Any]", result))
-    else:
+    if not (action.is_async or action.is_streaming):
         refuse_awaitable(result, f"action {action.name!r}")
+    if isinstance(result, _MISTAKES):
+        _refuse_mistake(action, cast("object", result))
     if base is not None:
         return change_between(base, result, f"action {action.name!r}")
     field = action.only_write
@@ -172,14 +219,26 @@ def _missing(
     return MissingField(msg)
 
 
-def _refuse_coroutine(
-    action: FunctionAction[..., object], coroutine: CoroutineType[Any, Any, Any]
-) -> NoReturn:
-    coroutine.close()
-    msg = (
-        f"action {action.name!r} returned a coroutine that nobody awaited: "
-        f"await {coroutine.__qualname__}(...)"
-    )
+_MISTAKES = (CoroutineType, AsyncGeneratorType, Result)
+"""What nobody means to write to a state."""
+
+
+def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoReturn:
+    who = f"action {action.name!r}"
+    if isinstance(result, CoroutineType):
+        coroutine = cast("CoroutineType[Any, Any, Any]", result)
+        coroutine.close()
+        msg = f"{who} returned a coroutine that nobody awaited: await {coroutine.__qualname__}(...)"
+    elif isinstance(result, Result):
+        msg = (
+            f"{who} returned a Result, which is what a streaming action yields last, and no other: "
+            f"return the value itself"
+        )
+    else:
+        msg = (
+            f"{who} returned an async generator; to stream, it has to be an async generator "
+            f"function itself, which yields each item and, as the last thing, Result(value)"
+        )
     raise BadResult(msg)
 
 
@@ -217,6 +276,6 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
         )
         raise BadResult(msg)
     for value in values.values():
-        if isinstance(value, CoroutineType):
-            _refuse_coroutine(action, cast("CoroutineType[Any, Any, Any]", value))
+        if isinstance(value, _MISTAKES):
+            _refuse_mistake(action, cast("object", value))
     return Change(tuple(Set(field, value) for field, value in values.items()), values)

@@ -27,9 +27,11 @@ from ._errors import BadUse
 from ._events import (
     AttemptEnded,
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Event,
     GraceExceeded,
+    Item,
     Missed,
     RunEnded,
     RunStarted,
@@ -97,6 +99,10 @@ class Stream(Hook):
         """Keep it."""
         return self._send(event)
 
+    def on_item(self, event: Item) -> Told:
+        """Keep it."""
+        return self._send(event)
+
     def on_attempt_ended(self, event: AttemptEnded) -> Told:
         """Keep it."""
         return self._send(event)
@@ -110,6 +116,10 @@ class Stream(Hook):
         return self._send(event)
 
     def on_child_started(self, event: ChildStarted) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_child_rerun(self, event: ChildRerun) -> Told:
         """Keep it."""
         return self._send(event)
 

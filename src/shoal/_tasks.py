@@ -21,24 +21,18 @@ from collections.abc import (
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast, final
 
-from ._action import (
-    Act,
-    Input,
-    bind_instance,
-    bind_where_taken,
-    check_class,
-    is_async,
-    require_plain,
-)
+from ._action import Act, Input, bind_instance, bind_where_taken, check_class
 from ._errors import BadKey, BadResult, DefinitionError, brief
 from ._events import Done, Failed
+from ._functions import is_async, require_plain
 from ._graph import Graph, as_graph, no_act
 from ._ids import Key
 from ._join import Join, only_write_reader
-from ._parallel import Parallel, ParallelStep, check_policies, check_reads, narrowed
+from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
 from ._policy import OnError
 from ._source import Elements, Entry, is_key
 from ._state import Change, Permit, State, change_between, refuse_awaitable
+from ._until import ALL, First, Quorum, Until, check_until
 
 T = TypeVar("T")
 
@@ -98,7 +92,8 @@ class ParallelAction(Parallel):
     Class attributes: ``reads`` and ``writes`` (of ``tasks``, ``reduce``, ``finish`` and the
     children), ``inputs`` (names of inputs that ``tasks`` or the children can't do without),
     ``name`` (by default the class's own), ``limits`` (how many children are in flight),
-    ``on_error``, ``at_most``, ``each`` and ``timeout`` (as for ``fan_out``).
+    ``until``, ``stagger``, ``on_error``, ``at_most``, ``each``, ``timeout``, ``store`` and
+    ``hooks`` (as for ``fan_out``; ``until`` may be a method as well).
 
     Examples:
         >>> @action(reads=["word"], writes=["length"])
@@ -122,6 +117,7 @@ class ParallelAction(Parallel):
     """
 
     inputs: Collection[str] = ()
+    until: Until | Callable[..., bool] = ALL
     on_error: OnError = "fail"
     at_most: int | None = None
     _bound: Mapping[str, object] = NOTHING
@@ -143,14 +139,25 @@ class ParallelAction(Parallel):
                     f"which yields what it makes"
                 )
                 raise DefinitionError(msg)
+        who = f"class {cls.__name__}"
         check_policies(
-            f"class {cls.__name__}",
+            who,
             on_error=cls.on_error,
             at_most=cls.at_most,
             limits=cls.limits,
+            store=cls.store,
+            hooks=cls.hooks,
             each=cls.each,
             timeout=cls.timeout,
         )
+        check_until(who, cls.until)
+        check_stagger(who, cls.stagger, cls.until)
+        if isinstance(cls.until, First | Quorum) and _says(cls, "on_error"):
+            msg = (
+                f"{who}: with such an until a failure only removes a contestant, so on_error can't "
+                f"be given; result.outcomes(name) tells who failed"
+            )
+            raise DefinitionError(msg)
 
     @abstractmethod
     def tasks(
@@ -176,6 +183,11 @@ class ParallelAction(Parallel):
         return state
 
     @property
+    def definition(self) -> object:
+        """What all its instances have in common."""
+        return type(self)
+
+    @property
     def takes(self) -> Mapping[str, Input]:
         """What it takes besides fields, by name."""
         return {name: Input(self.name, name not in self._bound) for name in self.inputs}
@@ -194,7 +206,14 @@ class ParallelAction(Parallel):
         return Permit(self.name, frozenset(self.reads) | writes, writes)
 
     def _join(self) -> Join:
-        return Join(name=self.name, permit=self._permit, reduce=self.reduce, on_error=self.on_error)
+        is_race = isinstance(self.until, First | Quorum)
+        return Join(
+            name=self.name,
+            permit=self._permit,
+            reduce=self.reduce,
+            on_error="ignore" if is_race else self.on_error,
+            until=self.until,
+        )
 
     def _source(self, step: ParallelStep) -> Elements:
         inputs = {**self._bound, **step.parent.setting.inputs}
@@ -205,6 +224,12 @@ class ParallelAction(Parallel):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+
+def _says(cls: type[ParallelAction], attribute: str) -> bool:
+    """Tell whether a subclass gives ``attribute`` itself."""
+    above = cls.__mro__[: cls.__mro__.index(ParallelAction)]
+    return any(attribute in vars(each) for each in above)
 
 
 class MapStates(ParallelAction):
@@ -378,13 +403,15 @@ class TaskElements(Elements):
 
     def __init__(self, tasks: object, act: ParallelAction, step: ParallelStep) -> None:
         """Stand before the first task."""
-        super().__init__(tasks, who=act.name, at_most=act.at_most, given_by="tasks")
+        super().__init__(
+            tasks, who=act.name, at_most=act.at_most, given_by="tasks", recorded=step.recorded
+        )
         self._act = act
         self._step = step
         self._keyed: bool | None = None
         self._graphs: dict[int, tuple[Act, Graph]] = {}
 
-    def _entries(self, element: object) -> tuple[Entry, ...]:
+    def _entries(self, element: object, position: int) -> tuple[Entry, ...]:
         if not isinstance(element, Task):
             refuse_awaitable(element, f"tasks of {self.who!r}")
             msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
@@ -393,18 +420,16 @@ class TaskElements(Elements):
         if element.key is not None and (graph.name, element.key) in self._seen_before:
             return ()
         key = self._task_key(element, graph)
-        position = self._position
-        self._position = self._count = position + 1
         step = self._step
-        check_reads(repr(self.who), graph, step.join.permit.reads, element.state, step.data)
         base = narrowed(
-            self._step.data,
+            step.data,
             graph,
             element.state,
             f"the children of {self.who!r} that execute {graph.name!r}",
             "give it to the Task: Task(act, {field: ...})",
         )
-        kind = self._step.kind(graph, base, only_write_reader(graph), element.inputs)
+        check_reads(repr(self.who), graph, step.join.permit.reads, element.state, step.data)
+        kind = step.kind(graph, base, only_write_reader(graph), element.inputs)
         about = element.state if element.element is None else element.element
         return (Entry(key, position, about, kind),)
 

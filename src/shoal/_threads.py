@@ -88,7 +88,12 @@ class Thread:
 
     @is_aware
     async def call(
-        self, function: Callable[..., object], kwargs: Mapping[str, Any], *, abandon: bool
+        self,
+        function: Callable[..., object],
+        kwargs: Mapping[str, Any],
+        *,
+        abandon: bool,
+        on_cancelled: Callable[[], None] | None = None,
     ) -> object:
         """Call ``function(**kwargs)`` in a thread, and return or raise what it does.
 
@@ -97,6 +102,8 @@ class Thread:
             kwargs: With what.
             abandon: Whether it isn't waited for after a cancellation. If it still runs when this
                 raises, it was left behind: see ``is_running``.
+            on_cancelled: Called where it still runs when this is cancelled, before that is waited
+                for.
         """
         if abandon:
             self.grace = 0.0
@@ -108,6 +115,8 @@ class Thread:
             )
         except BaseException:
             if self.is_running:
+                if on_cancelled is not None:
+                    on_cancelled()
                 await self._outlast()
             raise
         await checkpoint_if_cancelled()  # the result comes too late

@@ -1,8 +1,8 @@
 """Mistakes that everybody makes once, and what is said about them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, make_dataclass
-from typing import Any
+from typing import Any, final
 
 import pytest
 
@@ -12,11 +12,14 @@ from shoal import (
     BadResult,
     Context,
     DefinitionError,
+    Done,
     ErrorInfo,
+    Failed,
     Graph,
     Hook,
     InvalidState,
     Limits,
+    MapStates,
     MissingField,
     State,
     action,
@@ -117,6 +120,11 @@ class Model:
     url: str
 
 
+@action(writes=["said"])
+async def talk(client: object, word: str = "") -> str:
+    return f"{client} {word}"
+
+
 untyped: Any = fan_out
 untyped_app: Any = Application
 REFUSED = [
@@ -128,6 +136,9 @@ REFUSED = [
     (lambda: Graph.chain(fetch, fetch), "are named 'fetch': it is the same act, twice; "),
     (lambda: untyped_app(plain("x")), "is none: it is what calling .*: write the .* without"),
     (lambda: untyped_app(fetch, state=Model("x")), "state= takes a model, which is a class"),
+    (lambda: Application(fetch, state="url"), r"^state='url' is one .*: state=\['url'\]$"),
+    (lambda: Application(talk, inputs=["clinet"]), "'clinet' .*; did you mean 'client'"),
+    (lambda: Application(talk, inputs=["word"]), r"lacks the input 'client' \(action 'talk'\)"),
 ]
 
 
@@ -167,9 +178,25 @@ async def misspells(pgae: str) -> str:
     return pgae
 
 
+@final
+class Misspelt(MapStates):
+    reads = ("urls",)
+    writes = ("pages",)
+
+    def action(self, state: State, inputs: Mapping[str, Any]) -> Act:
+        return fetch
+
+    def states(self, state: State, inputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        yield {"ulr": "x"}
+
+    def reduce(self, state: State, outcome: Done | Failed) -> State:
+        return state
+
+
 WHEN_RUN: list[tuple[Act, Any, type[Exception], str]] = [
     (Graph.chain(fetch, misspells), {"url": "x"}, MissingField, "'pgae'.*did you mean 'page'"),
     (fan_out(fetch, over="urls", into="pages"), {"urls": []}, MissingField, r"\(see item=\)"),
+    (Misspelt(), {"urls": []}, MissingField, "'url', .*; give it to the Task: .* mean 'ulr'"),
     (starts_children, {}, MissingField, "'url', .*; give it to group.start, .* did you mean 'ulr'"),
     (fan_out(fetch, over="url", into="pages"), {"url": "x"}, BadResult, "a str, .*: give a list"),
     (fetch, Model("x"), TypeError, r"not a Model; to give .*: Application\(..., state=Model\)"),
@@ -184,6 +211,10 @@ async def test_what_is_refused_when_it_is_run(
 ) -> None:
     with pytest.raises(kind, match=said):
         await Application(act).run(given)
+
+
+# Loads pydantic with its plugins here, and not first in a loop, which that would block.
+Application(fetch, state=make_dataclass("Page", [("url", str), ("page", str, "")]))
 
 
 async def collect(pages: object, **how: Any) -> tuple[str, int]:

@@ -1,8 +1,9 @@
-"""What tests of programs on shoal need: virtual time, recorded events, leaks and cancels found."""
+"""What tests of programs on shoal need: virtual time, recorded events, cancels and crashes."""
 
 from __future__ import annotations
 
 from ._clock import VirtualDeadlock, VirtualTimeLoop, run_virtual, virtual_backend
+from ._crash import Recovery, crash_everywhere
 from ._everywhere import Attempt, Ending, cancel_everywhere
 from ._leaks import LeakError, no_leaks
 from ._recording import RecordingHook
@@ -12,9 +13,11 @@ __all__ = [
     "Ending",
     "LeakError",
     "RecordingHook",
+    "Recovery",
     "VirtualDeadlock",
     "VirtualTimeLoop",
     "cancel_everywhere",
+    "crash_everywhere",
     "no_leaks",
     "run_virtual",
     "virtual_backend",

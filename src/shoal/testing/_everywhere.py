@@ -14,7 +14,6 @@ What holds:
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint
 
 from shoal.testing._clock import run_virtual
-from shoal.testing._leaks import Census, LeakError
+from shoal.testing._leaks import Census, judge
 from shoal.testing._stacks import printed, stack_of
 from shoal.testing._steps import Steps, steps_of_this_loop
 
@@ -89,9 +88,9 @@ class Attempt:
         try:
             ending = await live(function, *args)
         except Exception:
-            await _judge(census)
+            await judge(census, inside="what was cancelled")
             raise
-        await _judge(census)
+        await judge(census, inside="what was cancelled")
         return ending
 
     async def _in_scope(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> Ending[_T]:
@@ -147,17 +146,6 @@ class Attempt:
             for name, stack in sorted(self._stood, key=lambda stood: stood[0])
         )
         return f"having cancelled it at place {self._place}, when\n{standing}"
-
-
-async def _judge(census: Census) -> None:
-    """Raise what was left. Garbage is collected on suspicion only: it takes as long as a round."""
-    await census.settle()
-    if any(census.leaks()):
-        gc.collect()
-        await census.settle()
-        leaks = tuple(census.leaks())
-        if leaks:
-            raise LeakError(leaks, inside="what was cancelled")
 
 
 def _swallowed(result: object) -> AssertionError:
@@ -302,7 +290,7 @@ def cancel_everywhere(
     if only is not None:
         return int(run(only)._requested)
     tried = 0
-    for place in _places(run(0)._seen or 0, limit):
+    for place in places(run(0)._seen or 0, limit):
         if not run(place)._requested:
             break
         tried += 1
@@ -317,13 +305,14 @@ async def _checked(
         await pending
 
 
-def _places(total: int, limit: int | None) -> Iterable[int]:
+def places(total: int, limit: int | None) -> Iterable[int]:
+    """The places to try, of those that were counted and maybe a few more."""
     if limit is not None and limit < total:
         yield from (1 + index * total // limit for index in range(limit))
         return
     # A few more than were counted: until it ends before its place.
     yield from range(1, 2 * total + 1)
     raise RuntimeError(
-        f"the scenario took {total} steps at first, and more than twice as many later."
+        f"the scenario had {total} places at first, and more than twice as many later."
         f" HINT: does it keep something from one call to the next?"
     )

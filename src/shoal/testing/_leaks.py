@@ -78,6 +78,17 @@ async def no_leaks(*, threads: bool = True, descriptors: bool = True) -> AsyncGe
         raise LeakError(leaks)
 
 
+async def judge(census: Census, *, inside: str) -> None:
+    """Raises what was left. Garbage is collected on suspicion only: it takes as long as a round."""
+    await census.settle()
+    if any(census.leaks()):
+        gc.collect()
+        await census.settle()
+        leaks = tuple(census.leaks())
+        if leaks:
+            raise LeakError(leaks, inside=inside)
+
+
 class Census:
     """What was there at the start, to tell what is new."""
 

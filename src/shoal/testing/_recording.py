@@ -7,9 +7,11 @@ from typing import TypeVar, final
 from shoal._events import (
     AttemptEnded,
     ChildEnded,
+    ChildRerun,
     ChildStarted,
     Event,
     GraceExceeded,
+    Item,
     RunEnded,
     RunStarted,
     StateUpdated,
@@ -80,6 +82,10 @@ class RecordingHook(Hook):
         """Keep it."""
         self.events.append(event)
 
+    def on_item(self, event: Item) -> None:
+        """Keep it."""
+        self.events.append(event)
+
     def on_attempt_ended(self, event: AttemptEnded) -> None:
         """Keep it."""
         self.events.append(event)
@@ -93,6 +99,10 @@ class RecordingHook(Hook):
         self.events.append(event)
 
     def on_child_started(self, event: ChildStarted) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_child_rerun(self, event: ChildRerun) -> None:
         """Keep it."""
         self.events.append(event)
 

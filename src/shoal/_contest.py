@@ -1,0 +1,281 @@
+"""Contests: whose results count in a fan-out that need not await all, and when it is decided.
+
+Imports the run.
+
+Invariants:
+- Children are heard in the order in which the parent takes them, one at a time, and none after the
+  decision. So at most one child decides, and at most as many are accepted as were wanted.
+- What ``accept`` or ``by`` raises refuses that child, and nothing else.
+- A contest that can't be decided any more is known to be lost as soon as that is certain.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast, final
+
+from ._cancel import as_failure
+from ._errors import NobodyAccepted, Rejected, TooFewChildren, brief, note
+from ._events import ChildName, Decision, Done, Failed, Outcome
+from ._run import Run
+from ._state import State, refuse_awaitable
+from ._until import All, Asked, First, Quorum, Until
+
+Contestant = Run | Done
+"""A child that succeeded: in this execution, or in an earlier one."""
+
+
+class Contest(ABC):
+    """One contest among the children of a step."""
+
+    wanted: int = 1
+    """Results that have to be accepted."""
+    consults = False
+    """Whether it looks at the state after each update."""
+
+    def __init__(self, name: str) -> None:
+        """Begin.
+
+        Args:
+            name: The step's.
+        """
+        self.name = name
+        self.chosen: Contestant | None = None
+        """The child whose value is that of the whole contest, once that is known."""
+        self._refused: list[tuple[Contestant, Exception | None]] = []
+
+    @abstractmethod
+    def admits(self, child: Run) -> bool:
+        """Hear of the next child that succeeded; tell whether its result counts."""
+
+    @abstractmethod
+    def recall(self, child: Done) -> None:
+        """Hear of a child whose result counted in an earlier execution."""
+
+    @abstractmethod
+    def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
+        """Tell whether the update of ``child``, which led to ``state``, has decided it, and how."""
+
+    @abstractmethod
+    def is_lost(self, possible: float) -> bool:
+        """Tell whether it can't be decided any more, with at most ``possible`` children to come."""
+
+    def defeat(self, ended: Iterable[Outcome], count: int) -> NobodyAccepted | None:
+        """Say why nobody has won now that it is over; None if nobody had to.
+
+        Args:
+            ended: The outcomes of those that brought nothing.
+            count: Children that there were.
+        """
+        losers: list[tuple[int, Exception]] = [
+            (outcome.position, outcome.error) for outcome in ended if isinstance(outcome, Failed)
+        ]
+        losers += [(child.position, self._rejection(child, why)) for child, why in self._unwanted()]
+        losers.sort(key=lambda loser: loser[0])
+        why = self._why_lost(count)
+        if not losers:
+            few = f"{why}, and nobody failed: there were too few children to begin with"
+            losers.append((0, TooFewChildren(few)))
+        return NobodyAccepted(why, [error for _, error in losers])
+
+    def _unwanted(self) -> Iterable[tuple[Contestant, Exception | None]]:
+        """Go through those that succeeded in vain, and why if there is a reason."""
+        return self._refused
+
+    @abstractmethod
+    def _why_lost(self, count: int) -> str:
+        """Say what there was too little of."""
+
+    def _rejection(self, child: Contestant, why: Exception | None) -> Rejected:
+        path = child.path
+        what = "can't be judged" if why is not None else "was not accepted"
+        rejection = Rejected(f"{brief(child.value)} {what}", child.value)
+        rejection.__cause__ = why
+        note(rejection, f"shoal: {path.act!r} of {self.name!r}, key {path.key!r}, run {path.id}")
+        return rejection
+
+    def _ask(
+        self, function: Callable[[Any], object], child: Contestant, what: str
+    ) -> tuple[bool, object]:
+        """Ask about a child's value; tell whether there is an answer, for it may be refused."""
+        try:
+            answer = function(child.value)
+        except Exception as error:  # noqa: BLE001 # the child is refused for it
+            self._refused.append((child, error))
+            return False, None
+        except BaseException as error:
+            failure = as_failure(error)
+            if failure is None:
+                raise
+            self._refused.append((child, failure))
+            return False, None
+        refuse_awaitable(answer, f"{what} of fan-out {self.name!r}")
+        return True, answer
+
+    def _decision(self, child: Run, winners: Iterable[Contestant]) -> Decision:
+        ordered = sorted(winners, key=lambda winner: winner.position)
+        return Decision(
+            self.name,
+            _name(child),
+            tuple(map(_name, ordered)),
+            f"{_called(child)} decided fan-out {self.name!r}",
+        )
+
+
+@final
+class _Firsts(Contest):
+    """The first accepted results decide."""
+
+    def __init__(self, name: str, until: First) -> None:
+        super().__init__(name)
+        self.wanted = until.n
+        self._accept = until.accept
+        self._accepted: list[Contestant] = []
+
+    def admits(self, child: Run) -> bool:
+        if self._accept is not None:
+            answered, answer = self._ask(self._accept, child, "accept=")
+            if not answered:
+                return False
+            if not answer:
+                self._refused.append((child, None))
+                return False
+        self._accepted.append(child)
+        self.chosen = child
+        return True
+
+    def recall(self, child: Done) -> None:
+        self._accepted.append(child)
+
+    def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
+        if len(self._accepted) < self.wanted:
+            return None
+        return self._decision(child, self._accepted)
+
+    def is_lost(self, possible: float) -> bool:
+        return len(self._accepted) + possible < self.wanted
+
+    def _why_lost(self, count: int) -> str:
+        of, accepted = f"of its {_children(count)}", len(self._accepted)
+        if not accepted:
+            return f"fan-out {self.name!r}: none {of} was accepted"
+        was = "was" if accepted == 1 else "were"
+        return f"fan-out {self.name!r}: {accepted} {of} {was} accepted, not {self.wanted}"
+
+
+@final
+class _Poll(Contest):
+    """Results that agree decide."""
+
+    def __init__(self, name: str, until: Quorum) -> None:
+        super().__init__(name)
+        self.wanted = until.n
+        self._by = until.by
+        self._ballots: dict[object, list[Contestant]] = {}
+        self._others: list[tuple[object, list[Contestant]]] = []  # ballots that can't be hashed
+        self._most = 0  # votes for one ballot
+        self._agreed: list[Contestant] = []
+
+    def admits(self, child: Run) -> bool:
+        return self._count(child)
+
+    def recall(self, child: Done) -> None:
+        self._count(child)
+
+    def _count(self, child: Contestant) -> bool:
+        ballot = child.value
+        if self._by is not None:
+            answered, ballot = self._ask(self._by, child, "by=")
+            if not answered:
+                return False
+        votes = self._votes(ballot)
+        votes.append(child)
+        self._most = max(self._most, len(votes))
+        if len(votes) == self.wanted:
+            self._agreed = votes
+            self.chosen = min(votes, key=lambda vote: vote.position)
+        return True
+
+    def _votes(self, ballot: object) -> list[Contestant]:
+        """Return those that have voted so."""
+        try:
+            return self._ballots.setdefault(ballot, [])
+        except TypeError:
+            pass
+        for other, votes in self._others:
+            if other == ballot:
+                return votes
+        self._others.append((ballot, []))
+        return self._others[-1][1]
+
+    def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
+        return self._decision(child, self._agreed) if self._agreed else None
+
+    def is_lost(self, possible: float) -> bool:
+        return self._most + possible < self.wanted
+
+    def _unwanted(self) -> Iterator[tuple[Contestant, Exception | None]]:
+        yield from self._refused
+        for votes in (*self._ballots.values(), *(votes for _, votes in self._others)):
+            for child in votes:
+                yield child, None
+
+    def _why_lost(self, count: int) -> str:
+        return f"fan-out {self.name!r}: no {self.wanted} of its {_children(count)} agree"
+
+
+@final
+class _Asked(Contest):
+    """A user's function decides."""
+
+    consults = True
+
+    def __init__(self, name: str, until: Asked) -> None:
+        super().__init__(name)
+        self._until = until
+
+    def admits(self, child: Run) -> bool:
+        return True
+
+    def recall(self, child: Done) -> None:
+        """Nothing to do: what came of it is in the state."""
+
+    def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
+        answer = cast("object", self._until(state(), child.outcome))
+        refuse_awaitable(answer, f"until= of fan-out {self.name!r}")
+        return self._decision(child, (child,)) if answer else None
+
+    def is_lost(self, possible: float) -> bool:
+        return False
+
+    def defeat(self, ended: Iterable[Outcome], count: int) -> None:
+        """Nobody had to win: without a decision, all were awaited."""
+
+    def _why_lost(self, count: int) -> str:
+        raise NotImplementedError
+
+
+def contest(name: str, until: Until) -> Contest | None:
+    """Begin the contest that ``until`` makes of the step ``name``; None: all are awaited."""
+    match until:
+        case All():
+            return None
+        case First():
+            return _Firsts(name, until)
+        case Quorum():
+            return _Poll(name, until)
+        case _:
+            return _Asked(name, until)
+
+
+def _name(child: Contestant) -> ChildName:
+    return ChildName(child.path.act, child.key)
+
+
+def _called(child: Run) -> str:
+    return repr(child.setting.act) if child.key == "" else f"key {child.key!r}"
+
+
+def _children(count: int) -> str:
+    return "1 child" if count == 1 else f"{count} children"

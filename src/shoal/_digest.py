@@ -1,0 +1,193 @@
+"""Digests of data: whether what a child starts with is what it started with before.
+
+Imports errors.
+
+Invariants:
+- Equal data has one digest, in every process and on every machine: nothing depends on hash seeds,
+  addresses or the order in which a mapping was filled.
+- A list, a tuple and any other sequence of the same items are equal; so are mappings of all kinds.
+  ``1``, ``1.0``, ``True`` and ``"1"`` are different.
+- Of a dataclass, those fields count that it compares. Any other object is what it would be pickled
+  as: a class, and a state. Classes and functions are their names, so a function must have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from hashlib import blake2b
+from pathlib import PurePath
+from types import FunctionType
+from typing import Any, cast
+
+from ._errors import NotData, kind_of
+
+BYTES = 16
+
+_NO_DATA = (
+    "{} is no data: what is saved, and compared after a crash, is made of numbers, strings, lists, "
+    "mappings and objects that hold such; give services to inputs= instead"
+)
+_UNSAVED = ("__pydantic_fields_set__",)  # of a model: which fields were given, not what they hold
+
+
+def digest(value: object) -> bytes:
+    """Hash ``value`` into 16 bytes (BLAKE2b).
+
+    Raises:
+        NotData: It holds something that is no data: a lock, a socket, a generator.
+    """
+    out = bytearray()
+    try:
+        _write(out, value, ())
+    except RecursionError:
+        msg = f"{kind_of(value)} is nested too deeply to be told from others of its kind"
+        raise NotData(msg) from None
+    return blake2b(out, digest_size=BYTES).digest()
+
+
+def combined(parts: Mapping[str, bytes], *names: str) -> str:
+    """Hash ``names`` and the digests of named ``parts`` into 32 hexadecimal digits."""
+    text = bytearray()
+    for name in names:
+        _write_str(text, name)
+    for name in sorted(parts):
+        _write_str(text, name)
+        text += parts[name]
+    return blake2b(text, digest_size=BYTES).hexdigest()
+
+
+# Each value is written behind a letter for its kind and, where it could run on, its length: so no
+# two different values are written alike.
+
+
+def _write(out: bytearray, value: object, around: tuple[int, ...]) -> None:
+    writer = _WRITERS.get(type(value))
+    if writer is not None:
+        writer(out, value)
+        return
+    if id(value) in around:  # a cycle: how far up it leads says which
+        out += b"^%d;" % (len(around) - around.index(id(value)))
+        return
+    around = (*around, id(value))
+    if isinstance(value, Enum):
+        _write_global(out, type(value), f".{value._name_ or value._value_}")
+    elif isinstance(value, str):
+        _write_str(out, value)
+    elif isinstance(value, bytes | bytearray | memoryview):
+        _write_bytes(out, bytes(cast("bytes", value)))
+    elif isinstance(value, Mapping):
+        _write_mapping(out, cast("Mapping[object, object]", value), around)
+    elif isinstance(value, AbstractSet):
+        members = cast("AbstractSet[object]", value)
+        _write_sorted(out, b"e", [_written(member, around) for member in members])
+    elif isinstance(value, Sequence):
+        items = cast("Sequence[object]", value)
+        out += b"l%d;" % len(items)
+        for item in items:
+            _write(out, item, around)
+    elif isinstance(value, type):
+        _write_global(out, value)
+    elif isinstance(value, FunctionType):
+        if "<" in value.__qualname__:  # <lambda>, <locals>: it may hold anything
+            raise NotData(_NO_DATA.format(f"the function {value.__qualname__}, which has no name,"))
+        _write_global(out, value)
+    elif isinstance(value, PurePath):  # pickled differently by different versions of Python
+        out += b"p"
+        _write_global(out, type(value))
+        _write_str(out, str(value))
+    elif is_dataclass(value) and not isinstance(value, type) and _compares(value):
+        compared = [one.name for one in fields(value) if one.compare]
+        out += b"d%d;" % len(compared)
+        _write_global(out, type(value))
+        for name in compared:
+            _write_str(out, name)
+            _write(out, getattr(value, name), around)
+    else:
+        _write_object(out, value, around)
+
+
+def _written(value: object, around: tuple[int, ...]) -> bytes:
+    out = bytearray()
+    _write(out, value, around)
+    return bytes(out)
+
+
+def _write_str(out: bytearray, value: str) -> None:
+    text = str.encode(value, "utf-8", "surrogatepass")
+    out += b"s%d;" % len(text)
+    out += text
+
+
+def _write_bytes(out: bytearray, value: bytes) -> None:
+    out += b"b%d;" % len(value)
+    out += value
+
+
+def _write_global(out: bytearray, value: Any, more: str = "") -> None:
+    text = f"{value.__module__}.{value.__qualname__}{more}".encode("utf-8", "surrogatepass")
+    out += b"g%d;" % len(text)
+    out += text
+
+
+def _write_int(out: bytearray, value: int) -> None:
+    out += b"i%x;" % value  # of any size: the decimal digits of a huge one are refused
+
+
+def _write_float(out: bytearray, value: float) -> None:
+    out += f"f{value!r};".encode()
+
+
+def _write_constant(out: bytearray, value: object) -> None:
+    out += {None: b"n", True: b"t", False: b"u"}[cast("bool | None", value)]
+
+
+def _write_mapping(out: bytearray, value: Mapping[object, object], around: tuple[int, ...]) -> None:
+    pairs = [_written(key, around) + _written(item, around) for key, item in value.items()]
+    _write_sorted(out, b"m", pairs)
+
+
+def _write_sorted(out: bytearray, kind: bytes, written: list[bytes]) -> None:
+    out += b"%b%d;" % (kind, len(written))
+    for one in sorted(written):
+        out += one
+
+
+def _write_object(out: bytearray, value: object, around: tuple[int, ...]) -> None:
+    """Write what an object says of itself when it is to be copied or pickled: class and state."""
+    try:
+        reduced: Any = value.__reduce_ex__(4)
+    except Exception as error:
+        raise NotData(_NO_DATA.format(kind_of(value))) from error
+    if isinstance(reduced, str):  # a global of that name
+        _write_str(out, f"{getattr(value, '__module__', None)}.{reduced}")
+        return
+    out += b"o"
+    for part in reduced[:3]:
+        _write(out, _saved(part), around)
+    for items in reduced[3:5]:  # of what is a list or a dict besides
+        _write(out, None if items is None else list(items), around)
+
+
+def _compares(value: object) -> bool:
+    """Tell whether a dataclass is compared by its fields."""
+    return bool(getattr(type(value), "__dataclass_params__").eq)  # noqa: B009 # untyped
+
+
+def _saved(state: object) -> object:
+    if not isinstance(state, dict):
+        return state
+    held = cast("dict[object, object]", state)
+    return {name: value for name, value in held.items() if name not in _UNSAVED}
+
+
+_WRITERS: dict[type, Callable[[bytearray, Any], None]] = {
+    str: _write_str,
+    int: _write_int,
+    float: _write_float,
+    bytes: _write_bytes,
+    bool: _write_constant,
+    type(None): _write_constant,
+}

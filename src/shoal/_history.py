@@ -1,0 +1,148 @@
+"""What is kept of a run, in the order of its saves, and playing it back. Imports states and events.
+
+Invariants:
+- A history is only added to. What counts no more is followed by a ``Rewound`` that says so.
+- Played back, it leads to the state that the run had committed, and to the step it stood in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, final
+
+from ._events import Decision, Update
+from ._state import make_state, replay
+
+
+@final
+class Completed(NamedTuple):
+    """A step was completed. Its last update, if that completed it, stands just before."""
+
+    step: str
+    number: int
+    """The number of the run's last update before the save that completed the step."""
+
+
+@final
+class Rewound(NamedTuple):
+    """The run went back into a step that it had completed; what came after that counts no more.
+
+    The state as it was then is brought back by the next update.
+    """
+
+    step: str
+    visit: int
+    """Which execution of the step, counted from 0."""
+
+
+Entry = Update | Decision | Completed | Rewound
+"""What a history is made of. A decision stands behind the update that it is saved with."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """A run between two steps, as far as its history goes."""
+
+    step: str | None
+    """The step that was completed last."""
+    number: int
+    data: Mapping[str, object]
+    visits: Mapping[str, int]
+
+
+@final
+@dataclass(slots=True)
+class Playback:
+    """Where a history has led to so far."""
+
+    data: Mapping[str, object]
+    """The fields of the state after all updates."""
+    number: int = 0
+    """The number of the last update."""
+    began: _Moment = field(init=False)
+    """The moment in which the step under way began."""
+    under_way: list[Update] = field(default_factory=list[Update])
+    """The updates of the step under way, which it has made already."""
+    decision: Decision | None = None
+    """How the step under way was decided, if it is a race and was."""
+    decided: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    """Which visits of which steps were decided."""
+    undone: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """Ranges of updates that count no more: those behind the first number, up to the second."""
+    restored: Mapping[str, object] = field(default_factory=dict[str, object])
+    """The fields of the state as they were where the history last went back to."""
+    _ended: list[tuple[Completed, _Moment, list[Update]]] = field(
+        default_factory=list[tuple[Completed, _Moment, list[Update]]]
+    )
+
+    def is_undone(self, number: int) -> bool:
+        """Tell whether the update of that number counts no more."""
+        return any(first < number <= last for first, last in self.undone)
+
+    def add(self, entry: Entry) -> None:
+        """Go on by one entry."""
+        match entry:
+            case Update():
+                state = replay(make_state(self.data), entry.operations)
+                self.data, self.number = state._data, entry.number
+                self.under_way.append(entry)
+            case Decision():
+                self.decision = entry
+                self.decided.add((entry.step, self.visit(entry.step)))
+            case Completed():
+                self._ended.append((entry, self.began, self.under_way))
+                visits = {**self.began.visits, entry.step: self.visit(entry.step) + 1}
+                self.began = _Moment(entry.step, self.number, self.data, visits)
+                self.under_way = []
+                self.decision = None
+            case Rewound():
+                self._rewind(entry)
+
+    def visit(self, step: str) -> int:
+        """Return how often ``step`` was completed."""
+        return self.began.visits.get(step, 0)
+
+    def completed_visits(self) -> Iterator[tuple[str, int]]:
+        """Go through the steps that were completed, in order, with the visit of each."""
+        for completed, before, _ in self._ended:
+            yield completed.step, before.visits.get(completed.step, 0)
+
+    def _rewind(self, entry: Rewound) -> None:
+        while self._ended:
+            completed, self.began, updates = self._ended.pop()
+            if completed.step == entry.step and self.visit(entry.step) == entry.visit:
+                self.undone.append((completed.number, self.number))
+                self.under_way = [one for one in updates if one.number <= completed.number]
+                state = make_state(self.began.data)
+                for update in self.under_way:
+                    state = replay(state, update.operations)
+                self.restored = state._data
+                self.decision = None
+                self.decided = {one for one in self.decided if one[1] < self.visit(one[0])}
+                return
+        msg = f"a history goes back into {entry.step!r}, which it never completed"
+        raise ValueError(msg)
+
+
+def play(
+    first: Mapping[str, object],
+    entries: Iterable[Entry],
+    *,
+    after: str | None = None,
+    visits: Mapping[str, int] | None = None,
+) -> Playback:
+    """Play a history back.
+
+    Args:
+        first: The fields of the state that the run started with.
+        entries: All that is kept, in order.
+        after: The step after which it started; None: before its first.
+        visits: How often it counts as having completed steps before.
+    """
+    playback = Playback(first)
+    playback.began = _Moment(after, 0, first, dict(visits or {}))
+    for entry in entries:
+        playback.add(entry)
+    return playback

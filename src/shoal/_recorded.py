@@ -1,0 +1,215 @@
+"""What earlier executions have left of a step's children. Imports the run and what is above it.
+
+Invariants:
+- A child that has ended well and was applied is not run again, and not applied again; one that
+  ended well and was not applied, is applied; any other goes on after the last step it completed.
+- A child whose digest is not the recorded one runs anew. If ``reduce`` has taken what it returned,
+  nothing is run: that can't be undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Literal, final
+
+from ._errors import BadUse, InputChanged
+from ._events import Cancelled, Done, Failed, Outcome, Skipped
+from ._history import play
+from ._ids import Key, RunPath
+from ._ports import ChildRecord, NullStore, Store
+from ._run import Run
+from ._state import State, make_state
+
+Fate = Literal["new", "goes on", "runs anew", "is kept"]
+"""What becomes of a child in this execution."""
+
+
+async def recorded_children(
+    run: Run, step: str, visit: int, store: Store, *, folds: bool = False
+) -> Recorded | None:
+    """Ask what earlier executions have left of the children of one visit of a step.
+
+    Args:
+        run: Their parent.
+        step: The step's name.
+        visit: Which visit of it.
+        store: Where the children are kept, which need not be where their parent is.
+        folds: Whether ``reduce`` takes what they return.
+
+    Raises:
+        StoreFailed: A store did not say.
+        RunClaimed: The children's store has an execution of the run already.
+    """
+    setting, path = run.setting, run.path
+    execution, what = setting.execution, f"the children of step {step!r} of run {path.id}"
+    records: dict[tuple[str, Key], ChildRecord] = {}
+    if store is not setting.store and not isinstance(store, NullStore):
+        await execution.claim(store, path.root.id)
+        for record in await execution.ask(store.children(path, step, visit), what):
+            records[record.act, record.key] = record
+    if execution.is_resumed:
+        for record in await execution.ask(setting.store.children(path, step, visit), what):
+            records[record.act, record.key] = record
+    if not records:
+        return None
+    return Recorded(run, step, records, folds=folds, forgets=isinstance(store, NullStore))
+
+
+@final
+class Recorded:
+    """The recorded children of one execution of a step."""
+
+    __slots__ = ("_folds", "_forgets", "_left", "_parent", "_who", "last_position", "started")
+
+    def __init__(
+        self,
+        parent: Run,
+        who: str,
+        records: Mapping[tuple[str, Key], ChildRecord],
+        *,
+        folds: bool = False,
+        forgets: bool = False,
+    ) -> None:
+        """Collect them.
+
+        Args:
+            parent: The run that they are children of.
+            who: The step's name, for errors.
+            records: By act and key.
+            folds: Whether ``reduce`` takes what they return.
+            forgets: Whether nothing is kept of the children but how they ended.
+        """
+        self._parent = parent
+        self._who = who
+        self._forgets = forgets
+        self._folds = folds
+        self._left = dict(records)
+        self.last_position: int = max((one.position for one in records.values()), default=-1)
+        self.started: int = sum(one.status != "skipped" for one in records.values())
+        """How many of them have been started."""
+
+    @property
+    def left(self) -> int:
+        """How many have not come up yet."""
+        return len(self._left)
+
+    def rest(self) -> Sequence[ChildRecord]:
+        """Return those that have not come up, in input order."""
+        return sorted(self._left.values(), key=lambda record: record.position)
+
+    def judge(self, child: Run) -> tuple[Fate, ChildRecord | None]:
+        """Decide what becomes of ``child``, which comes up now.
+
+        Raises:
+            InputChanged: It would have to run anew, and ``reduce`` has taken its result.
+        """
+        record = self._left.pop((child.setting.act, child.key), None)
+        if record is None:
+            return "new", None
+        applied = self.is_applied(record)
+        if record.status == "skipped":  # for its key alone, whatever else it may be now
+            return ("is kept", record) if applied else ("new", None)
+        if record.digest != child.digest:
+            if self._folds and applied:
+                msg = (
+                    f"fan-out {self._who!r}: what key {child.key!r} works on, or its act's "
+                    f"version, has changed since its result was reduced (run {child.path.id}); "
+                    f"reduce can't be undone: start a new run, or fork() this one from before the "
+                    f"fan-out"
+                )
+                raise InputChanged(msg)
+            return "runs anew", record
+        if self.is_part_of_the_state(record):
+            return "is kept", record
+        return ("new", None) if self._forgets else ("goes on", record)
+
+    def has_done(self, act: str, key: Key) -> bool:
+        """Tell whether that child has yet to come up, and is part of the state."""
+        record = self._left.get((act, key))
+        return record is not None and self.is_part_of_the_state(record)
+
+    def is_part_of_the_state(self, record: ChildRecord) -> bool:
+        """Tell whether what a child has come to is where ``into`` or ``reduce`` puts it."""
+        counts = self._folds or record.status in ("succeeded", "skipped")
+        return counts and self.is_applied(record)
+
+    def is_applied(self, record: ChildRecord) -> bool:
+        """Tell whether an update that counts has applied a child."""
+        number = record.applied
+        return number is not None and not self._parent.is_undone(number)
+
+
+async def read_outcomes(run: Run, step: str, visit: int) -> AsyncIterator[Outcome]:
+    """Read how all children of one visit of a step ended, those that are Done too, in input order.
+
+    Raises:
+        BadUse: Nothing was kept of them.
+        StoreFailed: The store did not say.
+    """
+    setting, path = run.setting, run.path
+    if isinstance(setting.store, NullStore):
+        msg = (
+            f"run {path.id} has no store, so only counts are known of its children that are Done; "
+            f"their values are where into= or reduce= has put them"
+        )
+        raise BadUse(msg)
+    execution, what = setting.execution, f"the children of step {step!r} of run {path.id}"
+    records = await execution.ask(setting.store.children(path, step, visit), what)
+    for record in sorted(records, key=lambda one: one.position):
+        if record.status is None:
+            continue
+        outcome = outcome_of(record, path)
+        if isinstance(outcome, Done):
+            entries = await execution.ask(setting.store.read(outcome.path), what)
+            written = make_state(play({}, entries).data)
+            outcome = outcome_of(record, path, written)
+        yield outcome
+
+
+def outcome_of(record: ChildRecord, parent: RunPath, state: State | None = None) -> Outcome:
+    """Make the outcome that was recorded of a child of the run ``parent``.
+
+    Args:
+        record: What the store says of the child.
+        parent: Where its parent stands.
+        state: What it has written, if it is Done.
+    """
+    path = RunPath(
+        act=record.act, parent=parent, step=record.step, visit=record.visit, key=record.key
+    )
+    position, element = record.position, record.element
+    attempts, elapsed = record.attempts, record.elapsed
+    match record.status:
+        case "failed":
+            assert record.error is not None, "a store keeps what a child failed with"
+            return Failed(
+                path=path,
+                position=position,
+                element=element,
+                attempts=attempts,
+                elapsed=elapsed,
+                error=record.error,
+            )
+        case "cancelled":
+            return Cancelled(
+                path=path,
+                position=position,
+                element=element,
+                attempts=attempts,
+                elapsed=elapsed,
+                reason=record.reason,
+                winner=record.winner,
+            )
+        case "skipped":
+            return Skipped(path=path, position=position, element=element, reason=record.reason)
+        case _:
+            return Done(
+                path=path,
+                position=position,
+                element=element,
+                attempts=attempts,
+                elapsed=elapsed,
+                value=record.value,
+                state=make_state({}) if state is None else state,
+                used=record.used,
+            )

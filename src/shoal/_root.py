@@ -1,0 +1,289 @@
+"""A root run from claim to release: what an application and a store know of it meet here.
+
+Imports everything above; anyio.
+
+Invariants:
+- Nothing is run, and nothing saved, of a run that another execution holds, that was started with
+  something else, or that has succeeded.
+- What was claimed is released on every way out.
+- What a run starts from is saved before anything happens in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import final
+
+from anyio import Event
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from ._cancel import ki_protected
+from ._digest import digest
+from ._errors import BadUse, NotData, RunConflict, UnknownRun
+from ._events import Update
+from ._execution import Execution
+from ._graph import Graph
+from ._history import Entry, Playback, Rewound, play
+from ._ids import RunPath
+from ._ledgers import recall_ledgers
+from ._parallel import Parallel
+from ._ports import Beginning, ChildRecord, NullStore, RunRecord
+from ._run import Run
+from ._state import Change, Drop, Set
+
+First = Callable[[Execution, RunRecord | None], Awaitable[Beginning]]
+"""Says what a run is to start from, given what the store has of it."""
+
+
+@final
+class Root:
+    """One execution of a root run, or none where there is nothing to be done any more."""
+
+    def __init__(
+        self,
+        path: RunPath,
+        execution: Execution,
+        make_run: Callable[[Beginning], Run],
+        first: Beginning | First,
+        *,
+        retries_failed: bool = False,
+    ) -> None:
+        """Plan it. Without a store there is nothing to be asked, so the run is made at once.
+
+        Args:
+            path: The run's identity.
+            execution: What it is part of.
+            make_run: Makes the run that starts from what it is given.
+            first: What it is to start from.
+            retries_failed: Whether failures that were collected are to be run again.
+        """
+        self.path: RunPath = path
+        self._execution = execution
+        self._make_run = make_run
+        self._first = first
+        self._retries_failed = retries_failed
+        self.begun: Event = Event()
+        """Set once the run goes on, or is known not to."""
+        self.error: Exception | None = None
+        """Why it could not begin."""
+        self.reason: str = ""
+        """Why it was cancelled before it began."""
+        self.run: Run | None = None
+        if isinstance(first, Beginning) and isinstance(execution.store, NullStore):
+            self.run = make_run(first)
+            self.begun.set()
+
+    def give_reason(self, reason: str) -> None:
+        """Hear why it is about to be cancelled."""
+        self.reason = reason
+        if self.run is not None:
+            self.run.give_reason(reason)
+
+    @ki_protected
+    async def live(self) -> None:
+        """Live the execution; how it ended is in ``run`` or, if it could not begin, in ``error``.
+
+        Raises:
+            BaseException: A cancellation of the scope around it, or a KeyboardInterrupt or
+                SystemExit from inside.
+        """
+        try:
+            if self.run is None:
+                self.run = await self._begin()
+                self.begun.set()
+            if self.run.status is None:
+                await self.run.live()
+        except Exception as error:  # noqa: BLE001 # raised in the caller's frame
+            self.error = error
+        finally:
+            self.begun.set()
+            await self._execution.release()
+
+    def forget(self) -> None:
+        """Let go of the error that it ended with, whose traceback leads back to here."""
+        self.error = None
+        if self.run is not None:
+            self.run.forget()
+
+    async def _begin(self) -> Run:
+        """Claim the run, learn what is known of it, and make it; one that succeeded has a status.
+
+        Raises:
+            RunClaimed: Another execution has it.
+            RunConflict: It was started with something else.
+            StoreFailed: The store could not say what it knows.
+        """
+        execution, run_id = self._execution, self.path.id
+        store = execution.store
+        await execution.claim(store, run_id)
+        await checkpoint_if_cancelled()
+        record = await execution.ask(store.load(run_id), f"run {run_id}")
+        wanted = self._first
+        if not isinstance(wanted, Beginning):
+            wanted = await wanted(execution, record)
+        if record is None:
+            run = self._make_run(wanted)
+            if wanted.forked_from is not None:
+                run.go_on_from(play(wanted.first, (), after=wanted.after, visits=wanted.visits))
+                await recall_ledgers(run, children=())
+            await run.commit((), run.data, begun=wanted)
+            return run
+        refuse_conflict(run_id, record.beginning, wanted)
+        execution.is_resumed = True
+        run = self._make_run(record.beginning)
+        played = await recorded_history(execution, self.path, record.beginning)
+        children = await _recorded_children(execution, self.path)
+        if self._retries_failed:
+            now = played.data
+            rewound = self._failed_step(run.setting.graph, played, children)
+            played.add(rewound)
+            run.rewound = rewound, _back(now, played.restored)
+        run.go_on_from(played)
+        await recall_ledgers(run, children)
+        if record.status == "succeeded" and not self._retries_failed:
+            run.status = "succeeded"
+        return run
+
+    def _failed_step(
+        self, graph: Graph, played: Playback, children: Iterable[ChildRecord]
+    ) -> Rewound:
+        """Find the first step that was completed although children had failed.
+
+        Raises:
+            BadUse: There is none, or its failures can't be taken back.
+        """
+        path = self.path
+        failed = {(one.step, one.visit) for one in children if one.status == "failed"}
+        for step, visit in played.completed_visits():
+            act = graph.find(step)
+            if (step, visit) in played.decided:
+                continue  # who fails in a race only loses it
+            if (step, visit) in failed and isinstance(act, Parallel):
+                if act._join().reduce is None:
+                    return Rewound(step, visit)
+                msg = (
+                    f"run {path.id}: children of {step!r} have failed, and reduce has taken that; "
+                    f"it can't be undone: fork() the run from before that step instead"
+                )
+                raise BadUse(msg)
+        msg = (
+            f"run {path.id} has completed no fan-out with failures, so there is none to retry; a "
+            f"run that has not succeeded goes on with run(id={path.id!r})"
+        )
+        raise BadUse(msg)
+
+
+def refuse_conflict(run_id: str, known: Beginning, wanted: Beginning) -> None:
+    """Refuse to go on with a run that was started with something else.
+
+    Raises:
+        RunConflict: Naming what differs.
+    """
+    differs = [
+        f"{what} was {before!r} and is {now!r} now"
+        for what, before, now in (
+            ("the application's name", known.application, wanted.application),
+            ("the application's version", known.version, wanted.version),
+            ("what it was forked from", known.forked_from, wanted.forked_from),
+        )
+        if before != now
+    ]
+    fields = [
+        field
+        for field in sorted({*known.first, *wanted.first})
+        if not _is_same(known.first, wanted.first, field, run_id)
+    ]
+    if fields:
+        differs.append(f"its initial state differs in {', '.join(map(repr, fields))}")
+    if differs:
+        leave_out = f"To go on with it leave out the state: run(id={run_id!r}). " if fields else ""
+        msg = (
+            f"run {run_id} exists, and was started with something else: {'; '.join(differs)}. "
+            f"{leave_out}For a new run take another id, or start from what this one has: "
+            f"fork({run_id!r}, update={{...}})"
+        )
+        raise RunConflict(msg)
+
+
+def _is_same(
+    one: Mapping[str, object], other: Mapping[str, object], field: str, run_id: str
+) -> bool:
+    if field not in one or field not in other:
+        return False
+    first, second = one[field], other[field]
+    try:
+        return first is second or digest(first) == digest(second)
+    except NotData as error:
+        msg = (
+            f"run {run_id} exists, and whether it was started with the same field {field!r} can't "
+            f"be told: {error}; or leave out the state: run(id={run_id!r})"
+        )
+        raise NotData(msg) from error
+
+
+async def recorded_history(
+    execution: Execution,
+    path: RunPath,
+    beginning: Beginning | None = None,
+    *,
+    upto: int | None = None,
+) -> Playback:
+    """Play back what the store has of a root run.
+
+    Args:
+        execution: Whose store it is.
+        path: The run.
+        beginning: What it started from; by default what the store says.
+        upto: The number of the last update that counts; by default, all do.
+
+    Raises:
+        StoreFailed: It did not say.
+        UnknownRun: It has none of that id, or no such update.
+    """
+    if beginning is None:
+        record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
+        if record is None:
+            msg = f"the store has no run {path.id!r}"
+            raise UnknownRun(msg)
+        beginning = record.beginning
+    reading = execution.store.read(path)
+    entries = await execution.ask(reading, f"the history of run {path.id}")
+    if upto is not None:
+        entries = _until(entries, upto, path)
+    return play(beginning.first, entries, after=beginning.after, visits=beginning.visits)
+
+
+def _until(entries: Sequence[Entry], number: int, path: RunPath) -> Sequence[Entry]:
+    """Leave out what came after the update of that number, and after what it completed."""
+    last = max((entry.number for entry in entries if isinstance(entry, Update)), default=0)
+    if not 0 <= number <= last:
+        msg = f"run {path.id} has updates 1 to {last}, so it can't be forked at {number}"
+        raise UnknownRun(msg)
+    kept: list[Entry] = []
+    for at, entry in enumerate(entries):
+        following = entries[at + 1] if at + 1 < len(entries) else None
+        if isinstance(entry, Update) and entry.number > number:
+            break
+        if isinstance(entry, Rewound) and _number(following) > number:
+            break
+        kept.append(entry)
+    return kept
+
+
+def _number(entry: Entry | None) -> int:
+    return entry.number if isinstance(entry, Update) else 0
+
+
+async def _recorded_children(execution: Execution, path: RunPath) -> Sequence[ChildRecord]:
+    asked = execution.store.children(path)
+    return await execution.ask(asked, f"the children of run {path.id}")
+
+
+def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
+    """Make the change that leads from the fields ``now`` to those of ``then``."""
+    values = {
+        field: value for field, value in then.items() if field not in now or now[field] is not value
+    }
+    dropped = tuple(field for field in now if field not in then)
+    sets = tuple(Set(field, value) for field, value in values.items())
+    return Change((*sets, *map(Drop, dropped)), values, dropped)

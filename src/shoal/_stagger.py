@@ -1,0 +1,177 @@
+"""When the children of a fan-out start, where they don't start at once. Imports the group.
+
+A source is put before the fan-out's own; the group knows nothing of it, and who doesn't stagger
+pays nothing.
+
+Invariants:
+- A child starts only with a permit. One is due when the delay since the last start is over, and
+  one for each child that brought nothing: that failed, was refused, or was cancelled by hand.
+- Where the delay is endless, one is due when no child is in flight.
+- With a ``Hedge``, as many start at once as are needed; any more take a permit from its budget.
+- An element is pulled only when there is a permit for its child.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+from typing import final
+
+from anyio import CancelScope, Event
+
+from ._group import Dropped, Feed, Group
+from ._hedge import Experience
+from ._run import Run
+from ._source import Elements
+
+RETRY = 0.1
+"""Seconds after which a start is tried again that the live budget had no permit for."""
+
+
+@final
+class Staggered:
+    """The source of a fan-out whose children start one after the other."""
+
+    def __init__(
+        self,
+        source: Elements,
+        delay: float | Experience,
+        clock: Callable[[], float],
+        needed: int = 1,
+    ) -> None:
+        """Let the first start.
+
+        Args:
+            source: Makes the children.
+            delay: Seconds from one start to the next, or what a hedge has learned of them.
+            clock: Tells the time.
+            needed: Children that a hedge starts at once.
+        """
+        self._source = source
+        self._learned = delay if isinstance(delay, Experience) else None
+        self._fixed = 0.0 if isinstance(delay, Experience) else delay
+        self._clock = clock
+        self._needed = 1 if self._learned is None else needed  # permits that are free
+        self._extra = 0  # permits from the budget
+        self._due = inf  # when the next permit is
+        self._news: Event | None = None  # set while it waits for that
+
+    @property
+    def _delay(self) -> float:
+        return self._fixed if self._learned is None else self._learned.delay
+
+    @property
+    def _permits(self) -> int:
+        return self._needed + self._extra
+
+    def _ask(self) -> None:
+        """Take a permit, as one is due; or be granted it later."""
+        if self._learned is None:
+            self._needed += 1
+        elif self._learned.spend(self):
+            self._extra += 1
+
+    def grant(self) -> None:
+        """Hear that the budget allows one more start."""
+        self._extra += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None:
+            self._news.set()
+
+    # -- what the fan-out tells -----------------------------------------------------------------
+
+    def hear(self, batch: Iterable[Run], in_flight: int) -> None:
+        """Hear how children ended, while ``in_flight`` others have not."""
+        for child in batch:
+            if child.status in ("failed", "cancelled") or not child.used:
+                self._ask()
+        if not self._permits and not in_flight and self._delay == inf:
+            self._ask()
+        self._tell()
+
+    def most(self, in_flight: int) -> float:
+        """Say how many more can start at most; nobody waits for a budget with none in flight."""
+        if self._learned is None or in_flight or self._permits:
+            return self._source.most()
+        return 0
+
+    @property
+    def is_out_of_budget(self) -> bool:
+        """Whether more could have been started, but for the budget of the hedge."""
+        return self._learned is not None and not self._permits and self._source.most() > 0
+
+    def learn(self, children: Iterable[Run]) -> None:
+        """Learn how long children took, of those that say so.
+
+        One that was cancelled because another had won took at least so long. It counts if it was
+        one of the slow ones: else these, of which it is all about, would never be seen.
+        """
+        if self._learned is None:
+            return
+        for child in children:
+            lost = child.status == "cancelled" and child.winner is not None
+            if child.status == "succeeded" or (lost and child.elapsed > self._learned.delay):
+                self._learned.learn(child.elapsed)
+
+    def close(self) -> None:
+        """Give back what wasn't used."""
+        if self._learned is not None:
+            self._learned.leave(self, self._extra)
+            self._extra = 0
+
+    # -- what a group asks of its source --------------------------------------------------------
+
+    def take(self) -> Run | Dropped | None:
+        """Make the next child if it may start; see ``Source``."""
+        if not self._permits:
+            return None
+        child = self._source.take()
+        if isinstance(child, Run) and not child.reason:
+            self._start()
+        return child
+
+    def _start(self) -> None:
+        if not self._needed:
+            self._extra -= 1
+        else:
+            self._needed -= 1
+            if self._learned is not None:
+                self._learned.earn()
+        self._due = self._clock() + self._delay
+        self._tell()
+
+    def left(self) -> int:
+        """Count what may start now."""
+        return min(self._permits, self._source.left())
+
+    def waiting(self) -> int:
+        """Count what was pulled, or more than there is ever room for, so that nothing is."""
+        waiting = self._source.waiting()
+        return waiting if waiting < self._permits else sys.maxsize
+
+    def dry(self) -> bool:
+        """Tell whether there will be no more."""
+        return self._source.dry()
+
+    def feeds(self) -> Sequence[Feed]:
+        """Return what must wait: for elements, and for the time to start."""
+        return [*self._source.feeds(), *([] if self._fixed == inf else [self])]
+
+    async def feed(self, group: Group) -> None:
+        """See to it that a child starts whenever it is due."""
+        while not self.dry():
+            now, until = self._clock(), self._due
+            if now >= until and not self._permits:
+                self._due = until = inf  # until the next start
+                self._ask()
+            if self._permits:
+                group.engage()
+                # Who has no room is engaged again by its own children's ends; but nobody is woken
+                # when the live budget has a permit again.
+                until = now + max(RETRY, self._delay) if group.lacks_permits else inf
+            self._news = Event()
+            with CancelScope(deadline=until):
+                await self._news.wait()

@@ -1,0 +1,154 @@
+"""What ends a fan-out before its last child, as its user said. Imports outcomes and states.
+
+Invariants:
+- Values, and nothing else: who is accepted and when it is decided is judged in ``_contest``.
+- What can't be meant is refused where it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+from ._errors import DefinitionError, brief
+from ._events import Outcome
+from ._functions import require_plain
+from ._state import State
+
+OnBreak = Literal["fail", "restart"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every child is awaited."""
+
+
+ALL = All()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class First:
+    """The first accepted results decide; made by ``first``."""
+
+    n: int = 1
+    accept: Callable[[Any], object] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be judged."""
+        _check_count("first", self.n)
+        _check_function("first(accept=...)", self.accept)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """Results that agree decide; made by ``quorum``."""
+
+    n: int
+    by: Callable[[Any], object] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be judged."""
+        _check_count("quorum", self.n)
+        _check_function("quorum(by=...)", self.by)
+
+
+Asked = Callable[[State, Outcome], bool]
+Until = All | First | Quorum | Asked
+"""What ends a fan-out: ``all_()``, ``first(...)``, ``quorum(...)``, or a function."""
+
+
+def all_() -> All:
+    """Wait for all children: what a fan-out does unless ``until=`` says otherwise."""
+    return ALL
+
+
+def first(n: int = 1, *, accept: Callable[[Any], object] | None = None) -> First:
+    """End a fan-out with its first ``n`` accepted results, and cancel the rest.
+
+    Children that fail, or whose result is refused, only leave the contest. As soon as too few are
+    left the step raises ``NobodyAccepted``. Of children that end at the same moment, those of lower
+    position come first. ``into`` holds the winning value itself; with ``n`` above 1, what a fan-out
+    over all children collects.
+
+    Args:
+        n: How many.
+        accept: A plain function of a child's value, as ``take`` names it: whether it counts. One
+            that raises refuses, for that reason. Without it, every result counts.
+
+    Raises:
+        DefinitionError: ``n`` is no number of children, or ``accept`` no plain function.
+
+    Examples:
+        >>> @action(reads=["n"], writes=["square"])
+        ... async def square(n: int) -> int:
+        ...     return n * n
+        >>> found = fan_out(
+        ...     square, over="ns", item="n", into="found", until=first(accept=lambda s: s > 50)
+        ... )
+        >>> Application(found).run_sync({"ns": range(100)}).state["found"]
+        64
+    """
+    return First(n, accept)
+
+
+def quorum(n: int, *, by: Callable[[Any], object] | None = None) -> Quorum:
+    """End a fan-out as soon as ``n`` of its results agree, and cancel the rest.
+
+    Children that fail only leave the contest; as soon as no ``n`` can agree any more the step
+    raises ``NobodyAccepted``. ``into`` holds the value that was agreed on; of several that count as
+    equal, that of the lowest position.
+
+    Args:
+        n: How many have to agree.
+        by: A plain function of a child's value, as ``take`` names it: what has to be equal. One
+            that raises refuses the value, for that reason. Without it, the values themselves.
+
+    Raises:
+        DefinitionError: ``n`` is no number of children, or ``by`` no plain function.
+
+    Examples:
+        >>> @action(writes=["answer"])
+        ... async def ask(model: str) -> str:
+        ...     return "Yes" if model != "small" else "No"
+        >>> models = [ask.bind(name=name, model=name) for name in ("small", "medium", "large")]
+        >>> agreed = fan_out(models, into="answer", until=quorum(2, by=str.lower))
+        >>> Application(agreed).run_sync().state["answer"]
+        'Yes'
+    """
+    return Quorum(n, by)
+
+
+def check_until(who: str, until: object) -> None:
+    """Refuse what is no condition of an end.
+
+    Raises:
+        DefinitionError: Naming ``who`` was given it.
+    """
+    if isinstance(until, All | First | Quorum):
+        return
+    if any(until is makes for makes in (all_, first, quorum)):
+        name = getattr(until, "__name__", "")
+        msg = f"{who}: until= takes what {name}(...) returns; call it: until={name}()"
+        raise DefinitionError(msg)
+    if not callable(until):
+        msg = (
+            f"{who}: until= takes all_(), first(n), quorum(n) or a function (state, outcome) -> "
+            f"bool, not {brief(until)}"
+        )
+        raise DefinitionError(msg)
+    require_plain(until, f"{who}: until=")
+
+
+def _check_count(what: str, n: object) -> None:
+    if type(n) is not int or n < 1:
+        msg = f"{what}(n) takes a whole number of at least 1, not {brief(n)}"
+        raise DefinitionError(msg)
+
+
+def _check_function(what: str, function: object) -> None:
+    if function is not None:
+        require_plain(function, what)

@@ -1,0 +1,242 @@
+"""A store in memory. Imports the ports.
+
+It is the shortest answer to what a store must do, so it is the one to read before writing another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import final
+
+from shoal._errors import LeaseLost, RunClaimed
+from shoal._events import Status
+from shoal._history import Entry
+from shoal._ids import Key, RunPath
+from shoal._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun
+
+# Unlike an id, these are at hand without hashing; and a visit's children are found without a look
+# at those of all others.
+_Visit = tuple[str, int]  # of a step
+_Child = tuple[str, Key]  # act and key
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What is kept of one run."""
+
+    beginning: Beginning | None = None  # of a root run
+    status: Status | None = None
+    reason: str = ""
+    record: ChildRecord | None = None  # of a child
+    history: list[Entry] = field(default_factory=list[Entry])
+    visits: dict[_Visit, dict[_Child, _Kept]] = field(
+        default_factory=dict["_Visit", "dict[_Child, _Kept]"]
+    )
+
+    def child(self, path: RunPath) -> _Kept:
+        """Find what is kept of a child; make room for it, if it is new."""
+        visit = self.visits.setdefault((path.step, path.visit), {})
+        return visit.setdefault((path.act, path.key), _Kept())
+
+    def children(self, step: str | None = None, visit: int | None = None) -> Iterator[_Kept]:
+        if step is not None and visit is not None:
+            yield from self.visits.get((step, visit), {}).values()
+            return
+        for (of_step, of_visit), children in self.visits.items():
+            if step in (None, of_step) and visit in (None, of_visit):
+                yield from children.values()
+
+    def copy(self) -> _Kept:
+        visits = {
+            visit: {child: kept.copy() for child, kept in children.items()}
+            for visit, children in self.visits.items()
+        }
+        return replace(self, history=list(self.history), visits=visits)
+
+
+@final
+class MemoryStore:
+    """Keeps runs in memory: they survive what ends a run, but not the end of the process.
+
+    For tests, and for services that want to retry and look up runs without a database. Values are
+    kept as they are, not copied: like everything in a state they are to be treated as immutable.
+    It never forgets a run; ``discard`` does.
+
+    Examples:
+        >>> import anyio
+        >>> @action(reads=["n"], writes=["square"])
+        ... async def square(n: int) -> int:
+        ...     return n * n
+        >>> async def main() -> None:
+        ...     app = Application(square, store=MemoryStore())
+        ...     await app.run({"n": 3}, id="three")
+        ...     again = await app.run(id="three")  # returns what is recorded, and runs nothing
+        ...     print(again.state["square"])
+        >>> anyio.run(main)
+        9
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._roots: dict[str, _Kept] = {}
+        self._claims: dict[str, str] = {}  # who holds each root run
+
+    def copy(self) -> MemoryStore:
+        """Return another store with the same runs, all of them unclaimed.
+
+        That is what would be found if the process ended now.
+        """
+        other = MemoryStore()
+        other._roots = {run_id: kept.copy() for run_id, kept in self._roots.items()}
+        return other
+
+    def discard(self, run_id: str) -> None:
+        """Forget a root run and all its descendants; one that is not known is no error.
+
+        Raises:
+            RunClaimed: An execution of it goes on.
+        """
+        self._refuse_claimed(run_id)
+        self._roots.pop(run_id, None)
+
+    def __len__(self) -> int:
+        """Count the root runs."""
+        return len(self._roots)
+
+    def __repr__(self) -> str:
+        return f"<MemoryStore of {len(self._roots)} runs, {len(self._claims)} of them claimed>"
+
+    # -- what the engine asks of a store --------------------------------------------------------
+
+    async def claim(self, run_id: str, holder: str) -> None:
+        """Let ``holder`` have the run; see ``Store``."""
+        self._refuse_claimed(run_id)
+        self._claims[run_id] = holder
+
+    def _refuse_claimed(self, run_id: str) -> None:
+        if run_id in self._claims:
+            msg = (
+                f"run {run_id} goes on in this process already, and each run is executed once at a "
+                f"time: wait for that execution to end, or cancel it"
+            )
+            raise RunClaimed(msg)
+
+    async def load(self, run_id: str) -> RunRecord | None:
+        """Say what is known of a root run; see ``Store``."""
+        kept = self._roots.get(run_id)
+        if kept is None or kept.beginning is None:
+            return None
+        return RunRecord(beginning=kept.beginning, status=kept.status, reason=kept.reason)
+
+    def save(self, batch: Batch) -> None:
+        """Keep ``batch``; see ``Store``."""
+        root = batch.path.root.id
+        if self._claims.get(root) != batch.holder:
+            msg = f"run {root} was taken over by another execution; this one can't save any more"
+            raise LeaseLost(msg)
+        # What could fail comes first: a digest may meet what is no data.
+        kept = self._find(batch.path, batch.run, afresh=batch.afresh)
+        ends = [
+            (child, _ended(child, update.number))
+            for child, update in zip(batch.applied, batch.updates, strict=False)
+        ]
+        ends += [(child, _ended(child, None)) for child in batch.unapplied]
+        if batch.afresh:
+            kept.history.clear()
+            kept.visits.clear()
+        if batch.begun is not None:
+            kept.beginning = batch.begun
+        kept.history += batch.entries
+        kept.status = batch.ended  # None: it goes on
+        kept.reason = batch.run.reason
+        for child, record in ends:
+            found = kept.child(child.path)
+            found.record = record
+            last = child.last_update
+            if last is not None:
+                found.history.append(last)
+
+    async def read(self, path: RunPath, from_number: int = 0) -> Sequence[Entry]:
+        """Return the history of a run; see ``Store``."""
+        kept = self._known(path)
+        if kept is None:
+            return ()
+        at = 0
+        while at < len(kept.history) and _number(kept.history[at]) < from_number:
+            at += 1
+        return kept.history[at:]
+
+    async def children(
+        self, path: RunPath, step: str | None = None, visit: int | None = None
+    ) -> Sequence[ChildRecord]:
+        """Return what is known of the children of a run; see ``Store``."""
+        kept = self._known(path)
+        if kept is None:
+            return []
+        found = kept.children(step, visit)
+        return [child.record for child in found if child.record is not None]
+
+    async def release(self, run_id: str, holder: str) -> None:
+        """Give the run back; see ``Store``."""
+        if self._claims.get(run_id) == holder:
+            del self._claims[run_id]
+
+    # -- finding --------------------------------------------------------------------------------
+
+    def _known(self, path: RunPath) -> _Kept | None:
+        if path.parent is None:
+            return self._roots.get(path.id)
+        parent = self._known(path.parent)
+        visit = None if parent is None else parent.visits.get((path.step, path.visit))
+        return None if visit is None else visit.get((path.act, path.key))
+
+    def _find(self, path: RunPath, run: SavedRun | None = None, *, afresh: bool = False) -> _Kept:
+        """Find what is kept of a run; make room for it, and for its ancestors, if that is new."""
+        if path.parent is None:
+            return self._roots.setdefault(path.id, _Kept())
+        kept = self._find(path.parent).child(path)
+        if run is not None and (kept.record is None or afresh):
+            kept.record = _under_way(run)
+        return kept
+
+
+def _number(entry: Entry) -> int:
+    return getattr(entry, "number", 0)
+
+
+def _under_way(run: SavedRun) -> ChildRecord:
+    path = run.path
+    return ChildRecord(
+        step=path.step,
+        visit=path.visit,
+        act=path.act,
+        key=path.key,
+        position=run.position,
+        element=run.element,
+        digest=run.digest,
+        status=None,
+    )
+
+
+def _ended(run: SavedRun, applied: int | None) -> ChildRecord:
+    """Describe a child that has ended."""
+    path = run.path
+    return ChildRecord(
+        step=path.step,
+        visit=path.visit,
+        act=path.act,
+        key=path.key,
+        position=run.position,
+        element=run.element,
+        digest=run.digest,
+        status="skipped" if run.status is None else run.status,
+        value=run.value,
+        applied=applied,
+        used=run.used,
+        reason=run.reason,
+        winner=run.winner,
+        error=run.error if isinstance(run.error, Exception) else None,
+        attempts=run.attempts,
+        elapsed=run.elapsed,
+    )

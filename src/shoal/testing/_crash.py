@@ -1,0 +1,373 @@
+"""`crash_everywhere`: a scenario whose store goes wrong at every place where it can.
+
+Imports the store port, the store in memory, and its neighbours `_clock`, `_everywhere`, `_leaks`.
+
+What holds:
+
+- A place is a save that the store is asked for or, where it fails or hangs, any call of it: each
+  twice, for what the call asks for may have been done when it goes wrong, or not.
+- Each call of the scenario is a process of its own: a new event loop, on a virtual clock that
+  starts at 0, with a store that holds what was kept, and which nobody has claimed.
+- Up to its place, each round is the uncrashed one over again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from typing import Generic, Literal, NoReturn, TypeVar, cast, final
+
+import anyio
+from anyio.lowlevel import cancel_shielded_checkpoint
+
+from shoal._errors import CommitInDoubt, RunClaimed, StoreFailed
+from shoal._history import Entry
+from shoal._ids import RunPath
+from shoal._ports import Batch, ChildRecord, RunRecord, Store
+from shoal.stores import MemoryStore
+from shoal.testing._clock import run_virtual
+from shoal.testing._everywhere import places
+from shoal.testing._leaks import Census, judge
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+_How = Literal["dies", "fails", "hangs"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery(Generic[_T]):
+    """What a scenario has come to, in spite of what happened to its store.
+
+    Attributes:
+        place: where that was, counted from 1; 0 in the uncrashed round.
+        lives: how often the scenario was called.
+        result: what it returned in the end.
+        clean: what it returned in the uncrashed round.
+        store: what is kept in the end, claimed by nobody.
+    """
+
+    place: int
+    lives: int
+    result: _T
+    clean: _T
+    store: MemoryStore
+
+
+def crash_everywhere(
+    scenario: Callable[[Store], Awaitable[_T]],
+    check: Callable[[Recovery[_T]], object] | None = None,
+    *,
+    how: Literal["dies", "fails", "hangs"] = "dies",
+    times: int = 1,
+    delay: float = 0,
+    backend: Literal["asyncio", "trio"] = "asyncio",
+    seed: int | None = None,
+    limit: int | None = None,
+    only: int | None = None,
+) -> int:
+    """Runs a scenario again and again, its process dying at a later save of the store each time.
+
+    Each time, the scenario is then called again with what a new process would find in the store.
+    In the end it has to come to what it comes to without a crash. That is asserted; or whatever
+    ``check`` does, which is told how it ended:
+
+    >>> @action(reads=["order"], writes=["receipt"])
+    ... async def charge(order: int) -> str:
+    ...     return f"receipt {order}"
+    >>> charges = fan_out(charge, over="orders", item="order", key=int, into="receipts")
+    >>> async def scenario(store: Store) -> State:
+    ...     app = Application(charges, store=store)
+    ...     return (await app.run({"orders": [1, 2, 3]}, id="today")).state
+    >>> crash_everywhere(scenario)  # 5 saves, before and after each of them
+    10
+
+    The scenario is given a store, and uses it in whatever it runs. It is called in a new event loop
+    each time, under virtual time: first without a crash, then twice for each save: dying before it
+    was kept, and after, before the run hears that it was. So keep it small: the time it takes grows
+    with the square of its saves.
+
+    From the moment in which its process dies, the store answers nothing: the run ends with
+    ``StoreFailed``, and whatever the scenario does then counts no more. A real process would not
+    even have cancelled its actions.
+
+    A store may also go wrong without anybody dying. With ``how="fails"`` a single call of it
+    raises, any one, not only saves; with ``how="hangs"`` a single call never returns, so that the
+    run gives it up at its deadline. All other calls are fine. If the scenario raises because of it,
+    it is called again; it may as well end, where nothing was lost.
+
+    After each call this is asserted in any case: what it raised was ``StoreFailed`` or
+    ``CommitInDoubt``, or a group of those, and that only once its store had gone wrong (and
+    ``RunClaimed`` where it did so while a run was given back); no task, thread or file descriptor
+    is left; a run was given back to the store, if it still answered. And nothing hangs. Whatever
+    fails it carries a note that says where the store went wrong, and how to try that place alone.
+
+    Threads are outside of virtual time: with them the places are not the same each time.
+
+    Args:
+        scenario: called with a store, and returns what is to be compared.
+        check: called with the `Recovery`; a coroutine function is awaited, in an event loop of its
+            own. By default it compares ``result`` with ``clean``.
+        how: what becomes of the store: "dies", "fails" or "hangs".
+        times: how often that happens before the scenario may end, each time at the same number of
+            saves or calls since it was called.
+        delay: seconds that each call of the store takes. By default saves are kept at once.
+        backend: "asyncio" or "trio".
+        seed: decides the order of simultaneous steps, see `run_virtual`. Without one, asyncio is
+            first come, first served, and trio is given 0, for its places to be the same each time.
+        limit: how many places to try at most, spread evenly; None: all.
+        only: the one place to try.
+
+    Returns:
+        At how many places the store went wrong.
+
+    Raises:
+        AssertionError: the scenario came to something else, or left a run claimed.
+        LeakError: it left something alive.
+        VirtualDeadlock: it hangs.
+        BaseException: whatever else the scenario or ``check`` raises.
+    """
+    if seed is None and backend == "trio":
+        seed = 0
+    manner = Manner(how=how, times=times, delay=delay, backend=backend, seed=seed)
+    whole = _Round(scenario, manner, place=0)
+    clean = whole.live()
+
+    def attempt(place: int) -> bool:
+        """Try a place; return whether the store went wrong there."""
+        tried = _Round(scenario, manner, place)
+        tried.judge(tried.live(), clean, check)
+        return tried.went_wrong
+
+    if only is not None:
+        return int(attempt(only))
+    whole.judge(clean, clean, check)
+    total = 2 * whole.lives[0].seen
+    return sum(1 for _ in takewhile(attempt, places(total, limit)))
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """What all rounds of a sweep have in common."""
+
+    how: _How
+    times: int
+    delay: float
+    backend: Literal["asyncio", "trio"]
+    seed: int | None
+
+    def call(self, function: Callable[[_R], Awaitable[_T]], argument: _R) -> _T:
+        """Call and await ``function`` in an event loop of its own."""
+        return run_virtual(
+            _leaving_nothing, function, argument, backend=self.backend, seed=self.seed
+        )
+
+
+@final
+class _Round(Generic[_T]):
+    """A place tried: the scenario is called until it ends."""
+
+    def __init__(
+        self, scenario: Callable[[Store], Awaitable[_T]], manner: Manner, place: int
+    ) -> None:
+        self._scenario = scenario
+        self._manner = manner
+        self._place = place
+        self.kept = MemoryStore()
+        self.lives: list[_Unsteady] = []  # the store of each
+
+    @property
+    def went_wrong(self) -> bool:
+        """Whether the scenario was still going on at the place."""
+        return self.lives[0].went_wrong
+
+    def live(self) -> _T:
+        """Call the scenario until it ends, and return what it then does."""
+        try:
+            while True:
+                place = self._place if len(self.lives) < self._manner.times else 0
+                store = _Unsteady(self.kept, self._manner, place)
+                self.lives.append(store)
+                ended, result = self._call(store)
+                store.check_released()
+                if ended:
+                    return cast("_T", result)
+                self.kept = self.kept.copy()
+        except BaseException as error:
+            error.add_note(self._story())
+            raise
+
+    def _call(self, store: _Unsteady) -> tuple[bool, _T | None]:
+        try:
+            result = self._manner.call(self._scenario, store)
+        except Exception as error:
+            if store.went_wrong and store.is_to_blame_for(error):
+                return False, None
+            raise
+        return not store.is_dead, result
+
+    def judge(self, result: _T, clean: _T, check: Callable[[Recovery[_T]], object] | None) -> None:
+        """Let ``check`` say whether it came to what it should."""
+        recovery = Recovery(
+            place=self._place,
+            lives=len(self.lives),
+            result=result,
+            clean=clean,
+            store=self.kept.copy().copy(),
+        )
+        try:
+            if check is None:
+                assert result == clean, f"it came to {result!r}\ninstead of {clean!r}"
+                return
+            pending = check(recovery)
+            if isinstance(pending, Awaitable):
+                self._manner.call(_awaited, cast("Awaitable[object]", pending))
+        except BaseException as error:
+            error.add_note(self._story())
+            raise
+
+    def _story(self) -> str:
+        lives = "".join(f"\n  {n}: {store.story}" for n, store in enumerate(self.lives, 1))
+        again = f"\nHINT: crash_everywhere(..., only={self._place}) tries this place alone"
+        return (
+            f"shoal: raised under crash_everywhere ({self._manner!r}), when the scenario had been "
+            f"called{lives}{again if self._place else ''}"
+        )
+
+
+async def _leaving_nothing(function: Callable[[_R], Awaitable[_T]], argument: _R) -> _T:
+    """Call and await ``function``; raise if something it has started is still alive then."""
+    await cancel_shielded_checkpoint()  # trio's own tasks begin
+    census = Census(threads=True, descriptors=True)
+    try:
+        result = await function(argument)
+    except Exception:
+        await judge(census, inside="the scenario")
+        raise
+    await judge(census, inside="the scenario")
+    return result
+
+
+async def _awaited(pending: Awaitable[object]) -> None:
+    await pending
+
+
+_DEAD = "the process of this store is dead"
+
+
+@final
+class _WentWrong(ConnectionError):
+    """What the store raises."""
+
+
+@final
+class _Unsteady:
+    """A store in front of another one, that goes wrong at one place."""
+
+    def __init__(self, kept: MemoryStore, manner: Manner, place: int) -> None:
+        self._kept = kept
+        self._how = manner.how
+        self._delay = manner.delay
+        self._at = (place + 1) // 2  # the call it goes wrong at
+        self._does_it_first = place % 2 == 0
+        self._may_stay_claimed = False
+        self.seen = 0  # calls that it could go wrong at
+        self.is_dead = False
+        self.story = "with a store that is fine"
+
+    @property
+    def went_wrong(self) -> bool:
+        return 0 < self._at <= self.seen
+
+    def is_to_blame_for(self, error: BaseException) -> bool:
+        if isinstance(error, BaseExceptionGroup):
+            errors = cast("BaseExceptionGroup[BaseException]", error).exceptions
+            return all(map(self.is_to_blame_for, errors))
+        if isinstance(error, RunClaimed):
+            return self._may_stay_claimed
+        return isinstance(error, StoreFailed | CommitInDoubt)
+
+    def check_released(self) -> None:
+        claimed = ", ".join(self._kept._claims)
+        if claimed and not self.is_dead and not self._may_stay_claimed:
+            raise AssertionError(f"not given back to the store: run {claimed}")
+
+    def _arrive(self, call: str) -> bool:
+        """Count a call; return whether it goes wrong."""
+        if self.is_dead:
+            raise _WentWrong(_DEAD)
+        if self._how == "dies" and not call.startswith("save"):
+            return False
+        self.seen += 1
+        if self.seen != self._at:
+            return False
+        does = "after" if self._does_it_first else "instead of"
+        self.story = f"with a store that {self._how} at call {self.seen}, {does} its {call}"
+        self._may_stay_claimed = call.startswith("release")
+        return True
+
+    async def _go_wrong(self) -> NoReturn:
+        if self._how == "hangs":
+            await anyio.sleep_forever()
+        self.is_dead = self._how == "dies"
+        raise _WentWrong(f"the store {self._how}, as crash_everywhere has asked it to")
+
+    async def _ask(self, call: str, do: Callable[[], Awaitable[_T]]) -> _T:
+        goes_wrong = self._arrive(call)
+        if self._delay:
+            await anyio.sleep(self._delay)
+        if not goes_wrong:
+            return await do()
+        if self._does_it_first:
+            await do()
+        return await self._go_wrong()
+
+    def save(self, batch: Batch) -> Awaitable[None] | None:
+        goes_wrong = self._arrive(f"save of {_described(batch)}")
+        if goes_wrong or self._delay:
+            return self._save(batch, goes_wrong=goes_wrong)
+        return self._kept.save(batch)
+
+    async def _save(self, batch: Batch, *, goes_wrong: bool) -> None:
+        await anyio.sleep(self._delay / 2)
+        if self.is_dead:
+            raise _WentWrong(_DEAD)
+        if self._does_it_first or not goes_wrong:
+            self._kept.save(batch)
+        if goes_wrong:
+            await self._go_wrong()
+        await anyio.sleep(self._delay / 2)
+
+    async def claim(self, run_id: str, holder: str) -> None:
+        await self._ask(f"claim of run {run_id}", partial(self._kept.claim, run_id, holder))
+
+    async def load(self, run_id: str) -> RunRecord | None:
+        return await self._ask(f"load of run {run_id}", partial(self._kept.load, run_id))
+
+    async def read(self, path: RunPath, from_number: int = 0) -> Sequence[Entry]:
+        return await self._ask(f"read of {path!r}", partial(self._kept.read, path, from_number))
+
+    async def children(
+        self, path: RunPath, step: str | None = None, visit: int | None = None
+    ) -> Sequence[ChildRecord]:
+        call = f"look for the children of {path!r}" + (f" in {step!r} #{visit}" if step else "")
+        return await self._ask(call, partial(self._kept.children, path, step, visit))
+
+    async def release(self, run_id: str, holder: str) -> None:
+        if not self.is_dead:  # else nobody is left to call it
+            release = partial(self._kept.release, run_id, holder)
+            await self._ask(f"release of run {run_id}", release)
+
+
+def _described(batch: Batch) -> str:
+    numbers = [update.number for update in batch.updates]
+    parts = [f"updates {numbers[0]} to {numbers[-1]}"] if numbers else []
+    parts += [f"key {child.path.key!r}" for child in (*batch.applied, *batch.unapplied)]
+    parts += [] if batch.step_completed is None else [f"step {batch.step_completed!r}"]
+    parts += [] if batch.ended is None else [f"its end, {batch.ended}"]
+    parts += ["its beginning"] if batch.begun is not None else []
+    return f"{batch.path!r} ({', '.join(parts)})"

@@ -1,0 +1,306 @@
+"""Races that go on after a crash: their recorded winner stays, and two never win."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Literal
+
+import anyio
+import pytest
+
+from shoal import (
+    Application,
+    Cancelled,
+    Decision,
+    Done,
+    FanOut,
+    Graph,
+    Limits,
+    MemoryStore,
+    NobodyAccepted,
+    Outcome,
+    RunPath,
+    State,
+    Store,
+    StoreFailed,
+    Update,
+    action,
+    fan_out,
+    first,
+    quorum,
+    race,
+)
+from shoal.testing import Recovery, crash_everywhere
+
+pytestmark = pytest.mark.anyio
+
+Backend = Literal["asyncio", "trio"]
+
+
+@action(reads=["item"], writes=["slept"])
+async def sleep(item: float) -> float:
+    """Sleeps as long as its element says, and a moment in its cleanup; negative ones fail."""
+    try:
+        await anyio.sleep(abs(item))
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.25)
+    if item < 0:
+        raise ValueError(item)
+    return item
+
+
+@action(reads=["slept"], writes=["twice"])
+async def twice(slept: float) -> float:
+    await anyio.sleep(0.125)
+    return 2 * slept
+
+
+@action(reads=["out"], writes=["last"])
+async def last(out: object) -> str:
+    return f"last {out}"
+
+
+def add(state: State, outcome: Done) -> State:
+    return state.increment(sum=outcome.value)
+
+
+def deeper(state: State, outcome: Done) -> Iterable[float]:
+    return [outcome.element + 1] if outcome.element < 6 else []
+
+
+def over(**options: Any) -> Graph:
+    act = Graph.chain(sleep, twice, name="two steps")
+    options.setdefault("into", "out")
+    return Graph.chain(fan_out(act, over="n", take="twice", name="race", **options), last)
+
+
+def two_came(state: State, outcome: Outcome) -> bool:
+    return len(state["out"]) == 2
+
+
+def nested() -> Graph:
+    inner = race(Graph.chain(sleep, name="slow"), sleep.bind(name="other"), into="slept")
+    each = fan_out(inner, over="n", key=str, into="each", take="slept", limits=Limits(2))
+    return Graph.chain(race(each, Graph.chain(each, name="again"), into="out", take="each"), last)
+
+
+def collected() -> Graph:
+    step = fan_out(
+        sleep, over="n", reduce=add, writes=["sum"], name="race", until=first(2), reads=["out"]
+    )
+    return Graph.chain(step, last)
+
+
+RACES: dict[str, tuple[Callable[[], Graph], list[float]]] = {
+    "first": (lambda: over(until=first()), [3, -1, 2, 9]),
+    "accepted": (lambda: over(until=first(accept=(6, 8).__contains__)), [1, 4, 2, 3]),
+    "two": (lambda: over(key=str, until=first(2)), [3, 1, 2, 9]),
+    "quorum": (lambda: over(until=quorum(2, by=bool)), [3, -1, 2, 9]),
+    "in order": (lambda: over(until=first(2), stagger=inf), [1, -1, 2, 3]),
+    "staggered": (lambda: over(until=first(), stagger=0.5), [9, 8, 1, 1]),
+    "search": (
+        lambda: over(until=first(accept=(10).__eq__), grow=deeper, key=int, limits=Limits(1)),
+        [1],
+    ),
+    "asked": (lambda: over(until=two_came), [3, 1, 2, 9]),
+    "nested": (nested, [0.5, 1]),
+    "reduced": (collected, [3, 1, 2, 9]),
+}
+
+
+@dataclass
+class Result:
+    state: dict[str, object]
+    counts: tuple[int, int]
+
+
+async def races_of(store: MemoryStore, path: RunPath) -> list[Decision]:
+    """The decisions of a run, and of all its descendants: none twice."""
+    entries = await store.read(path)
+    found = [entry for entry in entries if isinstance(entry, Decision)]
+    assert len({decision.step for decision in found}) == len(found), "decided twice"
+    for at, entry in enumerate(entries):
+        if isinstance(entry, Decision):
+            before = entries[at - 1]
+            assert isinstance(before, Update)
+            assert before.step == entry.step
+            later = [one for one in entries[at:] if isinstance(one, Update)]
+            assert all(one.step != entry.step for one in later), "nothing is applied after it"
+    for child in await store.children(path):
+        below = RunPath(
+            act=child.act, parent=path, step=child.step, visit=child.visit, key=child.key
+        )
+        found += await races_of(store, below)
+    return found
+
+
+def crash(name: str, **manner: Any) -> int:
+    make, elements = RACES[name]
+
+    async def scenario(store: Store) -> Result:
+        app = Application(make(), store=store, max_live=2000)
+        given: dict[str, object] = {"n": elements, "sum": 0}
+        if name == "reduced":
+            given["out"] = "nothing"
+        result = await app.run(given, id="race")
+        step = "race" if name != "nested" else "out"
+        ledger = result.outcomes(step)
+        assert ledger.total == ledger.done + ledger.failed + ledger.cancelled
+        return Result(result.state.to_plain(), (ledger.total, 0))
+
+    async def check(recovery: Recovery[Result]) -> None:
+        decisions = await races_of(recovery.store, RunPath(run_id="race"))
+        step = "race" if name != "nested" else "out"
+        assert [decision.step for decision in decisions if decision.step == step] == [step]
+        state, clean = recovery.result.state, recovery.clean.state
+        assert state.keys() == clean.keys()
+        if name in ("accepted", "search", "in order", "asked"):  # else others may be quicker
+            assert state == clean or name == "asked"
+        assert state["last"] == f"last {state['out']}"
+
+    return crash_everywhere(scenario, check, **manner)
+
+
+@pytest.mark.parametrize("name", RACES)
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_race_keeps_its_recorded_winner(name: str, backend: Backend):
+    assert crash(name, backend=backend, limit=30) >= 8
+
+
+@pytest.mark.parametrize("name", ["first", "two", "quorum", "nested"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_it_does_so_on_a_slow_store_that_dies_again_and_again(name: str, backend: Backend):
+    assert crash(name, backend=backend, delay=0.25, times=2, seed=1, limit=16) >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", RACES)
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("how", ["dies", "fails", "hangs"])
+@pytest.mark.parametrize("delay", [0, 0.25])
+def test_it_does_so_wherever_the_store_goes_wrong(
+    name: str, backend: Backend, how: Any, delay: float
+):
+    assert crash(name, backend=backend, how=how, delay=delay, times=2, seed=2) >= 8
+
+
+async def test_after_the_decision_nothing_is_started_any_more():
+    """The process dies just after the decision was saved: losers were neither recorded nor run."""
+    started = list[float]()
+
+    @action(reads=["item"], writes=["slept"])
+    async def note(item: float) -> float:
+        started.append(item)
+        await anyio.sleep(item)
+        return item
+
+    store = MemoryStore()
+    kept: list[MemoryStore] = []
+    save = store.save
+
+    def saving(batch: Any) -> None:
+        save(batch)
+        if batch.decision is not None:
+            kept.append(store.copy())
+            raise OSError("died")
+
+    store.save = saving  # pyright: ignore[reportAttributeAccessIssue]
+    step = fan_out(note, over="n", into="out", until=first())
+    with pytest.raises(StoreFailed):
+        await Application(step, store=store).run({"n": [3.0, 1.0, 2.0]}, id="race")
+    assert started == [3, 1, 2]
+    started.clear()
+    result = await Application(step, store=kept[0]).run(id="race")
+    assert result.state["out"] == 1
+    assert started == []
+    outcomes = result.outcomes("out")
+    assert outcomes.total == 1, "of the others nothing was kept"
+    assert outcomes.done == 1
+
+
+async def test_losers_are_recorded_with_who_has_won():
+    store = MemoryStore()
+    step = fan_out(sleep, over="n", key=str, into="out", until=first())
+    app = Application(step, store=store)
+    await app.run({"n": [3, 1, -0.5]}, id="race")
+    children = {child.key: child for child in await store.children(RunPath(run_id="race"))}
+    assert children["3"].status == "cancelled"
+    assert children["3"].winner == ("sleep", "1")
+    assert children["3"].reason == "key '1' decided fan-out 'out'"
+    assert children["-0.5"].status == "failed"
+    assert not (await store.children(RunPath(run_id="race")))[0].applied
+    again = await app.run(id="race")
+    assert again.state["out"] == 1
+    loser, _ = again.outcomes("out")
+    assert isinstance(loser, Cancelled)
+    assert loser.winner == ("sleep", "1")
+
+
+async def test_who_failed_in_a_race_is_not_retried():
+    store = MemoryStore()
+    step = fan_out(sleep, over="n", key=str, into="out", until=first())
+    app = Application(step, store=store)
+    await app.run({"n": [3, 1, -0.5]}, id="race")
+    with pytest.raises(Exception, match="none to retry"):
+        await app.retry_failed("race")
+
+
+async def test_a_lost_race_is_run_again():
+    attempts = list[float]()
+
+    @action(reads=["item"], writes=["slept"])
+    async def fails_once(item: float) -> float:
+        attempts.append(item)
+        await anyio.sleep(0.25)
+        if len(attempts) <= 2:
+            raise ValueError(item)
+        return item
+
+    app = Application(
+        fan_out(fails_once, over="n", key=str, into="out", until=first()), store=MemoryStore()
+    )
+    with pytest.raises(NobodyAccepted):
+        await app.run({"n": [1, 2]}, id="race")
+    result = await app.run(id="race")
+    assert result.state["out"] == 1
+    assert attempts == [1, 2, 1, 2]
+
+
+async def test_what_was_accepted_before_counts():
+    """The process dies after the first of two: the second decides, and only that is needed."""
+    started = list[float]()
+
+    @action(reads=["item"], writes=["slept"])
+    async def note(item: float) -> float:
+        started.append(item)
+        await anyio.sleep(item)
+        return item
+
+    async def die_after_the_first(step: FanOut) -> MemoryStore:
+        store = MemoryStore()
+        kept: list[MemoryStore] = []
+        save = store.save
+
+        def saving(batch: Any) -> None:
+            save(batch)
+            if batch.applied:
+                kept.append(store.copy())
+                raise OSError("died")
+
+        store.save = saving  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(StoreFailed):
+            await Application(step, store=store).run({"n": [3.0, 1.0, 2.0]}, id="race")
+        return kept[0]
+
+    for until, into in ((first(2), {"1.0": 1, "2.0": 2}), (quorum(2, by=bool), 1)):
+        step = fan_out(note, over="n", key=str, into="out", until=until)
+        store = await die_after_the_first(step)
+        started.clear()
+        result = await Application(step, store=store).run(id="race")
+        assert result.state["out"] == into
+        assert started == [3, 2], "what was accepted is not run again"
+        assert result.outcomes("out").done == 2
