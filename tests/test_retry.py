@@ -27,6 +27,7 @@ from shoal import (
     HookFailed,
     Limits,
     MapStates,
+    MemoryStore,
     NoTransition,
     Outcome,
     Retry,
@@ -889,16 +890,29 @@ def nested(worker: Worker, shape: str, each: Each | None = None) -> Application[
     return Application(outer)
 
 
-async def run_nested(app: Application[dict[str, Any]], worker: Worker) -> Any:
+async def run_nested(
+    app: Application[dict[str, Any]], worker: Worker, store: MemoryStore | None = None
+) -> Any:
     inputs = {"act": worker.graph} if app.graph.takes_more else None
-    result = await app.run({"ns": [1]}, inputs=inputs)
+    async with Runtime(store=store) as runtime:
+        result = await runtime.run(app, {"ns": [1]}, inputs=inputs)
     return result.state.to_plain()["outs"][0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("failing", [(0,), (2,), (5,), (1, 3), (0, 1, 2, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("failing", "stored"),
+    [
+        ((0,), False),
+        ((2,), False),
+        ((5,), False),
+        ((1, 3), False),
+        ((0, 1, 2, 3, 4, 5), False),
+        ((1, 3), True),
+    ],
+)
 async def test_a_fan_out_in_a_retried_child_goes_on_where_it_failed(
-    shape: str, failing: tuple[int, ...]
+    shape: str, failing: tuple[int, ...], stored: bool
 ):
     """Whatever is done stays, is applied once, and never runs again."""
     whole = Worker(lambda act, n, attempt: False)
@@ -914,7 +928,7 @@ async def test_a_fan_out_in_a_retried_child_goes_on_where_it_failed(
     worker = Worker(fails)
     app = nested(worker, shape, Each(retry=evenly(9)))
     async with no_leaks():
-        found = await run_nested(app, worker)
+        found = await run_nested(app, worker, MemoryStore() if stored else None)
     if "order" in found:
         assert sorted(found["order"]) == sorted(expected["order"])
         assert found["sum"] == expected["sum"]
@@ -1158,6 +1172,42 @@ async def test_an_actions_own_children_are_retried_too():
         await Application(act).run()
     assert [(type(outcome), outcome.attempts) for outcome in outcomes] == [(Done, 3)]
     assert flaky.delays == [1, 2]
+
+
+@pytest.mark.parametrize("level", ["action", "child"])
+@pytest.mark.parametrize("stored", [False, True], ids=["", "stored"])
+async def test_an_actions_own_children_that_are_recorded_are_not_run_again(
+    level: str, *, stored: bool
+):
+    """Its body runs again; what the store knows of its children, it is given."""
+    worked: list[int] = []
+    retry = evenly()
+
+    @action(reads=["n"], writes=["out"])
+    async def work(n: int, context: Context) -> int:
+        if n == 2 and worked.count(2) < 1:
+            worked.append(n)
+            raise ConnectionError
+        worked.append(n)
+        return n
+
+    @action(reads=["x"], writes=["sum"], retry=retry if level == "action" else None)
+    async def act(x: int, context: Context) -> int:
+        async with context.fan_out(name="f", limits=Limits(1)) as group:
+            group.start_each(work, over=[1, 2, 3], item="n", key=int)
+            values = [outcome.value async for outcome in group if isinstance(outcome, Done)]
+        if len(values) < 3:
+            raise ConnectionError
+        return sum(values)
+
+    each = Each(retry=retry) if level == "child" else None
+    many = fan_out(act, over="xs", item="x", into="outs", take="sum", each=each)
+    hook = RecordingHook()
+    async with Runtime(store=MemoryStore() if stored else None) as runtime:
+        result = await runtime.run(Application(many, hooks=[hook]), {"xs": [0]})
+    assert result.state["outs"] == [6]
+    assert worked == ([1, 2, 3, 2] if stored else [1, 2, 3, 1, 2, 3])
+    hook.assert_paired()
 
 
 # -- places in flight ------------------------------------------------------------------------------
