@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -312,7 +312,7 @@ def test_it_does_what_a_table_says(events: list[tuple[str, str]], failures: int)
 def test_what_is_no_breaker_is_refused():
     for wrong in ({"failures": 0}, {"failures": 1.5}, {"cool_down": 0}, {"cool_down": "long"}):
         with pytest.raises(DefinitionError, match="Breaker"):
-            Breaker(**wrong)
+            Breaker(**cast("Any", wrong))
 
     async def by(state: State) -> str:
         return ""
@@ -324,10 +324,13 @@ def test_what_is_no_breaker_is_refused():
 
 
 async def test_a_key_that_is_not_hashable_fails_the_step():
+    def unhashable(state: State) -> Any:
+        return []
+
     from shoal import BadResult
 
     with pytest.raises(BadResult, match="not hashable"):
-        await Application(pages(Breaker(by=lambda state: []))).run(tasks("a1"))
+        await Application(pages(Breaker(by=unhashable))).run(tasks("a1"))
 
 
 async def test_asking_for_circuits_that_there_are_not():

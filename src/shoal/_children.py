@@ -338,6 +338,27 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._group.cancel(reason)
             self._tell()
 
+    def cancel_child(
+        self, key: Key, reason: str = "the action cancelled it", *, act: str | None = None
+    ) -> bool:
+        """Cancel one child, for ``reason``; its siblings don't notice. Its outcome still comes.
+
+        Args:
+            key: Its key, or its position if it was given none.
+            reason: Why.
+            act: Of several children with that key, the one that executes the act of this name.
+
+        Returns whether there was one that had not ended. What ``start_each`` has not pulled yet is
+        not known.
+        """
+        if self._group is None or self._over:
+            return False
+        unbegun = self._source.drop(key, act)
+        for child in unbegun:
+            child.cancel(reason)
+        self._deliver(unbegun)
+        return self._group.cancel_child(key, reason, act) or bool(unbegun)
+
     def _kind(
         self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
     ) -> Kind:
@@ -490,6 +511,17 @@ class _Started:
     def is_exhausted(self) -> bool:
         """Whether there is nothing left of what was started."""
         return not self._single and all(each.dry() for each in self._each)
+
+    def drop(self, key: Key, act: str | None) -> list[Run]:
+        """Make children, which never begin, of what was started with that key."""
+        entries, dropped = list(self._single), list[Run]()
+        self._single.clear()
+        for entry in entries:
+            if entry.key == key and act in (None, entry.kind.setting.act):
+                dropped.append(_child(entry))
+            else:
+                self._single.append(entry)
+        return dropped
 
     def left_over(self) -> list[Run]:
         """Make children of what was started and never began."""
