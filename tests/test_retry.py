@@ -40,6 +40,7 @@ from shoal import (
     StepEnded,
     StepStarted,
     StepTimeout,
+    Store,
     StoreFailed,
     TooManySteps,
     action,
@@ -48,7 +49,14 @@ from shoal import (
 )
 from shoal._ports import Batch, NullStore
 from shoal._retry import Account
-from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
+from shoal.testing import (
+    Attempt,
+    RecordingHook,
+    Recovery,
+    cancel_everywhere,
+    crash_everywhere,
+    no_leaks,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -1353,6 +1361,21 @@ def test_retries_cancelled_everywhere(how: tuple[Backend, Any], seed: int | None
     backend, kind = how
     limit = None if seed is None else 30
     assert cancel_everywhere(scenario, backend=backend, how=kind, seed=seed, limit=limit) > 20
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("how", ["dies", "fails"])
+def test_retries_while_the_store_goes_wrong(backend: Backend, how: Literal["dies", "fails"]):
+    """Before, between and after attempts: in the end each result is applied once."""
+
+    async def scenario(store: Store) -> object:
+        app = Application(retried(), name="app", store=store)
+        return (await app.run({"ns": [0, 1]}, id="r")).state.to_plain()["outs"]
+
+    def check(recovery: Recovery[object]) -> None:
+        assert recovery.result == recovery.clean == [10, 50]
+
+    assert crash_everywhere(scenario, check, how=how, backend=backend, limit=40) > 20
 
 
 @every_way
