@@ -38,6 +38,7 @@ from shoal import (
     action,
     fan_out,
 )
+from shoal._threads import Threads
 from shoal._watch import SPARE, Part, Watchdog, standing
 from shoal.testing import RecordingHook, no_leaks
 
@@ -614,6 +615,16 @@ async def test_a_function_that_has_not_begun_never_does(gate: Gate):
         gate.opened.set()
     assert not begun
     assert not hook.of(GraceExceeded)
+
+
+@pytest.mark.realtime
+async def test_a_function_whose_turn_comes_too_late_is_not_called():
+    called: list[int] = []
+    thread = await Threads(1, 5.0, lambda call: None).enter()
+    assert not thread.is_running, "it hasn't begun, and now never will"
+    thread._work(called.append, {"object": 1})  # pyright: ignore[reportPrivateUsage]
+    assert not called
+    thread.leave()
 
 
 @pytest.mark.realtime

@@ -27,6 +27,7 @@ from shoal import (
     HookFailed,
     Limits,
     MapStates,
+    MemoryStore,
     NoTransition,
     Outcome,
     Retry,
@@ -39,6 +40,7 @@ from shoal import (
     StepEnded,
     StepStarted,
     StepTimeout,
+    Store,
     StoreFailed,
     TooManySteps,
     action,
@@ -47,7 +49,14 @@ from shoal import (
 )
 from shoal._ports import Batch, NullStore
 from shoal._retry import Account
-from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
+from shoal.testing import (
+    Attempt,
+    RecordingHook,
+    Recovery,
+    cancel_everywhere,
+    crash_everywhere,
+    no_leaks,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -347,6 +356,7 @@ async def test_no_attempt_begins_after_the_total():
         await app.run({"n": 1})
     assert [at - flaky.at[0] for at in flaky.at] == [0, 1, 2, 3]
     assert any("3.5 s are over" in note for note in caught.value.__notes__)
+    assert anyio.current_time() == flaky.at[-1], "nor is it waited for"
 
 
 async def test_who_waits_for_a_slot_until_after_the_total_gives_up():
@@ -838,7 +848,8 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
         limits=Limits(3),
     ),
     "a frontier by position": lambda act: fan_out(
-        act, over="elements", item="n", grow=grown, reduce=fold, writes=["sum", "order"], name="f"
+        act, over="elements", item="n", grow=grown, reduce=fold, writes=["sum", "order"], name="f",
+        limits=Limits(2),
     ),
     "two acts": lambda act: fan_out(
         [act, act.bind(name="other")], over="elements", item="n", key=int, into="found", take="out",
@@ -887,16 +898,29 @@ def nested(worker: Worker, shape: str, each: Each | None = None) -> Application[
     return Application(outer)
 
 
-async def run_nested(app: Application[dict[str, Any]], worker: Worker) -> Any:
+async def run_nested(
+    app: Application[dict[str, Any]], worker: Worker, store: MemoryStore | None = None
+) -> Any:
     inputs = {"act": worker.graph} if app.graph.takes_more else None
-    result = await app.run({"ns": [1]}, inputs=inputs)
+    async with Runtime(store=store) as runtime:
+        result = await runtime.run(app, {"ns": [1]}, inputs=inputs)
     return result.state.to_plain()["outs"][0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("failing", [(0,), (2,), (5,), (1, 3), (0, 1, 2, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("failing", "stored"),
+    [
+        ((0,), False),
+        ((2,), False),
+        ((5,), False),
+        ((1, 3), False),
+        ((0, 1, 2, 3, 4, 5), False),
+        ((1, 3), True),
+    ],
+)
 async def test_a_fan_out_in_a_retried_child_goes_on_where_it_failed(
-    shape: str, failing: tuple[int, ...]
+    shape: str, failing: tuple[int, ...], stored: bool
 ):
     """Whatever is done stays, is applied once, and never runs again."""
     whole = Worker(lambda act, n, attempt: False)
@@ -912,7 +936,7 @@ async def test_a_fan_out_in_a_retried_child_goes_on_where_it_failed(
     worker = Worker(fails)
     app = nested(worker, shape, Each(retry=evenly(9)))
     async with no_leaks():
-        found = await run_nested(app, worker)
+        found = await run_nested(app, worker, MemoryStore() if stored else None)
     if "order" in found:
         assert sorted(found["order"]) == sorted(expected["order"])
         assert found["sum"] == expected["sum"]
@@ -1003,6 +1027,64 @@ async def test_failures_that_a_step_has_collected_stay_collected():
     outer = fan_out(child, over="ns", into="outs", take="seen", each=Each(retry=evenly()))
     result = await Application(outer).run({"ns": [1]})
     assert sorted(result.state["outs"][0]) == [0, 1, 2, 5]
+
+
+async def test_failures_that_a_step_has_ignored_are_not_tried_again():
+    tried: list[int] = []
+    calls = 0
+
+    def fails(act: str, n: int, attempt: int) -> bool:
+        tried.append(n)
+        return n in (0, 1)
+
+    worker = Worker(fails)
+
+    def reduce(state: State, outcome: Any) -> State:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise ConnectionError
+        return state.append(seen=outcome.key)
+
+    @action(reads=["item"], writes=["elements"])
+    async def spread(item: int) -> list[int]:
+        return [0, 1, 2, 3, 4, 5]
+
+    inner = fan_out(
+        worker.graph, over="elements", item="n", key=int, reduce=reduce, writes=["seen"], name="f",
+        on_error="ignore", limits=Limits(1),
+    )  # fmt: skip
+    child = Graph.chain(spread, inner, name="child")
+    outer = fan_out(child, over="ns", into="outs", take="seen", each=Each(retry=evenly()))
+    hook = RecordingHook()
+    result = await Application(outer, hooks=[hook]).run({"ns": [1]})
+    assert result.state["outs"] == [[2, 3, 4, 5]]
+    assert tried == [0, 1, 2, 3, 4, 5]
+    hook.assert_paired()
+
+
+async def test_no_more_is_pulled_than_what_is_left_of_at_most():
+    pulled: list[int] = []
+
+    async def elements(state: State) -> AsyncIterator[int]:
+        for n in range(100):
+            await anyio.sleep(0.01)
+            pulled.append(n)
+            yield n
+
+    worker = Worker(lambda act, n, attempt: n == 1 and attempt == 1)
+    inner = fan_out(
+        worker.graph, over=elements, reads=[], item="n", at_most=4, into="found", take="out",
+        limits=Limits(2),
+    )  # fmt: skip
+    outer = fan_out(
+        Graph.chain(inner, name="child"), over="ns", into="outs", take="found",
+        each=Each(retry=evenly()),
+    )  # fmt: skip
+    result = await Application(outer).run({"ns": [1]})
+    assert result.state.to_plain()["outs"] == [[0, 1, 2, 3]]
+    assert pulled[-4:] == [0, 1, 2, 3]
+    assert max(pulled) == 3
 
 
 async def test_a_source_that_failed_is_asked_anew():
@@ -1100,6 +1182,42 @@ async def test_an_actions_own_children_are_retried_too():
     assert flaky.delays == [1, 2]
 
 
+@pytest.mark.parametrize("level", ["action", "child"])
+@pytest.mark.parametrize("stored", [False, True], ids=["", "stored"])
+async def test_an_actions_own_children_that_are_recorded_are_not_run_again(
+    level: str, *, stored: bool
+):
+    """Its body runs again; what the store knows of its children, it is given."""
+    worked: list[int] = []
+    retry = evenly()
+
+    @action(reads=["n"], writes=["out"])
+    async def work(n: int, context: Context) -> int:
+        if n == 2 and worked.count(2) < 1:
+            worked.append(n)
+            raise ConnectionError
+        worked.append(n)
+        return n
+
+    @action(reads=["x"], writes=["sum"], retry=retry if level == "action" else None)
+    async def act(x: int, context: Context) -> int:
+        async with context.fan_out(name="f", limits=Limits(1)) as group:
+            group.start_each(work, over=[1, 2, 3], item="n", key=int)
+            values = [outcome.value async for outcome in group if isinstance(outcome, Done)]
+        if len(values) < 3:
+            raise ConnectionError
+        return sum(values)
+
+    each = Each(retry=retry) if level == "child" else None
+    many = fan_out(act, over="xs", item="x", into="outs", take="sum", each=each)
+    hook = RecordingHook()
+    async with Runtime(store=MemoryStore() if stored else None) as runtime:
+        result = await runtime.run(Application(many, hooks=[hook]), {"xs": [0]})
+    assert result.state["outs"] == [6]
+    assert worked == ([1, 2, 3, 2] if stored else [1, 2, 3, 1, 2, 3])
+    hook.assert_paired()
+
+
 # -- places in flight ------------------------------------------------------------------------------
 
 
@@ -1122,6 +1240,32 @@ async def test_a_child_that_waits_for_its_next_attempt_gives_its_place_in_flight
     assert result.state["outs"] == list(range(5))
     # It comes back after a second, ahead of 4, when 3 is under way.
     assert order == ["0.1", "1.1", "2.1", "3.1", "0.2", "4.1"]
+
+
+async def test_who_is_cancelled_while_it_waits_for_its_place_again_takes_nobody_elses():
+    running = most = 0
+
+    @action(reads=["n"], writes=["out"])
+    async def act(n: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            await anyio.sleep(n)
+            if n == 1:
+                raise ConnectionError
+        finally:
+            running -= 1
+        return n
+
+    each = Each(retry=evenly(), timeout=7)
+    many = fan_out(
+        act, over="ns", item="n", into="outs", each=each, limits=Limits(1), on_error="ignore"
+    )
+    async with no_leaks():
+        result = await Application(many).run({"ns": [1, 6.5, 2, 2, 2]})
+    assert result.outcomes("outs").failed == 1
+    assert most == 1
 
 
 @pytest.mark.parametrize("n", [1, 3, 40])
@@ -1220,6 +1364,21 @@ def test_retries_cancelled_everywhere(how: tuple[Backend, Any], seed: int | None
     backend, kind = how
     limit = None if seed is None else 30
     assert cancel_everywhere(scenario, backend=backend, how=kind, seed=seed, limit=limit) > 20
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("how", ["dies", "fails"])
+def test_retries_while_the_store_goes_wrong(backend: Backend, how: Literal["dies", "fails"]):
+    """Before, between and after attempts: in the end each result is applied once."""
+
+    async def scenario(store: Store) -> object:
+        app = Application(retried(), name="app", store=store)
+        return (await app.run({"ns": [0, 1]}, id="r")).state.to_plain()["outs"]
+
+    def check(recovery: Recovery[object]) -> None:
+        assert recovery.result == recovery.clean == [10, 50]
+
+    assert crash_everywhere(scenario, check, how=how, backend=backend, limit=40) > 20
 
 
 @every_way

@@ -133,9 +133,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._run, self.name, self._visit, self._store
         )
         services = self._run.setting.services
-        self._deadline = min(around, self._run.setting.deadline)
-        if self._timeout is not None:
-            self._deadline = min(self._deadline, services.clock() + self._timeout)
+        self._deadline = min(around, self._run.setting.deadline)  # its own is the group's scope's
         self._group = Group(
             self._run,
             self._source,

@@ -27,7 +27,7 @@ Fate = Literal["new", "goes on", "runs anew", "is kept"]
 async def recorded_children(
     run: Run, step: str, visit: int, store: Store, *, folds: bool = False
 ) -> Recorded | None:
-    """Ask what earlier executions have left of the children of one visit of a step.
+    """Ask what earlier executions, and attempts, have left of the children of a visit of a step.
 
     Args:
         run: Their parent.
@@ -47,7 +47,7 @@ async def recorded_children(
         await execution.claim(store, path.root.id)
         for record in await execution.ask(store.children(path, step, visit), what):
             records[record.act, record.key] = record
-    if execution.is_resumed:
+    if execution.is_resumed or run.attempt > 1:
         for record in await execution.ask(setting.store.children(path, step, visit), what):
             records[record.act, record.key] = record
     if not records:
