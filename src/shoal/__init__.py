@@ -84,7 +84,7 @@ from ._race import race
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
-from ._until import All, First, Quorum, Until, all_, first, quorum
+from ._until import All, First, FirstItem, Quorum, Until, all_, first, first_item, quorum
 from ._version import __version__
 from .stores import MemoryStore
 
@@ -123,6 +123,7 @@ __all__ = [
     "Failed",
     "FanOut",
     "First",
+    "FirstItem",
     "FunctionAction",
     "Graph",
     "Hedge",
@@ -200,6 +201,7 @@ __all__ = [
     "all_",
     "fan_out",
     "first",
+    "first_item",
     "quorum",
     "race",
     "replay",

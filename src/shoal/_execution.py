@@ -157,7 +157,12 @@ class Execution:
             LeaseLost: Another execution has the run; the batch is not kept.
         """
         if self._failure is not None:
-            if batch.updates or batch.step_completed or batch.ended == "succeeded":
+            if (
+                batch.updates
+                or batch.decision
+                or batch.step_completed
+                or batch.ended == "succeeded"
+            ):
                 raise self._failure
             return
         try:

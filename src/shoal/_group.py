@@ -23,7 +23,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Literal, Protocol, final
@@ -103,6 +103,7 @@ class Group:
         "_context",
         "_ended_by_hand",
         "_engaged",
+        "_errand",
         "_failure",
         "_feeding",
         "_idle",
@@ -140,6 +141,7 @@ class Group:
         self._tasks: TaskGroup | None = None
         self._context: Context = copy_context()
         self._engaged = 0  # pullers there are
+        self._errand: Callable[[], Awaitable[None]] | None = None
         self._idle = 0  # of these, how many are about to take from the source
         self._parked: deque[Waiter] = deque()
         self._pullers: set[_Puller] = set()
@@ -215,6 +217,10 @@ class Group:
         """Hand over what ends, until all has or ``apply`` ends it; False if something failed."""
         inbox, source = self.inbox, self._source
         while self._failure is None and not self._interrupted and not self._ended_by_hand:
+            if self._errand is not None:
+                errand, self._errand = self._errand, None
+                await errand()
+                continue
             if not inbox:
                 if self.in_flight == 0 and source.dry():
                     return True
@@ -296,6 +302,24 @@ class Group:
         for puller in found:
             puller.cut_off(reason)
         return bool(found)
+
+    def have_done(self, errand: Callable[[], Awaitable[None]]) -> None:
+        """Have ``errand`` done in the parent's task, before that takes any more outcomes."""
+        self._errand = errand
+        self._tell()
+
+    def spare(self, child: Run, reason: str, winner: ChildName) -> None:
+        """Cancel all children but this one, for ``reason``; it goes on."""
+        for puller in self._pullers:
+            other = puller.child
+            if other is not None and other is not child and other.status is None:
+                puller.cut_off(reason, winner)
+
+    def living(self) -> Iterator[Run]:
+        """Go through the children that have begun and not ended."""
+        for puller in self._pullers:
+            if puller.child is not None and puller.child.status is None:
+                yield puller.child
 
     @property
     def parent(self) -> Run:
@@ -421,10 +445,10 @@ class Group:
                     waited = await self._live_child(child, puller)
                     if waited is None:
                         return
-                self._idle += 1  # about to take again
                 if puller.reason is not None:  # its child ended before it noticed
-                    self._start_puller()
+                    self._replace_cut_off()
                     return
+                self._idle += 1  # about to take again
                 if native_cancels():
                     await self._replace()
                     return
@@ -507,8 +531,8 @@ class Group:
 
     def _replace_cut_off(self) -> None:
         """Have a fresh puller take over from one that was cancelled alone."""
-        self._idle += 1
-        self._start_puller()
+        self._engaged -= 1
+        self._engage(1)
 
     def _cut_off(self, child: Run) -> None:
         """End a child that was truly cancelled, or interrupted."""

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast, final
+from typing import Any, Literal, cast, final
 
 from ._action import Act, Performer
 from ._collections import StateMap
-from ._contest import Contest, contest
+from ._contest import Contest, Streams, contest
 from ._errors import (
     DefinitionError,
     DepthExceeded,
@@ -34,13 +35,13 @@ from ._errors import (
     did_you_mean,
     note,
 )
-from ._events import Decision, Done, Failed, Update
+from ._events import ChildName, Decision, Done, Failed, Outcome, Update
 from ._graph import Graph
 from ._group import Group
 from ._hedge import Experience
 from ._history import Playback
 from ._hooks import Hook, Hooks
-from ._ids import RunPath
+from ._ids import Key, RunPath
 from ._join import Draft, Join, Ledger, new_ledger
 from ._policy import INHERIT, Hedge, Inherit, Limits, Stagger, Tolerate, is_number
 from ._ports import ChildRecord, NullStore, Store, check_store
@@ -50,7 +51,7 @@ from ._schema import Schema
 from ._source import Elements, Kind
 from ._stagger import Staggered
 from ._state import NO_CHANGE, Change, Set, State, make_state
-from ._until import First, Quorum
+from ._until import FirstItem, Race
 
 logger = logging.getLogger("shoal")
 
@@ -112,6 +113,8 @@ class ParallelStep:
         self.decision: Decision | None = None
         self._contest: Contest | None = None
         self._staggered: Staggered | None = None
+        self._pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
+        self._out: set[ChildName] = set()  # of a race that is run again: who takes no part
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -155,19 +158,29 @@ class ParallelStep:
             store=self._store,
             hooks=self._hooks,
             digests=self._digests,
+            on_item=self._hear_item if isinstance(self._contest, Streams) else None,
         )
         return Kind(setting, base)
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
         act = self.act
-        await self._recall()
-        if self._begun is not None and self._begun.decision is not None:
-            self._keep_decided(self._begun.decision)
-            return act._finished(make_state(self.parent.data, self.join.permit))
-        self.source = act._source(self)
         self._contest = contest(act.name, self.join.until)
-        await self._open()
+        await self._recall()
+        if not self._is_settled():
+            await self._live_round(self._open)
+            while self._breaks_off():
+                self._begin_again(self.ledger)
+                await self._live_round()
+        return act._finished(make_state(self.parent.data, self.join.permit))
+
+    async def _live_round(self, open_: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Run all children once."""
+        act = self.act
+        self.source = act._source(self)
+        self.source.pick = self._pick
+        if open_ is not None:
+            await open_()
         source = self._staggered = self._stagger()
         if source is None:
             source = self.source
@@ -187,7 +200,6 @@ class ParallelStep:
             self.ledger.left = self.source.known
             self.source.on_kept = None  # an error's frames lead to it, and it to the ledger
         self.source.close()
-        return act._finished(make_state(self.parent.data, self.join.permit))
 
     def _stagger(self) -> Staggered | None:
         """Put before the source what says when children start; None if they start at once."""
@@ -219,14 +231,59 @@ class ParallelStep:
             run, name, run.visit(name), self._store, folds=self.join.reduce is not None
         )
 
-    def _keep_decided(self, decision: Decision) -> None:
-        """Leave it at what an earlier execution has decided: nothing is started any more."""
+    # -- what was decided before ----------------------------------------------------------------
+
+    def _is_settled(self) -> bool:
+        """Tell whether an earlier execution has decided it, so that nothing is left to be done."""
+        decision = None if self._begun is None else self._begun.decision
+        if decision is None:
+            return False
+        until, winner = self.join.until, decision.winner
+        records = () if self.recorded is None else self.recorded.all()
+        record = None if self.recorded is None else self.recorded.get(winner)
+        # Who has not ended was cancelled for that, or died with its process.
+        lost = {"status": "cancelled", "reason": decision.reason, "winner": winner}
+        ended = [one if one.status is not None else replace(one, **lost) for one in records]
+        outcomes = [outcome_of(one, self.parent.path) for one in ended]
+        if isinstance(until, FirstItem) and not self._is_applied(record):
+            if until.on_break == "restart" and record is not None and record.status == "failed":
+                self._begin_again(outcomes)
+                return False
+            # Only the winner runs again, from its start, unless all that lacks is its update.
+            self._contest = Streams(self.act.name, until, winner)
+            is_done = record is not None and record.status == "succeeded"
+            self._pick = lambda act, key: _only(winner, act, key, anew=not is_done)
         self.decision = decision
-        lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
-        for record in () if self.recorded is None else self.recorded.all():
-            # Who has not ended was cancelled for that, or died with its process.
-            ended = record if record.status is not None else replace(record, **lost)
-            self.ledger.add(outcome_of(ended, self.parent.path))
+        for outcome in outcomes:
+            if self._pick is None or _name_of(outcome) != winner:
+                self.ledger.add(outcome)
+        return self._pick is None
+
+    def _is_applied(self, record: ChildRecord | None) -> bool:
+        return record is not None and self.recorded is not None and self.recorded.is_applied(record)
+
+    def _breaks_off(self) -> bool:
+        """Tell whether the winner of a race among streams has failed, and it is to be run again."""
+        until = self.join.until
+        broken = isinstance(self._contest, Streams) and self._contest.is_broken
+        return broken and isinstance(until, FirstItem) and until.on_break == "restart"
+
+    def _begin_again(self, ended: Iterable[Outcome]) -> None:
+        """Prepare to run a race from its start, among those that have not failed."""
+        outcomes = list(ended)
+        if isinstance(self._contest, Streams) and self._contest.winner is not None:
+            self._out.add(self._contest.winner)
+        self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
+        begun = frozenset(_name_of(one) for one in outcomes) - self._out
+        self.ledger = new_ledger(self.parent, self.act.name, self.parent.visit(self.act.name))
+        for outcome in outcomes:
+            if _name_of(outcome) in self._out:
+                self.ledger.add(outcome)
+        out = frozenset(self._out)
+        self._pick = lambda act, key: _without(out, begun, act, key)
+        self._contest, self.decision = contest(self.act.name, self.join.until), None
+
+    # -- opening --------------------------------------------------------------------------------
 
     async def _open(self) -> None:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
@@ -281,13 +338,13 @@ class ParallelStep:
             if self.parent.setting.execution.unsaved:
                 self._unsaved = batch
             raise
-        self.decision = draft.decision
+        if draft.decision is not None:
+            self.decision = draft.decision
         self.source.admit(draft.admitted)
         left = self._group.in_flight - len(batch)
-        if self._staggered is not None:
-            self._staggered.learn(batch)
-            if self.decision is None:
-                self._staggered.hear(batch, left)
+        if isinstance(self._contest, Streams):
+            self._contest.lose(batch)
+        self._tell_stagger(batch, left)
         reason = self._reason_to_stop(draft, left)
         fatal, is_open = set(map(id, draft.failures)), self._is_open
         for child in batch:
@@ -298,9 +355,9 @@ class ParallelStep:
 
     def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
         """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
-        if self.decision is not None:
-            self._group.winner = self.decision.winner
-            return self.decision.reason
+        if draft.decision is not None:
+            self._group.winner = draft.decision.winner
+            return draft.decision.reason
         if self._is_lost(left):
             return f"fan-out {self.act.name!r} can't be decided any more"
         if not draft.is_failing:
@@ -310,10 +367,45 @@ class ParallelStep:
         first = draft.failures[0]
         return f"key {first.key!r} of fan-out {self.act.name!r} failed: {brief(first.error)}"
 
+    def _tell_stagger(self, batch: Sequence[Run], left: int) -> None:
+        if self._staggered is None:
+            return
+        if not isinstance(self._contest, Streams):  # there it is the first item that counts
+            self._staggered.learn(batch)
+        if self.decision is None:
+            self._staggered.hear(batch, left)
+
+    def _hear_item(self, run: Run, item: object) -> None:
+        """Hear of a partial item. Called where a child gives it, so the parent has to decide."""
+        assert isinstance(self._contest, Streams)
+        if self._contest.hear_item(run, item):
+            self._group.have_done(self._elect)
+
+    async def _elect(self) -> None:
+        """Save that the first item has decided; then cancel the others."""
+        assert isinstance(self._contest, Streams)
+        elected = self._contest.elect()
+        if elected is None:
+            return
+        leader, decision = elected
+        await self.parent.commit((), self.parent.data, decision=decision)
+        self.decision = decision
+        if self._staggered is not None:
+            self._staggered.learn_first(leader, self._group.living())
+        self.source.stop()
+        self._group.spare(leader, decision.reason, decision.winner)
+
+    @property
+    def _is_won(self) -> bool:
+        """Whether it was decided, and the winner's result is here."""
+        return self.decision is not None and (
+            not isinstance(self._contest, Streams) or self._contest.chosen is not None
+        )
+
     @property
     def _is_open(self) -> bool:
-        """Whether it is a race, and undecided: nobody knows yet if its failures will be raised."""
-        return self.decision is None and self.join.is_race
+        """Whether it is a race that may be lost: nobody knows yet if its failures are raised."""
+        return self.join.is_race and not self._is_won
 
     def _is_lost(self, in_flight: int) -> bool:
         """Tell whether nobody can win any more, with ``in_flight`` children that may."""
@@ -331,7 +423,7 @@ class ParallelStep:
         self._unsaved = []
         if not late:
             return
-        if self._staggered is not None:
+        if self._staggered is not None and not isinstance(self._contest, Streams):
             self._staggered.learn(late)
         is_open = self._is_open
         for child in late:
@@ -352,8 +444,10 @@ class ParallelStep:
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
         self.ledger.settle()
-        if self.decision is not None:
+        if self._is_won:
             self.ledger.let_go()
+            return
+        if self._breaks_off():
             return
         if self._contest is not None:
             defeat = self._contest.defeat(self.ledger, self.ledger.total)
@@ -378,6 +472,25 @@ def _keep(ledger: Ledger, contest: Contest | None, parent: RunPath, record: Chil
     ledger.add(outcome)
     if contest is not None and isinstance(outcome, Done):
         contest.recall(outcome)
+
+
+def _only(winner: ChildName, act: str, key: Key, *, anew: bool) -> Literal["leave", "anew"] | None:
+    """Leave out all children but the winner."""
+    if (act, key) != winner:
+        return "leave"
+    return "anew" if anew else None
+
+
+def _without(
+    out: AbstractSet[ChildName], begun: AbstractSet[ChildName], act: str, key: Key
+) -> Literal["leave", "anew"] | None:
+    """Leave out the children that are out; those that have begun run anew."""
+    child = ChildName(act, key)
+    return "leave" if child in out else "anew" if child in begun else None
+
+
+def _name_of(outcome: Outcome) -> ChildName:
+    return ChildName(outcome.act, outcome.key)
 
 
 # -- what steps have in common ---------------------------------------------------------------------
@@ -416,7 +529,7 @@ def check_stagger(who: str, stagger: object, until: object) -> None:
         DefinitionError: Naming ``who`` was given it.
     """
     if isinstance(stagger, Hedge):
-        if not isinstance(until, First | Quorum):
+        if not isinstance(until, Race):
             msg = (
                 f"{who}: stagger=Hedge(...) starts more children than are needed, and here all "
                 f"are: give until=first(), or, to hedge each child, run over the elements a race "

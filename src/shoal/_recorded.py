@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Literal, final
 
 from ._errors import BadUse, InputChanged
-from ._events import Cancelled, Done, Failed, Outcome, Skipped
+from ._events import Cancelled, ChildName, Done, Failed, Outcome, Skipped
 from ._history import play
 from ._ids import Key, RunPath
 from ._ports import ChildRecord, NullStore, Store
@@ -91,6 +91,10 @@ class Recorded:
     def all(self) -> Collection[ChildRecord]:
         """Return those that have not come up yet."""
         return self._left.values()
+
+    def get(self, child: ChildName) -> ChildRecord | None:
+        """Return what is recorded of a child that has not come up yet."""
+        return self._left.get(child)
 
     @property
     def left(self) -> int:

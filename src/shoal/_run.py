@@ -306,6 +306,11 @@ class Run:
         return 0 if self.status is None else 1
 
     @property
+    def age(self) -> float:
+        """Seconds since its start."""
+        return self.setting.services.clock() - self._started_at
+
+    @property
     def digest(self) -> str:
         """A hash of what a child works on; see ``SavedRun``."""
         if self._digest is None:

@@ -119,8 +119,10 @@ class Elements:
         "_waiting",
         "_width",
         "dropped",
+        "_stopped",
         "kinds",
         "on_kept",
+        "pick",
         "who",
     )
 
@@ -170,6 +172,9 @@ class Elements:
         self._end = 0  # no position from there on is taken
         self._recorded = recorded
         self._started = 0
+        self._stopped = False
+        self.pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
+        """Says of a child, by act and key, whether it is left out or runs anew; None: neither."""
         self._sized = None if grows else elements
         self._beyond = 0
         self.on_kept: Callable[[ChildRecord], None] | None = None
@@ -282,6 +287,10 @@ class Elements:
         item = self._item
         data = kind.base if item is None else {**kind.base, item: element}
         child = Run(kind.setting, data, key=key, position=position, element=element)
+        picked = None if self.pick is None else self.pick(kind.setting.act, key)
+        if picked is not None:
+            child.is_afresh = True
+            return child if picked == "anew" else "dropped"
         if self._recorded is not None:
             fate, record = self._recorded.judge(child)
             if record is not None:
@@ -444,6 +453,8 @@ class Elements:
                     element = await anext(source)
                 except StopAsyncIteration:
                     break
+                if self._stopped:
+                    break
                 for entry in self._place(element):
                     if wanted is not None and entry.key not in entry.kind.done:
                         wanted = max(0, wanted - 1)
@@ -458,6 +469,12 @@ class Elements:
         finally:
             self._ended = True
         await _close(source)
+
+    def stop(self) -> None:
+        """Make no more children."""
+        self._stopped = self._ended = True
+        self._waiting.clear()
+        self.close()
 
     def close(self) -> None:
         """Close a generator that was not exhausted."""
