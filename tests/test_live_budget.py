@@ -43,7 +43,7 @@ class Live:
         self.now = self.peak = 0
         live_child = Group._live_child  # pyright: ignore[reportPrivateUsage]
 
-        async def watched(group: Group, child: Any) -> bool:
+        async def watched(group: Group, child: Any) -> bool | None:
             with self._counted():
                 return await live_child(group, child)
 

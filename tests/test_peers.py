@@ -2,7 +2,7 @@
 
 Each was run against the library that it names (Burr, LangGraph, pydantic-graph, LlamaIndex
 workflows, DBOS), and the docstring says in a line what happened there. The comment above each test
-says what was broken here to see it fail. Their defects of retries, stores and races are not here.
+says what was broken here to see it fail. Their defects of retries and races are not here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.from_thread
@@ -31,13 +31,16 @@ from shoal import (
     Graph,
     Hook,
     Limits,
+    MemoryStore,
     RunEnded,
+    RunPath,
     RunStarted,
     Runtime,
     State,
     StateUpdated,
     StepEnded,
     StepStarted,
+    StoreFailed,
     action,
     fan_out,
     when,
@@ -115,7 +118,8 @@ async def test_plain_functions_that_have_not_begun_do_not_begin_after_one_failed
     act = fan_out(work, over="ns", into="outs", limits=Limits(2))
     with pytest.raises(ExceptionGroup, match="a child"):
         await Application(act, hooks=[Release()]).run({"ns": range(10)})
-    assert sorted(begun) == [0, 1]
+    assert 1 in begun
+    assert set(begun) <= {0, 1}  # the other may not have begun
 
 
 # Fails where ParallelStep._judge raises the first failure alone, and where Ledger doesn't sort.
@@ -470,6 +474,289 @@ async def test_reordered_or_filtered_inputs_keep_their_results(
         assert outs == [10 * n for n in second]
     else:
         assert list(outs.items()) == [(str(n), 10 * n) for n in second]
+
+
+# -- going on after a crash ------------------------------------------------------------------------
+
+
+# Fails where Run.live completes the step before it saves that the run was cancelled.
+async def test_a_cancelled_step_is_not_saved_as_completed_so_it_runs_again():
+    """Burr: `completed` in the store, with the old state; the next step ran with `a=None`."""
+    store, ran = MemoryStore(), list[str]()
+
+    @action(writes=["a"])
+    async def first() -> int:
+        ran.append("first")
+        await anyio.sleep(10 if len(ran) == 1 else 0)
+        return 1
+
+    @action(reads=["a"], writes=["b"])
+    async def second(a: int) -> int:
+        ran.append("second")
+        return a + 1
+
+    app = Application(Graph.chain(first, second), store=store)
+    with anyio.move_on_after(1):
+        await app.run(id="x")
+    assert list(await store.read(RunPath(run_id="x"))) == []
+    assert (await app.run(id="x")).state == {"a": 1, "b": 2}
+    assert ran == ["first", "first", "second"]
+
+
+# Fails where Recorded.judge keeps children that were cancelled.
+@pytest.mark.parametrize("key", [None, str])
+async def test_a_cancelled_map_goes_on(key: Callable[[object], str] | None):
+    """Burr: the resumed run ran nothing and returned None, with no more than a warning logged."""
+    store, ran = MemoryStore(), list[int]()
+
+    @action(reads=["item"], writes=["out"])
+    async def work(item: int) -> int:
+        ran.append(item)
+        await anyio.sleep(item)
+        return 10 * item
+
+    app = Application(fan_out(work, over="ns", key=key, into="outs"), store=store)
+    with anyio.move_on_after(2.5):
+        await app.run({"ns": [1, 2, 3, 4]}, id="x")
+    ends = {one.position: one.status for one in await store.children(RunPath(run_id="x"))}
+    assert ends == {0: "succeeded", 1: "succeeded", 2: "cancelled", 3: "cancelled"}
+    assert ran == [1, 2, 3, 4]
+    outs = (await app.run({"ns": [1, 2, 3, 4]}, id="x")).state["outs"]
+    assert list(outs if key is None else outs.values()) == [10, 20, 30, 40]
+    assert ran == [1, 2, 3, 4, 3, 4]
+
+
+# Fails where MemoryStore, or child_id, leaves out the step.
+async def test_two_recorded_fan_outs_of_one_application_do_not_mix():
+    """Burr: one id for both maps, so the second one was given the results of the first."""
+    store, fails = MemoryStore(), True
+
+    @action(reads=["item"], writes=["out"])
+    async def work(item: int, context: Context) -> str:
+        parent = context.path.step
+        await anyio.sleep(item)
+        if fails and (parent, item) == ("second", 2):
+            raise ValueError
+        return f"{parent} {item}"
+
+    one = fan_out(work, over="ns", key=str, into="first")
+    two = fan_out(work, over="ns", key=str, into="second")
+    app = Application(Graph.chain(one, two), store=store)
+    with pytest.raises(ExceptionGroup):
+        await app.run({"ns": [1, 2]}, id="x")
+    fails = False
+    state = (await app.run({"ns": [1, 2]}, id="x")).state
+    assert state["first"] == {"1": "first 1", "2": "first 2"}
+    assert state["second"] == {"1": "second 1", "2": "second 2"}
+
+
+# Fails where Run.go_on_from forgets the visits, and where the store doesn't tell them apart.
+@pytest.mark.parametrize("key", [None, str])
+async def test_a_recorded_first_visit_is_not_what_a_second_one_returns(
+    key: Callable[[object], str] | None,
+):
+    """Burr: the second visit found the first one's children under the same ids."""
+    store, ran, visits = MemoryStore(), list[int](), 0
+
+    @action(reads=["item"], writes=["out"])
+    async def work(item: int) -> int:
+        ran.append(item)
+        await anyio.sleep(1)
+        return 10 * visits + item
+
+    @action(reads=["turns"], writes=["turns"])
+    async def turn(turns: int) -> int:
+        nonlocal visits
+        visits += 1
+        return turns - 1
+
+    step = fan_out(work, over="ns", key=key, into="outs", limits=Limits(1))
+    loop = Graph((step, turn), (turn, step, when(lambda turns: turns > 0)), (turn, END), entry=step)
+    app = Application(loop, store=store)
+    with anyio.move_on_after(3.5):  # in the second visit, between its children
+        await app.run({"ns": [1, 2], "turns": 2}, id="x")
+    outs = (await app.run(id="x")).state["outs"]
+    assert list(outs if key is None else outs.values()) == [11, 12]
+    assert ran == [1, 2, 1, 2, 2]
+
+
+# Fails where Recorded.judge doesn't compare digests, and where Elements._go_on forgets positions.
+@pytest.mark.parametrize("then", [[4, 3, 2, 1], [2, 4], [0, 1, 2, 3, 4, 5], []])
+@pytest.mark.parametrize("key", [None, str])
+async def test_inputs_that_are_others_after_a_crash_get_their_own_results(
+    then: list[int], key: Callable[[object], str] | None
+):
+    """Burr: children were known by index, so others' results were taken for theirs."""
+    store, ran, now = MemoryStore(), list[int](), [1, 2, 3, 4]
+
+    @action(reads=["item"], writes=["out"])
+    async def work(item: int) -> int:
+        ran.append(item)
+        await anyio.sleep(1)
+        return 10 * item
+
+    step = fan_out(
+        work, over=lambda _: now, reads=[], key=key, into="outs", limits=Limits(2)
+    )  # fmt: skip
+    app = Application(step, store=store)
+    with anyio.move_on_after(1.5):
+        await app.run(id="x")
+    ran.clear()
+    now = then
+    outs = (await app.run(id="x")).state["outs"]
+    if key is None:
+        assert outs == [10 * n for n in then]
+    else:
+        assert [n for n in ran if n in (1, 2)] == [], "those were done"
+        assert {key: outs[key] for key in map(str, then)} == {str(n): 10 * n for n in then}
+        assert [one for one in outs if int(one) in then] == list(map(str, then))
+
+
+# Fails where Run._following takes a child that is done for one that goes on.
+@pytest.mark.parametrize("as_node", [False, True])
+async def test_a_completed_child_does_not_run_past_its_end(as_node: bool):
+    """Burr: a child whose last action has an outgoing edge ran on when it was resumed, 1 -> 2."""
+    store, ran, fails = MemoryStore(), list[str](), True
+
+    @action(reads=["n"], writes=["n"])
+    async def add(n: int) -> int:
+        ran.append("add")
+        return n + 1
+
+    @action(reads=["n"], writes=["m"])
+    async def after(n: int) -> int:
+        ran.append("after")
+        if fails:
+            raise ValueError
+        return n
+
+    child = Graph((add, add, when(lambda n: n < 1)), (add, END), entry=add, name="child")
+    act = child if as_node else fan_out(child, over=lambda _: [0], reads=[], item="x", into="n")
+    app = Application(Graph.chain(act, after), store=store)
+    for _ in range(2):
+        with pytest.raises(ValueError):
+            await app.run({"n": 0}, id="x")
+    fails = False
+    assert (await app.run({"n": 0}, id="x")).state["m"] == (1 if as_node else [1])
+    assert ran == ["add", "after", "after", "after"]
+
+
+# Fails where Recorded looks children up by the order they come up in.
+@pytest.mark.parametrize("seed", range(5))
+def test_replay_pairs_results_with_their_branches(seed: int):
+    """DBOS: steps are known by call order and function; six branches came back as 5, 4, ... 0."""
+
+    async def main() -> None:
+        store, ran, fails = MemoryStore(), list[str](), True
+
+        @action(reads=["item"], writes=["a"])
+        async def first(item: int) -> str:
+            ran.append(f"a{item}")
+            await checkpoint()
+            return f"a-{item}"
+
+        @action(reads=["item", "a"], writes=["out"])
+        async def second(item: int, a: str) -> str:
+            ran.append(f"b{item}")
+            await checkpoint()
+            if fails and item == 3:
+                raise ValueError
+            return f"{a} b-{item}"
+
+        @action(writes=["outs"])
+        async def gather(context: Context) -> dict[int, str]:
+            outs = dict[int, str]()
+            async with context.fan_out(name="branches") as group:
+                for item in range(6) if fails else reversed(range(6)):
+                    group.start(Graph.chain(first, second, name="both"), {"item": item}, key=item)
+                async for outcome in group:
+                    if isinstance(outcome, Failed):
+                        raise outcome.error
+                    assert isinstance(outcome, Done)
+                    assert isinstance(outcome.key, int)
+                    outs[outcome.key] = outcome.state["out"]
+            return outs
+
+        app = Application(gather, store=store)
+        with pytest.raises(ValueError):
+            await app.run(id="x")
+        before, fails = list(ran), False
+        outs = (await app.run(id="x")).state["outs"]
+        assert outs == {item: f"a-{item} b-{item}" for item in range(6)}
+        done = {one.key for one in await store.children(RunPath(run_id="x"))}
+        assert done == set(range(6))
+        assert max(ran.count(one) for one in before) <= 2
+
+    run_virtual(main, seed=seed)
+
+
+# Fails where Root._begin doesn't look at how the run has ended.
+async def test_a_run_that_has_succeeded_is_not_run_on_when_it_is_asked_for_again():
+    """LangGraph: reducers append once more when a finished thread is invoked again."""
+    store, ran = MemoryStore(), list[int]()
+
+    @action(reads=["item"], writes=["out"])
+    async def work(item: int) -> int:
+        ran.append(item)
+        return item
+
+    def collect(state: State, outcome: Done) -> State:
+        return state.append(told=outcome.value)
+
+    step = fan_out(work, over="ns", reduce=collect, writes=["told"], name="all", limits=Limits(1))
+    app = Application(step, store=store)
+    for _ in range(3):
+        assert (await app.run({"ns": [1, 2]}, id="x")).state["told"] == [1, 2]
+    assert ran == [1, 2]
+
+
+# Fails where ParallelStep._apply saves updates without the children they apply.
+async def test_what_collects_runs_once_also_where_a_batch_was_cut_in_two():
+    """Strands: the join ran twice after a snapshot in the middle of a batch."""
+
+    class Stops:
+        def __init__(self, at: int) -> None:
+            self.kept, self.left, self.at = MemoryStore(), None, at
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.kept, name)
+
+        def save(self, batch: Any) -> None:
+            self.at -= 1
+            if self.at == 0:
+                self.left = self.kept.copy()
+            if self.at <= 0:
+                raise OSError
+            self.kept.save(batch)
+
+    def collect(state: State, outcome: Done) -> State:
+        joined.append(outcome.key)
+        return state.append(told=outcome.value)
+
+    @action(reads=["told"], writes=["all"])
+    async def join(told: list[int]) -> list[int]:
+        joined.append("join")
+        return sorted(told)
+
+    joined = list[object]()
+    step = fan_out(ten_times, over="ns", key=int, reduce=collect, writes=["told"], name="step")
+    graph = Graph.chain(step, join)
+    for at in range(2, 12):
+        store = Stops(at)
+        joined.clear()
+        try:
+            app = Application(graph, store=cast("Any", store))
+            await app.run({"ns": [1, 2, 3, 4]}, id="x")
+        except StoreFailed:
+            assert store.left is not None
+            kept = [one.key for one in await store.left.children(RunPath(run_id="x"))]
+            joined = [*kept]
+            result = await Application(graph, store=store.left).run(id="x")
+        else:
+            break
+        assert result.state["all"] == [10, 20, 30, 40]
+        assert joined.count("join") <= 1
+        assert sorted(one for one in joined if isinstance(one, int)) == [1, 2, 3, 4]
 
 
 # -- state -----------------------------------------------------------------------------------------

@@ -69,8 +69,10 @@ def kept_runs(store: MemoryStore) -> Iterator[tuple[RunPath, _Kept]]:
 
     def below(path: RunPath, kept: _Kept) -> Iterator[tuple[RunPath, _Kept]]:
         yield path, kept
-        for (step, visit, act, key), child in kept.children.items():
-            yield from below(RunPath(parent=path, step=step, visit=visit, act=act, key=key), child)
+        for (step, visit), children in kept.visits.items():
+            for (act, key), child in children.items():
+                at = RunPath(parent=path, step=step, visit=visit, act=act, key=key)
+                yield from below(at, child)
 
     for run_id, kept in store._roots.items():
         yield from below(RunPath(run_id=run_id), kept)
@@ -87,7 +89,7 @@ def check_histories(store: MemoryStore) -> None:
     for path, kept in kept_runs(store):
         updates = [entry for entry in kept.history if isinstance(entry, Update)]
         assert [one.number for one in updates] == list(range(1, len(updates) + 1)), path
-        numbers = [one.record.applied for one in kept.children.values() if one.record]
+        numbers = [one.record.applied for one in kept.children() if one.record is not None]
         applied = [number for number in numbers if number is not None]
         assert len(set(applied)) == len(applied), "two children applied by one update"
         assert set(applied) <= {one.number for one in updates}
@@ -635,11 +637,11 @@ def test_a_store_that_goes_wrong_at_a_single_call(name: str, backend: Backend, h
 @every_backend
 @pytest.mark.parametrize("how", ["dies", "fails", "hangs"])
 @pytest.mark.parametrize("times", [1, 3])
-@pytest.mark.parametrize(("delay", "seed"), [(0, None), (0, 1), (0.5, 2)])
+@pytest.mark.parametrize("manner", [{}, {"seed": 1}, {"delay": 0.5, "seed": 2}], ids=repr)
 def test_a_store_that_goes_wrong_everywhere(
-    name: str, backend: Backend, how: How, times: int, delay: float, seed: int | None
+    name: str, backend: Backend, how: How, times: int, manner: dict[str, Any]
 ):
-    assert crash(name, backend=backend, how=how, times=times, delay=delay, seed=seed) >= 8
+    assert crash(name, backend=backend, how=how, times=times, **manner) >= 8
 
 
 # -- cancelled everywhere --------------------------------------------------------------------------

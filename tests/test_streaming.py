@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count as count_up
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import anyio
 import anyio.from_thread
-import anyio.to_thread
 import pytest
 from anyio.lowlevel import checkpoint
 from pydantic import BaseModel
@@ -103,8 +102,9 @@ async def nothing_left() -> AsyncGenerator[None]:
         sys.set_asyncgen_hooks(*hooks)
 
 
-def streaming(function: Callable[..., Stream], **options: Any) -> Act:
-    return action(**{"reads": [], "writes": ["out"], "name": "stream", **options})(function)
+def streaming(function: Callable[..., Any], **options: Any) -> Act:
+    options = {"reads": [], "writes": ["out"], "name": "stream", **options}
+    return action(**options)(function)
 
 
 async def run(
@@ -242,14 +242,15 @@ async def test_a_result_is_checked_as_any_other():
 
     async def inner() -> None: ...
 
-    for options, value, error, message in [
+    cases: list[tuple[dict[str, Any], object, type[Exception], str]] = [
         ({"writes": []}, 5, BadResult, "declares no writes and returned an int"),
         ({"writes": ["out", "b"]}, {"out": 1}, BadResult, "returned no value for b"),
         ({"writes": ["out", "b"]}, {"out": 1, "b": 1, "c": 1}, UndeclaredWrite, "a value for c"),
         ({}, inner(), BadResult, "a coroutine that nobody awaited: await .*inner"),
         ({"writes": ["out", "b"]}, {"out": inner(), "b": 1}, BadResult, "nobody awaited"),
         ({}, Result(5), BadResult, "returned a Result"),
-    ]:
+    ]
+    for options, value, error, message in cases:
         with pytest.raises(error, match=message):
             await run(functools.partial(returns, value), **options)
 
@@ -403,7 +404,7 @@ def over_words(act: Any) -> Act:
     return fan_out(act, over="words", item="word", into="outs", take="out")
 
 
-PLACES: dict[str, Callable[[], Act]] = {
+STANDS: dict[str, Callable[[], Act]] = {
     "fan_out": lambda: over_words(streaming(say, reads=["word"])),
     "acts": lambda: over_words([streaming(say, reads=["word"]), Saying().bind(name="b")]),
     "nodes": lambda: over_words(Graph.chain(word_graph(), name="outer")),
@@ -415,11 +416,11 @@ PLACES: dict[str, Callable[[], Act]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", STANDS)
 async def test_wherever_it_stands(place: str):
     """Its items reach the hooks, and whoever opened the root run."""
     words, hook = ["ab", "cde"], RecordingHook()
-    app, read = Application(PLACES[place](), hooks=[hook]), list[Event]()
+    app, read = Application(STANDS[place](), hooks=[hook]), list[Event]()
     async with nothing_left(), app.open({"words": words, "lists": [words]}) as opened:
         async for event in opened:
             read.append(event)
@@ -560,7 +561,9 @@ async def test_it_is_closed_and_its_cleanup_awaited(way: str, place: str):
         try:
             await app.run()
         except BaseException as error:
-            raised = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+            raised = error
+            if isinstance(error, ExceptionGroup):  # of the fan-out
+                (raised,) = cast("ExceptionGroup[Exception]", error).exceptions
         assert type(raised) is (expected or type(None)), raised
     assert (witness.open, witness.ends) == (0, [end])
     recording.assert_paired()
@@ -683,6 +686,7 @@ async def test_what_goes_wrong_in_closing_hides_nothing(
     taken = {"waits": CLOSING_SECONDS - 1, "waits too long": CLOSING_SECONDS}
     assert anyio.current_time() - start == pytest.approx(taken.get(bad, 0))
     logged = [record.getMessage() for record in caplog.records]
+    logged = [message for message in logged if "still runs" not in message]  # after the grace
     assert any(told in message for message in logged) if told else not logged
 
 
@@ -1001,9 +1005,9 @@ async def test_one_that_is_cancelled_before_its_turn_is_not_told():
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(second)
-            with anyio.move_on_after(2) as scope:
+            with anyio.move_on_after(2):
                 await context.emit("first")
-        assert scope.cancelled_caught, "after everybody has heard"
+                raise AssertionError("cancelled after everybody has heard")
         await context.emit("last")
         return 1
 
@@ -1080,7 +1084,11 @@ async def test_an_observer_that_fails_is_told_no_more(caplog: pytest.LogCaptureF
         raise ValueError
 
     hook = RecordingHook()
-    for made in hear, lambda event: hear(event).send(None):
+
+    def hear_at_once(event: Item) -> None:
+        hear(event).send(None)
+
+    for made in hear, hear_at_once:
         assert await run(functools.partial(count_to, 3), Observer(made), hook) == 3
     assert told == [0, 0]
     assert len(hook.of(Item)) == 6
@@ -1164,7 +1172,7 @@ async def test_a_thread_that_emits_learns_of_a_cancellation(hooks: list[Hook]):
                 await started.wait()
                 scope.cancel()
         assert scope.cancelled_caught
-    assert ends == [cancellation(), "cancelled"]
+    assert ends in ([cancellation(), "cancelled"], ["RunCancelled", "cancelled"])
 
 
 # -- who starts a run listens ----------------------------------------------------------------------
@@ -1193,7 +1201,7 @@ class Listening(Act):
 
         setting = child_setting(run, self.name, self.graph, on_item=self.hear)
         source = Elements([1], who=self.name, kinds=[Kind(setting, dict(run.data))], item="item")
-        self.group = group = Group(run, source, 1)
+        self.group = group = Group(run, source, 1, name="listening")
 
         async def apply(batch: list[Run]) -> None:
             await run.commit((), run.data, unapplied=batch)
@@ -1311,10 +1319,25 @@ LIVES: dict[str, tuple[str, Life, list[Hook]]] = {
 }
 
 
+PLACES = 16  # of each sweep in the gate; `nox -s soak` tries them all
+
+
 @pytest.mark.parametrize("name", LIVES)
 @every_way
-@pytest.mark.parametrize("seed", [None, 1])
+def test_cancelled_at_some_places(name: str, how: How):
+    assert sweep(name, how, seed=1, limit=PLACES) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", LIVES)
+@every_way
+@pytest.mark.parametrize("seed", [None, 1, 2])
 def test_cancelled_everywhere(name: str, how: How, seed: int | None):
+    assert sweep(name, how, seed=seed, limit=None) > 5
+
+
+def sweep(name: str, how: How, *, seed: int | None, limit: int | None) -> int:
     what, live, hooks = LIVES[name]
 
     async def scenario(attempt: Attempt) -> None:
@@ -1373,7 +1396,7 @@ def test_cancelled_everywhere(name: str, how: How, seed: int | None):
             assert len(witness.ends) == len(steps) == {"map": 4, "step": 2, "emitting": 1}[what]
 
     backend, kind = how
-    assert cancel_everywhere(scenario, backend=backend, how=kind, seed=seed) > 5
+    return cancel_everywhere(scenario, backend=backend, how=kind, seed=seed, limit=limit)
 
 
 def check_items(events: list[Event]) -> None:

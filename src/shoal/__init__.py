@@ -1,10 +1,11 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
-The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_collections, _ids, _digest, _state, _model, _schema, _events, _history, _policy; _action, _until,
-_condition, _flow, _graph; _cancel, _items, _ports, _hooks, _stream, _execution, _step, _run; _host,
-_limits, _recorded, _source, _group, _hedge, _stagger, _contest, _join, _parallel, _fanout, _race,
-_tasks, _ledgers, _nest, _children, _context; _root, _runtime, _open, _application; then the stores.
+The modules are a spine. Read them in this order, each imports only what stands before it:
+_errors,_collections, _ids, _digest, _state, _model, _schema, _events, _history, _retry, _policy;
+_action, _until, _condition, _flow, _graph; _cancel, _items, _watch, _ports, _hooks, _stream,
+_execution, _attempts, _step, _run; _host, _threads, _limits, _recorded, _source, _group, _hedge,
+_stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context;
+_root, _runtime, _open, _application; then the stores.
 ``docs/internals.md`` is the tour.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from ._action import Act, Action, FunctionAction, Input, Result, action
 from ._application import Application
+from ._breaker import Breaker, BreakerStatistics, Circuits
 from ._children import ChildGroup
 from ._collections import PositionedList, StateList, StateMap
 from ._condition import Condition, when
@@ -40,6 +42,7 @@ from ._errors import (
     ShoalError,
     SpuriousCancel,
     StateError,
+    StepTimeout,
     StoreFailed,
     TooFewChildren,
     TooManySteps,
@@ -48,6 +51,7 @@ from ._errors import (
     UnknownRun,
 )
 from ._events import (
+    AttemptEnded,
     Cancelled,
     ChildEnded,
     ChildName,
@@ -58,6 +62,7 @@ from ._events import (
     ErrorInfo,
     Event,
     Failed,
+    GraceExceeded,
     Item,
     Missed,
     Outcome,
@@ -78,9 +83,10 @@ from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
 from ._open import OpenRun, RunResult
-from ._policy import INHERIT, Hedge, Inherit, Limits, OnError, Stagger, Tolerate
+from ._policy import INHERIT, Each, Hedge, Inherit, Limits, OnError, Stagger, Tolerate
 from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
 from ._race import race
+from ._retry import Retry, RetryBudget
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
@@ -95,11 +101,14 @@ __all__ = [
     "Action",
     "All",
     "Application",
+    "AttemptEnded",
     "BadKey",
     "BadResult",
     "BadUse",
     "Batch",
     "Beginning",
+    "Breaker",
+    "BreakerStatistics",
     "Cancelled",
     "ChildEnded",
     "ChildGroup",
@@ -107,6 +116,7 @@ __all__ = [
     "ChildRecord",
     "ChildRerun",
     "ChildStarted",
+    "Circuits",
     "CommitInDoubt",
     "Completed",
     "Condition",
@@ -116,6 +126,7 @@ __all__ = [
     "DepthExceeded",
     "Done",
     "Drop",
+    "Each",
     "Entry",
     "ErrorInfo",
     "Event",
@@ -125,6 +136,7 @@ __all__ = [
     "First",
     "FirstItem",
     "FunctionAction",
+    "GraceExceeded",
     "Graph",
     "Hedge",
     "Hook",
@@ -161,6 +173,8 @@ __all__ = [
     "Quorum",
     "Rejected",
     "Result",
+    "Retry",
+    "RetryBudget",
     "Rewound",
     "RunCancelled",
     "RunClaimed",
@@ -185,6 +199,7 @@ __all__ = [
     "StateUpdated",
     "StepEnded",
     "StepStarted",
+    "StepTimeout",
     "Store",
     "StoreFailed",
     "Task",

@@ -30,7 +30,9 @@ from typing import (
 )
 
 from ._errors import DefinitionError, did_you_mean
-from ._policy import Limits
+from ._functions import is_async, is_kind, is_streaming
+from ._policy import Limits, check_timeout
+from ._retry import Retry
 from ._schema import Schema
 from ._state import Change, Permit
 
@@ -106,6 +108,8 @@ class Act(ABC):
     """Those of them that are in the state afterwards, whatever it does."""
     version: str = "1"
     """Part of the identity of its work: with another one, recorded results of it count no more."""
+    retry: Retry | None = None
+    """How often it is tried again by itself."""
 
     @property
     @abstractmethod
@@ -238,6 +242,9 @@ class FunctionAction(Act, Generic[P, R_co]):
         version: str = "1",
         in_thread: bool = True,
         limits: Limits | None = None,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        abandon: bool = False,
         method: bool = False,
     ) -> None:
         """Read the function's signature; see ``action`` for what it means.
@@ -250,6 +257,9 @@ class FunctionAction(Act, Generic[P, R_co]):
             version: Part of the identity of its work.
             in_thread: Whether a plain function runs in a worker thread.
             limits: How many attempts run at once.
+            timeout: Seconds that an attempt may take.
+            retry: How often it is tried again.
+            abandon: Whether its thread is left behind when it is cancelled.
             method: Whether ``function`` is a class's, so that its first parameter is the object.
         """
         functools.update_wrapper(self, function)
@@ -259,6 +269,9 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.writes: Collection[str] = writes
         self.version = version
         self.limits = limits
+        self.timeout = timeout
+        self.retry = retry
+        self.abandon = abandon
         self.definition: object = self
         """What all that is bound of one definition has in common: its limits are counted by it."""
         self.is_async: bool = is_async(function)
@@ -266,6 +279,14 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.in_thread: bool = in_thread and not self.is_async and not self.is_streaming
         self.bound: Mapping[str, object] = {}
         self._read_signature(method=method)
+        self.is_governed: bool = (
+            self.takes_context
+            or self.in_thread
+            or self.is_streaming
+            or limits is not None
+            or timeout is not None
+        )
+        """Whether an attempt needs more than a call."""
 
     def _read_signature(self, *, method: bool) -> None:
         fields: list[str] = []
@@ -368,8 +389,8 @@ class Action(Act):
     goes into a graph. It may have settings of its own, but keeps nothing between two runs: many may
     execute it at once.
 
-    The class attributes ``name`` (by default the class's own), ``version``, ``run_in`` and
-    ``limits`` mean what they mean for ``@action``.
+    The class attributes ``name`` (by default the class's own), ``version``, ``run_in``, ``limits``,
+    ``timeout``, ``retry`` and ``abandon`` mean what they mean for ``@action``.
 
     Raises:
         DefinitionError: Where the subclass is defined, if it can't work, and why.
@@ -390,6 +411,9 @@ class Action(Act):
 
     run_in: Literal["thread", "loop"] = "thread"
     limits: Limits | None = None
+    timeout: float | None = None
+    retry: Retry | None = None
+    abandon: bool = False
     _bound: Mapping[str, object] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -455,6 +479,9 @@ def _function_of(
         version=owner.version,
         run_in=owner.run_in,
         limits=owner.limits,
+        timeout=owner.timeout,
+        retry=owner.retry,
+        abandon=owner.abandon,
         method=method,
     )
 
@@ -469,6 +496,9 @@ def action(
     version: str = "1",
     run_in: Literal["thread", "loop"] = "thread",
     limits: Limits | None = None,
+    timeout: float | None = None,
+    retry: Retry | None = None,
+    abandon: bool = False,
 ) -> Callable[[Callable[P, R]], FunctionAction[P, R]]:
     """Make an action of a function.
 
@@ -488,8 +518,10 @@ def action(
     value. It goes on after a ``yield`` when all who hear of the item have let it. On every way out
     it is closed, and its cleanup awaited, for at most 5 seconds when it stands at a ``yield``.
 
-    A plain function runs in a worker thread, so that
-    it can't hold up the loop; a run that is cancelled meanwhile waits for it to return.
+    A plain function runs in a worker thread, so that it can't hold up the loop. Whatever is
+    cancelled is waited for, but a thread no longer than the grace of the runtime, 5 seconds by
+    default: then it is left behind, keeps its slots until it returns, and what it returns is
+    dropped (``anyio.from_thread.check_cancelled()`` ends it sooner).
 
     Args:
         misplaced: Nothing; it is there to tell who forgets the parentheses.
@@ -501,6 +533,11 @@ def action(
         run_in: ``"loop"`` calls a plain function on the event loop, for one that is quick: nothing
             else runs until it returns.
         limits: How many of its attempts run at once, in all runs of a runtime together.
+        timeout: Seconds that one attempt may take, from when all limits let it start. Then it is
+            cancelled, awaited to the end of its cleanup, and has failed with ``StepTimeout``.
+        retry: What of its failures is tried again, and how often.
+        abandon: Whether a worker thread is left behind as soon as the action is cancelled or timed
+            out, not only after the grace.
 
     Raises:
         DefinitionError: The function can't be an action, and why.
@@ -542,6 +579,9 @@ def action(
             version=version,
             run_in=run_in,
             limits=limits,
+            timeout=timeout,
+            retry=retry,
+            abandon=abandon,
         )
 
     return decorate
@@ -556,6 +596,9 @@ def _make_action(
     version: str,
     run_in: object,
     limits: object,
+    timeout: Any,
+    retry: object,
+    abandon: bool,
     method: bool = False,
 ) -> FunctionAction[P, R]:
     """Check what functions and classes have in common, and make the action."""
@@ -565,10 +608,27 @@ def _make_action(
     if limits is not None and not isinstance(limits, Limits):
         msg = f"action {name!r}: limits= takes Limits(n), not {limits!r}"
         raise DefinitionError(msg)
-    if _is_kind(function, inspect.isgeneratorfunction):
+    if is_kind(function, inspect.isgeneratorfunction):
         msg = (
             f"action {name!r} is a generator function; to stream partial items, make it an async "
             f"one, with async def, that yields Result(value) last; else return the value"
+        )
+        raise DefinitionError(msg)
+    check_timeout(f"action {name!r}: timeout=", timeout)
+    if retry is not None and not isinstance(retry, Retry):
+        msg = f"action {name!r}: retry= takes Retry(n, on=...), not {retry!r}"
+        raise DefinitionError(msg)
+    in_thread = run_in == "thread" and not is_async(function)
+    if abandon and not in_thread:
+        msg = (
+            f"action {name!r}: only a function in a worker thread can be abandoned; what runs on "
+            f"the loop is always awaited, so leave out abandon=True"
+        )
+        raise DefinitionError(msg)
+    if timeout is not None and run_in == "loop" and not is_async(function):
+        msg = (
+            f"action {name!r}: a plain function on the loop can't be interrupted, so it can't have "
+            f"a timeout; leave out run_in='loop'"
         )
         raise DefinitionError(msg)
     return FunctionAction(
@@ -577,8 +637,11 @@ def _make_action(
         writes=frozenset(writes),
         name=name,
         version=version,
-        in_thread=run_in == "thread",
+        in_thread=in_thread,
         limits=limits,
+        timeout=timeout,
+        retry=retry,
+        abandon=bool(abandon),
         method=method,
     )
 
@@ -634,39 +697,3 @@ def bind_instance(act: Act, name: str, bound: Mapping[str, object]) -> None:
     """Give an instance of a user's class its name and what is bound to it."""
     for attribute, value in (("name", name), ("_bound", bound)):
         object.__setattr__(act, attribute, value)  # past a frozen dataclass, into its slot if any
-
-
-def is_async(function: Callable[..., object]) -> bool:
-    """Tell whether what ``function`` returns is to be awaited."""
-    return _is_kind(function, inspect.iscoroutinefunction)
-
-
-def is_streaming(function: Callable[..., object]) -> bool:
-    """Tell whether ``function`` is an async generator function."""
-    return _is_kind(function, inspect.isasyncgenfunction)
-
-
-def _is_kind(function: Callable[..., object], is_one: Callable[[object], bool]) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return is_one(function) or is_one(
-        getattr(function, "__call__", None)  # noqa: B004 # a callable object's own method
-    )
-
-
-def require_plain(function: object, what: str) -> None:
-    """Refuse a coroutine function where shoal calls a plain one on the event loop.
-
-    Raises:
-        DefinitionError: Naming ``what`` it was given as.
-    """
-    if not callable(function):
-        msg = f"{what} takes a function, not {function!r}"
-        raise DefinitionError(msg)
-    if is_async(function) or is_streaming(function):
-        msg = (
-            f"{what} takes a plain function, called on the event loop, which it must not hold up; "
-            f"{getattr(function, '__name__', function)!r} is a coroutine function. "
-            f"Put what must be awaited into an action"
-        )
-        raise DefinitionError(msg)

@@ -24,17 +24,18 @@ from typing import Any, NoReturn, Self, cast, final
 
 import anyio
 
-from ._action import Act, FunctionAction, require_plain
+from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
 from ._errors import BadKey, BadUse, DefinitionError, brief, note
 from ._events import Failed, Outcome
+from ._functions import require_plain
 from ._graph import as_graph
 from ._group import Dropped, Feed, Group
 from ._hooks import Hook
 from ._ids import Key
 from ._join import Ledger, new_ledger, only_write_reader
-from ._parallel import check_depth, child_setting, children_of, narrowed
-from ._policy import INHERIT, Inherit, Limits
+from ._parallel import check_depth, child_setting, children_of, circuits_of, narrowed
+from ._policy import Each, Inherit, Limits
 from ._ports import Hosted, Seat, Store
 from ._recorded import Recorded, recorded_children
 from ._run import Run, Setting
@@ -80,11 +81,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         run: Run,
         action: FunctionAction[..., Any],
         seat: Seat | None,
+        *,
         name: str,
         limits: Limits,
-        *,
-        store: Store | Inherit | None = INHERIT,
-        hooks: Sequence[Hook] | Inherit = INHERIT,
+        each: Each | None,
+        timeout: float | None,
+        store: Store | Inherit | None,
+        hooks: Sequence[Hook] | Inherit,
     ) -> None:
         """Use ``context.fan_out``."""
         self._run = run
@@ -93,6 +96,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self.name: str = f"{action.name}/{name}"
         self._limit = limits.n
         self._store, self._hooks = children_of(run, store, hooks)
+        self._each = each
+        self._timeout = timeout
         self._source = _Started(self)
         self._ledger = Ledger()
         self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
@@ -122,12 +127,21 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._visit = self._run.visit(self._action.name)
         self._ledger = new_ledger(self._run, self.name, self._visit)
         around = anyio.current_effective_deadline()
-        self._deadline = min(around, self._run.setting.deadline)
         self._source.recorded = await recorded_children(
             self._run, self.name, self._visit, self._store
         )
-        self._group = Group(self._run, self._source, self._limit)
         services = self._run.setting.services
+        self._deadline = min(around, self._run.setting.deadline)
+        if self._timeout is not None:
+            self._deadline = min(self._deadline, services.clock() + self._timeout)
+        self._group = Group(
+            self._run,
+            self._source,
+            self._limit,
+            name=self.name,
+            timeout=self._timeout,
+            circuits=circuits_of(services, self._action.definition, self._each, self.name),
+        )
         self._hosted = services.host(self._live, self._group.cancel)
         if self._seat is not None:
             self._seat.lend()
@@ -237,7 +251,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             outcome = child.outcome
             self._ledger.count(child)  # the outcome itself is the action's
             child.let_go()
-            self._delivered += child.began
+            self._delivered += child.began or child.status is None  # passed over
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
         self._tell()
@@ -380,7 +394,14 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             store=self._store,
             hooks=self._hooks,
             deadline=self._deadline,
+            each=self._each,
+            wait=self._wait,
         )
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, as one of the children."""
+        assert self._group is not None
+        await self._group.wait_aside(seconds)
 
     def _check_open(self, what: str) -> Group:
         if threading.get_ident() != self._thread:

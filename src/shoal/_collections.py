@@ -14,7 +14,7 @@ A kept version keeps the whole journal alive, newer entries included.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import inf
 from threading import Lock
@@ -185,6 +185,14 @@ class StateMap(Mapping[K, V]):
         face._become(journal, size, count, last)
         return face
 
+    def without(self, keys: Collection[K]) -> StateMap[K, V]:
+        """Return a version that doesn't have ``keys``, the others in the same order."""
+        if not any(key in self for key in keys):
+            return self
+        ours = self._journal.entries
+        kept = (ours[self._latest(ours[at][0])] for at in self._first_entries())
+        return _restored([entry for entry in kept if entry[0] not in keys])
+
     def _become(
         self, journal: _MapJournal[K, V], size: int, count: int, last: float | None
     ) -> None:
@@ -293,6 +301,11 @@ class PositionedList(Sequence[T]):
     def put_all(self, entries: Iterable[tuple[int, T, float | None]]) -> PositionedList[T]:
         """Return a version with each ``(position, value, position)`` put."""
         return PositionedList(self._map.put_all(entries))
+
+    def without(self, positions: Collection[int]) -> PositionedList[T]:
+        """Return a version without what was put at ``positions``."""
+        left = self._map.without(positions)
+        return self if left is self._map else PositionedList(left)
 
     def at(self, position: int, missing: T) -> T:
         """Return the item that was put at ``position``; ``missing`` if there is none."""

@@ -53,6 +53,10 @@ class Contest(ABC):
     def recall(self, child: Done) -> None:
         """Hear of a child whose result counted in an earlier execution."""
 
+    def reopen(self) -> None:
+        """Hear that who was refused is tried again; what was accepted still counts."""
+        self._refused.clear()
+
     @abstractmethod
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         """Tell whether the update of ``child``, which led to ``state``, has decided it, and how."""

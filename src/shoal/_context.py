@@ -20,7 +20,7 @@ from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._items import Items
 from ._parallel import check_cascade
-from ._policy import INHERIT, Inherit, Limits
+from ._policy import INHERIT, Each, Inherit, Limits, check_timeout
 from ._ports import Seat, Store
 from ._run import Run
 
@@ -91,8 +91,9 @@ class Context:
     def deadline(self) -> float:
         """When the action will be cancelled, on the clock of ``anyio.current_time()``.
 
-        In seconds; ``math.inf`` if no deadline is known. Those of the scopes around ``run`` count,
-        and around the ``context.fan_out`` that started the run.
+        In seconds; ``math.inf`` if no deadline is known. The nearest one counts: of this attempt's
+        timeout, the child's, the fan-outs' around it, of the scopes around ``run`` and around the
+        ``context.fan_out`` that started the run.
         """
         deadline = self._fixed_deadline
         if deadline is None:
@@ -134,7 +135,8 @@ class Context:
         several tasks of the action give some, and are not saved: what counts is what it returns.
 
         An action that is a generator may simply ``yield item``. A plain function, in its worker
-        thread, calls ``anyio.from_thread.run(context.emit, item)``.
+        thread, calls ``anyio.from_thread.run(context.emit, item)``; where the action has been
+        cancelled by then, that raises ``RunCancelled``.
 
         Cancellation arrives before the item is told, or else after everybody has heard of it.
 
@@ -185,6 +187,8 @@ class Context:
         limits: Limits | None = None,
         store: Store | Inherit | None = INHERIT,
         hooks: Sequence[Hook] | Inherit = INHERIT,
+        each: Each | None = None,
+        timeout: float | None = None,
     ) -> ChildGroup:
         """Start children from within the action: ``async with context.fan_out(...) as group``.
 
@@ -203,6 +207,10 @@ class Context:
             store: Where the children are kept instead of where the run is; None: nowhere, but for
                 how they ended.
             hooks: Who is told of the children and their descendants, instead of the run's hooks.
+            each: What goes for each child by itself: its timeout, its retry.
+            timeout: Seconds from entering the block until the children are cancelled, and
+                ``StepTimeout`` is raised: where the action waits for one of them next, or leaves
+                the block.
 
         Raises:
             BadUse: It is called in a worker thread, where the plain function of an action runs.
@@ -228,9 +236,21 @@ class Context:
             msg = f"context.fan_out(limits=...) takes Limits(n), not {limits!r}"
             raise DefinitionError(msg)
         check_cascade("context.fan_out()", store, hooks)
+        if each is not None and not isinstance(each, Each):
+            msg = f"context.fan_out(each=...) takes Each(...), not {each!r}"
+            raise DefinitionError(msg)
+        check_timeout("context.fan_out(timeout=...)", timeout)
         self._names.add(name)
         return ChildGroup(
-            self._run, self._action, self._seat, name, limits or Limits(), store=store, hooks=hooks
+            self._run,
+            self._action,
+            self._seat,
+            name=name,
+            limits=limits or Limits(),
+            each=each,
+            timeout=timeout,
+            store=store,
+            hooks=hooks,
         )
 
     def __repr__(self) -> str:

@@ -7,20 +7,29 @@ Invariants:
   addresses or the order in which a mapping was filled.
 - A list, a tuple and any other sequence of the same items are equal; so are mappings of all kinds.
   ``1``, ``1.0``, ``True`` and ``"1"`` are different.
+- Of a dataclass, those fields count that it compares. Any other object is what it would be pickled
+  as: a class, and a state. Classes and functions are their names, so a function must have one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from hashlib import blake2b
+from pathlib import PurePath
+from types import FunctionType
 from typing import Any, cast
 
 from ._errors import NotData, kind_of
 
 BYTES = 16
 
+_NO_DATA = (
+    "{} is no data: what is saved, and compared after a crash, is made of numbers, strings, lists, "
+    "mappings and objects that hold such; give services to inputs= instead"
+)
 _UNSAVED = ("__pydantic_fields_set__",)  # of a model: which fields were given, not what they hold
 
 
@@ -31,7 +40,11 @@ def digest(value: object) -> bytes:
         NotData: It holds something that is no data: a lock, a socket, a generator.
     """
     out = bytearray()
-    _write(out, value, ())
+    try:
+        _write(out, value, ())
+    except RecursionError:
+        msg = f"{kind_of(value)} is nested too deeply to be told from others of its kind"
+        raise NotData(msg) from None
     return blake2b(out, digest_size=BYTES).digest()
 
 
@@ -60,7 +73,7 @@ def _write(out: bytearray, value: object, around: tuple[int, ...]) -> None:
         return
     around = (*around, id(value))
     if isinstance(value, Enum):
-        _write_str(out, f"{type(value).__qualname__}.{value.name}")
+        _write_global(out, type(value), f".{value._name_ or value._value_}")
     elif isinstance(value, str):
         _write_str(out, value)
     elif isinstance(value, bytes | bytearray | memoryview):
@@ -75,8 +88,23 @@ def _write(out: bytearray, value: object, around: tuple[int, ...]) -> None:
         out += b"l%d;" % len(items)
         for item in items:
             _write(out, item, around)
-    elif isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        _write_str(out, f"{value.__module__}.{value.__qualname__}")
+    elif isinstance(value, type):
+        _write_global(out, value)
+    elif isinstance(value, FunctionType):
+        if "<" in value.__qualname__:  # <lambda>, <locals>: it may hold anything
+            raise NotData(_NO_DATA.format(f"the function {value.__qualname__}, which has no name,"))
+        _write_global(out, value)
+    elif isinstance(value, PurePath):  # pickled differently by different versions of Python
+        out += b"p"
+        _write_global(out, type(value))
+        _write_str(out, str(value))
+    elif is_dataclass(value) and not isinstance(value, type) and _compares(value):
+        compared = [one.name for one in fields(value) if one.compare]
+        out += b"d%d;" % len(compared)
+        _write_global(out, type(value))
+        for name in compared:
+            _write_str(out, name)
+            _write(out, getattr(value, name), around)
     else:
         _write_object(out, value, around)
 
@@ -98,8 +126,18 @@ def _write_bytes(out: bytearray, value: bytes) -> None:
     out += value
 
 
-def _write_number(out: bytearray, value: float) -> None:
-    out += f"{'i' if isinstance(value, int) else 'f'}{value!r};".encode()
+def _write_global(out: bytearray, value: Any, more: str = "") -> None:
+    text = f"{value.__module__}.{value.__qualname__}{more}".encode("utf-8", "surrogatepass")
+    out += b"g%d;" % len(text)
+    out += text
+
+
+def _write_int(out: bytearray, value: int) -> None:
+    out += b"i%x;" % value  # of any size: the decimal digits of a huge one are refused
+
+
+def _write_float(out: bytearray, value: float) -> None:
+    out += f"f{value!r};".encode()
 
 
 def _write_constant(out: bytearray, value: object) -> None:
@@ -122,14 +160,9 @@ def _write_object(out: bytearray, value: object, around: tuple[int, ...]) -> Non
     try:
         reduced: Any = value.__reduce_ex__(4)
     except Exception as error:
-        msg = (
-            f"{kind_of(value)} is no data: what is saved, and compared after a crash, is made of "
-            f"numbers, strings, lists, mappings and objects that hold such; give services to "
-            f"inputs= instead"
-        )
-        raise NotData(msg) from error
+        raise NotData(_NO_DATA.format(kind_of(value))) from error
     if isinstance(reduced, str):  # a global of that name
-        _write_str(out, f"{type(value).__module__}.{reduced}")
+        _write_str(out, f"{getattr(value, '__module__', None)}.{reduced}")
         return
     out += b"o"
     for part in reduced[:3]:
@@ -138,17 +171,22 @@ def _write_object(out: bytearray, value: object, around: tuple[int, ...]) -> Non
         _write(out, None if items is None else list(items), around)
 
 
+def _compares(value: object) -> bool:
+    """Tell whether a dataclass is compared by its fields."""
+    return bool(getattr(type(value), "__dataclass_params__").eq)  # noqa: B009 # untyped
+
+
 def _saved(state: object) -> object:
     if not isinstance(state, dict):
         return state
-    fields = cast("dict[object, object]", state)
-    return {name: value for name, value in fields.items() if name not in _UNSAVED}
+    held = cast("dict[object, object]", state)
+    return {name: value for name, value in held.items() if name not in _UNSAVED}
 
 
 _WRITERS: dict[type, Callable[[bytearray, Any], None]] = {
     str: _write_str,
-    int: _write_number,
-    float: _write_number,
+    int: _write_int,
+    float: _write_float,
     bytes: _write_bytes,
     bool: _write_constant,
     type(None): _write_constant,

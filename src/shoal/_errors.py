@@ -18,6 +18,7 @@ with a note that says where it happened. These are the others::
     ├── IncompleteStream     a streaming action ended without its Result, or went on after it
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
     ├── DepthExceeded        fan-outs nested deeper than allowed
+    ├── StepTimeout          an action, child or fan-out took too long (a TimeoutError too)
     ├── NobodyAccepted       a race nobody can win any more (an ExceptionGroup too), because of...
     ├── Rejected             ...a result that was not accepted
     ├── TooFewChildren       ...or too few children to begin with
@@ -112,6 +113,14 @@ class BadKey(ShoalError):
 
 class DepthExceeded(ShoalError):
     """Fan-outs are nested deeper than the runtime allows."""
+
+
+class StepTimeout(ShoalError, TimeoutError):
+    """An attempt of an action, a child, or a whole fan-out took longer than its ``timeout``.
+
+    What it had done by then was cancelled and awaited; updates applied so far stay. Where it had
+    failed before and was being tried again, that failure is the ``__cause__``.
+    """
 
 
 class NobodyAccepted(ExceptionGroup[Exception], ShoalError):

@@ -59,9 +59,11 @@ class _Ended:
     element: Any
     """The element it worked on."""
     attempts: int = 1
-    """Tries of the step it ended in."""
+    """Tries that it took: one, and one more for each further attempt of anything in it."""
     elapsed: float = 0.0
     """Seconds from its start to its end."""
+    abandoned: bool = False
+    """Whether it left a thread behind that went on after it was cancelled."""
 
     @property
     def key(self) -> Key:
@@ -279,6 +281,41 @@ class StepEnded(Event):
     step: str
     status: Status
     error: BaseException | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnded(Event):
+    """One try of a step ended that has several: its action or its child has a ``retry``.
+
+    They come between the step's ``StepStarted`` and its ``StepEnded``. One that was cancelled is
+    told by ``StepEnded`` alone.
+    """
+
+    step: str
+    attempt: int
+    """Which try of the step it was, counted from 1."""
+    error: Exception | None = None
+    """What it failed with; None if it succeeded."""
+    next_in: float | None = None
+    """Seconds until the next attempt; None if there is none."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraceExceeded(Event):
+    """An action that was cancelled still runs, longer than the grace of the runtime.
+
+    A coroutine is waited for nevertheless; a thread is left behind.
+    """
+
+    step: str
+    place: str
+    """Where it stands: file, line and function of the innermost frame."""
+    seconds: float
+    """For how long it has run since it was cancelled."""
+    abandoned: bool = False
+    """Whether it is a thread, which nobody waits for any more: its result will be dropped."""
 
 
 @final

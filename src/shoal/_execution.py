@@ -139,6 +139,11 @@ class Execution:
         self._failure = None
         self.hooks.failures.clear()
 
+    @property
+    def is_doomed(self) -> bool:
+        """Whether a save or a guarding hook has failed, so that it is about to end."""
+        return self._failure is not None or bool(self.hooks.failures)
+
     def ended_by(self, error: BaseException) -> bool:
         """Tell whether ``error`` ends the execution, and is no failure of the run it came out of.
 

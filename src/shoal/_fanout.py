@@ -10,24 +10,15 @@ from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mappi
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
-from ._action import (
-    Act,
-    Input,
-    bind_where_taken,
-    field_names,
-    is_async,
-    is_streaming,
-    merged_inputs,
-    require_plain,
-    versions,
-)
+from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
 from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief, did_you_mean
 from ._events import Done
+from ._functions import is_async, is_streaming, require_plain
 from ._graph import Graph, as_graph, no_act
 from ._hooks import Hook
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
 from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
-from ._policy import INHERIT, Inherit, Limits, OnError, Stagger, Tolerate
+from ._policy import INHERIT, Each, Inherit, Limits, OnError, Stagger, Tolerate
 from ._ports import Store
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
@@ -53,6 +44,8 @@ class FanOut(Parallel):
         take: Take | None,
         at_most: int | None,
         limits: Limits | None,
+        each: Each | None,
+        timeout: float | None,
         stagger: Stagger | None,
         reads: frozenset[str],
         store: Store | Inherit | None = INHERIT,
@@ -73,6 +66,8 @@ class FanOut(Parallel):
         self.store = store
         self.hooks = hooks
         self.version = "" if callable(acts) else versions(acts)
+        self.each = each
+        self.timeout = timeout
         self._take = take
         self._several = several
         self._bound: Mapping[str, object] = {}
@@ -355,6 +350,8 @@ def fan_out(
     stagger: Stagger | None = None,
     limits: Limits | None = None,
     again: bool | None = None,
+    each: Each | None = None,
+    timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
@@ -381,6 +378,8 @@ def fan_out(
     stagger: Stagger | None = None,
     limits: Limits | None = None,
     again: bool | None = None,
+    each: Each | None = None,
+    timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
@@ -406,6 +405,8 @@ def fan_out(
     stagger: Stagger | None = None,
     limits: Limits | None = None,
     again: bool | None = None,
+    each: Each | None = None,
+    timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
@@ -465,6 +466,9 @@ def fan_out(
         again: Whether elements whose key is in ``into`` already run again. By default they do on
             every visit of the step but the first; True: on the first too; False: never. What
             executions before a crash have recorded counts first, whatever this says.
+        each: What goes for each child by itself: its timeout, its retry.
+        timeout: Seconds that the whole step may take, whatever it waits for. Then the children are
+            cancelled and awaited, and it raises ``StepTimeout``; what was applied by then stays.
         name: What the fan-out is called; by default the name in ``into``.
         reads: Fields that ``act`` and ``over`` (if functions, where it must be given), ``reduce``
             and ``grow`` read; those that the children and ``over`` (if a field) read are known.
@@ -519,6 +523,8 @@ def fan_out(
         limits=limits,
         store=store,
         hooks=hooks,
+        each=each,
+        timeout=timeout,
     )
     check_stagger(f"fan_out {label!r}", stagger, until)
     checks.again(again, key, into, grow, is_race=is_race)
@@ -554,6 +560,8 @@ def fan_out(
         take=cast("Take | None", take),
         at_most=at_most,
         limits=limits if limited else None,
+        each=each,
+        timeout=timeout,
         stagger=stagger,
         reads=readable,
         store=store,

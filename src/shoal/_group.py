@@ -10,6 +10,8 @@ Invariants:
 - Structured. ``Group.live`` returns or raises after every child has ended, cleanup included.
 - In flight are at most ``limit`` children, each from its start until the parent has committed what
   it returned. So a slow parent slows the source down, and memory stays bounded.
+- A child that waits for its next attempt gives its place in flight to another, and takes one again
+  ahead of new children. So many do so that a few times the limit are under way, not more.
 - Alive at once is always one child without asking, and more only with a permit of the execution's
   live budget, which nobody waits for. So trees stay small, and can't lock themselves up.
 - An ended child leaves itself in the inbox without waiting: nothing can cancel that, so no end is
@@ -23,15 +25,18 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from contextvars import Context, copy_context
 from functools import partial
+from types import CoroutineType
 from typing import Any, Literal, Protocol, final
 
-from anyio import CancelScope, Event, TaskHandle, create_task_group
+from anyio import CancelScope, Event, TaskHandle, create_task_group, sleep
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from ._attempts import live_child
+from ._breaker import Circuits
 from ._cancel import (
     absorb_native_cancel,
     as_failure,
@@ -41,11 +46,12 @@ from ._cancel import (
     is_cancellation,
     ki_protected,
 )
-from ._errors import SpuriousCancel, brief
+from ._errors import SpuriousCancel, StepTimeout, brief
 from ._events import ChildName
 from ._ids import Key
 from ._ports import Waiter
 from ._run import Run
+from ._watch import SPARE, Part, Watched, leads_to
 
 BATCH = 1000
 """Ended children that the parent takes at once."""
@@ -53,6 +59,8 @@ INLINE = 64
 """Children that a puller lives without passing a checkpoint, if none of them waits..."""
 INLINE_SECONDS = 0.001
 """...or for how long, whichever is first."""
+ASIDE, ASIDE_SHARE = 64, 4
+"""Children that may wait aside: so many, or so many times the limit, whichever is more."""
 
 
 Dropped = Literal["dropped"]
@@ -94,13 +102,33 @@ class Source(Protocol):
 
 
 @final
+class Aside:
+    """Where the children of a group wait for their next attempt. It is made later than they are."""
+
+    __slots__ = ("group",)
+
+    def __init__(self) -> None:
+        """Belong to no group yet."""
+        self.group: Group | None = None
+
+    async def wait(self, seconds: float) -> None:
+        """Wait, as one of the children."""
+        assert self.group is not None, "a child lives in a group"
+        await self.group.wait_aside(seconds)
+
+
+@final
 class Group:
     """The children of one fan-out, while it lasts."""
 
     __slots__ = (
+        "_aside",
         "_cancellation",
+        "_circuits",
+        "_circuit_keys",
         "_closing",
         "_context",
+        "_deadline",
         "_ended_by_hand",
         "_engaged",
         "_errand",
@@ -115,23 +143,44 @@ class Group:
         "_parent",
         "_parked",
         "_pullers",
+        "_returning",
         "_room",
         "_source",
         "_tasks",
+        "_tasks_of",
+        "_timed_out",
+        "_timeout",
+        "_watched",
         "in_flight",
         "inbox",
+        "name",
         "reason",
         "winner",
     )
 
-    def __init__(self, parent: Run, source: Source, limit: int) -> None:
+    def __init__(
+        self,
+        parent: Run,
+        source: Source,
+        limit: int,
+        *,
+        name: str,
+        timeout: float | None = None,
+        circuits: Circuits | None = None,
+    ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
         Args:
             parent: The run whose task calls ``live``.
             source: Makes the children.
             limit: How many may be in flight.
+            name: What the fan-out is called.
+            timeout: Seconds from now until all is cancelled.
+            circuits: Say which children are skipped for a while; None: none are.
         """
+        self._circuits = circuits
+        self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through
+        self.name: str = name
         self._parent = parent
         self._source = source
         self._limit = limit
@@ -143,8 +192,15 @@ class Group:
         self._engaged = 0  # pullers there are
         self._errand: Callable[[], Awaitable[None]] | None = None
         self._idle = 0  # of these, how many are about to take from the source
+        self._tasks_of: list[CoroutineType[Any, Any, None]] = []  # some may have ended
         self._parked: deque[Waiter] = deque()
         self._pullers: set[_Puller] = set()
+        self._aside = 0  # children that wait for their next attempt
+        self._returning: deque[Waiter] = deque()  # of these, who wait for a place in flight again
+        self._timeout = timeout
+        self._deadline = parent.setting.services.clock() + (timeout or 0.0)
+        self._timed_out = False
+        self._watched: list[Watched] = []  # what the watchdog expects to end
         self._news: Event | None = None  # set while the parent waits for something to happen
         self._room: Event | None = None  # set while the feeder waits for room
         self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
@@ -159,6 +215,7 @@ class Group:
         self.winner: ChildName | None = None
         """The child that decided the race which the others are cancelled for."""
 
+    @leads_to(lambda variables: variables["self"].parts())
     async def live(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
         """Live every child, handing those that ended to ``apply`` in batches, by position.
 
@@ -169,6 +226,7 @@ class Group:
                 for that reason, and awaited.
 
         Raises:
+            StepTimeout: It took longer than its timeout.
             Exception: What the source or ``apply`` raised, after all children have ended.
         """
         finished = False
@@ -177,6 +235,9 @@ class Group:
         try:
             async with create_task_group() as tasks:
                 self._tasks = tasks
+                if self._timeout is not None:
+                    tasks.cancel_scope.deadline = self._deadline
+                    self._watch(self._deadline)
                 self._engage(1)
                 for source in self._source.feeds():
                     self.start_feeding(source)
@@ -195,6 +256,9 @@ class Group:
             raise
         finally:
             groups.discard(self)
+            for watched in self._watched:
+                self._parent.setting.services.watchdog.forget(watched)
+            self._tasks_of.clear()
         self._tasks = None
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -207,6 +271,9 @@ class Group:
             # cancelled, and so not have noticed, see
             # test_starts_and_ends_are_paired_when_the_caller_is_cancelled.
             await checkpoint_if_cancelled()
+            if self._timed_out:
+                who = f"fan-out {self.name!r} of run {self._parent.path.id}"
+                raise StepTimeout(f"{who} took longer than its {self.reason}")
             msg = "a fan-out was interrupted though nobody had cancelled it"
             raise SpuriousCancel(msg)
 
@@ -222,7 +289,7 @@ class Group:
                 await errand()
                 continue
             if not inbox:
-                if self.in_flight == 0 and source.dry():
+                if self.in_flight == 0 and source.dry() and not self._aside:
                     return True
                 self._news = Event()
                 await self._news.wait()
@@ -234,8 +301,7 @@ class Group:
             if reason is not None:
                 self._stop(None, reason)
                 return True
-            self._tell_room()
-            self._engage(len(batch))
+            self._tell_places(len(batch))
             if inbox:
                 await checkpoint()
         return False
@@ -250,6 +316,7 @@ class Group:
         try:
             failure = as_failure(error)
             if failure is None and is_cancellation(error):
+                self._see_whether_timed_out()
                 raise error
             failure = failure or fatal_leaf(error)
             self._stop(failure, f"its fan-out failed: {brief(failure)}")
@@ -266,8 +333,29 @@ class Group:
             self.reason = reason
         self._closing = True
         assert self._tasks is not None
-        self._tasks.cancel_scope.cancel()
+        if not self._tasks.cancel_scope.cancel_called:
+            self._tasks.cancel_scope.cancel()
+            self._watch()
         self._tell()
+
+    def _see_whether_timed_out(self) -> None:
+        """Find the reason for a cancellation that came from no code."""
+        if self._timeout is None or self._closing:
+            return
+        assert self._tasks is not None
+        late = self._parent.setting.services.clock() >= self._deadline
+        if late and self._tasks.cancel_scope.cancel_called:
+            self._timed_out = self._closing = True
+            self.reason = f"timeout of {self._timeout:g} s"
+
+    def _watch(self, cancelled_at: float | None = None) -> None:
+        """Have it told who doesn't end in time."""
+        watchdog = self._parent.setting.services.watchdog
+        self._watched.append(watchdog.watch(self.parts, cancelled_at))
+
+    def parts(self) -> list[Part]:
+        """Return what it is made of: what pullers and feeders do."""
+        return [Part(self._parent, task) for task in self._tasks_of]
 
     def cancel(self, reason: str) -> None:
         """End the group for ``reason``: cancel what is left. ``live`` then returns normally.
@@ -299,9 +387,18 @@ class Group:
             and act in (None, puller.child.setting.act)
             and step in (None, puller.child.setting.step)
         ]
-        for puller in found:
-            puller.cut_off(reason)
+        self._cut_off_all(found, reason)
         return bool(found)
+
+    def _cut_off_all(
+        self, pullers: Sequence[_Puller], reason: str, winner: ChildName | None = None
+    ) -> None:
+        for puller in pullers:
+            puller.cut_off(reason, winner)
+        if pullers:
+            parts = [Part(self._parent, puller.task) for puller in pullers]
+            watchdog = self._parent.setting.services.watchdog
+            self._watched.append(watchdog.watch(lambda: parts))
 
     def have_done(self, errand: Callable[[], Awaitable[None]]) -> None:
         """Have ``errand`` done in the parent's task, before that takes any more outcomes."""
@@ -310,16 +407,25 @@ class Group:
 
     def spare(self, child: Run, reason: str, winner: ChildName) -> None:
         """Cancel all children but this one, for ``reason``; it goes on."""
-        for puller in self._pullers:
-            other = puller.child
-            if other is not None and other is not child and other.status is None:
-                puller.cut_off(reason, winner)
+        others = [
+            puller
+            for puller in self._pullers
+            if puller.child is not None
+            and puller.child is not child
+            and puller.child.status is None
+        ]
+        self._cut_off_all(others, reason, winner)
 
     def living(self) -> Iterator[Run]:
         """Go through the children that have begun and not ended."""
         for puller in self._pullers:
             if puller.child is not None and puller.child.status is None:
                 yield puller.child
+
+    @property
+    def unended(self) -> int:
+        """Children that have begun, and that the parent has not taken yet: they may wait aside."""
+        return self.in_flight + self._aside
 
     @property
     def parent(self) -> Run:
@@ -344,9 +450,16 @@ class Group:
     def engage(self) -> None:
         """Hear that there may be more to do, or less to wait for, than before."""
         if self._tasks is not None and not self._closing:
-            self._tell_room()
-            self._engage(1)
+            self._tell_places(1)
             self._tell()
+
+    def _tell_places(self, count: int) -> None:
+        """Give places in flight to those who come back to theirs, then to new children."""
+        while self._returning and self.in_flight < self._limit:
+            self.in_flight += 1
+            _wake(self._returning.popleft())
+        self._tell_room()
+        self._engage(count)
 
     def _tell(self) -> None:
         if self._news is not None:
@@ -369,7 +482,7 @@ class Group:
                 return
             if self._parked:
                 _wake(self._parked.popleft())
-            elif self._engaged < self._limit and (spread or self._idle == 0):
+            elif self._engaged < self._limit + self._aside and (spread or self._idle == 0):
                 self._engaged += 1
                 self._start_puller()
             else:
@@ -379,14 +492,19 @@ class Group:
     def _engage_two(self) -> None:
         self._engage(2, spread=True)  # and so will each of them: a thousand take ten turns
 
-    def _start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> TaskHandle[None]:
+    def _start(self, function: Callable[[], CoroutineType[Any, Any, None]]) -> TaskHandle[None]:
         assert self._tasks is not None
-        return self._context.copy().run(self._tasks.start_soon, function)
+        if len(self._tasks_of) > 2 * self._engaged + SPARE:
+            self._tasks_of = [task for task in self._tasks_of if task.cr_frame is not None]
+        task = function()
+        self._tasks_of.append(task)
+        return self._context.copy().run(self._tasks.start_soon, _same, task)
 
     def _start_puller(self) -> None:
         puller = _Puller()
         self._pullers.add(puller)
-        puller.task = self._start(partial(self._pull, puller))
+        puller.handle = self._start(partial(self._pull, puller))
+        puller.task = self._tasks_of[-1]
 
     def _wake_all(self) -> None:
         while self._parked:
@@ -402,6 +520,8 @@ class Group:
         self._live += 1
         try:
             child = self._source.take()
+            if self._circuits is not None and isinstance(child, Run) and not child.is_settled:
+                self._consult(self._circuits, child)
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._end_live()
             self._fell(error)
@@ -410,12 +530,35 @@ class Group:
             self._end_live()
             if self._source.dry():
                 self._tell()
-        elif child == "dropped" or child.is_settled:
+        elif child == "dropped":
             self._end_live()
-            self.in_flight += child != "dropped"
+            self._tell_room()  # it was fed, and takes no more room
+        elif child.is_settled:
+            self._end_live()
+            self.in_flight += 1
         else:
             self.in_flight += 1
         return child
+
+    def _consult(self, circuits: Circuits, child: Run) -> None:
+        """Have ``child`` skipped if its circuit is open, unless it has done its work before."""
+        if child.record is not None and child.record.status == "succeeded":
+            return
+        key = circuits.key(child.data)
+        if circuits.admit(key):
+            self._circuit_keys[child] = key
+        else:
+            child.pass_over(f"breaker open: {key}")
+
+    def _tell_circuit(self, circuits: Circuits, child: Run) -> None:
+        """Tell how a child ended that was let through."""
+        if child not in self._circuit_keys:
+            return
+        key = self._circuit_keys.pop(child)
+        if child.status == "failed" and child.error is not None:
+            circuits.hear(key, child.error)
+        else:
+            circuits.hear(key, "done" if child.status == "succeeded" else "cancelled")
 
     def _end_live(self) -> None:
         self._live -= 1
@@ -464,6 +607,33 @@ class Group:
         finally:
             self._pullers.discard(puller)
 
+    async def wait_aside(self, seconds: float) -> None:
+        """Have a child of the group wait; meanwhile another may take its place in flight.
+
+        Unless so many wait already that nothing new is pulled.
+        """
+        if self._closing or self._aside >= max(ASIDE, ASIDE_SHARE * self._limit):
+            await sleep(seconds)
+            return
+        self._aside += 1
+        self.in_flight -= 1
+        self._tell_places(1)
+        waiter: Waiter | None = None
+        try:
+            await sleep(seconds)
+            if self.in_flight >= self._limit:
+                waiter = self._parent.setting.services.waiter()
+                self._returning.append(waiter)
+                await waiter
+        finally:
+            # Whoever wakes it, has counted it already. Interrupted, it counts whether or not there
+            # is room: it is about to end.
+            self._aside -= 1
+            if waiter is None or waiter in self._returning:
+                self.in_flight += 1
+                if waiter is not None:
+                    self._returning.remove(waiter)
+
     async def _park(self) -> bool:
         """Wait to be woken; return False if cancelled, or where a fresh task takes over."""
         waiter = self._parent.setting.services.waiter()
@@ -501,7 +671,12 @@ class Group:
                 await child.rerun(child.setting.step, self._parent)
             if self._parent.setting.hooks.child_started:
                 await self._parent.tell_child_started(child)
-            waited = await drive(self._context.copy(), child.advance(), self._engage_two)
+            each = child.setting.each
+            if each is None:
+                living = child.advance()
+            else:
+                living = live_child(child, each, child.setting.services)
+            waited = await drive(self._context.copy(), living, self._engage_two)
             child.succeed()
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
             if puller.reason is not None and is_cancellation(error):
@@ -536,12 +711,15 @@ class Group:
 
     def _cut_off(self, child: Run) -> None:
         """End a child that was truly cancelled, or interrupted."""
+        self._see_whether_timed_out()
         child.cancel(self.reason, self.winner)
         self._interrupted = True
         self._end_live()
         self._leave(child)
 
     def _leave(self, child: Run) -> None:
+        if self._circuits is not None:
+            self._tell_circuit(self._circuits, child)
         self.inbox.append(child)
         self._tell()
 
@@ -582,8 +760,9 @@ class Group:
 class _Puller:
     """A task that lives children, one after the other."""
 
-    __slots__ = ("child", "reason", "task", "winner")
-    task: TaskHandle[None]
+    __slots__ = ("child", "handle", "reason", "task", "winner")
+    handle: TaskHandle[None]
+    task: CoroutineType[Any, Any, None]
 
     def __init__(self) -> None:
         """Live none yet."""
@@ -595,7 +774,12 @@ class _Puller:
         """Cancel the task, and with it the child; the first reason counts."""
         if self.reason is None:
             self.reason, self.winner = reason, winner
-            self.task.cancel()
+            self.handle.cancel()
+
+
+def _same(task: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+    """Give a task group what was made already, so that it can be looked into."""
+    return task
 
 
 def _wake(waiter: Waiter) -> None:

@@ -119,6 +119,8 @@ class Playback:
                 for update in self.under_way:
                     state = replay(state, update.operations)
                 self.restored = state._data
+                self.decision = None
+                self.decided = {one for one in self.decided if one[1] < self.visit(one[0])}
                 return
         msg = f"a history goes back into {entry.step!r}, which it never completed"
         raise ValueError(msg)

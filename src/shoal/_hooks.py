@@ -22,10 +22,12 @@ from anyio import CancelScope, move_on_after
 from ._cancel import as_failure
 from ._errors import DefinitionError, HookFailed, brief, kind_of
 from ._events import (
+    AttemptEnded,
     ChildEnded,
     ChildRerun,
     ChildStarted,
     Event,
+    GraceExceeded,
     Item,
     RunEnded,
     RunStarted,
@@ -77,6 +79,9 @@ class Hook:
     def on_item(self, event: Item) -> Told:
         """Hear of a partial item of an action that runs. It isn't saved."""
 
+    def on_attempt_ended(self, event: AttemptEnded) -> Told:
+        """Hear that a try of a step ended that may be tried again, and when the next begins."""
+
     def on_state_updated(self, event: StateUpdated) -> Told:
         """Hear that a run's state changed, and how."""
 
@@ -94,6 +99,9 @@ class Hook:
 
     def on_run_ended(self, event: RunEnded) -> Told:
         """Hear that an execution of a run ended, well or not."""
+
+    def on_grace_exceeded(self, event: GraceExceeded) -> Told:
+        """Hear that an action still runs long after it was cancelled, and where it stands."""
 
     def around_step(self, event: StepStarted) -> AbstractContextManager[object]:
         """Return a context manager that is entered around the step, in the step's own context.
@@ -128,10 +136,12 @@ class Hooks:
         "around_span",
         "around_step",
         "_always",
+        "attempt_ended",
         "child_ended",
         "child_rerun",
         "child_started",
         "failures",
+        "grace_exceeded",
         "hooks",
         "item",
         "listening",
@@ -140,6 +150,7 @@ class Hooks:
         "state_updated",
         "step_ended",
         "step_started",
+        "watching_steps",
     )
     around_step: Managers[StepStarted]
     around_span: Managers[SpanStarted]
@@ -168,6 +179,8 @@ class Hooks:
         self.run_started: Listeners = self._listeners("on_run_started")
         self.step_started: Listeners = self._listeners("on_step_started")
         self.item: Listeners = self._listeners("on_item")
+        self.attempt_ended: Listeners = self._listeners("on_attempt_ended")
+        self.grace_exceeded: Listeners = self._listeners("on_grace_exceeded")
         self.state_updated: Listeners = self._listeners("on_state_updated")
         self.child_started: Listeners = self._listeners("on_child_started")
         self.child_rerun: Listeners = self._listeners("on_child_rerun")
@@ -176,6 +189,10 @@ class Hooks:
         self.run_ended: Listeners = self._listeners("on_run_ended")
         self.around_step = self._listeners("around_step")
         self.around_span = self._listeners("around_span")
+        # whether anybody wants to know when a step begins, or how it went
+        self.watching_steps: bool = bool(
+            self.step_started or self.around_step or self.attempt_ended
+        )
         # whether anybody listens to what a commit publishes
         self.listening: bool = bool(
             self.state_updated or self.child_ended or self.step_ended or self.run_ended

@@ -10,12 +10,14 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import final
+from collections.abc import Callable, Coroutine
+from typing import Any, final
 
 from anyio import CancelScope, Event
 
 from ._cancel import fatal_leaf
+from ._ports import Watchdog
+from ._watch import Part, Watched, leads_to
 
 
 @final
@@ -24,8 +26,9 @@ class Hosted:
 
     def __init__(
         self,
-        work: Callable[[], Awaitable[None]],
+        work: Callable[[], Coroutine[Any, Any, None]],
         on_cancel: Callable[[str], None],
+        watchdog: Watchdog,
         on_ended: Callable[[], None] | None = None,
     ) -> None:
         """Describe it; ``live`` is what the task runs.
@@ -33,11 +36,15 @@ class Hosted:
         Args:
             work: What to do. It raises nothing but cancellation, KeyboardInterrupt or SystemExit.
             on_cancel: Called with the reason just before the work is cancelled, once.
+            watchdog: Watches that it ends in time when it was cancelled.
             on_ended: Called when it has ended, cleanup included.
         """
         self._work = work
         self._on_cancel = on_cancel
         self._on_ended = on_ended
+        self._watchdog = watchdog
+        self._watched: Watched | None = None
+        self._coroutine: Coroutine[Any, Any, None] | None = None
         # Shielded, so that only `cancel` reaches it. If the caller's own scope did too, anyio would
         # hand on what has to be uncancelled to the caller's task, and a native cancel that the
         # caller got besides would be forgotten, see
@@ -51,7 +58,8 @@ class Hosted:
         """Do the work."""
         try:
             with self._scope:
-                await self._work()
+                self._coroutine = self._work()
+                await self._coroutine
         except Exception:
             raise
         except BaseException as error:
@@ -60,7 +68,10 @@ class Hosted:
                 raise
             self.fatal = fatal
         finally:
+            self._coroutine = None
             self.ended.set()
+            if self._watched is not None:
+                self._watchdog.forget(self._watched)
             if self._on_ended is not None:
                 self._on_ended()
 
@@ -69,7 +80,13 @@ class Hosted:
         if not self._scope.cancel_called and not self.ended.is_set():
             self._on_cancel(reason)
             self._scope.cancel()
+            self._watched = self._watchdog.watch(self.parts)
 
+    def parts(self) -> tuple[Part, ...]:
+        """Return what it is made of."""
+        return () if self._coroutine is None else (Part(None, self._coroutine),)
+
+    @leads_to(lambda variables: variables["self"].parts())
     async def wait(self) -> BaseException | None:
         """Wait for the end of the work, cancelling it where the wait is interrupted.
 

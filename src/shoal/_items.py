@@ -28,7 +28,7 @@ from ._cancel import (
     ki_protected,
     ki_unprotected,
 )
-from ._errors import BadUse, IncompleteStream, brief, note
+from ._errors import BadUse, IncompleteStream, RunCancelled, brief, note
 from ._ids import RunPath
 
 logger = logging.getLogger("shoal")
@@ -63,7 +63,7 @@ class Emitter(Protocol):
 class Items:
     """The partial items of one attempt."""
 
-    __slots__ = ("_heard", "_over", "_run", "_turn", "attempt", "count", "step")
+    __slots__ = ("_heard", "_over", "_run", "_stopped", "_turn", "attempt", "count", "step")
 
     def __init__(self, run: Emitter, step: str, attempt: int = 1) -> None:
         """Begin with none.
@@ -77,6 +77,7 @@ class Items:
         self._heard = run.hears_items
         self._turn: Lock | None = None  # of the tasks that give items, if anybody hears them
         self._over = False
+        self._stopped = False
         self.step = step
         self.attempt = attempt
         self.count = 0
@@ -128,6 +129,11 @@ class Items:
                 f"behind gives a partial item: await all that emits before the action returns"
             )
             raise BadUse(msg)
+        if self._stopped:
+            msg = (
+                f"action {self.step!r} of run {self.run_id} was cancelled, so its thread should end"
+            )
+            raise RunCancelled(msg)
         index = self.count
         self.count = index + 1
         return index
@@ -143,6 +149,10 @@ class Items:
             with CancelScope() as scope:
                 scope.cancel()
                 await checkpoint_if_cancelled()
+
+    def stop(self) -> None:
+        """Refuse what comes now: the attempt is cancelled, though its thread still runs."""
+        self._stopped = True
 
     def end(self) -> Awaitable[None] | None:
         """Take no more; return what is to be awaited if an item is being told."""

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from math import inf
@@ -100,6 +100,11 @@ class Join:
         return values, done
 
     @property
+    def is_listed(self) -> bool:
+        """Whether ``into`` is a list."""
+        return self.into is not None and self.shape in ("by position", "by position and act")
+
+    @property
     def is_nested(self) -> bool:
         """Whether there is a mapping by act for each key or position."""
         return self.shape in ("by key and act", "by position and act")
@@ -139,6 +144,24 @@ class Join:
                 raise StateError(msg)
             by_key[key] = StateMap(cast("Mapping[object, object]", by_act))
         return by_key
+
+    def without(
+        self, data: Mapping[str, object], children: Collection[tuple[str, Key]]
+    ) -> Mapping[str, object]:
+        """Take the values of ``children``, which are given by act and key, out of ``into``.
+
+        Returns the field, if it changes by that.
+        """
+        if self.into is None or self.shape == "one" or not children:
+            return {}
+        found = left = cast("_Collection", data[self.into])
+        if not self.is_nested:
+            by_act = self.shape == "by act"
+            left = left.without({act if by_act else key for act, key in children})
+        else:
+            for act, key in children:
+                left = _without_within(left, key, act)
+        return {} if left is found else {self.into: left}
 
     def done_keys(self, done: Mapping[object, object], act: str) -> AbstractSet[object]:
         """Tell which children of ``act`` needn't run, since ``done`` has their results."""
@@ -407,9 +430,11 @@ class Draft:
 
     def _add(self, child: Run) -> None:
         join, status = self._join, child.status
-        if status == "failed" or (status == "succeeded" and self._tolerance is not None):
+        counts = status == "failed" or (status == "succeeded" and self._tolerance is not None)
+        if counts and not child.is_kept:  # else it was counted when it came up
             self._count(failed=status == "failed")
-        if status in ("failed", "cancelled") and not self._applies(child):
+        passed_over = status is None and not child.used
+        if passed_over or (status in ("failed", "cancelled") and not self._applies(child)):
             self.unapplied.append(child)
             return
         contest = None if child.is_kept else self._contest
@@ -565,7 +590,18 @@ class Draft:
 
 
 _Placed = tuple[Any, Any, float | None]
-_Collection = StateMap[object, object] | PositionedList[object]
+_Collection = StateMap[Any, Any] | PositionedList[Any]
+
+
+def _without_within(collection: _Collection, key: Any, act: str) -> _Collection:
+    """Take the value of ``act`` out of the mapping that ``key`` has."""
+    none = StateMap[str, Any]()
+    listed = isinstance(collection, PositionedList)
+    inner = collection.at(key, none) if listed else collection.get(key, none)
+    if act not in inner:
+        return collection
+    inner = inner.without({act})
+    return collection.put_all(((key, inner, None),)) if inner else collection.without({key})
 
 
 def _let_go(error: BaseException) -> None:

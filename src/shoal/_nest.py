@@ -39,7 +39,15 @@ async def enter(graph: Graph, run: Run) -> Change:
     data = run.data if begun is None else begun.began.data
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
     child = Run(child_setting(run, graph.name, graph), base)
-    recorded = await recorded_children(run, graph.name, run.visit(graph.name), run.setting.store)
+    kept = run.take_kept(graph.name)
+    recorded = None
+    if kept is not None:  # an attempt before this one got so far
+        assert isinstance(kept, Run)
+        child = kept
+        child.reopen()
+    else:
+        visit, store = run.visit(graph.name), run.setting.store
+        recorded = await recorded_children(run, graph.name, visit, store)
     if recorded is not None:
         fate, child.record = recorded.judge(child)
         if fate == "runs anew":
@@ -65,6 +73,7 @@ async def enter(graph: Graph, run: Run) -> Change:
             await run.settle()  # what the child left on the task must not tear the save
         await _record(run, child, error)
         child.let_go()
+        run.keep(graph.name, child)
         try:
             if failure is None or failure is error:
                 raise
@@ -81,6 +90,7 @@ async def enter(graph: Graph, run: Run) -> Change:
     except Exception as error:
         child.miss()
         await _record(run, child, error)
+        run.keep(graph.name, child)
         raise
     try:
         update = Update(run.number + 1, graph.name, change.operations)

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast, final
 
 from ._action import Act, Performer
+from ._breaker import Circuits
 from ._collections import StateMap
 from ._contest import Contest, Streams, contest
 from ._errors import (
@@ -37,14 +38,24 @@ from ._errors import (
 )
 from ._events import ChildName, Decision, Done, Failed, Outcome, Update
 from ._graph import Graph
-from ._group import Group
+from ._group import Aside, Group
 from ._hedge import Experience
 from ._history import Playback
 from ._hooks import Hook, Hooks
 from ._ids import Key, RunPath
 from ._join import Draft, Join, Ledger, new_ledger
-from ._policy import INHERIT, Hedge, Inherit, Limits, Stagger, Tolerate, is_number
-from ._ports import ChildRecord, NullStore, Store, check_store
+from ._policy import (
+    INHERIT,
+    Each,
+    Hedge,
+    Inherit,
+    Limits,
+    Stagger,
+    Tolerate,
+    check_timeout,
+    is_number,
+)
+from ._ports import ChildRecord, NullStore, Services, Store, check_store
 from ._recorded import Recorded, outcome_of, recorded_children
 from ._run import Run, Setting
 from ._schema import Schema
@@ -67,6 +78,10 @@ class Parallel(Act):
     """Where the children are kept; None: nowhere, but for how they ended."""
     hooks: Sequence[Hook] | Inherit = INHERIT
     """Who is told of the children and their descendants."""
+    each: Each | None = None
+    """What goes for each child by itself."""
+    timeout: float | None = None
+    """Seconds that the whole step may take."""
 
     @property
     def definition(self) -> object:
@@ -96,12 +111,20 @@ class Parallel(Act):
     async def perform(self, run: Performer) -> Change:
         """Run all children; see ``Act.perform``."""
         assert isinstance(run, Run), "parallel steps are performed by the engine's runs"
-        return await ParallelStep(self, run).execute()
+        step = run.take_kept(self.name)
+        if step is None:
+            step = ParallelStep(self, run)
+        assert isinstance(step, ParallelStep)
+        return await step.execute()
 
 
 @final
 class ParallelStep:
-    """One execution of a parallel act by one run."""
+    """One execution of a parallel act by one run.
+
+    Where it has failed, and something around it is tried again, it is executed again, and goes on:
+    children that are done, and what was applied of them, stay; others live on where they stood.
+    """
 
     def __init__(self, act: Parallel, run: Run) -> None:
         """Begin: from now on the state as it is counts for all children."""
@@ -123,8 +146,13 @@ class ParallelStep:
         self._store, self._hooks = children_of(run, act.store, act.hooks)
         self.recorded: Recorded | None = None
         self._digests: dict[str, tuple[object, bytes]] = {}
+        self.source: Elements | None = None
+        self._aside = Aside()
+        self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
+        self._ends_at = 0.0  # where there is a timeout
         self._unsaved: list[Run] = []  # a batch that could not be saved
+        self._unfinished: list[Run] = []  # children that another attempt has to go on with
 
     @property
     def state(self) -> State:
@@ -158,63 +186,100 @@ class ParallelStep:
             store=self._store,
             hooks=self._hooks,
             digests=self._digests,
+            each=self.act.each,
+            wait=self._aside.wait,  # and not this: an error's frames lead to its child's setting
             on_item=self._hear_item if isinstance(self._contest, Streams) else None,
         )
         return Kind(setting, base)
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
-        act = self.act
-        self._contest = contest(act.name, self.join.until)
-        await self._recall()
-        if not self._is_settled():
-            await self._live_round(self._open)
-            while self._breaks_off():
-                self._begin_again(self.ledger)
-                await self._live_round()
-        return act._finished(make_state(self.parent.data, self.join.permit))
+        former = self.source
+        if former is not None:
+            await self._live_round(former)
+        else:
+            self._contest = contest(self.act.name, self.join.until)
+            await self._recall()
+            if not self._is_settled():
+                await self._live_round(opens=True)
+        while self._breaks_off():
+            self._begin_again(self.ledger)
+            await self._live_round()
+        return self.act._finished(make_state(self.parent.data, self.join.permit))
 
-    async def _live_round(self, open_: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Run all children once."""
-        act = self.act
-        self.source = act._source(self)
-        self.source.pick = self._pick
-        if open_ is not None:
-            await open_()
-        source = self._staggered = self._stagger()
-        if source is None:
-            source = self.source
-        group = self._group = Group(self.parent, source, act._room(self.source))
+    async def _live_round(self, former: Elements | None = None, *, opens: bool = False) -> None:
+        """Run the children, all of them or, after a ``former`` source, what that has left."""
+        act, clock = self.act, self.parent.setting.services.clock
+        source = self.source = act._source(self)
+        source.pick = self._pick
+        staggered = self._staggered = self._stagger(source)
+        if act.timeout is not None and (opens or former is not None):
+            self._ends_at = clock() + act.timeout
+        group = self._aside.group = self._group = Group(
+            self.parent,
+            source if staggered is None else staggered,
+            act._room(source),
+            name=act.name,
+            timeout=None if act.timeout is None else self._ends_at - clock(),
+            circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
+        )
         try:
+            if opens:
+                await self._open()
+            elif former is not None:
+                self._go_on(former)
+            self._leave_out_done()
             if not self._is_lost(0):
                 await group.live(self._apply)
                 await self._record_unapplied(group)
             self._judge()
+            if not self._breaks_off():
+                await self._clear_up()
         except BaseException as error:
             await self._wind_up(group, error)
+            self.parent.keep(act.name, self)
             raise
         finally:
-            if self._staggered is not None:
-                self._staggered.close()
-            self.ledger.dropped = self.source.dropped
-            self.ledger.left = self.source.known
-            self.source.on_kept = None  # an error's frames lead to it, and it to the ledger
-        self.source.close()
+            if staggered is not None:
+                staggered.close()
+            self.ledger.dropped = source.dropped
+            self.ledger.left = source.known
+            # No cycles: an error's frames lead to the source, its children's settings to the group.
+            source.on_kept = self._aside.group = None
+        source.close()
 
-    def _stagger(self) -> Staggered | None:
-        """Put before the source what says when children start; None if they start at once."""
+    def _go_on(self, former: Elements) -> None:
+        """Go on where the attempt before has failed."""
+        assert self.source is not None
+        unfinished, self._unfinished = self._unfinished, []
+        self._is_failing = False
+        done = self.ledger.done - sum(child.status == "succeeded" for child in unfinished)
+        skipped, name = self.ledger.skipped, self.act.name
+        self.ledger = new_ledger(self.parent, name, self.parent.visit(name))
+        self.ledger.done, self.ledger.skipped = done, skipped
+        if isinstance(self._contest, Streams):  # nobody leads: the race is run again
+            self._contest, self.decision = contest(name, self.join.until), None
+        elif self._contest is not None:
+            self._contest.reopen()
+        for child in unfinished:
+            child.reopen()
+        self.source.resume(former, unfinished)
+
+    def _stagger(self, source: Elements) -> Staggered | None:
+        """Put before ``source`` what says when children start; None if they start at once."""
         stagger, services = self.act.stagger, self.parent.setting.services
         if not isinstance(stagger, Hedge):
-            return Staggered(self.source, float(stagger), services.clock) if stagger else None
+            return Staggered(source, float(stagger), services.clock) if stagger else None
         definition = self.act.definition
         experience = services.learned.get(definition)
         if experience is None:
             experience = services.learned[definition] = Experience(stagger)
         assert self._contest is not None, "only races are hedged"
-        return Staggered(self.source, experience, services.clock, self._contest.wanted)
+        return Staggered(source, experience, services.clock, self._contest.wanted)
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
+        assert self.source is not None
         try:
             try:
                 await self._record_unapplied(group)
@@ -238,29 +303,35 @@ class ParallelStep:
         decision = None if self._begun is None else self._begun.decision
         if decision is None:
             return False
-        until, winner = self.join.until, decision.winner
-        records = () if self.recorded is None else self.recorded.all()
-        record = None if self.recorded is None else self.recorded.get(winner)
-        # Who has not ended was cancelled for that, or died with its process.
-        lost = {"status": "cancelled", "reason": decision.reason, "winner": winner}
-        ended = [one if one.status is not None else replace(one, **lost) for one in records]
-        outcomes = [outcome_of(one, self.parent.path) for one in ended]
-        if isinstance(until, FirstItem) and not self._is_applied(record):
+        until, winner, recorded = self.join.until, decision.winner, self.recorded
+        record = None if recorded is None else recorded.get(winner)
+        applied = recorded is not None and record is not None and recorded.is_applied(record)
+        if isinstance(until, FirstItem) and not applied:
             if until.on_break == "restart" and record is not None and record.status == "failed":
-                self._begin_again(outcomes)
+                self._begin_again([outcome for _, outcome in self._rest(decision)])
                 return False
             # Only the winner runs again, from its start, unless all that lacks is its update.
             self._contest = Streams(self.act.name, until, winner)
             is_done = record is not None and record.status == "succeeded"
             self._pick = lambda act, key: _only(winner, act, key, anew=not is_done)
+            self.decision = decision
+            return False
         self.decision = decision
-        for outcome in outcomes:
-            if self._pick is None or _name_of(outcome) != winner:
-                self.ledger.add(outcome)
-        return self._pick is None
+        self._count_rest(decision)
+        return True
 
-    def _is_applied(self, record: ChildRecord | None) -> bool:
-        return record is not None and self.recorded is not None and self.recorded.is_applied(record)
+    def _count_rest(self, decision: Decision) -> None:
+        """Count how those ended, by record, that don't come up any more: it is decided."""
+        for _, outcome in self._rest(decision):
+            self.ledger.add(outcome)
+
+    def _rest(self, decision: Decision) -> Iterator[tuple[ChildRecord, Outcome]]:
+        """Go through what is recorded of children that have not come up."""
+        lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
+        for record in () if self.recorded is None else self.recorded.rest():
+            # Who has not ended was cancelled for that, or died with its process.
+            ended = record if record.status is not None else replace(record, **lost)
+            yield record, outcome_of(ended, self.parent.path)
 
     def _breaks_off(self) -> bool:
         """Tell whether the winner of a race among streams has failed, and it is to be run again."""
@@ -279,9 +350,12 @@ class ParallelStep:
         for outcome in outcomes:
             if _name_of(outcome) in self._out:
                 self.ledger.add(outcome)
+                if self.recorded is not None:
+                    self.recorded.drop(_name_of(outcome))
         out = frozenset(self._out)
         self._pick = lambda act, key: _without(out, begun, act, key)
         self._contest, self.decision = contest(self.act.name, self.join.until), None
+        self._unfinished = []
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -293,17 +367,11 @@ class ParallelStep:
         if why:  # known only now: its acts were chosen by a function
             msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
             raise InvalidState(msg)
-        values, done = self.join.collections(self.data, first_visit=run.visit(name) == 0)
-        if done:
-            for kind in self.source.kinds:
-                kind.done = self.join.done_keys(done, kind.setting.act)
-        self.source.on_kept = partial(_keep, self.ledger, self._contest, run.path)
+        first_visit = run.visit(name) == 0
+        values, self._done = self.join.collections(self.data, first_visit=first_visit)
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
-        if values:
-            operations = tuple(Set(field, value) for field, value in values.items())
-            update = Update(run.number + 1, name, operations)
-            await run.commit((update,), {**run.data, **values})
+        await self._set(values)
 
     def _reopen(self, begun: Playback) -> dict[str, object]:
         """Take the step up again: let come what had been discovered, and forget failures.
@@ -311,18 +379,28 @@ class ParallelStep:
         Children that failed run again, unless ``reduce`` has taken their failure. Returns the
         fields that change by that.
         """
+        source = self.source
+        assert source is not None
         for update in begun.under_way:
             if update.discovered:
-                self.source.rediscover(update.discovered, update.discovered_at)
+                source.rediscover(update.discovered, update.discovered_at)
         field, data = self.join.errors_into, self.parent.data
         if field is None or self.join.reduce is not None or not data.get(field):
             return {}
         return {field: StateMap[object, object]()}
 
+    def _leave_out_done(self) -> None:
+        assert self.source is not None
+        self.source.on_kept = partial(_keep, self.ledger, self._contest, self.parent.path)
+        if self._done:
+            for kind in self.source.kinds:
+                kind.done = self.join.done_keys(self._done, kind.setting.act)
+
     # -- applying -------------------------------------------------------------------------------
 
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
+        assert self.source is not None
         draft = Draft(self.join, self.parent, self.source, self.ledger, self._contest)
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
@@ -341,7 +419,7 @@ class ParallelStep:
         if draft.decision is not None:
             self.decision = draft.decision
         self.source.admit(draft.admitted)
-        left = self._group.in_flight - len(batch)
+        left = self._group.unended - len(batch)
         if isinstance(self._contest, Streams):
             self._contest.lose(batch)
         self._tell_stagger(batch, left)
@@ -349,6 +427,12 @@ class ParallelStep:
         fatal, is_open = set(map(id, draft.failures)), self._is_open
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
+        if self.parent.setting.is_resumable:
+            self._unfinished += [
+                child
+                for child in draft.unapplied  # others that have failed are tolerated
+                if child.status != "failed" or is_open or id(child) in fatal
+            ]
         if error is not None:
             raise error
         return reason
@@ -392,6 +476,7 @@ class ParallelStep:
         self.decision = decision
         if self._staggered is not None:
             self._staggered.learn_first(leader, self._group.living())
+        assert self.source is not None
         self.source.stop()
         self._group.spare(leader, decision.reason, decision.winner)
 
@@ -411,6 +496,7 @@ class ParallelStep:
         """Tell whether nobody can win any more, with ``in_flight`` children that may."""
         if self._contest is None or (in_flight and self.join.grow is not None):
             return False
+        assert self.source is not None
         more = self._staggered.most(in_flight) if self._staggered else self.source.most()
         return self._contest.is_lost(in_flight + more)
 
@@ -440,6 +526,43 @@ class ParallelStep:
         finally:
             for child in late:
                 self.ledger.enter(child, raised=is_open or self._is_failing)
+            if self.parent.setting.is_resumable:
+                self._unfinished += late
+
+    async def _clear_up(self) -> None:
+        """Settle what is left of earlier executions, where inputs are not what they were.
+
+        What a child has come to stays where it is if its key does not come up any more: the source
+        may know it is done. Without keys, what follows the last position is nobody's; and where a
+        child has run anew and failed, its old result is gone.
+        """
+        recorded, source, join = self.recorded, self.source, self.join
+        if recorded is None or source is None:
+            return
+        assert source is not None
+        gone: list[ChildRecord] = []
+        if self.decision is not None:
+            self._count_rest(self.decision)
+        for record in () if self.decision is not None else recorded.rest():
+            if recorded.is_part_of_the_state(record) and not join.is_listed:
+                self.ledger.add(outcome_of(record, self.parent.path))
+            else:
+                gone.append(record)
+        old = {(record.act, record.key) for record in gone}
+        old |= {(one.act, one.key) for one in self.ledger if isinstance(one, Failed)}
+        await self._set(join.without(self.parent.data, old))
+        for record in gone:
+            child = source.remade(record)
+            if child is not None:
+                await child.be_forgotten()
+
+    async def _set(self, values: Mapping[str, object]) -> None:
+        """Give fields of the parent's state new values, by an update of their own."""
+        run = self.parent
+        if values:
+            operations = tuple(Set(field, value) for field, value in values.items())
+            update = Update(run.number + 1, self.act.name, operations)
+            await run.commit((update,), {**run.data, **values})
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
@@ -504,6 +627,8 @@ def check_policies(
     limits: object,
     store: object = INHERIT,
     hooks: object = INHERIT,
+    each: object = None,
+    timeout: object = None,
 ) -> None:
     """Refuse what is no policy of a parallel step.
 
@@ -520,6 +645,10 @@ def check_policies(
     if on_error not in ("fail", "collect", "ignore") and not isinstance(on_error, Tolerate):
         msg = f"{who}: on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), not {on_error!r}"
         raise DefinitionError(msg)
+    if each is not None and not isinstance(each, Each):
+        msg = f"{who}: each= takes Each(timeout=..., retry=...), not {each!r}"
+        raise DefinitionError(msg)
+    check_timeout(f"{who}: timeout=", timeout)
 
 
 def check_stagger(who: str, stagger: object, until: object) -> None:
@@ -611,6 +740,8 @@ def child_setting(
     hooks: Hooks | None = None,
     digests: dict[str, tuple[object, bytes]] | None = None,
     on_item: Callable[[Run, object], None] | None = None,
+    each: Each | None = None,
+    wait: Callable[[float], Awaitable[None]] | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
 
@@ -644,7 +775,30 @@ def child_setting(
         hooks=setting.hooks if hooks is None else hooks,
         digests=digests,
         on_item=on_item if setting.on_item is None else partial(_hand_up, run, on_item),
+        each=each,
+        is_resumable=setting.is_resumable,
+        wait=setting.wait if wait is None else wait,
     )
+
+
+def circuits_of(
+    services: Services, definition: object, each: Each | None, name: str = ""
+) -> Circuits | None:
+    """Find the circuits of a fan-out, if it has a breaker.
+
+    Args:
+        services: The runtime's.
+        definition: What all its executions have in common.
+        each: May have a breaker.
+        name: Tells the fan-outs of one action apart.
+    """
+    if each is None or each.breaker is None:
+        return None
+    named = services.circuits.setdefault(definition, {})
+    found = named.get(name)
+    if found is None or found.breaker != each.breaker:
+        found = named[name] = Circuits(each.breaker, services.clock)
+    return found
 
 
 def children_of(

@@ -1,4 +1,4 @@
-"""What a user asks of a fan-out, as values. Imports nothing of ours but errors."""
+"""What a user asks of a fan-out, as values. Imports errors and retries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from enum import Enum
 from math import inf
 from typing import Literal, TypeGuard, final
 
+from ._breaker import Breaker
 from ._errors import DefinitionError
+from ._retry import Retry, is_positive
 
 DEFAULT_IN_FLIGHT = 100
 """Children in flight in a fan-out that names no limit."""
@@ -115,6 +117,66 @@ class Inherit(Enum):
 
 INHERIT = Inherit.INHERIT
 """The same as the parent: the store that keeps it, the hooks that are told of it."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Each:
+    """What goes for each child of a fan-out by itself: ``fan_out(..., each=Each(...))``.
+
+    Args:
+        timeout: Seconds from the start of a child's first attempt to its end, whatever it waits for
+            in between: its further attempts, slots, its own children. Then it is cancelled, awaited
+            to the end of its cleanup, and fails with ``StepTimeout``.
+        retry: What of a child's failures is tried again. The child goes on at the step that failed;
+            steps that it has completed, and results that were applied to its state, stay.
+        breaker: Skips children for a while whose key keeps failing.
+
+    Raises:
+        DefinitionError: None of them, or one of them is no such thing.
+
+    Examples:
+        >>> asked = []
+        >>> @action(reads=["n"], writes=["answer"])
+        ... async def ask(n: int) -> int:
+        ...     asked.append(n)
+        ...     if asked.count(n) < n:
+        ...         raise ConnectionError(n)
+        ...     return asked.count(n)
+        >>> each = Each(timeout=60, retry=Retry(3, on=ConnectionError, initial=0.01))
+        >>> asking = fan_out(ask, over="ns", item="n", into="answers", each=each)
+        >>> Application(asking).run_sync({"ns": [1, 2, 3]}).state["answers"]
+        [1, 2, 3]
+    """
+
+    timeout: float | None = None
+    retry: Retry | None = None
+    breaker: Breaker | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        if self.timeout is None and self.retry is None and self.breaker is None:
+            msg = "Each() says nothing; give it timeout=..., retry=... or breaker=..."
+            raise DefinitionError(msg)
+        check_timeout("Each(timeout=...)", self.timeout)
+        if self.retry is not None and not isinstance(self.retry, Retry):
+            msg = f"Each(retry=...) takes Retry(...), not {self.retry!r}"
+            raise DefinitionError(msg)
+        if self.breaker is not None and not isinstance(self.breaker, Breaker):
+            msg = f"Each(breaker=...) takes Breaker(...), not {self.breaker!r}"
+            raise DefinitionError(msg)
+
+
+def check_timeout(what: str, timeout: object) -> None:
+    """Refuse what is no timeout; None is: there is none.
+
+    Raises:
+        DefinitionError: Naming ``what`` it was given as.
+    """
+    if timeout is not None and not is_positive(timeout):
+        msg = f"{what} takes a number of seconds above 0, not {timeout!r}"
+        raise DefinitionError(msg)
+
 
 OnError = Literal["fail", "collect", "ignore"] | Tolerate
 """What the failure of a child does to its fan-out."""

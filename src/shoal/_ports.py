@@ -1,22 +1,25 @@
-"""What the engine needs from outside, as protocols. Imports values and acts only.
+"""What the engine needs from outside, as protocols. Imports values, acts and what they pass on.
 
 A port is bound by the runtime; the engine never knows which implementation it talks to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, final
 from weakref import WeakKeyDictionary
 
 from ._action import FunctionAction
+from ._breaker import Circuits
 from ._errors import DefinitionError, brief
 from ._events import ChildName, Decision, Outcome, Status, Update
 from ._history import Completed, Entry, Rewound
 from ._ids import Key, RunPath
 from ._items import Items
+from ._retry import Account, RetryBudget
 from ._state import Change
+from ._watch import Part, Watched
 
 
 class SavedRun(Protocol):
@@ -330,14 +333,76 @@ class Waiter(Protocol):
         ...
 
 
-class Executor(Protocol):
-    """Runs a plain function so that the event loop stays free."""
+class Thread(Protocol):
+    """What runs one plain function, so that the event loop stays free."""
 
-    async def __call__(self, function: Callable[..., object], kwargs: Mapping[str, Any]) -> object:
+    async def call(
+        self,
+        function: Callable[..., object],
+        kwargs: Mapping[str, Any],
+        *,
+        abandon: bool,
+        on_cancelled: Callable[[], None] | None = None,
+    ) -> object:
         """Call ``function(**kwargs)``, and return or raise what it does.
 
-        Cancellation waits for the function to return; its result is then dropped.
+        Cancellation waits for the function to return, as long as the grace; or, where that is to
+        ``abandon`` it, doesn't. Its result is then dropped. ``on_cancelled`` is called at once.
         """
+        ...
+
+    @property
+    def grace(self) -> float:
+        """Seconds for which it was waited after a cancellation."""
+        ...
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the function is under way."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it stands."""
+        ...
+
+    def leave(self, also: Callable[[], None] | None = None) -> None:
+        """Give the thread back, and call ``also``: as soon as the function has ended."""
+        ...
+
+
+class Threads(Protocol):
+    """Worker threads."""
+
+    async def enter(self) -> Thread:
+        """Wait for one that is free. Who gets it calls its ``leave`` in the end."""
+        ...
+
+
+class Watchdog(Protocol):
+    """Names what doesn't end though it was cancelled."""
+
+    def watch(
+        self, parts: Callable[[], Iterable[Part]], cancelled_at: float | None = None
+    ) -> Watched:
+        """Expect ``parts`` to end: they are cancelled now, or will be at ``cancelled_at``."""
+        ...
+
+    def forget(self, watched: Watched) -> None:
+        """Hear that it has ended."""
+        ...
+
+
+class Retries(Protocol):
+    """What all that is tried again shares."""
+
+    @property
+    def chance(self) -> Callable[[], float]:
+        """Makes random numbers from 0 up to, but not, 1."""
+        ...
+
+    def account(self, budget: RetryBudget) -> Account:
+        """Find the account of a budget; open it if there is none yet."""
         ...
 
 
@@ -413,9 +478,11 @@ class Services:
     clock: Clock
     waiter: Callable[[], Waiter]
     """Makes a waiter."""
-    threads: Executor
+    threads: Threads
+    watchdog: Watchdog
+    retries: Retries
     admission: Admission
-    host: Callable[[Callable[[], Awaitable[None]], Callable[[str], None]], Hosted]
+    host: Callable[[Callable[[], Coroutine[Any, Any, None]], Callable[[str], None]], Hosted]
     """Starts work in a task of the runtime's; the second function hears why it is cancelled."""
     enter: Callable[[Any, Any], Awaitable[Change]]
     """Has a run execute a graph that is a node of its own graph."""
@@ -427,3 +494,7 @@ class Services:
     """Seconds that the store has to acknowledge a save."""
     learned: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
     """What was learned of a definition, by that definition, for as long as it lives."""
+    circuits: WeakKeyDictionary[object, dict[str, Circuits]] = field(
+        default_factory=WeakKeyDictionary
+    )
+    """Of fan-outs with a breaker, by their definitions and names."""

@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, final
 
 from ._errors import BadUse, InputChanged
@@ -88,18 +88,22 @@ class Recorded:
         self.started: int = sum(one.status != "skipped" for one in records.values())
         """How many of them have been started."""
 
-    def all(self) -> Collection[ChildRecord]:
-        """Return those that have not come up yet."""
-        return self._left.values()
-
     def get(self, child: ChildName) -> ChildRecord | None:
         """Return what is recorded of a child that has not come up yet."""
         return self._left.get(child)
+
+    def drop(self, child: ChildName) -> None:
+        """Have it that a child has come up."""
+        self._left.pop(child, None)
 
     @property
     def left(self) -> int:
         """How many have not come up yet."""
         return len(self._left)
+
+    def rest(self) -> Sequence[ChildRecord]:
+        """Return those that have not come up, in input order."""
+        return sorted(self._left.values(), key=lambda record: record.position)
 
     def judge(self, child: Run) -> tuple[Fate, ChildRecord | None]:
         """Decide what becomes of ``child``, which comes up now.
@@ -123,9 +127,19 @@ class Recorded:
                 )
                 raise InputChanged(msg)
             return "runs anew", record
-        if applied and (self._folds or record.status == "succeeded"):
+        if self.is_part_of_the_state(record):
             return "is kept", record
         return ("new", None) if self._forgets else ("goes on", record)
+
+    def has_done(self, act: str, key: Key) -> bool:
+        """Tell whether that child has yet to come up, and is part of the state."""
+        record = self._left.get((act, key))
+        return record is not None and self.is_part_of_the_state(record)
+
+    def is_part_of_the_state(self, record: ChildRecord) -> bool:
+        """Tell whether what a child has come to is where ``into`` or ``reduce`` puts it."""
+        counts = self._folds or record.status in ("succeeded", "skipped")
+        return counts and self.is_applied(record)
 
     def is_applied(self, record: ChildRecord) -> bool:
         """Tell whether an update that counts has applied a child."""

@@ -19,7 +19,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._cancel import ki_protected
 from ._digest import digest
-from ._errors import BadUse, RunConflict, UnknownRun
+from ._errors import BadUse, NotData, RunConflict, UnknownRun
 from ._events import Update
 from ._execution import Execution
 from ._graph import Graph
@@ -166,7 +166,10 @@ class Root:
                     f"it can't be undone: fork() the run from before that step instead"
                 )
                 raise BadUse(msg)
-        msg = f"run {path.id} has completed no fan-out with failures, so there is none to retry"
+        msg = (
+            f"run {path.id} has completed no fan-out with failures, so there is none to retry; a "
+            f"run that has not succeeded goes on with run(id={path.id!r})"
+        )
         raise BadUse(msg)
 
 
@@ -188,7 +191,7 @@ def refuse_conflict(run_id: str, known: Beginning, wanted: Beginning) -> None:
     fields = [
         field
         for field in sorted({*known.first, *wanted.first})
-        if not _is_same(known.first, wanted.first, field)
+        if not _is_same(known.first, wanted.first, field, run_id)
     ]
     if fields:
         differs.append(f"its initial state differs in {', '.join(map(repr, fields))}")
@@ -202,11 +205,20 @@ def refuse_conflict(run_id: str, known: Beginning, wanted: Beginning) -> None:
         raise RunConflict(msg)
 
 
-def _is_same(one: Mapping[str, object], other: Mapping[str, object], field: str) -> bool:
+def _is_same(
+    one: Mapping[str, object], other: Mapping[str, object], field: str, run_id: str
+) -> bool:
     if field not in one or field not in other:
         return False
     first, second = one[field], other[field]
-    return first is second or digest(first) == digest(second)
+    try:
+        return first is second or digest(first) == digest(second)
+    except NotData as error:
+        msg = (
+            f"run {run_id} exists, and whether it was started with the same field {field!r} can't "
+            f"be told: {error}; or leave out the state: run(id={run_id!r})"
+        )
+        raise NotData(msg) from error
 
 
 async def recorded_history(

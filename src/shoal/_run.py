@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from itertools import zip_longest
 from typing import Any, final
 
+from anyio import sleep
 from anyio.lowlevel import checkpoint
 
 from ._action import Act, FunctionAction
@@ -36,6 +38,7 @@ from ._cancel import (
 from ._digest import combined, digest
 from ._errors import HookFailed, NotData, RunConflict, TooManySteps, brief, note
 from ._events import (
+    AttemptEnded,
     Cancelled,
     ChildEnded,
     ChildName,
@@ -45,6 +48,7 @@ from ._events import (
     Done,
     Event,
     Failed,
+    GraceExceeded,
     Item,
     Outcome,
     RunEnded,
@@ -61,10 +65,12 @@ from ._graph import Graph
 from ._history import Playback, Rewound, play
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
+from ._policy import Each
 from ._ports import Batch, Beginning, ChildRecord, NullStore, Services, Store
 from ._schema import Schema
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
+from ._watch import is_life
 
 logger = logging.getLogger("shoal")
 
@@ -83,6 +89,7 @@ class Setting:
         "act",
         "deadline",
         "ends_itself",
+        "each",
         "execution",
         "gate",
         "graph",
@@ -90,6 +97,7 @@ class Setting:
         "inputs",
         "keeps",
         "on_item",
+        "is_resumable",
         "parent",
         "schema",
         "scopes",
@@ -98,6 +106,7 @@ class Setting:
         "store",
         "value_of",
         "visit",
+        "wait",
     )
 
     def __init__(
@@ -119,6 +128,9 @@ class Setting:
         hooks: Hooks | None = None,
         digests: dict[str, tuple[object, bytes]] | None = None,
         on_item: Callable[[Run, object], None] | None = None,
+        each: Each | None = None,
+        is_resumable: bool = False,
+        wait: Callable[[float], Awaitable[None]] = sleep,
     ) -> None:
         """Collect it.
 
@@ -141,6 +153,10 @@ class Setting:
             hooks: Told of them and their descendants; by default, those of the execution.
             digests: Of the fields that siblings have in common, by name; filled as they are made.
             on_item: Called with a run and each partial item that it gives, before hooks are told.
+            each: What goes for each of them by itself.
+            is_resumable: Whether a step of theirs that fails may be tried again, and is to go on
+                where it was then, for something around them is retried.
+            wait: Waits so many seconds, while others may take their place.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -162,6 +178,9 @@ class Setting:
         self.scopes: tuple[object, ...] = scopes
         self.gate: Callable[[str], Awaitable[None]] | None = gate
         self.on_item: Callable[[Run, object], None] | None = on_item
+        self.each: Each | None = each
+        self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
+        self.wait: Callable[[float], Awaitable[None]] = wait
         self.schema: Schema[Any] | None = graph.schema
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
 
@@ -187,6 +206,28 @@ class Setting:
 
 
 @final
+class Trials:
+    """What a run that may be tried again remembers of how far it came."""
+
+    __slots__ = ("abandoned", "again_at", "attempt", "further", "kept", "undecided")
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self.attempt: int = 1
+        """Which try of the current step this is."""
+        self.further: int = 0
+        """Tries beside the first, of all steps."""
+        self.again_at: str | None = None
+        """The step at which it begins again, if it is one that was published to have ended."""
+        self.undecided: Act | None = None
+        """The act that is completed, and whose edges could not be judged."""
+        self.kept: dict[str, Any] = {}
+        """What steps that failed are to go on with, by their names."""
+        self.abandoned: bool = False
+        """Whether a thread was left behind."""
+
+
+@final
 class Run:
     """One life of an application or a child: a state, and where in the graph it is.
 
@@ -203,6 +244,7 @@ class Run:
         "_playback",
         "_started_at",
         "_step",
+        "_trials",
         "_undone",
         "_visits",
         "began",
@@ -261,6 +303,7 @@ class Run:
         self._outcome: Outcome | None = None
         self._ledgers: dict[str, list[Any]] | None = None
         self._visits: dict[str, int] | None = None
+        self._trials: Trials | None = None
         self._started_at = setting.services.clock()
         # Of what it is given, before its model adds defaults; and before it runs, so that what is
         # no data is refused first.
@@ -303,7 +346,9 @@ class Run:
     @property
     def attempts(self) -> int:
         """Tries of the step that it ended in; 0 where there was nothing to be done."""
-        return 0 if self.status is None else 1
+        if self.status is None:
+            return 0
+        return 1 if self._trials is None else 1 + self._trials.further
 
     @property
     def age(self) -> float:
@@ -376,6 +421,9 @@ class Run:
             "element": self.element,
             "elapsed": self.elapsed,
         }
+        if self._trials is not None:
+            common["attempts"] = 1 + self._trials.further
+            common["abandoned"] = self._trials.abandoned
         match self.status:
             case "succeeded":
                 return Done(**common, value=self.value, state=self.final_state, used=self.used)
@@ -401,8 +449,9 @@ class Run:
 
     # -- living ---------------------------------------------------------------------------------
 
+    @is_life
     async def advance(self) -> None:
-        """Walk the graph to its end.
+        """Walk the graph to its end: from its entry, or from where an earlier attempt has failed.
 
         The last step's change is left for ``commit`` by whoever started the run. Cancellation goes
         to the action that runs; earlier steps stay committed.
@@ -416,20 +465,25 @@ class Run:
         hooks = setting.hooks
         act: Act | None = setting.graph.entry
         steps = 0
-        if self.record is not None and self._playback is None:
-            await self.recall()
-        if self._playback is not None:
-            act = self._following(self._playback)
-            steps = sum(self._playback.began.visits.values())
-        self.began = True
-        if hooks.run_started:
-            resumed = self.record is not None or setting.execution.is_resumed
-            resumed = resumed and self._playback is not None  # else it begins, or was forked
-            await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
-        if setting.schema is not None and self._playback is None:
+        if self._trials is None:
+            if self.record is not None and self._playback is None:
+                await self.recall()
+            if self._playback is not None:
+                act = self._following(self._playback)
+                steps = sum(self._playback.began.visits.values())
+        if not self.began:
+            self.began = True
+            if hooks.run_started:
+                resumed = self.record is not None or setting.execution.is_resumed
+                resumed = resumed and self._playback is not None  # else it begins, or was forked
+                await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
+        if self._trials is not None:
+            act = await self._act_it_stands_at(self._trials)
+        elif setting.schema is not None and self._playback is None:
             self._fill_model(setting.schema)
         if self.rewound is not None:
             await self._rewind(*self.rewound)
+            self.rewound = None
         max_steps = setting.execution.max_steps
         straight = setting.graph.straight
         walked: tuple[str, ...] = ()
@@ -443,9 +497,9 @@ class Run:
                 await checkpoint()
             if setting.gate is not None:
                 await setting.gate(act.name)
-            self._step = act.name
-            if hooks.step_started or hooks.around_step:
-                change = await self._perform_watched(act)
+            is_open, self._step = self._step is not None, act.name
+            if hooks.watching_steps:
+                change = await self._perform_watched(act, is_open=is_open)
             else:
                 change = await act.perform(self)
             if hooks.failures:
@@ -495,6 +549,8 @@ class Run:
     def _following(self, played: Playback) -> Act | None:
         """Return the act that comes next in a history, None at the end.
 
+        It is chosen by the state as it was then: the step under way may have changed it since.
+
         Raises:
             RunConflict: The graph does not have the step that was completed last.
         """
@@ -512,11 +568,15 @@ class Run:
                 f"with fork({self.path.root.id!r})"
             )
             raise RunConflict(msg)
-        return _after(setting.graph, act, played.data)
+        return _after(setting.graph, act, played.began.data)
+
+    async def be_forgotten(self) -> None:
+        """Have what was kept of a child and its descendants count no more."""
+        await self.commit((), self.data, afresh=True)
 
     async def rerun(self, step: str, by: Run) -> None:
         """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""
-        await self.commit((), self.data, afresh=True)
+        await self.be_forgotten()
         listeners = by.setting.hooks.child_rerun
         if listeners:
             event = ChildRerun(
@@ -555,9 +615,13 @@ class Run:
             return _after(self.setting.graph, act, change.applied_to(self._head[1]))
         except BaseException:
             await self._complete_step(change)
+            if self.setting.is_resumable:
+                self._remember().undecided = act
             raise
 
     def _too_many_steps(self, act: Act, walked: tuple[str, ...]) -> TooManySteps:
+        if self.setting.is_resumable:
+            self._remember().again_at = act.name
         limit = self.setting.execution.max_steps
         return TooManySteps(
             f"run {self.path.id} of {self.path.act!r} has taken {limit} steps, "
@@ -565,11 +629,13 @@ class Run:
             f"if that is no endless loop, allow more: Application(..., max_steps=...)"
         )
 
-    async def _perform_watched(self, act: Act) -> Change:
-        hooks = self.setting.hooks
+    async def _perform_watched(self, act: Act, *, is_open: bool) -> Change:
+        """Perform a step whose start was published already, if it ``is_open``."""
+        hooks, each = self.setting.hooks, self.setting.each
         event = StepStarted(path=self.path, step=act.name)
-        if hooks.step_started:
+        if hooks.step_started and not is_open:
             await hooks.tell(hooks.step_started, event)
+        is_childs = each is not None and each.retry is not None  # else the act's, if anybody's
         entered = hooks.enter_around(hooks.around_step, event)
         try:
             change = await act.perform(self)
@@ -577,11 +643,82 @@ class Run:
             failure = entered.leave(error)
             if failure is not None and isinstance(error, Exception):
                 raise failure from error
+            if act.retry is not None and not is_childs and isinstance(error, Exception):
+                await self.tell_attempt_ended(error, None)
             raise  # a cancellation is never replaced
         failure = entered.leave(None)
         if failure is not None:
             raise failure
+        if act.retry is not None or is_childs:
+            await self.tell_attempt_ended(None, None)
         return change
+
+    # -- being tried again ----------------------------------------------------------------------
+
+    def _remember(self) -> Trials:
+        if self._trials is None:
+            self._trials = Trials()
+        return self._trials
+
+    async def _act_it_stands_at(self, trials: Trials) -> Act | None:
+        """Find where an earlier attempt has come to; None: to the end."""
+        setting = self.setting
+        if trials.undecided is not None:
+            following = _after(setting.graph, trials.undecided, self._head[1])
+            trials.undecided, trials.attempt = None, 1
+            return following
+        step, trials.again_at = self._step or trials.again_at, None
+        if self._last is not None:
+            self._step = step
+            if setting.hooks.step_started:
+                event = StepStarted(path=self.path, step=step or "")
+                await setting.hooks.tell(setting.hooks.step_started, event)
+            return None
+        for act in setting.graph.acts:
+            if act.name == step:
+                return act
+        return setting.graph.entry
+
+    @property
+    def attempt(self) -> int:
+        """Which try of the current step this is, counted from 1."""
+        return 1 if self._trials is None else self._trials.attempt
+
+    @property
+    def is_doomed(self) -> bool:
+        """Whether the whole execution is about to end."""
+        return self.setting.execution.is_doomed
+
+    def begin_attempt(self) -> None:
+        """Hear that its current step is tried once more."""
+        trials = self._remember()
+        trials.attempt += 1
+        trials.further += 1
+
+    def reopen(self) -> None:
+        """Go on living, though its end was published: what it is part of is tried again."""
+        self.begin_attempt()
+        self._remember().again_at, self._step = self._step, None
+        self.began = False
+        self.status = None
+        self.error = None
+        self.reason = ""
+        self.used = True
+        self._outcome = None
+        self._started_at = self.setting.services.clock()
+
+    def keep(self, step: str, what: object) -> None:
+        """Remember what a step that has failed is to go on with, if it may be tried again."""
+        if self.setting.is_resumable:
+            self._remember().kept[step] = what
+
+    def take_kept(self, step: str) -> object:
+        """Return what a step is to go on with; None: it begins."""
+        return None if self._trials is None else self._trials.kept.pop(step, None)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait before another attempt, holding nothing."""
+        await self.setting.wait(seconds)
 
     async def settle(self) -> None:
         """Drop native cancellation that user code has left on this task, before a commit."""
@@ -599,6 +736,8 @@ class Run:
         if self._visits is None:
             self._visits = {}
         self._visits[step] = self._visits.get(step, 0) + 1
+        if self._trials is not None:
+            self._trials.attempt = 1
         await self._tell_step_ended("succeeded")
 
     # -- the one door ---------------------------------------------------------------------------
@@ -669,9 +808,10 @@ class Run:
             if child is not None:
                 await telling.listen(child.tell_ended())
             if telling.hooks.state_updated:
-                event = StateUpdated(path=self.path, update=update, outcome=child and child.outcome)
+                outcome = None if child is None or child.is_kept else child.outcome
+                event = StateUpdated(path=self.path, update=update, outcome=outcome)
                 await telling.tell(telling.hooks.state_updated, event)
-            if child is not None:
+            if child is not None and not child.is_kept:  # whose end was told long ago
                 await self._tell_child_ended(telling, child)
         for child in unapplied:
             await telling.listen(child.tell_ended())
@@ -709,6 +849,40 @@ class Run:
             element=child.element,
         )
         await hooks.tell(hooks.child_started, event)
+
+    async def tell_attempt_ended(self, error: Exception | None, next_in: float | None) -> None:
+        """Publish how an attempt of the current step ended, and when the next begins."""
+        hooks = self.setting.hooks
+        if hooks.attempt_ended:
+            event = AttemptEnded(
+                path=self.path,
+                step=self._step or "",
+                attempt=self.attempt,
+                error=error,
+                next_in=next_in,
+            )
+            await hooks.tell(hooks.attempt_ended, event)
+
+    async def tell_grace_exceeded(
+        self, place: str, seconds: float, *, abandoned: bool = False
+    ) -> None:
+        """Warn that its action still runs so long after it was cancelled; tell hooks where."""
+        path, step, hooks = self.path, self._step or "", self.setting.hooks
+        if abandoned:
+            self._remember().abandoned = True
+        key = "" if path.parent is None else f" (key {path.key!r} of {path.step!r})"
+        logger.log(
+            logging.WARNING if seconds else logging.INFO,
+            "action %r of run %s%s was cancelled %g s ago and still runs, at %s; %s",
+            *(step, path.id, key, seconds, place),
+            "its thread is left behind" if abandoned else "it is waited for",
+        )
+        if hooks.grace_exceeded:
+            event = GraceExceeded(
+                path=path, step=step, place=place, seconds=seconds, abandoned=abandoned
+            )
+            with suppress(HookFailed):  # which ends the execution all the same
+                await hooks.tell(hooks.grace_exceeded, event)
 
     async def _tell_child_ended(self, telling: _Telling, child: Run) -> None:
         listeners = telling.hooks.child_ended
@@ -794,7 +968,12 @@ class Run:
         """Note that there is nothing to do for the element."""
         self.reason: str = reason
 
-    def keep(self, record: ChildRecord) -> None:
+    def pass_over(self, reason: str) -> None:
+        """Note that it isn't started now; it is when the run is resumed."""
+        self.reason = reason
+        self.used = False
+
+    def keep_recorded(self, record: ChildRecord) -> None:
         """Note that an earlier execution has done all there is to do, as ``record`` says."""
         self.is_kept = True
         self.record = record

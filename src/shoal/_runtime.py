@@ -9,24 +9,25 @@ Invariants:
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from contextvars import copy_context
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, final
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar, final
 
 from anyio import (
     CancelScope,
-    CapacityLimiter,
     Event,
     create_task_group,
     current_time,
     get_cancelled_exc_class,
-    to_thread,
+    sleep_until,
 )
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint_if_cancelled
 
+from ._action import Act
+from ._attempts import Retries
+from ._breaker import Circuits
 from ._cancel import ki_protected_functions, ki_unprotected_functions
 from ._context import Context
 from ._errors import BadUse, DefinitionError
@@ -35,7 +36,13 @@ from ._limits import Admission
 from ._nest import enter
 from ._policy import Limits
 from ._ports import NullStore, Services, Store, Waiter, check_store
+from ._retry import is_positive
 from ._root import Root
+from ._threads import Threads
+from ._watch import GRACE, Watchdog
+
+if TYPE_CHECKING:
+    import asyncio  # not at run time: trio does without it
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -68,6 +75,11 @@ class Runtime:
     the runs in it to end. Leaving it by an exception, or being cancelled meanwhile, cancels them,
     and who awaits one of them gets ``RunCancelled``. It has one block at a time.
 
+    What is cancelled is always awaited, cleanup included; what still runs after ``grace`` seconds
+    is named in a warning, with the place where it stands. Only worker threads, which nobody can
+    interrupt, are left behind then: their runs end, and so may the block and the event loop, while
+    they go on. (Python itself may wait for them when the process exits.)
+
     Examples:
         >>> import anyio
         >>> @action(reads=["name"], writes=["greeting"])
@@ -90,6 +102,8 @@ class Runtime:
         store: Store | None = None,
         threads: int = THREADS,
         commit_deadline: float = COMMIT_DEADLINE,
+        grace: float = GRACE,
+        seed: int | None = None,
     ) -> None:
         """Describe it; nothing is opened yet.
 
@@ -99,9 +113,13 @@ class Runtime:
             store: Where runs are kept whose application has no store of its own; None: nowhere.
             threads: Worker threads at once.
             commit_deadline: Seconds that the store has to acknowledge a save.
+            grace: Seconds that cleanup may take before it is warned of, and threads are left
+                behind.
+            seed: Makes what is left to chance, such as the delays of retries, repeatable.
 
         Raises:
-            DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store.
+            DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
+                or ``grace`` no number of seconds.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
             msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
@@ -111,11 +129,16 @@ class Runtime:
             raise DefinitionError(msg)
         if store is not None:
             check_store(store, "Runtime(store=...)")
+        if not is_positive(grace):
+            msg = f"Runtime(grace=...) takes a number of seconds above 0, not {grace!r}"
+            raise DefinitionError(msg)
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
         self.store: Store = store if store is not None else NullStore()
         self._threads = threads
         self._commit_deadline = commit_deadline
+        self._grace = grace
+        self._seed = seed
         self._tasks: TaskGroup | None = None
         self._roots: set[Hosted] = set()  # the root runs that go on
         self._status: Literal["new", "open", "closing", "closed"] = "new"
@@ -132,10 +155,15 @@ class Runtime:
         self._status = "open"
         backend = _backend()
         self._admission = Admission(backend.waiter)
+        self._context = copy_context()
+        alarm = backend.alarm or self._alarm
+        self._watchdog = Watchdog(backend.clock, self._grace, alarm, self._start_task)
         self.services: Services = Services(
             clock=backend.clock,
             waiter=backend.waiter,
-            threads=partial(_in_thread, CapacityLimiter(self._threads)),
+            threads=Threads(self._threads, self._grace, backend.call_soon),
+            watchdog=self._watchdog,
+            retries=Retries(backend.clock, self._seed),
             native_cancels=backend.native_cancels,
             commit_deadline=self._commit_deadline,
             admission=self._admission,
@@ -157,6 +185,7 @@ class Runtime:
         assert tasks is not None
         self._status = "closing"
         interruption = await self._drain(cancelling=error is not None)
+        self._watchdog.close()
         try:
             # The task group never sees what the block raised: it would wrap it in a group.
             await tasks.__aexit__(None, None, None)
@@ -165,7 +194,7 @@ class Runtime:
         finally:
             self._status = "closed"
             self._tasks = None
-            del self.services  # whose ports lead back here
+            del self.services, self._watchdog  # whose ports lead back here
         try:
             if interruption is not None and error is None:
                 raise interruption
@@ -196,6 +225,28 @@ class Runtime:
         admission = self._admission
         return tuple(admission.slots(who, given) for who, given in found if given is not None)
 
+    def circuits(self, owner: Act, name: str = "") -> Circuits:
+        """Return the circuits of a fan-out that has a breaker: to look at.
+
+        Args:
+            owner: The fan-out; or an action, of whose own fan-outs...
+            name: ...it is the one of that name.
+
+        Raises:
+            BadUse: The runtime is not open, or that fan-out has no breaker, or not run here yet.
+        """
+        self.check_open()
+        definition = getattr(owner, "definition", owner)
+        full_name = f"{owner.name}/{name}" if name else ""
+        found = self.services.circuits.get(definition, {}).get(full_name)
+        if found is None:
+            msg = (
+                f"nothing is known of circuits of {full_name or owner.name!r}: give it "
+                f"each=Each(breaker=Breaker(...)), and run it here first"
+            )
+            raise BadUse(msg)
+        return found
+
     async def run(
         self,
         app: Runnable[R_co],
@@ -220,7 +271,7 @@ class Runtime:
         """
         self.check_open()
         assert self._tasks is not None
-        root = Hosted(run.live, run.give_reason, on_ended)
+        root = Hosted(run.live, run.give_reason, self._watchdog, on_ended)
         self._roots.add(root)
         self._tasks.start_soon(self._live, root)
         return root
@@ -232,13 +283,30 @@ class Runtime:
             self._roots.discard(root)
 
     def _host(
-        self, work: Callable[[], Awaitable[None]], on_cancel: Callable[[str], None]
+        self, work: Callable[[], Coroutine[Any, Any, None]], on_cancel: Callable[[str], None]
     ) -> Hosted:
         """Start ``work`` of a run in a task of its own; the run sees to it that it ends."""
         assert self._tasks is not None, "the block lasts as long as the runs in it"
-        hosted = Hosted(work, on_cancel)
+        hosted = Hosted(work, on_cancel, self._watchdog)
         self._tasks.start_soon(hosted.live)
         return hosted
+
+    def _start_task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start a task of the runtime's own, in nobody else's context."""
+        assert self._tasks is not None, "the block lasts as long as what is watched"
+        self._context.copy().run(self._tasks.start_soon, work)
+
+    def _alarm(self, at: float, call: Callable[[], None]) -> Callable[[], object]:
+        """Have ``call`` called at a time, by a task."""
+        scope = CancelScope(shield=True)
+
+        async def wait() -> None:
+            with scope:
+                await sleep_until(at)
+                call()
+
+        self._start_task(wait)
+        return scope.cancel
 
     def check_open(self) -> None:
         """Refuse to be used outside of its block.
@@ -252,16 +320,10 @@ class Runtime:
             raise BadUse(msg)
 
 
-async def _in_thread(
-    limiter: CapacityLimiter, function: Callable[..., object], kwargs: Mapping[str, Any]
-) -> object:
-    try:
-        result = await to_thread.run_sync(partial(function, **kwargs), limiter=limiter)
-    except CancelledError:  # out of anyio.from_thread.run, on asyncio
-        await checkpoint_if_cancelled()
-        raise
-    await checkpoint_if_cancelled()  # the thread was waited for; its result comes too late
-    return result
+def _alarm_of(
+    loop: asyncio.AbstractEventLoop, at: float, call: Callable[[], None]
+) -> Callable[[], object]:
+    return loop.call_at(at, call).cancel
 
 
 def _no_native_cancels() -> int:
@@ -294,16 +356,27 @@ class _Backend(NamedTuple):
     """The clock that the loop's own timers run on, virtual ones included."""
     waiter: Callable[[], Waiter]
     native_cancels: Callable[[], Callable[[], int]]
+    call_soon: Callable[[Callable[[], None]], object]
+    """Has the loop call a function soon, whatever thread it is called in."""
+    alarm: Callable[[float, Callable[[], None]], Callable[[], object]] | None
+    """Has the loop call a function at a time; None: it can't. Returns what calls that off."""
 
 
 def _backend() -> _Backend:
-    asyncio: Any = sys.modules.get("asyncio")  # not imported here: trio does without it
-    if asyncio is not None and get_cancelled_exc_class() is asyncio.CancelledError:
-        loop = asyncio.get_running_loop()
-        return _Backend(loop.time, loop.create_future, lambda: asyncio.current_task().cancelling)
+    aio: Any = sys.modules.get("asyncio")  # not imported here: trio does without it
+    if aio is not None and get_cancelled_exc_class() is aio.CancelledError:
+        loop = aio.get_running_loop()
+        return _Backend(
+            loop.time,
+            loop.create_future,
+            lambda: aio.current_task().cancelling,
+            loop.call_soon_threadsafe,
+            partial(_alarm_of, loop),
+        )
     trio: Any = sys.modules["trio"]
     for function in ki_protected_functions:
         trio.lowlevel.enable_ki_protection(function)
     for function in ki_unprotected_functions:
         trio.lowlevel.disable_ki_protection(function)
-    return _Backend(current_time, _EventWaiter, lambda: _no_native_cancels)
+    call_soon = trio.lowlevel.current_trio_token().run_sync_soon
+    return _Backend(current_time, _EventWaiter, lambda: _no_native_cancels, call_soon, None)

@@ -38,6 +38,7 @@ from anyio.lowlevel import checkpoint
 
 from ._cancel import ki_unprotected
 from ._errors import BadKey, BadResult, brief, kind_of
+from ._events import ChildName
 from ._ids import Key
 from ._ports import ChildRecord
 from ._recorded import Fate, Recorded
@@ -75,6 +76,8 @@ class Entry(NamedTuple):
     position: int
     element: object
     kind: Kind
+    child: Run | None = None
+    """The child, if it has lived before, and not to its end."""
 
 
 FEED_INLINE = 64
@@ -112,7 +115,10 @@ class Elements:
         "_only",
         "_position",
         "_recorded",
+        "_reserved_before",
+        "_pulled_before",
         "_seen",
+        "_seen_before",
         "_sized",
         "_started",
         "_taken",
@@ -171,6 +177,9 @@ class Elements:
         self._taken: deque[tuple[int, int]] = deque()  # ranges of what grow returned, ahead of that
         self._end = 0  # no position from there on is taken
         self._recorded = recorded
+        self._seen_before: AbstractSet[object] = frozenset()  # by the source of an earlier attempt
+        self._pulled_before = 0  # elements without keys, by that source
+        self._reserved_before = 0  # positions before that which grow has given
         self._started = 0
         self._stopped = False
         self.pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
@@ -208,7 +217,7 @@ class Elements:
         """Make the next child; None if there is none now, ``"dropped"`` if its key is known."""
         if self._at_most is not None and self._is_full():
             return None
-        if self._waiting:
+        if self._waiting and (self._iterator is None or not self._is_ahead()):
             return self._child(self._waiting.popleft())
         if self._iterator is None:
             return None
@@ -217,7 +226,7 @@ class Elements:
         except StopIteration:
             self._ended = True
             self._iterator = None
-            return None
+            return self._child(self._waiting.popleft()) if self._waiting else None
         if self._only is not None:
             return self._take_only(element, self._only)
         entries = self._place(element)
@@ -226,6 +235,13 @@ class Elements:
         if len(entries) > 1:
             self._waiting.extend(entries[1:])
         return self._child(entries[0])
+
+    def _is_ahead(self) -> bool:
+        """Tell whether what waits was discovered after what comes next from the source.
+
+        In an earlier execution, that is. It must come after that again: it could return it.
+        """
+        return bool(self._taken) and self._free_position() < self._waiting[0].position
 
     def left(self) -> int:
         """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
@@ -260,6 +276,13 @@ class Elements:
         """Tell whether there will be no more, unless ``grow`` adds some."""
         return (self._ended and not self._waiting) or self._is_full()
 
+    def remade(self, record: ChildRecord) -> Run | None:
+        """Make the child of a record again, if its act is still one of those that are executed."""
+        for kind in self.kinds:
+            if kind.setting.act == record.act:
+                return self._run(record.key, record.position, record.element, kind)
+        return None
+
     def _is_full(self) -> bool:
         """Tell whether no more may be started, and none that has been is still to come."""
         if self._at_most is None or self._started < self._at_most:
@@ -279,18 +302,18 @@ class Elements:
         return self._make(key, position, element, kind)
 
     def _child(self, entry: Entry) -> Run | Literal["dropped"]:
-        return self._make(*entry)
+        if entry.child is not None:
+            self._started += 1
+            return entry.child
+        return self._make(entry.key, entry.position, entry.element, entry.kind)
 
     def _make(
         self, key: Key, position: int, element: object, kind: Kind
     ) -> Run | Literal["dropped"]:
-        item = self._item
-        data = kind.base if item is None else {**kind.base, item: element}
-        child = Run(kind.setting, data, key=key, position=position, element=element)
+        child = self._run(key, position, element, kind)
         picked = None if self.pick is None else self.pick(kind.setting.act, key)
         if picked is not None:
-            child.is_afresh = True
-            return child if picked == "anew" else "dropped"
+            return self._go_by(picked, child)
         if self._recorded is not None:
             fate, record = self._recorded.judge(child)
             if record is not None:
@@ -304,6 +327,22 @@ class Elements:
             self._started += 1
         return child
 
+    def _go_by(self, picked: Literal["leave", "anew"], child: Run) -> Run | Literal["dropped"]:
+        """Make of a child what ``pick`` says."""
+        if picked == "leave":
+            return "dropped"
+        if self._recorded is None:
+            self._started += 1
+        else:
+            self._recorded.drop(ChildName(child.setting.act, child.key))
+        child.is_afresh = True
+        return child
+
+    def _run(self, key: Key, position: int, element: object, kind: Kind) -> Run:
+        item = self._item
+        data = kind.base if item is None else {**kind.base, item: element}
+        return Run(kind.setting, data, key=key, position=position, element=element)
+
     def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Literal["dropped"]:
         """Make of a child what its record says."""
         if fate == "runs anew":
@@ -316,7 +355,7 @@ class Elements:
             self.on_kept(record)
         if self._done_in is None or child.position == record.position:
             return "dropped"
-        child.keep(record)  # only its place among the others changes
+        child.keep_recorded(record)  # only its place among the others changes
         return child
 
     def _place(self, element: object) -> Sequence[Entry]:
@@ -330,7 +369,9 @@ class Elements:
     def _free_position(self) -> int:
         """Return the lowest position that nobody has."""
         while self._taken and self._taken[0][0] <= self._position:
-            self._position = self._taken.popleft()[1]
+            start, stop = self._taken.popleft()
+            self._reserved_before += stop - start
+            self._position = stop
         return self._position
 
     def _entries(self, element: object, position: int) -> Sequence[Entry]:
@@ -348,6 +389,8 @@ class Elements:
         if type(key) is not int and type(key) is not str:
             key = self._checked_key(key, element, index)
         if key in self._seen:
+            if key in self._seen_before:
+                return None
             if self._grows:
                 self.dropped += 1
                 return None
@@ -373,6 +416,41 @@ class Elements:
         )
         raise BadKey(msg)
 
+    # -- going on where an earlier attempt has failed ------------------------------------------
+
+    @ki_unprotected
+    def resume(self, former: Elements, unfinished: Iterable[Run]) -> None:
+        """Go on where the source of an earlier attempt of the step stood.
+
+        What that has pulled needs no child any more, but those children that were not finished,
+        which live on, and what waited for one. Those come first.
+
+        Args:
+            former: It was closed.
+            unfinished: Children of that attempt.
+        """
+        children = sorted(unfinished, key=lambda child: child.position)
+        for child in children:
+            kind = Kind(child.setting, child.first)
+            self._waiting.append(Entry(child.key, child.position, child.element, kind, child))
+        self._waiting.extend(former._waiting)
+        self._seen |= former._seen
+        self._seen_before = frozenset(self._seen)
+        self._position, self._taken, self._end = former._free_position(), former._taken, former._end
+        self._reserved_before, self._recorded = former._reserved_before, former._recorded
+        self._started = former._started - len(children)
+        self.dropped = former.dropped
+        if former._is_keyed():
+            return
+        self._pulled_before = (former._position - former._reserved_before) // former._width
+        while self._iterator is not None and self._pulled_before:
+            self._pulled_before -= 1
+            next(self._iterator, None)
+
+    def _is_keyed(self) -> bool:
+        """Tell whether elements are known by their keys, and not by their places."""
+        return self._key_of is not None
+
     # -- growing --------------------------------------------------------------------------------
 
     def grow(self, elements: object, cause: Key) -> list[Entry]:
@@ -395,11 +473,16 @@ class Elements:
         start = position = max(self._end, self._free_position())
         for element in cast("Iterable[object]", elements):
             entries = self._entries(element, position)
-            if entries:
+            if entries and self._recorded is not None and self._are_done(entries, self._recorded):
+                self.dropped += 1  # it keeps the place that it got from the source
+            elif entries:
                 found += entries
                 position += self._width
         self._reserve(start, position)
         return found
+
+    def _are_done(self, entries: Iterable[Entry], recorded: Recorded) -> bool:
+        return all(recorded.has_done(one.kind.setting.act, one.key) for one in entries)
 
     def rediscover(self, elements: Iterable[object], position: int) -> None:
         """Let come what ``grow`` has returned in an earlier execution.
@@ -443,6 +526,9 @@ class Elements:
         assert source is not None
         # elements that still need a child; None: any number
         wanted = self._at_most if self._recorded is None else None
+        if wanted is not None:
+            known = sum(entry.key not in entry.kind.done for entry in self._waiting)
+            wanted = max(0, wanted - self._started - known)
         pulled = 0
         try:
             while wanted != 0 and not self.dry() and await group.wait_for_room():
@@ -455,6 +541,9 @@ class Elements:
                     break
                 if self._stopped:
                     break
+                if self._pulled_before:
+                    self._pulled_before -= 1
+                    continue
                 for entry in self._place(element):
                     if wanted is not None and entry.key not in entry.kind.done:
                         wanted = max(0, wanted - 1)

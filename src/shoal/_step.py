@@ -1,23 +1,41 @@
-"""One step of a function action: bind, call, check. Imports everything above; anyio.
+"""One step of a function action: bind, call, check, maybe again. Imports everything above; anyio.
 
 Invariants:
 - An action's function gets exactly what its parameters name, and what it returns is checked against
   its declared writes before anybody sees it.
-- An attempt holds its slots exactly while the function runs, on every way out.
+- An attempt holds its slots exactly while the function runs, on every way out; also where that is a
+  thread which nobody waits for any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import AsyncGeneratorType, CoroutineType
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, Protocol, cast
 
 from ._action import FunctionAction, Result
+from ._attempts import Tried, Tries, try_again, within
 from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, UndeclaredWrite, kind_of
+from ._ids import RunPath
 from ._items import Emitter, Items, stream
-from ._ports import Executor, Services
+from ._ports import Services, Thread
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+
+
+class Caller(Tried, Emitter, Protocol):
+    """What calls an action: a run."""
+
+    @property
+    def path(self) -> RunPath:
+        """Its identity."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """Which try of the current step this is, counted from 1."""
+        ...
 
 
 def call_function(
@@ -26,30 +44,44 @@ def call_function(
     inputs: Mapping[str, object],
     services: Services,
     *,
-    run: Emitter,
-    scopes: tuple[object, ...] = (),
+    scopes: tuple[object, ...],
+    run: Caller,
 ) -> Awaitable[Change]:
-    """Execute ``action`` once on the state ``data`` and return what it changed.
+    """Execute ``action`` on the state ``data`` and return what it changed.
 
     It starts when the limits that apply let it. Cancellation goes straight to the function; one
-    that runs in a thread is waited for.
+    that runs in a thread is waited for, as long as the grace. If it fails, it is executed again
+    as its ``retry`` has it; meanwhile it holds nothing.
 
     Args:
         action: What to execute.
         data: The state's fields.
         inputs: What the function may take besides.
         services: The runtime's.
-        run: The run itself: hears of partial items.
         scopes: What limits the run.
+        run: The run itself, for its context, its attempts and their partial items.
 
     Raises:
         MissingField: A field that it reads is not there.
         BadResult: It returned what its declaration doesn't allow.
         IncompleteStream: It streams, and did not end with its only ``Result``.
     """
-    if scopes or action.limits is not None or action.takes_context or action.is_streaming:
-        return _call_seated(action, data, inputs, services, run=run, scopes=scopes)
-    return _call(action, data, inputs, services.threads)
+    if action.retry is not None:
+        tries = Tries(action.retry, run, services)
+        attempt = partial(
+            _call_seated,
+            action,
+            data,
+            inputs,
+            services,
+            scopes=scopes,
+            run=run,
+            on_admitted=tries.begin,
+        )
+        return try_again(run, tries, attempt, tells_last=False)
+    if scopes or action.is_governed:
+        return _call_seated(action, data, inputs, services, scopes=scopes, run=run)
+    return _call(action, data, inputs)
 
 
 @ki_protected
@@ -59,26 +91,69 @@ async def _call_seated(
     inputs: Mapping[str, object],
     services: Services,
     *,
-    run: Emitter,
     scopes: tuple[object, ...],
+    run: Caller,
+    on_admitted: Callable[[], None] | None = None,
 ) -> Change:
+    """Make one attempt, in its slots, its thread and its time."""
     seat = services.admission.seat(scopes, action)
+    thread: Thread | None = None
     try:
         if seat is not None and not seat.granted:
             await seat.wait()
-        if not action.takes_context and not action.is_streaming:
-            return await _call(action, data, inputs, services.threads)
-        items = Items(run, action.name)
-        context = services.context(run, action, seat, items) if action.takes_context else None
-        try:
-            return await _call(action, data, inputs, services.threads, context=context, items=items)
-        finally:
-            being_told = items.end()
-            if being_told is not None:
-                await being_told
+        if action.in_thread:
+            thread = await services.threads.enter()
+        if on_admitted is not None:
+            on_admitted()
+        if action.takes_context or action.is_streaming:
+            make_context = partial(services.context, run, action, seat)
+            attempt = partial(
+                _call_emitting, action, data, inputs, make_context, run=run, thread=thread
+            )
+        else:
+            attempt = partial(_call, action, data, inputs, thread=thread)
+        if action.timeout is None:
+            return await attempt()
+        what = partial(_what, action.name, run)
+        return await within(action.timeout, attempt, run, services, what=what)
     finally:
-        if seat is not None:
-            seat.leave()
+        leave = None if seat is None else seat.leave
+        if thread is None:
+            if leave is not None:
+                leave()
+        else:
+            try:
+                if thread.is_running:  # nobody waits for it any more
+                    await run.tell_grace_exceeded(thread.place, thread.grace, abandoned=True)
+            finally:
+                thread.leave(leave)  # as soon as it returns
+
+
+@ki_protected
+async def _call_emitting(
+    action: FunctionAction[..., object],
+    data: Mapping[str, object],
+    inputs: Mapping[str, object],
+    make_context: Callable[[Items], object],
+    *,
+    run: Caller,
+    thread: Thread | None,
+) -> Change:
+    """Make an attempt that may give partial items."""
+    items = Items(run, action.name, run.attempt)
+    context = make_context(items) if action.takes_context else None
+    try:
+        return await _call(action, data, inputs, context=context, items=items, thread=thread)
+    finally:
+        being_told = items.end()
+        if being_told is not None:
+            await being_told
+
+
+def _what(name: str, run: Tried) -> str:
+    path = run.path
+    key = "" if path.parent is None else f" (key {path.key!r} of {path.step!r})"
+    return f"action {name!r} of run {path.id}{key}"
 
 
 @ki_unprotected
@@ -86,10 +161,10 @@ async def _call(
     action: FunctionAction[..., object],
     data: Mapping[str, object],
     inputs: Mapping[str, object],
-    threads: Executor,
     *,
     context: object = None,
     items: Items | None = None,
+    thread: Thread | None = None,
 ) -> Change:
     kwargs: dict[str, Any] = {}
     try:
@@ -114,8 +189,11 @@ async def _call(
     elif action.is_streaming:
         assert items is not None
         result = await stream(cast("Any", action.function(**kwargs)), items)
-    elif action.in_thread:
-        result = await threads(action.function, kwargs)
+    elif thread is not None:
+        on_cancelled = None if items is None else items.stop
+        result = await thread.call(
+            action.function, kwargs, abandon=action.abandon, on_cancelled=on_cancelled
+        )
     else:
         result = action.function(**kwargs)
     if not (action.is_async or action.is_streaming):

@@ -25,10 +25,12 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._errors import BadUse
 from ._events import (
+    AttemptEnded,
     ChildEnded,
     ChildRerun,
     ChildStarted,
     Event,
+    GraceExceeded,
     Item,
     Missed,
     RunEnded,
@@ -98,6 +100,14 @@ class Stream(Hook):
         return self._send(event)
 
     def on_item(self, event: Item) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_attempt_ended(self, event: AttemptEnded) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_grace_exceeded(self, event: GraceExceeded) -> Told:
         """Keep it."""
         return self._send(event)
 

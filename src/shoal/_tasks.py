@@ -21,17 +21,10 @@ from collections.abc import (
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast, final
 
-from ._action import (
-    Act,
-    Input,
-    bind_instance,
-    bind_where_taken,
-    check_class,
-    is_async,
-    require_plain,
-)
+from ._action import Act, Input, bind_instance, bind_where_taken, check_class
 from ._errors import BadKey, BadResult, DefinitionError, brief
 from ._events import Done, Failed
+from ._functions import is_async, require_plain
 from ._graph import Graph, as_graph, no_act
 from ._ids import Key
 from ._join import Join, only_write_reader
@@ -99,8 +92,8 @@ class ParallelAction(Parallel):
     Class attributes: ``reads`` and ``writes`` (of ``tasks``, ``reduce``, ``finish`` and the
     children), ``inputs`` (names of inputs that ``tasks`` or the children can't do without),
     ``name`` (by default the class's own), ``limits`` (how many children are in flight),
-    ``until``, ``stagger``, ``on_error``, ``at_most``, ``store`` and ``hooks`` (as for ``fan_out``;
-    ``until`` may be a method as well).
+    ``until``, ``stagger``, ``on_error``, ``at_most``, ``each``, ``timeout``, ``store`` and
+    ``hooks`` (as for ``fan_out``; ``until`` may be a method as well).
 
     Examples:
         >>> @action(reads=["word"], writes=["length"])
@@ -154,6 +147,8 @@ class ParallelAction(Parallel):
             limits=cls.limits,
             store=cls.store,
             hooks=cls.hooks,
+            each=cls.each,
+            timeout=cls.timeout,
         )
         check_until(who, cls.until)
         check_stagger(who, cls.stagger, cls.until)
@@ -422,6 +417,8 @@ class TaskElements(Elements):
             msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
         graph = self._graph(element.act)
+        if element.key is not None and (graph.name, element.key) in self._seen_before:
+            return ()
         key = self._task_key(element, graph)
         step = self._step
         base = narrowed(
@@ -435,6 +432,9 @@ class TaskElements(Elements):
         kind = step.kind(graph, base, only_write_reader(graph), element.inputs)
         about = element.state if element.element is None else element.element
         return (Entry(key, position, about, kind),)
+
+    def _is_keyed(self) -> bool:
+        return bool(self._keyed)
 
     def _graph(self, act: Act) -> Graph:
         """Make the graph of an act; by identity, since what is bound differently may be equal."""

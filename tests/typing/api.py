@@ -11,6 +11,7 @@ that is marked as an error has none.
 from __future__ import annotations
 
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Collection,
     Coroutine,
@@ -50,6 +51,7 @@ from shoal import (
     Hook,
     Increment,
     Input,
+    Item,
     Key,
     Ledger,
     Limits,
@@ -62,6 +64,7 @@ from shoal import (
     PositionedList,
     Put,
     PutWithin,
+    Result,
     RunEnded,
     RunPath,
     RunResult,
@@ -118,6 +121,32 @@ def count(state: State) -> State:
 @action()
 async def nothing() -> None: ...
 
+
+@action(reads=["question"], writes=["answer"])
+async def ask(question: str, client: Client) -> AsyncIterator[str | Result[str]]:
+    answer = await client.get(question)
+    yield answer[0]
+    yield Result(answer)
+    yield Result(5)  # pyright: ignore[reportReturnType]
+
+
+@action(writes=["answer", "tokens"])
+async def ask_more() -> AsyncGenerator[int | Result[Mapping[str, object]], None]:
+    yield 1
+    yield Result({"answer": "", "tokens": 3})
+
+
+def takes_any_stream(act: FunctionAction[..., AsyncIterator[object]]) -> None: ...
+
+
+takes_any_stream(ask)
+takes_any_stream(ask_more)
+takes_any_stream(nothing)  # pyright: ignore[reportArgumentType]
+assert_type(ask("why", Client()), AsyncIterator[str | Result[str]])
+assert_type(Result("x"), Result[str])
+assert_type(Result[int](5).value, int)
+result_of_any: Result[object] = Result[str]("x")
+ask("why")  # pyright: ignore[reportCallIssue]
 
 assert_type(fetch.name, str)
 assert_type(fetch.reads, Collection[str])
@@ -382,6 +411,18 @@ assert_type(Fetch(Client()).bind(name="other", retries=1), Fetch)
 assert_type(Fetch(Client()).name, str)
 
 
+class Ask(Action):
+    reads = ["question"]
+    writes = ["answer"]
+
+    async def run(self, question: str) -> AsyncIterator[str | Result[str]]:
+        yield question
+        yield Result(question)
+
+
+Graph.chain(ask, ask_more, Ask(), name="asking")
+
+
 class FetchAll(ParallelAction):
     reads = ["urls"]
     writes = ["pages"]
@@ -451,6 +492,8 @@ async def by_hand(urls: list[str], context: Context) -> list[str]:
     assert_type(context.path, RunPath)
     assert_type(context.deadline, float)
     found: list[str] = []
+    await context.emit(found)
+    context.emit(5)  # pyright: ignore[reportUnusedCoroutine]
     with context.span("fetching", urls=len(urls)):
         async with context.fan_out(name="all", limits=Limits(3)) as group:
             assert_type(group, ChildGroup)
@@ -538,6 +581,12 @@ class Progress(Hook):
     def on_child_ended(self, event: ChildEnded) -> None:
         assert_type(event.outcome, Outcome)
         assert_type(event.step, str)
+
+    def on_item(self, event: Item) -> None:
+        assert_type(event.item, Any)
+        assert_type(event.index, int)
+        assert_type(event.attempt, int)
+        assert_type(event.provisional, bool)
 
     async def on_state_updated(self, event: StateUpdated) -> None:
         assert_type(event.update, Update)

@@ -5,7 +5,7 @@ It is the shortest answer to what a store must do, so it is the one to read befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -15,7 +15,10 @@ from shoal._history import Entry
 from shoal._ids import Key, RunPath
 from shoal._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun
 
-_Child = tuple[str, int, str, Key]  # step, visit, act, key: unlike an id, at hand without hashing
+# Unlike an id, these are at hand without hashing; and a visit's children are found without a look
+# at those of all others.
+_Visit = tuple[str, int]  # of a step
+_Child = tuple[str, Key]  # act and key
 
 
 @dataclass(slots=True)
@@ -27,11 +30,29 @@ class _Kept:
     reason: str = ""
     record: ChildRecord | None = None  # of a child
     history: list[Entry] = field(default_factory=list[Entry])
-    children: dict[_Child, _Kept] = field(default_factory=dict["_Child", "_Kept"])
+    visits: dict[_Visit, dict[_Child, _Kept]] = field(
+        default_factory=dict["_Visit", "dict[_Child, _Kept]"]
+    )
+
+    def child(self, path: RunPath) -> _Kept:
+        """Find what is kept of a child; make room for it, if it is new."""
+        visit = self.visits.setdefault((path.step, path.visit), {})
+        return visit.setdefault((path.act, path.key), _Kept())
+
+    def children(self, step: str | None = None, visit: int | None = None) -> Iterator[_Kept]:
+        if step is not None and visit is not None:
+            yield from self.visits.get((step, visit), {}).values()
+            return
+        for (of_step, of_visit), children in self.visits.items():
+            if step in (None, of_step) and visit in (None, of_visit):
+                yield from children.values()
 
     def copy(self) -> _Kept:
-        children = {child: kept.copy() for child, kept in self.children.items()}
-        return replace(self, history=list(self.history), children=children)
+        visits = {
+            visit: {child: kept.copy() for child, kept in children.items()}
+            for visit, children in self.visits.items()
+        }
+        return replace(self, history=list(self.history), visits=visits)
 
 
 @final
@@ -115,7 +136,7 @@ class MemoryStore:
             msg = f"run {root} was taken over by another execution; this one can't save any more"
             raise LeaseLost(msg)
         # What could fail comes first: a digest may meet what is no data.
-        kept = self._find(batch.path, batch.run)
+        kept = self._find(batch.path, batch.run, afresh=batch.afresh)
         ends = [
             (child, _ended(child, update.number))
             for child, update in zip(batch.applied, batch.updates, strict=False)
@@ -123,14 +144,14 @@ class MemoryStore:
         ends += [(child, _ended(child, None)) for child in batch.unapplied]
         if batch.afresh:
             kept.history.clear()
-            kept.children.clear()
+            kept.visits.clear()
         if batch.begun is not None:
             kept.beginning = batch.begun
         kept.history += batch.entries
         kept.status = batch.ended  # None: it goes on
         kept.reason = batch.run.reason
         for child, record in ends:
-            found = self._child(kept, child)
+            found = kept.child(child.path)
             found.record = record
             last = child.last_update
             if last is not None:
@@ -151,14 +172,10 @@ class MemoryStore:
     ) -> Sequence[ChildRecord]:
         """Return what is known of the children of a run; see ``Store``."""
         kept = self._known(path)
-        records = [] if kept is None else [child.record for child in kept.children.values()]
-        return [
-            record
-            for record in records
-            if record is not None
-            and (step is None or record.step == step)
-            and (visit is None or record.visit == visit)
-        ]
+        if kept is None:
+            return []
+        found = kept.children(step, visit)
+        return [child.record for child in found if child.record is not None]
 
     async def release(self, run_id: str, holder: str) -> None:
         """Give the run back; see ``Store``."""
@@ -171,23 +188,17 @@ class MemoryStore:
         if path.parent is None:
             return self._roots.get(path.id)
         parent = self._known(path.parent)
-        return None if parent is None else parent.children.get(_name(path))
+        visit = None if parent is None else parent.visits.get((path.step, path.visit))
+        return None if visit is None else visit.get((path.act, path.key))
 
-    def _find(self, path: RunPath, run: SavedRun | None = None) -> _Kept:
+    def _find(self, path: RunPath, run: SavedRun | None = None, *, afresh: bool = False) -> _Kept:
         """Find what is kept of a run; make room for it, and for its ancestors, if that is new."""
         if path.parent is None:
             return self._roots.setdefault(path.id, _Kept())
-        kept = self._find(path.parent).children.setdefault(_name(path), _Kept())
-        if run is not None and (kept.record is None or kept.record.digest != run.digest):
+        kept = self._find(path.parent).child(path)
+        if run is not None and (kept.record is None or afresh):
             kept.record = _under_way(run)
         return kept
-
-    def _child(self, kept: _Kept, run: SavedRun) -> _Kept:
-        return kept.children.setdefault(_name(run.path), _Kept())
-
-
-def _name(path: RunPath) -> _Child:
-    return path.step, path.visit, path.act, path.key
 
 
 def _number(entry: Entry) -> int:

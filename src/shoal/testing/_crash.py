@@ -22,7 +22,7 @@ from typing import Generic, Literal, NoReturn, TypeVar, cast, final
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint
 
-from shoal._errors import CommitInDoubt, StoreFailed
+from shoal._errors import CommitInDoubt, RunClaimed, StoreFailed
 from shoal._history import Entry
 from shoal._ids import RunPath
 from shoal._ports import Batch, ChildRecord, RunRecord, Store
@@ -100,10 +100,10 @@ def crash_everywhere(
     it is called again; it may as well end, where nothing was lost.
 
     After each call this is asserted in any case: what it raised was ``StoreFailed`` or
-    ``CommitInDoubt``, or a group of those, and that only once its store had gone wrong; no task,
-    thread or file descriptor is left; a run was given back to the store, if it still answered. And
-    nothing hangs. Whatever fails it carries a note that says where the store went wrong, and how to
-    try that place alone.
+    ``CommitInDoubt``, or a group of those, and that only once its store had gone wrong (and
+    ``RunClaimed`` where it did so while a run was given back); no task, thread or file descriptor
+    is left; a run was given back to the store, if it still answered. And nothing hangs. Whatever
+    fails it carries a note that says where the store went wrong, and how to try that place alone.
 
     Threads are outside of virtual time: with them the places are not the same each time.
 
@@ -205,7 +205,7 @@ class _Round(Generic[_T]):
         try:
             result = self._manner.call(self._scenario, store)
         except Exception as error:
-            if store.went_wrong and _is_because_of_a_store(error):
+            if store.went_wrong and store.is_to_blame_for(error):
                 return False, None
             raise
         return not store.is_dead, result
@@ -256,13 +256,6 @@ async def _awaited(pending: Awaitable[object]) -> None:
     await pending
 
 
-def _is_because_of_a_store(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        errors = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        return all(map(_is_because_of_a_store, errors))
-    return isinstance(error, StoreFailed | CommitInDoubt)
-
-
 _DEAD = "the process of this store is dead"
 
 
@@ -289,6 +282,14 @@ class _Unsteady:
     @property
     def went_wrong(self) -> bool:
         return 0 < self._at <= self.seen
+
+    def is_to_blame_for(self, error: BaseException) -> bool:
+        if isinstance(error, BaseExceptionGroup):
+            errors = cast("BaseExceptionGroup[BaseException]", error).exceptions
+            return all(map(self.is_to_blame_for, errors))
+        if isinstance(error, RunClaimed):
+            return self._may_stay_claimed
+        return isinstance(error, StoreFailed | CommitInDoubt)
 
     def check_released(self) -> None:
         claimed = ", ".join(self._kept._claims)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TypeVar, final
 
 from shoal._events import (
+    AttemptEnded,
     ChildEnded,
     ChildRerun,
     ChildStarted,
     Event,
+    GraceExceeded,
     Item,
     RunEnded,
     RunStarted,
@@ -81,6 +83,14 @@ class RecordingHook(Hook):
         self.events.append(event)
 
     def on_item(self, event: Item) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_attempt_ended(self, event: AttemptEnded) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_grace_exceeded(self, event: GraceExceeded) -> None:
         """Keep it."""
         self.events.append(event)
 

@@ -1,0 +1,303 @@
+"""Attempts: bounding what runs by time, and trying again what failed. Imports ports and retries.
+
+Invariants:
+- What ended in the very tick of its timeout keeps its result or times out, never both; where it was
+  cancelled from outside as well, that counts.
+- Only failures are tried again: no cancellation, no KeyboardInterrupt, and nothing once the
+  execution has been ended by a save or a guarding hook that failed.
+- While an attempt is waited for, nothing of the one before is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from random import Random
+from typing import Any, Protocol, TypeVar, final
+from weakref import WeakKeyDictionary
+
+from anyio import CancelScope
+
+from ._cancel import as_failure, cancelled, is_cancellation, ki_protected, ki_unprotected
+from ._errors import StepTimeout, note
+from ._ids import RunPath
+from ._policy import Each
+from ._ports import Services
+from ._retry import Account, Retry, RetryBudget
+from ._watch import Part, Straggler, Watched
+
+T = TypeVar("T")
+
+
+@final
+class Retries:
+    """What all retries of a runtime share: chance, and the accounts of budgets."""
+
+    def __init__(self, clock: Callable[[], float], seed: int | None = None) -> None:
+        """Start with nothing spent.
+
+        Args:
+            clock: The loop's.
+            seed: Makes chance repeatable.
+        """
+        self.chance: Callable[[], float] = Random(seed).random  # noqa: S311 # not for secrets
+        self._clock = clock
+        self._accounts: WeakKeyDictionary[RetryBudget, Account] = WeakKeyDictionary()
+
+    def account(self, budget: RetryBudget) -> Account:
+        """Find the account of a budget; open it if there is none yet."""
+        account = self._accounts.get(budget)
+        if account is None:
+            account = self._accounts[budget] = Account(budget, self._clock())
+        return account
+
+
+class Tried(Straggler, Protocol):
+    """A run, as far as its attempts are concerned."""
+
+    @property
+    def path(self) -> RunPath:
+        """Its identity."""
+        ...
+
+    async def tell_grace_exceeded(
+        self, place: str, seconds: float, *, abandoned: bool = False
+    ) -> None:
+        """Warn that something of it still runs so long after it was cancelled, and tell hooks."""
+        ...
+
+    @property
+    def current_step(self) -> str | None:
+        """The step that has started and not ended."""
+        ...
+
+    @property
+    def is_doomed(self) -> bool:
+        """Whether the whole execution is about to end, so that nothing is to be tried again."""
+        ...
+
+    def begin_attempt(self) -> None:
+        """Hear that what failed is tried once more, now."""
+        ...
+
+    async def tell_attempt_ended(self, error: Exception | None, next_in: float | None) -> None:
+        """Publish how an attempt ended."""
+        ...
+
+    async def settle(self) -> None:
+        """Drop native cancellation that user code has left on this task."""
+        ...
+
+    async def wait(self, seconds: float) -> None:
+        """Wait, holding nothing."""
+        ...
+
+
+class TriedChild(Tried, Protocol):
+    """A child run, not yet at its end."""
+
+    async def advance(self) -> None:
+        """Walk the graph to its end, from where it stands."""
+        ...
+
+
+# -- bounded by time -------------------------------------------------------------------------------
+
+
+@ki_protected
+async def within(
+    seconds: float,
+    attempt: Callable[[], Coroutine[Any, Any, T]],
+    run: Tried,
+    services: Services,
+    *,
+    what: Callable[[], str],
+    cause: Callable[[], Exception | None] | None = None,
+) -> T:
+    """Await what ``attempt`` makes, and cancel it after so many seconds.
+
+    Raises:
+        StepTimeout: It was cancelled for that, and has ended. Named by ``what``, from ``cause``.
+        Exception: Whatever it raises, also if that was after its time.
+    """
+    deadline = services.clock() + seconds
+    scope = CancelScope(deadline=deadline)
+    watched: Watched | None = None
+    try:
+        with scope:
+            coroutine = attempt()
+            watched = services.watchdog.watch(partial(_parts, run, coroutine), deadline)
+            return await coroutine
+    except BaseException as error:
+        if is_cancellation(error):
+            # Where user code has left native cancellation on the task, the scope lets it pass.
+            if not scope.cancel_called or cancelled():
+                raise
+        else:
+            if scope.cancel_called:
+                note(error, f"shoal: raised after the timeout of {seconds:g} s")
+            raise
+    finally:
+        if watched is not None:
+            services.watchdog.forget(watched)
+    raise StepTimeout(f"{what()} took longer than its timeout of {seconds:g} s") from (
+        None if cause is None else cause()
+    )
+
+
+def _parts(run: Tried, coroutine: object) -> tuple[Part]:
+    return (Part(run, coroutine),)
+
+
+# -- trying again ----------------------------------------------------------------------------------
+
+
+@final
+class Tries:
+    """The attempts at one thing, as a ``Retry`` allows them."""
+
+    __slots__ = ("_account", "_began_at", "_is_on", "_retry", "_run", "_services", "count", "last")
+
+    def __init__(self, retry: Retry, run: Tried, services: Services) -> None:
+        """Make none yet."""
+        self._retry = retry
+        self._run = run
+        self._services = services
+        self._account = None if retry.budget is None else services.retries.account(retry.budget)
+        self._began_at = 0.0
+        self._is_on = False  # an attempt
+        self.count: int = 0
+        """Attempts that were begun."""
+        self.last: Exception | None = None
+        """What the one before failed with."""
+
+    def begin(self) -> None:
+        """Hear that an attempt begins now.
+
+        Raises:
+            Exception: What the one before failed with, where it has become too late for another.
+        """
+        now = self._services.clock()
+        if self.last is None:
+            self._began_at = now
+            if self._account is not None:
+                self._account.earn(now)
+        elif self._is_late(now, self.last):
+            raise self.last
+        else:
+            self._run.begin_attempt()
+        self._is_on = True
+        self.count += 1
+
+    def pause(self, error: Exception) -> float | None:
+        """Return the seconds to wait before the next attempt; None if there is to be none.
+
+        Where ``error`` might have been tried again, it has a note then that says why it isn't.
+        """
+        retry, was_on = self._retry, self._is_on
+        self._is_on = False
+        if not was_on or self._run.is_doomed or cancelled() or not _is_for(retry, error):
+            return None
+        if self.count >= retry.attempts:
+            if self.count > 1:
+                note(error, f"shoal: in attempt {self.count} of {retry.attempts}")
+            return None
+        pause = retry.delay(self.count, self._services.retries.chance())
+        now = self._services.clock()
+        if self._is_late(now + pause, error):
+            return None
+        if self._account is not None and not self._account.spend(now):
+            note(
+                error, f"shoal: not tried again after attempt {self.count}: no {retry.budget} left"
+            )
+            return None
+        self.last = error
+        return pause
+
+    def _is_late(self, at: float, error: Exception) -> bool:
+        """Tell whether no attempt is begun at that time any more; then note it."""
+        total = self._retry.total
+        if total is None or at <= self._began_at + total:
+            return False
+        note(error, f"shoal: not tried again after attempt {self.count}: {total:g} s are over")
+        return True
+
+
+@ki_unprotected
+def _is_for(retry: Retry, error: Exception) -> bool:
+    """Ask the retry, which may ask user code."""
+    return retry.is_for(error)
+
+
+@ki_protected
+async def try_again(
+    run: Tried, tries: Tries, attempt: Callable[[], Awaitable[T]], *, tells_last: bool
+) -> T:
+    """Make attempts until one succeeds, or fails and isn't tried again.
+
+    Args:
+        run: What is tried, or part of what.
+        tries: Counts them: each attempt calls its ``begin``, at the moment when it begins.
+        attempt: Makes one.
+        tells_last: Whether the one that isn't tried again is published, too.
+
+    Raises:
+        BaseException: What the last attempt raised.
+    """
+    failure: Exception | None = None
+    while True:
+        try:
+            return await attempt()
+        except BaseException as raised:
+            failure = as_failure(raised)
+            pause = None if failure is None else tries.pause(failure)
+            if pause is None:
+                if failure is not None and failure is not tries.last and tells_last:
+                    await run.tell_attempt_ended(failure, None)
+                if failure is None or failure is raised:
+                    raise
+                raise failure from failure.__cause__
+            await run.tell_attempt_ended(failure, pause)
+        finally:
+            failure = None  # no cycle from the exception through its traceback to this frame
+        await run.settle()
+        await run.wait(pause)
+
+
+@ki_protected
+async def live_child(child: TriedChild, each: Each, services: Services) -> None:
+    """Walk a child's graph to its end, as often and as long as ``each`` allows.
+
+    Raises:
+        StepTimeout: It took too long, all its attempts and whatever was waited for together.
+        BaseException: What the last attempt raised.
+    """
+    tries = None if each.retry is None else Tries(each.retry, child, services)
+
+    async def live() -> None:
+        if tries is None:
+            await child.advance()
+        else:
+            await try_again(child, tries, attempt, tells_last=True)
+
+    async def attempt() -> None:
+        assert tries is not None
+        tries.begin()
+        await child.advance()
+
+    def cause() -> Exception | None:
+        return None if tries is None else tries.last
+
+    def what() -> str:
+        path, step = child.path, child.current_step
+        where = "" if step is None else f", in {step!r},"
+        return f"child {path.key!r} of fan-out {path.step!r}{where} run {path.id},"
+
+    try:
+        if each.timeout is None:
+            await live()
+        else:
+            await within(each.timeout, live, child, services, what=what, cause=cause)
+    finally:
+        if tries is not None:
+            tries.last = None  # no cycle from the exception through its traceback to this frame

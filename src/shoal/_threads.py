@@ -1,0 +1,194 @@
+"""Plain functions in worker threads, which can't be interrupted. Imports ports; anyio.
+
+Invariants:
+- There are at most so many threads at once. One that was left behind counts until it returns.
+- A function is waited for, also when its task is cancelled; then only for a grace. Whatever it
+  returns or raises after that is dropped.
+- A function that hasn't begun when its task is cancelled never does.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, final
+
+from anyio import CancelScope, CapacityLimiter, Event, current_time, to_thread
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from ._cancel import cancelled, ki_protected
+from ._watch import is_aware, place_of
+
+
+@final
+class Threads:
+    """The worker threads of a runtime."""
+
+    def __init__(
+        self, size: int, grace: float, call_soon: Callable[[Callable[[], None]], object]
+    ) -> None:
+        """Allow ``size`` of them at once.
+
+        Args:
+            size: How many.
+            grace: Seconds that a function is waited for after its task was cancelled.
+            call_soon: Has the event loop call a function soon; can be called in any thread.
+        """
+        # Counted here and not by anyio, which on asyncio takes a thread for free as soon as nobody
+        # waits for it: see test_a_thread_that_was_left_behind_counts_until_it_returns.
+        self._limiter = CapacityLimiter(size)
+        self._unlimited = CapacityLimiter(math.inf)
+        self._grace = grace
+        self._call_soon = call_soon
+
+    async def enter(self) -> Thread:
+        """Wait for a thread that is free. Who gets it calls its ``leave`` in the end."""
+        thread = Thread(self._limiter, self._unlimited, self._grace, self._call_soon)
+        await self._limiter.acquire_on_behalf_of(thread)
+        return thread
+
+
+@final
+class Thread:
+    """A thread's turn: one call of a function. Made by ``Threads.enter``."""
+
+    __slots__ = (
+        "_call_soon",
+        "_ended",
+        "_identity",
+        "_limiter",
+        "_turn",
+        "_unlimited",
+        "_waiting",
+        "grace",
+    )
+
+    def __init__(
+        self,
+        limiter: CapacityLimiter,
+        unlimited: CapacityLimiter,
+        grace: float,
+        call_soon: Callable[[Callable[[], None]], object],
+    ) -> None:
+        """Use ``Threads.enter``."""
+        self._limiter = limiter
+        self._unlimited = unlimited
+        self._call_soon = call_soon
+        self.grace: float = grace
+        """Seconds for which it is waited after a cancellation."""
+        # There are no locks: what both threads look at is written before it is read.
+        self._turn: list[None] = [None]  # whoever takes it says whether the function begins
+        self._ended = False
+        self._identity: int | None = None
+        self._waiting: list[Callable[[], None]] = []  # called in the loop when it has ended
+
+    @is_aware
+    async def call(
+        self,
+        function: Callable[..., object],
+        kwargs: Mapping[str, Any],
+        *,
+        abandon: bool,
+        on_cancelled: Callable[[], None] | None = None,
+    ) -> object:
+        """Call ``function(**kwargs)`` in a thread, and return or raise what it does.
+
+        Args:
+            function: What to call.
+            kwargs: With what.
+            abandon: Whether it isn't waited for after a cancellation. If it still runs when this
+                raises, it was left behind: see ``is_running``.
+            on_cancelled: Called where it still runs when this is cancelled, before that is waited
+                for.
+        """
+        if abandon:
+            self.grace = 0.0
+        try:
+            result = await to_thread.run_sync(
+                partial(self._work, function, kwargs),
+                abandon_on_cancel=True,  # we wait for it ourselves
+                limiter=self._unlimited,
+            )
+        except BaseException:
+            if self.is_running:
+                if on_cancelled is not None:
+                    on_cancelled()
+                await self._outlast()
+            raise
+        await checkpoint_if_cancelled()  # the result comes too late
+        return result
+
+    def _work(self, function: Callable[..., object], kwargs: Mapping[str, Any]) -> object:
+        try:
+            self._turn.pop()
+        except IndexError:  # cancelled before it began
+            return None
+        self._identity = threading.get_ident()
+        try:
+            return function(**kwargs)
+        finally:
+            self._ended = True
+            if self._waiting:
+                with suppress(RuntimeError):  # the loop has ended
+                    self._call_soon(self._tell)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the function is under way; if it hasn't begun, it never will."""
+        try:
+            self._turn.pop()
+        except IndexError:
+            return not self._ended
+        self._ended = True
+        return False
+
+    @ki_protected
+    async def _outlast(self) -> None:
+        """Wait for the end of the function; if this is cancelled, only for the grace."""
+        ended, until = Event(), math.inf
+        self._when_ended(ended.set)
+        while not ended.is_set():
+            if until == math.inf and cancelled():
+                until = current_time() + self.grace
+            try:
+                with CancelScope(deadline=until, shield=until < math.inf) as scope:
+                    await ended.wait()
+            except GeneratorExit:
+                raise
+            except BaseException:  # noqa: BLE001, S112 # that it was interrupted is known already
+                continue
+            if scope.cancelled_caught:
+                return
+
+    def _when_ended(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called in the event loop as soon as the function has ended."""
+        self._waiting.append(call)
+        if self._ended:  # maybe before it could see that somebody waits
+            self._tell()
+
+    def _tell(self) -> None:
+        while self._waiting:
+            self._waiting.pop()()
+
+    @property
+    def place(self) -> str:
+        """Where the function stands: file, line and name of its innermost frame."""
+        frame = sys._current_frames().get(self._identity or 0)  # the only way to ask
+        return "a place unknown" if frame is None else place_of(frame)
+
+    def leave(self, also: Callable[[], None] | None = None) -> None:
+        """Give the thread back, and call ``also``: as soon as the function has ended."""
+        call = partial(self._leave, also)
+        if self.is_running:
+            self._when_ended(call)
+        else:
+            call()
+
+    def _leave(self, also: Callable[[], None] | None) -> None:
+        self._limiter.release_on_behalf_of(self)
+        if also is not None:
+            also()
