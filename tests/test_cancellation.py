@@ -97,8 +97,10 @@ class Keeping(NullStore):
                 self.saved.setdefault(child.path.id, []).append(child.last_update)
         if batch.decision is not None:
             self.decisions.append((batch.path.id, batch.decision))
-            decisive = batch.applied[len(batch.updates) - 1].path
-            assert (decisive.act, decisive.key) == batch.decision.winner, "saved with its update"
+            if batch.updates:  # else a partial item has decided it
+                decisive = batch.applied[len(batch.updates) - 1].path
+                named = decisive.act, decisive.key
+                assert named == batch.decision.winner, "saved with its update"
         if batch.ended is not None:
             self.ended[batch.path.id] += 1
         self.after_keeping(batch)

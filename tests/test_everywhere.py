@@ -27,10 +27,12 @@ from shoal import (
     Limits,
     MapStates,
     Outcome,
+    Result,
     State,
     Tolerate,
     action,
     fan_out,
+    first_item,
     quorum,
     race,
     when,
@@ -274,6 +276,25 @@ def hedged() -> Graph:
     return Graph.chain(first, step, last)
 
 
+@action(reads=["item"], writes=["told"])
+async def tell(item: int) -> AsyncIterator[Any]:
+    try:
+        for n in range(2):
+            await anyio.sleep(item)
+            yield n
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.25)
+    if item == 13:
+        raise ValueError(item)
+    yield Result(item)
+
+
+def streaming() -> Graph:
+    step = fan_out(tell, over="n", key=str, into="out", until=first_item())
+    return Graph.chain(first, step, last)
+
+
 def in_order() -> Graph:
     step = fan_out(leaf, over="n", key=str, into="out", stagger=inf, until=first_of(2))
     return Graph.chain(first, step, last)
@@ -325,6 +346,7 @@ APPLICATIONS: dict[str, tuple[Callable[[], Graph], list[int]]] = {
     "racing": (racing, []),
     "staggered": (staggered, [13, 2, 4, 6]),
     "hedged": (hedged, [1, 2, 13]),
+    "streaming": (streaming, [3, 1, 2, 4]),
     "in order": (in_order, [2, 13, 4, 6]),
     "agreeing": (agreeing, [1, 2, 13, 4, 2, 5]),
     "asked": (asked, [1, 2, 4, 5]),

@@ -7,7 +7,7 @@ just if it was decided; and every loser is told who has won.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
@@ -28,13 +28,14 @@ from shoal import (
     Failed,
     FanOut,
     First,
+    FirstItem,
     FunctionAction,
     Graph,
     Hedge,
     Hook,
     Limits,
     Outcome,
-    Quorum,
+    Result,
     State,
     StateUpdated,
     StepEnded,
@@ -43,9 +44,11 @@ from shoal import (
     all_,
     fan_out,
     first,
+    first_item,
     quorum,
     race,
 )
+from shoal._until import Race
 from tests.test_cancellation import RUNS, Watched, seen_runs
 from tests.test_fuzz import MOMENTS, Backend, fuzz, live
 
@@ -104,20 +107,34 @@ class Program:
         self.names += 1
         return f"{prefix}{self.names}"
 
-    def step(self) -> FunctionAction[Any, Any]:
+    def step(self) -> FunctionAction[..., Any]:
         name, seed = self.name("step"), self.random.random()
         quiet = self.random.random() < 0.3
 
-        @action(reads=["item"], writes=[name], name=name)
-        async def step(item: int) -> int:
+        async def begin(item: int) -> Random:
             random = Random(f"{seed} {item}")
             if quiet:
                 await anyio.sleep(random.choice(MOMENTS))
             else:
                 await live(random, spoil=self.spoil, on_asyncio=self.on_asyncio)
+            return random
+
+        @action(reads=["item"], writes=[name], name=name)
+        async def step(item: int) -> int:
+            await begin(item)
             return item
 
-        return step
+        @action(reads=["item"], writes=[name], name=name)
+        async def stream(item: int) -> AsyncIterator[Any]:
+            random = await begin(item)
+            for n in range(random.randrange(3)):
+                await anyio.sleep(random.choice(MOMENTS))
+                yield n
+            if random.random() < 0.1:
+                raise OSError("broke off")
+            yield Result(item)
+
+        return stream if self.random.random() < 0.3 else step
 
     def contestant(self, deeper: int) -> Act:
         random = self.random
@@ -139,7 +156,7 @@ class Program:
         count = random.randrange(2, 5)
         until = all_() if kind == "map" else self.ending(count)
         self.until[name] = until
-        if options["stagger"] is HEDGE and not isinstance(until, First | Quorum):
+        if options["stagger"] is HEDGE and not isinstance(until, Race):
             options["stagger"] = None
         if kind == "race":
             acts = [self.contestant(deeper) for _ in range(count)]
@@ -178,6 +195,8 @@ class Program:
                 first(accept=accept),
                 first(random.randrange(1, count), accept=accept),
                 quorum(random.randrange(1, count)),
+                first_item(),
+                first_item(when=accept),
                 enough,
             ]
         )
@@ -216,7 +235,7 @@ def check_step(until: Until, decision: Decision | None, events: Sequence[Any]) -
     ended = [event.outcome for event in events if isinstance(event, ChildEnded)]
     used = [outcome for outcome in ended if isinstance(outcome, Done) and outcome.used]
     succeeded = any(isinstance(e, StepEnded) and e.status == "succeeded" for e in events)
-    is_race = isinstance(until, First | Quorum)
+    is_race = isinstance(until, Race)
     assert not (isinstance(until, All) and decision), "nothing was to be decided"
     assert {o.run_id for o in used} == {o.run_id for o in applied if isinstance(o, Done)}
     if succeeded and is_race:
@@ -228,6 +247,11 @@ def check_step(until: Until, decision: Decision | None, events: Sequence[Any]) -
         assert (len(used) == until.n) == (decision is not None)
     if decision is None:
         assert all(outcome.winner is None for outcome in cancelled(ended))
+        return
+    if isinstance(until, FirstItem):  # the winner may have ended in any way since
+        assert {named(outcome) for outcome in used} <= {decision.winner}
+        assert len(used) == 1 or not succeeded
+        assert {outcome.winner for outcome in cancelled(ended)} <= {None, decision.winner}
         return
     assert decision.winner == named(applied[-1]), "the last that was applied has decided"
     assert decision.winner in decision.winners

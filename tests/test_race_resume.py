@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
@@ -13,6 +14,7 @@ import pytest
 from shoal import (
     Application,
     Cancelled,
+    ChildName,
     Decision,
     Done,
     FanOut,
@@ -29,10 +31,13 @@ from shoal import (
     action,
     fan_out,
     first,
+    first_item,
     quorum,
     race,
 )
 from shoal.testing import Recovery, crash_everywhere
+from tests.test_first_item import stream
+from tests.test_until import sleeper
 
 pytestmark = pytest.mark.anyio
 
@@ -304,3 +309,81 @@ async def test_what_was_accepted_before_counts():
         assert result.state["out"] == into
         assert started == [3, 2], "what was accepted is not run again"
         assert result.outcomes("out").done == 2
+
+
+# -- streams ---------------------------------------------------------------------------------------
+
+
+async def test_after_a_crash_only_the_winner_runs_again_from_its_start():
+    starts = list[str]()
+    first = stream("first", [], starts=starts)
+    winner = Graph.chain(
+        sleeper("before", 0.5).bind(name="before"),
+        stream("a", [(0.5, "a"), (3, "b")], starts=starts),
+        name="winner",
+    )
+    other = stream("other", [(2, "x")], starts=starts)
+    step = race(winner, other, into="out", take="text", until=first_item())
+    store, kept = MemoryStore(), list[MemoryStore]()
+    save = store.save
+
+    def saving(batch: Any) -> None:
+        save(batch)
+        if batch.unapplied:  # the loser is recorded
+            kept.append(store.copy())
+            raise OSError("died")
+
+    store.save = saving  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(StoreFailed):
+        await Application(step, store=store).run({}, id="race")
+    assert starts == ["other", "a"]
+    starts.clear()
+    began = anyio.current_time()
+    result = await Application(step, store=kept[0]).run(id="race")
+    assert result.state["out"] == "a: ['a', 'b']"
+    assert starts == ["a"]
+    assert anyio.current_time() - began == 4, "all of it, its first step too"
+    (loser,) = result.outcomes("out")
+    assert isinstance(loser, Cancelled)
+    assert loser.winner == ChildName("winner", "")
+    assert first
+
+
+def crash_stream(on_break: Any, **manner: Any) -> int:
+    async def scenario(store: Store) -> Counter[str]:
+        step = race(
+            stream("a", [(1, "a"), (1, ValueError() if on_break == "restart" else "b")]),
+            Graph.chain(sleeper("sleeper", 0.5), stream("b", [(1.5, "b"), (1, "c")]), name="b"),
+            stream("c", [(3, "x")], cleanup=0.5),
+            into="out", take="text", until=first_item(on_break=on_break),
+        )  # fmt: skip
+        app = Application(Graph.chain(step, sleeper("last", 1)), store=store)
+        result = await app.run({}, id="race")
+        ledger = result.outcomes("out")
+        assert ledger.done == 1
+        return Counter({result.state["out"]: 1})
+
+    async def check(recovery: Recovery[Counter[str]]) -> None:
+        assert recovery.result == recovery.clean
+        children = await recovery.store.children(RunPath(run_id="race"), "out")
+        assert sum(child.applied is not None for child in children) == 1
+
+    return crash_everywhere(scenario, check, **manner)
+
+
+@pytest.mark.parametrize("on_break", ["fail", "restart"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("delay", [0, 0.25])
+def test_a_race_of_streams_keeps_its_recorded_winner(on_break: str, backend: Backend, delay: float):
+    assert crash_stream(on_break, backend=backend, delay=delay, limit=30) >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_break", ["fail", "restart"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("delay", [0, 0.25])
+@pytest.mark.parametrize("how", ["dies", "fails", "hangs"])
+def test_a_race_of_streams_keeps_it_wherever_the_store_goes_wrong(
+    on_break: str, backend: Backend, delay: float, how: Any
+):
+    assert crash_stream(on_break, backend=backend, delay=delay, how=how, times=2, seed=1) >= 8

@@ -94,7 +94,7 @@ from ._retry import Retry, RetryBudget
 from ._runtime import Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
-from ._until import All, First, Quorum, Until, all_, first, quorum
+from ._until import All, First, FirstItem, Quorum, Until, all_, first, first_item, quorum
 from ._version import __version__
 from .stores import MemoryStore
 
@@ -141,6 +141,7 @@ __all__ = [
     "Failed",
     "FanOut",
     "First",
+    "FirstItem",
     "FunctionAction",
     "GraceExceeded",
     "Graph",
@@ -227,6 +228,7 @@ __all__ = [
     "all_",
     "fan_out",
     "first",
+    "first_item",
     "quorum",
     "race",
     "replay",

@@ -20,7 +20,7 @@ from ._errors import NobodyAccepted, Rejected, TooFewChildren, brief, note
 from ._events import ChildName, Decision, Done, Failed, Outcome
 from ._run import Run
 from ._state import State, refuse_awaitable
-from ._until import All, Asked, First, Quorum, Until
+from ._until import All, Asked, First, FirstItem, Quorum, Until
 
 Contestant = Run | Done
 """A child that succeeded: in this execution, or in an earlier one."""
@@ -52,6 +52,10 @@ class Contest(ABC):
     @abstractmethod
     def recall(self, child: Done) -> None:
         """Hear of a child whose result counted in an earlier execution."""
+
+    def reopen(self) -> None:
+        """Hear that who was refused is tried again; what was accepted still counts."""
+        self._refused.clear()
 
     @abstractmethod
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
@@ -256,6 +260,75 @@ class _Asked(Contest):
         raise NotImplementedError
 
 
+@final
+class Streams(Contest):
+    """The first partial item decides; who has given it goes on to its end.
+
+    A child that ends well before anybody has given one decides by that.
+    """
+
+    def __init__(self, name: str, until: FirstItem, winner: ChildName | None = None) -> None:
+        """Begin; with ``winner``, an earlier execution has decided."""
+        super().__init__(name)
+        self._when = until.when
+        self.winner: ChildName | None = winner
+        self._leader: Run | None = None  # has given the first item; that is not saved yet
+        self._ended_first = False
+        self.is_broken = False
+        """Whether the winner has ended, and not well."""
+
+    def hear_item(self, run: Run, item: object) -> bool:
+        """Hear that a child has given an item; tell whether it is to be elected for that."""
+        if self.winner is not None or self._leader is not None:
+            return False
+        if self._when is not None:
+            answer = self._when(item)
+            refuse_awaitable(answer, f"when= of fan-out {self.name!r}")
+            if not answer:
+                return False
+        self._leader = run
+        return True
+
+    def elect(self) -> tuple[Run, Decision] | None:
+        """Decide for who has given the first item, unless it has ended, or somebody has before."""
+        leader, self._leader = self._leader, None
+        if leader is None or leader.status is not None or self.winner is not None:
+            return None
+        self.winner = _name(leader)
+        reason = f"{_called(leader)} gave the first item of fan-out {self.name!r}"
+        return leader, Decision(self.name, self.winner, (self.winner,), reason)
+
+    def admits(self, child: Run) -> bool:
+        if self.winner is None:
+            self.winner, self._ended_first = _name(child), True
+        if self.winner != _name(child):
+            return False
+        self.chosen = child
+        return True
+
+    def recall(self, child: Done) -> None:
+        """Nothing to do: it would have won, and the race be over."""
+
+    def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
+        return self._decision(child, (child,)) if self._ended_first else None
+
+    def lose(self, batch: Iterable[Run]) -> None:
+        """Hear of children that ended, maybe not well."""
+        for child in batch:
+            if child.status in ("failed", "cancelled") and self.winner == _name(child):
+                self.is_broken = True
+
+    def is_lost(self, possible: float) -> bool:
+        return self.is_broken or (self.winner is None and possible < 1)
+
+    def _why_lost(self, count: int) -> str:
+        if self.winner is None:
+            return f"fan-out {self.name!r}: none of its {_children(count)} gave an item"
+        act, key = self.winner
+        who = repr(act) if key == "" else f"key {key!r}"
+        return f"fan-out {self.name!r}: {who} gave the first item, and then broke off"
+
+
 def contest(name: str, until: Until) -> Contest | None:
     """Begin the contest that ``until`` makes of the step ``name``; None: all are awaited."""
     match until:
@@ -265,6 +338,8 @@ def contest(name: str, until: Until) -> Contest | None:
             return _Firsts(name, until)
         case Quorum():
             return _Poll(name, until)
+        case FirstItem():
+            return Streams(name, until)
         case _:
             return _Asked(name, until)
 

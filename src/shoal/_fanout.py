@@ -23,7 +23,7 @@ from ._ports import Store
 from ._rate import DEFAULT_IN_FLIGHT, Limits
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
-from ._until import ALL, All, Asked, First, Quorum, Until, check_until
+from ._until import ALL, All, Asked, First, FirstItem, Quorum, Race, Until, check_until, name_of
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
 Acts = Act | Sequence[Act] | Callable[[State], Act | Sequence[Act]]
@@ -228,7 +228,7 @@ def _only_key(_element: object) -> str:
 
 def shape_of(over: Over | None, key: object, until: Until, *, several: bool) -> Shape:
     """Say how results are arranged."""
-    if isinstance(until, Quorum) or (isinstance(until, First) and until.n == 1):
+    if isinstance(until, Race) and not (isinstance(until, First) and until.n > 1):
         return "one"
     if over is None:
         return "by act"
@@ -294,8 +294,9 @@ def check_wanted(who: str, until: Until, count: int) -> None:
         DefinitionError: It needs more than ``count``.
     """
     if isinstance(until, First | Quorum) and until.n > count:
-        what = "first" if isinstance(until, First) else "quorum"
-        msg = f"{who}: until={what}({until.n}) can't be reached by at most {count} children"
+        msg = (
+            f"{who}: until={name_of(until)}({until.n}) can't be reached by at most {count} children"
+        )
         raise DefinitionError(msg)
 
 
@@ -449,14 +450,15 @@ def fan_out(
             reduced: a frontier that discovers its own work. Elements whose key is known are dropped
             and counted, here and in ``over``.
         at_most: Children to start in all.
-        until: What ends it before all children have ended: ``first(n)``, ``quorum(n)``, or a plain
-            function ``(state, outcome) -> bool``, called after each outcome's update. The others
-            are then cancelled, and awaited to the end of their cleanup. By default ``all_()``.
+        until: What ends it before all children have ended: ``first(n)``, ``quorum(n)``,
+            ``first_item()``, or a plain function ``(state, outcome) -> bool``, called after each
+            outcome's update. The others are then cancelled, and awaited to the end of their
+            cleanup. By default ``all_()``.
         on_error: By default ``"fail"``: the first failure cancels the others, and the step raises
             an ``ExceptionGroup`` of all failures, in input order. With ``"collect"``, failures are
             data: for ``errors_into``, ``reduce`` and the result's ledger; with ``"ignore"`` for the
             ledger only. ``Tolerate(...)`` collects until there are too many, then fails. Not with
-            ``first`` and ``quorum``: there a failure only removes a contestant.
+            ``first``, ``quorum`` and ``first_item``: there a failure only removes a contestant.
         stagger: Seconds from the start of one child to the start of the next, which starts at once
             when a child fails or is refused. With ``math.inf`` one at a time: the next starts when
             the one before has ended. In a race also ``Hedge(...)``, which learns the delay. By
@@ -507,7 +509,9 @@ def fan_out(
     checks.declared(act, over, reads)
     until = ALL if until is None else until
     checks.until(until, on_error, errors_into)
-    is_race = isinstance(until, First | Quorum)
+    if isinstance(until, FirstItem) and grow is not None:
+        checks.refuse("until=first_item() decides before there are results that grow= could take")
+    is_race = isinstance(until, Race)
     if on_error is None:
         on_error = "ignore" if is_race else "fail"
     checks.results(into, errors_into, reduce, on_error)
@@ -645,9 +649,9 @@ class _Checks(NamedTuple):
 
     def until(self, until: object, on_error: object, errors_into: object) -> None:
         check_until(f"fan_out {self.name!r}", until)
-        if not isinstance(until, First | Quorum):
+        if not isinstance(until, Race):
             return
-        what = "first" if isinstance(until, First) else "quorum"
+        what = name_of(until)
         for parameter, value in (("on_error", on_error), ("errors_into", errors_into)):
             if value is not None:
                 self.refuse(

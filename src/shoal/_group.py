@@ -26,7 +26,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType
@@ -119,6 +119,7 @@ class Group:
         "_deadline",
         "_ended_by_hand",
         "_engaged",
+        "_errand",
         "_failure",
         "_feeding",
         "_entrance",
@@ -191,6 +192,7 @@ class Group:
         self._tasks: TaskGroup | None = None
         self._context: Context = copy_context()
         self._engaged = 0  # pullers there are
+        self._errand: Callable[[], Awaitable[None]] | None = None
         self._idle = 0  # of these, how many are about to take from the source
         self._tasks_of: list[CoroutineType[Any, Any, None]] = []  # some may have ended
         self._parked: deque[Waiter] = deque()
@@ -301,6 +303,10 @@ class Group:
         """Hand over what ends, until all has or ``apply`` ends it; False if something failed."""
         inbox, source = self.inbox, self._source
         while self._failure is None and not self._interrupted and not self._ended_by_hand:
+            if self._errand is not None:
+                errand, self._errand = self._errand, None
+                await errand()
+                continue
             if not inbox:
                 if self.in_flight == 0 and source.dry() and not self._waiting and not self._aside:
                     return True
@@ -400,9 +406,45 @@ class Group:
             and act in (None, puller.child.setting.act)
             and step in (None, puller.child.setting.step)
         ]
-        for puller in found:
-            puller.cut_off(reason)
+        self._cut_off_all(found, reason)
         return bool(found)
+
+    def _cut_off_all(
+        self, pullers: Sequence[_Puller], reason: str, winner: ChildName | None = None
+    ) -> None:
+        for puller in pullers:
+            puller.cut_off(reason, winner)
+        if pullers:
+            parts = [Part(self._parent, puller.task) for puller in pullers]
+            watchdog = self._parent.setting.services.watchdog
+            self._watched.append(watchdog.watch(lambda: parts))
+
+    def have_done(self, errand: Callable[[], Awaitable[None]]) -> None:
+        """Have ``errand`` done in the parent's task, before that takes any more outcomes."""
+        self._errand = errand
+        self._tell()
+
+    def spare(self, child: Run, reason: str, winner: ChildName) -> None:
+        """Cancel all children but this one, for ``reason``; it goes on."""
+        others = [
+            puller
+            for puller in self._pullers
+            if puller.child is not None
+            and puller.child is not child
+            and puller.child.status is None
+        ]
+        self._cut_off_all(others, reason, winner)
+
+    def living(self) -> Iterator[Run]:
+        """Go through the children that have begun and not ended."""
+        for puller in self._pullers:
+            if puller.child is not None and puller.child.status is None:
+                yield puller.child
+
+    @property
+    def unended(self) -> int:
+        """Children that have begun, and that the parent has not taken yet: they may wait aside."""
+        return self.in_flight + self._aside
 
     @property
     def parent(self) -> Run:
@@ -479,7 +521,8 @@ class Group:
     def _start_puller(self) -> None:
         puller = _Puller()
         self._pullers.add(puller)
-        puller.task = self._start(partial(self._pull, puller))
+        puller.handle = self._start(partial(self._pull, puller))
+        puller.task = self._tasks_of[-1]
 
     def _wake_all(self) -> None:
         while self._parked:
@@ -629,10 +672,10 @@ class Group:
                     waited = await self._live_child(child, puller)
                     if waited is None:
                         return
-                self._idle += 1  # about to take again
                 if puller.reason is not None:  # its child ended before it noticed
-                    self._start_puller()
+                    self._replace_cut_off()
                     return
+                self._idle += 1  # about to take again
                 if native_cancels():
                     await self._replace()
                     return
@@ -720,8 +763,8 @@ class Group:
 
     def _replace_cut_off(self) -> None:
         """Have a fresh puller take over from one that was cancelled alone."""
-        self._idle += 1
-        self._start_puller()
+        self._engaged -= 1
+        self._engage(1)
 
     def _cut_off(self, child: Run) -> None:
         """End a child that was truly cancelled, or interrupted."""
@@ -778,17 +821,13 @@ class Group:
             self._room = None
 
 
-def _same(task: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
-    """Give a task group what was made already, so that it can be looked into."""
-    return task
-
-
 @final
 class _Puller:
     """A task that lives children, one after the other."""
 
-    __slots__ = ("child", "reason", "task", "winner")
-    task: TaskHandle[None]
+    __slots__ = ("child", "handle", "reason", "task", "winner")
+    handle: TaskHandle[None]
+    task: CoroutineType[Any, Any, None]
 
     def __init__(self) -> None:
         """Live none yet."""
@@ -800,7 +839,12 @@ class _Puller:
         """Cancel the task, and with it the child; the first reason counts."""
         if self.reason is None:
             self.reason, self.winner = reason, winner
-            self.task.cancel()
+            self.handle.cancel()
+
+
+def _same(task: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+    """Give a task group what was made already, so that it can be looked into."""
+    return task
 
 
 def _wake(waiter: Waiter) -> None:

@@ -40,7 +40,7 @@ from ._state import (
     make_state,
     put_within,
 )
-from ._until import ALL, First, Quorum, Until
+from ._until import ALL, Race, Until
 
 Reduce = Callable[[State, Done | Failed], State]
 Grow = Callable[[State, Done | Failed], Iterable[Any]]
@@ -73,7 +73,7 @@ class Join:
     @property
     def is_race(self) -> bool:
         """Whether a failure only removes a contestant, and somebody has to win."""
-        return isinstance(self.until, First | Quorum)
+        return isinstance(self.until, Race)
 
     def collections(
         self, data: Mapping[str, object], *, first_visit: bool

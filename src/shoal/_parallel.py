@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast, final
+from typing import Any, Literal, cast, final
 
 from ._action import Act, Performer
 from ._breaker import Circuits
 from ._collections import StateMap
-from ._contest import Contest, contest
+from ._contest import Contest, Streams, contest
 from ._errors import (
     DefinitionError,
     DepthExceeded,
@@ -36,13 +37,13 @@ from ._errors import (
     did_you_mean,
     note,
 )
-from ._events import Decision, Done, Failed, Update
+from ._events import ChildName, Decision, Done, Failed, Outcome, Update
 from ._graph import Graph
 from ._group import Group
 from ._hedge import Experience
 from ._history import Playback
 from ._hooks import Hook, Hooks
-from ._ids import RunPath
+from ._ids import Key, RunPath
 from ._join import Draft, Join, Ledger, new_ledger
 from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate, check_timeout, is_number
 from ._ports import ChildRecord, NullStore, Services, Store, check_store
@@ -53,7 +54,7 @@ from ._schema import Schema
 from ._source import Elements, Kind
 from ._stagger import Staggered
 from ._state import NO_CHANGE, Change, Set, State, make_state
-from ._until import First, Quorum
+from ._until import FirstItem, Race
 
 logger = logging.getLogger("shoal")
 
@@ -127,6 +128,8 @@ class ParallelStep:
         self.decision: Decision | None = None
         self._contest: Contest | None = None
         self._staggered: Staggered | None = None
+        self._pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
+        self._out: set[ChildName] = set()  # of a race that is run again: who takes no part
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -138,6 +141,7 @@ class ParallelStep:
         self.source: Elements | None = None
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
+        self._ends_at = 0.0  # where there is a timeout
         self._unsaved: list[Run] = []  # a batch that could not be saved
         self._unfinished: list[Run] = []  # children that another attempt has to go on with
 
@@ -174,20 +178,33 @@ class ParallelStep:
             hooks=self._hooks,
             digests=self._digests,
             each=self.act.each,
+            on_item=self._hear_item if isinstance(self._contest, Streams) else None,
         )
         return Kind(setting, base)
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
-        act, former = self.act, self.source
-        if former is None:
+        former = self.source
+        if former is not None:
+            await self._live_round(former)
+        else:
+            self._contest = contest(self.act.name, self.join.until)
             await self._recall()
-            if self._begun is not None and self._begun.decision is not None:
-                self._keep_decided(self._begun.decision)
-                return act._finished(make_state(self.parent.data, self.join.permit))
+            if not self._is_settled():
+                await self._live_round(opens=True)
+        while self._breaks_off():
+            self._begin_again(self.ledger)
+            await self._live_round()
+        return self.act._finished(make_state(self.parent.data, self.join.permit))
+
+    async def _live_round(self, former: Elements | None = None, *, opens: bool = False) -> None:
+        """Run the children, all of them or, after a ``former`` source, what that has left."""
+        act, clock = self.act, self.parent.setting.services.clock
         source = self.source = act._source(self)
-        self._contest = contest(act.name, self.join.until)
+        source.pick = self._pick
         staggered = self._staggered = self._stagger(source)
+        if act.timeout is not None and (opens or former is not None):
+            self._ends_at = clock() + act.timeout
         group = self._group = Group(
             self.parent,
             source if staggered is None else staggered,
@@ -195,20 +212,21 @@ class ParallelStep:
             limit=act._room(source),
             owner=act.definition,
             name=act.name,
-            timeout=act.timeout,
+            timeout=None if act.timeout is None else self._ends_at - clock(),
             circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
         )
         try:
-            if former is None:
+            if opens:
                 await self._open()
-            else:
+            elif former is not None:
                 self._go_on(former)
             self._leave_out_done()
             if not self._is_lost(0):
                 await group.live(self._apply)
                 await self._record_unapplied(group)
             self._judge()
-            await self._clear_up()
+            if not self._breaks_off():
+                await self._clear_up()
         except BaseException as error:
             await self._wind_up(group, error)
             self.parent.keep(act.name, self)
@@ -221,7 +239,6 @@ class ParallelStep:
             # No cycle: an error's frames lead to the source.
             source.on_kept = None
         source.close()
-        return act._finished(make_state(self.parent.data, self.join.permit))
 
     def _go_on(self, former: Elements) -> None:
         """Go on where the attempt before has failed."""
@@ -232,6 +249,10 @@ class ParallelStep:
         skipped, name = self.ledger.skipped, self.act.name
         self.ledger = new_ledger(self.parent, name, self.parent.visit(name))
         self.ledger.done, self.ledger.skipped = done, skipped
+        if isinstance(self._contest, Streams):  # nobody leads: the race is run again
+            self._contest, self.decision = contest(name, self.join.until), None
+        elif self._contest is not None:
+            self._contest.reopen()
         for child in unfinished:
             child.reopen()
         self.source.resume(former, unfinished)
@@ -267,18 +288,68 @@ class ParallelStep:
             run, name, run.visit(name), self._store, folds=self.join.reduce is not None
         )
 
-    def _keep_decided(self, decision: Decision) -> None:
-        """Leave it at what an earlier execution has decided: nothing is started any more."""
+    # -- what was decided before ----------------------------------------------------------------
+
+    def _is_settled(self) -> bool:
+        """Tell whether an earlier execution has decided it, so that nothing is left to be done."""
+        decision = None if self._begun is None else self._begun.decision
+        if decision is None:
+            return False
+        until, winner, recorded = self.join.until, decision.winner, self.recorded
+        record = None if recorded is None else recorded.get(winner)
+        applied = recorded is not None and record is not None and recorded.is_applied(record)
+        if isinstance(until, FirstItem) and not applied:
+            if until.on_break == "restart" and record is not None and record.status == "failed":
+                self._begin_again([outcome for _, outcome in self._rest(decision)])
+                return False
+            # Only the winner runs again, from its start, unless all that lacks is its update.
+            self._contest = Streams(self.act.name, until, winner)
+            is_done = record is not None and record.status == "succeeded"
+            self._pick = lambda act, key: _only(winner, act, key, anew=not is_done)
+            self.decision = decision
+            return False
         self.decision = decision
         self._count_rest(decision)
+        return True
 
     def _count_rest(self, decision: Decision) -> None:
         """Count how those ended, by record, that don't come up any more: it is decided."""
+        for _, outcome in self._rest(decision):
+            self.ledger.add(outcome)
+
+    def _rest(self, decision: Decision) -> Iterator[tuple[ChildRecord, Outcome]]:
+        """Go through what is recorded of children that have not come up."""
         lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
         for record in () if self.recorded is None else self.recorded.rest():
             # Who has not ended was cancelled for that, or died with its process.
             ended = record if record.status is not None else replace(record, **lost)
-            self.ledger.add(outcome_of(ended, self.parent.path))
+            yield record, outcome_of(ended, self.parent.path)
+
+    def _breaks_off(self) -> bool:
+        """Tell whether the winner of a race among streams has failed, and it is to be run again."""
+        until = self.join.until
+        broken = isinstance(self._contest, Streams) and self._contest.is_broken
+        return broken and isinstance(until, FirstItem) and until.on_break == "restart"
+
+    def _begin_again(self, ended: Iterable[Outcome]) -> None:
+        """Prepare to run a race from its start, among those that have not failed."""
+        outcomes = list(ended)
+        if isinstance(self._contest, Streams) and self._contest.winner is not None:
+            self._out.add(self._contest.winner)
+        self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
+        begun = frozenset(_name_of(one) for one in outcomes) - self._out
+        self.ledger = new_ledger(self.parent, self.act.name, self.parent.visit(self.act.name))
+        for outcome in outcomes:
+            if _name_of(outcome) in self._out:
+                self.ledger.add(outcome)
+                if self.recorded is not None:
+                    self.recorded.drop(_name_of(outcome))
+        out = frozenset(self._out)
+        self._pick = lambda act, key: _without(out, begun, act, key)
+        self._contest, self.decision = contest(self.act.name, self.join.until), None
+        self._unfinished = []
+
+    # -- opening --------------------------------------------------------------------------------
 
     async def _open(self) -> None:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
@@ -338,13 +409,13 @@ class ParallelStep:
         except Exception:  # KeyboardInterrupt waits for the end of a commit
             self._unsaved = batch
             raise
-        self.decision = draft.decision
+        if draft.decision is not None:
+            self.decision = draft.decision
         self.source.admit(draft.admitted)
         left = self._group.under_way - len(batch)
-        if self._staggered is not None:
-            self._staggered.learn(batch)
-            if self.decision is None:
-                self._staggered.hear(batch, left)
+        if isinstance(self._contest, Streams):
+            self._contest.lose(batch)
+        self._tell_stagger(batch, left)
         reason = self._reason_to_stop(draft, left)
         fatal, is_open = set(map(id, draft.failures)), self._is_open
         for child in batch:
@@ -361,9 +432,9 @@ class ParallelStep:
 
     def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
         """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
-        if self.decision is not None:
-            self._group.winner = self.decision.winner
-            return self.decision.reason
+        if draft.decision is not None:
+            self._group.winner = draft.decision.winner
+            return draft.decision.reason
         if self._is_lost(left):
             return f"fan-out {self.act.name!r} can't be decided any more"
         if not draft.is_failing:
@@ -373,10 +444,46 @@ class ParallelStep:
         first = draft.failures[0]
         return f"key {first.key!r} of fan-out {self.act.name!r} failed: {brief(first.error)}"
 
+    def _tell_stagger(self, batch: Sequence[Run], left: int) -> None:
+        if self._staggered is None:
+            return
+        if not isinstance(self._contest, Streams):  # there it is the first item that counts
+            self._staggered.learn(batch)
+        if self.decision is None:
+            self._staggered.hear(batch, left)
+
+    def _hear_item(self, run: Run, item: object) -> None:
+        """Hear of a partial item. Called where a child gives it, so the parent has to decide."""
+        assert isinstance(self._contest, Streams)
+        if self._contest.hear_item(run, item):
+            self._group.have_done(self._elect)
+
+    async def _elect(self) -> None:
+        """Save that the first item has decided; then cancel the others."""
+        assert isinstance(self._contest, Streams)
+        elected = self._contest.elect()
+        if elected is None:
+            return
+        leader, decision = elected
+        await self.parent.commit((), self.parent.data, decision=decision)
+        self.decision = decision
+        if self._staggered is not None:
+            self._staggered.learn_first(leader, self._group.living())
+        assert self.source is not None
+        self.source.stop()
+        self._group.spare(leader, decision.reason, decision.winner)
+
+    @property
+    def _is_won(self) -> bool:
+        """Whether it was decided, and the winner's result is here."""
+        return self.decision is not None and (
+            not isinstance(self._contest, Streams) or self._contest.chosen is not None
+        )
+
     @property
     def _is_open(self) -> bool:
-        """Whether it is a race, and undecided: nobody knows yet if its failures will be raised."""
-        return self.decision is None and self.join.is_race
+        """Whether it is a race that may be lost: nobody knows yet if its failures are raised."""
+        return self.join.is_race and not self._is_won
 
     def _is_lost(self, in_flight: int) -> bool:
         """Tell whether nobody can win any more, with ``in_flight`` children that may."""
@@ -395,7 +502,7 @@ class ParallelStep:
         self._unsaved = []
         if not late:
             return
-        if self._staggered is not None:
+        if self._staggered is not None and not isinstance(self._contest, Streams):
             self._staggered.learn(late)
         is_open = self._is_open
         for child in late:
@@ -450,8 +557,10 @@ class ParallelStep:
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
         self.ledger.settle()
-        if self.decision is not None:
+        if self._is_won:
             self.ledger.let_go()
+            return
+        if self._breaks_off():
             return
         if self._contest is not None:
             defeat = self._contest.defeat(self.ledger, self.ledger.total)
@@ -476,6 +585,25 @@ def _keep(ledger: Ledger, contest: Contest | None, parent: RunPath, record: Chil
     ledger.add(outcome)
     if contest is not None and isinstance(outcome, Done):
         contest.recall(outcome)
+
+
+def _only(winner: ChildName, act: str, key: Key, *, anew: bool) -> Literal["leave", "anew"] | None:
+    """Leave out all children but the winner."""
+    if (act, key) != winner:
+        return "leave"
+    return "anew" if anew else None
+
+
+def _without(
+    out: AbstractSet[ChildName], begun: AbstractSet[ChildName], act: str, key: Key
+) -> Literal["leave", "anew"] | None:
+    """Leave out the children that are out; those that have begun run anew."""
+    child = ChildName(act, key)
+    return "leave" if child in out else "anew" if child in begun else None
+
+
+def _name_of(outcome: Outcome) -> ChildName:
+    return ChildName(outcome.act, outcome.key)
 
 
 # -- what steps have in common ---------------------------------------------------------------------
@@ -520,7 +648,7 @@ def check_stagger(who: str, stagger: object, until: object) -> None:
         DefinitionError: Naming ``who`` was given it.
     """
     if isinstance(stagger, Hedge):
-        if not isinstance(until, First | Quorum):
+        if not isinstance(until, Race):
             msg = (
                 f"{who}: stagger=Hedge(...) starts more children than are needed, and here all "
                 f"are: give until=first(), or, to hedge each child, run over the elements a race "

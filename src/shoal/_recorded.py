@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, final
 
 from ._errors import BadUse, InputChanged
-from ._events import Cancelled, Done, Failed, Outcome, Skipped
+from ._events import Cancelled, ChildName, Done, Failed, Outcome, Skipped
 from ._history import play
 from ._ids import Key, RunPath
 from ._ports import ChildRecord, NullStore, Store
@@ -87,6 +87,14 @@ class Recorded:
         self.last_position: int = max((one.position for one in records.values()), default=-1)
         self.started: int = sum(one.status != "skipped" for one in records.values())
         """How many of them have been started."""
+
+    def get(self, child: ChildName) -> ChildRecord | None:
+        """Return what is recorded of a child that has not come up yet."""
+        return self._left.get(child)
+
+    def drop(self, child: ChildName) -> None:
+        """Have it that a child has come up."""
+        self._left.pop(child, None)
 
     @property
     def left(self) -> int:

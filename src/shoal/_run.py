@@ -369,6 +369,11 @@ class Run:
         return 1 if self._trials is None else 1 + self._trials.further
 
     @property
+    def age(self) -> float:
+        """Seconds since its start."""
+        return self.setting.services.clock() - self._started_at
+
+    @property
     def digest(self) -> str:
         """A hash of what a child works on; see ``SavedRun``."""
         if self._digest is None:

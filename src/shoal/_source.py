@@ -38,6 +38,7 @@ from anyio.lowlevel import checkpoint
 
 from ._cancel import ki_unprotected
 from ._errors import BadKey, BadResult, brief, kind_of
+from ._events import ChildName
 from ._ids import Key
 from ._ports import ChildRecord
 from ._recorded import Fate, Recorded
@@ -124,8 +125,10 @@ class Elements:
         "_waiting",
         "_width",
         "dropped",
+        "_stopped",
         "kinds",
         "on_kept",
+        "pick",
         "who",
     )
 
@@ -178,6 +181,9 @@ class Elements:
         self._pulled_before = 0  # elements without keys, by that source
         self._reserved_before = 0  # positions before that which grow has given
         self._started = 0
+        self._stopped = False
+        self.pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
+        """Says of a child, by act and key, whether it is left out or runs anew; None: neither."""
         self._sized = None if grows else elements
         self._beyond = 0
         self.on_kept: Callable[[ChildRecord], None] | None = None
@@ -305,6 +311,9 @@ class Elements:
         self, key: Key, position: int, element: object, kind: Kind
     ) -> Run | Literal["dropped"]:
         child = self._run(key, position, element, kind)
+        picked = None if self.pick is None else self.pick(kind.setting.act, key)
+        if picked is not None:
+            return self._go_by(picked, child)
         if self._recorded is not None:
             fate, record = self._recorded.judge(child)
             if record is not None:
@@ -316,6 +325,17 @@ class Elements:
             return "dropped"
         else:
             self._started += 1
+        return child
+
+    def _go_by(self, picked: Literal["leave", "anew"], child: Run) -> Run | Literal["dropped"]:
+        """Make of a child what ``pick`` says."""
+        if picked == "leave":
+            return "dropped"
+        if self._recorded is None:
+            self._started += 1
+        else:
+            self._recorded.drop(ChildName(child.setting.act, child.key))
+        child.is_afresh = True
         return child
 
     def _run(self, key: Key, position: int, element: object, kind: Kind) -> Run:
@@ -519,6 +539,8 @@ class Elements:
                     element = await anext(source)
                 except StopAsyncIteration:
                     break
+                if self._stopped:
+                    break
                 if self._pulled_before:
                     self._pulled_before -= 1
                     continue
@@ -536,6 +558,12 @@ class Elements:
         finally:
             self._ended = True
         await _close(source)
+
+    def stop(self) -> None:
+        """Make no more children."""
+        self._stopped = self._ended = True
+        self._waiting.clear()
+        self.close()
 
     def close(self) -> None:
         """Close a generator that was not exhausted."""

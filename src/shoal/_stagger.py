@@ -116,6 +116,15 @@ class Staggered:
             if child.status == "succeeded" or (lost and child.elapsed > self._learned.delay):
                 self._learned.learn(child.elapsed)
 
+    def learn_first(self, leader: Run, others: Iterable[Run]) -> None:
+        """Learn how long it took until the first item, where that decides; see ``learn``."""
+        if self._learned is not None:
+            delay = self._learned.delay
+            self._learned.learn(leader.age)
+            for other in others:
+                if other is not leader and other.age > delay:
+                    self._learned.learn(other.age)
+
     def close(self) -> None:
         """Give back what wasn't used."""
         if self._learned is not None:

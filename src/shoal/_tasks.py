@@ -32,7 +32,7 @@ from ._parallel import Parallel, ParallelStep, check_policies, check_reads, chec
 from ._policy import OnError
 from ._source import Elements, Entry, is_key
 from ._state import Change, Permit, State, change_between, refuse_awaitable
-from ._until import ALL, First, Quorum, Until, check_until
+from ._until import ALL, Race, Until, check_until
 
 T = TypeVar("T")
 
@@ -152,7 +152,7 @@ class ParallelAction(Parallel):
         )
         check_until(who, cls.until)
         check_stagger(who, cls.stagger, cls.until)
-        if isinstance(cls.until, First | Quorum) and _says(cls, "on_error"):
+        if isinstance(cls.until, Race) and _says(cls, "on_error"):
             msg = (
                 f"{who}: with such an until a failure only removes a contestant, so on_error can't "
                 f"be given; result.outcomes(name) tells who failed"
@@ -206,7 +206,7 @@ class ParallelAction(Parallel):
         return Permit(self.name, frozenset(self.reads) | writes, writes)
 
     def _join(self) -> Join:
-        is_race = isinstance(self.until, First | Quorum)
+        is_race = isinstance(self.until, Race)
         return Join(
             name=self.name,
             permit=self._permit,

@@ -56,9 +56,28 @@ class Quorum:
         _check_function("quorum(by=...)", self.by)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class FirstItem:
+    """The first partial item decides; made by ``first_item``."""
+
+    when: Callable[[Any], object] | None = None
+    on_break: OnBreak = "fail"
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be judged."""
+        _check_function("first_item(when=...)", self.when)
+        if self.on_break not in ("fail", "restart"):
+            msg = f"first_item(on_break=...) is 'fail' or 'restart', not {brief(self.on_break)}"
+            raise DefinitionError(msg)
+
+
 Asked = Callable[[State, Outcome], bool]
-Until = All | First | Quorum | Asked
-"""What ends a fan-out: ``all_()``, ``first(...)``, ``quorum(...)``, or a function."""
+Until = All | First | Quorum | FirstItem | Asked
+"""What ends a fan-out: ``all_()``, ``first(...)``, ``quorum(...)``, ``first_item(...)``, or a
+function."""
+Race = First | Quorum | FirstItem
+"""What somebody has to win; a failure only removes a contestant."""
 
 
 def all_() -> All:
@@ -122,25 +141,70 @@ def quorum(n: int, *, by: Callable[[Any], object] | None = None) -> Quorum:
     return Quorum(n, by)
 
 
+def first_item(
+    *, when: Callable[[Any], object] | None = None, on_break: OnBreak = "fail"
+) -> FirstItem:
+    """Let the first partial item of a streaming action decide a race.
+
+    Whoever gives it has won: that is saved, the others are cancelled, and it streams on to its end.
+    What it returns is then applied; ``into`` holds it as it is. Items of several are never mixed:
+    those that others have given by then are theirs, as each event says. A child that ends well
+    without an item has won by that. Children that fail before only leave the contest; if nobody is
+    left the step raises ``NobodyAccepted``. After a crash only the winner runs again, from its
+    start.
+
+    Args:
+        when: A plain function of an item: whether it counts. Without it, every item does. What it
+            raises fails the child.
+        on_break: What happens if the winner fails afterwards. ``"fail"``: the step raises
+            ``NobodyAccepted``. ``"restart"``: the race is run again from its start, among those
+            that have not failed.
+
+    Raises:
+        DefinitionError: ``when`` is no plain function, or ``on_break`` neither of the two.
+
+    Examples:
+        >>> import anyio
+        >>> @action(writes=["story"])
+        ... async def tell(model: str, seconds: float):
+        ...     await anyio.sleep(seconds)
+        ...     yield "Once"
+        ...     await anyio.sleep(0.01)
+        ...     yield "upon a time"
+        ...     yield Result(f"a story by {model}")
+        >>> slow = tell.bind(name="slow", model="large-7", seconds=3600.0)
+        >>> quick = tell.bind(name="quick", model="small-1", seconds=0.0)
+        >>> story = race(slow, quick, into="story", until=first_item())
+        >>> Application(story).run_sync().state["story"]
+        'a story by small-1'
+    """
+    return FirstItem(when, on_break)
+
+
 def check_until(who: str, until: object) -> None:
     """Refuse what is no condition of an end.
 
     Raises:
         DefinitionError: Naming ``who`` was given it.
     """
-    if isinstance(until, All | First | Quorum):
+    if isinstance(until, All | First | Quorum | FirstItem):
         return
-    if any(until is makes for makes in (all_, first, quorum)):
+    if any(until is makes for makes in (all_, first, quorum, first_item)):
         name = getattr(until, "__name__", "")
         msg = f"{who}: until= takes what {name}(...) returns; call it: until={name}()"
         raise DefinitionError(msg)
     if not callable(until):
         msg = (
-            f"{who}: until= takes all_(), first(n), quorum(n) or a function (state, outcome) -> "
-            f"bool, not {brief(until)}"
+            f"{who}: until= takes all_(), first(n), quorum(n), first_item() or a function "
+            f"(state, outcome) -> bool, not {brief(until)}"
         )
         raise DefinitionError(msg)
     require_plain(until, f"{who}: until=")
+
+
+def name_of(until: Race) -> str:
+    """Say which one it is, in a message."""
+    return {First: "first", Quorum: "quorum", FirstItem: "first_item"}[type(until)]
 
 
 def _check_count(what: str, n: object) -> None:
