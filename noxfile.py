@@ -35,9 +35,14 @@ def install(session: nox.Session, *groups: str, extras: str = "") -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, but for the slow ones, on the oldest and the newest Python."""
+    """Run the tests, but for the slow ones, on the oldest and the newest Python.
+
+    What tries every place runs on the oldest alone.
+    """
     install(session, "test", extras="[examples]")
     spread = [] if session.posargs else ["-n", "auto", "--dist", "worksteal"]  # over the cores
+    if not session.posargs and session.python != PYTHONS[0]:
+        spread += ["-m", "not slow and not sweep"]
     session.run("pytest", *spread, *session.posargs)
 
 

@@ -20,6 +20,26 @@ VIRTUAL = ("asyncio", "trio")
 REAL = ("asyncio-real", "uvloop", "trio-real") + (("eager",) if sys.version_info >= (3, 12) else ())
 
 
+SWEEPS = frozenset(
+    (  # modules that try every place, or many random cases: the longest by far
+        "test_cancellation",
+        "test_everywhere",
+        "test_fuzz",
+        "test_fuzz_graphs",
+        "test_fuzz_races",
+        "test_fuzz_resume",
+        "test_race_resume",
+        "test_resume",
+    )
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SWEEPS:
+            item.add_marker("sweep")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     fixtures = metafunc._arg2fixturedefs.get("anyio_backend", ())  # pytest has no public way to ask
     if fixtures and fixtures[-1].func.__name__ == "anyio_backend_of":  # a module may have its own
