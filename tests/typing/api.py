@@ -41,6 +41,7 @@ from shoal import (
     Context,
     Done,
     Drop,
+    Each,
     ErrorInfo,
     Event,
     Extend,
@@ -65,6 +66,8 @@ from shoal import (
     Put,
     PutWithin,
     Result,
+    Retry,
+    RetryBudget,
     RunEnded,
     RunPath,
     RunResult,
@@ -78,6 +81,7 @@ from shoal import (
     StateUpdated,
     StepEnded,
     StepStarted,
+    StepTimeout,
     Task,
     Tolerate,
     Update,
@@ -311,6 +315,54 @@ fan_out(
     fetch, over="urls", reduce=lambda state, outcome: state.put("by", outcome.key, 1), writes=["by"]
 )
 fan_out(fetch, over="urls", reduce=add_done, writes=["n"], on_error="collect")  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+# -- attempts and timeouts ------------------------------------------------------------------------
+
+
+def is_passing(error: Exception) -> bool:
+    return "429" in str(error)
+
+
+budget = RetryBudget(share=0.1, floor=2, window=30)
+assert_type(Retry(3, on=ConnectionError).attempts, int)
+assert_type(Retry(on=(ConnectionError, TimeoutError), budget=budget).budget, RetryBudget | None)
+Retry(5, on=is_passing, total=60, initial=0.5, factor=3, cap=20, jitter=1)
+Retry(on=lambda error: isinstance(error, OSError))
+Retry(3)  # pyright: ignore[reportCallIssue]
+Retry(3, ConnectionError)  # pyright: ignore[reportCallIssue]
+Retry(3, on=KeyboardInterrupt)  # a class is a function of an error, too; refused when made
+Retry(3, on="ConnectionError")  # pyright: ignore[reportArgumentType]
+Retry(3, on=OSError, budget=0.1)  # pyright: ignore[reportArgumentType]
+assert_type(Each(timeout=20).retry, Retry | None)
+Each(20)  # pyright: ignore[reportCallIssue]
+each = Each(timeout=20, retry=Retry(3, on=StepTimeout))
+fan_out(fetch, over="urls", into="pages", each=each, timeout=60)
+fan_out(fetch, over="urls", into="pages", each=Retry(on=OSError))  # pyright: ignore[reportArgumentType]
+fan_out(fetch, over="urls", into="pages", timeout="1 h")  # pyright: ignore[reportArgumentType]
+
+
+@action(reads=["url"], writes=["page"], timeout=5, retry=Retry(3, on=OSError), abandon=True)
+def download(url: str, context: Context) -> str:
+    assert_type(context.attempt, int)
+    assert_type(context.deadline, float)
+    return url
+
+
+assert_type(download.timeout, float | None)
+assert_type(download.retry, Retry | None)
+action(timeout="5")  # pyright: ignore[reportArgumentType]
+action(retry=3)  # pyright: ignore[reportArgumentType]
+
+
+async def patience() -> None:
+    async with Runtime(grace=2.5, seed=7):
+        pass
+    Runtime(grace=None)  # pyright: ignore[reportArgumentType]
+    try:
+        await Application(download).run({"url": "x"})
+    except StepTimeout as error:
+        caught: TimeoutError = error
 
 
 # -- applications and results -------------------------------------------------------------------
