@@ -608,6 +608,7 @@ class Group:
         never = [*self._ready, *self._waiting]
         for child in never:
             child.cancel(self.reason, self.winner)
+            child.never_started = True
             if self._circuits is not None:
                 self._tell_circuit(self._circuits, child)
             self._entrance.give_up(child, self._waiting.get(child) or child.seat)

@@ -36,7 +36,7 @@ from ._cancel import (
     ki_unprotected,
 )
 from ._digest import combined, digest
-from ._errors import HookFailed, NotData, RetryLater, RunConflict, TooManySteps, brief, note
+from ._errors import HookFailed, NotData, RunConflict, TooManySteps, brief, note
 from ._events import (
     AttemptEnded,
     Cancelled,
@@ -270,6 +270,7 @@ class Run:
         "is_kept",
         "key",
         "position",
+        "never_started",
         "reason",
         "record",
         "rewound",
@@ -331,6 +332,7 @@ class Run:
         self._playback: Playback | None = None  # of the step that was under way
         self.stake: Stake | None = None  # what it holds in flight, where that is more than a place
         self.seat: Seat | None = None  # of its first attempt, taken when it was let in
+        self.never_started = False  # whether it ended while it waited to start
         self._undone: Callable[[int], bool] | None = None
 
     # -- what it is -----------------------------------------------------------------------------
@@ -364,7 +366,7 @@ class Run:
     @property
     def attempts(self) -> int:
         """Tries of the step that it ended in; 0 where there was nothing to be done."""
-        if self.status is None:
+        if self.status is None or self.never_started:
             return 0
         return 1 if self._trials is None else 1 + self._trials.further
 
@@ -787,17 +789,22 @@ class Run:
             stake.is_due = True
         return stake
 
-    async def wait_for_later(self, later: RetryLater, seat: Seat | None) -> None:
+    def pause(self, seconds: float, seat: Seat | None) -> bool:
+        """Let nothing more start for a while with the keys of an attempt, before it ends.
+
+        Returns whether its limits have any.
+        """
+        return self.setting.services.admission.pause(seat, self.lodger.stake, seconds)
+
+    async def wait_for_later(self, seconds: float, *, is_paused: bool) -> None:
         """Hold nothing until an action that asked for it may be tried again.
 
-        Its keys are paused, so that the next attempt has to wait for them, as others have to;
-        where none of its limits has any, it is only itself that waits.
+        If its keys are paused, the next attempt has to wait for them, as others have to.
         """
-        admission = self.setting.services.admission
-        if admission.pause(seat, self.lodger.stake, later.after):
+        if is_paused:
             self._step_aside()
         else:
-            await self.wait(later.after)
+            await self.wait(seconds)
 
     async def come_back(self) -> None:
         """Take its place in flight again after ``wait``, unless that is an action's to do."""

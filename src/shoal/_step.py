@@ -48,7 +48,11 @@ class Caller(Tried, Emitter, Protocol):
         """Publish that it waits for a limit."""
         ...
 
-    async def wait_for_later(self, later: RetryLater, seat: Seat | None) -> None:
+    def pause(self, seconds: float, seat: Seat | None) -> bool:
+        """Let nothing more start for a while with the keys of an attempt, if it has any."""
+        ...
+
+    async def wait_for_later(self, seconds: float, *, is_paused: bool) -> None:
         """Hold nothing until an action that asked for it may be tried again."""
         ...
 
@@ -112,18 +116,18 @@ async def _call_seated(  # noqa: PLR0917 # once for each attempt
         later: What it has asked for already.
     """
     asked = 0
-    seat: Seat | None = None
+    paused: list[bool] = [] if later is None else [run.pause(later.after, None)]
     while True:
         if later is not None:
             asked += 1
             await run.settle()
-            await run.wait_for_later(later, seat)
+            await run.wait_for_later(later.after, is_paused=paused.pop())
             later = None
         seat = run.take_seat(action)
         try:
-            return await _attempt(action, data, inputs, services, run, seat, on_admitted)
+            return await _attempt(action, data, inputs, services, run, seat, on_admitted, paused)
         except RetryLater as error:
-            if asked + 1 >= LATER or run.is_doomed or cancelled():
+            if asked + 1 >= LATER or not paused or run.is_doomed or cancelled():
                 note(error, f"shoal: asked for it {asked + 1} times in a row")
                 raise
             later = error
@@ -139,8 +143,13 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
     run: Caller,
     seat: Seat | None,
     on_admitted: Callable[[], None] | None,
+    paused: list[bool],
 ) -> Change:
-    """Make one attempt, in its slots, its thread and its time."""
+    """Make one attempt, in its slots, its thread and its time.
+
+    If it asks to be tried later, its keys are paused before it gives back its slots, and ``paused``
+    says whether it has any.
+    """
     thread: Thread | None = None
     failure: BaseException | None = None
     try:
@@ -164,6 +173,8 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
         return await within(action.timeout, attempt, run, services, what=what)
     except BaseException as error:
         failure = error
+        if isinstance(error, RetryLater):
+            paused.append(run.pause(error.after, seat))
         raise
     finally:
         leave = None if seat is None else seat.leave
