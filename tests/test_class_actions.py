@@ -327,7 +327,6 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
     ({"version": 2}, "class Wrong: version is a string, not 2"),
     ({"run_in": "process"}, "action 'Wrong': run_in is 'thread' or 'loop', not 'process'"),
     ({"limits": 5}, r"action 'Wrong': limits= takes Limits\(n\), not 5"),
-    ({"run": generates}, "action 'Wrong' is a generator function"),
     ({"run": yields}, "action 'Wrong' is a generator function"),
     ({"run": variadic}, r"action 'Wrong': parameter \*more.* can't be bound by name"),
     ({"run": writes_parameter, "writes": ["out"]}, "parameter 'out' is a field that it writes"),

@@ -476,7 +476,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"on_error": "ignored"},
         "'x'.*on_error= is .*'fail', 'collect', 'ignore'.*not 'ignored'",
     ),
-    "on_error, none": ({"on_error": None}, "'x'.*on_error="),
     "limits": ({"limits": 5}, r"'x'.*limits= takes Limits\(n\), not 5"),
     "reads": ({"reads": "items"}, r"reads='items' is one string.*reads=\['items'\]"),
     "writes": ({"writes": "items"}, r"writes='items' is one string.*writes=\['items'\]"),

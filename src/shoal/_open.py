@@ -198,6 +198,7 @@ class OpenRun(Generic[S]):
             raise BadUse(msg)
         await checkpoint_if_cancelled()  # in a cancelled scope no action starts
         runtime = await self._runtime.__aenter__()
+        runtime.check_open()
         try:
             waiter = runtime.services.waiter
             self._stream = Stream(self._path, waiter, self._buffer)
