@@ -22,6 +22,7 @@ from shoal import (
     Cancelled,
     ChildEnded,
     ChildName,
+    ChildStarted,
     Decision,
     Done,
     Failed,
@@ -30,6 +31,7 @@ from shoal import (
     FunctionAction,
     Graph,
     Hedge,
+    Hook,
     Limits,
     Outcome,
     Quorum,
@@ -44,7 +46,7 @@ from shoal import (
     quorum,
     race,
 )
-from tests.test_cancellation import Watched, seen_runs
+from tests.test_cancellation import RUNS, Watched, seen_runs
 from tests.test_fuzz import MOMENTS, Backend, fuzz, live
 
 __all__ = ["seen_runs"]  # a fixture
@@ -55,6 +57,29 @@ HEDGE = Hedge(initial=0.25, budget=0.5)
 
 def size(state: State) -> int:
     return len(state) % 3
+
+
+class ByHand(Hook):
+    """Cancels some of the children that live when others start or end."""
+
+    def __init__(self, seed: float) -> None:
+        self.random = Random(seed)
+
+    def on_child_started(self, event: ChildStarted) -> None:
+        self.cancel(event)
+
+    def on_child_ended(self, event: ChildEnded) -> None:
+        self.cancel(event)
+
+    def cancel(self, event: ChildStarted | ChildEnded) -> None:
+        run = RUNS.get(event.path.root.id)
+        if run is None or self.random.random() < 0.7:
+            return
+        groups: list[Any] = list(run.setting.execution.groups)
+        if not groups:
+            return
+        groups.sort(key=lambda group: (group.parent.path.depth, group.parent.path.id))
+        self.random.choice(groups).cancel_child(self.random.choice(["", 0, 1, "11"]), "by hand")
 
 
 @dataclass
@@ -72,6 +97,8 @@ class Program:
         self.graph = Graph.chain(self.level(self.random.randrange(3)))
         self.given: dict[str, Any] = {"item": 1}
         self.settings = dict[str, Any]()
+        if self.random.random() < 0.3:
+            self.settings["hooks"] = [ByHand(self.random.random())]
 
     def name(self, prefix: str) -> str:
         self.names += 1
@@ -212,8 +239,8 @@ def check_step(until: Until, decision: Decision | None, events: Sequence[Any]) -
         if isinstance(event, ChildEnded) and isinstance(event.outcome, Cancelled):
             winner = event.outcome.winner
             assert winner in (None, decision.winner)
-            if winner is None:  # from outside, while the decision was saved
-                assert event.outcome.reason == "the fan-out was cancelled"
+            if winner is None:  # from outside, maybe while the decision was saved
+                assert event.outcome.reason in ("the fan-out was cancelled", "by hand")
             else:
                 assert at > decided_at, "who has won is known first"
                 assert event.outcome.reason == decision.reason

@@ -43,9 +43,9 @@ class Live:
         self.now = self.peak = 0
         live_child = Group._live_child  # pyright: ignore[reportPrivateUsage]
 
-        async def watched(group: Group, child: Any) -> bool | None:
+        async def watched(group: Group, child: Any, puller: Any) -> bool | None:
             with self._counted():
-                return await live_child(group, child)
+                return await live_child(group, child, puller)
 
         monkeypatch.setattr(Group, "_live_child", watched)
 

@@ -54,7 +54,6 @@ class Saved:
     attempts: int = 1
     elapsed: float = 0.5
     last_update: Update | None = None
-    winner: None = None
 
     @property
     def outcome(self) -> Outcome:

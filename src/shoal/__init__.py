@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from ._action import Act, Action, FunctionAction, Input, Result, action
 from ._application import Application
+from ._breaker import Breaker, BreakerStatistics, Circuits
 from ._children import ChildGroup
 from ._collections import PositionedList, StateList, StateMap
 from ._condition import Condition, when
@@ -106,6 +107,8 @@ __all__ = [
     "BadUse",
     "Batch",
     "Beginning",
+    "Breaker",
+    "BreakerStatistics",
     "Cancelled",
     "ChildEnded",
     "ChildGroup",
@@ -113,6 +116,7 @@ __all__ = [
     "ChildRecord",
     "ChildRerun",
     "ChildStarted",
+    "Circuits",
     "CommitInDoubt",
     "Completed",
     "Condition",

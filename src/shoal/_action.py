@@ -30,6 +30,7 @@ from typing import (
 )
 
 from ._errors import DefinitionError, did_you_mean
+from ._functions import is_async, is_kind, is_streaming
 from ._policy import Limits, check_timeout
 from ._retry import Retry
 from ._schema import Schema
@@ -607,7 +608,7 @@ def _make_action(
     if limits is not None and not isinstance(limits, Limits):
         msg = f"action {name!r}: limits= takes Limits(n), not {limits!r}"
         raise DefinitionError(msg)
-    if _is_kind(function, inspect.isgeneratorfunction):
+    if is_kind(function, inspect.isgeneratorfunction):
         msg = (
             f"action {name!r} is a generator function; to stream partial items, make it an async "
             f"one, with async def, that yields Result(value) last; else return the value"
@@ -696,39 +697,3 @@ def bind_instance(act: Act, name: str, bound: Mapping[str, object]) -> None:
     """Give an instance of a user's class its name and what is bound to it."""
     for attribute, value in (("name", name), ("_bound", bound)):
         object.__setattr__(act, attribute, value)  # past a frozen dataclass, into its slot if any
-
-
-def is_async(function: Callable[..., object]) -> bool:
-    """Tell whether what ``function`` returns is to be awaited."""
-    return _is_kind(function, inspect.iscoroutinefunction)
-
-
-def is_streaming(function: Callable[..., object]) -> bool:
-    """Tell whether ``function`` is an async generator function."""
-    return _is_kind(function, inspect.isasyncgenfunction)
-
-
-def _is_kind(function: Callable[..., object], is_one: Callable[[object], bool]) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return is_one(function) or is_one(
-        getattr(function, "__call__", None)  # noqa: B004 # a callable object's own method
-    )
-
-
-def require_plain(function: object, what: str) -> None:
-    """Refuse a coroutine function where shoal calls a plain one on the event loop.
-
-    Raises:
-        DefinitionError: Naming ``what`` it was given as.
-    """
-    if not callable(function):
-        msg = f"{what} takes a function, not {function!r}"
-        raise DefinitionError(msg)
-    if is_async(function) or is_streaming(function):
-        msg = (
-            f"{what} takes a plain function, called on the event loop, which it must not hold up; "
-            f"{getattr(function, '__name__', function)!r} is a coroutine function. "
-            f"Put what must be awaited into an action"
-        )
-        raise DefinitionError(msg)

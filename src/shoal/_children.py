@@ -24,16 +24,17 @@ from typing import Any, NoReturn, Self, cast, final
 
 import anyio
 
-from ._action import Act, FunctionAction, require_plain
+from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
 from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
 from ._events import Failed, Outcome
+from ._functions import require_plain
 from ._graph import as_graph
 from ._group import Dropped, Feed, Group
 from ._hooks import Hook
 from ._ids import Key
 from ._join import Ledger, new_ledger, only_write_reader
-from ._parallel import check_depth, child_setting, children_of, narrowed
+from ._parallel import check_depth, child_setting, children_of, circuits_of, narrowed
 from ._policy import Each, Inherit, Limits
 from ._ports import Hosted, Seat, Store
 from ._recorded import Recorded, recorded_children
@@ -134,7 +135,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if self._timeout is not None:
             self._deadline = min(self._deadline, services.clock() + self._timeout)
         self._group = Group(
-            self._run, self._source, self._limit, name=self.name, timeout=self._timeout
+            self._run,
+            self._source,
+            self._limit,
+            name=self.name,
+            timeout=self._timeout,
+            circuits=circuits_of(services, self._action.definition, self._each, self.name),
         )
         self._hosted = services.host(self._live, self._group.cancel)
         if self._seat is not None:
@@ -242,7 +248,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             outcome = child.outcome
             self._ledger.count(child)  # the outcome itself is the action's
             child.let_go()
-            self._delivered += child.began
+            self._delivered += child.began or child.status is None  # passed over
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
         self._tell()
@@ -330,6 +336,27 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if self._group is not None and not self._over:
             self._group.cancel(reason)
             self._tell()
+
+    def cancel_child(
+        self, key: Key, reason: str = "the action cancelled it", *, act: str | None = None
+    ) -> bool:
+        """Cancel one child, for ``reason``; its siblings don't notice. Its outcome still comes.
+
+        Args:
+            key: Its key, or its position if it was given none.
+            reason: Why.
+            act: Of several children with that key, the one that executes the act of this name.
+
+        Returns whether there was one that had not ended. What ``start_each`` has not pulled yet is
+        not known.
+        """
+        if self._group is None or self._over:
+            return False
+        unbegun = self._source.drop(key, act)
+        for child in unbegun:
+            child.cancel(reason)
+        self._deliver(unbegun)
+        return self._group.cancel_child(key, reason, act) or bool(unbegun)
 
     def _kind(
         self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
@@ -483,6 +510,17 @@ class _Started:
     def is_exhausted(self) -> bool:
         """Whether there is nothing left of what was started."""
         return not self._single and all(each.dry() for each in self._each)
+
+    def drop(self, key: Key, act: str | None) -> list[Run]:
+        """Make children, which never begin, of what was started with that key."""
+        entries, dropped = list(self._single), list[Run]()
+        self._single.clear()
+        for entry in entries:
+            if entry.key == key and act in (None, entry.kind.setting.act):
+                dropped.append(_child(entry))
+            else:
+                self._single.append(entry)
+        return dropped
 
     def left_over(self) -> list[Run]:
         """Make children of what was started and never began."""

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, final
 
-from ._action import Act, field_names, require_plain
+from ._action import Act, field_names
 from ._errors import DefinitionError, MissingField, brief
+from ._functions import require_plain
 from ._state import Permit, make_state, refuse_awaitable
 
 Data = Mapping[str, object]

@@ -75,7 +75,7 @@ class Contest(ABC):
         losers.sort(key=lambda loser: loser[0])
         why = self._why_lost(count)
         if not losers:
-            few = f"{why}, and nobody failed: there were too few children to begin with"
+            few = f"{why}, though nobody failed: it had too few, or they were cancelled by hand"
             losers.append((0, TooFewChildren(few)))
         return NobodyAccepted(why, [error for _, error in losers])
 

@@ -146,7 +146,7 @@ class Rejected(ShoalError):
 
 
 class TooFewChildren(ShoalError):
-    """A race has fewer children than it wants results."""
+    """A race has fewer children than it wants results, or was left with fewer."""
 
 
 class RunCancelled(ShoalError):

@@ -82,6 +82,7 @@ class Execution:
         "_claimed",
         "_failure",
         "deadline",
+        "groups",
         "holder",
         "hooks",
         "is_resumed",
@@ -128,6 +129,8 @@ class Execution:
         self.deadline: float = deadline
         self.unsaved: bool = False
         """Whether a save failed, so that nothing can be saved any more."""
+        self.groups: set[object] = set()
+        """The groups of children that live now, at all depths."""
         self._failure: ShoalError | None = None
         self._claimed: list[tuple[Store, str]] = []
 

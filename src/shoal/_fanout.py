@@ -10,19 +10,10 @@ from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mappi
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
-from ._action import (
-    Act,
-    Input,
-    bind_where_taken,
-    field_names,
-    is_async,
-    is_streaming,
-    merged_inputs,
-    require_plain,
-    versions,
-)
+from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
 from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief, did_you_mean
 from ._events import Done
+from ._functions import is_async, is_streaming, require_plain
 from ._graph import Graph, as_graph, no_act
 from ._hooks import Hook
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader

@@ -19,22 +19,24 @@ Invariants:
 - Every child runs in its own copy of the context variables that the parent's step began with.
 - Fair. Pullers pass a checkpoint after 64 children or 1 ms without waiting.
 - No exception goes through the task group, which would wrap it: failures cross as values.
+- One child can be cancelled alone: its puller's task is, and a fresh puller takes over.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType
 from typing import Any, Literal, Protocol, final
 
-from anyio import CancelScope, Event, create_task_group, sleep
+from anyio import CancelScope, Event, TaskHandle, create_task_group, sleep
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._attempts import live_child
+from ._breaker import Circuits
 from ._cancel import (
     absorb_native_cancel,
     as_failure,
@@ -46,6 +48,7 @@ from ._cancel import (
 )
 from ._errors import SpuriousCancel, StepTimeout, brief
 from ._events import ChildName
+from ._ids import Key
 from ._ports import Waiter
 from ._run import Run
 from ._watch import SPARE, Part, Watched, leads_to
@@ -121,6 +124,8 @@ class Group:
     __slots__ = (
         "_aside",
         "_cancellation",
+        "_circuits",
+        "_circuit_keys",
         "_closing",
         "_context",
         "_deadline",
@@ -136,6 +141,7 @@ class Group:
         "_news",
         "_parent",
         "_parked",
+        "_pullers",
         "_returning",
         "_room",
         "_source",
@@ -152,7 +158,14 @@ class Group:
     )
 
     def __init__(
-        self, parent: Run, source: Source, limit: int, *, name: str, timeout: float | None = None
+        self,
+        parent: Run,
+        source: Source,
+        limit: int,
+        *,
+        name: str,
+        timeout: float | None = None,
+        circuits: Circuits | None = None,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -162,7 +175,10 @@ class Group:
             limit: How many may be in flight.
             name: What the fan-out is called.
             timeout: Seconds from now until all is cancelled.
+            circuits: Say which children are skipped for a while; None: none are.
         """
+        self._circuits = circuits
+        self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through
         self.name: str = name
         self._parent = parent
         self._source = source
@@ -182,6 +198,7 @@ class Group:
         self._deadline = parent.setting.services.clock() + (timeout or 0.0)
         self._timed_out = False
         self._watched: list[Watched] = []  # what the watchdog expects to end
+        self._pullers: set[_Puller] = set()
         self._news: Event | None = None  # set while the parent waits for something to happen
         self._room: Event | None = None  # set while the feeder waits for room
         self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
@@ -211,6 +228,8 @@ class Group:
             Exception: What the source or ``apply`` raised, after all children have ended.
         """
         finished = False
+        groups = self._parent.setting.execution.groups
+        groups.add(self)
         try:
             async with create_task_group() as tasks:
                 self._tasks = tasks
@@ -237,6 +256,7 @@ class Group:
             for watched in self._watched:
                 self._parent.setting.services.watchdog.forget(watched)
             self._tasks_of.clear()
+            groups.discard(self)
         self._tasks = None
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -345,6 +365,31 @@ class Group:
         else:
             self._stop(None, reason)
 
+    def cancel_child(
+        self, key: Key, reason: str, act: str | None = None, step: str | None = None
+    ) -> bool:
+        """Cancel the children that have this key; with ``act``, only the one that executes it.
+
+        Its siblings don't notice. Returns whether there was one that had begun and not ended.
+        """
+        found = [
+            puller
+            for puller in self._pullers
+            if puller.child is not None
+            and puller.child.status is None
+            and puller.child.key == key
+            and act in (None, puller.child.setting.act)
+            and step in (None, puller.child.setting.step)
+        ]
+        for puller in found:
+            puller.cut_off(reason)
+        return bool(found)
+
+    @property
+    def parent(self) -> Run:
+        """The run whose children they are."""
+        return self._parent
+
     @property
     def is_live(self) -> bool:
         """Whether its children have begun to live."""
@@ -397,7 +442,7 @@ class Group:
                 _wake(self._parked.popleft())
             elif self._engaged < self._limit + self._aside and (spread or self._idle == 0):
                 self._engaged += 1
-                self._start(self._pull)
+                self._start_puller()
             else:
                 return
             self._idle += 1
@@ -405,13 +450,18 @@ class Group:
     def _engage_two(self) -> None:
         self._engage(2, spread=True)  # and so will each of them: a thousand take ten turns
 
-    def _start(self, function: Callable[[], CoroutineType[Any, Any, None]]) -> None:
+    def _start(self, function: Callable[[], CoroutineType[Any, Any, None]]) -> TaskHandle[None]:
         assert self._tasks is not None
         if len(self._tasks_of) > 2 * self._engaged + SPARE:
             self._tasks_of = [task for task in self._tasks_of if task.cr_frame is not None]
         task = function()
         self._tasks_of.append(task)
-        self._context.copy().run(self._tasks.start_soon, _same, task)
+        return self._context.copy().run(self._tasks.start_soon, _same, task)
+
+    def _start_puller(self) -> None:
+        puller = _Puller()
+        self._pullers.add(puller)
+        puller.task = self._start(partial(self._pull, puller))
 
     def _wake_all(self) -> None:
         while self._parked:
@@ -427,6 +477,8 @@ class Group:
         self._live += 1
         try:
             child = self._source.take()
+            if self._circuits is not None and isinstance(child, Run) and not child.is_settled:
+                self._consult(self._circuits, child)
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._end_live()
             self._fell(error)
@@ -445,44 +497,72 @@ class Group:
             self.in_flight += 1
         return child
 
+    def _consult(self, circuits: Circuits, child: Run) -> None:
+        """Have ``child`` skipped if its circuit is open, unless it has done its work before."""
+        if child.record is not None and child.record.status == "succeeded":
+            return
+        key = circuits.key(child.data)
+        if circuits.admit(key):
+            self._circuit_keys[child] = key
+        else:
+            child.pass_over(f"breaker open: {key}")
+
+    def _tell_circuit(self, circuits: Circuits, child: Run) -> None:
+        """Tell how a child ended that was let through."""
+        if child not in self._circuit_keys:
+            return
+        key = self._circuit_keys.pop(child)
+        if child.status == "failed" and child.error is not None:
+            circuits.hear(key, child.error)
+        else:
+            circuits.hear(key, "done" if child.status == "succeeded" else "cancelled")
+
     def _end_live(self) -> None:
         self._live -= 1
         if self._live:  # the last one has no permit
             self._live_budget.give()
 
     @ki_protected
-    async def _pull(self) -> None:
+    async def _pull(self, puller: _Puller) -> None:
         services = self._parent.setting.services
         clock, native_cancels = services.clock, services.native_cancels()
         inline, since = 0, 0.0
-        while not self._closing:
-            child = self._take()
-            if child is None:
-                if not self._closing and not await self._park():
+        try:
+            while not self._closing:
+                child = self._take()
+                if child is None:
+                    puller.child = None
+                    if not self._closing and not await self._park():
+                        return
+                    continue
+                waited: bool | None = False
+                if child == "dropped":
+                    pass
+                elif child.is_settled:
+                    self._leave(child)
+                else:
+                    puller.child = child
+                    waited = await self._live_child(child, puller)
+                    if waited is None:
+                        return
+                self._idle += 1  # about to take again
+                if puller.reason is not None:  # its child ended before it noticed
+                    self._start_puller()
                     return
-                continue
-            waited: bool | None = False
-            if child == "dropped":
-                pass
-            elif child.is_settled:
-                self._leave(child)
-            else:
-                waited = await self._live_child(child)
-                if waited is None:
+                if native_cancels():
+                    await self._replace()
                     return
-            self._idle += 1  # about to take again
-            if native_cancels():
-                await self._replace()
-                return
-            if waited:
-                inline = 0
-                continue
-            inline += 1
-            if inline == 1:
-                since = clock()
-            elif inline >= INLINE or clock() - since > INLINE_SECONDS:
-                await checkpoint()
-                inline = 0
+                if waited:
+                    inline = 0
+                    continue
+                inline += 1
+                if inline == 1:
+                    since = clock()
+                elif inline >= INLINE or clock() - since > INLINE_SECONDS:
+                    await checkpoint()
+                    inline = 0
+        finally:
+            self._pullers.discard(puller)
 
     async def wait_aside(self, seconds: float) -> None:
         """Have a child of the group wait; meanwhile another may take its place in flight.
@@ -532,10 +612,10 @@ class Group:
 
     async def _replace(self) -> None:
         """Hand over to a fresh task: a child left native cancellation on this one."""
-        self._start(self._pull)
+        self._start_puller()
         await absorb_native_cancel()
 
-    async def _live_child(self, child: Run) -> bool | None:
+    async def _live_child(self, child: Run, puller: _Puller) -> bool | None:
         """Live ``child`` to its end, and leave it in the inbox.
 
         Returns whether it ever waited; None if it was cut off by what ends this puller too. A
@@ -556,6 +636,12 @@ class Group:
             waited = await drive(self._context.copy(), living, self._engage_two)
             child.succeed()
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
+            if puller.reason is not None and is_cancellation(error):
+                child.cancel(puller.reason, puller.winner)
+                self._end_live()
+                self._leave(child)
+                self._replace_cut_off()
+                return None
             if type(error) is self._cancellation:  # and still is cancelled: scopes stay so
                 self._cut_off(child)
                 return None
@@ -575,6 +661,11 @@ class Group:
         self._leave(child)
         return waited
 
+    def _replace_cut_off(self) -> None:
+        """Have a fresh puller take over from one that was cancelled alone."""
+        self._idle += 1
+        self._start_puller()
+
     def _cut_off(self, child: Run) -> None:
         """End a child that was truly cancelled, or interrupted."""
         self._see_whether_timed_out()
@@ -584,6 +675,8 @@ class Group:
         self._leave(child)
 
     def _leave(self, child: Run) -> None:
+        if self._circuits is not None:
+            self._tell_circuit(self._circuits, child)
         self.inbox.append(child)
         self._tell()
 
@@ -623,6 +716,26 @@ class Group:
 def _same(task: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
     """Give a task group what was made already, so that it can be looked into."""
     return task
+
+
+@final
+class _Puller:
+    """A task that lives children, one after the other."""
+
+    __slots__ = ("child", "reason", "task", "winner")
+    task: TaskHandle[None]
+
+    def __init__(self) -> None:
+        """Live none yet."""
+        self.child: Run | None = None  # the last one it has taken
+        self.reason: str | None = None  # why that is cancelled alone
+        self.winner: ChildName | None = None
+
+    def cut_off(self, reason: str, winner: ChildName | None = None) -> None:
+        """Cancel the task, and with it the child; the first reason counts."""
+        if self.reason is None:
+            self.reason, self.winner = reason, winner
+            self.task.cancel()
 
 
 def _wake(waiter: Waiter) -> None:

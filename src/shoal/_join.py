@@ -433,7 +433,8 @@ class Draft:
         counts = status == "failed" or (status == "succeeded" and self._tolerance is not None)
         if counts and not child.is_kept:  # else it was counted when it came up
             self._count(failed=status == "failed")
-        if status in ("failed", "cancelled") and not self._applies(child):
+        passed_over = status is None and not child.used
+        if passed_over or (status in ("failed", "cancelled") and not self._applies(child)):
             self.unapplied.append(child)
             return
         contest = None if child.is_kept else self._contest

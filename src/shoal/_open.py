@@ -21,9 +21,10 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ._cancel import ki_protected
 from ._errors import BadUse, RunCancelled
 from ._events import Event, Failed, Outcome, Status
+from ._group import Group
 from ._hooks import Hook
 from ._host import Hosted
-from ._ids import RunPath
+from ._ids import Key, RunPath
 from ._join import Ledger
 from ._ports import Waiter
 from ._recorded import read_outcomes
@@ -399,6 +400,37 @@ class OpenRun(Generic[S]):
             msg = f"cancel(reason) takes a string, not {reason!r}"
             raise TypeError(msg)
         self._root.cancel(reason)
+
+    def cancel_child(self, child: Key | RunPath, reason: str, *, act: str | None = None) -> bool:
+        """Cancel one child of the run, at once and without waiting; its siblings don't notice.
+
+        It ends as ``Cancelled`` for ``reason`` when its cleanup has, and brings nothing: a fan-out
+        goes on without it, and a race without that contestant. An action's own fan-out gives the
+        action that outcome.
+
+        Args:
+            child: Its key within the fan-out that the run executes now; or its path, as events have
+                it, at any depth.
+            reason: Who cancels it, or why.
+            act: Of several children with that key, the one that executes the act of this name; in a
+                race among acts the key is ``""``.
+
+        Returns whether there was such a child, which had begun and not ended.
+        """
+        self._check_entered()
+        if not isinstance(reason, str):
+            msg = f"cancel_child(child, reason) takes a string as reason, not {reason!r}"
+            raise TypeError(msg)
+        groups = cast("set[Group]", self._run.setting.execution.groups)
+        if isinstance(child, RunPath):
+            of_parent = [group for group in groups if group.parent.path == child.parent]
+            key, act, step = child.key, child.act, child.step
+        else:
+            depth = min((group.parent.path.depth for group in groups), default=0)
+            of_parent = [group for group in groups if group.parent.path.depth == depth]
+            key, step = child, None
+        # not any(): each of them is asked
+        return True in [group.cancel_child(key, reason, act, step) for group in of_parent]
 
     async def step(self) -> str | None:
         """Let the run take its next step, and return its name once that is committed.

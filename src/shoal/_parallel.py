@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, cast, final
 
 from ._action import Act, Performer
+from ._breaker import Circuits
 from ._collections import StateMap
 from ._contest import Contest, contest
 from ._errors import (
@@ -54,7 +55,7 @@ from ._policy import (
     check_timeout,
     is_number,
 )
-from ._ports import ChildRecord, NullStore, Store, check_store
+from ._ports import ChildRecord, NullStore, Services, Store, check_store
 from ._recorded import Recorded, outcome_of, recorded_children
 from ._run import Run, Setting
 from ._schema import Schema
@@ -204,6 +205,7 @@ class ParallelStep:
             act._room(source),
             name=act.name,
             timeout=act.timeout,
+            circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
         )
         try:
             if former is None:
@@ -648,6 +650,26 @@ def child_setting(
         is_resumable=setting.is_resumable,
         wait=setting.wait if wait is None else wait,
     )
+
+
+def circuits_of(
+    services: Services, definition: object, each: Each | None, name: str = ""
+) -> Circuits | None:
+    """Find the circuits of a fan-out, if it has a breaker.
+
+    Args:
+        services: The runtime's.
+        definition: What all its executions have in common.
+        each: May have a breaker.
+        name: Tells the fan-outs of one action apart.
+    """
+    if each is None or each.breaker is None:
+        return None
+    named = services.circuits.setdefault(definition, {})
+    found = named.get(name)
+    if found is None or found.breaker != each.breaker:
+        found = named[name] = Circuits(each.breaker, services.clock)
+    return found
 
 
 def children_of(

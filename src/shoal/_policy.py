@@ -7,6 +7,7 @@ from enum import Enum
 from math import inf
 from typing import Literal, TypeGuard, final
 
+from ._breaker import Breaker
 from ._errors import DefinitionError
 from ._retry import Retry, is_positive
 
@@ -129,9 +130,10 @@ class Each:
             to the end of its cleanup, and fails with ``StepTimeout``.
         retry: What of a child's failures is tried again. The child goes on at the step that failed;
             steps that it has completed, and results that were applied to its state, stay.
+        breaker: Skips children for a while whose key keeps failing.
 
     Raises:
-        DefinitionError: Neither, or one of them is no such thing.
+        DefinitionError: None of them, or one of them is no such thing.
 
     Examples:
         >>> asked = []
@@ -149,15 +151,19 @@ class Each:
 
     timeout: float | None = None
     retry: Retry | None = None
+    breaker: Breaker | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        if self.timeout is None and self.retry is None:
-            msg = "Each() says nothing; give it timeout=..., retry=..., or both"
+        if self.timeout is None and self.retry is None and self.breaker is None:
+            msg = "Each() says nothing; give it timeout=..., retry=... or breaker=..."
             raise DefinitionError(msg)
         check_timeout("Each(timeout=...)", self.timeout)
         if self.retry is not None and not isinstance(self.retry, Retry):
             msg = f"Each(retry=...) takes Retry(...), not {self.retry!r}"
+            raise DefinitionError(msg)
+        if self.breaker is not None and not isinstance(self.breaker, Breaker):
+            msg = f"Each(breaker=...) takes Breaker(...), not {self.breaker!r}"
             raise DefinitionError(msg)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, final
 from weakref import WeakKeyDictionary
 
 from ._action import FunctionAction
+from ._breaker import Circuits
 from ._errors import DefinitionError, brief
 from ._events import ChildName, Decision, Outcome, Status, Update
 from ._history import Completed, Entry, Rewound
@@ -493,3 +494,7 @@ class Services:
     """Seconds that the store has to acknowledge a save."""
     learned: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
     """What was learned of a definition, by that definition, for as long as it lives."""
+    circuits: WeakKeyDictionary[object, dict[str, Circuits]] = field(
+        default_factory=WeakKeyDictionary
+    )
+    """Of fan-outs with a breaker, by their definitions and names."""

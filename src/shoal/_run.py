@@ -989,6 +989,11 @@ class Run:
         """Note that there is nothing to do for the element."""
         self.reason: str = reason
 
+    def pass_over(self, reason: str) -> None:
+        """Note that it isn't started now; it is when the run is resumed."""
+        self.reason = reason
+        self.used = False
+
     def keep_recorded(self, record: ChildRecord) -> None:
         """Note that an earlier execution has done all there is to do, as ``record`` says."""
         self.is_kept = True

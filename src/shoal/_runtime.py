@@ -25,7 +25,9 @@ from anyio import (
 )
 from anyio.abc import TaskGroup
 
+from ._action import Act
 from ._attempts import Retries
+from ._breaker import Circuits
 from ._cancel import ki_protected_functions, ki_unprotected_functions
 from ._context import Context
 from ._errors import BadUse, DefinitionError
@@ -222,6 +224,28 @@ class Runtime:
         found = ((self, self.limits), (owner, limits))
         admission = self._admission
         return tuple(admission.slots(who, given) for who, given in found if given is not None)
+
+    def circuits(self, owner: Act, name: str = "") -> Circuits:
+        """Return the circuits of a fan-out that has a breaker: to look at.
+
+        Args:
+            owner: The fan-out; or an action, of whose own fan-outs...
+            name: ...it is the one of that name.
+
+        Raises:
+            BadUse: The runtime is not open, or that fan-out has no breaker, or not run here yet.
+        """
+        self.check_open()
+        definition = getattr(owner, "definition", owner)
+        full_name = f"{owner.name}/{name}" if name else ""
+        found = self.services.circuits.get(definition, {}).get(full_name)
+        if found is None:
+            msg = (
+                f"nothing is known of circuits of {full_name or owner.name!r}: give it "
+                f"each=Each(breaker=Breaker(...)), and run it here first"
+            )
+            raise BadUse(msg)
+        return found
 
     async def run(
         self,

@@ -118,7 +118,7 @@ class Elements:
         "_pulled_before",
         "_seen",
         "_seen_before",
-        "_size",
+        "_sized",
         "_started",
         "_taken",
         "_waiting",
@@ -178,8 +178,7 @@ class Elements:
         self._pulled_before = 0  # elements without keys, by that source
         self._reserved_before = 0  # positions before that which grow has given
         self._started = 0
-        sized = isinstance(elements, Sequence | AbstractSet | Mapping) and not grows
-        self._size: float = len(cast("Sized", elements)) if sized else inf
+        self._sized = None if grows else elements
         self._beyond = 0
         self.on_kept: Callable[[ChildRecord], None] | None = None
         """Hears which recorded children need nothing more."""
@@ -249,7 +248,10 @@ class Elements:
         """Say how many more children there can be at most; ``math.inf`` where nobody knows."""
         if self.dry():
             return 0
-        more = self._size * self._width - self._position + len(self._waiting)
+        more = inf
+        if isinstance(self._sized, Sequence | AbstractSet | Mapping):
+            size = len(cast("Sized", self._sized))
+            more = size * self._width - self._position + len(self._waiting)
         if self._at_most is None:
             return more
         recorded = 0 if self._recorded is None else self._recorded.left

@@ -129,7 +129,7 @@ class Staggered:
         if not self._permits:
             return None
         child = self._source.take()
-        if isinstance(child, Run) and not child.reason:
+        if isinstance(child, Run) and not child.is_settled:
             self._start()
         return child
 

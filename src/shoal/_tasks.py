@@ -21,17 +21,10 @@ from collections.abc import (
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast, final
 
-from ._action import (
-    Act,
-    Input,
-    bind_instance,
-    bind_where_taken,
-    check_class,
-    is_async,
-    require_plain,
-)
+from ._action import Act, Input, bind_instance, bind_where_taken, check_class
 from ._errors import BadKey, BadResult, DefinitionError, brief
 from ._events import Done, Failed
+from ._functions import is_async, require_plain
 from ._graph import Graph, as_graph, no_act
 from ._ids import Key
 from ._join import Join, only_write_reader

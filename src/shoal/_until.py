@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-from ._action import require_plain
 from ._errors import DefinitionError, brief
 from ._events import Outcome
+from ._functions import require_plain
 from ._state import State
 
 OnBreak = Literal["fail", "restart"]

@@ -1,0 +1,164 @@
+"""Circuit breakers: what keeps failing is skipped for a while. Imports states and errors.
+
+Invariants:
+- After ``failures`` in a row of one key nothing of it starts for ``cool_down`` seconds; then one
+  probe does. If that succeeds all may again; if it fails, the next cool-down begins.
+- Only ends that say something count: what was cancelled is no failure, and frees the probe's place.
+- Keys that do not fail take no memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+from ._errors import BadResult, DefinitionError, brief
+from ._functions import require_plain
+from ._state import State, make_state
+
+On = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+"""Which exceptions count: a class, several, or a plain function that tells."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaker:
+    """Skips the children of a fan-out whose key keeps failing: ``Each(breaker=Breaker(...))``.
+
+    After so many failures in a row the circuit of a key is open: its children are not started but
+    end as ``Skipped("breaker open: KEY")``, for ``cool_down`` seconds. Then it is half open: one
+    child is started as a probe, others are skipped still. If the probe succeeds the circuit closes;
+    if it fails, it is open again. What is learnt is kept for each runtime and fan-out, and what was
+    skipped runs when the run is resumed. (M. Nygard, Release It!, 2007.)
+
+    Args:
+        by: A plain function of the state that a child would start from: its key, any hashable; by
+            default all children have one.
+        failures: In a row, that open the circuit; at least 1.
+        cool_down: Seconds that it stays open; above 0.
+        on: The exceptions that count as failures: a class, several, or a plain function. Others
+            count as successes: the other side works.
+
+    Raises:
+        DefinitionError: One of them is not what it must be.
+
+    Examples:
+        >>> Breaker(failures=3, cool_down=10.0)
+        Breaker(failures=3, cool_down=10.0)
+    """
+
+    by: Callable[[Any], Hashable] | None = None
+    failures: int = 5
+    cool_down: float = 30.0
+    on: On = Exception
+
+    def __post_init__(self) -> None:
+        """Refuse what could not work."""
+        if self.by is not None:
+            require_plain(self.by, "Breaker(by=...)")
+        if type(self.failures) is not int or self.failures < 1:
+            msg = f"Breaker(failures=...) takes a whole number of at least 1, not {self.failures!r}"
+            raise DefinitionError(msg)
+        if not isinstance(self.cool_down, int | float) or not 0 < self.cool_down < math.inf:
+            msg = f"Breaker(cool_down=...) takes seconds, above 0, not {self.cool_down!r}"
+            raise DefinitionError(msg)
+
+    def counts(self, error: BaseException) -> bool:
+        """Tell whether ``error`` is a failure of the other side."""
+        on = self.on
+        return isinstance(error, on) if isinstance(on, type | tuple) else on(error)
+
+    def __repr__(self) -> str:
+        by = "" if self.by is None else f"by={getattr(self.by, '__qualname__', self.by)}, "
+        return f"Breaker({by}failures={self.failures}, cool_down={self.cool_down})"
+
+
+@final
+@dataclass(slots=True)
+class _Circuit:
+    """What is known of one key that has failed lately."""
+
+    failed: int = 0  # in a row
+    open_until: float = -math.inf
+    is_probing: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerStatistics:
+    """How the circuits of a fan-out are: ``runtime.circuits(fan_out).statistics()``."""
+
+    failing: int
+    """Keys that have failed and not succeeded since."""
+    open: tuple[Hashable, ...]
+    """Keys whose circuit is open or half open."""
+    skipped: int
+    """Children that were skipped so far."""
+
+
+@final
+class Circuits:
+    """The circuits of one fan-out, for all its executions in a runtime."""
+
+    def __init__(self, breaker: Breaker, clock: Callable[[], float]) -> None:
+        """Have all of them closed."""
+        self.breaker: Breaker = breaker
+        self._clock = clock
+        self._failing: dict[Hashable, _Circuit] = {}
+        self._skipped = 0
+
+    def admit(self, key: Hashable) -> bool:
+        """Tell whether a child of ``key`` may start; that it then does is counted on."""
+        circuit = self._failing.get(key)
+        if circuit is None or circuit.open_until == -math.inf:
+            return True
+        if circuit.is_probing or self._clock() < circuit.open_until:
+            self._skipped += 1
+            return False
+        circuit.is_probing = True
+        return True
+
+    def hear(self, key: Hashable, end: BaseException | Literal["done", "cancelled"]) -> None:
+        """Hear how a child of ``key`` ended that was admitted."""
+        circuit = self._failing.get(key)
+        if end == "cancelled":
+            if circuit is not None:
+                circuit.is_probing = False
+            return
+        if not isinstance(end, BaseException) or not self.breaker.counts(end):
+            self._failing.pop(key, None)
+            return
+        if circuit is None:
+            circuit = self._failing[key] = _Circuit()
+        circuit.failed += 1
+        if circuit.is_probing or circuit.failed >= self.breaker.failures:
+            circuit.open_until = self._clock() + self.breaker.cool_down
+        circuit.is_probing = False
+
+    def key(self, data: Mapping[str, object]) -> Hashable:
+        """Find the key of a child that would start from the fields ``data``."""
+        by = self.breaker.by
+        return None if by is None else _key(by, make_state(data))
+
+    def statistics(self) -> BreakerStatistics:
+        """Say how they are."""
+        opened = [key for key, one in self._failing.items() if one.open_until > -math.inf]
+        return BreakerStatistics(
+            failing=len(self._failing), open=tuple(opened), skipped=self._skipped
+        )
+
+    def __repr__(self) -> str:
+        now = self.statistics()
+        return f"<Circuits of {self.breaker!r}: {len(now.open)} open, {now.skipped} skipped>"
+
+
+def _key(by: Callable[[State], Hashable], state: State) -> Hashable:
+    key = by(state)
+    try:
+        hash(key)
+    except TypeError:
+        msg = f"Breaker(by=...) returned {brief(key)}, which is not hashable; return a str, say"
+        raise BadResult(msg) from None
+    return key
