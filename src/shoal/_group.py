@@ -539,6 +539,8 @@ class Group:
                 if child == "dropped":
                     pass
                 elif child.is_settled:
+                    if child.is_afresh:  # passed over: what was kept of it counts no more either
+                        await self._forget(child)
                     self._leave(child)
                 else:
                     puller.child = child
@@ -563,6 +565,12 @@ class Group:
                     inline = 0
         finally:
             self._pullers.discard(puller)
+
+    async def _forget(self, child: Run) -> None:
+        try:
+            await child.be_forgotten()
+        except Exception as error:  # noqa: BLE001 # raised by live
+            self._fell(error)
 
     async def wait_aside(self, seconds: float) -> None:
         """Have a child of the group wait; meanwhile another may take its place in flight.
