@@ -18,7 +18,18 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from benchmarks._measure import InFlight, in_turn, print_table
-from shoal import Application, Done, Graph, Hook, Limits, State, StateUpdated, action, fan_out
+from shoal import (
+    Application,
+    Done,
+    Graph,
+    Hook,
+    Limits,
+    MemoryStore,
+    State,
+    StateUpdated,
+    action,
+    fan_out,
+)
 
 LIMIT = 100
 
@@ -189,6 +200,47 @@ def measure_steps_and_hooks(items: int, rounds: int) -> None:
     print_table(in_turn(contenders, rounds), items, "one step")
 
 
+def measure_remembering(items: int, rounds: int) -> None:
+    print(f"\nremembering, over {items:,} items; a ratio is the price of a store in memory")
+    print_table(in_turn(remembering(items, rounds), rounds), items, "no store")
+
+
+def remembering(items: int, rounds: int) -> dict[str, Callable[[], object]]:
+    unfinished = iter([all_but_the_last(items) for _ in range(rounds + 1)])
+    state = {"numbers": range(items)}
+    return {
+        "no store": by_shoal(Application(doubles), items),
+        "MemoryStore": lambda: Application(doubles, store=MemoryStore()).run_sync(state),
+        "MemoryStore, goes on after all but the last": lambda: Application(
+            doubles, store=next(unfinished)
+        ).run_sync(state, id="x"),
+    }
+
+
+def all_but_the_last(items: int) -> MemoryStore:
+    """Run the map up to its last element, which fails."""
+
+    def numbers(state: State) -> Iterator[int]:
+        yield from state["numbers"][:-1]
+        raise ConnectionError
+
+    unfinished = fan_out(
+        double,
+        over=numbers,
+        reads=["numbers"],
+        item="n",
+        key=int,
+        into="doubles",
+        limits=Limits(LIMIT),
+    )
+    store = MemoryStore()
+    try:
+        Application(unfinished, store=store).run_sync({"numbers": range(items)}, id="x")
+    except ConnectionError:
+        return store
+    raise AssertionError
+
+
 def measure_scaling(rounds: int) -> None:
     print("\ntime per item by size")
     for items in (1_000, 10_000, 100_000, 1_000_000):
@@ -223,6 +275,7 @@ def main() -> None:
     print(f"CPython {platform.python_version()}, medians of {options.rounds} rounds in turn")
     measure_against_hand(options.items, options.rounds)
     measure_steps_and_hooks(options.items // 5, options.rounds)
+    measure_remembering(options.items // 5, options.rounds)
     if options.all:
         measure_scaling(options.rounds)
         measure_memory()

@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 from shoal import (
     END,
     Application,
+    Breaker,
     ChildEnded,
     ChildRerun,
     ChildStarted,
@@ -1020,3 +1021,66 @@ async def test_attempts_are_remembered():
     result = await app.run({"ns": ["a"]}, id="x")
     for one in (result, await app.run(id="x")):
         assert [outcome.attempts async for outcome in one.all_outcomes("out")] == [3]
+
+
+# -- breakers --------------------------------------------------------------------------------------
+
+
+async def test_what_a_breaker_passes_over_keeps_its_completed_steps():
+    """Skipped in one life, a child goes on in the next where it stood in the one before."""
+    breaker = Each(breaker=Breaker(failures=1, cool_down=3600))
+
+    def make() -> Any:
+        return fan_out(two_steps, over=now, reads=[], key=number, into="out", limits=Limits(1))
+
+    lives = Lives(make)
+    await lives.fail(["a1", "b1"], "again B1")
+    fails.add("x1")
+    elements[:] = ["x1", "b1"]
+
+    def stop(_: State) -> Iterable[str]:
+        yield from elements
+        raise ExceptionGroup("the source", [OSError()])
+
+    with pytest.raises(ExceptionGroup, match="the source"):
+        step = fan_out(
+            two_steps, over=stop, reads=[], key=number, into="out", limits=Limits(1),
+            each=breaker, on_error="collect",
+        )  # fmt: skip
+        graph = Graph.chain(step, name="app")
+        await Application(graph, store=lives.store).run({}, id="x")
+    records = {one.key: one for one in await lives.store.children(RunPath(run_id="x"))}
+    assert records["b"].status == "skipped"
+    assert "breaker open" in records["b"].reason
+    ran.clear()
+    fails.clear()
+    result = await lives.go_on("a1", "b1")
+    assert ran == ["again B1"]
+    assert items(result) == [("a", "A1!"), ("b", "B1!")]
+
+
+async def test_what_changed_and_was_passed_over_begins_anew():
+    breaker = Each(breaker=Breaker(failures=1, cool_down=3600))
+
+    def make() -> Any:
+        return fan_out(two_steps, over=now, reads=[], key=number, into="out", limits=Limits(1))
+
+    def stop(_: State) -> Iterable[str]:
+        yield from elements
+        raise ExceptionGroup("the source", [OSError()])
+
+    lives = Lives(make)
+    await lives.fail(["a1", "b1"], "again B1")
+    fails.add("x1")
+    elements[:] = ["x1", "b2"]
+    step = fan_out(
+        two_steps, over=stop, reads=[], key=number, into="out", limits=Limits(1),
+        each=breaker, on_error="collect",
+    )  # fmt: skip
+    with pytest.raises(ExceptionGroup, match="the source"):
+        await Application(Graph.chain(step, name="app"), store=lives.store).run({}, id="x")
+    ran.clear()
+    fails.clear()
+    result = await lives.go_on("a1", "b2")
+    assert ran == ["b2", "again B2"]
+    assert items(result) == [("a", "A1!"), ("b", "B2!")]

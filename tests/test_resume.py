@@ -23,6 +23,7 @@ from shoal import (
     Completed,
     Context,
     Done,
+    Each,
     ErrorInfo,
     Failed,
     Graph,
@@ -33,6 +34,7 @@ from shoal import (
     MemoryStore,
     Outcome,
     ParallelAction,
+    Retry,
     RunEnded,
     RunPath,
     RunResult,
@@ -104,10 +106,13 @@ class Watch(Hook):
     completed: set[tuple[str, str, int]] = field(default_factory=set[tuple[str, str, int]])
     succeeded: set[str] = field(default_factory=set[str])
 
+    moody: set[str] = field(default_factory=set[str])
+    """Runs that have failed once in this life."""
+
     def begin(self, store: Store) -> None:
         """Begin a life: from now on, what the store has as completed must not run."""
         self.store = kept_by(store)
-        self.completed, self.succeeded = set(), set()
+        self.completed, self.succeeded, self.moody = set(), set(), set()
         for path, kept in kept_runs(self.store):
             visits = Counter[str]()
             for entry in kept.history:
@@ -224,6 +229,17 @@ async def leaf(item: int, context: Context) -> int:
     await anyio.sleep(1 + item % 2)
     if item == 13:
         raise ValueError(item)
+    return 10 * item
+
+
+@action(reads=["item"], writes=["leaf"])
+async def moody(item: int, context: Context) -> int:
+    """Fails the first time in each life."""
+    WATCH.ran(context)
+    await anyio.sleep(item % 2)
+    if context.run_id not in WATCH.moody:
+        WATCH.moody.add(context.run_id)
+        raise ConnectionError(item)
     return 10 * item
 
 
@@ -508,6 +524,17 @@ def neither() -> Graph:
     return Graph.chain(fan_out(two_steps, over="n", name="effects", limits=Limits(2)), first)
 
 
+def retrying() -> Graph:
+    """Children that are tried again, of children that are."""
+    each = Each(retry=Retry(9, on=ConnectionError, initial=0.25))
+    steps = Graph.chain(first, moody, plus_one, name="steps")
+    inner = fan_out(steps, over="below", key=int, into="leaves", limits=Limits(2), take="leaf")
+    children = Graph.chain(spread, inner, name="children")
+    outer = fan_out(children, over="n", into="out", take="leaves", each=each, limits=Limits(2))
+    flat = fan_out(steps, over="n", key=str, into="flat", each=each, take="leaf")
+    return Graph.chain(outer, flat)
+
+
 def acts() -> Graph:
     each = fan_out(
         [two_steps, halve], over="n", key=str, into="out", on_error="collect",
@@ -544,6 +571,7 @@ PROGRAMS: dict[str, tuple[Callable[[], Graph], Sequence[int], Mapping[str, objec
     "tolerating": (tolerating, (1, 13, 2, 13), {}),
     "folding failures": (folding_failures, (1, 13, 2), {}),
     "neither": (neither, (1, 2, 3), {}),
+    "retrying": (retrying, (1, 2), {}),
     "acts": (acts, (1, 13), {}),
     "already there": (already_there, (1, 2, 3), {"out": {2: "there", 7: "other"}}),
 }

@@ -667,6 +667,8 @@ class Group:
                         await self._tell_waiting()
                         waited = True
                 elif child.is_settled:
+                    if child.is_afresh:  # passed over: what was kept of it counts no more either
+                        await self._forget(child)
                     self._leave(child)
                 else:
                     puller.child = child
@@ -691,6 +693,12 @@ class Group:
                     inline = 0
         finally:
             self._pullers.discard(puller)
+
+    async def _forget(self, child: Run) -> None:
+        try:
+            await child.be_forgotten()
+        except Exception as error:  # noqa: BLE001 # raised by live
+            self._fell(error)
 
     async def _park(self) -> bool:
         """Wait to be woken; return False if cancelled, or where a fresh task takes over."""

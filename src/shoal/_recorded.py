@@ -85,7 +85,7 @@ class Recorded:
         self._folds = folds
         self._left = dict(records)
         self.last_position: int = max((one.position for one in records.values()), default=-1)
-        self.started: int = sum(one.status != "skipped" for one in records.values())
+        self.started: int = sum(one.status != "skipped" or not one.used for one in records.values())
         """How many of them have been started."""
 
     def get(self, child: ChildName) -> ChildRecord | None:
@@ -115,7 +115,7 @@ class Recorded:
         if record is None:
             return "new", None
         applied = self.is_applied(record)
-        if record.status == "skipped":  # for its key alone, whatever else it may be now
+        if record.status == "skipped" and record.used:  # for its key alone, whatever else it is now
             return ("is kept", record) if applied else ("new", None)
         if record.digest != child.digest:
             if self._folds and applied:
