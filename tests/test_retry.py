@@ -1349,10 +1349,8 @@ def test_retries_cancelled_everywhere(how: tuple[Backend, Any], seed: int | None
             app = Application(retried(), hooks=[hook])
             ending = await attempt(runtime.run, app, {"ns": [0, 1]})
             limiters = runtime._admission._limiters.values()  # pyright: ignore[reportPrivateUsage]
-            statistics = [
-                one for named in limiters for it in named.values() for one in it.statistics()
-            ]
-            assert not any(one.in_use for one in statistics)
+            found = [one for named in limiters for it in named.values() for one in it.statistics()]
+            assert not any(one.in_use for one in found)
         hook.assert_paired()
         if not ending.cancelled:
             assert ending.result is not None
