@@ -16,30 +16,37 @@ from shoal import (
     Act,
     Application,
     BadResult,
+    Breaker,
     Cancelled,
     ChildEnded,
     ChildName,
     Context,
     DefinitionError,
     Done,
+    Each,
     Failed,
+    GraceExceeded,
     Graph,
     Hook,
     HookFailed,
     Limits,
     NobodyAccepted,
     Outcome,
+    Retry,
     RunEnded,
+    Runtime,
     SpuriousCancel,
     State,
     StateUpdated,
+    StepTimeout,
+    TooFewChildren,
     action,
     fan_out,
     first,
     quorum,
     race,
 )
-from shoal.testing import no_leaks, run_virtual
+from shoal.testing import RecordingHook, no_leaks, run_virtual
 from tests.test_cancellation import Watched, quick_collections, seen_runs, this_task
 from tests.test_until import losers, saved_decisions, sleeper
 
@@ -584,6 +591,119 @@ async def test_in_an_actions_own_fan_out():
     watched = Watched(by_hand)
     assert (await watched.go({}))["out"] == ["b", "c"]
     watched.check()
+
+
+# -- attempts and timeouts -------------------------------------------------------------------------
+
+
+def flaky(name: str, *failures: Exception | None, seconds: float = 0.5) -> Act:
+    """Make an act that raises these first, one after the other, then returns its name."""
+    left = list(failures)
+
+    @action(writes=["value"], name=name)
+    async def try_() -> str:
+        await anyio.sleep(seconds)
+        failure = left.pop(0) if left else None
+        if failure is not None:
+            raise failure
+        return name
+
+    return try_
+
+
+def retrying(attempts: int = 3, on: Any = ValueError) -> Each:
+    return Each(retry=Retry(attempts, on=on, initial=1.0, jitter=0.0))
+
+
+async def test_who_waits_for_another_attempt_may_still_win():
+    """Though it is not in flight meanwhile, and nobody else is left."""
+    watched = Watched(
+        race(flaky("a", ValueError()), flaky("b", OSError()), into="out", each=retrying())
+    )
+    assert (await watched.go({}))["out"] == "a"
+    assert anyio.current_time() == 2
+    watched.check()
+
+
+async def test_a_contestant_that_takes_too_long_is_out():
+    watched = Watched(
+        race(sleeper("a", 9), sleeper("b", 9), into="out", each=Each(timeout=1), stagger=3)
+    )
+    with pytest.raises(NobodyAccepted) as raised:
+        await watched.go({})
+    assert [type(error) for error in raised.value.exceptions] == [StepTimeout, StepTimeout]
+    assert anyio.current_time() == 2, "the next starts at once"
+    watched.check()
+
+
+async def test_a_race_that_takes_too_long():
+    cleaner = Cleaner()
+    watched = Watched(race(cleaner.act("a", 9, 0.5), sleeper("b", 9), into="out", timeout=2))
+    with pytest.raises(StepTimeout, match="'out'"):
+        await watched.go({})
+    assert cleaner.cancelled == {"a": 2}
+    assert anyio.current_time() == 2.5
+    assert not watched.store.decisions
+    watched.check()
+
+
+async def test_a_race_that_is_decided_in_time_waits_for_cleanup():
+    cleaner = Cleaner()
+    watched = Watched(race(cleaner.act("a", 9, 3), sleeper("b", 1), into="out", timeout=2))
+    assert (await watched.go({}))["out"] == "b"
+    assert anyio.current_time() == 4
+    watched.check()
+
+
+async def test_a_lost_race_that_is_tried_again_goes_on():
+    """What was accepted counts; who failed or was refused has another chance."""
+    accepted = list[str]()
+
+    def accept(value: str) -> bool:
+        accepted.append(value)
+        return value != "picky" or accepted.count("picky") > 1
+
+    acts = [flaky("good"), flaky("once", ValueError()), flaky("picky"), flaky("bad", OSError())]
+    inner = race(*acts, into="value", until=first(3, accept=accept))
+    each = Each(retry=Retry(2, on=NobodyAccepted, initial=1.0, jitter=0.0))
+    watched = Watched(fan_out(inner, over="n", into="out", each=each))
+    state = await watched.go({"n": [1]})
+    assert list(state["out"][0]) == ["good", "once", "picky"]
+    assert accepted.count("good") == 1, "it was not run again"
+    assert anyio.current_time() == 2
+
+
+async def test_a_poll_that_is_tried_again_keeps_its_votes():
+    votes = [flaky("yes"), flaky("fails", ValueError()), flaky("other", ValueError())]
+    inner = race(*votes, into="value", until=quorum(2, by=lambda value: value != "other"))
+    each = Each(retry=Retry(2, on=NobodyAccepted, initial=1.0, jitter=0.0))
+    watched = Watched(fan_out(inner, over="n", into="out", each=each, take="value"))
+    assert (await watched.go({"n": [1]}))["out"] == ["yes"]
+
+
+async def test_a_contestant_whose_circuit_is_open_is_skipped():
+    """Another starts at once; if all are skipped, nobody can be accepted."""
+    breaker = Each(breaker=Breaker(failures=2))
+    bad = [flaky(f"bad{n}", *[ValueError()] * 9) for n in range(2)]
+    app = Application(race(*bad, into="out", each=breaker, stagger=30))
+    async with Runtime() as runtime:
+        with pytest.raises(NobodyAccepted):
+            await app.run(runtime=runtime)
+        began = anyio.current_time()
+        with pytest.raises(NobodyAccepted) as raised:
+            await app.run(runtime=runtime)
+        assert anyio.current_time() == began
+    assert isinstance(raised.value.exceptions[0], TooFewChildren)
+
+
+async def test_a_loser_that_takes_long_to_clean_up_is_named():
+    hook = RecordingHook()
+    cleaner = Cleaner()
+    app = Application(race(sleeper("a", 1), cleaner.act("b", 9, 8), into="out"), hooks=[hook])
+    await app.run()
+    (event,) = hook.of(GraceExceeded)
+    assert event.path.act == "b"
+    assert anyio.current_time() == 9
 
 
 # -- without timers --------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ from ._action import Act
 from ._errors import DefinitionError
 from ._events import Done
 from ._fanout import FanOut, fan_out
+from ._hooks import Hook
 from ._join import Take
-from ._policy import Stagger
+from ._policy import INHERIT, Each, Inherit, Stagger
+from ._ports import Store
 from ._rate import Limits
 from ._state import State
 from ._until import Until, first
@@ -25,9 +27,13 @@ def race(
     reduce: Callable[[State, Done], State] | None = None,
     stagger: Stagger | None = None,
     limits: Limits | None = None,
+    each: Each | None = None,
+    timeout: float | None = None,
     name: str | None = None,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] = (),
+    store: Store | Inherit | None = INHERIT,
+    hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut:
     """Make an act that runs several acts at once and takes the first good answer.
 
@@ -52,9 +58,14 @@ def race(
             next starts at once when one fails or is refused. ``math.inf``: an ordered fallback, one
             at a time. ``Hedge(...)`` learns the delay. By default all start at once.
         limits: How many are in flight; all by default.
+        each: What goes for each child by itself; see ``Each``.
+        timeout: Seconds that the whole step may take until it is decided, waits included. Then all
+            are cancelled, and it raises ``StepTimeout``.
         name: What the race is called; by default the name in ``into``.
         reads: Fields that ``acts`` (if a function, where it must be given) and ``reduce`` read.
         writes: Fields that ``reduce`` writes.
+        store: Where the children are kept; see ``fan_out``.
+        hooks: Who is told of the children; see ``fan_out``.
 
     Raises:
         DefinitionError: Nobody races, or the arguments don't fit together, and why.
@@ -96,7 +107,11 @@ def race(
         until=first(accept=accept) if until is None else until,
         stagger=stagger,
         limits=limits,
+        each=each,
+        timeout=timeout,
         name=name,
         reads=reads,
         writes=writes,
+        store=store,
+        hooks=hooks,
     )

@@ -23,6 +23,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal, TypedDict, assert_never, assert_type
 
 from pydantic import BaseModel
@@ -36,6 +37,7 @@ from shoal import (
     Cancelled,
     ChildEnded,
     ChildGroup,
+    ChildName,
     ChildStarted,
     Condition,
     Context,
@@ -47,8 +49,11 @@ from shoal import (
     Extend,
     Failed,
     FanOut,
+    First,
+    FirstItem,
     FunctionAction,
     Graph,
+    Hedge,
     Hook,
     Increment,
     Input,
@@ -58,6 +63,7 @@ from shoal import (
     Limits,
     MapActions,
     MapStates,
+    NobodyAccepted,
     OpenRun,
     Operation,
     Outcome,
@@ -65,6 +71,8 @@ from shoal import (
     PositionedList,
     Put,
     PutWithin,
+    Quorum,
+    Rejected,
     Result,
     Retry,
     RetryBudget,
@@ -84,9 +92,15 @@ from shoal import (
     StepTimeout,
     Task,
     Tolerate,
+    Until,
     Update,
     action,
+    all_,
     fan_out,
+    first,
+    first_item,
+    quorum,
+    race,
     replay,
     when,
 )
@@ -557,6 +571,74 @@ async def by_hand(urls: list[str], context: Context) -> list[str]:
                     found.append(outcome.value)
             group.cancel("enough")
     return found
+
+
+# -- races --------------------------------------------------------------------------------------
+
+
+def is_long(page: str) -> bool:
+    return len(page) > 10
+
+
+async def is_long_later(page: str) -> bool:
+    return len(page) > 10
+
+
+def enough(state: State, outcome: Outcome) -> bool:
+    return len(state["pages"]) > 3
+
+
+answer = race(fetch, chain, into="page", take="page", accept=is_long, stagger=0.5, timeout=20)
+assert_type(answer, FanOut)
+race(fetch, chain, into="page", take="page", until=quorum(2, by=len))
+race(fetch, fetch.bind(name="again"), into="page", stagger=Hedge(percentile=90, budget=0.15))
+race(lambda state: [fetch, chain], into="page", take="page", reads=["urls"])
+race(fetch, chain, reduce=add_done, writes=["values"], name="race", limits=Limits(2))
+fan_out(fetch, over="urls", into="pages", until=first(3, accept=is_long), key=str)
+fan_out(fetch, over="urls", into="pages", until=enough, on_error="collect")
+fan_out(fetch, over="urls", into="pages", until=all_(), on_error="collect", stagger=inf)
+fan_out(fetch, over="urls", into="page", until=first_item(when=is_long, on_break="restart"))
+assert_type(first(2), First)
+assert_type(quorum(2), Quorum)
+assert_type(first_item(), FirstItem)
+until: Until = enough
+until = all_()
+
+race(fetch, chain, into="page", on_error="collect")  # pyright: ignore[reportCallIssue]
+race([fetch, chain], into="page")  # pyright: ignore[reportArgumentType]
+race(fetch, chain, into="page", stagger="soon")  # pyright: ignore[reportArgumentType]
+race(fetch, chain, into="page", reduce=add_later, writes=["n"])  # pyright: ignore[reportArgumentType]
+race(fetch, into="page", accept=is_long_later)  # an async one is refused when built
+fan_out(fetch, over="urls", into="page", until=first)  # pyright: ignore[reportCallIssue, reportArgumentType]
+fan_out(fetch, over="urls", into="page", until=first(), on_error="collect")  # pyright: ignore[reportCallIssue, reportArgumentType]
+fan_out(fetch, over="urls", into="page", until=first_item(on_break="never"))  # pyright: ignore[reportArgumentType]
+first("2")  # pyright: ignore[reportArgumentType]
+Hedge(0.9)  # pyright: ignore[reportCallIssue]
+
+
+class FirstPages(FetchAll):
+    until = first(3, accept=is_long)
+    stagger = Hedge(initial=1.0)
+
+
+class EnoughPages(FetchAll):
+    def until(self, state: State, outcome: Outcome) -> bool:
+        return enough(state, outcome)
+
+
+async def losing(result: RunResult, run: OpenRun[dict[str, Any]], event: ChildStarted) -> None:
+    for outcome in result.outcomes("page"):
+        if isinstance(outcome, Cancelled):
+            assert_type(outcome.winner, ChildName | None)
+    assert_type(run.cancel_child("key", "too slow"), bool)
+    assert_type(run.cancel_child(event.child, "too slow"), bool)
+    run.cancel_child("key")  # pyright: ignore[reportCallIssue]
+    try:
+        await run.result()
+    except NobodyAccepted as lost:
+        assert_type(lost.exceptions, tuple[Exception | ExceptionGroup[Exception], ...])
+    except Rejected as rejected:
+        assert_type(rejected.value, object)
 
 
 # -- states -------------------------------------------------------------------------------------
