@@ -31,7 +31,8 @@ class Case:
 
     def __init__(self, seed: int, backend: Backend) -> None:
         self.random = Random(f"{backend} {seed}")
-        self.backend, self.seed = backend, seed
+        self.backend: Backend = backend
+        self.seed = seed
         self.program = Program(self.random, on_asyncio=False)
         self.store = MemoryStore()
         self.watch = Watch()

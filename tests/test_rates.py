@@ -7,7 +7,7 @@ import tracemalloc
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import anyio
 import pytest
@@ -90,7 +90,7 @@ def noting(starts: Starts, *, seconds: float = 0, limits: Limits | None = None) 
 
 
 def key_of_element(n: Any) -> object:
-    return n[0] if isinstance(n, tuple) else None
+    return cast("Any", n)[0] if isinstance(n, tuple) else None
 
 
 def by_key(state: State) -> object:
@@ -625,7 +625,13 @@ def test_aimd_by_its_numbers():
     policy = AIMD(least=2, most=10, increase=1, decrease=0.5, slow=3)
 
     def ended(error: BaseException | None = None, **changes: Any) -> Ended:
-        given = {"error": error, "seconds": 1.0, "started_at": 10.0, "now": 11.0, "in_use": 4}
+        given: dict[str, Any] = {
+            "error": error,
+            "seconds": 1.0,
+            "started_at": 10.0,
+            "now": 11.0,
+            "in_use": 4,
+        }
         return Ended(**{**given, **changes})
 
     assert policy.after(4, 0, ended()) == 4.25
@@ -811,7 +817,7 @@ async def test_whatever_is_slow_slows_the_source_down(slow: str):
 
     source, ahead, done = Source(2000), 0, 0
 
-    class SlowStore(MemoryStore):
+    class SlowStore(MemoryStore):  # pyright: ignore[reportGeneralTypeIssues] # a test's own
         async def _slowly(self, saved: Any) -> None:
             if saved is not None:
                 await saved

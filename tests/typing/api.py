@@ -609,7 +609,7 @@ race([fetch, chain], into="page")  # pyright: ignore[reportArgumentType]
 race(fetch, chain, into="page", stagger="soon")  # pyright: ignore[reportArgumentType]
 race(fetch, chain, into="page", reduce=add_later, writes=["n"])  # pyright: ignore[reportArgumentType]
 race(fetch, into="page", accept=is_long_later)  # an async one is refused when built
-fan_out(fetch, over="urls", into="page", until=first)  # pyright: ignore[reportCallIssue, reportArgumentType]
+fan_out(fetch, over="urls", into="page", until=first)  # pyright: ignore[reportArgumentType]
 fan_out(fetch, over="urls", into="page", until=first(), on_error="collect")  # pyright: ignore[reportCallIssue, reportArgumentType]
 fan_out(fetch, over="urls", into="page", until=first_item(on_break="never"))  # pyright: ignore[reportArgumentType]
 first("2")  # pyright: ignore[reportArgumentType]
