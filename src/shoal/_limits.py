@@ -989,7 +989,7 @@ class Admission:
             self._set_next_alarm()
 
     def _set_next_alarm(self) -> None:
-        self.close()
+        self._take_back_alarm()
         if self._alarms and self._alarm is not None:
             self._silence = self._alarm(self._alarms[0][0], self._ring)
 
@@ -1007,6 +1007,10 @@ class Admission:
 
     def close(self) -> None:
         """Look at the clock no more."""
+        self._take_back_alarm()
+        self._alarm = None  # which leads back to the runtime
+
+    def _take_back_alarm(self) -> None:
         silence, self._silence = self._silence, None
         if silence is not None:
             silence()

@@ -198,7 +198,7 @@ class Runtime:
         finally:
             self._status = "closed"
             self._tasks = None
-            del self.services, self._watchdog, self._admission  # they lead back here
+            del self.services, self._watchdog  # whose ports lead back here
         try:
             if interruption is not None and error is None:
                 raise interruption
