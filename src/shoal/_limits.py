@@ -864,7 +864,7 @@ class Admission:
             for _, _, gate in self._alarms:
                 gate.alarm_at = math.inf
             self._alarms.clear()
-            self.close()
+            self._take_back_alarm()
 
     def _post(self, line: _Line, gate: Gate) -> None:
         """Have ``line`` wait at ``gate``, and look again when that opens by itself."""
