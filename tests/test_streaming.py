@@ -29,6 +29,7 @@ from shoal import (
     Context,
     Done,
     Event,
+    FunctionAction,
     Graph,
     Hook,
     HookFailed,
@@ -176,6 +177,12 @@ async def test_items_are_told_in_order_between_start_and_end_of_the_step():
     ]
     assert {(event.run_id, event.step) for event in items} == {("root", "stream")}
     assert [type(event).__name__ for event in hook.events if event.provisional] == ["Item"] * 3
+
+
+async def test_it_runs_on_the_loop_and_takes_no_thread():
+    act = streaming(functools.partial(count_to, 1))
+    assert isinstance(act, FunctionAction)
+    assert (act.is_streaming, act.is_async, act.in_thread) == (True, False, False)
 
 
 async def test_it_goes_on_only_after_all_have_heard():
@@ -1102,8 +1109,9 @@ async def test_what_an_action_leaves_behind_tells_nothing_after_its_end(anyio_ba
         async def emit(name: str) -> None:
             await context.emit(name)
 
-        left.extend(asyncio.create_task(emit(name)) for name in ("told", "too late"))
-        await anyio.sleep(1)
+        for name in ("told", "too late"):
+            left.append(asyncio.create_task(emit(name)))
+            await anyio.sleep(0.5)
         raise LookupError
 
     app = Application(streaming(talk), hooks=[slow(2), hook])
@@ -1292,7 +1300,11 @@ async def test_whoever_starts_a_child_hears_its_items_first(which: int):
     ]
 
 
-async def test_items_are_heard_without_any_hook():
+async def test_items_are_heard_without_any_hook(monkeypatch: pytest.MonkeyPatch):
+    def refuse(**_: object) -> None:
+        raise AssertionError("built for nobody")
+
+    monkeypatch.setattr("shoal._run.Item", refuse)
     heard: list[object] = []
     act = Listening(listeners()[0], lambda run, item: heard.append(item))
     async with nothing_left():
