@@ -377,7 +377,7 @@ def fuzz(backend: Backend, seeds: Iterable[int], make: Make = Program) -> None:
     assert {"", "succeeded", "failed"} <= set(ends), "the cases are too much alike"
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_random_programs(backend: Backend):
     fuzz(backend, range(600))

@@ -852,7 +852,7 @@ def check_failures(watched: Watched) -> None:
             assert counted >= told if never_began else counted == told, (step, kind)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_random_applications(backend: Backend):
     fuzz(backend, range(250), Program)

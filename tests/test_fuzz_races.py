@@ -281,7 +281,7 @@ def named(outcome: Outcome) -> ChildName:
 Make = Callable[[Random, bool], Program]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_random_races(backend: Backend):
     fuzz(backend, range(500), Program)
