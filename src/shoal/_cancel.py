@@ -101,15 +101,14 @@ def drive(
         raise _spurious(error) from error
     on_first_wait()
     while True:
+        step = send
         try:
-            value = yield trap
+            argument = yield trap
         except GeneratorExit:  # not the coroutine's own: the current task is being closed
             run(coroutine.close)
             raise
         except BaseException as error:  # noqa: BLE001 # whatever it is, it is the coroutine's
             step, argument = coroutine.throw, error
-        else:
-            step, argument = send, value
         try:
             trap = run(step, argument)
         except StopIteration:
@@ -117,7 +116,9 @@ def drive(
         except GeneratorExit as error:
             raise _spurious(error) from error
         finally:
-            argument = None  # no cycle from an exception through its traceback to this frame
+            # No cycle from an exception through its traceback to this frame: what is sent in may
+            # hold one as well, trio's outcome of a wait that was cancelled.
+            argument = None
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -61,12 +61,12 @@ class FanOut(Parallel):
         self.key = key
         self.at_most = at_most
         self._unlimited = limits is None
-        self.limits = Limits(DEFAULT_IN_FLIGHT) if limits is None else limits
+        self.limits: Limits = Limits(DEFAULT_IN_FLIGHT) if limits is None else limits
         self.stagger = stagger
         self._definition = self
         self.store = store
         self.hooks = hooks
-        self.version = "" if callable(acts) else versions(acts)
+        self.version: str = "" if callable(acts) else versions(acts)
         self.each = each
         self.timeout = timeout
         self._take = take

@@ -217,7 +217,7 @@ class Graph(Act):
     def _wire(self, edges: tuple[Edge, ...], acts: Mapping[str, Act], entry: Act) -> None:
         self.edges = edges
         self.acts = tuple(acts.values())
-        self.version = versions(self.acts)
+        self.version: str = versions(self.acts)
         self.entry = entry
         leaving: dict[str, list[Edge]] = {name: [] for name in acts}
         for edge in edges:

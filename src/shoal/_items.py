@@ -78,9 +78,9 @@ class Items:
         self._turn: Lock | None = None  # of the tasks that give items, if anybody hears them
         self._over = False
         self._stopped = False
-        self.step = step
-        self.attempt = attempt
-        self.count = 0
+        self.step: str = step
+        self.attempt: int = attempt
+        self.count: int = 0
 
     @property
     def run_id(self) -> str:

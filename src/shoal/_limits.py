@@ -69,17 +69,17 @@ class Gate:
         self, size: float | None = None, part: Part | None = None, key: Hashable = None
     ) -> None:
         """Have ``size`` slots (None: any number), all free, and the rate of ``part``."""
-        self.size = size
-        self.part = part
-        self.key = key
+        self.size: float | None = size
+        self.part: Part | None = part
+        self.key: Hashable = key
         self.meter: Meter | ForeignMeter | None = None if part is None else part.meter()
         self.adapt: Adaptive | None = None if part is None else part.adapt
-        self.used = 0
-        self.seats = 0  # that need it: granted, waiting or lent
-        self.paused_until = -math.inf
-        self.changed_at = -math.inf  # when its slots were last made fewer
-        self.alarm_at = math.inf  # when it is served next, whatever happens
-        self.posted = 0  # lines that wait here
+        self.used: int = 0
+        self.seats: int = 0  # that need it: granted, waiting or lent
+        self.paused_until: float = -math.inf
+        self.changed_at: float = -math.inf  # when its slots were last made fewer
+        self.alarm_at: float = math.inf  # when it is served next, whatever happens
+        self.posted: int = 0  # lines that wait here
         self._posts: list[tuple[_Turn, int, _Line]] = []  # a heap; lines that are gone stay a while
 
     def opens_at(self, cost: float, *, paid: bool) -> float:
@@ -315,11 +315,11 @@ class _Line:
     __slots__ = ("gate", "is_behind", "key", "seats", "version")
 
     def __init__(self, key: Hashable, *, is_behind: bool) -> None:
-        self.key = key
-        self.is_behind = is_behind
+        self.key: Hashable = key
+        self.is_behind: bool = is_behind
         self.seats: OrderedDict[Seat, int] = OrderedDict()  # a dict is slow to find its first
         self.gate: Gate | None = None  # where it waits
-        self.version = 0  # of its post there
+        self.version: int = 0  # of its post there
 
     def first(self) -> Seat:
         """Return the first seat."""
@@ -389,11 +389,11 @@ class Stake:
         """
         self._admission = admission
         self._on_aside = on_aside
-        self.gates = gates
-        self.costs = costs
-        self.is_held = is_held
-        self.is_due = not is_held  # whether its rates are charged when it is held next
-        self.is_aside = False
+        self.gates: tuple[Gate, ...] = gates
+        self.costs: tuple[float, ...] = costs
+        self.is_held: bool = is_held
+        self.is_due: bool = not is_held  # whether its rates are charged when it is held next
+        self.is_aside: bool = False
         self.since: float | None = None  # when it was held, where that is asked for
         for gate in gates:
             gate.seats += 1
@@ -406,7 +406,9 @@ class Stake:
 
     def hold(self, *, since: float | None = None) -> None:
         """Hear that it was counted."""
-        self.is_held, self.is_due, self.since = True, False, since
+        self.is_held = True
+        self.is_due = False
+        self.since = since
         if self.is_aside:
             self.is_aside = False
             self._on_aside(-1)
@@ -490,12 +492,12 @@ class Seat:
         self._lent = 0  # how many have asked for it to be given back meanwhile
         self._over = False
         self._is_loaded = False
-        self.needed = needed
-        self.costs = costs
+        self.needed: tuple[Gate, ...] = needed
+        self.costs: tuple[float, ...] | None = costs
         self.unit: Unit | None = None if party is None else party.unit
-        self.tag = 0.0
-        self.paid = False  # whether its rates were charged
-        self.granted = False
+        self.tag: float = 0.0
+        self.paid: bool = False  # whether its rates were charged
+        self.granted: bool = False
         self.since: float | None = None  # when it was granted, where that is asked for
         self.line: _Line | None = None
         self.waiter: Waiter | None = None
@@ -1046,7 +1048,7 @@ class Entrance:
         self._limiters = () if limiter is None else (limiter,)
         self._on_aside = on_aside
         self._stakes: set[Stake] = set()
-        self.place = place
+        self.place: Gate = place
 
     @property
     def governs_all(self) -> bool:

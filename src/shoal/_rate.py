@@ -220,9 +220,9 @@ class Meter:
 
     def __init__(self, interval: float, burst: float) -> None:
         """Let a unit through every ``interval`` seconds, and ``burst`` of them at once."""
-        self.interval = interval
-        self.burst = burst
-        self.tat = -math.inf
+        self.interval: float = interval
+        self.burst: float = burst
+        self.tat: float = -math.inf
 
     def opens_at(self, cost: float) -> float:
         """Return when ``cost`` units may go."""

@@ -327,12 +327,12 @@ class Run:
         self._digest: str | None = setting.digest(data, key) if setting.keeps else None
         self.record: ChildRecord | None = None  # what the store has of a child, to go on from
         self.rewound: tuple[Rewound, Change] | None = None  # where to go back to first
-        self.is_kept = False  # whether the parent has applied it in an earlier execution
-        self.is_afresh = False  # whether what the store has of it is to count no more
+        self.is_kept: bool = False  # whether the parent has applied it in an earlier execution
+        self.is_afresh: bool = False  # whether what the store has of it is to count no more
         self._playback: Playback | None = None  # of the step that was under way
         self.stake: Stake | None = None  # what it holds in flight, where that is more than a place
         self.seat: Seat | None = None  # of its first attempt, taken when it was let in
-        self.never_started = False  # whether it ended while it waited to start
+        self.never_started: bool = False  # whether it ended while it waited to start
         self._undone: Callable[[int], bool] | None = None
 
     # -- what it is -----------------------------------------------------------------------------

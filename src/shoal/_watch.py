@@ -143,8 +143,8 @@ class Watched:
 
     def __init__(self, parts: Callable[[], Iterable[Part]]) -> None:
         """Begin; ``parts`` finds what is to end."""
-        self.parts = parts
-        self.is_over = False
+        self.parts: Callable[[], Iterable[Part]] = parts
+        self.is_over: bool = False
         self.named: list[Straggler] = []
 
 
