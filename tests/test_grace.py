@@ -539,7 +539,7 @@ async def test_the_slots_of_a_thread_that_was_left_behind_are_kept_until_it_retu
         assert gate.most == 1, "the second has never begun"
         gate.opened.set()
         assert (await runtime.run(app, {"n": 3})).state["out"] == 3
-        limiters = runtime._admission._limiters.values()  # pyright: ignore[reportPrivateUsage]
+        limiters = runtime._admission.limiters.by_owner.values()  # pyright: ignore[reportPrivateUsage]
         found = [one for named in limiters for it in named.values() for one in it.statistics()]
         assert not any(one.in_use for one in found)
     assert gate.results == [1, 3], "the first one's result is dropped"

@@ -733,8 +733,8 @@ def test_cancelled_anywhere_it_gives_everything_back(
 
             await attempt(run)
             admission: Any = runtime._admission  # pyright: ignore[reportPrivateUsage]
-            assert not admission._lines
-            for named in admission._limiters.values():
+            assert not admission.queue.lines
+            for named in admission.limiters.by_owner.values():
                 for limiter in named.values():
                     for one in limiter.statistics():
                         assert (one.in_use, one.waiting) == (0, 0)

@@ -26,13 +26,14 @@ from anyio import (
 from anyio.abc import TaskGroup
 
 from ._action import Act
+from ._admission import Admission
 from ._attempts import Retries
 from ._breaker import Circuits
 from ._cancel import ki_protected_functions, ki_unprotected_functions
 from ._context import Context
 from ._errors import BadUse, DefinitionError
 from ._host import Hosted
-from ._limits import Admission, Limiter
+from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
 from ._ports import NullStore, Services, Store, Waiter, check_store
