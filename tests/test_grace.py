@@ -620,11 +620,13 @@ async def test_a_function_that_has_not_begun_never_does(gate: Gate):
 @pytest.mark.realtime
 async def test_a_function_whose_turn_comes_too_late_is_not_called():
     called: list[int] = []
-    thread = await Threads(1, 5.0, lambda call: None).enter()
+    thread = Threads(5.0, lambda call: None).turn()
     assert not thread.is_running, "it hasn't begun, and now never will"
     thread._work(called.append, {"object": 1})  # pyright: ignore[reportPrivateUsage]
     assert not called
-    thread.leave()
+    left: list[None] = []
+    thread.leave(lambda: left.append(None))
+    assert left
 
 
 @pytest.mark.realtime

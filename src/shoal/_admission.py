@@ -19,6 +19,7 @@ from ._limiter import Limiter, Limiters
 from ._ports import Clock, Waiter
 from ._queue import Queue
 from ._rate import Limits
+from ._run import Run
 from ._seat import Party, Seat, Stake
 
 
@@ -32,6 +33,7 @@ class Admission:
         clock: Clock,
         alarm: SetAlarm | None = None,
         *,
+        threads: int | None = None,
         takes_foreign: bool = True,
     ) -> None:
         """Admit everybody at first.
@@ -40,10 +42,11 @@ class Admission:
             waiter: Makes what an attempt waits for.
             clock: The loop's.
             alarm: Has a function called at a time; None: nothing but slots is waited for.
+            threads: Worker threads there are; None: any number.
             takes_foreign: Whether rates that are not ours work here: they are made for asyncio.
         """
         self.queue: Queue = Queue(waiter, clock, alarm)
-        self.limiters: Limiters = Limiters(self.queue, takes_foreign=takes_foreign)
+        self.limiters: Limiters = Limiters(self.queue, threads, takes_foreign=takes_foreign)
 
     def limiter(self, owner: object, limits: Limits, name: str = "") -> Limiter:
         """Find what counts the limits that stand on ``owner``; see ``Limiters.of``."""
@@ -55,14 +58,16 @@ class Admission:
         limits: Limits,
         places: int,
         on_aside: Callable[[int], None],
+        *,
         among: str = "",
+        parent: Run | None = None,
     ) -> Entrance:
         """Make what lets the children of a fan-out start; see the port."""
         shared = limits.shared
         limiter = None if shared is None else self.limiters.of(owner, shared, among)
         place = Gate(places)
         place.adapt = limits.adapts_in_flight
-        return Entrance(self.queue, self.limiters, place, limiter, on_aside)
+        return Entrance(self.queue, self.limiters, place, limiter, on_aside, parent=parent)
 
     def seat(
         self,
@@ -73,11 +78,11 @@ class Admission:
     ) -> Seat | None:
         """Take a seat for an attempt, granted at once where there is room; see the port."""
         stake: Stake | None = None if party is None else party.stake
-        limiters = self.limiters.of_attempt(scopes, action)
-        if not limiters and (stake is None or stake.is_held):
+        limiters, thread = self.limiters.of_attempt(scopes, action), self.limiters.thread(action)
+        if not limiters and thread is None and (stake is None or stake.is_held):
             return None
         needed, costs = self.limiters.gates(limiters, data)
-        return Seat(self.queue, needed, costs, party, stake=stake)
+        return Seat(self.queue, needed, costs, party, stake=stake, thread=thread)
 
     def place(self, party: Party) -> Seat:
         """Take again what a child holds in flight, which has stepped aside."""
@@ -89,10 +94,15 @@ class Admission:
             if held is not None:
                 self.queue.charge(held, actual)
 
-    def pause(self, seat: Seat | None, stake: Stake | None, seconds: float) -> bool:
-        """Let nothing start for a while with the keys of an attempt and its child; see the port."""
+    def pause(self, seat: Seat | None, party: Party, seconds: float) -> bool:
+        """Let nothing start for a while with the keys of an attempt; see the port."""
         until = self.queue.clock() + seconds
-        paused = [self.queue.pause(held, until) for held in (seat, stake) if held is not None]
+        paused = [self.queue.pause(held, until) for held in (seat, party.stake) if held is not None]
+        above = party.above
+        while above is not None:
+            if above.stake is not None:
+                self.queue.pause(above.stake, until)
+            above = above.above
         return any(paused)
 
     def adapt(self, held: Seat | Stake, error: BaseException | None) -> None:

@@ -23,7 +23,7 @@ from ._items import Items
 from ._parallel import check_cascade
 from ._policy import INHERIT, Each, Inherit, check_timeout
 from ._ports import Seat, Store
-from ._rate import DEFAULT_IN_FLIGHT, Limits
+from ._rate import DEFAULT_LIMITS, Limits
 from ._run import Run
 
 
@@ -277,7 +277,7 @@ class Context:
             self._action,
             self._seat,
             name=name,
-            limits=limits or Limits(DEFAULT_IN_FLIGHT),
+            limits=limits or DEFAULT_LIMITS,
             each=each,
             timeout=timeout,
             store=store,

@@ -22,7 +22,16 @@ from ._seat import Seat, Stake, ignore_aside
 class Entrance:
     """What lets the children of one execution of a fan-out start; see the port of that name."""
 
-    __slots__ = ("_all", "_limiters", "_on_aside", "_queue", "_stakes", "place")
+    __slots__ = (
+        "_all",
+        "_limiters",
+        "_on_aside",
+        "_queue",
+        "_stakes",
+        "governs_all",
+        "parent",
+        "place",
+    )
 
     def __init__(
         self,
@@ -31,6 +40,8 @@ class Entrance:
         place: Gate,
         limiter: Limiter | None,
         on_aside: Callable[[int], None],
+        *,
+        parent: Run | None = None,
     ) -> None:
         """Have no child in flight.
 
@@ -40,18 +51,18 @@ class Entrance:
             place: Counts the children in flight.
             limiter: What is shared by all executions of the fan-out.
             on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
+            parent: Whose children they are.
         """
         self._queue: Queue = queue
         self._all: Limiters = limiters
         self._limiters: tuple[Limiter, ...] = () if limiter is None else (limiter,)
         self._on_aside: Callable[[int], None] = on_aside
         self._stakes: set[Stake] = set()
+        self.parent: Run | None = parent
+        """Whose children they are; None afterwards."""
         self.place: Gate = place
-
-    @property
-    def governs_all(self) -> bool:
+        self.governs_all: bool = limiter is not None or place.adapt is not None
         """Whether every child has to be admitted: else only those that execute what is limited."""
-        return bool(self._limiters) or self.place.adapt is not None
 
     def admit(self, child: Run, on_granted: Callable[[], None]) -> Seat:
         """Take all that a child needs to start, or have it stand in line for it.
@@ -74,14 +85,18 @@ class Entrance:
         self._stakes.add(stake)
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
+        thread: Gate | None = None
         action = setting.entry
         if action is not None and child.begins_anew:
             # What goes wrong in it is the attempt's failure, and happens again there.
             with suppress(Exception):
                 scopes: Any = setting.scopes
                 needed, own = limiters.gates(limiters.of_attempt(scopes, action), child.data)
-        seat = Seat(self._queue, needed, own, child, on_granted=on_granted, stake=stake)
-        child.seat = seat if needed else None
+                thread = limiters.thread(action)
+        seat = Seat(
+            self._queue, needed, own, child, on_granted=on_granted, stake=stake, thread=thread
+        )
+        child.seat = None if thread is None and not needed else seat
         return seat
 
     def stake(self) -> Stake:
@@ -123,6 +138,7 @@ class Entrance:
     def close(self) -> None:
         """Give back what is held by children that nobody has applied."""
         self._on_aside = ignore_aside  # no cycle: an error's frames lead to children, and here
+        self.parent = None
         while self._stakes:
             self._stakes.pop().leave()
 

@@ -38,6 +38,7 @@ class Gate:
         "paused_until",
         "posted",
         "size",
+        "slots",
         "used",
         "users",
     )
@@ -46,7 +47,7 @@ class Gate:
         self, size: float | None = None, part: Part | None = None, key: Hashable = None
     ) -> None:
         """Have ``size`` slots (None: any number), all free, and the rate of ``part``."""
-        self.size: float | None = size
+        self.resize(size)
         self.part: Part | None = part
         self.key: Hashable = key
         self.meter: Meter | ForeignMeter | None = None if part is None else part.meter()
@@ -59,6 +60,11 @@ class Gate:
         self.posted: int = 0  # lines that wait here
         self._posts: list[tuple[Turn, int, Line]] = []  # a heap; lines that are gone stay a while
 
+    def resize(self, size: float | None) -> None:
+        """Have so many slots from now on; a fraction grants nothing yet."""
+        self.size: float | None = size
+        self.slots: float = math.inf if size is None else int(size)
+
     def opens_at(self, cost: float, *, paid: bool) -> float:
         """Return when it is open to something that costs so much.
 
@@ -68,7 +74,7 @@ class Gate:
 
         Returns -inf or a time that has passed if it is open, inf if time alone won't do.
         """
-        if self.size is not None and self.used >= int(self.size):
+        if self.used >= self.slots:
             return math.inf
         if paid:
             return -math.inf

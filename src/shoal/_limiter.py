@@ -132,7 +132,8 @@ class PartGates:
         """Have other numbers, and return the gates, which have them too."""
         self.part = part
         for gate in self.gates.values():
-            gate.part, gate.size, gate.adapt = part, part.n, part.adapt
+            gate.part, gate.adapt = part, part.adapt
+            gate.resize(part.n)
             meter = part.meter()
             if isinstance(meter, Meter) and isinstance(gate.meter, Meter):
                 meter.go_on_from(gate.meter)
@@ -156,15 +157,19 @@ class PartGates:
 class Limiters:
     """The limiters of all owners in a runtime."""
 
-    def __init__(self, queue: Queue, *, takes_foreign: bool = True) -> None:
+    def __init__(
+        self, queue: Queue, threads: float | None = None, *, takes_foreign: bool = True
+    ) -> None:
         """Have none yet.
 
         Args:
             queue: Where who is limited waits.
+            threads: Worker threads there are; None: any number.
             takes_foreign: Whether rates that are not ours work here: they are made for asyncio.
         """
         self._queue: Queue = queue
         self._takes_foreign: bool = takes_foreign
+        self.threads: Gate = Gate(threads)
         self.by_owner: WeakKeyDictionary[object, dict[str, Limiter]] = WeakKeyDictionary()
 
     def of(self, owner: object, limits: Limits, name: str = "") -> Limiter:
@@ -195,6 +200,10 @@ class Limiters:
         if action.limits is None:
             return scopes
         return (*scopes, self.of(action.definition, action.limits))
+
+    def thread(self, action: FunctionAction[..., Any]) -> Gate | None:
+        """Find the gate of the threads, if ``action`` runs in one."""
+        return self.threads if action.in_thread else None
 
     def gates(
         self, limiters: Sequence[Limiter], data: Mapping[str, object]

@@ -269,7 +269,7 @@ class Queue:
             size = gate.adapt.after(gate.size, gate.changed_at, ended)
             if size < gate.size:
                 gate.changed_at = now
-            gate.size = max(1.0, size)
+            gate.resize(max(1.0, size))
             if gate.posted:
                 self.serve(gate)
 

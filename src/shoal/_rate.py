@@ -420,10 +420,14 @@ class Limits:
         return _limits_of(parts) if parts else None
 
     def __repr__(self) -> str:
-        return " & ".join(map(repr, self.parts))
+        return " & ".join(map(repr, self.parts)) or "the default limits"
 
 
 def _limits_of(parts: tuple[Part, ...]) -> Limits:
     limits = Limits.__new__(Limits)
     object.__setattr__(limits, "parts", parts)
     return limits
+
+
+DEFAULT_LIMITS: Limits = _limits_of(())
+"""Those of a fan-out that was given none: so many in flight, and no more than its tree may have."""

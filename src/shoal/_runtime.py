@@ -159,13 +159,17 @@ class Runtime:
         self._context = copy_context()
         alarm = backend.alarm or self._alarm
         self._admission = Admission(
-            backend.waiter, backend.clock, alarm, takes_foreign=backend.alarm is not None
+            backend.waiter,
+            backend.clock,
+            alarm,
+            threads=self._threads,
+            takes_foreign=backend.alarm is not None,
         )
         self._watchdog = Watchdog(backend.clock, self._grace, alarm, self._start_task)
         self.services: Services = Services(
             clock=backend.clock,
             waiter=backend.waiter,
-            threads=Threads(self._threads, self._grace, backend.call_soon),
+            threads=Threads(self._grace, backend.call_soon),
             watchdog=self._watchdog,
             retries=Retries(backend.clock, self._seed),
             native_cancels=backend.native_cancels,

@@ -5,6 +5,7 @@ Invariants:
   its wait for that is interrupted, it goes on without, and has them as soon as there is room.
 - A child holds its stake from its start to its end, except while it waits for something else; it
   holds it again in the very moment in which it gets that.
+- A thread is one more slot, except that it isn't lent: it is busy until the function returns.
 - What was granted and never used is given back whole, the units of a rate too.
 """
 
@@ -29,6 +30,11 @@ class Party(Protocol):
     @property
     def stake(self) -> Any:
         """What it holds while it is in flight, if it is a child and that is known already."""
+        ...
+
+    @property
+    def above(self) -> Party | None:
+        """Whose child it is; None if it is a root run, or the fan-out has ended."""
         ...
 
     def make_stake(self) -> Any:
@@ -134,12 +140,14 @@ class Seat(Claim):
     """What something holds while it runs; see the port of that name."""
 
     __slots__ = (
+        "_has_thread",
         "_is_loaded",
         "_lent",
         "_on_granted",
         "_over",
         "_party",
         "_queue",
+        "_thread",
         "stake",
         "waiter",
     )
@@ -153,6 +161,7 @@ class Seat(Claim):
         *,
         on_granted: Callable[[], None] | None = None,
         stake: Stake | None = None,
+        thread: Gate | None = None,
     ) -> None:
         """Be granted all that is ``needed``, no two the same, or wait for it.
 
@@ -163,6 +172,7 @@ class Seat(Claim):
             party: Whose it is.
             on_granted: Called when it is granted after a wait; None: somebody calls ``wait``.
             stake: What has to be held besides.
+            thread: The gate of the threads, if it runs in one.
         """
         super().__init__(needed, costs, None if party is None else party.unit)
         self._queue: Queue = queue
@@ -173,8 +183,13 @@ class Seat(Claim):
         self._is_loaded: bool = False
         self.waiter: Waiter | None = None
         self.stake: Stake | None = stake
+        self._thread: Gate | None = thread
+        self._has_thread: bool = False
         for gate in needed:
             gate.users += 1
+        if thread is not None:
+            self.needed = (*needed, thread)
+            self.costs = None if costs is None else (*costs, 1.0)
         if stake is not None and not stake.is_held:
             self._load(stake)
         queue.enter(self)
@@ -220,10 +235,17 @@ class Seat(Claim):
             self.stake.step_aside()
 
     def settle(self, since: float | None) -> None:
-        """Leave to the stake what is the stake's: it was granted."""
+        """Keep apart what is not its own: it was granted."""
         self.since = since
+        if self._thread is not None:
+            self._set_thread_apart()
+            self._has_thread = True
         if self._is_loaded:
             self._unload().hold(since=since)
+
+    def _set_thread_apart(self) -> None:
+        self.needed = self.needed[:-1]
+        self.costs = None if self.costs is None else self.costs[:-1]
 
     # -- waiting --------------------------------------------------------------------------------
 
@@ -259,6 +281,8 @@ class Seat(Claim):
     def awaited(self) -> tuple[str, object]:
         """What keeps it waiting: the limit, and which key of it."""
         gate = None if self.line is None else self.line.gate
+        if gate is not None and gate is self._thread:
+            return "threads", None
         if gate is None or gate.part is None:
             return "in flight", None
         return repr(gate.part), gate.key
@@ -279,9 +303,19 @@ class Seat(Claim):
         self._queue.leave(self)
         if self._is_loaded:  # it was never granted
             self._unload().resume()
+        if self._thread is not None:
+            self._leave_thread(self._thread)
         for gate in self.needed:
             gate.users -= 1
         self.wake()  # another task of the attempt may wait to regain it
+
+    def _leave_thread(self, thread: Gate) -> None:
+        if self._has_thread:
+            self._has_thread = False
+            thread.used -= 1
+            self._queue.serve(thread)
+        else:  # it was never granted
+            self._set_thread_apart()
 
     # -- lending --------------------------------------------------------------------------------
 
