@@ -152,7 +152,7 @@ class Unit(Protocol):
 class Held:
     """What holds gates, or will: which, what that costs, and since when."""
 
-    __slots__ = ("costs", "needed", "since")
+    __slots__ = ("costs", "needed", "since", "taken_at")
 
     def __init__(self, needed: tuple[Gate, ...], costs: tuple[float, ...] | None) -> None:
         """Hold nothing yet.
@@ -164,6 +164,7 @@ class Held:
         self.needed: tuple[Gate, ...] = needed
         self.costs: tuple[float, ...] | None = costs
         self.since: float | None = None  # when it was granted, where something adapts to its end
+        self.taken_at: float = -math.inf  # when it was charged, where there are rates
 
 
 class Claim(Held):

@@ -120,7 +120,7 @@ class Queue:
             if gate.adapt is not None:
                 since = now = self.clock() if now is None else now
             if gate.meter is not None:
-                now = self.clock() if now is None else now
+                claim.taken_at = now = self.clock() if now is None else now
                 gate.meter.take(now, claim.cost(index), credit if gate is at else 0.0)
         claim.settle(since)
 
@@ -221,18 +221,18 @@ class Queue:
 
     # -- what those who hold gates have found out -----------------------------------------------
 
-    def correct(self, gates: Sequence[Gate], costs: Sequence[float]) -> None:
-        """Count so much more as gone at each of ``gates``, or less."""
-        for gate, cost in zip(gates, costs, strict=True):
+    def correct(self, held: Held, by: Sequence[float]) -> None:
+        """Count so much more as gone at each of the gates that are held, or less."""
+        for gate, cost in zip(held.needed, by, strict=True):
             if gate.meter is not None and cost:
-                gate.meter.correct(cost)
+                gate.meter.correct(cost, held.taken_at)
                 if gate.posted:
                     self.serve(gate)
 
     def refund(self, claim: Claim) -> None:
         """Give back what was charged for something that never started."""
         claim.paid = False
-        self.correct(claim.needed, [-claim.cost(at) for at in range(len(claim.needed))])
+        self.correct(claim, [-claim.cost(at) for at in range(len(claim.needed))])
 
     def charge(self, held: Held, actual: float) -> None:
         """Correct what was charged, wherever ``cost=`` said it."""
@@ -242,7 +242,7 @@ class Queue:
             actual if gate.has_cost else cost
             for gate, cost in zip(held.needed, held.costs, strict=True)
         )
-        self.correct(held.needed, [new - old for new, old in zip(due, held.costs, strict=True)])
+        self.correct(held, [new - old for new, old in zip(due, held.costs, strict=True)])
         held.costs = due
 
     def pause(self, held: Held, until: float) -> bool:

@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, final
 
@@ -92,8 +93,10 @@ class Stake(Held):
         self._give_back()
         self._on_aside(1)
 
-    def hold(self, *, since: float | None = None) -> None:
-        """Hear that it was counted."""
+    def hold(self, *, since: float | None = None, taken_at: float = -math.inf) -> None:
+        """Hear that it was counted, and charged if that was due."""
+        if self.is_due:
+            self.taken_at = taken_at
         self.is_held = True
         self.is_due = False
         self.since = since
@@ -118,7 +121,7 @@ class Stake(Held):
     def refund(self) -> None:
         """Give back what was charged for a child that never started."""
         if not self.is_due and self.costs is not None:
-            self._queue.correct(self.needed, [-cost for cost in self.costs])
+            self._queue.correct(self, [-cost for cost in self.costs])
 
     def _give_back(self) -> None:
         if self.is_held:
@@ -241,7 +244,7 @@ class Seat(Claim):
             self._set_thread_apart()
             self._has_thread = True
         if self._is_loaded:
-            self._unload().hold(since=since)
+            self._unload().hold(since=since, taken_at=self.taken_at)
 
     def _set_thread_apart(self) -> None:
         self.needed = self.needed[:-1]
