@@ -50,10 +50,17 @@ class Limiter:
     """The gates of the ``Limits`` that stand on one owner, for all runs of a runtime."""
 
     def __init__(self, limits: Limits, queue: Queue) -> None:
-        """Have no gates yet."""
+        """Have no gates yet, but those that there is one of."""
         self._queue: Queue = queue
         self.limits: Limits = limits
         self.parts: tuple[PartGates, ...] = tuple(map(PartGates, limits.parts))
+        self.same: tuple[Gate, ...] | None = self._same()
+        """The gates that all need who are limited by it; None if that depends on their states."""
+
+    def _same(self) -> tuple[Gate, ...] | None:
+        if any(part.by is not None or part.cost is not None for part in self.limits.parts):
+            return None
+        return tuple([gates.the_one() for gates in self.parts])
 
     def change(self, limits: Limits) -> None:
         """Have other limits from now on; what waits is judged by them at once.
@@ -78,6 +85,7 @@ class Limiter:
             )
             raise BadUse(msg)
         self.limits = limits
+        self.same = self._same()
         for part, gates in zip(limits.parts, self.parts, strict=True):
             for gate in gates.change(part):
                 self._queue.serve(gate)
@@ -214,9 +222,14 @@ class Limiters:
             Exception: What ``by=`` or ``cost=`` raised.
             BadResult: They returned what is no key, or no cost.
         """
+        same: tuple[Gate, ...] = ()
+        for limiter in limiters:
+            if limiter.same is None:
+                break
+            same += limiter.same
+        else:
+            return same, None
         parts = [gates for limiter in limiters for gates in limiter.parts]
-        if all(gates.part.by is None and gates.part.cost is None for gates in parts):
-            return tuple([gates.the_one() for gates in parts]), None
         state, now = make_state(data), self._queue.clock()
         found = [gates.find(state, now) for gates in parts]
         return tuple([gate for gate, _ in found]), tuple([cost for _, cost in found])
