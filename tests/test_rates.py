@@ -19,6 +19,7 @@ from shoal import (
     BadUse,
     Context,
     DefinitionError,
+    Each,
     Ended,
     Graph,
     Hook,
@@ -1192,3 +1193,51 @@ async def test_limits_tell_what_they_are_and_how_they_are_used():
         for part in limiter.parts:
             for gate in part.gates.values():
                 assert repr(gate).startswith("<Gate ")
+
+
+# -- when a rate is charged ------------------------------------------------------------------------
+
+
+async def test_a_fan_outs_rate_is_charged_for_starts_and_retries_and_not_for_further_steps():
+    starts: list[tuple[str, int, float]] = []
+
+    def step(name: str, field: str) -> Any:
+        @action(reads=["n"], writes=[field], name=name)
+        async def step(n: int) -> None:
+            starts.append((name, n, anyio.current_time()))
+            tries = sum(one[:2] == (name, n) for one in starts)
+            if name == "second" and n == 0 and tries < 3:
+                raise ConnectionError
+
+        return step
+
+    again = Retry(3, on=ConnectionError, initial=0.25, jitter=0)
+    child = Graph.chain(step("first", "x"), step("second", "out"), name="child")
+    await Application(many(child, Limits(rate=Rate(1)), each=Each(retry=again))).run({"ns": [0, 1]})
+    # the other child stands in line before the first's next attempt
+    assert starts == [
+        ("first", 0, 0),
+        ("second", 0, 0),
+        ("first", 1, 1),
+        ("second", 1, 1),
+        ("second", 0, 2),
+        ("second", 0, 3),
+    ]
+
+
+@pytest.mark.parametrize("where", ["action", "application", "runtime"])
+async def test_the_rate_of_actions_is_charged_at_each_attempt(where: str):
+    starts = Starts()
+    limits = Limits(rate=Rate(1))
+    again = Retry(3, on=ConnectionError, initial=0.25, jitter=0)
+
+    @action(reads=["n"], writes=["out"], retry=again, limits=limits if where == "action" else None)
+    async def flaky(n: int) -> None:
+        starts.note()
+        if len(starts.order) < 3:
+            raise ConnectionError
+
+    app = Application(flaky, limits=limits if where == "application" else None)
+    async with Runtime(limits=limits if where == "runtime" else None) as runtime:
+        await runtime.run(app, {"n": 1})
+    assert starts.times() == [0, 1, 2]

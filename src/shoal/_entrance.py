@@ -8,7 +8,6 @@ what limits that. So a rate is kept to by what really starts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, final
 
 from ._gate import Gate
@@ -88,11 +87,12 @@ class Entrance:
         thread: Gate | None = None
         action = setting.entry
         if action is not None and child.begins_anew:
-            # What goes wrong in it is the attempt's failure, and happens again there.
-            with suppress(Exception):
-                scopes: Any = setting.scopes
+            scopes: Any = setting.scopes
+            try:
                 needed, own = limiters.gates(limiters.of_attempt(scopes, action), child.data)
                 thread = limiters.thread(action)
+            except Exception:  # noqa: BLE001, S110 # the attempt's failure: it happens again there
+                pass
         seat = Seat(
             self._queue, needed, own, child, on_granted=on_granted, stake=stake, thread=thread
         )

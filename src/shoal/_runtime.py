@@ -113,7 +113,8 @@ class Runtime:
             inputs: What actions take besides fields, for all applications that are run in it.
             limits: How many attempts of actions run at once, in all runs together.
             store: Where runs are kept whose application has no store of its own; None: nowhere.
-            threads: Worker threads at once.
+            threads: Worker threads at once. Who waits for one holds no slot of any ``Limits``, and
+                has taken nothing of a rate; runs take turns for them.
             commit_deadline: Seconds that the store has to acknowledge a save.
             grace: Seconds that cleanup may take before it is warned of, and threads are left
                 behind.
