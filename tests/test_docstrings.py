@@ -9,12 +9,13 @@ import pkgutil
 import pytest
 
 import shoal
+import shoal.rates
 import shoal.stores
 import shoal.testing
 
 MODULES = [
     module.name
-    for package in (shoal, shoal.stores, shoal.testing)
+    for package in (shoal, shoal.rates, shoal.stores, shoal.testing)
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
     if not module.ispkg
 ]

@@ -28,6 +28,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "MapActionsAndStates",
     "MapStates",
     "ParallelAction",
+    "RateBackend",
     "SavedRun",
     "Store",
 }

@@ -12,8 +12,8 @@ import pytest
 
 from shoal import Limits, Rate
 from shoal._gate import Gate
+from shoal._meters import CREDIT, MARKS, Meter
 from shoal._queue import Queue
-from shoal._rate import CREDIT, MARKS, Meter
 from shoal._seat import Seat
 
 TICK = 1 / 8  # times, intervals and costs are multiples of powers of 2: sums of them are exact

@@ -1,12 +1,12 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_functions, _collections, _ids, _digest, _state, _model, _schema, _events, _history, _rate, _retry,
-_breaker, _policy; _action, _until, _condition, _flow, _graph; _cancel, _items, _watch, _ports,
-_hooks, _stream, _execution, _attempts, _step, _run; _host, _threads, _gate, _alarms, _queue, _seat,
-_limiter, _entrance, _admission, _recorded, _source, _group, _hedge, _stagger, _contest, _join,
-_parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _root, _runtime, _open,
-_application; then the stores.
+_functions, _collections, _ids, _digest, _state, _model, _schema, _events, _history, _meters,
+_shared, _rate, _retry, _breaker, _policy; _action, _until, _condition, _flow, _graph; _cancel,
+_items, _watch, _ports, _hooks, _stream, _execution, _attempts, _step, _run; _host, _threads, _gate,
+_alarms, _supply, _queue, _seat, _limiter, _entrance, _admission, _recorded, _source, _group,
+_hedge, _stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children,
+_context; _root, _runtime, _open, _application; then the stores and the rates.
 ``docs/internals.md`` is the tour.
 """
 
@@ -36,6 +36,7 @@ from ._errors import (
     NobodyAccepted,
     NotData,
     NoTransition,
+    RateUnavailable,
     Rejected,
     RetryLater,
     RunCancelled,
@@ -90,9 +91,10 @@ from ._open import OpenRun, RunResult
 from ._policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Tolerate
 from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
 from ._race import race
-from ._rate import AIMD, Adaptive, Ended, Limits, Rate
+from ._rate import AIMD, Adaptive, Ended, Limits, Rate, SharedRate
 from ._retry import Retry, RetryBudget
 from ._runtime import Runtime
+from ._shared import RateBackend, RateReply, RateRequest, RateState, reckon
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
 from ._until import All, First, FirstItem, Quorum, Until, all_, first, first_item, quorum
@@ -181,6 +183,11 @@ __all__ = [
     "PutWithin",
     "Quorum",
     "Rate",
+    "RateBackend",
+    "RateReply",
+    "RateRequest",
+    "RateState",
+    "RateUnavailable",
     "Rejected",
     "Result",
     "Retry",
@@ -198,6 +205,7 @@ __all__ = [
     "Runtime",
     "SavedRun",
     "Set",
+    "SharedRate",
     "ShoalError",
     "Skipped",
     "SpanStarted",
@@ -232,6 +240,7 @@ __all__ = [
     "first_item",
     "quorum",
     "race",
+    "reckon",
     "replay",
     "when",
 ]

@@ -9,6 +9,7 @@ that in the *queue* (`_queue`). The children of a fan-out come in through its *e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from random import random
 from typing import Any, final
 
 from ._action import FunctionAction
@@ -21,6 +22,7 @@ from ._queue import Queue
 from ._rate import Limits
 from ._run import Run
 from ._seat import Party, Seat, Stake
+from ._supply import StartTask
 
 
 @final
@@ -32,6 +34,8 @@ class Admission:
         waiter: Callable[[], Waiter],
         clock: Clock,
         alarm: SetAlarm | None = None,
+        start_task: StartTask | None = None,
+        chance: Callable[[], float] = random,
         *,
         threads: int | None = None,
         takes_foreign: bool = True,
@@ -42,10 +46,12 @@ class Admission:
             waiter: Makes what an attempt waits for.
             clock: The loop's.
             alarm: Has a function called at a time; None: nothing but slots is waited for.
+            start_task: Starts a task; None: nothing is waited for that other processes share.
+            chance: Makes random numbers from 0 up to, but not, 1.
             threads: Worker threads there are; None: any number.
             takes_foreign: Whether rates that are not ours work here: they are made for asyncio.
         """
-        self.queue: Queue = Queue(waiter, clock, alarm)
+        self.queue: Queue = Queue(waiter, clock, alarm, start_task, chance)
         self.limiters: Limiters = Limiters(self.queue, threads, takes_foreign=takes_foreign)
 
     def limiter(self, owner: object, limits: Limits, name: str = "") -> Limiter:
@@ -110,7 +116,7 @@ class Admission:
         self.queue.adapt(held, error)
 
     def close(self) -> None:
-        """Look at the clock no more."""
+        """Look at the clock no more, and give back what is held of shared rates."""
         self.queue.close()
 
     def __repr__(self) -> str:

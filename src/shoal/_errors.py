@@ -32,6 +32,7 @@ with a note that says where it happened. These are the others::
     ├── RetryLater           an action asks to be tried again, later (users raise it)
     ├── InputChanged         a child's input changed after its result was reduced
     ├── StoreFailed          the store could not keep a save, or not say what it has kept
+    ├── RateUnavailable      what keeps a rate that processes share failed, or didn't answer
     ├── LeaseLost            another execution has taken the run over
     └── CommitInDoubt        the store did not acknowledge a save in time
 """
@@ -228,6 +229,13 @@ class StoreFailed(ShoalError):
     """The store raised instead of keeping a save, or of saying what it has kept.
 
     The execution ends at the last saved state. The store's own exception is the ``__cause__``.
+    """
+
+
+class RateUnavailable(ShoalError):
+    """What keeps a rate that processes share failed, or did not answer, for too long.
+
+    What waited for the rate has not started. The backend's own exception is the ``__cause__``.
     """
 
 

@@ -12,12 +12,16 @@ Invariants:
 from __future__ import annotations
 
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Hashable
 from heapq import heappop, heappush
+from itertools import islice
 from typing import Protocol, final
 
-from ._rate import Adaptive, ForeignMeter, Meter, Part
+from ._meters import ForeignMeter, Meter
+from ._rate import Adaptive, Part
+from ._shared import SharedMeter
 
 Turn = tuple[bool, float, int]
 """Whether it stands behind others, its tag, and its arrival: what is less goes first."""
@@ -50,7 +54,9 @@ class Gate:
         self.resize(size)
         self.part: Part | None = part
         self.key: Hashable = key
-        self.meter: Meter | ForeignMeter | None = None if part is None else part.meter()
+        self.meter: Meter | ForeignMeter | SharedMeter | None = (
+            None if part is None else part.meter(key)
+        )
         self.adapt: Adaptive | None = None if part is None else part.adapt
         self.used: int = 0
         self.users: int = 0  # who needs it: granted, waiting or lent
@@ -82,6 +88,11 @@ class Gate:
         if self.meter is not None:
             opens = max(opens, self.meter.opens_at(cost))
         return opens
+
+    @property
+    def shared(self) -> SharedMeter | None:
+        """What measures its rate, if other processes have that too."""
+        return self.meter if isinstance(self.meter, SharedMeter) else None
 
     @property
     def is_keyed(self) -> bool:
@@ -128,13 +139,29 @@ class Gate:
         line = self.first()
         return (True, math.inf, 0) if line is None else line.turn()
 
-    def waiting(self) -> int:
-        """Count the claims that wait here."""
-        return sum(
-            len(line.claims)
+    def lines(self) -> list[Line]:
+        """Return the lines that wait here; the one whose turn it is comes first."""
+        return [
+            line
             for _, version, line in self._posts
             if line.gate is self and line.version == version
-        )
+        ]
+
+    def waiting(self) -> int:
+        """Count the claims that wait here."""
+        return sum(len(line.claims) for line in self.lines())
+
+    def costs(self, most: int) -> list[float]:
+        """Return what claims cost that wait here for its rate, as far as there are slots for them.
+
+        Args:
+            most: Look at so many of them, at most.
+        """
+        found: list[float] = []
+        for line in self.lines():
+            looked_at = islice(line.claims, min(line.first().room, most - len(found)))
+            found += [one.cost(one.needed.index(self)) for one in looked_at if not one.paid]
+        return found
 
     def __repr__(self) -> str:
         size = "" if self.size is None else f" {self.used}/{self.size:g}"
@@ -197,6 +224,12 @@ class Claim(Held):
         return 1.0 if self.costs is None else self.costs[at]
 
     @property
+    def room(self) -> int:
+        """How many like it there are slots for, all gates it needs taken together."""
+        room = min(gate.slots - gate.used for gate in self.needed)
+        return int(max(0.0, min(room, sys.maxsize)))
+
+    @property
     def is_gone(self) -> bool:
         """Whether whoever waits for it is being cancelled."""
         return False
@@ -214,6 +247,9 @@ class Claim(Held):
 
     def wake(self) -> None:
         """Hear that it stands in line no more."""
+
+    def refuse(self, error: Exception) -> None:
+        """Hear that it stands in line no more, since that would be in vain."""
 
 
 @final

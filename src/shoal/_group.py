@@ -586,7 +586,11 @@ class Group:
         return "waiting"
 
     def _let_start(self, child: Run) -> None:
-        """Hear that a child may start."""
+        """Hear that a child may start, or never will."""
+        seat = self._waiting[child]
+        if seat.refusal is not None:  # no failure of the child's: it was never begun
+            self._fell(seat.refusal)
+            return
         del self._waiting[child]
         self._ready.append(child)
         if not self._closing:

@@ -19,7 +19,7 @@ from ._cancel import ki_unprotected
 from ._errors import BadResult, BadUse, DefinitionError, brief
 from ._gate import Gate
 from ._queue import Queue
-from ._rate import Limits, Meter, Part, Rate
+from ._rate import Limits, Part, Rate, SharedRate
 from ._state import State, make_state, refuse_awaitable
 
 SWEEP = 64
@@ -142,8 +142,8 @@ class PartGates:
         for gate in self.gates.values():
             gate.part, gate.adapt = part, part.adapt
             gate.resize(part.n)
-            meter = part.meter()
-            if isinstance(meter, Meter) and isinstance(gate.meter, Meter):
+            meter = part.meter(gate.key)
+            if meter is not None:
                 meter.go_on_from(gate.meter)
             gate.meter = meter
         return list(self.gates.values())
@@ -243,10 +243,9 @@ def _cost(part: Part, state: State) -> float:
         refuse_awaitable(cost, "Limits(cost=...)")
         msg = f"{part!r}: cost= returned {brief(cost)}; it returns a number of units, at least 0"
         raise BadResult(msg)
-    meter = part.meter()
-    if meter is not None and cost > meter.burst:
+    if cost > part.burst:
         msg = (
-            f"{part!r}: something costs {cost:g}, and no more than {meter.burst:g} may go at once, "
+            f"{part!r}: something costs {cost:g}, and no more than {part.burst:g} may go at once, "
             f"so it could never start; allow more: Rate(..., burst=...)"
         )
         raise BadResult(msg)
@@ -269,7 +268,7 @@ def _key(part: Part, state: State) -> Hashable:
 def _refuse_foreign(limits: Limits) -> None:
     for part in limits.parts:
         rate = part.rate
-        if rate is not None and not isinstance(rate, Rate):
+        if rate is not None and not isinstance(rate, Rate | SharedRate):
             kind = type(rate)
             msg = (
                 f"{limits!r}: {kind.__module__}.{kind.__qualname__} works on asyncio only; on trio "

@@ -425,12 +425,21 @@ class Seat(Protocol):
         """What keeps it waiting: the limit, and which key of it."""
         ...
 
+    @property
+    def refusal(self) -> Exception | None:
+        """Why it waits in vain, if it does."""
+        ...
+
     def cancel(self) -> None:
         """Give back what was never used: what was charged for it, too."""
         ...
 
     async def wait(self) -> None:
-        """Wait until it holds them, or is lent; interrupted meanwhile, it stays in line."""
+        """Wait until it holds them, or is lent; interrupted meanwhile, it stays in line.
+
+        Raises:
+            RateUnavailable: A rate it needs can't be had.
+        """
         ...
 
     def leave(self) -> None:
@@ -509,7 +518,7 @@ class Entrance(Protocol):
 
         Args:
             child: The run.
-            on_granted: Called when it may start, if it has to wait.
+            on_granted: Called when it may start, if it has to wait, or when its seat was refused.
         """
         ...
 

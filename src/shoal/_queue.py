@@ -16,23 +16,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from itertools import count
+from random import random
 from typing import final
 
 from ._alarms import Alarms, SetAlarm
 from ._cancel import ki_protected
 from ._gate import Claim, Gate, Held, Line, Turn
+from ._meters import CREDIT, ForeignMeter
 from ._ports import Clock, Waiter
-from ._rate import CREDIT, Ended, ForeignMeter
+from ._rate import Ended
+from ._supply import StartTask, Supplies
 
 
 @final
 class Queue:
     """Grants claims on gates, in turn. Belongs to one event loop."""
 
-    __slots__ = ("_alarms", "_arrivals", "_tag", "clock", "lines", "waiter")
+    __slots__ = ("_alarms", "_arrivals", "_supplies", "_tag", "clock", "lines", "waiter")
 
     def __init__(
-        self, waiter: Callable[[], Waiter], clock: Clock, set_alarm: SetAlarm | None = None
+        self,
+        waiter: Callable[[], Waiter],
+        clock: Clock,
+        set_alarm: SetAlarm | None = None,
+        start_task: StartTask | None = None,
+        chance: Callable[[], float] = random,
     ) -> None:
         """Have nobody wait.
 
@@ -40,6 +48,8 @@ class Queue:
             waiter: Makes what is awaited by whoever waits in a task.
             clock: The loop's.
             set_alarm: Has a function called at a time; None: nothing but slots is waited for.
+            start_task: Starts a task; None: nothing is waited for that other processes share.
+            chance: Makes random numbers from 0 up to, but not, 1.
         """
         self.waiter: Callable[[], Waiter] = waiter
         self.clock: Clock = clock
@@ -47,6 +57,7 @@ class Queue:
         self._arrivals: count[int] = count()
         self._tag: float = 0.0  # of what was granted last
         self._alarms: Alarms = Alarms(clock, set_alarm, self._open)
+        self._supplies: Supplies = Supplies(clock, start_task, chance, self.serve, self._refuse)
 
     # -- coming and going -----------------------------------------------------------------------
 
@@ -81,7 +92,11 @@ class Queue:
         claim.line = line
 
     def _shut(self, claim: Claim, turn: Turn, *, but: Gate | None = None) -> Gate | None:
-        """Find a gate that keeps ``claim`` waiting; None if all are open, ``but`` set aside."""
+        """Find a gate that keeps ``claim`` waiting; None if all are open, ``but`` set aside.
+
+        One that is shared is found last: nothing is asked for there that could not be used.
+        """
+        shared: Gate | None = None
         now: float | None = None
         for at, gate in enumerate(claim.needed):
             if gate is but:
@@ -95,8 +110,10 @@ class Queue:
                 continue
             now = self.clock() if now is None else now
             if opens > now:
-                return gate
-        return None
+                if gate.shared is None:
+                    return gate
+                shared = gate
+        return shared
 
     @ki_protected
     def take(self, claim: Claim, *, at: Gate | None = None, credit: float = 0.0) -> None:
@@ -177,11 +194,14 @@ class Queue:
             claim = line.first()
             opens = gate.opens_at(claim.cost(claim.needed.index(gate)), paid=claim.paid)
             now = self.clock()
-            if opens > now and not claim.is_gone:
+            is_shut = opens > now and not claim.is_gone
+            other: Gate | None = None
+            if not claim.is_gone and (not is_shut or gate.shared is not None):
+                other = self._shut(claim, line.turn(), but=gate)
+            if is_shut and (other is None or other.shared is not None):
                 self._set_alarm(gate, claim)
                 serving.remove(gate)
                 continue
-            other = None if claim.is_gone else self._shut(claim, line.turn(), but=gate)
             gate.unpost(line)
             if other is not None:
                 self._post(line, other)
@@ -210,14 +230,26 @@ class Queue:
     def _set_alarm(self, gate: Gate, claim: Claim) -> None:
         at = claim.needed.index(gate)
         opens = gate.opens_at(claim.cost(at), paid=claim.paid)
+        if gate.shared is not None:
+            self._supplies.want(gate)
         if opens == math.inf and isinstance(gate.meter, ForeignMeter):
             opens = self.clock() + gate.meter.pause
         if -math.inf < opens < math.inf:
             self._alarms.set(opens, gate)
 
+    @ki_protected
+    def _refuse(self, gate: Gate, make_error: Callable[[], Exception]) -> None:
+        """Have nobody wait at ``gate`` for its rate: that would be in vain."""
+        for line in gate.lines():
+            for claim in list(line.claims):
+                if not claim.paid and claim.line is line:
+                    self._drop(claim, line)
+                    claim.refuse(make_error())
+
     def close(self) -> None:
-        """Look at the clock no more."""
+        """Look at the clock no more, and give back what is held of shared rates."""
         self._alarms.close()
+        self._supplies.close()
 
     # -- what those who hold gates have found out -----------------------------------------------
 
@@ -226,13 +258,21 @@ class Queue:
         for gate, cost in zip(held.needed, by, strict=True):
             if gate.meter is not None and cost:
                 gate.meter.correct(cost, held.taken_at)
-                if gate.posted:
-                    self.serve(gate)
+                self._look(gate)
 
-    def refund(self, claim: Claim) -> None:
+    def refund(self, held: Held) -> None:
         """Give back what was charged for something that never started."""
-        claim.paid = False
-        self.correct(claim, [-claim.cost(at) for at in range(len(claim.needed))])
+        for at, gate in enumerate(held.needed):
+            if gate.meter is not None:
+                gate.meter.give_back(1.0 if held.costs is None else held.costs[at], held.taken_at)
+                self._look(gate)
+
+    def _look(self, gate: Gate) -> None:
+        """See who may start now, and tell those who share the rate."""
+        if gate.posted:
+            self.serve(gate)
+        if gate.shared is not None:
+            self._supplies.want(gate)
 
     def charge(self, held: Held, actual: float) -> None:
         """Correct what was charged, wherever ``cost=`` said it."""

@@ -1,30 +1,21 @@
-"""Limits and rates: what a user asks for, as values, and the arithmetic of rates. Imports errors.
-
-Invariants:
-- In any window of t seconds at most ``k * t / per + burst`` units are let through, and, as long as
-  somebody waits, as many as the rate allows.
-- Nothing is used up before it is granted. What was granted in vain, or turned out to cost less, is
-  given back as if it had never been taken; never more than that.
-"""
+"""Limits and rates: what a user asks for, as values. Imports meters, and what shares a rate."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast, final
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, final
 
-from ._errors import DefinitionError, RetryLater, kind_of
+from ._errors import DefinitionError, RetryLater, brief, kind_of
 from ._functions import require_plain
+from ._meters import ForeignMeter, ForeignRate, Meter
+from ._shared import RateBackend, SharedMeter, key_of
 
 DEFAULT_IN_FLIGHT = 100
 """Children in flight in a fan-out that names no limit."""
 OVERLOAD = (429, 503, 529)
 """HTTP statuses by which servers say that they are asked for too much."""
-MARKS = 64
-"""Marks that a meter keeps at most."""
-CREDIT = 0.01
-"""Seconds of a late wake-up that are not lost to a rate: timers are about as exact as that."""
 
 
 @final
@@ -56,32 +47,78 @@ class Rate:
         """Refuse what is no rate."""
         given = {"k": self.k, "per": self.per, "burst": 1 if self.burst is None else self.burst}
         for name, value in given.items():
-            if (
-                not isinstance(value, int | float)
-                or isinstance(value, bool)
-                or not 0 < value < math.inf
-            ):
-                msg = f"Rate({name}=...) takes a number above 0, not {value!r}"
-                raise DefinitionError(msg)
+            check_number(f"Rate({name}=...)", value)
 
     def __repr__(self) -> str:
         burst = "" if self.burst is None else f", burst={self.burst}"
         return f"Rate({self.k}, per={self.per}{burst})"
 
 
-class ForeignRate(Protocol):
-    """What else is taken for a rate: an ``aiolimiter.AsyncLimiter``, or what looks like one."""
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedRate:
+    """A rate that several processes share, through a backend that all of them can reach.
 
-    max_rate: float
-    time_period: float
+    Whatever stands on it in any of them takes of the same rate: of one for each key, with ``by=``.
+    In any window of ``t`` seconds at most ``k * t / per + burst`` start in all processes together,
+    at the full rate while somebody waits. For that each start is counted as if it came 20 ms after
+    its turn, by which time it has, in a process that isn't stuck. The burst pays for it: it is
+    smaller by what goes in 20 ms. One too small for that (``1`` is) pays what it has above 1, or
+    else 2 % of the rate; there, starts that are later than that pays for exceed the above, by what
+    goes in the time they are late.
 
-    def has_capacity(self, amount: float = 1) -> bool:
-        """Tell whether so much could be acquired without waiting."""
-        ...
+    What a process was granted and doesn't use, since what waited was cancelled or found another
+    limit shut, is used by others in it or given back. Keys paused by ``RetryLater`` are paused in
+    this process alone.
 
-    async def acquire(self, amount: float = 1) -> None:
-        """Take so much."""
-        ...
+    Where the backend fails or doesn't answer, it is asked again until ``patience`` ends. Then what
+    waits fails with ``RateUnavailable``: the attempt, which has not begun, so that no ``retry=`` of
+    its action applies; or the step whose children wait to start. Or else the process goes on
+    ``alone``, until the backend answers.
+
+    Args:
+        rate: The rate. Give the same in all processes.
+        name: What the processes know it by; whatever has the same name at the backend, shares.
+        backend: Keeps it: ``shoal.rates.redis.RedisRates(url)``, say, or one of yours.
+        alone: The rate of this process by itself, for each key, while the backend can't be reached;
+            None: what waits fails.
+        patience: Seconds for which the backend is asked in vain before that.
+
+    Raises:
+        DefinitionError: One of them is not what it must be.
+
+    Examples:
+        >>> from shoal.rates import MemoryRates
+        >>> SharedRate(Rate(5), "openai", MemoryRates())
+        SharedRate(Rate(5, per=1.0), 'openai', MemoryRates())
+    """
+
+    rate: Rate
+    name: str
+    backend: RateBackend
+    alone: Rate | None = field(default=None, kw_only=True)
+    patience: float = field(default=10.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Refuse what could not work."""
+        for name, given in (("rate", self.rate), ("alone", self.alone)):
+            if not isinstance(given, Rate) and not (name == "alone" and given is None):
+                msg = f"SharedRate({name}=...) takes a Rate, not {kind_of(given)}"
+                raise DefinitionError(msg)
+        if not isinstance(self.name, str) or not self.name:
+            msg = f"SharedRate(name=...) takes the name it is known by, not {self.name!r}"
+            raise DefinitionError(msg)
+        if isinstance(self.backend, type) or not callable(getattr(self.backend, "settle", None)):
+            msg = (
+                f"SharedRate(backend=...) takes what keeps rates, such as "
+                f"shoal.rates.redis.RedisRates(url), not {brief(self.backend)}"
+            )
+            raise DefinitionError(msg)
+        check_number("SharedRate(patience=...)", self.patience)
+
+    def __repr__(self) -> str:
+        alone = "" if self.alone is None else f", alone={self.alone!r}"
+        return f"SharedRate({self.rate!r}, {self.name!r}, {self.backend!r}{alone})"
 
 
 @final
@@ -185,22 +222,54 @@ class Part:
     """One of the limits that ``&`` joins."""
 
     n: int | None
-    rate: Rate | ForeignRate | None
+    rate: Rate | SharedRate | ForeignRate | None
     by: Callable[[Any], Hashable] | None
     cost: Callable[[Any], float] | None
     adapt: Adaptive | None = None
 
-    def meter(self) -> Meter | ForeignMeter | None:
-        """Make what measures its rate, for one key; None if there is no rate."""
+    @property
+    def burst(self) -> float:
+        """How many units of its rate may go at once; inf if there is none."""
+        rate = self.rate
+        if rate is None:
+            return math.inf
+        if isinstance(rate, SharedRate):
+            rate = rate.rate
+        elif not isinstance(rate, Rate):
+            return rate.max_rate
+        return self._burst_of(rate)
+
+    def meter(self, key: Hashable = None) -> Meter | ForeignMeter | SharedMeter | None:
+        """Make what measures its rate, for one key; None if there is no rate.
+
+        Raises:
+            BadResult: Other processes share the rate, and could not name that key.
+        """
         rate = self.rate
         if rate is None:
             return None
-        if not isinstance(rate, Rate):
+        if isinstance(rate, Rate):
+            return self._meter_of(rate)
+        if not isinstance(rate, SharedRate):
             return ForeignMeter(rate)
-        burst = rate.burst
-        if burst is None:
-            burst = 1 if self.cost is None else rate.k
-        return Meter(rate.per / rate.k, burst)
+        alone = None if rate.alone is None else self._meter_of(rate.alone)
+        named = key_of(rate.name, key)
+        return SharedMeter(
+            rate.backend,
+            named,
+            rate.rate.per / rate.rate.k,
+            self._burst_of(rate.rate),
+            patience=rate.patience,
+            alone=alone,
+        )
+
+    def _meter_of(self, rate: Rate) -> Meter:
+        return Meter(rate.per / rate.k, self._burst_of(rate))
+
+    def _burst_of(self, rate: Rate) -> float:
+        if rate.burst is not None:
+            return rate.burst
+        return 1 if self.cost is None else rate.k
 
     def __repr__(self) -> str:
         given = [] if self.n is None else [str(self.n)]
@@ -210,118 +279,15 @@ class Part:
         return f"Limits({', '.join(given)})"
 
 
-@final
-class Meter:
-    """How much of a rate is used up, for one key.
+def check_number(what: str, value: object) -> None:
+    """Refuse what is no number above 0.
 
-    The generic cell rate algorithm in its virtual-scheduling form (ITU-T I.371, annex A): ``tat``
-    is when the next unit would come if all came evenly; it may be ahead of now by what ``burst``
-    allows. That is the latest of what follows from each unit that went, if all after it had come
-    evenly. Some of that is kept, as *marks*: so that what is given back late makes room only where
-    it still took some up, and no window holds more than is promised.
+    Raises:
+        DefinitionError: Naming ``what`` it was given as.
     """
-
-    __slots__ = ("_added", "_marks", "burst", "interval")
-
-    def __init__(self, interval: float, burst: float) -> None:
-        """Let a unit through every ``interval`` seconds, and ``burst`` of them at once."""
-        self.interval: float = interval
-        self.burst: float = burst
-        self._marks: list[tuple[float, float]] = []  # when it went, and what follows: ever earlier
-        self._added: float = 0.0  # to what follows from all of them
-
-    @property
-    def tat(self) -> float:
-        """When the next unit would come if all came evenly."""
-        return self._marks[0][1] + self._added if self._marks else -math.inf
-
-    def opens_at(self, cost: float) -> float:
-        """Return when ``cost`` units may go."""
-        return self.tat + (cost - self.burst) * self.interval
-
-    def take(self, now: float, cost: float, credit: float = 0.0) -> None:
-        """Let ``cost`` units go; they could have gone ``credit`` seconds earlier."""
-        marks, start = self._marks, now - credit
-        while marks and marks[-1][1] + self._added <= start:
-            marks.pop()
-        if not marks:
-            self._added = 0.0
-            marks.append((now, start))
-        elif marks[-1][0] == now or len(marks) == MARKS:
-            marks[-1] = (now, marks[-1][1])  # what is given back may then make room too late
-        else:
-            marks.append((now, start - self._added))
-        self._added += cost * self.interval
-
-    def correct(self, by: float, taken_at: float) -> None:
-        """Count ``by`` units more as gone, or less if negative, of what was taken then.
-
-        More of them count from now on: what nobody knew of couldn't wait.
-        """
-        shift = by * self.interval
-        if shift >= 0:
-            self._added += shift
-            return
-        kept: list[tuple[float, float]] = []
-        for at, follows in reversed(self._marks):
-            lower = follows + shift if at <= taken_at else follows
-            if not kept or lower > kept[-1][1]:
-                kept.append((at, lower))
-        self._marks = kept[::-1]
-
-    def go_on_from(self, other: Meter) -> None:
-        """Count as gone what is gone by ``other``, which it replaces."""
-        self._marks, self._added = other._marks, other._added
-
-    def is_full(self, now: float) -> bool:
-        """Tell whether it is as if nothing had ever gone."""
-        return self.tat <= now
-
-
-@final
-class ForeignMeter:
-    """The same for a limiter that is not ours, and may be used by others besides."""
-
-    __slots__ = ("_rate",)
-
-    def __init__(self, rate: ForeignRate) -> None:
-        """Ask ``rate``."""
-        self._rate = rate
-
-    @property
-    def burst(self) -> float:
-        """How many units may go at once."""
-        return self._rate.max_rate
-
-    def opens_at(self, cost: float) -> float:
-        """Return -inf if ``cost`` units may go now, else inf: it does not tell when."""
-        return -math.inf if self._rate.has_capacity(cost) else math.inf
-
-    @property
-    def pause(self) -> float:
-        """Seconds after which it is worth asking again."""
-        return self._rate.time_period / self._rate.max_rate
-
-    def take(self, now: float, cost: float, credit: float = 0.0) -> None:
-        """Let ``cost`` units go, for which there is room."""
-        taking = self._rate.acquire(cost)
-        try:
-            cast("Any", taking).send(None)
-        except StopIteration:
-            return
-        cast("Any", taking).close()
-        msg = f"{self._rate!r} said that it had room for {cost:g}, and then made it wait"
-        raise RuntimeError(msg)
-
-    def correct(self, by: float, taken_at: float) -> None:
-        """Count ``by`` units more as gone, as far as there is room for them; none less."""
-        room = by if by > 0 and self._rate.has_capacity(by) else 0.0
-        if room:
-            self.take(0.0, room)
-
-    def is_full(self, now: float) -> bool:
-        """Never: others may use it."""
-        return False
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        msg = f"{what} takes a number above 0, not {value!r}"
+        raise DefinitionError(msg)
 
 
 def check_count(what: str, value: object) -> None:
@@ -339,16 +305,17 @@ def check_rate(rate: object) -> None:
     """Refuse what is no rate.
 
     Raises:
-        DefinitionError: It is neither a ``Rate`` nor works like an ``aiolimiter.AsyncLimiter``.
+        DefinitionError: It is no ``Rate``, no ``SharedRate``, and doesn't work like an
+            ``aiolimiter.AsyncLimiter``.
     """
-    if rate is None or isinstance(rate, Rate):
+    if rate is None or isinstance(rate, Rate | SharedRate):
         return
     if not all(
         hasattr(rate, name) for name in ("max_rate", "time_period", "has_capacity", "acquire")
     ):
         hint = f": Rate({rate!r})" if isinstance(rate, int | float) else ""
         msg = (
-            f"Limits(rate=...) takes a Rate or an aiolimiter.AsyncLimiter, not "
+            f"Limits(rate=...) takes a Rate, a SharedRate or an aiolimiter.AsyncLimiter, not "
             f"{kind_of(rate)}{hint}"
         )
         raise DefinitionError(msg)
@@ -374,7 +341,8 @@ class Limits:
 
     Args:
         n: How many at once; at least 1.
-        rate: How many per time: a ``Rate`` or, on asyncio, an ``aiolimiter.AsyncLimiter``.
+        rate: How many per time: a ``Rate``; a ``SharedRate``, where several processes have it
+            together; or, on asyncio, an ``aiolimiter.AsyncLimiter``.
         by: A plain function of the state that something would start from; it returns a key, and
             ``n`` and ``rate`` count for each key by itself. Any hashable.
         cost: A plain function of that state: how many units of the rate it takes; 1 by default.
@@ -397,7 +365,7 @@ class Limits:
         self,
         n: int | None = None,
         *,
-        rate: Rate | ForeignRate | None = None,
+        rate: Rate | SharedRate | ForeignRate | None = None,
         by: Callable[[Any], Hashable] | None = None,
         cost: Callable[[Any], float] | None = None,
         adapt: Adaptive | None = None,

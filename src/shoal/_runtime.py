@@ -159,10 +159,13 @@ class Runtime:
         backend = _backend()
         self._context = copy_context()
         alarm = backend.alarm or self._alarm
+        retries = Retries(backend.clock, self._seed)
         self._admission = Admission(
             backend.waiter,
             backend.clock,
             alarm,
+            self._start_task,
+            retries.chance,
             threads=self._threads,
             takes_foreign=backend.alarm is not None,
         )
@@ -172,7 +175,7 @@ class Runtime:
             waiter=backend.waiter,
             threads=Threads(self._grace, backend.call_soon),
             watchdog=self._watchdog,
-            retries=Retries(backend.clock, self._seed),
+            retries=retries,
             native_cancels=backend.native_cancels,
             commit_deadline=self._commit_deadline,
             admission=self._admission,

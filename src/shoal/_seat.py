@@ -120,8 +120,8 @@ class Stake(Held):
 
     def refund(self) -> None:
         """Give back what was charged for a child that never started."""
-        if not self.is_due and self.costs is not None:
-            self._queue.correct(self, [-cost for cost in self.costs])
+        if not self.is_due:
+            self._queue.refund(self)
 
     def _give_back(self) -> None:
         if self.is_held:
@@ -151,6 +151,7 @@ class Seat(Claim):
         "_party",
         "_queue",
         "_thread",
+        "refusal",
         "stake",
         "waiter",
     )
@@ -173,7 +174,8 @@ class Seat(Claim):
             needed: The gates.
             costs: What it costs at each of them; None: 1.
             party: Whose it is.
-            on_granted: Called when it is granted after a wait; None: somebody calls ``wait``.
+            on_granted: Called when it is granted after a wait, or refused; None: somebody calls
+                ``wait``.
             stake: What has to be held besides.
             thread: The gate of the threads, if it runs in one.
         """
@@ -185,6 +187,7 @@ class Seat(Claim):
         self._over: bool = False
         self._is_loaded: bool = False
         self.waiter: Waiter | None = None
+        self.refusal: Exception | None = None  # why it waits in vain
         self.stake: Stake | None = stake
         self._thread: Gate | None = thread
         self._has_thread: bool = False
@@ -253,7 +256,11 @@ class Seat(Claim):
     # -- waiting --------------------------------------------------------------------------------
 
     async def wait(self) -> None:
-        """Wait until it is granted; cancelled meanwhile, it holds nothing."""
+        """Wait until it is granted; cancelled meanwhile, it holds nothing.
+
+        Raises:
+            RateUnavailable: A rate it needs can't be had.
+        """
         while self.line is not None or self.waiter is not None:
             waiter = self.waiter
             if waiter is None:
@@ -265,11 +272,22 @@ class Seat(Claim):
                 self.cancel()
                 raise
             self.waiter = None
+        refusal, self.refusal = self.refusal, None
+        if refusal is not None:
+            try:
+                raise refusal
+            finally:
+                del refusal  # no cycle from the exception to this frame
+
+    def refuse(self, error: Exception) -> None:
+        """Tell whoever waits why that is in vain."""
+        self.refusal = error
+        self.wake()
 
     def wake(self) -> None:
         """Tell whoever waits that it is granted, or waits no more."""
         if self._on_granted is not None:
-            if self.granted:
+            if self.granted or self.refusal is not None:
                 on_granted, self._on_granted = self._on_granted, None
                 on_granted()
         elif self.waiter is not None and not self.waiter.done():
@@ -295,6 +313,7 @@ class Seat(Claim):
     def cancel(self) -> None:
         """Give back what it holds, which was never used: what it paid, too."""
         if self.granted and self.paid:
+            self.paid = False
             self._queue.refund(self)
         self.leave()
 
