@@ -1,0 +1,176 @@
+"""Rates kept by a Redis or Valkey server, for several processes. Needs the extra ``redis``.
+
+Invariants:
+- The server's clock is the only one. A request is one script, which nothing interrupts; all
+  requests of a call are one round trip.
+- A key vanishes soon after it is as good as new.
+- A call ends by itself: it waits for the server twice ``timeout`` at most, to connect and to
+  answer; and it is never repeated, for it may have been carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self, cast, final
+
+from anyio import CapacityLimiter, to_thread
+
+from shoal._errors import DefinitionError, kind_of
+from shoal._retry import is_positive
+from shoal._shared import AHEAD, RateReply, RateRequest
+
+try:
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+except ModuleNotFoundError as missing:
+    msg = f"shoal.rates.redis needs {missing.name}: pip install 'shoal[redis]'"
+    raise ModuleNotFoundError(msg, name=missing.name) from None
+
+__all__ = ["RedisRates"]
+
+SCRIPT = """
+-- reckon() of shoal/_shared.py, step by step: the tests hold one against the other.
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+local ahead, slack = tonumber(ARGV[1]), tonumber(ARGV[2])
+local interval, burst = tonumber(ARGV[3]), tonumber(ARGV[4])
+local extra, returns = tonumber(ARGV[5]), tonumber(ARGV[6])
+local kept = redis.call('HMGET', KEYS[1], 'tat', 'last')
+local tat = kept[1] and tonumber(kept[1]) or -math.huge
+local last = kept[2] and tonumber(kept[2]) or -math.huge
+local at = 7
+for _ = 1, returns do
+  local turn, units = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+  tat = tat - math.max(0, units * interval - math.max(0, last - turn))
+  at = at + 2
+end
+if extra > 0 then tat, last = math.max(tat, now), math.max(last, now) end
+tat = tat + extra * interval
+local turns, again_in = {}, 0
+for index = at, #ARGV do
+  local cost = tonumber(ARGV[index])
+  local turn = math.max(now, tat + (cost - burst) * interval)
+  if turn > now + ahead then
+    again_in = turn - now - ahead
+    break
+  end
+  tat = math.max(tat, turn + slack) + cost * interval
+  last = math.max(last, turn)
+  turns[#turns + 1] = string.format('%.17g', turn)
+end
+local ends = math.max(tat, last)
+if ends > now then
+  local exact = '%.17g'
+  redis.call('HSET', KEYS[1], 'tat', exact:format(tat), 'last', exact:format(last))
+  redis.call('PEXPIRE', KEYS[1], math.ceil((ends - now) * 1000) + 100)
+else
+  redis.call('DEL', KEYS[1])
+end
+return {string.format('%.17g', now), string.format('%.17g', again_in), turns}
+"""
+
+
+@final
+class RedisRates:
+    """Keeps rates at a Redis or Valkey server, for all processes that reach it.
+
+    It costs one round trip for each batch of starts, in a worker thread of its own. The server has
+    to keep nothing on disk: one that was restarted has forgotten what went in the moment before,
+    which lets a burst more through. Close it when nothing needs it any more.
+
+    Args:
+        server: The server's address, such as ``"redis://localhost:6379/0"``, or a client of yours,
+            a ``redis.Redis`` that can be used in threads. A client should have a
+            ``socket_timeout``, and must not repeat commands: ``retry=None``.
+        prefix: What the names of all keys there begin with.
+        timeout: Seconds that connecting may take, and each answer. Not for a client of yours.
+
+    Raises:
+        DefinitionError: It is neither an address nor such a client.
+
+    Examples:
+        >>> from shoal import Limits, Rate, SharedRate
+        >>> rates = RedisRates("redis://localhost")
+        >>> openai = SharedRate(Rate(100, per=1.0, burst=10), "openai", rates)
+        >>> limits = Limits(rate=openai)
+        >>> rates.close()
+    """
+
+    def __init__(
+        self, server: str | Redis, *, prefix: str = "shoal:rate:", timeout: float = 2.0
+    ) -> None:
+        """Connect to nothing yet."""
+        if not is_positive(timeout):
+            msg = f"RedisRates(timeout=...) takes a number of seconds above 0, not {timeout!r}"
+            raise DefinitionError(msg)
+        self._owns = isinstance(server, str)
+        if isinstance(server, str):
+            never = Retry(NoBackoff(), 0)
+            server = cast("Any", Redis).from_url(
+                server, socket_timeout=timeout, socket_connect_timeout=timeout, retry=never
+            )
+        if not isinstance(server, Redis):
+            msg = (
+                f"RedisRates(server) takes an address, such as 'redis://localhost', or a "
+                f"redis.Redis, not {kind_of(server)}; one of redis.asyncio works on asyncio only"
+            )
+            raise DefinitionError(msg)
+        self._client: Any = server
+        self._prefix = prefix
+
+    async def settle(self, requests: Sequence[RateRequest]) -> Sequence[RateReply]:
+        """Apply requests, in one round trip; see ``RateBackend``.
+
+        Cancelled, it leaves the call behind, which ends by itself.
+
+        Raises:
+            redis.RedisError: The server can't be reached, or doesn't answer.
+        """
+        # A limiter of its own: it takes no thread that somebody else could wait for.
+        return await to_thread.run_sync(
+            self._settle, requests, abandon_on_cancel=True, limiter=CapacityLimiter(1)
+        )
+
+    def _settle(self, requests: Sequence[RateRequest]) -> list[RateReply]:
+        pipeline = self._client.pipeline(transaction=False)
+        for request in requests:
+            # Not by its hash: a server that was restarted doesn't know that, and the script is
+            # as short as what telling it would take.
+            returns = [number for returned in request.returns for number in returned]
+            pipeline.eval(
+                SCRIPT,
+                1,
+                self._prefix + request.key,
+                *(AHEAD, request.slack, request.interval, request.burst),
+                *(request.extra, len(request.returns), *returns, *request.costs),
+            )
+        return [
+            RateReply(
+                now=float(now), turns=tuple(float(turn) for turn in turns), again_in=float(again_in)
+            )
+            for now, again_in, turns in pipeline.execute()
+        ]
+
+    def close(self) -> None:
+        """Close the connections, if they are not a client's of yours. It may be used again."""
+        if self._owns:
+            self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        frames: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = self._client.connection_pool.connection_kwargs
+        if "path" in where:
+            return f"RedisRates('unix://{where['path']}')"
+        return f"RedisRates('redis://{where.get('host', '?')}:{where.get('port', '?')}')"
