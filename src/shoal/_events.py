@@ -252,7 +252,7 @@ class Waiting(Event):
     step: str
     """The action; empty for a child that has not started."""
     limit: str
-    """What it waits for, as it would be written."""
+    """What it waits for, as it would be written; else ``"threads"`` or ``"in flight"``."""
     key: object
     """Which key of that, if it has ``by=``."""
     since: float
