@@ -31,6 +31,8 @@ from itertools import count
 from typing import Any, Protocol, final
 from weakref import WeakKeyDictionary
 
+from anyio.lowlevel import checkpoint_if_cancelled
+
 from ._action import FunctionAction
 from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, BadUse, DefinitionError, brief
@@ -559,17 +561,18 @@ class Seat:
 
     async def wait(self) -> None:
         """Wait until it is granted; cancelled meanwhile, it holds nothing."""
-        while self.line is not None or self.waiter is not None:
-            waiter = self.waiter
-            if waiter is None:
-                waiter = self.waiter = self._admission.waiter()
-            try:
+        try:
+            while self.line is not None or self.waiter is not None:
+                waiter = self.waiter
+                if waiter is None:
+                    waiter = self.waiter = self._admission.waiter()
                 await waiter
-            except BaseException:
                 self.waiter = None
-                self.cancel()
-                raise
+            await checkpoint_if_cancelled()  # in the tick in which it was granted
+        except BaseException:
             self.waiter = None
+            self.cancel()
+            raise
 
     def wake(self) -> None:
         """Tell whoever waits that it is granted, or waits no more."""
