@@ -43,8 +43,8 @@ from shoal import (
     quorum,
     race,
 )
-from shoal.testing import no_leaks
-from tests.test_cancellation import Watched, seen_runs
+from shoal.testing import RecordingHook, no_leaks
+from tests.test_cancellation import Keeping, Watched, seen_runs
 from tests.test_until import losers, sleeper
 
 pytestmark = pytest.mark.anyio
@@ -667,6 +667,48 @@ async def test_when_the_run_is_cancelled_while_a_result_is_saved():
         watched.check()
         late = [item for at, item in bodies.started if at > start + after]
         assert not late
+
+
+async def test_while_a_result_is_saved_that_decides_nothing():
+    """Others go on to start."""
+    bodies = Bodies()
+    act = bodies.act(limits=Limits(2))
+    step = fan_out(act, over="n", key=str, into="out", until=first(4))
+    watched = Watched(step, waits=lambda: anyio.sleep(2))
+    watched.guard.waits = None
+    await watched.go({"n": [1, 2, 3, 4]})
+    began = bodies.started[0][0]
+    assert [(at - began, item) for at, item in bodies.started] == [(0, 1), (0, 2), (1, 3), (2, 4)]
+    watched.check()
+
+
+@pytest.mark.parametrize("how", ["alone", "with all", "by a winner"])
+async def test_on_what_others_give_back_that_are_cancelled(how: str):
+    """Their parent is busy, for a result is being saved: it can't stop it."""
+    bodies = Bodies()
+    inner = fan_out(
+        bodies.untidy(limits=Limits(3)),
+        over="m",
+        limits=Limits(9, rate=Rate(5, per=1, burst=1)),
+        on_error="collect",
+        name="inner",
+    )
+    outer = fan_out(inner, over="n", key=str, into="outer", take=len, name="outer")
+    step = race(outer, sleeper("quick", 4.25), into="out", take=len)
+    hook = RecordingHook()
+    app = Application(step if how == "by a winner" else outer, hooks=[hook])
+    app.store = Keeping(lambda: anyio.sleep(0.25))
+    async with no_leaks(), app.open({"n": ["x"], "m": [4, *range(90, 98)]}) as run:
+        await anyio.sleep(4.75)
+        if how == "alone":
+            assert run.cancel_child("x", "enough")
+        elif how == "with all":
+            run.cancel("enough")
+        with suppress(RunCancelled):
+            await run.result()
+    assert bodies.elements == [4, 90, 91, 92]
+    told = [event for event in hook.events if isinstance(event, ChildStarted)]
+    assert [event.element for event in told if event.step == "inner"] == bodies.elements
 
 
 async def test_of_a_nested_fan_out_whose_parent_is_cancelled_alone():

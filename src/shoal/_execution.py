@@ -85,7 +85,6 @@ class Execution:
         "groups",
         "holder",
         "hooks",
-        "is_cancelled",
         "is_resumed",
         "live",
         "max_depth",
@@ -131,8 +130,6 @@ class Execution:
         self.deadline: float = deadline
         self.tag: float = 0.0
         """What ``Admission`` remembers of it, so that executions take turns."""
-        self.is_cancelled: bool = False
-        """Whether the root run was: then no child starts any more, at any depth."""
         self.unsaved: bool = False
         """Whether a save failed, so that nothing can be saved any more."""
         self.groups: set[object] = set()

@@ -137,7 +137,6 @@ class Group:
         "_ended_by_hand",
         "_engaged",
         "_errand",
-        "_execution",
         "_failure",
         "_feeding",
         "_entrance",
@@ -210,8 +209,7 @@ class Group:
         self._parent = parent
         self._source = source
         self._live = 0  # children that were taken and have not ended
-        self._execution = parent.setting.execution
-        self._live_budget = self._execution.live
+        self._live_budget = parent.setting.execution.live
         self._live_budget.size = max(self._live_budget.size, limit)
         self._tasks: TaskGroup | None = None
         self._context: Context = copy_context()
@@ -231,8 +229,8 @@ class Group:
         self._closing = False
         self._is_shut = False  # whether no more start, while those that have may go on
         self._decisive = decisive
-        self._is_held = False  # whether nobody starts before the parent had its turn...
-        self._is_judging = False  # ...which it is having
+        self._is_held = False  # whether there is an end that may decide, so that nobody starts...
+        self._is_judging = False  # ...unless the parent has its turn: it may take its time to save
         self._interrupted = False  # whether a child was truly cancelled...
         self._cancellation: type[BaseException] | None = None  # ...and if so, by what
         self._ended_by_hand = False
@@ -276,7 +274,7 @@ class Group:
             Exception: What the source or ``apply`` raised, after all children have ended.
         """
         finished = False
-        groups = self._execution.groups
+        groups = self._parent.setting.execution.groups
         groups.add(self)
         try:
             async with create_task_group() as tasks:
@@ -341,7 +339,6 @@ class Group:
                 self._news = Event()
                 await self._news.wait()
                 continue
-            self._is_held = False
             batch = [inbox.popleft() for _ in range(min(len(inbox), BATCH))]
             batch.sort(key=_position)
             self._is_judging = True
@@ -479,10 +476,15 @@ class Group:
         self._tell()
 
     def spare(self, child: Run, reason: str, winner: ChildName) -> None:
-        """Cancel all children but this one, for ``reason``; it goes on, and no more start."""
-        self.shut()
+        """Cancel all children but this one, for ``reason``; it goes on."""
         others = [puller for puller in self._pullers if puller.lives not in (None, child)]
         self._cut_off(others, [*self._ready, *self._waiting], reason, winner)
+
+    def go_on(self) -> None:
+        """Hear that what was taken from the inbox decides nothing: others may start meanwhile."""
+        if self._is_held:
+            self._is_held = False
+            self._engage(1)
 
     def shut(self) -> None:
         """Start no more children: it is known that they are not needed, and about to be saved."""
@@ -585,7 +587,7 @@ class Group:
 
     def _take(self) -> Run | Dropped | Literal["waiting"] | None:
         self._idle -= 1
-        if self._closing or self._is_shut or self._execution.is_cancelled:
+        if self._closing or self._is_shut:
             return None
         if self._is_held and not self._is_judging:
             return None  # the parent is about to judge, and engages us again
@@ -717,8 +719,6 @@ class Group:
         clock, native_cancels = services.clock, services.native_cancels()
         inline, since = 0, 0.0
         try:
-            if cancelled():
-                return  # it was engaged just then
             while not self._closing:
                 child = self._take()
                 if child is None:

@@ -406,6 +406,8 @@ class ParallelStep:
         self._is_failing = self._is_failing or draft.is_failing
         if draft.decision is not None or draft.is_failing:
             self._group.shut()
+        else:
+            self._group.go_on()
         try:
             await self.parent.commit(
                 draft.updates,

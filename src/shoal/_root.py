@@ -76,7 +76,6 @@ class Root:
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""
         self.reason = reason
-        self._execution.is_cancelled = True
         if self.run is not None:
             self.run.give_reason(reason)
 
