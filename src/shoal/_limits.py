@@ -31,8 +31,6 @@ from itertools import count
 from typing import Any, Protocol, final
 from weakref import WeakKeyDictionary
 
-from anyio.lowlevel import checkpoint_if_cancelled
-
 from ._action import FunctionAction
 from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, BadUse, DefinitionError, brief
@@ -568,7 +566,6 @@ class Seat:
                     waiter = self.waiter = self._admission.waiter()
                 await waiter
                 self.waiter = None
-            await checkpoint_if_cancelled()  # in the tick in which it was granted
         except BaseException:
             self.waiter = None
             self.cancel()
