@@ -561,17 +561,17 @@ class Seat:
 
     async def wait(self) -> None:
         """Wait until it is granted; cancelled meanwhile, it holds nothing."""
-        while self.line is not None or self.waiter is not None:
-            waiter = self.waiter
-            if waiter is None:
-                waiter = self.waiter = self._admission.waiter()
-            try:
+        try:
+            while self.line is not None or self.waiter is not None:
+                waiter = self.waiter
+                if waiter is None:
+                    waiter = self.waiter = self._admission.waiter()
                 await waiter
-            except BaseException:
                 self.waiter = None
-                self.cancel()
-                raise
+        except BaseException:
             self.waiter = None
+            self.cancel()
+            raise
 
     def wake(self) -> None:
         """Tell whoever waits that it is granted, or waits no more."""

@@ -416,7 +416,10 @@ class OpenRun(Generic[S]):
             act: Of several children with that key, the one that executes the act of this name; in a
                 race among acts the key is ``""``.
 
-        Returns whether there was such a child, which had begun and not ended.
+        One that waits to start, for a slot, a rate, its turn, never does.
+
+        Returns whether there was such a child, which had not ended. An element that was not pulled
+        yet, since there is no place for its child, is none.
         """
         self._check_entered()
         if not isinstance(reason, str):

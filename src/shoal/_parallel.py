@@ -37,7 +37,7 @@ from ._errors import (
     did_you_mean,
     note,
 )
-from ._events import ChildName, Decision, Done, Failed, Outcome, Update
+from ._events import ChildName, Decision, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
 from ._hedge import Experience
@@ -214,6 +214,7 @@ class ParallelStep:
             name=act.name,
             timeout=None if act.timeout is None else self._ends_at - clock(),
             circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
+            decisive=self._decisive,
         )
         try:
             if opens:
@@ -239,6 +240,13 @@ class ParallelStep:
             # No cycle: an error's frames lead to the source.
             source.on_kept = None
         source.close()
+
+    @property
+    def _decisive(self) -> Collection[Status | None]:
+        """What an end has to be to decide, maybe, that the rest is cancelled."""
+        if self._contest is not None:
+            return ("succeeded", "failed", "cancelled", None)
+        return () if self.join.on_error in ("collect", "ignore") else ("failed",)
 
     def _go_on(self, former: Elements) -> None:
         """Go on where the attempt before has failed."""
@@ -396,6 +404,10 @@ class ParallelStep:
         draft = Draft(self.join, self.parent, self.source, self.ledger, self._contest)
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
+        if draft.decision is not None or draft.is_failing:
+            self._group.shut()
+        else:
+            self._group.go_on()
         try:
             await self.parent.commit(
                 draft.updates,
@@ -465,6 +477,7 @@ class ParallelStep:
         if elected is None:
             return
         leader, decision = elected
+        self._group.shut()
         await self.parent.commit((), self.parent.data, decision=decision)
         self.decision = decision
         if self._staggered is not None:

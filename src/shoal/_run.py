@@ -24,7 +24,7 @@ from itertools import zip_longest
 from typing import Any, final
 
 from anyio import sleep
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._action import Act, FunctionAction
 from ._cancel import (
@@ -594,6 +594,7 @@ class Run:
     async def be_forgotten(self) -> None:
         """Have what was kept of a child and its descendants count no more."""
         await self.commit((), self.data, afresh=True)
+        self.is_afresh = False
 
     async def rerun(self, step: str, by: Run) -> None:
         """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""
@@ -750,8 +751,11 @@ class Run:
 
     def reopen(self) -> None:
         """Go on living, though its end was published: what it is part of is tried again."""
-        self.begin_attempt()
-        self._remember().again_at, self._step = self._step, None
+        if self.never_started:
+            self.never_started = False
+        else:
+            self.begin_attempt()
+            self._remember().again_at, self._step = self._step, None
         self.began = False
         self.status = None
         self.error = None
@@ -777,6 +781,7 @@ class Run:
         stake = self._step_aside()
         try:
             await sleep(seconds)
+            await checkpoint_if_cancelled()  # in the tick in which its time had come
         except BaseException:
             if stake is not None:
                 stake.resume()
@@ -882,6 +887,9 @@ class Run:
         """
         setting = self.setting
         number, execution = self._head[0], setting.execution
+        for child in unapplied:
+            if child.is_afresh:  # its record is about to say what it would have worked on
+                await child.be_forgotten()
         batch = Batch(
             self,
             updates,

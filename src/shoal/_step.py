@@ -14,6 +14,8 @@ from functools import partial
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any, NoReturn, Protocol, cast
 
+from anyio.lowlevel import checkpoint_if_cancelled
+
 from ._action import FunctionAction, Result
 from ._attempts import Tried, Tries, try_again, within
 from ._cancel import cancelled, ki_protected, ki_unprotected
@@ -156,6 +158,11 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
         if seat is not None and not seat.granted:
             await run.tell_waiting(seat)
             await seat.wait()
+            try:
+                await checkpoint_if_cancelled()  # in the tick in which it was granted
+            except BaseException:
+                seat.cancel()
+                raise
         if action.in_thread:
             thread = await services.threads.enter()
         if on_admitted is not None:
