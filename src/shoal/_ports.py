@@ -87,6 +87,11 @@ class SavedRun(Protocol):
         ...
 
     @property
+    def abandoned(self) -> bool:
+        """Whether a child has left a thread behind that still ran."""
+        ...
+
+    @property
     def outcome(self) -> Outcome:
         """How a child ended, as a value; made when first asked for."""
         ...
@@ -208,6 +213,8 @@ class ChildRecord:
     attempts: int = 1
     elapsed: float = 0.0
     """Seconds from its start to its end, in the execution in which it ended."""
+    abandoned: bool = False
+    """Whether it has left a thread behind that still ran."""
 
 
 class Store(Protocol):

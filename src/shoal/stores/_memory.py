@@ -239,4 +239,5 @@ def _ended(run: SavedRun, applied: int | None) -> ChildRecord:
         error=run.error if isinstance(run.error, Exception) else None,
         attempts=run.attempts,
         elapsed=run.elapsed,
+        abandoned=run.abandoned,
     )
