@@ -167,9 +167,9 @@ class Root:
                 )
                 raise BadUse(msg)
         msg = (
-            f"run {path.id} has completed no fan-out of its own with failures, so there is none to "
-            f"retry (what a child or a graph as a node has put up with is kept: it has succeeded); "
-            f"a run that has not succeeded goes on with run(id={path.id!r})"
+            f"run {path.id} has completed no fan-out with failures, so there is none to retry; "
+            f"what a child, or a graph as a node, has put up with below itself stays, for it has "
+            f"succeeded; a run that has not goes on with run(id={path.id!r})"
         )
         raise BadUse(msg)
 
