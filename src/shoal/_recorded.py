@@ -14,7 +14,6 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal, final
 
 from ._errors import BadUse, InputChanged, UnknownRun
@@ -245,7 +244,8 @@ def decided(record: ChildRecord, decision: Decision | None) -> ChildRecord:
     """Say how a child ended of a step that is over by ``decision``, if it is by one."""
     if decision is None or record.status is not None:
         return record
-    return replace(record, status="cancelled", reason=decision.reason, winner=decision.winner)
+    lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
+    return record._replace(**lost)
 
 
 def outcome_of(record: ChildRecord, parent: RunPath, state: State | None = None) -> Outcome:

@@ -35,7 +35,7 @@ from ._cancel import (
     ki_protected,
     ki_unprotected,
 )
-from ._digest import combined, digest
+from ._digest import combined, named, written
 from ._errors import HookFailed, NotData, RunConflict, TooManySteps, brief, note
 from ._events import (
     AttemptEnded,
@@ -87,6 +87,7 @@ class Setting:
 
     __slots__ = (
         "_digests",
+        "_names",
         "act",
         "deadline",
         "each",
@@ -197,6 +198,7 @@ class Setting:
         self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
         """Whether that is limited."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
+        self._names = b""  # of the act and its version; written when first needed
 
     def digest(self, data: Mapping[str, object], key: Key) -> str:
         """Hash what a child starts with, the name of its act and the act's version.
@@ -205,18 +207,20 @@ class Setting:
             NotData: A field holds what is no data.
         """
         known = self._digests
-        parts: dict[str, bytes] = {}
-        for field, value in data.items():
-            found = known.get(field)
+        if not self._names:
+            self._names = written(self.act, self.graph.version)
+        parts = [self._names]
+        for field in sorted(data):
+            value, found = data[field], known.get(field)
             if found is None or found[0] is not value:  # what all children share is hashed once
                 try:
-                    found = known[field] = value, digest(value)
+                    found = known[field] = value, named(field, value)
                 except NotData as error:
                     who = f"{self.act!r} in step {self.step!r}, key {brief(key)}"
                     msg = f"{who}, would start with field {field!r}: {error}"
                     raise NotData(msg) from error
-            parts[field] = found[1]
-        return combined(parts, self.act, self.graph.version)
+            parts.append(found[1])
+        return combined(parts)
 
 
 @final
