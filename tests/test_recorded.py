@@ -24,12 +24,14 @@ from shoal import (
     Each,
     Failed,
     Graph,
+    Hook,
     InputChanged,
     Limits,
     MapStates,
     MemoryStore,
     Outcome,
     ParallelAction,
+    Rate,
     Retry,
     RunPath,
     RunResult,
@@ -1318,6 +1320,33 @@ async def test_collected_failures_count_in_later_attempts_too():
     assert list(result.state["outer"]["1"]) == ["a"]
 
 
+async def test_who_had_not_started_when_its_siblings_failed_takes_one_attempt():
+    def inner() -> Any:
+        return fan_out(
+            upper, over=lambda _: list("ab"), reads=[], key=number, into="out",
+            limits=Limits(rate=Rate(1, per=10)),
+        )  # fmt: skip
+
+    fails.add("a")
+    store = MemoryStore()
+    step = tried_again(inner)()
+    hook = RecordingHook()
+
+    class Better(Hook):
+        def on_child_ended(self, event: ChildEnded) -> None:
+            fails.clear()
+
+    app = Application(step, store=store, hooks=[hook, Better()])
+    await app.run(id="x")
+    hook.assert_paired()
+    assert ran == ["a", "a", "b"]
+    (child,) = await store.children(RunPath(run_id="x", act="out"))
+    below = RunPath(
+        parent=RunPath(run_id="x"), act="child", step=child.step, visit=0, key=child.key
+    )
+    assert {one.key: one.attempts for one in await store.children(below)} == {"a": 2, "b": 1}
+
+
 # -- kept, and in another place --------------------------------------------------------------------
 
 
@@ -1353,6 +1382,41 @@ async def test_who_has_moved_stays_applied_where_the_step_fails_before_that_is_s
     assert ran == ["c"]
     assert items(result) == [("c", "C"), ("b", "B"), ("a", "A")]
     assert counts(result.outcomes("out")) == (3, 0, 0, 0)
+
+
+async def test_who_has_moved_stays_applied_where_another_can_not_be_applied():
+    @action(reads=["item"], writes=["out"])
+    async def at_once(item: str) -> str:
+        ran.append(item)
+        if item in fails:
+            raise ValueError(item)
+        return item.upper()
+
+    def grow(_: State, outcome: Done) -> Iterable[str]:
+        if "grow" in fails and outcome.key == "d":
+            raise ExceptionGroup("grow", [OSError()])
+        return ()
+
+    def make() -> Any:
+        return fan_out(
+            at_once, over=now, reads=[], key=number, into="out", grow=grow, limits=Limits(4)
+        )  # fmt: skip
+
+    lives = Lives(make)
+    await lives.fail("abc", "c")
+    before = {one.key: one for one in await lives.store.children(RunPath(run_id="x"))}
+    fails.add("grow")
+    elements[:] = "dba"  # all of one batch, in which d is the first
+    with pytest.raises(ExceptionGroup, match="grow"):
+        await lives.run()
+    assert ran == ["d"]
+    after = {one.key: one for one in await lives.store.children(RunPath(run_id="x"))}
+    assert (after["a"], after["b"]) == (before["a"], before["b"])
+    assert [event.outcome.key for event in lives.hook.of(ChildEnded)] == ["d"]
+    fails.clear()
+    result = await lives.go_on(*"dba")
+    assert ran == ["d"]
+    assert items(result) == [("d", "D"), ("b", "B"), ("a", "A")]
 
 
 async def test_who_has_moved_takes_its_place_in_the_next_attempt():
