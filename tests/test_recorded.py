@@ -787,6 +787,46 @@ async def test_results_of_this_visit_are_not_what_was_there_from_the_start():
     assert counts(result.outcomes("out")) == (2, 0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("again", "expected"),
+    [(None, ["bc", "cabc", "c"]), (True, ["abc", "cabc", "c"]), (False, ["bc", "c"])],
+)
+async def test_again_means_the_same_after_a_crash(again: bool | None, expected: list[str]):
+    """In each visit c fails at first: in the next life only that runs, before the next visit."""
+
+    @action(reads=["turn"], writes=["turn"])
+    async def next_turn(turn: int) -> int:
+        return turn + 1
+
+    @action(reads=["item", "turn"], writes=["out"])
+    async def work(item: str, turn: int) -> str:
+        ran.append(item)
+        if (turn, item) in fails:
+            fails.remove((turn, item))
+            raise ValueError(item)
+        return item.upper()
+
+    step = fan_out(
+        work, over=lambda _: list("abc"), reads=[], key=str, into="out", again=again,
+        limits=Limits(1),
+    )  # fmt: skip
+    more = when(lambda turn: turn < 2)
+    graph = Graph((step, next_turn), (next_turn, step, more), (next_turn, END), entry=step)
+    app, lived = Application(graph, store=MemoryStore()), list[str]()
+    fails.update(((0, "c"), (1, "c")))
+    while True:
+        ran.clear()
+        try:
+            result = await app.run({"turn": 0, "out": {"a": "A"}}, id="x")
+        except ExceptionGroup:
+            continue
+        finally:
+            lived.append("".join(ran))
+        break
+    assert lived == expected
+    assert items(result) == [("a", "A"), ("b", "B"), ("c", "C")]
+
+
 # -- own fan-outs ----------------------------------------------------------------------------------
 
 
