@@ -540,7 +540,7 @@ async def test_the_slots_of_a_thread_that_was_left_behind_are_kept_until_it_retu
         assert gate.most == 1, "the second has never begun"
         gate.opened.set()
         assert (await runtime.run(app, {"n": 3})).state["out"] == 3
-        limiters = runtime._admission._limiters.values()  # pyright: ignore[reportPrivateUsage]
+        limiters = runtime._admission.limiters.by_owner.values()  # pyright: ignore[reportPrivateUsage]
         found = [one for named in limiters for it in named.values() for one in it.statistics()]
         assert not any(one.in_use for one in found)
     assert gate.results == [1, 3], "the first one's result is dropped"
@@ -624,11 +624,13 @@ async def test_a_function_that_has_not_begun_never_does(gate: Gate):
 @pytest.mark.realtime
 async def test_a_function_whose_turn_comes_too_late_is_not_called():
     called: list[int] = []
-    thread = await Threads(1, 5.0, lambda call: None).enter()
+    thread = Threads(5.0, lambda call: None).turn()
     assert not thread.is_running, "it hasn't begun, and now never will"
     thread._work(called.append, {"object": 1})  # pyright: ignore[reportPrivateUsage]
     assert not called
-    thread.leave()
+    left: list[None] = []
+    thread.leave(lambda: left.append(None))
+    assert left
 
 
 @pytest.mark.realtime

@@ -34,7 +34,10 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._limits import Admission, Gate, Seat
+from shoal._admission import Admission
+from shoal._gate import Gate
+from shoal._queue import Queue
+from shoal._seat import Seat
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 
 pytestmark = pytest.mark.anyio
@@ -88,7 +91,7 @@ def gates_of(admission: Admission) -> list[Gate]:
     """All gates that are known."""
     return [
         gate
-        for named in admission._limiters.values()  # pyright: ignore[reportPrivateUsage]
+        for named in admission.limiters.by_owner.values()
         for limiter in named.values()
         for part in limiter.parts
         for gate in part.gates.values()
@@ -98,7 +101,7 @@ def gates_of(admission: Admission) -> list[Gate]:
 def free(runtime: Runtime) -> bool:
     """Whether nobody holds a slot, and nobody waits for one."""
     admission = runtime._admission  # pyright: ignore[reportPrivateUsage]
-    return not admission._lines and not any(gate.used for gate in gates_of(admission))  # pyright: ignore[reportPrivateUsage]
+    return not admission.queue.lines and not any(gate.used for gate in gates_of(admission))
 
 
 @asynccontextmanager
@@ -162,7 +165,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.admission = Admission(Pending, float)
+        self.queue = Queue(Pending, float)
         self.slots = [Gate(size) for size in SIZES]
         self.seats: list[Modelled] = []
         self.arrivals = 0
@@ -214,7 +217,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(wanted=st.sets(st.sampled_from(range(len(SIZES))), min_size=1))
     def enter(self, wanted: set[int]) -> None:
         needed = tuple(self.slots[index] for index in sorted(wanted))
-        one = Modelled(0, Seat(self.admission, needed))
+        one = Modelled(0, Seat(self.queue, needed))
         self.seats.append(one)
         self.arrive(one, one.seat.wait(), ahead=False)
 
@@ -302,7 +305,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.settle()
             self.is_as_in_the_model()
         assert [slots.used for slots in self.slots] == [0] * len(SIZES)
-        assert not self.admission._lines  # pyright: ignore[reportPrivateUsage]
+        assert not self.queue.lines
 
 
 class AsOnAsyncio(AdmissionMachine):
@@ -344,31 +347,31 @@ TestMoreAsOnTrio = pytest.mark.slow(as_test(MoreAsOnTrio, 250, 50))
 # -- a seat and its tasks --------------------------------------------------------------------------
 
 
-def seat_of(admission: Admission, *slots: Gate) -> Seat:
-    return Seat(admission, slots)
+def seat_of(queue: Queue, *slots: Gate) -> Seat:
+    return Seat(queue, slots)
 
 
 def test_those_in_line_that_were_cancelled_are_forgotten_at_once():
-    admission, slots = Admission(Pending, float), Gate(1)
-    held = seat_of(admission, slots)
-    lines = admission._lines  # pyright: ignore[reportPrivateUsage]
-    first = seat_of(admission, slots)
+    queue, slots = Queue(Pending, float), Gate(1)
+    held = seat_of(queue, slots)
+    lines = queue.lines
+    first = seat_of(queue, slots)
     for _ in range(10):
-        waits = seat_of(admission, slots).wait()
+        waits = seat_of(queue, slots).wait()
         waits.send(None)
         with pytest.raises(Interrupted):
             waits.throw(Interrupted())
-    assert [len(line.seats) for line in lines.values()] == [1]
+    assert [len(line.claims) for line in lines.values()] == [1]
     held.leave()
     assert first.granted
     assert not lines
 
 
 def test_a_seat_lent_again_by_another_task_of_the_attempt_is_not_granted():
-    admission, slots = Admission(Pending, float), Gate(1)
-    seat = seat_of(admission, slots)
+    queue, slots = Queue(Pending, float), Gate(1)
+    seat = seat_of(queue, slots)
     seat.lend()
-    other = seat_of(admission, slots)
+    other = seat_of(queue, slots)
     regains = seat.regain()
     regains.send(None)
     seat.lend()  # by another task
@@ -383,8 +386,8 @@ def test_a_seat_lent_again_by_another_task_of_the_attempt_is_not_granted():
 
 
 def test_a_seat_regained_after_its_attempt_ended_takes_nothing():
-    admission, slots = Admission(Pending, float), Gate(1)
-    early, late = seat_of(admission, slots), seat_of(admission, slots)
+    queue, slots = Queue(Pending, float), Gate(1)
+    early, late = seat_of(queue, slots), seat_of(queue, slots)
     early.lend()
     assert late.granted
     regains = early.regain()
@@ -402,14 +405,14 @@ def test_a_seat_regained_after_its_attempt_ended_takes_nothing():
 
 
 def test_a_seat_cancelled_when_it_was_regained_keeps_what_it_was_granted():
-    admission, slots = Admission(Pending, float), Gate(1)
-    seat = seat_of(admission, slots)
+    queue, slots = Queue(Pending, float), Gate(1)
+    seat = seat_of(queue, slots)
     seat.lend()
-    other = seat_of(admission, slots)
+    other = seat_of(queue, slots)
     regains = seat.regain()
     regains.send(None)
     other.leave()
-    third = seat_of(admission, slots)
+    third = seat_of(queue, slots)
     with pytest.raises(Interrupted):
         regains.throw(Interrupted())
     assert seat.granted
@@ -1181,8 +1184,8 @@ async def test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime():
         for _ in range(30):
             await turn()
         gc.collect()
-        assert len(admission._limiters) == 3  # of the runtime, and of what is still there
-        assert not admission._lines
+        assert len(admission.limiters.by_owner) == 3  # of the runtime, and of what is still there
+        assert not admission.queue.lines
 
 
 async def test_limits_of_one_owner_are_not_found_by_a_later_one():

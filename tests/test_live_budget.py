@@ -20,10 +20,12 @@ from shoal import (
     Failed,
     Graph,
     Limits,
+    Rate,
     RunStarted,
     State,
     action,
     fan_out,
+    race,
 )
 from shoal._execution import MAX_DEPTH, MAX_LIVE
 from shoal._group import Group
@@ -337,3 +339,44 @@ async def test_64_levels_are_cancelled_at_once(shape: str, how: str, anyio_backe
     assert anyio.current_time() == pytest.approx(0.5)
     assert depths(hook) == set(range(65))
     hook.assert_paired()
+
+
+# -- below the default -----------------------------------------------------------------------------
+
+
+async def test_a_budget_below_the_default_number_in_flight_holds(monkeypatch: pytest.MonkeyPatch):
+    """Nobody has named a hundred: one child needs no permit, and so many more have one."""
+    live = Live(monkeypatch)
+    step = fan_out(leaf, over="ns", item="n", into="all", take="out")
+    assert len((await Application(step, max_live=9).run({"ns": range(40)})).state["all"]) == 40
+    assert live.peak == 10
+    assert anyio.current_time() == pytest.approx(4)
+
+    @action(reads=["ns"], writes=["found"])
+    async def by_hand(ns: range, context: Context) -> int:
+        async with context.fan_out(name="own") as group:
+            group.start_each(leaf, over=ns, item="n")
+            return sum([1 async for _ in group])
+
+    live.peak = 0
+    assert (await Application(by_hand, max_live=9).run({"ns": range(40)})).state["found"] == 40
+    assert live.peak == 10
+
+
+async def test_a_rate_alone_names_no_number_in_flight(monkeypatch: pytest.MonkeyPatch):
+    live = Live(monkeypatch)
+    step = fan_out(
+        leaf, over="ns", item="n", into="all", take="out", limits=Limits(rate=Rate(1000, burst=99))
+    )
+    await Application(step, max_live=4).run({"ns": range(40)})
+    assert live.peak == 5
+
+
+async def test_a_race_starts_all_its_contestants_whatever_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    live = Live(monkeypatch)
+    contestants = [leaf.bind(name=f"leaf{n}") for n in range(30)]
+    await Application(race(*contestants, into="won"), max_live=2).run({"n": 1})
+    assert live.peak == 30
+    assert anyio.current_time() == pytest.approx(1)

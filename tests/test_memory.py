@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakSet
 
 import anyio
 import pytest
 
-from shoal import Application, Done, FanOut, Limits, State, action, fan_out
+from shoal import Application, Batch, Done, FanOut, Limits, MemoryStore, State, action, fan_out
+from shoal.testing import run_virtual
 
 SLACK = 2_000_000  # bytes that a peak may be above that of a hundredth of the elements
 
@@ -113,3 +116,104 @@ def test_the_peak_at_a_million_is_that_at_ten_thousand(
     with capsys.disabled():
         print(f"\n{kind}, {backend}: {few / 1e6:.2f} MB at 10,000, {most / 1e6:.2f} MB at {many:,}")
     assert most <= few + SLACK
+
+
+# -- whatever is slow ------------------------------------------------------------------------------
+
+
+class SlowStore(MemoryStore):  # pyright: ignore[reportGeneralTypeIssues] # a test's own
+    """Takes its time, and forgets what it has acknowledged, as one with a disk does."""
+
+    def save(self, batch: Batch) -> Any:
+        return anyio.sleep(0.01)
+
+
+class Elements:
+    """Elements of a thousand bytes each, made as they are pulled; counted until they are freed."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.pulled = self.done = self.ahead = 0
+        self.alive: WeakSet[Any] = WeakSet()
+        self.most_alive = 0
+
+    def __call__(self, state: State) -> Iterator[Page]:
+        for number in range(self.n):
+            page = Page(number, bytes(1000))
+            self.alive.add(page)
+            self.pulled += 1
+            self.ahead = max(self.ahead, self.pulled - self.done)
+            self.most_alive = max(self.most_alive, len(self.alive))
+            yield page
+            del page
+
+
+@dataclass(eq=False)
+class Page:
+    number: int
+    text: bytes
+
+
+@action(reads=["page"], writes=["out"])
+async def words(page: Page) -> int:
+    await anyio.lowlevel.checkpoint()
+    return len(page.text)
+
+
+class Paced:
+    """A run of ``n`` elements in which one thing is slow, and what it came to."""
+
+    def __init__(self, slow: str, n: int, backend: Literal["asyncio", "trio"]) -> None:
+        self.slow = slow
+        self.elements = Elements(n)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            run_virtual(self.run, backend=backend)
+            self.peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    def reduce(self, state: State, outcome: Done) -> State:
+        self.elements.done += 1
+        if self.slow == "reducer":  # on the loop, so nothing else gets anywhere meanwhile
+            sum(range(2000))
+        return state.increment(count=1)
+
+    async def run(self) -> None:
+        step = fan_out(
+            words,
+            over=self.elements,
+            item="page",
+            reduce=self.reduce,
+            reads=[],
+            writes=["count"],
+            name="pages",
+            limits=Limits(20),
+            store=SlowStore() if self.slow == "store" else None,
+        )
+        async with Application(step).open({"count": 0}, buffer=50) as run:
+            if self.slow == "events":
+                async for _ in run:
+                    await anyio.sleep(0.001)
+            result = await run.result()
+        assert result.state["count"] == self.elements.n
+        self.seconds = anyio.current_time()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("slow", ["events", "reducer", "store"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("n", [100, pytest.param(1_000, marks=pytest.mark.slow)])
+def test_memory_is_bounded_whatever_is_slow(
+    slow: str, backend: Literal["asyncio", "trio"], n: int
+) -> None:
+    """The source waits for it: what is pulled ahead, and what is alive, doesn't grow with it."""
+    Paced(slow, 100, backend)  # imports and caches
+    few, many = Paced(slow, n, backend), Paced(slow, 10 * n, backend)
+    for paced in few, many:
+        assert paced.elements.ahead <= 20 + 1
+        assert paced.elements.most_alive <= 2 * 20 + 50 + 50  # in flight, and in the buffer
+    assert many.peak <= few.peak + SLACK // 5
+    if slow != "reducer":  # whose time is the machine's
+        assert many.seconds >= 8 * few.seconds > 0

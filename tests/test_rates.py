@@ -9,6 +9,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, Literal, cast
 
+import aiolimiter
 import anyio
 import pytest
 
@@ -18,8 +19,10 @@ from shoal import (
     BadUse,
     Context,
     DefinitionError,
+    Each,
     Ended,
     Graph,
+    Hook,
     Limits,
     Rate,
     Retry,
@@ -136,10 +139,19 @@ PLACES = ["fan-out", "action", "application", "runtime"]
 
 
 async def run_limited(
-    where: str, limits: Limits, act: Callable[[Limits | None], Any], elements: Any, runs: int = 1
+    where: str,
+    limits: Limits,
+    act: Callable[[Limits | None], Any],
+    elements: Any,
+    runs: int = 1,
+    **options: Any,
 ) -> None:
     """Run a map whose limits stand there, so many times at once."""
-    step = many(act(limits if where == "action" else None), limits if where == "fan-out" else None)
+    step = many(
+        act(limits if where == "action" else None),
+        limits if where == "fan-out" else None,
+        **options,
+    )
     app = Application(step, limits=limits if where == "application" else None)
     async with (
         no_leaks(),
@@ -733,8 +745,8 @@ def test_cancelled_anywhere_it_gives_everything_back(
 
             await attempt(run)
             admission: Any = runtime._admission  # pyright: ignore[reportPrivateUsage]
-            assert not admission._lines
-            for named in admission._limiters.values():
+            assert not admission.queue.lines
+            for named in admission.limiters.by_owner.values():
                 for limiter in named.values():
                     for one in limiter.statistics():
                         assert (one.in_use, one.waiting) == (0, 0)
@@ -747,7 +759,6 @@ def test_cancelled_anywhere_it_gives_everything_back(
 
 
 def test_an_aiolimiter_on_asyncio():
-    aiolimiter = pytest.importorskip("aiolimiter")
     limiter = aiolimiter.AsyncLimiter(2, 1)
     starts = Starts()
 
@@ -763,8 +774,6 @@ def test_an_aiolimiter_on_asyncio():
 
 
 def test_an_aiolimiter_on_trio():
-    aiolimiter = pytest.importorskip("aiolimiter")
-
     async def main() -> None:
         step = many(noting(Starts()), Limits(rate=aiolimiter.AsyncLimiter(2, 1)))
         with pytest.raises(DefinitionError, match=r"asyncio.*Rate\(2, per=1\)"):
@@ -883,3 +892,352 @@ async def test_memory_is_bounded_where_children_wait_for_a_rate():
 
     await peak(100)
     assert await peak(3000) < await peak(500) + 400_000
+
+
+# -- cancelled between the grant and the body ------------------------------------------------------
+
+
+async def test_who_is_cancelled_before_its_body_starts_has_paid_nothing():
+    """It was granted while a hook still heard that it waits."""
+
+    class Slow(Hook):
+        async def on_waiting(self, event: Waiting) -> None:
+            await anyio.sleep(5)
+
+    starts = Starts()
+    leaf = noting(starts, limits=Limits(rate=Rate(1, per=10)))
+    async with no_leaks(), Runtime() as runtime, anyio.create_task_group() as tasks:
+        await runtime.run(Application(leaf), {"n": 0})
+        await anyio.sleep(7)
+        with anyio.move_on_after(
+            4
+        ):  # at 10 it is granted, at 11 it would be cancelled, at 12 start
+            await runtime.run(Application(leaf, hooks=[Slow()]), {"n": 1})
+        tasks.start_soon(runtime.run, Application(leaf), {"n": 2})
+    assert starts.order == [0, 2]
+    assert starts.times() == [0, 12]
+
+
+# -- pauses further up -----------------------------------------------------------------------------
+
+
+async def test_trying_later_pauses_the_keys_of_all_fan_outs_around_it():
+    """No other child of the key is started, and who asked for it waits by itself."""
+    starts = Starts()
+    asked: Counter[object] = Counter()
+
+    @action(reads=["page"], writes=["out"])
+    async def fetch(page: tuple[str, int]) -> None:
+        starts.note(page[0], what=page)
+        asked[page] += 1
+        if page == ("busy", 0) and asked[page] == 1:
+            raise RetryLater(10)
+        await anyio.sleep(1)
+
+    @action(reads=["n"], writes=["pages"])
+    async def pages(n: tuple[str, int]) -> list[tuple[str, int]]:
+        await anyio.sleep(1)
+        return [(n[0], n[1] * 2), (n[0], n[1] * 2 + 1)]
+
+    inner = fan_out(fetch, over="pages", item="page", name="inner", limits=Limits(1))
+    step = fan_out(
+        Graph.chain(pages, inner, name="site"),
+        over="ns",
+        item="n",
+        name="outer",
+        limits=Limits(2, by=by_key),
+    )
+    # two of the key are let in together; the second has not asked for a pause, and goes on
+    async with no_leaks(), Runtime() as runtime:
+        await runtime.run(
+            Application(step), {"ns": [*(("busy", n) for n in range(4)), ("free", 0)]}
+        )
+    assert starts.times("free") == [0, 1]
+    times = dict(zip(_pages(starts, "busy"), starts.times("busy"), strict=True))
+    assert times[2] == 0
+    assert times[3] == 1
+    assert times[0] == 10
+    assert min(times[n] for n in (4, 5, 6, 7)) == 11
+
+
+def _pages(starts: Starts, key: str) -> list[int]:
+    return [n for name, n in starts.order if name == key]
+
+
+async def test_trying_later_in_a_fan_out_of_an_action_pauses_the_key_around_it():
+    starts = Starts()
+
+    @action(reads=["page"], writes=["out"])
+    async def fetch(page: int) -> None:
+        starts.note("busy", what=page)
+        if page == 0 and len(starts.order) == 1:
+            raise RetryLater(10)
+
+    @action(reads=["n"], writes=["out"])
+    async def site(n: tuple[str, int], context: Context) -> None:
+        async with context.fan_out(name="inner") as group:
+            group.start(fetch, {"page": n[1]})
+
+    step = many(site, Limits(1, by=by_key) & Limits(3))
+    async with no_leaks(), Runtime() as runtime:
+        await runtime.run(Application(step), {"ns": [("busy", 0), ("busy", 1)]})
+    assert starts.order == [0, 0, 1]
+    assert starts.times("busy") == [0, 10, 10]
+
+
+# -- a stalled key, exactly ------------------------------------------------------------------------
+
+
+STALLS: dict[str, Any] = {
+    "its body hangs": anyio.sleep_forever,
+    "it is paused": lambda: _later(10_000),
+}
+
+
+async def _later(seconds: float) -> None:
+    raise RetryLater(seconds)
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("stall", STALLS)
+async def test_999_keys_take_exactly_the_time_they_take_without_the_stalled_one(
+    where: str, stall: str
+):
+    """A body that hangs has one of the places in flight, so there is one more of these."""
+
+    async def ends(*, stalled: bool) -> dict[object, float]:
+        ended: dict[object, float] = {}
+        began = anyio.current_time()
+
+        def act(limits: Limits | None) -> Any:
+            @action(reads=["n"], writes=["out"], limits=limits)
+            async def visit(n: tuple[int, int]) -> None:
+                if n[0] == 0:
+                    await STALLS[stall]()
+                await anyio.sleep(1 + n[0] % 7 / 10)
+                ended[n] = round(anyio.current_time() - began, 6)
+                if len(ended) == 3 * 999:
+                    tasks.cancel_scope.cancel()
+
+            return visit
+
+        # those of the stalled key come first
+        elements = [(n, k) for n in range(not stalled, 1000) for k in range(3)]
+        limits = Limits(1, by=by_key)
+        places = Limits(40 + (stalled and stall == "its body hangs"))
+        step = many(
+            act(limits if where == "action" else None),
+            limits & places if where == "fan-out" else places,
+        )
+        app = Application(step, limits=limits if where == "application" else None)
+        async with (
+            no_leaks(),
+            Runtime(limits=limits if where == "runtime" else None) as runtime,
+            anyio.create_task_group() as tasks,
+        ):
+            await runtime.run(app, {"ns": elements})
+        return ended
+
+    assert await ends(stalled=True) == await ends(stalled=False)
+
+
+async def test_only_when_the_look_ahead_is_full_can_a_key_delay_another():
+    """And no more than that is pulled."""
+    pulled = 0
+    started: list[int] = []
+
+    def elements(state: State) -> Any:
+        nonlocal pulled
+        for n in range(1000):
+            pulled += 1
+            yield (0 if n < state["stalled"] else n, n)
+
+    @action(reads=["n"], writes=["out"])
+    async def visit(n: tuple[int, int]) -> None:
+        started.append(n[0])
+        if n[0] == 0:
+            await anyio.sleep(50)
+
+    step = fan_out(
+        visit,
+        over=elements,
+        item="n",
+        reads=["stalled"],
+        name="many",
+        limits=Limits(20) & Limits(1, by=by_key),
+    )
+    for stalled in (80, 81, 82):  # one has the key, and four times 20 may wait
+        started.clear()
+        pulled = 0
+        with anyio.move_on_after(10):
+            await Application(step).run({"stalled": stalled})
+        if stalled <= 80:
+            assert len(started) == 1 + 1000 - stalled
+        else:
+            assert started == [0]
+            assert pulled == 81
+
+
+# -- adapting, as users do it ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("sign", ["429", "503", "latency", "timeout", "failure of theirs"])
+async def test_capacity_adapts_to_each_sign_of_overload(where: str, sign: str):
+    running, peaks = 0, list[int]()
+
+    class Response:
+        status_code = int(sign) if sign.isdigit() else 200
+
+    class HTTPError(Exception):
+        response = Response()
+
+    async def answer() -> None:
+        if running <= 4:
+            await anyio.sleep(1)
+        elif sign == "latency":
+            await anyio.sleep(4)
+        elif sign == "timeout":
+            await anyio.sleep(1)
+            raise TimeoutError
+        else:
+            await anyio.sleep(1)
+            raise HTTPError if sign.isdigit() else LookupError
+
+    def act(limits: Limits | None) -> Any:
+        @action(reads=["n"], writes=["out"], limits=limits)
+        async def ask(n: int) -> None:
+            nonlocal running
+            running += 1
+            peaks.append(running)
+            try:
+                await answer()
+            finally:
+                running -= 1
+
+        return ask
+
+    policy = AIMD(
+        least=2,
+        most=12,
+        slow=2 if sign == "latency" else None,
+        overload=(lambda error: isinstance(error, LookupError)) if "theirs" in sign else None,
+    )
+    limits = Limits(10, adapt=policy)
+    await run_limited(where, limits, act, range(600), on_error="ignore")
+    assert max(peaks[:10]) == 10
+    late = peaks[300:]
+    assert max(late) <= 6
+    assert sum(late) / len(late) >= 2
+
+
+@pytest.mark.parametrize("where", PLACES)
+async def test_the_policy_is_an_object_of_the_users(where: str):
+    heard: list[Ended] = []
+
+    class Steps:
+        """Two slots at first; after five good ends, four."""
+
+        def after(self, n: float, changed_at: float, ended: Ended) -> float:
+            heard.append(ended)
+            return 4 if len(heard) >= 5 else n
+
+    starts = Starts()
+    limits = Limits(2, adapt=Steps())
+    await run_limited(
+        where, limits, lambda limits: noting(starts, seconds=1, limits=limits), range(14)
+    )
+    # the fifth ends at 3 and makes room for three, beside its own; the sixth for one more
+    assert starts.times() == [0, 0, 1, 1, 2, 2] + [3] * 4 + [4] * 4
+    assert len(heard) == 14
+    assert {(ended.error, ended.seconds) for ended in heard} == {(None, 1.0)}
+
+
+# -- looked at -------------------------------------------------------------------------------------
+
+
+async def test_limits_tell_what_they_are_and_how_they_are_used():
+    limits = Limits(2) & Limits(rate=Rate(1, per=60, burst=3), by=by_key, cost=len)
+    assert repr(limits) == (
+        "Limits(2) & Limits(rate=Rate(1, per=60, burst=3), by=by_key, cost=len)"
+    )
+    assert repr(AIMD(most=5)).startswith("AIMD(least=1, most=5")
+    asked: Counter[object] = Counter()
+
+    @action(reads=["n"], writes=["out"], limits=Limits(2) & Limits(1, by=by_key))
+    async def visit(n: tuple[str, int]) -> None:
+        asked[n] += 1
+        if n == ("paused", 0) and asked[n] == 1:
+            raise RetryLater(50)
+        await anyio.sleep(10)
+
+    async with Runtime() as runtime, anyio.create_task_group() as tasks:
+        app = Application(many(visit))
+        keys = ["a", "a", "a", "b", "b", "c"]
+        tasks.start_soon(
+            runtime.run, app, {"ns": [("paused", 0), *((key, n) for n, key in enumerate(keys))]}
+        )
+        await anyio.sleep(5)
+        limiter = runtime.limiter(visit)
+        slots, keyed = limiter.statistics()
+        assert (slots.limits, slots.keys, slots.in_use, slots.slots) == ("Limits(2)", 1, 2, 2)
+        assert (keyed.limits, keyed.keys, keyed.in_use) == ("Limits(1, by=by_key)", 4, 2)
+        assert keyed.paused == 1
+        assert slots.waiting + keyed.waiting == 5
+        assert repr(limiter) == (
+            "<Limiter of Limits(2) & Limits(1, by=by_key): 2 in use, "
+            f"{slots.waiting} waiting, 2 in use, {keyed.waiting} waiting>"
+        )
+        admission = runtime._admission  # pyright: ignore[reportPrivateUsage]
+        assert repr(admission) == "<Admission, <Queue, 5 waiting>>"
+        for part in limiter.parts:
+            for gate in part.gates.values():
+                assert repr(gate).startswith("<Gate ")
+
+
+# -- when a rate is charged ------------------------------------------------------------------------
+
+
+async def test_a_fan_outs_rate_is_charged_for_starts_and_retries_and_not_for_further_steps():
+    starts: list[tuple[str, int, float]] = []
+
+    def step(name: str, field: str) -> Any:
+        @action(reads=["n"], writes=[field], name=name)
+        async def step(n: int) -> None:
+            starts.append((name, n, anyio.current_time()))
+            tries = sum(one[:2] == (name, n) for one in starts)
+            if name == "second" and n == 0 and tries < 3:
+                raise ConnectionError
+
+        return step
+
+    again = Retry(3, on=ConnectionError, initial=0.25, jitter=0)
+    child = Graph.chain(step("first", "x"), step("second", "out"), name="child")
+    await Application(many(child, Limits(rate=Rate(1)), each=Each(retry=again))).run({"ns": [0, 1]})
+    # the other child stands in line before the first's next attempt
+    assert starts == [
+        ("first", 0, 0),
+        ("second", 0, 0),
+        ("first", 1, 1),
+        ("second", 1, 1),
+        ("second", 0, 2),
+        ("second", 0, 3),
+    ]
+
+
+@pytest.mark.parametrize("where", ["action", "application", "runtime"])
+async def test_the_rate_of_actions_is_charged_at_each_attempt(where: str):
+    starts = Starts()
+    limits = Limits(rate=Rate(1))
+    again = Retry(3, on=ConnectionError, initial=0.25, jitter=0)
+
+    @action(reads=["n"], writes=["out"], retry=again, limits=limits if where == "action" else None)
+    async def flaky(n: int) -> None:
+        starts.note()
+        if len(starts.order) < 3:
+            raise ConnectionError
+
+    app = Application(flaky, limits=limits if where == "application" else None)
+    async with Runtime(limits=limits if where == "runtime" else None) as runtime:
+        await runtime.run(app, {"n": 1})
+    assert starts.times() == [0, 1, 2]

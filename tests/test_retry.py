@@ -1348,7 +1348,7 @@ def test_retries_cancelled_everywhere(how: tuple[Backend, Any], seed: int | None
         async with Runtime() as runtime:
             app = Application(retried(), hooks=[hook])
             ending = await attempt(runtime.run, app, {"ns": [0, 1]})
-            limiters = runtime._admission._limiters.values()  # pyright: ignore[reportPrivateUsage]
+            limiters = runtime._admission.limiters.by_owner.values()  # pyright: ignore[reportPrivateUsage]
             found = [one for named in limiters for it in named.values() for one in it.statistics()]
             assert not any(one.in_use for one in found)
         hook.assert_paired()

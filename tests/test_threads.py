@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from typing import Any
 
 import anyio
 import anyio.from_thread
 import pytest
+from anyio.lowlevel import checkpoint
 
-from shoal import Application, Limits, StateUpdated, StepEnded, action, fan_out
+from shoal import (
+    Application,
+    Context,
+    Done,
+    Limits,
+    Rate,
+    StateUpdated,
+    StepEnded,
+    Waiting,
+    action,
+    fan_out,
+)
 from shoal._runtime import THREADS, Runtime
 from shoal.testing import RecordingHook, no_leaks
 
@@ -165,3 +178,125 @@ async def test_run_in_loop_calls_the_function_on_the_loop():
 
     await Application(fan_out(work, over="ns", item="n", into="out")).run({"ns": [1, 2]})
     assert threads == {threading.get_ident()}
+
+
+# -- a thread is one more slot ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [Limits(1), Limits(rate=Rate(1, per=1000))])
+@pytest.mark.parametrize("where", ["fan-out", "action"])
+async def test_who_waits_for_a_thread_holds_nothing(limits: Limits, where: str):
+    """Neither a slot nor a unit of a rate, which others would have to wait for."""
+    blocked, may_end, others = anyio.Event(), threading.Event(), anyio.Event()
+    began: list[str] = []
+
+    @action()
+    def blocker() -> None:
+        anyio.from_thread.run_sync(blocked.set)
+        assert may_end.wait(10)
+
+    @action(name="in a thread")
+    def in_thread() -> None:
+        began.append("in a thread")
+
+    @action(name="on the loop")
+    async def on_loop() -> None:
+        began.append("on the loop")
+        others.set()
+
+    async def end_it_all() -> None:
+        await others.wait()
+        tasks.cancel_scope.cancel()
+        may_end.set()
+
+    acts: Any = [in_thread, on_loop]
+    if where == "action":
+        steps: Any = fan_out(acts, name="both")
+    else:  # who is let in has its first seat then
+        steps = fan_out(acts, name="both", limits=Limits(10) & Limits(rate=Rate(10_000, burst=9)))
+    app = Application(steps, limits=limits)
+    async with Runtime(threads=1) as runtime:
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(runtime.run, Application(blocker))
+                await blocked.wait()
+                tasks.start_soon(end_it_all)
+                await runtime.run(app)
+        admission = runtime._admission  # pyright: ignore[reportPrivateUsage]
+        assert admission.limiters.threads.used == 0
+    assert began == ["on the loop"]
+
+
+async def test_who_waits_for_a_thread_is_told_to_wait():
+    hook, blocked, may_end = RecordingHook(), anyio.Event(), threading.Event()
+
+    @action()
+    def blocker() -> None:
+        anyio.from_thread.run_sync(blocked.set)
+        assert may_end.wait(10)
+
+    @action()
+    def work() -> None:
+        pass
+
+    async with Runtime(threads=1) as runtime, anyio.create_task_group() as tasks:
+        tasks.start_soon(runtime.run, Application(blocker))
+        await blocked.wait()
+        tasks.start_soon(runtime.run, Application(work, hooks=[hook]))
+        while not hook.of(Waiting):
+            await checkpoint()
+        may_end.set()
+    (told,) = hook.of(Waiting)
+    assert (told.step, told.limit, told.key) == ("work", "threads", None)
+
+
+async def test_an_action_in_a_thread_keeps_it_while_it_is_inside_of_its_fan_out():
+    """It lends its slots, but the thread is busy: it waits in there."""
+    peak = 0
+
+    @action(reads=["n"], writes=["out"])
+    async def child(n: int) -> int:
+        nonlocal peak
+        peak = max(peak, runtime._admission.limiters.threads.used)  # pyright: ignore[reportPrivateUsage]
+        return n
+
+    @action(writes=["out"], limits=Limits(1))
+    def work(context: Context) -> int:
+        async def inside() -> int:
+            async with context.fan_out(name="inside") as group:
+                group.start(child, {"n": 5})
+                return sum([outcome.value async for outcome in group if isinstance(outcome, Done)])
+
+        return anyio.from_thread.run(inside)
+
+    async with Runtime(threads=1) as runtime:
+        result = await runtime.run(Application(work))
+        assert runtime._admission.limiters.threads.used == 0  # pyright: ignore[reportPrivateUsage]
+    assert result.state["out"] == 5
+    assert peak == 1
+
+
+async def test_runs_take_turns_for_threads():
+    order: list[str] = []
+    blocked, may_end = anyio.Event(), threading.Event()
+
+    @action()
+    def blocker() -> None:
+        anyio.from_thread.run_sync(blocked.set)
+        assert may_end.wait(10)
+
+    @action(reads=["n"], writes=["out"])
+    def work(n: str) -> None:
+        order.append(n)
+
+    app = Application(fan_out(work, over="ns", item="n", into="out"))
+    async with Runtime(threads=1) as runtime, anyio.create_task_group() as tasks:
+        tasks.start_soon(runtime.run, Application(blocker))
+        await blocked.wait()
+        for name in ("big", "small"):
+            tasks.start_soon(runtime.run, app, {"ns": [name] * (50 if name == "big" else 3)})
+            for _ in range(20):
+                await checkpoint()
+        may_end.set()
+    assert order.count("big") == 50
+    assert "small" not in order[10:]

@@ -3,9 +3,10 @@
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _functions, _collections, _ids, _digest, _state, _model, _schema, _events, _history, _rate, _retry,
 _breaker, _policy; _action, _until, _condition, _flow, _graph; _cancel, _items, _watch, _ports,
-_hooks, _stream, _execution, _attempts, _step, _run; _host, _threads, _limits, _recorded, _source,
-_group, _hedge, _stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest,
-_children, _context; _root, _runtime, _open, _application; then the stores.
+_hooks, _stream, _execution, _attempts, _step, _run; _host, _threads, _gate, _alarms, _queue, _seat,
+_limiter, _entrance, _admission, _recorded, _source, _group, _hedge, _stagger, _contest, _join,
+_parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _root, _runtime, _open,
+_application; then the stores.
 ``docs/internals.md`` is the tour.
 """
 
@@ -84,7 +85,7 @@ from ._history import Completed, Entry, Rewound
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
-from ._limits import Limiter, Statistics
+from ._limiter import Limiter, Statistics
 from ._open import OpenRun, RunResult
 from ._policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Tolerate
 from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store

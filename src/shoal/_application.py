@@ -69,8 +69,8 @@ class Application(Generic[S]):
             with ``TooManySteps``.
         max_depth: How deep runs may be nested. One deeper fails with ``DepthExceeded``.
         max_live: Children of one run, at all depths together, that are alive at once, besides one
-            of each fan-out. A fan-out that is allowed more in flight, by its ``limits`` or by the
-            default of 100, raises it for its run.
+            of each fan-out. A fan-out whose ``limits`` name a number of children in flight above
+            that raises it for its run, and so does a race of more; the default of 100 doesn't.
 
     Raises:
         DefinitionError: It can't work as written, and why.

@@ -23,7 +23,7 @@ from ._items import Items
 from ._parallel import check_cascade
 from ._policy import INHERIT, Each, Inherit, check_timeout
 from ._ports import Seat, Store
-from ._rate import DEFAULT_IN_FLIGHT, Limits
+from ._rate import DEFAULT_LIMITS, Limits
 from ._run import Run
 
 
@@ -105,9 +105,10 @@ class Context:
     def charge(self, actual: float) -> None:
         """Correct what this attempt is charged, wherever ``Limits(cost=...)`` has said it before.
 
-        Tokens that an answer has used, say, instead of those that were expected. What is too much
-        comes off what may go next, what was too little goes at once. In other limits it has no
-        effect, nor where nothing has a cost. May be called again: the last one counts.
+        Tokens that an answer has used, say, instead of those that were expected. If they are more,
+        the difference comes off what may go next; if fewer, it may go at once, as far as it would
+        not have been free again by now anyway. In limits without ``cost=`` it has no effect. May be
+        called again: the last one counts.
 
         Args:
             actual: Units of the rate, at least 0.
@@ -277,7 +278,7 @@ class Context:
             self._action,
             self._seat,
             name=name,
-            limits=limits or Limits(DEFAULT_IN_FLIGHT),
+            limits=limits or DEFAULT_LIMITS,
             each=each,
             timeout=timeout,
             store=store,

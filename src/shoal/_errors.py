@@ -203,8 +203,10 @@ class RetryLater(ShoalError):
     """An action asks to be tried again ``after`` so many seconds: a server said so, mostly.
 
     Raise it. It needs no ``Retry`` and uses up no attempt. It pauses the key, in every ``Limits``
-    in force that has ``by=``; where none has, only the child that raised it waits. Meanwhile it
-    holds nothing. After 10 in a row, the child fails with it.
+    in force that has ``by=``: of the action, the application, the runtime, and of all fan-outs that
+    it is inside of. Nothing more starts with that key meanwhile; what runs goes on. Whether or not
+    there is a key, the child that raised it waits, and holds nothing. After 10 in a row, it fails
+    with it.
 
     Args:
         after: Seconds until the next try; at least 0.

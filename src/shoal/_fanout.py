@@ -20,7 +20,7 @@ from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_rea
 from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
 from ._policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
 from ._ports import Store
-from ._rate import DEFAULT_IN_FLIGHT, Limits
+from ._rate import DEFAULT_LIMITS, Limits
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 from ._until import ALL, All, Asked, First, FirstItem, Quorum, Race, Until, check_until, name_of
@@ -61,7 +61,7 @@ class FanOut(Parallel):
         self.key = key
         self.at_most = at_most
         self._unlimited = limits is None
-        self.limits: Limits = Limits(DEFAULT_IN_FLIGHT) if limits is None else limits
+        self.limits: Limits = DEFAULT_LIMITS if limits is None else limits
         self.stagger = stagger
         self._definition = self
         self.store = store
@@ -516,7 +516,7 @@ def fan_out(
         on_error = "ignore" if is_race else "fail"
     checks.results(into, errors_into, reduce, on_error)
     limited = limits is not None or over is not None or not is_race
-    limits = Limits(DEFAULT_IN_FLIGHT) if limits is None else limits
+    limits = DEFAULT_LIMITS if limits is None else limits
     check_policies(
         f"fan_out {label!r}",
         on_error=on_error,

@@ -150,6 +150,7 @@ class Group:
         "_news",
         "_parent",
         "_parked",
+        "_place",
         "_pullers",
         "_ready",
         "_room",
@@ -200,7 +201,10 @@ class Group:
         self.name: str = name
         admission = parent.setting.services.admission
         limit = limits.in_flight if limit is None else limit
-        self._entrance = admission.entrance(owner, limits, limit, self._hear_aside, among)
+        self._entrance = admission.entrance(
+            owner, limits, limit, self._hear_aside, among=among, parent=parent
+        )
+        self._place = self._entrance.place
         self._ahead = max(LEAST_AHEAD, AHEAD * limit)  # how many may wait to start, or aside
         self._aside = 0  # children that have started, and wait without being in flight
         self._waiting: dict[Run, Seat] = {}  # those that wait to start
@@ -210,7 +214,8 @@ class Group:
         self._source = source
         self._live = 0  # children that were taken and have not ended
         self._live_budget = parent.setting.execution.live
-        self._live_budget.size = max(self._live_budget.size, limit)
+        if limits.n is not None or limit != limits.in_flight:  # a default is no wish
+            self._live_budget.size = max(self._live_budget.size, limit)
         self._tasks: TaskGroup | None = None
         self._context: Context = copy_context()
         self._engaged = 0  # pullers there are
@@ -243,7 +248,7 @@ class Group:
     @property
     def in_flight(self) -> int:
         """Children that have started, and whose end the parent has not committed."""
-        return self._entrance.place.used
+        return self._place.used
 
     @property
     def under_way(self) -> int:
@@ -251,13 +256,12 @@ class Group:
         return self.in_flight + len(self._waiting) + self._aside
 
     @property
-    def _limit(self) -> int:
-        return int(self._entrance.place.size or 0)
-
-    @property
-    def _is_full(self) -> bool:
-        """Whether so many wait that no more are pulled."""
-        return len(self._waiting) + self._aside >= self._ahead
+    def _has_room(self) -> bool:
+        """Whether one more may be pulled: for a place in flight, or to wait for one."""
+        place = self._place
+        if place.used >= place.slots:
+            return False
+        return len(self._waiting) + self._aside < self._ahead
 
     @leads_to(lambda variables: variables["self"].parts())
     async def live(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
@@ -445,7 +449,7 @@ class Group:
         dropped = list[Run]()
         try:
             for child in self._source.drop(is_meant):
-                self._entrance.place.used += 1
+                self._place.used += 1
                 if child.is_settled:  # it needn't
                     self._leave(child)
                 else:
@@ -520,7 +524,8 @@ class Group:
     @property
     def lacks_permits(self) -> bool:
         """Whether there is room for one more, but none in the live budget."""
-        return self.in_flight < self._limit and self._live > 0 and self._live_budget.is_spent
+        room = self._place.used < self._place.slots
+        return room and self._live > 0 and self._live_budget.is_spent
 
     def engage(self) -> None:
         """Hear that there may be more to do, or less to wait for, than before."""
@@ -546,17 +551,18 @@ class Group:
         A new one is made only if there is none that could do it; with ``spread``, as many as
         needed.
         """
-        limit, ready = self._limit, len(self._ready)
-        work = limit - self.in_flight
-        if work > 0:
-            work = 0 if self._is_full else min(work, self._source.left())
-        work = max(work, 0) + ready - self._idle
-        for _ in range(min(count, work)):
+        place, parked, ready = self._place, self._parked, len(self._ready)
+        may_have = place.slots + self._aside
+        if not parked and self._engaged >= may_have:
+            return  # all are at work
+        work = min(place.slots - place.used, self._source.left()) if self._has_room else 0
+        work += ready - self._idle
+        for _ in range(min(count, int(work))):
             if not ready and (self._live or self._idle) and self._live_budget.is_spent:
                 return
-            if self._parked:
-                _wake(self._parked.popleft())
-            elif self._engaged < limit + self._aside and (spread or self._idle == 0):
+            if parked:
+                _wake(parked.popleft())
+            elif self._engaged < may_have and (spread or self._idle == 0):
                 self._engaged += 1
                 self._start_puller()
             else:
@@ -594,9 +600,9 @@ class Group:
         if self._ready:
             # What one gives back that is being cancelled is granted to another of the same group.
             return None if cancelled() else self._ready.popleft()
-        entrance = self._entrance
-        if entrance.place.used >= self._limit or self._is_full:
+        if not self._has_room:
             return None
+        entrance = self._entrance
         if self._live and not self._live_budget.take():
             return None
         self._live += 1
@@ -613,13 +619,13 @@ class Group:
                 self._tell_room()  # it was fed, and takes no more room
             elif child.is_settled:
                 self._end_live()
-                entrance.place.used += 1
+                self._place.used += 1
             else:
                 setting = child.setting
                 setting.entrance = entrance
                 if entrance.governs_all or setting.is_limited:
                     return self._admit(child)
-                entrance.place.used += 1
+                self._place.used += 1
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._end_live()
             self._fell(error)
@@ -679,7 +685,7 @@ class Group:
             child.cancel(reason, winner)
             child.never_started = True
             if child.stake is not None:  # else it was not taken from the source yet
-                self._entrance.place.used += 1
+                self._place.used += 1
                 self._entrance.give_up(child, self._waiting.pop(child, None) or child.seat)
                 self._end_live()
             self._leave(child)
@@ -877,7 +883,7 @@ class Group:
     async def wait_for_room(self) -> bool:
         """Wait until one more element can be used; return whether there is any use for more."""
         while not (self._closing or self._is_shut) and (
-            self._is_full or self.in_flight + self._source.waiting() >= self._limit
+            not self._has_room or self._place.used + self._source.waiting() >= self._place.slots
         ):
             self._room = Event()
             await self._room.wait()

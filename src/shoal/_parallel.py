@@ -46,7 +46,7 @@ from ._ids import Key
 from ._join import Draft, Join, new_ledger
 from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate, check_timeout, is_number
 from ._ports import ChildRecord, NullStore, Services, Store, check_store
-from ._rate import DEFAULT_IN_FLIGHT, Limits
+from ._rate import DEFAULT_LIMITS, Limits
 from ._recorded import Recorded, decided, outcome_of, recorded_children
 from ._run import Run, Setting
 from ._schema import Schema
@@ -61,7 +61,7 @@ logger = logging.getLogger("shoal")
 class Parallel(Act):
     """An act whose work is children: what fan-outs and the classes for them have in common."""
 
-    limits: Limits = Limits(DEFAULT_IN_FLIGHT)
+    limits: Limits = DEFAULT_LIMITS
     """How many children are in flight, and how fast they start."""
     stagger: Stagger | None = None
     """When the next child starts; None: all start at once."""

@@ -373,16 +373,16 @@ class Thread(Protocol):
         """Where it stands."""
         ...
 
-    def leave(self, also: Callable[[], None] | None = None) -> None:
-        """Give the thread back, and call ``also``: as soon as the function has ended."""
+    def leave(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called as soon as the function has ended: now, if it doesn't run."""
         ...
 
 
 class Threads(Protocol):
     """Worker threads."""
 
-    async def enter(self) -> Thread:
-        """Wait for one that is free. Who gets it calls its ``leave`` in the end."""
+    def turn(self) -> Thread:
+        """Make what calls one function, for whoever has a seat in a thread."""
         ...
 
 
@@ -414,7 +414,7 @@ class Retries(Protocol):
 
 
 class Seat(Protocol):
-    """What an attempt holds while it runs: a slot of every limit that applies to it."""
+    """What an attempt holds while it runs: a slot of every limit that applies to it, a thread."""
 
     @property
     def granted(self) -> bool:
@@ -487,8 +487,8 @@ class Place(Protocol):
     """How many are taken."""
 
     @property
-    def size(self) -> float | None:
-        """How many there are, or will be when it is a whole number."""
+    def slots(self) -> float:
+        """How many there are."""
         ...
 
 
@@ -498,6 +498,11 @@ class Entrance(Protocol):
     @property
     def place(self) -> Place:
         """What counts those in flight. Who has no stake is counted by the group."""
+        ...
+
+    @property
+    def parent(self) -> Any:
+        """The run whose children they are; None once the fan-out has ended."""
         ...
 
     @property
@@ -544,7 +549,9 @@ class Admission(Protocol):
         limits: Limits,
         places: int,
         on_aside: Callable[[int], None],
+        *,
         among: str = "",
+        parent: Any = None,
     ) -> Entrance:
         """Make what lets the children of one execution of a fan-out start.
 
@@ -554,6 +561,7 @@ class Admission(Protocol):
             places: How many may be in flight.
             on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
             among: Tells several of one owner apart.
+            parent: The run whose children they are.
         """
         ...
 
@@ -584,10 +592,12 @@ class Admission(Protocol):
         """Correct what was charged for an attempt and its child, wherever ``cost=`` said it."""
         ...
 
-    def pause(self, seat: Any, stake: Any, seconds: float) -> bool:
-        """Let nothing start for a while with the keys of an attempt and its child.
+    def pause(self, seat: Any, party: Any, seconds: float) -> bool:
+        """Let nothing start for a while with the keys of an attempt.
 
-        Returns whether they have any: whether some of their limits have ``by=``.
+        These are those of its action, application and runtime, of the child that ``party`` is, and
+        of the children which that is part of. Returns whether they keep the next attempt waiting:
+        whether the first two have any. Those further up only keep others.
         """
         ...
 

@@ -3,7 +3,8 @@
 Invariants:
 - In any window of t seconds at most ``k * t / per + burst`` units are let through, and, as long as
   somebody waits, as many as the rate allows.
-- Nothing is used up before it is granted, and what was granted in vain is given back whole.
+- Nothing is used up before it is granted. What was granted in vain, or turned out to cost less, is
+  given back as if it had never been taken; never more than that.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ DEFAULT_IN_FLIGHT = 100
 """Children in flight in a fan-out that names no limit."""
 OVERLOAD = (429, 503, 529)
 """HTTP statuses by which servers say that they are asked for too much."""
+MARKS = 64
+"""Marks that a meter keeps at most."""
 CREDIT = 0.01
 """Seconds of a late wake-up that are not lost to a rate: timers are about as exact as that."""
 
@@ -213,16 +216,24 @@ class Meter:
 
     The generic cell rate algorithm in its virtual-scheduling form (ITU-T I.371, annex A): ``tat``
     is when the next unit would come if all came evenly; it may be ahead of now by what ``burst``
-    allows.
+    allows. That is the latest of what follows from each unit that went, if all after it had come
+    evenly. Some of that is kept, as *marks*: so that what is given back late makes room only where
+    it still took some up, and no window holds more than is promised.
     """
 
-    __slots__ = ("burst", "interval", "tat")
+    __slots__ = ("_added", "_marks", "burst", "interval")
 
     def __init__(self, interval: float, burst: float) -> None:
         """Let a unit through every ``interval`` seconds, and ``burst`` of them at once."""
         self.interval: float = interval
         self.burst: float = burst
-        self.tat: float = -math.inf
+        self._marks: list[tuple[float, float]] = []  # when it went, and what follows: ever earlier
+        self._added: float = 0.0  # to what follows from all of them
+
+    @property
+    def tat(self) -> float:
+        """When the next unit would come if all came evenly."""
+        return self._marks[0][1] + self._added if self._marks else -math.inf
 
     def opens_at(self, cost: float) -> float:
         """Return when ``cost`` units may go."""
@@ -230,15 +241,37 @@ class Meter:
 
     def take(self, now: float, cost: float, credit: float = 0.0) -> None:
         """Let ``cost`` units go; they could have gone ``credit`` seconds earlier."""
-        self.tat = max(self.tat, now - credit) + cost * self.interval
+        marks, start = self._marks, now - credit
+        while marks and marks[-1][1] + self._added <= start:
+            marks.pop()
+        if not marks:
+            self._added = 0.0
+            marks.append((now, start))
+        elif marks[-1][0] == now or len(marks) == MARKS:
+            marks[-1] = (now, marks[-1][1])  # what is given back may then make room too late
+        else:
+            marks.append((now, start - self._added))
+        self._added += cost * self.interval
 
-    def correct(self, by: float) -> None:
-        """Count ``by`` units more as gone, or less if negative."""
-        self.tat += by * self.interval
+    def correct(self, by: float, taken_at: float) -> None:
+        """Count ``by`` units more as gone, or less if negative, of what was taken then.
+
+        More of them count from now on: what nobody knew of couldn't wait.
+        """
+        shift = by * self.interval
+        if shift >= 0:
+            self._added += shift
+            return
+        kept: list[tuple[float, float]] = []
+        for at, follows in reversed(self._marks):
+            lower = follows + shift if at <= taken_at else follows
+            if not kept or lower > kept[-1][1]:
+                kept.append((at, lower))
+        self._marks = kept[::-1]
 
     def go_on_from(self, other: Meter) -> None:
         """Count as gone what is gone by ``other``, which it replaces."""
-        self.tat = other.tat
+        self._marks, self._added = other._marks, other._added
 
     def is_full(self, now: float) -> bool:
         """Tell whether it is as if nothing had ever gone."""
@@ -280,7 +313,7 @@ class ForeignMeter:
         msg = f"{self._rate!r} said that it had room for {cost:g}, and then made it wait"
         raise RuntimeError(msg)
 
-    def correct(self, by: float) -> None:
+    def correct(self, by: float, taken_at: float) -> None:
         """Count ``by`` units more as gone, as far as there is room for them; none less."""
         room = by if by > 0 and self._rate.has_capacity(by) else 0.0
         if room:
@@ -420,10 +453,14 @@ class Limits:
         return _limits_of(parts) if parts else None
 
     def __repr__(self) -> str:
-        return " & ".join(map(repr, self.parts))
+        return " & ".join(map(repr, self.parts)) or "the default limits"
 
 
 def _limits_of(parts: tuple[Part, ...]) -> Limits:
     limits = Limits.__new__(Limits)
     object.__setattr__(limits, "parts", parts)
     return limits
+
+
+DEFAULT_LIMITS: Limits = _limits_of(())
+"""Those of a fan-out that was given none: so many in flight, and no more than its tree may have."""

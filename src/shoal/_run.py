@@ -643,6 +643,13 @@ class Run:
         return self.setting.host or self
 
     @property
+    def above(self) -> Run | None:
+        """The child of a fan-out that started it, if it is a child of a child."""
+        entrance = self.setting.entrance
+        parent: Run | None = None if entrance is None else entrance.parent
+        return None if parent is None else parent.lodger
+
+    @property
     def unit(self) -> Execution:
         """What takes turns with others at limits."""
         return self.setting.execution
@@ -817,7 +824,7 @@ class Run:
 
         Returns whether its limits have any.
         """
-        return self.setting.services.admission.pause(seat, self.lodger.stake, seconds)
+        return self.setting.services.admission.pause(seat, self.lodger, seconds)
 
     async def wait_for_later(self, seconds: float, *, is_paused: bool) -> None:
         """Hold nothing until an action that asked for it may be tried again.

@@ -26,13 +26,14 @@ from anyio import (
 from anyio.abc import TaskGroup
 
 from ._action import Act
+from ._admission import Admission
 from ._attempts import Retries
 from ._breaker import Circuits
 from ._cancel import ki_protected_functions, ki_unprotected_functions
 from ._context import Context
 from ._errors import BadUse, DefinitionError
 from ._host import Hosted
-from ._limits import Admission, Limiter
+from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
 from ._ports import NullStore, Services, Store, Waiter, check_store
@@ -112,7 +113,8 @@ class Runtime:
             inputs: What actions take besides fields, for all applications that are run in it.
             limits: How many attempts of actions run at once, in all runs together.
             store: Where runs are kept whose application has no store of its own; None: nowhere.
-            threads: Worker threads at once.
+            threads: Worker threads at once. Who waits for one holds no slot of any ``Limits``, and
+                has taken nothing of a rate; runs take turns for them.
             commit_deadline: Seconds that the store has to acknowledge a save.
             grace: Seconds that cleanup may take before it is warned of, and threads are left
                 behind.
@@ -158,13 +160,17 @@ class Runtime:
         self._context = copy_context()
         alarm = backend.alarm or self._alarm
         self._admission = Admission(
-            backend.waiter, backend.clock, alarm, takes_foreign=backend.alarm is not None
+            backend.waiter,
+            backend.clock,
+            alarm,
+            threads=self._threads,
+            takes_foreign=backend.alarm is not None,
         )
         self._watchdog = Watchdog(backend.clock, self._grace, alarm, self._start_task)
         self.services: Services = Services(
             clock=backend.clock,
             waiter=backend.waiter,
-            threads=Threads(self._threads, self._grace, backend.call_soon),
+            threads=Threads(self._grace, backend.call_soon),
             watchdog=self._watchdog,
             retries=Retries(backend.clock, self._seed),
             native_cancels=backend.native_cancels,

@@ -147,24 +147,22 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
     on_admitted: Callable[[], None] | None,
     paused: list[bool],
 ) -> Change:
-    """Make one attempt, in its slots, its thread and its time.
+    """Make one attempt, in its slots, its thread and its time. One that never began paid nothing.
 
     If it asks to be tried later, its keys are paused before it gives back its slots, and ``paused``
     says whether it has any.
     """
     thread: Thread | None = None
     failure: BaseException | None = None
+    begun = False
     try:
         if seat is not None and not seat.granted:
             await run.tell_waiting(seat)
             await seat.wait()
-            try:
-                await checkpoint_if_cancelled()  # in the tick in which it was granted
-            except BaseException:
-                seat.cancel()
-                raise
+            await checkpoint_if_cancelled()  # in the tick of the grant, or while hooks were told
+        begun = True
         if action.in_thread:
-            thread = await services.threads.enter()
+            thread = services.threads.turn()
         if on_admitted is not None:
             on_admitted()
         if action.takes_context or action.is_streaming:
@@ -184,19 +182,25 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
             paused.append(run.pause(error.after, seat))
         raise
     finally:
-        leave = None if seat is None else seat.leave
-        if seat is not None and seat.since is not None:
+        if seat is not None and begun and seat.since is not None:
             services.admission.adapt(seat, failure)
         failure = None  # no cycle from the exception through its traceback to this frame
-        if thread is None:
-            if leave is not None:
-                leave()
-        else:
-            try:
-                if thread.is_running:  # nobody waits for it any more
-                    await run.tell_grace_exceeded(thread.place, thread.grace, abandoned=True)
-            finally:
-                thread.leave(leave)  # as soon as it returns
+        if seat is not None and thread is not None:
+            await _leave_thread(thread, seat, run)
+        elif seat is not None and begun:
+            seat.leave()
+        elif seat is not None:
+            seat.cancel()
+
+
+@ki_protected
+async def _leave_thread(thread: Thread, seat: Seat, run: Caller) -> None:
+    """Leave the seat as soon as the function has returned, and don't wait for that."""
+    try:
+        if thread.is_running:  # nobody waits for it any more
+            await run.tell_grace_exceeded(thread.place, thread.grace, abandoned=True)
+    finally:
+        thread.leave(seat.leave)
 
 
 @ki_protected

@@ -1,7 +1,7 @@
 """Plain functions in worker threads, which can't be interrupted. Imports ports; anyio.
 
 Invariants:
-- There are at most so many threads at once. One that was left behind counts until it returns.
+- How many there are at once is a matter of seats. One that was left behind counts until it returns.
 - A function is waited for, also when its task is cancelled; then only for a grace. Whatever it
   returns or raises after that is dropped.
 - A function that hasn't begun when its task is cancelled never does.
@@ -28,54 +28,37 @@ from ._watch import is_aware, place_of
 class Threads:
     """The worker threads of a runtime."""
 
-    def __init__(
-        self, size: int, grace: float, call_soon: Callable[[Callable[[], None]], object]
-    ) -> None:
-        """Allow ``size`` of them at once.
+    def __init__(self, grace: float, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        """Have none yet.
 
         Args:
-            size: How many.
             grace: Seconds that a function is waited for after its task was cancelled.
             call_soon: Has the event loop call a function soon; can be called in any thread.
         """
-        # Counted here and not by anyio, which on asyncio takes a thread for free as soon as nobody
-        # waits for it: see test_a_thread_that_was_left_behind_counts_until_it_returns.
-        self._limiter = CapacityLimiter(size)
-        self._unlimited = CapacityLimiter(math.inf)
-        self._grace = grace
-        self._call_soon = call_soon
+        # Counted by seats and not by anyio, which on asyncio takes a thread for free as soon as
+        # nobody waits for it: see test_a_thread_that_was_left_behind_counts_until_it_returns.
+        self._unlimited: CapacityLimiter = CapacityLimiter(math.inf)
+        self._grace: float = grace
+        self._call_soon: Callable[[Callable[[], None]], object] = call_soon
 
-    async def enter(self) -> Thread:
-        """Wait for a thread that is free. Who gets it calls its ``leave`` in the end."""
-        thread = Thread(self._limiter, self._unlimited, self._grace, self._call_soon)
-        await self._limiter.acquire_on_behalf_of(thread)
-        return thread
+    def turn(self) -> Thread:
+        """Make what calls one function, for whoever has a seat in a thread."""
+        return Thread(self._unlimited, self._grace, self._call_soon)
 
 
 @final
 class Thread:
-    """A thread's turn: one call of a function. Made by ``Threads.enter``."""
+    """A thread's turn: one call of a function. Made by ``Threads.turn``."""
 
-    __slots__ = (
-        "_call_soon",
-        "_ended",
-        "_identity",
-        "_limiter",
-        "_turn",
-        "_unlimited",
-        "_waiting",
-        "grace",
-    )
+    __slots__ = ("_call_soon", "_ended", "_identity", "_turn", "_unlimited", "_waiting", "grace")
 
     def __init__(
         self,
-        limiter: CapacityLimiter,
         unlimited: CapacityLimiter,
         grace: float,
         call_soon: Callable[[Callable[[], None]], object],
     ) -> None:
-        """Use ``Threads.enter``."""
-        self._limiter = limiter
+        """Use ``Threads.turn``."""
         self._unlimited = unlimited
         self._call_soon = call_soon
         self.grace: float = grace
@@ -180,15 +163,9 @@ class Thread:
         frame = sys._current_frames().get(self._identity or 0)  # the only way to ask
         return "a place unknown" if frame is None else place_of(frame)
 
-    def leave(self, also: Callable[[], None] | None = None) -> None:
-        """Give the thread back, and call ``also``: as soon as the function has ended."""
-        call = partial(self._leave, also)
+    def leave(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called as soon as the function has ended: now, if it doesn't run."""
         if self.is_running:
             self._when_ended(call)
         else:
             call()
-
-    def _leave(self, also: Callable[[], None] | None) -> None:
-        self._limiter.release_on_behalf_of(self)
-        if also is not None:
-            also()

@@ -1,0 +1,117 @@
+"""Admission: what may start, and when, as the limits of a runtime allow. Binds what is above it.
+
+The way of an attempt: its *limiters* (`_limiter`: what limits it, by owner) have *gates* (`_gate`:
+slots and a rate, for one key). It takes a *seat* (`_seat`) at all of them together, or waits for
+that in the *queue* (`_queue`). The children of a fan-out come in through its *entrance*
+(`_entrance`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+from ._action import FunctionAction
+from ._alarms import SetAlarm
+from ._entrance import Entrance
+from ._gate import Gate
+from ._limiter import Limiter, Limiters
+from ._ports import Clock, Waiter
+from ._queue import Queue
+from ._rate import Limits
+from ._run import Run
+from ._seat import Party, Seat, Stake
+
+
+@final
+class Admission:
+    """Lets things start, as the limits of a runtime allow; see the port of that name."""
+
+    def __init__(
+        self,
+        waiter: Callable[[], Waiter],
+        clock: Clock,
+        alarm: SetAlarm | None = None,
+        *,
+        threads: int | None = None,
+        takes_foreign: bool = True,
+    ) -> None:
+        """Admit everybody at first.
+
+        Args:
+            waiter: Makes what an attempt waits for.
+            clock: The loop's.
+            alarm: Has a function called at a time; None: nothing but slots is waited for.
+            threads: Worker threads there are; None: any number.
+            takes_foreign: Whether rates that are not ours work here: they are made for asyncio.
+        """
+        self.queue: Queue = Queue(waiter, clock, alarm)
+        self.limiters: Limiters = Limiters(self.queue, threads, takes_foreign=takes_foreign)
+
+    def limiter(self, owner: object, limits: Limits, name: str = "") -> Limiter:
+        """Find what counts the limits that stand on ``owner``; see ``Limiters.of``."""
+        return self.limiters.of(owner, limits, name)
+
+    def entrance(
+        self,
+        owner: object,
+        limits: Limits,
+        places: int,
+        on_aside: Callable[[int], None],
+        *,
+        among: str = "",
+        parent: Run | None = None,
+    ) -> Entrance:
+        """Make what lets the children of a fan-out start; see the port."""
+        shared = limits.shared
+        limiter = None if shared is None else self.limiters.of(owner, shared, among)
+        place = Gate(places)
+        place.adapt = limits.adapts_in_flight
+        return Entrance(self.queue, self.limiters, place, limiter, on_aside, parent=parent)
+
+    def seat(
+        self,
+        scopes: tuple[Any, ...],
+        action: FunctionAction[..., Any],
+        data: Mapping[str, object],
+        party: Party | None = None,
+    ) -> Seat | None:
+        """Take a seat for an attempt, granted at once where there is room; see the port."""
+        stake: Stake | None = None if party is None else party.stake
+        limiters, thread = self.limiters.of_attempt(scopes, action), self.limiters.thread(action)
+        if not limiters and thread is None and (stake is None or stake.is_held):
+            return None
+        needed, costs = self.limiters.gates(limiters, data)
+        return Seat(self.queue, needed, costs, party, stake=stake, thread=thread)
+
+    def place(self, party: Party) -> Seat:
+        """Take again what a child holds in flight, which has stepped aside."""
+        return Seat(self.queue, (), None, party, stake=party.stake)
+
+    def charge(self, seat: Seat | None, stake: Stake | None, actual: float) -> None:
+        """Correct what an attempt was charged, and its child, wherever ``cost=`` said it."""
+        for held in (seat, stake):
+            if held is not None:
+                self.queue.charge(held, actual)
+
+    def pause(self, seat: Seat | None, party: Party, seconds: float) -> bool:
+        """Let nothing start for a while with the keys of an attempt; see the port."""
+        until = self.queue.clock() + seconds
+        paused = [self.queue.pause(held, until) for held in (seat, party.stake) if held is not None]
+        above = party.above
+        while above is not None:
+            if above.stake is not None:
+                self.queue.pause(above.stake, until)
+            above = above.above
+        return any(paused)
+
+    def adapt(self, held: Seat | Stake, error: BaseException | None) -> None:
+        """Hear how something ended, before it gives back what it holds."""
+        self.queue.adapt(held, error)
+
+    def close(self) -> None:
+        """Look at the clock no more."""
+        self.queue.close()
+
+    def __repr__(self) -> str:
+        return f"<Admission, {self.queue}>"

@@ -1,0 +1,146 @@
+"""The entrance of a fan-out: what lets its children start. Imports limiters and seats.
+
+A child is in flight when it has a *place*. It starts when all that applies has room for it at once:
+its place, its fan-out's rates and keys, and, where the first thing it does is to execute an action,
+what limits that. So a rate is kept to by what really starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+from ._gate import Gate
+from ._limiter import Limiter, Limiters
+from ._queue import Queue
+from ._run import Run
+from ._seat import Seat, Stake, ignore_aside
+
+
+@final
+class Entrance:
+    """What lets the children of one execution of a fan-out start; see the port of that name."""
+
+    __slots__ = (
+        "_all",
+        "_limiters",
+        "_on_aside",
+        "_queue",
+        "_stakes",
+        "governs_all",
+        "parent",
+        "place",
+    )
+
+    def __init__(
+        self,
+        queue: Queue,
+        limiters: Limiters,
+        place: Gate,
+        limiter: Limiter | None,
+        on_aside: Callable[[int], None],
+        *,
+        parent: Run | None = None,
+    ) -> None:
+        """Have no child in flight.
+
+        Args:
+            queue: Where children wait.
+            limiters: Those of the runtime.
+            place: Counts the children in flight.
+            limiter: What is shared by all executions of the fan-out.
+            on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
+            parent: Whose children they are.
+        """
+        self._queue: Queue = queue
+        self._all: Limiters = limiters
+        self._limiters: tuple[Limiter, ...] = () if limiter is None else (limiter,)
+        self._on_aside: Callable[[int], None] = on_aside
+        self._stakes: set[Stake] = set()
+        self.parent: Run | None = parent
+        """Whose children they are; None afterwards."""
+        self.place: Gate = place
+        self.governs_all: bool = limiter is not None or place.adapt is not None
+        """Whether every child has to be admitted: else only those that execute what is limited."""
+
+    def admit(self, child: Run, on_granted: Callable[[], None]) -> Seat:
+        """Take all that a child needs to start, or have it stand in line for it.
+
+        Its seat is then that of its first attempt.
+
+        Args:
+            child: The child.
+            on_granted: Called when it may start, if it has to wait.
+
+        Raises:
+            Exception: What ``by=`` or ``cost=`` of the fan-out's limits raised.
+        """
+        limiters, setting = self._all, child.setting
+        gates, costs = limiters.gates(self._limiters, child.data)
+        if costs is None:
+            costs = (1.0,) * len(gates)
+        stake = Stake(self._queue, (self.place, *gates), (1.0, *costs), self._on_aside)
+        child.stake = stake
+        self._stakes.add(stake)
+        needed: tuple[Gate, ...] = ()
+        own: tuple[float, ...] | None = None
+        thread: Gate | None = None
+        action = setting.entry
+        if action is not None and child.begins_anew:
+            scopes: Any = setting.scopes
+            try:
+                needed, own = limiters.gates(limiters.of_attempt(scopes, action), child.data)
+                thread = limiters.thread(action)
+            except Exception:  # noqa: BLE001, S110 # the attempt's failure: it happens again there
+                pass
+        seat = Seat(
+            self._queue, needed, own, child, on_granted=on_granted, stake=stake, thread=thread
+        )
+        child.seat = None if thread is None and not needed else seat
+        return seat
+
+    def stake(self) -> Stake:
+        """Make what a child holds that was not admitted, since nothing limits its start."""
+        stake = Stake(self._queue, (self.place,), (1.0,), self._on_aside, is_held=True)
+        self._stakes.add(stake)
+        return stake
+
+    def leave(self, children: Sequence[Run]) -> None:
+        """Give back what children held in flight."""
+        for child in children:
+            stake: Any = child.stake
+            if stake is None:
+                self.place.used -= 1
+            else:
+                child.stake = None
+                self._stakes.discard(stake)
+                stake.leave()
+        if self.place.posted:
+            self._queue.serve(self.place)
+
+    def give_up(self, child: Run, seat: Seat | None) -> None:
+        """Give back what a child took, or stood in line for, that never started."""
+        stake: Any = child.stake
+        child.stake = child.seat = None
+        if seat is not None:
+            seat.cancel()
+        if stake is not None:
+            self._stakes.discard(stake)
+            stake.refund()
+            stake.leave()
+
+    def adapt(self, child: Run) -> None:
+        """Hear how a child ended."""
+        stake: Any = child.stake
+        if stake is not None:
+            self._queue.adapt(stake, child.error)
+
+    def close(self) -> None:
+        """Give back what is held by children that nobody has applied."""
+        self._on_aside = ignore_aside  # no cycle: an error's frames lead to children, and here
+        self.parent = None
+        while self._stakes:
+            self._stakes.pop().leave()
+
+    def __repr__(self) -> str:
+        return f"<Entrance, {self.place.used} in flight, limited by {self._limiters}>"

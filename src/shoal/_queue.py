@@ -1,0 +1,277 @@
+"""The queue: who waits at gates, and whose turn it is. Imports gates and their alarms.
+
+Invariants:
+- What starts, starts at the moment in which all gates it needs are open to it; while it waits it
+  takes up none of them. So two limits can't be taken in two orders, and a gate that is shut delays
+  nobody who doesn't need it.
+- Nobody waits who could start, and nobody overtakes at a gate: who finds others there, waits.
+- Lines of one run are served first come, first served; lines of different runs take turns, however
+  many each has waiting (start-time fair queueing: P. Goyal, H. Vin, H. Cheng, 1996).
+- Nothing is lost: no slot and no unit of a rate, not when what took it fails, is cancelled, or is
+  cancelled in the very moment in which it is granted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from itertools import count
+from typing import final
+
+from ._alarms import Alarms, SetAlarm
+from ._cancel import ki_protected
+from ._gate import Claim, Gate, Held, Line, Turn
+from ._ports import Clock, Waiter
+from ._rate import CREDIT, Ended, ForeignMeter
+
+
+@final
+class Queue:
+    """Grants claims on gates, in turn. Belongs to one event loop."""
+
+    __slots__ = ("_alarms", "_arrivals", "_tag", "clock", "lines", "waiter")
+
+    def __init__(
+        self, waiter: Callable[[], Waiter], clock: Clock, set_alarm: SetAlarm | None = None
+    ) -> None:
+        """Have nobody wait.
+
+        Args:
+            waiter: Makes what is awaited by whoever waits in a task.
+            clock: The loop's.
+            set_alarm: Has a function called at a time; None: nothing but slots is waited for.
+        """
+        self.waiter: Callable[[], Waiter] = waiter
+        self.clock: Clock = clock
+        self.lines: dict[Hashable, Line] = {}  # only where somebody waits
+        self._arrivals: count[int] = count()
+        self._tag: float = 0.0  # of what was granted last
+        self._alarms: Alarms = Alarms(clock, set_alarm, self._open)
+
+    # -- coming and going -----------------------------------------------------------------------
+
+    @ki_protected
+    def enter(self, claim: Claim, *, ahead: bool = False) -> None:
+        """Grant ``claim`` what it needs, or have it wait: ``ahead`` of those that are not."""
+        gate: Gate | None = None
+        line = self.lines.get((ahead, claim.unit, claim.needed)) if self.lines else None
+        if line is None:
+            gate = self._shut(claim, (not ahead, math.inf, 0))
+            if gate is None:
+                self.take(claim)
+                return
+        if not ahead and claim.load():
+            line = self.lines.get((ahead, claim.unit, claim.needed))
+        if line is None:
+            gate = gate or self._shut(claim, (not ahead, math.inf, 0))
+            assert gate is not None, "others wait in front of it"
+            key = ahead, claim.unit, claim.needed
+            line = self.lines[key] = Line(key, is_behind=not ahead)
+            self._join(claim, line)
+            self._post(line, gate)
+        else:
+            self._join(claim, line)
+        claim.stand()
+
+    def _join(self, claim: Claim, line: Line) -> None:
+        unit = claim.unit
+        if unit is not None:
+            claim.tag = unit.tag = max(self._tag, unit.tag + 1.0)
+        line.claims[claim] = next(self._arrivals)
+        claim.line = line
+
+    def _shut(self, claim: Claim, turn: Turn, *, but: Gate | None = None) -> Gate | None:
+        """Find a gate that keeps ``claim`` waiting; None if all are open, ``but`` set aside."""
+        now: float | None = None
+        for at, gate in enumerate(claim.needed):
+            if gate is but:
+                continue
+            if gate.posted:
+                first = gate.first()
+                if first is not None and first.turn() < turn:  # nobody overtakes
+                    return gate
+            opens = gate.opens_at(claim.cost(at), paid=claim.paid)
+            if opens == -math.inf:
+                continue
+            now = self.clock() if now is None else now
+            if opens > now:
+                return gate
+        return None
+
+    @ki_protected
+    def take(self, claim: Claim, *, at: Gate | None = None, credit: float = 0.0) -> None:
+        """Count what ``claim`` needs as taken, whether or not there is room.
+
+        Args:
+            claim: Is granted.
+            at: The gate that kept it waiting...
+            credit: ...and seconds for which that was open before anybody looked.
+        """
+        claim.granted = True
+        if claim.paid:
+            for gate in claim.needed:
+                gate.used += 1
+            return
+        claim.paid = True
+        now: float | None = None
+        since: float | None = None
+        for index, gate in enumerate(claim.needed):
+            gate.used += 1
+            if gate.adapt is not None:
+                since = now = self.clock() if now is None else now
+            if gate.meter is not None:
+                claim.taken_at = now = self.clock() if now is None else now
+                gate.meter.take(now, claim.cost(index), credit if gate is at else 0.0)
+        claim.settle(since)
+
+    @ki_protected
+    def leave(self, claim: Claim) -> None:
+        """Take back what ``claim`` holds, and grant it to who waits; or let it wait no more."""
+        if claim.granted:
+            claim.granted = False
+            for gate in claim.needed:
+                gate.used -= 1
+            if self.lines:
+                self.serve(*claim.needed)
+        elif claim.line is not None:
+            self._drop(claim, claim.line)
+
+    def _drop(self, claim: Claim, line: Line) -> None:
+        """Take a claim out of its line, whose turn may come later by that."""
+        gate = line.gate
+        assert gate is not None, "who waits, waits somewhere"
+        gate.unpost(line)
+        del line.claims[claim]
+        claim.line = None
+        if line.claims:
+            gate.post(line)
+        else:
+            self._end(line)
+        self.serve(gate)
+
+    def _end(self, line: Line) -> None:
+        del self.lines[line.key]
+        if not self.lines:
+            self._alarms.clear()
+
+    # -- opening --------------------------------------------------------------------------------
+
+    @ki_protected
+    def serve(self, *gates: Gate, due: float = math.inf) -> None:
+        """Grant what can be granted of what waits at ``gates``, in turn.
+
+        Args:
+            gates: They may have opened.
+            due: When that was to happen, if it is time that has opened one. A rate doesn't lose the
+                seconds by which timers are late.
+        """
+        serving = [gate for gate in gates if gate.posted]
+        while serving:
+            gate = serving[0]
+            if len(serving) > 1:
+                gate = min(serving, key=Gate.first_turn)
+            line = gate.first()
+            if line is None:
+                serving.remove(gate)
+                continue
+            claim = line.first()
+            opens = gate.opens_at(claim.cost(claim.needed.index(gate)), paid=claim.paid)
+            now = self.clock()
+            if opens > now and not claim.is_gone:
+                self._set_alarm(gate, claim)
+                serving.remove(gate)
+                continue
+            other = None if claim.is_gone else self._shut(claim, line.turn(), but=gate)
+            gate.unpost(line)
+            if other is not None:
+                self._post(line, other)
+                continue
+            if not claim.is_gone:
+                self._tag = max(self._tag, claim.tag)
+                credit = min(now - opens, CREDIT) if opens >= due else 0.0
+                self.take(claim, at=gate, credit=credit)
+            del line.claims[claim]
+            claim.line = None
+            if line.claims:
+                gate.post(line)  # looked at again, when it is its turn
+            else:
+                self._end(line)
+            claim.wake()
+
+    def _open(self, gate: Gate, due: float) -> None:
+        self.serve(gate, due=due)
+
+    def _post(self, line: Line, gate: Gate) -> None:
+        """Have ``line`` wait at ``gate``, and look again when that opens by itself."""
+        gate.post(line)
+        if gate.first() is line:
+            self._set_alarm(gate, line.first())
+
+    def _set_alarm(self, gate: Gate, claim: Claim) -> None:
+        at = claim.needed.index(gate)
+        opens = gate.opens_at(claim.cost(at), paid=claim.paid)
+        if opens == math.inf and isinstance(gate.meter, ForeignMeter):
+            opens = self.clock() + gate.meter.pause
+        if -math.inf < opens < math.inf:
+            self._alarms.set(opens, gate)
+
+    def close(self) -> None:
+        """Look at the clock no more."""
+        self._alarms.close()
+
+    # -- what those who hold gates have found out -----------------------------------------------
+
+    def correct(self, held: Held, by: Sequence[float]) -> None:
+        """Count so much more as gone at each of the gates that are held, or less."""
+        for gate, cost in zip(held.needed, by, strict=True):
+            if gate.meter is not None and cost:
+                gate.meter.correct(cost, held.taken_at)
+                if gate.posted:
+                    self.serve(gate)
+
+    def refund(self, claim: Claim) -> None:
+        """Give back what was charged for something that never started."""
+        claim.paid = False
+        self.correct(claim, [-claim.cost(at) for at in range(len(claim.needed))])
+
+    def charge(self, held: Held, actual: float) -> None:
+        """Correct what was charged, wherever ``cost=`` said it."""
+        if held.costs is None:
+            return
+        due = tuple(
+            actual if gate.has_cost else cost
+            for gate, cost in zip(held.needed, held.costs, strict=True)
+        )
+        self.correct(held, [new - old for new, old in zip(due, held.costs, strict=True)])
+        held.costs = due
+
+    def pause(self, held: Held, until: float) -> bool:
+        """Let nothing start until then at those gates that are one of many keys.
+
+        Returns whether there are any.
+        """
+        keyed = [gate for gate in held.needed if gate.is_keyed]
+        for gate in keyed:
+            gate.paused_until = max(gate.paused_until, until)
+            if gate.posted:
+                self.serve(gate)  # which waits for the new time
+        return bool(keyed)
+
+    def adapt(self, held: Held, error: BaseException | None) -> None:
+        """Hear how something ended, before it gives back what it holds."""
+        if held.since is None:
+            return
+        now = self.clock()
+        for gate in held.needed:
+            if gate.adapt is None or gate.size is None:
+                continue
+            ended = Ended(error, now - held.since, held.since, now, gate.used)
+            size = gate.adapt.after(gate.size, gate.changed_at, ended)
+            if size < gate.size:
+                gate.changed_at = now
+            gate.resize(max(1.0, size))
+            if gate.posted:
+                self.serve(gate)
+
+    def __repr__(self) -> str:
+        return f"<Queue, {sum(len(line.claims) for line in self.lines.values())} waiting>"
