@@ -493,7 +493,6 @@ class Group:
     def shut(self) -> None:
         """Start no more children: it is known that they are not needed, and about to be saved."""
         self._is_shut = True
-        self._tell_room()
 
     def living(self) -> Iterator[Run]:
         """Go through the children that have begun and not ended."""
@@ -882,12 +881,14 @@ class Group:
 
     async def wait_for_room(self) -> bool:
         """Wait until one more element can be used; return whether there is any use for more."""
-        while not (self._closing or self._is_shut) and (
-            not self._has_room or self._place.used + self._source.waiting() >= self._place.slots
+        while not self._closing and (
+            self._is_shut
+            or not self._has_room
+            or self._place.used + self._source.waiting() >= self._place.slots
         ):
             self._room = Event()
             await self._room.wait()
-        return not (self._closing or self._is_shut)
+        return not self._closing
 
     def new_element(self) -> None:
         """Hear that the source has one more element."""
