@@ -7,8 +7,10 @@ others run under virtual time: there a sleep takes no time, and a deadlock is an
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -38,6 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SWEEPS:
             item.add_marker("sweep")
+
+
+def pytest_collection_finish() -> None:
+    # Many tests collect garbage. What the collected tests themselves are made of is none, and going
+    # through it each time took more than half of the time of all tests.
+    import_module("hypothesis")  # whose plugin does it in the end; it looks through the heap then
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

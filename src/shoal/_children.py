@@ -27,7 +27,7 @@ import anyio
 from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
 from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
-from ._events import Failed, Outcome
+from ._events import ChildName, Failed, Outcome
 from ._functions import require_plain
 from ._graph import as_graph
 from ._group import Dropped, Feed, Group
@@ -250,7 +250,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             outcome = child.outcome
             self._ledger.count(child)  # the outcome itself is the action's
             child.let_go()
-            self._delivered += child.began or child.status is None  # passed over
+            self._delivered += 1
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
         self._tell()
@@ -354,11 +354,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """
         if self._group is None or self._over:
             return False
-        unbegun = self._source.drop(key, act)
-        for child in unbegun:
-            child.cancel(reason)
-        self._deliver(unbegun)
-        return self._group.cancel_child(key, reason, act) or bool(unbegun)
+        return self._group.cancel_child(key, reason, act)
 
     def _kind(
         self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
@@ -507,21 +503,11 @@ class _Started:
         """Whether there is nothing left of what was started."""
         return not self._single and all(each.dry() for each in self._each)
 
-    def drop(self, key: Key, act: str | None) -> list[Run]:
-        """Make children, which never begin, of what was started with that key."""
-        entries, dropped = list(self._single), list[Run]()
-        self._single.clear()
-        for entry in entries:
-            if entry.key == key and act in (None, entry.kind.setting.act):
-                dropped.append(_child(entry))
-            else:
-                self._single.append(entry)
-        return dropped
-
     def left_over(self) -> list[Run]:
         """Make children of what was started and never began."""
         entries = list(self._single)
         self._single.clear()
+        self.made += len(entries)
         return [_child(entry) for entry in entries]
 
     # what a group asks of its source
@@ -574,6 +560,23 @@ class _Started:
 
     def dry(self) -> bool:
         return self._closed and self.is_exhausted
+
+    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> Sequence[Run]:
+        entries, self._single = self._single, deque()
+        dropped = [child for each in self._each for child in each.drop(is_meant)]
+        for entry in entries:
+            if is_meant(entry.kind.setting, entry.key) and not self._is_done(entry):
+                dropped.append(_child(entry))
+            else:
+                self._single.append(entry)
+        self.made += len(dropped)
+        return [self._begin(child) for child in dropped]
+
+    def _is_done(self, entry: Entry) -> bool:
+        """Tell whether an earlier execution has done what was started."""
+        name = ChildName(entry.kind.setting.act, entry.key)
+        record = None if self.recorded is None else self.recorded.get(name)
+        return record is not None and record.status == "succeeded"
 
     def feeds(self) -> Iterable[Feed]:
         return [each for each in self._each if each.waits]

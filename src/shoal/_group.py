@@ -21,12 +21,24 @@ Invariants:
 - Fair. Pullers pass a checkpoint after 64 children or 1 ms without waiting.
 - No exception goes through the task group, which would wrap it: failures cross as values.
 - One child can be cancelled alone: its puller's task is, and a fresh puller takes over.
+- Who waits to start when it is cancelled, alone or with others, never starts: it is dismissed, and
+  what it was granted goes to others. Nobody starts while an end isn't judged that may be the last
+  one that is needed, or one failure too many.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Hashable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType
@@ -48,11 +60,11 @@ from ._cancel import (
     ki_protected,
 )
 from ._errors import SpuriousCancel, StepTimeout, brief
-from ._events import ChildName
+from ._events import ChildName, Status
 from ._ids import Key
 from ._ports import Seat, Waiter
 from ._rate import Limits
-from ._run import Run
+from ._run import Run, Setting
 from ._watch import SPARE, Part, Watched, leads_to
 
 BATCH = 1000
@@ -103,6 +115,10 @@ class Source(Protocol):
         """Return what brings elements in that must be waited for, in tasks of their own."""
         ...
 
+    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> Sequence[Run]:
+        """Make those children that ``is_meant``, of what is known so far: they never begin."""
+        ...
+
 
 @final
 class Group:
@@ -117,6 +133,7 @@ class Group:
         "_closing",
         "_context",
         "_deadline",
+        "_decisive",
         "_ended_by_hand",
         "_engaged",
         "_errand",
@@ -125,6 +142,9 @@ class Group:
         "_entrance",
         "_idle",
         "_interrupted",
+        "_is_held",
+        "_is_judging",
+        "_is_shut",
         "_live",
         "_live_budget",
         "_news",
@@ -160,6 +180,7 @@ class Group:
         among: str = "",
         timeout: float | None = None,
         circuits: Circuits | None = None,
+        decisive: Collection[Status | None] = (),
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -173,6 +194,7 @@ class Group:
             among: Tells several of one owner apart.
             timeout: Seconds from now until all is cancelled.
             circuits: Say which children are skipped for a while; None: none are.
+            decisive: What an end has to be to decide, maybe, that no more are needed.
         """
         self._circuits = circuits
         self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through
@@ -210,6 +232,10 @@ class Group:
         self._room: Event | None = None  # set while the feeder waits for room
         self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
         self._closing = False
+        self._is_shut = False  # whether no more start, while those that have may go on
+        self._decisive = decisive
+        self._is_held = False  # whether there is an end that may decide, so that nobody starts...
+        self._is_judging = False  # ...unless the parent has its turn: it may take its time to save
         self._interrupted = False  # whether a child was truly cancelled...
         self._cancellation: type[BaseException] | None = None  # ...and if so, by what
         self._ended_by_hand = False
@@ -319,7 +345,9 @@ class Group:
                 continue
             batch = [inbox.popleft() for _ in range(min(len(inbox), BATCH))]
             batch.sort(key=_position)
+            self._is_judging = True
             reason = await apply(batch)
+            self._is_judging = False
             self._entrance.leave(batch)
             if reason is not None:
                 self._stop(None, reason)
@@ -399,29 +427,52 @@ class Group:
     ) -> bool:
         """Cancel the children that have this key; with ``act``, only the one that executes it.
 
-        Its siblings don't notice. Returns whether there was one that had begun and not ended.
+        Who waits to start never does. Its siblings don't notice. Returns whether there was one that
+        had not ended; what the source has not pulled yet is none.
         """
-        found = [
-            puller
-            for puller in self._pullers
-            if puller.child is not None
-            and puller.child.status is None
-            and puller.child.key == key
-            and act in (None, puller.child.setting.act)
-            and step in (None, puller.child.setting.step)
-        ]
-        self._cut_off_all(found, reason)
-        return bool(found)
 
-    def _cut_off_all(
-        self, pullers: Sequence[_Puller], reason: str, winner: ChildName | None = None
+        def is_meant(setting: Setting, of: Key) -> bool:
+            return key == of and act in (None, setting.act) and step in (None, setting.step)
+
+        def is_one(child: Run) -> bool:
+            return is_meant(child.setting, child.key)
+
+        begun = [puller for puller in self._pullers if puller.lives and is_one(puller.lives)]
+        unbegun = [child for child in (*self._ready, *self._waiting) if is_one(child)]
+        if not self._closing:  # else all are cancelled, and the first reason counts
+            unbegun += self._drop(is_meant)
+            self._cut_off(begun, unbegun, reason)
+        return bool(begun or unbegun)
+
+    def _drop(self, is_meant: Callable[[Setting, Key], bool]) -> list[Run]:
+        """Take those children from the source that never begin."""
+        dropped = list[Run]()
+        try:
+            for child in self._source.drop(is_meant):
+                self._place.used += 1
+                if child.is_settled:  # it needn't
+                    self._leave(child)
+                else:
+                    dropped.append(child)
+        except BaseException as error:  # noqa: BLE001 # raised by live
+            self._fell(error)
+        return dropped
+
+    def _cut_off(
+        self,
+        begun: Sequence[_Puller],
+        unbegun: Sequence[Run],
+        reason: str,
+        winner: ChildName | None = None,
     ) -> None:
-        for puller in pullers:
+        """Cancel some children, and no others."""
+        for puller in begun:
             puller.cut_off(reason, winner)
-        if pullers:
-            parts = [Part(self._parent, puller.task) for puller in pullers]
+        if begun:
+            parts = [Part(self._parent, puller.task) for puller in begun]
             watchdog = self._parent.setting.services.watchdog
             self._watched.append(watchdog.watch(lambda: parts))
+        self._dismiss(unbegun, reason, winner)
 
     def have_done(self, errand: Callable[[], Awaitable[None]]) -> None:
         """Have ``errand`` done in the parent's task, before that takes any more outcomes."""
@@ -430,20 +481,24 @@ class Group:
 
     def spare(self, child: Run, reason: str, winner: ChildName) -> None:
         """Cancel all children but this one, for ``reason``; it goes on."""
-        others = [
-            puller
-            for puller in self._pullers
-            if puller.child is not None
-            and puller.child is not child
-            and puller.child.status is None
-        ]
-        self._cut_off_all(others, reason, winner)
+        others = [puller for puller in self._pullers if puller.lives not in (None, child)]
+        self._cut_off(others, [*self._ready, *self._waiting], reason, winner)
+
+    def go_on(self) -> None:
+        """Hear that what was taken from the inbox decides nothing: others may start meanwhile."""
+        if self._is_held:
+            self._is_held = False
+            self._engage(1)
+
+    def shut(self) -> None:
+        """Start no more children: it is known that they are not needed, and about to be saved."""
+        self._is_shut = True
 
     def living(self) -> Iterator[Run]:
         """Go through the children that have begun and not ended."""
         for puller in self._pullers:
-            if puller.child is not None and puller.child.status is None:
-                yield puller.child
+            if puller.lives is not None:
+                yield puller.lives
 
     @property
     def unended(self) -> int:
@@ -537,10 +592,13 @@ class Group:
 
     def _take(self) -> Run | Dropped | Literal["waiting"] | None:
         self._idle -= 1
-        if self._closing:
+        if self._closing or self._is_shut:
             return None
+        if self._is_held and not self._is_judging:
+            return None  # the parent is about to judge, and engages us again
         if self._ready:
-            return self._ready.popleft()
+            # What one gives back that is being cancelled is granted to another of the same group.
+            return None if cancelled() else self._ready.popleft()
         if not self._has_room:
             return None
         entrance = self._entrance
@@ -615,19 +673,27 @@ class Group:
 
     def _give_back(self) -> None:
         """Give back what is held; children that never started have been cancelled."""
-        never = [*self._ready, *self._waiting]
-        for child in never:
-            child.cancel(self.reason, self.winner)
-            child.never_started = True
-            if self._circuits is not None:
-                self._tell_circuit(self._circuits, child)
-            self._entrance.give_up(child, self._waiting.get(child) or child.seat)
-            self._end_live()
-        self._ready.clear()
-        self._waiting.clear()
+        self._dismiss([*self._ready, *self._waiting], self.reason, self.winner)
         self._unsaid.clear()
-        self.inbox.extend(never)
         self._entrance.close()
+
+    def _dismiss(
+        self, children: Sequence[Run], reason: str, winner: ChildName | None = None
+    ) -> None:
+        """Cancel children that have not started; what they were granted goes to others.
+
+        Until the parent has taken their ends, they count as in flight, as all do that have ended.
+        """
+        for child in children:
+            child.cancel(reason, winner)
+            child.never_started = True
+            if child.stake is not None:  # else it was not taken from the source yet
+                self._place.used += 1
+                self._entrance.give_up(child, self._waiting.pop(child, None) or child.seat)
+                self._end_live()
+            self._leave(child)
+        if children:  # some may have been granted what others gave back
+            self._ready = deque(child for child in self._ready if child.status is None)
 
     # -- breakers ---------------------------------------------------------------------------------
 
@@ -677,8 +743,6 @@ class Group:
                         await self._tell_waiting()
                         waited = True
                 elif child.is_settled:
-                    if child.is_afresh:  # passed over: what was kept of it counts no more either
-                        await self._forget(child)
                     self._leave(child)
                 else:
                     puller.child = child
@@ -703,12 +767,6 @@ class Group:
                     inline = 0
         finally:
             self._pullers.discard(puller)
-
-    async def _forget(self, child: Run) -> None:
-        try:
-            await child.be_forgotten()
-        except Exception as error:  # noqa: BLE001 # raised by live
-            self._fell(error)
 
     async def _park(self) -> bool:
         """Wait to be woken; return False if cancelled, or where a fresh task takes over."""
@@ -747,6 +805,7 @@ class Group:
                 await child.rerun(child.setting.step, self._parent)
             if self._parent.setting.hooks.child_started:
                 await self._parent.tell_child_started(child)
+                await checkpoint_if_cancelled()  # while hooks, or by them: its work never begins
             each = child.setting.each
             if each is None:
                 living = child.advance()
@@ -762,11 +821,11 @@ class Group:
                 self._replace_cut_off()
                 return None
             if type(error) is self._cancellation:  # and still is cancelled: scopes stay so
-                self._cut_off(child)
+                self._end_with_all(child)
                 return None
             failure = as_failure(error)
             if failure is None:
-                self._cut_off(child)
+                self._end_with_all(child)
                 if is_cancellation(error):
                     self._cancellation = type(error)
                 else:
@@ -783,9 +842,10 @@ class Group:
     def _replace_cut_off(self) -> None:
         """Have a fresh puller take over from one that was cancelled alone."""
         self._engaged -= 1
-        self._engage(1)
+        if not self._closing:
+            self._engage(1)
 
-    def _cut_off(self, child: Run) -> None:
+    def _end_with_all(self, child: Run) -> None:
         """End a child that was truly cancelled, or interrupted."""
         self._see_whether_timed_out()
         child.cancel(self.reason, self.winner)
@@ -802,6 +862,8 @@ class Group:
             self._entrance.adapt(child)
         if self._circuits is not None:
             self._tell_circuit(self._circuits, child)
+        if child.status in self._decisive:
+            self._is_held = True
         self.inbox.append(child)
         self._tell()
 
@@ -824,7 +886,9 @@ class Group:
     async def wait_for_room(self) -> bool:
         """Wait until one more element can be used; return whether there is any use for more."""
         while not self._closing and (
-            not self._has_room or self._place.used + self._source.waiting() >= self._place.slots
+            self._is_shut
+            or not self._has_room
+            or self._place.used + self._source.waiting() >= self._place.slots
         ):
             self._room = Event()
             await self._room.wait()
@@ -853,6 +917,11 @@ class _Puller:
         self.child: Run | None = None  # the last one it has taken
         self.reason: str | None = None  # why that is cancelled alone
         self.winner: ChildName | None = None
+
+    @property
+    def lives(self) -> Run | None:
+        """The child that has begun and not ended."""
+        return None if self.child is None or self.child.status is not None else self.child
 
     def cut_off(self, reason: str, winner: ChildName | None = None) -> None:
         """Cancel the task, and with it the child; the first reason counts."""

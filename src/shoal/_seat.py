@@ -261,17 +261,17 @@ class Seat(Claim):
         Raises:
             RateUnavailable: A rate it needs can't be had.
         """
-        while self.line is not None or self.waiter is not None:
-            waiter = self.waiter
-            if waiter is None:
-                waiter = self.waiter = self._queue.waiter()
-            try:
+        try:
+            while self.line is not None or self.waiter is not None:
+                waiter = self.waiter
+                if waiter is None:
+                    waiter = self.waiter = self._queue.waiter()
                 await waiter
-            except BaseException:
                 self.waiter = None
-                self.cancel()
-                raise
+        except BaseException:
             self.waiter = None
+            self.cancel()
+            raise
         refusal, self.refusal = self.refusal, None
         if refusal is not None:
             try:

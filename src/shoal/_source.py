@@ -276,6 +276,17 @@ class Elements:
         """Tell whether there will be no more, unless ``grow`` adds some."""
         return (self._ended and not self._waiting) or self._is_full()
 
+    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> list[Run]:
+        """Make the children of what is known and was not taken; they are not to begin."""
+        entries, self._waiting = self._waiting, deque()
+        dropped = list[Run]()
+        for entry in entries:
+            if not is_meant(entry.kind.setting, entry.key):
+                self._waiting.append(entry)
+            elif (child := self._child(entry)) != "dropped":
+                dropped.append(child)
+        return dropped
+
     def remade(self, record: ChildRecord) -> Run | None:
         """Make the child of a record again, if its act is still one of those that are executed."""
         for kind in self.kinds:

@@ -22,7 +22,8 @@ from anyio import CancelScope, Event
 
 from ._group import Dropped, Feed, Group
 from ._hedge import Experience
-from ._run import Run
+from ._ids import Key
+from ._run import Run, Setting
 from ._source import Elements
 
 RETRY = 0.1
@@ -56,6 +57,7 @@ class Staggered:
         self._extra = 0  # permits from the budget
         self._due = inf  # when the next permit is
         self._news: Event | None = None  # set while it waits for that
+        self._dropped = set[Run]()  # whose end has yet to be heard, and no permit was taken for
 
     @property
     def _delay(self) -> float:
@@ -86,7 +88,9 @@ class Staggered:
     def hear(self, batch: Iterable[Run], in_flight: int) -> None:
         """Hear how children ended, while ``in_flight`` others have not."""
         for child in batch:
-            if child.status in ("failed", "cancelled") or not child.used:
+            if child in self._dropped:
+                self._dropped.remove(child)
+            elif child.status in ("failed", "cancelled") or not child.used:
                 self._ask()
         if not self._permits and not in_flight and self._delay == inf:
             self._ask()
@@ -164,6 +168,12 @@ class Staggered:
     def dry(self) -> bool:
         """Tell whether there will be no more."""
         return self._source.dry()
+
+    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> Sequence[Run]:
+        """Make children that are not to begin."""
+        dropped = self._source.drop(is_meant)
+        self._dropped.update(dropped)
+        return dropped
 
     def feeds(self) -> Sequence[Feed]:
         """Return what must wait: for elements, and for the time to start."""

@@ -159,7 +159,7 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
         if seat is not None and not seat.granted:
             await run.tell_waiting(seat)
             await seat.wait()
-            await checkpoint_if_cancelled()  # granted while hooks were told: it needn't wait
+            await checkpoint_if_cancelled()  # in the tick of the grant, or while hooks were told
         begun = True
         if action.in_thread:
             thread = services.threads.turn()
