@@ -370,6 +370,7 @@ async def test_fan_outs_that_are_too_deep():
 async def test_two_that_fail_beside_each_other_are_both_told():
     @action(reads=["item"], writes=["out"])
     async def fail(item: str) -> str:
+        await anyio.sleep(1)
         raise LookupError(item)
 
     with pytest.raises(ExceptionGroup) as caught:

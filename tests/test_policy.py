@@ -51,9 +51,10 @@ async def act(item: tuple[int, float, bool]) -> int:
 
 
 @action(reads=["item"], writes=["value"])
-async def at_once(item: tuple[int, bool]) -> int:
-    """Never waits, so that all that a limit allows end in one batch."""
+async def after_a_second(item: tuple[int, bool]) -> int:
+    """All that a limit allows end in one tick, and so in one batch."""
     number, fails = item
+    await anyio.sleep(1)
     if fails:
         raise ValueError(number)
     return number
@@ -232,7 +233,7 @@ async def test_what_ends_together_is_judged_one_by_one_in_input_order(
         hook = RecordingHook()
         options: dict[str, Any] = {"errors_into": "bad"} if policy != "fail" else {}
         graph = fan_out(
-            at_once,
+            after_a_second,
             over="items",
             key=first,
             into="out",
