@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, PrivateAttr
 
 from shoal import NotData, PositionedList, State, StateList, StateMap
-from shoal._digest import combined, digest
+from shoal._digest import combined, digest, written
+from shoal._digest import named as digest_of
 
 
 class Color(Enum):
@@ -286,18 +287,17 @@ def test_what_is_nested_too_deeply_is_refused():
         deep = deep.pop()  # pyright: ignore[reportAssignmentType]
 
 
-def test_parts_are_combined_whatever_their_order_and_told_apart_by_name():
-    one, two = digest(1), digest(2)
-    assert combined({"a": one, "b": two}, "act", "1") == combined({"b": two, "a": one}, "act", "1")
+def test_parts_are_told_apart_by_name():
+    one, two = digest_of("a", 1), digest_of("b", 2)
     different = [
-        combined({"a": one, "b": two}, "act", "1"),
-        combined({"a": two, "b": one}, "act", "1"),
-        combined({"a": one}, "act", "1"),
-        combined({"a": one, "b": two}, "act", "2"),
-        combined({"a": one, "b": two}, "act1", ""),
-        combined({"a": one, "b": two}, "1", "act"),
-        combined({"ab": one}, "act", "1"),
-        combined({}, "act", "1"),
+        combined((written("act", "1"), one, two)),
+        combined((written("act", "1"), digest_of("a", 2), digest_of("b", 1))),
+        combined((written("act", "1"), one)),
+        combined((written("act", "2"), one, two)),
+        combined((written("act1", ""), one, two)),
+        combined((written("1", "act"), one, two)),
+        combined((written("act", "1"), digest_of("ab", 1))),
+        combined((written("act", "1"),)),
     ]
     assert len(set(different)) == len(different)
     assert all(len(text) == 32 for text in different)

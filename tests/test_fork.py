@@ -585,6 +585,58 @@ async def test_what_can_not_be_retried():
         await app.retry_failed("y")
 
 
+@pytest.mark.parametrize("below", ["child", "node"])
+async def test_what_was_put_up_with_below_is_out_of_reach(below: str):
+    """A child, or a node, that has collected failures has succeeded: it is kept."""
+    inner = fan_out(
+        leaf, over="items", key=str, into="outs", on_error="collect", errors_into="errors"
+    )  # fmt: skip
+    graph = Graph.chain(inner, name="inner")
+    if below == "node":
+        app = apps(Graph.chain(graph))
+    else:
+        app = apps(fan_out(graph, over=lambda _: [1], reads=[], into="all", take="errors"))
+    fails.add("leaf b")
+    result = await app.run({"items": ["a", "b"]}, id="x")
+    assert list(result.state["all"][0] if below == "child" else result.state["errors"]) == ["b"]
+    ran.clear()
+    fails.clear()
+    with pytest.raises(BadUse, match="none to retry; what a child, or a graph as a node, has put"):
+        await app.retry_failed("x")
+    assert not ran
+    assert (await app.run(id="x")).state == result.state
+
+
+async def test_a_child_that_failed_goes_on_where_that_was_however_deep():
+    """Of its own children only those run that had failed; a sibling that put up with some stays."""
+
+    @action(reads=["out"], writes=["out"])
+    async def again(out: str) -> str:
+        run_body(f"again {out}")
+        return out
+
+    tolerant = fan_out(leaf, over="items", key=str, into="outs", on_error="ignore")
+    strict = fan_out(
+        Graph.chain(leaf, again, name="two"), over="items", key=str, into="outs", take="out",
+        limits=Limits(1),
+    )  # fmt: skip
+    acts = [Graph.chain(tolerant, name="tolerant"), Graph.chain(strict, name="strict")]
+    app = apps(fan_out(acts, into="all", take="outs", on_error="ignore", limits=Limits(1)))
+    fails.update(("leaf b", "again c!"))
+    result = await app.run({"items": ["a", "b", "c"]}, id="x")
+    assert {act: list(outs) for act, outs in result.state["all"].items()} == {
+        "tolerant": ["a", "c"]
+    }  # fmt: skip
+    fails.clear()
+    ran.clear()
+    result = await app.retry_failed("x")
+    assert ran == ["leaf b", "again b!", "leaf c", "again c!"]
+    assert {act: list(outs) for act, outs in result.state["all"].items()} == {
+        "tolerant": ["a", "c"], "strict": ["a", "b", "c"]
+    }  # fmt: skip
+    result.raise_for_failures()
+
+
 async def test_failures_that_reduce_was_given_can_not_be_taken_back():
     def tell(state: State, outcome: Any) -> State:
         return state.append(told=(outcome.key, type(outcome).__name__))

@@ -53,6 +53,7 @@ class Saved:
     value: object = None
     attempts: int = 1
     elapsed: float = 0.5
+    abandoned: bool = False
     last_update: Update | None = None
 
     @property

@@ -227,6 +227,67 @@ async def test_after_the_decision_nothing_is_started_any_more():
     assert outcomes.done == 1
 
 
+@pytest.mark.parametrize("place", ["root", "node", "child"])
+async def test_losers_that_nobody_could_record_have_lost_wherever_they_are_read(place: str):
+    """The process dies just after the decision was saved: of the losers only steps are kept."""
+    ran = list[float]()
+
+    @action(reads=["item"], writes=["slept"])
+    async def note(item: float) -> float:
+        await anyio.sleep(0.5)
+        ran.append(item)
+        return item
+
+    @action(reads=["slept"], writes=["slept"])
+    async def wait(slept: float) -> float:
+        await anyio.sleep(slept)
+        return slept
+
+    store = MemoryStore()
+    kept: list[MemoryStore] = []
+    save = store.save
+
+    def saving(batch: Any) -> None:
+        save(batch)
+        if batch.decision is not None and not kept:
+            kept.append(store.copy())
+            raise OSError("died")
+
+    store.save = saving  # pyright: ignore[reportAttributeAccessIssue]
+    act = Graph.chain(note, wait, name="act")
+    step = fan_out(act, over="n", key=str, into="out", take="slept", until=first())
+    name = "out"
+    if place == "node":
+        step, name = Graph.chain(step, name="node"), "node/out"
+    elif place == "child":
+        step = fan_out(Graph.chain(step), over=lambda _: [1], reads=[], into="outs", take="out")
+    graph = Graph.chain(step, name="race")
+    with pytest.raises((StoreFailed, ExceptionGroup)):
+        await Application(graph, store=store).run({"n": [3.0, 1.0, 2.0]}, id="race")
+    assert sorted(ran) == [1, 2, 3]
+    app = Application(graph, store=kept[0])
+    for _ in range(2):  # the second time, it is the result that is recorded
+        result = await app.run(id="race")
+        assert len(ran) == 3, "nothing runs again"
+        if place == "child":
+            assert result.state["outs"] == [1]
+            continue
+        assert result.state["out"] == 1
+        losers = list(result.outcomes(name))
+        assert [(type(one), one.key) for one in losers] == [(Cancelled, "3.0"), (Cancelled, "2.0")]
+        for loser in losers:
+            assert isinstance(loser, Cancelled)
+            assert loser.winner == ("act", "1.0")
+            assert loser.reason == "key '1.0' decided fan-out 'out'"
+        if place == "root":
+            read = [one async for one in result.all_outcomes(name)]
+            assert [(type(one), one.key) for one in read] == [
+                (Cancelled, "3.0"), (Done, "1.0"), (Cancelled, "2.0")
+            ]  # fmt: skip
+    decisions = await races_of(kept[0], RunPath(run_id="race"))
+    assert [(decision.winner, decision.step) for decision in decisions] == [(("act", "1.0"), "out")]
+
+
 async def test_losers_are_recorded_with_who_has_won():
     store = MemoryStore()
     step = fan_out(sleep, over="n", key=str, into="out", until=first())

@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 from shoal import (
     END,
     Application,
+    BadUse,
     Breaker,
     ChildEnded,
     ChildRerun,
@@ -23,12 +24,14 @@ from shoal import (
     Each,
     Failed,
     Graph,
+    Hook,
     InputChanged,
     Limits,
     MapStates,
     MemoryStore,
     Outcome,
     ParallelAction,
+    Rate,
     Retry,
     RunPath,
     RunResult,
@@ -44,6 +47,7 @@ from shoal import (
     when,
 )
 from shoal.testing import RecordingHook
+from tests.test_resume import check_histories
 
 pytestmark = pytest.mark.anyio
 
@@ -532,12 +536,25 @@ async def test_recorded_failures_count_against_what_is_tolerated():
 
 
 async def test_who_moved_counts_once_for_what_is_tolerated():
-    lives = Lives(lambda: mapping(on_error=Tolerate(share=0.2, after=3)))
+    @action(reads=["item"], writes=["out"])
+    async def at_once(item: str) -> str:
+        ran.append(item)
+        if item in fails:
+            raise ValueError(item)
+        return item
+
+    def make() -> Any:
+        return fan_out(
+            at_once, over=now, reads=[], key=number, into="out", limits=Limits(3),
+            on_error=Tolerate(share=0.2, after=3),
+        )  # fmt: skip
+
+    lives = Lives(make)
     await lives.fail("abcx", "x")
     fails.add("x")
     with pytest.raises(ExceptionGroup):
-        await lives.go_on(*"cbaxyz")
-    assert ran == ["x"], "1 of 4 is too many; were those 3 counted twice, 1 of 7 were not"
+        await lives.go_on(*"cbaxyz")  # c, a and x are of one batch
+    assert ran == ["x"], "1 of 4 is too many; were c and a counted twice, 1 of 6 were not"
 
 
 # -- identity --------------------------------------------------------------------------------------
@@ -768,6 +785,46 @@ async def test_results_of_this_visit_are_not_what_was_there_from_the_start():
     await lives.fail(["a1", "b1"], "b1")
     result = await lives.go_on("a1", "b1")
     assert counts(result.outcomes("out")) == (2, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("again", "expected"),
+    [(None, ["bc", "cabc", "c"]), (True, ["abc", "cabc", "c"]), (False, ["bc", "c"])],
+)
+async def test_again_means_the_same_after_a_crash(again: bool | None, expected: list[str]):
+    """In each visit c fails at first: in the next life only that runs, before the next visit."""
+
+    @action(reads=["turn"], writes=["turn"])
+    async def next_turn(turn: int) -> int:
+        return turn + 1
+
+    @action(reads=["item", "turn"], writes=["out"])
+    async def work(item: str, turn: int) -> str:
+        ran.append(item)
+        if (turn, item) in fails:
+            fails.remove((turn, item))
+            raise ValueError(item)
+        return item.upper()
+
+    step = fan_out(
+        work, over=lambda _: list("abc"), reads=[], key=str, into="out", again=again,
+        limits=Limits(1),
+    )  # fmt: skip
+    more = when(lambda turn: turn < 2)
+    graph = Graph((step, next_turn), (next_turn, step, more), (next_turn, END), entry=step)
+    app, lived = Application(graph, store=MemoryStore()), list[str]()
+    fails.update(((0, "c"), (1, "c")))
+    while True:
+        ran.clear()
+        try:
+            result = await app.run({"turn": 0, "out": {"a": "A"}}, id="x")
+        except ExceptionGroup:
+            continue
+        finally:
+            lived.append("".join(ran))
+        break
+    assert lived == expected
+    assert items(result) == [("a", "A"), ("b", "B"), ("c", "C")]
 
 
 # -- own fan-outs ----------------------------------------------------------------------------------
@@ -1084,3 +1141,420 @@ async def test_what_changed_and_was_passed_over_begins_anew():
     result = await lives.go_on("a1", "b2")
     assert ran == ["b2", "again B2"]
     assert items(result) == [("a", "A1!"), ("b", "B2!")]
+
+
+# -- tried again, in the life after ----------------------------------------------------------------
+
+
+def tried_again(
+    inner: Callable[[], Any], *, take: str = "out", attempts: int = 3
+) -> Callable[[], Any]:
+    """A child whose only step is a fan-out, and which is tried again where that fails."""
+    retry = Retry(attempts, on=(ValueError, TimeoutError, OSError), initial=1, jitter=0)
+
+    def make() -> Any:
+        child = Graph.chain(inner(), name="child")
+        return fan_out(
+            child, over=lambda _: [1], reads=[], key=str, into="outer", take=take,
+            each=Each(retry=retry),
+        )  # fmt: skip
+
+    return make
+
+
+class Patchy:
+    """A store in memory that doesn't answer the first few times it is asked for a history."""
+
+    def __init__(self) -> None:
+        self.kept = MemoryStore()
+        self.silent = 0
+        self.depth = 0
+        """How deep the runs are whose histories it doesn't give."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kept, name)
+
+    async def read(self, path: RunPath, from_number: int = 0) -> Any:
+        if self.silent and path.depth == self.depth:
+            self.silent -= 1
+            await anyio.sleep_forever()
+        return await self.kept.read(path, from_number)
+
+
+@pytest.mark.parametrize("silent", [1, 2, 3])
+async def test_what_timed_out_while_its_history_was_read_is_read_by_the_next_attempt(silent: int):
+    """Else that would begin at the entry, and completed steps would run again."""
+
+    def inner() -> Any:
+        return fan_out(
+            two_steps, over=now, reads=[], key=number, into="out", timeout=1, limits=Limits(2)
+        )  # fmt: skip
+
+    lives = Lives(tried_again(inner))
+    store = Patchy()
+    lives.store = store  # pyright: ignore[reportAttributeAccessIssue]
+    await lives.fail("ab", "again A", "again B")
+    store.silent, store.depth = silent, 2
+    elements[:] = "ab"
+    result = await lives.run()
+    assert sorted(ran) == ["again A", "again B"]
+    assert result.state["outer"] == {"1": {"a": "A!", "b": "B!"}}
+    assert store.silent == 0
+    check_histories(store.kept)
+
+
+@pytest.mark.parametrize("each", [None, Each(timeout=1)])
+async def test_so_is_that_of_a_child_which_was_interrupted(each: Each | None):
+    """Whatever interrupts it: its own time, or that its sibling fails."""
+
+    @action(reads=["item"], writes=["out"])
+    async def stumbles(item: str) -> str:
+        ran.append("stumbles")
+        if "stumbles" in fails or (each is None and ran.count("stumbles") == 1):
+            raise ValueError
+        return item
+
+    def inner() -> Any:
+        acts = [two_steps, stumbles]
+        return fan_out(acts, over=now, reads=[], key=number, into="out", take="out", each=each)
+
+    lives = Lives(tried_again(inner))
+    store = Patchy()
+    lives.store = store  # pyright: ignore[reportAttributeAccessIssue]
+    await lives.fail("a", "again A", "stumbles")
+    store.silent, store.depth = 1, 2
+    elements[:] = "a"
+    result = await lives.run()
+    assert sorted(ran) == ["again A", "stumbles"] + ["stumbles"] * (each is None)
+    assert store.silent == 0
+    assert result.state["outer"] == {"1": {"a": {"both": "A!", "stumbles": "a"}}}
+    check_histories(store.kept)
+
+
+async def test_a_condition_that_fails_where_a_history_ends_is_asked_again():
+    asked = list[str]()
+
+    def ready(out: str) -> bool:
+        asked.append(out)
+        if len(asked) == 2:  # in the second life
+            raise OSError
+        return True
+
+    def make() -> Any:
+        child = Graph((upper, again, when(ready)), entry=upper, name="child")
+        each = Each(retry=Retry(2, on=OSError))
+        return fan_out(child, over=now, reads=[], key=number, into="out", take="out", each=each)
+
+    lives = Lives(make)
+    await lives.fail("a", "again A")
+    result = await lives.go_on("a")
+    assert ran == ["again A"]
+    assert asked == ["A", "A", "A"]
+    assert items(result) == [("a", "A!")]
+
+
+async def test_who_was_cancelled_between_two_steps_goes_on_there():
+    """A loop that never waits passes a checkpoint now and then, and may be cancelled at it."""
+    turns = list[int]()
+
+    @action(reads=["turn"], writes=["turn"])
+    async def step(turn: int) -> int:
+        turns.append(turn)
+        return turn + 1
+
+    @action(reads=["turn"], writes=["turn"])
+    async def fails_once(turn: int) -> int:
+        ran.append(turn)
+        if len(ran) == 1:
+            raise ValueError
+        return turn
+
+    @action(writes=["turn"])
+    async def begin() -> int:
+        return 0
+
+    ways = (begin, step), (step, step, when(lambda turn: turn < 500)), (step, END)
+    loop = Graph(*ways, entry=begin, name="loop")
+    inner = fan_out([loop, fails_once], name="both", into="out", take="turn", limits=Limits(2))
+    make = tried_again(lambda: inner)
+    app = Application(make(), store=MemoryStore())
+    result = await app.run({"turn": 0}, id="x")
+    assert len(ran) == 2
+    assert turns == list(range(500))
+    assert result.state["outer"] == {"1": {"loop": 500, "fails_once": 0}}
+
+
+async def test_what_changed_is_forgotten_once_however_often_it_is_tried():
+    def inner() -> Any:
+        return fan_out(two_steps, over=now, reads=[], key=number, into="out", take="out")
+
+    lives = Lives(tried_again(inner, attempts=2))
+    await lives.fail(["a1"], "again A1")
+    fails.add("again A2")
+    elements[:] = ["a2"]
+    with pytest.raises(ExceptionGroup):
+        await lives.run()
+    assert ran == ["a2", "again A2", "again A2"]
+    assert lives.reruns == ["a"]
+    check_histories(lives.store)
+    ran.clear()
+    fails.clear()
+    await lives.go_on("a2")
+    assert ran == ["again A2"]
+    check_histories(lives.store)
+
+
+async def test_a_result_that_is_applied_by_a_later_attempt_is_saved_and_told_once():
+    reduced = list[Any]()
+
+    def reduce(state: State, outcome: Done | Failed) -> State:
+        reduced.append(outcome.key)
+        if len(reduced) == 1:
+            raise ValueError
+        return tell(state, outcome)
+
+    def inner() -> Any:
+        return fan_out(
+            two_steps, over=now, reads=[], key=number, reduce=reduce, writes=["told"], name="fold"
+        )  # fmt: skip
+
+    lives = Lives(tried_again(inner, take="told"))
+    elements[:] = "a"
+    result = await lives.run()
+    assert result.state["outer"] == {"1": ["a A!"]}
+    assert ran == ["a", "again A"]
+    check_histories(lives.store)
+    told = [event.update.number for event in lives.hook.of(StateUpdated) if event.depth == 2]
+    assert told == [1, 2]
+
+
+async def test_a_recorded_result_that_can_not_be_applied_at_first_is_told_in_pairs():
+    """Its child has nothing to do any more, so it has no step."""
+
+    def inner() -> Any:
+        return fan_out(
+            two_steps, over=now, reads=[], key=number, reduce=reduce, writes=["told"], name="fold"
+        )  # fmt: skip
+
+    broken = 5
+
+    def reduce(state: State, outcome: Done | Failed) -> State:
+        nonlocal broken
+        broken -= 1
+        if broken >= 0:
+            raise ValueError
+        return tell(state, outcome)
+
+    lives = Lives(tried_again(inner, take="told"))
+    await lives.fail("a")
+    result = await lives.go_on("a")
+    assert ran == []
+    assert result.state["outer"] == {"1": ["a A!"]}
+    check_histories(lives.store)
+
+
+async def test_collected_failures_count_in_later_attempts_too():
+    """What is tolerated is counted over all attempts, as it is collected over all of them."""
+
+    @action(reads=["item"], writes=["out"])
+    async def moody(item: str) -> str:
+        ran.append(item)
+        if item == "a" or ran.count(item) == 1:
+            raise ValueError(item)
+        return item
+
+    step = fan_out(
+        moody, over=lambda _: list("abc"), reads=[], key=str, into="out", errors_into="errors",
+        on_error=Tolerate(count=1), limits=Limits(1),
+    )  # fmt: skip
+    app = Application(tried_again(lambda: step, take="errors")(), store=MemoryStore())
+    result = await app.run(id="x")
+    assert ran == ["a", "b", "b", "c", "c"], "b and c were one too many, a never was"
+    assert list(result.state["outer"]["1"]) == ["a"]
+
+
+async def test_who_had_not_started_when_its_siblings_failed_takes_one_attempt():
+    def inner() -> Any:
+        return fan_out(
+            upper, over=lambda _: list("ab"), reads=[], key=number, into="out",
+            limits=Limits(rate=Rate(1, per=10)),
+        )  # fmt: skip
+
+    fails.add("a")
+    store = MemoryStore()
+    step = tried_again(inner)()
+    hook = RecordingHook()
+
+    class Better(Hook):
+        def on_child_ended(self, event: ChildEnded) -> None:
+            fails.clear()
+
+    app = Application(step, store=store, hooks=[hook, Better()])
+    await app.run(id="x")
+    hook.assert_paired()
+    assert ran == ["a", "a", "b"]
+    (child,) = await store.children(RunPath(run_id="x", act="out"))
+    below = RunPath(
+        parent=RunPath(run_id="x"), act="child", step=child.step, visit=0, key=child.key
+    )
+    assert {one.key: one.attempts for one in await store.children(below)} == {"a": 2, "b": 1}
+
+
+# -- kept, and in another place --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store", ["inherit", None])
+async def test_who_has_moved_stays_applied_where_the_step_fails_before_that_is_saved(store: Any):
+    """Nothing but its place was to change."""
+    options: dict[str, Any] = {} if store == "inherit" else {"store": store}
+
+    def broken(_: State) -> Iterator[str]:
+        yield from elements
+        raise ExceptionGroup("the source", [OSError()])
+
+    def make() -> Any:
+        over = broken if "source" in fails else now
+        return fan_out(
+            upper, over=over, reads=[], key=number, into="out", limits=Limits(3), **options
+        )  # fmt: skip
+
+    lives = Lives(make)
+    await lives.fail("abc", "c")
+    before = {one.key: one for one in await lives.store.children(RunPath(run_id="x"))}
+    assert before["a"].applied
+    fails.add("source")
+    elements[:] = "ba"
+    with pytest.raises(ExceptionGroup, match="the source"):
+        await lives.run()
+    after = {one.key: one for one in await lives.store.children(RunPath(run_id="x"))}
+    assert after["a"] == before["a"]
+    assert after["b"] == before["b"]
+    assert lives.hook.of(ChildEnded) == []
+    fails.clear()
+    result = await lives.go_on(*"cba")
+    assert ran == ["c"]
+    assert items(result) == [("c", "C"), ("b", "B"), ("a", "A")]
+    assert counts(result.outcomes("out")) == (3, 0, 0, 0)
+
+
+async def test_who_has_moved_stays_applied_where_another_can_not_be_applied():
+    @action(reads=["item"], writes=["out"])
+    async def at_once(item: str) -> str:
+        ran.append(item)
+        if item in fails:
+            raise ValueError(item)
+        return item.upper()
+
+    def grow(_: State, outcome: Done) -> Iterable[str]:
+        if "grow" in fails and outcome.key == "d":
+            raise ExceptionGroup("grow", [OSError()])
+        return ()
+
+    def make() -> Any:
+        return fan_out(
+            at_once, over=now, reads=[], key=number, into="out", grow=grow, limits=Limits(4)
+        )  # fmt: skip
+
+    lives = Lives(make)
+    await lives.fail("abc", "c")
+    before = {one.key: one for one in await lives.store.children(RunPath(run_id="x"))}
+    fails.add("grow")
+    elements[:] = "dba"  # all of one batch, in which d is the first
+    with pytest.raises(ExceptionGroup, match="grow"):
+        await lives.run()
+    assert ran == ["d"]
+    after = {one.key: one for one in await lives.store.children(RunPath(run_id="x"))}
+    assert (after["a"], after["b"]) == (before["a"], before["b"])
+    assert [event.outcome.key for event in lives.hook.of(ChildEnded)] == ["d"]
+    fails.clear()
+    result = await lives.go_on(*"dba")
+    assert ran == ["d"]
+    assert items(result) == [("d", "D"), ("b", "B"), ("a", "A")]
+
+
+async def test_who_has_moved_takes_its_place_in_the_next_attempt():
+    given = 0
+    """Elements that the source gives before it fails; the next time it gives all."""
+
+    def source(_: State) -> Iterator[str]:
+        nonlocal given
+        before, given = given, len(elements)
+        yield from elements[:before]
+        if before < len(elements):
+            raise OSError
+        yield from elements[before:]
+
+    def inner() -> Any:
+        return fan_out(
+            upper, over=source, reads=[], key=number, into="out", limits=Limits(3),
+            on_error=Tolerate(share=0.3, after=4), errors_into="errors",
+        )  # fmt: skip
+
+    lives = Lives(tried_again(inner))
+    given = 4
+    await lives.fail("abcd", "c", "d")
+    given = 2
+    fails.add("e")
+    elements[:] = "badce"
+    result = await lives.run()
+    assert ran == ["d", "c", "e"]
+    assert list(result.state["outer"]["1"]) == ["b", "a", "d", "c"], "1 of 5 is tolerated"
+    check_histories(lives.store)
+    child = RunPath(parent=RunPath(run_id="x"), act="child", step="outer", visit=0, key="1")
+    records = {one.key: one for one in await lives.store.children(child)}
+    kept = [(records[key].status, records[key].used, records[key].position) for key in "ba"]
+    assert kept == [("succeeded", True, 0), ("succeeded", True, 1)]
+
+
+# -- reduced, and come no more ---------------------------------------------------------------------
+
+
+async def test_a_reduced_failure_that_comes_no_more_counts_against_what_is_tolerated():
+    """It is in the state, and can't be undone."""
+    lives = Lives(lambda: folding(on_error=Tolerate(count=1)))
+    await lives.fail("abcd", "b", "d")
+    fails.add("d")
+    elements[:] = "acd"
+    with pytest.raises(ExceptionGroup) as raised:
+        await lives.run()
+    assert [str(error) for error in raised.value.exceptions] == ["b", "d"]
+    fails.clear()
+    result = await lives.go_on(*"acd")
+    assert result.state["told"] == ["a A", "b failed", "c C", "d D"]
+    assert counts(result.outcomes("fold")) == (3, 1, 0, 0)
+
+
+async def test_what_was_reduced_and_comes_no_more_stays_and_what_was_not_is_forgotten():
+    def make() -> Any:
+        return fan_out(
+            two_steps, over=now, reads=[], reduce=tell, writes=["told"], name="fold",
+            limits=Limits(1),
+        )  # fmt: skip
+
+    lives = Lives(make)
+    await lives.fail("abc", "again C")
+    result = await lives.go_on("a")
+    assert ran == []
+    assert result.state["told"] == ["0 A!", "1 B!"]
+    assert counts(result.outcomes("fold")) == (2, 0, 0, 0)
+    assert [one.element async for one in result.all_outcomes("fold")] == ["a", "b"]
+    histories = [await lives.store.read(RunPath(act="both", parent=RunPath(run_id="x"), step="fold",
+        visit=0, key=key)) for key in range(3)]  # fmt: skip
+    assert list(map(len, histories)) == [3, 3, 0], "of the third nothing is left"
+
+
+# -- below a node ----------------------------------------------------------------------------------
+
+
+async def test_the_children_of_a_node_s_fan_out_are_not_read_back():
+    store = MemoryStore()
+    inner = fan_out(upper, over=lambda _: list("ab"), reads=[], name="map")
+    own = Graph.chain(Graph.chain(inner, name="node"), by_hand(), name="app")
+    app = Application(own, store=store)
+    elements[:] = "ab"
+    result = await app.run(id="x")
+    for one in (result, await app.run(id="x")):
+        assert one.outcomes("node/map").done == 2
+        with pytest.raises(BadUse, match=r"'map' is a fan-out of 'node'.*outcomes\('node/map'\)"):
+            one.all_outcomes("node/map")
+        assert len([outcome async for outcome in one.all_outcomes("search/tries")]) == 2

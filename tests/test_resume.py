@@ -535,6 +535,17 @@ def retrying() -> Graph:
     return Graph.chain(outer, flat)
 
 
+def impatient() -> Graph:
+    """Children that don't wait for a store that hangs, of children that are tried again then."""
+    each = Each(retry=Retry(3, on=TimeoutError, initial=0.25))
+    inner = fan_out(
+        three_steps, over="below", key=int, into="leaves", take="leaf", limits=Limits(2),
+        timeout=20,
+    )  # fmt: skip
+    children = Graph.chain(spread, inner, name="children")
+    return Graph.chain(fan_out(children, over="n", into="out", take="leaves", each=each))
+
+
 def acts() -> Graph:
     each = fan_out(
         [two_steps, halve], over="n", key=str, into="out", on_error="collect",
@@ -572,6 +583,7 @@ PROGRAMS: dict[str, tuple[Callable[[], Graph], Sequence[int], Mapping[str, objec
     "folding failures": (folding_failures, (1, 13, 2), {}),
     "neither": (neither, (1, 2, 3), {}),
     "retrying": (retrying, (1, 2), {}),
+    "impatient": (impatient, (1, 2), {}),
     "acts": (acts, (1, 13), {}),
     "already there": (already_there, (1, 2, 3), {"out": {2: "there", 7: "other"}}),
 }

@@ -36,7 +36,8 @@ from ._ids import RunPath, new_run_id
 from ._open import Gate, OpenRun, RunResult, result_of
 from ._ports import Beginning, NullStore, RunRecord, Store, check_store
 from ._rate import Limits
-from ._root import First, Root, recorded_history
+from ._recorded import recorded_history
+from ._root import First, Root
 from ._run import Run, Setting
 from ._runtime import Runtime
 from ._state import S, State
@@ -321,6 +322,11 @@ class Application(Generic[S]):
         outcomes. What came after it runs again too; there, children whose input is still the same
         keep what they have returned.
 
+        It reaches the run's own fan-outs. A child that runs again goes on where it failed, however
+        deep that was. What a child, or a graph as a node, has put up with below itself is its own
+        affair: it is Done, so it is kept, and does not run again. Who has only lost a race has not
+        failed either.
+
         Args:
             run_id: The run, which the store has.
             inputs: As for ``run``.
@@ -328,7 +334,8 @@ class Application(Generic[S]):
 
         Raises:
             UnknownRun: The store has no such run.
-            BadUse: No children have failed, or ``reduce`` has taken their failures.
+            BadUse: No children of the run's own fan-outs have failed, or ``reduce`` has taken their
+                failures.
             Exception: Everything that ``run`` raises.
         """
         self._require_store(run_id, runtime, "retry_failed")

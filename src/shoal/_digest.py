@@ -13,10 +13,11 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import PurePath
 from types import FunctionType
@@ -25,6 +26,8 @@ from typing import Any, cast
 from ._errors import NotData, kind_of
 
 BYTES = 16
+NAMES = 1024
+"""Names that are kept as written: those of fields come up with each child."""
 
 _NO_DATA = (
     "{} is no data: what is saved, and compared after a crash, is made of numbers, strings, lists, "
@@ -48,15 +51,27 @@ def digest(value: object) -> bytes:
     return blake2b(out, digest_size=BYTES).digest()
 
 
-def combined(parts: Mapping[str, bytes], *names: str) -> str:
-    """Hash ``names`` and the digests of named ``parts`` into 32 hexadecimal digits."""
-    text = bytearray()
+def named(name: str, value: object) -> bytes:
+    """Hash ``value``, and write its name before that.
+
+    Raises:
+        NotData: As ``digest``.
+    """
+    return written(name) + digest(value)
+
+
+@lru_cache(NAMES)
+def written(*names: str) -> bytes:
+    """Write ``names`` so that no others are written alike."""
+    out = bytearray()
     for name in names:
-        _write_str(text, name)
-    for name in sorted(parts):
-        _write_str(text, name)
-        text += parts[name]
-    return blake2b(text, digest_size=BYTES).hexdigest()
+        _write_str(out, name)
+    return bytes(out)
+
+
+def combined(parts: Iterable[bytes]) -> str:
+    """Hash what is ``written``, and values that are ``named``, into 32 hexadecimal digits."""
+    return blake2b(b"".join(parts), digest_size=BYTES).hexdigest()
 
 
 # Each value is written behind a letter for its kind and, where it could run on, its length: so no

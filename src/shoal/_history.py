@@ -67,8 +67,10 @@ class Playback:
     """The updates of the step under way, which it has made already."""
     decision: Decision | None = None
     """How the step under way was decided, if it is a race and was."""
-    decided: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
-    """Which visits of which steps were decided."""
+    decided: dict[tuple[str, int], Decision] = field(
+        default_factory=dict[tuple[str, int], Decision]
+    )
+    """How visits of steps were decided, of those that were."""
     undone: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     """Ranges of updates that count no more: those behind the first number, up to the second."""
     restored: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -90,7 +92,7 @@ class Playback:
                 self.under_way.append(entry)
             case Decision():
                 self.decision = entry
-                self.decided.add((entry.step, self.visit(entry.step)))
+                self.decided[entry.step, self.visit(entry.step)] = entry
             case Completed():
                 self._ended.append((entry, self.began, self.under_way))
                 visits = {**self.began.visits, entry.step: self.visit(entry.step) + 1}
@@ -120,7 +122,11 @@ class Playback:
                     state = replay(state, update.operations)
                 self.restored = state._data
                 self.decision = None
-                self.decided = {one for one in self.decided if one[1] < self.visit(one[0])}
+                self.decided = {
+                    (step, visit): decision
+                    for (step, visit), decision in self.decided.items()
+                    if visit < self.visit(step)
+                }
                 return
         msg = f"a history goes back into {entry.step!r}, which it never completed"
         raise ValueError(msg)

@@ -21,7 +21,17 @@ from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
 from ._contest import Contest
 from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
-from ._events import Cancelled, Decision, Done, ErrorInfo, Failed, Outcome, Skipped, Update
+from ._events import (
+    Cancelled,
+    ChildName,
+    Decision,
+    Done,
+    ErrorInfo,
+    Failed,
+    Outcome,
+    Skipped,
+    Update,
+)
 from ._graph import Graph
 from ._ids import Key
 from ._policy import OnError, Tolerate
@@ -262,13 +272,24 @@ class Ledger:
                 self._cancelled = []
             self._cancelled.append(child)
             return
-            return
         if not raised and isinstance(child.error, Exception):
             _let_go(child.error)
         if self._rest is None:
             self._rest = []
         self._rest.append(child.outcome)
         child.let_go()
+
+    def without(self, children: Collection[Run]) -> Ledger:
+        """Count all but ``children``, which have ended and are to go on.
+
+        Those that were found to be kept stay counted.
+        """
+        again = {ChildName(child.setting.act, child.key) for child in children}
+        ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped)
+        for child in children:
+            ledger.count(child, by=-1)
+        ledger._rest = [one for one in self if ChildName(one.act, one.key) not in again]
+        return ledger
 
     def settle(self) -> None:
         """Let go of the runs that were cancelled, for their outcomes."""
@@ -282,19 +303,19 @@ class Ledger:
             if isinstance(outcome, Failed):
                 _let_go(outcome.error)
 
-    def count(self, child: Run) -> None:
+    def count(self, child: Run, by: int = 1) -> None:
         """Count a child's end, unless it was counted when it was found to be kept."""
         if child.is_kept:
             return
         match child.status:
             case "succeeded":
-                self.done += 1
+                self.done += by
             case "failed":
-                self.failed += 1
+                self.failed += by
             case "cancelled":
-                self.cancelled += 1
+                self.cancelled += by
             case None:
-                self.skipped += 1
+                self.skipped += by
 
     def add(self, outcome: Outcome, *, kept: bool = True) -> None:
         """Count a recorded outcome and, if it brought nothing and is ``kept``, keep it."""
@@ -316,12 +337,12 @@ class Ledger:
         self._rest.append(outcome)
 
 
-def new_ledger(run: Run, step: str, visit: int) -> Ledger:
-    """Begin to count how the children of one visit of a step end."""
+def new_ledger(run: Run, step: str, visit: int, ledger: Ledger | None = None) -> Ledger:
+    """Begin to count how the children of one visit of a step end, or go on with ``ledger``."""
     ledgers = run.ledgers.setdefault(step, [])
     while len(ledgers) <= visit:  # an action may open a fan-out of its own in some visits only
         ledgers.append(Ledger())
-    ledger = ledgers[visit] = Ledger()
+    ledger = ledgers[visit] = Ledger() if ledger is None else ledger
     return ledger
 
 
@@ -411,7 +432,7 @@ class Draft:
         return None
 
     def _miss(self, children: list[Run]) -> None:
-        """Leave out what comes too late."""
+        """Leave out what comes too late; of those that are kept, it is only a new place."""
         for child in children:
             child.miss()
         self.unapplied += children

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from ._events import Decision
 from ._graph import Graph
 from ._history import Completed, Entry
 from ._ids import RunPath
 from ._join import Ledger
 from ._parallel import Parallel
 from ._ports import ChildRecord
-from ._recorded import outcome_of
+from ._recorded import decided, outcome_of
 from ._run import Run
 
 
@@ -32,7 +33,8 @@ async def recall_ledgers(run: Run, children: Sequence[ChildRecord] | None = None
     visits = dict(played.began.visits)
     if run.record is not None and run.record.status == "succeeded":
         _count_last(visits, played.under_way)
-    run.ledgers.update(await _recall(run, run.path, run.setting.graph, visits, children))
+    graph, decisions = run.setting.graph, played.decided
+    run.ledgers.update(await _recall(run, run.path, graph, visits, decisions, children=children))
 
 
 async def _recall(
@@ -40,6 +42,8 @@ async def _recall(
     path: RunPath,
     graph: Graph,
     visits: Mapping[str, int],
+    decisions: Mapping[tuple[str, int], Decision],
+    *,
     children: Sequence[ChildRecord] | None = None,
 ) -> dict[str, list[Ledger]]:
     """Count how the children of the run ``path`` ended, which walks ``graph``.
@@ -49,6 +53,7 @@ async def _recall(
         path: Where it stands.
         graph: What it walks.
         visits: How often it has completed each step, in the order in which it did so first.
+        decisions: How visits of steps were decided, of those that were.
         children: All of its children, if they are at hand.
     """
     execution, store = run.setting.execution, run.setting.store
@@ -57,8 +62,9 @@ async def _recall(
         children = await execution.ask(asked, f"the children of run {path.id}")
     of_steps: dict[str, list[ChildRecord]] = {}
     for record in sorted(children, key=lambda one: (one.visit, one.position)):
-        if record.status is not None:
-            of_steps.setdefault(record.step, []).append(record)
+        ended = decided(record, decisions.get((record.step, record.visit)))
+        if ended.status is not None:
+            of_steps.setdefault(record.step, []).append(ended)
     ledgers: dict[str, list[Ledger]] = {}
     for step, completed in visits.items():
         act = graph.find(step)
@@ -70,7 +76,7 @@ async def _recall(
                     child = outcome_of(record, path).path
                     asked = store.read(child)
                     entries = await execution.ask(asked, f"the history of run {child.id}")
-                    inner = await _recall(run, child, act, _visits(entries))
+                    inner = await _recall(run, child, act, *_visits(entries))
                     for name, found in inner.items():
                         ledgers.setdefault(f"{step}/{name}", []).extend(found)
         else:
@@ -91,18 +97,24 @@ def _counted(
     return ledgers
 
 
-def _visits(entries: Iterable[Entry]) -> dict[str, int]:
-    """Count how often a child that has ended well has completed its steps: the last one too."""
+def _visits(entries: Iterable[Entry]) -> tuple[dict[str, int], dict[tuple[str, int], Decision]]:
+    """Count how often a child that has ended well has completed its steps: the last one too.
+
+    Returns that, and how visits were decided.
+    """
     visits: dict[str, int] = {}
+    decisions: dict[tuple[str, int], Decision] = {}
     under_way: list[Entry] = []
     for entry in entries:
         if isinstance(entry, Completed):
             visits[entry.step] = visits.get(entry.step, 0) + 1
             under_way.clear()
-        else:
-            under_way.append(entry)
+            continue
+        under_way.append(entry)
+        if isinstance(entry, Decision):
+            decisions[entry.step, visits.get(entry.step, 0)] = entry
     _count_last(visits, under_way)
-    return visits
+    return visits, decisions
 
 
 def _count_last(visits: dict[str, int], under_way: Iterable[Entry]) -> None:

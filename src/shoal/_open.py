@@ -21,6 +21,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ._cancel import ki_protected
 from ._errors import BadUse, RunCancelled
 from ._events import Event, Failed, Outcome, Status
+from ._graph import Graph
 from ._group import Group
 from ._hooks import Hook
 from ._host import Hosted
@@ -85,16 +86,30 @@ class RunResult(Generic[S]):
 
         Args:
             step: The name of one of the run's own fan-outs; of an action's, ``"action/fan-out"``.
+                Inside of a graph that is a node, only ``outcomes`` can tell.
             visit: Which execution of it, counted from 0; by default the last one.
 
         Raises:
             KeyError: The run executed no fan-out of that name, or not so often.
-            BadUse: The run has no store.
+            BadUse: The run has no store, or the fan-out is one inside of a graph that is a node.
             StoreFailed: The store did not say.
         """
         self.outcomes(step, visit)
+        self._refuse_inner(step)
         count = len(self._ledgers[step])
         return read_outcomes(self._run, step, visit % count)
+
+    def _refuse_inner(self, step: str) -> None:
+        graph = self._run.setting.graph
+        node, _, inner = step.partition("/")
+        if graph.find(step) is None and isinstance(graph.find(node), Graph):
+            msg = (
+                f"run {self.run_id}: {inner!r} is a fan-out of {node!r}, which is a graph and so a "
+                f"run of its own, and only the run's own children can be read back; "
+                f"outcomes({step!r}) has their counts and what brought nothing, and what they came "
+                f"to is in the state, if {node!r} writes it"
+            )
+            raise BadUse(msg)
 
     def raise_for_failures(self) -> None:
         """Raise the failures that were collected or ignored, if there are any.

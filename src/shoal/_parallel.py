@@ -17,7 +17,6 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast, final
 
@@ -43,12 +42,12 @@ from ._group import Group
 from ._hedge import Experience
 from ._history import Playback
 from ._hooks import Hook, Hooks
-from ._ids import Key, RunPath
-from ._join import Draft, Join, Ledger, new_ledger
+from ._ids import Key
+from ._join import Draft, Join, new_ledger
 from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate, check_timeout, is_number
 from ._ports import ChildRecord, NullStore, Services, Store, check_store
 from ._rate import DEFAULT_IN_FLIGHT, Limits
-from ._recorded import Recorded, outcome_of, recorded_children
+from ._recorded import Recorded, decided, outcome_of, recorded_children
 from ._run import Run, Setting
 from ._schema import Schema
 from ._source import Elements, Kind
@@ -245,16 +244,15 @@ class ParallelStep:
         assert self.source is not None
         unfinished, self._unfinished = self._unfinished, []
         self._is_failing = False
-        done = self.ledger.done - sum(child.status == "succeeded" for child in unfinished)
-        skipped, name = self.ledger.skipped, self.act.name
-        self.ledger = new_ledger(self.parent, name, self.parent.visit(name))
-        self.ledger.done, self.ledger.skipped = done, skipped
+        name, ledger = self.act.name, self.ledger.without(unfinished)
+        self.ledger = new_ledger(self.parent, name, self.parent.visit(name), ledger)
         if isinstance(self._contest, Streams):  # nobody leads: the race is run again
             self._contest, self.decision = contest(name, self.join.until), None
         elif self._contest is not None:
             self._contest.reopen()
         for child in unfinished:
-            child.reopen()
+            if not child.is_kept:  # else all that is left is to give it its place
+                child.reopen()
         self.source.resume(former, unfinished)
 
     def _stagger(self, source: Elements) -> Staggered | None:
@@ -284,9 +282,17 @@ class ParallelStep:
     async def _recall(self) -> None:
         """Ask the store what earlier executions have left of the children."""
         run, name = self.parent, self.act.name
-        self.recorded = await recorded_children(
+        recorded = self.recorded = await recorded_children(
             run, name, run.visit(name), self._store, folds=self.join.reduce is not None
         )
+        if recorded is not None:  # what reduce has taken counts, whether or not it comes up again
+            for record in filter(recorded.is_folded, recorded.rest()):
+                self.ledger.add(outcome_of(record, run.path))
+
+    def _count(self, record: ChildRecord, outcome: Outcome) -> None:
+        """Count how a child has ended in an earlier execution, unless that was done at once."""
+        if self.recorded is None or not self.recorded.is_folded(record):
+            self.ledger.add(outcome)
 
     # -- what was decided before ----------------------------------------------------------------
 
@@ -314,16 +320,13 @@ class ParallelStep:
 
     def _count_rest(self, decision: Decision) -> None:
         """Count how those ended, by record, that don't come up any more: it is decided."""
-        for _, outcome in self._rest(decision):
-            self.ledger.add(outcome)
+        for record, outcome in self._rest(decision):
+            self._count(record, outcome)
 
     def _rest(self, decision: Decision) -> Iterator[tuple[ChildRecord, Outcome]]:
         """Go through what is recorded of children that have not come up."""
-        lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
         for record in () if self.recorded is None else self.recorded.rest():
-            # Who has not ended was cancelled for that, or died with its process.
-            ended = record if record.status is not None else replace(record, **lost)
-            yield record, outcome_of(ended, self.parent.path)
+            yield record, outcome_of(decided(record, decision), self.parent.path)
 
     def _breaks_off(self) -> bool:
         """Tell whether the winner of a race among streams has failed, and it is to be run again."""
@@ -383,10 +386,17 @@ class ParallelStep:
 
     def _leave_out_done(self) -> None:
         assert self.source is not None
-        self.source.on_kept = partial(_keep, self.ledger, self._contest, self.parent.path)
+        self.source.on_kept = self._keep
         if self._done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(self._done, kind.setting.act)
+
+    def _keep(self, record: ChildRecord) -> None:
+        """Count a child that an earlier execution has done all about."""
+        outcome = outcome_of(record, self.parent.path)
+        self._count(record, outcome)
+        if self._contest is not None and isinstance(outcome, Done):
+            self._contest.recall(outcome)
 
     # -- applying -------------------------------------------------------------------------------
 
@@ -401,7 +411,7 @@ class ParallelStep:
                 draft.updates,
                 draft.finished_data(),
                 applied=draft.applied,
-                unapplied=draft.unapplied,
+                unapplied=[child for child in draft.unapplied if not child.is_kept],
                 decision=draft.decision,
             )
         except HookFailed:
@@ -512,8 +522,10 @@ class ParallelStep:
                 pass  # what fails after the decision changes nothing
             elif self.join.on_error == "fail":
                 self._is_failing = True
+        ended = [child for child in late if not child.is_kept]
         try:
-            await self.parent.end_unapplied(late)
+            if ended:
+                await self.parent.end_unapplied(ended)
         finally:
             for child in late:
                 self.ledger.enter(child, raised=is_open or self._is_failing)
@@ -535,7 +547,7 @@ class ParallelStep:
             self._count_rest(self.decision)
         for record in () if self.decision is not None else recorded.rest():
             if recorded.is_part_of_the_state(record) and not join.is_listed:
-                self.ledger.add(outcome_of(record, self.parent.path))
+                self._count(record, outcome_of(record, self.parent.path))
             else:
                 gone.append(record)
         old = {(record.act, record.key) for record in gone}
@@ -577,14 +589,6 @@ class ParallelStep:
             count = "a child" if len(errors) == 1 else f"{len(errors)} children"
             msg = f"{count} of fan-out {self.act.name!r} failed"
             raise ExceptionGroup(msg, errors)
-
-
-def _keep(ledger: Ledger, contest: Contest | None, parent: RunPath, record: ChildRecord) -> None:
-    """Count a child that an earlier execution has done all about."""
-    outcome = outcome_of(record, parent)
-    ledger.add(outcome)
-    if contest is not None and isinstance(outcome, Done):
-        contest.recall(outcome)
 
 
 def _only(winner: ChildName, act: str, key: Key, *, anew: bool) -> Literal["leave", "anew"] | None:

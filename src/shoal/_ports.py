@@ -87,6 +87,11 @@ class SavedRun(Protocol):
         ...
 
     @property
+    def abandoned(self) -> bool:
+        """Whether a child has left a thread behind that still ran."""
+        ...
+
+    @property
     def outcome(self) -> Outcome:
         """How a child ended, as a value; made when first asked for."""
         ...
@@ -178,9 +183,8 @@ class RunRecord:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChildRecord:
-    """What a store says of a child."""
+class ChildRecord(NamedTuple):
+    """What a store says of a child. Made for each child, so a named tuple: that costs a third."""
 
     step: str
     """The parent's step that started it..."""
@@ -208,6 +212,8 @@ class ChildRecord:
     attempts: int = 1
     elapsed: float = 0.0
     """Seconds from its start to its end, in the execution in which it ended."""
+    abandoned: bool = False
+    """Whether it has left a thread behind that still ran."""
 
 
 class Store(Protocol):

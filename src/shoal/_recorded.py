@@ -1,8 +1,12 @@
-"""What earlier executions have left of a step's children. Imports the run and what is above it.
+"""What earlier executions have left: a run's history, and what becomes of a step's children.
+
+Imports the run and what is above it.
 
 Invariants:
 - A child that has ended well and was applied is not run again, and not applied again; one that
   ended well and was not applied, is applied; any other goes on after the last step it completed.
+- A child that the store has no end of, in a step that was decided, has lost: it was cancelled for
+  that, or died with its process.
 - A child whose digest is not the recorded one runs anew. If ``reduce`` has taken what it returned,
   nothing is run: that can't be undone.
 """
@@ -12,16 +16,70 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, final
 
-from ._errors import BadUse, InputChanged
-from ._events import Cancelled, ChildName, Done, Failed, Outcome, Skipped
-from ._history import play
+from ._errors import BadUse, InputChanged, UnknownRun
+from ._events import Cancelled, ChildName, Decision, Done, Failed, Outcome, Skipped, Update
+from ._execution import Execution
+from ._history import Entry, Playback, Rewound, play
 from ._ids import Key, RunPath
-from ._ports import ChildRecord, NullStore, Store
+from ._ports import Beginning, ChildRecord, NullStore, Store
 from ._run import Run
 from ._state import State, make_state
 
 Fate = Literal["new", "goes on", "runs anew", "is kept"]
 """What becomes of a child in this execution."""
+
+
+async def recorded_history(
+    execution: Execution,
+    path: RunPath,
+    beginning: Beginning | None = None,
+    *,
+    upto: int | None = None,
+) -> Playback:
+    """Play back what the store has of a root run.
+
+    Args:
+        execution: Whose store it is.
+        path: The run.
+        beginning: What it started from; by default what the store says.
+        upto: The number of the last update that counts; by default, all do.
+
+    Raises:
+        StoreFailed: It did not say.
+        UnknownRun: It has none of that id, or no such update.
+    """
+    if beginning is None:
+        record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
+        if record is None:
+            msg = f"the store has no run {path.id!r}"
+            raise UnknownRun(msg)
+        beginning = record.beginning
+    reading = execution.store.read(path)
+    entries = await execution.ask(reading, f"the history of run {path.id}")
+    if upto is not None:
+        entries = _until(entries, upto, path)
+    return play(beginning.first, entries, after=beginning.after, visits=beginning.visits)
+
+
+def _until(entries: Sequence[Entry], number: int, path: RunPath) -> Sequence[Entry]:
+    """Leave out what came after the update of that number, and after what it completed."""
+    last = max((entry.number for entry in entries if isinstance(entry, Update)), default=0)
+    if not 0 <= number <= last:
+        msg = f"run {path.id} has updates 1 to {last}, so it can't be forked at {number}"
+        raise UnknownRun(msg)
+    kept: list[Entry] = []
+    for at, entry in enumerate(entries):
+        following = entries[at + 1] if at + 1 < len(entries) else None
+        if isinstance(entry, Update) and entry.number > number:
+            break
+        if isinstance(entry, Rewound) and _number(following) > number:
+            break
+        kept.append(entry)
+    return kept
+
+
+def _number(entry: Entry | None) -> int:
+    return entry.number if isinstance(entry, Update) else 0
 
 
 async def recorded_children(
@@ -118,7 +176,7 @@ class Recorded:
         if record.status == "skipped" and record.used:  # for its key alone, whatever else it is now
             return ("is kept", record) if applied else ("new", None)
         if record.digest != child.digest:
-            if self._folds and applied:
+            if self.is_folded(record):
                 msg = (
                     f"fan-out {self._who!r}: what key {child.key!r} works on, or its act's "
                     f"version, has changed since its result was reduced (run {child.path.id}); "
@@ -140,6 +198,10 @@ class Recorded:
         """Tell whether what a child has come to is where ``into`` or ``reduce`` puts it."""
         counts = self._folds or record.status in ("succeeded", "skipped")
         return counts and self.is_applied(record)
+
+    def is_folded(self, record: ChildRecord) -> bool:
+        """Tell whether ``reduce`` has taken what a child has come to, which can't be undone."""
+        return self._folds and self.is_applied(record)
 
     def is_applied(self, record: ChildRecord) -> bool:
         """Tell whether an update that counts has applied a child."""
@@ -163,8 +225,12 @@ async def read_outcomes(run: Run, step: str, visit: int) -> AsyncIterator[Outcom
         raise BadUse(msg)
     execution, what = setting.execution, f"the children of step {step!r} of run {path.id}"
     records = await execution.ask(setting.store.children(path, step, visit), what)
+    decision: Decision | None = None
+    if any(record.status is None for record in records):
+        decision = (await recorded_history(execution, path)).decided.get((step, visit))
     for record in sorted(records, key=lambda one: one.position):
-        if record.status is None:
+        record = decided(record, decision)  # noqa: PLW2901 # the same, as it ended
+        if record.status is None:  # forgotten, since it came up no more
             continue
         outcome = outcome_of(record, path)
         if isinstance(outcome, Done):
@@ -172,6 +238,14 @@ async def read_outcomes(run: Run, step: str, visit: int) -> AsyncIterator[Outcom
             written = make_state(play({}, entries).data)
             outcome = outcome_of(record, path, written)
         yield outcome
+
+
+def decided(record: ChildRecord, decision: Decision | None) -> ChildRecord:
+    """Say how a child ended of a step that is over by ``decision``, if it is by one."""
+    if decision is None or record.status is not None:
+        return record
+    lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
+    return record._replace(**lost)
 
 
 def outcome_of(record: ChildRecord, parent: RunPath, state: State | None = None) -> Outcome:
@@ -186,7 +260,7 @@ def outcome_of(record: ChildRecord, parent: RunPath, state: State | None = None)
         act=record.act, parent=parent, step=record.step, visit=record.visit, key=record.key
     )
     position, element = record.position, record.element
-    attempts, elapsed = record.attempts, record.elapsed
+    attempts, elapsed, abandoned = record.attempts, record.elapsed, record.abandoned
     match record.status:
         case "failed":
             assert record.error is not None, "a store keeps what a child failed with"
@@ -196,6 +270,7 @@ def outcome_of(record: ChildRecord, parent: RunPath, state: State | None = None)
                 element=element,
                 attempts=attempts,
                 elapsed=elapsed,
+                abandoned=abandoned,
                 error=record.error,
             )
         case "cancelled":
@@ -205,6 +280,7 @@ def outcome_of(record: ChildRecord, parent: RunPath, state: State | None = None)
                 element=element,
                 attempts=attempts,
                 elapsed=elapsed,
+                abandoned=abandoned,
                 reason=record.reason,
                 winner=record.winner,
             )
@@ -217,6 +293,7 @@ def outcome_of(record: ChildRecord, parent: RunPath, state: State | None = None)
                 element=element,
                 attempts=attempts,
                 elapsed=elapsed,
+                abandoned=abandoned,
                 value=record.value,
                 state=make_state({}) if state is None else state,
                 used=record.used,

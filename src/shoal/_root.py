@@ -19,15 +19,15 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._cancel import ki_protected
 from ._digest import digest
-from ._errors import BadUse, NotData, RunConflict, UnknownRun
-from ._events import Update
+from ._errors import BadUse, NotData, RunConflict
 from ._execution import Execution
 from ._graph import Graph
-from ._history import Entry, Playback, Rewound, play
+from ._history import Playback, Rewound, play
 from ._ids import RunPath
 from ._ledgers import recall_ledgers
 from ._parallel import Parallel
 from ._ports import Beginning, ChildRecord, NullStore, RunRecord
+from ._recorded import recorded_history
 from ._run import Run
 from ._state import Change, Drop, Set
 
@@ -167,8 +167,9 @@ class Root:
                 )
                 raise BadUse(msg)
         msg = (
-            f"run {path.id} has completed no fan-out with failures, so there is none to retry; a "
-            f"run that has not succeeded goes on with run(id={path.id!r})"
+            f"run {path.id} has completed no fan-out with failures, so there is none to retry; "
+            f"what a child, or a graph as a node, has put up with below itself stays, for it has "
+            f"succeeded; a run that has not goes on with run(id={path.id!r})"
         )
         raise BadUse(msg)
 
@@ -219,59 +220,6 @@ def _is_same(
             f"be told: {error}; or leave out the state: run(id={run_id!r})"
         )
         raise NotData(msg) from error
-
-
-async def recorded_history(
-    execution: Execution,
-    path: RunPath,
-    beginning: Beginning | None = None,
-    *,
-    upto: int | None = None,
-) -> Playback:
-    """Play back what the store has of a root run.
-
-    Args:
-        execution: Whose store it is.
-        path: The run.
-        beginning: What it started from; by default what the store says.
-        upto: The number of the last update that counts; by default, all do.
-
-    Raises:
-        StoreFailed: It did not say.
-        UnknownRun: It has none of that id, or no such update.
-    """
-    if beginning is None:
-        record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
-        if record is None:
-            msg = f"the store has no run {path.id!r}"
-            raise UnknownRun(msg)
-        beginning = record.beginning
-    reading = execution.store.read(path)
-    entries = await execution.ask(reading, f"the history of run {path.id}")
-    if upto is not None:
-        entries = _until(entries, upto, path)
-    return play(beginning.first, entries, after=beginning.after, visits=beginning.visits)
-
-
-def _until(entries: Sequence[Entry], number: int, path: RunPath) -> Sequence[Entry]:
-    """Leave out what came after the update of that number, and after what it completed."""
-    last = max((entry.number for entry in entries if isinstance(entry, Update)), default=0)
-    if not 0 <= number <= last:
-        msg = f"run {path.id} has updates 1 to {last}, so it can't be forked at {number}"
-        raise UnknownRun(msg)
-    kept: list[Entry] = []
-    for at, entry in enumerate(entries):
-        following = entries[at + 1] if at + 1 < len(entries) else None
-        if isinstance(entry, Update) and entry.number > number:
-            break
-        if isinstance(entry, Rewound) and _number(following) > number:
-            break
-        kept.append(entry)
-    return kept
-
-
-def _number(entry: Entry | None) -> int:
-    return entry.number if isinstance(entry, Update) else 0
 
 
 async def _recorded_children(execution: Execution, path: RunPath) -> Sequence[ChildRecord]:

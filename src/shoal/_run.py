@@ -35,7 +35,7 @@ from ._cancel import (
     ki_protected,
     ki_unprotected,
 )
-from ._digest import combined, digest
+from ._digest import combined, named, written
 from ._errors import HookFailed, NotData, RunConflict, TooManySteps, brief, note
 from ._events import (
     AttemptEnded,
@@ -87,6 +87,7 @@ class Setting:
 
     __slots__ = (
         "_digests",
+        "_names",
         "act",
         "deadline",
         "each",
@@ -197,6 +198,7 @@ class Setting:
         self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
         """Whether that is limited."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
+        self._names = b""  # of the act and its version; written when first needed
 
     def digest(self, data: Mapping[str, object], key: Key) -> str:
         """Hash what a child starts with, the name of its act and the act's version.
@@ -205,25 +207,27 @@ class Setting:
             NotData: A field holds what is no data.
         """
         known = self._digests
-        parts: dict[str, bytes] = {}
-        for field, value in data.items():
-            found = known.get(field)
+        if not self._names:
+            self._names = written(self.act, self.graph.version)
+        parts = [self._names]
+        for field in sorted(data):
+            value, found = data[field], known.get(field)
             if found is None or found[0] is not value:  # what all children share is hashed once
                 try:
-                    found = known[field] = value, digest(value)
+                    found = known[field] = value, named(field, value)
                 except NotData as error:
                     who = f"{self.act!r} in step {self.step!r}, key {brief(key)}"
                     msg = f"{who}, would start with field {field!r}: {error}"
                     raise NotData(msg) from error
-            parts[field] = found[1]
-        return combined(parts, self.act, self.graph.version)
+            parts.append(found[1])
+        return combined(parts)
 
 
 @final
 class Trials:
     """What a run that may be tried again remembers of how far it came."""
 
-    __slots__ = ("abandoned", "again_at", "attempt", "further", "kept", "undecided")
+    __slots__ = ("abandoned", "at", "attempt", "further", "is_undecided", "kept", "last_step")
 
     def __init__(self) -> None:
         """Remember nothing yet."""
@@ -231,10 +235,12 @@ class Trials:
         """Which try of the current step this is."""
         self.further: int = 0
         """Tries beside the first, of all steps."""
-        self.again_at: str | None = None
-        """The step at which it begins again, if it is one that was published to have ended."""
-        self.undecided: Act | None = None
-        """The act that is completed, and whose edges could not be judged."""
+        self.at: Act | None = None
+        """The act that failed, or was to come next; None: it has not come to any."""
+        self.is_undecided: bool = False
+        """Whether that act is completed, and only its edges could not be judged."""
+        self.last_step: str | None = None
+        """The last of all its steps, if it has ended well, and was published to have ended."""
         self.kept: dict[str, Any] = {}
         """What steps that failed are to go on with, by their names."""
         self.abandoned: bool = False
@@ -371,6 +377,11 @@ class Run:
         return 1 if self._trials is None else 1 + self._trials.further
 
     @property
+    def abandoned(self) -> bool:
+        """Whether it has left a thread behind that still ran."""
+        return self._trials is not None and self._trials.abandoned
+
+    @property
     def age(self) -> float:
         """Seconds since its start."""
         return self.setting.services.clock() - self._started_at
@@ -441,10 +452,8 @@ class Run:
             "element": self.element,
             "elapsed": self.elapsed,
             "attempts": self.attempts,
+            "abandoned": self.abandoned,
         }
-        if self._trials is not None:
-            common["attempts"] = 1 + self._trials.further
-            common["abandoned"] = self._trials.abandoned
         match self.status:
             case "succeeded":
                 return Done(**common, value=self.value, state=self.final_state, used=self.used)
@@ -486,7 +495,11 @@ class Run:
         hooks = setting.hooks
         act: Act | None = setting.graph.entry
         steps = 0
-        if self._trials is None:
+        trials = self._trials
+        # An attempt that has not come to its first act, since what the store has could not be read
+        # for example, leaves all of that to the next.
+        begins = self._last is None and (trials is None or trials.at is None)
+        if begins:
             if self.record is not None and self._playback is None:
                 await self.recall()
             if self._playback is not None:
@@ -498,8 +511,8 @@ class Run:
                 resumed = self.record is not None or setting.execution.is_resumed
                 resumed = resumed and self._playback is not None  # else it begins, or was forked
                 await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
-        if self._trials is not None:
-            act = await self._act_it_stands_at(self._trials)
+        if not begins:
+            act = await self._act_it_stands_at(self._remember())
         elif setting.schema is not None and self._playback is None:
             self._fill_model(setting.schema)
         if self.rewound is not None:
@@ -508,35 +521,40 @@ class Run:
         max_steps = setting.execution.max_steps
         straight = setting.graph.straight
         walked: tuple[str, ...] = ()
-        while act is not None:
-            steps += 1
-            if steps > max_steps - LAST_STEPS:
-                if steps > max_steps:
-                    raise self._too_many_steps(act, walked)
-                walked += (act.name,)
-            if steps % STEPS == 0:
-                await checkpoint()
-            if setting.gate is not None:
-                await setting.gate(act.name)
-            is_open, self._step = self._step is not None, act.name
-            if hooks.watching_steps:
-                change = await self._perform_watched(act, is_open=is_open)
-            else:
-                change = await act.perform(self)
-            if hooks.failures:
-                raise hooks.failures[0]  # a guard failed; maybe the act has caught what that raised
-            self._playback = None  # what follows is new
-            if setting.schema is not None:
-                change = setting.schema.checked(change, self._head[1], f"action {act.name!r}")
-            if act.name in straight:
-                following = straight[act.name]
-            else:
-                following = await self._choose(act, change)
-            if following is None and not setting.ends_itself:
-                self._last = change
-            else:
-                await self._complete_step(change)
-            act = following
+        try:
+            while act is not None:
+                steps += 1
+                if steps > max_steps - LAST_STEPS:
+                    if steps > max_steps:
+                        raise self._too_many_steps(act, walked)
+                    walked += (act.name,)
+                if steps % STEPS == 0:
+                    await checkpoint()
+                if setting.gate is not None:
+                    await setting.gate(act.name)
+                is_open, self._step = self._step is not None, act.name
+                if hooks.watching_steps:
+                    change = await self._perform_watched(act, is_open=is_open)
+                else:
+                    change = await act.perform(self)
+                if hooks.failures:
+                    raise hooks.failures[0]  # a guard's; maybe the act has caught what that raised
+                self._playback = None  # what follows is new
+                if setting.schema is not None:
+                    change = setting.schema.checked(change, self._head[1], f"action {act.name!r}")
+                if act.name in straight:
+                    following = straight[act.name]
+                else:
+                    following = await self._choose(act, change)
+                if following is None and not setting.ends_itself:
+                    self._last = change
+                else:
+                    await self._complete_step(change)
+                act = following
+        except BaseException:
+            if setting.is_resumable:
+                self._remember().at = act
+            raise
         if self._last is None:
             self._last = NO_CHANGE  # all steps are completed
             if setting.ends_itself:
@@ -594,6 +612,7 @@ class Run:
     async def be_forgotten(self) -> None:
         """Have what was kept of a child and its descendants count no more."""
         await self.commit((), self.data, afresh=True)
+        self.is_afresh = False
 
     async def rerun(self, step: str, by: Run) -> None:
         """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""
@@ -669,12 +688,10 @@ class Run:
         except BaseException:
             await self._complete_step(change)
             if self.setting.is_resumable:
-                self._remember().undecided = act
+                self._remember().is_undecided = True
             raise
 
     def _too_many_steps(self, act: Act, walked: tuple[str, ...]) -> TooManySteps:
-        if self.setting.is_resumable:
-            self._remember().again_at = act.name
         limit = self.setting.execution.max_steps
         return TooManySteps(
             f"run {self.path.id} of {self.path.act!r} has taken {limit} steps, "
@@ -715,22 +732,18 @@ class Run:
 
     async def _act_it_stands_at(self, trials: Trials) -> Act | None:
         """Find where an earlier attempt has come to; None: to the end."""
-        setting = self.setting
-        if trials.undecided is not None:
-            following = _after(setting.graph, trials.undecided, self._head[1])
-            trials.undecided, trials.attempt = None, 1
-            return following
-        step, trials.again_at = self._step or trials.again_at, None
         if self._last is not None:
-            self._step = step
-            if setting.hooks.step_started:
-                event = StepStarted(path=self.path, step=step or "")
-                await setting.hooks.tell(setting.hooks.step_started, event)
+            self._step, hooks = trials.last_step, self.setting.hooks
+            if self._step is not None and hooks.step_started:
+                event = StepStarted(path=self.path, step=self._step)
+                await hooks.tell(hooks.step_started, event)
             return None
-        for act in setting.graph.acts:
-            if act.name == step:
-                return act
-        return setting.graph.entry
+        assert trials.at is not None, "else it would begin"
+        if not trials.is_undecided:
+            return trials.at
+        following = _after(self.setting.graph, trials.at, self._head[1])
+        trials.is_undecided, trials.attempt = False, 1
+        return following
 
     @property
     def attempt(self) -> int:
@@ -749,9 +762,18 @@ class Run:
         trials.further += 1
 
     def reopen(self) -> None:
-        """Go on living, though its end was published: what it is part of is tried again."""
-        self.begin_attempt()
-        self._remember().again_at, self._step = self._step, None
+        """Go on living, though its end was saved and published: its parent is tried again."""
+        if self.never_started:
+            self.never_started = False
+        else:
+            self.begin_attempt()
+        if self._last is not None:  # saved with its end; what lacks is its parent's update
+            update = self.last_update
+            number = self._head[0] if update is None else update.number
+            self._head = number, self.final_data()
+            self._last = NO_CHANGE
+            self._remember().last_step = self._step
+        self._step = None
         self.began = False
         self.status = None
         self.error = None
@@ -1131,9 +1153,10 @@ class Run:
         return self.is_kept or bool(self.reason)
 
     def miss(self) -> None:
-        """Note that the parent doesn't take what the child returned."""
-        self.used = False
-        self._outcome = None
+        """Note that the parent doesn't take what the child returned, if it hasn't long ago."""
+        if not self.is_kept:
+            self.used = False
+            self._outcome = None
 
     def _note(self, error: BaseException) -> None:
         path = self.path

@@ -23,21 +23,32 @@ _Child = tuple[str, Key]  # act and key
 
 @dataclass(slots=True)
 class _Kept:
-    """What is kept of one run."""
+    """What is kept of one run; little, as long as that is little: there is one for each child."""
 
     beginning: Beginning | None = None  # of a root run
     status: Status | None = None
     reason: str = ""
     record: ChildRecord | None = None  # of a child
-    history: list[Entry] = field(default_factory=list[Entry])
-    visits: dict[_Visit, dict[_Child, _Kept]] = field(
-        default_factory=dict["_Visit", "dict[_Child, _Kept]"]
-    )
+    history: Sequence[Entry] = ()
+    visits: dict[_Visit, dict[_Child, _Kept]] = field(default_factory=dict)
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Add to the history."""
+        if not self.history:
+            self.history = entries
+            return
+        if not isinstance(self.history, list):
+            self.history = list(self.history)
+        self.history += entries
 
     def child(self, path: RunPath) -> _Kept:
         """Find what is kept of a child; make room for it, if it is new."""
         visit = self.visits.setdefault((path.step, path.visit), {})
-        return visit.setdefault((path.act, path.key), _Kept())
+        name = path.act, path.key
+        found = visit.get(name)
+        if found is None:
+            found = visit[name] = _Kept()
+        return found
 
     def children(self, step: str | None = None, visit: int | None = None) -> Iterator[_Kept]:
         if step is not None and visit is not None:
@@ -52,7 +63,7 @@ class _Kept:
             visit: {child: kept.copy() for child, kept in children.items()}
             for visit, children in self.visits.items()
         }
-        return replace(self, history=list(self.history), visits=visits)
+        return replace(self, history=tuple(self.history), visits=visits)
 
 
 @final
@@ -143,11 +154,10 @@ class MemoryStore:
         ]
         ends += [(child, _ended(child, None)) for child in batch.unapplied]
         if batch.afresh:
-            kept.history.clear()
-            kept.visits.clear()
+            kept.history, kept.visits = (), {}
         if batch.begun is not None:
             kept.beginning = batch.begun
-        kept.history += batch.entries
+        kept.add(batch.entries)
         kept.status = batch.ended  # None: it goes on
         kept.reason = batch.run.reason
         for child, record in ends:
@@ -155,7 +165,7 @@ class MemoryStore:
             found.record = record
             last = child.last_update
             if last is not None:
-                found.history.append(last)
+                found.add((last,))
 
     async def read(self, path: RunPath, from_number: int = 0) -> Sequence[Entry]:
         """Return the history of a run; see ``Store``."""
@@ -239,4 +249,5 @@ def _ended(run: SavedRun, applied: int | None) -> ChildRecord:
         error=run.error if isinstance(run.error, Exception) else None,
         attempts=run.attempts,
         elapsed=run.elapsed,
+        abandoned=run.abandoned,
     )
