@@ -3,10 +3,10 @@
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _functions, _collections, _ids, _digest, _state, _typenames, _tags, _objects, _codec, _model,
 _schema, _events, _history, _rate, _retry, _breaker, _policy; _action, _until, _condition, _flow,
-_graph; _cancel, _items, _watch, _ports, _hooks, _stream, _execution, _attempts, _step, _run; _host,
-_threads, _limits, _recorded, _source, _group, _hedge, _stagger, _contest, _join, _parallel,
-_fanout, _race, _tasks, _ledgers, _nest, _children, _context; _root, _runtime, _open, _application;
-then the stores.
+_graph; _cancel, _items, _watch, _ports, _backend, _hooks, _stream, _execution, _attempts, _step,
+_run; _host, _threads, _limits, _recorded, _source, _group, _hedge, _stagger, _contest, _join,
+_parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _root, _runtime, _open,
+_application; then the stores.
 ``docs/internals.md`` is the tour.
 """
 
@@ -108,6 +108,7 @@ from .stores import MemoryStore
 
 if typing.TYPE_CHECKING:
     from ._codec import Codec
+    from .stores._sqlite import SQLiteStore
 
 __all__ = [
     "AIMD",
@@ -209,6 +210,7 @@ __all__ = [
     "RunResult",
     "RunStarted",
     "Runtime",
+    "SQLiteStore",
     "SavedError",
     "SavedRun",
     "Set",
@@ -251,7 +253,8 @@ __all__ = [
     "when",
 ]
 
-_LATER = {"Codec": "_codec"}  # what only those who use it need to import
+# what only those who use it need to import
+_LATER = {"Codec": "_codec", "SQLiteStore": "stores._sqlite"}
 
 
 def __getattr__(name: str) -> object:
