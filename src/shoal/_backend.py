@@ -53,11 +53,11 @@ def current_backend() -> Backend:
     return Backend(token, current_time, _EventWaiter, lambda: _no_native_cancels, call_soon, None)
 
 
-def protect_from_ctrl_c() -> None:
-    """Have trio heed the marks that the engine's functions bear, if it runs here."""
-    trio: Any = sys.modules.get("trio")
-    if trio is None:
+def protect_from_ctrl_c(backend: Backend) -> None:
+    """Have trio heed the marks that the engine's functions bear, if it is what runs here."""
+    if backend.alarm is not None:
         return
+    trio: Any = sys.modules["trio"]
     for function in ki_protected_functions:
         trio.lowlevel.enable_ki_protection(function)
     for function in ki_unprotected_functions:

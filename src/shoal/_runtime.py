@@ -143,7 +143,7 @@ class Runtime:
             raise BadUse(msg)
         self._status = "open"
         backend = current_backend()
-        protect_from_ctrl_c()
+        protect_from_ctrl_c(backend)
         self._context = copy_context()
         alarm = backend.alarm or self._alarm
         self._admission = Admission(
