@@ -428,8 +428,11 @@ async def test_a_file_that_stays_locked_ends_the_execution(path: Path):
     hook = RecordingHook()
     app = Application(Graph.chain(one, two), store=store, hooks=[hook])
     with closing(lock):
-        with pytest.raises(StoreFailed, match=r"runs\.db is locked: another program has been"):
+        with pytest.raises(
+            StoreFailed, match=r"runs\.db is locked: another program has been"
+        ) as raised:
             await app.run(id="x")
+        assert "at a save of run x, which stops at its last" in "".join(raised.value.__notes__)
         seen += [one.update.number for one in hook.events if isinstance(one, StateUpdated)]
         lock.execute("ROLLBACK")
     assert seen == [1], "what was not saved was not seen"

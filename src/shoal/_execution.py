@@ -27,6 +27,7 @@ from ._errors import (
     StoreFailed,
     UpdateTooLarge,
     brief,
+    note,
 )
 from ._hooks import Hooks
 from ._ids import new_run_id
@@ -180,6 +181,10 @@ class Execution:
                 await self._acknowledged(pending, batch)
                 return
         except (CommitInDoubt, LeaseLost, StoreFailed) as error:
+            note(
+                error,
+                f"shoal: at a save of run {batch.path.id}, which stops at its last saved state",
+            )
             raise self._first(error) from error.__cause__
         except Exception as error:
             if pending is None and isinstance(error, NotData | UpdateTooLarge):
