@@ -556,22 +556,21 @@ def stopped(store: SQLiteStore) -> Generator[list[int]]:
     Tells how many jobs each transaction had.
     """
     assert store._writer is not None
-    data, go, sizes = store._writer._database, threading.Event(), list[int]()
-    do = data.do
+    data, sizes = store._writer._database, list[int]()
+    held, go, do = threading.Event(), threading.Event(), data.do
 
     def wait(jobs: Any) -> None:
+        held.set()
         go.wait()
         sizes.append(len(jobs))
         do(jobs)
 
     data.do = wait
     store._writer.leave(lambda _: None, 0, lambda _: None)
-    while store._writer._jobs.qsize():  # it has taken that, and waits
-        time.sleep(0.001)
+    held.wait()
     try:
         yield sizes
     finally:
-        data.do = do
         go.set()
 
 
@@ -589,7 +588,7 @@ async def test_what_is_saved_meanwhile_stands_in_one_transaction(path: Path):
         for one in pending:
             assert one is not None
             await one
-        assert sizes == [1], "one held up the thread; eight have waited"
+        assert sizes == [1, 8], "one held up the thread; eight have waited"
         assert list(await store.read(ROOT)) == [update_of(n) for n in range(1, 9)]
 
 
