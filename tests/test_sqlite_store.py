@@ -117,6 +117,14 @@ def test_describing_it_makes_no_file(path: Path):
     assert not path.exists()
 
 
+def test_its_file_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    store = store_at(Path("runs.db"))
+    monkeypatch.chdir("/")
+    Application(outs, store=store).run_sync({"items": [1]}, id="x")
+    assert (tmp_path / "runs.db").exists()
+
+
 # -- being open ------------------------------------------------------------------------------------
 
 

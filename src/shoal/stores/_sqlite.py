@@ -176,10 +176,10 @@ class SQLiteStore:
             DefinitionError: An argument is none of these.
             ImportError: msgspec isn't installed.
         """
-        self.path: Path = Path(path)
-        if str(path) == ":memory:" or not self.path.name:
+        if str(path) == ":memory:" or not Path(path).name:
             msg = f"SQLiteStore takes the path of a file, not {str(path)!r}; see MemoryStore"
             raise DefinitionError(msg)
+        self.path: Path = Path(path).absolute()  # wherever the process goes
         heartbeat = lease / 3 if heartbeat is None else heartbeat
         for name, seconds in (
             ("window", window),
