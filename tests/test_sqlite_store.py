@@ -380,6 +380,37 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
     assert rows(path, "SELECT name FROM sqlite_schema WHERE name = 'further'") == []
 
 
+@pytest.mark.parametrize("fails", ["link", "fsync"])
+def test_where_a_file_can_not_be_made_aside_it_is_made_in_its_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+):
+    def fail(*_: object) -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, fails, fail)
+    Application(outs, store=store_at(path)).run_sync({"items": [1]}, id="x")
+    assert sorted(each.name for each in path.parent.iterdir()) == ["runs.db"]
+
+
+@anyio_test
+async def test_claims_wait_for_no_disk_and_saves_do(path: Path):
+    store = store_at(path, synchronous="full")
+
+    def setting(database: Any) -> int:
+        return database._sql.execute("PRAGMA synchronous").fetchone()[0]
+
+    async with store:
+        assert store._writer is not None
+        async with claimed(store, begin=False):
+            assert await store._writer.ask(setting, lightly=True) == 1
+            await save(store, updates=(update_of(1),))
+            assert await store._writer.ask(setting) == 2
+        assert await store._writer.ask(setting, lightly=True) == 1
+        with stopped(store):
+            together = store._writer.ask(setting, lightly=True), store._writer.ask(setting)
+        assert [await one for one in together] == [2, 2]
+
+
 def test_two_processes_make_one_file(path: Path):
     """Threads are as good: each opens it by itself."""
     barrier = threading.Barrier(6)
