@@ -23,7 +23,13 @@ def execute(program: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
-def test_prints_what_the_readme_shows(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_what_the_readme_shows(
+    program: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # for the files they make
     shown = [line.removeprefix("#> ") for line in program.splitlines() if line.startswith("#> ")]
     execute(program)
     assert capsys.readouterr().out.splitlines() == shown

@@ -1,16 +1,20 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_functions, _collections, _ids, _digest, _state, _model, _schema, _events, _history, _meters,
-_shared, _rate, _retry, _breaker, _policy; _action, _until, _condition, _flow, _graph; _cancel,
-_items, _watch, _ports, _hooks, _stream, _execution, _attempts, _step, _run; _host, _threads, _gate,
-_alarms, _supply, _queue, _seat, _limiter, _entrance, _admission, _recorded, _source, _group,
-_hedge, _stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children,
-_context; _root, _runtime, _open, _application; then the stores and the rates.
+_functions, _collections, _ids, _digest, _state, _typenames, _tags, _objects, _codec, _model,
+_schema, _events, _history, _meters, _shared, _rate, _retry, _breaker, _policy; _action, _until,
+_condition, _flow, _graph; _cancel, _items, _watch, _ports, _backend, _hooks, _stream, _execution,
+_attempts, _step, _run; _host, _threads, _gate, _alarms, _supply, _queue, _seat, _limiter,
+_entrance, _admission, _recorded, _source, _group, _hedge, _stagger, _contest, _join, _parallel,
+_fanout, _race, _tasks, _ledgers, _nest, _children, _context; _root, _runtime, _open, _application;
+then the stores and the rates.
 ``docs/internals.md`` is the tour.
 """
 
 from __future__ import annotations
+
+import importlib
+import typing
 
 from ._action import Act, Action, FunctionAction, Input, Result, action
 from ._application import Application
@@ -35,6 +39,8 @@ from ._errors import (
     MissingInput,
     NobodyAccepted,
     NotData,
+    NotDecodable,
+    NotEncodable,
     NoTransition,
     RateUnavailable,
     Rejected,
@@ -42,6 +48,7 @@ from ._errors import (
     RunCancelled,
     RunClaimed,
     RunConflict,
+    SavedError,
     ShoalError,
     SpuriousCancel,
     StateError,
@@ -52,6 +59,7 @@ from ._errors import (
     UndeclaredRead,
     UndeclaredWrite,
     UnknownRun,
+    UpdateTooLarge,
 )
 from ._events import (
     AttemptEnded,
@@ -101,6 +109,10 @@ from ._until import All, First, FirstItem, Quorum, Until, all_, first, first_ite
 from ._version import __version__
 from .stores import MemoryStore
 
+if typing.TYPE_CHECKING:
+    from ._codec import Codec
+    from .stores._sqlite import SQLiteStore
+
 __all__ = [
     "AIMD",
     "END",
@@ -126,6 +138,7 @@ __all__ = [
     "ChildRerun",
     "ChildStarted",
     "Circuits",
+    "Codec",
     "CommitInDoubt",
     "Completed",
     "Condition",
@@ -173,6 +186,8 @@ __all__ = [
     "NoTransition",
     "NobodyAccepted",
     "NotData",
+    "NotDecodable",
+    "NotEncodable",
     "OnError",
     "OpenRun",
     "Operation",
@@ -203,6 +218,8 @@ __all__ = [
     "RunResult",
     "RunStarted",
     "Runtime",
+    "SQLiteStore",
+    "SavedError",
     "SavedRun",
     "Set",
     "SharedRate",
@@ -231,6 +248,7 @@ __all__ = [
     "UnknownRun",
     "Until",
     "Update",
+    "UpdateTooLarge",
     "Waiting",
     "__version__",
     "action",
@@ -245,6 +263,16 @@ __all__ = [
     "when",
 ]
 
-for _error in [globals()[name] for name in __all__]:  # tracebacks show the public names
+# what only those who use it need to import
+_LATER = {"Codec": "_codec", "SQLiteStore": "stores._sqlite"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+
+
+for _error in [globals().get(name) for name in __all__]:  # tracebacks show the public names
     if isinstance(_error, type) and issubclass(_error, ShoalError):
         _error.__module__ = "shoal"

@@ -26,6 +26,10 @@ with a note that says where it happened. These are the others::
     ├── SpuriousCancel       user code raised a cancellation though nobody had cancelled it
     ├── HookFailed           a guarding hook raised; the update it was told of stays
     ├── NotData              a value that is no data can't be kept, or told from another one
+    │   └── NotEncodable         ...and this is where in it
+    ├── NotDecodable         what was saved can't be read: a type is gone, or has a newer version
+    ├── UpdateTooLarge       an update is larger than the store takes
+    ├── SavedError           stands in for an exception that was saved and can't be made again
     ├── RunClaimed           another execution of the run goes on
     ├── RunConflict          a run of that id was started with something else
     ├── UnknownRun           the store has no run of that id
@@ -175,6 +179,50 @@ class HookFailed(ShoalError):
 
 class NotData(ShoalError):
     """A value is no data: it can't be kept, nor be told from another one after a crash."""
+
+
+class NotEncodable(NotData):
+    """A value can't be saved, because of what it is or holds. Nothing of it was.
+
+    The message says what to do: register its type with the codec, or keep it out of the state.
+    """
+
+    def __init__(self, message: str, path: str = "") -> None:
+        """Say what it is, and where."""
+        super().__init__(message)
+        self.path: str = path
+        """Where it is in what was to be saved, like ``state['pages'][3].body``."""
+
+
+class NotDecodable(ShoalError):
+    """What was saved can't be read back: it names a type that is gone, or a newer version of one.
+
+    The store keeps it as it is. The message says what to do; then it can be read.
+    """
+
+
+class UpdateTooLarge(ShoalError):
+    """An update is larger than the ``max_update`` of the store. Nothing of it was saved."""
+
+
+class SavedError(ShoalError):
+    """Stands in for an exception that was saved, and that can't be made again as what it was.
+
+    Nothing has imported its module, its class is gone or local to a function, or it was made with
+    arguments that are no data. Notes and cause are those of the exception.
+    """
+
+    def __init__(self, type: str, text: str) -> None:  # noqa: A002 # as ErrorInfo has it
+        """Say what it was."""
+        super().__init__(type, text)
+        self.type: str = type
+        """Where its class was defined: ``module:Name``."""
+        self.text: str = text
+        """What ``str()`` of it was."""
+
+    def __str__(self) -> str:
+        name = self.type.removeprefix("builtins:").replace(":", ".")
+        return f"{name}: {self.text}" if self.text else name
 
 
 class RunClaimed(ShoalError):

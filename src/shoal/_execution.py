@@ -20,11 +20,14 @@ from ._cancel import as_failure
 from ._errors import (
     CommitInDoubt,
     LeaseLost,
+    NotData,
     RunClaimed,
     ShoalError,
     SpuriousCancel,
     StoreFailed,
+    UpdateTooLarge,
     brief,
+    note,
 )
 from ._hooks import Hooks
 from ._ids import new_run_id
@@ -160,12 +163,16 @@ class Execution:
         Once a save has failed, each further one fails with what that one has failed with.
 
         Raises:
+            NotData: Something in it can't be kept, and none of it is. That ends nothing here: it is
+                a failure of the step that made it.
+            UpdateTooLarge: The same, for it is too large.
             StoreFailed: The store raised; the batch is not kept.
             CommitInDoubt: It did not acknowledge in time; whether the batch is kept is unknown.
             LeaseLost: Another execution has the run; the batch is not kept.
         """
         if self._failure is not None:
             raise self._failure
+        pending: Awaitable[None] | None = None
         try:
             pending = store.save(batch)
             if pending is None:
@@ -173,9 +180,15 @@ class Execution:
             with CancelScope(shield=True), move_on_after(self.services.commit_deadline):
                 await self._acknowledged(pending, batch)
                 return
-        except (CommitInDoubt, LeaseLost) as error:
+        except (CommitInDoubt, LeaseLost, StoreFailed) as error:
+            note(
+                error,
+                f"shoal: at a save of run {batch.path.id}, which stops at its last saved state",
+            )
             raise self._first(error) from error.__cause__
         except Exception as error:
+            if pending is None and isinstance(error, NotData | UpdateTooLarge):
+                raise  # refused at once: nothing is wrong with the store
             why = f"{brief(error)}; the run stops at its last saved state"
             msg = f"the store could not keep a save of run {batch.path.id}: {why}"
             raise self._first(StoreFailed(msg)) from error
@@ -226,7 +239,7 @@ class Execution:
             failure = as_failure(error)
             if failure is None:
                 raise
-            if isinstance(failure, RunClaimed | LeaseLost):
+            if isinstance(failure, RunClaimed | LeaseLost | StoreFailed):
                 raise self._first(failure) from failure.__cause__
             late = scope.cancelled_caught
             why = f"it did not answer within {deadline:g} s" if late else brief(failure)

@@ -778,7 +778,7 @@ def child_setting(
         scopes=setting.scopes,
         deadline=setting.deadline if deadline is None else deadline,
         store=setting.store if store is None else store,
-        ends_itself=store is not None and store is not setting.store,
+        keeper=setting.store,
         hooks=setting.hooks if hooks is None else hooks,
         digests=digests,
         on_item=on_item if setting.on_item is None else partial(_hand_up, run, on_item),

@@ -101,6 +101,11 @@ class SavedRun(Protocol):
         """A child's last update, saved with its end; None if there is none."""
         ...
 
+    @property
+    def packed(self) -> object:
+        """What ``Store.pack`` has made of it when it ended well; None: nothing, or it didn't."""
+        ...
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,11 +243,29 @@ class Store(Protocol):
         """Say what is known of a root run; None if nothing is."""
         ...
 
+    def pack(self, child: SavedRun) -> object:
+        """Prepare to keep what a child has come to, which is about to end well.
+
+        Called on the event loop, before the save that holds the end, where ``child.packed`` is what
+        this has returned. A store that has nothing to prepare returns None.
+
+        Raises:
+            NotData: Its value, element or last update can't be kept: so the child fails.
+            UpdateTooLarge: They are larger than the store takes: so the child fails.
+        """
+        ...
+
     def save(self, batch: Batch) -> Awaitable[None] | None:
         """Keep ``batch``, all or nothing.
 
         Returns None where it is safe already, else an awaitable that ends when it is; raises, at
-        once or when awaited, where it could not be kept.
+        once or when awaited, where it could not be kept. That ends the execution, but for two
+        errors raised at once, which are failures of the step that made what is in the batch.
+
+        Raises:
+            NotData: Something in it can't be kept.
+            UpdateTooLarge: It is larger than the store takes.
+            LeaseLost: Another execution has claimed the run.
         """
         ...
 
@@ -278,7 +301,7 @@ def check_store(store: object, where: str) -> None:
     Raises:
         DefinitionError: Naming the methods that it lacks.
     """
-    calls = ("claim", "load", "save", "read", "children", "release")
+    calls = ("claim", "load", "pack", "save", "read", "children", "release")
     lacking = [name for name in calls if not callable(getattr(store, name, None))]
     if isinstance(store, type):
         msg = f"{where} takes a store, and {store.__name__} is a class: write it with ()"
@@ -298,6 +321,9 @@ class NullStore:
 
     async def load(self, run_id: str) -> RunRecord | None:
         """Know nothing."""
+
+    def pack(self, child: SavedRun) -> object:
+        """Prepare nothing."""
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
         """Forget ``batch``."""

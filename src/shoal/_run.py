@@ -101,6 +101,7 @@ class Setting:
         "host",
         "inputs",
         "is_limited",
+        "keeper",
         "keeps",
         "on_item",
         "is_resumable",
@@ -130,7 +131,7 @@ class Setting:
         gate: Callable[[str], Awaitable[None]] | None = None,
         deadline: float | None = None,
         store: Store | None = None,
-        ends_itself: bool = False,
+        keeper: Store | None = None,
         hooks: Hooks | None = None,
         digests: dict[str, tuple[object, bytes]] | None = None,
         on_item: Callable[[Run, object], None] | None = None,
@@ -154,8 +155,8 @@ class Setting:
             deadline: When they will be cancelled from outside, by the loop's clock; by default,
                 when the execution will be.
             store: Where they are kept; by default, where the execution is.
-            ends_itself: Whether that is not where their parent is kept, so that their last step is
-                saved by themselves.
+            keeper: Where their parent is kept, if there is one, and so their ends. If that is
+                another store, their last step is saved by themselves.
             hooks: Told of them and their descendants; by default, those of the execution.
             digests: Of the fields that siblings have in common, by name; filled as they are made.
             on_item: Called with a run and each partial item that it gives, before hooks are told.
@@ -170,10 +171,11 @@ class Setting:
         self.services: Services = execution.services
         self.hooks: Hooks = execution.hooks if hooks is None else hooks
         self.store: Store = execution.store if store is None else store
-        self.ends_itself: bool = ends_itself
+        self.keeper: Store = self.store if keeper is None else keeper
+        self.ends_itself: bool = self.keeper is not self.store
         # whether a store is going to have them, which asks for their digest
         self.keeps: bool = parent is not None and (
-            ends_itself or not isinstance(self.store, NullStore)
+            self.ends_itself or not isinstance(self.store, NullStore)
         )
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
@@ -277,6 +279,7 @@ class Run:
         "key",
         "position",
         "never_started",
+        "packed",
         "reason",
         "record",
         "rewound",
@@ -315,6 +318,7 @@ class Run:
         self.used = True
         self.winner: ChildName | None = None  # of the race that it was cancelled for
         self.value: object = None
+        self.packed: object = None  # what the parent's store has made of its end
         self.elapsed = 0.0
         # The number of the last update, and the state after it: one attribute, so that not even a
         # KeyboardInterrupt between two bytecodes tears them apart.
@@ -906,6 +910,8 @@ class Run:
             afresh: Whether what was kept of it before counts no more.
 
         Raises:
+            NotData: Something of it can't be kept; nothing changed here. The step fails with that.
+            UpdateTooLarge: The same, for it is too large.
             StoreFailed: The store raised; nothing changed here.
             CommitInDoubt: The store did not acknowledge in time; nothing changed here.
             HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
@@ -1094,16 +1100,24 @@ class Run:
     # -- ending ---------------------------------------------------------------------------------
 
     def succeed(self) -> None:
-        """Note that a child reached the end of its graph, and what its value is."""
+        """Note that a child reached the end of its graph, and what its value is.
+
+        Raises:
+            NotData: That, or what it wrote last, is nothing that can be kept.
+            UpdateTooLarge: It is more than can be kept.
+        """
         setting = self.setting
         if setting.value_of is not None:
             self.value = setting.value_of(self)
+        if setting.parent is not None:
+            self.packed = setting.keeper.pack(self)
         self.elapsed = setting.services.clock() - self._started_at
         self.status = "succeeded"
 
     def fail(self, error: Exception) -> None:
         """Note that the run ended with ``error``, and say in it where that was."""
         self._last = None
+        self.value = None  # which may be what can't be kept
         self._ledgers = None  # there will be no result, and the errors in there lead back to here
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "failed"

@@ -8,43 +8,31 @@ Invariants:
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import copy_context
-from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar, final
+from typing import Any, Literal, Protocol, Self, TypeVar, final
 
-from anyio import (
-    CancelScope,
-    Event,
-    create_task_group,
-    current_time,
-    get_cancelled_exc_class,
-    sleep_until,
-)
+from anyio import CancelScope, create_task_group, get_cancelled_exc_class, sleep_until
 from anyio.abc import TaskGroup
 
 from ._action import Act
 from ._admission import Admission
 from ._attempts import Retries
+from ._backend import current_backend, protect_from_ctrl_c
 from ._breaker import Circuits
-from ._cancel import ki_protected_functions, ki_unprotected_functions
 from ._context import Context
 from ._errors import BadUse, DefinitionError
 from ._host import Hosted
 from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
-from ._ports import NullStore, Services, Store, Waiter, check_store
+from ._ports import NullStore, Services, Store, check_store
 from ._rate import Limits
 from ._retry import is_positive
 from ._root import Root
 from ._threads import Threads
 from ._watch import GRACE, Watchdog
-
-if TYPE_CHECKING:
-    import asyncio  # not at run time: trio does without it
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -156,7 +144,8 @@ class Runtime:
             msg = "the runtime is open already: another block needs another Runtime(...)"
             raise BadUse(msg)
         self._status = "open"
-        backend = _backend()
+        backend = current_backend()
+        protect_from_ctrl_c(backend)
         self._context = copy_context()
         alarm = backend.alarm or self._alarm
         retries = Retries(backend.clock, self._seed)
@@ -368,65 +357,3 @@ class Runtime:
             how = "not open yet" if self._status == "new" else "closed"
             msg = f"the runtime is {how}: use it inside `async with Runtime(...) as runtime`"
             raise BadUse(msg)
-
-
-def _alarm_of(
-    loop: asyncio.AbstractEventLoop, at: float, call: Callable[[], None]
-) -> Callable[[], object]:
-    return loop.call_at(at, call).cancel
-
-
-def _no_native_cancels() -> int:
-    return 0
-
-
-@final
-class _EventWaiter:
-    """A waiter made of an event, for trio."""
-
-    __slots__ = ("_event",)
-
-    def __init__(self) -> None:
-        self._event = Event()
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self._event.wait().__await__()
-
-    def done(self) -> bool:
-        return self._event.is_set()
-
-    def set_result(self, _result: None, /) -> None:
-        self._event.set()
-
-
-class _Backend(NamedTuple):
-    """What is taken from the event loop itself: on asyncio that is several times faster."""
-
-    clock: Callable[[], float]
-    """The clock that the loop's own timers run on, virtual ones included."""
-    waiter: Callable[[], Waiter]
-    native_cancels: Callable[[], Callable[[], int]]
-    call_soon: Callable[[Callable[[], None]], object]
-    """Has the loop call a function soon, whatever thread it is called in."""
-    alarm: Callable[[float, Callable[[], None]], Callable[[], object]] | None
-    """Has the loop call a function at a time; None: it can't. Returns what calls that off."""
-
-
-def _backend() -> _Backend:
-    aio: Any = sys.modules.get("asyncio")  # not imported here: trio does without it
-    if aio is not None and get_cancelled_exc_class() is aio.CancelledError:
-        loop = aio.get_running_loop()
-        return _Backend(
-            loop.time,
-            loop.create_future,
-            lambda: aio.current_task().cancelling,
-            loop.call_soon_threadsafe,
-            partial(_alarm_of, loop),
-        )
-    trio: Any = sys.modules["trio"]
-    for function in ki_protected_functions:
-        trio.lowlevel.enable_ki_protection(function)
-    for function in ki_unprotected_functions:
-        trio.lowlevel.disable_ki_protection(function)
-    call_soon = trio.lowlevel.current_trio_token().run_sync_soon
-    return _Backend(current_time, _EventWaiter, lambda: _no_native_cancels, call_soon, None)

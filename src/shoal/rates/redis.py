@@ -24,9 +24,9 @@ try:
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
-except ModuleNotFoundError as missing:
-    msg = f"shoal.rates.redis needs {missing.name}: pip install 'shoal[redis]'"
-    raise ModuleNotFoundError(msg, name=missing.name) from None
+except ModuleNotFoundError as _missing:
+    _msg = f"shoal.rates.redis needs {_missing.name}: pip install 'shoal[redis]'"
+    raise ModuleNotFoundError(_msg, name=_missing.name) from None
 
 __all__ = ["RedisRates"]
 

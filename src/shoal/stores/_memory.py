@@ -140,6 +140,9 @@ class MemoryStore:
             return None
         return RunRecord(beginning=kept.beginning, status=kept.status, reason=kept.reason)
 
+    def pack(self, child: SavedRun) -> None:
+        """Prepare nothing: values are kept as they are."""
+
     def save(self, batch: Batch) -> None:
         """Keep ``batch``; see ``Store``."""
         root = batch.path.root.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._clock import VirtualDeadlock, VirtualTimeLoop, run_virtual, virtual_backend
+from ._conformance import HandMadeRun, StoreConformance, child_run
 from ._crash import Recovery, crash_everywhere
 from ._everywhere import Attempt, Ending, cancel_everywhere
 from ._leaks import LeakError, no_leaks
@@ -11,12 +12,15 @@ from ._recording import RecordingHook
 __all__ = [
     "Attempt",
     "Ending",
+    "HandMadeRun",
     "LeakError",
     "RecordingHook",
     "Recovery",
+    "StoreConformance",
     "VirtualDeadlock",
     "VirtualTimeLoop",
     "cancel_everywhere",
+    "child_run",
     "crash_everywhere",
     "no_leaks",
     "run_virtual",

@@ -35,7 +35,7 @@ from weakref import WeakKeyDictionary
 import anyio
 
 from shoal.testing._deadlock import VirtualDeadlock
-from shoal.testing._workers import may_be_called, working_threads
+from shoal.testing._workers import is_owed, may_be_called, working_threads
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -182,8 +182,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def _waits_for_outside(self) -> bool:
         if self._outside_jobs or len(self._turns.get_map()) > self._own_descriptors:
             return True
-        return threading.active_count() > 1 and any(
-            _works_for(self, thread) for thread in threading.enumerate()
+        return threading.active_count() > 1 and (
+            any(_works_for(self, thread) for thread in threading.enumerate()) or is_owed(self)
         )
 
 

@@ -25,7 +25,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint
 from shoal._errors import CommitInDoubt, RunClaimed, StoreFailed
 from shoal._history import Entry
 from shoal._ids import RunPath
-from shoal._ports import Batch, ChildRecord, RunRecord, Store
+from shoal._ports import Batch, ChildRecord, RunRecord, SavedRun, Store
 from shoal.stores import MemoryStore
 from shoal.testing._clock import run_virtual
 from shoal.testing._everywhere import places
@@ -325,6 +325,9 @@ class _Unsteady:
         if self._does_it_first:
             await do()
         return await self._go_wrong()
+
+    def pack(self, child: SavedRun) -> object:
+        return self._kept.pack(child)
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
         goes_wrong = self._arrive(f"save of {_described(batch)}")

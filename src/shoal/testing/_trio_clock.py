@@ -18,7 +18,7 @@ import trio.testing
 
 from shoal.testing._deadlock import VirtualDeadlock
 from shoal.testing._stacks import suspended_frames
-from shoal.testing._workers import may_be_called, working_threads
+from shoal.testing._workers import is_owed, may_be_called, working_threads
 
 _run: Any = importlib.import_module("trio._core._run")
 
@@ -67,9 +67,10 @@ def _waits_for_outside() -> bool:
     )
     if waiting > 1:  # one waits for calls from threads, always
         return True
-    return threading.active_count() > 1 and any(
-        map(_waits_for_thread, _tasks_from(trio.lowlevel.current_root_task()))
-    )
+    if threading.active_count() == 1:
+        return False
+    tasks = _tasks_from(trio.lowlevel.current_root_task())
+    return any(map(_waits_for_thread, tasks)) or is_owed(trio.lowlevel.current_trio_token())
 
 
 def _waits_for_thread(task: trio.lowlevel.Task) -> bool:

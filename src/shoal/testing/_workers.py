@@ -26,6 +26,16 @@ def may_be_called(bystanders: Collection[threading.Thread]) -> bool:
     return any(thread not in bystanders for thread in working_threads())
 
 
+def is_owed(token: object) -> bool:
+    """Whether tasks of an event loop wait for a thread that says so itself, as stores' do.
+
+    Args:
+        token: The loop; on trio, its token.
+    """
+    asked = (getattr(thread, "owes", None) for thread in threading.enumerate())
+    return any(owes is not None and owes(token) for owes in asked)
+
+
 def _is_idle_worker(thread: threading.Thread) -> bool:
     # anyio's on asyncio. Known by its attributes, for its class is private.
     if thread in getattr(thread, "idle_workers", ()):

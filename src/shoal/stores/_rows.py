@@ -1,0 +1,567 @@
+"""What any database keeps of runs: a save turned into rows, and rows into what a store returns.
+
+Imports the ports and the codec. What is particular to one database isn't here: names of tables,
+keys, transactions.
+
+Invariants:
+- Everything is encoded when a save is handed over, on the event loop: so what can't be encoded is
+  refused at the step that made it, and nothing that changes later changes what is kept.
+- A child's result is written once, though three say it: the child's last update, its outcome, and
+  the parent's update that applies it. Where those follow from the result, they are a *form*, which
+  all children of a fan-out share.
+- A save costs what it changes: the items that were added to a collection, never the collection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast, final
+
+from shoal._codec import Codec
+from shoal._errors import NotEncodable, brief, note
+from shoal._events import ChildName, Decision, Status, Update
+from shoal._history import Completed, Entry, Rewound
+from shoal._ids import Key, RunPath
+from shoal._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun
+from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
+
+from ._sizes import LARGE, UpdateSizes
+
+Kind = Literal["update", "decision", "completed", "rewound"]
+"""What a row of a history holds."""
+
+
+@final
+class Place(NamedTuple):
+    """What all children that execute one act in one visit of a step have in common."""
+
+    step: str
+    visit: int
+    act: str
+
+
+@final
+class Begun(NamedTuple):
+    """What a root run starts from."""
+
+    application: str
+    version: str
+    first: str
+    """JSON of the fields it starts with."""
+    after: str | None
+    visits: str
+    forked_from: str | None
+    forked_at: int | None
+
+
+@final
+class History(NamedTuple):
+    """One entry in the history of a run."""
+
+    number: int
+    """Of the update; of anything else, of the last update before it."""
+    kind: Kind
+    step: str
+    data: str
+
+
+@final
+class Child(NamedTuple):
+    """A child, as its row has it. Plain texts but for those said to be JSON."""
+
+    step: str
+    visit: int
+    act: str
+    key: Key
+    position: int
+    element: str
+    """JSON."""
+    digest: str
+    status: str | None = None
+    applied: int | None = None
+    used: int = 1
+    value: str | None = None
+    """JSON; None: it has none."""
+    form: str | None = None
+    """JSON: how its last update, and the parent's that applied it, follow from its value."""
+    change: str | None = None
+    """JSON: the parent's update that applied it, where it doesn't follow from the value."""
+    own: str | None = None
+    """JSON: its own last update, where that doesn't."""
+    reason: str | None = None
+    winner_act: str | None = None
+    winner_key: Key | None = None
+    error: str | None = None
+    """JSON."""
+    attempts: int = 1
+    elapsed: float = 0.0
+    abandoned: int = 0
+
+
+@final
+class Rows(NamedTuple):
+    """All that one save writes."""
+
+    root: str
+    """The id of the root run."""
+    holder: str
+    """The execution that saves."""
+    path: tuple[tuple[Place, Key], ...]
+    """Where the run stands, from below the root down."""
+    run: Child | None
+    """The run itself as one that is under way, unless it is a root run."""
+    begun: Begun | None
+    status: Status | None
+    """Of a root run: how its execution ended, if it has."""
+    reason: str
+    afresh: bool
+    history: Sequence[History]
+    children: Sequence[Child]
+
+
+@final
+class Packed(NamedTuple):
+    """What a save holds of a child that ended well, but for what its parent makes of it."""
+
+    element: str
+    value: str | None
+    own: str | None
+    """JSON of its last update, unless that is to follow from the value..."""
+    form: tuple[int, str, str] | None
+    """...by this: the number of the update, its step and its field."""
+
+
+@final
+class Packer:
+    """Turns saves into rows."""
+
+    def __init__(self, codec: Codec, sizes: UpdateSizes) -> None:
+        """Encode with ``codec``, and refuse updates that are too large for ``sizes``."""
+        self._encode: Callable[[object, str], str] = codec.encode
+        self._sizes = sizes
+        self._small = min(LARGE, sizes.max_update) // 4  # characters that are surely few enough
+        # Of one fan-out all children have the same form, so there are few of them in a row.
+        self._forms: dict[tuple[object, ...], str] = {}
+
+    def pack(self, child: SavedRun) -> Packed:
+        """Encode what a child has come to.
+
+        Raises:
+            NotEncodable: Some of it can't be kept.
+            UpdateTooLarge: It is too large to be kept.
+        """
+        value, update = child.value, child.last_update
+        element = self._encode(child.element, "element")
+        form: tuple[int, str, str] | None = None
+        own: str | None = None
+        encoded: str | None = None
+        if update is not None:
+            operations = update.operations
+            first = operations[0]
+            if len(operations) == 1 and type(first) is Set and first.value is value:
+                form = update.number, update.step, first.field
+                encoded = self._encode(value, f"state[{first.field!r}]")
+            else:
+                own = self._update(update)
+                self._check(own, child.path, update.step)
+        if encoded is None and value is not None:
+            encoded = self._encode(value, "value")
+        if encoded is not None:
+            self._check(encoded, child.path, "" if update is None else update.step)
+        return Packed(element, encoded, own, form)
+
+    def save(self, batch: Batch) -> Rows:
+        """Encode a save.
+
+        Raises:
+            NotEncodable: Something in it can't be kept.
+            UpdateTooLarge: An update is too large to be kept.
+        """
+        run, updates, applied = batch.run, batch.updates, batch.applied
+        path = run.path
+        children: list[Child] = []
+        plain = updates
+        if applied or batch.unapplied:
+            plain = updates[len(applied) :]
+            children = [
+                self._ended(child, update) for child, update in zip(applied, updates, strict=False)
+            ]
+            children += [self._ended(child, None) for child in batch.unapplied]
+        is_root = path.parent is None
+        return Rows(
+            root=path.root.id,
+            holder=batch.holder,
+            path=() if is_root else chain(path),
+            run=None if is_root else self._under_way(run),
+            begun=None if batch.begun is None else self._begun(batch.begun),
+            status=batch.ended,
+            reason=_clean(run.reason) if is_root and batch.ended is not None else "",
+            afresh=batch.afresh,
+            history=self._history(batch, plain),
+            children=children,
+        )
+
+    def _history(self, batch: Batch, plain: Sequence[Update]) -> list[History]:
+        rows: list[History] = []
+        updates, rewound, completed = batch.updates, batch.rewound, batch.step_completed
+        before = updates[0].number - 1 if updates else batch.before
+        last = updates[-1].number if updates else batch.before
+        if rewound is not None:
+            rows.append(History(before, "rewound", rewound.step, str(rewound.visit)))
+        for update in plain:
+            text = self._update(update)
+            self._check(text, batch.path, update.step)
+            rows.append(History(update.number, "update", update.step, text))
+        decision = batch.decision
+        if decision is not None:
+            data = [list(decision.winner), list(map(list, decision.winners)), decision.reason]
+            rows.append(History(last, "decision", decision.step, self._encode(data, "decision")))
+        if completed is not None:
+            rows.append(History(last, "completed", completed, str(batch.before)))
+        return rows
+
+    def _begun(self, begun: Beginning) -> Begun:
+        run_id, number = begun.forked_from or (None, None)
+        return Begun(
+            application=begun.application,
+            version=begun.version,
+            first=self._encode(dict(begun.first), "state"),
+            after=begun.after,
+            visits=json.dumps(dict(begun.visits)),
+            forked_from=run_id,
+            forked_at=number,
+        )
+
+    def _under_way(self, run: SavedRun) -> Child:
+        path = run.path
+        return Child(
+            path.step,
+            path.visit,
+            path.act,
+            path.key,
+            run.position,
+            self._encode(run.element, "element"),
+            run.digest,
+        )
+
+    def _ended(self, child: SavedRun, update: Update | None) -> Child:
+        """Make the row of a child that has ended, and was applied by ``update``, if it was."""
+        path, status = child.path, child.status
+        packed = child.packed if status == "succeeded" else None
+        if not isinstance(packed, Packed):  # a store elsewhere may have made another one
+            packed = self.pack(child) if status == "succeeded" else self._what_is_left(child)
+        form: str | None = None
+        change: str | None = None
+        if update is not None:
+            put = _put_of(child, path, update)
+            if put is not None:
+                form = self._form(put, packed.form)
+            else:
+                change = self._update_for(update, path)
+        if form is None and packed.form is not None:
+            form = self._form(None, packed.form)
+        winner = child.winner
+        return Child(
+            path.step,
+            path.visit,
+            path.act,
+            path.key,
+            child.position,
+            packed.element,
+            child.digest,
+            "skipped" if status is None else status,
+            None if update is None else update.number,
+            int(child.used),
+            packed.value,
+            form,
+            change,
+            packed.own,
+            _clean(child.reason) if child.reason else None,
+            None if winner is None else winner.act,
+            None if winner is None else winner.key,
+            self._encode(child.error, "error") if isinstance(child.error, Exception) else None,
+            child.attempts,
+            child.elapsed,
+            int(child.abandoned),
+        )
+
+    def _what_is_left(self, child: SavedRun) -> Packed:
+        """Encode what there is of a child that did not end well: maybe just because it can't be."""
+        try:
+            element = self._encode(child.element, "element")
+        except NotEncodable:
+            element = "null"
+        value = None if child.value is None else self._encode(child.value, "value")
+        update = child.last_update
+        return Packed(element, value, None if update is None else self._update(update), None)
+
+    def _form(self, put: tuple[str, str] | None, own: tuple[int, str, str] | None) -> str:
+        known = self._forms.get((put, own))
+        if known is None:
+            if len(self._forms) > 1000:  # noqa: PLR2004 # steps of loops, numbered each anew
+                self._forms.clear()
+            known = self._forms[put, own] = json.dumps({"applied": put, "own": own})
+        return known
+
+    def _update_for(self, update: Update, child: RunPath) -> str:
+        try:
+            text = self._update(update)
+            self._check(text, child, update.step)
+        except Exception as error:
+            note(error, f"shoal: in what step {update.step!r} makes of key {child.key!r}")
+            raise
+        return text
+
+    def _update(self, update: Update) -> str:
+        operations = [_operation(one) for one in update.operations]
+        data: dict[str, object] = {"number": update.number, "do": operations}
+        data["step"] = update.step
+        if update.discovered:
+            data["found"], data["at"] = list(update.discovered), update.discovered_at
+        try:
+            return self._encode(data, "update")
+        except NotEncodable:
+            for operation in update.operations:  # once more, to say where it is
+                for path, value in _values(operation):
+                    self._encode(value, path)
+            self._encode(data.get("found"), "what grow returned")
+            raise
+
+    def _check(self, text: str, path: RunPath, step: str) -> None:
+        if len(text) > self._small:
+            child = f", key {path.key!r} of {path.step!r}," if path.parent is not None else ""
+            self._sizes.check(text, f"what step {step!r} of run {path.id}{child} has written")
+
+
+def _clean(text: str) -> str:
+    """Return what any database takes: no half surrogate pair, no NUL."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def chain(path: RunPath) -> tuple[tuple[Place, Key], ...]:
+    links: list[tuple[Place, Key]] = []
+    at = path
+    while at.parent is not None:
+        links.append((Place(at.step, at.visit, at.act), at.key))
+        at = at.parent
+    return tuple(reversed(links))
+
+
+def _put_of(child: SavedRun, path: RunPath, update: Update) -> tuple[str, str] | None:
+    """Say how an update follows from the value of the child that it applies; None: it doesn't."""
+    operations = update.operations
+    if len(operations) != 1 or update.discovered or update.step != path.step:
+        return None
+    first = operations[0]
+    if child.status != "succeeded" or first.__class__ not in (Put, PutWithin):
+        return None
+    position = child.position
+    if type(first) is Put and first.value is child.value and first.position == position:
+        if first.key is path.key:
+            return "put", first.field
+        if first.key is path.act:
+            return "act", first.field
+    if (
+        type(first) is PutWithin
+        and first.value is child.value
+        and first.position == position
+        and first.inner_position == position
+        and first.key is path.key
+        and first.inner_key is path.act
+    ):
+        return "within", first.field
+    return None
+
+
+_NAMES: dict[type, str] = {
+    Set: "set",
+    Extend: "extend",
+    Put: "put",
+    PutWithin: "within",
+    Increment: "add",
+    Drop: "drop",
+}
+_OPERATIONS: dict[str, Callable[..., Operation]] = {name: kind for kind, name in _NAMES.items()}
+
+
+def _operation(operation: Operation) -> list[object]:
+    kind = _NAMES[type(operation)]
+    if isinstance(operation, Extend):
+        return [kind, operation.field, list(operation.values)]
+    return [kind, *operation]
+
+
+def _values(operation: Operation) -> Iterator[tuple[str, object]]:
+    """Go through what an operation holds of a user's, and where that will be."""
+    path = f"state[{operation.field!r}]"
+    match operation:
+        case Set(_, value):
+            yield path, value
+        case Extend(_, values):
+            yield path, list(values)
+        case Put(_, key, value):
+            yield f"a key of {path}", key
+            yield f"{path}[{brief(key)}]", value
+        case PutWithin(_, key, inner_key, value):
+            yield f"a key of {path}", [key, inner_key]
+            yield f"{path}[{brief(key)}][{brief(inner_key)}]", value
+        case Increment(_, by):
+            yield path, by
+        case Drop():
+            return
+
+
+# -- and back --------------------------------------------------------------------------------------
+
+
+@final
+class Unpacker:
+    """Turns rows into what a store returns."""
+
+    def __init__(self, codec: Codec) -> None:
+        """Decode with ``codec``."""
+        self._decode: Callable[[str], Any] = codec.decode
+
+    def run(self, begun: Begun, status: Status | None, reason: str) -> RunRecord:
+        """Return what is known of a root run."""
+        forked = None
+        if begun.forked_from is not None and begun.forked_at is not None:
+            forked = begun.forked_from, begun.forked_at
+        beginning = Beginning(
+            application=begun.application,
+            version=begun.version,
+            first=self._decode(begun.first),
+            after=begun.after,
+            visits=cast("Mapping[str, int]", json.loads(begun.visits)),
+            forked_from=forked,
+        )
+        return RunRecord(beginning=beginning, status=status, reason=reason)
+
+    def child(self, row: Child) -> ChildRecord:
+        """Return what is known of a child."""
+        winner = None
+        if row.winner_act is not None and row.winner_key is not None:
+            winner = ChildName(row.winner_act, row.winner_key)
+        return ChildRecord(
+            step=row.step,
+            visit=row.visit,
+            act=row.act,
+            key=row.key,
+            position=row.position,
+            element=self._decode(row.element),
+            digest=row.digest,
+            status=cast("Status", row.status),
+            value=None if row.value is None else self._decode(row.value),
+            applied=row.applied,
+            used=bool(row.used),
+            reason=row.reason or "",
+            winner=winner,
+            error=None if row.error is None else self._decode(row.error),
+            attempts=row.attempts,
+            elapsed=row.elapsed,
+            abandoned=bool(row.abandoned),
+        )
+
+    def history(self, rows: Iterable[History], children: Iterable[Child]) -> list[Entry]:
+        """Return the history of a run: its own entries, and those that applied its children.
+
+        Args:
+            rows: The entries, in order of their numbers and, of one number, as they were saved.
+            children: Of those that were applied, in order of that.
+        """
+        applied = [self.applied(child) for child in children]
+        entries: list[Entry] = []
+        at = 0
+        for row in rows:
+            behind = row.number - (row.kind == "update")
+            while at < len(applied) and applied[at].number <= behind:
+                entries.append(applied[at])
+                at += 1
+            entries.append(self._entry(row))
+        return entries + applied[at:]
+
+    def _entry(self, row: History) -> Entry:
+        match row.kind:
+            case "decision":
+                winner, winners, reason = self._decode(row.data)
+                names = tuple(ChildName(*one) for one in winners)
+                return Decision(row.step, ChildName(*winner), names, reason)
+            case "completed":
+                return Completed(row.step, int(row.data))
+            case "rewound":
+                return Rewound(row.step, int(row.data))
+            case _:
+                return self._update(row.data)
+
+    def _update(self, text: str) -> Update:
+        data = self._decode(text)
+        operations = tuple(_operation_of(*one) for one in data["do"])
+        found, at = tuple(data.get("found", ())), data.get("at", 0)
+        return Update(data["number"], data["step"], operations, found, at)
+
+    def applied(self, row: Child) -> Update:
+        """Return the update that applied a child."""
+        if row.change is not None:
+            return self._update(row.change)
+        assert row.form is not None, "it was applied"
+        assert row.applied is not None, "it was applied"
+        how, field = json.loads(row.form)["applied"]
+        value = None if row.value is None else self._decode(row.value)
+        operation: Operation
+        if how == "within":
+            operation = PutWithin(field, row.key, row.act, value, row.position, row.position)
+        else:
+            operation = Put(field, row.act if how == "act" else row.key, value, row.position)
+        return Update(row.applied, row.step, (operation,))
+
+    def own(self, row: Child) -> Update | None:
+        """Return the last update of a child's own, if that was saved with its end."""
+        if row.own is not None:
+            return self._update(row.own)
+        own = None if row.form is None else json.loads(row.form)["own"]
+        if own is None:
+            return None
+        number, step, field = own
+        value = None if row.value is None else self._decode(row.value)
+        return Update(number, step, (Set(field, value),))
+
+
+def outlived(row: Child, codec: Codec) -> list[tuple[bool, History]]:
+    """Return what a child's row says of histories, before it is replaced.
+
+    That is the update that applied it, marked with True, which is its parent's, and its own last
+    one. What was encoded is taken as it is, for its types may be gone.
+    """
+    value, found = row.value or "null", list[tuple[bool, History]]()
+    form: dict[str, Any] = {} if row.form is None else json.loads(row.form)
+    if row.applied is not None:
+        text = row.change
+        if text is None:
+            how, field = form["applied"]
+            key, act, at = codec.encode(row.key), json.dumps(row.act), row.position
+            keys = {"put": key, "act": act, "within": f"{key},{act}"}[how]
+            more = f",{at}" if how == "within" else ""
+            kind = "within" if how == "within" else "put"
+            operation = f"[{json.dumps(kind)},{json.dumps(field)},{keys},{value},{at}{more}]"
+            text = _update_text(row.applied, operation, row.step)
+        found.append((True, History(row.applied, "update", row.step, text)))
+    if row.own is not None:
+        number, step = json.loads(row.own)["number"], json.loads(row.own)["step"]
+        found.append((False, History(number, "update", step, row.own)))
+    elif form.get("own") is not None:
+        number, step, field = form["own"]
+        text = _update_text(number, f'["set",{json.dumps(field)},{value}]', step)
+        found.append((False, History(number, "update", step, text)))
+    return found
+
+
+def _update_text(number: int, operation: str, step: str) -> str:
+    return f'{{"number":{number},"do":[{operation}],"step":{json.dumps(step)}}}'
+
+
+def _operation_of(kind: str, *parts: Any) -> Operation:
+    if kind == "extend":
+        field, values = parts
+        return Extend(field, tuple(values))
+    return _OPERATIONS[kind](*parts)

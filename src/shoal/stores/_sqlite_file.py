@@ -1,0 +1,256 @@
+"""The file of an ``SQLiteStore``: its layout, and opening it. Imports errors.
+
+docs/store-layout.md describes it to whoever wants to query it.
+
+Invariants:
+- A file that is no store of ours, is damaged, or was written by a newer version is refused, and
+  nothing is written to it.
+- A file of an older version is brought to this one by a step for each version between, all in one
+  transaction. Steps are never changed, only added.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Literal
+
+from shoal._errors import StoreFailed
+
+Synchronous = Literal["full", "normal"]
+
+APPLICATION_ID = 0x73686F61
+"""Marks the file as ours: "shoa"."""
+
+MIGRATIONS = (
+    """
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY,
+        parent INTEGER NOT NULL,
+        place INTEGER NOT NULL,
+        key NOT NULL,
+        position INTEGER,
+        status TEXT,
+        applied INTEGER,
+        used INTEGER,
+        attempts INTEGER,
+        elapsed REAL,
+        abandoned INTEGER,
+        digest TEXT,
+        form INTEGER,
+        element TEXT,
+        value TEXT,
+        change TEXT,
+        own TEXT,
+        error TEXT,
+        reason TEXT,
+        winner_act TEXT,
+        winner_key
+    );
+    CREATE UNIQUE INDEX runs_by_key ON runs (parent, place, key);
+    CREATE INDEX runs_by_status ON runs (parent, status, applied);
+    CREATE TABLE places (
+        id INTEGER PRIMARY KEY, step TEXT NOT NULL, visit INTEGER NOT NULL, act TEXT NOT NULL,
+        UNIQUE (step, visit, act)
+    );
+    CREATE TABLE forms (id INTEGER PRIMARY KEY, form TEXT NOT NULL UNIQUE);
+    CREATE TABLE roots (
+        run INTEGER PRIMARY KEY,
+        application TEXT NOT NULL,
+        version TEXT NOT NULL,
+        began_at REAL NOT NULL,
+        ended_at REAL,
+        first TEXT NOT NULL,
+        after TEXT,
+        visits TEXT NOT NULL,
+        forked_from TEXT,
+        forked_at INTEGER
+    );
+    CREATE TABLE history (
+        id INTEGER PRIMARY KEY,
+        run INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        step TEXT NOT NULL,
+        data TEXT NOT NULL
+    );
+    CREATE INDEX history_by_number ON history (run, number);
+    CREATE TABLE claims (
+        run_id TEXT PRIMARY KEY,
+        epoch INTEGER NOT NULL,
+        execution TEXT,
+        host TEXT NOT NULL,
+        boot TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        started TEXT NOT NULL,
+        lease REAL NOT NULL,
+        seen_at REAL NOT NULL,
+        seen_uptime REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE VIEW root_runs AS
+        SELECT runs.id, runs.key AS run_id, application, version,
+            coalesce(status, 'running') AS status, reason, began_at, ended_at, first,
+            forked_from, forked_at
+        FROM runs JOIN roots ON roots.run = runs.id;
+    CREATE VIEW child_runs AS
+        SELECT runs.id, parent, step, visit, act, key, position,
+            coalesce(status, 'running') AS status, element, value,
+            error ->> '@type' AS error_type, error ->> 'text' AS error_text, error, reason,
+            applied, used, attempts, elapsed, abandoned
+        FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL;
+    """,
+)
+"""What leads from each version of the layout to the next; the first makes it."""
+
+VERSION = len(MIGRATIONS)
+
+
+def connect(
+    path: Path, *, patience: float, synchronous: Synchronous, reads_only: bool = False
+) -> sqlite3.Connection:
+    """Open the file; make it, if there is none.
+
+    Raises:
+        StoreFailed: It can't be opened, is damaged, no store of ours, or of a newer version.
+    """
+    if not path.exists():
+        _make_aside(path)
+    try:
+        connection = sqlite3.connect(
+            path, timeout=patience, isolation_level=None, check_same_thread=False
+        )
+    except sqlite3.Error as error:
+        raise explained(error, path, patience) from error
+    try:
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        if _is_new(connection, path):
+            _make(connection)
+        _check(connection, path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA cache_size = -16000")  # KiB
+        if reads_only:
+            connection.execute("PRAGMA query_only = 1")
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise explained(error, path, patience) from error
+        raise
+    return connection
+
+
+def _make_aside(path: Path) -> None:
+    """Make the file under another name, and give it its own when it is whole.
+
+    That waits for the disk twice, where making it in its place does so six times. Where it can't be
+    done, or another process was faster, nothing has happened.
+    """
+    aside = path.with_name(f"{path.name}.{os.urandom(8).hex()}.new")
+    try:
+        with closing(sqlite3.connect(aside, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            _make(connection)
+        _sync(aside)
+        os.link(aside, path)
+        _sync(path.parent)
+    except (OSError, sqlite3.Error):
+        return
+    finally:
+        for end in ("", "-wal", "-shm", "-journal"):
+            with suppress(OSError):
+                os.unlink(f"{aside}{end}")  # noqa: PTH108 # what blockbuster knows of
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has what is in a file, or in a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
+    """Tell whether there is nothing in the file yet."""
+    with suppress(FileNotFoundError):
+        if os.stat(path).st_size:  # noqa: PTH116 # what blockbuster knows of
+            return not _tables(connection) and not _pragma(connection, "application_id")
+    return True
+
+
+def _tables(connection: sqlite3.Connection) -> list[str]:
+    found = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
+    return [name for (name,) in found]
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    with closing(connection.execute(f"PRAGMA {name}")) as found:
+        (value,) = found.fetchone()
+    return int(value)
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        if not _tables(connection):  # else another process was faster
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            _migrate(connection, 0)
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    for migration in MIGRATIONS[version:]:
+        for statement in migration.split(";"):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that is no store of ours; bring an old one to this version."""
+    if _pragma(connection, "application_id") != APPLICATION_ID:
+        tables = ", ".join(_tables(connection)[:5]) or "none"
+        msg = (
+            f"{path} is a database, but no store of shoal's (tables: {tables}); it was left as it "
+            f"is: give SQLiteStore a file of its own"
+        )
+        raise StoreFailed(msg)
+    version = _pragma(connection, "user_version")
+    if version > VERSION:
+        msg = (
+            f"{path} was written by a newer shoal (its layout is {version}, and this one knows "
+            f"{VERSION}); it was left as it is: upgrade shoal, or use another file"
+        )
+        raise StoreFailed(msg)
+    if version < VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            _migrate(connection, _pragma(connection, "user_version"))
+
+
+def explained(error: sqlite3.Error, path: Path, patience: float) -> StoreFailed:
+    """Say what an error of SQLite's means, and what to do."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    match code:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            why = (
+                f"is locked: another program has been writing to it for {patience:g} s "
+                f"(SQLiteStore(patience=...) waits longer)"
+            )
+        case sqlite3.SQLITE_FULL:
+            why = f"can't grow: the disk is full, and has been for {patience:g} s; free some space"
+        case sqlite3.SQLITE_NOTADB:
+            why = "is no SQLite database; it was left as it is: give SQLiteStore a file of its own"
+        case sqlite3.SQLITE_CORRUPT:
+            why = (
+                f"is damaged ({error}); it was left as it is: restore a backup, or save what can "
+                f"be read with `sqlite3 FILE .recover`"
+            )
+        case sqlite3.SQLITE_CANTOPEN:
+            why = "can't be opened: does its directory exist, and may this process write there?"
+        case sqlite3.SQLITE_READONLY:
+            why = "can't be written to: this process may only read it"
+        case _:
+            name = getattr(error, "sqlite_errorname", type(error).__name__)
+            why = f"could not be used: {error} ({name})"
+    return StoreFailed(f"{path} {why}")
