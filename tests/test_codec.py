@@ -51,7 +51,6 @@ from shoal import (
     StateMap,
     UpdateTooLarge,
 )
-from shoal._errors import brief
 from shoal._tags import MAX_DEPTH, UNPACKERS
 from shoal.stores._sizes import LARGE, UpdateSizes, size_of
 
@@ -244,8 +243,10 @@ def shape(value: object) -> object:
 
 
 def named(value: object) -> str:
-    """The start of what it is, as the id of a test."""
-    return ascii(hex(value) if isinstance(value, int) else brief(value))[:60]
+    """The id of a test: the same in each process, so without addresses or the order of a set."""
+    if isinstance(value, int):
+        return hex(value)
+    return ascii(value)[:60] if isinstance(value, str | float | bytes) else type(value).__name__
 
 
 def error_shape(error: BaseException) -> object:
