@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -37,6 +38,9 @@ from .worker import RUN, live
 HANGS_AFTER = 30.0
 """Seconds after which a life is held to hang."""
 BACKENDS = ("asyncio", "trio")
+
+FOCUSES = (*PHASES, "decision", "cleanup")
+"""What rounds take turns to be about: more often what few scenarios come by."""
 
 
 class Wrong(AssertionError):
@@ -85,7 +89,7 @@ class Round:
         phases = [phase for phase in PHASES if phase in SCENARIOS[self.scenario].phases]
         ended = False
         while not ended:
-            phase = random.choice([self.focus, *phases])
+            phase = random.choice([*[self.focus] * len(phases), *phases])
             ended = self._live(Death(phase, 1 + int(random.expovariate(0.6))))
 
     def run_undisturbed(self) -> None:
@@ -300,7 +304,10 @@ def crash(
     Raises:
         Wrong: Something doesn't hold.
     """
-    gc.freeze()  # so that forked processes share what is there
+    for backend in backends:  # so that no life has to import anything
+        import_module(f"anyio._backends._{backend}")
+    STORES[store].open(Path())
+    gc.freeze()  # and all share what is there
     tally = Tally()
     clean = dict[tuple[str, str], dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
@@ -313,8 +320,9 @@ def crash(
 
         for number in count(1) if only is None else (only,):
             random = Random(f"{seed} {number}")  # so each can be replayed without the others
-            focus = PHASES[number % len(PHASES)]
-            scenario = random.choice([name for name, one in SCENARIOS.items() if focus in one.phases])
+            focus = FOCUSES[number % len(FOCUSES)]
+            turns = [name for name, one in SCENARIOS.items() if focus in one.phases]
+            scenario = turns[number // len(FOCUSES) % len(turns)]
             backend = random.choice(backends)
             if (scenario, backend) not in clean:
                 undisturbed = new(0, scenario, backend)
