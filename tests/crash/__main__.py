@@ -1,10 +1,11 @@
 """``python -m tests.crash --kills 100 --seed 1``: kill a process at its most delicate moments."""
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
-from .harness import BACKENDS, crash
+from .harness import BACKENDS, Wrong, crash
 from .stores import STORES
 
 
@@ -20,14 +21,11 @@ def main() -> None:
     given = parser.parse_args()
     since = time.monotonic()
     backends = BACKENDS if given.backend is None else (given.backend,)
-    tally = crash(
-        given.kills,
-        seed=given.seed,
-        store=given.store,
-        backends=backends,
-        only=given.only,
-        keep=given.keep,
-    )
+    more = {"seed": given.seed, "store": given.store, "only": given.only, "keep": given.keep}
+    try:
+        tally = crash(given.kills, backends=backends, **more)
+    except Wrong as error:
+        sys.exit(str(error))
     print(
         f"{given.store} on {' and '.join(backends)}, seed {given.seed}: "
         f"{sum(tally.kills.values())} kills in {tally.rounds} runs and {tally.lives} lives, "

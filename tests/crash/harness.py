@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -30,7 +30,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .life import PHASES, Death, lines, name_of
+from .life import PHASES, Death, Life, lines, name_of
 from .scenarios import SCENARIOS
 from .stores import STORES
 from .worker import RUN, live
@@ -103,7 +103,7 @@ class Round:
         told = len(lines(self.folder / "effects"))
 
         def work() -> None:
-            live(self.folder, self.scenario, self.store, self.backend, number, death)
+            live(Life(self.folder, number, death), self.scenario, self.store, self.backend)
 
         pid = fork(self.folder, work)
         if death is not None and death.phase == "outside":
@@ -180,7 +180,7 @@ def check_nothing_ran_again(effects: Sequence[dict[str, Any]], told: Sequence[An
             case "life":
                 completed = {tuple(step) for step in line["completed"]}
                 succeeded = set(line["succeeded"])
-                ended = set()
+                ended = set[tuple[str, str, int]]()
             case "begin":
                 name = name_of(line)
                 assert name not in completed, f"completed, and ran again: {line}"
@@ -273,7 +273,7 @@ class Tally:
 
 
 @contextmanager
-def _explained(tried: Round) -> Iterator[None]:
+def _explained(tried: Round) -> Generator[None]:
     try:
         yield
     except AssertionError as error:

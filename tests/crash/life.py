@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,7 @@ class Life:
     """What the actions, sources and hooks of this process speak to."""
 
     def __init__(self, folder: Path, number: int, death: Death | None) -> None:
+        self.folder = folder
         self.effects = folder / "effects"
         """Each body of an action, at its beginning and at its end."""
         self.told = folder / "told"
@@ -123,7 +124,7 @@ def passes(phase: str) -> None:
 
 
 @asynccontextmanager
-async def effect(context: Context) -> AsyncIterator[None]:
+async def effect(context: Context) -> AsyncGenerator[None]:
     """Write down the body of an action that this is around."""
     life = current()
     life.note("begin", context)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -32,7 +31,7 @@ from shoal import (
 from shoal._execution import Execution
 from shoal._ports import Batch
 
-from .life import Death, Life, append, begin, lines
+from .life import Life, append, begin, lines
 from .scenarios import SCENARIOS
 from .stores import STORES
 
@@ -166,19 +165,16 @@ def arm(life: Life) -> None:
     Execution.release = releasing
 
 
-def live(
-    folder: Path, scenario: str, store: str, backend: str, number: int, death: Death | None
-) -> None:
-    """Live once, from what is in ``folder``: to the end of the run, or to death."""
-    life = Life(folder, number, death)
+def live(life: Life, scenario: str, store: str, backend: str) -> None:
+    """Live once, from what earlier lives have left: to the end of the run, or to death."""
     begin(life)
     arm(life)
     STORES[store].arm(life)
-    anyio.run(_live, life, folder, scenario, STORES[store].open, backend=backend)
+    anyio.run(_live, life, scenario, STORES[store].open(life.folder), backend=backend)
 
 
-async def _live(life: Life, folder: Path, name: str, open_store: Any) -> None:
-    scenario, store = SCENARIOS[name], open_store(folder)
+async def _live(life: Life, name: str, store: Store) -> None:
+    scenario = SCENARIOS[name]
     census = Census()
     await census.take(store)
     told = lines(life.told)
@@ -199,4 +195,4 @@ async def _live(life: Life, folder: Path, name: str, open_store: Any) -> None:
     assert scenario.summary(again) == summary
     kept = sorted(census.visits), sorted(census.succeeded)
     more = {"updates": len(census.updates), "summary": json.loads(summary), "text": summary}
-    append(folder / "result", completed=kept[0], succeeded=kept[1], **more)
+    append(life.folder / "result", completed=kept[0], succeeded=kept[1], **more)
