@@ -322,7 +322,7 @@ def crash(
             random = Random(f"{seed} {number}")  # so each can be replayed without the others
             focus = FOCUSES[number % len(FOCUSES)]
             turns = [name for name, one in SCENARIOS.items() if focus in one.phases]
-            scenario = turns[number // len(FOCUSES) % len(turns)]
+            scenario = turns[(number + number // len(FOCUSES)) % len(turns)]
             backend = random.choice(backends)
             if (scenario, backend) not in clean:
                 undisturbed = new(0, scenario, backend)
