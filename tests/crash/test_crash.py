@@ -41,7 +41,7 @@ def killed(backend: str, kills: int, capsys: pytest.CaptureFixture[str]) -> None
     done = command("--kills", kills, "--seed", 1, "--backend", backend)
     assert done.returncode == 0, done.stderr
     with capsys.disabled():
-        print(f"\n{done.stdout}")
+        print(f"\n{done.stdout}", file=sys.stderr)  # which xdist's workers pass on
     for phase in PHASES:
         (times,) = re.findall(rf"^{phase} .* (\d+)$", done.stdout, re.MULTILINE)
         assert int(times) >= kills
