@@ -323,7 +323,8 @@ def crash(
             focus = FOCUSES[number % len(FOCUSES)]
             turns = [name for name, one in SCENARIOS.items() if focus in one.phases]
             scenario = turns[(number + number // len(FOCUSES)) % len(turns)]
-            backend = random.choice(backends)
+            # not by the same chance, or each would be killed otherwise where there is but one
+            backend = Random(f"{seed} {number}'s backend").choice(backends)
             if (scenario, backend) not in clean:
                 undisturbed = new(0, scenario, backend)
                 with _explained(undisturbed):
