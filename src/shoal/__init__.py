@@ -36,6 +36,7 @@ from ._errors import (
     LeaseLost,
     MissingField,
     MissingInput,
+    NoApplication,
     NobodyAccepted,
     NotData,
     NotDecodable,
@@ -95,11 +96,11 @@ from ._join import Ledger
 from ._limits import Limiter, Statistics
 from ._open import OpenRun, RunResult
 from ._policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Tolerate
-from ._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun, Store
+from ._ports import Batch, Beginning, ChildRecord, FindsOrphans, Orphan, RunRecord, SavedRun, Store
 from ._race import race
 from ._rate import AIMD, Adaptive, Ended, Limits, Rate
 from ._retry import Retry, RetryBudget
-from ._runtime import Runtime
+from ._runtime import Recovered, Runtime
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
 from ._until import All, First, FirstItem, Quorum, Until, all_, first, first_item, quorum
@@ -153,6 +154,7 @@ __all__ = [
     "Extend",
     "Failed",
     "FanOut",
+    "FindsOrphans",
     "First",
     "FirstItem",
     "FunctionAction",
@@ -180,6 +182,7 @@ __all__ = [
     "Missed",
     "MissingField",
     "MissingInput",
+    "NoApplication",
     "NoTransition",
     "NobodyAccepted",
     "NotData",
@@ -188,6 +191,7 @@ __all__ = [
     "OnError",
     "OpenRun",
     "Operation",
+    "Orphan",
     "Outcome",
     "ParallelAction",
     "PositionedList",
@@ -195,6 +199,7 @@ __all__ = [
     "PutWithin",
     "Quorum",
     "Rate",
+    "Recovered",
     "Rejected",
     "Result",
     "Retry",

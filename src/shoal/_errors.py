@@ -33,6 +33,7 @@ with a note that says where it happened. These are the others::
     ├── RunClaimed           another execution of the run goes on
     ├── RunConflict          a run of that id was started with something else
     ├── UnknownRun           the store has no run of that id
+    ├── NoApplication        a run can't be recovered: the runtime has no application of that name
     ├── RetryLater           an action asks to be tried again, later (users raise it)
     ├── InputChanged         a child's input changed after its result was reduced
     ├── StoreFailed          the store could not keep a save, or not say what it has kept
@@ -238,6 +239,13 @@ class RunConflict(ShoalError):
 
 class UnknownRun(ShoalError):
     """The store has no run of that id, or no such moment of it."""
+
+
+class NoApplication(ShoalError):
+    """A run can't be recovered: the runtime has no application of its name and version.
+
+    The run is left as it is, for a runtime that has.
+    """
 
 
 class InputChanged(ShoalError):

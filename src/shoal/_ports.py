@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, final
+from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 from weakref import WeakKeyDictionary
 
 from ._action import FunctionAction
@@ -188,6 +188,17 @@ class RunRecord:
 
 
 @final
+class Orphan(NamedTuple):
+    """A root run that has begun and not ended, and that nobody executes."""
+
+    run_id: str
+    application: str
+    """The name of its application."""
+    version: str
+    """The version of that."""
+
+
+@final
 class ChildRecord(NamedTuple):
     """What a store says of a child. Made for each child, so a named tuple: that costs a third."""
 
@@ -292,6 +303,18 @@ class Store(Protocol):
 
     async def release(self, run_id: str, holder: str) -> None:
         """Give the root run back, if ``holder`` has it."""
+        ...
+
+
+@runtime_checkable
+class FindsOrphans(Protocol):
+    """What a store may have besides: then ``Runtime.recover`` finds what dead processes left."""
+
+    async def orphans(self) -> Sequence[Orphan]:
+        """Return the root runs that have begun, have no end, and that ``claim`` would give away.
+
+        In any order. One of them may be claimed by the time that anybody looks at it.
+        """
         ...
 
 

@@ -13,7 +13,7 @@ from shoal._errors import LeaseLost, RunClaimed
 from shoal._events import Status
 from shoal._history import Entry
 from shoal._ids import Key, RunPath
-from shoal._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun
+from shoal._ports import Batch, Beginning, ChildRecord, Orphan, RunRecord, SavedRun
 
 # Unlike an id, these are at hand without hashing; and a visit's children are found without a look
 # at those of all others.
@@ -189,6 +189,14 @@ class MemoryStore:
             return []
         found = kept.children(step, visit)
         return [child.record for child in found if child.record is not None]
+
+    async def orphans(self) -> Sequence[Orphan]:
+        """Return the runs that have no end and that nobody executes; see ``FindsOrphans``."""
+        return [
+            Orphan(run_id, kept.beginning.application, kept.beginning.version)
+            for run_id, kept in self._roots.items()
+            if kept.beginning is not None and kept.status is None and run_id not in self._claims
+        ]
 
     async def release(self, run_id: str, holder: str) -> None:
         """Give the run back; see ``Store``."""

@@ -32,7 +32,7 @@ from shoal._errors import CommitInDoubt, DefinitionError, LeaseLost, RunClaimed,
 from shoal._events import Status
 from shoal._history import Entry
 from shoal._ids import Key, RunPath
-from shoal._ports import Batch, ChildRecord, RunRecord, SavedRun
+from shoal._ports import Batch, ChildRecord, Orphan, RunRecord, SavedRun
 from shoal._retry import is_positive
 
 from ._holders import Holder, current_holder, now
@@ -333,6 +333,10 @@ class SQLiteStore:
         """Return what is known of the children of a run; see ``Store``."""
         return await self._read(lambda reader: reader.children(path, step, visit)) or ()
 
+    async def orphans(self) -> Sequence[Orphan]:
+        """Return the runs that have no end and that nobody executes; see ``FindsOrphans``."""
+        return await self._read(lambda reader: reader.orphans()) or ()
+
     async def discard(self, run_id: str) -> None:
         """Forget a root run and all its descendants; one that is not known is no error.
 
@@ -513,12 +517,10 @@ class _Database:
         found = self._sql.execute("SELECT * FROM claims WHERE run_id = ?", (run_id,)).fetchone()
         if found is None:
             return 0
-        _, epoch, execution, host, boot, pid, started, lease, wall, uptime = found
-        if execution is not None:
-            holder, at = Holder(host, boot, pid, started), now()
-            left = lease - (at.uptime - uptime if holder.is_near else at.wall - wall)
-            if left > 0 and not holder.is_gone:
-                raise RunClaimed(_claimed(run_id, holder, at.wall + left))
+        _, epoch, *claim = found
+        left = _seconds_left(claim)
+        if left > 0:
+            raise RunClaimed(_claimed(run_id, Holder(*claim[1:5]), now().wall + left))
         return int(epoch)
 
     def release(self, claim: _Claim) -> None:
@@ -731,6 +733,15 @@ class _Database:
         self._known.clear()
 
 
+def _seconds_left(claim: Sequence[Any]) -> float:
+    """Return for how long a claim holds, by its row; 0 if nobody has the run any more."""
+    execution, host, boot, pid, started, lease, wall, uptime = claim
+    holder, at = Holder(host, boot, pid, started), now()
+    if execution is None or holder.is_gone:
+        return 0.0
+    return max(0.0, lease - (at.uptime - uptime if holder.is_near else at.wall - wall))
+
+
 def _code(error: Exception | None) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
@@ -800,6 +811,15 @@ class _Reader:
         if found is None:
             return None
         return self._unpacker.run(Begun(*found[:7]), cast("Status | None", found[7]), found[8])
+
+    def orphans(self) -> list[Orphan]:
+        found = self._sql.execute(
+            "SELECT key, application, version, execution, host, boot, pid, started, lease, "
+            "seen_at, seen_uptime FROM runs JOIN roots ON roots.run = runs.id "
+            "JOIN claims ON claims.run_id = runs.key "
+            "WHERE parent = 0 AND status IS NULL ORDER BY runs.id"
+        )
+        return [Orphan(*row[:3]) for row in found if not _seconds_left(row[3:])]
 
     def history(self, path: RunPath, from_number: int) -> Sequence[Entry]:
         self._sql.execute("BEGIN")  # one moment for all that is looked at

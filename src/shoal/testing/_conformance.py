@@ -20,7 +20,7 @@ from shoal._fanout import fan_out
 from shoal._graph import Graph
 from shoal._history import Completed, Entry, Rewound
 from shoal._ids import Key, RunPath
-from shoal._ports import Batch, Beginning, ChildRecord, SavedRun, Store
+from shoal._ports import Batch, Beginning, ChildRecord, FindsOrphans, Orphan, SavedRun, Store
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State
 
 if TYPE_CHECKING:
@@ -201,6 +201,26 @@ class StoreConformance:
             await save(store, child_run("a", status=None), updates=(update_of(1),))
             assert await store.load("root") is None, "it is kept elsewhere"
             assert await keys(store) == ["a"]
+
+    async def test_orphans_are_runs_without_an_end_that_nobody_has(self, store: Store) -> None:
+        """For stores that find them."""
+        if not isinstance(store, FindsOrphans):
+            return
+        assert list(await store.orphans()) == []
+        async with claimed(store):
+            await save(store, child_run("a", status=None), updates=(update_of(1),))
+            assert list(await store.orphans()) == [], "somebody has it"
+        other = self.another(store)
+        assert isinstance(other, FindsOrphans)
+        for each in (store, other):
+            assert list(await each.orphans()) == [Orphan("root", "app", "1")]
+        for status in ("failed", "cancelled", "succeeded"):
+            async with claimed(store, begin=False):
+                await save(store, HandMadeRun(status=status), ended=status)
+            assert list(await store.orphans()) == [], f"it has {status}"
+        await store.claim("new", "me")
+        await store.release("new", "me")
+        assert list(await store.orphans()) == [], "it has never begun"
 
     # -- histories ------------------------------------------------------------------------------
 
