@@ -3,10 +3,10 @@
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _functions, _collections, _ids, _digest, _state, _typenames, _tags, _objects, _codec, _model,
 _schema, _events, _history, _rate, _retry, _breaker, _policy; _action, _until, _condition, _flow,
-_graph; _cancel, _items, _watch, _ports, _backend, _hooks, _stream, _execution, _attempts, _step,
-_run; _host, _threads, _limits, _recorded, _source, _group, _hedge, _stagger, _contest, _join,
-_parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _root, _runtime, _open,
-_application; then the stores.
+_graph; _cancel, _items, _watch, _ports, _backend, _hooks, _stream, _suspects, _execution,
+_attempts, _step, _run; _host, _threads, _limits, _recorded, _source, _group, _hedge, _stagger,
+_contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _root,
+_runtime, _open, _application; then the stores.
 ``docs/internals.md`` is the tour.
 """
 
@@ -42,6 +42,7 @@ from ._errors import (
     NotDecodable,
     NotEncodable,
     NoTransition,
+    Poisoned,
     Rejected,
     RetryLater,
     RunCancelled,
@@ -194,6 +195,7 @@ __all__ = [
     "Orphan",
     "Outcome",
     "ParallelAction",
+    "Poisoned",
     "PositionedList",
     "Put",
     "PutWithin",

@@ -35,6 +35,7 @@ with a note that says where it happened. These are the others::
     ├── UnknownRun           the store has no run of that id
     ├── NoApplication        a run can't be recovered: the runtime has no application of that name
     ├── RetryLater           an action asks to be tried again, later (users raise it)
+    ├── Poisoned             a child was at work whenever a process died, so it isn't started again
     ├── InputChanged         a child's input changed after its result was reduced
     ├── StoreFailed          the store could not keep a save, or not say what it has kept
     ├── LeaseLost            another execution has taken the run over
@@ -276,6 +277,20 @@ class RetryLater(ShoalError):
 
     def __str__(self) -> str:
         return f"asked to be tried again after {self.after:g} s"
+
+
+class Poisoned(ShoalError):
+    """A child was at work in execution after execution whose process died.
+
+    It is taken for what kills them, and not started again. No ``Retry`` tries it again either. The
+    message names it, and says what to do.
+    """
+
+    def __init__(self, message: str, crashes: int = 0) -> None:
+        """Say which one it is, and in how many executions it was."""
+        super().__init__(message)
+        self.crashes: int = crashes
+        """Executions in a row that have died while it was at work."""
 
 
 class StoreFailed(ShoalError):

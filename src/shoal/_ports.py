@@ -92,6 +92,14 @@ class SavedRun(Protocol):
         ...
 
     @property
+    def crashes(self) -> int:
+        """In how many executions in a row, which have died, a child was at work at its step.
+
+        Kept with what is known of it, whenever anything of it is saved. Counted beforehand.
+        """
+        ...
+
+    @property
     def outcome(self) -> Outcome:
         """How a child ended, as a value; made when first asked for."""
         ...
@@ -230,6 +238,8 @@ class ChildRecord(NamedTuple):
     """Seconds from its start to its end, in the execution in which it ended."""
     abandoned: bool = False
     """Whether it has left a thread behind that still ran."""
+    crashes: int = 0
+    """In how many executions in a row, which have died, it was at work at its step."""
 
 
 class Store(Protocol):
@@ -240,10 +250,13 @@ class Store(Protocol):
     cancelled, but for ``save``, ``claim`` and ``release``, which are shielded.
     """
 
-    async def claim(self, run_id: str, holder: str) -> None:
+    async def claim(self, run_id: str, holder: str) -> bool | None:
         """Let the execution ``holder`` have the root run, known or not, and all its descendants.
 
         Saves of other holders are refused from now on, with ``LeaseLost``.
+
+        Returns whether the one that had it before has died, for it never gave it back. A store that
+        can't tell returns None; then no child is ever ``Poisoned``.
 
         Raises:
             RunClaimed: Another execution has it.
@@ -683,6 +696,8 @@ class Services:
     """Called in a task, gives what counts the native cancellations pending on that task."""
     commit_deadline: float
     """Seconds that the store has to acknowledge a save."""
+    max_crashes: int
+    """Executions in a row that may die while a child is at work."""
     learned: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
     """What was learned of a definition, by that definition, for as long as it lives."""
     circuits: WeakKeyDictionary[object, dict[str, Circuits]] = field(

@@ -33,6 +33,7 @@ from ._ports import FindsOrphans, NullStore, Orphan, Services, Store, check_stor
 from ._rate import Limits
 from ._retry import is_positive
 from ._root import Root
+from ._suspects import MAX_CRASHES
 from ._threads import Threads
 from ._watch import GRACE, Watchdog
 
@@ -138,6 +139,7 @@ class Runtime:
         threads: int = THREADS,
         commit_deadline: float = COMMIT_DEADLINE,
         grace: float = GRACE,
+        max_crashes: int = MAX_CRASHES,
         seed: int | None = None,
     ) -> None:
         """Describe it; nothing is opened yet.
@@ -151,12 +153,14 @@ class Runtime:
             commit_deadline: Seconds that the store has to acknowledge a save.
             grace: Seconds that cleanup may take before it is warned of, and threads are left
                 behind.
+            max_crashes: Executions of a run that may die in a row while one of its children is at
+                work; then that child fails with ``Poisoned``. The first of them is not counted.
             seed: Makes what is left to chance, such as the delays of retries, repeatable.
 
         Raises:
             DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
-                or ``grace`` no number of seconds; or ``apps`` has something else than applications,
-                or two of one name and version.
+                ``grace`` no number of seconds, or ``max_crashes`` no count of at least 1; or
+                ``apps`` has something else than applications, or two of one name and version.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
             msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
@@ -169,6 +173,10 @@ class Runtime:
         if not is_positive(grace):
             msg = f"Runtime(grace=...) takes a number of seconds above 0, not {grace!r}"
             raise DefinitionError(msg)
+        if type(max_crashes) is not int or max_crashes < 1:
+            msg = f"Runtime(max_crashes=...) takes a whole number, at least 1, not {max_crashes!r}"
+            raise DefinitionError(msg)
+        self._max_crashes = max_crashes
         self.apps: Mapping[tuple[str, str], Recoverable] = _by_name(apps)
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
@@ -207,6 +215,7 @@ class Runtime:
             retries=Retries(backend.clock, self._seed),
             native_cancels=backend.native_cancels,
             commit_deadline=self._commit_deadline,
+            max_crashes=self._max_crashes,
             admission=self._admission,
             host=self._host,
             enter=enter,

@@ -92,6 +92,7 @@ class MemoryStore:
         """Start with nothing."""
         self._roots: dict[str, _Kept] = {}
         self._claims: dict[str, str] = {}  # who holds each root run
+        self._died: set[str] = set()  # of the copied store, what was claimed
 
     def copy(self) -> MemoryStore:
         """Return another store with the same runs, all of them unclaimed.
@@ -100,6 +101,7 @@ class MemoryStore:
         """
         other = MemoryStore()
         other._roots = {run_id: kept.copy() for run_id, kept in self._roots.items()}
+        other._died = self._died | set(self._claims)
         return other
 
     def discard(self, run_id: str) -> None:
@@ -120,10 +122,13 @@ class MemoryStore:
 
     # -- what the engine asks of a store --------------------------------------------------------
 
-    async def claim(self, run_id: str, holder: str) -> None:
+    async def claim(self, run_id: str, holder: str) -> bool:
         """Let ``holder`` have the run; see ``Store``."""
         self._refuse_claimed(run_id)
         self._claims[run_id] = holder
+        has_died = run_id in self._died
+        self._died.discard(run_id)
+        return has_died
 
     def _refuse_claimed(self, run_id: str) -> None:
         if run_id in self._claims:
@@ -219,6 +224,8 @@ class MemoryStore:
         kept = self._find(path.parent).child(path)
         if run is not None and (kept.record is None or afresh):
             kept.record = _under_way(run)
+        elif run is not None and kept.record is not None and kept.record.crashes != run.crashes:
+            kept.record = kept.record._replace(crashes=run.crashes)
         return kept
 
 
@@ -237,6 +244,7 @@ def _under_way(run: SavedRun) -> ChildRecord:
         element=run.element,
         digest=run.digest,
         status=None,
+        crashes=run.crashes,
     )
 
 
@@ -261,4 +269,5 @@ def _ended(run: SavedRun, applied: int | None) -> ChildRecord:
         attempts=run.attempts,
         elapsed=run.elapsed,
         abandoned=run.abandoned,
+        crashes=run.crashes,
     )

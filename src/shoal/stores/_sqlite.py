@@ -58,7 +58,7 @@ _KNOWN = 10_000  # rows whose ids are remembered
 _CHILD = (
     "step, visit, act, key, position, element, digest, status, applied, coalesce(used, 1), value, "
     "forms.form, change, own, reason, winner_act, winner_key, error, coalesce(attempts, 1), "
-    "coalesce(elapsed, 0.0), coalesce(abandoned, 0)"
+    "coalesce(elapsed, 0.0), coalesce(abandoned, 0), coalesce(crashes, 0)"
 )
 _CHILDREN = (
     f"{_CHILD} FROM runs JOIN places ON places.id = place LEFT JOIN forms ON forms.id = runs.form"
@@ -66,6 +66,7 @@ _CHILDREN = (
 _COLUMNS = (
     "position", "element", "digest", "status", "applied", "used", "value", "form", "change", "own",
     "reason", "winner_act", "winner_key", "error", "attempts", "elapsed", "abandoned",
+    "crashes",
 )  # fmt: skip
 _INSERT = (
     f"INSERT INTO runs (parent, place, key, {', '.join(_COLUMNS)}) "  # noqa: S608 # names of ours
@@ -268,7 +269,7 @@ class SQLiteStore:
 
     # -- what the engine asks of a store --------------------------------------------------------
 
-    async def claim(self, run_id: str, holder: str) -> None:
+    async def claim(self, run_id: str, holder: str) -> bool:
         """Let ``holder`` have the run; see ``Store``.
 
         Raises:
@@ -281,7 +282,7 @@ class SQLiteStore:
         claim = self._claims[run_id, holder] = _Claim(run_id, holder)
         writer = self._enter()
         try:
-            await writer.ask(lambda database: database.claim(claim))
+            return await writer.ask(lambda database: database.claim(claim))
         except Exception:
             del self._claims[run_id, holder]
             await self._leave()
@@ -501,9 +502,10 @@ class _Database:
 
     # -- claims ---------------------------------------------------------------------------------
 
-    def claim(self, claim: _Claim) -> None:
+    def claim(self, claim: _Claim) -> bool:
+        """Claim a run; return whether its last execution never gave it back."""
         run_id, us, at = claim.run_id, current_holder(), now()
-        epoch = self._refuse_claimed(run_id)
+        epoch, has_died = self._refuse_claimed(run_id)
         claim.epoch = epoch + 1
         self._sql.execute(
             "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -511,17 +513,18 @@ class _Database:
         )
         self._claims[run_id] = claim
         self._next_beat = min(self._next_beat, time.monotonic() + self._store._heartbeat)
+        return has_died
 
-    def _refuse_claimed(self, run_id: str) -> int:
-        """Return the epoch of the last claim, which nobody has any more."""
+    def _refuse_claimed(self, run_id: str) -> tuple[int, bool]:
+        """Return the epoch of the last claim, and whether that was never given back."""
         found = self._sql.execute("SELECT * FROM claims WHERE run_id = ?", (run_id,)).fetchone()
         if found is None:
-            return 0
+            return 0, False
         _, epoch, *claim = found
         left = _seconds_left(claim)
         if left > 0:
             raise RunClaimed(_claimed(run_id, Holder(*claim[1:5]), now().wall + left))
-        return int(epoch)
+        return int(epoch), claim[0] is not None
 
     def release(self, claim: _Claim) -> None:
         self._sql.execute(
@@ -662,7 +665,12 @@ class _Database:
             self._save_updates_of(run, parent)
             self._sql.execute("DELETE FROM history WHERE run = ?", (run,))
         where = "" if afresh else " AND position IS NULL"
-        self._sql.execute(f"{_UPDATE}{where}", (*self._row(child), run))
+        done = self._sql.execute(f"{_UPDATE}{where}", (*self._row(child), run))
+        if not done.rowcount:
+            self._sql.execute(
+                "UPDATE runs SET crashes = ? WHERE id = ? AND crashes <> ?",
+                (child.crashes, run, child.crashes),
+            )
 
     def _row(self, child: Child) -> tuple[object, ...]:
         form, winner = self._form(child.form), child.winner_key

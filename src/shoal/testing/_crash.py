@@ -345,8 +345,8 @@ class _Unsteady:
             await self._go_wrong()
         await anyio.sleep(self._delay / 2)
 
-    async def claim(self, run_id: str, holder: str) -> None:
-        await self._ask(f"claim of run {run_id}", partial(self._kept.claim, run_id, holder))
+    async def claim(self, run_id: str, holder: str) -> bool | None:
+        return await self._ask(f"claim of run {run_id}", partial(self._kept.claim, run_id, holder))
 
     async def load(self, run_id: str) -> RunRecord | None:
         return await self._ask(f"load of run {run_id}", partial(self._kept.load, run_id))
