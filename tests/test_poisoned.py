@@ -28,6 +28,7 @@ from shoal import (
     fan_out,
     race,
 )
+from shoal._suspects import Suspects
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -357,6 +358,30 @@ async def test_who_waits_for_a_last_chance_may_be_cancelled():
         await one_life(lives.store, lives.app, lives.items)
     result = await lives.live()
     assert result.state["outs"] == {"a": "A", "b": "B", "c": "C"}
+
+
+async def test_a_last_chance_waits_for_all_others_and_they_for_it():
+    suspects, order = Suspects(3), list[str]()
+
+    async def be_at_work(name: str, crashes: int) -> None:
+        who = object()
+        await suspects.wait_turn(who, crashes)
+        order.append(f"{name} begins")
+        await anyio.sleep(1)
+        order.append(f"{name} ends")
+        suspects.leave(who)
+        suspects.leave(who)  # again is no error, and nobody else's end
+
+    async with anyio.create_task_group() as tasks:
+        for name, crashes in (("a", 0), ("b", 1), ("last", 2), ("other", 2)):
+            tasks.start_soon(be_at_work, name, crashes)
+            await anyio.sleep(0.1)
+        await anyio.sleep(1)
+        tasks.start_soon(be_at_work, "c", 0)
+    first = ["a begins", "b begins", "a ends", "b ends"]
+    assert order[:4] == first
+    pairs = [tuple(order[at : at + 2]) for at in range(4, 10, 2)]
+    assert sorted(pairs) == [(f"{name} begins", f"{name} ends") for name in ("c", "last", "other")]
 
 
 # -- where it is kept ------------------------------------------------------------------------------
