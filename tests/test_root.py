@@ -35,6 +35,7 @@ from shoal import (
     RunPath,
     RunStarted,
     Runtime,
+    SavedRun,
     Skipped,
     StateUpdated,
     StepStarted,
@@ -616,6 +617,9 @@ class Odd:
 
     async def load(self, run_id: str) -> Any:
         return await self._call("load", run_id)
+
+    def pack(self, child: SavedRun) -> None:
+        self.kept.pack(child)
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
         self.calls.append("save")

@@ -117,6 +117,14 @@ def test_describing_it_makes_no_file(path: Path):
     assert not path.exists()
 
 
+def test_its_file_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    store = store_at(Path("runs.db"))
+    monkeypatch.chdir("/")
+    Application(outs, store=store).run_sync({"items": [1]}, id="x")
+    assert (tmp_path / "runs.db").exists()
+
+
 # -- being open ------------------------------------------------------------------------------------
 
 
@@ -372,6 +380,37 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
     assert rows(path, "SELECT name FROM sqlite_schema WHERE name = 'further'") == []
 
 
+@pytest.mark.parametrize("fails", ["link", "fsync"])
+def test_where_a_file_can_not_be_made_aside_it_is_made_in_its_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+):
+    def fail(*_: object) -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, fails, fail)
+    Application(outs, store=store_at(path)).run_sync({"items": [1]}, id="x")
+    assert sorted(each.name for each in path.parent.iterdir()) == ["runs.db"]
+
+
+@anyio_test
+async def test_claims_wait_for_no_disk_and_saves_do(path: Path):
+    store = store_at(path, synchronous="full")
+
+    def setting(database: Any) -> int:
+        return database._sql.execute("PRAGMA synchronous").fetchone()[0]
+
+    async with store:
+        assert store._writer is not None
+        async with claimed(store, begin=False):
+            assert await store._writer.ask(setting, lightly=True) == 1
+            await save(store, updates=(update_of(1),))
+            assert await store._writer.ask(setting) == 2
+        assert await store._writer.ask(setting, lightly=True) == 1
+        with stopped(store):
+            together = store._writer.ask(setting, lightly=True), store._writer.ask(setting)
+        assert [await one for one in together] == [2, 2]
+
+
 def test_two_processes_make_one_file(path: Path):
     """Threads are as good: each opens it by itself."""
     barrier = threading.Barrier(6)
@@ -556,22 +595,21 @@ def stopped(store: SQLiteStore) -> Generator[list[int]]:
     Tells how many jobs each transaction had.
     """
     assert store._writer is not None
-    data, go, sizes = store._writer._database, threading.Event(), list[int]()
-    do = data.do
+    data, sizes = store._writer._database, list[int]()
+    held, go, do = threading.Event(), threading.Event(), data.do
 
     def wait(jobs: Any) -> None:
+        held.set()
         go.wait()
         sizes.append(len(jobs))
         do(jobs)
 
     data.do = wait
     store._writer.leave(lambda _: None, 0, lambda _: None)
-    while store._writer._jobs.qsize():  # it has taken that, and waits
-        time.sleep(0.001)
+    held.wait()
     try:
         yield sizes
     finally:
-        data.do = do
         go.set()
 
 
@@ -589,7 +627,7 @@ async def test_what_is_saved_meanwhile_stands_in_one_transaction(path: Path):
         for one in pending:
             assert one is not None
             await one
-        assert sizes == [1], "one held up the thread; eight have waited"
+        assert sizes == [1, 8], "one held up the thread; eight have waited"
         assert list(await store.read(ROOT)) == [update_of(n) for n in range(1, 9)]
 
 

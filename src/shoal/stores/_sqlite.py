@@ -177,10 +177,10 @@ class SQLiteStore:
             DefinitionError: An argument is none of these.
             ImportError: msgspec isn't installed.
         """
-        self.path: Path = Path(path)
-        if str(path) == ":memory:" or not self.path.name:
+        if str(path) == ":memory:" or not Path(path).name:
             msg = f"SQLiteStore takes the path of a file, not {str(path)!r}; see MemoryStore"
             raise DefinitionError(msg)
+        self.path: Path = Path(path).absolute()  # wherever the process goes
         heartbeat = lease / 3 if heartbeat is None else heartbeat
         for name, seconds in (
             ("window", window),
@@ -282,7 +282,7 @@ class SQLiteStore:
         claim = self._claims[run_id, holder] = _Claim(run_id, holder)
         writer = self._enter()
         try:
-            return await writer.ask(lambda database: database.claim(claim))
+            return await writer.ask(lambda database: database.claim(claim), lightly=True)
         except Exception:
             del self._claims[run_id, holder]
             await self._leave()
@@ -295,7 +295,7 @@ class SQLiteStore:
             return
         assert self._writer is not None, "it is open as long as a run is claimed"
         try:
-            await self._writer.ask(lambda database: database.release(claim))
+            await self._writer.ask(lambda database: database.release(claim), lightly=True)
         finally:
             await self._leave()
 
@@ -353,7 +353,9 @@ class SQLiteStore:
         """Call ``look`` in a worker thread; without it where there is no file."""
         writer = self._writer
         if self._within and writer is not None:
-            await writer.ask(_nothing)  # so that what was saved, and left for later, is there
+            await writer.ask(
+                _nothing, lightly=True
+            )  # so that what was saved, and left for later, is there
 
         def work() -> T | None:
             connection = self._reader()
@@ -423,6 +425,7 @@ class _Database:
         self._places: dict[Place, int] = {}
         self._forms: dict[str, int] = {}
         self._connection: sqlite3.Connection | None = None
+        self._synchronous: Synchronous = store._synchronous  # as it is set now
 
     @property
     def _sql(self) -> sqlite3.Connection:
@@ -431,7 +434,7 @@ class _Database:
 
     def open(self) -> None:
         self._connection = connect(
-            self._path, patience=self._patience, synchronous=self._store._synchronous
+            self._path, patience=self._patience, synchronous=self._synchronous
         )
 
     def close(self) -> None:
@@ -475,6 +478,7 @@ class _Database:
 
     def _transact(self, jobs: Sequence[Job[_Database, Any]]) -> None:
         sql = self._sql
+        self._set_synchronous(lightly=all(job.is_light for job in jobs))
         sql.execute("BEGIN IMMEDIATE")
         self._checked.clear()
         for job in jobs:
@@ -492,6 +496,13 @@ class _Database:
             for job in jobs:
                 job.error = CommitInDoubt(msg)
             self._roll_back()
+
+    def _set_synchronous(self, *, lightly: bool) -> None:
+        """Have the next transaction wait for the disk, or not: claims needn't."""
+        wanted: Synchronous = "normal" if lightly else self._store._synchronous
+        if wanted != self._synchronous:
+            self._sql.execute(f"PRAGMA synchronous = {wanted}")
+            self._synchronous = wanted
 
     def _roll_back(self) -> None:
         for known in (self._known, self._places, self._forms):
@@ -564,6 +575,7 @@ class _Database:
 
     def _beat(self) -> None:
         sql, at = self._sql, now()
+        self._set_synchronous(lightly=True)
         sql.execute("BEGIN IMMEDIATE")
         for claim in list(self._claims.values()):
             done = sql.execute(

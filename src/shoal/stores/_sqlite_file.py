@@ -116,6 +116,8 @@ def connect(
     Raises:
         StoreFailed: It can't be opened, is damaged, no store of ours, or of a newer version.
     """
+    if not path.exists():
+        _make_aside(path)
     try:
         connection = sqlite3.connect(
             path, timeout=patience, isolation_level=None, check_same_thread=False
@@ -137,6 +139,37 @@ def connect(
             raise explained(error, path, patience) from error
         raise
     return connection
+
+
+def _make_aside(path: Path) -> None:
+    """Make the file under another name, and give it its own when it is whole.
+
+    That waits for the disk twice, where making it in its place does so six times. Where it can't be
+    done, or another process was faster, nothing has happened.
+    """
+    aside = path.with_name(f"{path.name}.{os.urandom(8).hex()}.new")
+    try:
+        with closing(sqlite3.connect(aside, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            _make(connection)
+        _sync(aside)
+        os.link(aside, path)
+        _sync(path.parent)
+    except (OSError, sqlite3.Error):
+        return
+    finally:
+        for end in ("", "-wal", "-shm", "-journal"):
+            with suppress(OSError):
+                os.unlink(f"{aside}{end}")  # noqa: PTH108 # what blockbuster knows of
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has what is in a file, or in a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:

@@ -57,7 +57,17 @@ class Database(Protocol):
 class Job(Generic[D, T]):
     """What the thread is asked to do. Awaited, it says when that is done, and what came of it."""
 
-    __slots__ = ("backend", "due", "error", "is_last", "on_failed", "result", "waiter", "work")
+    __slots__ = (
+        "backend",
+        "due",
+        "error",
+        "is_last",
+        "is_light",
+        "on_failed",
+        "result",
+        "waiter",
+        "work",
+    )
 
     def __init__(self, work: Callable[[D], T]) -> None:
         """Ask for ``work``, to be done at once."""
@@ -67,6 +77,8 @@ class Job(Generic[D, T]):
         self.result: T | None = None
         self.error: Exception | None = None
         self.is_last: bool = False
+        self.is_light: bool = False
+        """Whether what it writes may go with the machine's power."""
         self.backend: Backend | None = None
         """The event loop that waits for it, if one does."""
         self.waiter: Waiter | None = None
@@ -101,9 +113,13 @@ class Writer(threading.Thread, Generic[D]):
 
     # -- called on event loops ------------------------------------------------------------------
 
-    def ask(self, work: Callable[[D], T]) -> Job[D, T]:
-        """Have ``work`` done, with the database and inside of a transaction; await what this is."""
+    def ask(self, work: Callable[[D], T], *, lightly: bool = False) -> Job[D, T]:
+        """Have ``work`` done, with the database and inside of a transaction; await what this is.
+
+        Done ``lightly``, it needn't outlast a loss of power.
+        """
         job: Job[D, T] = Job(work)
+        job.is_light = lightly
         self._put(job)
         return job
 
