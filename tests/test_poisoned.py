@@ -348,6 +348,33 @@ async def test_last_chances_are_had_one_after_the_other():
         assert anyio.current_time() - began == pytest.approx(6), "each takes 2"
 
 
+class Slow:
+    """A store whose saves take their time."""
+
+    def __init__(self, kept: MemoryStore) -> None:
+        self._kept: Any = kept
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kept, name)
+
+    async def save(self, batch: Batch) -> None:
+        await anyio.sleep(0.1)
+        self._kept.save(batch)
+
+
+async def test_who_waits_for_a_turn_holds_no_slot():
+    """While it is saved that the first is at work, the second has got the only slot."""
+    kills.add("a")
+    lives = Kept(mapped(), ["a", "b"], limits=Limits(1))
+    for _ in range(3):
+        assert await lives.live() is None
+    kills.clear()
+    lives.store = Slow(lives.store)
+    async with no_leaks():
+        result = await lives.live()
+    assert result.state["outs"] == {"a": "A", "b": "B"}
+
+
 async def test_who_waits_for_a_last_chance_may_be_cancelled():
     kills.add("a")
     lives = Kept(mapped(), ["a", "b", "c"])

@@ -679,7 +679,11 @@ class Run:
     ) -> Change:
         """Execute it, and have it known before: a process has died, and may do so again."""
         trials = self._remember()
-        await suspects.wait_turn(trials, trials.crashes - trials.is_suspect)
+        before = trials.crashes - trials.is_suspect
+        if self.seat is not None and not suspects.is_free(before):
+            self.seat.cancel()  # whoever is at work may wait for just that: take another one then
+            self.seat = None
+        await suspects.wait_turn(trials, before)
         try:
             if not trials.is_suspect:
                 trials.crashes, trials.is_suspect = trials.crashes + 1, True

@@ -54,12 +54,18 @@ class Suspects:
         )
         raise Poisoned(msg, crashes)
 
+    def _is_last(self, crashes: int) -> bool:
+        return crashes + 1 >= self._most
+
+    def is_free(self, crashes: int) -> bool:
+        """Tell whether a child may be at work now."""
+        return not (self._alone or (self._at_work and self._is_last(crashes)))
+
     async def wait_turn(self, who: object, crashes: int) -> None:
         """Wait until a child may be at work: alone, if one more crash condemns it."""
-        is_last = crashes + 1 >= self._most
-        while self._alone or (is_last and self._at_work):
+        while not self.is_free(crashes):
             await self._change.wait()
-        self._alone = is_last
+        self._alone = self._is_last(crashes)
         self._at_work.add(who)
 
     def leave(self, who: object) -> None:
