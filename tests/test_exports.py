@@ -23,6 +23,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "Action",
     "Adaptive",
     "Event",
+    "FindsOrphans",
     "Hook",
     "MapActions",
     "MapActionsAndStates",

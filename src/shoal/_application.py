@@ -25,6 +25,7 @@ from ._errors import (
     MissingField,
     MissingInput,
     RunCancelled,
+    RunClaimed,
     UnknownRun,
     did_you_mean,
     kind_of,
@@ -349,6 +350,46 @@ class Application(Generic[S]):
             return self._same(known)
 
         return await self._run(first, given, path, runtime, retries_failed=True)
+
+    async def recover(
+        self,
+        run_id: str,
+        *,
+        inputs: Mapping[str, object] | None = None,
+        runtime: Runtime | None = None,
+    ) -> RunResult[S] | None:
+        """Resume a run that an earlier execution has left without an end; see ``Runtime.recover``.
+
+        Unlike ``run``, it does nothing where there is nothing to be recovered: where the run goes
+        on elsewhere, or has ended, well or not. Then it returns None.
+
+        Args:
+            run_id: The run.
+            inputs: As for ``run``.
+            runtime: As for ``run``.
+
+        Raises:
+            Exception: Everything that ``run`` raises, but ``RunClaimed`` for the run itself.
+        """
+        self._require_store(run_id, runtime, "recover")
+        given, path = self._check_inputs(run_id, inputs, runtime, "recover")
+        is_ours = False
+
+        async def first(_execution: Execution, known: RunRecord | None) -> Beginning:
+            """Leave it to the store; called when the run is claimed."""
+            nonlocal is_ours
+            if known is None or known.status is not None:
+                msg = f"run {run_id} was recovered by somebody else, and has ended since"
+                raise RunClaimed(msg)
+            is_ours = True
+            return self._same(known)
+
+        try:
+            return await self._run(first, given, path, runtime)
+        except RunClaimed:
+            if is_ours:  # a store of its children's refuses them
+                raise
+            return None
 
     async def _run(
         self,

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from anyio import CancelScope
 
 from ._cancel import as_failure, cancelled, is_cancellation, ki_protected, ki_unprotected
-from ._errors import StepTimeout, note
+from ._errors import Poisoned, StepTimeout, note
 from ._ids import RunPath
 from ._policy import Each
 from ._ports import Services
@@ -230,7 +230,7 @@ class Tries:
 @ki_unprotected
 def _is_for(retry: Retry, error: Exception) -> bool:
     """Ask the retry, which may ask user code."""
-    return retry.is_for(error)
+    return not isinstance(error, Poisoned) and retry.is_for(error)
 
 
 @ki_protected

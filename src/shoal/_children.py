@@ -197,6 +197,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         assert group is not None
         try:
             try:
+                await self._run.pass_blame()
                 await group.live(self._apply)
             except Exception as error:  # noqa: BLE001 # raised where the action waits next
                 self._failure = error

@@ -33,7 +33,9 @@ with a note that says where it happened. These are the others::
     ├── RunClaimed           another execution of the run goes on
     ├── RunConflict          a run of that id was started with something else
     ├── UnknownRun           the store has no run of that id
+    ├── NoApplication        a run can't be recovered: the runtime has no application of that name
     ├── RetryLater           an action asks to be tried again, later (users raise it)
+    ├── Poisoned             a child was at work whenever a process died, so it isn't started again
     ├── InputChanged         a child's input changed after its result was reduced
     ├── StoreFailed          the store could not keep a save, or not say what it has kept
     ├── RateUnavailable      what keeps a rate that processes share failed, or didn't answer
@@ -241,6 +243,13 @@ class UnknownRun(ShoalError):
     """The store has no run of that id, or no such moment of it."""
 
 
+class NoApplication(ShoalError):
+    """A run can't be recovered: the runtime has no application of its name and version.
+
+    The run is left as it is, for a runtime that has.
+    """
+
+
 class InputChanged(ShoalError):
     """A child's input is not what it was when its result was reduced, so it can't be run again.
 
@@ -271,6 +280,20 @@ class RetryLater(ShoalError):
 
     def __str__(self) -> str:
         return f"asked to be tried again after {self.after:g} s"
+
+
+class Poisoned(ShoalError):
+    """A child was at work in execution after execution whose process died.
+
+    It is taken for what kills them, and not started again. No ``Retry`` tries it again either. The
+    message names it, and says what to do.
+    """
+
+    def __init__(self, message: str, crashes: int = 0) -> None:
+        """Say which one it is, and in how many executions it was."""
+        super().__init__(message)
+        self.crashes: int = crashes
+        """Executions in a row that have died while it was at work."""
 
 
 class StoreFailed(ShoalError):

@@ -32,6 +32,7 @@ from ._errors import (
 from ._hooks import Hooks
 from ._ids import new_run_id
 from ._ports import Batch, Services, Store
+from ._suspects import Suspects
 
 T = TypeVar("T")
 
@@ -94,6 +95,7 @@ class Execution:
         "max_steps",
         "services",
         "store",
+        "suspects",
         "tag",
         "unsaved",
     )
@@ -127,6 +129,8 @@ class Execution:
         """Its own id, by which it holds the claim on the root run."""
         self.is_resumed: bool = False
         """Whether an earlier execution may have left children behind."""
+        self.suspects: Suspects | None = None
+        """Where the process of the execution before has died, who may have done that."""
         self.max_steps: int = max_steps
         self.max_depth: int = max_depth
         self.live: LiveBudget = LiveBudget(max_live)
@@ -195,18 +199,22 @@ class Execution:
         why = f"did not acknowledge it within {self.services.commit_deadline:g} s"
         raise self._first(_in_doubt(batch, why))
 
-    async def claim(self, store: Store, run_id: str) -> None:
+    async def claim(self, store: Store, run_id: str) -> bool:
         """Have the root run in ``store``; again is no error. Can't be cancelled.
+
+        Returns whether the execution that had it before has died.
 
         Raises:
             RunClaimed: Another execution has it.
             StoreFailed: The store raised, or did not answer in time.
         """
         if any(claimed is store for claimed, _ in self._claimed):
-            return
+            return False
         self._claimed.append((store, run_id))  # also where that is not known for certain
+        has_died: bool | None = False
         with CancelScope(shield=True):
-            await self.ask(store.claim(run_id, self.holder), f"run {run_id}")
+            has_died = await self.ask(store.claim(run_id, self.holder), f"run {run_id}")
+        return bool(has_died)
 
     async def release(self) -> None:
         """Give back what was claimed; a store that can't will find out by itself. Never raises."""

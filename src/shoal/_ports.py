@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, final
+from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 from weakref import WeakKeyDictionary
 
 from ._action import FunctionAction
@@ -89,6 +89,14 @@ class SavedRun(Protocol):
     @property
     def abandoned(self) -> bool:
         """Whether a child has left a thread behind that still ran."""
+        ...
+
+    @property
+    def crashes(self) -> int:
+        """In how many executions in a row, which have died, a child was at work at its step.
+
+        Kept with what is known of it, whenever anything of it is saved. Counted beforehand.
+        """
         ...
 
     @property
@@ -188,6 +196,17 @@ class RunRecord:
 
 
 @final
+class Orphan(NamedTuple):
+    """A root run that has begun and not ended, and that nobody executes."""
+
+    run_id: str
+    application: str
+    """The name of its application."""
+    version: str
+    """The version of that."""
+
+
+@final
 class ChildRecord(NamedTuple):
     """What a store says of a child. Made for each child, so a named tuple: that costs a third."""
 
@@ -219,6 +238,8 @@ class ChildRecord(NamedTuple):
     """Seconds from its start to its end, in the execution in which it ended."""
     abandoned: bool = False
     """Whether it has left a thread behind that still ran."""
+    crashes: int = 0
+    """In how many executions in a row, which have died, it was at work at its step."""
 
 
 class Store(Protocol):
@@ -229,10 +250,13 @@ class Store(Protocol):
     cancelled, but for ``save``, ``claim`` and ``release``, which are shielded.
     """
 
-    async def claim(self, run_id: str, holder: str) -> None:
+    async def claim(self, run_id: str, holder: str) -> bool | None:
         """Let the execution ``holder`` have the root run, known or not, and all its descendants.
 
         Saves of other holders are refused from now on, with ``LeaseLost``.
+
+        Returns whether the one that had it before has died, for it never gave it back. A store that
+        can't tell returns None; then no child is ever ``Poisoned``.
 
         Raises:
             RunClaimed: Another execution has it.
@@ -292,6 +316,18 @@ class Store(Protocol):
 
     async def release(self, run_id: str, holder: str) -> None:
         """Give the root run back, if ``holder`` has it."""
+        ...
+
+
+@runtime_checkable
+class FindsOrphans(Protocol):
+    """What a store may have besides: then ``Runtime.recover`` finds what dead processes left."""
+
+    async def orphans(self) -> Sequence[Orphan]:
+        """Return the root runs that have begun, have no end, and that ``claim`` would give away.
+
+        In any order. One of them may be claimed by the time that anybody looks at it.
+        """
         ...
 
 
@@ -679,6 +715,8 @@ class Services:
     """Called in a task, gives what counts the native cancellations pending on that task."""
     commit_deadline: float
     """Seconds that the store has to acknowledge a save."""
+    max_crashes: int
+    """Executions in a row that may die while a child is at work."""
     learned: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
     """What was learned of a definition, by that definition, for as long as it lives."""
     circuits: WeakKeyDictionary[object, dict[str, Circuits]] = field(

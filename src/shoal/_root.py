@@ -30,6 +30,7 @@ from ._ports import Beginning, ChildRecord, NullStore, RunRecord
 from ._recorded import recorded_history
 from ._run import Run
 from ._state import Change, Drop, Set
+from ._suspects import Suspects
 
 First = Callable[[Execution, RunRecord | None], Awaitable[Beginning]]
 """Says what a run is to start from, given what the store has of it."""
@@ -115,7 +116,7 @@ class Root:
         """
         execution, run_id = self._execution, self.path.id
         store = execution.store
-        await execution.claim(store, run_id)
+        has_died = await execution.claim(store, run_id)
         await checkpoint_if_cancelled()
         record = await execution.ask(store.load(run_id), f"run {run_id}")
         wanted = self._first
@@ -130,6 +131,8 @@ class Root:
             return run
         refuse_conflict(run_id, record.beginning, wanted)
         execution.is_resumed = True
+        if has_died and record.status is None:
+            execution.suspects = Suspects(execution.services.max_crashes)
         run = self._make_run(record.beginning)
         played = await recorded_history(execution, self.path, record.beginning)
         children = await _recorded_children(execution, self.path)

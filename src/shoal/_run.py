@@ -36,7 +36,7 @@ from ._cancel import (
     ki_unprotected,
 )
 from ._digest import combined, named, written
-from ._errors import HookFailed, NotData, RunConflict, TooManySteps, brief, note
+from ._errors import HookFailed, NotData, Poisoned, RunConflict, TooManySteps, brief, note
 from ._events import (
     AttemptEnded,
     Cancelled,
@@ -71,6 +71,7 @@ from ._ports import Batch, Beginning, ChildRecord, Entrance, NullStore, Seat, Se
 from ._schema import Schema
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
+from ._suspects import Suspects
 from ._watch import is_life
 
 logger = logging.getLogger("shoal")
@@ -229,7 +230,17 @@ class Setting:
 class Trials:
     """What a run that may be tried again remembers of how far it came."""
 
-    __slots__ = ("abandoned", "at", "attempt", "further", "is_undecided", "kept", "last_step")
+    __slots__ = (
+        "abandoned",
+        "at",
+        "attempt",
+        "crashes",
+        "further",
+        "is_suspect",
+        "is_undecided",
+        "kept",
+        "last_step",
+    )
 
     def __init__(self) -> None:
         """Remember nothing yet."""
@@ -247,6 +258,14 @@ class Trials:
         """What steps that failed are to go on with, by their names."""
         self.abandoned: bool = False
         """Whether a thread was left behind."""
+        self.crashes: int = 0
+        """Executions that have died while it was at work at its step, this one included..."""
+        self.is_suspect: bool = False
+        """...if this is set: then the store knows that it is at work."""
+
+    def clear(self, crashes: int = 0) -> None:
+        """Hear that it got further, so that nothing is held against it."""
+        self.crashes, self.is_suspect = crashes, False
 
 
 @final
@@ -386,6 +405,11 @@ class Run:
         return self._trials is not None and self._trials.abandoned
 
     @property
+    def crashes(self) -> int:
+        """Executions that have died while it was at work at its step; see ``SavedRun``."""
+        return 0 if self._trials is None else self._trials.crashes
+
+    @property
     def age(self) -> float:
         """Seconds since its start."""
         return self.setting.services.clock() - self._started_at
@@ -493,6 +517,7 @@ class Run:
         Raises:
             NoTransition: No edge that leaves an act is true; its step is completed.
             TooManySteps: The next step would be one too many.
+            Poisoned: It was at work whenever a process died.
             Exception: Whatever an act or a condition raises.
         """
         setting = self.setting
@@ -515,6 +540,10 @@ class Run:
                 resumed = self.record is not None or setting.execution.is_resumed
                 resumed = resumed and self._playback is not None  # else it begins, or was forked
                 await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
+        suspects = setting.execution.suspects
+        if begins and suspects is not None and self.record is not None:
+            self._remember().crashes = self.record.crashes
+            suspects.check(self.path, self.record.crashes)
         if not begins:
             act = await self._act_it_stands_at(self._remember())
         elif setting.schema is not None and self._playback is None:
@@ -635,9 +664,42 @@ class Run:
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is; see ``Performer``."""
         setting = self.setting
+        if setting.execution.suspects is not None and setting.keeps:
+            return self._call_suspect(action, setting.execution.suspects)
+        return self._call(action)
+
+    def _call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
+        setting = self.setting
         return call_function(
             action, self._head[1], setting.inputs, setting.services, run=self, scopes=setting.scopes
         )
+
+    async def _call_suspect(
+        self, action: FunctionAction[..., object], suspects: Suspects
+    ) -> Change:
+        """Execute it, and have it known before: a process has died, and may do so again."""
+        trials = self._remember()
+        before = trials.crashes - trials.is_suspect
+        if self.seat is not None and not suspects.is_free(before):
+            self.seat.cancel()  # whoever is at work may wait for just that: take another one then
+            self.seat = None
+        await suspects.wait_turn(trials, before)
+        try:
+            if not trials.is_suspect:
+                trials.crashes, trials.is_suspect = trials.crashes + 1, True
+                await self.commit((), self.data)
+            return await self._call(action)
+        finally:
+            suspects.leave(trials)
+
+    async def pass_blame(self) -> None:
+        """Hear that its action has its own children do the work: from now on they are to blame."""
+        trials, suspects = self._trials, self.setting.execution.suspects
+        if suspects is None or trials is None or not trials.is_suspect:
+            return
+        suspects.leave(trials)
+        trials.clear(trials.crashes - 1)
+        await self.commit((), self.data)
 
     # -- what it holds --------------------------------------------------------------------------
 
@@ -867,6 +929,8 @@ class Run:
         updates: tuple[Update, ...] = ()
         if change.operations:
             updates = (Update(self._head[0] + 1, step, change.operations),)
+        if self._trials is not None:
+            self._trials.clear()
         await self.commit(updates, change.applied_to(self._head[1]), step_completed=step)
         if self._visits is None:
             self._visits = {}
@@ -1111,6 +1175,8 @@ class Run:
             self.value = setting.value_of(self)
         if setting.parent is not None:
             self.packed = setting.keeper.pack(self)
+        if self._trials is not None:
+            self._trials.clear()
         self.elapsed = setting.services.clock() - self._started_at
         self.status = "succeeded"
 
@@ -1119,6 +1185,8 @@ class Run:
         self._last = None
         self.value = None  # which may be what can't be kept
         self._ledgers = None  # there will be no result, and the errors in there lead back to here
+        if self._trials is not None and not isinstance(error, Poisoned):
+            self._trials.clear()
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "failed"
         self.error = error
@@ -1127,6 +1195,8 @@ class Run:
     def cancel(self, reason: str, winner: ChildName | None = None) -> None:
         """Note that the run was cancelled before its end; in a race, because ``winner`` had won."""
         self._last = None
+        if self._trials is not None:
+            self._trials.clear()
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "cancelled"
         self.reason = reason

@@ -2,14 +2,17 @@
 
 Invariants:
 - A root run is hosted: it lives in a task of the runtime's, never in its caller's (see ``_host``).
+- One run that can't be recovered, or fails, does nothing to the others that are.
 - Structured. The block is left only after all runs in it have ended. Left by an exception or
   cancelled, it cancels them; what the block raised goes on as it is, in no group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, final
 
@@ -22,15 +25,16 @@ from ._attempts import Retries
 from ._backend import current_backend, protect_from_ctrl_c
 from ._breaker import Circuits
 from ._context import Context
-from ._errors import BadUse, DefinitionError
+from ._errors import BadUse, DefinitionError, NoApplication, StoreFailed, brief, did_you_mean
 from ._host import Hosted
 from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
-from ._ports import NullStore, Services, Store, check_store
+from ._ports import FindsOrphans, NullStore, Orphan, Services, Store, check_store
 from ._rate import Limits
 from ._retry import is_positive
 from ._root import Root
+from ._suspects import MAX_CRASHES
 from ._threads import Threads
 from ._watch import GRACE, Watchdog
 
@@ -40,6 +44,9 @@ THREADS = 40
 """Worker threads that plain functions of one runtime may use at once."""
 COMMIT_DEADLINE = 30.0
 """Seconds that a store has to acknowledge a save."""
+
+AT_ONCE = 100
+"""Runs that are recovered at once."""
 
 
 class Runnable(Protocol[R_co]):
@@ -55,6 +62,45 @@ class Runnable(Protocol[R_co]):
     ) -> R_co:
         """Run it in ``runtime``."""
         ...
+
+
+class Recoverable(Protocol):
+    """What a runtime recovers runs of: an application."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Which version of its definition it is."""
+        ...
+
+    @property
+    def store(self) -> Store | None:
+        """Where its runs are kept; None: where the runtime keeps them."""
+        ...
+
+    async def recover(self, run_id: str, *, runtime: Runtime) -> Any:
+        """Resume a run that has no end, if nobody executes it; return None if somebody does."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """What became of a run that a dead process had left: its result, or why it has none."""
+
+    run_id: str
+    application: str
+    """The name of its application."""
+    version: str
+    """The version of that, as the run was started with."""
+    result: Any = None
+    """What it came to: a ``RunResult``; None if it has come to nothing."""
+    error: Exception | None = None
+    """What it failed with, or why it was not resumed; None if it has succeeded."""
 
 
 @final
@@ -87,17 +133,20 @@ class Runtime:
     def __init__(
         self,
         *,
+        apps: Iterable[Recoverable] = (),
         inputs: Mapping[str, object] | None = None,
         limits: Limits | None = None,
         store: Store | None = None,
         threads: int = THREADS,
         commit_deadline: float = COMMIT_DEADLINE,
         grace: float = GRACE,
+        max_crashes: int = MAX_CRASHES,
         seed: int | None = None,
     ) -> None:
         """Describe it; nothing is opened yet.
 
         Args:
+            apps: The applications whose runs ``recover`` resumes.
             inputs: What actions take besides fields, for all applications that are run in it.
             limits: How many attempts of actions run at once, in all runs together.
             store: Where runs are kept whose application has no store of its own; None: nowhere.
@@ -106,11 +155,14 @@ class Runtime:
             commit_deadline: Seconds that the store has to acknowledge a save.
             grace: Seconds that cleanup may take before it is warned of, and threads are left
                 behind.
+            max_crashes: Executions of a run that may die in a row while one of its children is at
+                work; then that child fails with ``Poisoned``. The first of them is not counted.
             seed: Makes what is left to chance, such as the delays of retries, repeatable.
 
         Raises:
             DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
-                or ``grace`` no number of seconds.
+                ``grace`` no number of seconds, or ``max_crashes`` no count of at least 1; or
+                ``apps`` has something else than applications, or two of one name and version.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
             msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
@@ -123,6 +175,11 @@ class Runtime:
         if not is_positive(grace):
             msg = f"Runtime(grace=...) takes a number of seconds above 0, not {grace!r}"
             raise DefinitionError(msg)
+        if type(max_crashes) is not int or max_crashes < 1:
+            msg = f"Runtime(max_crashes=...) takes a whole number, at least 1, not {max_crashes!r}"
+            raise DefinitionError(msg)
+        self._max_crashes = max_crashes
+        self.apps: Mapping[tuple[str, str], Recoverable] = _by_name(apps)
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
         self.store: Store = store if store is not None else NullStore()
@@ -167,6 +224,7 @@ class Runtime:
             retries=retries,
             native_cancels=backend.native_cancels,
             commit_deadline=self._commit_deadline,
+            max_crashes=self._max_crashes,
             admission=self._admission,
             host=self._host,
             enter=enter,
@@ -301,6 +359,83 @@ class Runtime:
         """
         return await app.run(state, id=id, inputs=inputs, runtime=self)
 
+    async def recover(self) -> Sequence[Recovered]:
+        """Resume what dead processes have left, and return what became of it.
+
+        That are the root runs in the runtime's store, and in those of its ``apps``, which have
+        begun and not ended, and which nobody executes: their process is gone, or gives no sign of
+        life for as long as its lease, or has lost its store. Each is resumed under the application
+        of its name and version. Runs that have failed or were cancelled have ended, and stay.
+
+        A run that fails, or can't be resumed, does nothing to the others: the error is in what is
+        returned for it. Where several processes recover at once, each run goes to one of them, and
+        is returned there alone.
+
+        Up to 100 runs are under way at once. They live in the runtime's tasks; where whoever awaits
+        this is cancelled, they are cancelled, awaited, and left consistent. A service has it
+        awaited in a task beside its work.
+
+        Raises:
+            BadUse: The runtime is not open, or has no ``apps``, or no store that knows of orphans.
+            StoreFailed: A store could not say which runs there are; nothing was resumed.
+
+        Examples:
+            >>> import anyio
+            >>> @action(reads=["n"], writes=["square"])
+            ... async def square(n: int) -> int:
+            ...     return n * n
+            >>> async def main() -> None:
+            ...     app = Application(square, store=MemoryStore())
+            ...     async with Runtime(apps=[app]) as runtime:
+            ...         for run in await runtime.recover():
+            ...             print(run.run_id, run.error or "succeeded")
+            >>> anyio.run(main)
+        """
+        self.check_open()
+        found = await self._orphans()
+        recovered: list[Recovered] = []
+        if found:
+            recovery = Recovery(self, found, recovered.append)
+            hosted = self._host(recovery.live, recovery.hear)
+            interruption = await hosted.wait()
+            try:
+                interruption = hosted.fatal or interruption
+                if interruption is not None:
+                    raise interruption
+            finally:
+                del interruption  # no cycle from the exception to this frame
+        return recovered
+
+    async def _orphans(self) -> list[tuple[Orphan, Recoverable | None]]:
+        """Ask each store once; say which application each orphan is to be resumed under."""
+        if not self.apps:
+            msg = "this runtime can recover nothing, it has no applications: Runtime(apps=[...])"
+            raise BadUse(msg)
+        stores: dict[int, tuple[Store, dict[tuple[str, str], Recoverable]]] = {}
+        for name, app in self.apps.items():
+            store = self.store if app.store is None else app.store
+            if not isinstance(store, FindsOrphans):
+                is_kept = not isinstance(store, NullStore)
+                why = f"{brief(store)} has no orphans()" if is_kept else "nothing keeps them"
+                msg = (
+                    f"the runs of application {app.name!r} can't be recovered, for {why}; give it, "
+                    f"or the runtime, a store that can say what nobody executes, as SQLiteStore can"
+                )
+                raise BadUse(msg)
+            stores.setdefault(id(store), (store, {}))[1][name] = app
+        found: list[tuple[Orphan, Recoverable | None]] = []
+        for store, apps in stores.values():
+            assert isinstance(store, FindsOrphans), "others were refused"
+            try:
+                orphans = await store.orphans()
+            except StoreFailed:
+                raise
+            except Exception as error:
+                msg = f"{brief(store)} could not be asked for orphans: {brief(error)}"
+                raise StoreFailed(msg) from error
+            found += [(one, apps.get((one.application, one.version))) for one in orphans]
+        return found
+
     def start(self, run: Root, on_ended: Callable[[], None] | None = None) -> Hosted:
         """Begin to live a root run in a task of its own; who calls this awaits ``Hosted.wait``.
 
@@ -357,3 +492,83 @@ class Runtime:
             how = "not open yet" if self._status == "new" else "closed"
             msg = f"the runtime is {how}: use it inside `async with Runtime(...) as runtime`"
             raise BadUse(msg)
+
+
+@final
+class Recovery:
+    """Orphans that are resumed, some at once."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        orphans: Sequence[tuple[Orphan, Recoverable | None]],
+        report: Callable[[Recovered], object],
+    ) -> None:
+        """Plan it; each orphan that nobody else resumes is told to ``report``."""
+        self._runtime = runtime
+        self._left = iter(orphans)
+        self._at_once = min(len(orphans), AT_ONCE)
+        self._report = report
+
+    def hear(self, reason: str) -> None:
+        """Hear why it is cancelled: each run's own wait says so to it."""
+
+    async def live(self) -> None:
+        """Resume them all."""
+        async with create_task_group() as tasks:
+            for _ in range(self._at_once):
+                tasks.start_soon(self._work)
+
+    async def _work(self) -> None:
+        for orphan, app in self._left:
+            recovered = await self._recover(orphan, app)
+            if recovered is not None:
+                self._report(recovered)
+
+    async def _recover(self, orphan: Orphan, app: Recoverable | None) -> Recovered | None:
+        run_id, name, version = orphan
+        tell = partial(Recovered, run_id=run_id, application=name, version=version)
+        if app is None:
+            return tell(error=NoApplication(self._why_none(orphan)))
+        try:
+            result = await app.recover(run_id, runtime=self._runtime)
+        except Exception as error:  # noqa: BLE001 # the caller reads it in what is returned
+            return tell(error=error)
+        return None if result is None else tell(result=result)
+
+    def _why_none(self, orphan: Orphan) -> str:
+        run_id, name, version = orphan
+        known = self._runtime.apps
+        versions = [repr(other) for named, other in known if named == name]
+        if versions:
+            return (
+                f"run {run_id} was started with version {version!r} of application {name!r}, and "
+                f"the runtime has {', '.join(versions)} alone; resume it where that version runs, "
+                f"or start a new run from what it has: fork({run_id!r})"
+            )
+        names = sorted({named for named, _ in known})
+        return (
+            f"run {run_id} is of application {name!r}, which the runtime does not have (it has: "
+            f"{', '.join(names)}){did_you_mean(name, names)}; name it in Runtime(apps=[...])"
+        )
+
+
+def _by_name(apps: Iterable[Recoverable]) -> Mapping[tuple[str, str], Recoverable]:
+    """Check the applications of a runtime.
+
+    Raises:
+        DefinitionError: One is none, or two have one name and version.
+    """
+    found: dict[tuple[str, str], Recoverable] = {}
+    for app in apps:
+        if isinstance(app, type) or not callable(getattr(app, "recover", None)):
+            msg = f"Runtime(apps=...) takes a list of applications, not of {brief(app)}"
+            raise DefinitionError(msg)
+        if (app.name, app.version) in found:
+            msg = (
+                f"Runtime(apps=...) has two applications {app.name!r} of version {app.version!r}; "
+                f"whose runs are whose can't be told: give one another name, or version"
+            )
+            raise DefinitionError(msg)
+        found[app.name, app.version] = app
+    return found

@@ -13,7 +13,7 @@ from shoal._errors import LeaseLost, RunClaimed
 from shoal._events import Status
 from shoal._history import Entry
 from shoal._ids import Key, RunPath
-from shoal._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun
+from shoal._ports import Batch, Beginning, ChildRecord, Orphan, RunRecord, SavedRun
 
 # Unlike an id, these are at hand without hashing; and a visit's children are found without a look
 # at those of all others.
@@ -92,6 +92,7 @@ class MemoryStore:
         """Start with nothing."""
         self._roots: dict[str, _Kept] = {}
         self._claims: dict[str, str] = {}  # who holds each root run
+        self._died: set[str] = set()  # of the copied store, what was claimed
 
     def copy(self) -> MemoryStore:
         """Return another store with the same runs, all of them unclaimed.
@@ -100,6 +101,7 @@ class MemoryStore:
         """
         other = MemoryStore()
         other._roots = {run_id: kept.copy() for run_id, kept in self._roots.items()}
+        other._died = self._died | set(self._claims)
         return other
 
     def discard(self, run_id: str) -> None:
@@ -120,10 +122,13 @@ class MemoryStore:
 
     # -- what the engine asks of a store --------------------------------------------------------
 
-    async def claim(self, run_id: str, holder: str) -> None:
+    async def claim(self, run_id: str, holder: str) -> bool:
         """Let ``holder`` have the run; see ``Store``."""
         self._refuse_claimed(run_id)
         self._claims[run_id] = holder
+        has_died = run_id in self._died
+        self._died.discard(run_id)
+        return has_died
 
     def _refuse_claimed(self, run_id: str) -> None:
         if run_id in self._claims:
@@ -190,6 +195,14 @@ class MemoryStore:
         found = kept.children(step, visit)
         return [child.record for child in found if child.record is not None]
 
+    async def orphans(self) -> Sequence[Orphan]:
+        """Return the runs that have no end and that nobody executes; see ``FindsOrphans``."""
+        return [
+            Orphan(run_id, kept.beginning.application, kept.beginning.version)
+            for run_id, kept in self._roots.items()
+            if kept.beginning is not None and kept.status is None and run_id not in self._claims
+        ]
+
     async def release(self, run_id: str, holder: str) -> None:
         """Give the run back; see ``Store``."""
         if self._claims.get(run_id) == holder:
@@ -211,6 +224,8 @@ class MemoryStore:
         kept = self._find(path.parent).child(path)
         if run is not None and (kept.record is None or afresh):
             kept.record = _under_way(run)
+        elif run is not None and kept.record is not None and kept.record.crashes != run.crashes:
+            kept.record = kept.record._replace(crashes=run.crashes)
         return kept
 
 
@@ -229,6 +244,7 @@ def _under_way(run: SavedRun) -> ChildRecord:
         element=run.element,
         digest=run.digest,
         status=None,
+        crashes=run.crashes,
     )
 
 
@@ -253,4 +269,5 @@ def _ended(run: SavedRun, applied: int | None) -> ChildRecord:
         attempts=run.attempts,
         elapsed=run.elapsed,
         abandoned=run.abandoned,
+        crashes=run.crashes,
     )

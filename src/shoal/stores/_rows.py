@@ -97,6 +97,7 @@ class Child(NamedTuple):
     attempts: int = 1
     elapsed: float = 0.0
     abandoned: int = 0
+    crashes: int = 0
 
 
 @final
@@ -243,6 +244,7 @@ class Packer:
             run.position,
             self._encode(run.element, "element"),
             run.digest,
+            crashes=run.crashes,
         )
 
     def _ended(self, child: SavedRun, update: Update | None) -> Child:
@@ -284,6 +286,7 @@ class Packer:
             child.attempts,
             child.elapsed,
             int(child.abandoned),
+            child.crashes,
         )
 
     def _what_is_left(self, child: SavedRun) -> Packed:
@@ -461,6 +464,7 @@ class Unpacker:
             attempts=row.attempts,
             elapsed=row.elapsed,
             abandoned=bool(row.abandoned),
+            crashes=row.crashes,
         )
 
     def history(self, rows: Iterable[History], children: Iterable[Child]) -> list[Entry]:

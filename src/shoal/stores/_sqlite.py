@@ -32,7 +32,7 @@ from shoal._errors import CommitInDoubt, DefinitionError, LeaseLost, RunClaimed,
 from shoal._events import Status
 from shoal._history import Entry
 from shoal._ids import Key, RunPath
-from shoal._ports import Batch, ChildRecord, RunRecord, SavedRun
+from shoal._ports import Batch, ChildRecord, Orphan, RunRecord, SavedRun
 from shoal._retry import is_positive
 
 from ._holders import Holder, current_holder, now
@@ -58,7 +58,7 @@ _KNOWN = 10_000  # rows whose ids are remembered
 _CHILD = (
     "step, visit, act, key, position, element, digest, status, applied, coalesce(used, 1), value, "
     "forms.form, change, own, reason, winner_act, winner_key, error, coalesce(attempts, 1), "
-    "coalesce(elapsed, 0.0), coalesce(abandoned, 0)"
+    "coalesce(elapsed, 0.0), coalesce(abandoned, 0), coalesce(crashes, 0)"
 )
 _CHILDREN = (
     f"{_CHILD} FROM runs JOIN places ON places.id = place LEFT JOIN forms ON forms.id = runs.form"
@@ -66,6 +66,7 @@ _CHILDREN = (
 _COLUMNS = (
     "position", "element", "digest", "status", "applied", "used", "value", "form", "change", "own",
     "reason", "winner_act", "winner_key", "error", "attempts", "elapsed", "abandoned",
+    "crashes",
 )  # fmt: skip
 _INSERT = (
     f"INSERT INTO runs (parent, place, key, {', '.join(_COLUMNS)}) "  # noqa: S608 # names of ours
@@ -268,7 +269,7 @@ class SQLiteStore:
 
     # -- what the engine asks of a store --------------------------------------------------------
 
-    async def claim(self, run_id: str, holder: str) -> None:
+    async def claim(self, run_id: str, holder: str) -> bool:
         """Let ``holder`` have the run; see ``Store``.
 
         Raises:
@@ -281,7 +282,7 @@ class SQLiteStore:
         claim = self._claims[run_id, holder] = _Claim(run_id, holder)
         writer = self._enter()
         try:
-            await writer.ask(lambda database: database.claim(claim), lightly=True)
+            return await writer.ask(lambda database: database.claim(claim), lightly=True)
         except Exception:
             del self._claims[run_id, holder]
             await self._leave()
@@ -332,6 +333,10 @@ class SQLiteStore:
     ) -> Sequence[ChildRecord]:
         """Return what is known of the children of a run; see ``Store``."""
         return await self._read(lambda reader: reader.children(path, step, visit)) or ()
+
+    async def orphans(self) -> Sequence[Orphan]:
+        """Return the runs that have no end and that nobody executes; see ``FindsOrphans``."""
+        return await self._read(lambda reader: reader.orphans()) or ()
 
     async def discard(self, run_id: str) -> None:
         """Forget a root run and all its descendants; one that is not known is no error.
@@ -508,9 +513,10 @@ class _Database:
 
     # -- claims ---------------------------------------------------------------------------------
 
-    def claim(self, claim: _Claim) -> None:
+    def claim(self, claim: _Claim) -> bool:
+        """Claim a run; return whether its last execution never gave it back."""
         run_id, us, at = claim.run_id, current_holder(), now()
-        epoch = self._refuse_claimed(run_id)
+        epoch, has_died = self._refuse_claimed(run_id)
         claim.epoch = epoch + 1
         self._sql.execute(
             "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -518,19 +524,18 @@ class _Database:
         )
         self._claims[run_id] = claim
         self._next_beat = min(self._next_beat, time.monotonic() + self._store._heartbeat)
+        return has_died
 
-    def _refuse_claimed(self, run_id: str) -> int:
-        """Return the epoch of the last claim, which nobody has any more."""
+    def _refuse_claimed(self, run_id: str) -> tuple[int, bool]:
+        """Return the epoch of the last claim, and whether that was never given back."""
         found = self._sql.execute("SELECT * FROM claims WHERE run_id = ?", (run_id,)).fetchone()
         if found is None:
-            return 0
-        _, epoch, execution, host, boot, pid, started, lease, wall, uptime = found
-        if execution is not None:
-            holder, at = Holder(host, boot, pid, started), now()
-            left = lease - (at.uptime - uptime if holder.is_near else at.wall - wall)
-            if left > 0 and not holder.is_gone:
-                raise RunClaimed(_claimed(run_id, holder, at.wall + left))
-        return int(epoch)
+            return 0, False
+        _, epoch, *claim = found
+        left = _seconds_left(claim)
+        if left > 0:
+            raise RunClaimed(_claimed(run_id, Holder(*claim[1:5]), now().wall + left))
+        return int(epoch), claim[0] is not None
 
     def release(self, claim: _Claim) -> None:
         self._sql.execute(
@@ -672,7 +677,12 @@ class _Database:
             self._save_updates_of(run, parent)
             self._sql.execute("DELETE FROM history WHERE run = ?", (run,))
         where = "" if afresh else " AND position IS NULL"
-        self._sql.execute(f"{_UPDATE}{where}", (*self._row(child), run))
+        done = self._sql.execute(f"{_UPDATE}{where}", (*self._row(child), run))
+        if not done.rowcount:
+            self._sql.execute(
+                "UPDATE runs SET crashes = ? WHERE id = ? AND crashes <> ?",
+                (child.crashes, run, child.crashes),
+            )
 
     def _row(self, child: Child) -> tuple[object, ...]:
         form, winner = self._form(child.form), child.winner_key
@@ -741,6 +751,15 @@ class _Database:
         sql.execute("DELETE FROM runs WHERE id = ?", (run,))
         sql.execute("DELETE FROM claims WHERE run_id = ?", (run_id,))
         self._known.clear()
+
+
+def _seconds_left(claim: Sequence[Any]) -> float:
+    """Return for how long a claim holds, by its row; 0 if nobody has the run any more."""
+    execution, host, boot, pid, started, lease, wall, uptime = claim
+    holder, at = Holder(host, boot, pid, started), now()
+    if execution is None or holder.is_gone:
+        return 0.0
+    return max(0.0, lease - (at.uptime - uptime if holder.is_near else at.wall - wall))
 
 
 def _code(error: Exception | None) -> int:
@@ -812,6 +831,15 @@ class _Reader:
         if found is None:
             return None
         return self._unpacker.run(Begun(*found[:7]), cast("Status | None", found[7]), found[8])
+
+    def orphans(self) -> list[Orphan]:
+        found = self._sql.execute(
+            "SELECT key, application, version, execution, host, boot, pid, started, lease, "
+            "seen_at, seen_uptime FROM runs JOIN roots ON roots.run = runs.id "
+            "JOIN claims ON claims.run_id = runs.key "
+            "WHERE parent = 0 AND status IS NULL ORDER BY runs.id"
+        )
+        return [Orphan(*row[:3]) for row in found if not _seconds_left(row[3:])]
 
     def history(self, path: RunPath, from_number: int) -> Sequence[Entry]:
         self._sql.execute("BEGIN")  # one moment for all that is looked at

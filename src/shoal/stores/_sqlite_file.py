@@ -38,6 +38,7 @@ MIGRATIONS = (
         attempts INTEGER,
         elapsed REAL,
         abandoned INTEGER,
+        crashes INTEGER,
         digest TEXT,
         form INTEGER,
         element TEXT,

@@ -20,7 +20,7 @@ from shoal._fanout import fan_out
 from shoal._graph import Graph
 from shoal._history import Completed, Entry, Rewound
 from shoal._ids import Key, RunPath
-from shoal._ports import Batch, Beginning, ChildRecord, SavedRun, Store
+from shoal._ports import Batch, Beginning, ChildRecord, FindsOrphans, Orphan, SavedRun, Store
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class HandMadeRun:
     attempts: int = 1
     elapsed: float = 0.5
     abandoned: bool = False
+    crashes: int = 0
     last_update: Update | None = None
     packed: object = None
 
@@ -201,6 +202,26 @@ class StoreConformance:
             await save(store, child_run("a", status=None), updates=(update_of(1),))
             assert await store.load("root") is None, "it is kept elsewhere"
             assert await keys(store) == ["a"]
+
+    async def test_orphans_are_runs_without_an_end_that_nobody_has(self, store: Store) -> None:
+        """For stores that find them."""
+        if not isinstance(store, FindsOrphans):
+            return
+        assert list(await store.orphans()) == []
+        async with claimed(store):
+            await save(store, child_run("a", status=None), updates=(update_of(1),))
+            assert list(await store.orphans()) == [], "somebody has it"
+        other = self.another(store)
+        assert isinstance(other, FindsOrphans)
+        for each in (store, other):
+            assert list(await each.orphans()) == [Orphan("root", "app", "1")]
+        for status in ("failed", "cancelled", "succeeded"):
+            async with claimed(store, begin=False):
+                await save(store, HandMadeRun(status=status), ended=status)
+            assert list(await store.orphans()) == [], f"it has {status}"
+        await store.claim("new", "me")
+        await store.release("new", "me")
+        assert list(await store.orphans()) == [], "it has never begun"
 
     # -- histories ------------------------------------------------------------------------------
 
@@ -589,6 +610,35 @@ class StoreConformance:
             assert await keys(store) == ["a"]
 
     # -- in use ---------------------------------------------------------------------------------
+
+    async def test_it_is_known_who_was_at_work(self, store: Store) -> None:
+        async def crashes(key: str = "a") -> list[tuple[int, Status | str | None]]:
+            found = await self.another(store).children(ROOT, "map", 0)
+            return [(record.crashes, record.status) for record in found if record.key == key]
+
+        error = ValueError("no")
+        async with claimed(store):
+            await save(store, child_run("a", status=None, crashes=1))
+            assert await crashes() == [(1, None)]
+            await save(store, child_run("a", status=None, crashes=2))
+            assert await crashes() == [(2, None)]
+            got_further = child_run("a", status=None)
+            await save(store, got_further, updates=(update_of(1, "one"),), step_completed="one")
+            assert await crashes() == [(0, None)]
+            failed = child_run("a", status="failed", error=error, crashes=3)
+            await save(store, unapplied=(failed,))
+            assert await crashes() == [(3, "failed")]
+            await save(store, child_run("a", status=None, crashes=1))  # it runs again
+            assert [number for number, _ in await crashes()] == [1]
+            await save(store, unapplied=(child_run("a"),))
+            assert await crashes() == [(0, "succeeded")]
+            assert list(await store.read(got_further.path)) == [
+                update_of(1, "one"),
+                Completed("one", 0),
+            ]
+            await save(store, child_run("b", status=None, crashes=2))
+            await save(store, child_run("b", status=None), afresh=True)
+            assert await crashes("b") == [(0, None)]
 
     async def test_an_application_goes_on_where_it_failed(self, store: Store) -> None:
         fails = {2, 5}

@@ -9,6 +9,8 @@ What holds:
 - Each call of the scenario is a process of its own: a new event loop, on a virtual clock that
   starts at 0, with a store that holds what was kept, and which nobody has claimed.
 - Up to its place, each round is the uncrashed one over again.
+- It is the store that goes wrong, so no child is blamed: only one life of a round is told that the
+  process before has died, and children are condemned for several of them.
 """
 
 from __future__ import annotations
@@ -190,7 +192,8 @@ class _Round(Generic[_T]):
         try:
             while True:
                 place = self._place if len(self.lives) < self._manner.times else 0
-                store = _Unsteady(self.kept, self._manner, place)
+                is_second = len(self.lives) == 1
+                store = _Unsteady(self.kept, self._manner, place, tells_of_death=is_second)
                 self.lives.append(store)
                 ended, result = self._call(store)
                 store.check_released()
@@ -268,8 +271,11 @@ class _WentWrong(ConnectionError):
 class _Unsteady:
     """A store in front of another one, that goes wrong at one place."""
 
-    def __init__(self, kept: MemoryStore, manner: Manner, place: int) -> None:
+    def __init__(
+        self, kept: MemoryStore, manner: Manner, place: int, *, tells_of_death: bool = False
+    ) -> None:
         self._kept = kept
+        self._tells_of_death = tells_of_death
         self._how = manner.how
         self._delay = manner.delay
         self._at = (place + 1) // 2  # the call it goes wrong at
@@ -345,8 +351,10 @@ class _Unsteady:
             await self._go_wrong()
         await anyio.sleep(self._delay / 2)
 
-    async def claim(self, run_id: str, holder: str) -> None:
-        await self._ask(f"claim of run {run_id}", partial(self._kept.claim, run_id, holder))
+    async def claim(self, run_id: str, holder: str) -> bool | None:
+        claim = partial(self._kept.claim, run_id, holder)
+        has_died = await self._ask(f"claim of run {run_id}", claim)
+        return has_died and self._tells_of_death
 
     async def load(self, run_id: str) -> RunRecord | None:
         return await self._ask(f"load of run {run_id}", partial(self._kept.load, run_id))
