@@ -30,7 +30,9 @@ SWEEPS = frozenset(
         "test_fuzz_graphs",
         "test_fuzz_races",
         "test_fuzz_resume",
+        "test_never_started",
         "test_race_resume",
+        "test_redis",
         "test_resume",
     )
 )

@@ -128,6 +128,7 @@ async def test_of_children_without_a_store_only_their_ends_are_kept():
     assert [(one.key, type(one)) for one in outcomes] == [(k, Done) for k in ("1", "2", "3")]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("where", ["nowhere", "elsewhere", "here"])
 async def test_wherever_they_are_kept_a_stop_at_any_save_loses_nothing(where: str):
     stops_at = 0

@@ -1161,6 +1161,7 @@ class Closing:
             self.closed += 1
 
 
+@pytest.mark.sweep
 @pytest.mark.realtime
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize(
@@ -1253,6 +1254,7 @@ KINDS: dict[str, Callable[[], BaseException]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.realtime
 @pytest.mark.parametrize("where", ["over", "async over", "key", "reduce", "grow"])
 @pytest.mark.parametrize("kind", KINDS)

@@ -200,6 +200,7 @@ CANCELS: dict[str, Cancels] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("cancels", CANCELS)
 async def test_whatever_cancels_it_it_is_named(cancels: str):
     hook = RecordingHook()

@@ -104,6 +104,7 @@ class Neighbour:
         return max(after - before for before, after in zip(self.seen, self.seen[1:], strict=False))
 
 
+@pytest.mark.sweep
 @pytest.mark.realtime
 @every_source
 @pytest.mark.parametrize("limit", [1, 10, 300])
@@ -153,6 +154,7 @@ async def test_steps_that_never_wait_let_others_run_after_64_of_them():
     assert neighbour.longest <= 2 * 64
 
 
+@pytest.mark.sweep
 @pytest.mark.realtime
 @pytest.mark.parametrize("kind", ["into", "skipped", "dropped", "async dropped"])
 async def test_a_map_that_never_waits_can_be_cancelled(kind: str):
@@ -271,6 +273,7 @@ async def test_between_two_batches_others_may_run():
 # -- pullers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep
 @every_source
 @pytest.mark.parametrize("limit", [1, 2, 3, 300])
 async def test_the_ramp_doubles_until_the_limit(over: Any, limit: int):
@@ -298,6 +301,7 @@ async def test_the_ramp_doubles_until_the_limit(over: Any, limit: int):
     assert turns <= 14  # one at a time it would take 300
 
 
+@pytest.mark.sweep
 @every_source
 @pytest.mark.parametrize("limit", [1, 10, 100])
 @pytest.mark.parametrize("waits", ["never", "a few times", "now and then"])

@@ -94,6 +94,7 @@ def peak(kind: str, n: int, backend: Literal["asyncio", "trio"]) -> int:
     return most
 
 
+@pytest.mark.sweep
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -201,6 +202,7 @@ class Paced:
         self.seconds = anyio.current_time()
 
 
+@pytest.mark.sweep
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("slow", ["events", "reducer", "store"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -1206,6 +1206,7 @@ every_how = pytest.mark.parametrize("how", HOWS)
 with_waits = pytest.mark.parametrize("waits", [None, checkpoint], ids=["", "slow"])
 
 
+@pytest.mark.sweep
 @pytest.mark.realtime
 @every_how
 @with_waits
@@ -1271,10 +1272,19 @@ async def spin(turns: int) -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("on", LOOPS)
 @every_how
 @with_waits
-@pytest.mark.parametrize(("times", "apart"), [(1, 0), (2, 0), (2, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("times", "apart"),
+    [
+        (1, 0),
+        pytest.param(2, 0, marks=pytest.mark.slow),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        (3, 2),
+    ],
+)
 def test_native_cancels_at_any_turn(on: str, how: str, waits: Any, times: int, apart: int):
     async def go() -> None:
         for turn in range(1000):
@@ -1300,6 +1310,7 @@ def test_native_cancels_at_any_turn(on: str, how: str, waits: Any, times: int, a
     run_asyncio(on, go)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("on", LOOPS)
 @every_how
 def test_a_native_cancel_and_a_scope_cancelled_around_each_other(on: str, how: str):
@@ -1341,6 +1352,7 @@ def test_a_native_cancel_and_a_scope_cancelled_around_each_other(on: str, how: s
     run_asyncio(on, go)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("on", LOOPS)
 @every_how
 def test_a_native_timeout_around_the_block_and_within(on: str, how: str):
@@ -1373,6 +1385,7 @@ def seeds(count: int) -> Iterator[tuple[Any, int]]:
             yield backend, seed
 
 
+@pytest.mark.sweep
 def test_random_consumers_on_many_schedules():
     """Readers, steppers and cancellers in tasks of their own; whatever they do, nothing hangs."""
     import random

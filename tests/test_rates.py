@@ -280,6 +280,7 @@ def run_random(seed: int, backend: Backend) -> None:
             assert starts.peak[key] <= slots
 
 
+@pytest.mark.sweep
 @backends
 @pytest.mark.parametrize(
     "seeds",
@@ -998,6 +999,7 @@ async def _later(seconds: float) -> None:
     raise RetryLater(seconds)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("stall", STALLS)
 async def test_999_keys_take_exactly_the_time_they_take_without_the_stalled_one(
@@ -1081,6 +1083,7 @@ async def test_only_when_the_look_ahead_is_full_can_a_key_delay_another():
 # -- adapting, as users do it ----------------------------------------------------------------------
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("sign", ["429", "503", "latency", "timeout", "failure of theirs"])
 async def test_capacity_adapts_to_each_sign_of_overload(where: str, sign: str):

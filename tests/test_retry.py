@@ -907,6 +907,7 @@ async def run_nested(
     return result.state.to_plain()["outs"][0]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("failing", "stored"),

@@ -667,6 +667,7 @@ async def test_who_is_alone_is_so_no_more_though_nobody_waits():
         assert rates.granted == 1
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("call", range(1, 8))
 @pytest.mark.parametrize("trouble", ["fails", "fails later", "hangs"])
 async def test_nothing_is_granted_in_excess_where_a_call_comes_to_grief(call: int, trouble: Any):

@@ -338,6 +338,7 @@ async def test_tasks_are_pulled_as_there_is_room(limit: int, is_async: bool):
 WAYS_OUT = ["the end", "at_most", "a failure", "a cancel", "reduce", "a bad task", "its own error"]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("form", ["tasks", "MapStates", "MapActions", "MapActionsAndStates"])
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("way_out", WAYS_OUT)

@@ -48,8 +48,9 @@ class Death:
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    """Read what was appended to a file; nothing, if it isn't there."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """Read the whole lines of a file; another process may be about to append one."""
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def append(file: Path, **line: Any) -> None:

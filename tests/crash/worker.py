@@ -23,6 +23,7 @@ from shoal import (
     Hook,
     RunEnded,
     RunPath,
+    Runtime,
     StateUpdated,
     StepEnded,
     Store,
@@ -36,6 +37,7 @@ from .scenarios import SCENARIOS
 from .stores import STORES
 
 RUN = "run"
+MANY = 1_000_000  # lives
 
 
 class Tell(Hook):
@@ -183,9 +185,10 @@ async def _live(life: Life, name: str, store: Store) -> None:
     append(life.effects, life=life.number, kind="life", completed=kept[0], succeeded=kept[1])
 
     app = Application(scenario.graph, name=name, store=store, hooks=[Tell(life)])
-    life.is_armed = True
-    result = await app.run(scenario.first, id=RUN)
-    life.is_armed = False
+    async with Runtime(max_crashes=MANY) as runtime:  # no child is to blame for so many
+        life.is_armed = True
+        result = await app.run(scenario.first, id=RUN, runtime=runtime)
+        life.is_armed = False
 
     census = Census()
     await census.take(store)
