@@ -345,7 +345,7 @@ def _set_if_possible(error: BaseException, name: str, unpacking: Unpacking, pack
             slot.__set__(error, value)
         else:
             vars(error)[name] = value
-    except (AttributeError, TypeError, NotDecodable):
+    except (AttributeError, TypeError, NotDecodable):  # an error never fails to load: less of it
         return
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from shoal import SQLiteStore, Store
 from shoal._ids import child_id
-from shoal.stores._sqlite import _Database
+from shoal.stores._sqlite_writing import Database
 
 from .life import Life
 
@@ -49,24 +49,24 @@ def _open_sqlite(folder: Path) -> Store:
 
 
 def _arm_sqlite(life: Life) -> None:
-    save, transact = _Database.save, _Database._transact
+    save, transact = Database.save, Database._transact
     passed = list[str]()  # in the transaction under way
 
-    def saving(self: _Database, rows: Any, claim: Any) -> None:
+    def saving(self: Database, rows: Any, claim: Any) -> None:
         save(self, rows, claim)
         decided = any(entry.kind == "decision" for entry in rows.history)
         ended = rows.status is not None
         passed.append("decision" if decided else "finish" if ended else "batch save")
         life.passes(passed[-1])
 
-    def transacting(self: _Database, jobs: Sequence[Any]) -> None:
+    def transacting(self: Database, jobs: Sequence[Any]) -> None:
         passed.clear()
         transact(self, jobs)
         for phase in passed:
             life.passes("after save" if phase == "batch save" else phase)
 
-    _Database.save = saving
-    _Database._transact = transacting
+    Database.save = saving
+    Database._transact = transacting
 
 
 def _sqlite_tables(folder: Path) -> dict[str, Row]:

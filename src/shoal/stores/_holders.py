@@ -75,7 +75,7 @@ def _described(pid: int) -> Holder:
 
 
 def _boot() -> str:
-    with suppress(OSError):
+    with suppress(OSError):  # a system without: then leases have to run out
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 # a name, no file
     return ""
@@ -83,7 +83,7 @@ def _boot() -> str:
 
 def _started(pid: int) -> str:
     """Say when a process was started, in ticks since the machine was; empty: there is none."""
-    with suppress(OSError):
+    with suppress(OSError):  # there is none, or nobody can know
         stat = Path(f"/proc/{pid}/stat").read_text()
         fields = stat.rpartition(")")[2].split()  # before it stands a name, which may hold anything
         if fields[0] not in ("Z", "X"):  # it has ended, and nobody has asked how

@@ -293,7 +293,7 @@ class Packer:
         """Encode what there is of a child that did not end well: maybe just because it can't be."""
         try:
             element = self._encode(child.element, "element")
-        except NotEncodable:
+        except NotEncodable:  # as it failed with that, which its error says
             element = "null"
         value = None if child.value is None else self._encode(child.value, "value")
         update = child.last_update

@@ -1,4 +1,4 @@
-"""The file of an ``SQLiteStore``: its layout, and opening it. Imports errors.
+"""The file of an ``SQLiteStore``: its layout, opening it, keys in it. Imports errors and ids.
 
 docs/store-layout.md describes it to whoever wants to query it.
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from shoal._errors import StoreFailed
+from shoal._ids import Key
 
 Synchronous = Literal["full", "normal"]
 
@@ -155,11 +156,11 @@ def _make_aside(path: Path) -> None:
         _sync(aside)
         os.link(aside, path)
         _sync(path.parent)
-    except (OSError, sqlite3.Error):
+    except (OSError, sqlite3.Error):  # it is made in its place then, and what is wrong is told
         return
     finally:
         for end in ("", "-wal", "-shm", "-journal"):
-            with suppress(OSError):
+            with suppress(OSError):  # most of them were never made
                 os.unlink(f"{aside}{end}")  # noqa: PTH108 # what blockbuster knows of
 
 
@@ -174,7 +175,7 @@ def _sync(path: Path) -> None:
 
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
     """Tell whether there is nothing in the file yet."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # then it is about to be made
         if os.stat(path).st_size:  # noqa: PTH116 # what blockbuster knows of
             return not _tables(connection) and not _pragma(connection, "application_id")
     return True
@@ -255,3 +256,35 @@ def explained(error: sqlite3.Error, path: Path, patience: float) -> StoreFailed:
             name = getattr(error, "sqlite_errorname", type(error).__name__)
             why = f"could not be used: {error} ({name})"
     return StoreFailed(f"{path} {why}")
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+_LONGEST = 1 << 63
+
+
+def column_of(key: Key) -> str | int | bytes:
+    """Return what SQLite keeps of a key: the key itself, but for what SQLite doesn't have."""
+    if isinstance(key, int):
+        number = int(key)
+        return number if -_LONGEST <= number < _LONGEST else b"i%x" % number
+    text = str.__str__(key)
+    return text if _is_clean(text) else b"s" + text.encode("utf-8", "surrogatepass")
+
+
+def _is_clean(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def key_of(column: str | int | bytes) -> Key:
+    if not isinstance(column, bytes):
+        return column
+    if column[:1] == b"i":
+        return int(column[1:], 16)
+    return column[1:].decode("utf-8", "surrogatepass")

@@ -203,7 +203,7 @@ class Writer(threading.Thread, Generic[D]):
             while not job.is_last:
                 job = self._jobs.get_nowait()
                 later.append(job)
-        except Empty:
+        except Empty:  # the time has come, or there is nothing more at the moment
             return
 
     def _hand_back(self, jobs: Sequence[Job[D, Any]]) -> None:
