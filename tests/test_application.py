@@ -41,7 +41,7 @@ from shoal import (
     fan_out,
 )
 from shoal._errors import kind_of
-from shoal._ports import Batch, NullStore
+from shoal._store import Batch, NullStore
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

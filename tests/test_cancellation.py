@@ -53,10 +53,10 @@ from shoal import (
     replay,
 )
 from shoal._host import Hosted
-from shoal._ports import Batch, NullStore
 from shoal._root import Root
 from shoal._run import Run
 from shoal._runtime import Runtime
+from shoal._store import Batch, NullStore
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
 
 pytestmark = pytest.mark.anyio

@@ -31,7 +31,7 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._ports import Batch
+from shoal._store import Batch
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -58,7 +58,7 @@ from shoal import (
     when,
 )
 from shoal._children import ChildGroup
-from shoal._ports import Batch
+from shoal._store import Batch
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 from tests.test_cancellation import Keeping, Watched, quick_collections, seen_runs
 

@@ -45,7 +45,7 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._ports import NullStore
+from shoal._store import NullStore
 from shoal.testing import Attempt, RecordingHook, Recovery, cancel_everywhere, crash_everywhere
 
 pytestmark = pytest.mark.anyio

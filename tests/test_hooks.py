@@ -38,7 +38,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._ports import Batch, NullStore
+from shoal._store import Batch, NullStore
 from shoal.testing import RecordingHook
 
 pytestmark = pytest.mark.anyio

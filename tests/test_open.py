@@ -45,7 +45,7 @@ from shoal import (
     fan_out,
     replay,
 )
-from shoal._ports import Batch, NullStore
+from shoal._store import Batch, NullStore
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
 
 pytestmark = pytest.mark.anyio

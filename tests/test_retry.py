@@ -47,8 +47,8 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._ports import Batch, NullStore
 from shoal._retry import Account
+from shoal._store import Batch, NullStore
 from shoal.testing import (
     Attempt,
     RecordingHook,

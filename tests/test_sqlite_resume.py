@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pytest
 
 from shoal import Batch, ChildRecord, Entry, MemoryStore, RunPath, RunRecord, SQLiteStore
-from shoal._ports import SavedRun
+from shoal._store import SavedRun
 from shoal.testing import run_virtual
 from tests.test_resume import PROGRAMS, WATCH, Subject, kept_runs
 

@@ -45,10 +45,10 @@ from shoal import (
 from shoal._execution import Execution
 from shoal._graph import as_graph
 from shoal._hooks import Hooks
-from shoal._ports import Batch, Beginning, NullStore
 from shoal._root import Root
 from shoal._run import Run, Setting
 from shoal._runtime import Runtime
+from shoal._store import Batch, Beginning, NullStore
 from shoal.testing import RecordingHook, run_virtual
 
 pytestmark = pytest.mark.anyio

@@ -37,7 +37,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._ports import Batch, NullStore
+from shoal._store import Batch, NullStore
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -38,7 +38,7 @@ from shoal import (
     replay,
     when,
 )
-from shoal._ports import Batch, NullStore
+from shoal._store import Batch, NullStore
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

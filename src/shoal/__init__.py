@@ -3,11 +3,11 @@
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _functions, _collections, _ids, _digest, _state, _typenames, _tags, _objects, _codec, _model,
 _schema, _events, _history, _meters, _shared, _rate, _retry, _breaker, _policy; _action, _until,
-_condition, _flow, _graph; _cancel, _items, _watch, _ports, _backend, _hooks, _stream, _suspects,
-_execution, _attempts, _step, _run; _host, _threads, _gate, _alarms, _supply, _queue, _seat,
-_limiter, _entrance, _admission, _recorded, _source, _group, _hedge, _stagger, _contest, _join,
-_parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _root, _runtime, _open,
-_application; then the stores and the rates.
+_condition, _flow, _graph; _cancel, _items, _watch, _store, _ports, _backend, _hooks, _stream,
+_suspects, _execution, _attempts, _step, _run; _host, _threads, _gate, _alarms, _supply, _queue,
+_seat, _limiter, _entrance, _admission, _recorded, _source, _group, _hedge, _stagger, _contest,
+_join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _root, _runtime,
+_open, _application; then the stores and the rates.
 ``docs/internals.md`` is the tour.
 """
 
@@ -99,13 +99,13 @@ from ._join import Ledger
 from ._limiter import Limiter, Statistics
 from ._open import OpenRun, RunResult
 from ._policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Tolerate
-from ._ports import Batch, Beginning, ChildRecord, FindsOrphans, Orphan, RunRecord, SavedRun, Store
 from ._race import race
 from ._rate import AIMD, Adaptive, Ended, Limits, Rate, SharedRate
 from ._retry import Retry, RetryBudget
 from ._runtime import Recovered, Runtime
 from ._shared import RateBackend, RateReply, RateRequest, RateState, reckon
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
+from ._store import Batch, Beginning, ChildRecord, FindsOrphans, Orphan, RunRecord, SavedRun, Store
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
 from ._until import All, First, FirstItem, Quorum, Until, all_, first, first_item, quorum
 from ._version import __version__

@@ -35,13 +35,13 @@ from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
 from ._ids import RunPath, new_run_id
 from ._open import Gate, OpenRun, RunResult, result_of
-from ._ports import Beginning, NullStore, RunRecord, Store, check_store
 from ._rate import Limits
 from ._recorded import recorded_history
 from ._root import First, Root
 from ._run import Run, Setting
 from ._runtime import Runtime
 from ._state import S, State
+from ._store import Beginning, NullStore, RunRecord, Store, check_store
 
 BUFFER = 1000
 """Events of an opened run that may wait to be read."""

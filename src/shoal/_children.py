@@ -36,12 +36,13 @@ from ._ids import Key
 from ._join import Ledger, new_ledger, only_write_reader
 from ._parallel import check_depth, child_setting, children_of, circuits_of, narrowed
 from ._policy import Each, Inherit
-from ._ports import Hosted, Seat, Store
+from ._ports import Hosted, Seat
 from ._rate import Limits
 from ._recorded import Recorded, recorded_children
 from ._run import Run, Setting
 from ._source import Elements, Entry, Kind, Room
 from ._state import State
+from ._store import Store
 
 logger = logging.getLogger("shoal")
 

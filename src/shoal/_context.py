@@ -22,9 +22,10 @@ from ._ids import Key, RunPath
 from ._items import Items
 from ._parallel import check_cascade
 from ._policy import INHERIT, Each, Inherit, check_timeout
-from ._ports import Seat, Store
+from ._ports import Seat
 from ._rate import DEFAULT_LIMITS, Limits
 from ._run import Run
+from ._store import Store
 
 
 @final

@@ -31,7 +31,8 @@ from ._errors import (
 )
 from ._hooks import Hooks
 from ._ids import new_run_id
-from ._ports import Batch, Services, Store
+from ._ports import Services
+from ._store import Batch, Store
 from ._suspects import Suspects
 
 T = TypeVar("T")

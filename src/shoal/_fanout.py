@@ -19,10 +19,10 @@ from ._hooks import Hook
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
 from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
 from ._policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
-from ._ports import Store
 from ._rate import DEFAULT_LIMITS, Limits
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
+from ._store import Store
 from ._until import ALL, All, Asked, First, FirstItem, Quorum, Race, Until, check_until, name_of
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]

@@ -13,9 +13,9 @@ from ._history import Completed, Entry
 from ._ids import RunPath
 from ._join import Ledger
 from ._parallel import Parallel
-from ._ports import ChildRecord
 from ._recorded import decided, outcome_of
 from ._run import Run
+from ._store import ChildRecord
 
 
 async def recall_ledgers(run: Run, children: Sequence[ChildRecord] | None = None) -> None:

@@ -45,7 +45,7 @@ from ._hooks import Hook, Hooks
 from ._ids import Key
 from ._join import Draft, Join, new_ledger
 from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate, check_timeout, is_number
-from ._ports import ChildRecord, NullStore, Services, Store, check_store
+from ._ports import Services
 from ._rate import DEFAULT_LIMITS, Limits
 from ._recorded import Recorded, decided, outcome_of, recorded_children
 from ._run import Run, Setting
@@ -53,6 +53,7 @@ from ._schema import Schema
 from ._source import Elements, Kind
 from ._stagger import Staggered
 from ._state import NO_CHANGE, Change, Set, State, make_state
+from ._store import ChildRecord, NullStore, Store, check_store
 from ._until import FirstItem, Race
 
 logger = logging.getLogger("shoal")

@@ -12,9 +12,9 @@ from ._fanout import FanOut, fan_out
 from ._hooks import Hook
 from ._join import Take
 from ._policy import INHERIT, Each, Inherit, Stagger
-from ._ports import Store
 from ._rate import Limits
 from ._state import State
+from ._store import Store
 from ._until import Until, first
 
 

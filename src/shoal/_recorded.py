@@ -21,9 +21,9 @@ from ._events import Cancelled, ChildName, Decision, Done, Failed, Outcome, Skip
 from ._execution import Execution
 from ._history import Entry, Playback, Rewound, play
 from ._ids import Key, RunPath
-from ._ports import Beginning, ChildRecord, NullStore, Store
 from ._run import Run
 from ._state import State, make_state
+from ._store import Beginning, ChildRecord, NullStore, Store
 
 Fate = Literal["new", "goes on", "runs anew", "is kept"]
 """What becomes of a child in this execution."""

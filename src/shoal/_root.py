@@ -26,10 +26,10 @@ from ._history import Playback, Rewound, play
 from ._ids import RunPath
 from ._ledgers import recall_ledgers
 from ._parallel import Parallel
-from ._ports import Beginning, ChildRecord, NullStore, RunRecord
 from ._recorded import recorded_history
 from ._run import Run
 from ._state import Change, Drop, Set
+from ._store import Beginning, ChildRecord, NullStore, RunRecord
 from ._suspects import Suspects
 
 First = Callable[[Execution, RunRecord | None], Awaitable[Beginning]]

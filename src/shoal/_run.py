@@ -67,10 +67,11 @@ from ._history import Playback, Rewound, play
 from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
 from ._policy import Each
-from ._ports import Batch, Beginning, ChildRecord, Entrance, NullStore, Seat, Services, Stake, Store
+from ._ports import Entrance, Seat, Services, Stake
 from ._schema import Schema
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
+from ._store import Batch, Beginning, ChildRecord, NullStore, Store
 from ._suspects import Suspects
 from ._watch import is_life
 

@@ -30,10 +30,11 @@ from ._host import Hosted
 from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
-from ._ports import FindsOrphans, NullStore, Orphan, Services, Store, check_store
+from ._ports import Services
 from ._rate import Limits
 from ._retry import is_positive
 from ._root import Root
+from ._store import FindsOrphans, NullStore, Orphan, Store, check_store
 from ._suspects import MAX_CRASHES
 from ._threads import Threads
 from ._watch import GRACE, Watchdog

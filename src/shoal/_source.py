@@ -40,10 +40,10 @@ from ._cancel import ki_unprotected
 from ._errors import BadKey, BadResult, brief, kind_of
 from ._events import ChildName
 from ._ids import Key
-from ._ports import ChildRecord
 from ._recorded import Fate, Recorded
 from ._run import Run, Setting
 from ._state import refuse_awaitable
+from ._store import ChildRecord
 
 logger = logging.getLogger("shoal")
 

@@ -30,7 +30,7 @@ from shoal import (
     Update,
 )
 from shoal._execution import Execution
-from shoal._ports import Batch
+from shoal._store import Batch
 
 from .life import Life, append, begin, lines
 from .scenarios import SCENARIOS

@@ -13,7 +13,7 @@ from shoal._errors import LeaseLost, RunClaimed
 from shoal._events import Status
 from shoal._history import Entry
 from shoal._ids import Key, RunPath
-from shoal._ports import Batch, Beginning, ChildRecord, Orphan, RunRecord, SavedRun
+from shoal._store import Batch, Beginning, ChildRecord, Orphan, RunRecord, SavedRun
 
 # Unlike an id, these are at hand without hashing; and a visit's children are found without a look
 # at those of all others.

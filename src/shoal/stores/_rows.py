@@ -23,8 +23,8 @@ from shoal._errors import NotEncodable, brief, note
 from shoal._events import ChildName, Decision, Status, Update
 from shoal._history import Completed, Entry, Rewound
 from shoal._ids import Key, RunPath
-from shoal._ports import Batch, Beginning, ChildRecord, RunRecord, SavedRun
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
+from shoal._store import Batch, Beginning, ChildRecord, RunRecord, SavedRun
 
 from ._sizes import LARGE, UpdateSizes
 

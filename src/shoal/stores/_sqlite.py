@@ -27,8 +27,8 @@ from shoal._codec import Codec
 from shoal._errors import DefinitionError, RunClaimed
 from shoal._history import Entry
 from shoal._ids import RunPath
-from shoal._ports import Batch, ChildRecord, Orphan, RunRecord, SavedRun
 from shoal._retry import is_positive
+from shoal._store import Batch, ChildRecord, Orphan, RunRecord, SavedRun
 
 from ._rows import Packer, Unpacker
 from ._sizes import MAX_UPDATE, UpdateSizes

@@ -20,8 +20,8 @@ from shoal._fanout import fan_out
 from shoal._graph import Graph
 from shoal._history import Completed, Entry, Rewound
 from shoal._ids import Key, RunPath
-from shoal._ports import Batch, Beginning, ChildRecord, FindsOrphans, Orphan, SavedRun, Store
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State
+from shoal._store import Batch, Beginning, ChildRecord, FindsOrphans, Orphan, SavedRun, Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -27,7 +27,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint
 from shoal._errors import CommitInDoubt, RunClaimed, StoreFailed
 from shoal._history import Entry
 from shoal._ids import RunPath
-from shoal._ports import Batch, ChildRecord, RunRecord, SavedRun, Store
+from shoal._store import Batch, ChildRecord, RunRecord, SavedRun, Store
 from shoal.stores import MemoryStore
 from shoal.testing._clock import run_virtual
 from shoal.testing._everywhere import places
