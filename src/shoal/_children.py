@@ -26,6 +26,7 @@ import anyio
 
 from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
+from ._child import check_depth, child_setting, children_of, circuits_of, narrowed
 from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
 from ._events import ChildName, Failed, Outcome
 from ._functions import require_plain
@@ -34,7 +35,6 @@ from ._group import Dropped, Feed, Group
 from ._hooks import Hook
 from ._ids import Key
 from ._join import Ledger, new_ledger, only_write_reader
-from ._parallel import check_depth, child_setting, children_of, circuits_of, narrowed
 from ._policy import Each, Inherit
 from ._ports import Hosted, Seat
 from ._rate import Limits

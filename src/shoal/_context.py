@@ -14,13 +14,13 @@ from typing import Any, final
 import anyio
 
 from ._action import FunctionAction, Result
+from ._checks import check_cascade
 from ._children import ChildGroup
 from ._errors import BadResult, BadUse, DefinitionError
 from ._events import SpanStarted
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._items import Items
-from ._parallel import check_cascade
 from ._policy import INHERIT, Each, Inherit, check_timeout
 from ._ports import Seat
 from ._rate import DEFAULT_LIMITS, Limits

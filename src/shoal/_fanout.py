@@ -11,13 +11,15 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
 
 from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
+from ._checks import check_policies, check_reads, check_stagger
+from ._child import narrowed
 from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief, did_you_mean
 from ._events import Done
 from ._functions import is_async, is_streaming, require_plain
 from ._graph import Graph, as_graph, no_act
 from ._hooks import Hook
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
-from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
+from ._parallel import Parallel, ParallelStep
 from ._policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
 from ._source import Elements, Kind

@@ -13,11 +13,11 @@ import logging
 from contextvars import copy_context
 
 from ._cancel import as_failure, drive, ki_protected
+from ._child import check_depth, child_setting, narrowed
 from ._errors import HookFailed, brief, note
 from ._events import Update
 from ._graph import Graph
 from ._ledgers import recall_ledgers
-from ._parallel import check_depth, child_setting, narrowed
 from ._recorded import recorded_children
 from ._run import Run
 from ._state import NO_CHANGE, Change, Drop, Set

@@ -17,44 +17,31 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from functools import partial
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, final
 
 from ._action import Act, Performer
-from ._breaker import Circuits
+from ._child import check_depth, child_setting, children_of, circuits_of
 from ._collections import StateMap
 from ._contest import Contest, Streams, contest
-from ._errors import (
-    DefinitionError,
-    DepthExceeded,
-    HookFailed,
-    InvalidState,
-    MissingField,
-    MissingInput,
-    UndeclaredRead,
-    brief,
-    did_you_mean,
-    note,
-)
+from ._errors import HookFailed, InvalidState, brief, note
 from ._events import ChildName, Decision, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
 from ._hedge import Experience
 from ._history import Playback
-from ._hooks import Hook, Hooks
+from ._hooks import Hook
 from ._ids import Key
 from ._join import Draft, Join, new_ledger
-from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate, check_timeout, is_number
-from ._ports import Services
+from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
 from ._recorded import Recorded, decided, outcome_of, recorded_children
-from ._run import Run, Setting
+from ._run import Run
 from ._schema import Schema
 from ._source import Elements, Kind
 from ._stagger import Staggered
 from ._state import NO_CHANGE, Change, Set, State, make_state
-from ._store import ChildRecord, NullStore, Store, check_store
-from ._until import FirstItem, Race
+from ._store import ChildRecord, Store
+from ._until import FirstItem
 
 logger = logging.getLogger("shoal")
 
@@ -622,242 +609,3 @@ def _without(
 
 def _name_of(outcome: Outcome) -> ChildName:
     return ChildName(outcome.act, outcome.key)
-
-
-# -- what steps have in common ---------------------------------------------------------------------
-
-
-def check_policies(
-    who: str,
-    *,
-    on_error: object,
-    at_most: object,
-    limits: object,
-    store: object = INHERIT,
-    hooks: object = INHERIT,
-    each: object = None,
-    timeout: object = None,
-) -> None:
-    """Refuse what is no policy of a parallel step.
-
-    Raises:
-        DefinitionError: Naming ``who`` was given it.
-    """
-    check_cascade(who, store, hooks)
-    if not isinstance(limits, Limits):
-        msg = f"{who}: limits= takes Limits(n), not {limits!r}"
-        raise DefinitionError(msg)
-    if at_most is not None and (type(at_most) is not int or at_most < 0):
-        msg = f"{who}: at_most= takes a number of children, not {at_most!r}"
-        raise DefinitionError(msg)
-    if on_error not in ("fail", "collect", "ignore") and not isinstance(on_error, Tolerate):
-        msg = f"{who}: on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), not {on_error!r}"
-        raise DefinitionError(msg)
-    if each is not None and not isinstance(each, Each):
-        msg = f"{who}: each= takes Each(timeout=..., retry=...), not {each!r}"
-        raise DefinitionError(msg)
-    check_timeout(f"{who}: timeout=", timeout)
-
-
-def check_stagger(who: str, stagger: object, until: object) -> None:
-    """Refuse what doesn't say when children start.
-
-    Raises:
-        DefinitionError: Naming ``who`` was given it.
-    """
-    if isinstance(stagger, Hedge):
-        if not isinstance(until, Race):
-            msg = (
-                f"{who}: stagger=Hedge(...) starts more children than are needed, and here all "
-                f"are: give until=first(), or, to hedge each child, run over the elements a race "
-                f"of its act against itself: race(act, act.bind(name='again'), stagger=Hedge(...))"
-            )
-            raise DefinitionError(msg)
-    elif stagger is not None and not (is_number(stagger) and stagger >= 0):
-        msg = (
-            f"{who}: stagger= takes seconds from one start to the next, math.inf for one at a "
-            f"time, or Hedge(...), not {brief(stagger)}"
-        )
-        raise DefinitionError(msg)
-
-
-def check_cascade(who: str, store: object, hooks: object) -> None:
-    """Refuse what can't take the place of the parent's store or hooks.
-
-    Raises:
-        DefinitionError: Naming ``who`` was given it.
-    """
-    if store is not None and store is not INHERIT:
-        check_store(store, f"{who}: store=")
-    if hooks is not INHERIT:
-        Hooks(cast("Iterable[Hook]", hooks))
-
-
-def check_reads(
-    who: str, graph: Graph, declared: Collection[str], given: Collection[str], data: Collection[str]
-) -> None:
-    """Refuse a graph that was chosen while running and reads what its step doesn't declare.
-
-    What a step declares is all that a graph around it knows of, and brings. A field that the graph
-    can do without, and that isn't there, needn't be declared.
-
-    Raises:
-        UndeclaredRead: It reads a field of the parent's that is not in ``declared``.
-    """
-    unread = [
-        field
-        for field in sorted(graph.reads - set(declared) - set(given))
-        if field in data or field in graph.needed_by
-    ]
-    if unread:
-        msg = (
-            f"{who}: {graph.name!r} reads {', '.join(unread)}, which {who} does not declare; "
-            f"add it to reads=[...]"
-        )
-        raise UndeclaredRead(msg)
-
-
-# -- what children have in common ----------------------------------------------------------------
-
-
-def check_depth(run: Run, step: str) -> None:
-    """Refuse to nest runs deeper than allowed.
-
-    Raises:
-        DepthExceeded: A child of ``run`` would be too deep.
-    """
-    deepest = run.setting.execution.max_depth
-    if run.path.depth >= deepest:
-        msg = (
-            f"{step!r} would run {run.path.depth + 1} levels below the root; "
-            f"at most {deepest} are allowed (Application(max_depth=...)): does it contain itself?"
-        )
-        raise DepthExceeded(msg)
-
-
-def child_setting(
-    run: Run,
-    step: str,
-    graph: Graph,
-    value_of: Callable[[Run], object] | None = None,
-    inputs: Mapping[str, object] | None = None,
-    *,
-    visit: int | None = None,
-    deadline: float | None = None,
-    store: Store | None = None,
-    hooks: Hooks | None = None,
-    digests: dict[str, tuple[object, bytes]] | None = None,
-    on_item: Callable[[Run, object], None] | None = None,
-    each: Each | None = None,
-    host: Run | None = None,
-) -> Setting:
-    """Describe the children of ``run`` that execute ``graph`` in ``step``.
-
-    A partial item of theirs is one of the run's too, for whoever started that.
-
-    Raises:
-        MissingInput: The graph takes an input that nobody has given.
-    """
-    setting = run.setting
-    given = {**setting.inputs, **inputs} if inputs else setting.inputs
-    for name, need in graph.takes.items():
-        if need.required and name not in given:
-            msg = (
-                f"action {need.by!r} in step {step!r} of run {run.path.id} lacks the input "
-                f"{name!r}; give it to run(inputs=...), to the Task, or bind it"
-            )
-            raise MissingInput(msg)
-    return Setting(
-        graph=graph,
-        inputs=given,
-        execution=setting.execution,
-        act=graph.name,
-        parent=run.path,
-        step=step,
-        visit=run.visit(step) if visit is None else visit,
-        value_of=value_of,
-        scopes=setting.scopes,
-        deadline=setting.deadline if deadline is None else deadline,
-        store=setting.store if store is None else store,
-        keeper=setting.store,
-        hooks=setting.hooks if hooks is None else hooks,
-        digests=digests,
-        on_item=on_item if setting.on_item is None else partial(_hand_up, run, on_item),
-        each=each,
-        is_resumable=setting.is_resumable,
-        host=host,
-    )
-
-
-def circuits_of(
-    services: Services, definition: object, each: Each | None, name: str = ""
-) -> Circuits | None:
-    """Find the circuits of a fan-out, if it has a breaker.
-
-    Args:
-        services: The runtime's.
-        definition: What all its executions have in common.
-        each: May have a breaker.
-        name: Tells the fan-outs of one action apart.
-    """
-    if each is None or each.breaker is None:
-        return None
-    named = services.circuits.setdefault(definition, {})
-    found = named.get(name)
-    if found is None or found.breaker != each.breaker:
-        found = named[name] = Circuits(each.breaker, services.clock)
-    return found
-
-
-def children_of(
-    run: Run, store: Store | Inherit | None, hooks: Iterable[Hook] | Inherit
-) -> tuple[Store, Hooks]:
-    """Find out where the children of a step of ``run`` are kept, and who is told of them."""
-    setting = run.setting
-    kept = setting.store
-    if store is None:
-        kept = kept if isinstance(kept, NullStore) else NullStore()
-    elif not isinstance(store, Inherit):
-        kept = store
-    told = setting.hooks if isinstance(hooks, Inherit) else setting.hooks.replaced(hooks)
-    return kept, told
-
-
-def _hand_up(
-    run: Run, on_item: Callable[[Run, object], None] | None, child: Run, item: object
-) -> None:
-    if on_item is not None:
-        on_item(child, item)
-    if run.setting.on_item is not None:
-        run.setting.on_item(run, item)
-
-
-def narrowed(
-    data: Mapping[str, object], graph: Graph, given: Mapping[str, object], who: str, hint: str
-) -> dict[str, object]:
-    """Make the fields that a child starts with: what it is given, and what it reads of ``data``.
-
-    Args:
-        data: The parent's fields.
-        graph: What the child executes.
-        given: Fields that come from elsewhere, and count first.
-        who: Names the children, for the error.
-        hint: Says where else the field could come from, and what to do, for the error.
-
-    Raises:
-        MissingField: It is nowhere, and nothing in the graph can write it first.
-    """
-    base: dict[str, object] = {}
-    for field in graph.reads:
-        if field in given:
-            base[field] = given[field]
-        elif field in data:
-            base[field] = data[field]
-        elif field in graph.needed_by:
-            has = ", ".join(sorted(data)) or "none"
-            msg = (
-                f"{who} read field {field!r}, which the state does not have (it has: {has}); {hint}"
-                f"{did_you_mean(field, given)}"
-            )
-            raise MissingField(msg)
-    return base

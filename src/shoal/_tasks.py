@@ -22,13 +22,15 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast, final
 
 from ._action import Act, Input, bind_instance, bind_where_taken, check_class
+from ._checks import check_policies, check_reads, check_stagger
+from ._child import narrowed
 from ._errors import BadKey, BadResult, DefinitionError, brief
 from ._events import Done, Failed
 from ._functions import is_async, require_plain
 from ._graph import Graph, as_graph, no_act
 from ._ids import Key
 from ._join import Join, only_write_reader
-from ._parallel import Parallel, ParallelStep, check_policies, check_reads, check_stagger, narrowed
+from ._parallel import Parallel, ParallelStep
 from ._policy import OnError
 from ._source import Elements, Entry, is_key
 from ._state import Change, Permit, State, change_between, refuse_awaitable
