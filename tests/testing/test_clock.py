@@ -24,6 +24,7 @@ import anyio.to_thread
 import pytest
 from anyio.pytest_plugin import get_runner
 
+from shoal import Application, action, fan_out
 from shoal.testing._clock import VirtualTimeLoop, run_virtual, virtual_backend
 from shoal.testing._deadlock import VirtualDeadlock
 
@@ -343,6 +344,33 @@ async def test_an_idle_worker_thread_does_not_hold_time_back():
 
 async def test_a_worker_thread_that_is_waited_for_is_no_deadlock():
     assert await anyio.to_thread.run_sync(wait_a_moment) == "done"
+
+
+@action(reads=["item"], writes=["out"])
+def in_a_thread(item: int) -> str:
+    return wait_a_moment()
+
+
+async def test_a_worker_thread_that_a_run_waits_for_is_no_deadlock():
+    assert (await Application(in_a_thread).run({"item": 1})).state["out"] == "done"
+    app = Application(fan_out(in_a_thread, over="items", into="out"))
+    assert (await app.run({"items": [1, 2]})).state["out"] == ["done", "done"]
+
+
+@action(reads=["item"], writes=["out"])
+async def stuck_in_a_run(item: int) -> None:
+    await anyio.Event().wait()
+
+
+@both
+def test_a_deadlock_says_where_the_code_in_a_run_stands(backend: Literal["asyncio", "trio"]):
+    app = Application(fan_out(stuck_in_a_run, over="items", into="out"))
+
+    async def main() -> None:
+        await app.run({"items": [1]})
+
+    with pytest.raises(VirtualDeadlock, match=r"in stuck_in_a_run\n\s+await anyio.Event"):
+        run_virtual(main, backend=backend)
 
 
 @both

@@ -1,4 +1,4 @@
-"""Where a task or a thread stands: the stack through everything that it awaits. Imports no shoal.
+"""Where a task or a thread stands: the stack through everything that it awaits. Imports drive.
 
 asyncio's own ``Task.get_stack`` shows the outermost frame of a suspended task alone; what it waits
 for is at the other end.
@@ -12,6 +12,8 @@ import threading
 import traceback
 from collections.abc import Iterator
 from types import FrameType
+
+from shoal._cancel import drive
 
 _SHOWN = 8  # innermost frames; the rest is how the test got there
 _MACHINERY = {"anyio", "asyncio", "trio"}
@@ -34,10 +36,12 @@ def suspended_frames(awaitable: object) -> Iterator[FrameType]:
     while current is not None:
         for frame_name, next_name in _LINKS:
             if hasattr(current, frame_name):
-                frame = getattr(current, frame_name)
+                frame: FrameType | None = getattr(current, frame_name)
                 if frame is not None:  # None once it has ended
                     yield frame
                 current = getattr(current, next_name)
+                if frame is not None and frame.f_code is drive.__code__:  # it awaits by hand
+                    current = frame.f_locals["coroutine"]
                 break
         else:
             current = _driven_by(current)
