@@ -56,8 +56,6 @@ class RunResult(Generic[S]):
         Those that are Done are in the state, where ``into`` or ``reduce`` has put them;
         ``all_outcomes`` reads them from the store.
 
-        Those that are Done are only counted: what they came to is in the state.
-
         Args:
             step: The fan-out's name; inside of a graph that is a node, ``"graph/fan-out"``; of an
                 action's own fan-out, ``"action/fan-out"``.
