@@ -105,7 +105,20 @@ from ._retry import Retry, RetryBudget
 from ._runtime import Recovered, Runtime
 from ._shared import RateBackend, RateReply, RateRequest, RateState, reckon
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
-from ._store import Batch, Beginning, ChildRecord, FindsOrphans, Orphan, RunRecord, SavedRun, Store
+from ._store import (
+    Batch,
+    Beginning,
+    Browses,
+    CachesResults,
+    ChildRecord,
+    FindsOrphans,
+    Orphan,
+    Prunes,
+    RunRecord,
+    RunSummary,
+    SavedRun,
+    Store,
+)
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
 from ._until import All, First, FirstItem, Quorum, Until, all_, first, first_item, quorum
 from ._version import __version__
@@ -132,6 +145,8 @@ __all__ = [
     "Beginning",
     "Breaker",
     "BreakerStatistics",
+    "Browses",
+    "CachesResults",
     "Cancelled",
     "ChildEnded",
     "ChildGroup",
@@ -200,6 +215,7 @@ __all__ = [
     "ParallelAction",
     "Poisoned",
     "PositionedList",
+    "Prunes",
     "Put",
     "PutWithin",
     "Quorum",
@@ -224,6 +240,7 @@ __all__ = [
     "RunRecord",
     "RunResult",
     "RunStarted",
+    "RunSummary",
     "Runtime",
     "SQLiteStore",
     "SavedError",
