@@ -296,6 +296,8 @@ class StepEnded(Event):
     step: str
     status: Status
     error: BaseException | None = None
+    cached: bool = False
+    """Whether it was not executed, since what it comes to was remembered; see ``cache=``."""
 
 
 @final

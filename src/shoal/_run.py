@@ -36,7 +36,16 @@ from ._cancel import (
     ki_unprotected,
 )
 from ._digest import combined, named, written
-from ._errors import HookFailed, NotData, Poisoned, RunConflict, TooManySteps, brief, note
+from ._errors import (
+    HookFailed,
+    NotData,
+    Poisoned,
+    RunConflict,
+    TooManySteps,
+    UpdateTooLarge,
+    brief,
+    note,
+)
 from ._events import (
     AttemptEnded,
     Cancelled,
@@ -68,10 +77,11 @@ from ._hooks import Hooks, Listeners
 from ._ids import Key, RunPath
 from ._policy import Each
 from ._ports import Entrance, Seat, Services, Stake
+from ._results import result_key
 from ._schema import Schema
-from ._state import NO_CHANGE, Change, State, make_state, typed
+from ._state import NO_CHANGE, Change, State, change_of, make_state, typed
 from ._step import call_function
-from ._store import Batch, Beginning, ChildRecord, NullStore, Store
+from ._store import Batch, Beginning, CachesResults, ChildRecord, NullStore, Store
 from ._suspects import Suspects
 from ._watch import is_life
 
@@ -197,8 +207,8 @@ class Setting:
         first = graph.entry
         self.entry: FunctionAction[..., Any] | None = None
         """What they do first, if that is an action, and what it starts from is known before."""
-        if isinstance(first, FunctionAction) and self.schema is None:
-            self.entry = first
+        if isinstance(first, FunctionAction) and self.schema is None and first.cache is None:
+            self.entry = first  # else it may need nothing
         self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
         """Whether that is limited."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
@@ -237,10 +247,12 @@ class Trials:
         "attempt",
         "crashes",
         "further",
+        "is_cached",
         "is_suspect",
         "is_undecided",
         "kept",
         "last_step",
+        "result_key",
     )
 
     def __init__(self) -> None:
@@ -263,6 +275,10 @@ class Trials:
         """Executions that have died while it was at work at its step, this one included..."""
         self.is_suspect: bool = False
         """...if this is set: then the store knows that it is at work."""
+        self.result_key: str = ""
+        """Under which key the result of its current step is remembered, with ``cache=``..."""
+        self.is_cached: bool = False
+        """...and whether it was, so that the step is not executed."""
 
     def clear(self, crashes: int = 0) -> None:
         """Hear that it got further, so that nothing is held against it."""
@@ -664,6 +680,44 @@ class Run:
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is; see ``Performer``."""
+        if action.cache is None:
+            return self._execute(action)
+        return self._recall_or_execute(action, action.cache)
+
+    async def _recall_or_execute(
+        self, action: FunctionAction[..., object], seconds: float
+    ) -> Change:
+        """Take what is remembered of ``action``; else execute it, and remember what it comes to."""
+        trials, setting = self._remember(), self.setting
+        trials.result_key, trials.is_cached = result_key(action, self._head[1]), False
+        change = await self.recall_result(action)
+        if change is None:
+            change = await self._execute(action)
+            if not trials.is_cached:  # it was by the time that it could have started
+                if setting.schema is not None:  # what it may not write is not remembered either
+                    setting.schema.checked(change, self._head[1], f"action {action.name!r}")
+                remembering = self._results.remember(trials.result_key, change.operations, seconds)
+                what = f"room for a result of {action.name!r}"
+                await setting.execution.ask(remembering, what, (NotData, UpdateTooLarge))
+        return change
+
+    async def recall_result(self, action: FunctionAction[..., object]) -> Change | None:
+        """Look whether what ``action``, its current step, comes to is remembered."""
+        trials = self._remember()
+        recalling = self._results.recall(trials.result_key)
+        what = f"the result of {action.name!r}"
+        operations = await self.setting.execution.ask(recalling, what)
+        if operations is None:
+            return None
+        trials.is_cached = True
+        return change_of(self._head[1], operations)
+
+    @property
+    def _results(self) -> CachesResults:
+        store = self.setting.store
+        return store if isinstance(store, CachesResults) else self.setting.services.results
+
+    def _execute(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         setting = self.setting
         if setting.execution.suspects is not None and setting.keeps:
             return self._call_suspect(action, setting.execution.suspects)
@@ -793,7 +847,7 @@ class Run:
         failure = entered.leave(None)
         if failure is not None:
             raise failure
-        if act.retry is not None or is_childs:
+        if (act.retry is not None or is_childs) and not self.is_cached:
             await self.tell_attempt_ended(None, None)
         return change
 
@@ -823,6 +877,11 @@ class Run:
     def attempt(self) -> int:
         """Which try of the current step this is, counted from 1."""
         return 1 if self._trials is None else self._trials.attempt
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether its current step was not executed, for what it comes to was remembered."""
+        return self._trials is not None and self._trials.is_cached
 
     @property
     def is_doomed(self) -> bool:
@@ -911,6 +970,7 @@ class Run:
         if self._last is None and any(
             act.name == self._step
             and isinstance(act, FunctionAction)
+            and act.cache is None
             and bool(act.limits or self.setting.scopes)
             for act in self.setting.graph.acts
         ):
@@ -939,6 +999,8 @@ class Run:
         if self._trials is not None:
             self._trials.attempt = 1
         await self._tell_step_ended("succeeded")
+        if self._trials is not None:
+            self._trials.is_cached = False
 
     # -- the one door ---------------------------------------------------------------------------
 
@@ -1140,7 +1202,9 @@ class Run:
         step, self._step = self._step, None
         listeners = self.setting.hooks.step_ended
         if listeners and step is not None:
-            event = StepEnded(path=self.path, step=step, status=status, error=self.error)
+            event = StepEnded(
+                path=self.path, step=step, status=status, error=self.error, cached=self.is_cached
+            )
             await self.setting.hooks.tell(listeners, event)
 
     async def tell_ended(self) -> None:
@@ -1154,7 +1218,9 @@ class Run:
         if update is not None and hooks.state_updated:
             await telling.tell(hooks.state_updated, StateUpdated(path=path, update=update))
         if self._step is not None and hooks.step_ended:
-            step_ended = StepEnded(path=path, step=self._step, status=status, error=error)
+            step_ended = StepEnded(
+                path=path, step=self._step, status=status, error=error, cached=self.is_cached
+            )
             await telling.tell(hooks.step_ended, step_ended)
         if hooks.run_ended:
             reason = self.reason if status == "cancelled" else ""

@@ -362,7 +362,11 @@ class CachesResults(Protocol):
     """
 
     async def recall(self, key: str) -> Sequence[Operation] | None:
-        """Return what was remembered under ``key``; None: nothing, or its time has run out."""
+        """Return what was remembered under ``key``.
+
+        None: nothing was, its time has run out, or it can't be read any more, for its types are
+        gone.
+        """
         ...
 
     async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:

@@ -5,20 +5,50 @@ It is the shortest answer to what a store must do, so it is the one to read befo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import dropwhile, islice
 from typing import final
+
+from anyio import current_time
+from anyio.lowlevel import RunVar
 
 from shoal._errors import LeaseLost, RunClaimed
 from shoal._events import Status
 from shoal._history import Entry
 from shoal._ids import Key, RunPath
-from shoal._store import Batch, Beginning, ChildRecord, Orphan, RunRecord, SavedRun
+from shoal._results import Results
+from shoal._state import Operation
+from shoal._store import (
+    ENDED,
+    Batch,
+    Beginning,
+    ChildRecord,
+    ChildStatus,
+    Orphan,
+    RunRecord,
+    RunStatus,
+    RunSummary,
+    SavedRun,
+)
 
 # Unlike an id, these are at hand without hashing; and a visit's children are found without a look
 # at those of all others.
 _Visit = tuple[str, int]  # of a step
 _Child = tuple[str, Key]  # act and key
+
+_wall: RunVar[float] = RunVar("shoal_memory_wall")
+
+
+def _now() -> float:
+    """Return seconds since 1970, as they pass for the event loop that runs: virtually, maybe."""
+    at, since = current_time(), _wall.get(None)
+    if since is None:
+        since = time.time() - at
+        _wall.set(since)
+    return at + since
 
 
 @dataclass(slots=True)
@@ -72,7 +102,7 @@ class MemoryStore:
 
     For tests, and for services that want to retry and look up runs without a database. Values are
     kept as they are, not copied: like everything in a state they are to be treated as immutable.
-    It never forgets a run; ``discard`` does.
+    It never forgets a run; ``discard`` and ``prune`` do.
 
     Examples:
         >>> import anyio
@@ -93,6 +123,9 @@ class MemoryStore:
         self._roots: dict[str, _Kept] = {}
         self._claims: dict[str, str] = {}  # who holds each root run
         self._died: set[str] = set()  # of the copied store, what was claimed
+        self._began: dict[str, float] = {}  # when each root run has...
+        self._saved: dict[str, float] = {}  # ...and when it has saved last
+        self._results = Results(_now)
 
     def copy(self) -> MemoryStore:
         """Return another store with the same runs, all of them unclaimed.
@@ -102,6 +135,8 @@ class MemoryStore:
         other = MemoryStore()
         other._roots = {run_id: kept.copy() for run_id, kept in self._roots.items()}
         other._died = self._died | set(self._claims)
+        other._began, other._saved = self._began.copy(), self._saved.copy()
+        other._results = self._results.copy()
         return other
 
     def discard(self, run_id: str) -> None:
@@ -111,7 +146,11 @@ class MemoryStore:
             RunClaimed: An execution of it goes on.
         """
         self._refuse_claimed(run_id)
-        self._roots.pop(run_id, None)
+        self._forget(run_id)
+
+    def _forget(self, run_id: str) -> None:
+        for kept in (self._roots, self._began, self._saved):
+            kept.pop(run_id, None)
 
     def __len__(self) -> int:
         """Count the root runs."""
@@ -163,8 +202,11 @@ class MemoryStore:
         ends += [(child, _ended(child, None)) for child in batch.unapplied]
         if batch.afresh:
             kept.history, kept.visits = (), {}
+        if batch.path.parent is None:
+            self._saved[root] = _now()
         if batch.begun is not None:
             kept.beginning = batch.begun
+            self._began[root] = self._saved[root]
         kept.add(batch.entries)
         kept.status = batch.ended  # None: it goes on
         kept.reason = batch.run.reason
@@ -207,6 +249,77 @@ class MemoryStore:
         """Give the run back; see ``Store``."""
         if self._claims.get(run_id) == holder:
             del self._claims[run_id]
+
+    # -- what it may be asked besides -----------------------------------------------------------
+
+    async def recall(self, key: str) -> Sequence[Operation] | None:
+        """Return a result that is remembered; see ``CachesResults``."""
+        return await self._results.recall(key)
+
+    async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
+        """Remember a result; see ``CachesResults``."""
+        await self._results.remember(key, operations, seconds)
+
+    async def prune(
+        self, older_than: float, statuses: Collection[RunStatus] = ENDED, *, dry_run: bool = False
+    ) -> int:
+        """Forget old runs; see ``Prunes``."""
+        until = _now() - older_than
+        old = [
+            run.run_id
+            for run in map(self._summary, self._begun())
+            if run.status in statuses and not run.holder and self._saved[run.run_id] <= until
+        ]
+        if not dry_run:
+            self._results.expire()
+            for run_id in old:
+                self._forget(run_id)
+        return len(old)
+
+    async def runs(
+        self, *, status: RunStatus | None = None, limit: int = 50, after: str | None = None
+    ) -> Sequence[RunSummary]:
+        """Return root runs, the newest first; see ``Browses``."""
+        newest: Iterator[str] = reversed(self._begun())
+        if after is not None:
+            newest = islice(dropwhile(lambda run_id: run_id != after, newest), 1, None)
+        runs = map(self._summary, newest)
+        return list(islice((run for run in runs if status in (None, run.status)), limit))
+
+    async def summary(self, run_id: str) -> RunSummary | None:
+        """Return one root run; see ``Browses``."""
+        return self._summary(run_id) if run_id in self._began else None
+
+    async def counts(self, path: RunPath) -> Mapping[ChildStatus, int]:
+        """Count the children of a run by how they stand; see ``Browses``."""
+        return Counter(record.status or "running" for record in await self.children(path))
+
+    async def failures(
+        self, path: RunPath, *, limit: int = 50, skip: int = 0
+    ) -> Sequence[ChildRecord]:
+        """Return children that have failed; see ``Browses``."""
+        failed = [record for record in await self.children(path) if record.status == "failed"]
+        failed.sort(key=lambda record: (record.applied or 0, record.position))
+        return failed[skip : skip + limit]
+
+    def _begun(self) -> list[str]:
+        return [run_id for run_id in self._roots if run_id in self._began]
+
+    def _summary(self, run_id: str) -> RunSummary:
+        kept = self._roots[run_id]
+        beginning = kept.beginning
+        assert beginning is not None, "it has begun"
+        return RunSummary(
+            run_id=run_id,
+            application=beginning.application,
+            version=beginning.version,
+            status=kept.status or "running",
+            began_at=self._began[run_id],
+            ended_at=None if kept.status is None else self._saved[run_id],
+            reason=kept.reason,
+            holder="this process" if run_id in self._claims else "",
+            forked_from=None if beginning.forked_from is None else beginning.forked_from[0],
+        )
 
     # -- finding --------------------------------------------------------------------------------
 
