@@ -223,6 +223,8 @@ class RunSummary(NamedTuple):
     """When its last execution has ended; None: it has not."""
     reason: str = ""
     """Why it was cancelled, if it was."""
+    error: str = ""
+    """What it failed with, in a line or a few; empty where it didn't, or nobody has kept it."""
     holder: str = ""
     """Who executes it now, for people to read; empty: nobody."""
     forked_from: str | None = None

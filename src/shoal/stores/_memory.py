@@ -16,7 +16,7 @@ from anyio import current_time
 from anyio.lowlevel import RunVar
 
 from shoal._errors import LeaseLost, RunClaimed
-from shoal._events import Status
+from shoal._events import Status, in_short
 from shoal._history import Entry
 from shoal._ids import Key, RunPath
 from shoal._results import Results
@@ -96,6 +96,20 @@ class _Kept:
         return replace(self, history=tuple(self.history), visits=visits)
 
 
+@dataclass(slots=True)
+class _Life:
+    """What there is to be told of a root run besides."""
+
+    began_at: float
+    saved_at: float = 0.0  # the last time
+    error: str = ""
+
+    def hear(self, batch: Batch) -> None:
+        error = batch.run.error
+        self.saved_at = _now()
+        self.error = in_short(error) if error is not None and batch.ended == "failed" else ""
+
+
 @final
 class MemoryStore:
     """Keeps runs in memory: they survive what ends a run, but not the end of the process.
@@ -123,8 +137,7 @@ class MemoryStore:
         self._roots: dict[str, _Kept] = {}
         self._claims: dict[str, str] = {}  # who holds each root run
         self._died: set[str] = set()  # of the copied store, what was claimed
-        self._began: dict[str, float] = {}  # when each root run has...
-        self._saved: dict[str, float] = {}  # ...and when it has saved last
+        self._lives: dict[str, _Life] = {}  # of root runs that have begun, in that order
         self._results = Results(_now)
 
     def copy(self) -> MemoryStore:
@@ -135,7 +148,7 @@ class MemoryStore:
         other = MemoryStore()
         other._roots = {run_id: kept.copy() for run_id, kept in self._roots.items()}
         other._died = self._died | set(self._claims)
-        other._began, other._saved = self._began.copy(), self._saved.copy()
+        other._lives = {run_id: replace(life) for run_id, life in self._lives.items()}
         other._results = self._results.copy()
         return other
 
@@ -149,7 +162,7 @@ class MemoryStore:
         self._forget(run_id)
 
     def _forget(self, run_id: str) -> None:
-        for kept in (self._roots, self._began, self._saved):
+        for kept in (self._roots, self._lives):
             kept.pop(run_id, None)
 
     def __len__(self) -> int:
@@ -202,11 +215,11 @@ class MemoryStore:
         ends += [(child, _ended(child, None)) for child in batch.unapplied]
         if batch.afresh:
             kept.history, kept.visits = (), {}
-        if batch.path.parent is None:
-            self._saved[root] = _now()
         if batch.begun is not None:
             kept.beginning = batch.begun
-            self._began[root] = self._saved[root]
+            self._lives[root] = _Life(_now())
+        if batch.path.parent is None and root in self._lives:
+            self._lives[root].hear(batch)
         kept.add(batch.entries)
         kept.status = batch.ended  # None: it goes on
         kept.reason = batch.run.reason
@@ -267,8 +280,10 @@ class MemoryStore:
         until = _now() - older_than
         old = [
             run.run_id
-            for run in map(self._summary, self._begun())
-            if run.status in statuses and not run.holder and self._saved[run.run_id] <= until
+            for run in map(self._summary, self._lives)
+            if run.status in statuses
+            and not run.holder
+            and self._lives[run.run_id].saved_at <= until
         ]
         if not dry_run:
             self._results.expire()
@@ -280,7 +295,7 @@ class MemoryStore:
         self, *, status: RunStatus | None = None, limit: int = 50, after: str | None = None
     ) -> Sequence[RunSummary]:
         """Return root runs, the newest first; see ``Browses``."""
-        newest: Iterator[str] = reversed(self._begun())
+        newest: Iterator[str] = reversed(self._lives)
         if after is not None:
             newest = islice(dropwhile(lambda run_id: run_id != after, newest), 1, None)
         runs = map(self._summary, newest)
@@ -288,7 +303,7 @@ class MemoryStore:
 
     async def summary(self, run_id: str) -> RunSummary | None:
         """Return one root run; see ``Browses``."""
-        return self._summary(run_id) if run_id in self._began else None
+        return self._summary(run_id) if run_id in self._lives else None
 
     async def counts(self, path: RunPath) -> Mapping[ChildStatus, int]:
         """Count the children of a run by how they stand; see ``Browses``."""
@@ -302,11 +317,8 @@ class MemoryStore:
         failed.sort(key=lambda record: (record.applied or 0, record.position))
         return failed[skip : skip + limit]
 
-    def _begun(self) -> list[str]:
-        return [run_id for run_id in self._roots if run_id in self._began]
-
     def _summary(self, run_id: str) -> RunSummary:
-        kept = self._roots[run_id]
+        kept, life = self._roots[run_id], self._lives[run_id]
         beginning = kept.beginning
         assert beginning is not None, "it has begun"
         return RunSummary(
@@ -314,9 +326,10 @@ class MemoryStore:
             application=beginning.application,
             version=beginning.version,
             status=kept.status or "running",
-            began_at=self._began[run_id],
-            ended_at=None if kept.status is None else self._saved[run_id],
+            began_at=life.began_at,
+            ended_at=None if kept.status is None else life.saved_at,
             reason=kept.reason,
+            error=life.error,
             holder="this process" if run_id in self._claims else "",
             forked_from=None if beginning.forked_from is None else beginning.forked_from[0],
         )

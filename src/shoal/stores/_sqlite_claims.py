@@ -10,6 +10,9 @@ from shoal._errors import LeaseLost
 
 from ._holders import Holder, current_holder, now
 
+CLAIM = "execution, host, boot, pid, started, lease, seen_at, seen_uptime"
+"""Of a claim's row, what ``seconds_left`` takes."""
+
 
 @final
 class Claim:

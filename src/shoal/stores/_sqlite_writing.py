@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -20,7 +20,9 @@ from typing import Any, final
 from shoal._codec import Codec
 from shoal._errors import CommitInDoubt, RunClaimed, ShoalError
 from shoal._ids import Key
+from shoal._store import RunStatus
 
+from . import _cached, _pruning
 from ._holders import Holder, current_holder, now
 from ._rows import Child, Place, Rows, outlived
 from ._sqlite_claims import Claim, refusal_of, seconds_left
@@ -75,6 +77,7 @@ class Database:
         self._next_beat = inf
         self._checked: set[str] = set()  # claims that were looked at in this transaction
         self._known: dict[tuple[int, int, Key], int] = {}  # runs, by parent, place and key
+        self._deletions = 0  # as far as it has heard of them
         self._places: dict[Place, int] = {}
         self._forms: dict[str, int] = {}
         self._connection: sqlite3.Connection | None = None
@@ -171,6 +174,10 @@ class Database:
     def claim(self, claim: Claim) -> bool:
         """Claim a run; return whether its last execution never gave it back."""
         run_id, us, at = claim.run_id, current_holder(), now()
+        deletions = _pruning.deletions(self._sql)
+        if deletions != self._deletions:  # another process's, maybe
+            self._known.clear()
+            self._deletions = deletions
         epoch, has_died = self._refuse_claimed(run_id)
         claim.epoch = epoch + 1
         self._sql.execute(
@@ -324,7 +331,9 @@ class Database:
                 (rows.status, rows.reason or None, run),
             )
             ended = None if rows.status is None else time.time()
-            sql.execute("UPDATE roots SET ended_at = ? WHERE run = ?", (ended, run))
+            sql.execute(
+                "UPDATE roots SET ended_at = ?, error = ? WHERE run = ?", (ended, rows.error, run)
+            )
 
     def _note_under_way(self, run: int, parent: int, child: Child, *, afresh: bool) -> None:
         """Have it known that a child has begun, or has to again."""
@@ -396,16 +405,38 @@ class Database:
             )
         self._known = {name: known for name, known in self._known.items() if name[0] == 0}
 
+    # -- besides --------------------------------------------------------------------------------
+
+    def remember(self, key: str, text: str, seconds: float) -> None:
+        """Keep a result of an action."""
+        _cached.remember(self._sql, key, text, time.time(), seconds)
+
     def discard(self, run_id: str) -> None:
-        """Forget a root run and all below it."""
+        """Have a root run, and all below it, known to nobody."""
         self._refuse_claimed(run_id)
-        run, sql = self._root(run_id), self._sql
-        self._delete_below(run)
-        sql.execute("DELETE FROM history WHERE run = ?", (run,))
-        sql.execute("DELETE FROM roots WHERE run = ?", (run,))
-        sql.execute("DELETE FROM runs WHERE id = ?", (run,))
-        sql.execute("DELETE FROM claims WHERE run_id = ?", (run_id,))
+        _pruning.condemn(self._sql, run_id)
         self._known.clear()
+
+    def discard_old(
+        self, run_ids: Sequence[str], until: float, statuses: Collection[RunStatus]
+    ) -> int:
+        """The same, of runs that rest since a time; return how many those are."""
+        count = _pruning.condemn_old(self._sql, run_ids, until, statuses)
+        self._known.clear()
+        return count
+
+    def sweep(self, limit: int) -> bool:
+        """Delete some of what is known to nobody; return whether there may be more."""
+        expired = _cached.expire(self._sql, time.time(), limit)
+        return _pruning.sweep(self._sql, limit) or expired == limit
+
+    def give_back(self, limit: int) -> bool:
+        """Give some of the file's free pages back to the disk; return whether there may be more."""
+        sql = self._sql
+        (free,) = sql.execute("PRAGMA freelist_count").fetchone()
+        sql.execute(f"PRAGMA incremental_vacuum({limit})").fetchall()
+        (left,) = sql.execute("PRAGMA freelist_count").fetchone()
+        return 0 < left < free  # nothing goes where the file was made without
 
 
 def _code(error: Exception | None) -> int:
