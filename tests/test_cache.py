@@ -518,11 +518,12 @@ def test_what_does_more_than_to_write_can_not_have_it():
 
     async def send(n: int) -> None: ...
 
-    for function, writes, why in (
+    refused: list[tuple[Any, list[str], str]] = [
         (stream, ["out"], "partial items"),
         (told, ["out"], "its context"),
         (send, [], "it writes nothing"),
-    ):
+    ]
+    for function, writes, why in refused:
         with pytest.raises(DefinitionError, match=f"can't have cache=.*{why}"):
             action(reads=["n"], writes=writes, cache=60)(function)
 
@@ -530,7 +531,7 @@ def test_what_does_more_than_to_write_can_not_have_it():
 def test_a_class_is_refused_where_it_is_defined():
     with pytest.raises(DefinitionError, match="it writes nothing"):
 
-        class Send(Action):
+        class _Send(Action):
             reads = ("n",)
             cache = 60
 

@@ -1,4 +1,4 @@
-"""Results of actions in the tables of a store. Imports nothing of ours.
+"""Results of actions in the tables of a store. Imports in what databases differ.
 
 Invariants:
 - What has run out is never returned, and goes with the next results: a few for each that comes.
@@ -6,13 +6,14 @@ Invariants:
 
 from __future__ import annotations
 
-import sqlite3
 from math import inf
+
+from ._dialect import Connection
 
 _FEW = 10
 
 
-def recall(sql: sqlite3.Connection, key: str, at: float) -> str | None:
+def recall(sql: Connection, key: str, at: float) -> str | None:
     """Return what is kept under ``key`` at a time, as JSON."""
     found = sql.execute(
         "SELECT operations FROM results WHERE key = ? AND (ends_at IS NULL OR ends_at > ?)",
@@ -21,7 +22,7 @@ def recall(sql: sqlite3.Connection, key: str, at: float) -> str | None:
     return None if found is None else found[0]
 
 
-def remember(sql: sqlite3.Connection, key: str, text: str, at: float, seconds: float) -> None:
+def remember(sql: Connection, key: str, text: str, at: float, seconds: float) -> None:
     """Keep ``text`` for some time, and delete a few that have run out."""
     expire(sql, at, _FEW)
     ends_at = None if seconds == inf else at + seconds
@@ -32,7 +33,7 @@ def remember(sql: sqlite3.Connection, key: str, text: str, at: float, seconds: f
     )
 
 
-def expire(sql: sqlite3.Connection, at: float, limit: int) -> int:
+def expire(sql: Connection, at: float, limit: int) -> int:
     """Delete what has run out, and return how many those were."""
     return sql.execute(
         "DELETE FROM results WHERE key IN "

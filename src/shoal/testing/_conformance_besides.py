@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from shoal._errors import NotData
 from shoal._ids import RunPath
@@ -12,13 +12,11 @@ from shoal._store import Browses, CachesResults, FindsOrphans, Orphan, Prunes, S
 
 from ._hand_made import BEGINNING, ROOT, HandMadeRun, child_run, claimed, keys, save, update_of
 
-P = TypeVar("P")
-
 AT_ONCE = 1e-9
 """Seconds in which anything runs out."""
 
 
-def has(store: Store, protocol: type[P]) -> Any:
+def has(store: Store, protocol: type[object]) -> Any:
     """Return ``store``, which has what ``protocol`` names; skip the test where it hasn't."""
     if isinstance(store, protocol):
         return store
@@ -36,7 +34,7 @@ class OptionalConformance:
 
     # -- orphans --------------------------------------------------------------------------------
 
-    async def test_orphans_are_runs_without_an_end_that_nobody_has(self, store: Store) -> None:
+    async def test_orphans_are_runs_without_an_end_that_nobody_has(self, store: Any) -> None:
         store = has(store, FindsOrphans)
         assert list(await store.orphans()) == []
         async with claimed(store):
@@ -54,7 +52,7 @@ class OptionalConformance:
 
     # -- results --------------------------------------------------------------------------------
 
-    async def test_results_are_remembered_as_they_are(self, store: Store) -> None:
+    async def test_results_are_remembered_as_they_are(self, store: Any) -> None:
         store = has(store, CachesResults)
         operations: tuple[Operation, ...] = (
             Set("page", {"title": "Home", "size": (3, 4), "none": None}),
@@ -76,7 +74,7 @@ class OptionalConformance:
             assert list(nothing) == []
             assert await each.recall("c") is None
 
-    async def test_a_result_replaces_the_one_before(self, store: Store) -> None:
+    async def test_a_result_replaces_the_one_before(self, store: Any) -> None:
         store = has(store, CachesResults)
         for value in (1, 2):
             await store.remember("a", (Set("n", value),), 60)
@@ -86,7 +84,7 @@ class OptionalConformance:
         await store.remember("a", (Set("n", 3),), AT_ONCE)
         assert await store.recall("a") is None
 
-    async def test_results_that_have_run_out_are_not_returned(self, store: Store) -> None:
+    async def test_results_that_have_run_out_are_not_returned(self, store: Any) -> None:
         store = has(store, CachesResults)
         for number in range(30):
             await store.remember(f"{number}", (Set("n", number),), AT_ONCE)
@@ -95,7 +93,7 @@ class OptionalConformance:
             assert await each.recall("7") is None
             assert await each.recall("a") is not None
 
-    async def test_results_are_of_no_run(self, store: Store) -> None:
+    async def test_results_are_of_no_run(self, store: Any) -> None:
         store = has(store, CachesResults)
         async with claimed(store):
             await store.remember("a", (Set("n", 1),), 60)
@@ -103,7 +101,7 @@ class OptionalConformance:
         assert list(await store.read(ROOT)) == [update_of(1)]
         assert list(await store.recall("a") or ()) == [Set("n", 1)]
 
-    async def test_results_that_can_not_be_kept_are_refused(self, store: Store) -> None:
+    async def test_results_that_can_not_be_kept_are_refused(self, store: Any) -> None:
         """Where the store keeps no objects of any kind; then there is nothing under the key."""
         store = has(store, CachesResults)
 
@@ -117,11 +115,10 @@ class OptionalConformance:
 
     # -- old runs -------------------------------------------------------------------------------
 
-    async def test_old_runs_are_deleted_with_all_below_them(self, store: Store) -> None:
+    async def test_old_runs_are_deleted_with_all_below_them(self, store: Any) -> None:
         store = has(store, Prunes)
         for run_id in ("a", "b"):
             await grown(store, run_id)
-        await store.remember("x", (), AT_ONCE) if isinstance(store, CachesResults) else None
         assert await store.prune(3600) == 0
         assert await store.prune(0, dry_run=True) == 2  # noqa: PLR2004
         for each in (store, self.another(store)):
@@ -136,7 +133,7 @@ class OptionalConformance:
                     assert list(await each.read(one)) == []
                     assert list(await each.children(one)) == []
 
-    async def test_only_those_that_stand_so_are_deleted(self, store: Store) -> None:
+    async def test_only_those_that_stand_so_are_deleted(self, store: Any) -> None:
         store = has(store, Prunes)
         for status in ("succeeded", "failed", "cancelled", None):
             run_id = status or "left"
@@ -150,7 +147,7 @@ class OptionalConformance:
         assert await store.prune(0, ["running"]) == 1
         assert await store.load("left") is None
 
-    async def test_what_somebody_has_is_not_deleted(self, store: Store) -> None:
+    async def test_what_somebody_has_is_not_deleted(self, store: Any) -> None:
         store = has(store, Prunes)
         await grown(store, "root")
         everything: Any = ("succeeded", "failed", "cancelled", "halted", "running")
@@ -162,7 +159,7 @@ class OptionalConformance:
         await store.release("root", "me")
         assert await store.prune(0, everything) == 1
 
-    async def test_a_run_that_was_deleted_may_begin_anew(self, store: Store) -> None:
+    async def test_a_run_that_was_deleted_may_begin_anew(self, store: Any) -> None:
         """Whoever has deleted it, and whatever others remember of it."""
         other = has(self.another(store), Prunes)
         await store.claim("at work", "me")  # so it goes on remembering
@@ -181,7 +178,7 @@ class OptionalConformance:
 
     # -- lists of runs --------------------------------------------------------------------------
 
-    async def test_runs_are_listed_the_newest_first(self, store: Store) -> None:
+    async def test_runs_are_listed_the_newest_first(self, store: Any) -> None:
         store = has(store, Browses)
         other = has(self.another(store), Browses)
         assert list(await store.runs()) == []
@@ -202,7 +199,7 @@ class OptionalConformance:
             assert [run.run_id for run in after] == ["run 3"]
             assert list(await each.runs(status="running")) == []
 
-    async def test_a_run_in_short(self, store: Store) -> None:
+    async def test_a_run_in_short(self, store: Any) -> None:
         store = has(store, Browses)
         other = has(self.another(store), Browses)
         assert await store.summary("root") is None
@@ -232,7 +229,7 @@ class OptionalConformance:
         assert (run.status, run.reason, run.error) == ("cancelled", "closed", "")
         assert await store.summary("unknown") is None
 
-    async def test_children_are_counted_by_how_they_stand(self, store: Store) -> None:
+    async def test_children_are_counted_by_how_they_stand(self, store: Any) -> None:
         store = has(store, Browses)
         assert dict(await store.counts(ROOT)) == {}
         async with claimed(store):
@@ -255,9 +252,7 @@ class OptionalConformance:
         assert dict(await store.counts(child_run("two steps").path)) == {}
         assert dict(await store.counts(RunPath(run_id="unknown"))) == {}
 
-    async def test_failures_come_in_the_order_in_which_they_were_applied(
-        self, store: Store
-    ) -> None:
+    async def test_failures_come_in_the_order_in_which_they_were_applied(self, store: Any) -> None:
         store = has(store, Browses)
         async with claimed(store):
             for number in range(1, 8):
