@@ -531,7 +531,7 @@ def test_what_does_more_than_to_write_can_not_have_it():
 def test_a_class_is_refused_where_it_is_defined():
     with pytest.raises(DefinitionError, match="it writes nothing"):
 
-        class _Send(Action):
+        class Send(Action):  # pyright: ignore[reportUnusedClass] # nobody gets it
             reads = ("n",)
             cache = 60
 

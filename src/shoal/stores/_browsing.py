@@ -53,10 +53,22 @@ def _summaries(
     query = query.format(key=dialect.key, held=dialect.held)
     summaries: list[RunSummary] = []
     for row in sql.execute(f"{query} WHERE {where}", values):
-        key, *said, forked_from = row[:9]
-        held = None if row[9] is None else dialect.held_of(row[9:])
-        holder = str(held.holder) if held is not None and held.seconds_left else ""
-        summaries.append(RunSummary(str(dialect.key_of(key)), *said, holder, forked_from))
+        key, application, version, status, began_at, ended_at, reason, error, forked, *held = row
+        claim = None if held[0] is None else dialect.held_of(held)
+        summaries.append(
+            RunSummary(
+                run_id=str(dialect.key_of(key)),
+                application=application,
+                version=version,
+                status=status,
+                began_at=began_at,
+                ended_at=ended_at,
+                reason=reason,
+                error=error,
+                holder=str(claim.holder) if claim is not None and claim.seconds_left else "",
+                forked_from=forked,
+            )
+        )
     return summaries
 
 
