@@ -99,10 +99,13 @@ class SQLiteDatabase(Database):
 
     def give_back(self, limit: int) -> bool:
         sql = self._sql
+        (can_shrink,) = sql.execute("PRAGMA auto_vacuum").fetchone()
+        if not can_shrink:  # it was made before files could
+            return False
         (free,) = sql.execute("PRAGMA freelist_count").fetchone()
-        sql.execute(f"PRAGMA incremental_vacuum({limit})").fetchall()
-        (left,) = sql.execute("PRAGMA freelist_count").fetchone()
-        return 0 < left < free  # in a file that was made before it could, nothing goes
+        for _ in range(min(free, limit)):
+            sql.execute("PRAGMA incremental_vacuum(1)")  # the module asks for one page at a time
+        return free > limit
 
     # -- claims ---------------------------------------------------------------------------------
 
