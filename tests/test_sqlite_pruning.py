@@ -374,26 +374,23 @@ def test_a_hundred_thousand_children_are_looked_at_in_time(path: Path):
         ]
 
     async def main() -> None:
-        command = [sys.executable, "-c", dedent(ASKING), str(path)]
         async with claimed(store):
             for first in range(0, count, size):
                 await save(store, unapplied=save_more(first))
-                if first == count - 11 * size:
-                    asking = subprocess.Popen(
-                        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-                    )
-                    assert asking.stdin is not None
-                    assert asking.stdout is not None
-                    assert asking.stdout.readline() == "ready\n"
-                elif first > count - 11 * size:
-                    asking.stdin.write("ask\n")
-                    asking.stdin.flush()
+                if first > count - 11 * size:
+                    print("ask", file=asking.stdin, flush=True)
                     await save(store, updates=(update_of(first),), before=first - 1)
-                    took.append(tuple(map(float, asking.stdout.readline().split())))
-            asking.stdin.close()
-            assert asking.wait() == 0
-            asking.stdout.close()
+                    took.append(tuple(map(float, said().split())))
 
-    anyio.run(main)
+    command = [sys.executable, "-c", dedent(ASKING), str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as asking:
+        assert asking.stdout is not None
+        said = asking.stdout.readline
+        assert said() == "ready\n"
+        anyio.run(main)
+        asking.communicate()
+    assert asking.returncode == 0
     assert min(counting for counting, _ in took) < 0.050, took
     assert min(failing for _, failing in took) < 0.005, took
