@@ -1,6 +1,7 @@
 """The life of one run: step after step, and the one door through which its state changes.
 
-Imports settings, the step, and the parts of a run: ``_telling``, ``_holding``, ``_trials``.
+Imports settings, the step, and the parts of a run: ``_telling``, ``_holding``, ``_recalling``,
+``_trials``.
 
 Invariants:
 - One door. Every change of a run's state goes through ``Run.commit``: save, make it the state,
@@ -51,6 +52,7 @@ from ._graph import Graph
 from ._history import Playback, Rewound, play
 from ._holding import Holder
 from ._ids import Key, RunPath
+from ._recalling import Recaller
 from ._schema import Schema
 from ._setting import Setting
 from ._state import NO_CHANGE, Change, State, make_state, typed
@@ -70,7 +72,7 @@ LAST_STEPS = 6
 
 
 @final
-class Run(Teller, Holder):
+class Run(Recaller, Teller, Holder):
     """One life of an application or a child: a state, and where in the graph it is.
 
     Made cheap, since a fan-out makes one per element: whatever can be derived is derived on demand.
@@ -460,6 +462,9 @@ class Run(Teller, Holder):
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is; see ``Performer``."""
+        return self._execute(action) if action.cache is None else self.recall_or_execute(action)
+
+    def _execute(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         setting = self.setting
         if setting.execution.suspects is not None and setting.keeps:
             return self._call_suspect(action, setting.execution.suspects)
@@ -550,7 +555,7 @@ class Run(Teller, Holder):
         failure = entered.leave(None)
         if failure is not None:
             raise failure
-        if act.retry is not None or is_childs:
+        if (act.retry is not None or is_childs) and not self.is_cached:
             await self.tell_attempt_ended(None, None)
         return change
 
@@ -647,6 +652,8 @@ class Run(Teller, Holder):
         if self._trials is not None:
             self._trials.attempt = 1
         await self._tell_step_ended("succeeded")
+        if self._trials is not None:
+            self._trials.is_cached = False
 
     # -- the one door ---------------------------------------------------------------------------
 
