@@ -474,6 +474,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     @property
     def _is_idle(self) -> bool:
         """Whether all that was started has ended, and its outcomes are here."""
+        if self._resting and self._group is not None and self._group.was_cancelled:
+            return self._over  # who is halted is about to be cancelled
         return self._over or (self._source.is_exhausted and self._source.made == self._delivered)
 
     def __repr__(self) -> str:

@@ -30,6 +30,9 @@ from ._store import NullStore
 from ._telling import out_of_reach
 from ._trials import Trials, Waits
 
+LISTED = 10
+"""Questions that an error names."""
+
 T = TypeVar("T")
 Answers = Mapping[str | tuple[str, str], object]
 """Answers by (run id, name), or by the name alone where one open question has it."""
@@ -339,16 +342,21 @@ def _why_unknown(
         value = brief(known[meant[0].id])
         return f"run {run_id}: {at!r} was answered before, with {value}, and that has not been used"
     if meant:
-        candidates = ", ".join(repr(one.address) for one in meant)
         return (
             f"run {run_id}: {len(meant)} questions are called {at!r}; say which is answered, by "
-            f"run id and name: {candidates}"
+            f"run id and name: {_listed(meant)}"
         )
     if not open_:
         return f"run {run_id} has no open question, so {at!r} can't be answered"
-    names = ", ".join(repr(one.address) for one in open_)
     hint = did_you_mean(at, {one.name for one in open_}) if isinstance(at, str) else ""
-    return f"run {run_id} has not asked {at!r}{hint}; its open questions are {names}"
+    return f"run {run_id} has not asked {at!r}{hint}; its open questions are {_listed(open_)}"
+
+
+def _listed(questions: Sequence[Question]) -> str:
+    """Name some, so many that one sees what they are."""
+    shown = [f"{one.address!r}{_key(one.path)}" for one in questions[:LISTED]]
+    more = len(questions) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _require_data(value: object, root: str) -> None:

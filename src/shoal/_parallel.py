@@ -453,6 +453,8 @@ class ParallelStep:
             return draft.decision.reason
         if self._is_lost(left):
             return f"fan-out {self.act.name!r} can't be decided any more"
+        if self._resting and not left and self._staggered and not self._staggered.most(0):
+            return f"nobody waits for the budget of fan-out {self.act.name!r}, but for answers"
         if not draft.is_failing:
             return None
         if not draft.failures:
