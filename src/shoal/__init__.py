@@ -4,11 +4,11 @@ The modules are a spine. Read them in this order, each imports only what stands 
 _functions, _collections, _ids, _digest, _state, _typenames, _tags, _objects, _codec, _model,
 _schema, _events, _history, _meters, _shared, _rate, _retry, _breaker, _policy; _action,
 _action_class, _until, _condition, _flow, _graph; _cancel, _items, _watch, _store, _results, _ports,
-_backend, _hooks, _stream, _suspects, _execution, _attempts, _step, _setting, _trials, _holding,
-_recalling, _telling, _run; _host, _threads, _gate, _alarms, _supply, _queue, _seat, _limiter,
-_entrance, _admission, _recorded, _checks, _child, _source, _group, _hedge, _stagger, _contest,
-_join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _root, _runtime,
-_open, _application; then the stores and the rates.
+_backend, _hooks, _stream, _suspects, _execution, _attempts, _setting, _trials, _holding,
+_recalling, _telling, _halting, _step, _run; _host, _threads, _gate, _alarms, _supply, _queue,
+_seat, _limiter, _entrance, _admission, _recorded, _checks, _child, _source, _group, _hedge,
+_stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context;
+_root, _runtime, _open, _application; then the stores and the rates.
 ``docs/internals.md`` is the tour.
 """
 
@@ -32,6 +32,7 @@ from ._errors import (
     CommitInDoubt,
     DefinitionError,
     DepthExceeded,
+    Halting,
     HookFailed,
     IncompleteStream,
     InputChanged,
@@ -62,6 +63,7 @@ from ._errors import (
     TooManySteps,
     UndeclaredRead,
     UndeclaredWrite,
+    UnknownQuestion,
     UnknownRun,
     UpdateTooLarge,
 )
@@ -69,6 +71,7 @@ from ._events import (
     AttemptEnded,
     Cancelled,
     ChildEnded,
+    ChildHalted,
     ChildName,
     ChildRerun,
     ChildStarted,
@@ -78,9 +81,11 @@ from ._events import (
     Event,
     Failed,
     GraceExceeded,
+    Halted,
     Item,
     Missed,
     Outcome,
+    Question,
     RunEnded,
     RunStarted,
     Skipped,
@@ -94,7 +99,7 @@ from ._events import (
 from ._fanout import FanOut, fan_out
 from ._flow import END
 from ._graph import Graph
-from ._history import Completed, Entry, Rewound
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
@@ -153,6 +158,7 @@ __all__ = [
     "Cancelled",
     "ChildEnded",
     "ChildGroup",
+    "ChildHalted",
     "ChildName",
     "ChildRecord",
     "ChildRerun",
@@ -183,6 +189,8 @@ __all__ = [
     "FunctionAction",
     "GraceExceeded",
     "Graph",
+    "Halted",
+    "Halting",
     "Hedge",
     "Hook",
     "HookFailed",
@@ -222,6 +230,9 @@ __all__ = [
     "Prunes",
     "Put",
     "PutWithin",
+    "Question",
+    "QuestionAnswered",
+    "QuestionAsked",
     "Quorum",
     "Rate",
     "RateBackend",
@@ -273,6 +284,7 @@ __all__ = [
     "TooManySteps",
     "UndeclaredRead",
     "UndeclaredWrite",
+    "UnknownQuestion",
     "UnknownRun",
     "Until",
     "Update",
@@ -302,5 +314,5 @@ def __getattr__(name: str) -> object:
 
 
 for _error in [globals().get(name) for name in __all__]:  # tracebacks show the public names
-    if isinstance(_error, type) and issubclass(_error, ShoalError):
+    if isinstance(_error, type) and issubclass(_error, (ShoalError, Halting)):
         _error.__module__ = "shoal"

@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple, Protocol, final, runtime_checkable
 
 from ._errors import DefinitionError, brief
 from ._events import ChildName, Decision, Outcome, Status, Update
-from ._history import Completed, Entry, Rewound
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from ._ids import Key, RunPath
 from ._state import Operation
 
-RunStatus = Status | Literal["running", "halted"]
+RunStatus = Status | Literal["running"]
 """How it stands with a root run. What has no end is running, also where its process has died."""
 ChildStatus = RunStatus | Literal["skipped"]
 """How it stands with a child."""
@@ -74,7 +74,7 @@ class SavedRun(Protocol):
 
     @property
     def value(self) -> object:
-        """What a child has come to, as its fan-out takes it."""
+        """What a child has come to, as its fan-out takes it; if it is halted, what it waits for."""
         ...
 
     @property
@@ -168,6 +168,8 @@ class Batch(NamedTuple):
     """Whether what was kept of the run and its descendants before counts no more."""
     holder: str = ""
     """The execution that saves: the one that has claimed the root run."""
+    questions: Sequence[QuestionAsked | QuestionAnswered] = ()
+    """What the run has asked with this, or what somebody has answered."""
 
     @property
     def path(self) -> RunPath:
@@ -181,7 +183,7 @@ class Batch(NamedTuple):
         step = self.step_completed
         completed = () if step is None else (Completed(step, self.before),)
         decided = () if self.decision is None else (self.decision,)
-        return (*rewound, *self.updates, *decided, *completed)
+        return (*rewound, *self.updates, *decided, *completed, *self.questions)
 
 
 @final
@@ -265,7 +267,7 @@ class ChildRecord(NamedTuple):
     status: Status | Literal["skipped"] | None
     """How it ended; None: it has not, as far as is known."""
     value: object = None
-    """What it has come to, if it succeeded."""
+    """What it has come to, if it succeeded; what it waits for, if it is halted: plain data."""
     applied: int | None = None
     """The number of the parent's last update that applied it."""
     used: bool = True

@@ -21,14 +21,14 @@ from typing import Any, Literal, NamedTuple, cast, final
 from shoal._codec import Codec
 from shoal._errors import NotEncodable, brief, note
 from shoal._events import LEAVES, ChildName, Decision, Status, Update, in_short, shortened
-from shoal._history import Completed, Entry, Rewound
+from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from shoal._ids import Key, RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal._store import Batch, Beginning, ChildRecord, FailedChild, RunRecord, SavedRun
 
 from ._sizes import LARGE, UpdateSizes
 
-Kind = Literal["update", "decision", "completed", "rewound"]
+Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered"]
 """What a row of a history holds."""
 
 
@@ -235,7 +235,21 @@ class Packer:
             rows.append(History(last, "decision", decision.step, self._encode(data, "decision")))
         if completed is not None:
             rows.append(History(last, "completed", completed, str(batch.before)))
+        for one in batch.questions:
+            asked = isinstance(one, QuestionAsked)
+            rows.append(self._asked(last, one) if asked else self._answered(last, one))
+            self._check(rows[-1].data, batch.path, rows[-1].step)
         return rows
+
+    def _asked(self, number: int, asked: QuestionAsked) -> History:
+        question = self._encode(asked.question, "question")
+        name = self._encode(asked.name, "the name of a question")
+        data = f"[{name},{question},{json.dumps(asked.id)}]"
+        return History(number, "asked", asked.step, data)
+
+    def _answered(self, number: int, answered: QuestionAnswered) -> History:
+        data = f"[{json.dumps(answered.id)},{self._encode(answered.value, 'answer')}]"
+        return History(number, "answered", "", data)
 
     def _begun(self, begun: Beginning) -> Begun:
         run_id, number = begun.forked_from or (None, None)
@@ -532,6 +546,10 @@ class Unpacker:
                 return Completed(row.step, int(row.data))
             case "rewound":
                 return Rewound(row.step, int(row.data))
+            case "asked":
+                return QuestionAsked(row.step, *self._decode(row.data))
+            case "answered":
+                return QuestionAnswered(*self._decode(row.data))
             case _:
                 return self._update(row.data)
 
