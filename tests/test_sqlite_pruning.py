@@ -160,15 +160,16 @@ async def test_cancelled_it_has_deleted_whole_runs_and_the_next_goes_on(
     assert left(path) == 2 + 3 + rows(path, "SELECT count(*) FROM history")[0][0]
 
 
-def test_a_run_that_was_claimed_meanwhile_stays(path: Path):
-    for run_id in ("a", "b"):
+def test_runs_that_were_claimed_or_ended_anew_meanwhile_stay(path: Path):
+    for run_id in ("a", "b", "c"):
         anyio.run(crawled, store_at(path), run_id, 1)
     with closing(sqlite3.connect(path, isolation_level=None)) as sql:
         old = _pruning.old_runs(sql, SQLITE, time.time(), ["succeeded"])
-        assert sorted(old) == ["a", "b"]
+        assert sorted(old) == ["a", "b", "c"]
         sql.execute("UPDATE claims SET execution = 'new' WHERE run_id = 'a'")
+        sql.execute("UPDATE roots SET ended_at = ended_at + 1000 WHERE run > 4")  # that of "c"
         assert _pruning.condemn_old(sql, SQLITE, old, time.time(), ["succeeded"]) == 1
-        assert rows(path, "SELECT run_id FROM root_runs") == [("a",)]
+        assert rows(path, "SELECT run_id FROM root_runs") == [("a",), ("c",)]
 
 
 @anyio_test
@@ -215,7 +216,7 @@ async def test_a_file_that_can_not_shrink_has_room_for_what_comes(path: Path):
         assert await store.prune(0) == 3
     assert rows(path, "PRAGMA freelist_count")[0][0] > 10
     await crawled(store, "large", 100)
-    assert path.stat().st_size <= size
+    assert path.stat().st_size < 1.2 * size
 
 
 # -- which -----------------------------------------------------------------------------------------
