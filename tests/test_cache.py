@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -564,6 +565,24 @@ class Slow(NullStore):
         await anyio.sleep(1)
         self.remembered.append(key)
         await self.results.remember(key, operations, seconds)
+
+
+async def test_a_cancellation_that_is_left_on_the_task_is_nobody_s(anyio_backend_name: str):
+    """Though it is remembered in between, and that waits."""
+    if anyio_backend_name == "trio":
+        pytest.skip("trio has no native cancellation")
+
+    @action(reads=["n"], writes=["out"], cache=60)
+    async def work(n: int) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return n
+
+    store = Slow()
+    for act in (work, fan_out(work, over="ns", item="n", into="outs")):
+        await Application(act, store=store).run({"n": 1, "ns": [2, 3]})
+    assert len(store.remembered) == 3
 
 
 @pytest.mark.sweep
