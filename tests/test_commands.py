@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -391,6 +393,12 @@ def test_an_interruption_has_a_code_of_its_own(
 
     monkeypatch.setattr(SQLiteStore, "prune", interrupted)
     assert said(capsys, "prune", path, "--older-than", "0s", code=130) == "shoal: interrupted\n"
+
+
+def test_it_is_installed_as_shoal():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    (module, _, function) = project["project"]["scripts"]["shoal"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main
 
 
 def test_help_says_what_there_is(capsys: Any):
