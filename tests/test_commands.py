@@ -192,6 +192,8 @@ def test_a_run_is_shown_to_people(path: Path, terminal: None, capsys: Any):
     ]
     assert "OSError: the disk is on fire" in said(capsys, "show", path, "bad")
     assert "left: it has no end, and nobody executes it" in said(capsys, "show", path, "left")
+    change(path, "UPDATE runs SET status = 'halted' WHERE key = 'left'")
+    assert "halted: it waits for somebody" in said(capsys, "show", path, "left")
 
 
 def test_a_run_is_shown_to_programs(path: Path, capsys: Any):

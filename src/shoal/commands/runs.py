@@ -182,8 +182,12 @@ async def _show(store: Store, given: argparse.Namespace) -> int:
 def _describe(run: RunSummary, counts: Mapping[Any, int], failures: Sequence[FailedChild]) -> None:
     """Write what there is to say of a run, for people."""
     status = _status(run)
-    if status == LEFT:
-        status = "left: it has no end, and nobody executes it; run it again, or recover()"
+    more = {
+        LEFT: "it has no end, and nobody executes it; run it again, or recover()",
+        "halted": "it waits for somebody; its application says for what: questions()",
+    }
+    if status in more:
+        status = f"{status}: {more[status]}"
     ended = "" if run.ended_at is None else _local(run.ended_at)
     lines = {
         "run": run.run_id,
@@ -201,8 +205,8 @@ def _describe(run: RunSummary, counts: Mapping[Any, int], failures: Sequence[Fai
         if text:
             print(f"{name:11}  {text}")
     if failures:
-        more = counts["failed"] - len(failures)
-        print(f"\nfailures{f' (and {more:,} more: --failures N)' if more > 0 else ''}")
+        others = counts["failed"] - len(failures)
+        print(f"\nfailures{f' (and {others:,} more: --failures N)' if others > 0 else ''}")
         rows = [
             (f"{child.step}/{child.act}", repr(child.key), " ".join(child.error.split()))
             for child in failures
