@@ -17,6 +17,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from shoal.testing import virtual_backend
+from tests.postgres import PostgresServer, server_for_tests
 
 VIRTUAL = ("asyncio", "trio")
 REAL = ("asyncio-real", "uvloop", "trio-real") + (("eager",) if sys.version_info >= (3, 12) else ())
@@ -78,6 +79,13 @@ def anyio_backend_of(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any
             return "asyncio", {"loop_factory": eager_loop}
         case _:
             return "trio", {}
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that keeps nothing on disk, for all tests of this process."""
+    with server_for_tests() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

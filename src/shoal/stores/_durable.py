@@ -36,7 +36,7 @@ from ._reading import Reader
 from ._rows import Packer, Unpacker
 from ._sizes import UpdateSizes
 from ._writer import Job, Writer
-from ._writing import RETRY_AFTER, Config, Database, Save
+from ._writing import RETRY_AFTER, Claiming, Config, Database, Save
 
 T = TypeVar("T")
 
@@ -183,7 +183,7 @@ class DurableStore(ABC):
         claim = self._claims[run_id, holder] = Claim(run_id, holder)
         writer = self._enter()
         try:
-            return await writer.ask(lambda database: database.claim(claim), lightly=True)
+            return await writer.ask(Claiming(claim), lightly=True)
         except Exception:
             claim.lost = True  # even if it was made: nobody keeps it up
             del self._claims[run_id, holder]

@@ -18,7 +18,7 @@ from shoal._ids import Key
 from ._claims import Claim, Held
 from ._dialect import Connection, Dialect
 from ._holders import Holder, current_holder, now
-from ._rows import Child
+from ._rows import Child, History
 from ._sqlite_file import Synchronous, code_of, connect
 from ._writer import Job
 from ._writing import COLUMNS, Config, Database
@@ -27,6 +27,8 @@ _INSERT = (
     f"INSERT INTO runs (parent, place, key, {', '.join(COLUMNS)}) "  # noqa: S608 # names of ours
     f"VALUES ({', '.join('?' * (3 + len(COLUMNS)))})"
 )
+
+_ENTRY = "INSERT INTO history (run, number, kind, step, data) VALUES (?, ?, ?, ?, ?)"
 
 
 @final
@@ -141,6 +143,9 @@ class SQLiteDatabase(Database):
         return lost
 
     # -- saves ----------------------------------------------------------------------------------
+
+    def _append(self, entries: list[tuple[int, History]]) -> None:
+        self._sql.executemany(_ENTRY, [(run, *entry) for run, entry in entries])
 
     def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
         rows = [

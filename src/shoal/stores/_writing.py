@@ -22,7 +22,7 @@ from shoal._ids import Key
 from ._claims import Claim, Held
 from ._dialect import Connection, Dialect, Faults
 from ._reading import children_where
-from ._rows import Child, Place, Rows, outlived
+from ._rows import Child, History, Place, Rows, outlived
 from ._writer import Job
 
 RETRY_AFTER = 0.1
@@ -36,7 +36,6 @@ COLUMNS = (
 )  # fmt: skip
 """Of ``runs``, what is said of children, but for their names."""
 _UPDATE = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in COLUMNS)} WHERE id = ?"  # noqa: S608 # names of ours
-_ENTRY = "INSERT INTO history (run, number, kind, step, data) VALUES (?, ?, ?, ?, ?)"
 _ROOT = (
     "application",
     "version",
@@ -68,6 +67,17 @@ class Config:
     lease: float
     heartbeat: float
     patience: float
+
+
+@final
+class Claiming(NamedTuple):
+    """Work for the writer: to claim a run. Returns whether its last execution gave it back."""
+
+    claim: Claim
+
+    def __call__(self, database: Database) -> bool:
+        """Do it."""
+        return database.claim(self.claim)
 
 
 @final
@@ -138,6 +148,10 @@ class Database(ABC):
     @abstractmethod
     def _beat(self) -> list[Claim]:
         """Give a sign of life of all that is claimed; return what others have taken."""
+
+    @abstractmethod
+    def _append(self, entries: list[tuple[int, History]]) -> None:
+        """Write entries of histories, each with its run."""
 
     @abstractmethod
     def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
@@ -258,7 +272,7 @@ class Database(ABC):
         else:
             self._note_root(run, rows)
         if rows.history:
-            self._sql.executemany(_ENTRY, [(run, *entry) for entry in rows.history])
+            self._append([(run, entry) for entry in rows.history])
         if rows.children:
             self._keep_children(run, rows.children)
 
@@ -376,8 +390,8 @@ class Database(ABC):
             run,
         )
         for child in list(before):
-            for is_parents, entry in outlived(child, self._config.codec):
-                self._sql.execute(_ENTRY, (parent if is_parents else run, *entry))
+            entries = outlived(child, self._config.codec)
+            self._append([(parent if of_parent else run, entry) for of_parent, entry in entries])
 
     def _delete_below(self, run: int) -> None:
         sql = self._sql

@@ -1,0 +1,140 @@
+"""A PostgreSQL server for tests: private, on a socket in a folder of its own, kept by nobody."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+
+QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+def programs() -> Path | None:
+    """Find where the server's programs are: the newest of Debian's, or those on the path."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=_version)
+    on_path = shutil.which("initdb")
+    return found[-1].parent if found else Path(on_path).parent if on_path else None
+
+
+def _version(initdb: Path) -> float:
+    return float(initdb.parent.parent.name)
+
+
+class PostgresServer:
+    """A server, with a cluster of its own in a folder that goes with it."""
+
+    def __init__(self, bin_: Path, *, port: int = 5432, **settings: str) -> None:
+        """Make the cluster, and start it.
+
+        Args:
+            bin_: Where its programs are.
+            port: Names the socket; nothing listens there.
+            settings: The server's own.
+        """
+        self._bin = bin_
+        # its own name, for the name of a socket has at most 107 bytes
+        self.folder = Path(tempfile.mkdtemp(prefix="shoal-pg-"))
+        self._as: dict[str, int] = {}
+        if os.geteuid() == 0:  # as whom it doesn't run
+            user = pwd.getpwnam("postgres")
+            self._as = {"user": user.pw_uid, "group": user.pw_gid}
+            os.chown(self.folder, user.pw_uid, user.pw_gid)
+        self._schemas = count(1)
+        self._settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.folder),
+            "port": str(port),
+            "shared_buffers": "16MB",
+            "max_connections": "50",
+            "log_min_messages": "fatal",
+            **settings,
+        }
+        self._call("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8")
+        self.start()
+
+    @property
+    def data(self) -> str:
+        return str(self.folder / "data")
+
+    def _call(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [str(self._bin / program), *arguments],
+            **self._as,  # pyright: ignore[reportArgumentType] # user and group
+            cwd="/",
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+
+    def start(self) -> None:
+        """Start it, and wait until it lets in."""
+        options = " ".join(f"-c {name}='{value}'" for name, value in self._settings.items())
+        log = str(self.folder / "log")
+        self._call("pg_ctl", "start", "-D", self.data, "-l", log, "-o", options, "-w", "-t", "60")
+
+    def stop(self, how: str = "fast") -> None:
+        """Stop it: ``fast``, or ``immediate`` as if it had crashed."""
+        self._call("pg_ctl", "stop", "-D", self.data, "-m", how, "-w")
+
+    @property
+    def pid(self) -> int:
+        return int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to the server, and to all that it has started."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for pid in (self.pid, *map(int, children)):
+            os.kill(pid, number)
+
+    def address(self, database: str = "postgres", user: str = "postgres", **more: str) -> str:
+        given = {"host": self.folder, "port": self._settings["port"], "dbname": database}
+        return " ".join(
+            f"{name}='{value}'" for name, value in {**given, "user": user, **more}.items()
+        )
+
+    def new_schema(self) -> str:
+        """Name a schema that nobody has used."""
+        return f"test{next(self._schemas)}"
+
+    def execute(self, sql: str, *values: object, address: str = "") -> list[tuple[object, ...]]:
+        """Execute a statement, as another program would."""
+        with psycopg.connect(address or self.address(), autocommit=True) as connection:
+            found = connection.execute(sql.encode(), values or None)
+            return found.fetchall() if found.description else []
+
+    def end(self) -> None:
+        """Stop it at once, and leave nothing."""
+        if (self.folder / "data" / "postmaster.pid").exists():
+            os.kill(self.pid, signal.SIGCONT)
+            self.stop("immediate")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def server_for_tests(**settings: str) -> Generator[PostgresServer]:
+    """Have a server, as quick as they get; skip what needs one where there is none."""
+    found = programs()
+    if found is None:
+        message = "needs PostgreSQL's own programs, as Debian's package postgresql has them"
+        if os.environ.get("CI") == "true":  # else skipped for ever
+            pytest.fail(message)
+        pytest.skip(message)
+    server = PostgresServer(found, **(settings or QUICK))
+    try:
+        yield server
+    finally:
+        server.end()
