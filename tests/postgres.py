@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Generator
@@ -16,7 +17,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+# A kill of the server takes nothing from the system's own cache, so the disk needn't be waited for.
+QUICK = {"fsync": "off", "full_page_writes": "off"}
 
 
 def programs() -> Path | None:
@@ -33,14 +35,15 @@ def _version(initdb: Path) -> float:
 class PostgresServer:
     """A server, with a cluster of its own in a folder that goes with it."""
 
-    def __init__(self, bin_: Path, *, port: int = 5432, **settings: str) -> None:
+    def __init__(self, bin_: Path, **settings: str) -> None:
         """Make the cluster, and start it.
 
         Args:
             bin_: Where its programs are.
-            port: Names the socket; nothing listens there.
             settings: The server's own.
         """
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
         self._bin = bin_
         # its own name, for the name of a socket has at most 107 bytes
         self.folder = Path(tempfile.mkdtemp(prefix="shoal-pg-"))
@@ -51,15 +54,26 @@ class PostgresServer:
             os.chown(self.folder, user.pw_uid, user.pw_gid)
         self._schemas = count(1)
         self._settings = {
-            "listen_addresses": "",
+            "listen_addresses": "127.0.0.1",
             "unix_socket_directories": str(self.folder),
-            "port": str(port),
+            "port": str(self.port),
             "shared_buffers": "16MB",
             "max_connections": "50",
             "log_min_messages": "fatal",
             **settings,
         }
-        self._call("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8")
+        self._call(
+            "initdb",
+            "-D",
+            self.data,
+            "-N",
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--auth-local=trust",
+            "--auth-host=scram-sha-256",
+        )
         self.start()
 
     @property
@@ -101,7 +115,8 @@ class PostgresServer:
             os.kill(pid, number)
 
     def address(self, database: str = "postgres", user: str = "postgres", **more: str) -> str:
-        given = {"host": self.folder, "port": self._settings["port"], "dbname": database}
+        """Say where it is: a database of it, as a user may reach that."""
+        given = {"host": self.folder, "port": self.port, "dbname": database}
         return " ".join(
             f"{name}='{value}'" for name, value in {**given, "user": user, **more}.items()
         )

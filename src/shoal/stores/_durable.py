@@ -36,7 +36,7 @@ from ._reading import Reader
 from ._rows import Packer, Unpacker
 from ._sizes import UpdateSizes
 from ._writer import Job, Writer
-from ._writing import RETRY_AFTER, Claiming, Config, Database, Save
+from ._writing import Claiming, Config, Database, Save, delays
 
 T = TypeVar("T")
 
@@ -257,7 +257,7 @@ class DurableStore(ABC):
     def _look(self, look: Callable[[Reader], T]) -> T | None:
         """Call ``look``, again where the database had no answer; as long as that is waited for."""
         config, until = self._config, time.monotonic() + self._config.patience
-        while True:
+        for delay in delays():
             connection: Connection | None = None
             try:
                 connection = self._take_reader() or self._connect()
@@ -277,7 +277,8 @@ class DurableStore(ABC):
                 self._give_back(connection)
                 return found
             from_thread.check_cancelled()
-            time.sleep(RETRY_AFTER)
+            time.sleep(delay)
+        raise AssertionError("it is tried again and again")
 
     def _take_reader(self) -> Connection | None:
         with self._lock:

@@ -199,17 +199,19 @@ class PostgresDatabase(Database):
         for job in jobs:
             job.error = CommitInDoubt(msg)
             job.error.__cause__ = error
+            if isinstance(job.work, Save):  # what comes after it could contradict it
+                job.work.claim.failure = job.error
 
     def _abort(self) -> None:
         link = self._link
-        if link is None or link.is_closed:
-            self._link = None
+        if link is None:
             return
-        try:
-            link.abort()
-        except self._config.faults.errors:  # what it failed with before is what is told
-            link.close()
-            self._link = None
+        if not link.is_closed:
+            with suppress(self._config.faults.errors):  # what it failed with before is what is told
+                link.abort()
+                return
+        link.close()
+        self._link = None
 
     # -- claims ---------------------------------------------------------------------------------
 

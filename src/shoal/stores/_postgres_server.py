@@ -179,8 +179,9 @@ class Link:
             self._connection.execute("ROLLBACK")
 
     def close(self) -> None:
-        """End."""
+        """End; also what is left of a connection that was lost."""
         self._connection.close()
+        self._connection.pgconn.finish()
 
 
 @lru_cache(maxsize=1000)

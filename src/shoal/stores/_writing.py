@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from math import inf
 from typing import Any, NamedTuple, final
 
@@ -25,8 +26,6 @@ from ._reading import children_where
 from ._rows import Child, History, Place, Rows, outlived
 from ._writer import Job
 
-RETRY_AFTER = 0.1
-"""Seconds after which what may pass is tried again."""
 _KNOWN = 10_000  # rows whose ids are remembered
 
 COLUMNS = (
@@ -54,6 +53,11 @@ _BELOW = (
     "WITH RECURSIVE below(id) AS (SELECT id FROM runs WHERE parent = ? UNION ALL "
     "SELECT runs.id FROM runs JOIN below ON runs.parent = below.id) "
 )
+
+
+def delays() -> Iterator[float]:
+    """Return after how many seconds what may pass is tried again, each time."""
+    return chain((0.0,), repeat(0.1))  # at once: a connection may have been lost long ago
 
 
 @final
@@ -162,8 +166,11 @@ class Database(ABC):
     def do(self, jobs: Sequence[Job[Any, Any]]) -> None:
         until = time.monotonic() + self._config.patience
         error = self._attempt(jobs)
-        while error is not None and self._may_pass(error) and time.monotonic() < until:
-            time.sleep(RETRY_AFTER)
+        for delay in delays():
+            if error is None or not self._may_pass(error) or time.monotonic() > until:
+                break
+            time.sleep(delay)
+            self.keep_up()
             error = self._attempt(jobs)
         if error is not None:
             self._fail(jobs, error)
