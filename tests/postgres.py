@@ -139,16 +139,21 @@ class PostgresServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-@contextmanager
-def server_for_tests(**settings: str) -> Generator[PostgresServer]:
-    """Have a server, as quick as they get; skip what needs one where there is none."""
+def find_programs() -> Path:
+    """Find where the server's programs are; skip what needs one where there is none."""
     found = programs()
     if found is None:
         message = "needs PostgreSQL's own programs, as Debian's package postgresql has them"
         if os.environ.get("CI") == "true":  # else skipped for ever
             pytest.fail(message)
         pytest.skip(message)
-    server = PostgresServer(found, **(settings or QUICK))
+    return found
+
+
+@contextmanager
+def server_for_tests() -> Generator[PostgresServer]:
+    """Have a server, as quick as they get."""
+    server = PostgresServer(find_programs(), **QUICK)
     try:
         yield server
     finally:
