@@ -37,7 +37,7 @@ from shoal import (
 from shoal.stores import _holders
 from shoal.stores._durable import DurableStore
 from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
-from shoal.testing._conformance import BEGINNING, ROOT, claimed, save, update_of
+from shoal.testing._hand_made import BEGINNING, ROOT, claimed, save, update_of
 from tests.durable import InFile, InSchema, Kept, stopped
 
 anyio_test = pytest.mark.anyio

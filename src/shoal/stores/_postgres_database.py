@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any, final
@@ -20,6 +20,7 @@ from psycopg.errors import UniqueViolation
 
 from shoal._errors import CommitInDoubt, StoreFailed
 from shoal._ids import Key
+from shoal._store import RunStatus
 
 from ._claims import Claim, Held
 from ._dialect import Connection, Dialect
@@ -264,6 +265,15 @@ class PostgresDatabase(Database):
             link.execute("COMMIT")
         alive = {execution for (execution,) in seen}
         return [claim for claim in claims if claim.execution not in alive]
+
+    def discard_old(
+        self, run_ids: Sequence[str], until: float, statuses: Collection[RunStatus]
+    ) -> int:
+        ids = [index_of(run_id) for run_id in run_ids]  # which nobody claims meanwhile
+        self._sql.execute(
+            "SELECT FROM claims WHERE run_id = ANY(?) ORDER BY run_id FOR UPDATE", (ids,)
+        )
+        return super().discard_old(run_ids, until, statuses)
 
     # -- saves ----------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ MIGRATIONS = (
         long_key text
     );
     CREATE UNIQUE INDEX runs_by_key ON runs (parent, place, key);
-    CREATE INDEX runs_by_status ON runs (parent, status, applied);
+    CREATE INDEX runs_by_status ON runs (parent, status, applied NULLS FIRST);
     CREATE TABLE places (
         id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         step text COLLATE "C" NOT NULL, visit bigint NOT NULL, act text COLLATE "C" NOT NULL,
@@ -64,7 +64,8 @@ MIGRATIONS = (
         after text,
         visits json NOT NULL,
         forked_from text,
-        forked_at bigint
+        forked_at bigint,
+        error text
     );
     CREATE TABLE history (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -87,11 +88,17 @@ MIGRATIONS = (
         lease double precision NOT NULL,
         seen_at double precision NOT NULL
     ) WITH (fillfactor = 50);
+    CREATE TABLE results (
+        key text COLLATE "C" PRIMARY KEY, ends_at double precision, operations json NOT NULL
+    );
+    CREATE INDEX results_by_end ON results (ends_at) WHERE ends_at IS NOT NULL;
+    CREATE TABLE deletions (count bigint NOT NULL);
+    INSERT INTO deletions VALUES (0);
     CREATE VIEW root_runs AS
         SELECT runs.id, coalesce(long_key, key) AS run_id, application, version,
             coalesce(status, 'running') AS status, reason,
             to_timestamp(began_at) AS began_at, to_timestamp(ended_at) AS ended_at,
-            first, forked_from, forked_at
+            first, forked_from, forked_at, roots.error
         FROM runs JOIN roots ON roots.run = runs.id;
     CREATE VIEW child_runs AS
         SELECT runs.id, parent, step, visit, act, coalesce(long_key, key) AS key, position,
