@@ -17,7 +17,8 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from shoal.testing import virtual_backend
-from tests.postgres import PostgresServer, server_for_tests
+from tests.durable import find_programs
+from tests.postgres import QUICK, PostgresServer, private_server
 
 VIRTUAL = ("asyncio", "trio")
 REAL = ("asyncio-real", "uvloop", "trio-real") + (("eager",) if sys.version_info >= (3, 12) else ())
@@ -84,7 +85,7 @@ def anyio_backend_of(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server that keeps nothing on disk, for all tests of this process."""
-    with server_for_tests() as server:
+    with private_server(find_programs(), **QUICK) as server:
         yield server
 
 

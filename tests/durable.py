@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Generator
@@ -11,9 +12,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import pytest
+
 from shoal import PostgresStore, SQLiteStore
 from shoal.stores._durable import DurableStore
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, programs
 
 
 class Kept(Protocol):
@@ -44,7 +47,8 @@ class InFile(Kept):
         self.path = path
 
     def store(self, **more: Any) -> SQLiteStore:
-        return SQLiteStore(self.path, **{"synchronous": "normal", **more})
+        given: dict[str, Any] = {"synchronous": "normal", **more}
+        return SQLiteStore(self.path, **given)
 
     @property
     def code(self) -> tuple[str, str]:
@@ -84,9 +88,25 @@ class InSchema(Kept):
         of_ours = "SELECT pid FROM pg_stat_activity WHERE application_name = ?"
         return [pid for (pid,) in self.rows(of_ours, self.schema)]
 
+    @property
+    def lock(self) -> bytes:
+        """Return a statement that holds all claims until its transaction has ended."""
+        return f"SELECT FROM {self.schema}.claims FOR UPDATE".encode()
+
     def kept(self) -> list[int]:
         """Return the numbers of the root run's updates."""
         return [number for (number,) in self.rows("SELECT number FROM history ORDER BY id")]
+
+
+def find_programs() -> Path:
+    """Find where the server's programs are; skip what needs one where there is none."""
+    found = programs()
+    if found is None:
+        message = "needs PostgreSQL's own programs, as Debian's package postgresql has them"
+        if os.environ.get("CI") == "true":  # else skipped for ever
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
 
 
 @contextmanager

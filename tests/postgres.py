@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests: private, on a socket in a folder of its own, kept by nobody."""
+"""A PostgreSQL server of one's own, in a folder that goes with it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psycopg
-import pytest
 
 # A kill of the server takes nothing from the system's own cache, so the disk needn't be waited for.
 QUICK = {"fsync": "off", "full_page_writes": "off"}
@@ -47,7 +47,7 @@ class PostgresServer:
         self._bin = bin_
         # its own name, for the name of a socket has at most 107 bytes
         self.folder = Path(tempfile.mkdtemp(prefix="shoal-pg-"))
-        self._as: dict[str, int] = {}
+        self._as: dict[str, Any] = {}
         if os.geteuid() == 0:  # as whom it doesn't run
             user = pwd.getpwnam("postgres")
             self._as = {"user": user.pw_uid, "group": user.pw_gid}
@@ -83,7 +83,7 @@ class PostgresServer:
     def _call(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
             [str(self._bin / program), *arguments],
-            **self._as,  # pyright: ignore[reportArgumentType] # user and group
+            **self._as,
             cwd="/",
             env={**os.environ, "LC_ALL": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
@@ -139,21 +139,10 @@ class PostgresServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def find_programs() -> Path:
-    """Find where the server's programs are; skip what needs one where there is none."""
-    found = programs()
-    if found is None:
-        message = "needs PostgreSQL's own programs, as Debian's package postgresql has them"
-        if os.environ.get("CI") == "true":  # else skipped for ever
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
-
-
 @contextmanager
-def server_for_tests() -> Generator[PostgresServer]:
-    """Have a server, as quick as they get."""
-    server = PostgresServer(find_programs(), **QUICK)
+def private_server(bin_: Path, **settings: str) -> Generator[PostgresServer]:
+    """Have a server while the block lasts."""
+    server = PostgresServer(bin_, **settings)
     try:
         yield server
     finally:

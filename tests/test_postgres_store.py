@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -117,7 +118,11 @@ def reachable(postgres: PostgresServer) -> Callable[..., str]:
     with suppress(psycopg.errors.DuplicateObject):
         postgres.execute(f"CREATE ROLE guest LOGIN PASSWORD '{SECRET}' CONNECTION LIMIT 2")
     given = {"host": "127.0.0.1", "user": "guest", "password": SECRET}
-    return lambda **more: postgres.address(**{**given, **more})
+
+    def address(**more: str) -> str:
+        return postgres.address(**{**given, **more})
+
+    return address
 
 
 @anyio_test
@@ -610,7 +615,7 @@ async def test_what_another_transaction_holds_is_waited_for(place: InSchema):
     store = place.store(patience=30, answers=0.05)
     async with claimed(store):
         with psycopg.connect(place.server.address()) as other:
-            other.execute(f"SELECT FROM {place.schema}.claims FOR UPDATE")
+            other.execute(place.lock)
             pending = store.save(batch(1))
             assert pending is not None
             await anyio.to_thread.run_sync(time.sleep, 0.1)  # several tries are given up
@@ -628,7 +633,7 @@ async def test_what_another_transaction_goes_on_holding_ends_the_execution(place
         assert store._writer is not None
         store._writer._database._server = store._server
         with psycopg.connect(place.server.address()) as other:
-            other.execute(f"SELECT FROM {place.schema}.claims FOR UPDATE")
+            other.execute(place.lock)
             with pytest.raises(StoreFailed, match="has not done what it was asked for"):
                 await save(store, updates=(update_of(1),))
         assert place.kept() == []
@@ -723,3 +728,50 @@ async def test_what_postgres_has_no_letters_for_is_kept(place: InSchema):
     assert repr(found) == repr(values)
     (told,) = place.rows("SELECT count(value ->> 0), count(error_type) FROM child_runs")
     assert told[1] == 0
+
+
+# -- the layout ------------------------------------------------------------------------------------
+
+
+def queries() -> dict[str, str]:
+    """The examples in the documentation, by their headings."""
+    text = (Path(__file__).parent.parent / "docs" / "store-layout.md").read_text()
+    found: dict[str, str] = {}
+    for part in text.partition("\n## In PostgreSQL")[2].split("\n#### ")[1:]:
+        title, _, body = part.partition("\n")
+        found[title] = body.partition("```sql\n")[2].partition("```")[0]
+    return found
+
+
+ANSWERS: dict[str, Any] = {
+    "Runs": [("crawl-1", "crawl", "succeeded")],
+    "Counts by status": [("failed", 1), ("succeeded", 2)],
+    "The first page of failures": [("b", "builtins:LookupError", "no such page")],
+    "Into a child's value": [("a", "A"), ("c", "C")],
+    "Who has claimed what": [],
+    "Space": None,
+}
+
+
+@services
+def test_examples_of_queries_are_right(place: InSchema):
+    @action(reads=["url"], writes=["page"])
+    async def fetch(url: str) -> dict[str, Any]:
+        if url == "b":
+            raise LookupError("no such page")
+        return {"title": url.upper()}
+
+    act = fan_out(
+        fetch, over="urls", item="url", key=str, into="pages", errors_into="bad", on_error="collect"
+    )
+    app = Application(act, store=place.store(), name="crawl")
+    app.run_sync({"urls": ["a", "b", "c"]}, id="crawl-1")
+    assert list(queries()) == list(ANSWERS)
+    for title, query in queries().items():
+        found = place.rows(query.replace("'shoal'", f"'{place.schema}'"))
+        if ANSWERS[title] is not None:
+            assert [row[: len(ANSWERS[title][0])] if row else row for row in found] == ANSWERS[
+                title
+            ]
+        else:
+            assert found, title

@@ -20,7 +20,7 @@ import psycopg
 from shoal import PostgresStore, SQLiteStore, Store
 from shoal._ids import Key, child_id
 from shoal.stores._writing import Database
-from tests.postgres import QUICK, PostgresServer, programs
+from tests.postgres import QUICK, PostgresServer, private_server, programs
 
 from .life import Life
 
@@ -126,13 +126,12 @@ def _serve_postgres() -> Generator[None]:
     found = programs()
     if found is None:
         raise SystemExit("PostgreSQL's own programs are missing: Debian's package postgresql")
-    server = PostgresServer(found, **QUICK)
-    _servers.append(server)
-    try:
-        yield
-    finally:
-        _servers.remove(server)
-        server.end()
+    with private_server(found, **QUICK) as server:
+        _servers.append(server)
+        try:
+            yield
+        finally:
+            _servers.remove(server)
 
 
 def _open_postgres(folder: Path) -> Store:

@@ -18,7 +18,7 @@ import pytest
 from tests.crash.harness import BACKENDS, check_effects, check_nothing_ran_again, check_tables
 from tests.crash.life import PHASES, Death, Life, lines
 from tests.crash.stores import Row
-from tests.postgres import find_programs
+from tests.durable import find_programs
 
 can_fork = pytest.mark.skipif(
     not hasattr(os, "fork") or not Path("/proc/self/stat").exists(),
@@ -59,7 +59,6 @@ def test_a_process_may_be_killed_at_any_moment(backend: str, capsys: pytest.Capt
 
 @can_fork
 @pytest.mark.crash
-@pytest.mark.sweep
 @pytest.mark.services
 @pytest.mark.timeout(300)
 def test_a_process_may_be_killed_at_any_moment_with_a_server(capsys: pytest.CaptureFixture[str]):
