@@ -45,8 +45,11 @@ class PostgresServer:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self._bin = bin_
-        # its own name, for the name of a socket has at most 107 bytes
-        self.folder = Path(tempfile.mkdtemp(prefix="shoal-pg-"))
+        # A short name of its own, for that of a socket has at most 107 bytes; in memory, if there
+        # is room: each schema is a hundred files.
+        memory = Path("/dev/shm")
+        has_room = memory.is_dir() and shutil.disk_usage(memory).free > 1 << 30
+        self.folder = Path(tempfile.mkdtemp(prefix="shoal-pg-", dir=memory if has_room else None))
         self._as: dict[str, Any] = {}
         if os.geteuid() == 0:  # as whom it doesn't run
             user = pwd.getpwnam("postgres")

@@ -606,6 +606,43 @@ async def test_a_server_that_goes_on_saying_nothing_ends_the_execution(place: In
         assert place.kept() == []
 
 
+@anyio_test
+@services
+async def test_a_server_that_may_only_be_read_is_waited_for(place: InSchema):
+    """Until the address leads to one that may be written to."""
+    async with place.store():
+        pass
+    role = f"fickle_{place.schema}"
+    place.rows(f"CREATE ROLE {role} LOGIN SUPERUSER")
+    place.rows(f"ALTER ROLE {role} SET default_transaction_read_only = on")
+    address = place.server.address(user=role)
+    with pytest.raises(StoreFailed, match=r"lets itself be read only, for 0.02 s"):
+        await place.store(address, patience=0.02, answers=15).claim("root", "me")
+    store = place.store(address, patience=30)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.claim, "root", "me")
+        await anyio.to_thread.run_sync(time.sleep, 0.05)
+        place.rows(f"ALTER ROLE {role} RESET default_transaction_read_only")
+    await store.release("root", "me")
+
+
+@anyio_test
+@services
+async def test_tables_that_are_gone_fail_saves_and_nothing_else(place: InSchema):
+    store = place.store(patience=30, heartbeat=0.01)
+    await store.claim("root", "me")
+    place.rows(f"DROP SCHEMA {place.schema} CASCADE")
+    place.rows(f"CREATE SCHEMA {place.schema}")
+    place.rows("CREATE TABLE albums (title text)")
+    for pid in place.backends():
+        place.rows("SELECT pg_terminate_backend(?)", pid)
+    await anyio.to_thread.run_sync(time.sleep, 0.05)  # signs of life are in vain
+    with pytest.raises(StoreFailed, match="is no store of shoal's"):
+        await save(store, updates=(update_of(1),))
+    with pytest.raises(StoreFailed, match="is no store of shoal's"):
+        await store.release("root", "me")
+
+
 # -- what others hold ------------------------------------------------------------------------------
 
 

@@ -62,6 +62,9 @@ SOME = 500
 PAUSE = 0.005
 """Seconds, at least, between two of these."""
 
+MOST_READERS = 4
+"""Connections that are kept for whoever reads next."""
+
 
 class DurableStore(ABC):
     """Keeps runs in tables."""
@@ -255,7 +258,7 @@ class DurableStore(ABC):
 
     async def recall(self, key: str) -> Sequence[Operation] | None:
         """Return a result that is remembered; see ``CachesResults``."""
-        return await self._read(lambda reader: reader.recall(key, time.time()), flushes=False)
+        return await self._read(lambda reader: reader.recall(key), flushes=False)
 
     async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
         """Remember a result; see ``CachesResults``. A loss of power may take it away."""
@@ -380,7 +383,7 @@ class DurableStore(ABC):
 
     def _give_back(self, connection: Connection) -> None:
         with self._lock:
-            if self._writer is not None:
+            if self._writer is not None and len(self._readers) < MOST_READERS:
                 self._readers.append(connection)
                 return
         connection.close()

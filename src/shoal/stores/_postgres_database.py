@@ -14,9 +14,10 @@ import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from hashlib import sha256
+from math import ceil
 from typing import Any, final
 
-from psycopg.errors import UniqueViolation
+from psycopg.errors import ReadOnlySqlTransaction, UniqueViolation
 
 from shoal._errors import CommitInDoubt, StoreFailed
 from shoal._ids import Key
@@ -114,6 +115,9 @@ class PostgresDatabase(Database):
             return
         try:
             super()._transact(jobs)
+        except ReadOnlySqlTransaction:  # another server may be the one to write to by now
+            self._sql.close()
+            raise
         except UniqueViolation:  # earlier executions or attempts have left some
             if self._is_careful:
                 raise
@@ -139,8 +143,8 @@ class PostgresDatabase(Database):
     def _begin_on(self, link: Link, *, lightly: bool) -> None:
         """Begin a transaction that ends by itself where this process stops, or the server does."""
         settings: dict[str, object] = {
-            "statement_timeout": round(self._server.timeout * 1000),
-            "idle_in_transaction_session_timeout": round(self._config.lease * 1000),
+            "statement_timeout": ceil(self._server.timeout * 1000),
+            "idle_in_transaction_session_timeout": ceil(self._config.lease * 1000),
         }
         if lightly:
             settings["synchronous_commit"] = "off"
@@ -379,6 +383,10 @@ def index_of(key: Key) -> str:
     return columns_of(key)[0]
 
 
+def _now(sql: Connection) -> float:
+    return sql.execute(f"SELECT {_NOW}").fetchone()[0]
+
+
 def _held_of(row: Sequence[Any]) -> Held:
     epoch, execution, host, boot, pid, started, left = row
     return Held(epoch, execution, Holder(host, boot, pid, started), left)
@@ -394,4 +402,5 @@ POSTGRES = Dialect(
     held=f"epoch, execution, claims.host, boot, pid, started, lease - {_NOW} + "
     "greatest(seen_at, extract(epoch FROM pg_postmaster_start_time())::float8)",
     held_of=_held_of,
+    now=_now,
 )

@@ -7,6 +7,7 @@ Invariants:
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -211,6 +212,10 @@ def _columns_of(key: Key) -> tuple[str | int | bytes]:
     return (column_of(key),)
 
 
+def _now(_: Connection) -> float:
+    return time.time()
+
+
 def _held_of(row: Sequence[Any]) -> Held:
     epoch, execution, host, boot, pid, started, lease, wall, uptime = row
     holder, at = Holder(host, boot, pid, started), now()
@@ -226,4 +231,5 @@ SQLITE = Dialect(
     key_of=key_of,
     held="epoch, execution, host, boot, pid, started, lease, seen_at, seen_uptime",
     held_of=_held_of,
+    now=_now,
 )

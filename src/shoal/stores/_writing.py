@@ -17,7 +17,7 @@ from math import inf
 from typing import Any, NamedTuple, final
 
 from shoal._codec import Codec
-from shoal._errors import RunClaimed, ShoalError
+from shoal._errors import RunClaimed, ShoalError, StoreFailed
 from shoal._ids import Key
 from shoal._store import RunStatus
 
@@ -266,7 +266,7 @@ class Database(ABC):
                 for claim in self._beat():
                     claim.lost = True
                 self._next_beat = at + heartbeat
-            except self._config.faults.errors:  # saves meet the same, and say so
+            except (self._config.faults.errors, StoreFailed):  # saves meet the same, and say so
                 self._roll_back()
                 self._next_beat = time.monotonic() + heartbeat / 4
         return self._next_beat
@@ -422,7 +422,7 @@ class Database(ABC):
 
     def remember(self, key: str, text: str, seconds: float) -> None:
         """Keep a result of an action."""
-        _cached.remember(self._sql, key, text, time.time(), seconds)
+        _cached.remember(self._sql, key, text, self._dialect.now(self._sql), seconds)
 
     def discard(self, run_id: str) -> None:
         """Have a root run, and all below it, known to nobody."""
@@ -440,7 +440,7 @@ class Database(ABC):
 
     def sweep(self, limit: int) -> bool:
         """Delete some of what is known to nobody; return whether there may be more."""
-        expired = _cached.expire(self._sql, time.time(), limit)
+        expired = _cached.expire(self._sql, self._dialect.now(self._sql), limit)
         return _pruning.sweep(self._sql, limit) or expired == limit
 
     def give_back(self, limit: int) -> bool:
