@@ -35,21 +35,21 @@ def _version(initdb: Path) -> float:
 class PostgresServer:
     """A server, with a cluster of its own in a folder that goes with it."""
 
-    def __init__(self, bin_: Path, **settings: str) -> None:
+    def __init__(self, bin_: Path, where: Path | None = None, **settings: str) -> None:
         """Make the cluster, and start it.
 
         Args:
             bin_: Where its programs are.
+            where: A folder to make its own one in; by default where files take no time.
             settings: The server's own.
         """
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self._bin = bin_
-        # A short name of its own, for that of a socket has at most 107 bytes; in memory, if there
-        # is room: each schema is a hundred files.
-        memory = Path("/dev/shm")
-        has_room = memory.is_dir() and shutil.disk_usage(memory).free > 1 << 30
-        self.folder = Path(tempfile.mkdtemp(prefix="shoal-pg-", dir=memory if has_room else None))
+        memory = Path("/dev/shm")  # each schema is a hundred files
+        if where is None and memory.is_dir() and shutil.disk_usage(memory).free > 1 << 30:
+            where = memory
+        self.folder = Path(tempfile.mkdtemp(prefix="shoal-pg-", dir=where))
         self._as: dict[str, Any] = {}
         if os.geteuid() == 0:  # as whom it doesn't run
             user = pwd.getpwnam("postgres")
@@ -58,7 +58,7 @@ class PostgresServer:
         self._schemas = count(1)
         self._settings = {
             "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": str(self.folder),
+            "unix_socket_directories": str(self.folder),  # of which a name has 107 bytes at most
             "port": str(self.port),
             "shared_buffers": "16MB",
             "max_connections": "50",
@@ -143,9 +143,11 @@ class PostgresServer:
 
 
 @contextmanager
-def private_server(bin_: Path, **settings: str) -> Generator[PostgresServer]:
+def private_server(
+    bin_: Path, where: Path | None = None, **settings: str
+) -> Generator[PostgresServer]:
     """Have a server while the block lasts."""
-    server = PostgresServer(bin_, **settings)
+    server = PostgresServer(bin_, where, **settings)
     try:
         yield server
     finally:

@@ -358,13 +358,18 @@ async def test_a_save_of_an_older_claim_is_refused_in_its_own_transaction(kept: 
             late = [store.save(Batch(HandMadeRun(), (update_of(n),), holder="me")) for n in (2, 3)]
             kept.rows("UPDATE claims SET started = ?", "12")
             await other.claim("root", "you")
-            await save(other, updates=(update_of(2, "other"),), holder="you")
+            for number in (2, 3):  # as often as the first one has
+                await save(other, updates=(update_of(number, "other"),), holder="you")
         for one in late:
             assert one is not None
             with pytest.raises(LeaseLost):
                 await one
         await other.release("root", "you")
-    assert list(await store.read(ROOT)) == [update_of(1), update_of(2, "other")]
+    assert list(await store.read(ROOT)) == [
+        update_of(1),
+        update_of(2, "other"),
+        update_of(3, "other"),
+    ]
 
 
 @anyio_test
