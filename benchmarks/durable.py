@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import anyio
 from anyio.lowlevel import checkpoint
 
+from benchmarks import _postgres
 from benchmarks._measure import in_turn, print_table
 from benchmarks.map import LIMIT, by_shoal, doubles
 from shoal import Application, MemoryStore, SQLiteStore
@@ -151,11 +152,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.durable", description=__doc__)
     parser.add_argument("--items", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--postgres", metavar="URL", help="of a server; else one of its own")
     options = parser.parse_args()
     print(f"CPython {platform.python_version()}, medians of {options.rounds} rounds in turn")
     for items in options.items:
         measure(items, options.rounds)
     measure_resume(max(options.items))
+    _postgres.measure(options.items, options.rounds, options.postgres)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from ._reading import Reader
 from ._rows import Packer, Unpacker
 from ._sizes import UpdateSizes
 from ._writer import Job, Writer
-from ._writing import RETRY_AFTER, Config, Database, Save
+from ._writing import Claiming, Config, Database, Save, delays
 
 T = TypeVar("T")
 
@@ -62,6 +62,9 @@ SOME = 500
 """Rows, runs or pages that one transaction deletes."""
 PAUSE = 0.005
 """Seconds, at least, between two of these."""
+
+MOST_READERS = 4
+"""Connections that are kept for whoever reads next."""
 
 
 class DurableStore(ABC):
@@ -199,7 +202,7 @@ class DurableStore(ABC):
         claim = self._claims[run_id, holder] = Claim(run_id, holder)
         writer = self._enter()
         try:
-            return await writer.ask(lambda database: database.claim(claim), lightly=True)
+            return await writer.ask(Claiming(claim), lightly=True)
         except Exception:
             claim.lost = True  # even if it was made: nobody keeps it up
             del self._claims[run_id, holder]
@@ -256,7 +259,7 @@ class DurableStore(ABC):
 
     async def recall(self, key: str) -> Sequence[Operation] | None:
         """Return a result that is remembered; see ``CachesResults``."""
-        return await self._read(lambda reader: reader.recall(key, time.time()), flushes=False)
+        return await self._read(lambda reader: reader.recall(key), flushes=False)
 
     async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
         """Remember a result; see ``CachesResults``. A loss of power may take it away."""
@@ -352,7 +355,7 @@ class DurableStore(ABC):
     def _look(self, look: Callable[[Reader], T]) -> T | None:
         """Call ``look``, again where the database had no answer; as long as that is waited for."""
         config, until = self._config, time.monotonic() + self._config.patience
-        while True:
+        for delay in delays():
             connection: Connection | None = None
             try:
                 connection = self._take_reader() or self._connect()
@@ -372,7 +375,8 @@ class DurableStore(ABC):
                 self._give_back(connection)
                 return found
             from_thread.check_cancelled()
-            time.sleep(RETRY_AFTER)
+            time.sleep(delay)
+        raise AssertionError("it is tried again and again")
 
     def _take_reader(self) -> Connection | None:
         with self._lock:
@@ -380,7 +384,7 @@ class DurableStore(ABC):
 
     def _give_back(self, connection: Connection) -> None:
         with self._lock:
-            if self._writer is not None:
+            if self._writer is not None and len(self._readers) < MOST_READERS:
                 self._readers.append(connection)
                 return
         connection.close()

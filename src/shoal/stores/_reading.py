@@ -115,8 +115,8 @@ class Reader:
         found = self._children(f"{where} ORDER BY runs.id", *values)
         return [self._unpacker.child(child) for child in found]
 
-    def recall(self, key: str, at: float) -> Sequence[Operation] | None:
-        text = _cached.recall(self._sql, key, at)
+    def recall(self, key: str) -> Sequence[Operation] | None:
+        text = _cached.recall(self._sql, key, self._dialect.now(self._sql))
         try:
             return None if text is None else self._unpacker.result(text)
         except NotDecodable:  # it is as good as none, and will be replaced

@@ -7,6 +7,7 @@ Invariants:
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from shoal._ids import Key
 from ._claims import Claim, Held
 from ._dialect import Connection, Dialect
 from ._holders import Holder, current_holder, now
-from ._rows import Child
+from ._rows import Child, History
 from ._sqlite_file import Synchronous, code_of, connect
 from ._writer import Job
 from ._writing import COLUMNS, Config, Database
@@ -27,6 +28,8 @@ _INSERT = (
     f"INSERT INTO runs (parent, place, key, {', '.join(COLUMNS)}) "  # noqa: S608 # names of ours
     f"VALUES ({', '.join('?' * (3 + len(COLUMNS)))})"
 )
+
+_ENTRY = "INSERT INTO history (run, number, kind, step, data) VALUES (?, ?, ?, ?, ?)"
 
 
 @final
@@ -154,6 +157,9 @@ class SQLiteDatabase(Database):
 
     # -- saves ----------------------------------------------------------------------------------
 
+    def _append(self, entries: list[tuple[int, History]]) -> None:
+        self._sql.executemany(_ENTRY, [(run, *entry) for run, entry in entries])
+
     def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
         rows = [
             (parent, place, column_of(child.key), *self._row(child)) for place, child in children
@@ -206,6 +212,10 @@ def _columns_of(key: Key) -> tuple[str | int | bytes]:
     return (column_of(key),)
 
 
+def _now(_: Connection) -> float:
+    return time.time()
+
+
 def _held_of(row: Sequence[Any]) -> Held:
     epoch, execution, host, boot, pid, started, lease, wall, uptime = row
     holder, at = Holder(host, boot, pid, started), now()
@@ -221,4 +231,5 @@ SQLITE = Dialect(
     key_of=key_of,
     held="epoch, execution, host, boot, pid, started, lease, seen_at, seen_uptime",
     held_of=_held_of,
+    now=_now,
 )
