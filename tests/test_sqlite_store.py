@@ -50,7 +50,7 @@ from shoal import (
     fan_out,
     race,
 )
-from shoal.stores import _holders, _sqlite_claims, _sqlite_file, _sqlite_writing
+from shoal.stores import _claims, _holders, _sqlite_database, _sqlite_file
 from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
 from shoal.testing._conformance import BEGINNING, ROOT, claimed, save, update_of
 
@@ -905,7 +905,7 @@ class Clocks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wall, self.uptime = 1_000_000.0, 50_000.0
-        for module in (_sqlite_claims, _sqlite_writing, _holders):
+        for module in (_claims, _sqlite_database, _holders):
             monkeypatch.setattr(module, "now", lambda: _holders.Clock(self.wall, self.uptime))
 
     def pass_(self, seconds: float) -> None:

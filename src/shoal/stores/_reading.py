@@ -1,8 +1,7 @@
-"""Reading from the file of an ``SQLiteStore``. Imports rows, claims and the layout."""
+"""Reading from the tables of a store. Imports rows, and in what databases differ."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any, cast, final
 
@@ -12,26 +11,35 @@ from shoal._history import Entry
 from shoal._ids import RunPath
 from shoal._store import ChildRecord, Orphan, RunRecord
 
+from ._dialect import Connection, Dialect
 from ._rows import Begun, Child, History, Unpacker, chain, outlived
-from ._sqlite_claims import seconds_left
-from ._sqlite_file import column_of, key_of
 
-_CHILD = (
-    "step, visit, act, key, position, element, digest, status, applied, coalesce(used, 1), value, "
-    "forms.form, change, own, reason, winner_act, winner_key, error, coalesce(attempts, 1), "
-    "coalesce(elapsed, 0.0), coalesce(abandoned, 0), coalesce(crashes, 0)"
+_CHILDREN = (
+    "SELECT step, visit, act, {key}, position, element, digest, status, applied, "
+    "coalesce(used, 1), value, forms.form, change, own, reason, winner_act, winner_key, error, "
+    "coalesce(attempts, 1), coalesce(elapsed, 0.0), coalesce(abandoned, 0), coalesce(crashes, 0) "
+    "FROM runs JOIN places ON places.id = place LEFT JOIN forms ON forms.id = runs.form WHERE "
 )
-CHILDREN = (
-    f"{_CHILD} FROM runs JOIN places ON places.id = place LEFT JOIN forms ON forms.id = runs.form"
-)
+
+
+def children_where(sql: Connection, dialect: Dialect, where: str, *values: Any) -> Iterator[Child]:
+    """Return the children of which something holds."""
+    key_of = dialect.key_of
+    for step, visit, act, key, *rest in sql.execute(
+        f"{_CHILDREN.format(key=dialect.key)}{where}", values
+    ):
+        if rest[12] is not None:
+            rest[12] = key_of(rest[12])
+        yield Child(step, visit, act, key_of(key), *rest)
 
 
 @final
 class Reader:
-    """A connection, in one of the threads that read."""
+    """What is asked of the tables, by one of the threads that read, at one moment of them."""
 
-    def __init__(self, sql: sqlite3.Connection, unpacker: Unpacker, codec: Codec) -> None:
+    def __init__(self, sql: Connection, dialect: Dialect, unpacker: Unpacker, codec: Codec) -> None:
         self._sql = sql
+        self._dialect = dialect
         self._unpacker = unpacker
         self._codec = codec
 
@@ -40,29 +48,26 @@ class Reader:
             "SELECT application, version, first, after, visits, forked_from, forked_at, status, "
             "coalesce(reason, '') FROM runs JOIN roots ON roots.run = runs.id "
             "WHERE parent = 0 AND place = 0 AND key = ?",
-            (column_of(run_id),),
+            (self._dialect.index_of(run_id),),
         ).fetchone()
         if found is None:
             return None
         return self._unpacker.run(Begun(*found[:7]), cast("Status | None", found[7]), found[8])
 
     def orphans(self) -> list[Orphan]:
+        key_of, held_of = self._dialect.key_of, self._dialect.held_of
         found = self._sql.execute(
-            "SELECT key, application, version, execution, host, boot, pid, started, lease, "
-            "seen_at, seen_uptime FROM runs JOIN roots ON roots.run = runs.id "
-            "JOIN claims ON claims.run_id = runs.key "
+            f"SELECT {self._dialect.key}, application, version, {self._dialect.held} "  # noqa: S608
+            "FROM runs JOIN roots ON roots.run = runs.id JOIN claims ON claims.run_id = runs.key "
             "WHERE parent = 0 AND status IS NULL ORDER BY runs.id"
         )
-        return [Orphan(*row[:3]) for row in found if not seconds_left(row[3:])]
+        return [
+            Orphan(str(key_of(key)), application, version)
+            for key, application, version, *held in found
+            if not held_of(held).seconds_left
+        ]
 
     def history(self, path: RunPath, from_number: int) -> Sequence[Entry]:
-        self._sql.execute("BEGIN")  # one moment for all that is looked at
-        try:
-            return self._history(path, from_number)
-        finally:
-            self._sql.execute("COMMIT")
-
-    def _history(self, path: RunPath, from_number: int) -> Sequence[Entry]:
         run = self._find(path)
         if run is None:
             return ()
@@ -75,12 +80,12 @@ class Reader:
             )
         ]
         if path.parent is not None:
-            (child,) = self._children("runs.id = ?", (run,))
+            (child,) = self._children("runs.id = ?", run)
             own = [entry for is_parents, entry in outlived(child, self._codec) if not is_parents]
             rows += [entry for entry in own if entry.number >= from_number]
             rows.sort(key=lambda entry: (entry.number, entry.kind != "update"))
         applied = self._children(
-            "parent = ? AND applied >= ? ORDER BY applied", (run, max(from_number, 0))
+            "parent = ? AND applied >= ? ORDER BY applied", run, max(from_number, 0)
         )
         return self._unpacker.history(rows, applied)
 
@@ -96,17 +101,16 @@ class Reader:
         if visit is not None:
             where += " AND place IN (SELECT id FROM places WHERE visit = ?)"
             values.append(visit)
-        found = self._children(f"{where} ORDER BY runs.id", values)
+        found = self._children(f"{where} ORDER BY runs.id", *values)
         return [self._unpacker.child(child) for child in found]
 
-    def _children(self, where: str, values: Sequence[object]) -> Iterator[Child]:
-        found = self._sql.execute(f"SELECT {CHILDREN} WHERE {where}", values)
-        return map(child_of, found)
+    def _children(self, where: str, *values: object) -> Iterator[Child]:
+        return children_where(self._sql, self._dialect, where, *values)
 
     def _find(self, path: RunPath) -> int | None:
         found: tuple[int] | None = self._sql.execute(
             "SELECT id FROM runs WHERE parent = 0 AND place = 0 AND key = ?",
-            (column_of(path.root.id),),
+            (self._dialect.index_of(path.root.id),),
         ).fetchone()
         for place, key in chain(path):
             if found is None:
@@ -114,14 +118,6 @@ class Reader:
             found = self._sql.execute(
                 "SELECT runs.id FROM runs JOIN places ON places.id = place "
                 "WHERE parent = ? AND step = ? AND visit = ? AND act = ? AND key = ?",
-                (*found, *place, column_of(key)),
+                (*found, *place, self._dialect.index_of(key)),
             ).fetchone()
         return None if found is None else found[0]
-
-
-def child_of(row: Sequence[Any]) -> Child:
-    step, visit, act, key, *rest = row
-    winner = rest[12]
-    if winner is not None:
-        rest[12] = key_of(winner)
-    return Child(step, visit, act, key_of(key), *rest)
