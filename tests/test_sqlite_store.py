@@ -166,6 +166,17 @@ async def test_reading_makes_no_file(path: Path):
 
 
 @anyio_test
+async def test_a_run_that_nobody_has_claimed_before_is_not_looked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = store_at(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_connect", None)
+        result = await Application(outs, store=store).run({"items": [1, 2]}, id="x")
+    assert (await Application(outs, store=store).run(id="x")).state == result.state
+
+
+@anyio_test
 async def test_an_application_leaves_nothing_open(path: Path):
     store = store_at(path)
     async with no_leaks():
@@ -1309,6 +1320,27 @@ def test_an_item_of_a_collection_is_saved_once(path: Path):
     assert size[1] < 3.3 * size[0]
     (longest,) = rows(file, "SELECT max(length(data)) FROM history WHERE step = 'outs'")[0]
     assert longest < 200
+
+
+@anyio_test
+async def test_new_rows_beside_known_ones_are_written(path: Path):
+    """Whatever statements they share: children that an earlier execution has left run again."""
+
+    @action(reads=["item"], writes=["out"])
+    async def odd_fails(item: int, mended: bool) -> int:
+        if item % 2 and not mended:
+            raise ConnectionError
+        return item
+
+    some = fan_out(
+        odd_fails, over="items", key=int, into="outs", errors_into="failed", on_error="collect"
+    )
+    app = Application(some, store=store_at(path))
+    await app.run({"items": list(range(100))}, id="x", inputs={"mended": False})
+    result = await app.retry_failed("x", inputs={"mended": True})
+    assert result.state["outs"] == {item: item for item in range(100)}
+    kept = "SELECT status, count(*) FROM runs WHERE position IS NOT NULL GROUP BY status"
+    assert rows(path, kept) == [("succeeded", 100)]
 
 
 def test_appending_to_a_list_saves_what_is_appended(path: Path):

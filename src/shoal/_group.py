@@ -368,11 +368,9 @@ class Group:
         Else quick children would end just behind a save, again and again: then each other one is of
         a few, and those that have made room run while it is written, in each other's way.
         """
-        if not self._parent.setting.execution.saves_wait:
-            return
-        for _ in range(TURNS):
+        for _ in range(TURNS if self._parent.setting.execution.saves_wait else 0):
             before = len(self.inbox), self.in_flight
-            if self._is_held:  # one of them may decide
+            if self._is_held:  # one of them may decide, so nobody starts
                 return
             await checkpoint()
             if before == (len(self.inbox), self.in_flight):
