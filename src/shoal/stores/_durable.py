@@ -14,21 +14,32 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from threading import Lock
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from weakref import WeakSet
 
-from anyio import CancelScope, from_thread, to_thread
+from anyio import CancelScope, from_thread, sleep, to_thread
 
 from shoal._codec import Codec
 from shoal._errors import DefinitionError, RunClaimed
 from shoal._history import Entry
 from shoal._ids import RunPath
 from shoal._retry import is_positive
-from shoal._store import Batch, ChildRecord, Orphan, RunRecord, SavedRun
+from shoal._state import Operation
+from shoal._store import (
+    ENDED,
+    Batch,
+    ChildRecord,
+    ChildStatus,
+    Orphan,
+    RunRecord,
+    RunStatus,
+    RunSummary,
+    SavedRun,
+)
 
 from ._claims import Claim, lost
 from ._dialect import Connection, Dialect, Faults
@@ -46,6 +57,10 @@ LEASE = 15.0
 """Seconds for which a claim holds without a sign of life."""
 WINDOW = 0.05
 """Seconds of saves that may be lost where durability is relaxed."""
+SOME = 500
+"""Rows, runs or pages that one transaction deletes."""
+PAUSE = 0.005
+"""Seconds, at least, between two of these."""
 
 
 class DurableStore(ABC):
@@ -245,21 +260,100 @@ class DurableStore(ABC):
         """Return the runs that have no end and that nobody executes; see ``FindsOrphans``."""
         return await self._read(lambda reader: reader.orphans()) or ()
 
+    # -- what it may be asked besides -----------------------------------------------------------
+
+    async def recall(self, key: str) -> Sequence[Operation] | None:
+        """Return a result that is remembered; see ``CachesResults``."""
+        return await self._read(lambda reader: reader.recall(key, time.time()), flushes=False)
+
+    async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
+        """Remember a result; see ``CachesResults``. A loss of power may take it away."""
+        text = self._packer.result(operations)
+        await self._ask(lambda database: database.remember(key, text, seconds))
+
+    async def runs(
+        self, *, status: RunStatus | None = None, limit: int = 50, after: str | None = None
+    ) -> Sequence[RunSummary]:
+        """Return root runs, the newest first; see ``Browses``."""
+        return await self._read(lambda reader: reader.runs(status, limit, after)) or ()
+
+    async def summary(self, run_id: str) -> RunSummary | None:
+        """Return one root run; see ``Browses``."""
+        return await self._read(lambda reader: reader.summary(run_id))
+
+    async def counts(self, path: RunPath) -> Mapping[ChildStatus, int]:
+        """Count the children of a run by how they stand; see ``Browses``."""
+        return await self._read(lambda reader: reader.counts(path)) or {}
+
+    async def failures(
+        self, path: RunPath, *, limit: int = 50, skip: int = 0
+    ) -> Sequence[ChildRecord]:
+        """Return children that have failed; see ``Browses``."""
+        return await self._read(lambda reader: reader.failures(path, limit, skip)) or ()
+
     async def discard(self, run_id: str) -> None:
         """Forget a root run and all its descendants; one that is not known is no error.
+
+        From then on nobody finds it. What it takes up is deleted little by little, so that no save
+        waits long; cancelled meanwhile, that is left to the next call.
 
         Raises:
             RunClaimed: An execution of it goes on.
             StoreFailed: The database can't be used.
         """
         async with self:
-            assert self._writer is not None, "it is open"
-            await self._writer.ask(lambda database: database.discard(run_id))
+            await self._ask(lambda database: database.discard(run_id))
+            await self._sweep()
 
-    async def _read(self, look: Callable[[Reader], T]) -> T | None:
+    async def prune(
+        self, older_than: float, statuses: Collection[RunStatus] = ENDED, *, dry_run: bool = False
+    ) -> int:
+        """Delete old runs; see ``Prunes``.
+
+        Raises:
+            StoreFailed: The database can't be used.
+        """
+        until = time.time() - older_than
+        old = await self._read(lambda reader: reader.old_runs(until, statuses))
+        if old is None or dry_run:
+            return len(old or ())
+        count = 0
+        async with self:
+            for at in range(0, len(old), SOME):
+                some = old[at : at + SOME]
+                count += await self._ask(
+                    lambda database, some=some: database.discard_old(some, until, statuses)
+                )
+                await sleep(PAUSE)
+            await self._sweep()
+        return count
+
+    async def _sweep(self) -> None:
+        """Delete what nobody knows any more, and give its room back."""
+        steps: tuple[Callable[[Database], bool], ...] = (
+            lambda database: database.sweep(SOME),
+            lambda database: database.give_back(SOME),
+        )
+        for step in steps:
+            has_more = True
+            while has_more:
+                started_at = time.monotonic()
+                has_more = await self._ask(step)
+                # Other processes look from time to time whether they may write: let them.
+                await sleep(max(time.monotonic() - started_at, PAUSE))
+
+    async def _ask(self, work: Callable[[Database], T]) -> T:
+        """Have ``work`` done in a transaction that may go with the machine's power."""
+        writer = self._enter()
+        try:
+            return await writer.ask(work, lightly=True)
+        finally:
+            await self._leave()
+
+    async def _read(self, look: Callable[[Reader], T], *, flushes: bool = True) -> T | None:
         """Call ``look`` in a worker thread; without it where there is nothing."""
         writer = self._writer
-        if self._within and writer is not None:
+        if flushes and self._within and writer is not None:
             await writer.ask(_nothing, lightly=True)  # what was saved, and left for later, is there
         return await to_thread.run_sync(self._look, look)
 

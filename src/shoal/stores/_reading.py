@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast, final
 
 from shoal._codec import Codec
+from shoal._errors import NotDecodable
 from shoal._events import Status
 from shoal._history import Entry
 from shoal._ids import RunPath
-from shoal._store import ChildRecord, Orphan, RunRecord
+from shoal._state import Operation
+from shoal._store import ChildRecord, ChildStatus, Orphan, RunRecord, RunStatus, RunSummary
 
+from . import _browsing, _cached, _pruning
 from ._dialect import Connection, Dialect
 from ._rows import Begun, Child, History, Unpacker, chain, outlived
 
@@ -103,6 +106,33 @@ class Reader:
             values.append(visit)
         found = self._children(f"{where} ORDER BY runs.id", *values)
         return [self._unpacker.child(child) for child in found]
+
+    def recall(self, key: str, at: float) -> Sequence[Operation] | None:
+        text = _cached.recall(self._sql, key, at)
+        try:
+            return None if text is None else self._unpacker.result(text)
+        except NotDecodable:  # it is as good as none, and will be replaced
+            return None
+
+    def old_runs(self, until: float, statuses: Collection[RunStatus]) -> list[str]:
+        return _pruning.old_runs(self._sql, self._dialect, until, statuses)
+
+    def runs(self, status: RunStatus | None, limit: int, after: str | None) -> list[RunSummary]:
+        return _browsing.runs(self._sql, self._dialect, status, limit, after)
+
+    def summary(self, run_id: str) -> RunSummary | None:
+        return _browsing.summary(self._sql, self._dialect, run_id)
+
+    def counts(self, path: RunPath) -> Mapping[ChildStatus, int]:
+        run = self._find(path)
+        return {} if run is None else _browsing.counts(self._sql, run)
+
+    def failures(self, path: RunPath, limit: int, skip: int) -> list[ChildRecord]:
+        run = self._find(path)
+        if run is None:
+            return []
+        failed = self._children(_browsing.FAILURES, run, limit, skip)
+        return [self._unpacker.child(child) for child in failed]
 
     def _children(self, where: str, *values: object) -> Iterator[Child]:
         return children_where(self._sql, self._dialect, where, *values)

@@ -99,6 +99,18 @@ class SQLiteDatabase(Database):
             self._sql.execute(f"PRAGMA synchronous = {wanted}")
             self._synchronous = wanted
 
+    # -- room -----------------------------------------------------------------------------------
+
+    def give_back(self, limit: int) -> bool:
+        sql = self._sql
+        (can_shrink,) = sql.execute("PRAGMA auto_vacuum").fetchone()
+        if not can_shrink:  # it was made before files could
+            return False
+        (free,) = sql.execute("PRAGMA freelist_count").fetchone()
+        for _ in range(min(free, limit)):
+            sql.execute("PRAGMA incremental_vacuum(1)")  # the module asks for one page at a time
+        return free > limit
+
     # -- claims ---------------------------------------------------------------------------------
 
     def _check(self, claim: Claim) -> None:

@@ -102,6 +102,19 @@ MIGRATIONS = (
             applied, used, attempts, elapsed, abandoned
         FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL;
     """,
+    """
+    CREATE TABLE results (key TEXT PRIMARY KEY, ends_at REAL, operations TEXT NOT NULL);
+    CREATE INDEX results_by_end ON results (ends_at) WHERE ends_at IS NOT NULL;
+    CREATE TABLE deletions (count INTEGER NOT NULL);
+    INSERT INTO deletions VALUES (0);
+    ALTER TABLE roots ADD COLUMN error TEXT;
+    DROP VIEW root_runs;
+    CREATE VIEW root_runs AS
+        SELECT runs.id, runs.key AS run_id, application, version,
+            coalesce(status, 'running') AS status, reason, began_at, ended_at, first,
+            forked_from, forked_at, roots.error
+        FROM runs JOIN roots ON roots.run = runs.id;
+    """,
 )
 """What leads from each version of the layout to the next; the first makes it."""
 
@@ -192,6 +205,7 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 
 def _make(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that space can be given back
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     with connection:

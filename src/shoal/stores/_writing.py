@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple, final
@@ -18,7 +18,9 @@ from typing import Any, NamedTuple, final
 from shoal._codec import Codec
 from shoal._errors import RunClaimed, ShoalError
 from shoal._ids import Key
+from shoal._store import RunStatus
 
+from . import _cached, _pruning
 from ._claims import Claim, Held
 from ._dialect import Connection, Dialect, Faults
 from ._reading import children_where
@@ -92,6 +94,7 @@ class Database(ABC):
         self._claims: dict[str, Claim] = {}
         self._next_beat = inf
         self._known: dict[tuple[int, int, Key], int] = {}  # runs, by parent, place and key
+        self._deletions = 0  # as far as it has heard of them
         self._places: dict[Place, int] = {}
         self._forms: dict[str, int] = {}
         self._running = set[str]()  # executions whose runs are known to have no end
@@ -200,6 +203,10 @@ class Database(ABC):
 
     def claim(self, claim: Claim) -> bool:
         """Claim a run; return whether its last execution never gave it back."""
+        deletions = _pruning.deletions(self._sql)
+        if deletions != self._deletions:  # another process's, maybe
+            self._known.clear()
+            self._deletions = deletions
         epoch, has_died = self._refuse_claimed(claim.run_id)
         claim.epoch = epoch + 1
         self._take(claim)
@@ -324,7 +331,9 @@ class Database(ABC):
                 (rows.status, rows.reason or None, run),
             )
             ended = None if rows.status is None else time.time()
-            sql.execute("UPDATE roots SET ended_at = ? WHERE run = ?", (ended, run))
+            sql.execute(
+                "UPDATE roots SET ended_at = ?, error = ? WHERE run = ?", (ended, rows.error, run)
+            )
             if rows.status is None:
                 self._running.add(rows.holder)
 
@@ -388,13 +397,34 @@ class Database(ABC):
             )
         self._known = {name: known for name, known in self._known.items() if name[0] == 0}
 
+    # -- besides --------------------------------------------------------------------------------
+
+    def remember(self, key: str, text: str, seconds: float) -> None:
+        """Keep a result of an action."""
+        _cached.remember(self._sql, key, text, time.time(), seconds)
+
     def discard(self, run_id: str) -> None:
-        """Forget a root run and all below it."""
+        """Have a root run, and all below it, known to nobody."""
         self._refuse_claimed(run_id)
-        run, sql = self._root(run_id), self._sql
-        self._delete_below(run)
-        sql.execute("DELETE FROM history WHERE run = ?", (run,))
-        sql.execute("DELETE FROM roots WHERE run = ?", (run,))
-        sql.execute("DELETE FROM runs WHERE id = ?", (run,))
-        sql.execute("DELETE FROM claims WHERE run_id = ?", (self._dialect.index_of(run_id),))
+        _pruning.condemn(self._sql, self._dialect, run_id)
         self._known.clear()
+
+    def discard_old(
+        self, run_ids: Sequence[str], until: float, statuses: Collection[RunStatus]
+    ) -> int:
+        """The same, of runs that rest since a time; return how many those are."""
+        count = _pruning.condemn_old(self._sql, self._dialect, run_ids, until, statuses)
+        self._known.clear()
+        return count
+
+    def sweep(self, limit: int) -> bool:
+        """Delete some of what is known to nobody; return whether there may be more."""
+        expired = _cached.expire(self._sql, time.time(), limit)
+        return _pruning.sweep(self._sql, limit) or expired == limit
+
+    def give_back(self, limit: int) -> bool:
+        """Give some free room back to the disk, so many pages; return whether there may be more.
+
+        A database that does so by itself needs nothing here.
+        """
+        return False
