@@ -424,6 +424,21 @@ def test_where_a_file_can_not_be_made_aside_it_is_made_in_its_place(
 
 
 @anyio_test
+async def test_made_either_way_a_file_is_the_same(path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[object] = []
+    for aside in (True, False):
+        if not aside:
+            monkeypatch.setattr(_sqlite_file, "_make_aside", lambda _: None)  # pyright: ignore[reportUnknownLambdaType]
+        file = path.with_name(f"{aside}.db")
+        async with store_at(file):
+            pass
+        settings = ("journal_mode", "auto_vacuum", "application_id", "user_version", "encoding")
+        found = [rows(file, f"PRAGMA {setting}") for setting in settings]
+        made.append((found, rows(file, "SELECT type, name, sql FROM sqlite_schema")))
+    assert made[0] == made[1]
+
+
+@anyio_test
 async def test_claims_wait_for_no_disk_and_saves_do(path: Path):
     store = store_at(path, synchronous="full")
 
