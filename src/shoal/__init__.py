@@ -134,6 +134,7 @@ from .stores import MemoryStore
 
 if typing.TYPE_CHECKING:
     from ._codec import Codec
+    from .stores._postgres import PostgresStore
     from .stores._sqlite import SQLiteStore
 
 __all__ = [
@@ -227,6 +228,7 @@ __all__ = [
     "ParallelAction",
     "Poisoned",
     "PositionedList",
+    "PostgresStore",
     "Prunes",
     "Put",
     "PutWithin",
@@ -304,7 +306,7 @@ __all__ = [
 ]
 
 # what only those who use it need to import
-_LATER = {"Codec": "_codec", "SQLiteStore": "stores._sqlite"}
+_LATER = {"Codec": "_codec", "PostgresStore": "stores._postgres", "SQLiteStore": "stores._sqlite"}
 
 
 def __getattr__(name: str) -> object:
