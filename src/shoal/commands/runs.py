@@ -80,13 +80,14 @@ def _add(actions: Subparsers, name: str, do: Do, what: str) -> argparse.Argument
         name, help=what, description=f"{what[0].upper()}{what[1:]}."
     )
     parser.add_argument("store", metavar="STORE", help=STORE)
+    parser.add_argument("--schema", metavar="NAME", help="of a PostgresStore, if not its default")
     parser.add_argument("--json", action="store_true", help="write JSON, a line for each")
     parser.set_defaults(do=partial(_run, do))
     return parser
 
 
 def _run(do: Do, given: argparse.Namespace) -> int:
-    return anyio.run(do, open_store(given.store), given)
+    return anyio.run(do, open_store(given.store, given.schema), given)
 
 
 def _count(text: str) -> int:
