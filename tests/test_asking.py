@@ -1,4 +1,4 @@
-"""``context.ask``: an attempt that waits for a person, however it ends; and its answer, every time."""
+"""``context.ask``: an attempt that waits for a person, however it ends; and its answer, later."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from shoal import (
     NobodyAccepted,
     NotData,
     Outcome,
+    Question,
     Rate,
     Result,
     Retry,
@@ -670,6 +671,7 @@ async def test_the_same_answer_may_be_given_again_until_it_is_used():
 
 async def test_questions_are_listed_while_a_run_goes_on():
     app, _ = application(each)
+    listed: Sequence[Question] = ()
     async with app.open({"items": ["A", "b"]}, id="x") as run:
         async for event in run:
             if isinstance(event, ChildHalted):

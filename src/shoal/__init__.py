@@ -294,5 +294,5 @@ def __getattr__(name: str) -> object:
 
 
 for _error in [globals().get(name) for name in __all__]:  # tracebacks show the public names
-    if isinstance(_error, type) and issubclass(_error, ShoalError):
+    if isinstance(_error, type) and issubclass(_error, ShoalError | Halting):
         _error.__module__ = "shoal"

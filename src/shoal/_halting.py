@@ -34,7 +34,9 @@ LISTED = 10
 """Questions that an error names."""
 
 T = TypeVar("T")
-Answers = Mapping[str | tuple[str, str], object]
+Answers = (
+    Mapping[str, object] | Mapping[tuple[str, str], object] | Mapping[str | tuple[str, str], object]
+)
 """Answers by (run id, name), or by the name alone where one open question has it."""
 
 

@@ -209,7 +209,8 @@ class Recorded:
         if record.status != "halted":
             return False
         answers = child.setting.execution.answers
-        return not any(one.id in answers for one in recorded_questions(record.value, child.path))
+        asked = recorded_questions(record.value, child.path)
+        return bool(asked) and not any(one.id in answers for one in asked)
 
     def has_done(self, act: str, key: Key) -> bool:
         """Tell whether that child has yet to come up, and is part of the state."""
