@@ -1,4 +1,4 @@
-"""``context.ask``: an attempt that waits for a person, however it ends; and its answer, later."""
+"""``context.ask``: an attempt that waits for a person, however it ends; its answer, every time."""
 
 from __future__ import annotations
 

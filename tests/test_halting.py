@@ -803,13 +803,13 @@ async def test_without_a_store_a_run_halts_and_can_be_looked_at():
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (["three"], r"run\(halt_before=...\): its graph has no act 'three' \(it has: one, two\)"),
+        (["three"], r"run\(halt_before=...\): no act is named 'three' \(there are: one, two\)"),
         (["on"], r"did you mean 'one'\?"),
-        ([leaf], "has no act <"),
-        ("one", "takes a list of acts, or of their names, not 'one'"),
+        ([leaf], "no act is named 'leaf'"),
+        ("one", "takes a list of acts, not 'one'"),
         (one, "takes a list of acts"),
         (5, "takes a list of acts"),
-        ([5], "has no act 5"),
+        ([5], "takes an act of the graph, or its name, not 5"),
     ],
 )
 async def test_halting_at_what_is_no_act_is_refused(given: Any, why: str):

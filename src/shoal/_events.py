@@ -16,6 +16,8 @@ from ._state import Operation, State
 
 LEAVES = 3
 """Errors of a group that its message as data names."""
+SHORT = 1000
+"""Characters that an error has in short."""
 
 Status = Literal["succeeded", "failed", "cancelled", "halted"]
 """How an execution of a run ended. One that is halted waits: for a person, or to be run again."""
@@ -192,6 +194,12 @@ class ErrorInfo:
         return cls(type=f"{module}{kind.__qualname__}", message=_message(error), traceback=text)
 
 
+def in_short(error: BaseException) -> str:
+    """Say what an error is, for a list: its class and its text, but no more than fits."""
+    text = f"{type(error).__name__}: {_message(error)}"
+    return text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."
+
+
 def _message(error: BaseException) -> str:
     try:
         message = str(error)
@@ -340,6 +348,8 @@ class StepEnded(Event):
     step: str
     status: Status
     error: BaseException | None = None
+    cached: bool = False
+    """Whether it was not executed, since what it comes to was remembered; see ``cache=``."""
 
 
 @final

@@ -236,12 +236,15 @@ class Execution:
             except Exception:
                 logger.exception("run %s could not be given back to its store", run_id)
 
-    async def ask(self, pending: Awaitable[T], what: str) -> T:
+    async def ask(
+        self, pending: Awaitable[T], what: str, passes: tuple[type[Exception], ...] = ()
+    ) -> T:
         """Await what a store is asked about what it has kept. May be cancelled.
 
         Args:
             pending: The store's answer.
             what: Says what was asked, for the error: "it could not be asked for ...".
+            passes: What it may raise that ends nothing here.
 
         Raises:
             StoreFailed: The store raised, or did not answer in time.
@@ -254,7 +257,7 @@ class Execution:
             raise TimeoutError
         except BaseException as error:
             failure = as_failure(error)
-            if failure is None:
+            if failure is None or isinstance(failure, passes):
                 raise
             if isinstance(failure, RunClaimed | LeaseLost | StoreFailed):
                 raise self._first(failure) from failure.__cause__

@@ -33,6 +33,7 @@ from ._nest import enter
 from ._parallel import Parallel
 from ._ports import Services
 from ._rate import Limits
+from ._results import SIZE, Results
 from ._retry import is_positive
 from ._root import Root
 from ._store import FindsOrphans, NullStore, Orphan, Store, check_store
@@ -230,6 +231,7 @@ class Runtime:
             native_cancels=backend.native_cancels,
             commit_deadline=self._commit_deadline,
             max_crashes=self._max_crashes,
+            results=Results(backend.clock, SIZE),
             admission=self._admission,
             host=self._host,
             enter=enter,

@@ -155,8 +155,8 @@ class Setting:
         first = graph.entry
         self.entry: FunctionAction[..., Any] | None = None
         """What they do first, if that is an action, and what it starts from is known before."""
-        if isinstance(first, FunctionAction) and self.schema is None:
-            self.entry = first
+        if isinstance(first, FunctionAction) and self.schema is None and first.cache is None:
+            self.entry = first  # with a cache it may need nothing
         self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
         """Whether that is limited."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests

@@ -55,6 +55,10 @@ class Caller(Tried, Emitter, Asking, Protocol):
         """Let nothing more start for a while with the keys of an attempt, if it has any."""
         ...
 
+    async def recall_result(self, action: FunctionAction[..., Any]) -> Change | None:
+        """Return what an action with ``cache=`` has come to before, if that is remembered."""
+        ...
+
     async def wait_for_later(self, seconds: float, *, is_paused: bool) -> None:
         """Hold nothing until an action that asked for it may be tried again."""
         ...
@@ -161,6 +165,10 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
             await run.tell_waiting(seat)
             await seat.wait()
             await checkpoint_if_cancelled()  # in the tick of the grant, or while hooks were told
+            if action.cache is not None:  # somebody may have come to it meanwhile
+                change = await run.recall_result(action)
+                if change is not None:
+                    return change
         begun = True
         if action.in_thread:
             thread = services.threads.turn()

@@ -79,6 +79,11 @@ class Teller(ABC):
 
     @property
     @abstractmethod
+    def is_cached(self) -> bool:
+        """Whether its current step is not executed, for what it comes to was remembered."""
+
+    @property
+    @abstractmethod
     def halted(self) -> Halted:
         """How it rests, as a value."""
 
@@ -204,7 +209,9 @@ class Teller(ABC):
         step, self._step = self._step, None
         listeners = self.setting.hooks.step_ended
         if listeners and step is not None:
-            event = StepEnded(path=self.path, step=step, status=status, error=self.error)
+            event = StepEnded(
+                path=self.path, step=step, status=status, error=self.error, cached=self.is_cached
+            )
             await self.setting.hooks.tell(listeners, event)
 
     async def tell_ended(self) -> None:
@@ -218,7 +225,9 @@ class Teller(ABC):
         if update is not None and hooks.state_updated:
             await telling.tell(hooks.state_updated, StateUpdated(path=path, update=update))
         if self._step is not None and hooks.step_ended:
-            step_ended = StepEnded(path=path, step=self._step, status=status, error=error)
+            step_ended = StepEnded(
+                path=path, step=self._step, status=status, error=error, cached=self.is_cached
+            )
             await telling.tell(hooks.step_ended, step_ended)
         if hooks.run_ended:
             reason = self.reason if status == "cancelled" else ""

@@ -46,10 +46,12 @@ class Trials:
         "attempt",
         "crashes",
         "further",
+        "is_cached",
         "is_suspect",
         "is_undecided",
         "kept",
         "last_step",
+        "result_key",
         "waits",
     )
 
@@ -75,6 +77,10 @@ class Trials:
         """Executions that have died while it was at work at its step, this one included..."""
         self.is_suspect: bool = False
         """...if this is set: then the store knows that it is at work."""
+        self.result_key: str = ""
+        """Under which key the result of its current step is remembered, with ``cache=``..."""
+        self.is_cached: bool = False
+        """...and whether it was, so that the step is not executed."""
 
     def clear(self, crashes: int = 0) -> None:
         """Hear that it got further, so that nothing is held against it."""

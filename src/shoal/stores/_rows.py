@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, cast, final
 
 from shoal._codec import Codec
 from shoal._errors import NotEncodable, brief, note
-from shoal._events import ChildName, Decision, Status, Update
+from shoal._events import ChildName, Decision, Status, Update, in_short
 from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from shoal._ids import Key, RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
@@ -116,6 +116,8 @@ class Rows(NamedTuple):
     status: Status | None
     """Of a root run: how its execution ended, if it has."""
     reason: str
+    error: str | None
+    """What a root run has failed with, in short."""
     afresh: bool
     history: Sequence[History]
     children: Sequence[Child]
@@ -198,10 +200,23 @@ class Packer:
             begun=None if batch.begun is None else self._begun(batch.begun),
             status=batch.ended,
             reason=_clean(run.reason) if is_root and batch.ended is not None else "",
+            error=_failure(run) if is_root and batch.ended == "failed" else None,
             afresh=batch.afresh,
             history=self._history(batch, plain),
             children=children,
         )
+
+    def result(self, operations: Sequence[Operation]) -> str:
+        """Encode what an action has come to, for others to use.
+
+        Raises:
+            NotEncodable: Some of it can't be kept.
+            UpdateTooLarge: It is too large to be kept.
+        """
+        text = self._update(Update(0, "", tuple(operations)))
+        if len(text) > self._small:
+            self._sizes.check(text, "what an action with cache= has written")
+        return text
 
     def _history(self, batch: Batch, plain: Sequence[Update]) -> list[History]:
         rows: list[History] = []
@@ -351,6 +366,10 @@ class Packer:
             self._sizes.check(text, f"what step {step!r} of run {path.id}{child} has written")
 
 
+def _failure(run: SavedRun) -> str | None:
+    return None if run.error is None else _clean(in_short(run.error))
+
+
 def _clean(text: str) -> str:
     """Return what any database takes: no half surrogate pair, no NUL."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
@@ -454,6 +473,10 @@ class Unpacker:
             forked_from=forked,
         )
         return RunRecord(beginning=beginning, status=status, reason=reason)
+
+    def result(self, text: str) -> Sequence[Operation]:
+        """Return what an action has come to."""
+        return self._update(text).operations
 
     def child(self, row: Child) -> ChildRecord:
         """Return what is known of a child."""
