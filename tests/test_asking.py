@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -22,6 +23,9 @@ from shoal import (
     Each,
     Graph,
     Halting,
+    Hook,
+    HookFailed,
+    Item,
     Limits,
     MemoryStore,
     NotData,
@@ -171,6 +175,39 @@ async def test_an_answer_belongs_to_one_visit_of_its_step():
         asked.append(result.questions[0].question)
         result = await app.run(id="x", answers={"add": 1})
     assert (asked, result.state["n"]) == ([0, 1, 2], 3)
+
+
+async def test_a_later_step_asks_anew_though_an_earlier_one_has_asked_the_same():
+    @action(reads=["merged", "change"], writes=["released"])
+    async def release(merged: str, change: str, context: Context) -> str:
+        return await context.ask("approve", {"change": change})
+
+    app = Application(Graph.chain(review, release), store=MemoryStore())
+    await app.run({"change": "x"}, id="pr")
+    between = await app.run(id="pr", answers={"approve": 1}, halt_before=[release])
+    assert (between.status, between.questions) == ("halted", ())
+    assert [one.step for one in (await app.run(id="pr")).questions] == ["release"]
+
+
+async def test_a_save_that_has_failed_counts_more_than_a_question():
+    class Breaks(Hook):
+        def on_item(self, event: Item) -> None:
+            raise OSError
+
+    @action(writes=["out"])
+    async def hides(context: Context) -> str:
+        try:
+            return await context.ask("go", "?")
+        finally:
+            with suppress(HookFailed):
+                await context.emit("told to nobody")
+
+    app = Application(hides, store=MemoryStore(), hooks=[Breaks()])
+    with pytest.raises(HookFailed):
+        await app.run(id="x")
+    many = fan_out(hides, over="xs", into="outs", take="out", on_error="collect", name="many")
+    with pytest.raises(HookFailed):
+        await Application(many, store=MemoryStore(), hooks=[Breaks()]).run({"xs": [1]}, id="x")
 
 
 async def test_every_attempt_gets_the_same_answer():

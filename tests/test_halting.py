@@ -22,6 +22,7 @@ from shoal import (
     Each,
     Graph,
     Hedge,
+    Hook,
     Limits,
     MapStates,
     MemoryStore,
@@ -37,6 +38,7 @@ from shoal import (
     Runtime,
     SQLiteStore,
     State,
+    StateUpdated,
     Store,
     Tolerate,
     UnknownQuestion,
@@ -341,6 +343,7 @@ async def iterates(items: Sequence[str], context: Context) -> list[str]:
         async for outcome in group:
             assert outcome.key not in got
             got[str(outcome.key)] = getattr(outcome, "value", None) or type(outcome).__name__
+        assert set(got) == set(items), "it is halted before"
     return [got[item] for item in items]
 
 
@@ -543,6 +546,83 @@ async def test_who_asks_before_the_first_item_is_cancelled_by_it():
     result = await app.run({"items": ["A", "b"]}, id="x")
     assert (result.status, result.state["out"]) == ("succeeded", "b")
     assert losers(result, "out")["A"][1] == ChildName("stream", "b")
+    hook.assert_paired()
+
+
+async def test_who_halts_lets_the_next_start_at_once():
+    act = fan_out(
+        leaf, over="items", item="item", key=str, into="out", take="out", until=first(), stagger=50
+    )
+    app, _ = application(act)
+    began = anyio.current_time()
+    result = await app.run({"items": ["A", "b"]}, id="x")
+    assert result.state["out"] == "b"
+    assert anyio.current_time() - began == pytest.approx(2)
+
+
+async def test_a_decision_counts_though_nobody_has_recorded_who_lost():
+    store = MemoryStore()
+    found: list[MemoryStore] = []
+
+    class DiesAtTheDecision(Hook):
+        def on_state_updated(self, event: StateUpdated) -> None:
+            if event.outcome is not None:
+                found.append(store.copy())
+
+    def graph() -> Graph:
+        return Graph.chain(
+            fan_out(
+                leaf, over="items", item="item", key=str, into="out", take="out", until=first()
+            ),
+            person,
+        )
+
+    app = Application(graph(), store=store, hooks=[DiesAtTheDecision()])
+    await app.run({"items": ["A", "-b", "C"]}, id="x")
+    (address, *_) = [one.address for one in await app.questions("x")]
+    await app.run(id="x", answers={address: "yes"})
+    (dead,) = found
+    again = Application(graph(), store=dead)
+    assert await again.questions("x") == []  # C has lost
+    result = await again.run(id="x")
+    assert [one.step for one in result.questions] == ["person"]
+    assert list(await again.questions("x")) == list(result.questions)
+    ledger = result.outcomes("out")
+    assert (ledger.done, ledger.cancelled, ledger.halted) == (1, 1, 0)
+    result = await again.run(id="x", answers={"decide": "done"})
+    assert result.outcomes("out").cancelled == 1
+    recorded = {one.key: one async for one in result.all_outcomes("out")}
+    lost = recorded["C"]
+    assert isinstance(lost, Cancelled)
+    assert lost.winner == ChildName("leaf", "A")
+
+
+async def test_a_race_of_streams_that_broke_off_is_tried_again_with_who_had_asked():
+    breaks = iter([True, False])
+
+    @action(reads=["item"], writes=["out"])
+    async def stream(item: str, context: Context) -> AsyncIterator[str | Result[str]]:
+        ran.append(item)
+        if item == "A":
+            await context.ask("ok", item)
+        await anyio.sleep(1)
+        yield "first"
+        await anyio.sleep(1)
+        if next(breaks):
+            raise ValueError
+        yield Result(item)
+
+    act = fan_out(
+        stream, over="items", item="item", key=str, into="out", take="out", until=first_item()
+    )
+    outer = fan_out(
+        act, over="lines", item="items", into="outs", take="out",
+        each=Each(retry=Retry(3, on=NobodyAccepted)),
+    )  # fmt: skip
+    app, hook = application(outer)
+    result = await app.run({"lines": [["A", "b"]]}, id="x")
+    assert (result.status, result.state["outs"]) == ("succeeded", ["b"])
+    assert ran == ["A", "b", "b"]
     hook.assert_paired()
 
 

@@ -234,7 +234,6 @@ async def or_halt(run: Asking, attempt: Callable[[], Awaitable[T]]) -> T:
     else:
         if not run.is_halting:
             return result
-    await checkpoint_if_cancelled()  # in whatever tick, and though it may have swallowed that
     await run.settle()
     msg = "the attempt has asked, and was not answered yet"
     raise Halting(msg)

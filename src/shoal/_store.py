@@ -15,7 +15,7 @@ from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from ._ids import Key, RunPath
 from ._state import Operation
 
-RunStatus = Status | Literal["running", "halted"]
+RunStatus = Status | Literal["running"]
 """How it stands with a root run. What has no end is running, also where its process has died."""
 ChildStatus = RunStatus | Literal["skipped"]
 """How it stands with a child."""
