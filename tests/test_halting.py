@@ -39,6 +39,7 @@ from shoal import (
     SQLiteStore,
     State,
     StateUpdated,
+    StepEnded,
     Store,
     Tolerate,
     UnknownQuestion,
@@ -271,6 +272,9 @@ async def test_what_is_asked_deep_down_halts_all_above(depth: str):
     assert (result.status, keys(result)) == ("halted", expected)
     assert list(await app.questions("x")) == list(result.questions)
     hook.assert_paired()
+    hook.events.clear()
+    assert (await app.run(id="x")).questions == result.questions
+    assert hook.of(ChildStarted) == []  # who rests isn't started at any depth
     ran.clear()
     (second,) = (one for one in result.questions if one.key == "D")
     result = await app.run(id="x", answers={second.address: "first"})
@@ -434,8 +438,10 @@ async def test_a_race_whose_others_have_failed_halts_and_is_won_by_an_answer():
     app, hook = application(act)
     result = await app.run({"items": ["-a", "B", "-c", "D"]}, id="x")
     assert (result.status, keys(result)) == ("halted", ["B", "D"])
+    hook.events.clear()
     result = await app.run(id="x", answers={result.questions[1].address: "yes"})
     assert (result.status, result.state["out"]) == ("succeeded", "D=yes")
+    assert {event.outcome.key for event in hook.of(ChildEnded)} == {"-a", "B", "-c", "D"}
     assert losers(result, "out")["B"][1] == ChildName("leaf", "D")
     hook.assert_paired()
 
@@ -907,6 +913,23 @@ async def test_who_was_halted_before_a_step_and_crashed_in_it_is_asked_again():
     again = Application(Graph.chain(one, each), store=dead)
     assert (await again.run(id="x", halt_before=["outs"])).status == "halted"
     assert (await again.run(id="x", halt_before=["outs"])).status == "succeeded"
+
+
+async def test_a_run_is_known_to_be_halted_as_soon_as_the_step_before_is_completed():
+    store = MemoryStore()
+    found: list[MemoryStore] = []
+
+    class DiesThen(Hook):
+        def on_step_ended(self, event: StepEnded) -> None:
+            found.append(store.copy())
+
+    app = Application(line, store=store, hooks=[DiesThen()])
+    await app.run({"n": 0}, id="x", halt_after=["one"])
+    record = await found[0].load("x")
+    assert record is not None
+    assert record.status == "halted"
+    again = Application(line, store=found[0])
+    assert (await again.run(id="x", halt_before=["two"])).status == "succeeded"
 
 
 async def test_stepwise_a_step_that_is_halted_after_is_reported():
