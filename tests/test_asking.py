@@ -19,8 +19,10 @@ from shoal import (
     AttemptEnded,
     BadUse,
     Breaker,
+    ChildEnded,
     Context,
     Each,
+    Failed,
     Graph,
     Halting,
     Hook,
@@ -327,10 +329,17 @@ async def test_what_an_action_has_left_behind_can_not_ask():
         await app.run(id="x")
 
 
-async def test_who_asks_with_anothers_context_has_failed():
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_who_asks_with_anothers_context_has_failed(grouped: bool):
+    hook = RecordingHook()
+
     @action(writes=["inner"])
     async def thief(parents: list[Context]) -> str:
-        return await parents[0].ask("go", "?")
+        if not grouped:
+            return await parents[0].ask("go", "?")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(parents[0].ask, "go", "?")
+        return "never"
 
     @action(writes=["out"])
     async def parent(context: Context, parents: list[Context]) -> str:
@@ -339,8 +348,11 @@ async def test_who_asks_with_anothers_context_has_failed():
             group.start(thief)
         return "done"
 
-    app = Application(parent, store=MemoryStore())
+    app = Application(parent, store=MemoryStore(), hooks=[hook])
     result = await app.run(id="x", inputs={"parents": []})
+    (thiefs,) = hook.of(ChildEnded)
+    assert isinstance(thiefs.outcome, Failed)
+    assert "the question of another run halted this one" in str(thiefs.outcome.error)
     assert result.status == "halted"  # whose context it is has asked
     assert [one.run_id for one in result.questions] == ["x"]
 

@@ -566,6 +566,18 @@ async def test_who_halts_lets_the_next_start_at_once():
     assert anyio.current_time() - began == pytest.approx(2)
 
 
+async def test_who_rests_lets_nobody_start_early():
+    act = fan_out(
+        leaf, over="items", item="item", key=str, into="out", take="out", until=first(), stagger=50
+    )
+    app, _ = application(act)
+    await app.run({"items": ["A", "-b", "-c"]}, id="x")
+    ran.clear()
+    async with app.open(id="x"):
+        await anyio.sleep(0.5)
+        assert ran == ["-b"]
+
+
 async def test_a_decision_counts_though_nobody_has_recorded_who_lost():
     store = MemoryStore()
     found: list[MemoryStore] = []
