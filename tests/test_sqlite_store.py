@@ -806,23 +806,26 @@ def queries() -> list[tuple[str, str]]:
 @pytest.fixture
 def crawled(path: Path) -> Path:
     @action(reads=["url"], writes=["page"])
-    async def fetch(url: str) -> dict[str, Any]:
+    async def fetch(url: str, context: Context) -> dict[str, Any]:
         if url == "b":
             raise LookupError("no such page")
+        if url == "d":
+            await context.ask("password", {"for": url})
         return {"title": url.upper()}
 
     act = fan_out(
         fetch, over="urls", item="url", key=str, into="pages", errors_into="bad", on_error="collect"
     )
     app = Application(act, store=store_at(path), name="crawl")
-    app.run_sync({"urls": ["a", "b", "c"]}, id="crawl-1")
+    app.run_sync({"urls": ["a", "b", "c", "d"]}, id="crawl-1")
     return path
 
 
 ANSWERS: dict[str, Any] = {
-    "Runs": [("crawl-1", "crawl", "succeeded")],
-    "Counts by status": [("failed", 1), ("succeeded", 2)],
+    "Runs": [("crawl-1", "crawl", "halted")],
+    "Counts by status": [("failed", 1), ("halted", 1), ("succeeded", 2)],
     "The first page of failures": [("b", "builtins:LookupError", "no such page")],
+    "Open questions": [("d", "password", '{"for":"d"}')],
     "Into a child's value": [("a", "A"), ("c", "C")],
     "Who has claimed what": [],
     "Space": None,

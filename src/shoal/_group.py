@@ -839,38 +839,40 @@ class Group:
             waited = await drive(self._context.copy(), living, self._engage_two)
             child.succeed()
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
-            halts = has_halted(child, error)
-            if puller.reason is not None and (is_cancellation(error) or (halts and cancelled())):
-                child.cancel(puller.reason, puller.winner)
-                self._end_live()
-                self._leave(child)
-                self._replace_cut_off()
+            if not self._end_without_success(child, puller, error):
                 return None
-            if type(error) is self._cancellation:  # and still is cancelled: scopes stay so
-                self._end_with_all(child)
-                return None
-            if halts and cancelled():
-                self._end_with_all(child)
-                return None
-            failure = None if halts else as_failure(error)
-            if halts:
-                child.halt()
-                failure = child.error if isinstance(child.error, Exception) else None
-            elif failure is None:
-                self._end_with_all(child)
-                if is_cancellation(error):
-                    self._cancellation = type(error)
-                else:
-                    self._fell(error)
-                return None
-            else:
-                child.fail(failure)
-            if failure is not None and child.setting.execution.ended_by(failure):
-                self._fell(failure)
-            del failure  # no cycle from the exception through its traceback to this frame
         self._end_live()
         self._leave(child)
         return waited
+
+    def _end_without_success(self, child: Run, puller: _Puller, error: BaseException) -> bool:
+        """Note how a child has ended that raised ``error``; tell whether its puller goes on."""
+        halts = has_halted(child, error)
+        is_cut_off = is_cancellation(error) or (halts and cancelled())
+        if puller.reason is not None and is_cut_off:
+            child.cancel(puller.reason, puller.winner)
+            self._end_live()
+            self._leave(child)
+            self._replace_cut_off()
+            return False
+        if type(error) is self._cancellation or (halts and cancelled()):
+            self._end_with_all(child)  # a scope that is cancelled stays so
+            return False
+        failure = None if halts else as_failure(error)
+        if halts:
+            child.halt()
+        elif failure is not None:
+            child.fail(failure)
+        else:
+            self._end_with_all(child)
+            if is_cancellation(error):
+                self._cancellation = type(error)
+            else:
+                self._fell(error)
+            return False
+        if child.error is not None and child.setting.execution.ended_by(child.error):
+            self._fell(child.error)
+        return True
 
     def _replace_cut_off(self) -> None:
         """Have a fresh puller take over from one that was cancelled alone."""

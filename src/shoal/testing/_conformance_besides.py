@@ -42,7 +42,7 @@ class OptionalConformance:
             assert list(await store.orphans()) == [], "somebody has it"
         for each in (store, has(self.another(store), FindsOrphans)):
             assert list(await each.orphans()) == [Orphan("root", "app", "1")]
-        for status in ("failed", "cancelled", "succeeded"):
+        for status in ("failed", "cancelled", "halted", "succeeded"):
             async with claimed(store, begin=False):
                 await save(store, HandMadeRun(status=status), ended=status)
             assert list(await store.orphans()) == [], f"it has {status}"
