@@ -204,6 +204,8 @@ class Database(ABC):
                 failure = faults.explained(error)
                 failure.__cause__ = error
             job.error = failure
+            if job.on_failed is not None:  # at once: the next job may build on it
+                job.on_failed(failure)
 
     def _transact(self, jobs: Sequence[Job[Any, Any]]) -> None:
         self._begin(jobs)
@@ -274,7 +276,10 @@ class Database(ABC):
     # -- saves ----------------------------------------------------------------------------------
 
     def save(self, rows: Rows, claim: Claim) -> None:
-        """Write ``rows``, unless the run was taken over."""
+        """Write ``rows``, unless the run was taken over, or what they build on was not kept."""
+        if claim.failure is not None:
+            msg = f"an earlier save of run {claim.run_id} failed, and nobody waited for it"
+            raise StoreFailed(msg) from claim.failure
         self._check(claim)
         run, parent = self._root(rows.root), 0
         for place, key in rows.path:
