@@ -34,6 +34,7 @@ from shoal._store import (
     Batch,
     ChildRecord,
     ChildStatus,
+    FailedChild,
     Orphan,
     RunRecord,
     RunStatus,
@@ -281,7 +282,7 @@ class DurableStore(ABC):
 
     async def failures(
         self, path: RunPath, *, limit: int = 50, skip: int = 0
-    ) -> Sequence[ChildRecord]:
+    ) -> Sequence[FailedChild]:
         """Return children that have failed; see ``Browses``."""
         return await self._read(lambda reader: reader.failures(path, limit, skip)) or ()
 

@@ -11,7 +11,15 @@ from shoal._events import Status
 from shoal._history import Entry
 from shoal._ids import RunPath
 from shoal._state import Operation
-from shoal._store import ChildRecord, ChildStatus, Orphan, RunRecord, RunStatus, RunSummary
+from shoal._store import (
+    ChildRecord,
+    ChildStatus,
+    FailedChild,
+    Orphan,
+    RunRecord,
+    RunStatus,
+    RunSummary,
+)
 
 from . import _browsing, _cached, _pruning
 from ._dialect import Connection, Dialect
@@ -127,12 +135,12 @@ class Reader:
         run = self._find(path)
         return {} if run is None else _browsing.counts(self._sql, run)
 
-    def failures(self, path: RunPath, limit: int, skip: int) -> list[ChildRecord]:
+    def failures(self, path: RunPath, limit: int, skip: int) -> list[FailedChild]:
         run = self._find(path)
         if run is None:
             return []
         failed = self._children(_browsing.FAILURES, run, limit, skip)
-        return [self._unpacker.child(child) for child in failed]
+        return [self._unpacker.failure(child) for child in failed]
 
     def _children(self, where: str, *values: object) -> Iterator[Child]:
         return children_where(self._sql, self._dialect, where, *values)

@@ -20,11 +20,11 @@ from typing import Any, Literal, NamedTuple, cast, final
 
 from shoal._codec import Codec
 from shoal._errors import NotEncodable, brief, note
-from shoal._events import ChildName, Decision, Status, Update, in_short
+from shoal._events import LEAVES, ChildName, Decision, Status, Update, in_short, shortened
 from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from shoal._ids import Key, RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
-from shoal._store import Batch, Beginning, ChildRecord, RunRecord, SavedRun
+from shoal._store import Batch, Beginning, ChildRecord, FailedChild, RunRecord, SavedRun
 
 from ._sizes import LARGE, UpdateSizes
 
@@ -504,6 +504,20 @@ class Unpacker:
             crashes=row.crashes,
         )
 
+    def failure(self, row: Child) -> FailedChild:
+        """Return what is known of a child that has failed, without looking at its values."""
+        return FailedChild(
+            step=row.step,
+            visit=row.visit,
+            act=row.act,
+            key=row.key,
+            position=row.position,
+            error="" if row.error is None else _error_in_short(json.loads(row.error)),
+            attempts=row.attempts,
+            elapsed=row.elapsed,
+            applied=row.applied,
+        )
+
     def history(self, rows: Iterable[History], children: Iterable[Child]) -> list[Entry]:
         """Return the history of a run: its own entries, and those that applied its children.
 
@@ -603,6 +617,35 @@ def outlived(row: Child, codec: Codec) -> list[tuple[bool, History]]:
 
 def _update_text(number: int, operation: str, step: str) -> str:
     return f'{{"number":{number},"do":[{operation}],"step":{json.dumps(step)}}}'
+
+
+def _error_in_short(packed: Mapping[str, Any]) -> str:
+    """Say what an error is as ``in_short`` does, by what was saved of it."""
+    text = _text_of(packed)
+    leaves = list(_leaves_of(packed))
+    if leaves != [packed]:
+        more = f"; and {len(leaves) - LEAVES} more" if len(leaves) > LEAVES else ""
+        shown = [f"{_kind_of(leaf)}: {_text_of(leaf)}" for leaf in leaves[:LEAVES]]
+        text = f"{packed['args'][0]}: {'; '.join(shown)}{more}"
+    return shortened(f"{_kind_of(packed)}: {text}")
+
+
+def _kind_of(packed: Mapping[str, Any]) -> str:
+    return str(packed.get("@type", "")).rpartition(":")[2].rpartition(".")[2]
+
+
+def _text_of(packed: Mapping[str, Any]) -> str:
+    text = packed.get("text", "")
+    return text if isinstance(text, str) else json.dumps(text)  # it holds what JSON can't
+
+
+def _leaves_of(packed: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    match packed:
+        case {"args": [_, [{"@": "error"}, *_] as errors]}:
+            for error in errors:
+                yield from _leaves_of(error)
+        case _:
+            yield packed
 
 
 def _operation_of(kind: str, *parts: Any) -> Operation:
