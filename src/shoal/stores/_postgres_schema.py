@@ -166,7 +166,7 @@ def make_tables(link: Link, server: Server) -> None:
         for migration in MIGRATIONS[version:]:
             link.execute(migration)
         link.execute("UPDATE layout SET version = ?", (VERSION,))
-    link.execute("COMMIT")
+    link.commit()
 
 
 def _version(link: Link, server: Server) -> int | None:
