@@ -145,6 +145,19 @@ class Act(ABC):
                 )
         return ""
 
+    def exposing(self, secret: frozenset[str]) -> str:
+        """Say how it would have secret fields saved or told; nothing if it wouldn't.
+
+        Args:
+            secret: The names of those fields.
+        """
+        for field in sorted(secret.intersection(self.writes)):
+            return (
+                f"{self.name!r} writes {field!r}, and what is written is saved and told: have it "
+                f"write another field, or give it an object as an input to keep the secret in"
+            )
+        return ""
+
     @abstractmethod
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``.

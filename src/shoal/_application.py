@@ -27,20 +27,22 @@ from ._errors import (
     RunCancelled,
     RunClaimed,
     UnknownRun,
-    did_you_mean,
     kind_of,
 )
 from ._execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
+from ._given import fields_of, missing_field, missing_inputs, unknown_input, unknown_secret
 from ._graph import Graph, as_graph
 from ._hooks import Hook, Hooks
 from ._ids import RunPath, new_run_id
 from ._open import Gate, OpenRun, RunResult, result_of
 from ._rate import Limits
-from ._recorded import recorded_history
-from ._root import First, Root
+from ._recorded import recorded_beginning, recorded_history
+from ._root import Root
 from ._run import Run, Setting
 from ._runtime import Runtime
-from ._state import S, State
+from ._secret import Secret, boxed, secrets_in
+from ._start import First, Start, only_secrets, refuse_exposing, refuse_missing
+from ._state import S
 from ._store import Beginning, NullStore, RunRecord, Store, check_store
 
 BUFFER = 1000
@@ -61,6 +63,9 @@ class Application(Generic[S]):
             ``result.state.data`` is an instance of it.
         inputs: What the actions take besides fields: values, by name; or only the names of what
             every run is given. Then it is checked here that none is missing.
+        secret: Fields of the initial state that are secret in every run, as if each state given
+            said so by itself; see ``State``. What a run was started with is saved but for these:
+            whoever resumes it gives them again. No action may write one, nor a fan-out run over it.
         version: Change it when runs that are under way can't go on with the new definition.
         store: Where runs are kept, so that they can go on after a crash; by default, where the
             runtime keeps them, or nowhere.
@@ -103,6 +108,7 @@ class Application(Generic[S]):
         name: str | None = None,
         state: Collection[str] | None = None,
         inputs: Mapping[str, object] | Collection[str] | None = None,
+        secret: Collection[str] = (),
         version: str = "1",
         store: Store | None = None,
         hooks: Iterable[Hook] = (),
@@ -120,6 +126,7 @@ class Application(Generic[S]):
         name: str | None = None,
         state: type[S],
         inputs: Mapping[str, object] | Collection[str] | None = None,
+        secret: Collection[str] = (),
         version: str = "1",
         store: Store | None = None,
         hooks: Iterable[Hook] = (),
@@ -136,6 +143,7 @@ class Application(Generic[S]):
         name: str | None = None,
         state: Any = None,
         inputs: Mapping[str, object] | Collection[str] | None = None,
+        secret: Collection[str] = (),
         version: str = "1",
         store: Store | None = None,
         hooks: Iterable[Hook] = (),
@@ -174,13 +182,19 @@ class Application(Generic[S]):
         self.max_live: int = self._count("max_live", max_live)
         self.inputs: Mapping[str, object] = {}
         self._take_inputs(inputs)
+        self.secret: frozenset[str] = frozenset(field_names(secret, "secret"))
+        why = unknown_secret(self.graph, self.secret) or self.graph.exposing(self.secret)
+        if why:
+            self._refuse(f"secret=...: {why}")
         if state is not None and not isinstance(state, type):
             if not isinstance(state, Collection):
                 self._refuse(
                     f"state= takes a model, which is a class, or a list of field names, "
                     f"not {kind_of(state)}"
                 )
-            missing = self._missing_field(field_names(cast("Collection[str]", state), "state"))
+            missing = missing_field(
+                self.graph, field_names(cast("Collection[str]", state), "state")
+            )
             if missing:
                 self._refuse(missing)
 
@@ -201,8 +215,8 @@ class Application(Generic[S]):
             lacking = ""  # others may come with the run
         else:
             inputs = field_names(cast("Collection[str]", inputs), "inputs")
-            lacking = self._missing_inputs(inputs)
-        unknown = self._unknown_input(cast("Collection[str]", inputs))
+            lacking = missing_inputs(self.graph, inputs)
+        unknown = unknown_input(self.graph, cast("Collection[str]", inputs))
         if unknown:
             self._refuse(unknown)
         if lacking:
@@ -228,9 +242,13 @@ class Application(Generic[S]):
         recorded as completed is not run again, whether the run failed, was cancelled, or its
         process was killed. One that has succeeded returns what it came to, and nothing is run.
 
+        What is secret, in ``state`` or by ``Application(secret=)``, is saved nowhere: a run that
+        goes on needs it again, be it the same or another. Then ``state`` may be that alone:
+        ``run(State({"token": token}, secret={"token"}), id=...)``.
+
         Args:
             state: The fields that the run starts with: a mapping, or an instance of the model. May
-                be left out where the store has the run.
+                be left out where the store has the run, but for what is secret.
             id: Names the run; by default a random one.
             inputs: What the actions take besides fields: clients, models, settings. Never saved.
             runtime: Where to run, an open one; by default one that this run has for itself.
@@ -238,6 +256,8 @@ class Application(Generic[S]):
         Raises:
             MissingField: A field must come from outside and isn't given; before any action starts.
             MissingInput: An action needs an input that isn't given; before any action starts.
+            MissingSecret: The run was started with secret fields that are not given again.
+            SecretLeaked: Another field of ``state`` holds what a secret one has.
             RunConflict: The store has a run of that id which was started with something else.
             RunClaimed: Another execution of the run goes on.
             StoreFailed: The store could not keep a save, or say what it has kept.
@@ -266,7 +286,7 @@ class Application(Generic[S]):
 
         Args:
             run_id: The run to start from. It may still go on.
-            update: Fields to be changed first.
+            update: Fields to be changed first; and what is secret in the other run, again.
             number: The number of the update after which to start, 0 being before the first; by
                 default the last one.
             id: Names the new run; by default a random one.
@@ -275,6 +295,7 @@ class Application(Generic[S]):
 
         Raises:
             UnknownRun: The store has no such run, or it has no such update.
+            MissingSecret: The other run has secret fields, and ``update`` has not all of them.
             Exception: Everything that ``run`` raises.
 
         Examples:
@@ -291,27 +312,32 @@ class Application(Generic[S]):
             16
         """
         self._require_store(id, runtime, "fork")
-        changed = _fields(update, "update", "fork")
+        changed = fields_of(update, "update", "fork")
         given, path = self._check_inputs(id, inputs, runtime, "fork")
 
-        async def first(execution: Execution, _known: RunRecord | None) -> Beginning:
+        async def first(execution: Execution, _known: RunRecord | None) -> Start:
             """Make a beginning of what the other run has come to."""
             other = RunPath(run_id=run_id, act=self.name)
-            played = await recorded_history(execution, other, upto=number)
-            return Beginning(
+            begun = await recorded_beginning(execution, other)
+            refuse_missing(run_id, begun.secret, changed)
+            played = await recorded_history(execution, other, begun, upto=number)
+            secret = begun.secret | self.secret
+            beginning = Beginning(
                 application=self.name,
                 version=self.version,
-                first=self._checked({**played.data, **changed}),
+                first=self._checked(boxed({**played.data, **changed}, secret)),
                 after=played.began.step,
                 visits=played.began.visits,
                 forked_from=(run_id, played.number),
             )
+            return Start.of(beginning, secret)
 
         return await self._run(first, given, path, runtime)
 
     async def retry_failed(
         self,
         run_id: str,
+        state: Mapping[str, Any] | None = None,
         *,
         inputs: Mapping[str, object] | None = None,
         runtime: Runtime | None = None,
@@ -330,30 +356,33 @@ class Application(Generic[S]):
 
         Args:
             run_id: The run, which the store has.
+            state: What is secret in it, again; nothing else.
             inputs: As for ``run``.
             runtime: As for ``run``.
 
         Raises:
             UnknownRun: The store has no such run.
-            BadUse: No children of the run's own fan-outs have failed, or ``reduce`` has taken their
-                failures.
+            BadUse: No children of the run's own fan-outs have failed, ``reduce`` has taken their
+                failures, or ``state`` has a field that isn't secret.
             Exception: Everything that ``run`` raises.
         """
         self._require_store(run_id, runtime, "retry_failed")
+        secrets = fields_of(state, "state", "retry_failed")
         given, path = self._check_inputs(run_id, inputs, runtime, "retry_failed")
 
-        async def first(_execution: Execution, known: RunRecord | None) -> Beginning:
+        async def first(_execution: Execution, known: RunRecord | None) -> Start:
             """Leave it to the store."""
             if known is None:
                 msg = f"the store has no run {run_id!r}"
                 raise UnknownRun(msg)
-            return self._same(known)
+            return self._same(known, only_secrets(secrets, known.beginning, "retry_failed"))
 
         return await self._run(first, given, path, runtime, retries_failed=True)
 
     async def recover(
         self,
         run_id: str,
+        state: Mapping[str, Any] | None = None,
         *,
         inputs: Mapping[str, object] | None = None,
         runtime: Runtime | None = None,
@@ -365,24 +394,27 @@ class Application(Generic[S]):
 
         Args:
             run_id: The run.
+            state: What is secret in it, again; nothing else.
             inputs: As for ``run``.
             runtime: As for ``run``.
 
         Raises:
+            BadUse: ``state`` has a field that isn't secret.
             Exception: Everything that ``run`` raises, but ``RunClaimed`` for the run itself.
         """
         self._require_store(run_id, runtime, "recover")
+        secrets = fields_of(state, "state", "recover")
         given, path = self._check_inputs(run_id, inputs, runtime, "recover")
         is_ours = False
 
-        async def first(_execution: Execution, known: RunRecord | None) -> Beginning:
+        async def first(_execution: Execution, known: RunRecord | None) -> Start:
             """Leave it to the store; called when the run is claimed."""
             nonlocal is_ours
             if known is None or known.status is not None:
                 msg = f"run {run_id} was recovered by somebody else, and has ended since"
                 raise RunClaimed(msg)
             is_ours = True
-            return self._same(known)
+            return self._same(known, only_secrets(secrets, known.beginning, "recover"))
 
         try:
             return await self._run(first, given, path, runtime)
@@ -393,7 +425,7 @@ class Application(Generic[S]):
 
     async def _run(
         self,
-        first: Beginning | First,
+        first: Start | First,
         inputs: Mapping[str, Any],
         path: RunPath,
         runtime: Runtime | None,
@@ -519,7 +551,7 @@ class Application(Generic[S]):
     def _plan(
         self,
         runtime: Runtime,
-        first: Beginning | First,
+        first: Start | First,
         inputs: Mapping[str, object],
         path: RunPath,
         *,
@@ -546,8 +578,10 @@ class Application(Generic[S]):
             scopes=runtime.scopes(self, self.limits),
         )
 
-        def make_run(beginning: Beginning) -> Run:
-            return Run(setting, beginning.first, path=path)
+        def make_run(fields: Mapping[str, object]) -> Run:
+            execution.secrets.learn(fields)
+            refuse_exposing(f"application {self.name!r}", self.graph, fields, execution.secrets)
+            return Run(setting, fields, path=path)
 
         return Root(path, execution, make_run, first, retries_failed=retries_failed)
 
@@ -560,19 +594,22 @@ class Application(Generic[S]):
         inputs: Mapping[str, object] | None,
         runtime: Runtime | None,
         where: str,
-    ) -> tuple[Beginning | First, Mapping[str, Any], RunPath]:
+    ) -> tuple[Start | First, Mapping[str, Any], RunPath]:
         """Check what ``run`` or ``open`` was given.
 
         Returns what the run starts from, its inputs, and who it is.
         """
         store = self._check_place(id, runtime, where)
+        fields = self._declared(state, where)
+        secrets = secrets_in(fields)
 
-        async def known_or_empty(_: Execution, known: RunRecord | None) -> Beginning:
+        async def known_or_new(_: Execution, known: RunRecord | None) -> Start:
             """Leave it to the store, if it has the run."""
-            return self._beginning(None, where) if known is None else self._same(known)
+            return self._beginning(fields) if known is None else self._same(known, secrets)
 
-        may_be_known = state is None and id is not None and not isinstance(store, NullStore)
-        first = known_or_empty if may_be_known else self._beginning(state, where)
+        is_known = id is not None and not isinstance(store, NullStore)
+        may_be_known = is_known and len(secrets) == len(fields)  # nothing else is given
+        first = known_or_new if may_be_known else self._beginning(fields)
         return first, *self._check_inputs(id, inputs, runtime, where)
 
     def _check_place(self, id: object, runtime: object, where: str) -> Store:  # noqa: A002
@@ -596,26 +633,34 @@ class Application(Generic[S]):
             )
             raise BadUse(msg)
 
-    def _beginning(self, state: object, where: str) -> Beginning:
+    def _declared(self, state: object, where: str) -> Mapping[str, object]:
+        """Take what a run is given as its state; what is declared secret is, from here on."""
+        schema = self.graph.schema
+        if schema is not None:
+            fields = schema.read({} if state is None else state)
+        else:
+            fields = fields_of(state, "state", where)
+        return boxed(fields, self.secret)
+
+    def _beginning(self, fields: Mapping[str, object]) -> Start:
         """Check the fields that a run is to start with.
 
         Raises:
             MissingField: One is needed and isn't there.
         """
-        schema = self.graph.schema
-        if schema is not None:
-            data = schema.initial({} if state is None else state)
-        else:
-            data = _fields(state, "state", where)
-        missing = self._missing_field(data)
+        data = self._checked(fields)
+        missing = missing_field(self.graph, data)
         if missing:
             msg = f"application {self.name!r}: {missing}"
             raise MissingField(msg)
-        return Beginning(application=self.name, version=self.version, first=data)
+        beginning = Beginning(application=self.name, version=self.version, first=data)
+        return Start.of(beginning, self.secret)
 
-    def _same(self, known: RunRecord) -> Beginning:
-        """Say what a run is to start from if its state is what the store has: as this one."""
-        return replace(known.beginning, application=self.name, version=self.version)
+    def _same(self, known: RunRecord, secrets: Mapping[str, Secret]) -> Start:
+        """Say what a run is to start from that the store has: as this one, with its secrets."""
+        beginning = replace(known.beginning, application=self.name, version=self.version)
+        start = Start.of(beginning, self.secret)
+        return Start(beginning, {**start.secrets, **secrets})
 
     def _checked(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
         """Hold the fields of a state to the application's model, if there is one."""
@@ -630,13 +675,13 @@ class Application(Generic[S]):
         where: str,
     ) -> tuple[Mapping[str, Any], RunPath]:
         """Check the inputs of a run, and collect them from everywhere; make its identity."""
-        given = _fields(inputs, "inputs", where)
-        unknown = self._unknown_input(given)
+        given = fields_of(inputs, "inputs", where)
+        unknown = unknown_input(self.graph, given)
         if unknown:
             msg = f"application {self.name!r}: {where}(inputs=...): {unknown}"
             raise DefinitionError(msg)
         given = {**({} if runtime is None else runtime.inputs), **self.inputs, **given}
-        lacking = self._missing_inputs(given)
+        lacking = missing_inputs(self.graph, given)
         if lacking:
             msg = (
                 f"application {self.name!r} lacks the input {lacking}; give it to "
@@ -645,38 +690,6 @@ class Application(Generic[S]):
             )
             raise MissingInput(msg)
         return given, RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
-
-    def _missing_field(self, fields: Collection[str]) -> str:
-        """Say which field must come from outside and doesn't; nothing if none."""
-        for field, who in self.graph.missing(fields).items():
-            return (
-                f"{who} reads field {field!r}, which the state does not "
-                f"have (it has: {', '.join(sorted(fields)) or 'none'}) and no earlier action "
-                f"writes; pass it to run(), or write it in an earlier action"
-                f"{did_you_mean(field, self.graph.writes - {field})}"
-            )
-        return ""
-
-    def _missing_inputs(self, given: Collection[str]) -> str:
-        """Say which inputs are needed and not given; nothing if none."""
-        return ", ".join(
-            f"{name!r} (action {need.by!r})"
-            for name, need in self.graph.takes.items()
-            if need.required and name not in given
-        )
-
-    def _unknown_input(self, given: Collection[str]) -> str:
-        """Say which input is given and never taken; nothing if none."""
-        takes = self.graph.takes
-        for name in () if self.graph.takes_more else given:
-            if name not in takes:
-                known = ", ".join(sorted(takes)) or "none"
-                hint = "; an action names what its children take, where it starts them by itself"
-                return (
-                    f"no action takes an input {name!r} (they take: {known})"
-                    f"{did_you_mean(name, takes) or hint}"
-                )
-        return ""
 
     def __repr__(self) -> str:
         return f"<Application {self.name}>"
@@ -688,17 +701,3 @@ def _is_in_a_loop() -> bool:
     except NoEventLoopError:
         return False
     return True
-
-
-def _fields(given: object, parameter: str, where: str) -> dict[str, Any]:
-    """Check what a user gave as ``state`` or ``inputs``."""
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        msg = (
-            f"{where}() takes {parameter} as a mapping of names to values, "
-            f"not {kind_of(given)}; to give an instance of a model, declare it: "
-            f"Application(..., state=Model)"
-        )
-        raise TypeError(msg)
-    return dict(State(cast("Mapping[str, object]", given)))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from ._breaker import Circuits
-from ._errors import DepthExceeded, MissingField, MissingInput, did_you_mean
+from ._errors import DepthExceeded, MissingField, MissingInput, StateError, did_you_mean
 from ._graph import Graph
 from ._hooks import Hook, Hooks
 from ._policy import Each, Inherit
@@ -52,8 +52,10 @@ def child_setting(
 
     Raises:
         MissingInput: The graph takes an input that nobody has given.
+        StateError: It would have secret fields saved or told.
     """
     setting = run.setting
+    refuse_exposing(run, step, graph)
     given = {**setting.inputs, **inputs} if inputs else setting.inputs
     for name, need in graph.takes.items():
         if need.required and name not in given:
@@ -82,6 +84,19 @@ def child_setting(
         is_resumable=setting.is_resumable,
         host=host,
     )
+
+
+def refuse_exposing(run: Run, step: str, graph: Graph) -> None:
+    """Refuse to have children execute what was not known when the run started, and is exposing.
+
+    Raises:
+        StateError: It would have secret fields saved or told.
+    """
+    secret = run.setting.execution.secrets.names
+    why = graph.exposing(secret) if secret else ""
+    if why:
+        msg = f"children of {step!r} of run {run.path.id} would expose a secret field: {why}"
+        raise StateError(msg)
 
 
 def circuits_of(

@@ -20,13 +20,13 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from types import TracebackType
-from typing import Any, NoReturn, Self, cast, final
+from typing import Any, NoReturn, Self, final
 
 import anyio
 
 from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
-from ._child import check_depth, child_setting, children_of, circuits_of, narrowed
+from ._child import check_depth, child_setting, children_of, circuits_of, narrowed, refuse_exposing
 from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
 from ._events import ChildName, Failed, Outcome
 from ._functions import require_plain
@@ -40,8 +40,9 @@ from ._ports import Hosted, Seat
 from ._rate import Limits
 from ._recorded import Recorded, recorded_children
 from ._run import Run, Setting
+from ._secret import without_secrets
 from ._source import Elements, Entry, Kind, Room
-from ._state import State
+from ._state import held
 from ._store import Store
 
 logger = logging.getLogger("shoal")
@@ -293,11 +294,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if not isinstance(given, Mapping):
             msg = f"group.start(act, state) takes a mapping of fields to values, not {brief(state)}"
             raise DefinitionError(msg)
-        if isinstance(given, State):
-            # what the action may read: asking for more would be refused
-            given = dict(cast("State[Any]", given))
-        kind = self._kind(act, given, inputs)
-        self._source.add(kind, key, given)
+        # of a state, what the action may read: asking for more would be refused
+        fields = self._run.setting.execution.secrets.hold(held(given))
+        kind = self._kind(act, fields, inputs)
+        refuse_exposing(self._run, self.name, kind.setting.graph)  # which may be one used before
+        self._source.add(kind, key, without_secrets(fields))
         group.engage()
 
     def start_each(

@@ -32,6 +32,7 @@ from ._errors import (
 from ._hooks import Hooks
 from ._ids import new_run_id
 from ._ports import Services
+from ._secret import Secrets
 from ._store import Batch, Store
 from ._suspects import Suspects
 
@@ -94,6 +95,7 @@ class Execution:
         "live",
         "max_depth",
         "max_steps",
+        "secrets",
         "services",
         "store",
         "suspects",
@@ -132,6 +134,8 @@ class Execution:
         """Whether an earlier execution may have left children behind."""
         self.suspects: Suspects | None = None
         """Where the process of the execution before has died, who may have done that."""
+        self.secrets: Secrets = Secrets()
+        """What is secret in the whole tree of the root run."""
         self.max_steps: int = max_steps
         self.max_depth: int = max_depth
         self.live: LiveBudget = LiveBudget(max_live)

@@ -257,6 +257,10 @@ class Graph(Act):
         """
         return self._flow.needed_by
 
+    def exposing(self, secret: frozenset[str]) -> str:
+        """Say which act would have secret fields saved or told; see ``Act.exposing``."""
+        return next(filter(None, (act.exposing(secret) for act in self.acts)), "")
+
     def missing(self, fields: Collection[str]) -> Mapping[str, str]:
         """Return which fields that it needs are not among ``fields``, and who reads each."""
         return {field: who for field, who in self._flow.needed_by.items() if field not in fields}

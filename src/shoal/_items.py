@@ -58,6 +58,10 @@ class Emitter(Protocol):
         """Tell ``item``; return what is to be awaited before the next one, if anything is."""
         ...
 
+    def hide_secrets(self, error: BaseException) -> None:
+        """Mask what is secret in an error that is about to be told."""
+        ...
+
 
 @final
 class Items:
@@ -86,6 +90,10 @@ class Items:
     def run_id(self) -> str:
         """The id of the run that hears of them."""
         return self._run.path.id
+
+    def hide_secrets(self, error: BaseException) -> None:
+        """Mask what is secret in an error of the attempt that is about to be told."""
+        self._run.hide_secrets(error)
 
     def give(self, item: object) -> Awaitable[None] | None:
         """Take the next item; return what tells it, if it has to be awaited.
@@ -274,6 +282,7 @@ async def _close(
             except BaseException as error:  # noqa: BLE001 # told below
                 if _is_exit(error):
                     break
+                items.hide_secrets(error)
                 failure = as_failure(error)
                 if failure is not None:
                     failed[f"it raised {brief(failure)}"] = failure

@@ -29,31 +29,35 @@ Fate = Literal["new", "goes on", "runs anew", "is kept"]
 """What becomes of a child in this execution."""
 
 
+async def recorded_beginning(execution: Execution, path: RunPath) -> Beginning:
+    """Ask what a root run started from.
+
+    Raises:
+        StoreFailed: The store did not say.
+        UnknownRun: It has none of that id.
+    """
+    record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
+    if record is None:
+        msg = f"the store has no run {path.id!r}"
+        raise UnknownRun(msg)
+    return record.beginning
+
+
 async def recorded_history(
-    execution: Execution,
-    path: RunPath,
-    beginning: Beginning | None = None,
-    *,
-    upto: int | None = None,
+    execution: Execution, path: RunPath, beginning: Beginning, *, upto: int | None = None
 ) -> Playback:
     """Play back what the store has of a root run.
 
     Args:
         execution: Whose store it is.
         path: The run.
-        beginning: What it started from; by default what the store says.
+        beginning: What it started from.
         upto: The number of the last update that counts; by default, all do.
 
     Raises:
         StoreFailed: It did not say.
-        UnknownRun: It has none of that id, or no such update.
+        UnknownRun: It has no such update.
     """
-    if beginning is None:
-        record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
-        if record is None:
-            msg = f"the store has no run {path.id!r}"
-            raise UnknownRun(msg)
-        beginning = record.beginning
     reading = execution.store.read(path)
     entries = await execution.ask(reading, f"the history of run {path.id}")
     if upto is not None:
@@ -227,7 +231,9 @@ async def read_outcomes(run: Run, step: str, visit: int) -> AsyncIterator[Outcom
     records = await execution.ask(setting.store.children(path, step, visit), what)
     decision: Decision | None = None
     if any(record.status is None for record in records):
-        decision = (await recorded_history(execution, path)).decided.get((step, visit))
+        beginning = await recorded_beginning(execution, path)
+        played = await recorded_history(execution, path, beginning)
+        decision = played.decided.get((step, visit))
     for record in sorted(records, key=lambda one: one.position):
         record = decided(record, decision)  # noqa: PLW2901 # the same, as it ended
         if record.status is None:  # forgotten, since it came up no more

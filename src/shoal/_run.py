@@ -69,6 +69,7 @@ from ._ids import Key, RunPath
 from ._policy import Each
 from ._ports import Entrance, Seat, Services, Stake
 from ._schema import Schema
+from ._secret import Secret, Secrets
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
 from ._store import Batch, Beginning, ChildRecord, NullStore, Store
@@ -110,6 +111,7 @@ class Setting:
         "parent",
         "schema",
         "scopes",
+        "secrets",
         "services",
         "step",
         "store",
@@ -170,6 +172,7 @@ class Setting:
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
         self.execution: Execution = execution
+        self.secrets: Secrets = execution.secrets
         self.services: Services = execution.services
         self.hooks: Hooks = execution.hooks if hooks is None else hooks
         self.store: Store = execution.store if store is None else store
@@ -207,6 +210,8 @@ class Setting:
     def digest(self, data: Mapping[str, object], key: Key) -> str:
         """Hash what a child starts with, the name of its act and the act's version.
 
+        Without what is secret: that may be another one next time, and could be found by its hash.
+
         Raises:
             NotData: A field holds what is no data.
         """
@@ -216,6 +221,8 @@ class Setting:
         parts = [self._names]
         for field in sorted(data):
             value, found = data[field], known.get(field)
+            if type(value) is Secret:
+                continue
             if found is None or found[0] is not value:  # what all children share is hashed once
                 try:
                     found = known[field] = value, named(field, value)
@@ -352,6 +359,8 @@ class Run:
         self._visits: dict[str, int] | None = None
         self._trials: Trials | None = None
         self._started_at = setting.services.clock()
+        if setting.secrets.names and setting.parent is not None:
+            self.refuse_secrets((key, element), f"an element of {setting.step!r}, or its key,")
         # Of what it is given, before its model adds defaults; and before it runs, so that what is
         # no data is refused first.
         self._digest: str | None = setting.digest(data, key) if setting.keeps else None
@@ -784,6 +793,7 @@ class Run:
         try:
             change = await act.perform(self)
         except BaseException as error:
+            self.hide_secrets(error)
             failure = entered.leave(error)
             if failure is not None and isinstance(error, Exception):
                 raise failure from error
@@ -977,12 +987,17 @@ class Run:
         Raises:
             NotData: Something of it can't be kept; nothing changed here. The step fails with that.
             UpdateTooLarge: The same, for it is too large.
+            SecretLeaked: The same, for it holds what is secret.
             StoreFailed: The store raised; nothing changed here.
             CommitInDoubt: The store did not acknowledge in time; nothing changed here.
             HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
         """
         setting = self.setting
         number, execution = self._head[0], setting.execution
+        if setting.secrets.names:
+            for update in updates:
+                what = f"what step {update.step!r} of run {self.path.id} does to the state"
+                self.refuse_secrets((update.operations, update.discovered), what)
         for child in unapplied:
             if child.is_afresh:  # its record is about to say what it would have worked on
                 await child.be_forgotten()
@@ -1059,6 +1074,7 @@ class Run:
     def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
         """Tell a partial item; see ``Emitter``."""
         setting = self.setting
+        self.refuse_secrets(item, f"a partial item of action {step!r}")
         if setting.on_item is not None:
             setting.on_item(self, item)
         hooks = setting.hooks
@@ -1100,6 +1116,8 @@ class Run:
         """Publish how an attempt of the current step ended, and when the next begins."""
         hooks = self.setting.hooks
         if hooks.attempt_ended:
+            if error is not None:
+                self.hide_secrets(error)
             event = AttemptEnded(
                 path=self.path,
                 step=self._step or "",
@@ -1170,10 +1188,14 @@ class Run:
         Raises:
             NotData: That, or what it wrote last, is nothing that can be kept.
             UpdateTooLarge: It is more than can be kept.
+            SecretLeaked: It holds what is secret.
         """
         setting = self.setting
         if setting.value_of is not None:
             self.value = setting.value_of(self)
+        if setting.secrets.names and setting.parent is not None:
+            written = () if self._last is None else self._last.operations
+            self.refuse_secrets((self.value, written), f"what {setting.act!r} has come to")
         if setting.parent is not None:
             self.packed = setting.keeper.pack(self)
         if self._trials is not None:
@@ -1183,6 +1205,7 @@ class Run:
 
     def fail(self, error: Exception) -> None:
         """Note that the run ended with ``error``, and say in it where that was."""
+        self.hide_secrets(error)
         self._last = None
         self.value = None  # which may be what can't be kept
         self._ledgers = None  # there will be no result, and the errors in there lead back to here
@@ -1200,7 +1223,7 @@ class Run:
             self._trials.clear()
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "cancelled"
-        self.reason = reason
+        self.reason = self.setting.secrets.mask(reason)
         self.winner = winner
 
     def forget(self) -> None:
@@ -1253,6 +1276,20 @@ class Run:
         if not self.is_kept:
             self.used = False
             self._outcome = None
+
+    def refuse_secrets(self, value: object, what: str) -> None:
+        """Refuse ``value``, which is about to be kept or told, if it holds what is secret.
+
+        Raises:
+            SecretLeaked: It does; ``what`` names it.
+        """
+        if self.setting.secrets.names:
+            self.setting.secrets.refuse(value, what)
+
+    def hide_secrets(self, error: BaseException) -> None:
+        """Mask what is secret in an error that is about to be kept or told."""
+        if self.setting.secrets.names:
+            self.setting.secrets.hide(error)
 
     def _note(self, error: BaseException) -> None:
         path = self.path

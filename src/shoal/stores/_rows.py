@@ -53,6 +53,8 @@ class Begun(NamedTuple):
     visits: str
     forked_from: str | None
     forked_at: int | None
+    secret: str
+    """JSON of the names of its secret fields."""
 
 
 @final
@@ -232,6 +234,7 @@ class Packer:
             visits=json.dumps(dict(begun.visits)),
             forked_from=run_id,
             forked_at=number,
+            secret=json.dumps(sorted(begun.secret)),
         )
 
     def _under_way(self, run: SavedRun) -> Child:
@@ -337,6 +340,11 @@ class Packer:
             self._sizes.check(text, f"what step {step!r} of run {path.id}{child} has written")
 
 
+def names_of(secret: str) -> frozenset[str]:
+    """Return the names of the secret fields that a row has."""
+    return frozenset(json.loads(secret))
+
+
 def _clean(text: str) -> str:
     """Return what any database takes: no half surrogate pair, no NUL."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
@@ -438,6 +446,7 @@ class Unpacker:
             after=begun.after,
             visits=cast("Mapping[str, int]", json.loads(begun.visits)),
             forked_from=forked,
+            secret=names_of(begun.secret),
         )
         return RunRecord(beginning=beginning, status=status, reason=reason)
 

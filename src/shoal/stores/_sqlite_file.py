@@ -103,6 +103,7 @@ MIGRATIONS = (
             applied, used, attempts, elapsed, abandoned
         FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL;
     """,
+    "ALTER TABLE roots ADD COLUMN secret TEXT NOT NULL DEFAULT '[]'",
 )
 """What leads from each version of the layout to the next; the first makes it."""
 

@@ -12,7 +12,7 @@ from shoal._history import Entry
 from shoal._ids import RunPath
 from shoal._store import ChildRecord, Orphan, RunRecord
 
-from ._rows import Begun, Child, History, Unpacker, chain, outlived
+from ._rows import Begun, Child, History, Unpacker, chain, names_of, outlived
 from ._sqlite_claims import seconds_left
 from ._sqlite_file import column_of, key_of
 
@@ -37,23 +37,27 @@ class Reader:
 
     def load(self, run_id: str) -> RunRecord | None:
         found = self._sql.execute(
-            "SELECT application, version, first, after, visits, forked_from, forked_at, status, "
-            "coalesce(reason, '') FROM runs JOIN roots ON roots.run = runs.id "
+            "SELECT application, version, first, after, visits, forked_from, forked_at, secret, "
+            "status, coalesce(reason, '') FROM runs JOIN roots ON roots.run = runs.id "
             "WHERE parent = 0 AND place = 0 AND key = ?",
             (column_of(run_id),),
         ).fetchone()
         if found is None:
             return None
-        return self._unpacker.run(Begun(*found[:7]), cast("Status | None", found[7]), found[8])
+        return self._unpacker.run(Begun(*found[:8]), cast("Status | None", found[8]), found[9])
 
     def orphans(self) -> list[Orphan]:
         found = self._sql.execute(
-            "SELECT key, application, version, execution, host, boot, pid, started, lease, "
+            "SELECT key, application, version, secret, execution, host, boot, pid, started, lease, "
             "seen_at, seen_uptime FROM runs JOIN roots ON roots.run = runs.id "
             "JOIN claims ON claims.run_id = runs.key "
             "WHERE parent = 0 AND status IS NULL ORDER BY runs.id"
         )
-        return [Orphan(*row[:3]) for row in found if not seconds_left(row[3:])]
+        return [
+            Orphan(run_id, name, version, names_of(secret))
+            for run_id, name, version, secret, *claim in found
+            if not seconds_left(claim)
+        ]
 
     def history(self, path: RunPath, from_number: int) -> Sequence[Entry]:
         self._sql.execute("BEGIN")  # one moment for all that is looked at

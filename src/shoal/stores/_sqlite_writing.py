@@ -314,7 +314,7 @@ class Database:
         if rows.begun is not None:
             sql.execute(
                 "INSERT OR REPLACE INTO roots (run, application, version, first, after, visits, "
-                "forked_from, forked_at, began_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "forked_from, forked_at, secret, began_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (run, *rows.begun, time.time()),
             )
         known = sql.execute("SELECT status FROM runs WHERE id = ?", (run,)).fetchone()
