@@ -183,7 +183,7 @@ class Application(Generic[S]):
         self.inputs: Mapping[str, object] = {}
         self._take_inputs(inputs)
         self.secret: frozenset[str] = frozenset(field_names(secret, "secret"))
-        why = unknown_secret(self.graph, self.secret) or self.graph.exposing(self.secret)
+        why = self.graph.exposing(self.secret) or unknown_secret(self.graph, self.secret)
         if why:
             self._refuse(f"secret=...: {why}")
         if state is not None and not isinstance(state, type):
@@ -601,16 +601,20 @@ class Application(Generic[S]):
         """
         store = self._check_place(id, runtime, where)
         fields = self._declared(state, where)
-        secrets = secrets_in(fields)
+        given = self._check_inputs(id, inputs, runtime, where)
+        data = self._checked(fields)
+        if id is None or isinstance(store, NullStore):
+            return self._beginning(data), *given
 
-        async def known_or_new(_: Execution, known: RunRecord | None) -> Start:
-            """Leave it to the store, if it has the run."""
-            return self._beginning(fields) if known is None else self._same(known, secrets)
+        async def first(_: Execution, known: RunRecord | None) -> Start:
+            """Leave to the store what is not given, if it has the run."""
+            if known is None:
+                return self._beginning(data)
+            secrets = secrets_in(boxed(fields, known.beginning.secret))
+            nothing_else = len(secrets) == len(fields)
+            return self._same(known, secrets) if nothing_else else self._start(data)
 
-        is_known = id is not None and not isinstance(store, NullStore)
-        may_be_known = is_known and len(secrets) == len(fields)  # nothing else is given
-        first = known_or_new if may_be_known else self._beginning(fields)
-        return first, *self._check_inputs(id, inputs, runtime, where)
+        return first, *given
 
     def _check_place(self, id: object, runtime: object, where: str) -> Store:  # noqa: A002
         """Check who the run is to be and where it is to run; return the store that keeps it."""
@@ -642,17 +646,19 @@ class Application(Generic[S]):
             fields = fields_of(state, "state", where)
         return boxed(fields, self.secret)
 
-    def _beginning(self, fields: Mapping[str, object]) -> Start:
-        """Check the fields that a run is to start with.
+    def _beginning(self, data: Mapping[str, object]) -> Start:
+        """Say what a new run is to start from.
 
         Raises:
-            MissingField: One is needed and isn't there.
+            MissingField: A field is needed and isn't there.
         """
-        data = self._checked(fields)
         missing = missing_field(self.graph, data)
         if missing:
             msg = f"application {self.name!r}: {missing}"
             raise MissingField(msg)
+        return self._start(data)
+
+    def _start(self, data: Mapping[str, object]) -> Start:
         beginning = Beginning(application=self.name, version=self.version, first=data)
         return Start.of(beginning, self.secret)
 

@@ -40,7 +40,7 @@ def unknown_secret(graph: Graph, secret: frozenset[str]) -> str:
     """Say which secret field nobody reads; nothing if none."""
     schema = graph.schema
     known = graph.reads if schema is None else schema.fields
-    for name in sorted(secret.difference(known, graph.writes)):
+    for name in sorted(secret.difference(known)):
         found = ", ".join(sorted(known)) or "none"
         meant = did_you_mean(name, known)
         return f"no action reads a field {name!r} of the initial state (there are: {found}){meant}"

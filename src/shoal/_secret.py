@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -27,6 +28,12 @@ MASKED_FROM = 4
 """Characters of the shortest text that is masked: a shorter one is everywhere."""
 REFUSED_FROM = 8
 """...and of the shortest that no value may contain. What is shorter, it may not equal."""
+
+
+class StandsIn:
+    """What an error is besides that holds what is secret, and can't be masked."""
+
+    __slots__ = ()
 
 
 @final
@@ -132,7 +139,7 @@ class Secrets:
                 raise SecretLeaked(msg)
 
     def _found_in(self, text: str | Secret) -> str | None:
-        """Say which secret a text holds, if it does."""
+        """Say which secret a value that has this text holds, if it does."""
         if isinstance(text, Secret):  # that an engine's own short cut has let through
             return next(iter(self.names), "")
         if text in self._texts:
@@ -180,9 +187,15 @@ class Secrets:
                         member.__set__(error, masked)
             for name, value in list(vars(error).items()):
                 vars(error)[name] = self._masked(value)  # past a class that is frozen
-        said = _said_by(error)
-        if any(secret in text for text in said for secret in self._texts):
-            _say(error, self.mask)
+        if self._is_told_by(error):
+            _stand_in(error, self.mask)
+
+    def _is_told_by(self, error: BaseException) -> bool:
+        """Tell whether what is secret is still in what an error says, or has beside that."""
+        if any(secret in text for text in _said_by(error) for secret in self._texts):
+            return True
+        held = (*_copied_of(error), *_texts_in(error.args), *_texts_in(vars(error)))
+        return any(self._found_in(text) is not None for text in held)
 
     def _masked(self, value: Any) -> Any:
         """Mask the text in a value made of plain collections: the same object, if there is none."""
@@ -272,35 +285,47 @@ def _members(kind: type) -> Iterator[Any]:
                 yield member
 
 
-def _said_by(error: BaseException) -> tuple[str, str]:
-    """Return the texts that an error is shown as."""
-    try:
-        return str(error), repr(error)
-    except Exception:  # noqa: BLE001 # whoever shows it will not see more
-        return "", ""
+def _said_by(error: BaseException) -> Iterator[str]:
+    """Go through the texts that an error is shown as."""
+    for say in (str, repr):
+        with suppress(Exception):  # who wants it so will not see more
+            yield say(error)
 
 
-def _say(error: BaseException, mask: Callable[[str], str]) -> None:
-    """Have an error be shown masked, whatever it makes its text of.
+def _copied_of(error: BaseException) -> Iterator[str]:
+    """Go through the text that a copy of an error in another process would be made of."""
+    with suppress(Exception):  # there can be none
+        yield pickle.dumps(error).decode("utf-8", "replace")
 
-    A URL that an exception holds as an object, say, can't be masked. Its class is replaced by one
-    that differs in nothing but what it says; it goes by the same name, and is saved by that.
+
+def _stand_in(error: BaseException, mask: Callable[[str], str]) -> None:
+    """Have an error be shown masked, and be copied and saved as no more than what it says.
+
+    What it holds besides text, a request with its URL and headers, say, can't be masked, and is
+    left to whoever catches it. So its class is replaced by one of the same name that differs in
+    nothing but this.
     """
-    kind, text = type(error), mask(_said_by(error)[0])
-    stands_in = SavedError, (f"{kind.__module__}:{kind.__qualname__}", text)
+    kind = type(error)
+    try:
+        text = mask(str(error))
+    except Exception:  # noqa: BLE001 # then it can't be shown at all
+        text = ""
     methods: dict[str, Any] = {
         "__str__": _returning(text),
         "__repr__": _returning(f"{kind.__name__}({text!r})"),
-        "__reduce__": _returning(stands_in),
+        "__reduce__": _returning((SavedError, (f"{kind.__module__}:{kind.__qualname__}", text))),
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
     }
     if isinstance(error, BaseExceptionGroup):
         methods["message"] = mask(error.message)
-    with suppress(TypeError):  # one of Python's own, which is made of its args: they are masked
-        cast("Any", error).__class__ = type(kind.__name__, (kind,), methods)
-        if "message" not in methods:
-            error.args = (text,)
+    try:
+        cast("Any", error).__class__ = type(kind.__name__, (kind, StandsIn), methods)
+    except TypeError:  # one of Python's own, which says what it was made of
+        error.args = (text,)
+        for member in _members(kind):
+            with suppress(AttributeError, TypeError):  # nothing that can be set, nor be shown
+                member.__set__(error, mask(str(member.__get__(error))))
 
 
 def _returning(value: object) -> Callable[[object], object]:

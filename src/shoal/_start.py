@@ -58,9 +58,10 @@ def only_secrets(
         BadUse: Something of it is not secret in that run.
     """
     for name in sorted(fields.keys() - known.secret):
+        names = ", ".join(map(repr, sorted(known.secret))) or "nothing"
         msg = (
-            f"{where}(state) takes what is secret in the run, which is "
-            f"{', '.join(sorted(known.secret)) or 'nothing'}, and not {name!r}: the rest is saved"
+            f"{where}(state) takes what is secret in the run, which is {names}, and not {name!r}: "
+            f"the rest is saved"
         )
         raise BadUse(msg)
     return secrets_in(boxed(fields, known.secret))
