@@ -38,9 +38,10 @@ from ._open import Gate, OpenRun, RunResult, result_of
 from ._rate import Limits
 from ._recorded import recorded_beginning, recorded_history
 from ._root import Root
-from ._run import Run, Setting
+from ._run import Run
 from ._runtime import Runtime
 from ._secret import Secret, boxed, secrets_in
+from ._setting import Setting
 from ._start import First, Start, only_secrets, refuse_exposing, refuse_missing
 from ._state import S
 from ._store import Beginning, NullStore, RunRecord, Store, check_store

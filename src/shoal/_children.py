@@ -39,8 +39,9 @@ from ._policy import Each, Inherit
 from ._ports import Hosted, Seat
 from ._rate import Limits
 from ._recorded import Recorded, recorded_children
-from ._run import Run, Setting
+from ._run import Run
 from ._secret import without_secrets
+from ._setting import Setting
 from ._source import Elements, Entry, Kind, Room
 from ._state import held
 from ._store import Store
