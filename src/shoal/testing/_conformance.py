@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
@@ -192,6 +192,7 @@ class StoreConformance:
             after="fetch",
             visits={"fetch": 2, "parse": 1},
             forked_from=("crawl-1", 17),
+            secret=frozenset({"token", "password"}),
         )
         async with claimed(store, begin=False):
             await save(store, begun=beginning)
@@ -219,6 +220,11 @@ class StoreConformance:
             async with claimed(store, begin=False):
                 await save(store, HandMadeRun(status=status), ended=status)
             assert list(await store.orphans()) == [], f"it has {status}"
+        async with claimed(store, begin=False):
+            await save(store, begun=replace(BEGINNING, secret=frozenset({"token"})))
+        assert [one.secret for one in await store.orphans()] == [{"token"}]
+        async with claimed(store, begin=False):
+            await save(store, ended="succeeded")
         await store.claim("new", "me")
         await store.release("new", "me")
         assert list(await store.orphans()) == [], "it has never begun"
