@@ -178,15 +178,11 @@ class Secrets:
             self._hide(cast("BaseException", one))
 
     def _hide(self, error: BaseException) -> None:
-        with suppress(Exception):  # not all of it can be changed: it is looked at once more below
-            error.args = self._masked(error.args)
-            for member in _members(type(error)):
-                value = member.__get__(error)
-                if value is not (masked := self._masked(value)):
-                    with suppress(AttributeError, TypeError):  # the next one may be changed
-                        member.__set__(error, masked)
-            for name, value in list(vars(error).items()):
-                vars(error)[name] = self._masked(value)  # past a class that is frozen
+        error.args = self._masked(error.args)
+        for member, value in _members(error):
+            _set(member, error, self._masked(value), value)
+        for name, value in list(vars(error).items()):
+            vars(error)[name] = self._masked(value)  # past a class that is frozen
         if self._is_told_by(error):
             _stand_in(error, self.mask)
 
@@ -277,12 +273,19 @@ def _attributes_of(value: Any) -> Iterable[object]:
     return vars(value).values() if hasattr(value, "__pydantic_fields__") else ()
 
 
-def _members(kind: type) -> Iterator[Any]:
-    """Go through what exceptions of a class hold beside ``__dict__``: Python's own, mostly."""
-    for each in kind.__mro__:
-        for name, member in vars(each).items():
+def _members(error: BaseException) -> Iterator[tuple[Any, object]]:
+    """Go through what an exception holds beside ``__dict__``: Python's own do, mostly."""
+    for kind in type(error).__mro__:
+        for name, member in vars(kind).items():
             if isinstance(member, GetSetDescriptorType | MemberDescriptorType) and name[0] != "_":
-                yield member
+                with suppress(AttributeError):  # it has none
+                    yield member, member.__get__(error)
+
+
+def _set(member: Any, error: BaseException, value: object, before: object) -> None:
+    if value is not before:
+        with suppress(AttributeError, TypeError):  # then its class is replaced
+            member.__set__(error, value)
 
 
 def _said_by(error: BaseException) -> Iterator[str]:
@@ -323,9 +326,9 @@ def _stand_in(error: BaseException, mask: Callable[[str], str]) -> None:
         cast("Any", error).__class__ = type(kind.__name__, (kind, StandsIn), methods)
     except TypeError:  # one of Python's own, which says what it was made of
         error.args = (text,)
-        for member in _members(kind):
-            with suppress(AttributeError, TypeError):  # nothing that can be set, nor be shown
-                member.__set__(error, mask(str(member.__get__(error))))
+        for member, value in _members(error):
+            shown = str(value)
+            _set(member, error, mask(shown) if mask(shown) != shown else value, value)
 
 
 def _returning(value: object) -> Callable[[object], object]:
