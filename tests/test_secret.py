@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import pickle
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -412,6 +411,16 @@ async def limited(token: str) -> str:
     return "never"
 
 
+@action(reads=["token"], writes=["out"])
+async def asks(token: str, context: Context) -> Any:
+    return await context.ask("really", f"with {token}?")
+
+
+@action(writes=["out"], cache=60)
+async def knows(key: str) -> str:
+    return key
+
+
 @action(reads=["n"], writes=["out"])
 async def harmless(n: Any) -> str:
     return "fine"
@@ -443,6 +452,8 @@ LEAKING: dict[str, tuple[Any, str]] = {
     "a value": (returns, "step 'returns'.*holds what secret field 'token' has"),
     "a value of a child": (fan_out([returns], into="outs"), "what 'returns' has come to"),
     "an item": (yields, "a partial item of action 'yields'"),
+    "a question": (asks, "a question of run x, or an answer, holds"),
+    "a remembered result": (knows.bind(key=CANARY), "what action 'knows' has come to"),
     "a key": (keys, "step 'keys'"),
     "a span": (spans, "span 'part' of action 'spans'"),
     "a key of limits": (limited, r"the key that by= of .* returned"),
@@ -525,7 +536,13 @@ async def login() -> str:
     return "never"
 
 
+@action(reads=["token"], writes=["out"], cache=60)
+async def remembers(token: str) -> str:
+    return "never"
+
+
 EXPOSING: dict[str, tuple[Any, str]] = {
+    "a cache": (remembers, "'remembers' has cache= and reads 'token'"),
     "writes": (login, "'login' writes 'token'"),
     "writes in a node": (Graph.chain(wins, Graph.chain(login)), "'login' writes 'token'"),
     "writes in a child": (fan_out([login, wins], into="outs"), "'login' writes 'token'"),
@@ -838,25 +855,3 @@ async def test_a_mapping_is_the_same_for_all():
     async with Runtime(apps=[app], store=store) as runtime:
         found = await runtime.recover(secrets={"token": OTHER})
     assert sorted((one.run_id, one.error) for one in found) == [("open", None), ("secret", None)]
-
-
-async def test_a_file_of_the_first_layout_has_no_secrets(tmp_path: Path):
-    from shoal.stores import _sqlite_file  # what nobody else needs
-
-    path = tmp_path / "runs.db"
-    with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA application_id = {_sqlite_file.APPLICATION_ID}")
-        connection.executescript(_sqlite_file.MIGRATIONS[0])
-        connection.execute("PRAGMA user_version = 1")
-        connection.execute("INSERT INTO runs (id, parent, place, key) VALUES (1, 0, 0, 'old')")
-        connection.execute(
-            "INSERT INTO roots (run, application, version, began_at, first, visits) "
-            """VALUES (1, 'wins', '1', 0, '{"token": "none"}', '{}')"""
-        )
-    connection.close()
-    async with SQLiteStore(path) as store:
-        record = await store.load("old")
-        assert record is not None
-        assert (record.beginning.secret, dict(record.beginning.first)) == (set(), {"token": "none"})
-        result = await Application(wins, store=store).run(id="old")
-        assert result.state["answer"] == "won"

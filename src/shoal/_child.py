@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from ._breaker import Circuits
-from ._errors import DepthExceeded, MissingField, MissingInput, StateError, did_you_mean
+from ._errors import (
+    DefinitionError,
+    DepthExceeded,
+    MissingField,
+    MissingInput,
+    StateError,
+    did_you_mean,
+)
+from ._given import unknown_input
 from ._graph import Graph
 from ._holding import Holder
 from ._hooks import Hook, Hooks
@@ -54,10 +62,15 @@ def child_setting(
 
     Raises:
         MissingInput: The graph takes an input that nobody has given.
+        DefinitionError: None of its acts takes one of ``inputs``.
         StateError: It would have secret fields saved or told.
     """
     setting = run.setting
     refuse_exposing(run, step, graph)
+    unknown = unknown_input(graph, inputs) if inputs else ""
+    if unknown:
+        msg = f"step {step!r} of run {run.path.id} gives {graph.name!r} an input: {unknown}"
+        raise DefinitionError(msg)
     given = {**setting.inputs, **inputs} if inputs else setting.inputs
     for name, need in graph.takes.items():
         if need.required and name not in given:

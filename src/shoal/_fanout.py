@@ -76,6 +76,7 @@ class FanOut(Parallel):
         self._bound: Mapping[str, object] = {}
         self.reads: Collection[str] = reads
         self.writes: Collection[str] = join.permit.writes
+        self.continues: Collection[str] = join.continues
         self.sure_writes: Collection[str] = frozenset(
             f for f in (join.into, join.errors_into) if f is not None
         )

@@ -50,6 +50,7 @@ from ._state import (
     make_state,
     put_within,
 )
+from ._store import Store
 from ._until import ALL, Race, Until
 
 Reduce = Callable[[State, Done | Failed], State]
@@ -97,10 +98,9 @@ class Join:
         again = not first_visit if self.again is None else self.again
         if self.into is not None and self.shape != "one":
             found = data.get(self.into)
-            afresh = again or self.grow or self.shape == "by act" or self.is_race
-            if self.shape in ("by position", "by position and act"):
+            if self.is_listed:
                 values[self.into] = PositionedList[object](StateMap())
-            elif found is None or afresh:
+            elif found is None or again or not self.continues:
                 values[self.into] = StateMap[object, object]()
             else:
                 done = self._found(found, self.into)
@@ -108,6 +108,13 @@ class Join:
         if self.errors_into is not None:
             values[self.errors_into] = StateMap[object, object]()
         return values, done
+
+    @property
+    def continues(self) -> Collection[str]:
+        """The field in ``into``, if what is in it from the start may need no child."""
+        is_keyed = self.shape in ("by key", "by key and act")
+        goes_on = is_keyed and not (self.again or self.grow or self.is_race)
+        return (self.into,) if goes_on and self.into is not None else ()
 
     @property
     def is_listed(self) -> bool:
@@ -239,12 +246,16 @@ class Ledger:
 
     They are those of elements that ``grow`` had found, and further acts of the last element.
     """
+    halted: int = 0
+    """Children that have no outcome yet, since they wait for answers."""
+    kept_in: Store | None = field(default=None, repr=False)
+    """The store that has the children's histories, if it isn't the parent's."""
     _rest: list[Outcome] | None = field(default=None, repr=False)
     _cancelled: list[Run] | None = field(default=None, repr=False)  # with outcomes nobody asked for
 
     @property
     def total(self) -> int:
-        """Outcomes in all."""
+        """Outcomes in all. Children that are halted have none."""
         return self.done + self.failed + self.cancelled + self.skipped
 
     def __iter__(self) -> Iterator[Outcome]:
@@ -267,6 +278,8 @@ class Ledger:
         self.count(child)
         if (child.status == "succeeded" and child.used) or child.is_kept:
             return
+        if child.status == "halted":
+            return
         if child.status == "cancelled":
             if self._cancelled is None:
                 self._cancelled = []
@@ -285,7 +298,7 @@ class Ledger:
         Those that were found to be kept stay counted.
         """
         again = {ChildName(child.setting.act, child.key) for child in children}
-        ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped)
+        ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped, halted=self.halted)
         for child in children:
             ledger.count(child, by=-1)
         ledger._rest = [one for one in self if ChildName(one.act, one.key) not in again]
@@ -305,6 +318,9 @@ class Ledger:
 
     def count(self, child: Run, by: int = 1) -> None:
         """Count a child's end, unless it was counted when it was found to be kept."""
+        if child.status == "halted":
+            self.halted += by
+            return
         if child.is_kept:
             return
         match child.status:
@@ -337,12 +353,15 @@ class Ledger:
         self._rest.append(outcome)
 
 
-def new_ledger(run: Run, step: str, visit: int, ledger: Ledger | None = None) -> Ledger:
+def new_ledger(
+    run: Run, step: str, visit: int, kept_in: Store, ledger: Ledger | None = None
+) -> Ledger:
     """Begin to count how the children of one visit of a step end, or go on with ``ledger``."""
     ledgers = run.ledgers.setdefault(step, [])
     while len(ledgers) <= visit:  # an action may open a fan-out of its own in some visits only
         ledgers.append(Ledger())
     ledger = ledgers[visit] = Ledger() if ledger is None else ledger
+    ledger.kept_in = kept_in
     return ledger
 
 
@@ -451,6 +470,9 @@ class Draft:
 
     def _add(self, child: Run) -> None:
         join, status = self._join, child.status
+        if status == "halted":  # that is no end, whatever is decided by ends
+            self.unapplied.append(child)
+            return
         counts = status == "failed" or (status == "succeeded" and self._tolerance is not None)
         if counts and not child.is_kept:  # else it was counted when it came up
             self._count(failed=status == "failed")

@@ -6,8 +6,8 @@ Invariants:
 - Nothing is run, and nothing saved, of a run that another execution holds, that was started with
   something else, or that has succeeded.
 - What was claimed is released on every way out.
-- What a run starts from is saved before anything happens in it, but for what is secret: that is in
-  no ``Beginning``, so no store is ever given it.
+- What a run starts from is saved before anything happens in it, but for what is secret; so is what
+  it was answered.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from ._cancel import ki_protected
 from ._errors import BadUse
 from ._execution import Execution
 from ._graph import Graph
+from ._halting import Answers, resolved
 from ._history import Playback, Rewound, play
 from ._ids import RunPath
 from ._ledgers import recall_ledgers
 from ._parallel import Parallel
-from ._recorded import recorded_history
+from ._recorded import recorded_asked, recorded_history
 from ._run import Run
 from ._start import First, Start, refuse_conflict, refuse_missing
 from ._state import Change, Drop, Set
@@ -47,6 +48,7 @@ class Root:
         first: Start | First,
         *,
         retries_failed: bool = False,
+        answers: Answers | None = None,
     ) -> None:
         """Plan it. Without a store there is nothing to be asked, so the run is made at once.
 
@@ -56,12 +58,14 @@ class Root:
             make_run: Makes the run that starts with the fields that it is given.
             first: What it is to start from.
             retries_failed: Whether failures that were collected are to be run again.
+            answers: To questions that it has asked before.
         """
         self.path: RunPath = path
         self._execution = execution
         self._make_run = make_run
         self._first = first
         self._retries_failed = retries_failed
+        self._answers: Answers = answers or {}
         self.begun: Event = Event()
         """Set once the run goes on, or is known not to."""
         self.error: Exception | None = None
@@ -112,6 +116,7 @@ class Root:
             RunClaimed: Another execution has it.
             RunConflict: It was started with something else.
             MissingSecret: It was started with secrets that are not given again.
+            UnknownQuestion: It has not asked what is answered.
             StoreFailed: The store could not say what it knows.
         """
         execution, run_id = self._execution, self.path.id
@@ -123,6 +128,7 @@ class Root:
         if not isinstance(wanted, Start):
             wanted = await wanted(execution, record)
         if record is None:
+            resolved(self._answers, (), {}, run_id)  # refuses any
             run, begun = self._make_run(wanted.fields), wanted.beginning
             if begun.forked_from is not None:
                 run.go_on_from(play(run.data, (), after=begun.after, visits=begun.visits))
@@ -141,6 +147,14 @@ class Root:
         run = self._make_run(known.first)
         played = await recorded_history(execution, self.path, known)
         children = await _recorded_children(execution, self.path)
+        execution.answers = played.answers
+        asked = (
+            ()
+            if record.status == "succeeded"
+            else recorded_asked(self.path, run.setting.graph, played, children)
+        )
+        answered = resolved(self._answers, asked, played.answers, run_id)
+        run.has_stood_here = record.status == "halted"
         if self._retries_failed:
             now = played.data
             rewound = self._failed_step(run.setting.graph, played, children)
@@ -150,6 +164,9 @@ class Root:
         await recall_ledgers(run, children)
         if is_over:
             run.status = "succeeded"
+        elif answered:
+            await run.commit((), run.data, questions=answered)
+            execution.answers.update((one.id, one.value) for one in answered)
         return run
 
     def _failed_step(

@@ -301,14 +301,14 @@ def _copied_of(error: BaseException) -> Iterator[str]:
         yield pickle.dumps(error).decode("utf-8", "replace")
 
 
-def _stand_in(error: BaseException, mask: Callable[[str], str]) -> None:
+def _stand_in(error: Any, mask: Callable[[str], str]) -> None:
     """Have an error be shown masked, and be copied and saved as no more than what it says.
 
     What it holds besides text, a request with its URL and headers, say, can't be masked, and is
     left to whoever catches it. So its class is replaced by one of the same name that differs in
     nothing but this.
     """
-    kind = type(error)
+    kind: type[Any] = type(error)
     try:
         text = mask(str(error))
     except Exception:  # noqa: BLE001 # then it can't be shown at all
@@ -320,10 +320,10 @@ def _stand_in(error: BaseException, mask: Callable[[str], str]) -> None:
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
     }
-    if isinstance(error, BaseExceptionGroup):
+    if issubclass(kind, BaseExceptionGroup):
         methods["message"] = mask(error.message)
     try:
-        cast("Any", error).__class__ = type(kind.__name__, (kind, StandsIn), methods)
+        error.__class__ = type(kind.__name__, (kind, StandsIn), methods)
     except TypeError:  # one of Python's own, which says what it was made of
         error.args = (text,)
         for member, value in _members(error):
