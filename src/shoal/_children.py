@@ -269,16 +269,15 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
         What an earlier execution has done stays done in the store: it only didn't come up.
         """
-        left = self._source.left_over()
-        for child in left:
+        left, done = self._source.left_over()
+        for child in (*left, *done):
             child.cancel(reason)
             child.never_started = True
         try:
-            ended = [child for child in left if not self._source.is_done(child.setting, child.key)]
-            if ended:
-                await self._run.end_unapplied(ended)
+            if left:
+                await self._run.end_unapplied(left)
         finally:
-            self._deliver(left)
+            self._deliver([*left, *done])
 
     def _deliver(self, batch: list[Run]) -> None:
         for child in batch:
@@ -545,12 +544,18 @@ class _Started:
         """Whether there is nothing left of what was started."""
         return not self._single and all(each.dry() for each in self._each)
 
-    def left_over(self) -> list[Run]:
-        """Make children of what was started and never began."""
+    def left_over(self) -> tuple[list[Run], list[Run]]:
+        """Make children of what was started and never began; apart, of what was done before."""
         entries = list(self._single)
         self._single.clear()
         self.made += len(entries)
-        return [_child(entry) for entry in entries]
+        done, left = list[Run](), list[Run]()
+        for entry in entries:
+            if self._is_done(entry):
+                done.append(_child(entry))
+            else:
+                left.append(self._begin(_child(entry)))
+        return left, done
 
     # what a group asks of its source
 
@@ -609,17 +614,16 @@ class _Started:
         entries, self._single = self._single, deque()
         dropped = [child for each in self._each for child in each.drop(is_meant)]
         for entry in entries:
-            setting, key = entry.kind.setting, entry.key
-            if is_meant(setting, key) and not self.is_done(setting, key):
+            if is_meant(entry.kind.setting, entry.key) and not self._is_done(entry):
                 dropped.append(_child(entry))
             else:
                 self._single.append(entry)
         self.made += len(dropped)
         return [self._begin(child) for child in dropped]
 
-    def is_done(self, setting: Setting, key: Key) -> bool:
+    def _is_done(self, entry: Entry) -> bool:
         """Tell whether an earlier execution has done what was started."""
-        name = ChildName(setting.act, key)
+        name = ChildName(entry.kind.setting.act, entry.key)
         record = None if self.recorded is None else self.recorded.get(name)
         return record is not None and record.status == "succeeded"
 
