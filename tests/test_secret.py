@@ -362,6 +362,35 @@ async def test_an_error_stays_what_it_is_and_says_less():
     assert repr(group.exceptions) == "(KeyError('***'),)"
 
 
+@pytest.mark.parametrize("kind", ["elements", "tasks"])
+async def test_what_a_source_raises_in_closing_is_masked(
+    kind: str, caplog: pytest.LogCaptureFixture
+):
+    async def source(token: str, make: Callable[[int], Any]) -> AsyncIterator[Any]:
+        try:
+            for n in range(9):
+                yield make(n)
+        finally:
+            raise RuntimeError(f"closing {token}")
+
+    class Tasks(AskAll):
+        def tasks(self, state: State[Any], inputs: Mapping[str, Any]) -> Any:
+            return source(state["token"], lambda n: Task(last, {"n": n}))
+
+    failing.clear()
+    failing.add("last")
+    over = fan_out(
+        last,
+        over=lambda state: source(state["token"], lambda n: n),
+        item="n",
+        reads=["token"],
+        into="outs",
+    )
+    with pytest.raises(ExceptionGroup):
+        await Application(over if kind == "elements" else Tasks()).run(secret())
+    assert "was closed, it raised RuntimeError('closing ***')" in caplog.text
+
+
 async def test_a_reason_for_which_others_are_cancelled_is_masked():
     @action(reads=["token"], writes=["out"])
     async def gives_up(token: str, context: Context) -> str:

@@ -444,6 +444,9 @@ class TaskElements(Elements):
     def _is_keyed(self) -> bool:
         return bool(self._keyed)
 
+    def _hide(self, error: BaseException) -> None:
+        self._step.parent.hide_secrets(error)
+
     def _graph(self, act: Act) -> Graph:
         """Make the graph of an act; by identity, since what is bound differently may be equal."""
         known = self._graphs.get(id(act))
