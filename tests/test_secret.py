@@ -9,6 +9,7 @@ import pickle
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from pprint import pformat
 from typing import Any, cast
@@ -205,17 +206,17 @@ async def streams(token: str) -> AsyncIterator[str | Result[str]]:
 
 @action(reads=["token"], writes=["own"])
 async def own(token: str, context: Context) -> int:
-    count = 0
+    done = 0
     async with context.fan_out(name="tries") as group:
         group.start(fetch, secret(token, n=3), key="three")
         group.start(fetch, {"n": 4, "token": token}, key="four")
         async for outcome in group:
-            count += isinstance(outcome, Done)
+            done += isinstance(outcome, Done)
     try:
         with context.span("part", step="one"):
             raise ValueError(token)
     except ValueError:
-        return count
+        return done
 
 
 @action(reads=["token"], writes=["done"])
@@ -368,12 +369,14 @@ async def test_what_a_source_raises_in_closing_is_masked(
 ):
     async def source(token: str, make: Callable[[int], Any]) -> AsyncIterator[Any]:
         try:
-            for n in range(9):
+            for n in count():
                 yield make(n)
         finally:
             raise RuntimeError(f"closing {token}")
 
     class Tasks(AskAll):
+        limits = Limits(2)
+
         def tasks(self, state: State[Any], inputs: Mapping[str, Any]) -> Any:
             return source(state["token"], lambda n: Task(last, {"n": n}))
 
@@ -385,6 +388,7 @@ async def test_what_a_source_raises_in_closing_is_masked(
         item="n",
         reads=["token"],
         into="outs",
+        limits=Limits(2),
     )
     with pytest.raises(ExceptionGroup):
         await Application(over if kind == "elements" else Tasks()).run(secret())
