@@ -120,6 +120,7 @@ from ._store import (
     Browses,
     CachesResults,
     ChildRecord,
+    FailedChild,
     FindsOrphans,
     Orphan,
     Prunes,
@@ -135,6 +136,7 @@ from .stores import MemoryStore
 
 if typing.TYPE_CHECKING:
     from ._codec import Codec
+    from .stores._postgres import PostgresStore
     from .stores._sqlite import SQLiteStore
 
 __all__ = [
@@ -182,6 +184,7 @@ __all__ = [
     "Event",
     "Extend",
     "Failed",
+    "FailedChild",
     "FanOut",
     "FindsOrphans",
     "First",
@@ -228,6 +231,7 @@ __all__ = [
     "ParallelAction",
     "Poisoned",
     "PositionedList",
+    "PostgresStore",
     "Prunes",
     "Put",
     "PutWithin",
@@ -306,7 +310,7 @@ __all__ = [
 ]
 
 # what only those who use it need to import
-_LATER = {"Codec": "_codec", "SQLiteStore": "stores._sqlite"}
+_LATER = {"Codec": "_codec", "PostgresStore": "stores._postgres", "SQLiteStore": "stores._sqlite"}
 
 
 def __getattr__(name: str) -> object:

@@ -71,6 +71,8 @@ from ._watch import SPARE, Part, Watched, leads_to
 
 BATCH = 1000
 """Ended children that the parent takes at once."""
+TURNS = 4
+"""Turns of the event loop for which ends are waited for that go into the same save, at most."""
 INLINE = 64
 """Children that a puller lives without passing a checkpoint, if none of them waits..."""
 INLINE_SECONDS = 0.001
@@ -344,6 +346,7 @@ class Group:
                     return True
                 self._news = Event()
                 await self._news.wait()
+                await self._let_more_end()
                 continue
             batch = [inbox.popleft() for _ in range(min(len(inbox), BATCH))]
             batch.sort(key=_position)
@@ -357,7 +360,22 @@ class Group:
             self._tell_places(len(batch))
             if inbox:
                 await checkpoint()
+                await self._let_more_end()
         return False
+
+    async def _let_more_end(self) -> None:
+        """Where a save takes time, let the event loop make a few turns while that brings more ends.
+
+        Else quick children would end just behind a save, again and again: then each other one is of
+        a few, and those that have made room run while it is written, in each other's way.
+        """
+        for _ in range(TURNS if self._parent.setting.execution.saves_wait else 0):
+            before = len(self.inbox), self.in_flight
+            if self._is_held:  # one of them may decide, so nobody starts
+                return
+            await checkpoint()
+            if before == (len(self.inbox), self.in_flight):
+                return
 
     def _fell(self, error: BaseException) -> None:
         """Deal with what came out of code that runs in the group's tasks, but for its children.

@@ -276,12 +276,16 @@ class OptionalConformance:
                     position=10 - number,
                 )
                 await save(store, updates=(update_of(number),), applied=(child,))
-            late = child_run("late", status="failed", error=ValueError("late"))
+            errors = ExceptionGroup("two", [LookupError(7), ValueError("late")])
+            late = child_run("late", status="failed", error=errors)
             await save(store, unapplied=(late,))
         for each in (store, has(self.another(store), Browses)):
             found = await each.failures(ROOT)
             assert [child.key for child in found] == ["late", "k1", "k3", "k5", "k7"]
-            assert str(found[1].error) == "1"
+            assert found[0].error == "ExceptionGroup: two: LookupError: 7; ValueError: late"
+            assert found[1].error == "LookupError: 1"
+            assert (found[1].step, found[1].visit, found[1].act) == ("map", 0, "leaf")
+            assert (found[1].position, found[1].attempts, found[1].elapsed) == (9, 1, 0.5)
             assert [one.applied for one in found] == [None, 1, 3, 5, 7]
             assert [child.key for child in await each.failures(ROOT, limit=2)] == ["late", "k1"]
             assert [child.key for child in await each.failures(ROOT, limit=2, skip=3)] == [

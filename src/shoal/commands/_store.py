@@ -1,0 +1,54 @@
+"""Stores, as they are named on a command line. Imports them when one is."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shoal import Store
+
+STORE = "the file of an SQLiteStore, or the postgresql:// URL of a PostgresStore"
+"""What a store is named by."""
+
+
+class Refused(Exception):
+    """What was asked for can't be done. The message says why, and what to do."""
+
+
+def open_store(name: str) -> Store:
+    """Return the store of that name. Nothing is opened yet, and nothing made.
+
+    Raises:
+        Refused: There is none, or what it needs is not installed.
+    """
+    if name.startswith(("postgresql://", "postgres://")):
+        return _made("PostgresStore", "postgres", name)
+    if "://" in name:
+        scheme = name.partition(":")[0]
+        msg = f"no store is named by a {scheme}:// URL: give {STORE}"
+        raise Refused(msg)
+    path = Path(name)
+    if not path.exists():
+        msg = f"there is no file {name}: give {STORE}"
+        raise Refused(msg)
+    if not path.is_file():
+        msg = f"{name} is no file: give {STORE}"
+        raise Refused(msg)
+    if not path.stat().st_size:
+        msg = f"{name} is empty: no run was ever kept in it"
+        raise Refused(msg)
+    return _made("SQLiteStore", "sqlite", name)
+
+
+def _made(kind: str, extra: str, name: str) -> Store:
+    try:
+        make = getattr(importlib.import_module("shoal"), kind, None)
+        if make is None:
+            msg = f"this version of shoal has no {kind}"
+            raise Refused(msg)
+        return make(name)
+    except ImportError as error:
+        msg = f"{kind} needs what is not installed ({error}): pip install 'shoal[{extra}]'"
+        raise Refused(msg) from error
