@@ -53,13 +53,14 @@ async def closed_after(
         BaseException: What ``work`` raised; or, if that went well, what closing did.
     """
     ended_by: BaseException | None = None
+    results: list[T] = []  # one, once there is one
     # Entered before the generator begins: so the scopes that it holds across a yield are inside of
     # this one, also when it is closed, see test_a_generator_that_holds_a_scope_is_closed_inside_it.
     with CancelScope() as scope:
         try:
-            result = await work(scope)
+            results.append(await work(scope))
             if _is_over(iterator):
-                return result
+                return results[0]
         except GeneratorExit:  # its own, or nothing can be awaited any more
             raise
         except BaseException as error:  # noqa: BLE001 # raised below
@@ -70,7 +71,7 @@ async def closed_after(
     try:
         if ended_by is not None:
             raise ended_by
-        return result  # pyright: ignore[reportPossiblyUnbound] # else it was ended by something
+        return results[0]
     finally:
         del ended_by  # no cycle from the exception through its traceback to this frame
 

@@ -308,7 +308,8 @@ def _stand_in(error: Any, mask: Callable[[str], str]) -> None:
     left to whoever catches it. So its class is replaced by one of the same name that differs in
     nothing but this.
     """
-    kind: type[Any] = type(error)
+    kind = cast("type[BaseException]", type(error))
+    bases: tuple[type, ...] = (kind, StandsIn)
     try:
         text = mask(str(error))
     except Exception:  # noqa: BLE001 # then it can't be shown at all
@@ -323,7 +324,7 @@ def _stand_in(error: Any, mask: Callable[[str], str]) -> None:
     if issubclass(kind, BaseExceptionGroup):
         methods["message"] = mask(error.message)
     try:
-        error.__class__ = type(kind.__name__, (kind, StandsIn), methods)
+        error.__class__ = type(kind.__name__, bases, methods)
     except TypeError:  # one of Python's own, which says what it was made of
         error.args = (text,)
         for member, value in _members(error):
