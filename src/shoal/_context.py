@@ -145,6 +145,7 @@ class Context:
         if not hooks.around_span:
             yield
             return
+        self._run.refuse_secrets(attributes, f"span {name!r} of action {self._action.name!r}")
         event = SpanStarted(
             path=self._run.path, step=self._action.name, name=name, attributes=attributes
         )
@@ -152,6 +153,7 @@ class Context:
         try:
             yield
         except BaseException as error:
+            self._run.hide_secrets(error)
             failure = entered.leave(error)
             if failure is not None and isinstance(error, Exception):
                 raise failure from error
