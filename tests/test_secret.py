@@ -650,6 +650,8 @@ async def test_a_secret_may_be_another_one_now_and_all_else_may_not():
         await app.run(secret(OTHER, n=2), id="x")
     with pytest.raises(RunConflict, match="differs in 'further'"):
         await app.run(State({"token": OTHER, "further": 1}, secret={"token", "further"}), id="x")
+    with pytest.raises(RunConflict, match="differs in 'n'"):
+        await app.run({}, id="x")
     with pytest.raises(MissingSecret):
         await app.run({"n": 1}, id="x")
     assert not traces_in(str(caught.value))

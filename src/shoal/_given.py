@@ -68,8 +68,8 @@ class Given:
             if known is None:
                 return self._beginning(data)
             secrets = secrets_in(boxed(fields, known.beginning.secret))
-            nothing_else = len(secrets) == len(fields)
-            return self._same(known, secrets) if nothing_else else self._start(data)
+            is_left_out = state is None or (bool(fields) and len(secrets) == len(fields))
+            return self._same(known, secrets) if is_left_out else self._start(data)
 
         return first, *given
 
