@@ -455,11 +455,10 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "way",
-    [*WAYS, beside_a_failure, in_a_fan_out, beside_who_has_asked],
-    ids=lambda way: way.__name__,
-)
+MORE_WAYS = [*WAYS, beside_a_failure, in_a_fan_out, beside_who_has_asked]
+
+
+@pytest.mark.parametrize("way", MORE_WAYS, ids=lambda way: way.__name__)
 async def test_an_attempt_that_has_asked_is_halted_however_it_ends(way: Callable[[Context], Any]):
     asks = action(writes=["out"], name="asks", timeout=20, retry=Retry(5, on=Exception))(way)
     hook = RecordingHook()

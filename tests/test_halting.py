@@ -404,6 +404,22 @@ async def test_who_is_halted_is_cancelled_with_the_group():
     hook.assert_paired()
 
 
+async def test_who_is_started_no_more_is_asked_no_more():
+    @action(reads=["items"])
+    async def starts(items: Sequence[str], wanted: Sequence[str], context: Context) -> None:
+        async with context.fan_out(name="own") as group:
+            for item in wanted:
+                group.start(leaf, {"item": item}, key=item)
+
+    app, _ = application(Graph.chain(starts, person))
+    result = await app.run({"items": []}, id="x", inputs={"wanted": ["A", "B"]})
+    assert keys(result) == ["A", "B"]
+    answers = {result.questions[0].address: "yes"}
+    result = await app.run(id="x", inputs={"wanted": ["A"]}, answers=answers)
+    assert [one.step for one in result.questions] == ["person"]
+    assert list(await app.questions("x")) == list(result.questions)
+
+
 # -- races -----------------------------------------------------------------------------------------
 
 
