@@ -447,6 +447,32 @@ async def test_a_decision_elsewhere_cancels_who_is_halted():
         await app.run(id="x", answers={"ok": 1})
 
 
+async def test_who_loses_while_it_halts_has_lost():
+    @action(writes=["out"])
+    async def stubborn(context: Context) -> str:
+        try:
+            return await context.ask("ok", "?")
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(2)
+            raise ValueError
+
+    @action(writes=["out"])
+    async def quicker() -> str:
+        await anyio.sleep(1)
+        return "quicker"
+
+    app, hook = application(race(stubborn, quicker, into="answer"))
+    result = await app.run(id="x")
+    (loser,) = result.outcomes("answer")
+    assert isinstance(loser, Cancelled)
+    assert (loser.reason, loser.winner) == (
+        "'quicker' decided fan-out 'answer'",
+        ChildName("quicker", ""),
+    )
+    hook.assert_paired()
+
+
 async def test_a_race_whose_others_have_failed_halts_and_is_won_by_an_answer():
     act = fan_out(
         leaf, over="items", item="item", key=str, into="out", take="out", until=first(accept=len)
