@@ -8,7 +8,8 @@ the action is done. What is done here to Burr's advantage, and what it can't do:
   would save all elements once more.
 - Burr has no limit on children that are gathered, so their tasks wait at a semaphore here.
 - Results are applied at the end, all at once; nothing is saved of that in between.
-- The file is in WAL mode, and one connection is shared where the persister can do so.
+- The file is in WAL mode, and children share one connection. By itself ``SQLitePersister`` opens
+  one for each child before the first begins: 10,000 of them are more files than may be open.
 """
 
 # pyright: basic, reportMissingImports=false
@@ -20,7 +21,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -112,18 +113,15 @@ async def _asynchronous(path: Path, synchronous: str) -> AsyncGenerator[Any]:
 @asynccontextmanager
 async def _blocking(path: Path, synchronous: str) -> AsyncGenerator[Any]:
     class Persister(SQLitePersister):
-        def copy(self) -> Any:  # of which each child has one: with a connection of its own
-            copied = Persister(str(path))
-            copied.connection.execute(f"PRAGMA synchronous = {synchronous}")
-            return copied
+        def copy(self) -> Any:
+            return self
 
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute(f"PRAGMA synchronous = {synchronous}")
-    persister = Persister(str(path), connection=connection)
-    persister.initialize()
-    yield persister
-    persister.cleanup()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        persister = Persister(str(path), connection=connection)
+        persister.initialize()
+        yield persister
 
 
 def _program(opened: Callable[[Path, str], Any], synchronous: str) -> Program:

@@ -38,7 +38,7 @@ def measure(items: Sequence[int], rounds: int, address: str | None) -> None:
         return
     with tempfile.TemporaryDirectory(dir=".") as folder:  # on a disk, as /tmp may not be
         Path(folder).chmod(0o755)  # it is the server's own user who has to get through
-        with private_server(found, Path(folder).absolute(), shared_buffers="128MB") as server:
+        with private_server(found, {"shared_buffers": "128MB"}, Path(folder).absolute()) as server:
             _measure(items, rounds, server.address())
 
 

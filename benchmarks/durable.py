@@ -82,7 +82,8 @@ def ours() -> dict[str, Program]:
 @contextmanager
 def fresh_file() -> Generator[Path]:
     """Give the path of a file that isn't there yet, and goes with its directory."""
-    with tempfile.TemporaryDirectory(dir=".") as directory:  # on a disk, as /tmp may not be
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=".") as directory:
+        # here, which is on a disk, as /tmp may not be
         yield Path(directory) / "runs.db"
 
 

@@ -85,7 +85,7 @@ def anyio_backend_of(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server that keeps nothing on disk, for all tests of this process."""
-    with private_server(find_programs(), **QUICK) as server:
+    with private_server(find_programs(), QUICK) as server:
         yield server
 
 

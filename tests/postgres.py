@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -35,13 +35,13 @@ def _version(initdb: Path) -> float:
 class PostgresServer:
     """A server, with a cluster of its own in a folder that goes with it."""
 
-    def __init__(self, bin_: Path, where: Path | None = None, **settings: str) -> None:
+    def __init__(self, bin_: Path, settings: Mapping[str, str], where: Path | None = None) -> None:
         """Make the cluster, and start it.
 
         Args:
             bin_: Where its programs are.
-            where: A folder to make its own one in; by default where files take no time.
             settings: The server's own.
+            where: A folder to make its own one in; by default where files take no time.
         """
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
@@ -144,10 +144,10 @@ class PostgresServer:
 
 @contextmanager
 def private_server(
-    bin_: Path, where: Path | None = None, **settings: str
+    bin_: Path, settings: Mapping[str, str], where: Path | None = None
 ) -> Generator[PostgresServer]:
     """Have a server while the block lasts."""
-    server = PostgresServer(bin_, where, **settings)
+    server = PostgresServer(bin_, settings, where)
     try:
         yield server
     finally:

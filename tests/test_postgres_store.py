@@ -149,15 +149,21 @@ async def test_a_user_who_may_make_no_schema_is_told(place: InSchema, reachable:
 
 
 @anyio_test
-async def test_a_server_that_is_not_there_is_waited_for_in_vain():
+async def test_a_server_that_is_not_there_is_waited_for_in_vain(caplog: pytest.LogCaptureFixture):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    store = PostgresStore(f"postgresql://me:{SECRET}@127.0.0.1:{port}/runs", patience=0.02)
-    message = r"runs could not be reached for 0.02 s \(PostgresStore\(patience=...\) waits longer\)"
+    store = PostgresStore(f"postgresql://me:{SECRET}@127.0.0.1:{port}/runs", patience=0.12)
+    message = r"runs could not be reached for 0.12 s \(PostgresStore\(patience=...\) waits longer\)"
     for use in (lambda: store.claim("x", "me"), lambda: store.load("x")):
         with pytest.raises(StoreFailed, match=f"{message}: .*Connection refused") as raised:
             await use()
         assert SECRET not in "".join(traceback.format_exception(raised.value))
+    told = [record.message for record in caplog.records if record.name == "shoal"]
+    assert "Connection refused" in told[0]
+    assert [one.partition(":")[0] for one in told] == [
+        "saves wait 0.12 s at most",
+        "readers wait 0.12 s at most",
+    ]
 
 
 @anyio_test

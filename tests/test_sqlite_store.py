@@ -336,12 +336,15 @@ def test_where_a_file_can_not_be_made_aside_it_is_made_in_its_place(
     assert sorted(each.name for each in path.parent.iterdir()) == ["runs.db"]
 
 
+def nothing(*_: object) -> None: ...
+
+
 @anyio_test
 async def test_made_either_way_a_file_is_the_same(path: Path, monkeypatch: pytest.MonkeyPatch):
     made: list[object] = []
     for aside in (True, False):
         if not aside:
-            monkeypatch.setattr(_sqlite_file, "_make_aside", lambda _: None)  # pyright: ignore[reportUnknownLambdaType]
+            monkeypatch.setattr(_sqlite_file, "_make_aside", nothing)
         file = path.with_name(f"{aside}.db")
         async with store_at(file):
             pass

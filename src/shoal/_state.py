@@ -519,7 +519,7 @@ def replay_all(data: Mapping[str, object], operations: Iterable[Operation]) -> M
     for field, some in groupby(operations, _put_into):
         collection = None if field is None else _growable(data.get(field, {}))
         if field is not None and isinstance(collection, StateMap | PositionedList):
-            entries: Iterable[Any] = (operation[1:] for operation in some)
+            entries = cast("Iterable[Any]", (operation[1:] for operation in some))
             data = {**data, field: collection.put_all(entries)}
         else:
             data = replay(make_state(data), some)._data

@@ -48,7 +48,7 @@ from ._reading import Reader
 from ._rows import Packer, Unpacker
 from ._sizes import UpdateSizes
 from ._writer import Job, Writer
-from ._writing import Claiming, Config, Database, Save, delays
+from ._writing import Claiming, Config, Database, Save, delays, tell_waiting
 
 T = TypeVar("T")
 
@@ -364,7 +364,7 @@ class DurableStore(ABC):
     def _look(self, look: Callable[[Reader], T]) -> T | None:
         """Call ``look``, again where the database had no answer; as long as that is waited for."""
         config, until = self._config, time.monotonic() + self._config.patience
-        for delay in delays():
+        for number, delay in enumerate(delays()):
             connection: Connection | None = None
             try:
                 connection = self._take_reader() or self._connect()
@@ -380,6 +380,8 @@ class DurableStore(ABC):
                     raise
                 if not config.faults.may_pass(error) or time.monotonic() > until:
                     raise config.faults.explained(error) from error
+                if number == 1:
+                    tell_waiting("readers", config.patience, error)
             else:
                 self._give_back(connection)
                 return found

@@ -43,8 +43,8 @@ class PostgresStore(DurableStore):
     open while runs are claimed; a service keeps them open for as long as it lives: ``async with
     PostgresStore(...) as store``. Nothing of them is kept between transactions, so there may be a
     pooler in between. An update is on the server's disk when it is acknowledged, if the server is
-    set up so: its ``synchronous_commit`` decides, which the address can set
-    (``?options=-c synchronous_commit=remote_apply``).
+    set up so: its ``synchronous_commit`` decides, which an address can set, too
+    (``"... options='-c synchronous_commit=remote_apply'"``).
 
     Examples:
         >>> from shoal import Application, PostgresStore, action
@@ -124,5 +124,4 @@ class PostgresStore(DurableStore):
 
     def _begin(self, connection: Connection) -> None:
         assert isinstance(connection, Link), "it is one of ours"
-        with connection.pipeline():
-            connection.begin("ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        connection.begin(how="ISOLATION LEVEL REPEATABLE READ READ ONLY")

@@ -27,7 +27,7 @@ from ._claims import Claim, Held
 from ._dialect import Connection, Dialect
 from ._holders import Holder, current_holder
 from ._postgres_schema import has_tables, make_tables
-from ._postgres_server import Link, Server
+from ._postgres_server import InDoubt, Link, Server, Statement
 from ._rows import Child, History, Place
 from ._writer import Job
 from ._writing import COLUMNS, Claiming, Config, Database, Save
@@ -133,14 +133,12 @@ class PostgresDatabase(Database):
         saves = [job.work for job in jobs if isinstance(job.work, Save) and not job.work.claim.lost]
         self._intern_all(saves)
         claims = {save.claim.execution: save.claim for save in saves}
-        with link.pipeline():
-            self._begin_on(link, lightly=all(job.is_light for job in jobs))
-            self._counted = {}
-            if claims:
-                found = link.execute(_COUNTED, self._named(claims.values(), "saves"))
-                self._counted = {name: claims[name] for (name,) in found}
+        self._counted = {}
+        count = [(_COUNTED, self._named(claims.values(), "saves"))] if claims else []
+        found = self._begin_on(link, *count, lightly=all(job.is_light for job in jobs))
+        self._counted = {name: claims[name] for rows in found for (name,) in rows}
 
-    def _begin_on(self, link: Link, *, lightly: bool) -> None:
+    def _begin_on(self, link: Link, *more: Statement, lightly: bool) -> list[list[tuple[Any, ...]]]:
         """Begin a transaction that ends by itself where this process stops, or the server does."""
         settings: dict[str, object] = {
             "statement_timeout": ceil(self._server.timeout * 1000),
@@ -148,17 +146,13 @@ class PostgresDatabase(Database):
         }
         if lightly:
             settings["synchronous_commit"] = "off"
-        link.begin(settings=settings)
+        return link.begin(*more, settings=settings)
 
     def _commit(self, jobs: Sequence[Job[Any, Any]]) -> None:
-        link = self._sql
-        link.flush_many()
         try:
-            with link.pipeline():
-                link.execute("COMMIT")
-        except self._config.faults.errors:
-            if link.is_closed:
-                self._in_doubt = jobs
+            self._sql.commit()
+        except InDoubt:
+            self._in_doubt = jobs
             raise
         for claim in self._counted.values():
             claim.saves += 1
@@ -169,25 +163,25 @@ class PostgresDatabase(Database):
         Its claims say so; for these the server waits until that transaction has ended. Without any,
         it may be done again.
         """
-        link = self._connected()
+        link, counted = self._connected(), self._counted.values()
+        made = [job.work.claim for job in jobs if isinstance(job.work, Claiming)]
+        would_say = [(claim, claim.saves + 1) for claim in counted]
+        would_say += [(claim, 0) for claim in made if claim.epoch]
         self._begin_on(link, lightly=True)
         kept = False
-        for job in jobs:
-            claim = job.work.claim if isinstance(job.work, Save | Claiming) else None
-            if claim is None or claim.lost or not claim.epoch:
-                continue
+        for claim, saves in would_say:
             found = link.execute(
                 "SELECT saves FROM claims WHERE run_id = ? AND epoch = ? AND execution = ? "
                 "FOR UPDATE",
                 (index_of(claim.run_id), claim.epoch, claim.execution),
             ).fetchone()
-            if found is not None:
-                kept = isinstance(job.work, Claiming) or found[0] > claim.saves
+            if found is not None:  # else it was taken over, or was never made
+                kept = found[0] == saves
                 break
-        link.execute("COMMIT")
+        link.commit()
         self._in_doubt = None
         if kept:
-            for claim in self._counted.values():
+            for claim in counted:
                 claim.saves += 1
         return kept
 
@@ -263,10 +257,7 @@ class PostgresDatabase(Database):
 
     def _beat(self) -> list[Claim]:
         link, claims = self._connected(), list(self._claims.values())
-        with link.pipeline():
-            self._begin_on(link, lightly=True)
-            seen = link.execute(_SEEN, self._named(claims))
-            link.execute("COMMIT")
+        seen, _ = self._begin_on(link, (_SEEN, self._named(claims)), ("COMMIT", ()), lightly=True)
         alive = {execution for (execution,) in seen}
         return [claim for claim in claims if claim.execution not in alive]
 
@@ -301,7 +292,7 @@ class PostgresDatabase(Database):
                 self._place(place)
             for form in sorted(forms):
                 self._form(form)
-            self._sql.execute("COMMIT")
+            self._sql.commit()
 
     def _append(self, entries: list[tuple[int, History]]) -> None:
         rows = [(run, *entry) for run, entry in entries]

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from math import ceil
+from math import ceil, inf
 from typing import Any, NamedTuple, TypeVar, cast, final
 
 from shoal._errors import DefinitionError, StoreFailed
 
 try:
     import psycopg
-    from psycopg import Pipeline
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
-    from psycopg.pq import PipelineStatus, TransactionStatus
+    from psycopg.pq import TransactionStatus
     from psycopg.rows import TupleRow
-    from psycopg.types.numeric import Int8Dumper
     from psycopg.types.string import TextLoader
 except ImportError as _missing:  # of psycopg itself, or of the library that it needs
     _msg = (
@@ -77,10 +74,18 @@ def server_at(address: str, schema: str, timeout: float) -> Server:
     return Server(make_conninfo(address, **given), label, schema, timeout)
 
 
+Statement = tuple[str, Sequence[Any]]
+"""SQL, with ``?`` for values; and the values."""
+
+
+class InDoubt(psycopg.OperationalError):
+    """A connection was lost in the middle of a commit."""
+
+
 class _Connection(psycopg.Connection[TupleRow]):
     """One that gives up where the server says nothing."""
 
-    timeout: float
+    timeout: float = inf
 
     def wait(self, gen: Any, *args: Any, **more: Any) -> Any:
         return super().wait(self._unless_silent(gen), *args, **more)
@@ -113,9 +118,7 @@ class Link:
             psycopg.OperationalError: That is not possible, now or at all.
         """
         self._connection = connection = _Connection.connect(server.conninfo, autocommit=True)
-        connection.prepare_threshold = None
         connection.timeout = server.timeout
-        connection.adapters.register_dumper(int, Int8Dumper)  # else one statement is many
         connection.adapters.register_loader("json", TextLoader)
         self._schema = server.quoted
         self._later: dict[str, list[Sequence[Any]]] = {}
@@ -124,53 +127,87 @@ class Link:
     def is_closed(self) -> bool:
         return self._connection.closed
 
-    def begin(self, how: str = "", settings: Mapping[str, object] = {}) -> None:  # read
-        """Begin a transaction, with settings that are its own: so poolers may be in between."""
-        named = {"search_path": self._schema, **settings}
-        calls = ", ".join(f"set_config('{name}', ?, true)" for name in named)
-        self.execute(f"BEGIN {how}")
-        self.execute(f"SELECT {calls}", [str(value) for value in named.values()])
-
     def execute(self, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[TupleRow]:
         """Execute a statement, behind what was left for later."""
         if self._later:
             self.flush()
-        return self._connection.execute(_translated(sql), values or None)
+        return self._cursor().execute(_translated(sql), values or None)
+
+    def _cursor(self) -> psycopg.ClientCursor[TupleRow]:
+        """Make a cursor that leaves nothing with the server, and takes several statements."""
+        return psycopg.ClientCursor(self._connection)
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute it for each row, all in one round trip."""
         if self._later:
             self.flush()
-        with self._connection.cursor() as cursor:
-            cursor.executemany(_translated(sql), rows)
+        statements = [(sql, row) for row in rows]
+        if statements:
+            self.execute_all(*statements)
+
+    def execute_all(self, *statements: Statement) -> list[list[TupleRow]]:
+        """Execute statements in one round trip; return what each has found."""
+        cursor = self._cursor()
+        texts = [cursor.mogrify(_translated(sql), values) for sql, values in statements]
+        cursor.execute(_as_sql("; ".join(texts)))
+        found = [cursor.fetchall() if cursor.description else []]
+        while cursor.nextset():
+            found.append(cursor.fetchall() if cursor.description else [])
+        return found
+
+    def begin(
+        self, *more: Statement, how: str = "", settings: Mapping[str, object] | None = None
+    ) -> list[list[TupleRow]]:
+        """Begin a transaction, with settings that are its own: so poolers may be in between.
+
+        Returns what further statements, in the same round trip, have found.
+        """
+        named = {"search_path": self._schema, **(settings or {})}
+        calls = ", ".join(f"set_config('{name}', ?, true)" for name in named)
+        values = [str(value) for value in named.values()]
+        return self.execute_all((f"BEGIN {how}", ()), (f"SELECT {calls}", values), *more)[2:]
 
     def insert_later(self, columns: str, rows: Sequence[Sequence[Any]]) -> None:
         """Insert rows into ``table (column, ...)``: at the latest when anything else is asked."""
         if rows:
             self._later.setdefault(columns, []).extend(rows)
 
-    def flush_many(self) -> None:
-        """Insert what was left for later, but for the little that may as well be sent with more."""
-        for columns, rows in list(self._later.items()):
-            if len(rows) > FEW:
-                del self._later[columns]
-                copied = self._connection.cursor().copy(_as_sql(f"COPY {columns} FROM STDIN"))
-                with copied as copy:
-                    for row in rows:
-                        copy.write_row(row)
-
     def flush(self) -> None:
         """Insert what was left for later."""
-        if self._connection.info.pipeline_status == PipelineStatus.OFF:  # where nothing is copied
-            self.flush_many()
-        later, self._later = self._later, {}
-        for columns, rows in later.items():
-            holes = ", ".join("?" * len(rows[0]))
-            self.executemany(f"INSERT INTO {columns} VALUES ({holes})", rows)  # noqa: S608 # ours
+        few = self._copy_many()
+        if few:
+            self.execute_all(*few)
 
-    def pipeline(self) -> AbstractContextManager[object]:
-        """Have all that is executed inside of it sent at once; what is fetched is waited for."""
-        return self._connection.pipeline() if Pipeline.is_supported() else nullcontext()
+    def commit(self) -> None:
+        """Commit, with what was left for later.
+
+        Raises:
+            InDoubt: The connection was lost meanwhile, so whether it is committed is unknown.
+            psycopg.Error: It is not.
+        """
+        few = self._copy_many()
+        try:
+            self.execute_all(*few, ("COMMIT", ()))
+        except psycopg.OperationalError as error:
+            if self.is_closed or (_state(error) or "").startswith(_ENDS):
+                raise InDoubt(*error.args) from error
+            raise
+
+    def _copy_many(self) -> list[Statement]:
+        """Copy what was left for later; return statements for what is too little for that."""
+        later, self._later = self._later, {}
+        few: list[Statement] = []
+        for columns, rows in later.items():
+            if len(rows) <= FEW:
+                holes = f"({', '.join('?' * len(rows[0]))})"
+                values = [value for row in rows for value in row]
+                several = ", ".join([holes] * len(rows))
+                few.append((f"INSERT INTO {columns} VALUES {several}", values))  # noqa: S608 # ours
+                continue
+            with self._cursor().copy(_as_sql(f"COPY {columns} FROM STDIN")) as copy:
+                for row in rows:
+                    copy.write_row(row)
+        return few
 
     def abort(self) -> None:
         """End a transaction that has failed, if there is one."""
@@ -203,12 +240,13 @@ _NEVER = (  # no more than a text is known of why a connection was refused
 )  # fmt: skip
 _PASSES = (
     "08",  # the connection was lost
-    "25006",  # read-only: a replica, or what was the primary
+    "25006", "25P03", "25P04",  # a replica, or what was the primary; stopped in a transaction
     "40",  # two transactions wanted the same; also a deadlock
     "53",  # no connection, memory or disk left
     "55P03", "57",  # locked for too long; timeouts, and a server that shuts down or starts
     "58",  # a disk that fails
 )  # fmt: skip
+_ENDS = ("08", "25P", "57P")  # with it the connection ends
 _OF_ONE = ("22", "23", "54")  # what one save may be to blame for: its data, its size
 
 

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ from ._rows import Child, History, Place, Rows, outlived
 from ._writer import Job
 
 _KNOWN = 10_000  # rows whose ids are remembered
+
+logger = logging.getLogger("shoal")
 
 COLUMNS = (
     "position", "element", "digest", "status", "applied", "used", "value", "form", "change", "own",
@@ -60,6 +63,11 @@ _BELOW = (
 def delays() -> Iterator[float]:
     """Return after how many seconds what may pass is tried again, each time."""
     return chain((0.0,), repeat(0.1))  # at once: a connection may have been lost long ago
+
+
+def tell_waiting(who: str, patience: float, error: Exception) -> None:
+    """Say, to whoever looks at logs, what is waited for."""
+    logger.warning("%s wait %g s at most: %s", who, patience, " ".join(str(error).split()))
 
 
 @final
@@ -169,9 +177,11 @@ class Database(ABC):
     def do(self, jobs: Sequence[Job[Any, Any]]) -> None:
         until = time.monotonic() + self._config.patience
         error = self._attempt(jobs)
-        for delay in delays():
+        for number, delay in enumerate(delays()):
             if error is None or not self._may_pass(error) or time.monotonic() > until:
                 break
+            if number == 1:  # the first one may be a connection that was lost long ago
+                tell_waiting("saves", self._config.patience, error)
             time.sleep(delay)
             self.keep_up()
             error = self._attempt(jobs)
@@ -204,6 +214,8 @@ class Database(ABC):
                 failure = faults.explained(error)
                 failure.__cause__ = error
             job.error = failure
+            if job.on_failed is not None:  # at once: the next job may build on it
+                job.on_failed(failure)
 
     def _transact(self, jobs: Sequence[Job[Any, Any]]) -> None:
         self._begin(jobs)
@@ -274,7 +286,10 @@ class Database(ABC):
     # -- saves ----------------------------------------------------------------------------------
 
     def save(self, rows: Rows, claim: Claim) -> None:
-        """Write ``rows``, unless the run was taken over."""
+        """Write ``rows``, unless the run was taken over, or what they build on was not kept."""
+        if claim.failure is not None:
+            msg = f"an earlier save of run {claim.run_id} failed, and nobody waited for it"
+            raise StoreFailed(msg) from claim.failure
         self._check(claim)
         run, parent = self._root(rows.root), 0
         for place, key in rows.path:
