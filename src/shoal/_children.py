@@ -113,6 +113,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
         self._ended: deque[Outcome] = deque()  # not yet consumed
         self._resting: list[Run] = []  # children that wait for answers
+        self._halts = False  # whether the action halts since they do
         self._unsaved: list[Run] = []  # a batch that could not be saved
         self._deadline = math.inf
         self._news: anyio.Event | None = None  # set while the action waits for an outcome
@@ -196,7 +197,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             msg = f"{count} of fan-out {self.name!r} failed"
             raise ExceptionGroup(msg, [outcome.error for outcome in failed])
         if self._resting:
-            self._run.halt_below(self.name, self._resting)
+            self._halt()
+
+    def _halt(self) -> NoReturn:
+        """Have the action halt, since nothing is left but children that wait for answers."""
+        self._halts = True
+        self._run.halt_below(self.name, self._resting)
 
     @ki_protected
     async def _live(self) -> None:
@@ -244,7 +250,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     async def _record_rest(self, group: Group) -> None:
         """Record and deliver how those ended that were cancelled, or never began."""
         late = [*group.inbox, *self._unsaved]
-        if group.was_cancelled and not self._run.is_halting:  # nobody waits for them any more
+        if group.was_cancelled and not self._halts:  # nobody waits for them any more
             late += self._resting
             self._delivered -= len(self._resting)
             for child in self._resting:
@@ -465,7 +471,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                     raise self._failure
                 if self._is_idle:
                     if self._resting:
-                        self._run.halt_below(self.name, self._resting)
+                        self._halt()
                     raise StopAsyncIteration
                 self._news = anyio.Event()
                 await self._news.wait()

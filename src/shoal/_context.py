@@ -240,6 +240,9 @@ class Context:
         A plain function, in its worker thread, calls ``anyio.from_thread.run(context.ask, name,
         question)``.
 
+        Asked inside of the block of ``context.fan_out``, it leaves the block: children that have
+        not ended are cancelled, and go on when the attempt runs again.
+
         Cancellation arrives before the question is saved, or else counts more than the question:
         the run is cancelled, and asks again when it is resumed.
 
