@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
+from urllib.parse import urlencode
 
 import anyio
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 import shoal
 from shoal import Application, Context, Graph, SQLiteStore, action, fan_out
 from shoal.__main__ import main
 from shoal._store import NullStore, Store
 from shoal.commands import runs
+from tests.postgres import PostgresServer
 
 
 @dataclass
@@ -54,6 +59,11 @@ crawl = Application(
 failing = Application(Graph.chain(stop, name="failing"))
 
 
+async def fill_with_one(store: Store) -> None:
+    async with shoal.Runtime(store=store) as runtime:
+        await runtime.run(crawl, {"pages": [Page("a"), Page("b"), Page("c")]}, id="good")
+
+
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A store with a run that has succeeded, one that has failed, and one that was left behind."""
@@ -62,7 +72,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
     async def fill() -> None:
         async with shoal.Runtime(store=store) as runtime, store:
-            await runtime.run(crawl, {"pages": [Page("a"), Page("b"), Page("c")]}, id="good")
+            await fill_with_one(store)
             for run_id in ("bad", "left"):
                 with pytest.raises(OSError, match="fire"):
                     await runtime.run(failing, id=run_id)
@@ -190,6 +200,8 @@ def test_a_run_is_shown_to_people(path: Path, terminal: None, capsys: Any):
     ]
     assert "OSError: the disk is on fire" in said(capsys, "show", path, "bad")
     assert "left: it has no end, and nobody executes it" in said(capsys, "show", path, "left")
+    change(path, "UPDATE runs SET status = 'halted' WHERE key = 'left'")
+    assert "halted: it waits for somebody" in said(capsys, "show", path, "left")
 
 
 def test_a_run_is_shown_to_programs(path: Path, capsys: Any):
@@ -371,6 +383,29 @@ def test_a_password_is_not_written(capsys: Any, monkeypatch: pytest.MonkeyPatch)
     assert why == "shoal: there is no run x in postgres://host/runs\n"
 
 
+@pytest.mark.services
+def test_runs_in_postgres(postgres: PostgresServer, capsys: Any):
+    told = conninfo_to_dict(postgres.address())
+    address = f"postgresql:///{told.pop('dbname')}?{urlencode(told)}"
+    schema = postgres.new_schema()
+    where = (address, "--schema", schema)
+    assert not said(capsys, "list", *where)
+    assert said(capsys, "prune", *where, "--older-than", "0s") == "0\n"
+    store = shoal.PostgresStore(address, schema=schema)
+    anyio.run(fill_with_one, store)
+    assert said(capsys, "list", *where).startswith("good\tcrawl\t2\tsucceeded\t")
+    shown = json.loads(said(capsys, "show", *where, "good", "--json"))
+    assert shown["children"] == {"failed": 1, "succeeded": 2}
+    assert shown["failures"][0]["error"] == "LookupError: no such\tpage\nat all"
+    assert said(capsys, "prune", *where, "--older-than", "0s") == "1\n"
+    assert not said(capsys, "list", *where)
+
+
+def test_a_schema_is_of_postgres_alone(path: Path, capsys: Any):
+    why = said(capsys, "list", path, "--schema", "shoal", code=2)
+    assert why == f"shoal: --schema is for a PostgresStore, and {path} is a file\n"
+
+
 def test_a_store_that_can_not(path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shoal, "SQLiteStore", partial(given, NullStore()), raising=False)
     assert said(capsys, "list", path, code=2) == (
@@ -391,6 +426,12 @@ def test_an_interruption_has_a_code_of_its_own(
 
     monkeypatch.setattr(SQLiteStore, "prune", interrupted)
     assert said(capsys, "prune", path, "--older-than", "0s", code=130) == "shoal: interrupted\n"
+
+
+def test_it_is_installed_as_shoal():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    (module, _, function) = project["project"]["scripts"]["shoal"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main
 
 
 def test_help_says_what_there_is(capsys: Any):

@@ -162,6 +162,17 @@ async def test_reading_makes_no_file(path: Path):
 
 
 @anyio_test
+async def test_a_run_that_nobody_has_claimed_before_is_not_looked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = store_at(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_connect", None)
+        result = await Application(outs, store=store).run({"items": [1, 2]}, id="x")
+    assert (await Application(outs, store=store).run(id="x")).state == result.state
+
+
+@anyio_test
 async def test_an_application_leaves_nothing_open(path: Path):
     store = store_at(path)
     async with no_leaks():
@@ -323,6 +334,24 @@ def test_where_a_file_can_not_be_made_aside_it_is_made_in_its_place(
     monkeypatch.setattr(os, fails, fail)
     Application(outs, store=store_at(path)).run_sync({"items": [1]}, id="x")
     assert sorted(each.name for each in path.parent.iterdir()) == ["runs.db"]
+
+
+def nothing(*_: object) -> None: ...
+
+
+@anyio_test
+async def test_made_either_way_a_file_is_the_same(path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[object] = []
+    for aside in (True, False):
+        if not aside:
+            monkeypatch.setattr(_sqlite_file, "_make_aside", nothing)
+        file = path.with_name(f"{aside}.db")
+        async with store_at(file):
+            pass
+        settings = ("journal_mode", "auto_vacuum", "application_id", "user_version", "encoding")
+        found = [rows(file, f"PRAGMA {setting}") for setting in settings]
+        made.append((found, rows(file, "SELECT type, name, sql FROM sqlite_schema")))
+    assert made[0] == made[1]
 
 
 @anyio_test
@@ -780,23 +809,26 @@ def queries() -> list[tuple[str, str]]:
 @pytest.fixture
 def crawled(path: Path) -> Path:
     @action(reads=["url"], writes=["page"])
-    async def fetch(url: str) -> dict[str, Any]:
+    async def fetch(url: str, context: Context) -> dict[str, Any]:
         if url == "b":
             raise LookupError("no such page")
+        if url == "d":
+            await context.ask("password", {"for": url})
         return {"title": url.upper()}
 
     act = fan_out(
         fetch, over="urls", item="url", key=str, into="pages", errors_into="bad", on_error="collect"
     )
     app = Application(act, store=store_at(path), name="crawl")
-    app.run_sync({"urls": ["a", "b", "c"]}, id="crawl-1")
+    app.run_sync({"urls": ["a", "b", "c", "d"]}, id="crawl-1")
     return path
 
 
 ANSWERS: dict[str, Any] = {
-    "Runs": [("crawl-1", "crawl", "succeeded")],
-    "Counts by status": [("failed", 1), ("succeeded", 2)],
+    "Runs": [("crawl-1", "crawl", "halted")],
+    "Counts by status": [("failed", 1), ("halted", 1), ("succeeded", 2)],
     "The first page of failures": [("b", "builtins:LookupError", "no such page")],
+    "Open questions": [("d", "password", '{"for":"d"}')],
     "Into a child's value": [("a", "A"), ("c", "C")],
     "Who has claimed what": [],
     "Space": None,
@@ -867,6 +899,27 @@ def test_an_item_of_a_collection_is_saved_once(path: Path):
     assert size[1] < 3.3 * size[0]
     (longest,) = rows(file, "SELECT max(length(data)) FROM history WHERE step = 'outs'")[0]
     assert longest < 200
+
+
+@anyio_test
+async def test_new_rows_beside_known_ones_are_written(path: Path):
+    """Whatever statements they share: children that an earlier execution has left run again."""
+
+    @action(reads=["item"], writes=["out"])
+    async def odd_fails(item: int, mended: bool) -> int:
+        if item % 2 and not mended:
+            raise ConnectionError
+        return item
+
+    some = fan_out(
+        odd_fails, over="items", key=int, into="outs", errors_into="failed", on_error="collect"
+    )
+    app = Application(some, store=store_at(path))
+    await app.run({"items": list(range(100))}, id="x", inputs={"mended": False})
+    result = await app.retry_failed("x", inputs={"mended": True})
+    assert result.state["outs"] == {item: item for item in range(100)}
+    kept = "SELECT status, count(*) FROM runs WHERE position IS NOT NULL GROUP BY status"
+    assert rows(path, kept) == [("succeeded", 100)]
 
 
 def test_appending_to_a_list_saves_what_is_appended(path: Path):

@@ -17,14 +17,22 @@ class Refused(Exception):
     """What was asked for can't be done. The message says why, and what to do."""
 
 
-def open_store(name: str) -> Store:
+def open_store(name: str, schema: str | None = None) -> Store:
     """Return the store of that name. Nothing is opened yet, and nothing made.
+
+    Args:
+        name: The path of a file, or a URL.
+        schema: Of a PostgresStore; by default its own default.
 
     Raises:
         Refused: There is none, or what it needs is not installed.
     """
     if name.startswith(("postgresql://", "postgres://")):
-        return _made("PostgresStore", "postgres", name)
+        more = {} if schema is None else {"schema": schema}
+        return _made("PostgresStore", "postgres", name, **more)
+    if schema is not None:
+        msg = f"--schema is for a PostgresStore, and {name} is a file"
+        raise Refused(msg)
     if "://" in name:
         scheme = name.partition(":")[0]
         msg = f"no store is named by a {scheme}:// URL: give {STORE}"
@@ -42,13 +50,13 @@ def open_store(name: str) -> Store:
     return _made("SQLiteStore", "sqlite", name)
 
 
-def _made(kind: str, extra: str, name: str) -> Store:
+def _made(kind: str, extra: str, name: str, **more: str) -> Store:
     try:
         make = getattr(importlib.import_module("shoal"), kind, None)
         if make is None:
             msg = f"this version of shoal has no {kind}"
             raise Refused(msg)
-        return make(name)
+        return make(name, **more)
     except ImportError as error:
         msg = f"{kind} needs what is not installed ({error}): pip install 'shoal[{extra}]'"
         raise Refused(msg) from error

@@ -80,13 +80,14 @@ def _add(actions: Subparsers, name: str, do: Do, what: str) -> argparse.Argument
         name, help=what, description=f"{what[0].upper()}{what[1:]}."
     )
     parser.add_argument("store", metavar="STORE", help=STORE)
+    parser.add_argument("--schema", metavar="NAME", help="of a PostgresStore, if not its default")
     parser.add_argument("--json", action="store_true", help="write JSON, a line for each")
     parser.set_defaults(do=partial(_run, do))
     return parser
 
 
 def _run(do: Do, given: argparse.Namespace) -> int:
-    return anyio.run(do, open_store(given.store), given)
+    return anyio.run(do, open_store(given.store, given.schema), given)
 
 
 def _count(text: str) -> int:
@@ -182,8 +183,12 @@ async def _show(store: Store, given: argparse.Namespace) -> int:
 def _describe(run: RunSummary, counts: Mapping[Any, int], failures: Sequence[FailedChild]) -> None:
     """Write what there is to say of a run, for people."""
     status = _status(run)
-    if status == LEFT:
-        status = "left: it has no end, and nobody executes it; run it again, or recover()"
+    more = {
+        LEFT: "it has no end, and nobody executes it; run it again, or recover()",
+        "halted": "it waits for somebody; its application says for what: questions()",
+    }
+    if status in more:
+        status = f"{status}: {more[status]}"
     ended = "" if run.ended_at is None else _local(run.ended_at)
     lines = {
         "run": run.run_id,
@@ -201,8 +206,8 @@ def _describe(run: RunSummary, counts: Mapping[Any, int], failures: Sequence[Fai
         if text:
             print(f"{name:11}  {text}")
     if failures:
-        more = counts["failed"] - len(failures)
-        print(f"\nfailures{f' (and {more:,} more: --failures N)' if more > 0 else ''}")
+        others = counts["failed"] - len(failures)
+        print(f"\nfailures{f' (and {others:,} more: --failures N)' if others > 0 else ''}")
         rows = [
             (f"{child.step}/{child.act}", repr(child.key), " ".join(child.error.split()))
             for child in failures

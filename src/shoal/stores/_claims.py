@@ -28,6 +28,11 @@ class Claim:
         self.failure: Exception | None = None
         """What went wrong with a save that nobody waited for."""
 
+    @property
+    def is_first(self) -> bool:
+        """Whether nobody has claimed the run before, so that nothing was saved of it either."""
+        return self.epoch == 1
+
     def fail(self, error: Exception) -> None:
         self.failure = error
 

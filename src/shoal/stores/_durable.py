@@ -121,6 +121,7 @@ class DurableStore(ABC):
     def _forget_all(self) -> None:
         """Have nothing open, and nothing claimed."""
         self._claims: dict[tuple[str, str], Claim] = {}
+        self._new = set[str]()  # runs that are claimed, and that nothing was ever saved of
         self._users = 0  # claims and blocks
         self._writer: Writer[Database] | None = None
         self._readers: list[Connection] = []  # which nobody uses now
@@ -202,23 +203,28 @@ class DurableStore(ABC):
         claim = self._claims[run_id, holder] = Claim(run_id, holder)
         writer = self._enter()
         try:
-            return await writer.ask(Claiming(claim), lightly=True)
+            has_died = await writer.ask(Claiming(claim), lightly=True)
         except Exception:
             claim.lost = True  # even if it was made: nobody keeps it up
             del self._claims[run_id, holder]
             await self._leave()
             raise
+        if claim.is_first:
+            self._new.add(run_id)
+        return has_died
 
     async def release(self, run_id: str, holder: str) -> None:
         """Give the run back; see ``Store``."""
         claim = self._claims.pop((run_id, holder), None)
         if claim is None:
             return
+        self._new.discard(run_id)
         assert self._writer is not None, "it is open as long as a run is claimed"
+        released = self._writer.ask(lambda database: database.release(claim), lightly=True)
         try:
-            await self._writer.ask(lambda database: database.release(claim), lightly=True)
+            await self._leave()  # in one go, where it is the last
         finally:
-            await self._leave()
+            await released
 
     def pack(self, child: SavedRun) -> object:
         """Encode what a child has come to; see ``Store``."""
@@ -233,12 +239,15 @@ class DurableStore(ABC):
         if claim.failure is not None:
             raise claim.failure
         work = Save(self._packer.save(batch), claim)
+        self._new.discard(run_id)
         if not self._within or batch.ended is not None:
             return self._writer.ask(work)
         return self._writer.leave(work, self._within, claim.fail)
 
     async def load(self, run_id: str) -> RunRecord | None:
         """Say what is known of a root run; see ``Store``."""
+        if run_id in self._new:
+            return None
         return await self._read(lambda reader: reader.load(run_id))
 
     async def read(self, path: RunPath, from_number: int = 0) -> Sequence[Entry]:

@@ -124,13 +124,15 @@ def has_tables(link: Link, server: Server) -> bool:
     found = _version(link, server)
     if found is None:
         tables = _tables(link, server.schema)
-        if tables:
+        if not tables:
+            return False
+        found = _version(link, server)  # somebody may just have made them
+        if found is None:
             msg = (
                 f"the schema {server.schema!r} of {server.label} is no store of shoal's (tables: "
                 f"{', '.join(tables)}); it was left as it is: give PostgresStore one of its own"
             )
             raise StoreFailed(msg)
-        return False
     if found > VERSION:
         msg = (
             f"the schema {server.schema!r} of {server.label} was made by a newer shoal (its layout "

@@ -33,15 +33,18 @@ _CHILDREN = (
 )
 
 
+_KEY, _WINNER = Child._fields.index("key"), Child._fields.index("winner_key")
+
+
 def children_where(sql: Connection, dialect: Dialect, where: str, *values: Any) -> Iterator[Child]:
     """Return the children of which something holds."""
     key_of = dialect.key_of
-    for step, visit, act, key, *rest in sql.execute(
-        f"{_CHILDREN.format(key=dialect.key)}{where}", values
-    ):
-        if rest[12] is not None:
-            rest[12] = key_of(rest[12])
-        yield Child(step, visit, act, key_of(key), *rest)
+    for row in sql.execute(f"{_CHILDREN.format(key=dialect.key)}{where}", values):
+        child = list(row)
+        child[_KEY] = key_of(child[_KEY])
+        if child[_WINNER] is not None:
+            child[_WINNER] = key_of(child[_WINNER])
+        yield Child._make(child)
 
 
 @final

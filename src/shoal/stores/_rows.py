@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast, final
 
 from shoal._codec import Codec
@@ -27,6 +28,8 @@ from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal._store import Batch, Beginning, ChildRecord, FailedChild, RunRecord, SavedRun
 
 from ._sizes import LARGE, UpdateSizes
+
+_FORMS = 1000  # that are remembered: steps of loops are numbered each anew
 
 Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered"]
 """What a row of a history holds."""
@@ -331,7 +334,7 @@ class Packer:
     def _form(self, put: tuple[str, str] | None, own: tuple[int, str, str] | None) -> str:
         known = self._forms.get((put, own))
         if known is None:
-            if len(self._forms) > 1000:  # noqa: PLR2004 # steps of loops, numbered each anew
+            if len(self._forms) > _FORMS:
                 self._forms.clear()
             known = self._forms[put, own] = json.dumps({"applied": put, "own": own})
         return known
@@ -565,7 +568,7 @@ class Unpacker:
             return self._update(row.change)
         assert row.form is not None, "it was applied"
         assert row.applied is not None, "it was applied"
-        how, field = json.loads(row.form)["applied"]
+        how, field = _form_of(row.form)["applied"]
         value = None if row.value is None else self._decode(row.value)
         operation: Operation
         if how == "within":
@@ -578,12 +581,18 @@ class Unpacker:
         """Return the last update of a child's own, if that was saved with its end."""
         if row.own is not None:
             return self._update(row.own)
-        own = None if row.form is None else json.loads(row.form)["own"]
+        own = None if row.form is None else _form_of(row.form)["own"]
         if own is None:
             return None
         number, step, field = own
         value = None if row.value is None else self._decode(row.value)
         return Update(number, step, (Set(field, value),))
+
+
+@lru_cache(_FORMS)
+def _form_of(text: str) -> Mapping[str, Any]:
+    """Read a form: many children have the same."""
+    return json.loads(text)
 
 
 def outlived(row: Child, codec: Codec) -> list[tuple[bool, History]]:
@@ -593,7 +602,7 @@ def outlived(row: Child, codec: Codec) -> list[tuple[bool, History]]:
     one. What was encoded is taken as it is, for its types may be gone.
     """
     value, found = row.value or "null", list[tuple[bool, History]]()
-    form: dict[str, Any] = {} if row.form is None else json.loads(row.form)
+    form: Mapping[str, Any] = {} if row.form is None else _form_of(row.form)
     if row.applied is not None:
         text = row.change
         if text is None:
