@@ -38,7 +38,7 @@ def install(session: nox.Session, *groups: str, extras: str = "") -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, but for the slow ones, on the oldest and the newest Python.
 
-    What tries every place runs on the oldest alone, what needs real services on the newest alone.
+    What tries many places runs on the oldest alone, what needs real services on the newest alone.
     """
     install(session, "test", extras="[examples]")
     left_out = ["slow"]

@@ -380,7 +380,7 @@ def fuzz(backend: Backend, seeds: Iterable[int], make: Make = Program) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_random_programs(backend: Backend):
-    fuzz(backend, range(600))
+    fuzz(backend, range(300))
 
 
 @pytest.mark.slow

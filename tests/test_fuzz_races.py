@@ -284,7 +284,7 @@ Make = Callable[[Random, bool], Program]
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_random_races(backend: Backend):
-    fuzz(backend, range(500), Program)
+    fuzz(backend, range(250), Program)
 
 
 @pytest.mark.slow
