@@ -1,0 +1,41 @@
+"""Ollama's chat: models on this machine, or on another one that needs no key."""
+
+from typing import Any
+
+from examples.llm_race.exchange import Chunk, Prompt
+from examples.llm_race.providers.wire import Endpoint, Protocol, Request
+
+
+def request(endpoint: Endpoint, prompt: Prompt) -> Request:
+    messages = [{"role": "user", "content": prompt.text}]
+    if prompt.system:
+        messages.insert(0, {"role": "system", "content": prompt.system})
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": messages,
+        "stream": True,
+        "options": {"num_predict": prompt.max_tokens},
+    }
+    if prompt.schema is not None:
+        body["format"] = prompt.schema
+    return Request("/api/chat", body)
+
+
+def read(event: dict[str, Any]) -> Chunk:
+    return Chunk(
+        text=(event.get("message") or {}).get("content") or "",
+        finish=(event.get("done_reason") or "stop") if event.get("done") else None,
+        input_tokens=event.get("prompt_eval_count"),
+        output_tokens=event.get("eval_count"),
+    )
+
+
+OLLAMA = Protocol(
+    base_url="http://127.0.0.1:11434",
+    key_env=None,
+    key_header="Authorization",
+    key_prefix="Bearer ",
+    framing="lines",
+    request=request,
+    read=read,
+)

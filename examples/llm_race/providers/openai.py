@@ -1,0 +1,46 @@
+"""OpenAI's chat completions, and whatever else speaks them: most servers do."""
+
+from typing import Any
+
+from examples.llm_race.exchange import Chunk, Prompt
+from examples.llm_race.providers.wire import Endpoint, Protocol, Request
+
+
+def request(endpoint: Endpoint, prompt: Prompt) -> Request:
+    messages = [{"role": "user", "content": prompt.text}]
+    if prompt.system:
+        messages.insert(0, {"role": "system", "content": prompt.system})
+    # OpenAI's newer models refuse the old name, and other servers don't know the new one.
+    limit = "max_completion_tokens" if "api.openai.com" in endpoint.base_url else "max_tokens"
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": messages,
+        limit: prompt.max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if prompt.schema is not None:
+        schema = {"name": "answer", "schema": prompt.schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return Request("/chat/completions", body)
+
+
+def read(event: dict[str, Any]) -> Chunk:
+    usage = event.get("usage") or {}
+    choice: dict[str, Any] = next(iter(event.get("choices") or ()), {})
+    return Chunk(
+        text=(choice.get("delta") or {}).get("content") or "",
+        finish=choice.get("finish_reason"),
+        input_tokens=usage.get("prompt_tokens"),
+        output_tokens=usage.get("completion_tokens"),
+    )
+
+
+OPENAI = Protocol(
+    base_url="https://api.openai.com/v1",
+    key_env="OPENAI_API_KEY",
+    key_header="Authorization",
+    key_prefix="Bearer ",
+    request=request,
+    read=read,
+)
