@@ -16,11 +16,10 @@ from pathlib import Path
 import anyio
 
 from examples.llm_race import demo_server, local_models
-from examples.llm_race.batch import BadInput
 from examples.llm_race.bench import NoPlot
 from examples.llm_race.command import Options, parse
 from examples.llm_race.commands import COMMANDS
-from examples.llm_race.config import ConfigError, chosen, from_environment, load, providers_of
+from examples.llm_race.config import ConfigError, from_environment, load, providers_of
 from examples.llm_race.providers import Provider
 from shoal import HookFailed, RunClaimed, RunConflict
 

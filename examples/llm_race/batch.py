@@ -8,7 +8,6 @@ the file when the process died is appended by the next one, and half a line is c
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +73,7 @@ def prompt_of(said: object, number: int, defaults: Prompt) -> Prompt:
     given = cast("dict[str, Any]", said)
     unknown = given.keys() - {"id", "prompt", "system", "max_tokens"}
     if unknown:
-        raise BadInput(f"{sorted(unknown)[0]!r} is not known")
+        raise BadInput(f"{min(unknown)!r} is not known")
     text, limit = given.get("prompt"), given.get("max_tokens", defaults.max_tokens)
     if not isinstance(text, str) or not text:
         raise BadInput("it has no prompt")
@@ -193,7 +192,7 @@ def kept_rows(path: Path) -> set[str]:
             raise BadInput(f"{path} holds something else than results of a batch") from None
     new = path.with_name(f"{path.name}.new")
     new.write_text("".join(f"{line}\n" for line in kept.values()), encoding="utf-8")
-    os.replace(new, path)  # at once: a crash leaves either
+    new.replace(path)  # at once: a crash leaves either
     return set(kept)
 
 

@@ -1,11 +1,10 @@
-"""The commands: each takes what the command line said and who can be asked, and gives an exit code."""
+"""The commands: each is told what the command line said and who can be asked, and how it ended."""
 
 import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import httpx
 from rich.console import Console
@@ -17,7 +16,7 @@ from examples.llm_race.ask import Race, Report, new_client, scoreboard, why
 from examples.llm_race.batch import BadInput, Batch, Rows, read_prompts
 from examples.llm_race.bench import Figures, as_json, as_markdown, measure, plot
 from examples.llm_race.command import Options
-from examples.llm_race.config import ConfigError, chosen
+from examples.llm_race.config import chosen
 from examples.llm_race.contestant import Terms
 from examples.llm_race.display import Printer, Tracer, live_table, print_report
 from examples.llm_race.exchange import Prompt
@@ -55,10 +54,7 @@ def rules_of(options: Options, everybody: Sequence[Provider], *, streams: bool) 
 
 def prompt_of(options: Options, text: str) -> Prompt:
     return Prompt(
-        text=text,
-        system=options.system,
-        max_tokens=options.max_tokens,
-        schema=options.schema,
+        text=text, system=options.system, max_tokens=options.max_tokens, schema=options.schema
     )
 
 
@@ -105,7 +101,7 @@ async def ask(options: Options, everybody: Sequence[Provider]) -> int:
         )
     [report] = reports
     if not options.json:
-        print_answer(report, is_printed=printer in hooks and printer is not None)
+        print_answer(report, is_printed=printer in hooks)
     print_report(report, as_json=options.json)
     if is_interrupted:
         return INTERRUPTED
@@ -193,7 +189,7 @@ async def bench(options: Options, everybody: Sequence[Provider]) -> int:
 
 
 async def providers(options: Options, everybody: Sequence[Provider]) -> int:
-    """Who there is, what they cost, whether there is a key; and with --check, whether they answer."""
+    """Who there is, at which price, and if there is a key; with --check, also if they answer."""
     rows = [about(provider) for provider in chosen(everybody, options.names)]
     if options.check:
 
@@ -248,11 +244,11 @@ async def checked(asked: Sequence[Provider]) -> list[str]:
             return why(report.error)
         return f"ok in {report.seconds:.2f} s"
 
-    checks = fan_out(check_one, over="ns", item="n", into="results", take="result", limits=Limits(20))
+    checks = fan_out(
+        check_one, over="ns", item="n", into="results", take="result", limits=Limits(20)
+    )
     async with new_client() as client, Runtime() as runtime:
-        result = await Application(checks).run(
-            {"ns": range(len(asked))}, inputs={"client": client}
-        )
+        result = await Application(checks).run({"ns": range(len(asked))}, inputs={"client": client})
     return list(result.state["results"])
 
 

@@ -63,7 +63,7 @@ def providers_of(said: Mapping[str, Any]) -> list[Provider]:
     """Read the providers in what a file holds."""
     more = said.keys() - {"provider"}
     if more:
-        raise ConfigError(f"only [[provider]] tables are known, not {sorted(more)[0]!r}")
+        raise ConfigError(f"only [[provider]] tables are known, not {min(more)!r}")
     tables: object = said.get("provider")
     if not isinstance(tables, list) or not tables:
         raise ConfigError("it has no [[provider]]")
@@ -130,7 +130,7 @@ def check(where: str, name: str, value: Any) -> None:
     if name == "max_concurrency" and (type(value) is not int or value < 1):
         raise ConfigError(f"{where}: {name} is a whole number from 1, not {value!r}")
     if name == "base_url":
-        parts = urlsplit(value)
+        parts = urlsplit(str(value))
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigError(f"{where}: base_url is an http or https address")
         if parts.username or parts.password or parts.query:

@@ -7,7 +7,7 @@ action stands, for all races of a runtime together.
 
 import inspect
 import math
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -54,14 +54,14 @@ def contestant(provider: Provider, terms: Terms) -> Act:
     It fails with what the provider failed with; see `failures`. When it is cancelled its request is
     too: the connection is closed, and what was used by then is charged and paid.
     """
-    retry = Retry(terms.attempts, on=is_retryable, initial=0.25, cap=4.0)
+    rest = Rest()
 
     @action(
         reads=["prompt"],
         writes=["answer"],
         name=provider.name,
         limits=limits_of(provider),
-        retry=retry,
+        retry=Retry(terms.attempts, on=is_worth_another_try, initial=0.25, cap=4.0),
     )
     async def ask(
         prompt: Prompt, client: httpx.AsyncClient, purse: Purse, context: Context
@@ -69,6 +69,7 @@ def contestant(provider: Provider, terms: Terms) -> Act:
         transcript = Transcript(prompt)
         try:
             with purse.paying(provider, prompt) as bill:
+                rest.check()
                 await context.emit(Asked(prompt))
                 try:
                     await follow(provider, client, terms, transcript, context)
@@ -84,8 +85,11 @@ def contestant(provider: Provider, terms: Terms) -> Act:
                 message = f"broke off after {len(transcript.text)} characters: {error}"
                 raise ProviderError("stream", message) from None
             wait = retry_after_of(error) if is_retryable(error) else None
+            if wait is None:
+                raise
+            rest.begin(wait)
             left = context.deadline - anyio.current_time()
-            if wait is None or wait > terms.patience or wait >= left:
+            if wait > terms.patience or wait >= left:
                 raise
             await context.emit(PutOff(str(error), wait))
             raise RetryLater(wait) from None
@@ -99,13 +103,39 @@ def contestant(provider: Provider, terms: Terms) -> Act:
     return ask
 
 
+class Rest:
+    """How long a provider has asked to be left alone: by everybody, also by who doesn't wait."""
+
+    def __init__(self) -> None:
+        self.until = -math.inf
+
+    def begin(self, seconds: float) -> None:
+        self.until = max(self.until, anyio.current_time() + seconds)
+
+    def check(self) -> None:
+        """Refuse to ask while it lasts.
+
+        Raises:
+            ProviderError: As the provider itself would.
+        """
+        left = self.until - anyio.current_time()
+        if left > 0:
+            message = f"wants to be left alone for {left:.1f} s more"
+            raise ProviderError("overload", message, retry_after=left, retryable=True)
+
+
+def is_worth_another_try(error: Exception) -> bool:
+    """Tell whether to ask again in a moment; who said when is not asked before."""
+    return is_retryable(error) and retry_after_of(error) is None
+
+
 def limits_of(provider: Provider) -> Limits | None:
     """What the provider can take: at once, requests a minute and tokens a minute.
 
     They have a key, though only one: so `RetryLater` pauses the provider for everybody.
     """
 
-    def who(state: State) -> str:
+    def who(_: State) -> str:
         return provider.name
 
     def tokens(state: State) -> float:
@@ -163,7 +193,7 @@ async def follow(
 
 
 @asynccontextmanager
-async def opened(given: Stream | Awaitable[Stream]) -> AsyncIterator[Stream]:
+async def opened(given: Stream | Awaitable[Stream]) -> AsyncGenerator[Stream]:
     """The stream that a provider gave or promised; closed on every way out."""
     stream = await given if inspect.isawaitable(given) else given
     try:

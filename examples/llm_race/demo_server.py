@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -77,7 +77,7 @@ def race_toml(url: str) -> str:
 
 
 @contextmanager
-def serving() -> Iterator[str]:
+def serving() -> Generator[str]:
     """Serve from a child process and give the URL; the child is gone afterwards."""
     with subprocess.Popen(
         [sys.executable, "-m", "examples.llm_race.demo_server"],
@@ -168,7 +168,7 @@ def ollama_tail(speech: Speech) -> str:
 
 WIRES = {
     "openai": Wire(
-        head=lambda speech: ": queued\n\n" + openai_chunk({"role": "assistant", "content": ""}),
+        head=lambda _: ": queued\n\n" + openai_chunk({"role": "assistant", "content": ""}),
         word=lambda text: openai_chunk({"content": text}),
         tail=openai_tail,
     ),
@@ -182,12 +182,12 @@ WIRES = {
         tail=anthropic_tail,
     ),
     "gemini": Wire(
-        head=lambda speech: ": hello\n\n",
+        head=lambda _: ": hello\n\n",
         word=lambda text: sse({"candidates": [{"content": {"parts": [{"text": text}]}}]}),
         tail=gemini_tail,
     ),
     "ollama": Wire(
-        head=lambda speech: ollama_line("", done=False),
+        head=lambda _: ollama_line("", done=False),
         word=lambda text: ollama_line(text, done=False),
         tail=ollama_tail,
         media_type="application/x-ndjson",

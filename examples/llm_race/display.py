@@ -7,7 +7,7 @@ a line, for whatever reads it.
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -69,7 +69,7 @@ def money(value: float | None) -> str:
 
 
 @contextmanager
-def live_table(board: Scoreboard, *, with_text: bool) -> Iterator[None]:
+def live_table(board: Scoreboard, *, with_text: bool) -> Generator[None]:
     """Show the race on the terminal for as long as the block lasts.
 
     With `with_text`, also the end of what the leader says: it has the terminal to itself, so nobody

@@ -122,9 +122,7 @@ class Transcript:
         has said how many tokens it has read, but not how many it has written.
         """
         if self.finish is not None and None not in (self.input_tokens, self.output_tokens):
-            return Usage(
-                input_tokens=self.input_tokens or 0, output_tokens=self.output_tokens or 0
-            )
+            return Usage(input_tokens=self.input_tokens or 0, output_tokens=self.output_tokens or 0)
         written = max(self.output_tokens or 0, estimated_tokens(self.text))
         read = estimated_input(self.prompt) if self.input_tokens is None else self.input_tokens
         return Usage(input_tokens=read, output_tokens=written, is_reported=False)

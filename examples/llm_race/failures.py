@@ -132,9 +132,10 @@ def _names(error: BaseException) -> set[str]:
 
 def stream_error(said: Any) -> ProviderError:
     """The failure that a provider tells of in the middle of a stream."""
-    code = cast("dict[str, Any]", said).get("code") if isinstance(said, dict) else None
+    code: object = cast("dict[str, Any]", said).get("code") if isinstance(said, dict) else None
+    text = json.dumps(said)
     status = code if isinstance(code, int) else None
-    is_busy = status in OVERLOAD or re.search(r"(?i)overload|rate.?limit|exhausted", str(said))
+    is_busy = status in OVERLOAD or re.search(r"(?i)overload|rate.?limit|exhausted", text)
     return ProviderError(
         "overload" if is_busy else "stream",
         f"an error in the stream: {message_of(said)}",

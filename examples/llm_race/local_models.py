@@ -8,10 +8,11 @@ hence --no-deps). Nothing is downloaded when it runs. The server runs in a child
 with the `with` block; two contestants share it, each with a slot and a protocol of its own.
 """
 
+import importlib
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def race_toml(url: str) -> str:
 
 
 @contextmanager
-def serving(threads: int = 2, slots: int = 2) -> Iterator[str]:
+def serving(threads: int = 1, slots: int = 2) -> Generator[str]:
     """Serve the model from a child process and give the URL; the child is gone afterwards.
 
     Raises:
@@ -71,8 +72,7 @@ def serving(threads: int = 2, slots: int = 2) -> Iterator[str]:
 
 
 def main(threads: int, slots: int) -> None:
-    import xllamacpp  # noqa: PLC0415 - only who serves it needs it
-
+    xllamacpp = importlib.import_module("xllamacpp")  # which has no types
     params = xllamacpp.CommonParams()
     params.model.path = str(weights())
     params.n_ctx = 2048 * slots

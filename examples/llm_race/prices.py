@@ -1,6 +1,6 @@
-"""What tokens cost, by `genai-prices`, whose data are in the package: nothing is asked of anybody."""
+"""What tokens cost, by `genai-prices`, whose data are in the package: nobody is asked for them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 
@@ -38,9 +38,9 @@ def _known_price(model: str, url: str) -> tuple[float, float] | None:
         return None
     # A million tokens of either at once would be charged as a long prompt, where there are such.
     sample = genai_prices.Usage(input_tokens=1000, output_tokens=1000)
-    for where in ({"provider_api_url": url}, {}) if url else ({},):
+    for address in (url, None):
         try:
-            price = genai_prices.calc_price(sample, model, **where)
+            price = genai_prices.calc_price(sample, model, provider_api_url=address or None)
         except LookupError:  # another address than the maker's own, or a model of nobody's
             continue
         return float(price.input_price) * 1000, float(price.output_price) * 1000
@@ -56,7 +56,7 @@ class Purse:
         self._set_aside = 0.0
 
     @contextmanager
-    def paying(self, provider: Provider, prompt: Prompt) -> Iterator["Bill"]:
+    def paying(self, provider: Provider, prompt: Prompt) -> Generator["Bill"]:
         """Set aside what the exchange may cost at most, and pay what it has cost in the end.
 
         Raises:
@@ -65,7 +65,8 @@ class Purse:
         worst = Usage(input_tokens=estimated_input(prompt), output_tokens=prompt.max_tokens)
         cost = 0.0 if self.limit is None else cost_of(provider, worst)
         if cost is None:
-            message = f"nobody knows what {provider.model or provider.name} costs, and money is short"
+            who = provider.model or provider.name
+            message = f"nobody knows what {who} costs, so it isn't asked"
             raise ProviderError("budget", message)
         if self.limit is not None and self.spent + self._set_aside + cost > self.limit:
             left = self.limit - self.spent - self._set_aside

@@ -34,7 +34,9 @@ from shoal import (
     race,
 )
 
-Strategy = Literal["first", "first-token", "hedge", "fallback", "cheapest", "quorum", "judge", "all"]
+Strategy = Literal[
+    "first", "first-token", "hedge", "fallback", "cheapest", "quorum", "judge", "all"
+]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 WAITS_FOR_ALL = frozenset({"quorum", "judge", "all"})  # and so can't stream to its reader
 
@@ -63,7 +65,7 @@ class Rules:
     """Failures in a row after which a provider is passed over..."""
     cool_down: float = 30.0
     """...for so many seconds."""
-    terms: Terms = Terms()
+    terms: Terms = field(default_factory=Terms)
 
 
 def strategy(providers: Sequence[Provider], rules: Rules) -> Act:
@@ -109,7 +111,9 @@ def strategy(providers: Sequence[Provider], rules: Rules) -> Act:
         case "judge":
             assert rules.judge is not None
             judge = Graph.chain(compose, contestant(rules.judge, terms), read_verdict, name="judge")
-            judging = race(judge, into="answer", take="verdict", timeout=rules.timeout, name="judging")
+            judging = race(
+                judge, into="answer", take="verdict", timeout=rules.timeout, name="judging"
+            )
             return Graph.chain(
                 asking_all(rivals, rules), keep_acceptable(rules), judging, name="judged"
             )

@@ -16,7 +16,7 @@ from examples.llm_race.providers.ollama import OLLAMA
 from examples.llm_race.providers.openai import OPENAI
 from examples.llm_race.providers.wire import Endpoint, Protocol
 
-PROTOCOLS: dict[str, Protocol] = {
+PROTOCOLS: dict[str, Protocol[Any]] = {
     "openai": OPENAI,
     "anthropic": ANTHROPIC,
     "gemini": GEMINI,
@@ -64,7 +64,7 @@ class Provider:
         where an answer can be told to be whole, one that just ends is a failure.
         """
 
-        def ask(prompt: Prompt, client: httpx.AsyncClient) -> Stream | Awaitable[Stream]:
+        def ask(prompt: Prompt, _: httpx.AsyncClient) -> Stream | Awaitable[Stream]:
             return function(prompt.text)
 
         return cls(name=name or function.__name__, ask=ask, model=model, **limits)

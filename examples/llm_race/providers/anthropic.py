@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from examples.llm_race.exchange import Chunk, Prompt
-from examples.llm_race.providers.wire import Endpoint, Protocol, Request
+import msgspec
 
-READ = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+from examples.llm_race.exchange import Chunk, Prompt
+from examples.llm_race.providers.wire import Endpoint, Event, Protocol, Request
 
 
 def request(endpoint: Endpoint, prompt: Prompt) -> Request:
@@ -25,17 +25,42 @@ def request(endpoint: Endpoint, prompt: Prompt) -> Request:
     return Request("/v1/messages", body, {"anthropic-version": "2023-06-01"})
 
 
-def read(event: dict[str, Any]) -> Chunk:
-    match event.get("type"):
-        case "message_start":
-            usage = event["message"]["usage"]
-            return Chunk(input_tokens=sum(usage.get(name) or 0 for name in READ))
-        case "content_block_delta" if event["delta"]["type"] == "text_delta":
-            return Chunk(text=event["delta"]["text"])
+class Usage(msgspec.Struct):
+    input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class Message(msgspec.Struct):
+    usage: Usage
+
+
+class Delta(msgspec.Struct):
+    type: str = ""
+    text: str = ""
+    stop_reason: str | None = None
+
+
+class MessageEvent(Event):
+    type: str = ""
+    message: Message | None = None
+    delta: Delta | None = None
+    usage: Usage | None = None
+
+
+def read(event: MessageEvent) -> Chunk:
+    delta = event.delta or Delta()
+    match event.type:
+        case "message_start" if event.message is not None:
+            usage = event.message.usage
+            cached = (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
+            return Chunk(input_tokens=(usage.input_tokens or 0) + cached)
+        case "content_block_delta" if delta.type == "text_delta":
+            return Chunk(text=delta.text)
         case "message_delta":
-            usage = event.get("usage") or {}
             return Chunk(
-                finish=event["delta"].get("stop_reason"), output_tokens=usage.get("output_tokens")
+                finish=delta.stop_reason, output_tokens=(event.usage or Usage()).output_tokens
             )
         case _:  # pings, ends of blocks, thoughts, and kinds that are yet to be invented
             return Chunk()
@@ -46,5 +71,6 @@ ANTHROPIC = Protocol(
     key_env="ANTHROPIC_API_KEY",
     key_header="x-api-key",
     request=request,
+    event=MessageEvent,
     read=read,
 )

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import msgspec
+
 from examples.llm_race.exchange import Chunk, Prompt
 from examples.llm_race.failures import ProviderError
-from examples.llm_race.providers.wire import Endpoint, Protocol, Request
+from examples.llm_race.providers.wire import Endpoint, Event, Protocol, Request
 
 
 def request(endpoint: Endpoint, prompt: Prompt) -> Request:
@@ -20,18 +22,49 @@ def request(endpoint: Endpoint, prompt: Prompt) -> Request:
     return Request(f"/v1beta/models/{endpoint.model}:streamGenerateContent?alt=sse", body)
 
 
-def read(event: dict[str, Any]) -> Chunk:
-    blocked = (event.get("promptFeedback") or {}).get("blockReason")
-    if blocked:
-        raise ProviderError("empty", f"the prompt was blocked: {blocked}")
-    candidate: dict[str, Any] = next(iter(event.get("candidates") or ()), {})
-    parts: list[dict[str, Any]] = (candidate.get("content") or {}).get("parts") or []
-    usage: dict[str, Any] = event.get("usageMetadata") or {}
-    written = [usage.get("candidatesTokenCount"), usage.get("thoughtsTokenCount")]
+class Part(msgspec.Struct):
+    text: str = ""
+    thought: bool = False
+
+
+class Content(msgspec.Struct):
+    parts: list[Part] | None = None
+
+
+class Candidate(msgspec.Struct, rename="camel"):
+    content: Content | None = None
+    finish_reason: str | None = None
+
+
+class Usage(msgspec.Struct, rename="camel"):
+    prompt_token_count: int | None = None
+    candidates_token_count: int | None = None
+    thoughts_token_count: int | None = None
+
+
+class Feedback(msgspec.Struct, rename="camel"):
+    block_reason: str | None = None
+
+
+class Response(Event, rename="camel"):
+    candidates: list[Candidate] | None = None
+    usage_metadata: Usage | None = None
+    prompt_feedback: Feedback | None = None
+
+
+def read(event: Response) -> Chunk:
+    if event.prompt_feedback is not None and event.prompt_feedback.block_reason:
+        raise ProviderError(
+            "empty", f"the prompt was blocked: {event.prompt_feedback.block_reason}"
+        )
+    candidate = event.candidates[0] if event.candidates else Candidate()
+    parts = (candidate.content or Content()).parts or []
+    usage = event.usage_metadata or Usage()
+    written = [usage.candidates_token_count, usage.thoughts_token_count]
     return Chunk(
-        text="".join(part.get("text") or "" for part in parts if not part.get("thought")),
-        finish=candidate.get("finishReason"),
-        input_tokens=usage.get("promptTokenCount"),
+        text="".join(part.text for part in parts if not part.thought),
+        finish=candidate.finish_reason,
+        input_tokens=usage.prompt_token_count,
         output_tokens=None if written == [None, None] else sum(n or 0 for n in written),
     )
 
@@ -41,5 +74,6 @@ GEMINI = Protocol(
     key_env="GEMINI_API_KEY",
     key_header="x-goog-api-key",
     request=request,
+    event=Response,
     read=read,
 )

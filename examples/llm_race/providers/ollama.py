@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import msgspec
+
 from examples.llm_race.exchange import Chunk, Prompt
-from examples.llm_race.providers.wire import Endpoint, Protocol, Request
+from examples.llm_race.providers.wire import Endpoint, Event, Protocol, Request
 
 
 def request(endpoint: Endpoint, prompt: Prompt) -> Request:
@@ -21,12 +23,24 @@ def request(endpoint: Endpoint, prompt: Prompt) -> Request:
     return Request("/api/chat", body)
 
 
-def read(event: dict[str, Any]) -> Chunk:
+class Message(msgspec.Struct):
+    content: str = ""
+
+
+class Line(Event):
+    message: Message | None = None
+    done: bool = False
+    done_reason: str | None = None
+    prompt_eval_count: int | None = None
+    eval_count: int | None = None
+
+
+def read(event: Line) -> Chunk:
     return Chunk(
-        text=(event.get("message") or {}).get("content") or "",
-        finish=(event.get("done_reason") or "stop") if event.get("done") else None,
-        input_tokens=event.get("prompt_eval_count"),
-        output_tokens=event.get("eval_count"),
+        text=(event.message or Message()).content,
+        finish=(event.done_reason or "stop") if event.done else None,
+        input_tokens=event.prompt_eval_count,
+        output_tokens=event.eval_count,
     )
 
 
@@ -37,5 +51,6 @@ OLLAMA = Protocol(
     key_prefix="Bearer ",
     framing="lines",
     request=request,
+    event=Line,
     read=read,
 )

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import msgspec
+
 from examples.llm_race.exchange import Chunk, Prompt
-from examples.llm_race.providers.wire import Endpoint, Protocol, Request
+from examples.llm_race.providers.wire import Endpoint, Event, Protocol, Request
 
 
 def request(endpoint: Endpoint, prompt: Prompt) -> Request:
@@ -25,14 +27,33 @@ def request(endpoint: Endpoint, prompt: Prompt) -> Request:
     return Request("/chat/completions", body)
 
 
-def read(event: dict[str, Any]) -> Chunk:
-    usage = event.get("usage") or {}
-    choice: dict[str, Any] = next(iter(event.get("choices") or ()), {})
+class Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class Choice(msgspec.Struct):
+    delta: Delta | None = None
+    finish_reason: str | None = None
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class ChatChunk(Event):
+    choices: list[Choice] | None = None
+    usage: Usage | None = None
+
+
+def read(event: ChatChunk) -> Chunk:
+    choice = event.choices[0] if event.choices else Choice()
+    usage = event.usage or Usage()
     return Chunk(
-        text=(choice.get("delta") or {}).get("content") or "",
-        finish=choice.get("finish_reason"),
-        input_tokens=usage.get("prompt_tokens"),
-        output_tokens=usage.get("completion_tokens"),
+        text=(choice.delta or Delta()).content or "",
+        finish=choice.finish_reason,
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
     )
 
 
@@ -42,5 +63,6 @@ OPENAI = Protocol(
     key_header="Authorization",
     key_prefix="Bearer ",
     request=request,
+    event=ChatChunk,
     read=read,
 )

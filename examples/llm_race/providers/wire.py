@@ -1,8 +1,9 @@
 """One streaming request over httpx: sent, its refusal understood, its stream cut into events.
 
-What is particular to a protocol is two pure functions: what to send, and what an event says. All
-else is here, once. A key is read from the environment when a request is sent, and held by nothing:
-so no object, event or error has it. What a server says is searched for it all the same.
+What is particular to a protocol is what to send, the shape of an event, and what one says: values
+and two pure functions. All else is here, once. A key is read from the environment when a request is
+sent, and held by nothing: so no object, event or error has it. What a server says is searched for
+it all the same.
 """
 
 import json
@@ -11,9 +12,10 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import httpx
+import msgspec
 from httpx_sse import EventSource, SSEError
 
 from examples.llm_race.exchange import Chunk, Prompt
@@ -38,8 +40,17 @@ class Request(NamedTuple):
     """Besides the one with the key."""
 
 
+class Event(msgspec.Struct):
+    """What all protocols' events may have: an error, where the answer breaks off."""
+
+    error: Any = None
+
+
+E = TypeVar("E", bound=Event)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
+class Protocol(Generic[E]):
     """How a kind of provider is spoken to."""
 
     base_url: str
@@ -51,15 +62,32 @@ class Protocol:
     framing: Literal["sse", "lines"] = "sse"
     """How its stream is cut: server-sent events, or one JSON object a line."""
     request: Callable[["Endpoint", Prompt], Request]
-    read: Callable[[dict[str, Any]], Chunk]
-    """Make a chunk of an event; what it raises, other than a ProviderError, breaks the stream."""
+    event: type[E]
+    """The shape of an event: of what else it has, nothing is read."""
+    read: Callable[[E], Chunk]
+    """What an event says."""
+
+    def decode(self, text: str) -> Chunk:
+        """Read one event.
+
+        Raises:
+            ProviderError: It is not what the protocol says, or tells of an error.
+        """
+        try:
+            event = msgspec.json.decode(text, type=self.event)
+        except msgspec.DecodeError as error:
+            what = f"an event of the stream is not what the protocol says: {error}"
+            raise ProviderError("stream", what, retryable=True) from None
+        if event.error:
+            raise stream_error(event.error)
+        return self.read(event)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """A model behind a protocol, at an address."""
 
-    protocol: Protocol
+    protocol: Protocol[Any]
     model: str
     base_url: str
     key_env: str | None
@@ -85,7 +113,7 @@ class Endpoint:
                 events = sse_events if self.protocol.framing == "sse" else line_events
                 async with aclosing(events(response)) as found:
                     async for event in found:
-                        yield self._read(event)
+                        yield self.protocol.decode(event)
         except SSEError as error:
             raise ProviderError("stream", str(error)) from None
 
@@ -104,42 +132,23 @@ class Endpoint:
             raise ProviderError("key", f"{self.key_env} holds characters that no key has")
         return key
 
-    def _read(self, event: object) -> Chunk:
-        if not isinstance(event, dict):
-            raise ProviderError("stream", "an event is no JSON object", retryable=True)
-        said = cast("dict[str, Any]", event)
-        if said.get("error"):
-            raise stream_error(said["error"])
-        try:
-            return self.protocol.read(said)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            what = f"an event is not what the protocol says: {type(error).__name__}: {error}"
-            raise ProviderError("stream", what, retryable=True) from None
 
-
-async def sse_events(response: httpx.Response) -> AsyncGenerator[object]:
-    """Decode server-sent events; comments, which keep connections alive, are none."""
+async def sse_events(response: httpx.Response) -> AsyncGenerator[str]:
+    """Cut a stream into server-sent events; comments, which keep connections alive, are none."""
     async with aclosing(EventSource(response).aiter_sse()) as events:
         async for event in events:
             if event.data.strip() == "[DONE]":
                 return
             if event.data:
-                yield decoded(event.data)
+                yield event.data
 
 
-async def line_events(response: httpx.Response) -> AsyncGenerator[object]:
-    """Decode one JSON value a line."""
+async def line_events(response: httpx.Response) -> AsyncGenerator[str]:
+    """Cut a stream into lines."""
     async with aclosing(cast("AsyncGenerator[str]", response.aiter_lines())) as lines:
         async for line in lines:
             if line.strip():
-                yield decoded(line)
-
-
-def decoded(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise ProviderError("stream", "an event of the stream is no JSON", retryable=True) from None
+                yield line
 
 
 async def read_some(response: httpx.Response) -> bytes:
