@@ -3,7 +3,7 @@
 Run it with `python -m examples.llm_race ask --demo "Why is the sea salty?"`. To read it, begin with
 `strategies`, where the runtime is at work, and `contestant`, the action that races; then `exchange`
 and `failures` (what goes to and fro, and how that fails), `providers` (four protocols),
-`scoreboard` (a hook that knows who did what), `acceptance`, `prices`, `config`. `ask`, `batch` and
+`scoreboard` (a hook that knows who did what), `acceptance`, `prices`, `config`. `racing`, `batch` and
 `bench` put them together; `command`, `commands` and `display` are the command line.
 
 Any async function that streams can race, so SDKs can:
@@ -17,7 +17,7 @@ Any async function that streams can race, so SDKs can:
 """
 
 from examples.llm_race.acceptance import acceptance
-from examples.llm_race.ask import Race, Report, ask
+from examples.llm_race.racing import Race, Report, ask
 from examples.llm_race.config import load
 from examples.llm_race.contestant import Terms, contestant
 from examples.llm_race.exchange import Answer, Chunk, Prompt, Usage

@@ -15,7 +15,7 @@ from typing import Any, TextIO, cast
 
 from anyio import to_thread
 
-from examples.llm_race.ask import new_client, scoreboard, why
+from examples.llm_race.racing import new_client, scoreboard, why
 from examples.llm_race.exchange import Answer, Prompt
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from examples.llm_race.ask import Race, Report, new_client
+from examples.llm_race.racing import Race, Report, new_client
 from examples.llm_race.exchange import Prompt
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider

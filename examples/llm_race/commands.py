@@ -12,7 +12,7 @@ from rich.table import Table
 
 from examples.interrupt import until_interrupted
 from examples.llm_race.acceptance import acceptance
-from examples.llm_race.ask import Race, Report, new_client, scoreboard, why
+from examples.llm_race.racing import Race, Report, new_client, scoreboard, why
 from examples.llm_race.batch import BadInput, Batch, Rows, read_prompts
 from examples.llm_race.bench import Figures, as_json, as_markdown, measure, plot
 from examples.llm_race.command import Options

@@ -27,7 +27,7 @@ from examples.llm_race.exchange import (
 from examples.llm_race.failures import ProviderError, is_refusal, is_retryable, retry_after_of
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider, Stream
-from shoal import Act, Context, Limits, Rate, Retry, RetryLater, State, action
+from shoal import Act, Context, HookFailed, Limits, Rate, Retry, RetryLater, State, action
 
 USAGE_TIMEOUT = 1.0  # seconds that a whole answer is waited on for what it has used
 
@@ -80,6 +80,8 @@ def contestant(provider: Provider, terms: Terms) -> Act:
                 finally:  # also when it is cancelled: what a loser has used is not free
                     bill.usage = bill.usage or transcript.usage
                     context.charge(bill.usage.tokens)
+        except HookFailed:  # no failure of the provider's: whoever watches could not
+            raise
         except Exception as error:
             if transcript.text and not terms.may_restart:
                 message = f"broke off after {len(transcript.text)} characters: {error}"

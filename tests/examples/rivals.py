@@ -10,7 +10,7 @@ import anyio
 import httpx
 
 from examples.llm_race import Chunk, Prompt, Provider, Report, Rules, Scoreboard, Terms
-from examples.llm_race.ask import Race, scoreboard
+from examples.llm_race.racing import Race, scoreboard
 from examples.llm_race.prices import Purse
 from shoal import Runtime
 

@@ -20,7 +20,7 @@ from examples.llm_race import (
     acceptance,
     ask,
 )
-from examples.llm_race.ask import Race, scoreboard
+from examples.llm_race.racing import Race, scoreboard
 from examples.llm_race.strategies import STRATEGIES, strategy
 from shoal import Hedge, Runtime, StepTimeout
 from shoal.testing import no_leaks
