@@ -46,8 +46,9 @@ from shoal._execution import Execution
 from shoal._graph import as_graph
 from shoal._hooks import Hooks
 from shoal._root import Root
-from shoal._run import Run, Setting
+from shoal._run import Run
 from shoal._runtime import Runtime
+from shoal._setting import Setting
 from shoal._store import Batch, Beginning, NullStore
 from shoal.testing import RecordingHook, run_virtual
 

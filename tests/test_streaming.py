@@ -210,7 +210,7 @@ async def test_nothing_is_built_that_nobody_listens_to(monkeypatch: pytest.Monke
     def refuse(**_: object) -> None:
         raise AssertionError("built for nobody")
 
-    monkeypatch.setattr("shoal._run.Item", refuse)
+    monkeypatch.setattr("shoal._telling.Item", refuse)
     recording = RecordingHook()
 
     class Other(Hook):
@@ -1304,7 +1304,7 @@ async def test_items_are_heard_without_any_hook(monkeypatch: pytest.MonkeyPatch)
     def refuse(**_: object) -> None:
         raise AssertionError("built for nobody")
 
-    monkeypatch.setattr("shoal._run.Item", refuse)
+    monkeypatch.setattr("shoal._telling.Item", refuse)
     heard: list[object] = []
     act = Listening(listeners()[0], lambda run, item: heard.append(item))
     async with nothing_left():

@@ -4,9 +4,10 @@ The modules are a spine. Read them in this order, each imports only what stands 
 _functions, _collections, _ids, _digest, _state, _typenames, _tags, _objects, _codec, _model,
 _schema, _events, _history, _meters, _shared, _rate, _retry, _breaker, _policy; _action, _until,
 _condition, _flow, _graph; _cancel, _items, _watch, _store, _ports, _backend, _hooks, _stream,
-_suspects, _execution, _attempts, _step, _run; _host, _threads, _gate, _alarms, _supply, _queue,
-_seat, _limiter, _entrance, _admission, _recorded, _checks, _child, _source, _group, _hedge,
-_stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context;
+_suspects, _execution, _attempts, _step, _setting, _trials, _holding, _telling, _run; _host,
+_threads, _gate, _alarms, _supply, _queue, _seat, _limiter, _entrance, _admission, _recorded,
+_checks, _child, _source, _group, _hedge, _stagger, _contest, _join, _parallel, _fanout, _race,
+_tasks, _ledgers, _nest, _children, _context;
 _root, _runtime, _open, _application; then the stores and the rates.
 ``docs/internals.md`` is the tour.
 """

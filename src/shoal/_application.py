@@ -38,8 +38,9 @@ from ._open import Gate, OpenRun, RunResult, result_of
 from ._rate import Limits
 from ._recorded import recorded_history
 from ._root import First, Root
-from ._run import Run, Setting
+from ._run import Run
 from ._runtime import Runtime
+from ._setting import Setting
 from ._state import S, State
 from ._store import Beginning, NullStore, RunRecord, Store, check_store
 

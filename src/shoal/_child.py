@@ -8,10 +8,12 @@ from functools import partial
 from ._breaker import Circuits
 from ._errors import DepthExceeded, MissingField, MissingInput, did_you_mean
 from ._graph import Graph
+from ._holding import Holder
 from ._hooks import Hook, Hooks
 from ._policy import Each, Inherit
 from ._ports import Services
-from ._run import Run, Setting
+from ._run import Run
+from ._setting import Setting
 from ._store import NullStore, Store
 
 
@@ -44,7 +46,7 @@ def child_setting(
     digests: dict[str, tuple[object, bytes]] | None = None,
     on_item: Callable[[Run, object], None] | None = None,
     each: Each | None = None,
-    host: Run | None = None,
+    host: Holder | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
 

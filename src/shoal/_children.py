@@ -39,7 +39,8 @@ from ._policy import Each, Inherit
 from ._ports import Hosted, Seat
 from ._rate import Limits
 from ._recorded import Recorded, recorded_children
-from ._run import Run, Setting
+from ._run import Run
+from ._setting import Setting
 from ._source import Elements, Entry, Kind, Room
 from ._state import State
 from ._store import Store

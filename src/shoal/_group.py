@@ -64,7 +64,8 @@ from ._events import ChildName, Status
 from ._ids import Key
 from ._ports import Seat, Waiter
 from ._rate import Limits
-from ._run import Run, Setting
+from ._run import Run
+from ._setting import Setting
 from ._watch import SPARE, Part, Watched, leads_to
 
 BATCH = 1000

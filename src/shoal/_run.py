@@ -1,6 +1,6 @@
 """The life of one run: step after step, and the one door through which its state changes.
 
-Imports values, graphs, ports, hooks and the step.
+Imports settings, the step, and the parts of a run: ``_telling``, ``_holding``, ``_trials``.
 
 Invariants:
 - One door. Every change of a run's state goes through ``Run.commit``: save, make it the state,
@@ -20,11 +20,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from itertools import zip_longest
 from typing import Any, final
 
-from anyio import sleep
-from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint
 
 from ._action import Act, FunctionAction
 from ._cancel import (
@@ -35,44 +33,32 @@ from ._cancel import (
     ki_protected,
     ki_unprotected,
 )
-from ._digest import combined, named, written
-from ._errors import HookFailed, NotData, Poisoned, RunConflict, TooManySteps, brief, note
+from ._errors import HookFailed, Poisoned, RunConflict, TooManySteps, note
 from ._events import (
-    AttemptEnded,
     Cancelled,
-    ChildEnded,
     ChildName,
-    ChildRerun,
-    ChildStarted,
     Decision,
     Done,
-    Event,
     Failed,
-    GraceExceeded,
-    Item,
     Outcome,
-    RunEnded,
     RunStarted,
     Skipped,
-    StateUpdated,
     Status,
-    StepEnded,
     StepStarted,
     Update,
-    Waiting,
 )
-from ._execution import Execution
 from ._graph import Graph
 from ._history import Playback, Rewound, play
-from ._hooks import Hooks, Listeners
+from ._holding import Holder
 from ._ids import Key, RunPath
-from ._policy import Each
-from ._ports import Entrance, Seat, Services, Stake
 from ._schema import Schema
+from ._setting import Setting
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
-from ._store import Batch, Beginning, ChildRecord, NullStore, Store
+from ._store import Batch, Beginning, ChildRecord
 from ._suspects import Suspects
+from ._telling import Teller, is_listening
+from ._trials import Trials
 from ._watch import is_life
 
 logger = logging.getLogger("shoal")
@@ -84,193 +70,7 @@ LAST_STEPS = 6
 
 
 @final
-class Setting:
-    """What all children of one fan-out have in common; a root run has one for itself."""
-
-    __slots__ = (
-        "_digests",
-        "_names",
-        "act",
-        "deadline",
-        "each",
-        "ends_itself",
-        "entrance",
-        "entry",
-        "execution",
-        "gate",
-        "graph",
-        "hooks",
-        "host",
-        "inputs",
-        "is_limited",
-        "keeper",
-        "keeps",
-        "on_item",
-        "is_resumable",
-        "parent",
-        "schema",
-        "scopes",
-        "services",
-        "step",
-        "store",
-        "value_of",
-        "visit",
-        "wait",
-    )
-
-    def __init__(
-        self,
-        *,
-        graph: Graph,
-        inputs: Mapping[str, object],
-        execution: Execution,
-        act: str = "",
-        parent: RunPath | None = None,
-        step: str = "",
-        visit: int = 0,
-        value_of: Callable[[Run], object] | None = None,
-        scopes: tuple[object, ...] = (),
-        gate: Callable[[str], Awaitable[None]] | None = None,
-        deadline: float | None = None,
-        store: Store | None = None,
-        keeper: Store | None = None,
-        hooks: Hooks | None = None,
-        digests: dict[str, tuple[object, bytes]] | None = None,
-        on_item: Callable[[Run, object], None] | None = None,
-        each: Each | None = None,
-        is_resumable: bool = False,
-        host: Run | None = None,
-    ) -> None:
-        """Collect it.
-
-        Args:
-            graph: What they walk.
-            inputs: What their actions are given.
-            execution: What they are part of.
-            act: The name of what they execute.
-            parent: Where the run stands that started them.
-            step: The parent's step they belong to.
-            visit: The parent's visit of that step.
-            value_of: Reads a child's value off its final state.
-            scopes: What limits the attempts of all of them: the runtime's and the application's.
-            gate: Awaited before each step, with its name.
-            deadline: When they will be cancelled from outside, by the loop's clock; by default,
-                when the execution will be.
-            store: Where they are kept; by default, where the execution is.
-            keeper: Where their parent is kept, if there is one, and so their ends. If that is
-                another store, their last step is saved by themselves.
-            hooks: Told of them and their descendants; by default, those of the execution.
-            digests: Of the fields that siblings have in common, by name; filled as they are made.
-            on_item: Called with a run and each partial item that it gives, before hooks are told.
-            each: What goes for each of them by itself.
-            is_resumable: Whether a step of theirs that fails may be tried again, and is to go on
-                where it was then, for something around them is retried.
-            host: The run as part of which they live, if they are graphs as nodes of its graph.
-        """
-        self.graph: Graph = graph
-        self.inputs: Mapping[str, object] = inputs
-        self.execution: Execution = execution
-        self.services: Services = execution.services
-        self.hooks: Hooks = execution.hooks if hooks is None else hooks
-        self.store: Store = execution.store if store is None else store
-        self.keeper: Store = self.store if keeper is None else keeper
-        self.ends_itself: bool = self.keeper is not self.store
-        # whether a store is going to have them, which asks for their digest
-        self.keeps: bool = parent is not None and (
-            self.ends_itself or not isinstance(self.store, NullStore)
-        )
-        self.deadline: float = execution.deadline if deadline is None else deadline
-        self.act: str = act
-        self.parent: RunPath | None = parent
-        self.step: str = step
-        self.visit: int = visit
-        self.value_of: Callable[[Run], object] | None = value_of
-        self.scopes: tuple[object, ...] = scopes
-        self.gate: Callable[[str], Awaitable[None]] | None = gate
-        self.on_item: Callable[[Run, object], None] | None = on_item
-        self.each: Each | None = each
-        self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
-        self.schema: Schema[Any] | None = graph.schema
-        self.host: Run | None = host
-        self.entrance: Entrance | None = None
-        """What lets them start, if they are children of a fan-out."""
-        first = graph.entry
-        self.entry: FunctionAction[..., Any] | None = None
-        """What they do first, if that is an action, and what it starts from is known before."""
-        if isinstance(first, FunctionAction) and self.schema is None:
-            self.entry = first
-        self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
-        """Whether that is limited."""
-        self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
-        self._names = b""  # of the act and its version; written when first needed
-
-    def digest(self, data: Mapping[str, object], key: Key) -> str:
-        """Hash what a child starts with, the name of its act and the act's version.
-
-        Raises:
-            NotData: A field holds what is no data.
-        """
-        known = self._digests
-        if not self._names:
-            self._names = written(self.act, self.graph.version)
-        parts = [self._names]
-        for field in sorted(data):
-            value, found = data[field], known.get(field)
-            if found is None or found[0] is not value:  # what all children share is hashed once
-                try:
-                    found = known[field] = value, named(field, value)
-                except NotData as error:
-                    who = f"{self.act!r} in step {self.step!r}, key {brief(key)}"
-                    msg = f"{who}, would start with field {field!r}: {error}"
-                    raise NotData(msg) from error
-            parts.append(found[1])
-        return combined(parts)
-
-
-@final
-class Trials:
-    """What a run that may be tried again remembers of how far it came."""
-
-    __slots__ = (
-        "abandoned",
-        "at",
-        "attempt",
-        "crashes",
-        "further",
-        "is_suspect",
-        "is_undecided",
-        "kept",
-        "last_step",
-    )
-
-    def __init__(self) -> None:
-        """Remember nothing yet."""
-        self.attempt: int = 1
-        """Which try of the current step this is."""
-        self.further: int = 0
-        """Tries beside the first, of all steps."""
-        self.at: Act | None = None
-        """The act that failed, or was to come next; None: it has not come to any."""
-        self.is_undecided: bool = False
-        """Whether that act is completed, and only its edges could not be judged."""
-        self.last_step: str | None = None
-        """The last of all its steps, if it has ended well, and was published to have ended."""
-        self.kept: dict[str, Any] = {}
-        """What steps that failed are to go on with, by their names."""
-        self.abandoned: bool = False
-        """Whether a thread was left behind."""
-        self.crashes: int = 0
-        """Executions that have died while it was at work at its step, this one included..."""
-        self.is_suspect: bool = False
-        """...if this is set: then the store knows that it is at work."""
-
-    def clear(self, crashes: int = 0) -> None:
-        """Hear that it got further, so that nothing is held against it."""
-        self.crashes, self.is_suspect = crashes, False
-
-
-@final
-class Run:
+class Run(Teller, Holder):
     """One life of an application or a child: a state, and where in the graph it is.
 
     Made cheap, since a fan-out makes one per element: whatever can be derived is derived on demand.
@@ -360,8 +160,8 @@ class Run:
         self.is_kept: bool = False  # whether the parent has applied it in an earlier execution
         self.is_afresh: bool = False  # whether what the store has of it is to count no more
         self._playback: Playback | None = None  # of the step that was under way
-        self.stake: Stake | None = None  # what it holds in flight, where that is more than a place
-        self.seat: Seat | None = None  # of its first attempt, taken when it was let in
+        self.stake = None
+        self.seat = None
         self.never_started: bool = False  # whether it ended while it waited to start
         self._undone: Callable[[int], bool] | None = None
 
@@ -421,6 +221,11 @@ class Run:
         if self._digest is None:
             self._digest = self.setting.digest(self.first, self.key)
         return self._digest
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether it begins at its entry, as far as it is known before it lives."""
+        return self.record is None and self._trials is None
 
     @property
     def playback(self) -> Playback | None:
@@ -651,16 +456,7 @@ class Run:
     async def rerun(self, step: str, by: Run) -> None:
         """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""
         await self.be_forgotten()
-        listeners = by.setting.hooks.child_rerun
-        if listeners:
-            event = ChildRerun(
-                path=by.path,
-                step=step,
-                child=self.path,
-                position=self.position,
-                element=self.element,
-            )
-            await by.setting.hooks.tell(listeners, event)
+        await by.tell_child_rerun(self, step)
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is; see ``Performer``."""
@@ -701,45 +497,6 @@ class Run:
         suspects.leave(trials)
         trials.clear(trials.crashes - 1)
         await self.commit((), self.data)
-
-    # -- what it holds --------------------------------------------------------------------------
-
-    @property
-    def lodger(self) -> Run:
-        """The child of a fan-out that it is part of, or itself."""
-        return self.setting.host or self
-
-    @property
-    def above(self) -> Run | None:
-        """The child of a fan-out that started it, if it is a child of a child."""
-        entrance = self.setting.entrance
-        parent: Run | None = None if entrance is None else entrance.parent
-        return None if parent is None else parent.lodger
-
-    @property
-    def unit(self) -> Execution:
-        """What takes turns with others at limits."""
-        return self.setting.execution
-
-    @property
-    def begins_anew(self) -> bool:
-        """Whether it begins at its entry, as far as it is known before it lives."""
-        return self.record is None and self._trials is None
-
-    def make_stake(self) -> Stake | None:
-        """Say what it holds in flight from now on, if it is a child of a fan-out."""
-        if self.stake is None and self.setting.entrance is not None:
-            self.stake = self.setting.entrance.stake()
-        return self.stake
-
-    def take_seat(self, action: FunctionAction[..., Any]) -> Seat | None:
-        """Take the seat for an attempt, which may have to wait; None if nothing limits it."""
-        seat, self.seat = self.seat, None
-        if seat is not None:
-            return seat
-        setting = self.setting
-        admission = setting.services.admission
-        return admission.seat(setting.scopes, action, self._head[1], self.lodger)
 
     def enter(self, graph: Act) -> Awaitable[Change]:
         """Run a graph as a child of its own; see ``Performer``."""
@@ -798,6 +555,10 @@ class Run:
         return change
 
     # -- being tried again ----------------------------------------------------------------------
+
+    def leave_behind(self) -> None:
+        """Hear that a thread of its action is waited for no more."""
+        self._remember().abandoned = True
 
     def _remember(self) -> Trials:
         if self._trials is None:
@@ -864,59 +625,6 @@ class Run:
     def take_kept(self, step: str) -> object:
         """Return what a step is to go on with; None: it begins."""
         return None if self._trials is None else self._trials.kept.pop(step, None)
-
-    async def wait(self, seconds: float) -> None:
-        """Wait before another attempt, holding nothing: not even its place in flight.
-
-        An action's next attempt takes that again, together with what else it needs.
-        """
-        stake = self._step_aside()
-        try:
-            await sleep(seconds)
-            await checkpoint_if_cancelled()  # in the tick in which its time had come
-        except BaseException:
-            if stake is not None:
-                stake.resume()
-            raise
-
-    def _step_aside(self) -> Stake | None:
-        stake = self.lodger.make_stake()
-        if stake is not None:
-            stake.step_aside()
-            stake.is_due = True
-        return stake
-
-    def pause(self, seconds: float, seat: Seat | None) -> bool:
-        """Let nothing more start for a while with the keys of an attempt, before it ends.
-
-        Returns whether its limits have any.
-        """
-        return self.setting.services.admission.pause(seat, self.lodger, seconds)
-
-    async def wait_for_later(self, seconds: float, *, is_paused: bool) -> None:
-        """Hold nothing until an action that asked for it may be tried again.
-
-        If its keys are paused, the next attempt has to wait for them, as others have to.
-        """
-        if is_paused:
-            self._step_aside()
-        else:
-            await self.wait(seconds)
-
-    async def come_back(self) -> None:
-        """Take its place in flight again after ``wait``, unless that is an action's to do."""
-        stake = self.stake
-        if stake is None or stake.is_held:
-            return
-        if self._last is None and any(
-            act.name == self._step
-            and isinstance(act, FunctionAction)
-            and bool(act.limits or self.setting.scopes)
-            for act in self.setting.graph.acts
-        ):
-            return
-        seat = self.setting.services.admission.place(self)
-        await seat.wait()
 
     async def settle(self) -> None:
         """Drop native cancellation that user code has left on this task, before a commit."""
@@ -1002,7 +710,7 @@ class Run:
         )
         await execution.save(batch, setting.store)
         self._head = (number + len(updates), data)
-        if setting.hooks.listening or _is_listening(applied) or _is_listening(unapplied):
+        if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
 
     async def end_unapplied(self, children: Sequence[Run]) -> None:
@@ -1030,137 +738,6 @@ class Run:
         for child in children:
             child.lose()
         await self._publish((), (), children)
-
-    async def _publish(
-        self, updates: Sequence[Update], applied: Sequence[Run], unapplied: Sequence[Run]
-    ) -> None:
-        telling = _Telling(self.setting.hooks)
-        for update, child in zip_longest(updates, applied):
-            if child is not None:
-                await telling.listen(child.tell_ended())
-            if telling.hooks.state_updated:
-                outcome = None if child is None or child.is_kept else child.outcome
-                event = StateUpdated(path=self.path, update=update, outcome=outcome)
-                await telling.tell(telling.hooks.state_updated, event)
-            if child is not None and not child.is_kept:  # whose end was told long ago
-                await self._tell_child_ended(telling, child)
-        for child in unapplied:
-            await telling.listen(child.tell_ended())
-            await self._tell_child_ended(telling, child)
-        telling.close()
-
-    # -- telling --------------------------------------------------------------------------------
-
-    @property
-    def hears_items(self) -> bool:
-        """Whether anybody hears of partial items; see ``Emitter``."""
-        return self.setting.on_item is not None or bool(self.setting.hooks.item)
-
-    def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
-        """Tell a partial item; see ``Emitter``."""
-        setting = self.setting
-        if setting.on_item is not None:
-            setting.on_item(self, item)
-        hooks = setting.hooks
-        if not hooks.item:
-            return None
-        event = Item(path=self.path, step=step, item=item, attempt=attempt, index=index)
-        told = hooks.tell_at_once(hooks.item, event)
-        return None if told is None else _out_of_reach(setting.services, told)
-
-    async def tell_child_started(self, child: Run) -> None:
-        """Publish that a fan-out of this run started ``child``."""
-        hooks = self.setting.hooks
-        assert self._step is not None
-        event = ChildStarted(
-            path=self.path,
-            step=self._step,
-            child=child.path,
-            position=child.position,
-            element=child.element,
-        )
-        await hooks.tell(hooks.child_started, event)
-
-    async def tell_waiting(self, seat: Seat) -> None:
-        """Publish that it waits for a limit: to start, or with an attempt of its current step."""
-        hooks = self.setting.hooks
-        if not hooks.waiting or seat.granted:
-            return
-        limit, key = seat.awaited
-        event = Waiting(
-            path=self.path,
-            step=self._step or "",
-            limit=limit,
-            key=key,
-            since=self.setting.services.clock(),
-        )
-        await hooks.tell(hooks.waiting, event)
-
-    async def tell_attempt_ended(self, error: Exception | None, next_in: float | None) -> None:
-        """Publish how an attempt of the current step ended, and when the next begins."""
-        hooks = self.setting.hooks
-        if hooks.attempt_ended:
-            event = AttemptEnded(
-                path=self.path,
-                step=self._step or "",
-                attempt=self.attempt,
-                error=error,
-                next_in=next_in,
-            )
-            await hooks.tell(hooks.attempt_ended, event)
-
-    async def tell_grace_exceeded(
-        self, place: str, seconds: float, *, abandoned: bool = False
-    ) -> None:
-        """Warn that its action still runs so long after it was cancelled; tell hooks where."""
-        path, step, hooks = self.path, self._step or "", self.setting.hooks
-        if abandoned:
-            self._remember().abandoned = True
-        key = "" if path.parent is None else f" (key {path.key!r} of {path.step!r})"
-        logger.log(
-            logging.WARNING if seconds else logging.INFO,
-            "action %r of run %s%s was cancelled %g s ago and still runs, at %s; %s",
-            *(step, path.id, key, seconds, place),
-            "its thread is left behind" if abandoned else "it is waited for",
-        )
-        if hooks.grace_exceeded:
-            event = GraceExceeded(
-                path=path, step=step, place=place, seconds=seconds, abandoned=abandoned
-            )
-            with suppress(HookFailed):  # which ends the execution all the same
-                await hooks.tell(hooks.grace_exceeded, event)
-
-    async def _tell_child_ended(self, telling: _Telling, child: Run) -> None:
-        listeners = telling.hooks.child_ended
-        if listeners:
-            event = ChildEnded(path=self.path, step=self._step or "", outcome=child.outcome)
-            await telling.tell(listeners, event)
-
-    async def _tell_step_ended(self, status: Status) -> None:
-        step, self._step = self._step, None
-        listeners = self.setting.hooks.step_ended
-        if listeners and step is not None:
-            event = StepEnded(path=self.path, step=step, status=status, error=self.error)
-            await self.setting.hooks.tell(listeners, event)
-
-    async def tell_ended(self) -> None:
-        """Publish the run's last update, and the end of its last step and of the run itself."""
-        if not self.began:
-            return
-        assert self.status is not None, "only what has ended is told to have"
-        telling = _Telling(self.setting.hooks)
-        hooks, path, status, error = telling.hooks, self.path, self.status, self.error
-        update = self.last_update
-        if update is not None and hooks.state_updated:
-            await telling.tell(hooks.state_updated, StateUpdated(path=path, update=update))
-        if self._step is not None and hooks.step_ended:
-            step_ended = StepEnded(path=path, step=self._step, status=status, error=error)
-            await telling.tell(hooks.step_ended, step_ended)
-        if hooks.run_ended:
-            reason = self.reason if status == "cancelled" else ""
-            ended = RunEnded(path=path, status=status, error=error, reason=reason)
-            await telling.tell(hooks.run_ended, ended)
-        telling.close()
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -1307,67 +884,10 @@ class Run:
             await self.commit((), self.data, ended=self.status)
 
 
-class _Telling:
-    """Telling several events in a row, all of them, also where a guarding hook raises."""
-
-    __slots__ = ("_failure", "hooks")
-
-    def __init__(self, hooks: Hooks) -> None:
-        self.hooks = hooks
-        self._failure: HookFailed | None = None
-
-    async def tell(self, listeners: Listeners, event: Event) -> None:
-        await self.listen(self.hooks.tell(listeners, event))
-
-    async def listen(self, told: Awaitable[None]) -> None:
-        try:
-            await told
-        except HookFailed as error:
-            self._failure = self._failure or error
-
-    def close(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure  # no cycle from the exception to this frame
-
-
-def _is_listening(children: Sequence[Run]) -> bool:
-    """Tell whether somebody listens to children who doesn't to their parent."""
-    return bool(children) and children[0].setting.hooks.listening
-
-
 @ki_unprotected
 def _after(graph: Graph, act: Act, data: Mapping[str, object]) -> Act | None:
     """Call the conditions, which are user code."""
     return graph.after(act, data)
-
-
-async def _out_of_reach(services: Services, work: Awaitable[None]) -> None:
-    """Await ``work``, while an action runs, where no native cancel of the action's reaches it."""
-    failure: Exception | None = None
-
-    async def live() -> None:
-        nonlocal failure
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001 # raised below
-            failure = error
-
-    hosted = services.host(live, _ignore)
-    interruption = await hosted.wait()
-    try:
-        for raised in (hosted.fatal, interruption, failure):
-            if raised is not None:
-                raise raised
-    finally:
-        del failure, interruption  # no cycle from an exception to this frame
-
-
-def _ignore(_reason: str) -> None:
-    """Stand in for whoever hears why work is cancelled: telling hooks is shielded."""
 
 
 def _nothing() -> None:

@@ -41,7 +41,8 @@ from ._errors import BadKey, BadResult, brief, kind_of
 from ._events import ChildName
 from ._ids import Key
 from ._recorded import Fate, Recorded
-from ._run import Run, Setting
+from ._run import Run
+from ._setting import Setting
 from ._state import refuse_awaitable
 from ._store import ChildRecord
 

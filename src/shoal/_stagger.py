@@ -23,7 +23,8 @@ from anyio import CancelScope, Event
 from ._group import Dropped, Feed, Group
 from ._hedge import Experience
 from ._ids import Key
-from ._run import Run, Setting
+from ._run import Run
+from ._setting import Setting
 from ._source import Elements
 
 RETRY = 0.1

@@ -1,0 +1,122 @@
+"""What a run holds while it works: a seat with each attempt, a stake while it is in flight.
+
+Imports ports and settings; anyio.
+
+Invariants:
+- Between two attempts nothing is held, not even a place in flight.
+- What has stepped aside for the next attempt and is cancelled meanwhile holds its stake again: it
+  is about to end, and ends in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from anyio import sleep
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from ._action import FunctionAction
+from ._execution import Execution
+from ._ports import Seat, Stake
+from ._setting import Setting
+from ._state import Change
+
+
+class Holder:
+    """The part of a run that holds something."""
+
+    __slots__ = ()
+    setting: Setting
+    stake: Stake | None
+    """What it holds in flight, where that is more than a place."""
+    seat: Seat | None
+    """Of its first attempt, taken when it was let in."""
+    _head: tuple[int, Mapping[str, object]]
+    _last: Change | None
+    _step: str | None
+
+    @property
+    def lodger(self) -> Holder:
+        """The child of a fan-out that it is part of, or itself."""
+        return self.setting.host or self
+
+    @property
+    def above(self) -> Holder | None:
+        """The child of a fan-out that started it, if it is a child of a child."""
+        entrance = self.setting.entrance
+        parent: Holder | None = None if entrance is None else entrance.parent
+        return None if parent is None else parent.lodger
+
+    @property
+    def unit(self) -> Execution:
+        """What takes turns with others at limits."""
+        return self.setting.execution
+
+    def make_stake(self) -> Stake | None:
+        """Say what it holds in flight from now on, if it is a child of a fan-out."""
+        if self.stake is None and self.setting.entrance is not None:
+            self.stake = self.setting.entrance.stake()
+        return self.stake
+
+    def take_seat(self, action: FunctionAction[..., Any]) -> Seat | None:
+        """Take the seat for an attempt, which may have to wait; None if nothing limits it."""
+        seat, self.seat = self.seat, None
+        if seat is not None:
+            return seat
+        setting = self.setting
+        admission = setting.services.admission
+        return admission.seat(setting.scopes, action, self._head[1], self.lodger)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait before another attempt, holding nothing: not even its place in flight.
+
+        An action's next attempt takes that again, together with what else it needs.
+        """
+        stake = self._step_aside()
+        try:
+            await sleep(seconds)
+            await checkpoint_if_cancelled()  # in the tick in which its time had come
+        except BaseException:
+            if stake is not None:
+                stake.resume()
+            raise
+
+    def _step_aside(self) -> Stake | None:
+        stake = self.lodger.make_stake()
+        if stake is not None:
+            stake.step_aside()
+            stake.is_due = True
+        return stake
+
+    def pause(self, seconds: float, seat: Seat | None) -> bool:
+        """Let nothing more start for a while with the keys of an attempt, before it ends.
+
+        Returns whether its limits have any.
+        """
+        return self.setting.services.admission.pause(seat, self.lodger, seconds)
+
+    async def wait_for_later(self, seconds: float, *, is_paused: bool) -> None:
+        """Hold nothing until an action that asked for it may be tried again.
+
+        If its keys are paused, the next attempt has to wait for them, as others have to.
+        """
+        if is_paused:
+            self._step_aside()
+        else:
+            await self.wait(seconds)
+
+    async def come_back(self) -> None:
+        """Take its place in flight again after ``wait``, unless that is an action's to do."""
+        stake = self.stake
+        if stake is None or stake.is_held:
+            return
+        if self._last is None and any(
+            act.name == self._step
+            and isinstance(act, FunctionAction)
+            and bool(act.limits or self.setting.scopes)
+            for act in self.setting.graph.acts
+        ):
+            return
+        seat = self.setting.services.admission.place(self)
+        await seat.wait()

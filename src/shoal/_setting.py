@@ -1,0 +1,165 @@
+"""What the children of one fan-out have in common. Imports values, graphs, ports, hooks.
+
+A run is named in here by what it does alone: what lives with a setting is in ``_run``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, final
+
+from ._action import FunctionAction
+from ._digest import combined, named, written
+from ._errors import NotData, brief
+from ._execution import Execution
+from ._graph import Graph
+from ._hooks import Hooks
+from ._ids import Key, RunPath
+from ._policy import Each
+from ._ports import Entrance, Services
+from ._schema import Schema
+from ._store import NullStore, Store
+
+
+@final
+class Setting:
+    """What all children of one fan-out have in common; a root run has one for itself."""
+
+    __slots__ = (
+        "_digests",
+        "_names",
+        "act",
+        "deadline",
+        "each",
+        "ends_itself",
+        "entrance",
+        "entry",
+        "execution",
+        "gate",
+        "graph",
+        "hooks",
+        "host",
+        "inputs",
+        "is_limited",
+        "keeper",
+        "keeps",
+        "on_item",
+        "is_resumable",
+        "parent",
+        "schema",
+        "scopes",
+        "services",
+        "step",
+        "store",
+        "value_of",
+        "visit",
+        "wait",
+    )
+
+    def __init__(
+        self,
+        *,
+        graph: Graph,
+        inputs: Mapping[str, object],
+        execution: Execution,
+        act: str = "",
+        parent: RunPath | None = None,
+        step: str = "",
+        visit: int = 0,
+        value_of: Callable[[Any], object] | None = None,
+        scopes: tuple[object, ...] = (),
+        gate: Callable[[str], Awaitable[None]] | None = None,
+        deadline: float | None = None,
+        store: Store | None = None,
+        keeper: Store | None = None,
+        hooks: Hooks | None = None,
+        digests: dict[str, tuple[object, bytes]] | None = None,
+        on_item: Callable[[Any, object], None] | None = None,
+        each: Each | None = None,
+        is_resumable: bool = False,
+        host: Any = None,
+    ) -> None:
+        """Collect it.
+
+        Args:
+            graph: What they walk.
+            inputs: What their actions are given.
+            execution: What they are part of.
+            act: The name of what they execute.
+            parent: Where the run stands that started them.
+            step: The parent's step they belong to.
+            visit: The parent's visit of that step.
+            value_of: Reads a child's value off its final state.
+            scopes: What limits the attempts of all of them: the runtime's and the application's.
+            gate: Awaited before each step, with its name.
+            deadline: When they will be cancelled from outside, by the loop's clock; by default,
+                when the execution will be.
+            store: Where they are kept; by default, where the execution is.
+            keeper: Where their parent is kept, if there is one, and so their ends. If that is
+                another store, their last step is saved by themselves.
+            hooks: Told of them and their descendants; by default, those of the execution.
+            digests: Of the fields that siblings have in common, by name; filled as they are made.
+            on_item: Called with a run and each partial item that it gives, before hooks are told.
+            each: What goes for each of them by itself.
+            is_resumable: Whether a step of theirs that fails may be tried again, and is to go on
+                where it was then, for something around them is retried.
+            host: The run as part of which they live, if they are graphs as nodes of its graph.
+        """
+        self.graph: Graph = graph
+        self.inputs: Mapping[str, object] = inputs
+        self.execution: Execution = execution
+        self.services: Services = execution.services
+        self.hooks: Hooks = execution.hooks if hooks is None else hooks
+        self.store: Store = execution.store if store is None else store
+        self.keeper: Store = self.store if keeper is None else keeper
+        self.ends_itself: bool = self.keeper is not self.store
+        # whether a store is going to have them, which asks for their digest
+        self.keeps: bool = parent is not None and (
+            self.ends_itself or not isinstance(self.store, NullStore)
+        )
+        self.deadline: float = execution.deadline if deadline is None else deadline
+        self.act: str = act
+        self.parent: RunPath | None = parent
+        self.step: str = step
+        self.visit: int = visit
+        self.value_of: Callable[[Any], object] | None = value_of
+        self.scopes: tuple[object, ...] = scopes
+        self.gate: Callable[[str], Awaitable[None]] | None = gate
+        self.on_item: Callable[[Any, object], None] | None = on_item
+        self.each: Each | None = each
+        self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
+        self.schema: Schema[Any] | None = graph.schema
+        self.host: Any = host
+        self.entrance: Entrance | None = None
+        """What lets them start, if they are children of a fan-out."""
+        first = graph.entry
+        self.entry: FunctionAction[..., Any] | None = None
+        """What they do first, if that is an action, and what it starts from is known before."""
+        if isinstance(first, FunctionAction) and self.schema is None:
+            self.entry = first
+        self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
+        """Whether that is limited."""
+        self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
+        self._names = b""  # of the act and its version; written when first needed
+
+    def digest(self, data: Mapping[str, object], key: Key) -> str:
+        """Hash what a child starts with, the name of its act and the act's version.
+
+        Raises:
+            NotData: A field holds what is no data.
+        """
+        known = self._digests
+        if not self._names:
+            self._names = written(self.act, self.graph.version)
+        parts = [self._names]
+        for field in sorted(data):
+            value, found = data[field], known.get(field)
+            if found is None or found[0] is not value:  # what all children share is hashed once
+                try:
+                    found = known[field] = value, named(field, value)
+                except NotData as error:
+                    who = f"{self.act!r} in step {self.step!r}, key {brief(key)}"
+                    msg = f"{who}, would start with field {field!r}: {error}"
+                    raise NotData(msg) from error
+            parts.append(found[1])
+        return combined(parts)
