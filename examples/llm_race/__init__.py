@@ -17,13 +17,13 @@ Any async function that streams can race, so SDKs can:
 """
 
 from examples.llm_race.acceptance import acceptance
-from examples.llm_race.racing import Race, Report, ask
 from examples.llm_race.config import load
 from examples.llm_race.contestant import Terms, contestant
 from examples.llm_race.exchange import Answer, Chunk, Prompt, Usage
 from examples.llm_race.failures import ProviderError, Unacceptable
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Endpoint, Provider
+from examples.llm_race.racing import Race, Report, ask
 from examples.llm_race.scoreboard import Lane, Scoreboard
 from examples.llm_race.strategies import Rules, strategy
 

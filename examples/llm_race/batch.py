@@ -15,10 +15,10 @@ from typing import Any, TextIO, cast
 
 from anyio import to_thread
 
-from examples.llm_race.racing import new_client, scoreboard, why
 from examples.llm_race.exchange import Answer, Prompt
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider
+from examples.llm_race.racing import new_client, scoreboard, why
 from examples.llm_race.scoreboard import Lane, Scoreboard
 from examples.llm_race.strategies import Rules, strategy
 from shoal import (

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import httpx
 
-from examples.llm_race.racing import Race, Report, new_client
 from examples.llm_race.exchange import Prompt
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider
+from examples.llm_race.racing import Race, Report, new_client
 from examples.llm_race.strategies import Rules
 from shoal import Application, Limits, Runtime, action, fan_out
 

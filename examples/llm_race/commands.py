@@ -12,7 +12,6 @@ from rich.table import Table
 
 from examples.interrupt import until_interrupted
 from examples.llm_race.acceptance import acceptance
-from examples.llm_race.racing import Race, Report, new_client, scoreboard, why
 from examples.llm_race.batch import BadInput, Batch, Rows, read_prompts
 from examples.llm_race.bench import Figures, as_json, as_markdown, measure, plot
 from examples.llm_race.command import Options
@@ -22,6 +21,7 @@ from examples.llm_race.display import Printer, Tracer, live_table, print_report
 from examples.llm_race.exchange import Prompt
 from examples.llm_race.prices import Purse, price_of
 from examples.llm_race.providers import Provider
+from examples.llm_race.racing import Race, Report, new_client, scoreboard, why
 from examples.llm_race.strategies import Rules, check, is_decided_by_token
 from shoal import Application, Hook, Limits, Runtime, SQLiteStore, action, fan_out
 

@@ -41,7 +41,7 @@ class Terms:
     stall_timeout: float = 15.0
     """Seconds from some text to the next."""
     patience: float = math.inf
-    """Seconds that a provider may ask us to wait before it counts as failed."""
+    """Seconds for which a provider may have us wait, in all, before it counts as failed."""
     attempts: int = 2
     """Tries in all, where trying again may help and the provider doesn't say when."""
     may_restart: bool = True
@@ -91,10 +91,11 @@ def contestant(provider: Provider, terms: Terms) -> Act:
                 raise
             rest.begin(wait)
             left = context.deadline - anyio.current_time()
-            if wait > terms.patience or wait >= left:
+            if rest.length > terms.patience or wait >= left:
                 raise
             await context.emit(PutOff(str(error), wait))
             raise RetryLater(wait) from None
+        rest.end()
         return Answer(
             text=transcript.text,
             provider=provider.name,
@@ -106,13 +107,26 @@ def contestant(provider: Provider, terms: Terms) -> Act:
 
 
 class Rest:
-    """How long a provider has asked to be left alone: by everybody, also by who doesn't wait."""
+    """How long a provider has asked to be left alone: by everybody, also by who doesn't wait.
+
+    It goes on, however often the provider asks for it, until that has given an answer.
+    """
 
     def __init__(self) -> None:
-        self.until = -math.inf
+        self.end()
 
     def begin(self, seconds: float) -> None:
-        self.until = max(self.until, anyio.current_time() + seconds)
+        now = anyio.current_time()
+        self.since = min(self.since, now)
+        self.until = max(self.until, now + seconds)
+
+    def end(self) -> None:
+        self.since, self.until = math.inf, -math.inf
+
+    @property
+    def length(self) -> float:
+        """Seconds from the first time that it asked for it."""
+        return self.until - self.since
 
     def check(self) -> None:
         """Refuse to ask while it lasts.
@@ -184,7 +198,7 @@ async def follow(
         if not transcript.text:
             what = f"no text within {terms.ttft_timeout:g} s"
         raise ProviderError("timeout", what, retryable=True)
-    if says_when_whole and transcript.finish is None:
+    if (says_when_whole and transcript.finish is None) or not transcript.is_heard:
         message = "the stream ended before the answer was whole"
         raise ProviderError("stream", message, retryable=True)
     if not transcript.text:

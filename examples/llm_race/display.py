@@ -17,8 +17,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from examples.llm_race.racing import Report
 from examples.llm_race.exchange import Asked, Chunk
+from examples.llm_race.racing import Report
 from examples.llm_race.scoreboard import Lane, Scoreboard, Status
 from shoal import AttemptEnded, ChildEnded, Done, Event, Hook, Item
 

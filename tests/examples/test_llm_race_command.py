@@ -13,17 +13,17 @@ import anyio
 import pytest
 from rich.console import Console
 
-from examples.llm_race import Provider, Rules, Scoreboard, commands
+from examples.llm_race import Rules, commands
 from examples.llm_race.__main__ import main
 from examples.llm_race.command import duration, hedge_delay, parse
-from examples.llm_race.commands import ask, print_answer, rules_of
+from examples.llm_race.commands import ask, rules_of
 from examples.llm_race.display import Printer, table_of
+from examples.llm_race.exchange import Prompt
 from examples.llm_race.prices import Purse
 from examples.llm_race.racing import Race, scoreboard
-from examples.llm_race.exchange import Prompt
 from shoal import Hedge, HookFailed, Runtime
 from shoal.testing import run_virtual
-from tests.examples.rivals import NO_CLIENT, Rival, hold
+from tests.examples.rivals import NO_CLIENT, Rival
 
 Say = Callable[..., tuple[int, str, list[Any]]]
 
@@ -36,7 +36,11 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
         providers = [rival.provider() for rival in rivals]
         code = run_virtual(partial(ask, parse(["ask", *args]), providers))
         out, err = capsys.readouterr()
-        return code, out, [json.loads(line) if line[0] == "{" else line for line in err.splitlines()]
+        return (
+            code,
+            out,
+            [json.loads(line) if line[0] == "{" else line for line in err.splitlines()],
+        )
 
     return run
 

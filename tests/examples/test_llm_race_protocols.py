@@ -34,9 +34,7 @@ KEY = "sk-test-0123456789"
 
 
 def sse(*events: Any) -> list[bytes]:
-    return [
-        f"data: {e if isinstance(e, str) else json.dumps(e)}\n\n".encode() for e in events
-    ]
+    return [f"data: {e if isinstance(e, str) else json.dumps(e)}\n\n".encode() for e in events]
 
 
 def openai_delta(text: str | None, finish: str | None = None) -> dict[str, Any]:
@@ -60,7 +58,7 @@ GOOD: dict[str, list[bytes]] = {
         ),
     ],
     "anthropic": [
-        b"event: ping\ndata: {\"type\": \"ping\"}\n\n",
+        b'event: ping\ndata: {"type": "ping"}\n\n',
         *sse(
             {
                 "type": "message_start",
@@ -373,7 +371,9 @@ async def test_a_lost_connection_is_asked_for_again():
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_page_of_a_portal_is_no_answer(kind: str):
-    page = httpx.Response(200, headers={"content-type": "text/html"}, content=b"<html>log in</html>")
+    page = httpx.Response(
+        200, headers={"content-type": "text/html"}, content=b"<html>log in</html>"
+    )
     found, lane = await ask(kind, Wire(page), attempts=1)
     assert found is None
     assert lane.status == "failed"
@@ -395,9 +395,7 @@ async def test_a_key_that_a_server_repeats_is_not_shown():
 @pytest.mark.parametrize(
     ("value", "why"), [("", "is not set"), ("sk \u2026", "holds characters that no key has")]
 )
-async def test_without_a_key_nothing_is_sent(
-    value: str, why: str, monkeypatch: pytest.MonkeyPatch
-):
+async def test_without_a_key_nothing_is_sent(value: str, why: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TEST_KEY", value)
     wire = Wire(answer("openai", GOOD["openai"]))
     _, lane = await ask("openai", wire)
@@ -469,9 +467,7 @@ class RateLimited(Exception):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
-def test_errors_of_others_are_judged_by_what_they_say(
-    error: Exception, retryable: bool, kind: str
-):
+def test_errors_of_others_are_judged_by_what_they_say(error: Exception, retryable: bool, kind: str):
     assert (is_retryable(error), kind_of(error)) == (retryable, kind)
 
 

@@ -67,9 +67,7 @@ class Unkind(httpx.AsyncBaseTransport):
         self.seen.update(name for name, key in CANARIES.items() if key in sent)
         match request.url.host:
             case "good.test":
-                return httpx.Response(
-                    200, headers={"content-type": "text/event-stream"}, text=GOOD
-                )
+                return httpx.Response(200, headers={"content-type": "text/event-stream"}, text=GOOD)
             case "refuses.test":
                 return httpx.Response(401, json={"error": {"message": f"bad key in {sent}"}})
             case "lost.test":

@@ -30,9 +30,7 @@ pytestmark = pytest.mark.anyio
 
 
 def overloaded(after: float | None) -> ProviderError:
-    return ProviderError(
-        "overload", "429 slow down", status=429, retry_after=after, retryable=True
-    )
+    return ProviderError("overload", "429 slow down", status=429, retry_after=after, retryable=True)
 
 
 def broken(status: int = 500) -> ProviderError:
@@ -165,7 +163,11 @@ async def test_without_a_quorum_there_is_no_answer():
 
 
 async def test_all_are_asked_and_acceptable_answers_kept():
-    rivals = [Rival("a", text="long enough"), Rival("b", text="no"), Rival("c", fails=[broken(400)])]
+    rivals = [
+        Rival("a", text="long enough"),
+        Rival("b", text="no"),
+        Rival("c", fails=[broken(400)]),
+    ]
     report = await hold(rivals, strategy="all", accept=acceptance(min_chars=5))
     assert list(report.answers) == ["a"]
     assert lanes(report) == {"a": "answered", "b": "answered", "c": "failed"}
@@ -272,9 +274,7 @@ async def test_who_keeps_failing_is_passed_over_and_nobody_else():
     rules = Rules(failures=2, cool_down=30)
     race = Race(providers, rules)
     async with Runtime(seed=1) as runtime:
-        reports = [
-            await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse()) for _ in range(3)
-        ]
+        reports = [await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse()) for _ in range(3)]
         assert [lanes(report)["bad"] for report in reports] == ["failed", "failed", "skipped"]
         assert all(report.answer is not None for report in reports)
         await anyio.sleep(30)
