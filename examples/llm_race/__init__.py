@@ -3,8 +3,8 @@
 Run it with `python -m examples.llm_race ask --demo "Why is the sea salty?"`. To read it, begin with
 `strategies`, where the runtime is at work, and `contestant`, the action that races; then `exchange`
 and `failures` (what goes to and fro, and how that fails), `providers` (four protocols),
-`scoreboard` (a hook that knows who did what), `acceptance`, `prices`, `config`. `racing`, `batch` and
-`bench` put them together; `command`, `commands` and `display` are the command line.
+`scoreboard` (a hook that knows who did what), `acceptance`, `prices`, `config`. `racing`, `batch`
+and `bench` put them together; `command`, `commands` and `display` are the command line.
 
 Any async function that streams can race, so SDKs can:
 

@@ -119,10 +119,11 @@ class Transcript:
         """The tokens used so far.
 
         What was reported on the way counts only once the answer is complete: until then a provider
-        has said how many tokens it has read, but not how many it has written.
+        has said how many tokens it has read, but not how many it has written. Nothing read or
+        nothing written is no report: some servers say so of every answer.
         """
-        if self.finish is not None and None not in (self.input_tokens, self.output_tokens):
-            return Usage(input_tokens=self.input_tokens or 0, output_tokens=self.output_tokens or 0)
+        if self.finish is not None and self.input_tokens and self.output_tokens:
+            return Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens)
         written = max(self.output_tokens or 0, estimated_tokens(self.text))
-        read = estimated_input(self.prompt) if self.input_tokens is None else self.input_tokens
+        read = self.input_tokens or estimated_input(self.prompt)
         return Usage(input_tokens=read, output_tokens=written, is_reported=False)

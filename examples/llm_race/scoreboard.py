@@ -110,8 +110,9 @@ class Lane:
             case Done(used=True):
                 self.status, self.detail = "answered", ""
             case Done():
-                self.status = "rejected"
-                self.detail = reason(accept, outcome.value) or "came too late"
+                self.detail = reason(accept, outcome.value)
+                self.status = "rejected" if self.detail else "answered"
+                self.detail = self.detail or "came too late"
             case Failed():
                 self.close(outcome.error)
                 self.status, self.detail = "failed", str(outcome.error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from examples.llm_race import Rules, commands
 from examples.llm_race.__main__ import main
+from examples.llm_race.bench import as_markdown, figures, percentiles
 from examples.llm_race.command import duration, hedge_delay, parse
 from examples.llm_race.commands import ask, rules_of
 from examples.llm_race.display import Printer, table_of
@@ -187,7 +189,7 @@ CONFIG = '[[provider]]\nname = "a"\nkind = "ollama"\nmodel = "m"\nbase_url = "ht
         (["batch", "ok.jsonl", "-o", "old", "--resume", "--config", "good.toml"], 2, "else than"),
     ],
 )
-def test_what_cannot_be_done_is_said(
+def test_what_cannot_be_done_is_said(  # noqa: PLR0917 # by name
     args: list[str],
     code: int,
     why: str,
@@ -234,6 +236,19 @@ def test_what_the_command_line_says_are_the_rules() -> None:
     assert rules.hedge == Hedge(percentile=90, budget=0.1, initial=1.0)
     assert rules_of(options, [], streams=False).strategy == "first"
     assert rules_of(parse(["ask", "x"]), [], streams=False).hedge == Rules().hedge
+
+
+def test_figures_of_a_bench() -> None:
+    assert percentiles([3.0, 1.0, 2.0]) == (2.0, 3.0, 3.0)
+    assert percentiles([float(n) for n in range(1, 101)]) == (50.0, 95.0, 99.0)
+    assert percentiles([]) == (math.inf,) * 3
+    won = anyio.run(partial(hold, [Rival("a", ttft=0.01, pace=0), Rival("b", ttft=9)]))
+    lost = anyio.run(partial(hold, [Rival("a", ttft=0.01, text="")]))
+    row = figures("first", [won, lost])
+    assert (row.races, row.answered, row.wins, row.extra_load) == (2, 1, {"a": 0.5}, 0.5)
+    table = as_markdown([row]).splitlines()
+    assert table[0].startswith("| strategy | first token p50 / p95 / p99 |")
+    assert "| a 50% |" in table[2]
 
 
 # -- displays ----------------------------------------------------------------------------------

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.services,
-    # httpx leaves generators of its own to the garbage collector; what they read is closed.
-    pytest.mark.filterwarnings("ignore:Async generator 'http(x|core)[._]:ResourceWarning"),
+    # They leave generators of their own to the garbage collector; what those read is closed.
+    pytest.mark.filterwarnings("ignore:Async generator '(http|openai|anthropic):ResourceWarning"),
 ]
 T = TypeVar("T")
 Run = Callable[..., Any]
@@ -182,10 +182,9 @@ def test_a_quota_of_theirs_is_kept_to_by_ours(llmock: LLMock) -> None:
             prompt = Prompt(text=f"number {n}", max_tokens=10)
             reports.append(await race.hold(prompt, runtime, client, Purse()))
 
-        async with new_client() as client, Runtime() as runtime:
-            async with anyio.create_task_group() as tasks:
-                for n in range(15):
-                    tasks.start_soon(one, n)
+        async with new_client() as client, Runtime() as runtime, anyio.create_task_group() as tasks:
+            for n in range(15):
+                tasks.start_soon(one, n)
         return reports
 
     assert all(report.answer is not None for report in anyio.run(several))

@@ -1,4 +1,4 @@
-"""Four protocols, as bytes on a wire that needs no network: what is sent, and what is understood."""
+"""Four protocols, as bytes that need no network: what is sent, and what is understood."""
 
 from __future__ import annotations
 
@@ -371,9 +371,8 @@ async def test_a_lost_connection_is_asked_for_again():
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_page_of_a_portal_is_no_answer(kind: str):
-    page = httpx.Response(
-        200, headers={"content-type": "text/html"}, content=b"<html>log in</html>"
-    )
+    headers = {"content-type": "text/html"}
+    page = httpx.Response(200, headers=headers, content=b"<html>log in</html>")
     found, lane = await ask(kind, Wire(page), attempts=1)
     assert found is None
     assert lane.status == "failed"

@@ -1,4 +1,4 @@
-"""Keys are nowhere but in the header of a request: searched for in all that a race leaves behind."""
+"""Keys are in the header of a request alone: searched for in all that a race leaves behind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -60,7 +61,7 @@ GOOD = "".join(
 class Unkind(httpx.AsyncBaseTransport):
     """Servers that say what they were sent, as some do, and connections that break."""
 
-    seen: set[str] = set()
+    seen: ClassVar[set[str]] = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         sent = json.dumps(dict(request.headers))
