@@ -92,7 +92,7 @@ def examples(session: nox.Session) -> None:
     """Run the examples as their readers do, from a built wheel and without a network."""
     session.install(".[examples]")
     out = f"{session.create_tmp()}/pages.jsonl"
-    session.run("python", "-m", "examples.scraper", "--demo", "--out", out)
+    session.run("python", "-m", "examples.scraper", "--demo", "--out", out, *session.posargs)
     session.run("python", "-m", "examples.llm_race", "ask", "--demo", "Why is the sea salty?")
 
 

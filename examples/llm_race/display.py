@@ -75,12 +75,15 @@ def live_table(board: Scoreboard, *, with_text: bool) -> Generator[None]:
     With `with_text`, also the end of what the leader says: it has the terminal to itself, so nobody
     else can write the answer there until it ends.
     """
-    began = time.perf_counter()
+    began: float | None = None
     console = Console(stderr=True)
 
     def picture() -> RenderableType:
+        nonlocal began
         lanes = [lane for race in list(board.races.values()) for lane in race]
-        table = table_of(lanes, time.perf_counter() - began)
+        if lanes and began is None:
+            began = time.perf_counter()
+        table = table_of(lanes, None if began is None else time.perf_counter() - began)
         leading = [lane.text for lane in lanes if lane.status == "streaming"]
         if not with_text or len(leading) != 1:
             return table

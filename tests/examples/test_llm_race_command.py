@@ -25,7 +25,7 @@ from examples.llm_race.prices import Purse
 from examples.llm_race.racing import Race, scoreboard
 from shoal import Hedge, HookFailed, Runtime
 from shoal.testing import run_virtual
-from tests.examples.rivals import NO_CLIENT, Rival
+from tests.examples.rivals import NO_CLIENT, Rival, hold
 
 Say = Callable[..., tuple[int, str, list[Any]]]
 

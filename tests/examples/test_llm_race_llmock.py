@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -28,13 +29,6 @@ from shoal import Runtime
 from tests.examples.rivals import lanes
 from tests.examples.services import absent
 
-try:
-    import llmock as _llmock  # noqa: F401
-    from anthropic import AsyncAnthropic
-    from openai import AsyncOpenAI
-except ImportError:
-    AsyncAnthropic = AsyncOpenAI = None
-
 if TYPE_CHECKING:
     from llmock.pytest_plugin import LLMock
 
@@ -55,8 +49,9 @@ IMPATIENT = Terms(ttft_timeout=0.7, stall_timeout=0.7)
 
 @pytest.fixture(autouse=True)
 def peers() -> None:
-    if AsyncOpenAI is None:
-        absent("llmock, openai and anthropic")
+    for package in ("llmock", "openai", "anthropic"):
+        if find_spec(package) is None:
+            absent(package)
 
 
 def provider(llmock: LLMock, kind: str, **given: Any) -> Provider:
@@ -217,6 +212,8 @@ async def made(client: Callable[..., T], base_url: str) -> T:
 
 
 def sdk_gpt(llmock: LLMock) -> Provider:
+    from openai import AsyncOpenAI
+
     async def gpt(prompt: str) -> AsyncIterator[Chunk]:
         messages: Any = [{"role": "user", "content": prompt}]
         async with await made(AsyncOpenAI, llmock.base_url("openai")) as client:
@@ -240,6 +237,8 @@ def sdk_gpt(llmock: LLMock) -> Provider:
 
 
 def sdk_claude(llmock: LLMock) -> Provider:
+    from anthropic import AsyncAnthropic
+
     async def claude(prompt: str) -> AsyncIterator[Chunk]:
         messages: Any = [{"role": "user", "content": prompt}]
         async with await made(AsyncAnthropic, llmock.base_url("anthropic")) as client:

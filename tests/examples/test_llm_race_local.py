@@ -86,6 +86,7 @@ def test_a_real_model_that_has_lost_really_stops(model: str, backend: str) -> No
         await ask(story, real(model), Rules(strategy="first-token", terms=SLOW, timeout=100))
 
     async def until_decided() -> list[int]:
+        asked = 0
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch)
             tasks.start_soon(race)

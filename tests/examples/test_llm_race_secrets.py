@@ -49,12 +49,9 @@ model = "m"
 base_url = "http://breaks.test/v1"
 api_key_env = "LEAKY_KEY"
 """
-GOOD = "".join(
-    f"data: {json.dumps(event)}\n\n"
-    for event in (
-        {"choices": [{"delta": {"content": "because"}}]},
-        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
-    )
+GOOD = (
+    'data: {"choices": [{"delta": {"content": "because"}}]}\n\n'
+    'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\n'
 )
 
 

@@ -252,14 +252,13 @@ async def test_who_is_given_up_on_for_asking_too_much_time_is_not_asked_before_i
     busy, other = Rival("busy", ttft=1, fails=[overloaded(30)]), Rival("other", ttft=1)
     race = Race([busy.provider(), other.provider()], Rules(strategy="fallback", cool_down=1))
     async with Runtime(seed=1) as runtime:
-        for _ in range(25):
+        winners: list[str] = []
+        while len(busy.asked_at) < 2:
             report = await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
-            if len(busy.asked_at) > 1:
-                break
-            assert lanes(report)["other"] == "won"
-            assert report.lanes[0].cost == 0
+            winners += [name for name, status in lanes(report).items() if status == "won"]
     assert busy.asked_at[1] >= 31.0
-    assert lanes(report)["busy"] == "won"
+    assert set(winners[:-1]) == {"other"}
+    assert winners[-1] == "busy"
 
 
 async def test_nobody_waits_for_a_provider_beyond_the_race():
