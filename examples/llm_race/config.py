@@ -42,7 +42,7 @@ class ConfigError(ValueError):
     """A configuration says something that can't be meant, and where."""
 
 
-def load(path: Path) -> list[Provider]:
+def load(path: Path | str) -> list[Provider]:
     """Read the providers in a file.
 
     Raises:
@@ -50,7 +50,7 @@ def load(path: Path) -> list[Provider]:
         OSError: It can't be read.
     """
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
+        said = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
     try:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import pytest
 from anyio import to_thread
 
+import examples.llm_race
 from examples.llm_race import (
     Chunk,
     Endpoint,
@@ -286,3 +289,24 @@ def test_an_official_client_s_faults_are_survived_too(
     assert report.answer is not None, report.totals()["error"]
     assert report.answer.text == "a whole answer of several words"
     llmock.assert_resilient(strict=True)
+
+
+def test_the_program_in_the_readme_does_what_it_says(
+    llmock: LLMock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    readme = Path(examples.llm_race.__file__).with_name("README.md").read_text("utf-8")
+    [program] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    [config] = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("race.toml").write_text(config.replace("https://models.example", "http://127.0.0.1:1"))
+    monkeypatch.setenv("OPENAI_BASE_URL", llmock.base_url("openai"))  # which the SDK heeds
+    llmock.reply("because of rivers")
+    exec(compile(program, "README.md", "exec"), {"__name__": "readme"})
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "because of rivers"
+    gpt, mine = out[1:]
+    assert gpt.startswith("gpt won Usage(")
+    assert mine.startswith("mine ")
