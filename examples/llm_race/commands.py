@@ -101,7 +101,7 @@ async def ask(options: Options, everybody: Sequence[Provider]) -> int:
         )
     [report] = reports
     if not options.json:
-        print_answer(report, is_printed=printer in hooks)
+        print_answer(report, is_printed=bool(hooks) and printer is not None and printer.has_printed)
     print_report(report, as_json=options.json)
     if is_interrupted:
         return INTERRUPTED

@@ -123,8 +123,8 @@ class Printer(Hook):
     """Prints the answer as it streams: that of whoever gave the first text.
 
     Nobody is told who leads, so it is worked out: the first to say something leads until it fails.
-    What the others say meanwhile, in the moment before they are cancelled, is kept, in case that
-    one of them takes the lead. An answer that begins anew is printed anew, after a note on stderr.
+    What others say in the moment before they are cancelled is kept, in case that one of them takes
+    the lead. An answer that begins anew is printed anew, after a note on stderr.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -132,50 +132,50 @@ class Printer(Hook):
         self.said: dict[str, str] = {}  # by the runs of the contestants
         self.leader: str | None = None
         self.printed = 0  # characters of what the leader has said
-
-    @property
-    def has_printed(self) -> bool:
-        return self.printed > 0
+        self.has_printed = False
+        self.broke_off = False
 
     async def on_item(self, event: Item) -> None:
         run = event.run_id
-        if isinstance(event.item, Asked) and self.said.pop(run, None) and run == self.leader:
-            await self._lose("breaks off, and is asked again")
-        if isinstance(event.item, Chunk) and event.item.text:
+        if isinstance(event.item, Asked):  # again, maybe
+            self._forget(run, "it is asked again")
+        elif isinstance(event.item, Chunk) and event.item.text:
             self.said[run] = self.said.get(run, "") + event.item.text
             self.leader = self.leader or run
             await self._print()
 
     async def on_attempt_ended(self, event: AttemptEnded) -> None:
         if event.error is not None:
-            self.said.pop(event.run_id, None)
-            if event.run_id == self.leader:
-                await self._lose(f"breaks off: {event.error}")
+            self._forget(event.run_id, str(event.error))
+            await self._print()
 
-    async def on_child_ended(self, event: ChildEnded) -> None:
-        run = event.outcome.run_id
-        if isinstance(event.outcome, Done):
-            return
+    def on_child_ended(self, event: ChildEnded) -> None:
+        if not isinstance(event.outcome, Done):
+            self._forget(event.outcome.run_id, "it was cancelled")
+
+    def _forget(self, run: str, why: str) -> None:
+        """Hear that what a contestant has said counts no more."""
         self.said.pop(run, None)
-        if run == self.leader:
-            await self._lose("breaks off")
-
-    async def _lose(self, why: str) -> None:
+        if run != self.leader:
+            return
         if self.printed:
-            await to_thread.run_sync(self._write, "\n")
-            print(f"the answer {why}; it begins anew", file=sys.stderr)
-        self.leader = next(iter(self.said), None)
-        self.printed = 0
-        await self._print()
+            print(f"the answer breaks off: {why}", file=sys.stderr)
+            self.broke_off = True
+        self.leader, self.printed = next(iter(self.said), None), 0
 
     async def _print(self) -> None:
         if self.leader is None:
             return
         text = self.said[self.leader][self.printed :]
-        if text:
-            self.printed += len(text)
-            # In a thread: it may be a pipe whose reader takes its time.
-            await to_thread.run_sync(self._write, text)
+        if not text:
+            return
+        self.printed += len(text)
+        self.has_printed = True
+        if self.broke_off:
+            print("it begins anew", file=sys.stderr)
+            self.broke_off, text = False, f"\n{text}"
+        # In a thread: it may be a pipe whose reader takes its time.
+        await to_thread.run_sync(self._write, text)
 
     def _write(self, text: str) -> None:
         self.file.write(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import anyio
 import pytest
 from rich.console import Console
 
-from examples.llm_race import Rules, commands
+from examples.llm_race import Chunk, ProviderError, Rules, commands
 from examples.llm_race.__main__ import main
 from examples.llm_race.bench import as_markdown, figures, percentiles
 from examples.llm_race.command import duration, hedge_delay, parse
@@ -116,8 +116,44 @@ def test_an_answer_that_breaks_off_and_begins_anew_says_so(say: Say) -> None:
     code, out, err = say(*args, rivals=rivals)
     assert (code, out) == (0, "half an \nhalf an answer\n")
     assert err[0].startswith("the answer breaks off: the stream ended before")
+    assert err[1] == "it begins anew"
     code, out, err = say("--stream", "why?", rivals=[Rival("torn", text="half one", breaks=[1])])
-    assert (code, out) == (5, "half \n\n")
+    assert (code, out) == (5, "half \n")
+    assert "anew" not in str(err)
+
+
+def test_an_answer_that_is_put_off_in_its_middle_begins_anew(say: Say) -> None:
+    rival = Rival("busy", text="one two three")
+    whole, told = rival.stream, []
+
+    async def stream(prompt: str) -> AsyncIterator[Chunk]:
+        told.append(prompt)
+        if len(told) == 1:
+            yield Chunk(text="one ")
+            raise ProviderError("overload", "busy", retry_after=1, retryable=True)
+        async for chunk in whole(prompt):
+            yield chunk
+
+    rival.stream = stream
+    args = ("--stream", "--on-broken-stream", "restart", "why?")
+    code, out, err = say(*args, rivals=[rival])
+    assert (code, out) == (0, "one \none two three\n")
+    assert err[:2] == ["the answer breaks off: it is asked again", "it begins anew"]
+
+
+def test_a_leader_who_fails_before_the_decision_leaves_no_words(say: Say) -> None:
+    rivals = [Rival("torn", breaks=[1, 1], ttft=1), Rival("other", text="whole", ttft=9)]
+    args = ("--stream", "--on-broken-stream", "restart", "why?")
+    code, out, _ = say(*args, rivals=rivals)
+    assert (code, out) == (0, "a \na \nwhole\n")
+
+
+def test_a_race_that_runs_out_of_time_does_not_begin_anew(say: Say) -> None:
+    rivals = [Rival("slow", text="one two three", pace=3)]
+    code, out, err = say("--stream", "--timeout", "5", "why?", rivals=rivals)
+    assert (code, out) == (5, "one two \n")
+    assert err[0] == "the answer breaks off: it was cancelled"
+    assert "anew" not in str(err)
 
 
 def test_every_event_can_be_seen(say: Say) -> None:

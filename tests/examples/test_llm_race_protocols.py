@@ -382,6 +382,7 @@ async def test_the_beginning_of_a_long_error_is_enough():
     body = Script([b"x" * 5000] * 1000)
     _, lane = await ask("openai", Wire(httpx.Response(418, stream=body)))
     assert len(lane.detail) < 400
+    assert len(body.parts) > 900
     assert body.is_closed
 
 

@@ -17,9 +17,11 @@ from examples.llm_race import (
     Purse,
     Rules,
     Terms,
+    Usage,
     acceptance,
     ask,
 )
+from examples.llm_race.exchange import Transcript
 from examples.llm_race.racing import Race, scoreboard
 from examples.llm_race.strategies import STRATEGIES, strategy
 from shoal import Hedge, Runtime, StepTimeout
@@ -261,6 +263,15 @@ async def test_who_is_given_up_on_for_asking_too_much_time_is_not_asked_before_i
     assert winners[-1] == "busy"
 
 
+async def test_an_answer_ends_a_provider_s_wish_to_be_left_alone():
+    busy = Rival("busy", ttft=0, fails=[overloaded(1), None, overloaded(1)])
+    race = Race([busy.provider(), Rival("other").provider()], Rules(strategy="fallback"))
+    async with Runtime(seed=1) as runtime:
+        for _ in range(2):
+            report = await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
+            assert lanes(report) == {"busy": "won", "other": "not started"}
+
+
 async def test_nobody_waits_for_a_provider_beyond_the_race():
     report = await hold([Rival("busy", fails=[overloaded(100)])], timeout=50.0)
     assert report.lanes[0].status == "failed"
@@ -327,6 +338,50 @@ async def test_a_plain_stream_of_text_is_whole_when_it_ends():
         assert report.answer is not None
         assert report.answer.text == "why? because"
         assert not report.lanes[0].usage.is_reported
+
+
+class SdkStream:
+    """As SDKs give: to iterate over, and closed by another name than generators are."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        await anyio.sleep(1)
+        return "more "
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+async def test_the_stream_of_an_sdk_is_closed_when_it_loses():
+    stream = SdkStream()
+
+    async def endless(prompt: str) -> SdkStream:
+        return stream
+
+    report = await hold([Provider.of(endless), Rival("r", ttft=3)])
+    assert lanes(report) == {"endless": "cancelled", "r": "won"}
+    assert stream.is_closed
+
+
+def test_what_is_reported_on_the_way_is_no_report():
+    transcript = Transcript(Prompt(text="why?"))
+    transcript.add(Chunk(text="because of", input_tokens=9, output_tokens=1))
+    assert transcript.usage == Usage(input_tokens=9, output_tokens=3, is_reported=False)
+    transcript.add(Chunk(finish="stop", output_tokens=5))
+    assert transcript.usage == Usage(input_tokens=9, output_tokens=5)
+
+
+async def test_only_acceptable_answers_make_a_quorum():
+    rivals = [Rival("a", text="no"), Rival("b", text="no"), Rival("c", text="yes!", ttft=3)]
+    rivals.append(Rival("d", text="yes!", ttft=4))
+    report = await hold(rivals, strategy="quorum", accept=acceptance(min_chars=3))
+    assert report.answer is not None
+    assert report.answer.text == "yes!"
 
 
 # -- limits, usage, money ----------------------------------------------------------------------
