@@ -468,10 +468,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: untyped((a, b), name=5), r"Graph\(name=...\) takes a name, not 5"),
     (lambda: counted.part(entry="mor"), r"part\(entry=...\): no act .*did you mean 'more'"),
     (lambda: counted.part(entry=a), r"'more\+finish': part\(entry=...\): no act is named 'a'"),
-    (lambda: counted.part(halt_after=["x"]), r"part\(halt_after=...\): no act is named 'x'"),
-    (lambda: cast("Any", counted).part(halt_after="more"), r"takes a list of acts, not 'mo"),
-    (lambda: cast("Any", counted).part(halt_after=more), r"takes a list of acts, not <act"),
-    (lambda: cast("Any", counted).part(halt_after=[5]), r"or its name, not 5"),
+    (lambda: counted.part(ends_after=["x"]), r"part\(ends_after=...\): no act is named 'x'"),
+    (lambda: cast("Any", counted).part(ends_after="more"), r"takes a list of acts, not 'mo"),
+    (lambda: cast("Any", counted).part(ends_after=more), r"takes a list of acts, not <act"),
+    (lambda: cast("Any", counted).part(ends_after=[5]), r"or its name, not 5"),
     (lambda: counted.bind(model="x"), r"takes no input 'model' that could be bound"),
     (lambda: counted.bind(name=""), r"takes a name, not ''"),
     (lambda: Application(a, max_steps=0), r"max_steps= takes a whole number .*, not 0"),
@@ -617,8 +617,8 @@ LOOP = Graph((a, b), (b, a, when("again")), (b, c), (c, d), entry=a, name="loop"
         (LOOP.part(entry=b), "<Graph loop: a -> b, b -> a when('again'), b -> c, c -> d>"),
         (LOOP.part(entry="c"), "<Graph loop: c -> d>"),
         (LOOP.part(entry=d), "<Graph loop: d>"),
-        (LOOP.part(halt_after=[a]), "<Graph loop: a>"),
-        (LOOP.part(halt_after=["b"]), "<Graph loop: a -> b>"),
+        (LOOP.part(ends_after=[a]), "<Graph loop: a>"),
+        (LOOP.part(ends_after=["b"]), "<Graph loop: a -> b>"),
         (LOOP.part(b, [a, "c"], "some"), "<Graph some: b -> a when('again'), b -> c>"),
         (LOOP.part("c", {"c"}), "<Graph loop: c>"),
     ],
@@ -632,15 +632,15 @@ async def test_a_part_is_entered_elsewhere_or_left_earlier(part: Graph, shown: s
 async def test_a_part_needs_what_it_no_longer_writes():
     graph = Graph.chain(IN, OUT, act("last", "z"), name="g")
     assert flows(graph.part(entry=OUT)) == ("y", "y", "z")
-    assert flows(graph.part(halt_after=[IN])) == ("x", "x", "y")
-    assert await walk(graph.part(entry="out", halt_after=["out"]), {"y": 1}) == ["out"]
+    assert flows(graph.part(ends_after=[IN])) == ("x", "x", "y")
+    assert await walk(graph.part(entry="out", ends_after=["out"]), {"y": 1}) == ["out"]
 
 
 async def test_a_part_walks_only_what_it_has():
     assert await walk(LOOP.part(entry=b), {"again": False}) == ["b", "c", "d"]
-    assert await walk(LOOP.part(halt_after=[b]), {}) == ["a", "b"]
+    assert await walk(LOOP.part(ends_after=[b]), {}) == ["a", "b"]
     looping = Graph((more, b), (b, more, lambda n: n < 3), (b, c), entry=more)
-    assert await walk(looping.part(entry=b, halt_after=[c]), {"n": 1}) == [
+    assert await walk(looping.part(entry=b, ends_after=[c]), {"n": 1}) == [
         *("b", "more", "b", "more", "b", "c")
     ]
 
@@ -805,7 +805,7 @@ async def test_what_was_there_before_is_kept_on_the_first_visit_alone():
         entry=values,
     )
     state = {"items": ["a", "b"], "values": {"a": "old", "z": "old"}, "turn": 0}
-    once = await Application(loop.part(halt_after=[values])).run(state)
+    once = await Application(loop.part(ends_after=[values])).run(state)
     assert once.state["values"] == {"z": "old", "a": "old", "b": "b0"}
     assert once.outcomes("values").skipped == 1
     twice = await Application(loop).run(state)

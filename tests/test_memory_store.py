@@ -22,7 +22,7 @@ from shoal import (
 )
 from shoal._store import NullStore
 from shoal.testing import HandMadeRun, child_run
-from shoal.testing._conformance import BEGINNING, ROOT, update_of
+from shoal.testing._hand_made import BEGINNING, ROOT, update_of
 
 pytestmark = pytest.mark.anyio
 

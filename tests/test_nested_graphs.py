@@ -220,9 +220,9 @@ async def test_three_deep():
 async def test_a_part_is_a_node():
     graph = Graph((more, double), (double, show), (show, END), name="whole")
     for part, expected in (
-        (graph.part(halt_after=["more"], name="p"), {"n": 2}),
+        (graph.part(ends_after=["more"], name="p"), {"n": 2}),
         (graph.part(entry="double", name="p"), {"n": 1, "twice": 2, "text": "it is 2"}),
-        (graph.part(entry="double", halt_after=["double"], name="p"), {"n": 1, "twice": 2}),
+        (graph.part(entry="double", ends_after=["double"], name="p"), {"n": 1, "twice": 2}),
     ):
         watched = Watched(Graph.chain(part, name="outer"))
         assert await watched.go({"n": 1}) == expected

@@ -40,6 +40,7 @@ from shoal import (
     Retry,
     RunClaimed,
     Runtime,
+    Set,
     SQLiteStore,
     State,
     StateUpdated,
@@ -50,9 +51,9 @@ from shoal import (
     fan_out,
     race,
 )
-from shoal.stores import _holders, _sqlite_claims, _sqlite_file, _sqlite_writing
+from shoal.stores import _claims, _holders, _sqlite_database, _sqlite_file
 from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
-from shoal.testing._conformance import BEGINNING, ROOT, claimed, save, update_of
+from shoal.testing._hand_made import BEGINNING, ROOT, claimed, save, update_of
 
 anyio_test = pytest.mark.anyio
 
@@ -304,7 +305,7 @@ async def test_a_file_of_a_newer_version_is_refused(path: Path):
     with database(path) as connection:
         connection.execute("PRAGMA user_version = 99")
     message = await refusal(path)
-    assert "was written by a newer shoal (its layout is 99, and this one knows 1)" in message
+    assert "was written by a newer shoal (its layout is 99, and this one knows 2)" in message
     assert "upgrade shoal" in message
 
 
@@ -359,11 +360,30 @@ async def test_a_file_of_an_older_version_is_brought_to_this_one(
         await save(store, updates=(update_of(1),))
     further = ("CREATE TABLE further (x); CREATE TABLE more (x)", "ALTER TABLE more ADD COLUMN y")
     monkeypatch.setattr(_sqlite_file, "MIGRATIONS", (*_sqlite_file.MIGRATIONS, *further))
-    monkeypatch.setattr(_sqlite_file, "VERSION", 3)
+    monkeypatch.setattr(_sqlite_file, "VERSION", 4)
     async with store_at(path) as store:
         assert list(await store.read(ROOT)) == [update_of(1)]
-    assert rows(path, "PRAGMA user_version") == [(3,)]
+    assert rows(path, "PRAGMA user_version") == [(4,)]
     assert rows(path, "SELECT y FROM more") == []
+
+
+@anyio_test
+async def test_a_file_of_the_first_layout_can_all_that_a_new_one_can(path: Path):
+    with database(path) as connection:
+        connection.executescript((Path(__file__).parent / "layout-1.sql").read_text())
+    store = store_at(path)
+    app = Application(outs, name="crawl", store=store)
+    assert (await app.run(id="crawl-1")).state["titles"] == {"a": "A", "c": "C"}
+    assert rows(path, "PRAGMA user_version") == [(2,)]
+    newest, oldest = await store.runs()
+    assert (newest.run_id, newest.status, newest.error) == ("crawl-2", "failed", "")
+    assert (oldest.run_id, oldest.status) == ("crawl-1", "succeeded")
+    await store.remember("a", (Set("n", 1),), 60)
+    assert await store.recall("a") is not None
+    assert await store.prune(0) == 2
+    assert rows(path, "SELECT run_id FROM root_runs") == []
+    assert rows(path, "SELECT count(*) FROM runs") == [(0,)]
+    await app.run({"items": [1]}, id="crawl-1")
 
 
 @anyio_test
@@ -376,7 +396,7 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
     monkeypatch.setattr(_sqlite_file, "MIGRATIONS", (*_sqlite_file.MIGRATIONS, *further))
     monkeypatch.setattr(_sqlite_file, "VERSION", 3)
     assert "could not be used: no such table: nowhere" in await refusal(path)
-    assert rows(path, "PRAGMA user_version") == [(1,)]
+    assert rows(path, "PRAGMA user_version") == [(2,)]
     assert rows(path, "SELECT name FROM sqlite_schema WHERE name = 'further'") == []
 
 
@@ -905,7 +925,7 @@ class Clocks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wall, self.uptime = 1_000_000.0, 50_000.0
-        for module in (_sqlite_claims, _sqlite_writing, _holders):
+        for module in (_claims, _sqlite_database, _holders):
             monkeypatch.setattr(module, "now", lambda: _holders.Clock(self.wall, self.uptime))
 
     def pass_(self, seconds: float) -> None:

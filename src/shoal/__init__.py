@@ -2,12 +2,12 @@
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _functions, _collections, _ids, _digest, _state, _typenames, _tags, _objects, _codec, _model,
-_schema, _events, _history, _meters, _shared, _rate, _retry, _breaker, _policy; _action, _until,
-_condition, _flow, _graph; _cancel, _items, _watch, _store, _ports, _backend, _hooks, _stream,
-_suspects, _execution, _attempts, _step, _setting, _trials, _holding, _telling, _run; _host,
-_threads, _gate, _alarms, _supply, _queue, _seat, _limiter, _entrance, _admission, _recorded,
-_checks, _child, _source, _group, _hedge, _stagger, _contest, _join, _parallel, _fanout, _race,
-_tasks, _ledgers, _nest, _children, _context;
+_schema, _events, _history, _meters, _shared, _rate, _retry, _breaker, _policy; _action,
+_action_class, _until, _condition, _flow, _graph; _cancel, _items, _watch, _store, _results, _ports,
+_backend, _hooks, _stream, _suspects, _execution, _attempts, _setting, _trials, _holding,
+_recalling, _telling, _halting, _step, _run; _host, _threads, _gate, _alarms, _supply, _queue,
+_seat, _limiter, _entrance, _admission, _recorded, _checks, _child, _source, _group, _hedge,
+_stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context;
 _root, _runtime, _open, _application; then the stores and the rates.
 ``docs/internals.md`` is the tour.
 """
@@ -17,7 +17,8 @@ from __future__ import annotations
 import importlib
 import typing
 
-from ._action import Act, Action, FunctionAction, Input, Result, action
+from ._action import Act, FunctionAction, Input, Result, action
+from ._action_class import Action
 from ._application import Application
 from ._breaker import Breaker, BreakerStatistics, Circuits
 from ._children import ChildGroup
@@ -31,6 +32,7 @@ from ._errors import (
     CommitInDoubt,
     DefinitionError,
     DepthExceeded,
+    Halting,
     HookFailed,
     IncompleteStream,
     InputChanged,
@@ -61,6 +63,7 @@ from ._errors import (
     TooManySteps,
     UndeclaredRead,
     UndeclaredWrite,
+    UnknownQuestion,
     UnknownRun,
     UpdateTooLarge,
 )
@@ -68,6 +71,7 @@ from ._events import (
     AttemptEnded,
     Cancelled,
     ChildEnded,
+    ChildHalted,
     ChildName,
     ChildRerun,
     ChildStarted,
@@ -77,9 +81,11 @@ from ._events import (
     Event,
     Failed,
     GraceExceeded,
+    Halted,
     Item,
     Missed,
     Outcome,
+    Question,
     RunEnded,
     RunStarted,
     Skipped,
@@ -93,7 +99,7 @@ from ._events import (
 from ._fanout import FanOut, fan_out
 from ._flow import END
 from ._graph import Graph
-from ._history import Completed, Entry, Rewound
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
@@ -106,7 +112,20 @@ from ._retry import Retry, RetryBudget
 from ._runtime import Recovered, Runtime
 from ._shared import RateBackend, RateReply, RateRequest, RateState, reckon
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
-from ._store import Batch, Beginning, ChildRecord, FindsOrphans, Orphan, RunRecord, SavedRun, Store
+from ._store import (
+    Batch,
+    Beginning,
+    Browses,
+    CachesResults,
+    ChildRecord,
+    FindsOrphans,
+    Orphan,
+    Prunes,
+    RunRecord,
+    RunSummary,
+    SavedRun,
+    Store,
+)
 from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
 from ._until import All, First, FirstItem, Quorum, Until, all_, first, first_item, quorum
 from ._version import __version__
@@ -133,9 +152,12 @@ __all__ = [
     "Beginning",
     "Breaker",
     "BreakerStatistics",
+    "Browses",
+    "CachesResults",
     "Cancelled",
     "ChildEnded",
     "ChildGroup",
+    "ChildHalted",
     "ChildName",
     "ChildRecord",
     "ChildRerun",
@@ -165,6 +187,8 @@ __all__ = [
     "FunctionAction",
     "GraceExceeded",
     "Graph",
+    "Halted",
+    "Halting",
     "Hedge",
     "Hook",
     "HookFailed",
@@ -201,8 +225,12 @@ __all__ = [
     "ParallelAction",
     "Poisoned",
     "PositionedList",
+    "Prunes",
     "Put",
     "PutWithin",
+    "Question",
+    "QuestionAnswered",
+    "QuestionAsked",
     "Quorum",
     "Rate",
     "RateBackend",
@@ -225,6 +253,7 @@ __all__ = [
     "RunRecord",
     "RunResult",
     "RunStarted",
+    "RunSummary",
     "Runtime",
     "SQLiteStore",
     "SavedError",
@@ -253,6 +282,7 @@ __all__ = [
     "TooManySteps",
     "UndeclaredRead",
     "UndeclaredWrite",
+    "UnknownQuestion",
     "UnknownRun",
     "Until",
     "Update",
@@ -282,5 +312,5 @@ def __getattr__(name: str) -> object:
 
 
 for _error in [globals().get(name) for name in __all__]:  # tracebacks show the public names
-    if isinstance(_error, type) and issubclass(_error, ShoalError):
+    if isinstance(_error, type) and issubclass(_error, (ShoalError, Halting)):
         _error.__module__ = "shoal"

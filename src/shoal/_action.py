@@ -15,6 +15,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import (
     Any,
     Generic,
@@ -33,7 +34,7 @@ from ._errors import DefinitionError, did_you_mean
 from ._functions import is_async, is_kind, is_streaming
 from ._policy import check_timeout
 from ._rate import Limits
-from ._retry import Retry
+from ._retry import Retry, is_positive
 from ._schema import Schema
 from ._state import Change, Permit
 
@@ -246,6 +247,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         timeout: float | None = None,
         retry: Retry | None = None,
         abandon: bool = False,
+        cache: float | None = None,
         method: bool = False,
     ) -> None:
         """Read the function's signature; see ``action`` for what it means.
@@ -261,6 +263,7 @@ class FunctionAction(Act, Generic[P, R_co]):
             timeout: Seconds that an attempt may take.
             retry: How often it is tried again.
             abandon: Whether its thread is left behind when it is cancelled.
+            cache: Seconds for which what it comes to is remembered.
             method: Whether ``function`` is a class's, so that its first parameter is the object.
         """
         functools.update_wrapper(self, function)
@@ -273,6 +276,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.timeout = timeout
         self.retry = retry
         self.abandon = abandon
+        self.cache = cache
         self.definition: object = self
         """What all that is bound of one definition has in common: its limits are counted by it."""
         self.is_async: bool = is_async(function)
@@ -381,112 +385,6 @@ class FunctionAction(Act, Generic[P, R_co]):
         return f"<action {self.name} reads={reads} writes={writes}>"
 
 
-class Action(Act):
-    """Base class of actions that need more than a function: settings, helpers, several variants.
-
-    A subclass says what it reads and writes, and has a method ``run``, whose parameters are bound
-    by name like those of a function decorated with ``@action``; it may be a coroutine function, an
-    async generator function, or a plain one, which runs in a worker thread. An instance is what
-    goes into a graph. It may have settings of its own, but keeps nothing between two runs: many may
-    execute it at once.
-
-    The class attributes ``name`` (by default the class's own), ``version``, ``run_in``, ``limits``,
-    ``timeout``, ``retry`` and ``abandon`` mean what they mean for ``@action``.
-
-    Raises:
-        DefinitionError: Where the subclass is defined, if it can't work, and why.
-
-    Examples:
-        >>> class Greet(Action):
-        ...     reads = ["name"]
-        ...     writes = ["greeting"]
-        ...
-        ...     def __init__(self, word: str) -> None:
-        ...         self.word = word
-        ...
-        ...     async def run(self, name: str) -> str:
-        ...         return f"{self.word}, {name}"
-        >>> Application(Greet("hello")).run_sync({"name": "shoal"}).state["greeting"]
-        'hello, shoal'
-    """
-
-    run_in: Literal["thread", "loop"] = "thread"
-    limits: Limits | None = None
-    timeout: float | None = None
-    retry: Retry | None = None
-    abandon: bool = False
-    _bound: Mapping[str, object] = {}
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Check the subclass where it is defined."""
-        super().__init_subclass__(**options)
-        check_class(cls, "reads", "writes")
-        if not isinstance(cls.version, str):
-            msg = f"class {cls.__name__}: version is a string, not {cls.version!r}"
-            raise DefinitionError(msg)
-        if cls.run is not Action.run:
-            cls._definition = _function_of(cls, cls.run, cls.__name__, method=True)
-            cls.sure_writes: Collection[str] = cls._definition.sure_writes
-
-    @abstractmethod
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Do the work: parameters and return value as for ``@action``."""
-
-    _definition: FunctionAction[..., Any]
-
-    @functools.cached_property
-    def _function(self) -> FunctionAction[..., Any]:
-        if self.limits is not type(self).limits:
-            msg = (
-                f"action {self.name!r} has limits of its own; limits are counted for all instances "
-                f"of {type(self).__name__} together, so they are an attribute of the class"
-            )
-            raise DefinitionError(msg)
-        function = _function_of(self, self.run, self.name, method=False)
-        function._bind(self.name, self._bound)
-        function.definition = self._definition
-        return function
-
-    @property
-    def takes(self) -> Mapping[str, Input]:
-        """What it takes besides fields, by name."""
-        return self._function.takes
-
-    @property
-    def needed_by(self) -> Mapping[str, str]:
-        """The fields that parameters of ``run`` are named for."""
-        return self._function.needed_by
-
-    def perform(self, run: Performer) -> Awaitable[Change]:
-        """Execute one step of ``run``; see ``Act.perform``."""
-        return run.call(self._function)
-
-    def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        vars(self).pop("_function", None)
-        bind_instance(self, name, {**inputs, **self._bound})
-
-    def __repr__(self) -> str:
-        return f"<action {self.name} reads={sorted(self.reads)} writes={sorted(self.writes)}>"
-
-
-def _function_of(
-    owner: Action | type[Action], function: Callable[..., Any], name: str, *, method: bool
-) -> FunctionAction[..., Any]:
-    return _make_action(
-        function,
-        name=name,
-        reads=field_names(owner.reads, "reads"),
-        writes=field_names(owner.writes, "writes"),
-        version=owner.version,
-        run_in=owner.run_in,
-        limits=owner.limits,
-        timeout=owner.timeout,
-        retry=owner.retry,
-        abandon=owner.abandon,
-        method=method,
-    )
-
-
 def action(
     misplaced: None = None,
     /,
@@ -500,6 +398,7 @@ def action(
     timeout: float | None = None,
     retry: Retry | None = None,
     abandon: bool = False,
+    cache: float | None = None,
 ) -> Callable[[Callable[P, R]], FunctionAction[P, R]]:
     """Make an action of a function.
 
@@ -524,6 +423,15 @@ def action(
     default: then it is left behind, keeps its slots until it returns, and what it returns is
     dropped (``anyio.from_thread.check_cancelled()`` ends it sooner).
 
+    With ``cache=`` it is remembered what the action has written, for its name, its ``version`` and
+    the values of the fields in ``reads``, in any run of the store: of all processes. Without a
+    store that can do that, in any run of the runtime, which remembers the last 1,000 results that
+    were used. Inputs and a class's settings don't count: what should give other results with others
+    has another name or version. A step whose result is remembered waits for no limit and no thread,
+    and is no attempt; its update is saved and published like any other, and ``StepEnded.cached``
+    says so. Failures are never remembered. Several steps that begin before the first one of them
+    has come to something are all executed.
+
     Args:
         misplaced: Nothing; it is there to tell who forgets the parentheses.
         reads: Names of the fields that it reads.
@@ -539,6 +447,8 @@ def action(
         retry: What of its failures is tried again, and how often.
         abandon: Whether a worker thread is left behind as soon as the action is cancelled or timed
             out, not only after the grace.
+        cache: Seconds for which what it comes to is remembered: as long, it is not executed where
+            it would read the same. ``math.inf``: for ever.
 
     Raises:
         DefinitionError: The function can't be an action, and why.
@@ -572,7 +482,7 @@ def action(
         if not act_name or act_name == "<lambda>":
             msg = f"{function!r} has no name of its own; give one: @action(name=..., ...)"
             raise DefinitionError(msg)
-        return _make_action(
+        return make_action(
             function,
             name=act_name,
             reads=read_fields,
@@ -583,12 +493,13 @@ def action(
             timeout=timeout,
             retry=retry,
             abandon=abandon,
+            cache=cache,
         )
 
     return decorate
 
 
-def _make_action(
+def make_action(
     function: Callable[P, R],
     *,
     name: str,
@@ -600,6 +511,7 @@ def _make_action(
     timeout: Any,
     retry: object,
     abandon: bool,
+    cache: Any,
     method: bool = False,
 ) -> FunctionAction[P, R]:
     """Check what functions and classes have in common, and make the action."""
@@ -632,7 +544,7 @@ def _make_action(
             f"a timeout; leave out run_in='loop'"
         )
         raise DefinitionError(msg)
-    return FunctionAction(
+    made = FunctionAction(
         function,
         reads=frozenset(reads),
         writes=frozenset(writes),
@@ -643,8 +555,30 @@ def _make_action(
         timeout=timeout,
         retry=retry,
         abandon=bool(abandon),
+        cache=cache,
         method=method,
     )
+    if cache is not None:
+        _check_cache(made)
+    return made
+
+
+def _check_cache(made: FunctionAction[..., Any]) -> None:
+    seconds = made.cache
+    if seconds != inf and not is_positive(seconds):
+        made._refuse(
+            f"cache= takes a number of seconds above 0, or math.inf for ever, not {seconds!r}"
+        )
+    reasons = {
+        "it gives partial items, which nobody would hear of": made.is_streaming,
+        "what it does with its context, asking or emitting say, would not be done": (
+            made.takes_context
+        ),
+        "it writes nothing, so there is nothing to be remembered": not made.writes,
+    }
+    for why, applies in reasons.items():
+        if applies:
+            made._refuse(f"it can't have cache=: where it is not executed, {why}")
 
 
 def field_names(names: Iterable[str], where: str) -> frozenset[str]:
@@ -664,26 +598,6 @@ def field_names(names: Iterable[str], where: str) -> frozenset[str]:
     return frozenset(fields)
 
 
-def check_class(cls: type[Act], *attributes: str) -> None:
-    """Check the name of a class of acts, and those attributes that list names; freeze these."""
-    own = vars(cls)
-    if "name" not in own and "name" not in own.get("__annotations__", ()):
-        cls.name = cls.__name__
-    name: object = own.get("name", "")
-    if not isinstance(name, str) and not hasattr(type(name), "__get__"):  # each instance has one
-        msg = f"class {cls.__name__}: name is a string, not {name!r}"
-        raise DefinitionError(msg)
-    for attribute in attributes:
-        given = getattr(cls, attribute)
-        try:
-            fields = field_names(given, attribute)
-        except DefinitionError as error:
-            msg = f"class {cls.__name__}: {error}"
-            raise DefinitionError(msg) from None
-        if given:  # else a base class that says nothing would hide a mixin
-            setattr(cls, attribute, fields)
-
-
 def _is_context(annotation: object, function: Callable[..., object]) -> bool:
     """Tell whether a parameter is annotated with shoal's ``Context``, as it is or as a string."""
     if isinstance(annotation, str):
@@ -692,9 +606,3 @@ def _is_context(annotation: object, function: Callable[..., object]) -> bool:
         "Context",
         "shoal._context",
     )
-
-
-def bind_instance(act: Act, name: str, bound: Mapping[str, object]) -> None:
-    """Give an instance of a user's class its name and what is bound to it."""
-    for attribute, value in (("name", name), ("_bound", bound)):
-        object.__setattr__(act, attribute, value)  # past a frozen dataclass, into its slot if any

@@ -8,11 +8,11 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, Literal, cast, final, overload
+from typing import Any, Generic, Literal, TypedDict, cast, final, overload
 
 import anyio
 from anyio import NoEventLoopError, get_cancelled_exc_class
@@ -30,17 +30,19 @@ from ._errors import (
     did_you_mean,
     kind_of,
 )
+from ._events import Question
 from ._execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from ._graph import Graph, as_graph
+from ._halting import Answers
 from ._hooks import Hook, Hooks
 from ._ids import RunPath, new_run_id
 from ._open import Gate, OpenRun, RunResult, result_of
 from ._rate import Limits
-from ._recorded import recorded_history
+from ._recorded import read_questions, recorded_history
 from ._root import First, Root
 from ._run import Run
 from ._runtime import Runtime
-from ._setting import Setting
+from ._setting import Halts, Setting
 from ._state import S, State
 from ._store import Beginning, NullStore, RunRecord, Store, check_store
 
@@ -217,6 +219,9 @@ class Application(Generic[S]):
         *,
         id: str | None = None,  # noqa: A002 # the word users know
         inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
         runtime: Runtime | None = None,
     ) -> RunResult[S]:
         """Run the application to its end and return what it came to.
@@ -229,11 +234,21 @@ class Application(Generic[S]):
         recorded as completed is not run again, whether the run failed, was cancelled, or its
         process was killed. One that has succeeded returns what it came to, and nothing is run.
 
+        A run that waits for a person (see ``Context.ask``) ends as well, for now: the result's
+        ``status`` is ``"halted"``, and its ``questions`` are what is asked. Run again with
+        ``answers``, it goes on; what has no answer yet stays halted. So does a run end that is to
+        halt before or after some of its steps; run again, it goes on from there, also if it is to
+        halt there as before. Only a run that has a store can be run again.
+
         Args:
             state: The fields that the run starts with: a mapping, or an instance of the model. May
                 be left out where the store has the run.
             id: Names the run; by default a random one.
             inputs: What the actions take besides fields: clients, models, settings. Never saved.
+            answers: To questions that the run has asked before: by (run id, name), or by the name
+                alone where one open question has it. They are saved together, then the run goes on.
+            halt_before: Acts of the graph, or their names, before which the run is to halt...
+            halt_after: ...and after which it is, unless nothing follows.
             runtime: Where to run, an open one; by default one that this run has for itself.
 
         Raises:
@@ -241,13 +256,58 @@ class Application(Generic[S]):
             MissingInput: An action needs an input that isn't given; before any action starts.
             RunConflict: The store has a run of that id which was started with something else.
             RunClaimed: Another execution of the run goes on.
+            UnknownQuestion: An answer belongs to no open question, or to several; nothing has run.
+            NotData: An answer can't be kept; nothing has run.
             StoreFailed: The store could not keep a save, or say what it has kept.
             RunCancelled: The runtime's block was left by an exception, or cancelled.
             ExceptionGroup: Children of a fan-out failed.
             Exception: Whatever the failing action raised, with a note saying where.
         """
         first, given, path = self._check(state, id, inputs, runtime, "run")
-        return await self._run(first, given, path, runtime)
+        asked_for = self._check_halting(
+            "run", id, runtime, answers=answers, halt_before=halt_before, halt_after=halt_after
+        )
+        return await self._run(first, given, path, runtime, **asked_for)
+
+    async def questions(self, run_id: str, *, runtime: Runtime | None = None) -> Sequence[Question]:
+        """Say what a run, and its descendants, have asked and nobody has answered: from its store.
+
+        In the order of ``result.questions``, also while the run goes on elsewhere, or after its
+        process has died. Nothing is run. So whoever shows questions, and answers them with
+        ``run(id=run_id, answers=...)``, needn't be who has run it.
+
+        Args:
+            run_id: The run, which the store has.
+            runtime: As for ``run``.
+
+        Raises:
+            UnknownRun: The store has no such run.
+            StoreFailed: The store did not say.
+            BadUse: There is no store.
+
+        Examples:
+            >>> import anyio
+            >>> @action(writes=["name"])
+            ... async def greet(context: Context) -> str:
+            ...     return await context.ask("name", "who are you?")
+            >>> async def main() -> None:
+            ...     app = Application(greet, store=MemoryStore())
+            ...     await app.run(id="visitor")
+            ...     for one in await app.questions("visitor"):
+            ...         print(one.address, one.question)
+            >>> anyio.run(main)
+            ('visitor', 'name') who are you?
+        """
+        self._require_store(run_id, runtime, "questions")
+        path = RunPath(run_id=run_id, act=self.name)
+        async with self._runtime(runtime) as opened:
+            store = opened.store if self.store is None else self.store
+            execution = Execution(opened.services, Hooks(), store)
+            record = await execution.ask(store.load(run_id), f"run {run_id}")
+            if record is not None and record.status == "succeeded":
+                return []
+            asked, played = await read_questions(execution, path, self.graph)
+            return [one for one in asked if one.id not in played.answers]
 
     async def fork(
         self,
@@ -400,13 +460,23 @@ class Application(Generic[S]):
         runtime: Runtime | None,
         *,
         retries_failed: bool = False,
+        answers: Answers | None = None,
+        halts: Halts | None = None,
     ) -> RunResult[S]:
         """Live a root run in a task of its own, and bring back how it ended."""
         await checkpoint_if_cancelled()  # in a cancelled scope no action starts
         interruption: BaseException | None = None
         try:
             async with self._runtime(runtime) as opened:
-                root = self._plan(opened, first, inputs, path, retries_failed=retries_failed)
+                root = self._plan(
+                    opened,
+                    first,
+                    inputs,
+                    path,
+                    retries_failed=retries_failed,
+                    answers=answers,
+                    halts=halts,
+                )
                 hosted = opened.start(root)
                 interruption = await hosted.wait()
                 interruption = hosted.fatal or interruption
@@ -434,6 +504,9 @@ class Application(Generic[S]):
         *,
         id: str | None = None,  # noqa: A002
         inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
         runtime: Runtime | None = None,
         buffer: int = BUFFER,
         stepwise: bool = False,
@@ -448,6 +521,9 @@ class Application(Generic[S]):
                 be left out where the store has the run.
             id: Names the run, which goes on if the store has it; by default a random one.
             inputs: What the actions take besides fields. Never saved.
+            answers: As for ``run``.
+            halt_before: As for ``run``...
+            halt_after: ...and so is this.
             runtime: Where to run, an open one; by default one that this run has for itself.
             buffer: Events that may wait to be read before the run is held back or, where nobody
                 reads, the oldest are dropped; at least 1.
@@ -475,12 +551,15 @@ class Application(Generic[S]):
             show {'n': 4, 'text': 'it is 4'}
         """
         first, given, path = self._check(state, id, inputs, runtime, "open")
+        asked_for = self._check_halting(
+            "open", id, runtime, answers=answers, halt_before=halt_before, halt_after=halt_after
+        )
         if type(buffer) is not int or buffer < 1:
             msg = f"open(buffer=...) takes a whole number of at least 1, not {buffer!r}"
             raise DefinitionError(msg)
 
         def plan(opened: Runtime, stream: Hook, gate: Gate | None) -> Root:
-            return self._plan(opened, first, given, path, stream=stream, gate=gate)
+            return self._plan(opened, first, given, path, stream=stream, gate=gate, **asked_for)
 
         return OpenRun(path, self._runtime(runtime), plan, buffer=buffer, stepwise=stepwise)
 
@@ -490,6 +569,9 @@ class Application(Generic[S]):
         *,
         id: str | None = None,  # noqa: A002
         inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
         backend: Literal["asyncio", "trio"] = "asyncio",
     ) -> RunResult[S]:
         """Run the application from synchronous code, in an event loop of its own; see ``run``.
@@ -498,6 +580,9 @@ class Application(Generic[S]):
             state: The fields that the run starts with: a mapping, or an instance of the model.
             id: Names the run; by default a random one.
             inputs: What the actions take besides fields.
+            answers: As for ``run``.
+            halt_before: As for ``run``...
+            halt_after: ...and so is this.
             backend: The event loop's kind.
 
         Raises:
@@ -509,7 +594,16 @@ class Application(Generic[S]):
                 f"running, which it would block: await app.run(...) instead"
             )
             raise BadUse(msg)
-        return anyio.run(partial(self.run, state, id=id, inputs=inputs), backend=backend)
+        run = partial(
+            self.run,
+            state,
+            id=id,
+            inputs=inputs,
+            answers=answers,
+            halt_before=halt_before,
+            halt_after=halt_after,
+        )
+        return anyio.run(run, backend=backend)
 
     def _runtime(self, runtime: Runtime | None) -> AbstractAsyncContextManager[Runtime]:
         if runtime is None:
@@ -527,6 +621,8 @@ class Application(Generic[S]):
         stream: Hook | None = None,
         gate: Gate | None = None,
         retries_failed: bool = False,
+        answers: Answers | None = None,
+        halts: Halts | None = None,
     ) -> Root:
         """Plan an execution of the run ``path`` in ``runtime``."""
         execution = Execution(
@@ -544,13 +640,16 @@ class Application(Generic[S]):
             execution=execution,
             act=self.name,
             gate=gate,
+            halts=halts,
             scopes=runtime.scopes(self, self.limits),
         )
 
         def make_run(beginning: Beginning) -> Run:
             return Run(setting, beginning.first, path=path)
 
-        return Root(path, execution, make_run, first, retries_failed=retries_failed)
+        return Root(
+            path, execution, make_run, first, retries_failed=retries_failed, answers=answers
+        )
 
     # -- checking -------------------------------------------------------------------------------
 
@@ -575,6 +674,52 @@ class Application(Generic[S]):
         may_be_known = state is None and id is not None and not isinstance(store, NullStore)
         first = known_or_empty if may_be_known else self._beginning(state, where)
         return first, *self._check_inputs(id, inputs, runtime, where)
+
+    def _check_halting(
+        self,
+        where: str,
+        id: str | None,  # noqa: A002
+        runtime: Runtime | None,
+        *,
+        answers: object,
+        halt_before: object,
+        halt_after: object,
+    ) -> _AskedFor:
+        """Check what ``run`` or ``open`` was given that has to do with halting."""
+        if answers is not None and not isinstance(answers, Mapping):
+            msg = (
+                f"{where}(answers=...) takes a mapping, {{(run_id, name): value}} or, where one "
+                f"question has the name, {{name: value}}; not {kind_of(answers)}"
+            )
+            raise TypeError(msg)
+        if answers:
+            if id is None:
+                msg = f"{where}(answers=...) takes id= as well: whose questions are answered?"
+                raise BadUse(msg)
+            self._require_store(id, runtime, f"{where}(answers=...)")
+        halts = Halts(
+            frozenset(self._acts(halt_before, f"{where}(halt_before=...)")),
+            frozenset(self._acts(halt_after, f"{where}(halt_after=...)")),
+        )
+        return {
+            "answers": cast("Answers | None", answers),
+            "halts": halts if halts.before or halts.after else None,
+        }
+
+    def _acts(self, given: object, where: str) -> Iterator[str]:
+        """Find the names of some of the graph's acts."""
+        if isinstance(given, str | Act) or not isinstance(given, Iterable):
+            self._refuse(f"{where} takes a list of acts, or of their names, not {given!r}")
+        for one in cast("Iterable[object]", given):
+            name = one.name if isinstance(one, Act) else one
+            found = self.graph.find(name) if isinstance(name, str) else None
+            if found is None or (isinstance(one, Act) and found is not one):
+                names = [act.name for act in self.graph.acts]
+                hint = did_you_mean(name, names) if isinstance(name, str) else ""
+                self._refuse(
+                    f"{where}: its graph has no act {one!r} (it has: {', '.join(names)}){hint}"
+                )
+            yield cast("str", name)
 
     def _check_place(self, id: object, runtime: object, where: str) -> Store:  # noqa: A002
         """Check who the run is to be and where it is to run; return the store that keeps it."""
@@ -681,6 +826,13 @@ class Application(Generic[S]):
 
     def __repr__(self) -> str:
         return f"<Application {self.name}>"
+
+
+class _AskedFor(TypedDict):
+    """What is asked for that has to do with halting."""
+
+    answers: Answers | None
+    halts: Halts | None
 
 
 def _is_in_a_loop() -> bool:

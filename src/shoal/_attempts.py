@@ -76,6 +76,11 @@ class Tried(Straggler, Protocol):
         """Whether the whole execution is about to end, so that nothing is to be tried again."""
         ...
 
+    @property
+    def is_halting(self) -> bool:
+        """Whether the attempt comes to nothing, since it waits for an answer."""
+        ...
+
     def begin_attempt(self) -> None:
         """Hear that what failed is tried once more, now."""
         ...
@@ -253,7 +258,7 @@ async def try_again(
         try:
             return await attempt()
         except BaseException as raised:
-            failure = as_failure(raised)
+            failure = None if run.is_halting else as_failure(raised)
             pause = None if failure is None else tries.pause(failure)
             if pause is None:
                 if failure is not None and failure is not tries.last and tells_last:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 from anyio import current_effective_deadline, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
-from ._errors import SpuriousCancel
+from ._errors import BadUse, Halting, SpuriousCancel
 
 
 def cancelled() -> bool:
@@ -35,13 +35,21 @@ def cancelled() -> bool:
 def as_failure(error: BaseException) -> Exception | None:
     """Return what ``error`` means for the run that it came out of, if that is a failure.
 
-    None where it must travel on: a true cancellation, KeyboardInterrupt, SystemExit.
+    None where it must travel on: a true cancellation, KeyboardInterrupt, SystemExit. Whoever asks
+    of a run that may be halting has looked for that before.
     """
     if isinstance(error, Exception):
         return error
+    if isinstance(error, Halting):
+        return _stray(error)
     spurious: tuple[type[BaseException], ...] = (get_cancelled_exc_class(), GeneratorExit)
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
+        strays, others = group.split(Halting)
+        if others is None:
+            return _stray(group)
+        if strays is not None:  # whatever comes with it says more
+            return as_failure(others)
         ours, others = group.split(spurious)
         if isinstance(others, ExceptionGroup):
             return cast("ExceptionGroup[Exception]", others)
@@ -68,6 +76,21 @@ def fatal_leaf(error: BaseException) -> BaseException:
             if isinstance(found, KeyboardInterrupt | SystemExit):
                 return found
     return cast("BaseException", error)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Tell whether ``error`` is no matter of the run it came out of, and must travel on at once."""
+    return isinstance(fatal_leaf(error), KeyboardInterrupt | SystemExit | GeneratorExit)
+
+
+def _stray(error: BaseException) -> BadUse:
+    msg = (
+        "the question of another run halted this one: an action asks with its own `context`, and "
+        "awaits that itself"
+    )
+    failure = BadUse(msg)
+    failure.__cause__ = error
+    return failure
 
 
 def _spurious(error: BaseException) -> SpuriousCancel:

@@ -8,6 +8,8 @@ Invariants:
 - Lazy. ``start_each`` pulls an element only while the children that are in flight or wait for room,
   and the outcomes that the action has not consumed, are together fewer than the limit. So a slow
   consumer slows the source down.
+- When nothing is left but children that wait for answers, the action is halted, where it waits for
+  an outcome next, or leaves the block.
 - A save or a guarding hook that fails ends the step, also where the action hides it.
 """
 
@@ -109,6 +111,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._hosted: Hosted | None = None
         self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
         self._ended: deque[Outcome] = deque()  # not yet consumed
+        self._resting: list[Run] = []  # children that wait for answers
         self._unsaved: list[Run] = []  # a batch that could not be saved
         self._deadline = math.inf
         self._news: anyio.Event | None = None  # set while the action waits for an outcome
@@ -191,6 +194,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             count = "a child" if len(failed) == 1 else f"{len(failed)} children"
             msg = f"{count} of fan-out {self.name!r} failed"
             raise ExceptionGroup(msg, [outcome.error for outcome in failed])
+        if self._resting:
+            self._run.halt_below(self.name, self._resting)
 
     @ki_protected
     async def _live(self) -> None:
@@ -211,7 +216,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     async def _apply(self, batch: list[Run]) -> None:
         try:
-            await self._run.commit((), self._run.data, unapplied=batch)
+            ended = [child for child in batch if not child.is_kept]
+            await self._run.commit((), self._run.data, unapplied=ended)
         except HookFailed:
             self._deliver(batch)
             raise
@@ -236,12 +242,23 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     async def _record_rest(self, group: Group) -> None:
         """Record and deliver how those ended that were cancelled, or never began."""
-        late = sorted((*group.inbox, *self._unsaved), key=lambda child: child.position)
+        late = [*group.inbox, *self._unsaved]
+        if group.was_cancelled and not self._run.is_halting:  # nobody waits for them any more
+            late += self._resting
+            self._delivered -= len(self._resting)
+            for child in self._resting:
+                self._ledger.count(child, by=-1)
+            self._resting = []
+            for child in late:
+                if child.status == "halted":
+                    child.give_up(group.reason)
+        late.sort(key=lambda child: child.position)
         group.inbox.clear()
         self._unsaved = []
         try:
-            if late:
-                await self._run.end_unapplied(late)
+            ended = [child for child in late if not child.is_kept]
+            if ended:
+                await self._run.end_unapplied(ended)
         finally:
             self._deliver(late)
             for child in self._source.left_over():
@@ -250,10 +267,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     def _deliver(self, batch: list[Run]) -> None:
         for child in batch:
-            outcome = child.outcome
             self._ledger.count(child)  # the outcome itself is the action's
-            child.let_go()
             self._delivered += 1
+            if child.status == "halted":
+                self._resting.append(child)
+                continue
+            outcome = child.outcome
+            child.let_go()
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
         self._tell()
@@ -430,6 +450,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 if self._failure is not None:
                     raise self._failure
                 if self._is_idle:
+                    if self._resting:
+                        self._run.halt_below(self.name, self._resting)
                     raise StopAsyncIteration
                 self._news = anyio.Event()
                 await self._news.wait()
@@ -452,6 +474,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     @property
     def _is_idle(self) -> bool:
         """Whether all that was started has ended, and its outcomes are here."""
+        if self._resting and self._group is not None and self._group.was_cancelled:
+            return self._over  # who is halted is about to be cancelled
         return self._over or (self._source.is_exhausted and self._source.made == self._delivered)
 
     def __repr__(self) -> str:
@@ -533,6 +557,8 @@ class _Started:
             fate, record = self.recorded.judge(child)
             if fate == "runs anew":
                 child.is_afresh = True
+            elif fate == "rests" and record is not None:
+                child.rest(record)
             else:
                 child.record = record
         return child

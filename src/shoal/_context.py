@@ -192,14 +192,7 @@ class Context:
             [0, 1, 3, 6]
         """
         action = self._action
-        on_loop = action.in_thread and threading.get_ident() == self._loop_thread
-        if not (action.is_async or action.is_streaming or on_loop):
-            msg = (
-                f"action {action.name!r} is a plain function, which can't await that an item is "
-                f"told: make it a coroutine function, or have it run in a thread and call "
-                f"anyio.from_thread.run(context.emit, item)"
-            )
-            raise BadUse(msg)
+        self._refuse_plain("that an item is told", "emit, item")
         if isinstance(item, Result):
             msg = (
                 f"action {action.name!r} emits a Result, which is no partial item: it is what a "
@@ -208,10 +201,85 @@ class Context:
             raise BadResult(msg)
         return self._give(item)
 
+    def _refuse_plain(self, what: str, call: str) -> None:
+        """Refuse to be called by what can't await: a plain function, on the loop or in a thread."""
+        action = self._action
+        on_loop = action.in_thread and threading.get_ident() == self._loop_thread
+        if not (action.is_async or action.is_streaming or on_loop):
+            msg = (
+                f"action {action.name!r} is a plain function, which can't await {what}: make it a "
+                f"coroutine function, or have it run in a thread and call "
+                f"anyio.from_thread.run(context.{call})"
+            )
+            raise BadUse(msg)
+
     async def _give(self, item: object) -> None:
         pending = self._items.give(item)
         if pending is not None:
             await pending
+
+    def ask(self, name: str, question: object = None) -> Coroutine[Any, Any, Any]:
+        """Ask a person, and return the answer: ``answer = await context.ask(name, question)``.
+
+        Where nobody has answered yet, the question is saved and the run is halted here:
+        ``Halting`` is raised, and however the attempt ends, nothing of it counts. Siblings go on.
+        When nothing else is left to be done, the root run ends as ``"halted"``, and
+        ``result.questions`` has what was asked. ``run(id=..., answers={(run_id, name): value})``
+        answers: then the attempt runs again **from its start**, and gets the answer here. So what
+        an action does before it asks, it does again; put what must not be done twice into an
+        action of its own.
+
+        An answer belongs to this execution of the step: every attempt gets it again, after a retry
+        or a crash, too; a loop that comes back to the step asks anew. Several questions may be
+        asked one after the other, each with its own name; what was answered comes back at once.
+        As long as one is open the step isn't attempted. Asked again by a later attempt, and not
+        answered yet, a question may have changed; the newest one counts.
+
+        A plain function, in its worker thread, calls ``anyio.from_thread.run(context.ask, name,
+        question)``.
+
+        Cancellation arrives before the question is saved, or else counts more than the question:
+        the run is cancelled, and asks again when it is resumed.
+
+        Args:
+            name: What the question is called, within this execution of the action.
+            question: What is asked: data, for whoever shows it.
+
+        Raises:
+            Halting: Nobody has answered yet. Let it pass.
+            NotData: The question can't be kept.
+            BadUse: The run has no store; the name was used in this attempt for another question;
+                the action has ended, or is a plain function and calls this itself.
+
+        Examples:
+            >>> import anyio
+            >>> @action(reads=["change"], writes=["merged"])
+            ... async def review(change: str, context: Context) -> bool:
+            ...     return await context.ask("approve", {"change": change})
+            >>> async def main() -> None:
+            ...     app = Application(review, store=MemoryStore())
+            ...     result = await app.run({"change": "fix typo"}, id="pr-1")
+            ...     print(result.status, result.questions[0].question)
+            ...     result = await app.run(id="pr-1", answers={"approve": True})
+            ...     print(result.status, result.state["merged"])
+            >>> anyio.run(main)
+            halted {'change': 'fix typo'}
+            succeeded True
+        """
+        self._refuse_plain("an answer", "ask, name, question")
+        if not isinstance(name, str) or not name:
+            msg = f"action {self._action.name!r}: context.ask(name, ...) takes a name, not {name!r}"
+            raise BadUse(msg)
+        return self._ask(name, question)
+
+    async def _ask(self, name: str, question: object) -> object:
+        if self._items.is_over:
+            msg = (
+                f"action {self._action.name!r} of run {self.run_id} has ended, and something it "
+                f"left behind asks {name!r}: await all that asks before the action returns"
+            )
+            raise BadUse(msg)
+        return await self._run.ask(self._action.name, name, question)
 
     def fan_out(
         self,

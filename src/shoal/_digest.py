@@ -23,7 +23,7 @@ from pathlib import PurePath
 from types import FunctionType
 from typing import Any, cast
 
-from ._errors import NotData, kind_of
+from ._errors import NotData, brief, kind_of
 
 BYTES = 16
 NAMES = 1024
@@ -49,6 +49,21 @@ def digest(value: object) -> bytes:
         msg = f"{kind_of(value)} is nested too deeply to be told from others of its kind"
         raise NotData(msg) from None
     return blake2b(out, digest_size=BYTES).digest()
+
+
+def place_of_no_data(value: object, path: str) -> str:
+    """Say where in ``value``, which is called ``path``, something stands that is no data."""
+    inner: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        inner = cast("Mapping[object, object]", value).items()
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+        inner = enumerate(cast("Sequence[object]", value))
+    for key, one in inner:
+        try:
+            digest(one)
+        except NotData:
+            return place_of_no_data(one, f"{path}[{brief(key)}]")
+    return path
 
 
 def named(name: str, value: object) -> bytes:

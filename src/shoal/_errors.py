@@ -33,6 +33,7 @@ with a note that says where it happened. These are the others::
     ├── RunClaimed           another execution of the run goes on
     ├── RunConflict          a run of that id was started with something else
     ├── UnknownRun           the store has no run of that id
+    ├── UnknownQuestion      an answer to what nobody has asked, or to one of several questions
     ├── NoApplication        a run can't be recovered: the runtime has no application of that name
     ├── RetryLater           an action asks to be tried again, later (users raise it)
     ├── Poisoned             a child was at work whenever a process died, so it isn't started again
@@ -41,6 +42,9 @@ with a note that says where it happened. These are the others::
     ├── RateUnavailable      what keeps a rate that processes share failed, or didn't answer
     ├── LeaseLost            another execution has taken the run over
     └── CommitInDoubt        the store did not acknowledge a save in time
+
+And one that is no error, and no ``Exception``: ``Halting``, which ends an attempt that waits for an
+answer.
 """
 
 from __future__ import annotations
@@ -243,6 +247,13 @@ class UnknownRun(ShoalError):
     """The store has no run of that id, or no such moment of it."""
 
 
+class UnknownQuestion(ShoalError):
+    """An answer was given to no open question of the run, or to one of several of that name.
+
+    Nothing was saved and nothing has run.
+    """
+
+
 class NoApplication(ShoalError):
     """A run can't be recovered: the runtime has no application of its name and version.
 
@@ -319,6 +330,15 @@ class CommitInDoubt(ShoalError):
 
     The execution ends here: memory did not advance and nothing was published. Whether the save
     happened, the store says on the next resume.
+    """
+
+
+class Halting(BaseException):
+    """Ends an attempt whose question nobody has answered yet. Raised by ``context.ask``.
+
+    No ``Exception``, so that ``except Exception`` lets it pass, as it does a cancellation. What has
+    to be cleaned up belongs into ``finally``. What an action does about it changes nothing: the
+    attempt, however it ends, has come to nothing, and begins anew when the answer is there.
     """
 
 

@@ -16,9 +16,46 @@ from ._state import Operation, State
 
 LEAVES = 3
 """Errors of a group that its message as data names."""
+SHORT = 1000
+"""Characters that an error has in short."""
 
-Status = Literal["succeeded", "failed", "cancelled"]
-"""How an execution of a run ended."""
+Status = Literal["succeeded", "failed", "cancelled", "halted"]
+"""How an execution of a run ended. One that is halted waits: for a person, or to be run again."""
+
+
+# -- questions -----------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What an action has asked a person, with ``context.ask``, and nobody has answered."""
+
+    path: RunPath = field(repr=False)
+    """The run that waits for the answer."""
+    step: str
+    """The action that asks."""
+    name: str
+    """What the question is called, within that execution of the action."""
+    question: Any
+    """What is asked: data of the application's own."""
+    id: str = field(repr=False)
+    """Tells it apart from every other one that was ever asked."""
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run that waits for the answer."""
+        return self.path.id
+
+    @property
+    def key(self) -> Key:
+        """The key of that run within its fan-out; empty for a root run."""
+        return self.path.key
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """What ``run(answers={question.address: value})`` takes: the run's id and the name."""
+        return self.path.id, self.name
 
 
 # -- outcomes ------------------------------------------------------------------------------------
@@ -130,6 +167,15 @@ Outcome = Done | Failed | Cancelled | Skipped
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Halted(_Ended):
+    """A child that rests, since it waits for answers. No outcome: it goes on when they come."""
+
+    questions: tuple[Question, ...]
+    """What it and its descendants have asked, in order of position."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
     """An error as data: what ``errors_into`` collects."""
 
@@ -146,6 +192,12 @@ class ErrorInfo:
         module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
         text = "".join(traceback.format_exception(error))
         return cls(type=f"{module}{kind.__qualname__}", message=_message(error), traceback=text)
+
+
+def in_short(error: BaseException) -> str:
+    """Say what an error is, for a list: its class and its text, but no more than fits."""
+    text = f"{type(error).__name__}: {_message(error)}"
+    return text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."
 
 
 def _message(error: BaseException) -> str:
@@ -296,6 +348,8 @@ class StepEnded(Event):
     step: str
     status: Status
     error: BaseException | None = None
+    cached: bool = False
+    """Whether it was not executed, since what it comes to was remembered; see ``cache=``."""
 
 
 @final
@@ -361,10 +415,24 @@ class ChildRerun(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChildHalted(Event):
+    """A child of this run waits for answers, and that is saved; its siblings go on.
+
+    It stands for the ``ChildEnded`` of its ``ChildStarted``. One more ``ChildEnded`` follows only
+    where the child is not needed any more: where a race is decided without it.
+    """
+
+    step: str
+    halted: Halted
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildEnded(Event):
     """A child of this run ended, and what becomes of it is saved.
 
-    There is one for every ``ChildStarted``, and one for every element that was skipped.
+    There is one for every ``ChildStarted``, unless the child is halted, and one for every element
+    that was skipped.
     """
 
     step: str
@@ -380,6 +448,8 @@ class RunEnded(Event):
     error: BaseException | None = None
     reason: str = ""
     """Why it was cancelled, if it was."""
+    questions: tuple[Question, ...] = ()
+    """What it and its descendants wait for, if it is halted."""
 
 
 @final

@@ -86,6 +86,7 @@ class Execution:
     __slots__ = (
         "_claimed",
         "_failure",
+        "answers",
         "deadline",
         "groups",
         "holder",
@@ -132,6 +133,8 @@ class Execution:
         """Whether an earlier execution may have left children behind."""
         self.suspects: Suspects | None = None
         """Where the process of the execution before has died, who may have done that."""
+        self.answers: dict[str, object] = {}
+        """What was answered to questions of the run and its descendants, by their ids."""
         self.max_steps: int = max_steps
         self.max_depth: int = max_depth
         self.live: LiveBudget = LiveBudget(max_live)
@@ -151,9 +154,14 @@ class Execution:
         self.hooks.failures.clear()
 
     @property
+    def failure(self) -> ShoalError | None:
+        """What ends it: of a save, of a guarding hook; None if nothing does."""
+        return self._failure or next(iter(self.hooks.failures), None)
+
+    @property
     def is_doomed(self) -> bool:
         """Whether a save or a guarding hook has failed, so that it is about to end."""
-        return self._failure is not None or bool(self.hooks.failures)
+        return self.failure is not None
 
     def ended_by(self, error: BaseException) -> bool:
         """Tell whether ``error`` ends the execution, and is no failure of the run it came out of.
@@ -228,12 +236,15 @@ class Execution:
             except Exception:
                 logger.exception("run %s could not be given back to its store", run_id)
 
-    async def ask(self, pending: Awaitable[T], what: str) -> T:
+    async def ask(
+        self, pending: Awaitable[T], what: str, passes: tuple[type[Exception], ...] = ()
+    ) -> T:
         """Await what a store is asked about what it has kept. May be cancelled.
 
         Args:
             pending: The store's answer.
             what: Says what was asked, for the error: "it could not be asked for ...".
+            passes: What it may raise that ends nothing here.
 
         Raises:
             StoreFailed: The store raised, or did not answer in time.
@@ -246,7 +257,7 @@ class Execution:
             raise TimeoutError
         except BaseException as error:
             failure = as_failure(error)
-            if failure is None:
+            if failure is None or isinstance(failure, passes):
                 raise
             if isinstance(failure, RunClaimed | LeaseLost | StoreFailed):
                 raise self._first(failure) from failure.__cause__

@@ -133,7 +133,7 @@ class Graph(Act):
     def part(
         self,
         entry: Act | str | None = None,
-        halt_after: Collection[Act | str] = (),
+        ends_after: Collection[Act | str] = (),
         name: str | None = None,
     ) -> Graph:
         """Return the same graph entered elsewhere, or left earlier, or both.
@@ -142,7 +142,7 @@ class Graph(Act):
 
         Args:
             entry: The act to begin at, or its name; as before, if left out.
-            halt_after: Acts, or their names, after which the run ends whatever edges leave them.
+            ends_after: Acts, or their names, after which the run ends whatever edges leave them.
             name: What the new graph is called; as before, if left out.
 
         Raises:
@@ -156,18 +156,18 @@ class Graph(Act):
             ... async def parse(page: str) -> str:
             ...     return page[4:-5]
             >>> graph = Graph((fetch, parse, when("page")), (fetch, END), name="crawl")
-            >>> graph.part(entry="parse"), graph.part(halt_after=[fetch])
+            >>> graph.part(entry="parse"), graph.part(ends_after=[fetch])
             (<Graph crawl: parse>, <Graph crawl: fetch>)
         """
-        given: object = halt_after
+        given: object = ends_after
         if isinstance(given, str | Act) or not isinstance(given, Iterable):
-            msg = f"graph {self.name!r}: part(halt_after=...) takes a list of acts, not {given!r}"
+            msg = f"graph {self.name!r}: part(ends_after=...) takes a list of acts, not {given!r}"
             raise DefinitionError(msg)
-        halting = {self._find(act, "halt_after").name for act in halt_after}
+        last = {self._find(act, "ends_after").name for act in ends_after}
         start = self.entry if entry is None else self._find(entry, "entry")
-        leaving = {act: () if act in halting else edges for act, edges in self._leaving.items()}
+        leaving = {act: () if act in last else edges for act, edges in self._leaving.items()}
         reached = reachable(start.name, leaving)
-        kept = [edge for edge in self.edges if edge.source.name in reached - halting]
+        kept = [edge for edge in self.edges if edge.source.name in reached - last]
         part = Graph(
             *(kept or ((start, END),)), entry=start, name=name if name is not None else self.name
         )

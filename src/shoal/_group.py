@@ -61,6 +61,7 @@ from ._cancel import (
 )
 from ._errors import SpuriousCancel, StepTimeout, brief
 from ._events import ChildName, Status
+from ._halting import has_halted
 from ._ids import Key
 from ._ports import Seat, Waiter
 from ._rate import Limits
@@ -512,6 +513,11 @@ class Group:
         return self._parent
 
     @property
+    def was_cancelled(self) -> bool:
+        """Whether somebody has ended it, and it didn't end by itself."""
+        return self._ended_by_hand
+
+    @property
     def is_live(self) -> bool:
         """Whether its children have begun to live."""
         return self._tasks is not None
@@ -815,7 +821,8 @@ class Group:
             waited = await drive(self._context.copy(), living, self._engage_two)
             child.succeed()
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
-            if puller.reason is not None and is_cancellation(error):
+            halts = has_halted(child, error)
+            if puller.reason is not None and (is_cancellation(error) or (halts and cancelled())):
                 child.cancel(puller.reason, puller.winner)
                 self._end_live()
                 self._leave(child)
@@ -824,16 +831,23 @@ class Group:
             if type(error) is self._cancellation:  # and still is cancelled: scopes stay so
                 self._end_with_all(child)
                 return None
-            failure = as_failure(error)
-            if failure is None:
+            if halts and cancelled():
+                self._end_with_all(child)
+                return None
+            failure = None if halts else as_failure(error)
+            if halts:
+                child.halt()
+                failure = child.error if isinstance(child.error, Exception) else None
+            elif failure is None:
                 self._end_with_all(child)
                 if is_cancellation(error):
                     self._cancellation = type(error)
                 else:
                     self._fell(error)
                 return None
-            child.fail(failure)
-            if child.setting.execution.ended_by(failure):
+            else:
+                child.fail(failure)
+            if failure is not None and child.setting.execution.ended_by(failure):
                 self._fell(failure)
             del failure  # no cycle from the exception through its traceback to this frame
         self._end_live()

@@ -36,7 +36,27 @@ class Rewound(NamedTuple):
     """Which execution of the step, counted from 0."""
 
 
-Entry = Update | Decision | Completed | Rewound
+@final
+class QuestionAsked(NamedTuple):
+    """An action of the run has asked a person. One of the same id, later on, stands for it."""
+
+    step: str
+    name: str
+    """What the question is called, within this execution of the step."""
+    question: object
+    id: str
+    """Random: tells it apart from all others. Answers name it."""
+
+
+@final
+class QuestionAnswered(NamedTuple):
+    """A question of the run or of a descendant was answered; in the histories of root runs only."""
+
+    id: str
+    value: object
+
+
+Entry = Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered
 """What a history is made of. A decision stands behind the update that it is saved with."""
 
 
@@ -75,6 +95,10 @@ class Playback:
     """Ranges of updates that count no more: those behind the first number, up to the second."""
     restored: Mapping[str, object] = field(default_factory=dict[str, object])
     """The fields of the state as they were where the history last went back to."""
+    asked: dict[str, QuestionAsked] = field(default_factory=dict[str, QuestionAsked])
+    """What the step under way has asked, by name."""
+    answers: dict[str, object] = field(default_factory=dict[str, object])
+    """All answers that were ever given, by the questions' ids."""
     _ended: list[tuple[Completed, _Moment, list[Update]]] = field(
         default_factory=list[tuple[Completed, _Moment, list[Update]]]
     )
@@ -99,8 +123,13 @@ class Playback:
                 self.began = _Moment(entry.step, self.number, self.data, visits)
                 self.under_way = []
                 self.decision = None
+                self.asked = {}
             case Rewound():
                 self._rewind(entry)
+            case QuestionAsked():
+                self.asked[entry.name] = entry
+            case QuestionAnswered():
+                self.answers[entry.id] = entry.value
 
     def visit(self, step: str) -> int:
         """Return how often ``step`` was completed."""
@@ -122,6 +151,7 @@ class Playback:
                     state = replay(state, update.operations)
                 self.restored = state._data
                 self.decision = None
+                self.asked = {}  # only steps of children are gone back into: they ask nothing
                 self.decided = {
                     (step, visit): decision
                     for (step, visit), decision in self.decided.items()

@@ -114,6 +114,7 @@ class Holder:
         if self._last is None and any(
             act.name == self._step
             and isinstance(act, FunctionAction)
+            and act.cache is None
             and bool(act.limits or self.setting.scopes)
             for act in self.setting.graph.acts
         ):

@@ -24,6 +24,7 @@ from ._errors import DefinitionError, HookFailed, brief, kind_of
 from ._events import (
     AttemptEnded,
     ChildEnded,
+    ChildHalted,
     ChildRerun,
     ChildStarted,
     Event,
@@ -95,6 +96,9 @@ class Hook:
     def on_child_rerun(self, event: ChildRerun) -> Told:
         """Hear that a child runs anew, since what it works on is not what the store knows."""
 
+    def on_child_halted(self, event: ChildHalted) -> Told:
+        """Hear that a child waits for answers, and for which; its siblings go on."""
+
     def on_child_ended(self, event: ChildEnded) -> Told:
         """Hear how a child ended, after the parent's update that applies it."""
 
@@ -142,6 +146,7 @@ class Hooks:
         "_always",
         "attempt_ended",
         "child_ended",
+        "child_halted",
         "child_rerun",
         "child_started",
         "failures",
@@ -190,6 +195,7 @@ class Hooks:
         self.state_updated: Listeners = self._listeners("on_state_updated")
         self.child_started: Listeners = self._listeners("on_child_started")
         self.child_rerun: Listeners = self._listeners("on_child_rerun")
+        self.child_halted: Listeners = self._listeners("on_child_halted")
         self.child_ended: Listeners = self._listeners("on_child_ended")
         self.step_ended: Listeners = self._listeners("on_step_ended")
         self.run_ended: Listeners = self._listeners("on_run_ended")
@@ -201,7 +207,11 @@ class Hooks:
         )
         # whether anybody listens to what a commit publishes
         self.listening: bool = bool(
-            self.state_updated or self.child_ended or self.step_ended or self.run_ended
+            self.state_updated
+            or self.child_ended
+            or self.child_halted
+            or self.step_ended
+            or self.run_ended
         )
 
     def replaced(self, hooks: Iterable[Hook]) -> Hooks:

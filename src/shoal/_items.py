@@ -150,6 +150,11 @@ class Items:
                 scope.cancel()
                 await checkpoint_if_cancelled()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the attempt has ended, or was cancelled and left its thread behind."""
+        return self._over or self._stopped
+
     def stop(self) -> None:
         """Refuse what comes now: the attempt is cancelled, though its thread still runs."""
         self._stopped = True

@@ -239,12 +239,14 @@ class Ledger:
 
     They are those of elements that ``grow`` had found, and further acts of the last element.
     """
+    halted: int = 0
+    """Children that have no outcome yet, since they wait for answers."""
     _rest: list[Outcome] | None = field(default=None, repr=False)
     _cancelled: list[Run] | None = field(default=None, repr=False)  # with outcomes nobody asked for
 
     @property
     def total(self) -> int:
-        """Outcomes in all."""
+        """Outcomes in all. Children that are halted have none."""
         return self.done + self.failed + self.cancelled + self.skipped
 
     def __iter__(self) -> Iterator[Outcome]:
@@ -267,6 +269,8 @@ class Ledger:
         self.count(child)
         if (child.status == "succeeded" and child.used) or child.is_kept:
             return
+        if child.status == "halted":
+            return
         if child.status == "cancelled":
             if self._cancelled is None:
                 self._cancelled = []
@@ -285,7 +289,7 @@ class Ledger:
         Those that were found to be kept stay counted.
         """
         again = {ChildName(child.setting.act, child.key) for child in children}
-        ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped)
+        ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped, halted=self.halted)
         for child in children:
             ledger.count(child, by=-1)
         ledger._rest = [one for one in self if ChildName(one.act, one.key) not in again]
@@ -305,6 +309,9 @@ class Ledger:
 
     def count(self, child: Run, by: int = 1) -> None:
         """Count a child's end, unless it was counted when it was found to be kept."""
+        if child.status == "halted":
+            self.halted += by
+            return
         if child.is_kept:
             return
         match child.status:
@@ -451,6 +458,9 @@ class Draft:
 
     def _add(self, child: Run) -> None:
         join, status = self._join, child.status
+        if status == "halted":  # that is no end, whatever is decided by ends
+            self.unapplied.append(child)
+            return
         counts = status == "failed" or (status == "succeeded" and self._tolerance is not None)
         if counts and not child.is_kept:  # else it was counted when it came up
             self._count(failed=status == "failed")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ._events import Decision
+from ._events import Decision, Update
 from ._graph import Graph
-from ._history import Completed, Entry
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from ._ids import RunPath
 from ._join import Ledger
 from ._parallel import Parallel
-from ._recorded import decided, outcome_of
+from ._recorded import decided, is_unended, outcome_of
 from ._run import Run
 from ._store import ChildRecord
 
@@ -63,7 +63,7 @@ async def _recall(
     of_steps: dict[str, list[ChildRecord]] = {}
     for record in sorted(children, key=lambda one: (one.visit, one.position)):
         ended = decided(record, decisions.get((record.step, record.visit)))
-        if ended.status is not None:
+        if not is_unended(ended):
             of_steps.setdefault(record.step, []).append(ended)
     ledgers: dict[str, list[Ledger]] = {}
     for step, completed in visits.items():
@@ -104,12 +104,14 @@ def _visits(entries: Iterable[Entry]) -> tuple[dict[str, int], dict[tuple[str, i
     """
     visits: dict[str, int] = {}
     decisions: dict[tuple[str, int], Decision] = {}
-    under_way: list[Entry] = []
+    under_way: list[Update | Decision | Rewound] = []
     for entry in entries:
         if isinstance(entry, Completed):
             visits[entry.step] = visits.get(entry.step, 0) + 1
             under_way.clear()
             continue
+        if isinstance(entry, QuestionAsked | QuestionAnswered):
+            continue  # which changes nothing
         under_way.append(entry)
         if isinstance(entry, Decision):
             decisions[entry.step, visits.get(entry.step, 0)] = entry
@@ -117,7 +119,7 @@ def _visits(entries: Iterable[Entry]) -> tuple[dict[str, int], dict[tuple[str, i
     return visits, decisions
 
 
-def _count_last(visits: dict[str, int], under_way: Iterable[Entry]) -> None:
+def _count_last(visits: dict[str, int], under_way: Iterable[Update | Decision | Rewound]) -> None:
     """Count the last step of a child, whose completion is its parent's update that applies it."""
     for step in {entry.step for entry in under_way}:
         visits[step] = visits.get(step, 0) + 1

@@ -17,6 +17,7 @@ from ._child import check_depth, child_setting, narrowed
 from ._errors import HookFailed, brief, note
 from ._events import Update
 from ._graph import Graph
+from ._halting import has_halted
 from ._ledgers import recall_ledgers
 from ._recorded import recorded_children
 from ._run import Run
@@ -49,6 +50,10 @@ async def enter(graph: Graph, run: Run) -> Change:
         recorded = await recorded_children(run, graph.name, visit, store)
     if recorded is not None:
         fate, child.record = recorded.judge(child)
+        if fate == "rests":
+            assert child.record is not None, "it is what says so"
+            child.rest(child.record)
+            run.halt_below(graph.name, (child,))
         if fate == "runs anew":
             child.record = None
             await child.rerun(graph.name, run)
@@ -64,8 +69,12 @@ async def enter(graph: Graph, run: Run) -> Change:
         await drive(copy_context(), child.advance(), _nothing)
         child.succeed()
     except BaseException as error:  # noqa: BLE001 # raised again below
-        failure = as_failure(error)
-        if failure is None:
+        halts = has_halted(child, error)
+        failure = None if halts else as_failure(error)
+        if halts:
+            child.halt()
+            await run.settle()
+        elif failure is None:
             child.cancel(run.reason or "its parent was cancelled")
         else:
             child.fail(failure)
@@ -74,13 +83,16 @@ async def enter(graph: Graph, run: Run) -> Change:
         child.let_go()
         run.keep(graph.name, child)
         try:
-            if failure is None or failure is error:
+            if failure is not None and failure is not error:
+                raise failure from failure.__cause__
+            if not halts:
                 raise
-            raise failure from failure.__cause__
         finally:
             del failure  # no cycle from the exception through its traceback to this frame
     finally:
         _take_ledgers(run, child)
+    if child.is_halting:
+        run.halt_below(graph.name, (child,))
     await run.settle()
     try:
         change = _change(graph, child)

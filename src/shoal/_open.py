@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Generic, Self, cast, final
+from typing import Any, Generic, Literal, Self, cast, final
 
 from anyio import get_current_task
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._cancel import ki_protected
 from ._errors import BadUse, RunCancelled
-from ._events import Event, Failed, Outcome, Status
+from ._events import Event, Failed, Outcome, Question, Status
 from ._graph import Graph
 from ._group import Group
 from ._hooks import Hook
@@ -46,7 +46,13 @@ class RunResult(Generic[S]):
     run_id: str
     """The run's id."""
     state: State[S]
-    """Its final state; ``state.data`` is an instance of the application's model."""
+    """Its final state; ``state.data`` is an instance of the application's model. If the run is
+    halted, the state as it was committed last."""
+    status: Literal["succeeded", "halted"] = "succeeded"
+    """``"halted"`` if it waits: for answers to its ``questions``, or, where it has none, since it
+    was told to halt between two steps."""
+    questions: Sequence[Question] = ()
+    """What it and its descendants wait for; of siblings, in order of their positions."""
     _ledgers: Mapping[str, Sequence[Ledger]] = field(repr=False)
     _run: Run = field(repr=False, compare=False)
 
@@ -134,8 +140,16 @@ class RunResult(Generic[S]):
 
 
 def result_of(run: Run) -> RunResult[Any]:
-    """Make the result of a root run that has succeeded."""
-    return RunResult(run_id=run.path.id, state=run.state, _ledgers=run.ledgers, _run=run)
+    """Make the result of a root run that has succeeded, or is halted."""
+    halted = run.status == "halted"
+    return RunResult(
+        run_id=run.path.id,
+        state=run.state,
+        status="halted" if halted else "succeeded",
+        questions=run.questions if halted else (),
+        _ledgers=run.ledgers,
+        _run=run,
+    )
 
 
 @final
@@ -373,6 +387,8 @@ class OpenRun(Generic[S]):
     async def result(self) -> RunResult[S]:
         """Wait for the run's end, without reading its events, and return what it came to.
 
+        A run that is halted has ended for now; ``status`` and ``questions`` of the result say so.
+
         Where nobody else reads, the run isn't held back meanwhile. Cancelling this cancels the
         wait; the run goes on until the block is left.
 
@@ -392,7 +408,7 @@ class OpenRun(Generic[S]):
             await self._root.ended.wait()
         self._raise_failure()
         run = self._run
-        if run.status == "succeeded":
+        if run.status in ("succeeded", "halted"):
             return result_of(run)
         if run.status == "cancelled":
             msg = f"run {self._path.id} has no result, it was cancelled: {run.reason}"
@@ -535,7 +551,12 @@ class _Ending:
         self._stream.end()
         if self._steps is not None:
             run = self._root.run
-            self._steps.end(completed=run is not None and run.status == "succeeded")
+            self._steps.end(completed=run is not None and _has_completed_all(run))
+
+
+def _has_completed_all(run: Run) -> bool:
+    """Tell whether a run that has ended has completed each step it has begun."""
+    return run.status == "succeeded" or (run.status == "halted" and run.current_step is None)
 
 
 @final

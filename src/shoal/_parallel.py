@@ -9,6 +9,8 @@ Invariants:
 - A child starts from the parent's state as it was when the step began, narrowed to what its graph
   needs; siblings don't see each other's results.
 - A step that an earlier execution has begun goes on where it stood; see ``_recorded``.
+- A child that is halted takes no place, and neither wins nor fails. When there are no others left,
+  and it is still needed, the step halts; if it is not, it is cancelled.
 """
 
 from __future__ import annotations
@@ -130,6 +132,7 @@ class ParallelStep:
         self._is_failing = False
         self._ends_at = 0.0  # where there is a timeout
         self._unsaved: list[Run] = []  # a batch that could not be saved
+        self._resting: list[Run] = []  # children that wait for answers
         self._unfinished: list[Run] = []  # children that another attempt has to go on with
 
     @property
@@ -240,6 +243,7 @@ class ParallelStep:
         assert self.source is not None
         unfinished, self._unfinished = self._unfinished, []
         self._is_failing = False
+        self._resting.clear()
         name, ledger = self.act.name, self.ledger.without(unfinished)
         self.ledger = new_ledger(self.parent, name, self.parent.visit(name), ledger)
         if isinstance(self._contest, Streams):  # nobody leads: the race is run again
@@ -306,8 +310,8 @@ class ParallelStep:
                 return False
             # Only the winner runs again, from its start, unless all that lacks is its update.
             self._contest = Streams(self.act.name, until, winner)
-            is_done = record is not None and record.status == "succeeded"
-            self._pick = lambda act, key: _only(winner, act, key, anew=not is_done)
+            goes_on = record is not None and record.status in ("succeeded", "halted")
+            self._pick = lambda act, key: _only(winner, act, key, anew=not goes_on)
             self.decision = decision
             return False
         self.decision = decision
@@ -347,6 +351,7 @@ class ParallelStep:
         self._pick = lambda act, key: _without(out, begun, act, key)
         self._contest, self.decision = contest(self.act.name, self.join.until), None
         self._unfinished = []
+        self._resting.clear()
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -430,6 +435,7 @@ class ParallelStep:
         fatal, is_open = set(map(id, draft.failures)), self._is_open
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
+        self._resting += [child for child in batch if child.status == "halted"]
         if self.parent.setting.is_resumable:
             self._unfinished += [
                 child
@@ -447,6 +453,8 @@ class ParallelStep:
             return draft.decision.reason
         if self._is_lost(left):
             return f"fan-out {self.act.name!r} can't be decided any more"
+        if self._resting and not left and self._staggered and not self._staggered.most(0):
+            return f"nobody waits for the budget of fan-out {self.act.name!r}, but for answers"
         if not draft.is_failing:
             return None
         if not draft.failures:
@@ -502,15 +510,17 @@ class ParallelStep:
             return False
         assert self.source is not None
         more = self._staggered.most(in_flight) if self._staggered else self.source.most()
-        return self._contest.is_lost(in_flight + more)
+        return self._contest.is_lost(in_flight + more + len(self._resting))
 
     # -- ending ---------------------------------------------------------------------------------
 
     async def _record_unapplied(self, group: Group) -> None:
         """Record how those ended that were cancelled, or came too late to be applied."""
-        late = sorted((*group.inbox, *self._unsaved), key=lambda child: child.position)
+        late = [*group.inbox, *self._unsaved]
         group.inbox.clear()
         self._unsaved = []
+        lost = self._give_up_resting(late)
+        late = sorted((*late, *lost), key=lambda child: child.position)
         if not late:
             return
         if self._staggered is not None and not isinstance(self._contest, Streams):
@@ -531,7 +541,29 @@ class ParallelStep:
             for child in late:
                 self.ledger.enter(child, raised=is_open or self._is_failing)
             if self.parent.setting.is_resumable:
-                self._unfinished += late
+                self._unfinished = [one for one in self._unfinished if one not in lost] + late
+
+    def _give_up_resting(self, late: Iterable[Run]) -> list[Run]:
+        """Cancel children that wait for answers, and lose by what was decided.
+
+        Args:
+            late: Others that have ended, and that nobody has counted yet.
+
+        Returns those that were counted before.
+        """
+        decision, resting, lost = self.decision, self._resting, list[Run]()
+        self._resting = []
+        for child in (*resting, *late):
+            if child.status != "halted":
+                continue
+            if decision is None or ChildName(child.setting.act, child.key) == decision.winner:
+                self._resting.append(child)
+                continue
+            if child in resting:
+                self.ledger.count(child, by=-1)
+                lost.append(child)
+            child.give_up(decision.reason, decision.winner)
+        return lost
 
     async def _clear_up(self) -> None:
         """Settle what is left of earlier executions, where inputs are not what they were.
@@ -575,6 +607,8 @@ class ParallelStep:
             return
         if self._breaks_off():
             return
+        if self._resting and not self._is_failing and not self._is_lost(0):
+            self.parent.halt_below(self.act.name, self._resting)
         if self._contest is not None:
             defeat = self._contest.defeat(self.ledger, self.ledger.total)
             if defeat is not None:

@@ -14,6 +14,7 @@ from ._action import FunctionAction
 from ._breaker import Circuits
 from ._items import Items
 from ._rate import Limits
+from ._results import Results
 from ._retry import Account, RetryBudget
 from ._state import Change
 from ._watch import Part, Watched
@@ -358,6 +359,8 @@ class Services:
     """Seconds that the store has to acknowledge a save."""
     max_crashes: int
     """Executions in a row that may die while a child is at work."""
+    results: Results
+    """What actions have come to in runs whose store doesn't remember it."""
     learned: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
     """What was learned of a definition, by that definition, for as long as it lives."""
     circuits: WeakKeyDictionary[object, dict[str, Circuits]] = field(

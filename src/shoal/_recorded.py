@@ -7,25 +7,38 @@ Invariants:
   ended well and was not applied, is applied; any other goes on after the last step it completed.
 - A child that the store has no end of, in a step that was decided, has lost: it was cancelled for
   that, or died with its process.
+- A child that waits for answers rests, unrun, until one of them has come.
 - A child whose digest is not the recorded one runs anew. If ``reduce`` has taken what it returned,
   nothing is run: that can't be undone.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Literal, final
 
 from ._errors import BadUse, InputChanged, UnknownRun
-from ._events import Cancelled, ChildName, Decision, Done, Failed, Outcome, Skipped, Update
+from ._events import (
+    Cancelled,
+    ChildName,
+    Decision,
+    Done,
+    Failed,
+    Outcome,
+    Question,
+    Skipped,
+    Update,
+)
 from ._execution import Execution
+from ._graph import Graph
+from ._halting import own_questions, recorded_questions
 from ._history import Entry, Playback, Rewound, play
 from ._ids import Key, RunPath
 from ._run import Run
 from ._state import State, make_state
 from ._store import Beginning, ChildRecord, NullStore, Store
 
-Fate = Literal["new", "goes on", "runs anew", "is kept"]
+Fate = Literal["new", "goes on", "runs anew", "is kept", "rests"]
 """What becomes of a child in this execution."""
 
 
@@ -187,7 +200,16 @@ class Recorded:
             return "runs anew", record
         if self.is_part_of_the_state(record):
             return "is kept", record
-        return ("new", None) if self._forgets else ("goes on", record)
+        if self._forgets:
+            return "new", None
+        return ("rests" if self._waits(child, record) else "goes on"), record
+
+    def _waits(self, child: Run, record: ChildRecord) -> bool:
+        """Tell whether nothing that a child is halted for has been answered."""
+        if record.status != "halted":
+            return False
+        answers = child.setting.execution.answers
+        return not any(one.id in answers for one in recorded_questions(record.value, child.path))
 
     def has_done(self, act: str, key: Key) -> bool:
         """Tell whether that child has yet to come up, and is part of the state."""
@@ -209,6 +231,49 @@ class Recorded:
         return number is not None and not self._parent.is_undone(number)
 
 
+async def read_questions(
+    execution: Execution, path: RunPath, graph: Graph
+) -> tuple[Sequence[Question], Playback]:
+    """Read what a root run and its descendants have asked in the steps under way, in order.
+
+    Args:
+        execution: Whose store it is.
+        path: The run.
+        graph: What it walks.
+
+    Returns that, answered or not, and where its history leads.
+
+    Raises:
+        StoreFailed: The store did not say.
+        UnknownRun: It has none of that id.
+    """
+    played = await recorded_history(execution, path)
+    reading = execution.store.children(path)
+    children = await execution.ask(reading, f"the children of run {path.id}")
+    return recorded_asked(path, graph, played, children), played
+
+
+def recorded_asked(
+    path: RunPath, graph: Graph, played: Playback, children: Iterable[ChildRecord]
+) -> list[Question]:
+    """Find what a root run and its descendants have asked in the steps under way, in order."""
+    found = own_questions(path, played.asked.values())
+    resting = [
+        record
+        for record in children
+        if record.status == "halted" and record.visit == _visit(record.step, graph, played)
+    ]
+    for record in sorted(resting, key=lambda one: (one.step, one.position)):
+        found += recorded_questions(record.value, path)
+    return found
+
+
+def _visit(step: str, graph: Graph, played: Playback) -> int:
+    """Return which visit is under way of a step; of an action's own fan-out, that of the action."""
+    action, _, _ = step.rpartition("/")
+    return played.visit(action if graph.find(step) is None else step)
+
+
 async def read_outcomes(run: Run, step: str, visit: int) -> AsyncIterator[Outcome]:
     """Read how all children of one visit of a step ended, those that are Done too, in input order.
 
@@ -226,11 +291,11 @@ async def read_outcomes(run: Run, step: str, visit: int) -> AsyncIterator[Outcom
     execution, what = setting.execution, f"the children of step {step!r} of run {path.id}"
     records = await execution.ask(setting.store.children(path, step, visit), what)
     decision: Decision | None = None
-    if any(record.status is None for record in records):
+    if any(is_unended(record) for record in records):
         decision = (await recorded_history(execution, path)).decided.get((step, visit))
     for record in sorted(records, key=lambda one: one.position):
         record = decided(record, decision)  # noqa: PLW2901 # the same, as it ended
-        if record.status is None:  # forgotten, since it came up no more
+        if is_unended(record):  # forgotten, since it came up no more
             continue
         outcome = outcome_of(record, path)
         if isinstance(outcome, Done):
@@ -240,12 +305,18 @@ async def read_outcomes(run: Run, step: str, visit: int) -> AsyncIterator[Outcom
         yield outcome
 
 
+def is_unended(record: ChildRecord) -> bool:
+    """Tell whether a child has no end: is under way, or rests."""
+    return record.status in (None, "halted")
+
+
 def decided(record: ChildRecord, decision: Decision | None) -> ChildRecord:
     """Say how a child ended of a step that is over by ``decision``, if it is by one."""
-    if decision is None or record.status is not None:
+    if decision is None or not is_unended(record):
         return record
-    lost = {"status": "cancelled", "reason": decision.reason, "winner": decision.winner}
-    return record._replace(**lost)
+    return record._replace(
+        status="cancelled", value=None, reason=decision.reason, winner=decision.winner
+    )
 
 
 def outcome_of(record: ChildRecord, parent: RunPath, state: State | None = None) -> Outcome:

@@ -6,7 +6,7 @@ Invariants:
 - Nothing is run, and nothing saved, of a run that another execution holds, that was started with
   something else, or that has succeeded.
 - What was claimed is released on every way out.
-- What a run starts from is saved before anything happens in it.
+- What a run starts from is saved before anything happens in it; so is what it was answered.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from ._digest import digest
 from ._errors import BadUse, NotData, RunConflict
 from ._execution import Execution
 from ._graph import Graph
+from ._halting import Answers, resolved
 from ._history import Playback, Rewound, play
 from ._ids import RunPath
 from ._ledgers import recall_ledgers
 from ._parallel import Parallel
-from ._recorded import recorded_history
+from ._recorded import recorded_asked, recorded_history
 from ._run import Run
 from ._state import Change, Drop, Set
 from ._store import Beginning, ChildRecord, NullStore, RunRecord
@@ -48,6 +49,7 @@ class Root:
         first: Beginning | First,
         *,
         retries_failed: bool = False,
+        answers: Answers | None = None,
     ) -> None:
         """Plan it. Without a store there is nothing to be asked, so the run is made at once.
 
@@ -57,12 +59,14 @@ class Root:
             make_run: Makes the run that starts from what it is given.
             first: What it is to start from.
             retries_failed: Whether failures that were collected are to be run again.
+            answers: To questions that it has asked before.
         """
         self.path: RunPath = path
         self._execution = execution
         self._make_run = make_run
         self._first = first
         self._retries_failed = retries_failed
+        self._answers: Answers = answers or {}
         self.begun: Event = Event()
         """Set once the run goes on, or is known not to."""
         self.error: Exception | None = None
@@ -112,6 +116,7 @@ class Root:
         Raises:
             RunClaimed: Another execution has it.
             RunConflict: It was started with something else.
+            UnknownQuestion: It has not asked what is answered.
             StoreFailed: The store could not say what it knows.
         """
         execution, run_id = self._execution, self.path.id
@@ -123,6 +128,7 @@ class Root:
         if not isinstance(wanted, Beginning):
             wanted = await wanted(execution, record)
         if record is None:
+            resolved(self._answers, (), {}, run_id)  # refuses any
             run = self._make_run(wanted)
             if wanted.forked_from is not None:
                 run.go_on_from(play(wanted.first, (), after=wanted.after, visits=wanted.visits))
@@ -136,6 +142,14 @@ class Root:
         run = self._make_run(record.beginning)
         played = await recorded_history(execution, self.path, record.beginning)
         children = await _recorded_children(execution, self.path)
+        execution.answers = played.answers
+        asked = (
+            ()
+            if record.status == "succeeded"
+            else recorded_asked(self.path, run.setting.graph, played, children)
+        )
+        answered = resolved(self._answers, asked, played.answers, run_id)
+        run.has_stood_here = record.status == "halted"
         if self._retries_failed:
             now = played.data
             rewound = self._failed_step(run.setting.graph, played, children)
@@ -145,6 +159,9 @@ class Root:
         await recall_ledgers(run, children)
         if record.status == "succeeded" and not self._retries_failed:
             run.status = "succeeded"
+        elif answered:
+            await run.commit((), run.data, questions=answered)
+            execution.answers.update((one.id, one.value) for one in answered)
         return run
 
     def _failed_step(

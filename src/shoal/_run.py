@@ -1,13 +1,15 @@
 """The life of one run: step after step, and the one door through which its state changes.
 
-Imports settings, the step, and the parts of a run: ``_telling``, ``_holding``, ``_trials``.
+Imports settings, the step, and the parts of a run: ``_telling``, ``_holding``, ``_recalling``,
+``_trials``.
 
 Invariants:
 - One door. Every change of a run's state goes through ``Run.commit``: save, make it the state,
   publish. Nobody sees a state that isn't saved. Nothing in it can be cancelled: what waits there is
   shielded, so a commit happens as a whole or not at all.
 - One writer. Only the task that a run lives in commits to it.
-- One end. A run ends once: succeeded, failed or cancelled; a cancelled step is never completed.
+- One end. A run ends once: succeeded, failed, cancelled or halted; neither a cancelled step nor one
+  that is halted is ever completed.
 - Starts and ends are told in pairs, on every way out.
 - A child's last change is saved by the parent's commit that applies it, not by the child; unless it
   has a store of its own, which then has its end first.
@@ -20,7 +22,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from typing import Any, final
+from typing import Any, Literal, NoReturn, final
 
 from anyio.lowlevel import checkpoint
 
@@ -33,13 +35,14 @@ from ._cancel import (
     ki_protected,
     ki_unprotected,
 )
-from ._errors import HookFailed, Poisoned, RunConflict, TooManySteps, note
+from ._errors import Halting, HookFailed, Poisoned, RunConflict, TooManySteps, note
 from ._events import (
     Cancelled,
     ChildName,
     Decision,
     Done,
     Failed,
+    Halted,
     Outcome,
     RunStarted,
     Skipped,
@@ -48,17 +51,19 @@ from ._events import (
     Update,
 )
 from ._graph import Graph
-from ._history import Playback, Rewound, play
+from ._halting import Halter, has_halted, plain
+from ._history import Playback, QuestionAnswered, QuestionAsked, Rewound, play
 from ._holding import Holder
 from ._ids import Key, RunPath
+from ._recalling import Recaller
 from ._schema import Schema
-from ._setting import Setting
+from ._setting import Halts, Setting
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
 from ._store import Batch, Beginning, ChildRecord
 from ._suspects import Suspects
 from ._telling import Teller, is_listening
-from ._trials import Trials
+from ._trials import Trials, Waits
 from ._watch import is_life
 
 logger = logging.getLogger("shoal")
@@ -70,7 +75,7 @@ LAST_STEPS = 6
 
 
 @final
-class Run(Teller, Holder):
+class Run(Recaller, Halter, Teller, Holder):
     """One life of an application or a child: a state, and where in the graph it is.
 
     Made cheap, since a fan-out makes one per element: whatever can be derived is derived on demand.
@@ -94,6 +99,7 @@ class Run(Teller, Holder):
         "elapsed",
         "error",
         "first",
+        "has_stood_here",
         "is_afresh",
         "is_kept",
         "key",
@@ -162,6 +168,7 @@ class Run(Teller, Holder):
         self._playback: Playback | None = None  # of the step that was under way
         self.stake = None
         self.seat = None
+        self.has_stood_here: bool = False  # whether a root run was halted where it goes on
         self.never_started: bool = False  # whether it ended while it waited to start
         self._undone: Callable[[int], bool] | None = None
 
@@ -279,8 +286,13 @@ class Run(Teller, Holder):
             self._outcome = self._make_outcome()
         return self._outcome
 
-    def _make_outcome(self) -> Outcome:
-        common: dict[str, Any] = {
+    @property
+    def halted(self) -> Halted:
+        """How it rests, as a value."""
+        return Halted(**self._what_all_say(), questions=self.waits_for)
+
+    def _what_all_say(self) -> dict[str, Any]:
+        return {
             "path": self.path,
             "position": self.position,
             "element": self.element,
@@ -288,6 +300,9 @@ class Run(Teller, Holder):
             "attempts": self.attempts,
             "abandoned": self.abandoned,
         }
+
+    def _make_outcome(self) -> Outcome:
+        common = self._what_all_say()
         match self.status:
             case "succeeded":
                 return Done(**common, value=self.value, state=self.final_state, used=self.used)
@@ -298,6 +313,9 @@ class Run(Teller, Holder):
                 return Cancelled(**common, reason=self.reason, winner=self.winner)
             case None:
                 return Skipped(**common, reason=self.reason)
+            case "halted":
+                msg = f"run {self.path.id} rests, and has no outcome"
+                raise AssertionError(msg)
 
     def final_field(self, field: str) -> object:
         """Return a field of the state as the last step left it; raise KeyError if there is none."""
@@ -323,6 +341,7 @@ class Run(Teller, Holder):
         Raises:
             NoTransition: No edge that leaves an act is true; its step is completed.
             TooManySteps: The next step would be one too many.
+            Halting: A step waits for answers, or it is to stop here.
             Poisoned: It was at work whenever a process died.
             Exception: Whatever an act or a condition raises.
         """
@@ -358,7 +377,9 @@ class Run(Teller, Holder):
             await self._rewind(*self.rewound)
             self.rewound = None
         max_steps = setting.execution.max_steps
-        straight = setting.graph.straight
+        straight, halts = setting.graph.straight, setting.halts
+        if halts is not None and act is not None and not self.has_stood_here:
+            self._stop_before(act, halts)
         walked: tuple[str, ...] = ()
         try:
             while act is not None:
@@ -387,6 +408,9 @@ class Run(Teller, Holder):
                     following = await self._choose(act, change)
                 if following is None and not setting.ends_itself:
                     self._last = change
+                elif halts is not None and following and halts.stop(act.name, following.name):
+                    await self._complete_step(change, ended="halted")
+                    self._stop_here()
                 else:
                     await self._complete_step(change)
                 act = following
@@ -398,6 +422,20 @@ class Run(Teller, Holder):
             self._last = NO_CHANGE  # all steps are completed
             if setting.ends_itself:
                 await self.commit((), self.data, ended="succeeded")
+
+    def _stop_before(self, act: Act, halts: Halts) -> None:
+        """Halt before the first step of all, or of this execution, if it is to."""
+        if halts.stop(None, act.name):
+            self._stop_here()
+
+    def _stop_here(self) -> NoReturn:
+        """Halt between two steps.
+
+        Raises:
+            Halting: That is how it ends.
+        """
+        self._waits.is_on = True
+        raise Halting(f"run {self.path.id} is to stop here")
 
     async def recall(self) -> None:
         """Go to where the history of a child leads.
@@ -418,6 +456,8 @@ class Run(Teller, Holder):
         self._undone = played.is_undone if played.undone else None
         self._head = (played.number, played.data)
         self._visits = dict(played.began.visits)
+        if played.asked:
+            self._remember().waits = Waits(dict(played.asked))
 
     async def _rewind(self, rewound: Rewound, back: Change) -> None:
         """Go back into a step that was completed; ``back`` brings the state back as it was."""
@@ -460,7 +500,12 @@ class Run(Teller, Holder):
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is; see ``Performer``."""
+        return self._execute(action) if action.cache is None else self.recall_or_execute(action)
+
+    def _execute(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         setting = self.setting
+        if action.takes_context and self._trials is not None and self.rests():
+            return _halt(self)
         if setting.execution.suspects is not None and setting.keeps:
             return self._call_suspect(action, setting.execution.suspects)
         return self._call(action)
@@ -550,7 +595,7 @@ class Run(Teller, Holder):
         failure = entered.leave(None)
         if failure is not None:
             raise failure
-        if act.retry is not None or is_childs:
+        if (act.retry is not None or is_childs) and not self.is_cached:
             await self.tell_attempt_ended(None, None)
         return change
 
@@ -612,6 +657,8 @@ class Run(Teller, Holder):
         self.began = False
         self.status = None
         self.error = None
+        self.value = None
+        self.begin_asking()
         self.reason = ""
         self.used = True
         self._outcome = None
@@ -631,7 +678,9 @@ class Run(Teller, Holder):
         if self.setting.services.native_cancels()() and not cancelled():
             await absorb_native_cancel()
 
-    async def _complete_step(self, change: Change) -> None:
+    async def _complete_step(
+        self, change: Change, *, ended: Literal["halted"] | None = None
+    ) -> None:
         await self.settle()
         step = self._step
         assert step is not None
@@ -640,13 +689,17 @@ class Run(Teller, Holder):
             updates = (Update(self._head[0] + 1, step, change.operations),)
         if self._trials is not None:
             self._trials.clear()
-        await self.commit(updates, change.applied_to(self._head[1]), step_completed=step)
+            self._trials.waits = None
+        data = change.applied_to(self._head[1])
+        await self.commit(updates, data, step_completed=step, ended=ended)
         if self._visits is None:
             self._visits = {}
         self._visits[step] = self._visits.get(step, 0) + 1
         if self._trials is not None:
             self._trials.attempt = 1
         await self._tell_step_ended("succeeded")
+        if self._trials is not None:
+            self._trials.is_cached = False
 
     # -- the one door ---------------------------------------------------------------------------
 
@@ -664,6 +717,7 @@ class Run(Teller, Holder):
         begun: Beginning | None = None,
         rewound: Rewound | None = None,
         afresh: bool = False,
+        questions: Sequence[QuestionAsked | QuestionAnswered] = (),
     ) -> None:
         """Save ``updates``, make ``data`` the run's state, and publish them one by one.
 
@@ -681,6 +735,7 @@ class Run(Teller, Holder):
             begun: What a root run starts from, in its first commit.
             rewound: Where it goes back to before the updates.
             afresh: Whether what was kept of it before counts no more.
+            questions: What it asks with this, or what was answered.
 
         Raises:
             NotData: Something of it can't be kept; nothing changed here. The step fails with that.
@@ -707,11 +762,16 @@ class Run(Teller, Holder):
             rewound,
             afresh,
             execution.holder,
+            questions,
         )
         await execution.save(batch, setting.store)
         self._head = (number + len(updates), data)
         if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
+
+    def commit_questions(self, questions: Sequence[QuestionAsked]) -> Awaitable[None]:
+        """Save what it asks; see ``Halter``."""
+        return self.commit((), self.data, questions=questions)
 
     async def end_unapplied(self, children: Sequence[Run]) -> None:
         """Save and publish how children ended that no update applies.
@@ -779,6 +839,41 @@ class Run(Teller, Holder):
         self.status = "cancelled"
         self.reason = reason
         self.winner = winner
+
+    def halt(self) -> None:
+        """Note that it rests: its attempt waits for answers, or it was to stop here.
+
+        What it is cancelled by, or what ends the execution, counts more.
+        """
+        failure = self.setting.execution.failure  # which its action may have hidden
+        if failure is not None:
+            self.fail(failure)
+            return
+        if cancelled():
+            self.cancel(self.reason or "it was cancelled")
+            return
+        self._last = None
+        if self._trials is not None:
+            self._trials.clear()
+        self.elapsed = self.setting.services.clock() - self._started_at
+        self.status = "halted"
+        self.reason = ""
+        self.value = plain(self.questions) if self.setting.parent is not None else None
+
+    def rest(self, record: ChildRecord) -> None:
+        """Note that nothing it waits for has been answered, so that it rests as before."""
+        self.is_kept = True
+        self.record = record
+        self.status, self.value = "halted", record.value
+
+    def give_up(self, reason: str, winner: ChildName | None = None) -> None:
+        """Note that it rests no more: nobody needs what it would have come to."""
+        if self.is_kept:  # it has not begun in this execution
+            self.is_kept, self.never_started = False, True
+        self.value = None
+        elapsed = self.elapsed
+        self.cancel(reason, winner)
+        self.elapsed = elapsed
 
     def forget(self) -> None:
         """Let go of the error that it ended with, whose traceback leads back to here."""
@@ -848,6 +943,10 @@ class Run(Teller, Holder):
         try:
             await drive(copy_context(), self._walk(), _nothing)
         except BaseException as error:
+            if has_halted(self, error):
+                self.halt()
+                await self._finish()
+                return
             failure = as_failure(error)
             if failure is None:
                 self.cancel(self.reason or type(error).__name__)
@@ -874,7 +973,7 @@ class Run(Teller, Holder):
             try:
                 await end()
             except Exception as error:
-                if self.status != "succeeded":
+                if self.status not in ("succeeded", "halted"):
                     logger.exception("at the end of run %s, which %s", self.path.id, self.status)
                 else:
                     self.fail(error)
@@ -888,6 +987,10 @@ class Run(Teller, Holder):
 def _after(graph: Graph, act: Act, data: Mapping[str, object]) -> Act | None:
     """Call the conditions, which are user code."""
     return graph.after(act, data)
+
+
+async def _halt(run: Run) -> Change:
+    raise Halting(f"run {run.path.id} waits for answers")
 
 
 def _nothing() -> None:

@@ -26,12 +26,14 @@ from ._backend import current_backend, protect_from_ctrl_c
 from ._breaker import Circuits
 from ._context import Context
 from ._errors import BadUse, DefinitionError, NoApplication, StoreFailed, brief, did_you_mean
+from ._halting import Answers
 from ._host import Hosted
 from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
 from ._ports import Services
 from ._rate import Limits
+from ._results import SIZE, Results
 from ._retry import is_positive
 from ._root import Root
 from ._store import FindsOrphans, NullStore, Orphan, Store, check_store
@@ -59,6 +61,9 @@ class Runnable(Protocol[R_co]):
         *,
         id: str | None = None,  # noqa: A002
         inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
         runtime: Runtime | None = None,
     ) -> R_co:
         """Run it in ``runtime``."""
@@ -226,6 +231,7 @@ class Runtime:
             native_cancels=backend.native_cancels,
             commit_deadline=self._commit_deadline,
             max_crashes=self._max_crashes,
+            results=Results(backend.clock, SIZE),
             admission=self._admission,
             host=self._host,
             enter=enter,
@@ -352,13 +358,24 @@ class Runtime:
         *,
         id: str | None = None,  # noqa: A002 # the word users know
         inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
     ) -> R_co:
         """Run an application here; see ``Application.run``.
 
         Several at once share the runtime's inputs, limits, threads and store. One that fails, or
         whose caller is cancelled, does nothing to the others.
         """
-        return await app.run(state, id=id, inputs=inputs, runtime=self)
+        return await app.run(
+            state,
+            id=id,
+            inputs=inputs,
+            answers=answers,
+            halt_before=halt_before,
+            halt_after=halt_after,
+            runtime=self,
+        )
 
     async def recover(self) -> Sequence[Recovered]:
         """Resume what dead processes have left, and return what became of it.
@@ -366,7 +383,8 @@ class Runtime:
         That are the root runs in the runtime's store, and in those of its ``apps``, which have
         begun and not ended, and which nobody executes: their process is gone, or gives no sign of
         life for as long as its lease, or has lost its store. Each is resumed under the application
-        of its name and version. Runs that have failed or were cancelled have ended, and stay.
+        of its name and version. Runs that have failed or were cancelled have ended, and stay; so
+        do those that are halted, which wait for somebody. What is resumed may come to be halted.
 
         A run that fails, or can't be resumed, does nothing to the others: the error is in what is
         returned for it. Where several processes recover at once, each run goes to one of them, and

@@ -6,6 +6,7 @@ A run is named in here by what it does alone: what lives with a setting is in ``
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, final
 
 from ._action import FunctionAction
@@ -19,6 +20,21 @@ from ._policy import Each
 from ._ports import Entrance, Services
 from ._schema import Schema
 from ._store import NullStore, Store
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Halts:
+    """Between which of its steps a root run is to stop, until it is run again."""
+
+    before: frozenset[str]
+    """Names of acts that are not begun..."""
+    after: frozenset[str]
+    """...and of those after which no other is begun."""
+
+    def stop(self, act: str | None, following: str) -> bool:
+        """Tell whether it stops where ``act`` is completed, or none yet, and the other is next."""
+        return act in self.after or following in self.before
 
 
 @final
@@ -37,6 +53,7 @@ class Setting:
         "execution",
         "gate",
         "graph",
+        "halts",
         "hooks",
         "host",
         "inputs",
@@ -78,6 +95,7 @@ class Setting:
         each: Each | None = None,
         is_resumable: bool = False,
         host: Any = None,
+        halts: Halts | None = None,
     ) -> None:
         """Collect it.
 
@@ -104,6 +122,7 @@ class Setting:
             is_resumable: Whether a step of theirs that fails may be tried again, and is to go on
                 where it was then, for something around them is retried.
             host: The run as part of which they live, if they are graphs as nodes of its graph.
+            halts: Between which of its steps a root run stops, if it does.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -130,13 +149,14 @@ class Setting:
         self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
         self.schema: Schema[Any] | None = graph.schema
         self.host: Any = host
+        self.halts: Halts | None = halts
         self.entrance: Entrance | None = None
         """What lets them start, if they are children of a fan-out."""
         first = graph.entry
         self.entry: FunctionAction[..., Any] | None = None
         """What they do first, if that is an action, and what it starts from is known before."""
-        if isinstance(first, FunctionAction) and self.schema is None:
-            self.entry = first
+        if isinstance(first, FunctionAction) and self.schema is None and first.cache is None:
+            self.entry = first  # with a cache it may need nothing
         self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
         """Whether that is limited."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests

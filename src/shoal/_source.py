@@ -363,6 +363,9 @@ class Elements:
         if fate == "goes on":
             child.record = record
             return child
+        if fate == "rests":
+            child.rest(record)
+            return child
         if self.on_kept is not None:
             self.on_kept(record)
         if self._done_in is None or child.position == record.position:

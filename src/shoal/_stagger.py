@@ -5,7 +5,8 @@ pays nothing.
 
 Invariants:
 - A child starts only with a permit. One is due when the delay since the last start is over, and
-  one for each child that brought nothing: that failed, was refused, or was cancelled by hand.
+  one for each child that brought nothing: that failed, was refused, was cancelled by hand, or
+  is halted.
 - Where the delay is endless, one is due when no child is in flight.
 - With a ``Hedge``, as many start at once as are needed; any more take a permit from its budget.
 - An element is pulled only when there is a permit for its child.
@@ -89,9 +90,11 @@ class Staggered:
     def hear(self, batch: Iterable[Run], in_flight: int) -> None:
         """Hear how children ended, while ``in_flight`` others have not."""
         for child in batch:
+            if child.is_kept:
+                continue  # it took no permit
             if child in self._dropped:
                 self._dropped.remove(child)
-            elif child.status in ("failed", "cancelled") or not child.used:
+            elif child.status in ("failed", "cancelled", "halted") or not child.used:
                 self._ask()
         if not self._permits and not in_flight and self._delay == inf:
             self._ask()

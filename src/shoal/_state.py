@@ -10,7 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, cast, final
 
@@ -430,12 +430,20 @@ def change_between(base: State, result: object, who: str) -> Change:
         operations.append(link.operation)
         link = link.before
     operations.reverse()
-    data = result._data
+    return _change_to(result._data, tuple(operations))
+
+
+def change_of(data: Mapping[str, object], operations: Sequence[Operation]) -> Change:
+    """Return the change that ``operations`` make on ``data``."""
+    return _change_to(replay(make_state(data), operations)._data, tuple(operations))
+
+
+def _change_to(after: Mapping[str, object], operations: tuple[Operation, ...]) -> Change:
     fields = dict.fromkeys(operation.field for operation in operations)
     return Change(
-        tuple(operations),
-        {field: data[field] for field in fields if field in data},
-        tuple(field for field in fields if field not in data),
+        operations,
+        {field: after[field] for field in fields if field in after},
+        tuple(field for field in fields if field not in after),
     )
 
 

@@ -20,6 +20,7 @@ from ._action import FunctionAction, Result
 from ._attempts import Tried, Tries, try_again, within
 from ._cancel import cancelled, ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, RetryLater, UndeclaredWrite, kind_of, note
+from ._halting import Asking, or_halt
 from ._ids import RunPath
 from ._items import Emitter, Items, stream
 from ._ports import Seat, Services, Thread
@@ -29,7 +30,7 @@ LATER = 10
 """``RetryLater`` in a row that fail an action."""
 
 
-class Caller(Tried, Emitter, Protocol):
+class Caller(Tried, Emitter, Asking, Protocol):
     """What calls an action: a run."""
 
     @property
@@ -52,6 +53,10 @@ class Caller(Tried, Emitter, Protocol):
 
     def pause(self, seconds: float, seat: Seat | None) -> bool:
         """Let nothing more start for a while with the keys of an attempt, if it has any."""
+        ...
+
+    async def recall_result(self, action: FunctionAction[..., Any]) -> Change | None:
+        """Return what an action with ``cache=`` has come to before, if that is remembered."""
         ...
 
     async def wait_for_later(self, seconds: float, *, is_paused: bool) -> None:
@@ -160,6 +165,10 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
             await run.tell_waiting(seat)
             await seat.wait()
             await checkpoint_if_cancelled()  # in the tick of the grant, or while hooks were told
+            if action.cache is not None:  # somebody may have come to it meanwhile
+                change = await run.recall_result(action)
+                if change is not None:
+                    return change
         begun = True
         if action.in_thread:
             thread = services.threads.turn()
@@ -172,17 +181,21 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
             )
         else:
             attempt = partial(_call, action, data, inputs, thread=thread)
-        if action.timeout is None:
-            return await attempt()
-        what = partial(_what, action.name, run)
-        return await within(action.timeout, attempt, run, services, what=what)
+        timed: Callable[[], Awaitable[Change]] = attempt
+        if action.timeout is not None:
+            what = partial(_what, action.name, run)
+            timed = partial(within, action.timeout, attempt, run, services, what=what)
+        if action.takes_context:
+            return await or_halt(run, timed)
+        return await timed()
     except BaseException as error:
         failure = error
         if isinstance(error, RetryLater):
             paused.append(run.pause(error.after, seat))
         raise
     finally:
-        if seat is not None and begun and seat.since is not None:
+        # What waits for a person says nothing of whoever the limit protects.
+        if seat is not None and begun and seat.since is not None and not run.is_halting:
             services.admission.adapt(seat, failure)
         failure = None  # no cycle from the exception through its traceback to this frame
         if seat is not None and thread is not None:

@@ -5,14 +5,23 @@ The port of whatever keeps runs. The engine never knows which implementation it 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, final, runtime_checkable
 
 from ._errors import DefinitionError, brief
 from ._events import ChildName, Decision, Outcome, Status, Update
-from ._history import Completed, Entry, Rewound
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from ._ids import Key, RunPath
+from ._state import Operation
+
+RunStatus = Status | Literal["running", "halted"]
+"""How it stands with a root run. What has no end is running, also where its process has died."""
+ChildStatus = RunStatus | Literal["skipped"]
+"""How it stands with a child."""
+
+ENDED: tuple[RunStatus, ...] = ("succeeded", "failed", "cancelled")
+"""Runs that wait for nobody: what is pruned unless something else is asked for."""
 
 
 class SavedRun(Protocol):
@@ -65,7 +74,7 @@ class SavedRun(Protocol):
 
     @property
     def value(self) -> object:
-        """What a child has come to, as its fan-out takes it."""
+        """What a child has come to, as its fan-out takes it; if it is halted, what it waits for."""
         ...
 
     @property
@@ -159,6 +168,8 @@ class Batch(NamedTuple):
     """Whether what was kept of the run and its descendants before counts no more."""
     holder: str = ""
     """The execution that saves: the one that has claimed the root run."""
+    questions: Sequence[QuestionAsked | QuestionAnswered] = ()
+    """What the run has asked with this, or what somebody has answered."""
 
     @property
     def path(self) -> RunPath:
@@ -172,7 +183,7 @@ class Batch(NamedTuple):
         step = self.step_completed
         completed = () if step is None else (Completed(step, self.before),)
         decided = () if self.decision is None else (self.decision,)
-        return (*rewound, *self.updates, *decided, *completed)
+        return (*rewound, *self.updates, *decided, *completed, *self.questions)
 
 
 @final
@@ -199,6 +210,30 @@ class Orphan(NamedTuple):
 
 
 @final
+class RunSummary(NamedTuple):
+    """A root run, as a list of runs shows it."""
+
+    run_id: str
+    application: str
+    """The name of its application."""
+    version: str
+    """The version of that."""
+    status: RunStatus
+    began_at: float
+    """Seconds since 1970."""
+    ended_at: float | None = None
+    """When its last execution has ended; None: it has not."""
+    reason: str = ""
+    """Why it was cancelled, if it was."""
+    error: str = ""
+    """What it failed with, in a line or a few; empty where it didn't, or nobody has kept it."""
+    holder: str = ""
+    """Who executes it now, for people to read; empty: nobody."""
+    forked_from: str | None = None
+    """The run that it was forked from."""
+
+
+@final
 class ChildRecord(NamedTuple):
     """What a store says of a child. Made for each child, so a named tuple: that costs a third."""
 
@@ -214,7 +249,7 @@ class ChildRecord(NamedTuple):
     status: Status | Literal["skipped"] | None
     """How it ended; None: it has not, as far as is known."""
     value: object = None
-    """What it has come to, if it succeeded."""
+    """What it has come to, if it succeeded; what it waits for, if it is halted: plain data."""
     applied: int | None = None
     """The number of the parent's last update that applied it."""
     used: bool = True
@@ -319,6 +354,108 @@ class FindsOrphans(Protocol):
         """Return the root runs that have begun, have no end, and that ``claim`` would give away.
 
         In any order. One of them may be claimed by the time that anybody looks at it.
+        """
+        ...
+
+
+@runtime_checkable
+class CachesResults(Protocol):
+    """What a store may have besides: then it remembers results of actions with ``cache=``.
+
+    All runs in it share them, whichever process they live in.
+    """
+
+    async def recall(self, key: str) -> Sequence[Operation] | None:
+        """Return what was remembered under ``key``.
+
+        None: nothing was, its time has run out, or it can't be read any more, for its types are
+        gone.
+        """
+        ...
+
+    async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
+        """Remember ``operations`` for that long; what was there before is replaced.
+
+        What has run out goes in time, with later calls at the latest: so what is kept is bounded by
+        what was remembered in the longest time to live. May be cancelled: then it was remembered or
+        not.
+
+        Args:
+            key: A hash of what the action has read, of its name and its version.
+            operations: What it has changed in its state.
+            seconds: For how long that counts, by the clock that all processes share; ``math.inf``:
+                until somebody deletes it.
+
+        Raises:
+            NotData: They can't be kept: so the action fails.
+            UpdateTooLarge: They are larger than the store takes: so the action fails.
+        """
+        ...
+
+
+@runtime_checkable
+class Prunes(Protocol):
+    """What a store may have besides: then ``shoal runs prune`` deletes old runs."""
+
+    async def prune(
+        self, older_than: float, statuses: Collection[RunStatus] = ENDED, *, dry_run: bool = False
+    ) -> int:
+        """Delete root runs, with all their descendants, and return how many they were.
+
+        One that somebody has claimed is never deleted. Results whose time has run out go as well.
+        It may be called while runs are executed, here and elsewhere, and holds none of them up for
+        long. Cancelled or failed, it has deleted some of the runs, each of them as a whole for
+        whoever looks; what else they take up goes with the next call.
+
+        Args:
+            older_than: Seconds since the run has ended; where it has no end, since it has given its
+                last sign of life.
+            statuses: Only runs that stand so. By default those that have ended, but for halted
+                ones, which wait for somebody's answer; the others may be resumed by somebody.
+            dry_run: Whether nothing is deleted, only counted.
+        """
+        ...
+
+
+@runtime_checkable
+class Browses(Protocol):
+    """What a store may have besides: then runs in it can be listed, and looked into.
+
+    Each call takes little time, however many runs and children there are and while they go on.
+    """
+
+    async def runs(
+        self, *, status: RunStatus | None = None, limit: int = 50, after: str | None = None
+    ) -> Sequence[RunSummary]:
+        """Return root runs, those that have begun last first.
+
+        Args:
+            status: Only those that stand so.
+            limit: At most so many.
+            after: Only those behind the run of this id: the last of the page before. None at all if
+                it is not known.
+        """
+        ...
+
+    async def summary(self, run_id: str) -> RunSummary | None:
+        """Return one root run; None if it is not known."""
+        ...
+
+    async def counts(self, path: RunPath) -> Mapping[ChildStatus, int]:
+        """Return how many children of a run stand how; those of none are left out."""
+        ...
+
+    async def failures(
+        self, path: RunPath, *, limit: int = 50, skip: int = 0
+    ) -> Sequence[ChildRecord]:
+        """Return children of a run that have failed, in the order in which it has heard of them.
+
+        Those that it has not applied, since it failed itself then, come first.
+
+        Args:
+            path: The run.
+            limit: At most so many.
+            skip: Leave out so many first.
         """
         ...
 

@@ -27,6 +27,7 @@ from ._errors import BadUse
 from ._events import (
     AttemptEnded,
     ChildEnded,
+    ChildHalted,
     ChildRerun,
     ChildStarted,
     Event,
@@ -125,6 +126,10 @@ class Stream(Hook):
         return self._send(event)
 
     def on_child_rerun(self, event: ChildRerun) -> Told:
+        """Keep it."""
+        return self._send(event)
+
+    def on_child_halted(self, event: ChildHalted) -> Told:
         """Keep it."""
         return self._send(event)
 

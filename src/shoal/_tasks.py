@@ -21,7 +21,8 @@ from collections.abc import (
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast, final
 
-from ._action import Act, Input, bind_instance, bind_where_taken, check_class
+from ._action import Act, Input, bind_where_taken
+from ._action_class import bind_instance, check_class
 from ._checks import check_policies, check_reads, check_stagger
 from ._child import narrowed
 from ._errors import BadKey, BadResult, DefinitionError, brief

@@ -19,12 +19,15 @@ from ._errors import HookFailed
 from ._events import (
     AttemptEnded,
     ChildEnded,
+    ChildHalted,
     ChildRerun,
     ChildStarted,
     Event,
     GraceExceeded,
+    Halted,
     Item,
     Outcome,
+    Question,
     RunEnded,
     StateUpdated,
     Status,
@@ -74,6 +77,26 @@ class Teller(ABC):
     def outcome(self) -> Outcome:
         """How it ended, as a value."""
 
+    @property
+    @abstractmethod
+    def is_cached(self) -> bool:
+        """Whether its current step is not executed, for what it comes to was remembered."""
+
+    @property
+    @abstractmethod
+    def halted(self) -> Halted:
+        """How it rests, as a value."""
+
+    @property
+    @abstractmethod
+    def waits_for(self) -> tuple[Question, ...]:
+        """What it waits for, if it is a child that is halted."""
+
+    @property
+    @abstractmethod
+    def questions(self) -> tuple[Question, ...]:
+        """What it and its descendants wait for."""
+
     @abstractmethod
     def leave_behind(self) -> None:
         """Hear that a thread of its action is waited for no more."""
@@ -93,7 +116,7 @@ class Teller(ABC):
             return None
         event = Item(path=self.path, step=step, item=item, attempt=attempt, index=index)
         told = hooks.tell_at_once(hooks.item, event)
-        return None if told is None else _out_of_reach(setting.services, told)
+        return None if told is None else out_of_reach(setting.services, told)
 
     async def tell_child_started(self, child: Teller) -> None:
         """Publish that a fan-out of this run started ``child``."""
@@ -172,6 +195,12 @@ class Teller(ABC):
 
     async def _tell_child_ended(self, telling: _Telling, child: Teller) -> None:
         listeners = telling.hooks.child_ended
+        if child.status == "halted":
+            listeners = telling.hooks.child_halted
+            if listeners:
+                halted = ChildHalted(path=self.path, step=self._step or "", halted=child.halted)
+                await telling.tell(listeners, halted)
+            return
         if listeners:
             event = ChildEnded(path=self.path, step=self._step or "", outcome=child.outcome)
             await telling.tell(listeners, event)
@@ -180,7 +209,9 @@ class Teller(ABC):
         step, self._step = self._step, None
         listeners = self.setting.hooks.step_ended
         if listeners and step is not None:
-            event = StepEnded(path=self.path, step=step, status=status, error=self.error)
+            event = StepEnded(
+                path=self.path, step=step, status=status, error=self.error, cached=self.is_cached
+            )
             await self.setting.hooks.tell(listeners, event)
 
     async def tell_ended(self) -> None:
@@ -194,12 +225,19 @@ class Teller(ABC):
         if update is not None and hooks.state_updated:
             await telling.tell(hooks.state_updated, StateUpdated(path=path, update=update))
         if self._step is not None and hooks.step_ended:
-            step_ended = StepEnded(path=path, step=self._step, status=status, error=error)
+            step_ended = StepEnded(
+                path=path, step=self._step, status=status, error=error, cached=self.is_cached
+            )
             await telling.tell(hooks.step_ended, step_ended)
         if hooks.run_ended:
             reason = self.reason if status == "cancelled" else ""
-            ended = RunEnded(path=path, status=status, error=error, reason=reason)
+            questions = self.questions if status == "halted" else ()
+            ended = RunEnded(
+                path=path, status=status, error=error, reason=reason, questions=questions
+            )
             await telling.tell(hooks.run_ended, ended)
+        if status == "halted":
+            self.began = False  # what becomes of it now, without being lived, is told by its parent
         telling.close()
 
     async def _publish(
@@ -253,7 +291,7 @@ def is_listening(children: Sequence[Teller]) -> bool:
     return bool(children) and children[0].setting.hooks.listening
 
 
-async def _out_of_reach(services: Services, work: Awaitable[None]) -> None:
+async def out_of_reach(services: Services, work: Awaitable[None]) -> None:
     """Await ``work``, while an action runs, where no native cancel of the action's reaches it."""
     failure: Exception | None = None
 

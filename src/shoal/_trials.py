@@ -1,10 +1,39 @@
-"""What a run that may be tried again remembers of how far it came. Imports acts."""
+"""What a run that may be tried again remembers of how far it came, and of what it has asked.
+
+Imports acts, events and history.
+"""
 
 from __future__ import annotations
 
 from typing import Any, final
 
 from ._action import Act
+from ._events import Question
+from ._history import QuestionAsked
+
+
+@final
+class Waits:
+    """What a run waits for, in the step under way, and in this attempt."""
+
+    __slots__ = ("asked", "below", "is_on", "posed")
+
+    def __init__(self, asked: dict[str, QuestionAsked] | None = None) -> None:
+        """Have ``asked`` so much before."""
+        self.asked: dict[str, QuestionAsked] = {} if asked is None else asked
+        """Its own questions in the step under way, by name."""
+        self.posed: dict[str, object] = {}
+        """What this attempt has asked so far."""
+        self.below: dict[str, tuple[Question, ...]] = {}
+        """What its children wait for, by the step that they belong to."""
+        self.is_on: bool = False
+        """Whether this attempt comes to nothing, since something has yet to be answered."""
+
+    def begin_attempt(self) -> None:
+        """Forget what the attempt before has come to."""
+        self.posed.clear()
+        self.below.clear()
+        self.is_on = False
 
 
 @final
@@ -17,10 +46,13 @@ class Trials:
         "attempt",
         "crashes",
         "further",
+        "is_cached",
         "is_suspect",
         "is_undecided",
         "kept",
         "last_step",
+        "result_key",
+        "waits",
     )
 
     def __init__(self) -> None:
@@ -39,10 +71,16 @@ class Trials:
         """What steps that failed are to go on with, by their names."""
         self.abandoned: bool = False
         """Whether a thread was left behind."""
+        self.waits: Waits | None = None
+        """What it waits for, if it has ever asked."""
         self.crashes: int = 0
         """Executions that have died while it was at work at its step, this one included..."""
         self.is_suspect: bool = False
         """...if this is set: then the store knows that it is at work."""
+        self.result_key: str = ""
+        """Under which key the result of its current step is remembered, with ``cache=``..."""
+        self.is_cached: bool = False
+        """...and whether it was, so that the step is not executed."""
 
     def clear(self, crashes: int = 0) -> None:
         """Hear that it got further, so that nothing is held against it."""

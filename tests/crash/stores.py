@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from shoal import SQLiteStore, Store
 from shoal._ids import child_id
-from shoal.stores._sqlite_writing import Database
+from shoal.stores._writing import Database
 
 from .life import Life
 

@@ -226,7 +226,7 @@ looping = Graph(
     name="looping",
 )
 assert_type(looping, Graph)
-assert_type(looping.part(entry="parse", halt_after=[count]), Graph)
+assert_type(looping.part(entry="parse", ends_after=[count]), Graph)
 assert_type(looping.bind(name="other", client="c"), Graph)
 assert_type(looping.needs, frozenset[str])
 assert_type(looping.missing({"url"}), Mapping[str, str])

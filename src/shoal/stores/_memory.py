@@ -5,20 +5,50 @@ It is the shortest answer to what a store must do, so it is the one to read befo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import dropwhile, islice
 from typing import final
 
+from anyio import current_time
+from anyio.lowlevel import RunVar
+
 from shoal._errors import LeaseLost, RunClaimed
-from shoal._events import Status
+from shoal._events import Status, in_short
 from shoal._history import Entry
 from shoal._ids import Key, RunPath
-from shoal._store import Batch, Beginning, ChildRecord, Orphan, RunRecord, SavedRun
+from shoal._results import Results
+from shoal._state import Operation
+from shoal._store import (
+    ENDED,
+    Batch,
+    Beginning,
+    ChildRecord,
+    ChildStatus,
+    Orphan,
+    RunRecord,
+    RunStatus,
+    RunSummary,
+    SavedRun,
+)
 
 # Unlike an id, these are at hand without hashing; and a visit's children are found without a look
 # at those of all others.
 _Visit = tuple[str, int]  # of a step
 _Child = tuple[str, Key]  # act and key
+
+_wall: RunVar[float] = RunVar("shoal_memory_wall")
+
+
+def _now() -> float:
+    """Return seconds since 1970, as they pass for the event loop that runs: virtually, maybe."""
+    at, since = current_time(), _wall.get(None)
+    if since is None:
+        since = time.time() - at
+        _wall.set(since)
+    return at + since
 
 
 @dataclass(slots=True)
@@ -66,13 +96,27 @@ class _Kept:
         return replace(self, history=tuple(self.history), visits=visits)
 
 
+@dataclass(slots=True)
+class _Life:
+    """What there is to be told of a root run besides."""
+
+    began_at: float
+    saved_at: float = 0.0  # the last time
+    error: str = ""
+
+    def hear(self, batch: Batch) -> None:
+        error = batch.run.error
+        self.saved_at = _now()
+        self.error = in_short(error) if error is not None and batch.ended == "failed" else ""
+
+
 @final
 class MemoryStore:
     """Keeps runs in memory: they survive what ends a run, but not the end of the process.
 
     For tests, and for services that want to retry and look up runs without a database. Values are
     kept as they are, not copied: like everything in a state they are to be treated as immutable.
-    It never forgets a run; ``discard`` does.
+    It never forgets a run; ``discard`` and ``prune`` do.
 
     Examples:
         >>> import anyio
@@ -93,6 +137,8 @@ class MemoryStore:
         self._roots: dict[str, _Kept] = {}
         self._claims: dict[str, str] = {}  # who holds each root run
         self._died: set[str] = set()  # of the copied store, what was claimed
+        self._lives: dict[str, _Life] = {}  # of root runs that have begun, in that order
+        self._results = Results(_now)
 
     def copy(self) -> MemoryStore:
         """Return another store with the same runs, all of them unclaimed.
@@ -102,6 +148,8 @@ class MemoryStore:
         other = MemoryStore()
         other._roots = {run_id: kept.copy() for run_id, kept in self._roots.items()}
         other._died = self._died | set(self._claims)
+        other._lives = {run_id: replace(life) for run_id, life in self._lives.items()}
+        other._results = self._results.copy()
         return other
 
     def discard(self, run_id: str) -> None:
@@ -111,7 +159,11 @@ class MemoryStore:
             RunClaimed: An execution of it goes on.
         """
         self._refuse_claimed(run_id)
-        self._roots.pop(run_id, None)
+        self._forget(run_id)
+
+    def _forget(self, run_id: str) -> None:
+        for kept in (self._roots, self._lives):
+            kept.pop(run_id, None)
 
     def __len__(self) -> int:
         """Count the root runs."""
@@ -165,6 +217,9 @@ class MemoryStore:
             kept.history, kept.visits = (), {}
         if batch.begun is not None:
             kept.beginning = batch.begun
+            self._lives[root] = _Life(_now())
+        if batch.path.parent is None and root in self._lives:
+            self._lives[root].hear(batch)
         kept.add(batch.entries)
         kept.status = batch.ended  # None: it goes on
         kept.reason = batch.run.reason
@@ -207,6 +262,77 @@ class MemoryStore:
         """Give the run back; see ``Store``."""
         if self._claims.get(run_id) == holder:
             del self._claims[run_id]
+
+    # -- what it may be asked besides -----------------------------------------------------------
+
+    async def recall(self, key: str) -> Sequence[Operation] | None:
+        """Return a result that is remembered; see ``CachesResults``."""
+        return await self._results.recall(key)
+
+    async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
+        """Remember a result; see ``CachesResults``."""
+        await self._results.remember(key, operations, seconds)
+
+    async def prune(
+        self, older_than: float, statuses: Collection[RunStatus] = ENDED, *, dry_run: bool = False
+    ) -> int:
+        """Forget old runs; see ``Prunes``."""
+        until = _now() - older_than
+        old = [
+            run.run_id
+            for run in map(self._summary, self._lives)
+            if run.status in statuses
+            and not run.holder
+            and self._lives[run.run_id].saved_at <= until
+        ]
+        if not dry_run:
+            self._results.expire()
+            for run_id in old:
+                self._forget(run_id)
+        return len(old)
+
+    async def runs(
+        self, *, status: RunStatus | None = None, limit: int = 50, after: str | None = None
+    ) -> Sequence[RunSummary]:
+        """Return root runs, the newest first; see ``Browses``."""
+        newest: Iterator[str] = reversed(self._lives)
+        if after is not None:
+            newest = islice(dropwhile(lambda run_id: run_id != after, newest), 1, None)
+        runs = map(self._summary, newest)
+        return list(islice((run for run in runs if status in (None, run.status)), limit))
+
+    async def summary(self, run_id: str) -> RunSummary | None:
+        """Return one root run; see ``Browses``."""
+        return self._summary(run_id) if run_id in self._lives else None
+
+    async def counts(self, path: RunPath) -> Mapping[ChildStatus, int]:
+        """Count the children of a run by how they stand; see ``Browses``."""
+        return Counter(record.status or "running" for record in await self.children(path))
+
+    async def failures(
+        self, path: RunPath, *, limit: int = 50, skip: int = 0
+    ) -> Sequence[ChildRecord]:
+        """Return children that have failed; see ``Browses``."""
+        failed = [record for record in await self.children(path) if record.status == "failed"]
+        failed.sort(key=lambda record: (record.applied or 0, record.position))
+        return failed[skip : skip + limit]
+
+    def _summary(self, run_id: str) -> RunSummary:
+        kept, life = self._roots[run_id], self._lives[run_id]
+        beginning = kept.beginning
+        assert beginning is not None, "it has begun"
+        return RunSummary(
+            run_id=run_id,
+            application=beginning.application,
+            version=beginning.version,
+            status=kept.status or "running",
+            began_at=life.began_at,
+            ended_at=None if kept.status is None else life.saved_at,
+            reason=kept.reason,
+            error=life.error,
+            holder="this process" if run_id in self._claims else "",
+            forked_from=None if beginning.forked_from is None else beginning.forked_from[0],
+        )
 
     # -- finding --------------------------------------------------------------------------------
 

@@ -20,15 +20,15 @@ from typing import Any, Literal, NamedTuple, cast, final
 
 from shoal._codec import Codec
 from shoal._errors import NotEncodable, brief, note
-from shoal._events import ChildName, Decision, Status, Update
-from shoal._history import Completed, Entry, Rewound
+from shoal._events import ChildName, Decision, Status, Update, in_short
+from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from shoal._ids import Key, RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal._store import Batch, Beginning, ChildRecord, RunRecord, SavedRun
 
 from ._sizes import LARGE, UpdateSizes
 
-Kind = Literal["update", "decision", "completed", "rewound"]
+Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered"]
 """What a row of a history holds."""
 
 
@@ -116,6 +116,8 @@ class Rows(NamedTuple):
     status: Status | None
     """Of a root run: how its execution ended, if it has."""
     reason: str
+    error: str | None
+    """What a root run has failed with, in short."""
     afresh: bool
     history: Sequence[History]
     children: Sequence[Child]
@@ -198,10 +200,23 @@ class Packer:
             begun=None if batch.begun is None else self._begun(batch.begun),
             status=batch.ended,
             reason=_clean(run.reason) if is_root and batch.ended is not None else "",
+            error=_failure(run) if is_root and batch.ended == "failed" else None,
             afresh=batch.afresh,
             history=self._history(batch, plain),
             children=children,
         )
+
+    def result(self, operations: Sequence[Operation]) -> str:
+        """Encode what an action has come to, for others to use.
+
+        Raises:
+            NotEncodable: Some of it can't be kept.
+            UpdateTooLarge: It is too large to be kept.
+        """
+        text = self._update(Update(0, "", tuple(operations)))
+        if len(text) > self._small:
+            self._sizes.check(text, "what an action with cache= has written")
+        return text
 
     def _history(self, batch: Batch, plain: Sequence[Update]) -> list[History]:
         rows: list[History] = []
@@ -220,7 +235,21 @@ class Packer:
             rows.append(History(last, "decision", decision.step, self._encode(data, "decision")))
         if completed is not None:
             rows.append(History(last, "completed", completed, str(batch.before)))
+        for one in batch.questions:
+            asked = isinstance(one, QuestionAsked)
+            rows.append(self._asked(last, one) if asked else self._answered(last, one))
+            self._check(rows[-1].data, batch.path, rows[-1].step)
         return rows
+
+    def _asked(self, number: int, asked: QuestionAsked) -> History:
+        question = self._encode(asked.question, "question")
+        name = self._encode(asked.name, "the name of a question")
+        data = f"[{name},{question},{json.dumps(asked.id)}]"
+        return History(number, "asked", asked.step, data)
+
+    def _answered(self, number: int, answered: QuestionAnswered) -> History:
+        data = f"[{json.dumps(answered.id)},{self._encode(answered.value, 'answer')}]"
+        return History(number, "answered", "", data)
 
     def _begun(self, begun: Beginning) -> Begun:
         run_id, number = begun.forked_from or (None, None)
@@ -337,6 +366,10 @@ class Packer:
             self._sizes.check(text, f"what step {step!r} of run {path.id}{child} has written")
 
 
+def _failure(run: SavedRun) -> str | None:
+    return None if run.error is None else _clean(in_short(run.error))
+
+
 def _clean(text: str) -> str:
     """Return what any database takes: no half surrogate pair, no NUL."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
@@ -441,6 +474,10 @@ class Unpacker:
         )
         return RunRecord(beginning=beginning, status=status, reason=reason)
 
+    def result(self, text: str) -> Sequence[Operation]:
+        """Return what an action has come to."""
+        return self._update(text).operations
+
     def child(self, row: Child) -> ChildRecord:
         """Return what is known of a child."""
         winner = None
@@ -495,6 +532,10 @@ class Unpacker:
                 return Completed(row.step, int(row.data))
             case "rewound":
                 return Rewound(row.step, int(row.data))
+            case "asked":
+                return QuestionAsked(row.step, *self._decode(row.data))
+            case "answered":
+                return QuestionAnswered(*self._decode(row.data))
             case _:
                 return self._update(row.data)
 

@@ -1,4 +1,4 @@
-"""The file of an ``SQLiteStore``: its layout, opening it, keys in it. Imports errors and ids.
+"""The file of an ``SQLiteStore``: its layout, and opening it. Imports errors.
 
 docs/store-layout.md describes it to whoever wants to query it.
 
@@ -15,10 +15,9 @@ import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, final
 
 from shoal._errors import StoreFailed
-from shoal._ids import Key
 
 Synchronous = Literal["full", "normal"]
 
@@ -103,6 +102,19 @@ MIGRATIONS = (
             applied, used, attempts, elapsed, abandoned
         FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL;
     """,
+    """
+    CREATE TABLE results (key TEXT PRIMARY KEY, ends_at REAL, operations TEXT NOT NULL);
+    CREATE INDEX results_by_end ON results (ends_at) WHERE ends_at IS NOT NULL;
+    CREATE TABLE deletions (count INTEGER NOT NULL);
+    INSERT INTO deletions VALUES (0);
+    ALTER TABLE roots ADD COLUMN error TEXT;
+    DROP VIEW root_runs;
+    CREATE VIEW root_runs AS
+        SELECT runs.id, runs.key AS run_id, application, version,
+            coalesce(status, 'running') AS status, reason, began_at, ended_at, first,
+            forked_from, forked_at, roots.error
+        FROM runs JOIN roots ON roots.run = runs.id;
+    """,
 )
 """What leads from each version of the layout to the next; the first makes it."""
 
@@ -124,7 +136,7 @@ def connect(
             path, timeout=patience, isolation_level=None, check_same_thread=False
         )
     except sqlite3.Error as error:
-        raise explained(error, path, patience) from error
+        raise Faults(path, patience).explained(error) from error
     try:
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         if _is_new(connection, path):
@@ -137,7 +149,7 @@ def connect(
     except BaseException as error:
         connection.close()
         if isinstance(error, sqlite3.Error):
-            raise explained(error, path, patience) from error
+            raise Faults(path, patience).explained(error) from error
         raise
     return connection
 
@@ -193,6 +205,7 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 
 def _make(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that space can be given back
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     with connection:
@@ -230,61 +243,55 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
             _migrate(connection, _pragma(connection, "user_version"))
 
 
-def explained(error: sqlite3.Error, path: Path, patience: float) -> StoreFailed:
-    """Say what an error of SQLite's means, and what to do."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    match code:
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            why = (
-                f"is locked: another program has been writing to it for {patience:g} s "
-                f"(SQLiteStore(patience=...) waits longer)"
-            )
-        case sqlite3.SQLITE_FULL:
-            why = f"can't grow: the disk is full, and has been for {patience:g} s; free some space"
-        case sqlite3.SQLITE_NOTADB:
-            why = "is no SQLite database; it was left as it is: give SQLiteStore a file of its own"
-        case sqlite3.SQLITE_CORRUPT:
-            why = (
-                f"is damaged ({error}); it was left as it is: restore a backup, or save what can "
-                f"be read with `sqlite3 FILE .recover`"
-            )
-        case sqlite3.SQLITE_CANTOPEN:
-            why = "can't be opened: does its directory exist, and may this process write there?"
-        case sqlite3.SQLITE_READONLY:
-            why = "can't be written to: this process may only read it"
-        case _:
-            name = getattr(error, "sqlite_errorname", type(error).__name__)
-            why = f"could not be used: {error} ({name})"
-    return StoreFailed(f"{path} {why}")
+@final
+class Faults(NamedTuple):
+    """What errors of SQLite's mean."""
+
+    path: Path
+    patience: float
+
+    @property
+    def errors(self) -> type[Exception]:
+        return sqlite3.Error
+
+    def may_pass(self, error: Exception) -> bool:
+        return code_of(error) == sqlite3.SQLITE_FULL  # SQLite itself waits for a lock
+
+    def is_general(self, error: Exception) -> bool:
+        return code_of(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+    def explained(self, error: Exception) -> StoreFailed:
+        match code_of(error):
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                why = (
+                    f"is locked: another program has been writing to it for {self.patience:g} s "
+                    f"(SQLiteStore(patience=...) waits longer)"
+                )
+            case sqlite3.SQLITE_FULL:
+                why = (
+                    f"can't grow: the disk is full, and has been for {self.patience:g} s; free "
+                    f"some space"
+                )
+            case sqlite3.SQLITE_NOTADB:
+                why = (
+                    "is no SQLite database; it was left as it is: give SQLiteStore a file of its "
+                    "own"
+                )
+            case sqlite3.SQLITE_CORRUPT:
+                why = (
+                    f"is damaged ({error}); it was left as it is: restore a backup, or save what "
+                    f"can be read with `sqlite3 FILE .recover`"
+                )
+            case sqlite3.SQLITE_CANTOPEN:
+                why = "can't be opened: does its directory exist, and may this process write there?"
+            case sqlite3.SQLITE_READONLY:
+                why = "can't be written to: this process may only read it"
+            case _:
+                name = getattr(error, "sqlite_errorname", type(error).__name__)
+                why = f"could not be used: {error} ({name})"
+        return StoreFailed(f"{self.path} {why}")
 
 
-# -- keys ------------------------------------------------------------------------------------------
-
-_LONGEST = 1 << 63
-
-
-def column_of(key: Key) -> str | int | bytes:
-    """Return what SQLite keeps of a key: the key itself, but for what SQLite doesn't have."""
-    if isinstance(key, int):
-        number = int(key)
-        return number if -_LONGEST <= number < _LONGEST else b"i%x" % number
-    text = str.__str__(key)
-    return text if _is_clean(text) else b"s" + text.encode("utf-8", "surrogatepass")
-
-
-def _is_clean(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def key_of(column: str | int | bytes) -> Key:
-    if not isinstance(column, bytes):
-        return column
-    if column[:1] == b"i":
-        return int(column[1:], 16)
-    return column[1:].decode("utf-8", "surrogatepass")
+def code_of(error: Exception) -> int:
+    """Return the code of an error of SQLite's, without what it says in detail."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ._clock import VirtualDeadlock, VirtualTimeLoop, run_virtual, virtual_backend
-from ._conformance import HandMadeRun, StoreConformance, child_run
+from ._conformance import StoreConformance
 from ._crash import Recovery, crash_everywhere
 from ._everywhere import Attempt, Ending, cancel_everywhere
+from ._hand_made import HandMadeRun, child_run
 from ._leaks import LeakError, no_leaks
 from ._recording import RecordingHook
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -15,73 +13,35 @@ from anyio.lowlevel import checkpoint
 from shoal._action import action
 from shoal._application import Application
 from shoal._errors import LeaseLost, NotData, RunClaimed
-from shoal._events import ChildName, Decision, Done, Outcome, Status, Update
+from shoal._events import ChildName, Decision, Done, Status, Update
 from shoal._fanout import fan_out
 from shoal._graph import Graph
 from shoal._history import Completed, Entry, Rewound
 from shoal._ids import Key, RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State
-from shoal._store import Batch, Beginning, ChildRecord, FindsOrphans, Orphan, SavedRun, Store
+from shoal._store import Batch, Beginning, ChildRecord, Store
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+from ._conformance_besides import OptionalConformance
+from ._hand_made import (
+    BEGINNING,
+    ROOT,
+    HandMadeRun,
+    cancelled_after,
+    child_run,
+    claimed,
+    keys,
+    known,
+    refused,
+    save,
+    saved,
+    update_at,
+    update_of,
+)
 
 MANY = 10
-ROOT = RunPath(run_id="root", act="app")
-BEGINNING = Beginning(application="app", version="1", first={"n": 1})
 
 
-@dataclass(kw_only=True)
-class HandMadeRun:
-    """A run, as stores see it, made by hand: what tests of stores hand over in a ``Batch``.
-
-    A child of ``"root"`` is made by ``child_run``.
-    """
-
-    path: RunPath = ROOT
-    position: int = 0
-    element: object = None
-    digest: str = "digest"
-    status: Status | None = None
-    reason: str = ""
-    winner: ChildName | None = None
-    error: BaseException | None = None
-    used: bool = True
-    value: object = None
-    attempts: int = 1
-    elapsed: float = 0.5
-    abandoned: bool = False
-    crashes: int = 0
-    last_update: Update | None = None
-    packed: object = None
-
-    @property
-    def outcome(self) -> Outcome:
-        """Not made by hand."""
-        raise NotImplementedError
-
-
-def child_run(
-    key: Key,
-    *,
-    parent: RunPath = ROOT,
-    step: str = "map",
-    visit: int = 0,
-    act: str = "leaf",
-    **more: Any,
-) -> HandMadeRun:
-    """Make a child by hand: one that has succeeded, unless ``more`` says otherwise."""
-    path = RunPath(parent=parent, step=step, visit=visit, act=act, key=key)
-    given: dict[str, Any] = {"status": "succeeded", "element": key, **more}
-    return HandMadeRun(path=path, **given)
-
-
-def update_of(number: int, step: str = "map") -> Update:
-    """Make an update that sets one field."""
-    return Update(number, step, (Set(f"f{number}", number),))
-
-
-class StoreConformance:
+class StoreConformance(OptionalConformance):
     """Tests of all that the engine asks of a store. Derive from it, and say what store is tested.
 
     For pytest, with anyio's plugin; the store is a fixture. Where several objects can have the same
@@ -100,13 +60,12 @@ class StoreConformance:
             def another(self, store):
                 return MyStore(store.path)
 
+    What a store may have besides (``FindsOrphans``, ``CachesResults``, ``Prunes``, ``Browses``) is
+    tested where it has it, and skipped else.
+
     That a lease runs out, and what happens to a process that has lost it, is for the store's own
     tests: how to bring it about is too different.
     """
-
-    def another(self, store: Any) -> Store:
-        """Return a second store of the same runs; by default there is only the first."""
-        return cast("Store", store)
 
     # -- claims ---------------------------------------------------------------------------------
 
@@ -202,26 +161,6 @@ class StoreConformance:
             await save(store, child_run("a", status=None), updates=(update_of(1),))
             assert await store.load("root") is None, "it is kept elsewhere"
             assert await keys(store) == ["a"]
-
-    async def test_orphans_are_runs_without_an_end_that_nobody_has(self, store: Store) -> None:
-        """For stores that find them."""
-        if not isinstance(store, FindsOrphans):
-            return
-        assert list(await store.orphans()) == []
-        async with claimed(store):
-            await save(store, child_run("a", status=None), updates=(update_of(1),))
-            assert list(await store.orphans()) == [], "somebody has it"
-        other = self.another(store)
-        assert isinstance(other, FindsOrphans)
-        for each in (store, other):
-            assert list(await each.orphans()) == [Orphan("root", "app", "1")]
-        for status in ("failed", "cancelled", "succeeded"):
-            async with claimed(store, begin=False):
-                await save(store, HandMadeRun(status=status), ended=status)
-            assert list(await store.orphans()) == [], f"it has {status}"
-        await store.claim("new", "me")
-        await store.release("new", "me")
-        assert list(await store.orphans()) == [], "it has never begun"
 
     # -- histories ------------------------------------------------------------------------------
 
@@ -745,83 +684,3 @@ class StoreConformance:
         found = [1, 2, 3, 4, 6, 8, 12, 16]
         assert sorted(result.state["seen"]) == found
         assert result.state["total"] == sum(found)
-
-
-# -- what the tests are made of ----------------------------------------------------------------
-
-
-async def saved(store: Store, batch: Batch) -> None:
-    """Save a batch, and wait until it is kept."""
-    pending = store.save(batch)
-    if pending is not None:
-        await pending
-
-
-async def save(
-    store: Store, run: SavedRun | None = None, *, holder: str = "me", **more: Any
-) -> None:
-    """Save what ``more`` says, of the root run or another one."""
-    await saved(store, Batch(HandMadeRun() if run is None else run, **more, holder=holder))
-
-
-@asynccontextmanager
-async def claimed(
-    store: Store, run: HandMadeRun | None = None, *, begin: bool = True
-) -> AsyncGenerator[None]:
-    """Have a run while the block lasts; begin it."""
-    run = HandMadeRun() if run is None else run
-    run_id = run.path.root.id
-    await store.claim(run_id, "me")
-    try:
-        if begin:
-            await save(store, run, begun=BEGINNING)
-        yield
-    finally:
-        with anyio.CancelScope(shield=True):
-            await store.release(run_id, "me")
-
-
-async def refused(kind: type[Exception], call: Callable[[], Awaitable[object]]) -> None:
-    """Call, and expect an exception."""
-    try:
-        await call()
-    except kind:
-        return
-    raise AssertionError(f"not refused with {kind.__name__}")
-
-
-async def known(store: Store) -> tuple[Beginning, Status | None, str]:
-    """Return what is known of the root run."""
-    record = await store.load("root")
-    assert record is not None
-    return record.beginning, record.status, record.reason
-
-
-async def keys(store: Store, *where: Any) -> list[Any]:
-    """Return the keys of its children, strings before others."""
-    found = [record.key for record in await store.children(ROOT, *where)]
-    return sorted(found, key=lambda key: (isinstance(key, int), key))
-
-
-async def cancelled_after(turns: int, call: Callable[[], Awaitable[object]]) -> bool:
-    """Call, and cancel after so many turns of the loop; return whether it had ended."""
-    scope = anyio.CancelScope()
-    ended = False
-
-    async def live() -> None:
-        nonlocal ended
-        with scope:
-            await call()
-            ended = True
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(live)
-        for _ in range(turns):
-            await checkpoint()
-        scope.cancel()
-    return ended
-
-
-def update_at(entries: Sequence[Entry], number: int) -> Update:
-    """Find an update by its number."""
-    return next(one for one in entries if isinstance(one, Update) and one.number == number)

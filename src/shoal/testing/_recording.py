@@ -7,6 +7,7 @@ from typing import TypeVar, final
 from shoal._events import (
     AttemptEnded,
     ChildEnded,
+    ChildHalted,
     ChildRerun,
     ChildStarted,
     Event,
@@ -53,10 +54,13 @@ class RecordingHook(Hook):
     def assert_paired(self) -> None:
         """Check that every run, step and child that started has ended, once, and in order.
 
+        A child that is halted has ended for now. It may be told to be cancelled after that.
+
         Raises:
             AssertionError: Naming what is not paired.
         """
         open_: dict[tuple[str, ...], int] = {}
+        resting: set[tuple[str, str]] = set()
         for event in self.events:
             match event:
                 case RunStarted():
@@ -65,10 +69,16 @@ class RecordingHook(Hook):
                     _open(open_, "step", event.run_id, event.step)
                 case ChildStarted():
                     _open(open_, "child", event.run_id, event.child.id)
+                    resting.discard((event.run_id, event.child.id))
                 case StepEnded():
                     _close(open_, "step", event.run_id, event.step)
                 case RunEnded():
                     _close(open_, "run", event.run_id)
+                case ChildHalted():
+                    _close(open_, "child", event.run_id, event.halted.run_id)
+                    resting.add((event.run_id, event.halted.run_id))
+                case ChildEnded() if (event.run_id, event.outcome.run_id) in resting:
+                    resting.remove((event.run_id, event.outcome.run_id))
                 case ChildEnded() if event.outcome.attempts:
                     _close(open_, "child", event.run_id, event.outcome.run_id)
                 case _:
@@ -108,6 +118,10 @@ class RecordingHook(Hook):
         self.events.append(event)
 
     def on_child_rerun(self, event: ChildRerun) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def on_child_halted(self, event: ChildHalted) -> None:
         """Keep it."""
         self.events.append(event)
 

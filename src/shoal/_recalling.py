@@ -1,0 +1,78 @@
+"""What a run does about actions with ``cache=``. Imports settings, trials and results.
+
+Invariants:
+- Only what has succeeded is remembered, and would be allowed to be written.
+- What is remembered is looked for before anything is waited for, and once more by who had to wait.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+from ._action import FunctionAction
+from ._errors import NotData, UpdateTooLarge
+from ._results import result_key
+from ._setting import Setting
+from ._state import Change, change_of
+from ._store import CachesResults
+from ._trials import Trials
+
+
+class Recaller:
+    """The part of a run that recalls results."""
+
+    __slots__ = ()
+    setting: Setting
+    _head: tuple[int, Mapping[str, object]]
+    _trials: Trials | None
+
+    @abstractmethod
+    def _remember(self) -> Trials:
+        """Return its trials, from now on if it had none."""
+
+    @abstractmethod
+    def _execute(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
+        """Execute a function action on the state as it is."""
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether its current step is not executed, for what it comes to was remembered."""
+        return self._trials is not None and self._trials.is_cached
+
+    async def recall_or_execute(self, action: FunctionAction[..., object]) -> Change:
+        """Take what is remembered of ``action``; else execute it, and remember what it comes to.
+
+        Cancelled while it is remembered, that may have happened or not: the step isn't completed,
+        and a resume may find that it needn't be executed.
+        """
+        trials, setting, seconds = self._remember(), self.setting, action.cache
+        assert seconds is not None, "it has cache="
+        trials.result_key, trials.is_cached = result_key(action, self._head[1]), False
+        change = await self.recall_result(action)
+        if change is None:
+            change = await self._execute(action)
+            if not trials.is_cached:  # it was by the time that it could have started
+                if setting.schema is not None:  # what it refuses is no result
+                    setting.schema.checked(change, self._head[1], f"action {action.name!r}")
+                remembering = self._results.remember(trials.result_key, change.operations, seconds)
+                what = f"room for a result of {action.name!r}"
+                await setting.execution.ask(remembering, what, (NotData, UpdateTooLarge))
+        return change
+
+    async def recall_result(self, action: FunctionAction[..., Any]) -> Change | None:
+        """Look whether what ``action``, its current step, comes to is remembered."""
+        trials = self._remember()
+        recalling = self._results.recall(trials.result_key)
+        what = f"the result of {action.name!r}"
+        operations = await self.setting.execution.ask(recalling, what)
+        if operations is None:
+            return None
+        trials.is_cached = True
+        return change_of(self._head[1], operations)
+
+    @property
+    def _results(self) -> CachesResults:
+        store = self.setting.store
+        return store if isinstance(store, CachesResults) else self.setting.services.results

@@ -1,0 +1,69 @@
+"""Claims on root runs: who executes one, and for how long. Imports holders."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple, final
+
+from shoal._errors import LeaseLost
+
+from ._holders import Holder, current_holder, now
+
+
+@final
+class Claim:
+    """What this process has of a root run."""
+
+    __slots__ = ("epoch", "execution", "failure", "lost", "run_id")
+
+    def __init__(self, run_id: str, execution: str) -> None:
+        self.run_id: str = run_id
+        self.execution: str = execution
+        self.epoch: int = 0
+        """Which claim of the run this is, counted from 1; set when it is made."""
+        self.lost: bool = False
+        """Whether the run was taken over."""
+        self.failure: Exception | None = None
+        """What went wrong with a save that nobody waited for."""
+
+    def fail(self, error: Exception) -> None:
+        self.failure = error
+
+    def refusal(self) -> LeaseLost:
+        return lost(self.run_id)
+
+
+def lost(run_id: str) -> LeaseLost:
+    return LeaseLost(
+        f"run {run_id} was taken over by another execution; this one can't save any more"
+    )
+
+
+@final
+class Held(NamedTuple):
+    """What is known of the last claim on a run."""
+
+    epoch: int
+    execution: str | None
+    """Whose it is; None: it was given back."""
+    holder: Holder
+    lease: float
+    """Seconds that are left of its lease, if it is nobody's that is known to be gone."""
+
+    @property
+    def seconds_left(self) -> float:
+        """For how long nobody else can have the run."""
+        if self.execution is None or self.holder.is_gone:
+            return 0.0
+        return max(0.0, self.lease)
+
+    def refusal(self, run_id: str) -> str:
+        """Say that the run is taken: by whom, and until when."""
+        us = current_holder()
+        where = "this process" if self.holder == us else str(self.holder)
+        when = time.strftime("%H:%M:%S", time.localtime(now().wall + self.seconds_left))
+        return (
+            f"run {run_id} goes on in {where} already, and each run is executed once at a time: "
+            f"wait for that execution to end, or cancel it; unless it gives a sign of life, its "
+            f"lease runs out at {when}"
+        )

@@ -1,0 +1,430 @@
+"""Writing to the tables of a store, in its writer's thread. Imports reading and claims.
+
+Invariants:
+- Every save names its claim, which is looked at in the same transaction: what comes from an
+  execution that the run was taken from is refused, however late it comes.
+- Where a transaction failed, nothing of it is kept, and everybody whose save was in it is told.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any, NamedTuple, final
+
+from shoal._codec import Codec
+from shoal._errors import RunClaimed, ShoalError
+from shoal._ids import Key
+from shoal._store import RunStatus
+
+from . import _cached, _pruning
+from ._claims import Claim, Held
+from ._dialect import Connection, Dialect, Faults
+from ._reading import children_where
+from ._rows import Child, Place, Rows, outlived
+from ._writer import Job
+
+RETRY_AFTER = 0.1
+"""Seconds after which what may pass is tried again."""
+_KNOWN = 10_000  # rows whose ids are remembered
+
+COLUMNS = (
+    "position", "element", "digest", "status", "applied", "used", "value", "form", "change", "own",
+    "reason", "winner_act", "winner_key", "error", "attempts", "elapsed", "abandoned",
+    "crashes",
+)  # fmt: skip
+"""Of ``runs``, what is said of children, but for their names."""
+_UPDATE = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in COLUMNS)} WHERE id = ?"  # noqa: S608 # names of ours
+_ENTRY = "INSERT INTO history (run, number, kind, step, data) VALUES (?, ?, ?, ?, ?)"
+_ROOT = (
+    "application",
+    "version",
+    "first",
+    "after",
+    "visits",
+    "forked_from",
+    "forked_at",
+    "began_at",
+)
+_BEGUN = (
+    f"INSERT INTO roots (run, {', '.join(_ROOT)}) VALUES ({', '.join('?' * (1 + len(_ROOT)))}) "  # noqa: S608
+    f"ON CONFLICT (run) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _ROOT)}"
+)
+_BELOW = (
+    "WITH RECURSIVE below(id) AS (SELECT id FROM runs WHERE parent = ? UNION ALL "
+    "SELECT runs.id FROM runs JOIN below ON runs.parent = below.id) "
+)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """How a store was described, and what its database is like."""
+
+    dialect: Dialect
+    faults: Faults
+    codec: Codec
+    lease: float
+    heartbeat: float
+    patience: float
+
+
+@final
+class Save(NamedTuple):
+    """Work for the writer: to keep what a save writes, unless the run was taken over."""
+
+    rows: Rows
+    claim: Claim
+
+    def __call__(self, database: Database) -> None:
+        """Do it."""
+        database.save(self.rows, self.claim)
+
+
+class Database(ABC):
+    """The tables, as the writer's thread has them."""
+
+    def __init__(self, config: Config) -> None:
+        """Open nothing yet."""
+        self._config = config
+        self._dialect = config.dialect
+        self._claims: dict[str, Claim] = {}
+        self._next_beat = inf
+        self._known: dict[tuple[int, int, Key], int] = {}  # runs, by parent, place and key
+        self._deletions = 0  # as far as it has heard of them
+        self._places: dict[Place, int] = {}
+        self._forms: dict[str, int] = {}
+        self._running = set[str]()  # executions whose runs are known to have no end
+
+    # -- what each database does by itself ------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def _sql(self) -> Connection:
+        """The connection, which is open."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Begin; see the writer's ``Database``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End."""
+
+    @abstractmethod
+    def _begin(self, jobs: Sequence[Job[Any, Any]]) -> None:
+        """Begin the transaction that does ``jobs``."""
+
+    @abstractmethod
+    def _commit(self, jobs: Sequence[Job[Any, Any]]) -> None:
+        """Commit it; where nobody can know whether it is, leave in ``jobs`` that it is in doubt."""
+
+    @abstractmethod
+    def _abort(self) -> None:
+        """End a transaction that has failed, if there is one. Raises nothing."""
+
+    @abstractmethod
+    def _check(self, claim: Claim) -> None:
+        """Refuse the save of an execution that the run was taken from."""
+
+    @abstractmethod
+    def _held(self, run_id: str) -> Held | None:
+        """Look who has a run, and let nobody take it until the transaction has ended."""
+
+    @abstractmethod
+    def _take(self, claim: Claim) -> None:
+        """Write a claim down, with its epoch, instead of the last one."""
+
+    @abstractmethod
+    def _beat(self) -> list[Claim]:
+        """Give a sign of life of all that is claimed; return what others have taken."""
+
+    @abstractmethod
+    def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
+        """Write new rows of children, each with its place; return those that have one already."""
+
+    # -- transactions ---------------------------------------------------------------------------
+
+    def do(self, jobs: Sequence[Job[Any, Any]]) -> None:
+        until = time.monotonic() + self._config.patience
+        error = self._attempt(jobs)
+        while error is not None and self._may_pass(error) and time.monotonic() < until:
+            time.sleep(RETRY_AFTER)
+            error = self._attempt(jobs)
+        if error is not None:
+            self._fail(jobs, error)
+
+    def _attempt(self, jobs: Sequence[Job[Any, Any]]) -> Exception | None:
+        try:
+            self._transact(jobs)
+        except Exception as error:  # noqa: BLE001 # whoever waits hears of it
+            self._roll_back()
+            return error
+        return None
+
+    def _may_pass(self, error: Exception) -> bool:
+        faults = self._config.faults
+        return isinstance(error, faults.errors) and faults.may_pass(error)
+
+    def _fail(self, jobs: Sequence[Job[Any, Any]], error: Exception) -> None:
+        """Tell everybody of ``error``; where it may be one job's alone, find out whose."""
+        faults = self._config.faults
+        is_its_own = isinstance(error, faults.errors)
+        if len(jobs) > 1 and not (is_its_own and faults.is_general(error)):
+            for job in jobs:
+                self.do((job,))
+            return
+        for job in jobs:
+            failure = error
+            if is_its_own:
+                failure = faults.explained(error)
+                failure.__cause__ = error
+            job.error = failure
+
+    def _transact(self, jobs: Sequence[Job[Any, Any]]) -> None:
+        self._begin(jobs)
+        for job in jobs:
+            try:
+                job.error = None
+                job.result = job.work(self)
+            except ShoalError as error:  # raised before anything was written
+                job.error = error
+        self._commit(jobs)
+
+    def _roll_back(self) -> None:
+        for known in (self._known, self._places, self._forms, self._running):
+            known.clear()
+        self._abort()
+
+    # -- claims ---------------------------------------------------------------------------------
+
+    def claim(self, claim: Claim) -> bool:
+        """Claim a run; return whether its last execution never gave it back."""
+        deletions = _pruning.deletions(self._sql)
+        if deletions != self._deletions:  # another process's, maybe
+            self._known.clear()
+            self._deletions = deletions
+        epoch, has_died = self._refuse_claimed(claim.run_id)
+        claim.epoch = epoch + 1
+        self._take(claim)
+        self._claims[claim.run_id] = claim
+        self._next_beat = min(self._next_beat, time.monotonic() + self._config.heartbeat)
+        return has_died
+
+    def _refuse_claimed(self, run_id: str) -> tuple[int, bool]:
+        """Return the epoch of the last claim, and whether that was never given back."""
+        held = self._held(run_id)
+        if held is None:
+            return 0, False
+        if held.seconds_left:
+            raise RunClaimed(held.refusal(run_id))
+        return held.epoch, held.execution is not None
+
+    def release(self, claim: Claim) -> None:
+        self._sql.execute(
+            "UPDATE claims SET execution = NULL WHERE run_id = ? AND epoch = ? AND execution = ?",
+            (self._dialect.index_of(claim.run_id), claim.epoch, claim.execution),
+        )
+        self._running.discard(claim.execution)
+        if self._claims.get(claim.run_id) is claim:
+            del self._claims[claim.run_id]
+
+    def keep_up(self) -> float:
+        """Give a sign of life of all that is claimed, when it is time."""
+        for claim in [one for one in self._claims.values() if one.lost]:
+            del self._claims[claim.run_id]
+        if not self._claims:
+            return inf
+        at = time.monotonic()
+        if at >= self._next_beat:
+            heartbeat = self._config.heartbeat
+            try:
+                for claim in self._beat():
+                    claim.lost = True
+                self._next_beat = at + heartbeat
+            except self._config.faults.errors:  # saves meet the same, and say so
+                self._roll_back()
+                self._next_beat = time.monotonic() + heartbeat / 4
+        return self._next_beat
+
+    # -- saves ----------------------------------------------------------------------------------
+
+    def save(self, rows: Rows, claim: Claim) -> None:
+        """Write ``rows``, unless the run was taken over."""
+        self._check(claim)
+        run, parent = self._root(rows.root), 0
+        for place, key in rows.path:
+            parent, run = run, self._run(run, self._place(place), key)
+        if rows.afresh:
+            self._delete_below(run)
+        if rows.run is not None:
+            self._note_under_way(run, parent, rows.run, afresh=rows.afresh)
+        else:
+            self._note_root(run, rows)
+        if rows.history:
+            self._sql.executemany(_ENTRY, [(run, *entry) for entry in rows.history])
+        if rows.children:
+            self._keep_children(run, rows.children)
+
+    def _root(self, run_id: str) -> int:
+        return self._run(0, 0, run_id)
+
+    def _run(self, parent: int, place: int, key: Key) -> int:
+        """Find the row of a run; make it, if it is new."""
+        name = (parent, place, key)
+        run = self._known.get(name)
+        if run is None:
+            columns = self._dialect.columns_of(key)
+            found = self._sql.execute(
+                "SELECT id FROM runs WHERE parent = ? AND place = ? AND key = ?",
+                (parent, place, columns[0]),
+            ).fetchone()
+            if found is None:
+                names = ", ".join(self._dialect.key_columns)
+                found = self._sql.execute(
+                    f"INSERT INTO runs (parent, place, {names}) "  # noqa: S608 # names of ours
+                    f"VALUES (?, ?{', ?' * len(columns)}) RETURNING id",
+                    (parent, place, *columns),
+                ).fetchone()
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            run = self._known[name] = int(found[0])
+        return run
+
+    def _place(self, place: Place) -> int:
+        found = self._places.get(place)
+        if found is None:
+            found = self._intern("places", "step, visit, act", tuple(place))
+            self._places[place] = found
+        return found
+
+    def _form(self, form: str | None) -> int | None:
+        if form is None:
+            return None
+        found = self._forms.get(form)
+        if found is None:
+            found = self._forms[form] = self._intern("forms", "form", (form,))
+        return found
+
+    def _intern(self, table: str, names: str, values: tuple[object, ...]) -> int:
+        holes = ", ".join("?" * len(values))
+        sql = self._sql
+        sql.execute(
+            f"INSERT INTO {table} ({names}) VALUES ({holes}) ON CONFLICT DO NOTHING",  # noqa: S608
+            values,
+        )
+        where = " AND ".join(f"{name} = ?" for name in names.split(", "))
+        found = sql.execute(f"SELECT id FROM {table} WHERE {where}", values).fetchone()  # noqa: S608
+        return int(found[0])
+
+    def _note_root(self, run: int, rows: Rows) -> None:
+        sql = self._sql
+        if rows.begun is not None:
+            sql.execute(_BEGUN, (run, *rows.begun, time.time()))
+        if rows.status is not None or rows.holder not in self._running:
+            self._running.discard(rows.holder)
+            sql.execute(
+                "UPDATE runs SET status = ?, reason = ? WHERE id = ?",
+                (rows.status, rows.reason or None, run),
+            )
+            ended = None if rows.status is None else time.time()
+            sql.execute(
+                "UPDATE roots SET ended_at = ?, error = ? WHERE run = ?", (ended, rows.error, run)
+            )
+            if rows.status is None:
+                self._running.add(rows.holder)
+
+    def _note_under_way(self, run: int, parent: int, child: Child, *, afresh: bool) -> None:
+        """Have it known that a child has begun, or has to again."""
+        if afresh:
+            self._save_updates_of(run, parent)
+            self._sql.execute("DELETE FROM history WHERE run = ?", (run,))
+        where = "" if afresh else " AND position IS NULL"
+        done = self._sql.execute(f"{_UPDATE}{where}", (*self._row(child), run))
+        if not done.rowcount:
+            self._sql.execute(
+                "UPDATE runs SET crashes = ? WHERE id = ? AND crashes <> ?",
+                (child.crashes, run, child.crashes),
+            )
+
+    def _row(self, child: Child) -> tuple[object, ...]:
+        """Return the values of ``COLUMNS``."""
+        form, winner = self._form(child.form), child.winner_key
+        return (
+            *child[4:11],
+            form,
+            *child[12:16],
+            None if winner is None else self._dialect.column_of(winner),
+            *child[17:],
+        )
+
+    def _keep_children(self, parent: int, children: Iterable[Child]) -> None:
+        """Write how children ended: new rows mostly, else those of children known already."""
+        new: list[tuple[int, Child]] = []
+        known: list[tuple[int, Child]] = []
+        for child in children:
+            place = self._place(Place(child.step, child.visit, child.act))
+            is_known = (parent, place, child.key) in self._known
+            (known if is_known else new).append((place, child))
+        if new:
+            known += self._insert(parent, new)
+        for place, child in known:
+            run = self._run(parent, place, child.key)
+            self._save_updates_of(run, parent)
+            self._sql.execute(_UPDATE, (*self._row(child), run))
+
+    def _save_updates_of(self, run: int, parent: int) -> None:
+        """Put what the row of a child says of histories there, before it is replaced."""
+        before = children_where(
+            self._sql,
+            self._dialect,
+            "runs.id = ? AND (applied IS NOT NULL OR own IS NOT NULL OR runs.form IS NOT NULL)",
+            run,
+        )
+        for child in list(before):
+            for is_parents, entry in outlived(child, self._config.codec):
+                self._sql.execute(_ENTRY, (parent if is_parents else run, *entry))
+
+    def _delete_below(self, run: int) -> None:
+        sql = self._sql
+        for table, column in (("history", "run"), ("runs", "id")):
+            sql.execute(
+                f"{_BELOW}DELETE FROM {table} WHERE {column} IN (SELECT id FROM below)",  # noqa: S608
+                (run,),
+            )
+        self._known = {name: known for name, known in self._known.items() if name[0] == 0}
+
+    # -- besides --------------------------------------------------------------------------------
+
+    def remember(self, key: str, text: str, seconds: float) -> None:
+        """Keep a result of an action."""
+        _cached.remember(self._sql, key, text, time.time(), seconds)
+
+    def discard(self, run_id: str) -> None:
+        """Have a root run, and all below it, known to nobody."""
+        self._refuse_claimed(run_id)
+        _pruning.condemn(self._sql, self._dialect, run_id)
+        self._known.clear()
+
+    def discard_old(
+        self, run_ids: Sequence[str], until: float, statuses: Collection[RunStatus]
+    ) -> int:
+        """The same, of runs that rest since a time; return how many those are."""
+        count = _pruning.condemn_old(self._sql, self._dialect, run_ids, until, statuses)
+        self._known.clear()
+        return count
+
+    def sweep(self, limit: int) -> bool:
+        """Delete some of what is known to nobody; return whether there may be more."""
+        expired = _cached.expire(self._sql, time.time(), limit)
+        return _pruning.sweep(self._sql, limit) or expired == limit
+
+    def give_back(self, limit: int) -> bool:
+        """Give some free room back to the disk, so many pages; return whether there may be more.
+
+        A database that does so by itself needs nothing here.
+        """
+        return False

@@ -1,0 +1,316 @@
+"""What a store may have besides, as tests: they are skipped where it hasn't. Imports the ports."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+from shoal._errors import NotData
+from shoal._ids import RunPath
+from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
+from shoal._store import Browses, CachesResults, FindsOrphans, Orphan, Prunes, Store
+
+from ._hand_made import BEGINNING, ROOT, HandMadeRun, child_run, claimed, keys, save, update_of
+
+AT_ONCE = 1e-9
+"""Seconds in which anything runs out."""
+
+
+def has(store: Store, protocol: type[object]) -> Any:
+    """Return ``store``, which has what ``protocol`` names; skip the test where it hasn't."""
+    if isinstance(store, protocol):
+        return store
+    from unittest import SkipTest  # noqa: PLC0415 # programs that are tested needn't have it
+
+    raise SkipTest(f"{type(store).__name__} is no {protocol.__name__}")
+
+
+class OptionalConformance:
+    """Tests of what a store may have besides; part of ``StoreConformance``."""
+
+    def another(self, store: Any) -> Store:
+        """Return a second store of the same runs; by default there is only the first."""
+        return cast("Store", store)
+
+    # -- orphans --------------------------------------------------------------------------------
+
+    async def test_orphans_are_runs_without_an_end_that_nobody_has(self, store: Any) -> None:
+        store = has(store, FindsOrphans)
+        assert list(await store.orphans()) == []
+        async with claimed(store):
+            await save(store, child_run("a", status=None), updates=(update_of(1),))
+            assert list(await store.orphans()) == [], "somebody has it"
+        for each in (store, has(self.another(store), FindsOrphans)):
+            assert list(await each.orphans()) == [Orphan("root", "app", "1")]
+        for status in ("failed", "cancelled", "succeeded"):
+            async with claimed(store, begin=False):
+                await save(store, HandMadeRun(status=status), ended=status)
+            assert list(await store.orphans()) == [], f"it has {status}"
+        await store.claim("new", "me")
+        await store.release("new", "me")
+        assert list(await store.orphans()) == [], "it has never begun"
+
+    # -- results --------------------------------------------------------------------------------
+
+    async def test_results_are_remembered_as_they_are(self, store: Any) -> None:
+        store = has(store, CachesResults)
+        operations: tuple[Operation, ...] = (
+            Set("page", {"title": "Home", "size": (3, 4), "none": None}),
+            Extend("log", ("a", 2)),
+            Put("titles", 1, "one", 3),
+            PutWithin("both", "x", "act", [1], 2, 2),
+            Increment("count", -0.5),
+            Drop("old"),
+        )
+        assert await store.recall("a") is None
+        await store.remember("a", operations, 60)
+        await store.remember("b", (), math.inf)
+        for each in (store, has(self.another(store), CachesResults)):
+            found = await each.recall("a")
+            assert found is not None
+            assert tuple(found) == operations
+            nothing = await each.recall("b")
+            assert nothing is not None
+            assert list(nothing) == []
+            assert await each.recall("c") is None
+
+    async def test_a_result_replaces_the_one_before(self, store: Any) -> None:
+        store = has(store, CachesResults)
+        for value in (1, 2):
+            await store.remember("a", (Set("n", value),), 60)
+        found = await store.recall("a")
+        assert found is not None
+        assert list(found) == [Set("n", 2)]
+        await store.remember("a", (Set("n", 3),), AT_ONCE)
+        assert await store.recall("a") is None
+
+    async def test_results_that_have_run_out_are_not_returned(self, store: Any) -> None:
+        store = has(store, CachesResults)
+        async with claimed(store):
+            for number in range(3):
+                await store.remember(f"{number}", (Set("n", number),), AT_ONCE)
+            await store.remember("a", (), 60)
+            for each in (store, has(self.another(store), CachesResults)):
+                assert await each.recall("1") is None
+                assert await each.recall("a") is not None
+
+    async def test_results_are_of_no_run(self, store: Any) -> None:
+        store = has(store, CachesResults)
+        async with claimed(store):
+            await store.remember("a", (Set("n", 1),), 60)
+            await save(store, updates=(update_of(1),))
+        assert list(await store.read(ROOT)) == [update_of(1)]
+        assert list(await store.recall("a") or ()) == [Set("n", 1)]
+
+    async def test_results_that_can_not_be_kept_are_refused(self, store: Any) -> None:
+        """Where the store keeps no objects of any kind; then there is nothing under the key."""
+        store = has(store, CachesResults)
+
+        class Unknown:
+            pass
+
+        try:
+            await store.remember("a", (Set("n", Unknown()),), 60)
+        except NotData:
+            assert await store.recall("a") is None
+
+    # -- old runs -------------------------------------------------------------------------------
+
+    async def test_old_runs_are_deleted_with_all_below_them(self, store: Any) -> None:
+        store = has(store, Prunes)
+        for run_id in ("a", "b"):
+            await grown(store, run_id)
+        assert await store.prune(3600) == 0
+        assert await store.prune(0, dry_run=True) == 2  # noqa: PLR2004
+        for each in (store, self.another(store)):
+            assert await each.load("a") is not None
+        assert await store.prune(0) == 2  # noqa: PLR2004
+        assert await store.prune(0) == 0
+        for each in (store, self.another(store)):
+            for run_id in ("a", "b"):
+                path, inner = family(run_id)
+                assert await each.load(run_id) is None
+                for one in (path, inner, child_run("c", parent=path).path):
+                    assert list(await each.read(one)) == []
+                    assert list(await each.children(one)) == []
+
+    async def test_only_those_that_stand_so_are_deleted(self, store: Any) -> None:
+        store = has(store, Prunes)
+        await store.claim("at work", "me")  # so it stays open
+        for status in ("succeeded", "failed", "cancelled", None):
+            run_id = status or "left"
+            async with claimed(store, root_run(run_id)):
+                if status is not None:
+                    await save(store, root_run(run_id, status), ended=status)
+        assert await store.prune(0, ["failed", "halted"]) == 1
+        assert await store.load("failed") is None
+        assert await store.prune(0) == 2  # noqa: PLR2004
+        assert await store.load("left") is not None, "it may be resumed"
+        assert await store.prune(0, ["running"]) == 1
+        assert await store.load("left") is None
+        await store.release("at work", "me")
+
+    async def test_what_somebody_has_is_not_deleted(self, store: Any) -> None:
+        store = has(store, Prunes)
+        await grown(store, "root")
+        everything: Any = ("succeeded", "failed", "cancelled", "halted", "running")
+        await store.claim("root", "me")
+        for each in (store, has(self.another(store), Prunes)):
+            assert await each.prune(0, everything) == 0
+            assert await each.prune(0, everything, dry_run=True) == 0
+        await save(store, updates=(update_of(3),))
+        await store.release("root", "me")
+        assert await store.prune(0, everything) == 1
+
+    async def test_a_run_that_was_deleted_may_begin_anew(self, store: Any) -> None:
+        """Whoever has deleted it, and whatever others remember of it."""
+        other = has(self.another(store), Prunes)
+        await store.claim("at work", "me")  # so it goes on remembering
+        await grown(store, "a")
+        assert await other.prune(0) == 1
+        await grown(other, "b")
+        await grown(store, "a")
+        await grown(store, "b", afresh=True)
+        for each in (store, other):
+            for run_id in ("a", "b"):
+                path, inner = family(run_id)
+                assert list(await each.read(path)) == [update_of(1), update_of(2)]
+                assert await keys(each, path=path) == ["c", "d"]
+                assert await keys(each, path=inner) == ["e"]
+        await store.release("at work", "me")
+
+    # -- lists of runs --------------------------------------------------------------------------
+
+    async def test_runs_are_listed_the_newest_first(self, store: Any) -> None:
+        store = has(store, Browses)
+        other = has(self.another(store), Browses)
+        assert list(await store.runs()) == []
+        names = [f"run {number}" for number in range(7)]
+        await store.claim("at work", "me")  # so it stays open
+        for number, name in enumerate(names):
+            status = "succeeded" if number % 3 else "failed"
+            async with claimed(store, root_run(name)):
+                await save(store, root_run(name, status), ended=status)
+        await store.release("at work", "me")
+        names.reverse()
+        for each in (store, other):
+            assert [run.run_id for run in await each.runs()] == names
+            first = await each.runs(limit=3)
+            assert [run.run_id for run in first] == names[:3]
+            assert [run.run_id for run in await each.runs(after=names[2])] == names[3:]
+            assert list(await each.runs(after="unknown")) == []
+            assert list(await each.runs(after=names[-1])) == []
+            failed = [run.run_id for run in await each.runs(status="failed")]
+            assert failed == ["run 6", "run 3", "run 0"]
+            after = await each.runs(status="failed", after="run 4", limit=1)
+            assert [run.run_id for run in after] == ["run 3"]
+            assert list(await each.runs(status="running")) == []
+
+    async def test_a_run_in_short(self, store: Any) -> None:
+        store = has(store, Browses)
+        other = has(self.another(store), Browses)
+        assert await store.summary("root") is None
+        async with claimed(store):
+            for each in (store, other):
+                run = await each.summary("root")
+                assert run is not None
+                assert run[:4] == ("root", "app", "1", "running")
+                assert run.ended_at is None
+                assert run.holder, "somebody has it"
+                assert list(await each.runs(status="running")) == [run]
+            error = ExceptionGroup("two", [LookupError("no such\0page"), ValueError("no")])
+            await save(store, root_run("root", "failed", error=error), ended="failed")
+        run = await other.summary("root")
+        assert run is not None
+        assert run.status == "failed"
+        assert run.error.startswith("ExceptionGroup: two")
+        assert "LookupError: no such" in run.error
+        assert (run.reason, run.holder, run.forked_from) == ("", "", None)
+        assert run.ended_at is not None
+        assert run.ended_at >= run.began_at
+        async with claimed(store, begin=False):
+            cancelled = root_run("root", "cancelled", reason="closed")
+            await save(store, cancelled, ended="cancelled")
+        run = await other.summary("root")
+        assert run is not None
+        assert (run.status, run.reason, run.error) == ("cancelled", "closed", "")
+        assert await store.summary("unknown") is None
+
+    async def test_children_are_counted_by_how_they_stand(self, store: Any) -> None:
+        store = has(store, Browses)
+        assert dict(await store.counts(ROOT)) == {}
+        async with claimed(store):
+            for status, count in (("succeeded", 3), ("failed", 2), ("cancelled", 1)):
+                ends = [
+                    child_run(f"{status} {n}", status=status, error=ValueError("no"))
+                    for n in range(count)
+                ]
+                await save(store, unapplied=ends)
+            await save(store, unapplied=(child_run("s", status=None, reason="in already"),))
+            await save(store, child_run("two steps", status=None), updates=(update_of(1),))
+            for each in (store, has(self.another(store), Browses)):
+                assert dict(await each.counts(ROOT)) == {
+                    "succeeded": 3,
+                    "failed": 2,
+                    "cancelled": 1,
+                    "skipped": 1,
+                    "running": 1,
+                }
+        assert dict(await store.counts(child_run("two steps").path)) == {}
+        assert dict(await store.counts(RunPath(run_id="unknown"))) == {}
+
+    async def test_failures_come_in_the_order_in_which_they_were_applied(self, store: Any) -> None:
+        store = has(store, Browses)
+        async with claimed(store):
+            for number in range(1, 8):
+                child = child_run(
+                    f"k{number}",
+                    status="failed" if number % 2 else "succeeded",
+                    error=LookupError(number) if number % 2 else None,
+                    position=10 - number,
+                )
+                await save(store, updates=(update_of(number),), applied=(child,))
+            late = child_run("late", status="failed", error=ValueError("late"))
+            await save(store, unapplied=(late,))
+        for each in (store, has(self.another(store), Browses)):
+            found = await each.failures(ROOT)
+            assert [child.key for child in found] == ["late", "k1", "k3", "k5", "k7"]
+            assert str(found[1].error) == "1"
+            assert [one.applied for one in found] == [None, 1, 3, 5, 7]
+            assert [child.key for child in await each.failures(ROOT, limit=2)] == ["late", "k1"]
+            assert [child.key for child in await each.failures(ROOT, limit=2, skip=3)] == [
+                "k5",
+                "k7",
+            ]
+            assert list(await each.failures(RunPath(run_id="unknown"))) == []
+
+
+def root_run(run_id: str, status: Any = None, **more: Any) -> HandMadeRun:
+    """Make a root run by hand."""
+    return HandMadeRun(path=RunPath(run_id=run_id, act="app"), status=status, **more)
+
+
+def family(run_id: str) -> tuple[RunPath, RunPath]:
+    """Return the paths of a run that was ``grown``, and of its child that has children."""
+    path = RunPath(run_id=run_id, act="app")
+    return path, child_run("d", parent=path).path
+
+
+async def grown(
+    store: Store, run_id: str, *, status: Any = "succeeded", afresh: bool = False
+) -> None:
+    """Have a run in the store that has ended, with children, and children of these."""
+    path, inner = family(run_id)
+    run = root_run(run_id)
+    async with claimed(store, run, begin=not afresh):
+        if afresh:
+            await save(store, run, begun=BEGINNING, afresh=True)
+        plain = child_run("c", parent=path)
+        await save(store, run, updates=(update_of(1),), applied=(plain,))
+        parent = child_run("d", parent=path, status=None)
+        leaf = child_run("e", parent=inner)
+        await save(store, parent, updates=(update_of(1),), applied=(leaf,))
+        await save(store, parent, step_completed="map", before=1)
+        done = child_run("d", parent=path)
+        await save(store, run, updates=(update_of(2),), applied=(done,))
+        await save(store, root_run(run_id, status, error=ValueError("no")), ended=status)
