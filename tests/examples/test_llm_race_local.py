@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ SLOW = Terms(ttft_timeout=60, stall_timeout=60)
 def model() -> Iterator[str]:
     try:
         local_models.weights()
-    except local_models.NoModel as error:
-        absent(str(error))
+    except local_models.NoModel:
+        absent(f"a model ({local_models.INSTALL})")
     with local_models.serving() as url:
         yield url
 
@@ -153,6 +154,8 @@ def test_the_providers_of_the_demo_all_answer(
 def test_a_bench_of_the_demo(
     config: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    if find_spec("matplotlib") is None:
+        absent("matplotlib")
     plot = tmp_path / "bench.svg"
     args = ["-n", "4", "-c", "4", "--strategies", "first,fallback", "--config", config]
     assert main(["bench", *args, "--json", "--plot", str(plot)]) == 0
