@@ -63,6 +63,7 @@ def prompt_of(options: Options, text: str) -> Prompt:
 
 async def ask(options: Options, everybody: Sequence[Provider]) -> int:
     """One race: the answer on stdout, who did what on stderr."""
+    # Nothing else runs yet that reading stdin could hold up.
     text = sys.stdin.read().strip() if options.prompt == "-" else options.prompt
     if not text:
         raise BadInput("there is no prompt")
@@ -168,10 +169,10 @@ async def bench(options: Options, everybody: Sequence[Provider]) -> int:
 
     async def run() -> None:
         purse = Purse(options.max_cost)
+        usual = rules_of(options, everybody, streams=False)
         for name in options.strategies:
-            options.strategy = name
             print(f"{name}: {options.count} races", file=sys.stderr)
-            rules = rules_of(options, everybody, streams=False)
+            rules = replace(usual, strategy=name)
             rows.append(
                 await measure(
                     providers, rules, count=options.count, at_once=options.at_once, purse=purse

@@ -145,7 +145,7 @@ def is_worth_another_try(error: Exception) -> bool:
     return is_retryable(error) and retry_after_of(error) is None
 
 
-def limits_of(provider: Provider) -> Limits | None:
+def limits_of(provider: Provider) -> Limits:
     """What the provider can take: at once, requests a minute and tokens a minute.
 
     They have a key, though only one: so `RetryLater` pauses the provider for everybody.

@@ -80,7 +80,7 @@ def live_table(board: Scoreboard, *, with_text: bool) -> Generator[None]:
 
     def picture() -> RenderableType:
         nonlocal began
-        lanes = [lane for race in list(board.races.values()) for lane in race]
+        lanes = [lane for run in list(board.races) for lane in board.lanes(run)]
         if lanes and began is None:
             began = time.perf_counter()
         table = table_of(lanes, None if began is None else time.perf_counter() - began)

@@ -12,7 +12,7 @@ from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider
 from examples.llm_race.scoreboard import Lane, Scoreboard, rounded
 from examples.llm_race.strategies import Rules, strategy
-from shoal import Application, Event, Hook, NobodyAccepted, Runtime, StepTimeout, Store
+from shoal import Application, Event, Hook, NobodyAccepted, Rejected, Runtime, StepTimeout, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,7 @@ class Report:
         return {
             "strategy": self.strategy,
             "winner": next((lane.name for lane in self.lanes if lane.status == "won"), None),
+            "finish": None if self.answer is None else self.answer.finish,
             "seconds": rounded(self.seconds),
             "ttft": rounded(self.ttft),
             "tokens": sum(usage.tokens for usage in used),
@@ -98,8 +99,12 @@ async def ask(
 
 
 def new_client() -> httpx.AsyncClient:
-    """A client without limits of its own: what matters is how long a provider says nothing."""
+    """A client without limits of its own: what matters is how long a provider says nothing.
+
+    Who is on this machine is behind no proxy, whatever the environment says.
+    """
     return httpx.AsyncClient(
+        mounts={"all://127.0.0.1": None, "all://localhost": None},
         timeout=httpx.Timeout(None, connect=10.0),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
     )
@@ -178,5 +183,6 @@ def why(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         said = [why(inner) for inner in error.exceptions]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportUnknownArgumentType] - of whatever kind
         return "; ".join(dict.fromkeys(said))
-    cause = f": {error.__cause__}" if error.__cause__ is not None else ""
-    return f"{error}{cause}"
+    if isinstance(error, Rejected) and isinstance(error.value, Answer):
+        return f"{error.value.provider}: {error.__cause__ or 'not accepted'}"
+    return str(error)

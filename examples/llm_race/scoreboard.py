@@ -25,6 +25,7 @@ from shoal import (
     Hook,
     Item,
     Outcome,
+    RunPath,
     Skipped,
     StepStarted,
     Waiting,
@@ -154,6 +155,15 @@ def reason(accept: Accept | None, answer: object) -> str:
     return ""
 
 
+def limit_in_words(limit: str) -> str:
+    """Which of a provider's limits it is; an event has it as it would be written."""
+    if "cost=" in limit:
+        return "tokens a minute"
+    if "rate=" in limit:
+        return "requests a minute"
+    return "requests at once" if limit.startswith("Limits(") else limit
+
+
 class Scoreboard(Hook):
     """The lanes of all races that go on, by the run in which they are held.
 
@@ -170,19 +180,18 @@ class Scoreboard(Hook):
         self.providers = {provider.name: provider for provider in providers}
         self.judge = judge
         self.accept = accept
-        self.races: dict[str, list[Lane]] = {}
+        self.races: dict[str, dict[str, Lane]] = {}
         self._began: dict[str, float] = {}  # the races, by the same
-        self._lanes: dict[str, Lane] = {}  # by the runs of the contestants, while they go on
-        self._crown: dict[str, str] = {}
 
     def lanes(self, run_id: str) -> list[Lane]:
         """The lanes of a race."""
-        return self.races.get(run_id, [])
+        return list(self.races.get(run_id, {}).values())
 
     def take(self, run_id: str, winner: str | None) -> list[Lane]:
         """The lanes of a race that is over, which is forgotten; `winner` is who gave its answer."""
+        lanes = self.lanes(run_id)
+        self.races.pop(run_id, None)
         self._began.pop(run_id, None)
-        lanes = self.races.pop(run_id, [])
         for lane in lanes:
             if lane.name == winner and lane.status == "answered":
                 lane.status = "won"
@@ -191,50 +200,52 @@ class Scoreboard(Hook):
     def on_step_started(self, event: StepStarted) -> None:
         if event.step == "race":
             self._began[event.run_id] = anyio.current_time()
-            self.races[event.run_id] = [Lane(name, p) for name, p in self.providers.items()]
+            self.races[event.run_id] = {n: Lane(n, p) for n, p in self.providers.items()}
         elif event.step == "judging" and self.judge is not None:
-            self.races[event.run_id].append(Lane("judge", self.judge))
+            self.races[event.run_id]["judge"] = Lane("judge", self.judge)
 
     def on_child_started(self, event: ChildStarted) -> None:
-        for lane in self.lanes(event.run_id):
-            if lane.name == event.child.act:
-                lane.started = self._since(event.run_id)
-                lane.status, lane.detail = "waiting", "for its turn"
-                self._lanes[event.child.id] = lane
+        lane = self._lane(event.child)
+        if lane is not None:
+            lane.started = self._since(event.run_id)
+            lane.status, lane.detail = "waiting", ""
 
     def on_waiting(self, event: Waiting) -> None:
-        lane = self._lanes.get(event.run_id)
+        lane = self._lane(event.path)  # who need not have started
         if lane is not None:
             lane.status = "waiting"
-            lane.detail = lane.detail or f"for {event.limit}"
+            lane.detail = lane.detail or f"for {limit_in_words(event.limit)}"
 
     def on_item(self, event: Item) -> None:
-        lane = self._lanes.get(event.run_id)
+        lane = self._lane(event.path)
         if lane is None:
             return
         if isinstance(event.item, Asked):
             lane.begin(event.item)
         elif isinstance(event.item, PutOff):
             lane.transcript = None  # it was refused, so it has used nothing
+            lane.status = "waiting"
             lane.detail = f"{event.item.seconds:g} s, for it said: {event.item.reason}"
         elif isinstance(event.item, Chunk):
             assert event.path.parent is not None
             lane.hear(event.item, self._since(event.path.parent.id))
 
     def on_attempt_ended(self, event: AttemptEnded) -> None:
-        lane = self._lanes.get(event.run_id)
+        lane = self._lane(event.path)
         if lane is not None and event.error is not None:
             lane.close(event.error)
             when = "" if event.next_in is None else f"again in {event.next_in:.1f} s: "
             lane.status, lane.detail = "waiting", f"{when}{event.error}"
 
     def on_child_ended(self, event: ChildEnded) -> None:
-        lane = self._lanes.pop(event.outcome.run_id, None)
-        if lane is None:  # one that was skipped never started
-            found = [one for one in self.lanes(event.run_id) if one.name == event.outcome.act]
-            lane = next(iter(found), None)
+        lane = self._lane(event.outcome.path)
         if lane is not None:
             lane.end(event.outcome, self.accept, self._since(event.run_id))
+
+    def _lane(self, path: RunPath) -> Lane | None:
+        """The lane of a contestant; None if it is another run that something is told of."""
+        parent = path.parent
+        return None if parent is None else self.races.get(parent.id, {}).get(path.act)
 
     def _since(self, run_id: str) -> float:
         return anyio.current_time() - self._began[run_id]

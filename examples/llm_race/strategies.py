@@ -81,7 +81,8 @@ def strategy(providers: Sequence[Provider], rules: Rules) -> Act:
         terms = replace(terms, may_restart=False)
     if rules.strategy == "fallback" and len(providers) > 1:
         terms = replace(terms, patience=min(terms.patience, 2.0))  # the next one is ready
-    rivals = [contestant(provider, terms) for provider in order(providers, rules.strategy)]
+    by_name = {one.name: contestant(one, terms) for one in order(providers, rules.strategy)}
+    rivals = list(by_name.values())
     until: Until = first(accept=rules.accept)
     if decides_by_token:
         until = first_item(when=is_content, on_break=rules.on_broken_stream)
@@ -110,7 +111,9 @@ def strategy(providers: Sequence[Provider], rules: Rules) -> Act:
             return Graph.chain(asking_all(rivals, rules), keep_acceptable(rules), name="all")
         case "judge":
             assert rules.judge is not None
-            judge = Graph.chain(compose, contestant(rules.judge, terms), read_verdict, name="judge")
+            # As a contestant too, it has one set of limits.
+            umpire = by_name.get(rules.judge.name) or contestant(rules.judge, terms)
+            judge = Graph.chain(compose, umpire, read_verdict, name="judge")
             judging = race(
                 judge, into="answer", take="verdict", timeout=rules.timeout, name="judging"
             )
@@ -176,14 +179,14 @@ def agreement(rules: Rules) -> Callable[[Answer], object]:
 
 
 def asking_all(rivals: Sequence[Act], rules: Rules) -> Act:
+    """All of them; who takes too long has failed, and the others' answers count all the same."""
     return fan_out(
         rivals,
         into="answers",
         take="answer",
         errors_into="errors",
         on_error="collect",
-        timeout=rules.timeout,
-        each=Each(breaker=breaker(rules)),
+        each=Each(timeout=rules.timeout, breaker=breaker(rules)),
         name="race",
     )
 
@@ -200,7 +203,9 @@ def keep_acceptable(rules: Rules) -> Act:
                 if rules.accept is None or rules.accept(answer):
                     kept[name] = answer
             except Unacceptable as error:
-                refused.append(Rejected(f"{name}: {error}", answer))
+                rejected = Rejected(f"the answer of {name} is not acceptable", answer)
+                rejected.__cause__ = error
+                refused.append(rejected)
         if not kept:
             raise NobodyAccepted(
                 "no answer is acceptable", refused or [Unacceptable("there was none")]

@@ -122,7 +122,7 @@ async def test_lanes_are_forgotten_when_their_row_is_written(
     gone = ProviderError("http", "404 gone", status=404)
     await batch(tmp_path, [Rival("a", fails=[None, gone]), Rival("b", fails=[None, gone])]).run()
     [board] = boards
-    assert (board.races, board._began, board._lanes) == ({}, {}, {})
+    assert (board.races, board._began) == ({}, {})
 
 
 # -- what goes in ------------------------------------------------------------------------------

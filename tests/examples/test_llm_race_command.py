@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from rich.console import Console
 
@@ -22,7 +23,7 @@ from examples.llm_race.commands import ask, rules_of
 from examples.llm_race.display import Printer, table_of
 from examples.llm_race.exchange import Prompt
 from examples.llm_race.prices import Purse
-from examples.llm_race.racing import Race, scoreboard
+from examples.llm_race.racing import Race, new_client, scoreboard
 from shoal import Hedge, HookFailed, Runtime
 from shoal.testing import run_virtual
 from tests.examples.rivals import NO_CLIENT, Rival, hold
@@ -323,6 +324,48 @@ async def test_the_table_says_who_does_what_at_any_moment() -> None:
         assert "1.10 s" in table
         await anyio.sleep(3)
         assert "failed" in shown()
+
+
+@pytest.mark.anyio
+async def test_a_lane_says_which_limit_it_waits_for() -> None:
+    rivals = [
+        Rival("often", limits={"rpm": 1}),
+        Rival("much", limits={"tpm": 60}),
+        Rival("many", limits={"max_concurrency": 1}),
+    ]
+    providers = [rival.provider() for rival in rivals]
+    rules = Rules(strategy="all")
+    board = scoreboard(providers, rules)
+    race = Race(providers, rules, board=board)
+    async with Runtime(seed=1) as runtime, anyio.create_task_group() as tasks:
+
+        async def hold_it() -> None:
+            await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
+
+        for _ in range(2):
+            tasks.start_soon(hold_it)
+        await anyio.sleep(0.5)
+        waiting = {
+            lane.name: lane.detail
+            for run in board.races
+            for lane in board.lanes(run)
+            if lane.status == "waiting"
+        }
+        tasks.cancel_scope.cancel()
+    assert waiting == {
+        "often": "for requests a minute",
+        "much": "for tokens a minute",
+        "many": "for requests at once",
+    }
+
+
+def test_this_machine_is_behind_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    client = new_client()
+    for url in ("http://127.0.0.1:80/", "http://localhost/"):
+        assert client._transport_for_url(httpx.URL(url)) is client._transport
+    assert client._transport_for_url(httpx.URL("http://a.test/")) is not client._transport
 
 
 class Broken(io.StringIO):

@@ -177,6 +177,24 @@ async def test_all_are_asked_and_acceptable_answers_kept():
     assert report.answer is None
 
 
+async def test_who_takes_too_long_costs_nobody_the_other_answers():
+    report = await hold([Rival("a"), Rival("late", ttft=9)], strategy="all", timeout=5.0)
+    assert list(report.answers) == ["a"]
+    assert lanes(report) == {"a": "answered", "late": "failed"}
+    report = await hold([Rival("c", fails=[broken(400)])], strategy="all")
+    assert report.answer is None
+    assert report.totals()["error"] == "there was none"
+
+
+async def test_a_judge_who_competes_has_one_set_of_limits():
+    both = Rival("both", text="1", limits={"rpm": 60})
+    report = await hold([both, Rival("other")], strategy="judge", judge=both.provider())
+    assert lanes(report) == {"both": "won", "other": "answered", "judge": "answered"}
+    first, second = both.asked_at
+    assert second - first >= 1.0
+    assert second == pytest.approx(max(1.0, 1.3), abs=0.01), "as soon as both had answered"
+
+
 async def test_a_judge_chooses_without_knowing_whose_answers_they_are():
     judge = Rival("umpire", text="The best is 2.")
     rivals = [Rival("alice", text="first thing"), Rival("bob", text="second thing")]
@@ -205,7 +223,7 @@ async def test_who_is_refused_leaves_the_race_and_hears_why():
     assert report.lanes[0].detail == "only 2 characters long, not 5"
     report = await hold([Rival("short", text="no")], accept=acceptance(min_chars=5))
     assert report.answer is None
-    assert "only 2 characters long, not 5" in report.totals()["error"]
+    assert report.totals()["error"] == "short: only 2 characters long, not 5"
 
 
 async def test_a_race_that_takes_too_long_is_over():
