@@ -125,7 +125,7 @@ def test_an_answer_that_breaks_off_and_begins_anew_says_so(say: Say) -> None:
 
 def test_an_answer_that_is_put_off_in_its_middle_begins_anew(say: Say) -> None:
     rival = Rival("busy", text="one two three")
-    whole, told = rival.stream, []
+    whole, told = rival.stream, list[str]()
 
     async def stream(prompt: str) -> AsyncIterator[Chunk]:
         told.append(prompt)
@@ -337,6 +337,7 @@ async def test_a_lane_says_which_limit_it_waits_for() -> None:
     rules = Rules(strategy="all")
     board = scoreboard(providers, rules)
     race = Race(providers, rules, board=board)
+    waiting: dict[str, str] = {}
     async with Runtime(seed=1) as runtime, anyio.create_task_group() as tasks:
 
         async def hold_it() -> None:
@@ -345,12 +346,8 @@ async def test_a_lane_says_which_limit_it_waits_for() -> None:
         for _ in range(2):
             tasks.start_soon(hold_it)
         await anyio.sleep(0.5)
-        waiting = {
-            lane.name: lane.detail
-            for run in board.races
-            for lane in board.lanes(run)
-            if lane.status == "waiting"
-        }
+        lanes = [lane for run in board.races for lane in board.lanes(run)]
+        waiting |= {lane.name: lane.detail for lane in lanes if lane.status == "waiting"}
         tasks.cancel_scope.cancel()
     assert waiting == {
         "often": "for requests a minute",

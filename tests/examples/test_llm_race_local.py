@@ -23,6 +23,7 @@ import pytest
 from examples.llm_race import Prompt, Provider, Report, Rules, Terms, ask, demo_server, local_models
 from examples.llm_race.__main__ import main
 from examples.llm_race.config import providers_of
+from examples.llm_race.racing import scoreboard
 from tests.examples.rivals import lanes
 from tests.examples.services import absent
 
@@ -81,10 +82,17 @@ def test_a_real_model_that_has_lost_really_stops(model: str, backend: str) -> No
                 busy.append(sum(slot["is_processing"] for slot in said))
                 await anyio.sleep(0.05)
 
+    providers, rules = real(model), Rules(strategy="first-token", terms=SLOW, timeout=100)
+    board = scoreboard(providers, rules)
+
     async def race() -> None:
         # Who isn't stopped goes on for 1,900 tokens: a quarter of a minute at the very best.
         story = Prompt(text="Tell me a very long story about the sea.", max_tokens=1900)
-        await ask(story, real(model), Rules(strategy="first-token", terms=SLOW, timeout=100))
+        await ask(story, providers, rules, board=board)
+
+    def is_decided() -> bool:
+        lanes = [lane for run in board.races for lane in board.lanes(run)]
+        return any(lane.status == "cancelled" for lane in lanes)
 
     async def until_decided() -> list[int]:
         asked = 0
@@ -92,8 +100,12 @@ def test_a_real_model_that_has_lost_really_stops(model: str, backend: str) -> No
             tasks.start_soon(watch)
             tasks.start_soon(race)
             with anyio.fail_after(90):
-                while not (2 in busy and busy[-1] == 1):
-                    await anyio.sleep(0.02)
+                while not is_decided():
+                    await anyio.sleep(0.01)
+            asked = len(busy)
+            with anyio.fail_after(5):
+                while busy[asked:][-3:] != [1, 1, 1]:
+                    await anyio.sleep(0.01)
             asked = len(busy)
             await anyio.sleep(0.5)
             tasks.cancel_scope.cancel()
