@@ -6,6 +6,7 @@ Arguments after `--` go to the tool: `nox -s tests -- tests/test_run.py -k cance
 import shutil
 import subprocess
 import sys
+from itertools import takewhile
 from subprocess import DEVNULL
 
 import nox
@@ -106,9 +107,11 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks; take their figures on an idle machine."""
-    install(session, "bench")
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    """Run the benchmarks, or those named: `-- durable --rounds 9`; best on an idle machine."""
+    install(session, "bench", "peers")
+    named = list(takewhile(lambda argument: not argument.startswith("-"), session.posargs))
+    for name in named or ("map", "race", "limits", "durable"):
+        session.run("python", "-m", f"benchmarks.{name}", *session.posargs[len(named) :])
 
 
 @nox.session(venv_backend="none")

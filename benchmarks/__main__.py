@@ -1,5 +1,6 @@
-"""``python -m benchmarks``."""
+"""``python -m benchmarks``: all of them, one after the other, as they are by default."""
 
-from benchmarks.map import main
+from benchmarks import durable, limits, map, race  # noqa: A004 # as what it measures
 
-main()
+for benchmark in (map, race, limits, durable):
+    benchmark.main()

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass
@@ -29,12 +30,26 @@ def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for counted in range(rounds + 1):
         for name, run in contenders.items():
-            gc.collect()
-            began = time.perf_counter()
-            run()
+            took = timed(run)
             if counted:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(took.wall)
     return seconds
+
+
+class Seconds(NamedTuple):
+    """How long something took."""
+
+    wall: float
+    cpu: float
+    """Of all threads together."""
+
+
+def timed(run: Callable[[], object]) -> Seconds:
+    """Run it, after what was left for the garbage collector."""
+    gc.collect()
+    began, began_cpu = time.perf_counter(), time.process_time()
+    run()
+    return Seconds(time.perf_counter() - began, time.process_time() - began_cpu)
 
 
 def print_table(seconds: Mapping[str, list[float]], items: int, base: str) -> dict[str, float]:

@@ -267,7 +267,7 @@ def measure_memory() -> None:
 
 def main() -> None:
     """Measure what the arguments ask for."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.map", description=__doc__)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--all", action="store_true", help="also sizes and memory; takes minutes")
@@ -279,3 +279,7 @@ def main() -> None:
     if options.all:
         measure_scaling(options.rounds)
         measure_memory()
+
+
+if __name__ == "__main__":
+    main()

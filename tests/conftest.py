@@ -17,6 +17,8 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from shoal.testing import virtual_backend
+from tests.durable import find_programs
+from tests.postgres import QUICK, PostgresServer, private_server
 
 VIRTUAL = ("asyncio", "trio")
 REAL = ("asyncio-real", "uvloop", "trio-real") + (("eager",) if sys.version_info >= (3, 12) else ())
@@ -78,6 +80,13 @@ def anyio_backend_of(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any
             return "asyncio", {"loop_factory": eager_loop}
         case _:
             return "trio", {}
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that keeps nothing on disk, for all tests of this process."""
+    with private_server(find_programs(), QUICK) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -18,10 +19,15 @@ from shoal import (
     AttemptEnded,
     BadUse,
     Breaker,
+    ChildEnded,
     Context,
     Each,
+    Failed,
     Graph,
     Halting,
+    Hook,
+    HookFailed,
+    Item,
     Limits,
     MemoryStore,
     NotData,
@@ -173,6 +179,39 @@ async def test_an_answer_belongs_to_one_visit_of_its_step():
     assert (asked, result.state["n"]) == ([0, 1, 2], 3)
 
 
+async def test_a_later_step_asks_anew_though_an_earlier_one_has_asked_the_same():
+    @action(reads=["merged", "change"], writes=["released"])
+    async def release(merged: str, change: str, context: Context) -> str:
+        return await context.ask("approve", {"change": change})
+
+    app = Application(Graph.chain(review, release), store=MemoryStore())
+    await app.run({"change": "x"}, id="pr")
+    between = await app.run(id="pr", answers={"approve": 1}, halt_before=[release])
+    assert (between.status, between.questions) == ("halted", ())
+    assert [one.step for one in (await app.run(id="pr")).questions] == ["release"]
+
+
+async def test_a_save_that_has_failed_counts_more_than_a_question():
+    class Breaks(Hook):
+        def on_item(self, event: Item) -> None:
+            raise OSError
+
+    @action(writes=["out"])
+    async def hides(context: Context) -> str:
+        try:
+            return await context.ask("go", "?")
+        finally:
+            with suppress(HookFailed):
+                await context.emit("told to nobody")
+
+    app = Application(hides, store=MemoryStore(), hooks=[Breaks()])
+    with pytest.raises(HookFailed):
+        await app.run(id="x")
+    many = fan_out(hides, over="xs", into="outs", take="out", on_error="collect", name="many")
+    with pytest.raises(HookFailed):
+        await Application(many, store=MemoryStore(), hooks=[Breaks()]).run({"xs": [1]}, id="x")
+
+
 async def test_every_attempt_gets_the_same_answer():
     @action(writes=["out"], retry=Retry(3, on=ValueError))
     async def stubborn(context: Context) -> str:
@@ -290,10 +329,17 @@ async def test_what_an_action_has_left_behind_can_not_ask():
         await app.run(id="x")
 
 
-async def test_who_asks_with_anothers_context_has_failed():
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_who_asks_with_anothers_context_has_failed(grouped: bool):
+    hook = RecordingHook()
+
     @action(writes=["inner"])
     async def thief(parents: list[Context]) -> str:
-        return await parents[0].ask("go", "?")
+        if not grouped:
+            return await parents[0].ask("go", "?")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(parents[0].ask, "go", "?")
+        return "never"
 
     @action(writes=["out"])
     async def parent(context: Context, parents: list[Context]) -> str:
@@ -302,8 +348,11 @@ async def test_who_asks_with_anothers_context_has_failed():
             group.start(thief)
         return "done"
 
-    app = Application(parent, store=MemoryStore())
+    app = Application(parent, store=MemoryStore(), hooks=[hook])
     result = await app.run(id="x", inputs={"parents": []})
+    (thiefs,) = hook.of(ChildEnded)
+    assert isinstance(thiefs.outcome, Failed)
+    assert "the question of another run halted this one" in str(thiefs.outcome.error)
     assert result.status == "halted"  # whose context it is has asked
     assert [one.run_id for one in result.questions] == ["x"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -322,7 +323,7 @@ async def test_what_has_run_out_goes_though_nobody_asks_for_it():
 async def test_what_is_replaced_runs_out_when_the_last_does():
     clock = Time()
     results = Results(clock)
-    for seconds in (10, 30, 20):
+    for seconds in (10, 20):
         await results.remember("a", (Set("a", seconds),), seconds)
     clock.now += 15
     results.expire()
@@ -385,6 +386,14 @@ async def test_who_has_waited_for_a_slot_looks_again_and_pays_nothing():
     hook.assert_paired()
 
 
+async def test_to_find_it_after_a_wait_is_not_to_remember_it_once_more():
+    store = Slow()
+    work = cached_action(Calls(), limits=Limits(1))
+    app = Application(fan_out(work, over="ns", item="n", into="outs"), store=store)
+    await app.run({"ns": [1, 1, 1]})
+    assert store.remembered == [result_key(work, {"n": 1})]
+
+
 async def test_a_child_that_is_tried_again_takes_its_place_though_it_needs_no_seat():
     calls = Calls(ValueError("1"))
     most = now = 0
@@ -407,7 +416,7 @@ async def test_a_child_that_is_tried_again_takes_its_place_though_it_needs_no_se
             into="outs",
             take="end",
             limits=Limits(1),
-            each=Each(retry=Retry(3, on=ValueError, initial=1, jitter=0)),
+            each=Each(retry=Retry(3, on=ValueError, initial=1.5, jitter=0)),
         )
     )
     async with no_leaks():
@@ -546,6 +555,7 @@ class Slow(NullStore):
 
     def __init__(self) -> None:
         self.results = Results(anyio.current_time)
+        self.remembered: list[str] = []
 
     async def recall(self, key: str) -> Sequence[Operation] | None:
         await anyio.sleep(1)
@@ -553,7 +563,26 @@ class Slow(NullStore):
 
     async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
         await anyio.sleep(1)
+        self.remembered.append(key)
         await self.results.remember(key, operations, seconds)
+
+
+async def test_a_cancellation_that_is_left_on_the_task_is_nobody_s(anyio_backend_name: str):
+    """Though it is remembered in between, and that waits."""
+    if anyio_backend_name == "trio":
+        pytest.skip("trio has no native cancellation")
+
+    @action(reads=["n"], writes=["out"], cache=60)
+    async def work(n: int) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return n
+
+    store = Slow()
+    for act in (work, fan_out(work, over="ns", item="n", into="outs")):
+        await Application(act, store=store).run({"n": 1, "ns": [2, 3]})
+    assert len(store.remembered) == 3
 
 
 @pytest.mark.sweep

@@ -899,7 +899,7 @@ async def test_a_child_costs_no_task_thread_or_file():
     async def work(item: int) -> None:
         await checkpoint()
         counts.add(len(anyio.get_running_tasks()) - tasks_before)
-        assert threading.active_count() == threads_before
+        assert threading.active_count() <= threads_before
         await checkpoint()
 
     app = Application(fan_out(work, over="n", name="f", limits=Limits(10)))

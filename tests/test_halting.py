@@ -22,12 +22,14 @@ from shoal import (
     Each,
     Graph,
     Hedge,
+    Hook,
     Limits,
     MapStates,
     MemoryStore,
     NobodyAccepted,
     NotData,
     Outcome,
+    Question,
     Rate,
     Result,
     Retry,
@@ -36,6 +38,8 @@ from shoal import (
     Runtime,
     SQLiteStore,
     State,
+    StateUpdated,
+    StepEnded,
     Store,
     Tolerate,
     UnknownQuestion,
@@ -268,6 +272,9 @@ async def test_what_is_asked_deep_down_halts_all_above(depth: str):
     assert (result.status, keys(result)) == ("halted", expected)
     assert list(await app.questions("x")) == list(result.questions)
     hook.assert_paired()
+    hook.events.clear()
+    assert (await app.run(id="x")).questions == result.questions
+    assert hook.of(ChildStarted) == []  # who rests isn't started at any depth
     ran.clear()
     (second,) = (one for one in result.questions if one.key == "D")
     result = await app.run(id="x", answers={second.address: "first"})
@@ -340,6 +347,7 @@ async def iterates(items: Sequence[str], context: Context) -> list[str]:
         async for outcome in group:
             assert outcome.key not in got
             got[str(outcome.key)] = getattr(outcome, "value", None) or type(outcome).__name__
+        assert set(got) == set(items), "it is halted before"
     return [got[item] for item in items]
 
 
@@ -430,8 +438,10 @@ async def test_a_race_whose_others_have_failed_halts_and_is_won_by_an_answer():
     app, hook = application(act)
     result = await app.run({"items": ["-a", "B", "-c", "D"]}, id="x")
     assert (result.status, keys(result)) == ("halted", ["B", "D"])
+    hook.events.clear()
     result = await app.run(id="x", answers={result.questions[1].address: "yes"})
     assert (result.status, result.state["out"]) == ("succeeded", "D=yes")
+    assert {event.outcome.key for event in hook.of(ChildEnded)} == {"-a", "B", "-c", "D"}
     assert losers(result, "out")["B"][1] == ChildName("leaf", "D")
     hook.assert_paired()
 
@@ -542,6 +552,95 @@ async def test_who_asks_before_the_first_item_is_cancelled_by_it():
     result = await app.run({"items": ["A", "b"]}, id="x")
     assert (result.status, result.state["out"]) == ("succeeded", "b")
     assert losers(result, "out")["A"][1] == ChildName("stream", "b")
+    hook.assert_paired()
+
+
+async def test_who_halts_lets_the_next_start_at_once():
+    act = fan_out(
+        leaf, over="items", item="item", key=str, into="out", take="out", until=first(), stagger=50
+    )
+    app, _ = application(act)
+    began = anyio.current_time()
+    result = await app.run({"items": ["A", "b"]}, id="x")
+    assert result.state["out"] == "b"
+    assert anyio.current_time() - began == pytest.approx(2)
+
+
+async def test_who_rests_lets_nobody_start_early():
+    act = fan_out(
+        leaf, over="items", item="item", key=str, into="out", take="out", until=first(), stagger=50
+    )
+    app, _ = application(act)
+    await app.run({"items": ["A", "-b", "-c"]}, id="x")
+    ran.clear()
+    async with app.open(id="x"):
+        await anyio.sleep(0.5)
+        assert ran == ["-b"]
+
+
+async def test_a_decision_counts_though_nobody_has_recorded_who_lost():
+    store = MemoryStore()
+    found: list[MemoryStore] = []
+
+    class DiesAtTheDecision(Hook):
+        def on_state_updated(self, event: StateUpdated) -> None:
+            if event.outcome is not None:
+                found.append(store.copy())
+
+    def graph() -> Graph:
+        return Graph.chain(
+            fan_out(
+                leaf, over="items", item="item", key=str, into="out", take="out", until=first()
+            ),
+            person,
+        )
+
+    app = Application(graph(), store=store, hooks=[DiesAtTheDecision()])
+    await app.run({"items": ["A", "-b", "C"]}, id="x")
+    (address, *_) = [one.address for one in await app.questions("x")]
+    await app.run(id="x", answers={address: "yes"})
+    (dead,) = found
+    again = Application(graph(), store=dead)
+    assert await again.questions("x") == []  # C has lost
+    result = await again.run(id="x")
+    assert [one.step for one in result.questions] == ["person"]
+    assert list(await again.questions("x")) == list(result.questions)
+    ledger = result.outcomes("out")
+    assert (ledger.done, ledger.cancelled, ledger.halted) == (1, 1, 0)
+    result = await again.run(id="x", answers={"decide": "done"})
+    assert result.outcomes("out").cancelled == 1
+    recorded = {one.key: one async for one in result.all_outcomes("out")}
+    lost = recorded["C"]
+    assert isinstance(lost, Cancelled)
+    assert lost.winner == ChildName("leaf", "A")
+
+
+async def test_a_race_of_streams_that_broke_off_is_tried_again_with_who_had_asked():
+    breaks = iter([True, False])
+
+    @action(reads=["item"], writes=["out"])
+    async def stream(item: str, context: Context) -> AsyncIterator[str | Result[str]]:
+        ran.append(item)
+        if item == "A":
+            await context.ask("ok", item)
+        await anyio.sleep(1)
+        yield "first"
+        await anyio.sleep(1)
+        if next(breaks):
+            raise ValueError
+        yield Result(item)
+
+    act = fan_out(
+        stream, over="items", item="item", key=str, into="out", take="out", until=first_item()
+    )
+    outer = fan_out(
+        act, over="lines", item="items", into="outs", take="out",
+        each=Each(retry=Retry(3, on=NobodyAccepted)),
+    )  # fmt: skip
+    app, hook = application(outer)
+    result = await app.run({"lines": [["A", "b"]]}, id="x")
+    assert (result.status, result.state["outs"]) == ("succeeded", ["b"])
+    assert ran == ["A", "b", "b"]
     hook.assert_paired()
 
 
@@ -670,6 +769,7 @@ async def test_the_same_answer_may_be_given_again_until_it_is_used():
 
 async def test_questions_are_listed_while_a_run_goes_on():
     app, _ = application(each)
+    listed: Sequence[Question] = ()
     async with app.open({"items": ["A", "b"]}, id="x") as run:
         async for event in run:
             if isinstance(event, ChildHalted):
@@ -801,13 +901,13 @@ async def test_without_a_store_a_run_halts_and_can_be_looked_at():
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (["three"], r"run\(halt_before=...\): its graph has no act 'three' \(it has: one, two\)"),
+        (["three"], r"run\(halt_before=...\): no act is named 'three' \(there are: one, two\)"),
         (["on"], r"did you mean 'one'\?"),
-        ([leaf], "has no act <"),
-        ("one", "takes a list of acts, or of their names, not 'one'"),
+        ([leaf], "no act is named 'leaf'"),
+        ("one", "takes a list of acts, not 'one'"),
         (one, "takes a list of acts"),
         (5, "takes a list of acts"),
-        ([5], "has no act 5"),
+        ([5], "takes an act of the graph, or its name, not 5"),
     ],
 )
 async def test_halting_at_what_is_no_act_is_refused(given: Any, why: str):
@@ -825,6 +925,23 @@ async def test_who_was_halted_before_a_step_and_crashed_in_it_is_asked_again():
     again = Application(Graph.chain(one, each), store=dead)
     assert (await again.run(id="x", halt_before=["outs"])).status == "halted"
     assert (await again.run(id="x", halt_before=["outs"])).status == "succeeded"
+
+
+async def test_a_run_is_known_to_be_halted_as_soon_as_the_step_before_is_completed():
+    store = MemoryStore()
+    found: list[MemoryStore] = []
+
+    class DiesThen(Hook):
+        def on_step_ended(self, event: StepEnded) -> None:
+            found.append(store.copy())
+
+    app = Application(line, store=store, hooks=[DiesThen()])
+    await app.run({"n": 0}, id="x", halt_after=["one"])
+    record = await found[0].load("x")
+    assert record is not None
+    assert record.status == "halted"
+    again = Application(line, store=found[0])
+    assert (await again.run(id="x", halt_before=["two"])).status == "succeeded"
 
 
 async def test_stepwise_a_step_that_is_halted_after_is_reported():

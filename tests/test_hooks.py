@@ -35,7 +35,9 @@ from shoal import (
     StepEnded,
     StepStarted,
     Update,
+    _ending,
     _run,
+    _telling,
     action,
     fan_out,
 )
@@ -311,7 +313,8 @@ async def test_events_cannot_be_changed():
 
 def _maker(kind: type) -> str:
     """Name the module that makes values of that kind."""
-    return "shoal._run" if hasattr(_run, kind.__name__) else "shoal._telling"
+    (home,) = (one for one in (_run, _telling, _ending) if hasattr(one, kind.__name__))
+    return home.__name__
 
 
 @pytest.mark.parametrize("method", METHODS)

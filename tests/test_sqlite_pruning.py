@@ -160,15 +160,16 @@ async def test_cancelled_it_has_deleted_whole_runs_and_the_next_goes_on(
     assert left(path) == 2 + 3 + rows(path, "SELECT count(*) FROM history")[0][0]
 
 
-def test_a_run_that_was_claimed_meanwhile_stays(path: Path):
-    for run_id in ("a", "b"):
+def test_runs_that_were_claimed_or_ended_anew_meanwhile_stay(path: Path):
+    for run_id in ("a", "b", "c"):
         anyio.run(crawled, store_at(path), run_id, 1)
     with closing(sqlite3.connect(path, isolation_level=None)) as sql:
         old = _pruning.old_runs(sql, SQLITE, time.time(), ["succeeded"])
-        assert sorted(old) == ["a", "b"]
+        assert sorted(old) == ["a", "b", "c"]
         sql.execute("UPDATE claims SET execution = 'new' WHERE run_id = 'a'")
+        sql.execute("UPDATE roots SET ended_at = ended_at + 1000 WHERE run > 4")  # that of "c"
         assert _pruning.condemn_old(sql, SQLITE, old, time.time(), ["succeeded"]) == 1
-        assert rows(path, "SELECT run_id FROM root_runs") == [("a",)]
+        assert rows(path, "SELECT run_id FROM root_runs") == [("a",), ("c",)]
 
 
 @anyio_test
@@ -215,7 +216,7 @@ async def test_a_file_that_can_not_shrink_has_room_for_what_comes(path: Path):
         assert await store.prune(0) == 3
     assert rows(path, "PRAGMA freelist_count")[0][0] > 10
     await crawled(store, "large", 100)
-    assert path.stat().st_size <= size
+    assert path.stat().st_size < 1.2 * size
 
 
 # -- which -----------------------------------------------------------------------------------------
@@ -374,26 +375,23 @@ def test_a_hundred_thousand_children_are_looked_at_in_time(path: Path):
         ]
 
     async def main() -> None:
-        command = [sys.executable, "-c", dedent(ASKING), str(path)]
         async with claimed(store):
             for first in range(0, count, size):
                 await save(store, unapplied=save_more(first))
-                if first == count - 11 * size:
-                    asking = subprocess.Popen(
-                        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-                    )
-                    assert asking.stdin is not None
-                    assert asking.stdout is not None
-                    assert asking.stdout.readline() == "ready\n"
-                elif first > count - 11 * size:
-                    asking.stdin.write("ask\n")
-                    asking.stdin.flush()
+                if first > count - 11 * size:
+                    print("ask", file=asking.stdin, flush=True)
                     await save(store, updates=(update_of(first),), before=first - 1)
-                    took.append(tuple(map(float, asking.stdout.readline().split())))
-            asking.stdin.close()
-            assert asking.wait() == 0
-            asking.stdout.close()
+                    took.append(tuple(map(float, said().split())))
 
-    anyio.run(main)
+    command = [sys.executable, "-c", dedent(ASKING), str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as asking:
+        assert asking.stdout is not None
+        said = asking.stdout.readline
+        assert said() == "ready\n"
+        anyio.run(main)
+        asking.communicate()
+    assert asking.returncode == 0
     assert min(counting for counting, _ in took) < 0.050, took
     assert min(failing for _, failing in took) < 0.005, took

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import warnings
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import anyio
@@ -25,21 +23,17 @@ import pytest
 from shoal import (
     Application,
     Batch,
-    ChildEnded,
     Codec,
     CommitInDoubt,
     Context,
     DefinitionError,
-    Done,
     Each,
     Failed,
     Graph,
-    LeaseLost,
     NotData,
     NotEncodable,
     Retry,
     RunClaimed,
-    Runtime,
     Set,
     SQLiteStore,
     State,
@@ -53,7 +47,8 @@ from shoal import (
 )
 from shoal.stores import _claims, _holders, _sqlite_database, _sqlite_file
 from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
-from shoal.testing._hand_made import BEGINNING, ROOT, claimed, save, update_of
+from shoal.testing._hand_made import ROOT, claimed, save, update_of
+from tests.durable import stopped
 
 anyio_test = pytest.mark.anyio
 
@@ -167,6 +162,17 @@ async def test_reading_makes_no_file(path: Path):
 
 
 @anyio_test
+async def test_a_run_that_nobody_has_claimed_before_is_not_looked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = store_at(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_connect", None)
+        result = await Application(outs, store=store).run({"items": [1, 2]}, id="x")
+    assert (await Application(outs, store=store).run(id="x")).state == result.state
+
+
+@anyio_test
 async def test_an_application_leaves_nothing_open(path: Path):
     store = store_at(path)
     async with no_leaks():
@@ -177,88 +183,6 @@ async def test_an_application_leaves_nothing_open(path: Path):
             await store.claim("other", "me")
             await store.claim("other", "you")
         await store.release("other", "me")
-
-
-@anyio_test
-async def test_several_runtimes_use_one(path: Path):
-    store = store_at(path)
-    app = Application(outs, store=store)
-
-    async def run(number: int) -> None:
-        async with Runtime() as runtime:
-            result = await runtime.run(app, {"items": [number]}, id=f"run{number}")
-            assert result.state["outs"] == {str(number): number}
-
-    async with no_leaks(), anyio.create_task_group() as tasks:
-        for number in range(5):
-            tasks.start_soon(run, number)
-
-
-def test_several_event_loops_use_one(path: Path):
-    store = store_at(path)
-    app = Application(outs, store=store)
-    failures: list[BaseException] = []
-
-    def live(number: int, backend: Any) -> None:
-        try:
-            for again in range(3):
-                run_id = f"{backend}{number}.{again}"
-                result = app.run_sync({"items": [number, "a"]}, id=run_id, backend=backend)
-                assert set(result.state["outs"]) == {str(number), "a"}
-        except BaseException as error:  # shown below
-            failures.append(error)
-
-    threads = [
-        threading.Thread(target=live, args=(number, backend))
-        for number in range(2)
-        for backend in ("asyncio", "trio")
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-    assert rows(path, "SELECT count(*) FROM root_runs WHERE status = 'succeeded'") == [(12,)]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_process_starts_anew(path: Path):
-    store = store_at(path)
-    app = Application(outs, store=store)
-
-    async def main() -> None:
-        async with claimed(store):
-            await save(store, updates=(update_of(1),))
-            child = os.fork()
-            if not child:  # here no thread writes, and nothing is claimed
-                os._exit(in_the_fork())
-            with anyio.fail_after(30):
-                ended, status = await anyio.to_thread.run_sync(os.waitpid, child, 0)
-            assert (ended, os.waitstatus_to_exitcode(status)) == (child, 0)
-            await save(store, updates=(update_of(2),))
-            assert list(await store.read(ROOT)) == [update_of(1), update_of(2)]
-
-    def in_the_fork() -> int:
-        def work() -> None:  # in a thread without an event loop
-            with pytest.raises(RunClaimed, match=f"goes on in process {os.getppid()} on"):
-                anyio.run(store.claim, "root", "you")
-            app.run_sync({"items": [1]}, id="forked")
-
-        try:
-            thread = threading.Thread(target=work)
-            thread.start()
-            thread.join()
-            return 0 if repr(store).endswith("0 runs claimed>") else 1
-        except BaseException:
-            return 2
-
-    anyio.run(main)
-    assert rows(path, "SELECT run_id, status FROM root_runs ORDER BY run_id") == [
-        ("forked", "succeeded"),
-        ("root", "running"),
-    ]
 
 
 # -- files it can't use ----------------------------------------------------------------------------
@@ -410,6 +334,24 @@ def test_where_a_file_can_not_be_made_aside_it_is_made_in_its_place(
     monkeypatch.setattr(os, fails, fail)
     Application(outs, store=store_at(path)).run_sync({"items": [1]}, id="x")
     assert sorted(each.name for each in path.parent.iterdir()) == ["runs.db"]
+
+
+def nothing(*_: object) -> None: ...
+
+
+@anyio_test
+async def test_made_either_way_a_file_is_the_same(path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[object] = []
+    for aside in (True, False):
+        if not aside:
+            monkeypatch.setattr(_sqlite_file, "_make_aside", nothing)
+        file = path.with_name(f"{aside}.db")
+        async with store_at(file):
+            pass
+        settings = ("journal_mode", "auto_vacuum", "application_id", "user_version", "encoding")
+        found = [rows(file, f"PRAGMA {setting}") for setting in settings]
+        made.append((found, rows(file, "SELECT type, name, sql FROM sqlite_schema")))
+    assert made[0] == made[1]
 
 
 @anyio_test
@@ -581,119 +523,6 @@ class Failing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
-
-
-@anyio_test
-async def test_who_is_to_blame_fails_alone(path: Path):
-    """Saves of others that stood in the same transaction are kept."""
-    store = store_at(path)
-    other = HandMadeRun(path=type(ROOT)(run_id="other"))
-    async with claimed(store), claimed(store, other):
-        with stopped(store):
-            bad = child_run("a", elapsed="\ud800")  # which SQLite can't take
-            pending = [
-                store.save(Batch(HandMadeRun(), (update_of(1),), holder="me")),
-                store.save(Batch(HandMadeRun(), unapplied=(bad,), holder="me")),
-                store.save(Batch(other, (update_of(1),), holder="me")),
-            ]
-        for one, fails in zip(pending, (False, True, False), strict=True):
-            assert one is not None
-            if fails:
-                with pytest.raises(UnicodeEncodeError):
-                    await one
-            else:
-                await one
-        assert list(await store.read(ROOT)) == [update_of(1)]
-        assert list(await store.children(ROOT)) == []
-        assert list(await store.read(other.path)) == [update_of(1)]
-
-
-@contextmanager
-def stopped(store: SQLiteStore) -> Generator[list[int]]:
-    """Hold the writing thread back meanwhile, so that what is saved stands in one transaction.
-
-    Tells how many jobs each transaction had.
-    """
-    assert store._writer is not None
-    data, sizes = store._writer._database, list[int]()
-    held, go, do = threading.Event(), threading.Event(), data.do
-
-    def wait(jobs: Any) -> None:
-        held.set()
-        go.wait()
-        sizes.append(len(jobs))
-        do(jobs)
-
-    data.do = wait
-    store._writer.leave(lambda _: None, 0, lambda _: None)
-    held.wait()
-    try:
-        yield sizes
-    finally:
-        go.set()
-
-
-# -- one transaction for many ----------------------------------------------------------------------
-
-
-@anyio_test
-async def test_what_is_saved_meanwhile_stands_in_one_transaction(path: Path):
-    store = store_at(path)
-    async with claimed(store):
-        with stopped(store) as sizes:
-            pending = [
-                store.save(Batch(HandMadeRun(), (update_of(n),), holder="me")) for n in range(1, 9)
-            ]
-        for one in pending:
-            assert one is not None
-            await one
-        assert sizes == [1, 8], "one held up the thread; eight have waited"
-        assert list(await store.read(ROOT)) == [update_of(n) for n in range(1, 9)]
-
-
-# -- durability ------------------------------------------------------------------------------------
-
-
-@anyio_test
-@pytest.mark.parametrize("durability", ["relaxed", "end"])
-async def test_nobody_waits_for_saves_but_at_the_end(path: Path, durability: Any):
-    store = store_at(path, durability=durability, window=1000)
-    async with claimed(store):
-        assert store.save(Batch(HandMadeRun(), (update_of(1),), holder="me")) is None
-        assert rows(path, "SELECT count(*) FROM history") == [(0,)]
-        assert list(await store.read(ROOT)) == [update_of(1)], "who asks the store knows it"
-        assert store.save(Batch(HandMadeRun(), (update_of(2),), holder="me")) is None
-        assert rows(path, "SELECT count(*) FROM history") == [(1,)]
-        await save(store, HandMadeRun(status="succeeded"), ended="succeeded")
-        assert rows(path, "SELECT status FROM root_runs") == [("succeeded",)]
-        assert rows(path, "SELECT count(*) FROM history") == [(2,)]
-
-
-@anyio_test
-async def test_relaxed_saves_are_written_within_the_window(path: Path):
-    store = store_at(path, durability="relaxed", window=0.02)
-    async with claimed(store):
-        assert store.save(Batch(HandMadeRun(), (update_of(1),), holder="me")) is None
-        until = time.monotonic() + 20
-        while rows(path, "SELECT count(*) FROM history") != [(1,)]:
-            assert time.monotonic() < until
-            await anyio.to_thread.run_sync(time.sleep, 0.005)
-
-
-@anyio_test
-async def test_too_many_saves_left_for_later_are_waited_for(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("shoal.stores._writer.MOST_JOBS", 3)
-    store = store_at(path, durability="end")
-    async with claimed(store):
-        pending = [
-            store.save(Batch(HandMadeRun(), (update_of(n),), holder="me")) for n in range(1, 9)
-        ]
-        assert [one for one in pending if one is not None]
-        for one in pending:
-            if one is not None:
-                await one
 
 
 @anyio_test
@@ -886,21 +715,6 @@ async def test_large_updates_are_warned_of_once_and_too_large_ones_refused(path:
 
 
 @anyio_test
-async def test_what_changes_after_the_save_is_kept_as_it_was(path: Path):
-    store = store_at(path)
-    value = [1, 2]
-    async with claimed(store):
-        with stopped(store):
-            run = child_run("a", value=value)
-            pending = store.save(Batch(HandMadeRun(), unapplied=(run,), holder="me"))
-            value.append(3)
-        assert pending is not None
-        await pending
-        (record,) = await store.children(ROOT)
-        assert record.value == [1, 2]
-
-
-@anyio_test
 async def test_a_codec_of_ones_own_is_used(path: Path):
     class Money:
         def __init__(self, cents: int) -> None:
@@ -947,73 +761,6 @@ def another_process(path: Path, **more: object) -> Generator[None]:
     yield
 
 
-def sleeping_process() -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-
-
-def take_over(path: Path) -> None:
-    with another_process(path, epoch=7):
-        pass
-
-
-async def left_behind(store: SQLiteStore, **holder: object) -> None:
-    """Claim a run, and have it that another process has done so, of which nothing is heard."""
-    await store.claim("root", "them")
-    with another_process(store.path, **holder):
-        pass
-
-
-@anyio_test
-async def test_a_run_of_a_process_that_is_gone_is_taken_over_at_once(path: Path):
-    process = await anyio.to_thread.run_sync(sleeping_process)
-    with process:
-        started = await anyio.to_thread.run_sync(_holders._started, process.pid)
-        store = store_at(path)
-        await left_behind(store, pid=process.pid, started=started)
-        with pytest.raises(RunClaimed, match=f"goes on in process {process.pid} on .* runs out at"):
-            await store_at(path).claim("root", "me")
-        process.kill()
-        await anyio.to_thread.run_sync(process.wait)
-    other = store_at(path)
-    await other.claim("root", "me")
-    with pytest.raises(LeaseLost, match="run root was taken over by another execution"):
-        await save(store, holder="them")
-    await save(other, begun=BEGINNING)
-    await store.release("root", "them")
-    await save(other, updates=(update_of(1),))
-    await other.release("root", "me")
-
-
-@anyio_test
-async def test_a_process_that_has_the_number_of_another_one_is_not_that(path: Path):
-    store = store_at(path)
-    await left_behind(store, started="12")
-    other = store_at(path)
-    await other.claim("root", "me")
-    await other.release("root", "me")
-    await store.release("root", "them")
-
-
-@anyio_test
-@pytest.mark.parametrize("by_us", [False, True])
-async def test_elsewhere_its_lease_has_to_run_out(path: Path, clocks: Clocks, by_us: bool):
-    """A process that can't be looked at: on another machine, or in another container."""
-    store, other = store_at(path, heartbeat=14), store_at(path)
-    boot = _holders.current_holder().boot if by_us else "another boot/pid:[1]"
-    await left_behind(store, pid=os.getpid() if by_us else 1, boot=boot, host="far")
-    with pytest.raises(RunClaimed, match=r"goes on in process .* on far"):
-        await other.claim("root", "me")
-    clocks.pass_(14.9)
-    with pytest.raises(RunClaimed):
-        await other.claim("root", "me")
-    clocks.pass_(0.2)
-    await other.claim("root", "me")
-    with pytest.raises(LeaseLost):
-        await save(store, holder="them")
-    await other.release("root", "me")
-    await store.release("root", "them")
-
-
 @anyio_test
 async def test_setting_the_clock_ends_no_lease(path: Path, clocks: Clocks):
     store, other = store_at(path, heartbeat=14), store_at(path)
@@ -1026,86 +773,6 @@ async def test_setting_the_clock_ends_no_lease(path: Path, clocks: Clocks):
     await other.claim("root", "me")
     await other.release("root", "me")
     await store.release("root", "them")
-
-
-@anyio_test
-async def test_the_thread_gives_signs_of_life_though_the_loop_is_blocked(path: Path):
-    store, other = store_at(path, lease=0.6, heartbeat=0.02), store_at(path)
-    await store.claim("root", "them")
-    seen = {rows(path, "SELECT seen_uptime FROM claims")[0][0]}
-    until = time.monotonic() + 20
-    while len(seen) < 4:  # all the time this very loop does nothing else
-        assert time.monotonic() < until
-        seen.add(rows(path, "SELECT seen_uptime FROM claims")[0][0])
-    with pytest.raises(RunClaimed):
-        await other.claim("root", "me")
-    await store.release("root", "them")
-
-
-@anyio_test
-async def test_a_claim_that_was_lost_is_noticed_by_its_sign_of_life(path: Path):
-    store = store_at(path, lease=1, heartbeat=0.01)
-    await store.claim("root", "them")
-    with another_process(path, epoch=7):
-        pass
-    claim = store._claims["root", "them"]
-    until = time.monotonic() + 20
-    while not claim.lost:
-        assert time.monotonic() < until
-        await anyio.to_thread.run_sync(time.sleep, 0.005)
-    with pytest.raises(LeaseLost):
-        store.save(Batch(HandMadeRun(), (update_of(1),), holder="them"))
-    await store.release("root", "them")
-    assert rows(path, "SELECT epoch, execution FROM claims") == [(7, "them")]
-
-
-@anyio_test
-async def test_a_save_of_an_older_claim_is_refused_in_its_own_transaction(path: Path):
-    """However the execution has come to think that it still has the run."""
-    store, other = store_at(path), store_at(path)
-    async with claimed(store):
-        await save(store, updates=(update_of(1),))
-        with stopped(store):
-            late = [store.save(Batch(HandMadeRun(), (update_of(n),), holder="me")) for n in (2, 3)]
-            with another_process(path, started="12"):
-                pass
-            await other.claim("root", "you")
-            await save(other, updates=(update_of(2, "other"),), holder="you")
-        for one in late:
-            assert one is not None
-            with pytest.raises(LeaseLost):
-                await one
-        await other.release("root", "you")
-    assert list(await store.read(ROOT)) == [update_of(1), update_of(2, "other")]
-
-
-@anyio_test
-async def test_an_execution_that_has_lost_its_run_publishes_nothing_more(path: Path):
-    store = store_at(path)
-    hook = RecordingHook()
-
-    @action(reads=["item"], writes=["out"])
-    async def lose(item: int) -> int:
-        if item == 1:
-            await anyio.to_thread.run_sync(take_over, path)
-        return item
-
-    app = Application(
-        Graph.chain(fan_out(lose, over="items", key=int, into="outs"), same.bind(name="after")),
-        store=store,
-        hooks=[hook],
-    )
-    async with no_leaks():
-        with pytest.raises(LeaseLost):
-            await app.run({"items": range(5), "item": 1}, id="x")
-    hook.assert_paired()
-    updates = [one for one in hook.events if isinstance(one, StateUpdated) and not one.depth]
-    kept = [one for one in await store.read(ROOT_X) if isinstance(one, Update)]
-    assert [one.update for one in updates] == kept
-    ended = [one.outcome for one in hook.events if isinstance(one, ChildEnded)]
-    assert sum(isinstance(one, Done) for one in ended) == len(kept) - 1
-    assert len(ended) == len(kept) - 1 + sum("could not be saved" in str(one) for one in ended)
-    assert rows(path, "SELECT status FROM root_runs") == [("running",)]
 
 
 def test_a_zombie_is_gone():
@@ -1123,106 +790,6 @@ def test_a_zombie_is_gone():
 
 
 # -- processes -------------------------------------------------------------------------------------
-
-PROGRAM = """
-    import sys, time, signal, os
-    import anyio
-    from shoal import Application, SQLiteStore, action, fan_out, Limits
-
-    path, role = sys.argv[1:]
-
-    @action(reads=["item"], writes=["out"], run_in="loop")
-    async def work(item: int) -> str:
-        if role == "stops" and item == 3:
-            print("stopping", flush=True)
-            os.kill(os.getpid(), signal.SIGSTOP)
-        if role == "dies" and item == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return f"{role} {item}"
-
-    store = SQLiteStore(path, lease=60, heartbeat=0.2)
-    act = fan_out(work, over="items", key=int, into="outs", limits=Limits(1))
-    app = Application(act, store=store, name="app")
-    print("ready", flush=True)
-    sys.stdin.readline()
-    try:
-        result = app.run_sync({"items": list(range(6))}, id="x")
-    except Exception as error:
-        print(type(error).__name__, error, flush=True)
-    else:
-        print(dict(result.state["outs"]), flush=True)
-"""
-
-
-@contextmanager
-def process(path: Path, role: str) -> Generator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", dedent(PROGRAM), str(path), role]
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as started:
-        assert started.stdout is not None
-        try:
-            assert started.stdout.readline() == "ready\n"
-            yield started
-        finally:
-            if started.poll() is None:
-                started.kill()
-
-
-def begin(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def test_what_a_killed_process_has_done_is_not_done_again(path: Path):
-    with process(path, "dies") as first, process(path, "second") as second:
-        begin(first)
-        assert first.wait(30) == -signal.SIGKILL
-        begin(second)
-        before = [f"{item}: 'dies {item}'" for item in range(3)]
-        after = [f"{item}: 'second {item}'" for item in range(3, 6)]
-        assert said(second) == "{" + ", ".join(before + after) + "}", "and at once"
-
-
-def test_a_process_that_was_stopped_past_its_lease_saves_nothing_more(path: Path):
-    with process(path, "stops") as first, process(path, "second") as second:
-        with process(path, "early") as early:
-            begin(first)
-            assert said(first) == "stopping"
-            begin(early)
-            answer = said(early)
-            assert answer.startswith(f"RunClaimed run x goes on in process {first.pid} on"), answer
-        with another_process(path, lease=0.001):  # it has run out
-            begin(second)
-        outs = said(second)
-        assert "'stops 2'" in outs
-        assert "'second 3'" in outs
-        before = rows(path, "SELECT * FROM runs"), rows(path, "SELECT * FROM history")
-        first.send_signal(signal.SIGCONT)
-        assert said(first).startswith("LeaseLost run x was taken over")
-        first.wait(30)
-        after = rows(path, "SELECT * FROM runs"), rows(path, "SELECT * FROM history")
-        assert after == before
-
-
-def test_of_two_processes_that_resume_one_run_one_wins(path: Path):
-    with process(path, "dies") as first:
-        begin(first)
-        first.wait(30)
-    with process(path, "a") as a, process(path, "b") as b:
-        begin(a)
-        begin(b)
-        answers = sorted((said(a), said(b)))
-    claimed_ = [one for one in answers if one.startswith("RunClaimed")]
-    finished = [one for one in answers if one.startswith("{0: 'dies 0'")]
-    assert len(finished) + len(claimed_) == 2
-    assert finished, "one wins; the other is refused, or finds it done"
-
 
 # -- the layout ------------------------------------------------------------------------------------
 
@@ -1242,23 +809,26 @@ def queries() -> list[tuple[str, str]]:
 @pytest.fixture
 def crawled(path: Path) -> Path:
     @action(reads=["url"], writes=["page"])
-    async def fetch(url: str) -> dict[str, Any]:
+    async def fetch(url: str, context: Context) -> dict[str, Any]:
         if url == "b":
             raise LookupError("no such page")
+        if url == "d":
+            await context.ask("password", {"for": url})
         return {"title": url.upper()}
 
     act = fan_out(
         fetch, over="urls", item="url", key=str, into="pages", errors_into="bad", on_error="collect"
     )
     app = Application(act, store=store_at(path), name="crawl")
-    app.run_sync({"urls": ["a", "b", "c"]}, id="crawl-1")
+    app.run_sync({"urls": ["a", "b", "c", "d"]}, id="crawl-1")
     return path
 
 
 ANSWERS: dict[str, Any] = {
-    "Runs": [("crawl-1", "crawl", "succeeded")],
-    "Counts by status": [("failed", 1), ("succeeded", 2)],
+    "Runs": [("crawl-1", "crawl", "halted")],
+    "Counts by status": [("failed", 1), ("halted", 1), ("succeeded", 2)],
     "The first page of failures": [("b", "builtins:LookupError", "no such page")],
+    "Open questions": [("d", "password", '{"for":"d"}')],
     "Into a child's value": [("a", "A"), ("c", "C")],
     "Who has claimed what": [],
     "Space": None,
@@ -1329,6 +899,27 @@ def test_an_item_of_a_collection_is_saved_once(path: Path):
     assert size[1] < 3.3 * size[0]
     (longest,) = rows(file, "SELECT max(length(data)) FROM history WHERE step = 'outs'")[0]
     assert longest < 200
+
+
+@anyio_test
+async def test_new_rows_beside_known_ones_are_written(path: Path):
+    """Whatever statements they share: children that an earlier execution has left run again."""
+
+    @action(reads=["item"], writes=["out"])
+    async def odd_fails(item: int, mended: bool) -> int:
+        if item % 2 and not mended:
+            raise ConnectionError
+        return item
+
+    some = fan_out(
+        odd_fails, over="items", key=int, into="outs", errors_into="failed", on_error="collect"
+    )
+    app = Application(some, store=store_at(path))
+    await app.run({"items": list(range(100))}, id="x", inputs={"mended": False})
+    result = await app.retry_failed("x", inputs={"mended": True})
+    assert result.state["outs"] == {item: item for item in range(100)}
+    kept = "SELECT status, count(*) FROM runs WHERE position IS NOT NULL GROUP BY status"
+    assert rows(path, kept) == [("succeeded", 100)]
 
 
 def test_appending_to_a_list_saves_what_is_appended(path: Path):

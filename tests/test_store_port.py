@@ -487,6 +487,31 @@ async def test_a_slow_store_holds_the_source_back():
     assert all(later - earlier <= 6 for earlier, later in pairwise(seen))
 
 
+@action(reads=["item"], writes=["turns"])
+async def take_turns(item: int) -> int:
+    for _ in range(item):
+        await anyio.lowlevel.checkpoint()
+    return item
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+async def test_quick_children_are_saved_as_many_at_once_as_are_in_flight(turns: int):
+    store = RecordingStore(slow)
+    act = fan_out(take_turns, over="items", into="out", limits=Limits(10))
+    await live(act, {"items": [turns] * 100}, store)
+    sizes = [len(save.applied) for save in store.given if save.applied]
+    assert sum(sizes) == 100
+    assert len(sizes) <= 11
+
+
+async def test_who_ends_later_is_not_waited_for_longer_than_a_few_turns():
+    store = RecordingStore(slow)
+    act = fan_out(take_turns, over="items", into="out", limits=Limits(400))
+    await live(act, {"items": [turns for turns in range(20, 60) for _ in range(10)]}, store)
+    saved = next(save for save in store.given if save.applied)
+    assert len(saved.applied) < 200
+
+
 async def test_a_save_may_take_as_long_as_the_deadline():
     async def just_in_time(_: Save) -> None:
         await anyio.sleep(29.9)

@@ -3,12 +3,12 @@
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
 _functions, _collections, _ids, _digest, _state, _typenames, _tags, _objects, _codec, _model,
 _schema, _events, _history, _meters, _shared, _rate, _retry, _breaker, _policy; _action,
-_action_class, _until, _condition, _flow, _graph; _cancel, _items, _watch, _store, _results, _ports,
-_backend, _hooks, _stream, _suspects, _execution, _attempts, _setting, _trials, _holding,
-_recalling, _telling, _halting, _step, _run; _host, _threads, _gate, _alarms, _supply, _queue,
-_seat, _limiter, _entrance, _admission, _recorded, _checks, _child, _source, _group, _hedge,
-_stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children, _context;
-_root, _runtime, _open, _application; then the stores and the rates.
+_action_class, _until, _condition, _flow, _graph; _cancel, _items, _watch, _store, _results,
+_ports, _backend, _hooks, _stream, _suspects, _execution, _attempts, _setting, _trials, _holding,
+_recalling, _telling, _halting, _ending, _step, _run; _host, _threads, _gate, _alarms, _supply,
+_queue, _seat, _limiter, _entrance, _admission, _recorded, _checks, _child, _source, _group,
+_hedge, _stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children,
+_context; _root, _runtime, _open, _given, _application; then the stores and the rates.
 ``docs/internals.md`` is the tour.
 """
 
@@ -118,6 +118,7 @@ from ._store import (
     Browses,
     CachesResults,
     ChildRecord,
+    FailedChild,
     FindsOrphans,
     Orphan,
     Prunes,
@@ -133,6 +134,7 @@ from .stores import MemoryStore
 
 if typing.TYPE_CHECKING:
     from ._codec import Codec
+    from .stores._postgres import PostgresStore
     from .stores._sqlite import SQLiteStore
 
 __all__ = [
@@ -180,6 +182,7 @@ __all__ = [
     "Event",
     "Extend",
     "Failed",
+    "FailedChild",
     "FanOut",
     "FindsOrphans",
     "First",
@@ -225,6 +228,7 @@ __all__ = [
     "ParallelAction",
     "Poisoned",
     "PositionedList",
+    "PostgresStore",
     "Prunes",
     "Put",
     "PutWithin",
@@ -302,7 +306,7 @@ __all__ = [
 ]
 
 # what only those who use it need to import
-_LATER = {"Codec": "_codec", "SQLiteStore": "stores._sqlite"}
+_LATER = {"Codec": "_codec", "PostgresStore": "stores._postgres", "SQLiteStore": "stores._sqlite"}
 
 
 def __getattr__(name: str) -> object:

@@ -290,6 +290,7 @@ class FunctionAction(Act, Generic[P, R_co]):
             or self.is_streaming
             or limits is not None
             or timeout is not None
+            or cache is not None
         )
         """Whether an attempt needs more than a call."""
 

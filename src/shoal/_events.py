@@ -196,7 +196,11 @@ class ErrorInfo:
 
 def in_short(error: BaseException) -> str:
     """Say what an error is, for a list: its class and its text, but no more than fits."""
-    text = f"{type(error).__name__}: {_message(error)}"
+    return shortened(f"{type(error).__name__}: {_message(error)}")
+
+
+def shortened(text: str) -> str:
+    """Leave out what is too much."""
     return text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."
 
 

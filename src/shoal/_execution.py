@@ -95,6 +95,7 @@ class Execution:
         "live",
         "max_depth",
         "max_steps",
+        "saves_wait",
         "services",
         "store",
         "suspects",
@@ -143,6 +144,8 @@ class Execution:
         """What ``Admission`` remembers of it, so that executions take turns."""
         self.unsaved: bool = False
         """Whether a save failed, so that nothing can be saved any more."""
+        self.saves_wait: bool = False
+        """Whether the last save was waited for, so that one of more costs hardly more."""
         self.groups: set[object] = set()
         """The groups of children that live now, at all depths."""
         self._failure: ShoalError | None = None
@@ -188,6 +191,7 @@ class Execution:
         pending: Awaitable[None] | None = None
         try:
             pending = store.save(batch)
+            self.saves_wait = pending is not None
             if pending is None:
                 return
             with CancelScope(shield=True), move_on_after(self.services.commit_deadline):

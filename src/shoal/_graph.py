@@ -159,12 +159,10 @@ class Graph(Act):
             >>> graph.part(entry="parse"), graph.part(ends_after=[fetch])
             (<Graph crawl: parse>, <Graph crawl: fetch>)
         """
-        given: object = ends_after
-        if isinstance(given, str | Act) or not isinstance(given, Iterable):
-            msg = f"graph {self.name!r}: part(ends_after=...) takes a list of acts, not {given!r}"
-            raise DefinitionError(msg)
-        last = {self._find(act, "ends_after").name for act in ends_after}
-        start = self.entry if entry is None else self._find(entry, "entry")
+        last = self.names(ends_after, f"graph {self.name!r}: part(ends_after=...)")
+        where = f"graph {self.name!r}: part(entry=...)"
+        acts = {act.name: act for act in self.acts}
+        start = self.entry if entry is None else _named(acts, entry, where)
         leaving = {act: () if act in last else edges for act, edges in self._leaving.items()}
         reached = reachable(start.name, leaving)
         kept = [edge for edge in self.edges if edge.source.name in reached - last]
@@ -182,9 +180,18 @@ class Graph(Act):
         typed._hold_to(Schema(model))
         return typed
 
-    def _find(self, wanted: object, parameter: str) -> Act:
+    def names(self, given: object, where: str) -> frozenset[str]:
+        """Check a list of its acts, or of their names, that a user gave; return the names.
+
+        Raises:
+            DefinitionError: It is no list, or has something else.
+        """
+        if isinstance(given, str | Act) or not isinstance(given, Iterable):
+            msg = f"{where} takes a list of acts, not {brief(given)}"
+            raise DefinitionError(msg)
         acts = {act.name: act for act in self.acts}
-        return _named(acts, wanted, f"graph {self.name!r}: part({parameter}=...)")
+        wanted = cast("Iterable[object]", given)
+        return frozenset(_named(acts, one, where).name for one in wanted)
 
     # -- walking --------------------------------------------------------------------------------
 

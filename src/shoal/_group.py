@@ -71,6 +71,8 @@ from ._watch import SPARE, Part, Watched, leads_to
 
 BATCH = 1000
 """Ended children that the parent takes at once."""
+TURNS = 4
+"""Turns of the event loop for which ends are waited for that go into the same save, at most."""
 INLINE = 64
 """Children that a puller lives without passing a checkpoint, if none of them waits..."""
 INLINE_SECONDS = 0.001
@@ -344,6 +346,7 @@ class Group:
                     return True
                 self._news = Event()
                 await self._news.wait()
+                await self._let_more_end()
                 continue
             batch = [inbox.popleft() for _ in range(min(len(inbox), BATCH))]
             batch.sort(key=_position)
@@ -357,7 +360,22 @@ class Group:
             self._tell_places(len(batch))
             if inbox:
                 await checkpoint()
+                await self._let_more_end()
         return False
+
+    async def _let_more_end(self) -> None:
+        """Where a save takes time, let the event loop make a few turns while that brings more ends.
+
+        Else quick children would end just behind a save, again and again: then each other one is of
+        a few, and those that have made room run while it is written, in each other's way.
+        """
+        for _ in range(TURNS if self._parent.setting.execution.saves_wait else 0):
+            before = len(self.inbox), self.in_flight
+            if self._is_held:  # one of them may decide, so nobody starts
+                return
+            await checkpoint()
+            if before == (len(self.inbox), self.in_flight):
+                return
 
     def _fell(self, error: BaseException) -> None:
         """Deal with what came out of code that runs in the group's tasks, but for its children.
@@ -821,38 +839,40 @@ class Group:
             waited = await drive(self._context.copy(), living, self._engage_two)
             child.succeed()
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
-            halts = has_halted(child, error)
-            if puller.reason is not None and (is_cancellation(error) or (halts and cancelled())):
-                child.cancel(puller.reason, puller.winner)
-                self._end_live()
-                self._leave(child)
-                self._replace_cut_off()
+            if not self._end_without_success(child, puller, error):
                 return None
-            if type(error) is self._cancellation:  # and still is cancelled: scopes stay so
-                self._end_with_all(child)
-                return None
-            if halts and cancelled():
-                self._end_with_all(child)
-                return None
-            failure = None if halts else as_failure(error)
-            if halts:
-                child.halt()
-                failure = child.error if isinstance(child.error, Exception) else None
-            elif failure is None:
-                self._end_with_all(child)
-                if is_cancellation(error):
-                    self._cancellation = type(error)
-                else:
-                    self._fell(error)
-                return None
-            else:
-                child.fail(failure)
-            if failure is not None and child.setting.execution.ended_by(failure):
-                self._fell(failure)
-            del failure  # no cycle from the exception through its traceback to this frame
         self._end_live()
         self._leave(child)
         return waited
+
+    def _end_without_success(self, child: Run, puller: _Puller, error: BaseException) -> bool:
+        """Note how a child has ended that raised ``error``; tell whether its puller goes on."""
+        halts = has_halted(child, error)
+        is_cut_off = is_cancellation(error) or (halts and cancelled())
+        if puller.reason is not None and is_cut_off:
+            child.cancel(puller.reason, puller.winner)
+            self._end_live()
+            self._leave(child)
+            self._replace_cut_off()
+            return False
+        if type(error) is self._cancellation or (halts and cancelled()):
+            self._end_with_all(child)  # a scope that is cancelled stays so
+            return False
+        failure = None if halts else as_failure(error)
+        if halts:
+            child.halt()
+        elif failure is not None:
+            child.fail(failure)
+        else:
+            self._end_with_all(child)
+            if is_cancellation(error):
+                self._cancellation = type(error)
+            else:
+                self._fell(error)
+            return False
+        if child.error is not None and child.setting.execution.ended_by(child.error):
+            self._fell(child.error)
+        return True
 
     def _replace_cut_off(self) -> None:
         """Have a fresh puller take over from one that was cancelled alone."""

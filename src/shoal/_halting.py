@@ -34,7 +34,9 @@ LISTED = 10
 """Questions that an error names."""
 
 T = TypeVar("T")
-Answers = Mapping[str | tuple[str, str], object]
+Answers = (
+    Mapping[str, object] | Mapping[tuple[str, str], object] | Mapping[str | tuple[str, str], object]
+)
 """Answers by (run id, name), or by the name alone where one open question has it."""
 
 
@@ -232,7 +234,6 @@ async def or_halt(run: Asking, attempt: Callable[[], Awaitable[T]]) -> T:
     else:
         if not run.is_halting:
             return result
-    await checkpoint_if_cancelled()  # in whatever tick, and though it may have swallowed that
     await run.settle()
     msg = "the attempt has asked, and was not answered yet"
     raise Halting(msg)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 from ._events import Decision, Update
-from ._state import make_state, replay
+from ._state import Operation, replay_all
 
 
 @final
@@ -77,8 +77,8 @@ class _Moment:
 class Playback:
     """Where a history has led to so far."""
 
-    data: Mapping[str, object]
-    """The fields of the state after all updates."""
+    _data: Mapping[str, object]
+    _unplayed: list[Operation] = field(default_factory=list[Operation])  # which come after that
     number: int = 0
     """The number of the last update."""
     began: _Moment = field(init=False)
@@ -103,6 +103,13 @@ class Playback:
         default_factory=list[tuple[Completed, _Moment, list[Update]]]
     )
 
+    @property
+    def data(self) -> Mapping[str, object]:
+        """The fields of the state after all updates."""
+        if self._unplayed:
+            self._data, self._unplayed = replay_all(self._data, self._unplayed), []
+        return self._data
+
     def is_undone(self, number: int) -> bool:
         """Tell whether the update of that number counts no more."""
         return any(first < number <= last for first, last in self.undone)
@@ -111,8 +118,8 @@ class Playback:
         """Go on by one entry."""
         match entry:
             case Update():
-                state = replay(make_state(self.data), entry.operations)
-                self.data, self.number = state._data, entry.number
+                self._unplayed += entry.operations
+                self.number = entry.number
                 self.under_way.append(entry)
             case Decision():
                 self.decision = entry
@@ -146,10 +153,8 @@ class Playback:
             if completed.step == entry.step and self.visit(entry.step) == entry.visit:
                 self.undone.append((completed.number, self.number))
                 self.under_way = [one for one in updates if one.number <= completed.number]
-                state = make_state(self.began.data)
-                for update in self.under_way:
-                    state = replay(state, update.operations)
-                self.restored = state._data
+                operations = [one for update in self.under_way for one in update.operations]
+                self.restored = replay_all(self.began.data, operations)
                 self.decision = None
                 self.asked = {}  # only steps of children are gone back into: they ask nothing
                 self.decided = {

@@ -2,7 +2,8 @@
 
 Invariants:
 - Only what has succeeded is remembered, and would be allowed to be written.
-- What is remembered is looked for before anything is waited for, and once more by who had to wait.
+- What is remembered is looked for before anything is waited for, and once more by who had to wait:
+  who had the seat before has remembered it by then.
 """
 
 from __future__ import annotations
@@ -36,29 +37,37 @@ class Recaller:
     def _execute(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is."""
 
+    @abstractmethod
+    async def settle(self) -> None:
+        """Drop native cancellation that user code has left on this task."""
+
     @property
     def is_cached(self) -> bool:
         """Whether its current step is not executed, for what it comes to was remembered."""
         return self._trials is not None and self._trials.is_cached
 
     async def recall_or_execute(self, action: FunctionAction[..., object]) -> Change:
-        """Take what is remembered of ``action``; else execute it, and remember what it comes to.
-
-        Cancelled while it is remembered, that may have happened or not: the step isn't completed,
-        and a resume may find that it needn't be executed.
-        """
-        trials, setting, seconds = self._remember(), self.setting, action.cache
-        assert seconds is not None, "it has cache="
+        """Take what is remembered of ``action``; else execute it, which has it remembered."""
+        trials = self._remember()
         trials.result_key, trials.is_cached = result_key(action, self._head[1]), False
         change = await self.recall_result(action)
-        if change is None:
-            change = await self._execute(action)
-            if not trials.is_cached:  # it was by the time that it could have started
-                if setting.schema is not None:  # what it refuses is no result
-                    setting.schema.checked(change, self._head[1], f"action {action.name!r}")
-                remembering = self._results.remember(trials.result_key, change.operations, seconds)
-                what = f"room for a result of {action.name!r}"
-                await setting.execution.ask(remembering, what, (NotData, UpdateTooLarge))
+        return await self._execute(action) if change is None else change
+
+    async def remember_result(
+        self, action: FunctionAction[..., Any], change: Change, seconds: float
+    ) -> Change:
+        """Return what ``action``, its current step, has come to, once that is remembered.
+
+        Cancelled meanwhile, it was or it wasn't: the step isn't completed, and a resume may find
+        that it needn't be executed.
+        """
+        setting, what = self.setting, f"room for a result of {action.name!r}"
+        if setting.schema is not None:  # what it refuses is no result
+            setting.schema.checked(change, self._head[1], f"action {action.name!r}")
+        await self.settle()
+        key = self._remember().result_key
+        remembering = self._results.remember(key, change.operations, seconds)
+        await setting.execution.ask(remembering, what, (NotData, UpdateTooLarge))
         return change
 
     async def recall_result(self, action: FunctionAction[..., Any]) -> Change | None:

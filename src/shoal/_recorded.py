@@ -209,7 +209,8 @@ class Recorded:
         if record.status != "halted":
             return False
         answers = child.setting.execution.answers
-        return not any(one.id in answers for one in recorded_questions(record.value, child.path))
+        asked = recorded_questions(record.value, child.path)
+        return bool(asked) and not any(one.id in answers for one in asked)
 
     def has_done(self, act: str, key: Key) -> bool:
         """Tell whether that child has yet to come up, and is part of the state."""
@@ -261,11 +262,19 @@ def recorded_asked(
     resting = [
         record
         for record in children
-        if record.status == "halted" and record.visit == _visit(record.step, graph, played)
+        if record.status == "halted"
+        and record.visit == _visit(record.step, graph, played)
+        and not _has_lost(record, played)
     ]
     for record in sorted(resting, key=lambda one: (one.step, one.position)):
         found += recorded_questions(record.value, path)
     return found
+
+
+def _has_lost(record: ChildRecord, played: Playback) -> bool:
+    """Tell whether a race was decided without a child that rests, which is not recorded yet."""
+    decision = played.decided.get((record.step, record.visit))
+    return decision is not None and decision.winner != ChildName(record.act, record.key)
 
 
 def _visit(step: str, graph: Graph, played: Playback) -> int:

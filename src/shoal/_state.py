@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, cast, final
 
 from ._collections import PositionedList, StateList, StateMap, to_plain
@@ -511,6 +512,22 @@ def replay(state: State, operations: Iterable[Operation]) -> State:
             case Drop(field):
                 state = state.drop(field)
     return state
+
+
+def replay_all(data: Mapping[str, object], operations: Iterable[Operation]) -> Mapping[str, object]:
+    """Apply a long history to the fields of a state: what is put into one collection, at once."""
+    for field, some in groupby(operations, _put_into):
+        collection = None if field is None else _growable(data.get(field, {}))
+        if field is not None and isinstance(collection, StateMap | PositionedList):
+            entries = cast("Iterable[Any]", (operation[1:] for operation in some))
+            data = {**data, field: collection.put_all(entries)}
+        else:
+            data = replay(make_state(data), some)._data
+    return data
+
+
+def _put_into(operation: Operation) -> str | None:
+    return operation.field if type(operation) is Put else None
 
 
 def _check_name(field: object) -> None:

@@ -59,6 +59,12 @@ class Caller(Tried, Emitter, Asking, Protocol):
         """Return what an action with ``cache=`` has come to before, if that is remembered."""
         ...
 
+    async def remember_result(
+        self, action: FunctionAction[..., Any], change: Change, seconds: float
+    ) -> Change:
+        """Return what an action with ``cache=`` has come to, once that is remembered."""
+        ...
+
     async def wait_for_later(self, seconds: float, *, is_paused: bool) -> None:
         """Hold nothing until an action that asked for it may be tried again."""
         ...
@@ -166,9 +172,9 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
             await seat.wait()
             await checkpoint_if_cancelled()  # in the tick of the grant, or while hooks were told
             if action.cache is not None:  # somebody may have come to it meanwhile
-                change = await run.recall_result(action)
-                if change is not None:
-                    return change
+                recalled = await run.recall_result(action)
+                if recalled is not None:
+                    return recalled
         begun = True
         if action.in_thread:
             thread = services.threads.turn()
@@ -187,6 +193,8 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
             timed = partial(within, action.timeout, attempt, run, services, what=what)
         if action.takes_context:
             return await or_halt(run, timed)
+        if action.cache is not None:  # while it has its seat: whoever has it next looks again
+            return await run.remember_result(action, await timed(), action.cache)
         return await timed()
     except BaseException as error:
         failure = error

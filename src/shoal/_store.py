@@ -15,7 +15,7 @@ from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from ._ids import Key, RunPath
 from ._state import Operation
 
-RunStatus = Status | Literal["running", "halted"]
+RunStatus = Status | Literal["running"]
 """How it stands with a root run. What has no end is running, also where its process has died."""
 ChildStatus = RunStatus | Literal["skipped"]
 """How it stands with a child."""
@@ -234,6 +234,24 @@ class RunSummary(NamedTuple):
 
 
 @final
+class FailedChild(NamedTuple):
+    """A child that has failed, as a list of failures shows it. Its element isn't looked at."""
+
+    step: str
+    visit: int
+    act: str
+    key: Key
+    position: int
+    error: str
+    """What it failed with, in a line or a few."""
+    attempts: int = 1
+    elapsed: float = 0.0
+    """Seconds from its start to its end."""
+    applied: int | None = None
+    """The number of the parent's last update that applied it."""
+
+
+@final
 class ChildRecord(NamedTuple):
     """What a store says of a child. Made for each child, so a named tuple: that costs a third."""
 
@@ -447,10 +465,11 @@ class Browses(Protocol):
 
     async def failures(
         self, path: RunPath, *, limit: int = 50, skip: int = 0
-    ) -> Sequence[ChildRecord]:
-        """Return children of a run that have failed, in the order in which it has heard of them.
+    ) -> Sequence[FailedChild]:
+        """Return children of a run that have failed, in the order in which it has applied them.
 
-        Those that it has not applied, since it failed itself then, come first.
+        Those that it has not applied, since it failed itself then, come first. Types of elements
+        and errors needn't be imported.
 
         Args:
             path: The run.

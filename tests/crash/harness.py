@@ -306,12 +306,12 @@ def crash(
     """
     for backend in backends:  # so that no life has to import anything
         import_module(f"anyio._backends._{backend}")
-    STORES[store].open(Path())
-    gc.freeze()  # and all share what is there
     tally = Tally()
     clean = dict[tuple[str, str], dict[str, Any]]()
-    with tempfile.TemporaryDirectory() as folder:
+    with STORES[store].serve(), tempfile.TemporaryDirectory() as folder:
         home = keep or Path(folder)
+        STORES[store].open(Path("nothing"))
+        gc.freeze()  # and all share what is there
 
         def new(number: int, scenario: str, backend: str) -> Round:
             place = home / f"{scenario} {backend} {number}"

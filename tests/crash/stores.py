@@ -9,15 +9,18 @@ the disk, without any of its code.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shoal import SQLiteStore, Store
-from shoal._ids import child_id
+import psycopg
+
+from shoal import PostgresStore, SQLiteStore, Store
+from shoal._ids import Key, child_id
 from shoal.stores._writing import Database
+from tests.postgres import QUICK, PostgresServer, private_server, programs
 
 from .life import Life
 
@@ -41,6 +44,8 @@ class Subject(NamedTuple):
     """Has this process pass the places inside of it: in its transactions, and right behind them."""
     tables: Callable[[Path], dict[str, Row]]
     """Reads its tables, all runs by their ids. Raises where they are damaged."""
+    serve: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Is around all rounds: has a server run, say."""
 
 
 def _open_sqlite(folder: Path) -> Store:
@@ -48,7 +53,7 @@ def _open_sqlite(folder: Path) -> Store:
     return SQLiteStore(folder / "runs.db", synchronous="normal")
 
 
-def _arm_sqlite(life: Life) -> None:
+def _arm(life: Life) -> None:
     save, transact = Database.save, Database._transact
     passed = list[str]()  # in the transaction under way
 
@@ -70,31 +75,40 @@ def _arm_sqlite(life: Life) -> None:
 
 
 def _sqlite_tables(folder: Path) -> dict[str, Row]:
-    found = dict[str, Row]()
     with closing(sqlite3.connect(folder / "runs.db")) as sql:
         assert sql.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert sql.execute("SELECT run_id FROM claims WHERE execution NOTNULL").fetchall() == []
-        runs = sql.execute(
-            "SELECT runs.id, parent, step, visit, act, key, status, applied FROM runs "
-            "LEFT JOIN places ON places.id = place ORDER BY runs.id"
-        ).fetchall()
-        by_id = {run[0]: run for run in runs}
-        names = dict[int, str]()
+        return _read(lambda query: sql.execute(query).fetchall(), lambda key: key)
 
-        def name(run: int) -> str:
-            if run not in names:
-                _, parent, step, visit, act, key, *_ = by_id[run]
-                names[run] = child_id(name(parent), step, visit, act, key) if parent else key
-            return names[run]
 
-        for run, _, _, _, _, _, status, applied in runs:
-            found[name(run)] = Row(status, applied)
-        for run, parent, *_, applied in runs:
-            if parent and applied is not None:
-                assert parent in by_id, f"nobody has started {by_id[run]}"
-                found[name(parent)].numbers.append(applied)
-        for run, number in sql.execute("SELECT run, number FROM history WHERE kind = 'update'"):
-            found[name(run)].numbers.append(number)
+def _read(
+    ask: Callable[[str], list[tuple[Any, ...]]], key_of: Callable[[Any], Key]
+) -> dict[str, Row]:
+    assert ask("SELECT run_id FROM claims WHERE execution IS NOT NULL") == []
+    runs = ask(
+        "SELECT runs.id, parent, step, visit, act, key, status, applied FROM runs "
+        "LEFT JOIN places ON places.id = place ORDER BY runs.id"
+    )
+    found = dict[str, Row]()
+    by_id = {run[0]: run for run in runs}
+    names = dict[int, str]()
+
+    def name(run: int) -> str:
+        if run not in names:
+            _, parent, step, visit, act, key, *_ = by_id[run]
+            if parent:
+                names[run] = child_id(name(parent), step, visit, act, key_of(key))
+            else:
+                names[run] = key
+        return names[run]
+
+    for run, _, _, _, _, _, status, applied in runs:
+        found[name(run)] = Row(status, applied)
+    for run, parent, *_, applied in runs:
+        if parent and applied is not None:
+            assert parent in by_id, f"nobody has started {by_id[run]}"
+            found[name(parent)].numbers.append(applied)
+    for run, number in ask("SELECT run, number FROM history WHERE kind = 'update'"):
+        found[name(run)].numbers.append(number)
     return found
 
 
@@ -102,8 +116,42 @@ def _open_hasty(folder: Path) -> Store:
     return SQLiteStore(folder / "runs.db", synchronous="normal", durability="end")
 
 
+# -- Postgres: one server for all rounds, and a schema for each ------------------------------------
+
+_servers: list[PostgresServer] = []
+
+
+@contextmanager
+def _serve_postgres() -> Generator[None]:
+    found = programs()
+    if found is None:
+        raise SystemExit("PostgreSQL's own programs are missing: Debian's package postgresql")
+    with private_server(found, QUICK) as server:
+        _servers.append(server)
+        try:
+            yield
+        finally:
+            _servers.remove(server)
+
+
+def _open_postgres(folder: Path) -> Store:
+    (server,) = _servers
+    return PostgresStore(server.address(), schema=folder.name)
+
+
+def _postgres_tables(folder: Path) -> dict[str, Row]:
+    (server,) = _servers
+    with psycopg.connect(server.address(), autocommit=True) as sql:
+        sql.execute("SELECT set_config('search_path', %s, false)", (f'"{folder.name}"',))
+        return _read(
+            lambda query: sql.execute(query.encode()).fetchall(),
+            lambda key: int(key[1:]) if key[:1] == "#" else key,
+        )
+
+
 STORES: dict[str, Subject] = {
-    "sqlite": Subject(_open_sqlite, _arm_sqlite, _sqlite_tables),
+    "sqlite": Subject(_open_sqlite, _arm, _sqlite_tables),
+    "postgres": Subject(_open_postgres, _arm, _postgres_tables, _serve_postgres),
     # says of saves that they are kept before they are: to see that this is found
-    "hasty": Subject(_open_hasty, _arm_sqlite, _sqlite_tables),
+    "hasty": Subject(_open_hasty, _arm, _sqlite_tables),
 }

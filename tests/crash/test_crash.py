@@ -18,6 +18,7 @@ import pytest
 from tests.crash.harness import BACKENDS, check_effects, check_nothing_ran_again, check_tables
 from tests.crash.life import PHASES, Death, Life, lines
 from tests.crash.stores import Row
+from tests.durable import find_programs
 
 can_fork = pytest.mark.skipif(
     not hasattr(os, "fork") or not Path("/proc/self/stat").exists(),
@@ -37,8 +38,8 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def killed(backend: str, kills: int, capsys: pytest.CaptureFixture[str]) -> None:
-    done = command("--kills", kills, "--seed", 1, "--backend", backend)
+def killed(kills: int, capsys: pytest.CaptureFixture[str], *more: str) -> None:
+    done = command("--kills", kills, "--seed", 1, *more)
     assert done.returncode == 0, done.stderr
     with capsys.disabled():
         print(f"\n{done.stdout}", file=sys.stderr)  # which xdist's workers pass on
@@ -53,7 +54,16 @@ def killed(backend: str, kills: int, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_process_may_be_killed_at_any_moment(backend: str, capsys: pytest.CaptureFixture[str]):
-    killed(backend, KILLS, capsys)
+    killed(KILLS, capsys, "--backend", backend)
+
+
+@can_fork
+@pytest.mark.crash
+@pytest.mark.services
+@pytest.mark.timeout(300)
+def test_a_process_may_be_killed_at_any_moment_with_a_server(capsys: pytest.CaptureFixture[str]):
+    find_programs()
+    killed(5, capsys, "--store", "postgres")
 
 
 @can_fork
@@ -62,7 +72,17 @@ def test_a_process_may_be_killed_at_any_moment(backend: str, capsys: pytest.Capt
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_process_may_be_killed_very_often(backend: str, capsys: pytest.CaptureFixture[str]):
-    killed(backend, 5 * KILLS, capsys)
+    killed(5 * KILLS, capsys, "--backend", backend)
+
+
+@can_fork
+@pytest.mark.crash
+@pytest.mark.slow
+@pytest.mark.services
+@pytest.mark.timeout(2400)
+def test_a_process_may_be_killed_very_often_with_a_server(capsys: pytest.CaptureFixture[str]):
+    find_programs()
+    killed(5 * KILLS, capsys, "--store", "postgres")
 
 
 @can_fork

@@ -37,6 +37,7 @@ from shoal import (
     Cancelled,
     ChildEnded,
     ChildGroup,
+    ChildHalted,
     ChildName,
     ChildStarted,
     Condition,
@@ -53,6 +54,7 @@ from shoal import (
     FirstItem,
     FunctionAction,
     Graph,
+    Halted,
     Hedge,
     Hook,
     Increment,
@@ -71,6 +73,7 @@ from shoal import (
     PositionedList,
     Put,
     PutWithin,
+    Question,
     Quorum,
     Rejected,
     Result,
@@ -387,6 +390,16 @@ async def running() -> None:
     result = await application.run({"pages": [Page("x", 0)]}, id="crawl-1", inputs={"client": 1})
     assert_type(result, RunResult[dict[str, Any]])
     assert_type(result.run_id, str)
+    assert_type(result.status, Literal["succeeded", "halted"])
+    for question in result.questions:
+        assert_type(question, Question)
+        assert_type(question.address, tuple[str, str])
+    assert_type(result.outcomes("titles").halted, int)
+    assert_type(await application.questions("crawl-1"), Sequence[Question])
+    answers = {question.address: True for question in result.questions}
+    await application.run(id="crawl-1", answers=answers, halt_before=["parse"])
+    await application.run(id="crawl-1", answers={"approve": True}, halt_after=[fetch])
+    await application.run(id="crawl-1", answers=[1])  # pyright: ignore[reportArgumentType]
     assert_type(result.state, State[dict[str, Any]])
     assert_type(result.state.data, dict[str, Any])
     assert_type(result.state["titles"], Any)
@@ -730,8 +743,13 @@ class Progress(Hook):
         assert_type(event.child, RunPath)
         assert_type(event.position, int)
 
+    async def on_child_halted(self, event: ChildHalted) -> None:
+        assert_type(event.halted, Halted)
+        assert_type(event.halted.questions, tuple[Question, ...])
+
     async def on_run_ended(self, event: RunEnded) -> None:
-        assert_type(event.status, Literal["succeeded", "failed", "cancelled"])
+        assert_type(event.status, Literal["succeeded", "failed", "cancelled", "halted"])
+        assert_type(event.questions, tuple[Question, ...])
         assert_type(event.error, BaseException | None)
 
     @contextmanager

@@ -14,7 +14,7 @@ from ._holders import Holder, current_holder, now
 class Claim:
     """What this process has of a root run."""
 
-    __slots__ = ("epoch", "execution", "failure", "lost", "run_id")
+    __slots__ = ("epoch", "execution", "failure", "lost", "run_id", "saves")
 
     def __init__(self, run_id: str, execution: str) -> None:
         self.run_id: str = run_id
@@ -23,8 +23,15 @@ class Claim:
         """Which claim of the run this is, counted from 1; set when it is made."""
         self.lost: bool = False
         """Whether the run was taken over."""
+        self.saves: int = 0
+        """How many transactions have saved under it, where the database counts them."""
         self.failure: Exception | None = None
         """What went wrong with a save that nobody waited for."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nobody has claimed the run before, so that nothing was saved of it either."""
+        return self.epoch == 1
 
     def fail(self, error: Exception) -> None:
         self.failure = error

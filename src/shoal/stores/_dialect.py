@@ -67,6 +67,8 @@ class Dialect(NamedTuple):
     """SQL: what a row of ``claims`` says of who has a run."""
     held_of: Callable[[Sequence[Any]], Held]
     """Reads these columns."""
+    now: Callable[[Connection], float]
+    """Seconds since 1970, by the clock that all share who use the database."""
 
     def index_of(self, key: Key) -> Any:
         """Return what a key is found by."""

@@ -34,6 +34,7 @@ from shoal._store import (
     Batch,
     ChildRecord,
     ChildStatus,
+    FailedChild,
     Orphan,
     RunRecord,
     RunStatus,
@@ -47,7 +48,7 @@ from ._reading import Reader
 from ._rows import Packer, Unpacker
 from ._sizes import UpdateSizes
 from ._writer import Job, Writer
-from ._writing import RETRY_AFTER, Config, Database, Save
+from ._writing import Claiming, Config, Database, Save, delays, tell_waiting
 
 T = TypeVar("T")
 
@@ -61,6 +62,9 @@ SOME = 500
 """Rows, runs or pages that one transaction deletes."""
 PAUSE = 0.005
 """Seconds, at least, between two of these."""
+
+MOST_READERS = 4
+"""Connections that are kept for whoever reads next."""
 
 
 class DurableStore(ABC):
@@ -117,6 +121,7 @@ class DurableStore(ABC):
     def _forget_all(self) -> None:
         """Have nothing open, and nothing claimed."""
         self._claims: dict[tuple[str, str], Claim] = {}
+        self._new = set[str]()  # runs that are claimed, and that nothing was ever saved of
         self._users = 0  # claims and blocks
         self._writer: Writer[Database] | None = None
         self._readers: list[Connection] = []  # which nobody uses now
@@ -198,23 +203,28 @@ class DurableStore(ABC):
         claim = self._claims[run_id, holder] = Claim(run_id, holder)
         writer = self._enter()
         try:
-            return await writer.ask(lambda database: database.claim(claim), lightly=True)
+            has_died = await writer.ask(Claiming(claim), lightly=True)
         except Exception:
             claim.lost = True  # even if it was made: nobody keeps it up
             del self._claims[run_id, holder]
             await self._leave()
             raise
+        if claim.is_first:
+            self._new.add(run_id)
+        return has_died
 
     async def release(self, run_id: str, holder: str) -> None:
         """Give the run back; see ``Store``."""
         claim = self._claims.pop((run_id, holder), None)
         if claim is None:
             return
+        self._new.discard(run_id)
         assert self._writer is not None, "it is open as long as a run is claimed"
+        released = self._writer.ask(lambda database: database.release(claim), lightly=True)
         try:
-            await self._writer.ask(lambda database: database.release(claim), lightly=True)
+            await self._leave()  # in one go, where it is the last
         finally:
-            await self._leave()
+            await released
 
     def pack(self, child: SavedRun) -> object:
         """Encode what a child has come to; see ``Store``."""
@@ -229,12 +239,15 @@ class DurableStore(ABC):
         if claim.failure is not None:
             raise claim.failure
         work = Save(self._packer.save(batch), claim)
+        self._new.discard(run_id)
         if not self._within or batch.ended is not None:
             return self._writer.ask(work)
         return self._writer.leave(work, self._within, claim.fail)
 
     async def load(self, run_id: str) -> RunRecord | None:
         """Say what is known of a root run; see ``Store``."""
+        if run_id in self._new:
+            return None
         return await self._read(lambda reader: reader.load(run_id))
 
     async def read(self, path: RunPath, from_number: int = 0) -> Sequence[Entry]:
@@ -255,7 +268,7 @@ class DurableStore(ABC):
 
     async def recall(self, key: str) -> Sequence[Operation] | None:
         """Return a result that is remembered; see ``CachesResults``."""
-        return await self._read(lambda reader: reader.recall(key, time.time()), flushes=False)
+        return await self._read(lambda reader: reader.recall(key), flushes=False)
 
     async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
         """Remember a result; see ``CachesResults``. A loss of power may take it away."""
@@ -278,7 +291,7 @@ class DurableStore(ABC):
 
     async def failures(
         self, path: RunPath, *, limit: int = 50, skip: int = 0
-    ) -> Sequence[ChildRecord]:
+    ) -> Sequence[FailedChild]:
         """Return children that have failed; see ``Browses``."""
         return await self._read(lambda reader: reader.failures(path, limit, skip)) or ()
 
@@ -351,7 +364,7 @@ class DurableStore(ABC):
     def _look(self, look: Callable[[Reader], T]) -> T | None:
         """Call ``look``, again where the database had no answer; as long as that is waited for."""
         config, until = self._config, time.monotonic() + self._config.patience
-        while True:
+        for number, delay in enumerate(delays()):
             connection: Connection | None = None
             try:
                 connection = self._take_reader() or self._connect()
@@ -367,11 +380,14 @@ class DurableStore(ABC):
                     raise
                 if not config.faults.may_pass(error) or time.monotonic() > until:
                     raise config.faults.explained(error) from error
+                if number == 1:
+                    tell_waiting("readers", config.patience, error)
             else:
                 self._give_back(connection)
                 return found
             from_thread.check_cancelled()
-            time.sleep(RETRY_AFTER)
+            time.sleep(delay)
+        raise AssertionError("it is tried again and again")
 
     def _take_reader(self) -> Connection | None:
         with self._lock:
@@ -379,7 +395,7 @@ class DurableStore(ABC):
 
     def _give_back(self, connection: Connection) -> None:
         with self._lock:
-            if self._writer is not None:
+            if self._writer is not None and len(self._readers) < MOST_READERS:
                 self._readers.append(connection)
                 return
         connection.close()

@@ -27,6 +27,7 @@ from shoal._store import (
     Beginning,
     ChildRecord,
     ChildStatus,
+    FailedChild,
     Orphan,
     RunRecord,
     RunStatus,
@@ -311,11 +312,11 @@ class MemoryStore:
 
     async def failures(
         self, path: RunPath, *, limit: int = 50, skip: int = 0
-    ) -> Sequence[ChildRecord]:
+    ) -> Sequence[FailedChild]:
         """Return children that have failed; see ``Browses``."""
         failed = [record for record in await self.children(path) if record.status == "failed"]
         failed.sort(key=lambda record: (record.applied or 0, record.position))
-        return failed[skip : skip + limit]
+        return [_failure(record) for record in failed[skip : skip + limit]]
 
     def _summary(self, run_id: str) -> RunSummary:
         kept, life = self._roots[run_id], self._lives[run_id]
@@ -353,6 +354,20 @@ class MemoryStore:
         elif run is not None and kept.record is not None and kept.record.crashes != run.crashes:
             kept.record = kept.record._replace(crashes=run.crashes)
         return kept
+
+
+def _failure(record: ChildRecord) -> FailedChild:
+    return FailedChild(
+        step=record.step,
+        visit=record.visit,
+        act=record.act,
+        key=record.key,
+        position=record.position,
+        error="" if record.error is None else in_short(record.error),
+        attempts=record.attempts,
+        elapsed=record.elapsed,
+        applied=record.applied,
+    )
 
 
 def _number(entry: Entry) -> int:

@@ -73,12 +73,12 @@ def _is_free(dialect: Dialect, row: Sequence[Any], statuses: Collection[RunStatu
 def condemn(sql: Connection, dialect: Dialect, run_id: str) -> None:
     """Have a root run found by nobody any more; one that isn't known is no error."""
     key = dialect.index_of(run_id)
+    sql.execute("DELETE FROM claims WHERE run_id = ?", (key,))
     run = sql.execute(f"SELECT id FROM runs WHERE {_ROOT}", (key,)).fetchone()  # noqa: S608 # ours
     if run is None:
         return
     _condemn(sql, [run])
     sql.execute("DELETE FROM roots WHERE run = ?", run)
-    sql.execute("DELETE FROM claims WHERE run_id = ?", (key,))
     sql.execute("UPDATE deletions SET count = count + 1")
 
 

@@ -11,7 +11,15 @@ from shoal._events import Status
 from shoal._history import Entry
 from shoal._ids import RunPath
 from shoal._state import Operation
-from shoal._store import ChildRecord, ChildStatus, Orphan, RunRecord, RunStatus, RunSummary
+from shoal._store import (
+    ChildRecord,
+    ChildStatus,
+    FailedChild,
+    Orphan,
+    RunRecord,
+    RunStatus,
+    RunSummary,
+)
 
 from . import _browsing, _cached, _pruning
 from ._dialect import Connection, Dialect
@@ -25,15 +33,18 @@ _CHILDREN = (
 )
 
 
+_KEY, _WINNER = Child._fields.index("key"), Child._fields.index("winner_key")
+
+
 def children_where(sql: Connection, dialect: Dialect, where: str, *values: Any) -> Iterator[Child]:
     """Return the children of which something holds."""
     key_of = dialect.key_of
-    for step, visit, act, key, *rest in sql.execute(
-        f"{_CHILDREN.format(key=dialect.key)}{where}", values
-    ):
-        if rest[12] is not None:
-            rest[12] = key_of(rest[12])
-        yield Child(step, visit, act, key_of(key), *rest)
+    for row in sql.execute(f"{_CHILDREN.format(key=dialect.key)}{where}", values):
+        child = list(row)
+        child[_KEY] = key_of(child[_KEY])
+        if child[_WINNER] is not None:
+            child[_WINNER] = key_of(child[_WINNER])
+        yield Child._make(child)
 
 
 @final
@@ -107,8 +118,8 @@ class Reader:
         found = self._children(f"{where} ORDER BY runs.id", *values)
         return [self._unpacker.child(child) for child in found]
 
-    def recall(self, key: str, at: float) -> Sequence[Operation] | None:
-        text = _cached.recall(self._sql, key, at)
+    def recall(self, key: str) -> Sequence[Operation] | None:
+        text = _cached.recall(self._sql, key, self._dialect.now(self._sql))
         try:
             return None if text is None else self._unpacker.result(text)
         except NotDecodable:  # it is as good as none, and will be replaced
@@ -127,12 +138,12 @@ class Reader:
         run = self._find(path)
         return {} if run is None else _browsing.counts(self._sql, run)
 
-    def failures(self, path: RunPath, limit: int, skip: int) -> list[ChildRecord]:
+    def failures(self, path: RunPath, limit: int, skip: int) -> list[FailedChild]:
         run = self._find(path)
         if run is None:
             return []
         failed = self._children(_browsing.FAILURES, run, limit, skip)
-        return [self._unpacker.child(child) for child in failed]
+        return [self._unpacker.failure(child) for child in failed]
 
     def _children(self, where: str, *values: object) -> Iterator[Child]:
         return children_where(self._sql, self._dialect, where, *values)

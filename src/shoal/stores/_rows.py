@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast, final
 
 from shoal._codec import Codec
 from shoal._errors import NotEncodable, brief, note
-from shoal._events import ChildName, Decision, Status, Update, in_short
+from shoal._events import LEAVES, ChildName, Decision, Status, Update, in_short, shortened
 from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from shoal._ids import Key, RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
-from shoal._store import Batch, Beginning, ChildRecord, RunRecord, SavedRun
+from shoal._store import Batch, Beginning, ChildRecord, FailedChild, RunRecord, SavedRun
 
 from ._sizes import LARGE, UpdateSizes
+
+_FORMS = 1000  # that are remembered: steps of loops are numbered each anew
 
 Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered"]
 """What a row of a history holds."""
@@ -331,7 +334,7 @@ class Packer:
     def _form(self, put: tuple[str, str] | None, own: tuple[int, str, str] | None) -> str:
         known = self._forms.get((put, own))
         if known is None:
-            if len(self._forms) > 1000:  # noqa: PLR2004 # steps of loops, numbered each anew
+            if len(self._forms) > _FORMS:
                 self._forms.clear()
             known = self._forms[put, own] = json.dumps({"applied": put, "own": own})
         return known
@@ -504,6 +507,20 @@ class Unpacker:
             crashes=row.crashes,
         )
 
+    def failure(self, row: Child) -> FailedChild:
+        """Return what is known of a child that has failed, without looking at its values."""
+        return FailedChild(
+            step=row.step,
+            visit=row.visit,
+            act=row.act,
+            key=row.key,
+            position=row.position,
+            error="" if row.error is None else _error_in_short(json.loads(row.error)),
+            attempts=row.attempts,
+            elapsed=row.elapsed,
+            applied=row.applied,
+        )
+
     def history(self, rows: Iterable[History], children: Iterable[Child]) -> list[Entry]:
         """Return the history of a run: its own entries, and those that applied its children.
 
@@ -551,7 +568,7 @@ class Unpacker:
             return self._update(row.change)
         assert row.form is not None, "it was applied"
         assert row.applied is not None, "it was applied"
-        how, field = json.loads(row.form)["applied"]
+        how, field = _form_of(row.form)["applied"]
         value = None if row.value is None else self._decode(row.value)
         operation: Operation
         if how == "within":
@@ -564,12 +581,18 @@ class Unpacker:
         """Return the last update of a child's own, if that was saved with its end."""
         if row.own is not None:
             return self._update(row.own)
-        own = None if row.form is None else json.loads(row.form)["own"]
+        own = None if row.form is None else _form_of(row.form)["own"]
         if own is None:
             return None
         number, step, field = own
         value = None if row.value is None else self._decode(row.value)
         return Update(number, step, (Set(field, value),))
+
+
+@lru_cache(_FORMS)
+def _form_of(text: str) -> Mapping[str, Any]:
+    """Read a form: many children have the same."""
+    return json.loads(text)
 
 
 def outlived(row: Child, codec: Codec) -> list[tuple[bool, History]]:
@@ -579,7 +602,7 @@ def outlived(row: Child, codec: Codec) -> list[tuple[bool, History]]:
     one. What was encoded is taken as it is, for its types may be gone.
     """
     value, found = row.value or "null", list[tuple[bool, History]]()
-    form: dict[str, Any] = {} if row.form is None else json.loads(row.form)
+    form: Mapping[str, Any] = {} if row.form is None else _form_of(row.form)
     if row.applied is not None:
         text = row.change
         if text is None:
@@ -603,6 +626,35 @@ def outlived(row: Child, codec: Codec) -> list[tuple[bool, History]]:
 
 def _update_text(number: int, operation: str, step: str) -> str:
     return f'{{"number":{number},"do":[{operation}],"step":{json.dumps(step)}}}'
+
+
+def _error_in_short(packed: Mapping[str, Any]) -> str:
+    """Say what an error is as ``in_short`` does, by what was saved of it."""
+    text = _text_of(packed)
+    leaves = list(_leaves_of(packed))
+    if leaves != [packed]:
+        more = f"; and {len(leaves) - LEAVES} more" if len(leaves) > LEAVES else ""
+        shown = [f"{_kind_of(leaf)}: {_text_of(leaf)}" for leaf in leaves[:LEAVES]]
+        text = f"{packed['args'][0]}: {'; '.join(shown)}{more}"
+    return shortened(f"{_kind_of(packed)}: {text}")
+
+
+def _kind_of(packed: Mapping[str, Any]) -> str:
+    return str(packed.get("@type", "")).rpartition(":")[2].rpartition(".")[2]
+
+
+def _text_of(packed: Mapping[str, Any]) -> str:
+    text = packed.get("text", "")
+    return text if isinstance(text, str) else json.dumps(text)  # it holds what JSON can't
+
+
+def _leaves_of(packed: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    match packed:
+        case {"args": [_, [{"@": "error"}, *_] as errors]}:
+            for error in errors:
+                yield from _leaves_of(error)
+        case _:
+            yield packed
 
 
 def _operation_of(kind: str, *parts: Any) -> Operation:

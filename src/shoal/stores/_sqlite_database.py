@@ -7,8 +7,12 @@ Invariants:
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
+from itertools import chain, groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, final
 
@@ -18,15 +22,18 @@ from shoal._ids import Key
 from ._claims import Claim, Held
 from ._dialect import Connection, Dialect
 from ._holders import Holder, current_holder, now
-from ._rows import Child
+from ._rows import Child, History
 from ._sqlite_file import Synchronous, code_of, connect
 from ._writer import Job
 from ._writing import COLUMNS, Config, Database
 
-_INSERT = (
-    f"INSERT INTO runs (parent, place, key, {', '.join(COLUMNS)}) "  # noqa: S608 # names of ours
-    f"VALUES ({', '.join('?' * (3 + len(COLUMNS)))})"
-)
+_OWN = ("position", "element", "digest", "applied", "value", "elapsed")
+_ALIKE = tuple(name for name in COLUMNS if name not in _OWN)
+_own: Callable[[Child], tuple[Any, ...]] = attrgetter(*_OWN)
+_alike: Callable[[Child], tuple[Any, ...]] = attrgetter(*_ALIKE)
+_AT_ONCE = (32, 8, 1)  # rows that statements write; each is prepared once for a connection
+
+_ENTRY = "INSERT INTO history (run, number, kind, step, data) VALUES (?, ?, ?, ?, ?)"
 
 
 @final
@@ -154,20 +161,57 @@ class SQLiteDatabase(Database):
 
     # -- saves ----------------------------------------------------------------------------------
 
+    def _append(self, entries: list[tuple[int, History]]) -> None:
+        self._sql.executemany(_ENTRY, [(run, *entry) for run, entry in entries])
+
     def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
-        rows = [
-            (parent, place, column_of(child.key), *self._row(child)) for place, child in children
-        ]
-        sql = self._sql
-        sql.execute("SAVEPOINT children")
-        known: list[tuple[int, Child]] = []
-        try:
-            sql.executemany(_INSERT, rows)
-        except sqlite3.IntegrityError:  # earlier executions or attempts have left some
-            sql.execute("ROLLBACK TO children")
-            known = children
-        sql.execute("RELEASE children")
+        """Write rows in statements of several, in which what they have in common is bound once.
+
+        That takes less than row by row, and SQLite lets others run while it executes a statement.
+        """
+        sql, known = self._sql, list[tuple[int, Child]]()
+        for (place, alike), group in groupby(children, _in_common):
+            shared = (parent, place, *self._shared(alike))
+            for some in _portions(list(group)):
+                own = chain.from_iterable((column_of(one.key), *_own(one)) for _, one in some)
+                try:
+                    sql.execute(_insertion(len(some)), (*shared, *own))
+                except sqlite3.IntegrityError:  # earlier executions or attempts have left some
+                    known += some
         return known
+
+    def _shared(self, alike: Sequence[Any]) -> Iterator[Any]:
+        """Return what the columns of ``_ALIKE`` hold."""
+        for name, value in zip(_ALIKE, alike, strict=True):
+            if name == "form":
+                yield self._form(value)
+            else:
+                yield column_of(value) if name == "winner_key" and value is not None else value
+
+
+def _in_common(pair: tuple[int, Child]) -> tuple[int, tuple[Any, ...]]:
+    place, child = pair
+    return place, _alike(child)
+
+
+def _portions(children: list[tuple[int, Child]]) -> Iterator[list[tuple[int, Child]]]:
+    """Split them into as many as statements write."""
+    at = 0
+    for size in _AT_ONCE:
+        while len(children) - at >= size:
+            yield children[at : at + size]
+            at += size
+
+
+@cache
+def _insertion(rows: int) -> str:
+    """Return the statement that writes so many rows of children."""
+    common = ("parent", "place", *_ALIKE)
+    shared = [f"?{number}" for number in range(1, 1 + len(common))]
+    width, at = 1 + len(_OWN), 1 + len(common)
+    own = [[f"?{at + row * width + n}" for n in range(width)] for row in range(rows)]
+    values = ", ".join(f"({', '.join((*shared, *each))})" for each in own)
+    return f"INSERT INTO runs ({', '.join((*common, 'key', *_OWN))}) VALUES {values}"  # noqa: S608 # names of ours
 
 
 # -- keys and claims as columns --------------------------------------------------------------------
@@ -206,6 +250,10 @@ def _columns_of(key: Key) -> tuple[str | int | bytes]:
     return (column_of(key),)
 
 
+def _now(_: Connection) -> float:
+    return time.time()
+
+
 def _held_of(row: Sequence[Any]) -> Held:
     epoch, execution, host, boot, pid, started, lease, wall, uptime = row
     holder, at = Holder(host, boot, pid, started), now()
@@ -221,4 +269,5 @@ SQLITE = Dialect(
     key_of=key_of,
     held="epoch, execution, host, boot, pid, started, lease, seen_at, seen_uptime",
     held_of=_held_of,
+    now=_now,
 )

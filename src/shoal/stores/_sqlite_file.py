@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
@@ -162,18 +164,30 @@ def _make_aside(path: Path) -> None:
     """
     aside = path.with_name(f"{path.name}.{os.urandom(8).hex()}.new")
     try:
-        with closing(sqlite3.connect(aside, isolation_level=None)) as connection:
-            connection.execute("PRAGMA synchronous = OFF")
-            _make(connection)
+        with aside.open("xb") as file:
+            file.write(_image(MIGRATIONS))
         _sync(aside)
         os.link(aside, path)
         _sync(path.parent)
-    except (OSError, sqlite3.Error):  # it is made in its place then, and what is wrong is told
-        return
+    except (OSError, sqlite3.Error, AttributeError):
+        return  # it is made in its place then, and what is wrong is told
     finally:
-        for end in ("", "-wal", "-shm", "-journal"):
-            with suppress(OSError):  # most of them were never made
-                os.unlink(f"{aside}{end}")  # noqa: PTH108 # what blockbuster knows of
+        with suppress(OSError):  # maybe it wasn't made
+            os.unlink(aside)  # noqa: PTH108 # what blockbuster knows of
+
+
+@cache
+def _image(_: Sequence[str]) -> bytes:
+    """Return what is in a new file of this layout; made in memory, once in a process.
+
+    Raises:
+        AttributeError: This SQLite can't give what is in memory.
+    """
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        _make(connection)
+        image = bytearray(connection.serialize())
+    image[18:20] = b"\2\2"  # in WAL mode, which nothing in memory is: sqlite.org/fileformat.html
+    return bytes(image)
 
 
 def _sync(path: Path) -> None:

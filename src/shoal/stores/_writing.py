@@ -8,15 +8,17 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from math import inf
 from typing import Any, NamedTuple, final
 
 from shoal._codec import Codec
-from shoal._errors import RunClaimed, ShoalError
+from shoal._errors import RunClaimed, ShoalError, StoreFailed
 from shoal._ids import Key
 from shoal._store import RunStatus
 
@@ -24,12 +26,12 @@ from . import _cached, _pruning
 from ._claims import Claim, Held
 from ._dialect import Connection, Dialect, Faults
 from ._reading import children_where
-from ._rows import Child, Place, Rows, outlived
+from ._rows import Child, History, Place, Rows, outlived
 from ._writer import Job
 
-RETRY_AFTER = 0.1
-"""Seconds after which what may pass is tried again."""
 _KNOWN = 10_000  # rows whose ids are remembered
+
+logger = logging.getLogger("shoal")
 
 COLUMNS = (
     "position", "element", "digest", "status", "applied", "used", "value", "form", "change", "own",
@@ -38,7 +40,6 @@ COLUMNS = (
 )  # fmt: skip
 """Of ``runs``, what is said of children, but for their names."""
 _UPDATE = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in COLUMNS)} WHERE id = ?"  # noqa: S608 # names of ours
-_ENTRY = "INSERT INTO history (run, number, kind, step, data) VALUES (?, ?, ?, ?, ?)"
 _ROOT = (
     "application",
     "version",
@@ -59,6 +60,16 @@ _BELOW = (
 )
 
 
+def delays() -> Iterator[float]:
+    """Return after how many seconds what may pass is tried again, each time."""
+    return chain((0.0,), repeat(0.1))  # at once: a connection may have been lost long ago
+
+
+def tell_waiting(who: str, patience: float, error: Exception) -> None:
+    """Say, to whoever looks at logs, what is waited for."""
+    logger.warning("%s wait %g s at most: %s", who, patience, " ".join(str(error).split()))
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
@@ -70,6 +81,17 @@ class Config:
     lease: float
     heartbeat: float
     patience: float
+
+
+@final
+class Claiming(NamedTuple):
+    """Work for the writer: to claim a run. Returns whether its last execution gave it back."""
+
+    claim: Claim
+
+    def __call__(self, database: Database) -> bool:
+        """Do it."""
+        return database.claim(self.claim)
 
 
 @final
@@ -143,6 +165,10 @@ class Database(ABC):
         """Give a sign of life of all that is claimed; return what others have taken."""
 
     @abstractmethod
+    def _append(self, entries: list[tuple[int, History]]) -> None:
+        """Write entries of histories, each with its run."""
+
+    @abstractmethod
     def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
         """Write new rows of children, each with its place; return those that have one already."""
 
@@ -151,8 +177,13 @@ class Database(ABC):
     def do(self, jobs: Sequence[Job[Any, Any]]) -> None:
         until = time.monotonic() + self._config.patience
         error = self._attempt(jobs)
-        while error is not None and self._may_pass(error) and time.monotonic() < until:
-            time.sleep(RETRY_AFTER)
+        for number, delay in enumerate(delays()):
+            if error is None or not self._may_pass(error) or time.monotonic() > until:
+                break
+            if number == 1:  # the first one may be a connection that was lost long ago
+                tell_waiting("saves", self._config.patience, error)
+            time.sleep(delay)
+            self.keep_up()
             error = self._attempt(jobs)
         if error is not None:
             self._fail(jobs, error)
@@ -183,6 +214,8 @@ class Database(ABC):
                 failure = faults.explained(error)
                 failure.__cause__ = error
             job.error = failure
+            if job.on_failed is not None:  # at once: the next job may build on it
+                job.on_failed(failure)
 
     def _transact(self, jobs: Sequence[Job[Any, Any]]) -> None:
         self._begin(jobs)
@@ -203,11 +236,11 @@ class Database(ABC):
 
     def claim(self, claim: Claim) -> bool:
         """Claim a run; return whether its last execution never gave it back."""
-        deletions = _pruning.deletions(self._sql)
+        epoch, has_died = self._refuse_claimed(claim.run_id)
+        deletions = _pruning.deletions(self._sql)  # by now nobody can delete this run
         if deletions != self._deletions:  # another process's, maybe
             self._known.clear()
             self._deletions = deletions
-        epoch, has_died = self._refuse_claimed(claim.run_id)
         claim.epoch = epoch + 1
         self._take(claim)
         self._claims[claim.run_id] = claim
@@ -245,7 +278,7 @@ class Database(ABC):
                 for claim in self._beat():
                     claim.lost = True
                 self._next_beat = at + heartbeat
-            except self._config.faults.errors:  # saves meet the same, and say so
+            except (self._config.faults.errors, StoreFailed):  # saves meet the same, and say so
                 self._roll_back()
                 self._next_beat = time.monotonic() + heartbeat / 4
         return self._next_beat
@@ -253,7 +286,10 @@ class Database(ABC):
     # -- saves ----------------------------------------------------------------------------------
 
     def save(self, rows: Rows, claim: Claim) -> None:
-        """Write ``rows``, unless the run was taken over."""
+        """Write ``rows``, unless the run was taken over, or what they build on was not kept."""
+        if claim.failure is not None:
+            msg = f"an earlier save of run {claim.run_id} failed, and nobody waited for it"
+            raise StoreFailed(msg) from claim.failure
         self._check(claim)
         run, parent = self._root(rows.root), 0
         for place, key in rows.path:
@@ -265,7 +301,7 @@ class Database(ABC):
         else:
             self._note_root(run, rows)
         if rows.history:
-            self._sql.executemany(_ENTRY, [(run, *entry) for entry in rows.history])
+            self._append([(run, entry) for entry in rows.history])
         if rows.children:
             self._keep_children(run, rows.children)
 
@@ -385,8 +421,8 @@ class Database(ABC):
             run,
         )
         for child in list(before):
-            for is_parents, entry in outlived(child, self._config.codec):
-                self._sql.execute(_ENTRY, (parent if is_parents else run, *entry))
+            entries = outlived(child, self._config.codec)
+            self._append([(parent if of_parent else run, entry) for of_parent, entry in entries])
 
     def _delete_below(self, run: int) -> None:
         sql = self._sql
@@ -401,7 +437,7 @@ class Database(ABC):
 
     def remember(self, key: str, text: str, seconds: float) -> None:
         """Keep a result of an action."""
-        _cached.remember(self._sql, key, text, time.time(), seconds)
+        _cached.remember(self._sql, key, text, self._dialect.now(self._sql), seconds)
 
     def discard(self, run_id: str) -> None:
         """Have a root run, and all below it, known to nobody."""
@@ -419,7 +455,7 @@ class Database(ABC):
 
     def sweep(self, limit: int) -> bool:
         """Delete some of what is known to nobody; return whether there may be more."""
-        expired = _cached.expire(self._sql, time.time(), limit)
+        expired = _cached.expire(self._sql, self._dialect.now(self._sql), limit)
         return _pruning.sweep(self._sql, limit) or expired == limit
 
     def give_back(self, limit: int) -> bool:

@@ -16,7 +16,7 @@ from shoal._errors import LeaseLost, NotData, RunClaimed
 from shoal._events import ChildName, Decision, Done, Status, Update
 from shoal._fanout import fan_out
 from shoal._graph import Graph
-from shoal._history import Completed, Entry, Rewound
+from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from shoal._ids import Key, RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State
 from shoal._store import Batch, Beginning, ChildRecord, Store
@@ -214,6 +214,25 @@ class StoreConformance(OptionalConformance):
             whole = [applied, decision, Completed("race", 1), decision]
             assert list(await store.read(ROOT)) == whole
 
+    async def test_questions_and_answers_are_kept_where_they_were_saved(self, store: Store) -> None:
+        asked = QuestionAsked("review", "ok", {"diff": ["+1", ("-", 2)], "none": None}, "q1")
+        changed = QuestionAsked("review", "ok", None, "q1")
+        answers = (QuestionAnswered("q1", {"yes": True}), QuestionAnswered("q2", None))
+        async with claimed(store):
+            await save(store, updates=(update_of(1),), questions=(asked,))
+            await save(store, questions=(changed,), before=1)
+            await save(store, questions=answers, before=1)
+            await save(store, updates=(update_of(2),), step_completed="review", before=1)
+            run = child_run("a", status=None)
+            await save(store, run, questions=(asked,))
+            await save(store, run, updates=(update_of(1, "review"),), step_completed="review")
+            whole = [update_of(1), asked, changed, *answers, update_of(2), Completed("review", 1)]
+            for each in (store, self.another(store)):
+                assert list(await each.read(ROOT)) == whole
+                assert list(await each.read(run.path)) == [
+                    *(asked, update_of(1, "review"), Completed("review", 0))
+                ]
+
     async def test_children_s_updates_stand_among_the_others(self, store: Store) -> None:
         async with claimed(store):
             whole: list[Entry] = []
@@ -358,6 +377,26 @@ class StoreConformance(OptionalConformance):
             assert list(await another.read(child_run(record.key).path)) == [
                 Update(1, "leaf", (Set("page", value),))
             ]
+
+    async def test_a_child_that_is_halted_is_kept_with_what_it_waits_for(
+        self, store: Store
+    ) -> None:
+        waits = [[[["map", 0, "leaf", "a"]], "review", "ok", {"diff": (1, None)}, "q1"]]
+        async with claimed(store):
+            run = child_run("a", status=None, position=2)
+            asked = QuestionAsked("review", "ok", {"diff": (1, None)}, "q1")
+            await save(store, run, questions=(asked,))
+            resting = child_run("a", status="halted", value=waits, position=2)
+            await save(store, unapplied=(resting,))
+            for each in (store, self.another(store)):
+                (record,) = await each.children(ROOT)
+                assert (record.status, record.value, record.applied) == ("halted", waits, None)
+                assert list(await each.read(run.path)) == [asked]
+            done = child_run("a", value=7, position=2, last_update=update_of(1, "review"))
+            await save(store, updates=(update_of(1),), applied=(done,))
+            (record,) = await store.children(ROOT)
+            assert (record.status, record.value, record.applied) == ("succeeded", 7, 1)
+            assert list(await store.read(run.path)) == [asked, update_of(1, "review")]
 
     async def test_a_child_that_saves_a_step_is_known_to_be_under_way(self, store: Store) -> None:
         async with claimed(store):
@@ -521,10 +560,12 @@ class StoreConformance(OptionalConformance):
     async def test_who_waits_for_a_save_may_be_cancelled(self, store: Store) -> None:
         """Then it is kept as a whole or not at all, and so is what comes after."""
         async with claimed(store):
+            turns = 0
             for number in count(1):
                 ended: Any = child_run(f"k{number}", value=number)
                 batch = Batch(HandMadeRun(), (update_of(number),), (ended,), holder="me")
-                finished = await cancelled_after(number - 1, lambda one=batch: saved(store, one))
+                finished = await cancelled_after(turns, lambda one=batch: saved(store, one))
+                turns += 1 + turns // 8  # a slow store takes very many
                 await save(store, before=number)  # by now that one has been kept, or not
                 known_keys = await keys(store)
                 numbers = [one.number for one in await store.read(ROOT) if isinstance(one, Update)]

@@ -42,7 +42,7 @@ class OptionalConformance:
             assert list(await store.orphans()) == [], "somebody has it"
         for each in (store, has(self.another(store), FindsOrphans)):
             assert list(await each.orphans()) == [Orphan("root", "app", "1")]
-        for status in ("failed", "cancelled", "succeeded"):
+        for status in ("failed", "cancelled", "halted", "succeeded"):
             async with claimed(store, begin=False):
                 await save(store, HandMadeRun(status=status), ended=status)
             assert list(await store.orphans()) == [], f"it has {status}"
@@ -137,15 +137,17 @@ class OptionalConformance:
     async def test_only_those_that_stand_so_are_deleted(self, store: Any) -> None:
         store = has(store, Prunes)
         await store.claim("at work", "me")  # so it stays open
-        for status in ("succeeded", "failed", "cancelled", None):
+        for status in ("succeeded", "failed", "cancelled", "halted", None):
             run_id = status or "left"
             async with claimed(store, root_run(run_id)):
                 if status is not None:
                     await save(store, root_run(run_id, status), ended=status)
-        assert await store.prune(0, ["failed", "halted"]) == 1
+        assert await store.prune(0, ["failed"]) == 1
         assert await store.load("failed") is None
         assert await store.prune(0) == 2  # noqa: PLR2004
         assert await store.load("left") is not None, "it may be resumed"
+        assert await store.load("halted") is not None, "it waits for somebody"
+        assert await store.prune(0, ["halted"]) == 1
         assert await store.prune(0, ["running"]) == 1
         assert await store.load("left") is None
         await store.release("at work", "me")
@@ -270,12 +272,16 @@ class OptionalConformance:
                     position=10 - number,
                 )
                 await save(store, updates=(update_of(number),), applied=(child,))
-            late = child_run("late", status="failed", error=ValueError("late"))
+            errors = ExceptionGroup("two", [LookupError(7), ValueError("late")])
+            late = child_run("late", status="failed", error=errors)
             await save(store, unapplied=(late,))
         for each in (store, has(self.another(store), Browses)):
             found = await each.failures(ROOT)
             assert [child.key for child in found] == ["late", "k1", "k3", "k5", "k7"]
-            assert str(found[1].error) == "1"
+            assert found[0].error == "ExceptionGroup: two: LookupError: 7; ValueError: late"
+            assert found[1].error == "LookupError: 1"
+            assert (found[1].step, found[1].visit, found[1].act) == ("map", 0, "leaf")
+            assert (found[1].position, found[1].attempts, found[1].elapsed) == (9, 1, 0.5)
             assert [one.applied for one in found] == [None, 1, 3, 5, 7]
             assert [child.key for child in await each.failures(ROOT, limit=2)] == ["late", "k1"]
             assert [child.key for child in await each.failures(ROOT, limit=2, skip=3)] == [

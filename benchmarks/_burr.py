@@ -1,0 +1,146 @@
+"""The durable map by Burr, kept by its two SQLite persisters: ``python -m benchmarks.durable``.
+
+``MapStates``, as Burr's documentation advises: each element is a sub-application of one action, and
+the persister, handed down from the parent, looks for what is saved of it and saves its state when
+the action is done. What is done here to Burr's advantage, and what it can't do:
+
+- A child's state is its element alone. With ``state.update(n=n)``, as in Burr's examples, each
+  would save all elements once more.
+- Burr has no limit on children that are gathered, so their tasks wait at a semaphore here.
+- Results are applied at the end, all at once; nothing is saved of that in between.
+- The file is in WAL mode, and children share one connection. By itself ``SQLitePersister`` opens
+  one for each child before the first begins: 10,000 of them are more files than may be open.
+"""
+
+# pyright: basic, reportMissingImports=false
+# (`nox -s bench` alone installs it, and much of it has no types.)
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import anyio
+from anyio.lowlevel import checkpoint
+from burr.core import ApplicationBuilder, State, action
+from burr.core.parallelism import MapStates, SubGraphTask
+from burr.core.persistence import SQLitePersister
+from burr.integrations.persisters.b_aiosqlite import AsyncSQLitePersister
+
+from benchmarks.map import LIMIT
+
+logging.getLogger("burr.core.parallelism").setLevel(logging.ERROR)
+# It warns, once for each child, that a persister isn't asynchronous.
+
+Program = Callable[[Path, int], object]
+
+
+def programs(synchronous: str) -> dict[str, Program]:
+    """Return what maps over some items, into a file, by how that is kept."""
+    return {
+        f"Burr, AsyncSQLitePersister, {synchronous}": _program(_asynchronous, synchronous),
+        f"Burr, SQLitePersister, {synchronous}": _program(_blocking, synchronous),
+    }
+
+
+@action(reads=["n"], writes=["double"])
+async def double(state: State) -> State:
+    await checkpoint()
+    return state.update(double=2 * state["n"])
+
+
+class Doubles(MapStates):
+    """Maps ``double`` over numbers, some in flight at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.semaphore = asyncio.Semaphore(LIMIT)
+
+    def is_async(self) -> bool:
+        return True
+
+    def action(self, state: State, inputs: dict[str, Any]) -> Any:
+        return double
+
+    async def tasks(self, *given: Any) -> AsyncGenerator[SubGraphTask]:
+        async for task in super().tasks(*given):
+            limited = Limited(**vars(task))
+            limited.semaphore = self.semaphore
+            yield limited
+
+    @property
+    def reads(self) -> list[str]:
+        return ["numbers"]
+
+    @property
+    def writes(self) -> list[str]:
+        return ["doubles"]
+
+    def states(self, state: State, context: Any, inputs: Any) -> Generator[State]:
+        for n in state["numbers"]:
+            yield State({"n": n})
+
+    async def reduce(self, state: State, states: AsyncGenerator[State]) -> State:
+        return state.update(doubles={one["n"]: one["double"] async for one in states})
+
+
+class Limited(SubGraphTask):
+    """A child that counts as in flight from its start until it is saved."""
+
+    semaphore: asyncio.Semaphore
+
+    async def arun(self, parent_context: Any) -> State:
+        async with self.semaphore:
+            return await super().arun(parent_context)
+
+
+@asynccontextmanager
+async def _asynchronous(path: Path, synchronous: str) -> AsyncGenerator[Any]:
+    async with aiosqlite.connect(path) as connection:
+        await connection.execute("PRAGMA journal_mode = WAL")
+        await connection.execute(f"PRAGMA synchronous = {synchronous}")
+        persister = AsyncSQLitePersister(connection)
+        await persister.initialize()
+        yield persister
+
+
+@asynccontextmanager
+async def _blocking(path: Path, synchronous: str) -> AsyncGenerator[Any]:
+    class Persister(SQLitePersister):
+        def copy(self) -> Any:
+            return self
+
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        persister = Persister(str(path), connection=connection)
+        persister.initialize()
+        yield persister
+
+
+def _program(opened: Callable[[Path, str], Any], synchronous: str) -> Program:
+    async def main(path: Path, items: int) -> None:
+        async with opened(path, synchronous) as persister:
+            builder = (
+                ApplicationBuilder()
+                .with_actions(doubles=Doubles())
+                .initialize_from(
+                    persister,
+                    resume_at_next_action=True,
+                    default_state={"numbers": list(range(items))},
+                    default_entrypoint="doubles",
+                )
+                .with_state_persister(persister)
+                .with_identifiers(app_id=f"map over {items}", partition_key="")
+            )
+            application = await builder.abuild() if persister.is_async() else builder.build()
+            _, _, state = await application.arun(halt_after=["doubles"])
+            assert len(state["doubles"]) == items
+
+    return lambda path, items: anyio.run(main, path, items)

@@ -1,0 +1,51 @@
+"""The command ``shoal``: which commands there are. Imports these; everything else when it is asked.
+
+Exit codes: 0; 1 where what was asked for isn't there; 2 where it was asked wrongly, or the store
+can't be used; 130 where somebody has interrupted it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ._errors import ShoalError
+from ._version import __version__
+from .commands import Refused, runs
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what a command line says, and return its exit code.
+
+    Raises:
+        SystemExit: The command line is wrong, or asked for help.
+    """
+    parser = argparse.ArgumentParser(prog="shoal", description="Look at runs, and after them.")
+    parser.add_argument("--version", action="version", version=f"shoal {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    runs.add_to(commands)
+    given = parser.parse_args(arguments)
+    try:
+        code: int = given.do(given)
+        sys.stdout.flush()
+    except (Refused, ShoalError) as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it is fine
+        return 0
+    return code
+
+
+def _complain(why: str, code: int) -> int:
+    sys.stderr.write(f"shoal: {why}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""What whoever runs an application gives, checked first. Imports runtimes and roots.
+
+Invariants:
+- What can be checked is, before the first action starts, and before anything is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any, TypedDict, cast
+
+from ._errors import BadUse, DefinitionError, MissingField, MissingInput, did_you_mean, kind_of
+from ._execution import Execution
+from ._graph import Graph
+from ._halting import Answers
+from ._ids import RunPath, new_run_id
+from ._root import First
+from ._runtime import Runtime
+from ._setting import Halts
+from ._state import State
+from ._store import Beginning, NullStore, RunRecord, Store
+
+
+class AskedFor(TypedDict):
+    """What is asked for that has to do with halting."""
+
+    answers: Answers | None
+    halts: Halts | None
+
+
+class Given:
+    """The part of an application that checks what its runs are given."""
+
+    name: str
+    version: str
+    graph: Graph
+    store: Store | None
+    inputs: Mapping[str, object]
+
+    def _refuse(self, why: str) -> Any:
+        msg = f"application {self.name!r}: {why}"
+        raise DefinitionError(msg)
+
+    def _check(
+        self,
+        state: object,
+        id: str | None,  # noqa: A002
+        inputs: Mapping[str, object] | None,
+        runtime: Runtime | None,
+        where: str,
+    ) -> tuple[Beginning | First, Mapping[str, Any], RunPath]:
+        """Check what ``run`` or ``open`` was given.
+
+        Returns what the run starts from, its inputs, and who it is.
+        """
+        store = self._check_place(id, runtime, where)
+
+        async def known_or_empty(_: Execution, known: RunRecord | None) -> Beginning:
+            """Leave it to the store, if it has the run."""
+            return self._beginning(None, where) if known is None else self._same(known)
+
+        may_be_known = state is None and id is not None and not isinstance(store, NullStore)
+        first = known_or_empty if may_be_known else self._beginning(state, where)
+        return first, *self._check_inputs(id, inputs, runtime, where)
+
+    def _check_halting(
+        self,
+        where: str,
+        id: str | None,  # noqa: A002
+        runtime: Runtime | None,
+        *,
+        answers: object,
+        halt_before: object,
+        halt_after: object,
+    ) -> AskedFor:
+        """Check what ``run`` or ``open`` was given that has to do with halting."""
+        if answers is not None and not isinstance(answers, Mapping):
+            msg = (
+                f"{where}(answers=...) takes a mapping, {{(run_id, name): value}} or, where one "
+                f"question has the name, {{name: value}}; not {kind_of(answers)}"
+            )
+            raise TypeError(msg)
+        if answers:
+            if id is None:
+                msg = f"{where}(answers=...) takes id= as well: whose questions are answered?"
+                raise BadUse(msg)
+            self._require_store(id, runtime, f"{where}(answers=...)")
+        who = f"application {self.name!r}: {where}"
+        halts = Halts(
+            self.graph.names(halt_before, f"{who}(halt_before=...)"),
+            self.graph.names(halt_after, f"{who}(halt_after=...)"),
+        )
+        return {
+            "answers": cast("Answers | None", answers),
+            "halts": halts if halts.before or halts.after else None,
+        }
+
+    def _check_place(self, id: object, runtime: object, where: str) -> Store:  # noqa: A002
+        """Check who the run is to be and where it is to run; return the store that keeps it."""
+        if runtime is not None and not isinstance(runtime, Runtime):
+            msg = f"{where}(runtime=...) takes an open Runtime, not {runtime!r}"
+            raise TypeError(msg)
+        if id is not None and not isinstance(id, str):
+            msg = f"{where}(id=...) takes a string, not {id!r}"
+            raise TypeError(msg)
+        if self.store is not None:
+            return self.store
+        return NullStore() if runtime is None else runtime.store
+
+    def _require_store(self, id: object, runtime: object, where: str) -> None:  # noqa: A002
+        """Refuse what only a store makes possible."""
+        if isinstance(self._check_place(id, runtime, where), NullStore):
+            msg = (
+                f"application {self.name!r}: {where}() needs a store that has the run: "
+                f"Application(..., store=...) or Runtime(store=...)"
+            )
+            raise BadUse(msg)
+
+    def _beginning(self, state: object, where: str) -> Beginning:
+        """Check the fields that a run is to start with.
+
+        Raises:
+            MissingField: One is needed and isn't there.
+        """
+        schema = self.graph.schema
+        if schema is not None:
+            data = schema.initial({} if state is None else state)
+        else:
+            data = fields_of(state, "state", where)
+        missing = self._missing_field(data)
+        if missing:
+            msg = f"application {self.name!r}: {missing}"
+            raise MissingField(msg)
+        return Beginning(application=self.name, version=self.version, first=data)
+
+    def _same(self, known: RunRecord) -> Beginning:
+        """Say what a run is to start from if its state is what the store has: as this one."""
+        return replace(known.beginning, application=self.name, version=self.version)
+
+    def _checked(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Hold the fields of a state to the application's model, if there is one."""
+        schema = self.graph.schema
+        return data if schema is None else schema.initial(data)
+
+    def _check_inputs(
+        self,
+        id: str | None,  # noqa: A002
+        inputs: Mapping[str, object] | None,
+        runtime: Runtime | None,
+        where: str,
+    ) -> tuple[Mapping[str, Any], RunPath]:
+        """Check the inputs of a run, and collect them from everywhere; make its identity."""
+        given = fields_of(inputs, "inputs", where)
+        unknown = self._unknown_input(given)
+        if unknown:
+            msg = f"application {self.name!r}: {where}(inputs=...): {unknown}"
+            raise DefinitionError(msg)
+        given = {**({} if runtime is None else runtime.inputs), **self.inputs, **given}
+        lacking = self._missing_inputs(given)
+        if lacking:
+            msg = (
+                f"application {self.name!r} lacks the input {lacking}; give it to "
+                f"{where}(inputs=...), or, if it is a field of the state, name it in the action's "
+                f"reads=[...]"
+            )
+            raise MissingInput(msg)
+        return given, RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
+
+    def _missing_field(self, fields: Collection[str]) -> str:
+        """Say which field must come from outside and doesn't; nothing if none."""
+        for field, who in self.graph.missing(fields).items():
+            return (
+                f"{who} reads field {field!r}, which the state does not "
+                f"have (it has: {', '.join(sorted(fields)) or 'none'}) and no earlier action "
+                f"writes; pass it to run(), or write it in an earlier action"
+                f"{did_you_mean(field, self.graph.writes - {field})}"
+            )
+        return ""
+
+    def _missing_inputs(self, given: Collection[str]) -> str:
+        """Say which inputs are needed and not given; nothing if none."""
+        return ", ".join(
+            f"{name!r} (action {need.by!r})"
+            for name, need in self.graph.takes.items()
+            if need.required and name not in given
+        )
+
+    def _unknown_input(self, given: Collection[str]) -> str:
+        """Say which input is given and never taken; nothing if none."""
+        takes = self.graph.takes
+        for name in () if self.graph.takes_more else given:
+            if name not in takes:
+                known = ", ".join(sorted(takes)) or "none"
+                hint = "; an action names what its children take, where it starts them by itself"
+                return (
+                    f"no action takes an input {name!r} (they take: {known})"
+                    f"{did_you_mean(name, takes) or hint}"
+                )
+        return ""
+
+
+def fields_of(given: object, parameter: str, where: str) -> dict[str, Any]:
+    """Check what a user gave as ``state`` or ``inputs``."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        msg = (
+            f"{where}() takes {parameter} as a mapping of names to values, "
+            f"not {kind_of(given)}; to give an instance of a model, declare it: "
+            f"Application(..., state=Model)"
+        )
+        raise TypeError(msg)
+    return dict(State(cast("Mapping[str, object]", given)))

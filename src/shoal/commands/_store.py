@@ -1,0 +1,62 @@
+"""Stores, as they are named on a command line. Imports them when one is."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shoal import Store
+
+STORE = "the file of an SQLiteStore, or the postgresql:// URL of a PostgresStore"
+"""What a store is named by."""
+
+
+class Refused(Exception):
+    """What was asked for can't be done. The message says why, and what to do."""
+
+
+def open_store(name: str, schema: str | None = None) -> Store:
+    """Return the store of that name. Nothing is opened yet, and nothing made.
+
+    Args:
+        name: The path of a file, or a URL.
+        schema: Of a PostgresStore; by default its own default.
+
+    Raises:
+        Refused: There is none, or what it needs is not installed.
+    """
+    if name.startswith(("postgresql://", "postgres://")):
+        more = {} if schema is None else {"schema": schema}
+        return _made("PostgresStore", "postgres", name, **more)
+    if schema is not None:
+        msg = f"--schema is for a PostgresStore, and {name} is a file"
+        raise Refused(msg)
+    if "://" in name:
+        scheme = name.partition(":")[0]
+        msg = f"no store is named by a {scheme}:// URL: give {STORE}"
+        raise Refused(msg)
+    path = Path(name)
+    if not path.exists():
+        msg = f"there is no file {name}: give {STORE}"
+        raise Refused(msg)
+    if not path.is_file():
+        msg = f"{name} is no file: give {STORE}"
+        raise Refused(msg)
+    if not path.stat().st_size:
+        msg = f"{name} is empty: no run was ever kept in it"
+        raise Refused(msg)
+    return _made("SQLiteStore", "sqlite", name)
+
+
+def _made(kind: str, extra: str, name: str, **more: str) -> Store:
+    try:
+        make = getattr(importlib.import_module("shoal"), kind, None)
+        if make is None:
+            msg = f"this version of shoal has no {kind}"
+            raise Refused(msg)
+        return make(name, **more)
+    except ImportError as error:
+        msg = f"{kind} needs what is not installed ({error}): pip install 'shoal[{extra}]'"
+        raise Refused(msg) from error

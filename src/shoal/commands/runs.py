@@ -1,0 +1,307 @@
+"""``shoal runs``: list the runs of a store, show one, delete old ones. Imports the store's port.
+
+On a terminal it writes for people; else lines of fields with tabs between them, times in UTC and
+nothing shortened, for other programs; with ``--json`` lines of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+import anyio
+
+from shoal._ids import RunPath
+from shoal._store import ENDED, Browses, FailedChild, Prunes, RunStatus, RunSummary
+
+from ._store import STORE, Refused, open_store
+
+if TYPE_CHECKING:
+    from shoal import Store
+
+P = TypeVar("P")
+
+STATUSES: tuple[RunStatus, ...] = ("running", "succeeded", "failed", "cancelled", "halted")
+LEFT = "left"
+"""What a list for people says of a run that has no end, and that nobody executes."""
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+"""Seconds of what a time is given in."""
+
+Subparsers = Any  # argparse's own class is private
+Do = Callable[["Store", argparse.Namespace], Coroutine[Any, Any, int]]
+
+
+def add_to(commands: Subparsers) -> None:
+    """Add ``runs`` to the commands there are."""
+    what = "list runs, show one, delete old ones"
+    parser = commands.add_parser("runs", help=what, description=f"{what.capitalize()}.")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    listing = _add(actions, "list", _list, "list the runs of a store, the newest first")
+    listing.add_argument("--status", choices=STATUSES, help="only runs that stand so")
+    listing.add_argument(
+        "--limit", type=_count, default=50, metavar="N", help="at most so many (default: 50)"
+    )
+    listing.add_argument("--after", metavar="ID", help="only runs behind that one: the next page")
+
+    showing = _add(actions, "show", _show, "show a run: how it stands, its children, its failures")
+    showing.add_argument("run_id", metavar="ID", help="the run's id")
+    showing.add_argument(
+        "--failures", type=_count, default=10, metavar="N", help="at most so many (default: 10)"
+    )
+
+    pruning = _add(actions, "prune", _prune, "delete old runs, with all that is kept of them")
+    pruning.add_argument(
+        "--older-than",
+        type=_seconds,
+        required=True,
+        metavar="TIME",
+        help="since its end, or its last sign of life: 12h, 30d, 1w 12h; s, m, h, d or w",
+    )
+    pruning.add_argument(
+        "--status",
+        choices=STATUSES,
+        action="append",
+        help=f"only runs that stand so; may be repeated (default: {', '.join(ENDED)})",
+    )
+    pruning.add_argument("--dry-run", action="store_true", help="delete nothing, only count")
+
+
+def _add(actions: Subparsers, name: str, do: Do, what: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}."
+    )
+    parser.add_argument("store", metavar="STORE", help=STORE)
+    parser.add_argument("--schema", metavar="NAME", help="of a PostgresStore, if not its default")
+    parser.add_argument("--json", action="store_true", help="write JSON, a line for each")
+    parser.set_defaults(do=partial(_run, do))
+    return parser
+
+
+def _run(do: Do, given: argparse.Namespace) -> int:
+    return anyio.run(do, open_store(given.store, given.schema), given)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        msg = f"{text!r} is no number above 0"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    """Read a length of time."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhdw])", text)
+    if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*[smhdw]|\s", "", text):
+        msg = f"{text!r} is no length of time: say 90s, 15m, 12h, 30d or 1w"
+        raise argparse.ArgumentTypeError(msg)
+    return sum(float(number) * UNITS[unit] for number, unit in parts)
+
+
+def _that(store: Store, protocol: type[P], what: str) -> P:
+    if not isinstance(store, protocol):
+        msg = f"{type(store).__name__} can't {what} (it is no shoal.{protocol.__name__})"
+        raise Refused(msg)
+    return store
+
+
+# -- list ------------------------------------------------------------------------------------------
+
+
+async def _list(store: Store, given: argparse.Namespace) -> int:
+    browsed = _that(store, Browses, "list its runs")
+    if given.after is not None and await browsed.summary(given.after) is None:
+        return _unknown(given.after, given.store)
+    found = await browsed.runs(status=given.status, limit=given.limit + 1, after=given.after)
+    runs = found[: given.limit]
+    if given.json:
+        for run in runs:
+            _write_json(_as_json(run))
+    elif not _is_terminal(sys.stdout):
+        for run in runs:
+            _write_fields(run[:4], _utc(run.began_at), _utc(run.ended_at), run.holder, _why(run))
+    elif runs:
+        _write_table(("RUN", "APPLICATION", "STATUS", "BEGAN", "TOOK", ""), map(_row, runs))
+    if len(found) > given.limit:
+        _hint(f"there are more: --after {runs[-1].run_id}, or a higher --limit")
+    elif not runs:
+        _hint("there are none")
+    return 0
+
+
+def _row(run: RunSummary) -> tuple[str, ...]:
+    ended_at = run.ended_at if run.ended_at is not None or not run.holder else time.time()
+    took = "" if ended_at is None else _length(ended_at - run.began_at)
+    why = " ".join((_why(run) or run.holder).split())
+    return run.run_id, run.application, _status(run), _local(run.began_at), took, why
+
+
+def _status(run: RunSummary) -> str:
+    return LEFT if run.status == "running" and not run.holder else run.status
+
+
+def _why(run: RunSummary) -> str:
+    return run.error or run.reason
+
+
+# -- show ------------------------------------------------------------------------------------------
+
+
+async def _show(store: Store, given: argparse.Namespace) -> int:
+    browsed = _that(store, Browses, "show its runs")
+    run = await browsed.summary(given.run_id)
+    if run is None:
+        return _unknown(given.run_id, given.store)
+    path = RunPath(run_id=run.run_id)
+    counts = await browsed.counts(path)
+    failures: Sequence[FailedChild] = ()
+    if counts.get("failed"):
+        failures = await browsed.failures(path, limit=given.failures)
+    if given.json:
+        more = {"children": dict(counts), "failures": [child._asdict() for child in failures]}
+        _write_json({**_as_json(run), **more})
+    elif _is_terminal(sys.stdout):
+        _describe(run, counts, failures)
+    else:
+        for name, value in _as_json(run).items():
+            _write_fields((name, "" if value is None else value))
+        for status, count in counts.items():
+            _write_fields(("children", status, count))
+        for child in failures:
+            _write_fields(("failure", *child))
+    return 0
+
+
+def _describe(run: RunSummary, counts: Mapping[Any, int], failures: Sequence[FailedChild]) -> None:
+    """Write what there is to say of a run, for people."""
+    status = _status(run)
+    more = {
+        LEFT: "it has no end, and nobody executes it; run it again, or recover()",
+        "halted": "it waits for somebody; its application says for what: questions()",
+    }
+    if status in more:
+        status = f"{status}: {more[status]}"
+    ended = "" if run.ended_at is None else _local(run.ended_at)
+    lines = {
+        "run": run.run_id,
+        "application": f"{run.application}, version {run.version}",
+        "status": status,
+        "executed by": run.holder,
+        "began": _local(run.began_at),
+        "ended": ended and f"{ended}, after {_length((run.ended_at or 0.0) - run.began_at)}",
+        "forked from": run.forked_from or "",
+        "reason": run.reason,
+        "error": run.error.replace("\n", "\n             "),
+        "children": ", ".join(f"{count:,} {status}" for status, count in counts.items()),
+    }
+    for name, text in lines.items():
+        if text:
+            print(f"{name:11}  {text}")
+    if failures:
+        others = counts["failed"] - len(failures)
+        print(f"\nfailures{f' (and {others:,} more: --failures N)' if others > 0 else ''}")
+        rows = [
+            (f"{child.step}/{child.act}", repr(child.key), " ".join(child.error.split()))
+            for child in failures
+        ]
+        _write_table((), rows)
+
+
+# -- prune -----------------------------------------------------------------------------------------
+
+
+async def _prune(store: Store, given: argparse.Namespace) -> int:
+    pruned = _that(store, Prunes, "delete old runs")
+    statuses: Sequence[RunStatus] = given.status or ENDED
+    try:
+        count = await pruned.prune(given.older_than, statuses, dry_run=given.dry_run)
+    except anyio.get_cancelled_exc_class():
+        _hint("some runs are deleted, each as a whole; what is left of them goes with the next")
+        raise
+    if given.json:
+        _write_json({"runs": count, "deleted": not given.dry_run})
+    elif _is_terminal(sys.stdout):
+        runs = f"{count:,} run{'' if count == 1 else 's'}"
+        print(f"{runs} would be deleted" if given.dry_run else f"deleted {runs}")
+    else:
+        print(count)
+    return 0
+
+
+# -- what is written -------------------------------------------------------------------------------
+
+
+def _unknown(run_id: str, store: str) -> int:
+    sys.stderr.write(f"shoal: there is no run {run_id} in {_nameable(store)}\n")
+    return 1
+
+
+def _nameable(store: str) -> str:
+    """Return the name of a store without the password that may be in it."""
+    return re.sub(r"://[^@/]*@", "://", store)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty()
+
+
+def _hint(text: str) -> None:
+    """Tell people, and no program."""
+    if _is_terminal(sys.stderr):
+        sys.stderr.write(f"{text}\n")
+
+
+def _as_json(run: RunSummary) -> dict[str, Any]:
+    times = {"began_at": _utc(run.began_at), "ended_at": _utc(run.ended_at) or None}
+    return {**run._asdict(), **times}
+
+
+def _write_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _write_fields(fields: Iterable[object], *more: object) -> None:
+    """Write a line with tabs between fields, and neither tabs nor line breaks in these."""
+    print("\t".join(_escaped(str(field)) for field in (*fields, *more)))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _write_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write rows whose last column has what room there is."""
+    table = [*([titles] if titles else ()), *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    room = max(20, shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * (len(widths) - 1))
+    for *columns, last in table:
+        cells = [cell.ljust(width) for cell, width in zip(columns, widths, strict=False)]
+        shown = last if len(last) <= room else f"{last[: room - 3]}..."
+        print("  ".join((*cells, shown)).rstrip())
+
+
+def _utc(at: float | None) -> str:
+    return "" if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
+def _local(at: float) -> str:
+    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"  # noqa: DTZ006 # where people are
+
+
+def _length(seconds: float) -> str:
+    """Show a length of time, as its two largest parts."""
+    if seconds < UNITS["m"]:
+        return f"{seconds:.1f}s"
+    for larger, smaller in (("d", "h"), ("h", "m"), ("m", "s")):
+        if seconds >= UNITS[larger]:
+            whole, rest = divmod(int(seconds), UNITS[larger])
+            return f"{whole}{larger} {rest // UNITS[smaller]}{smaller}"
+    raise AssertionError("it is a minute at least")

@@ -1,0 +1,508 @@
+"""What stores in databases have in common: one thread, one transaction, leases, processes."""
+
+# pyright: reportPrivateUsage=false
+# The thread's database is held back, and claims changed, to bring about what takes long.
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import anyio
+import pytest
+
+from shoal import (
+    Application,
+    Batch,
+    ChildEnded,
+    Done,
+    Graph,
+    LeaseLost,
+    RunClaimed,
+    Runtime,
+    StateUpdated,
+    Update,
+    action,
+    fan_out,
+)
+from shoal.stores import _holders
+from shoal.stores._durable import DurableStore
+from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
+from shoal.testing._hand_made import BEGINNING, ROOT, claimed, save, update_of
+from tests.durable import InFile, InSchema, Kept, stopped
+
+anyio_test = pytest.mark.anyio
+
+
+POSTGRES = pytest.param("postgres", marks=pytest.mark.services)
+
+SLOWLY = pytest.param("postgres", marks=[pytest.mark.services, pytest.mark.slow])
+
+
+@pytest.fixture(params=["sqlite", POSTGRES])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+    if request.param == "sqlite":
+        return InFile(tmp_path / "runs.db")
+    return InSchema(request.getfixturevalue("postgres"))
+
+
+ROOT_X = type(ROOT)(run_id="x", act="app")
+
+
+@action(reads=["item"], writes=["out"])
+async def same(item: Any) -> Any:
+    return item
+
+
+outs = fan_out(same, over="items", key=str, into="outs")
+
+
+# -- being open ------------------------------------------------------------------------------------
+
+
+@anyio_test
+async def test_several_runtimes_use_one(kept: Kept):
+    store = kept.store()
+    app = Application(outs, store=store)
+
+    async def run(number: int) -> None:
+        async with Runtime() as runtime:
+            result = await runtime.run(app, {"items": [number]}, id=f"run{number}")
+            assert result.state["outs"] == {str(number): number}
+
+    async with no_leaks(), anyio.create_task_group() as tasks:
+        for number in range(5):
+            tasks.start_soon(run, number)
+
+
+def test_several_event_loops_use_one(kept: Kept):
+    store = kept.store()
+    app = Application(outs, store=store)
+    failures: list[BaseException] = []
+
+    def live(number: int, backend: Any) -> None:
+        try:
+            for again in range(3):
+                run_id = f"{backend}{number}.{again}"
+                result = app.run_sync({"items": [number, "a"]}, id=run_id, backend=backend)
+                assert set(result.state["outs"]) == {str(number), "a"}
+        except BaseException as error:  # shown below
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=live, args=(number, backend))
+        for number in range(2)
+        for backend in ("asyncio", "trio")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    assert kept.rows("SELECT count(*) FROM root_runs WHERE status = 'succeeded'") == [(12,)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_starts_anew(kept: Kept):
+    store = kept.store()
+    app = Application(outs, store=store)
+
+    async def main() -> None:
+        async with claimed(store):
+            await save(store, updates=(update_of(1),))
+            child = os.fork()
+            if not child:  # here no thread writes, and nothing is claimed
+                os._exit(in_the_fork())
+            with anyio.fail_after(30):
+                ended, status = await anyio.to_thread.run_sync(os.waitpid, child, 0)
+            assert (ended, os.waitstatus_to_exitcode(status)) == (child, 0)
+            await save(store, updates=(update_of(2),))
+            assert list(await store.read(ROOT)) == [update_of(1), update_of(2)]
+
+    def in_the_fork() -> int:
+        def work() -> None:  # in a thread without an event loop
+            with pytest.raises(RunClaimed, match=f"goes on in process {os.getppid()} on"):
+                anyio.run(store.claim, "root", "you")
+            app.run_sync({"items": [1]}, id="forked")
+
+        try:
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+            return 0 if repr(store).endswith("0 runs claimed>") else 1
+        except BaseException:
+            return 2
+
+    anyio.run(main)
+    assert kept.rows("SELECT run_id, status FROM root_runs ORDER BY run_id") == [
+        ("forked", "succeeded"),
+        ("root", "running"),
+    ]
+
+
+# -- one transaction for many ----------------------------------------------------------------------
+
+
+@anyio_test
+async def test_who_is_to_blame_fails_alone(kept: Kept):
+    """Saves of others that stood in the same transaction are kept."""
+    store = kept.store()
+    other = HandMadeRun(path=type(ROOT)(run_id="other"))
+    async with claimed(store), claimed(store, other):
+        with stopped(store):
+            bad = child_run("a", elapsed="\ud800")  # which SQLite can't take
+            pending = [
+                store.save(Batch(HandMadeRun(), (update_of(1),), holder="me")),
+                store.save(Batch(HandMadeRun(), unapplied=(bad,), holder="me")),
+                store.save(Batch(other, (update_of(1),), holder="me")),
+            ]
+        for one, fails in zip(pending, (False, True, False), strict=True):
+            assert one is not None
+            if fails:
+                with pytest.raises(UnicodeEncodeError):
+                    await one
+            else:
+                await one
+        assert list(await store.read(ROOT)) == [update_of(1)]
+        assert list(await store.children(ROOT)) == []
+        assert list(await store.read(other.path)) == [update_of(1)]
+
+
+@anyio_test
+async def test_what_is_saved_meanwhile_stands_in_one_transaction(kept: Kept):
+    store = kept.store()
+    async with claimed(store):
+        with stopped(store) as sizes:
+            pending = [
+                store.save(Batch(HandMadeRun(), (update_of(n),), holder="me")) for n in range(1, 9)
+            ]
+        for one in pending:
+            assert one is not None
+            await one
+        assert sizes == [1, 8], "one held up the thread; eight have waited"
+        assert list(await store.read(ROOT)) == [update_of(n) for n in range(1, 9)]
+
+
+# -- durability ------------------------------------------------------------------------------------
+
+
+@anyio_test
+@pytest.mark.parametrize("durability", ["relaxed", "end"])
+async def test_nobody_waits_for_saves_but_at_the_end(kept: Kept, durability: Any):
+    store = kept.store(durability=durability, window=1000)
+    async with claimed(store):
+        assert store.save(Batch(HandMadeRun(), (update_of(1),), holder="me")) is None
+        assert kept.rows("SELECT count(*) FROM history") == [(0,)]
+        assert list(await store.read(ROOT)) == [update_of(1)], "who asks the store knows it"
+        assert store.save(Batch(HandMadeRun(), (update_of(2),), holder="me")) is None
+        assert kept.rows("SELECT count(*) FROM history") == [(1,)]
+        await save(store, HandMadeRun(status="succeeded"), ended="succeeded")
+        assert kept.rows("SELECT status FROM root_runs") == [("succeeded",)]
+        assert kept.rows("SELECT count(*) FROM history") == [(2,)]
+
+
+@anyio_test
+async def test_relaxed_saves_are_written_within_the_window(kept: Kept):
+    store = kept.store(durability="relaxed", window=0.02)
+    async with claimed(store):
+        assert store.save(Batch(HandMadeRun(), (update_of(1),), holder="me")) is None
+        until = time.monotonic() + 20
+        while kept.rows("SELECT count(*) FROM history") != [(1,)]:
+            assert time.monotonic() < until
+            await anyio.to_thread.run_sync(time.sleep, 0.005)
+
+
+@anyio_test
+async def test_too_many_saves_left_for_later_are_waited_for(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("shoal.stores._writer.MOST_JOBS", 3)
+    store = kept.store(durability="end")
+    async with claimed(store):
+        pending = [
+            store.save(Batch(HandMadeRun(), (update_of(n),), holder="me")) for n in range(1, 9)
+        ]
+        assert [one for one in pending if one is not None]
+        for one in pending:
+            if one is not None:
+                await one
+
+
+@anyio_test
+async def test_what_changes_after_the_save_is_kept_as_it_was(kept: Kept):
+    store = kept.store()
+    value = [1, 2]
+    async with claimed(store):
+        with stopped(store):
+            run = child_run("a", value=value)
+            pending = store.save(Batch(HandMadeRun(), unapplied=(run,), holder="me"))
+            value.append(3)
+        assert pending is not None
+        await pending
+        (record,) = await store.children(ROOT)
+        assert record.value == [1, 2]
+
+
+# -- leases ----------------------------------------------------------------------------------------
+
+
+def sleeping_process() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+
+async def left_behind(kept: Kept, store: DurableStore, **holder: object) -> None:
+    """Claim a run, and have it that another process has done so, of which nothing is heard."""
+    await store.claim("root", "them")
+    kept.rows(f"UPDATE claims SET {', '.join(f'{name} = ?' for name in holder)}", *holder.values())
+
+
+@anyio_test
+async def test_a_run_of_a_process_that_is_gone_is_taken_over_at_once(kept: Kept):
+    process = await anyio.to_thread.run_sync(sleeping_process)
+    with process:
+        started = await anyio.to_thread.run_sync(_holders._started, process.pid)
+        store = kept.store()
+        await left_behind(kept, store, pid=process.pid, started=started)
+        with pytest.raises(RunClaimed, match=f"goes on in process {process.pid} on .* runs out at"):
+            await kept.store().claim("root", "me")
+        process.kill()
+        await anyio.to_thread.run_sync(process.wait)
+    other = kept.store()
+    await other.claim("root", "me")
+    with pytest.raises(LeaseLost, match="run root was taken over by another execution"):
+        await save(store, holder="them")
+    await save(other, begun=BEGINNING)
+    await store.release("root", "them")
+    await save(other, updates=(update_of(1),))
+    await other.release("root", "me")
+
+
+@anyio_test
+async def test_a_process_that_has_the_number_of_another_one_is_not_that(kept: Kept):
+    store = kept.store()
+    await left_behind(kept, store, started="12")
+    other = kept.store()
+    await other.claim("root", "me")
+    await other.release("root", "me")
+    await store.release("root", "them")
+
+
+@anyio_test
+@pytest.mark.parametrize("by_us", [False, True])
+async def test_elsewhere_its_lease_has_to_run_out(kept: Kept, by_us: bool):
+    """A process that can't be looked at: on another machine, or in another container."""
+    store, other = kept.store(heartbeat=14), kept.store()
+    boot = _holders.current_holder().boot if by_us else "another boot/pid:[1]"
+    await left_behind(kept, store, pid=os.getpid() if by_us else 1, boot=boot, host="far")
+    with pytest.raises(RunClaimed, match=r"goes on in process .* on far"):
+        await other.claim("root", "me")
+    kept.shorten_leases(10)
+    with pytest.raises(RunClaimed):
+        await other.claim("root", "me")
+    kept.shorten_leases(5.1)
+    await other.claim("root", "me")
+    with pytest.raises(LeaseLost):
+        await save(store, holder="them")
+    await other.release("root", "me")
+    await store.release("root", "them")
+
+
+@anyio_test
+async def test_the_thread_gives_signs_of_life_though_the_loop_is_blocked(kept: Kept):
+    store, other = kept.store(lease=0.6, heartbeat=0.02), kept.store()
+    await store.claim("root", "them")
+    seen = {kept.rows("SELECT seen_at FROM claims")[0][0]}
+    until = time.monotonic() + 20
+    while len(seen) < 4:  # all the time this very loop does nothing else
+        assert time.monotonic() < until
+        seen.add(kept.rows("SELECT seen_at FROM claims")[0][0])
+    with pytest.raises(RunClaimed):
+        await other.claim("root", "me")
+    await store.release("root", "them")
+
+
+@anyio_test
+async def test_a_claim_that_was_lost_is_noticed_by_its_sign_of_life(kept: Kept):
+    store = kept.store(lease=1, heartbeat=0.01)
+    await store.claim("root", "them")
+    kept.rows("UPDATE claims SET epoch = ?", 7)
+    claim = store._claims["root", "them"]
+    until = time.monotonic() + 20
+    while not claim.lost:
+        assert time.monotonic() < until
+        await anyio.to_thread.run_sync(time.sleep, 0.005)
+    with pytest.raises(LeaseLost):
+        store.save(Batch(HandMadeRun(), (update_of(1),), holder="them"))
+    await store.release("root", "them")
+    assert kept.rows("SELECT epoch, execution FROM claims") == [(7, "them")]
+
+
+@anyio_test
+async def test_a_save_of_an_older_claim_is_refused_in_its_own_transaction(kept: Kept):
+    """However the execution has come to think that it still has the run."""
+    store, other = kept.store(), kept.store()
+    async with claimed(store):
+        await save(store, updates=(update_of(1),))
+        with stopped(store):
+            late = [store.save(Batch(HandMadeRun(), (update_of(n),), holder="me")) for n in (2, 3)]
+            kept.rows("UPDATE claims SET started = ?", "12")
+            await other.claim("root", "you")
+            for number in (2, 3):  # as often as the first one has
+                await save(other, updates=(update_of(number, "other"),), holder="you")
+        for one in late:
+            assert one is not None
+            with pytest.raises(LeaseLost):
+                await one
+        await other.release("root", "you")
+    assert list(await store.read(ROOT)) == [
+        update_of(1),
+        update_of(2, "other"),
+        update_of(3, "other"),
+    ]
+
+
+@anyio_test
+async def test_an_execution_that_has_lost_its_run_publishes_nothing_more(kept: Kept):
+    store = kept.store()
+    hook = RecordingHook()
+
+    @action(reads=["item"], writes=["out"])
+    async def lose(item: int) -> int:
+        if item == 1:
+            await anyio.to_thread.run_sync(kept.rows, "UPDATE claims SET epoch = 7")
+        return item
+
+    app = Application(
+        Graph.chain(fan_out(lose, over="items", key=int, into="outs"), same.bind(name="after")),
+        store=store,
+        hooks=[hook],
+    )
+    async with no_leaks():
+        with pytest.raises(LeaseLost):
+            await app.run({"items": range(5), "item": 1}, id="x")
+    hook.assert_paired()
+    updates = [one for one in hook.events if isinstance(one, StateUpdated) and not one.depth]
+    saved = [one for one in await store.read(ROOT_X) if isinstance(one, Update)]
+    assert [one.update for one in updates] == saved
+    ended = [one.outcome for one in hook.events if isinstance(one, ChildEnded)]
+    assert sum(isinstance(one, Done) for one in ended) == len(saved) - 1
+    assert len(ended) == len(saved) - 1 + sum("could not be saved" in str(one) for one in ended)
+    assert kept.rows("SELECT status FROM root_runs") == [("running",)]
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+PROGRAM = """
+    import sys, time, signal, os
+    import anyio
+    from shoal import Application, PostgresStore, SQLiteStore, action, fan_out, Limits
+
+    role = sys.argv[1]
+
+    @action(reads=["item"], writes=["out"], run_in="loop")
+    async def work(item: int) -> str:
+        if role == "stops" and item == 3:
+            print("stopping", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if role == "dies" and item == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return f"{role} {item}"
+
+    store = {class_}({arguments}, lease=60, heartbeat=0.2)
+    act = fan_out(work, over="items", key=int, into="outs", limits=Limits(1))
+    app = Application(act, store=store, name="app")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        result = app.run_sync({"items": list(range(6))}, id="x")
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+    else:
+        print(dict(result.state["outs"]), flush=True)
+"""
+
+
+@contextmanager
+def process(kept: Kept, role: str) -> Generator[subprocess.Popen[str]]:
+    class_, arguments = kept.code
+    program = dedent(PROGRAM).replace("{class_}", class_).replace("{arguments}", arguments)
+    command = [sys.executable, "-c", program, role]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as started:
+        assert started.stdout is not None
+        try:
+            assert started.stdout.readline() == "ready\n"
+            yield started
+        finally:
+            if started.poll() is None:
+                started.kill()
+
+
+def begin(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("kept", ["sqlite", SLOWLY], indirect=True)
+def test_what_a_killed_process_has_done_is_not_done_again(kept: Kept):
+    with process(kept, "dies") as first, process(kept, "second") as second:
+        begin(first)
+        assert first.wait(30) == -signal.SIGKILL
+        begin(second)
+        before = [f"{item}: 'dies {item}'" for item in range(3)]
+        after = [f"{item}: 'second {item}'" for item in range(3, 6)]
+        assert said(second) == "{" + ", ".join(before + after) + "}", "and at once"
+
+
+def test_a_process_that_was_stopped_past_its_lease_saves_nothing_more(kept: Kept):
+    with process(kept, "stops") as first, process(kept, "second") as second:
+        with process(kept, "early") as early:
+            begin(first)
+            assert said(first) == "stopping"
+            begin(early)
+            answer = said(early)
+            assert answer.startswith(f"RunClaimed run x goes on in process {first.pid} on"), answer
+        kept.shorten_leases(100)  # so it has run out
+        begin(second)
+        outs = said(second)
+        assert "'stops 2'" in outs
+        assert "'second 3'" in outs
+        before = kept.rows("SELECT * FROM runs"), kept.rows("SELECT * FROM history")
+        first.send_signal(signal.SIGCONT)
+        assert said(first).startswith("LeaseLost run x was taken over")
+        first.wait(30)
+        after = kept.rows("SELECT * FROM runs"), kept.rows("SELECT * FROM history")
+        assert after == before
+
+
+@pytest.mark.parametrize("kept", ["sqlite", SLOWLY], indirect=True)
+def test_of_two_processes_that_resume_one_run_one_wins(kept: Kept):
+    with process(kept, "dies") as first:
+        begin(first)
+        first.wait(30)
+    with process(kept, "a") as a, process(kept, "b") as b:
+        begin(a)
+        begin(b)
+        answers = sorted((said(a), said(b)))
+    claimed_ = [one for one in answers if one.startswith("RunClaimed")]
+    finished = [one for one in answers if one.startswith("{0: 'dies 0'")]
+    assert len(finished) + len(claimed_) == 2
+    assert finished, "one wins; the other is refused, or finds it done"
