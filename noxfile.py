@@ -74,7 +74,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types, strictly, and that every public name has one."""
-    install(session, "types", "test", "bench", "peers", extras="[examples]")
+    install(session, "types", "test", "bench", "models", extras="[examples]")
     check = ("basedpyright", "--pythonpath", f"{session.bin}/python")  # and not the reader's .venv
     session.run(*check, *session.posargs)
     if not session.posargs:
