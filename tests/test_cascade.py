@@ -128,6 +128,26 @@ async def test_of_children_without_a_store_only_their_ends_are_kept():
     assert [(one.key, type(one)) for one in outcomes] == [(k, Done) for k in ("1", "2", "3")]
 
 
+async def test_outcomes_are_read_back_from_where_the_children_are_kept():
+    store, other = MemoryStore(), MemoryStore()
+    app = application(store, store=other)
+    for result in (await app.run(STATE, id="x"), await app.run(id="x")):  # ran, and recalled
+        outcomes = [outcome async for outcome in result.all_outcomes("texts")]
+        states = [dict(one.state) for one in outcomes if isinstance(one, Done)]
+        assert [state["text"] for state in states] == ["0.5", "1.0", "1.5"]
+
+    @action(writes=["done"])
+    async def own(context: Context) -> int:
+        async with context.fan_out(name="f", store=other) as group:
+            group.start(halve, {"n": 4})
+        return 1
+
+    result = await Application(own, store=store).run(id="y")
+    (outcome,) = [outcome async for outcome in result.all_outcomes("own/f")]
+    assert isinstance(outcome, Done)
+    assert dict(outcome.state) == {"half": 2.0}
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize("where", ["nowhere", "elsewhere", "here"])
 async def test_wherever_they_are_kept_a_stop_at_any_save_loses_nothing(where: str):

@@ -544,6 +544,12 @@ async def test_what_cannot_be_started_is_refused_at_once_and_harms_nobody():
                 group.start(quick, [("item", 1)])  # pyright: ignore[reportArgumentType]
             with pytest.raises(BadResult, match="gave an int"):
                 group.start_each(quick, over=3)  # pyright: ignore[reportArgumentType]
+            for start in (
+                lambda given: group.start(needs, {"item": 1}, inputs=given),
+                lambda given: group.start_each(needs, over=[1], inputs=given),
+            ):
+                with pytest.raises(DefinitionError, match=r"'cleint'.*did you mean 'client'"):
+                    start({"client": "c", "cleint": "c"})
             group.start(needs, {"item": 1}, inputs={"client": "c"})
             return [outcome.value async for outcome in group if isinstance(outcome, Done)]
 
@@ -1908,7 +1914,7 @@ async def test_events_are_paired_and_ordered_and_every_child_is_saved_once(waits
     assert len(watched.store.saved[two_steps.run_id]) in (1, 2)
 
 
-async def test_children_that_never_began_are_told_to_nobody():
+async def test_children_that_never_began_are_recorded_and_told_to_have_ended():
     hook, store = RecordingHook(), Keeping()
 
     async def body(context: Context) -> int:
@@ -1924,7 +1930,10 @@ async def test_children_that_never_began_are_told_to_nobody():
     result = await kept_by(store, acting(body), hook).run({})
     hook.assert_paired()
     assert result.state["result"] == 3
-    assert len(store.child_ends) == len(hook.of(ChildEnded)) <= 1
+    assert len(store.child_ends) == len(hook.of(ChildEnded)) == 3
+    assert len(hook.of(ChildStarted)) <= 1
+    assert sorted(event.outcome.attempts for event in hook.of(ChildEnded))[:2] == [0, 0]
+    assert {event.outcome.key for event in hook.of(ChildEnded)} == {0, 1, 2}
     assert result.outcomes("act/f").cancelled == 3
 
 

@@ -1,6 +1,7 @@
 """Fan-outs: what they run over, what becomes of results, and what is left behind (nothing)."""
 
 import itertools
+import math
 import random
 import threading
 from collections import Counter
@@ -1328,6 +1329,68 @@ async def test_no_false_cancellation_from_what_the_fan_out_calls(where: str, kin
     hook.assert_paired()
     (end,) = (event for event in hook.of(RunEnded) if event.depth == 0)
     assert end.status == "failed"
+
+
+class Stopped(Exception):
+    """What ends a fan-out here."""
+
+
+@action(reads=["item"], writes=["out"])
+async def stop_at_2(item: int) -> int:
+    await anyio.sleep(1)
+    if item == 2:
+        raise Stopped
+    return item
+
+
+@pytest.mark.parametrize("cleanup", ["waits", "yields", "yields twice", "raises", "never ends"])
+@pytest.mark.parametrize("way_out", ["at most", "fails", "is cancelled"])
+async def test_a_source_is_closed_inside_of_the_scopes_that_it_holds(
+    way_out: str, cleanup: str, caplog: pytest.LogCaptureFixture
+):
+    closed = list[str]()
+
+    async def numbers() -> AsyncIterator[int]:
+        async with anyio.create_task_group():
+            with anyio.CancelScope():
+                try:
+                    for number in itertools.count():
+                        await checkpoint()
+                        yield number
+                finally:
+                    await anyio.sleep(math.inf if cleanup == "never ends" else 1)
+                    closed.append(cleanup)
+                    if cleanup == "raises":
+                        raise LookupError("while closing")
+                    if cleanup == "yields":
+                        yield -1
+                    if cleanup == "yields twice":
+                        try:
+                            yield -1
+                        except GeneratorExit:
+                            yield -2
+
+    at_most = 2 if way_out == "at most" else None
+    act = fan_out(
+        stop_at_2, over=lambda _: numbers(), reads=[], name="f", at_most=at_most, limits=Limits(3)
+    )
+    raised: BaseException | None = None
+    began = anyio.current_time()
+    async with no_leaks():
+        with anyio.move_on_after(0.5 if way_out == "is cancelled" else math.inf):
+            try:
+                await Application(act).run()
+            except ExceptionGroup as error:
+                raised = error.exceptions[0]
+    is_raised = cleanup == "raises" and way_out == "at most"
+    expected = LookupError if is_raised else Stopped if way_out == "fails" else type(None)
+    assert type(raised) is expected
+    assert closed == ([] if cleanup == "never ends" else [cleanup])
+    last = {"fails": 1.0, "is cancelled": 0.5, "at most": 0.0}[way_out]
+    took = last + (5 if cleanup == "never ends" else 1)
+    assert anyio.current_time() - began == pytest.approx(took)
+    logged = [one for one in caplog.messages if "was closed" in one]
+    assert bool(logged) == (cleanup != "waits" and not is_raised)
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -404,6 +404,22 @@ async def test_who_is_halted_is_cancelled_with_the_group():
     hook.assert_paired()
 
 
+async def test_who_is_started_no_more_is_asked_no_more():
+    @action(reads=["items"])
+    async def starts(items: Sequence[str], wanted: Sequence[str], context: Context) -> None:
+        async with context.fan_out(name="own") as group:
+            for item in wanted:
+                group.start(leaf, {"item": item}, key=item)
+
+    app, _ = application(Graph.chain(starts, person))
+    result = await app.run({"items": []}, id="x", inputs={"wanted": ["A", "B"]})
+    assert keys(result) == ["A", "B"]
+    answers = {result.questions[0].address: "yes"}
+    result = await app.run(id="x", inputs={"wanted": ["A"]}, answers=answers)
+    assert [one.step for one in result.questions] == ["person"]
+    assert list(await app.questions("x")) == list(result.questions)
+
+
 # -- races -----------------------------------------------------------------------------------------
 
 
@@ -429,6 +445,32 @@ async def test_a_decision_elsewhere_cancels_who_is_halted():
     assert await app.questions("x") == []
     with pytest.raises(UnknownQuestion, match="run x has no open question"):
         await app.run(id="x", answers={"ok": 1})
+
+
+async def test_who_loses_while_it_halts_has_lost():
+    @action(writes=["out"])
+    async def stubborn(context: Context) -> str:
+        try:
+            return await context.ask("ok", "?")
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(2)
+            raise ValueError
+
+    @action(writes=["out"])
+    async def quicker() -> str:
+        await anyio.sleep(1)
+        return "quicker"
+
+    app, hook = application(race(stubborn, quicker, into="answer"))
+    result = await app.run(id="x")
+    (loser,) = result.outcomes("answer")
+    assert isinstance(loser, Cancelled)
+    assert (loser.reason, loser.winner) == (
+        "'quicker' decided fan-out 'answer'",
+        ChildName("quicker", ""),
+    )
+    hook.assert_paired()
 
 
 async def test_a_race_whose_others_have_failed_halts_and_is_won_by_an_answer():

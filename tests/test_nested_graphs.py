@@ -257,6 +257,42 @@ async def test_its_fan_outs_are_found_by_path():
 # -- how it ends ---------------------------------------------------------------------------------
 
 
+@action(reads=["item"], writes=["out"])
+async def square(item: int) -> int:
+    seen.append(item)
+    return item * item
+
+
+seen = list[int]()
+squares = fan_out(square, over="items", key=str, into="outs")
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+async def test_its_fan_outs_leave_out_what_is_there_already(depth: int):
+    seen.clear()
+    act: Any = Graph.chain(squares, name="squares")
+    for level in range(depth):
+        act = Graph.chain(act, name=f"level {level}")
+    result = await Application(Graph.chain(act)).run({"items": [1, 2, 3], "outs": {"2": "known"}})
+    assert (result.state["outs"], seen) == ({"1": 1, "2": "known", "3": 9}, [1, 3])
+    path = "/".join((*(f"level {level}" for level in reversed(range(depth))), "squares/outs"))
+    assert result.outcomes(path).skipped == 1
+
+
+@pytest.mark.parametrize("again", [None, False, True])
+async def test_when_a_loop_comes_back_to_it_they_do_as_they_would_without_it(again: bool | None):
+    act = fan_out(square, over="items", key=str, into="outs", again=again)
+    found = list[list[int]]()
+    for body in (act, Graph.chain(Graph.chain(act, name="inner"), name="node")):
+        seen.clear()
+        loop = Graph((body, more), (more, body, when(lambda n: n < 3)), (more, END), entry=body)
+        await Application(loop).run({"items": [1, 2], "n": 1, "outs": {"2": "known"}})
+        found.append(list(seen))
+    without, within = found
+    expected = {None: [1, 1, 2], False: [1], True: [1, 2, 1, 2]}
+    assert without == within == expected[again]
+
+
 async def test_what_fails_in_it_is_raised_bare_and_nothing_is_applied():
     failing = Graph.chain(more, Graph.chain(fail, name="low"), name="mid")
     watched = Watched(Graph.chain(failing, name="top"))

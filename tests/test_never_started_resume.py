@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from shoal import Application, Context, Graph, Limits, MemoryStore, action, fan_out
+from shoal import Application, Context, Done, Graph, Limits, MemoryStore, action, fan_out
 
 pytestmark = pytest.mark.anyio
 
@@ -111,3 +111,64 @@ async def test_what_is_there_already_is_not_cancelled():
         result = await run.result()
     assert result.state["out"] == {"1.0": {"one": 1.0, "two": 5.0}}
     assert result.outcomes("out").skipped == 1
+
+
+@action(reads=["n"], writes=["twice"])
+async def double(n: int) -> int:
+    return 2 * n
+
+
+async def test_what_is_done_and_was_started_again_and_not_begun_stays_done():
+    class Fails(Exception):
+        pass
+
+    fails, store = True, MemoryStore()
+
+    @action(writes=["out"])
+    async def starts(context: Context) -> int:
+        async with context.fan_out(name="f", limits=Limits(1)) as group:
+            for n in range(2):
+                group.start(double, {"n": n}, key=n)
+            if not fails:
+                group.cancel()
+            async for _ in group:
+                pass
+        if fails:
+            raise Fails
+        return 1
+
+    app = Application(starts, store=store)
+    with pytest.raises(Fails):
+        await app.run(id="x")
+    fails = False
+    await app.run(id="x")
+    kept = [child.record for child in store._roots["x"].children()]
+    assert [record and record.status for record in kept] == ["succeeded"] * 2
+
+
+async def test_what_was_started_again_in_another_version_and_not_begun_runs_anew_the_next_time():
+    store, calls = MemoryStore(), list[str]()
+
+    def app(version: str, *, fails: bool = False, cancels: bool = False) -> Application[Any]:
+        act = steps(version, calls, fails=fails)
+
+        @action(writes=["out"])
+        async def starts(context: Context) -> list[str]:
+            async with context.fan_out(name="f", limits=Limits(1)) as group:
+                for n in range(2):
+                    group.start(act, {"item": n}, key=n)
+                if cancels:
+                    group.cancel()
+                found = [one.state["two"] async for one in group if isinstance(one, Done)]
+            if len(found) < 2:
+                raise ConnectionError
+            return found
+
+        return Application(starts, store=store)
+
+    for one in (app("1", fails=True), app("2", cancels=True)):
+        with pytest.raises(ConnectionError):
+            await one.run(id="x")
+    assert calls == ["0 by 1", "1 by 1"]
+    assert (await app("2").run(id="x")).state["out"] == ["2", "2"]
+    assert calls[2:] == ["0 by 2", "1 by 2"]

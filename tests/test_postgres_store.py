@@ -212,7 +212,8 @@ async def test_a_schema_of_a_newer_version_is_refused(place: InSchema):
         pass
     place.rows("UPDATE layout SET version = 99")
     message = await refusal(place.store())
-    assert "was made by a newer shoal (its layout is 99, and this one knows 1)" in message
+    known = _postgres_schema.VERSION
+    assert f"was made by a newer shoal (its layout is 99, and this one knows {known})" in message
     assert place.rows("SELECT version FROM layout") == [(99,)]
 
 
@@ -225,10 +226,10 @@ async def test_a_schema_of_an_older_version_is_brought_to_this_one(
         await save(store, updates=(update_of(1),))
     further = ("CREATE TABLE further (x int); CREATE TABLE more (x int)", "DROP TABLE more")
     monkeypatch.setattr(_postgres_schema, "MIGRATIONS", (*_postgres_schema.MIGRATIONS, *further))
-    monkeypatch.setattr(_postgres_schema, "VERSION", 3)
+    monkeypatch.setattr(_postgres_schema, "VERSION", len(_postgres_schema.MIGRATIONS))
     async with place.store() as store:
         assert list(await store.read(ROOT)) == [update_of(1)]
-    assert place.rows("SELECT version FROM layout") == [(3,)]
+    assert place.rows("SELECT version FROM layout") == [(_postgres_schema.VERSION,)]
     assert place.rows("SELECT to_regclass('further')::text, to_regclass('more')") == [
         ("further", None)
     ]
@@ -241,12 +242,13 @@ async def test_a_migration_that_fails_leaves_the_schema_as_it_was(
 ):
     async with place.store():
         pass
+    before = _postgres_schema.VERSION
     further = ("CREATE TABLE further (x int)", "ALTER TABLE nowhere ADD COLUMN y int")
     monkeypatch.setattr(_postgres_schema, "MIGRATIONS", (*_postgres_schema.MIGRATIONS, *further))
-    monkeypatch.setattr(_postgres_schema, "VERSION", 3)
+    monkeypatch.setattr(_postgres_schema, "VERSION", len(_postgres_schema.MIGRATIONS))
     with pytest.raises(StoreFailed, match='relation "nowhere" does not exist'):
         await place.store().claim("x", "me")
-    assert place.rows("SELECT version, to_regclass('further') FROM layout") == [(1, None)]
+    assert place.rows("SELECT version, to_regclass('further') FROM layout") == [(before, None)]
 
 
 @anyio_test
@@ -256,7 +258,7 @@ async def test_several_processes_make_one_schema(place: InSchema):
     async with anyio.create_task_group() as tasks:
         for number in range(6):
             tasks.start_soon(place.store().claim, f"run{number}", "me")
-    assert place.rows("SELECT version FROM layout") == [(1,)]
+    assert place.rows("SELECT version FROM layout") == [(_postgres_schema.VERSION,)]
     assert place.rows("SELECT count(*) FROM claims") == [(6,)]
 
 

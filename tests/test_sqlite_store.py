@@ -229,7 +229,7 @@ async def test_a_file_of_a_newer_version_is_refused(path: Path):
     with database(path) as connection:
         connection.execute("PRAGMA user_version = 99")
     message = await refusal(path)
-    assert "was written by a newer shoal (its layout is 99, and this one knows 2)" in message
+    assert "was written by a newer shoal (its layout is 99, and this one knows 3)" in message
     assert "upgrade shoal" in message
 
 
@@ -284,10 +284,10 @@ async def test_a_file_of_an_older_version_is_brought_to_this_one(
         await save(store, updates=(update_of(1),))
     further = ("CREATE TABLE further (x); CREATE TABLE more (x)", "ALTER TABLE more ADD COLUMN y")
     monkeypatch.setattr(_sqlite_file, "MIGRATIONS", (*_sqlite_file.MIGRATIONS, *further))
-    monkeypatch.setattr(_sqlite_file, "VERSION", 4)
+    monkeypatch.setattr(_sqlite_file, "VERSION", len(_sqlite_file.MIGRATIONS))
     async with store_at(path) as store:
         assert list(await store.read(ROOT)) == [update_of(1)]
-    assert rows(path, "PRAGMA user_version") == [(4,)]
+    assert rows(path, "PRAGMA user_version") == [(_sqlite_file.VERSION,)]
     assert rows(path, "SELECT y FROM more") == []
 
 
@@ -298,7 +298,7 @@ async def test_a_file_of_the_first_layout_can_all_that_a_new_one_can(path: Path)
     store = store_at(path)
     app = Application(outs, name="crawl", store=store)
     assert (await app.run(id="crawl-1")).state["titles"] == {"a": "A", "c": "C"}
-    assert rows(path, "PRAGMA user_version") == [(2,)]
+    assert rows(path, "PRAGMA user_version") == [(_sqlite_file.VERSION,)]
     newest, oldest = await store.runs()
     assert (newest.run_id, newest.status, newest.error) == ("crawl-2", "failed", "")
     assert (oldest.run_id, oldest.status) == ("crawl-1", "succeeded")
@@ -316,11 +316,12 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
 ):
     async with store_at(path):
         pass
+    before = _sqlite_file.VERSION
     further = ("CREATE TABLE further (x)", "ALTER TABLE nowhere ADD COLUMN y")
     monkeypatch.setattr(_sqlite_file, "MIGRATIONS", (*_sqlite_file.MIGRATIONS, *further))
-    monkeypatch.setattr(_sqlite_file, "VERSION", 3)
+    monkeypatch.setattr(_sqlite_file, "VERSION", len(_sqlite_file.MIGRATIONS))
     assert "could not be used: no such table: nowhere" in await refusal(path)
-    assert rows(path, "PRAGMA user_version") == [(2,)]
+    assert rows(path, "PRAGMA user_version") == [(before,)]
     assert rows(path, "SELECT name FROM sqlite_schema WHERE name = 'further'") == []
 
 

@@ -49,6 +49,7 @@ from shoal._root import Root
 from shoal._run import Run
 from shoal._runtime import Runtime
 from shoal._setting import Setting
+from shoal._start import Start
 from shoal._store import Batch, Beginning, NullStore
 from shoal.testing import RecordingHook, run_virtual
 
@@ -178,7 +179,7 @@ async def live(
         if made is not None:
             made.append(run)
         beginning = Beginning(application="app", version="1", first=state)
-        root = runtime.start(Root(run.path, execution, lambda _: run, beginning))
+        root = runtime.start(Root(run.path, execution, lambda _: run, Start.of(beginning)))
         interruption = await root.wait() or root.fatal
     if interruption is not None:
         raise interruption

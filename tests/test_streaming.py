@@ -50,7 +50,8 @@ from shoal import (
 )
 from shoal import Result as StreamResult
 from shoal._child import child_setting
-from shoal._items import CLOSING_SECONDS, CLOSINGS, ITEMS
+from shoal._closing import CLOSING_SECONDS, CLOSINGS
+from shoal._items import ITEMS
 from shoal._run import Run
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
 from tests.test_cancellation import Watched, quick_collections, seen_runs

@@ -205,6 +205,9 @@ async def test_a_missing_input_is_found_when_its_task_is_pulled():
 
     with pytest.raises(MissingInput, match=r"'takes' in step 'Collecting'.*'tool'.*to the Task"):
         await run(Collecting(make))
+    misspelt = Collecting(lambda s, i: [Task(takes, inputs={"tool": 1, "tol": 1})])
+    with pytest.raises(DefinitionError, match=r"step 'Collecting'.*'tol'.*did you mean 'tool'"):
+        await run(misspelt)
 
     class Declaring(Collecting):
         inputs = ("tool",)

@@ -1,14 +1,15 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_functions, _collections, _ids, _digest, _state, _typenames, _tags, _objects, _codec, _model,
-_schema, _events, _history, _meters, _shared, _rate, _retry, _breaker, _policy; _action,
-_action_class, _until, _condition, _flow, _graph; _cancel, _items, _watch, _store, _results,
-_ports, _backend, _hooks, _stream, _suspects, _execution, _attempts, _setting, _trials, _holding,
-_recalling, _telling, _halting, _ending, _step, _run; _host, _threads, _gate, _alarms, _supply,
-_queue, _seat, _limiter, _entrance, _admission, _recorded, _checks, _child, _source, _group,
-_hedge, _stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest, _children,
-_context; _root, _runtime, _open, _given, _application; then the stores and the rates.
+_functions, _collections, _ids, _digest, _secret, _state, _typenames, _tags, _objects, _codec,
+_model, _schema, _events, _history, _meters, _shared, _rate, _retry, _breaker, _policy; _action,
+_action_class, _until, _condition, _flow, _graph; _cancel, _closing, _items, _watch, _store,
+_results, _ports, _backend, _hooks, _stream, _suspects, _execution, _attempts, _setting, _trials,
+_holding, _recalling, _telling, _halting, _ending, _step, _run; _host, _threads, _gate, _alarms,
+_supply, _queue, _seat, _limiter, _entrance, _admission, _recorded, _checks, _child, _source,
+_group, _hedge, _stagger, _contest, _join, _parallel, _fanout, _race, _tasks, _ledgers, _nest,
+_children, _context; _start, _root, _runtime, _open, _given, _application; then the stores and the
+rates.
 ``docs/internals.md`` is the tour.
 """
 
@@ -40,6 +41,7 @@ from ._errors import (
     LeaseLost,
     MissingField,
     MissingInput,
+    MissingSecret,
     NoApplication,
     NobodyAccepted,
     NotData,
@@ -54,6 +56,7 @@ from ._errors import (
     RunClaimed,
     RunConflict,
     SavedError,
+    SecretLeaked,
     ShoalError,
     SpuriousCancel,
     StateError,
@@ -214,6 +217,7 @@ __all__ = [
     "Missed",
     "MissingField",
     "MissingInput",
+    "MissingSecret",
     "NoApplication",
     "NoTransition",
     "NobodyAccepted",
@@ -262,6 +266,7 @@ __all__ = [
     "SQLiteStore",
     "SavedError",
     "SavedRun",
+    "SecretLeaked",
     "Set",
     "SharedRate",
     "ShoalError",

@@ -108,6 +108,8 @@ class Act(ABC):
     """Fields that it may change."""
     sure_writes: Collection[str] = ()
     """Those of them that are in the state afterwards, whatever it does."""
+    continues: Collection[str] = ()
+    """Fields that it collects into, and goes on with where they hold something already."""
     version: str = "1"
     """Part of the identity of its work: with another one, recorded results of it count no more."""
     retry: Retry | None = None
@@ -144,6 +146,19 @@ class Act(ABC):
                     f"it {verb} field {field!r}, which {schema.name} does not declare"
                     f"{did_you_mean(field, schema.fields) or '; declare it there'}"
                 )
+        return ""
+
+    def exposing(self, secret: frozenset[str]) -> str:
+        """Say how it would have secret fields saved or told; nothing if it wouldn't.
+
+        Args:
+            secret: The names of those fields.
+        """
+        for field in sorted(secret.intersection(self.writes)):
+            return (
+                f"{self.name!r} writes {field!r}, and what is written is saved and told: have it "
+                f"write another field, or give it an object as an input to keep the secret in"
+            )
         return ""
 
     @abstractmethod
@@ -363,6 +378,16 @@ class FunctionAction(Act, Generic[P, R_co]):
     def needed_by(self) -> Mapping[str, str]:
         """The fields that parameters are named for; of its ``state`` it may do without others."""
         return dict.fromkeys(self.fields, f"action {self.name!r}")
+
+    def exposing(self, secret: frozenset[str]) -> str:
+        """Say how it would have secret fields saved or told; see ``Act.exposing``."""
+        if self.cache is not None:
+            for field in sorted(secret.intersection(self.reads)):
+                return (
+                    f"{self.name!r} has cache= and reads {field!r}: what it comes to would be "
+                    f"remembered by a hash of that; leave out cache=, or give it as an input"
+                )
+        return super().exposing(secret)
 
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``; see ``Act.perform``."""

@@ -28,11 +28,13 @@ from ._hooks import Hook, Hooks
 from ._ids import RunPath
 from ._open import Gate, OpenRun, RunResult, result_of
 from ._rate import Limits
-from ._recorded import read_questions, recorded_history
-from ._root import First, Root
+from ._recorded import read_questions, recorded_beginning, recorded_history
+from ._root import Root
 from ._run import Run
 from ._runtime import Runtime
+from ._secret import boxed
 from ._setting import Halts, Setting
+from ._start import First, Start, only_secrets, refuse_exposing, refuse_missing
 from ._state import S
 from ._store import Beginning, RunRecord, Store, check_store
 
@@ -54,6 +56,9 @@ class Application(Given, Generic[S]):
             ``result.state.data`` is an instance of it.
         inputs: What the actions take besides fields: values, by name; or only the names of what
             every run is given. Then it is checked here that none is missing.
+        secret: Fields of the initial state that are secret in every run, as if each state given
+            said so by itself; see ``State``. What a run was started with is saved but for these:
+            whoever resumes it gives them again. No action may write one, nor a fan-out run over it.
         version: Change it when runs that are under way can't go on with the new definition.
         store: Where runs are kept, so that they can go on after a crash; by default, where the
             runtime keeps them, or nowhere.
@@ -96,6 +101,7 @@ class Application(Given, Generic[S]):
         name: str | None = None,
         state: Collection[str] | None = None,
         inputs: Mapping[str, object] | Collection[str] | None = None,
+        secret: Collection[str] = (),
         version: str = "1",
         store: Store | None = None,
         hooks: Iterable[Hook] = (),
@@ -113,6 +119,7 @@ class Application(Given, Generic[S]):
         name: str | None = None,
         state: type[S],
         inputs: Mapping[str, object] | Collection[str] | None = None,
+        secret: Collection[str] = (),
         version: str = "1",
         store: Store | None = None,
         hooks: Iterable[Hook] = (),
@@ -129,6 +136,7 @@ class Application(Given, Generic[S]):
         name: str | None = None,
         state: Any = None,
         inputs: Mapping[str, object] | Collection[str] | None = None,
+        secret: Collection[str] = (),
         version: str = "1",
         store: Store | None = None,
         hooks: Iterable[Hook] = (),
@@ -167,6 +175,10 @@ class Application(Given, Generic[S]):
         self.max_live: int = self._count("max_live", max_live)
         self.inputs: Mapping[str, object] = {}
         self._take_inputs(inputs)
+        self.secret: frozenset[str] = frozenset(field_names(secret, "secret"))
+        why = self.graph.exposing(self.secret) or self._unknown_secret()
+        if why:
+            self._refuse(f"secret=...: {why}")
         if state is not None and not isinstance(state, type):
             if not isinstance(state, Collection):
                 self._refuse(
@@ -191,7 +203,7 @@ class Application(Given, Generic[S]):
         else:
             inputs = field_names(cast("Collection[str]", inputs), "inputs")
             lacking = self._missing_inputs(inputs)
-        unknown = self._unknown_input(cast("Collection[str]", inputs))
+        unknown = self.graph.unknown_input(cast("Collection[str]", inputs))
         if unknown:
             self._refuse(unknown)
         if lacking:
@@ -220,6 +232,10 @@ class Application(Given, Generic[S]):
         recorded as completed is not run again, whether the run failed, was cancelled, or its
         process was killed. One that has succeeded returns what it came to, and nothing is run.
 
+        What is secret, in ``state`` or by ``Application(secret=)``, is saved nowhere: a run that
+        goes on needs it again, be it the same or another. Then ``state`` may be that alone:
+        ``run(State({"token": token}, secret={"token"}), id=...)``.
+
         A run that waits for a person (see ``Context.ask``) ends as well, for now: the result's
         ``status`` is ``"halted"``, and its ``questions`` are what is asked. Run again with
         ``answers``, it goes on; what has no answer yet stays halted. So does a run end that is to
@@ -228,7 +244,7 @@ class Application(Given, Generic[S]):
 
         Args:
             state: The fields that the run starts with: a mapping, or an instance of the model. May
-                be left out where the store has the run.
+                be left out where the store has the run, but for what is secret.
             id: Names the run; by default a random one.
             inputs: What the actions take besides fields: clients, models, settings. Never saved.
             answers: To questions that the run has asked before: by (run id, name), or by the name
@@ -240,6 +256,8 @@ class Application(Given, Generic[S]):
         Raises:
             MissingField: A field must come from outside and isn't given; before any action starts.
             MissingInput: An action needs an input that isn't given; before any action starts.
+            MissingSecret: The run was started with secret fields that are not given again.
+            SecretLeaked: Another field of ``state`` holds what a secret one has.
             RunConflict: The store has a run of that id which was started with something else.
             RunClaimed: Another execution of the run goes on.
             UnknownQuestion: An answer belongs to no open question, or to several; nothing has run.
@@ -313,7 +331,7 @@ class Application(Given, Generic[S]):
 
         Args:
             run_id: The run to start from. It may still go on.
-            update: Fields to be changed first.
+            update: Fields to be changed first; and what is secret in the other run, again.
             number: The number of the update after which to start, 0 being before the first; by
                 default the last one.
             id: Names the new run; by default a random one.
@@ -322,6 +340,7 @@ class Application(Given, Generic[S]):
 
         Raises:
             UnknownRun: The store has no such run, or it has no such update.
+            MissingSecret: The other run has secret fields, and ``update`` has not all of them.
             Exception: Everything that ``run`` raises.
 
         Examples:
@@ -341,24 +360,29 @@ class Application(Given, Generic[S]):
         changed = fields_of(update, "update", "fork")
         given, path = self._check_inputs(id, inputs, runtime, "fork")
 
-        async def first(execution: Execution, _known: RunRecord | None) -> Beginning:
+        async def first(execution: Execution, _known: RunRecord | None) -> Start:
             """Make a beginning of what the other run has come to."""
             other = RunPath(run_id=run_id, act=self.name)
-            played = await recorded_history(execution, other, upto=number)
-            return Beginning(
+            begun = await recorded_beginning(execution, other)
+            refuse_missing(run_id, begun.secret, changed)
+            played = await recorded_history(execution, other, begun, upto=number)
+            secret = begun.secret | self.secret
+            beginning = Beginning(
                 application=self.name,
                 version=self.version,
-                first=self._checked({**played.data, **changed}),
+                first=self._checked(boxed({**played.data, **changed}, secret)),
                 after=played.began.step,
                 visits=played.began.visits,
                 forked_from=(run_id, played.number),
             )
+            return Start.of(beginning, secret)
 
         return await self._run(first, given, path, runtime)
 
     async def retry_failed(
         self,
         run_id: str,
+        state: Mapping[str, Any] | None = None,
         *,
         inputs: Mapping[str, object] | None = None,
         runtime: Runtime | None = None,
@@ -377,30 +401,33 @@ class Application(Given, Generic[S]):
 
         Args:
             run_id: The run, which the store has.
+            state: What is secret in it, again; nothing else.
             inputs: As for ``run``.
             runtime: As for ``run``.
 
         Raises:
             UnknownRun: The store has no such run.
-            BadUse: No children of the run's own fan-outs have failed, or ``reduce`` has taken their
-                failures.
+            BadUse: No children of the run's own fan-outs have failed, ``reduce`` has taken their
+                failures, or ``state`` has a field that isn't secret.
             Exception: Everything that ``run`` raises.
         """
         self._require_store(run_id, runtime, "retry_failed")
+        secrets = fields_of(state, "state", "retry_failed")
         given, path = self._check_inputs(run_id, inputs, runtime, "retry_failed")
 
-        async def first(_execution: Execution, known: RunRecord | None) -> Beginning:
+        async def first(_execution: Execution, known: RunRecord | None) -> Start:
             """Leave it to the store."""
             if known is None:
                 msg = f"the store has no run {run_id!r}"
                 raise UnknownRun(msg)
-            return self._same(known)
+            return self._same(known, only_secrets(secrets, known.beginning, "retry_failed"))
 
         return await self._run(first, given, path, runtime, retries_failed=True)
 
     async def recover(
         self,
         run_id: str,
+        state: Mapping[str, Any] | None = None,
         *,
         inputs: Mapping[str, object] | None = None,
         runtime: Runtime | None = None,
@@ -412,24 +439,27 @@ class Application(Given, Generic[S]):
 
         Args:
             run_id: The run.
+            state: What is secret in it, again; nothing else.
             inputs: As for ``run``.
             runtime: As for ``run``.
 
         Raises:
+            BadUse: ``state`` has a field that isn't secret.
             Exception: Everything that ``run`` raises, but ``RunClaimed`` for the run itself.
         """
         self._require_store(run_id, runtime, "recover")
+        secrets = fields_of(state, "state", "recover")
         given, path = self._check_inputs(run_id, inputs, runtime, "recover")
         is_ours = False
 
-        async def first(_execution: Execution, known: RunRecord | None) -> Beginning:
+        async def first(_execution: Execution, known: RunRecord | None) -> Start:
             """Leave it to the store; called when the run is claimed."""
             nonlocal is_ours
             if known is None or known.status is not None:
                 msg = f"run {run_id} was recovered by somebody else, and has ended since"
                 raise RunClaimed(msg)
             is_ours = True
-            return self._same(known)
+            return self._same(known, only_secrets(secrets, known.beginning, "recover"))
 
         try:
             return await self._run(first, given, path, runtime)
@@ -440,7 +470,7 @@ class Application(Given, Generic[S]):
 
     async def _run(
         self,
-        first: Beginning | First,
+        first: Start | First,
         inputs: Mapping[str, Any],
         path: RunPath,
         runtime: Runtime | None,
@@ -600,7 +630,7 @@ class Application(Given, Generic[S]):
     def _plan(
         self,
         runtime: Runtime,
-        first: Beginning | First,
+        first: Start | First,
         inputs: Mapping[str, object],
         path: RunPath,
         *,
@@ -630,8 +660,10 @@ class Application(Given, Generic[S]):
             scopes=runtime.scopes(self, self.limits),
         )
 
-        def make_run(beginning: Beginning) -> Run:
-            return Run(setting, beginning.first, path=path)
+        def make_run(fields: Mapping[str, object]) -> Run:
+            execution.secrets.learn(fields)
+            refuse_exposing(f"application {self.name!r}", self.graph, fields, execution.secrets)
+            return Run(setting, fields, path=path)
 
         return Root(
             path, execution, make_run, first, retries_failed=retries_failed, answers=answers

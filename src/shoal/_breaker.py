@@ -16,6 +16,7 @@ from typing import Any, Literal, final
 
 from ._errors import BadResult, DefinitionError, brief
 from ._functions import require_plain
+from ._secret import refuse_key
 from ._state import State, make_state
 
 On = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
@@ -161,4 +162,5 @@ def _key(by: Callable[[State], Hashable], state: State) -> Hashable:
     except TypeError:
         msg = f"Breaker(by=...) returned {brief(key)}, which is not hashable; return a str, say"
         raise BadResult(msg) from None
+    refuse_key(key, state._data, "Breaker(by=...)")
     return key

@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from ._breaker import Circuits
-from ._errors import DepthExceeded, MissingField, MissingInput, did_you_mean
+from ._errors import (
+    DefinitionError,
+    DepthExceeded,
+    MissingField,
+    MissingInput,
+    StateError,
+    did_you_mean,
+)
 from ._graph import Graph
 from ._holding import Holder
 from ._hooks import Hook, Hooks
@@ -54,8 +61,15 @@ def child_setting(
 
     Raises:
         MissingInput: The graph takes an input that nobody has given.
+        DefinitionError: None of its acts takes one of ``inputs``.
+        StateError: It would have secret fields saved or told.
     """
     setting = run.setting
+    refuse_exposing(run, step, graph)
+    unknown = graph.unknown_input(inputs) if inputs else ""
+    if unknown:
+        msg = f"step {step!r} of run {run.path.id} gives {graph.name!r} an input: {unknown}"
+        raise DefinitionError(msg)
     given = {**setting.inputs, **inputs} if inputs else setting.inputs
     for name, need in graph.takes.items():
         if need.required and name not in given:
@@ -84,6 +98,19 @@ def child_setting(
         is_resumable=setting.is_resumable,
         host=host,
     )
+
+
+def refuse_exposing(run: Run, step: str, graph: Graph) -> None:
+    """Refuse to have children execute what was not known when the run started, and is exposing.
+
+    Raises:
+        StateError: It would have secret fields saved or told.
+    """
+    secret = run.setting.execution.secrets.names
+    why = graph.exposing(secret) if secret else ""
+    if why:
+        msg = f"children of {step!r} of run {run.path.id} would expose a secret field: {why}"
+        raise StateError(msg)
 
 
 def circuits_of(

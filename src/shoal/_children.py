@@ -22,13 +22,13 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from types import TracebackType
-from typing import Any, NoReturn, Self, cast, final
+from typing import Any, NoReturn, Self, final
 
 import anyio
 
 from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
-from ._child import check_depth, child_setting, children_of, circuits_of, narrowed
+from ._child import check_depth, child_setting, children_of, circuits_of, narrowed, refuse_exposing
 from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
 from ._events import ChildName, Failed, Outcome
 from ._functions import require_plain
@@ -42,9 +42,10 @@ from ._ports import Hosted, Seat
 from ._rate import Limits
 from ._recorded import Recorded, recorded_children
 from ._run import Run
+from ._secret import without_secrets
 from ._setting import Setting
 from ._source import Elements, Entry, Kind, Room
-from ._state import State
+from ._state import held
 from ._store import Store
 
 logger = logging.getLogger("shoal")
@@ -112,6 +113,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
         self._ended: deque[Outcome] = deque()  # not yet consumed
         self._resting: list[Run] = []  # children that wait for answers
+        self._halts = False  # whether the action halts since they do
         self._unsaved: list[Run] = []  # a batch that could not be saved
         self._deadline = math.inf
         self._news: anyio.Event | None = None  # set while the action waits for an outcome
@@ -132,7 +134,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._refuse("is entered after the action has ended")
         check_depth(self._run, self.name)
         self._visit = self._run.visit(self._action.name)
-        self._ledger = new_ledger(self._run, self.name, self._visit)
+        self._ledger = new_ledger(self._run, self.name, self._visit, self._store)
         around = anyio.current_effective_deadline()
         self._source.recorded = await recorded_children(
             self._run, self.name, self._visit, self._store
@@ -195,7 +197,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             msg = f"{count} of fan-out {self.name!r} failed"
             raise ExceptionGroup(msg, [outcome.error for outcome in failed])
         if self._resting:
-            self._run.halt_below(self.name, self._resting)
+            self._halt()
+
+    def _halt(self) -> NoReturn:
+        """Have the action halt, since nothing is left but children that wait for answers."""
+        self._halts = True
+        self._run.halt_below(self.name, self._resting)
 
     @ki_protected
     async def _live(self) -> None:
@@ -243,7 +250,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     async def _record_rest(self, group: Group) -> None:
         """Record and deliver how those ended that were cancelled, or never began."""
         late = [*group.inbox, *self._unsaved]
-        if group.was_cancelled and not self._run.is_halting:  # nobody waits for them any more
+        if group.was_cancelled and not self._halts:  # nobody waits for them any more
             late += self._resting
             self._delivered -= len(self._resting)
             for child in self._resting:
@@ -261,9 +268,22 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 await self._run.end_unapplied(ended)
         finally:
             self._deliver(late)
-            for child in self._source.left_over():
-                child.cancel(group.reason)
-                self._deliver([child])
+            await self._end_left_over(group.reason)
+
+    async def _end_left_over(self, reason: str) -> None:
+        """Record and deliver that what was started and never began is cancelled.
+
+        What an earlier execution has done stays done in the store: it only didn't come up.
+        """
+        left, done = self._source.left_over()
+        for child in (*left, *done):
+            child.cancel(reason)
+            child.never_started = True
+        try:
+            if left:
+                await self._run.end_unapplied(left)
+        finally:
+            self._deliver([*left, *done])
 
     def _deliver(self, batch: list[Run]) -> None:
         for child in batch:
@@ -314,11 +334,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if not isinstance(given, Mapping):
             msg = f"group.start(act, state) takes a mapping of fields to values, not {brief(state)}"
             raise DefinitionError(msg)
-        if isinstance(given, State):
-            # what the action may read: asking for more would be refused
-            given = dict(cast("State[Any]", given))
-        kind = self._kind(act, given, inputs)
-        self._source.add(kind, key, given)
+        # of a state, what the action may read: asking for more would be refused
+        fields = self._run.setting.execution.secrets.hold(held(given))
+        kind = self._kind(act, fields, inputs)
+        refuse_exposing(self._run, self.name, kind.setting.graph)  # which may be one used before
+        self._source.add(kind, key, without_secrets(fields))
         group.engage()
 
     def start_each(
@@ -451,7 +471,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                     raise self._failure
                 if self._is_idle:
                     if self._resting:
-                        self._run.halt_below(self.name, self._resting)
+                        self._halt()
                     raise StopAsyncIteration
                 self._news = anyio.Event()
                 await self._news.wait()
@@ -530,12 +550,18 @@ class _Started:
         """Whether there is nothing left of what was started."""
         return not self._single and all(each.dry() for each in self._each)
 
-    def left_over(self) -> list[Run]:
-        """Make children of what was started and never began."""
+    def left_over(self) -> tuple[list[Run], list[Run]]:
+        """Make children of what was started and never began; apart, of what was done before."""
         entries = list(self._single)
         self._single.clear()
         self.made += len(entries)
-        return [_child(entry) for entry in entries]
+        done, left = list[Run](), list[Run]()
+        for entry in entries:
+            if self._is_done(entry):
+                done.append(_child(entry))
+            else:
+                left.append(self._begin(_child(entry)))
+        return left, done
 
     # what a group asks of its source
 

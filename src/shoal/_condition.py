@@ -15,6 +15,7 @@ from typing import Any, NoReturn, final
 from ._action import Act, field_names
 from ._errors import DefinitionError, MissingField, brief
 from ._functions import require_plain
+from ._secret import reveal
 from ._state import Permit, make_state, refuse_awaitable
 
 Data = Mapping[str, object]
@@ -216,7 +217,7 @@ def _predicate(predicate: Callable[..., object], reads: Iterable[str] | None) ->
 
     def test(data: Data) -> bool:
         values: dict[str, Any] = {field: _field(data, field, code) for field in required}
-        values.update((field, data[field]) for field in optional if field in data)
+        values.update((field, reveal(data[field])) for field in optional if field in data)
         if takes_state:
             values["state"] = make_state(data, permit)
         result = predicate(**values)
@@ -250,7 +251,7 @@ def _name_of(predicate: Callable[..., object], parameters: Iterable[str]) -> str
 
 def _field(data: Data, field: str, code: str) -> object:
     try:
-        return data[field]
+        return reveal(data[field])
     except KeyError:
         msg = (
             f"{code} looks at field {field!r}, which the state does not have "

@@ -145,6 +145,7 @@ class Context:
         if not hooks.around_span:
             yield
             return
+        self._run.refuse_secrets(attributes, f"span {name!r} of action {self._action.name!r}")
         event = SpanStarted(
             path=self._run.path, step=self._action.name, name=name, attributes=attributes
         )
@@ -152,6 +153,7 @@ class Context:
         try:
             yield
         except BaseException as error:
+            self._run.hide_secrets(error)
             failure = entered.leave(error)
             if failure is not None and isinstance(error, Exception):
                 raise failure from error
@@ -237,6 +239,9 @@ class Context:
 
         A plain function, in its worker thread, calls ``anyio.from_thread.run(context.ask, name,
         question)``.
+
+        Asked inside of the block of ``context.fan_out``, it leaves the block: children that have
+        not ended are cancelled, and go on when the attempt runs again.
 
         Cancellation arrives before the question is saved, or else counts more than the question:
         the run is cancelled, and asks again when it is resumed.

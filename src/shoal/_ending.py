@@ -99,6 +99,7 @@ class Ender(Halter):
 
     def fail(self, error: Exception) -> None:
         """Note that the run ended with ``error``, and say in it where that was."""
+        self.setting.secrets.hide(error)
         self._last = None
         self.value = None  # which may be what can't be kept
         self._ledgers = None  # there will be no result, and the errors in there lead back to here
@@ -116,7 +117,7 @@ class Ender(Halter):
             self._trials.clear()
         self.elapsed = self.setting.services.clock() - self._started_at
         self.status = "cancelled"
-        self.reason = reason
+        self.reason = self.setting.secrets.mask(reason)
         self.winner = winner
 
     def halt(self) -> None:

@@ -12,6 +12,8 @@ with a note that says where it happened. These are the others::
     │   ├── MissingField         a declared field that the state does not have (a KeyError too)
     │   └── InvalidState         a value that does not fit the field of the application's model
     ├── MissingInput         an action's parameter that nobody gave, found before any action starts
+    ├── MissingSecret        a secret field of a run was not given again, found before it goes on
+    ├── SecretLeaked         something that would be kept or told holds what a secret field has
     ├── NoTransition         none of the edges that leave an act is true of the state
     ├── TooManySteps         a run takes more steps than allowed
     ├── BadResult            an action, reducer or grow returned what it must not
@@ -100,6 +102,26 @@ class MissingInput(ShoalError):
     """An action has a parameter that no read, input or default fills.
 
     Raised at the start of a run, before any action.
+    """
+
+
+class MissingSecret(ShoalError):
+    """A run was started with secret fields, which are saved nowhere, and not all were given again.
+
+    Raised before the run goes on, which is left as it is. The message says how to give them.
+    """
+
+    def __init__(self, message: str, fields: Iterable[str] = ()) -> None:
+        """Say which ones they are."""
+        super().__init__(message)
+        self.fields: tuple[str, ...] = tuple(fields)
+        """The names of those that are missing."""
+
+
+class SecretLeaked(ShoalError):
+    """What would have been kept or told to hooks holds what a secret field has. None of it was.
+
+    That is a failure of the step that made it. The message names the field, and where it was found.
     """
 
 

@@ -32,6 +32,7 @@ from ._errors import (
 from ._hooks import Hooks
 from ._ids import new_run_id
 from ._ports import Services
+from ._secret import Secrets
 from ._store import Batch, Store
 from ._suspects import Suspects
 
@@ -96,6 +97,7 @@ class Execution:
         "max_depth",
         "max_steps",
         "saves_wait",
+        "secrets",
         "services",
         "store",
         "suspects",
@@ -134,6 +136,8 @@ class Execution:
         """Whether an earlier execution may have left children behind."""
         self.suspects: Suspects | None = None
         """Where the process of the execution before has died, who may have done that."""
+        self.secrets: Secrets = Secrets()
+        """What is secret in the whole tree of the root run."""
         self.answers: dict[str, object] = {}
         """What was answered to questions of the run and its descendants, by their ids."""
         self.max_steps: int = max_steps

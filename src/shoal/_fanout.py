@@ -76,6 +76,7 @@ class FanOut(Parallel):
         self._bound: Mapping[str, object] = {}
         self.reads: Collection[str] = reads
         self.writes: Collection[str] = join.permit.writes
+        self.continues: Collection[str] = join.continues
         self.sure_writes: Collection[str] = frozenset(
             f for f in (join.into, join.errors_into) if f is not None
         )
@@ -116,6 +117,26 @@ class FanOut(Parallel):
         if isinstance(self.over, str):
             needed[self.over] = f"fan-out {self.name!r}, which runs over it,"
         return needed
+
+    def exposing(self, secret: frozenset[str]) -> str:
+        """Say how it, or a child, would have secret fields saved or told; see ``Act.exposing``."""
+        if isinstance(self.over, str) and self.over in secret:
+            return f"fan-out {self.name!r} runs over {self.over!r}, and elements are saved and told"
+        if self.item in secret and self.over is not None:
+            return (
+                f"fan-out {self.name!r} gives its elements as {self.item!r}, and elements are "
+                f"saved and told: give them another name, item=..."
+            )
+        for field in sorted(secret.intersection(self._taken)):
+            return f"fan-out {self.name!r} takes {field!r}, and values are saved and told"
+        found = (super().exposing(secret), *(graph.exposing(secret) for graph in self._graphs))
+        return next(filter(None, found), "")
+
+    @property
+    def _taken(self) -> Collection[str]:
+        """The fields of a child's state that are its value, if ``take`` names them."""
+        take = self._take
+        return (take,) if isinstance(take, str) else () if take is None or callable(take) else take
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         permit = self.join.permit

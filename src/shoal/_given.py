@@ -1,4 +1,4 @@
-"""What whoever runs an application gives, checked first. Imports runtimes and roots.
+"""What whoever runs an application gives, checked first. Imports runtimes and starts.
 
 Invariants:
 - What can be checked is, before the first action starts, and before anything is saved.
@@ -15,9 +15,10 @@ from ._execution import Execution
 from ._graph import Graph
 from ._halting import Answers
 from ._ids import RunPath, new_run_id
-from ._root import First
 from ._runtime import Runtime
+from ._secret import Secret, boxed, secrets_in
 from ._setting import Halts
+from ._start import First, Start
 from ._state import State
 from ._store import Beginning, NullStore, RunRecord, Store
 
@@ -37,6 +38,7 @@ class Given:
     graph: Graph
     store: Store | None
     inputs: Mapping[str, object]
+    secret: frozenset[str]
 
     def _refuse(self, why: str) -> Any:
         msg = f"application {self.name!r}: {why}"
@@ -49,20 +51,27 @@ class Given:
         inputs: Mapping[str, object] | None,
         runtime: Runtime | None,
         where: str,
-    ) -> tuple[Beginning | First, Mapping[str, Any], RunPath]:
+    ) -> tuple[Start | First, Mapping[str, Any], RunPath]:
         """Check what ``run`` or ``open`` was given.
 
         Returns what the run starts from, its inputs, and who it is.
         """
         store = self._check_place(id, runtime, where)
+        fields = self._declared(state, where)
+        given = self._check_inputs(id, inputs, runtime, where)
+        data = self._checked(fields)
+        if id is None or isinstance(store, NullStore):
+            return self._beginning(data), *given
 
-        async def known_or_empty(_: Execution, known: RunRecord | None) -> Beginning:
-            """Leave it to the store, if it has the run."""
-            return self._beginning(None, where) if known is None else self._same(known)
+        async def first(_: Execution, known: RunRecord | None) -> Start:
+            """Leave to the store what is not given, if it has the run."""
+            if known is None:
+                return self._beginning(data)
+            secrets = secrets_in(boxed(fields, known.beginning.secret))
+            is_left_out = state is None or (bool(fields) and len(secrets) == len(fields))
+            return self._same(known, secrets) if is_left_out else self._start(data)
 
-        may_be_known = state is None and id is not None and not isinstance(store, NullStore)
-        first = known_or_empty if may_be_known else self._beginning(state, where)
-        return first, *self._check_inputs(id, inputs, runtime, where)
+        return first, *given
 
     def _check_halting(
         self,
@@ -117,26 +126,36 @@ class Given:
             )
             raise BadUse(msg)
 
-    def _beginning(self, state: object, where: str) -> Beginning:
-        """Check the fields that a run is to start with.
-
-        Raises:
-            MissingField: One is needed and isn't there.
-        """
+    def _declared(self, state: object, where: str) -> Mapping[str, object]:
+        """Take what a run is given as its state; what is declared secret is, from here on."""
         schema = self.graph.schema
         if schema is not None:
-            data = schema.initial({} if state is None else state)
+            fields = schema.read({} if state is None else state)
         else:
-            data = fields_of(state, "state", where)
+            fields = fields_of(state, "state", where)
+        return boxed(fields, self.secret)
+
+    def _beginning(self, data: Mapping[str, object]) -> Start:
+        """Say what a new run is to start from.
+
+        Raises:
+            MissingField: A field is needed and isn't there.
+        """
         missing = self._missing_field(data)
         if missing:
             msg = f"application {self.name!r}: {missing}"
             raise MissingField(msg)
-        return Beginning(application=self.name, version=self.version, first=data)
+        return self._start(data)
 
-    def _same(self, known: RunRecord) -> Beginning:
-        """Say what a run is to start from if its state is what the store has: as this one."""
-        return replace(known.beginning, application=self.name, version=self.version)
+    def _start(self, data: Mapping[str, object]) -> Start:
+        beginning = Beginning(application=self.name, version=self.version, first=data)
+        return Start.of(beginning, self.secret)
+
+    def _same(self, known: RunRecord, secrets: Mapping[str, Secret]) -> Start:
+        """Say what a run is to start from that the store has: as this one, with its secrets."""
+        beginning = replace(known.beginning, application=self.name, version=self.version)
+        start = Start.of(beginning, self.secret)
+        return Start(beginning, {**start.secrets, **secrets})
 
     def _checked(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
         """Hold the fields of a state to the application's model, if there is one."""
@@ -152,7 +171,7 @@ class Given:
     ) -> tuple[Mapping[str, Any], RunPath]:
         """Check the inputs of a run, and collect them from everywhere; make its identity."""
         given = fields_of(inputs, "inputs", where)
-        unknown = self._unknown_input(given)
+        unknown = self.graph.unknown_input(given)
         if unknown:
             msg = f"application {self.name!r}: {where}(inputs=...): {unknown}"
             raise DefinitionError(msg)
@@ -178,6 +197,18 @@ class Given:
             )
         return ""
 
+    def _unknown_secret(self) -> str:
+        """Say which field that is declared secret nobody reads; nothing if none."""
+        schema = self.graph.schema
+        known = self.graph.reads if schema is None else schema.fields
+        for name in sorted(self.secret.difference(known)):
+            found = ", ".join(sorted(known)) or "none"
+            meant = did_you_mean(name, known)
+            return (
+                f"no action reads a field {name!r} of the initial state (there are: {found}){meant}"
+            )
+        return ""
+
     def _missing_inputs(self, given: Collection[str]) -> str:
         """Say which inputs are needed and not given; nothing if none."""
         return ", ".join(
@@ -185,19 +216,6 @@ class Given:
             for name, need in self.graph.takes.items()
             if need.required and name not in given
         )
-
-    def _unknown_input(self, given: Collection[str]) -> str:
-        """Say which input is given and never taken; nothing if none."""
-        takes = self.graph.takes
-        for name in () if self.graph.takes_more else given:
-            if name not in takes:
-                known = ", ".join(sorted(takes)) or "none"
-                hint = "; an action names what its children take, where it starts them by itself"
-                return (
-                    f"no action takes an input {name!r} (they take: {known})"
-                    f"{did_you_mean(name, takes) or hint}"
-                )
-        return ""
 
 
 def fields_of(given: object, parameter: str, where: str) -> dict[str, Any]:
@@ -211,4 +229,4 @@ def fields_of(given: object, parameter: str, where: str) -> dict[str, Any]:
             f"Application(..., state=Model)"
         )
         raise TypeError(msg)
-    return dict(State(cast("Mapping[str, object]", given)))
+    return dict(State(cast("Mapping[str, object]", given))._data)

@@ -238,6 +238,7 @@ class Graph(Act):
                 target = tried[0].target
                 straight[name] = target if isinstance(target, Act) else None
         self.straight = straight
+        self.continues: Collection[str] = {f for act in self.acts for f in act.continues}
         self._takes = merged_inputs(self.acts)
         self._takes_more: bool = any(act.takes_more for act in self.acts)
 
@@ -263,6 +264,23 @@ class Graph(Act):
         written when a run first comes there.
         """
         return self._flow.needed_by
+
+    def exposing(self, secret: frozenset[str]) -> str:
+        """Say which act would have secret fields saved or told; see ``Act.exposing``."""
+        return next(filter(None, (act.exposing(secret) for act in self.acts)), "")
+
+    def unknown_input(self, given: Collection[str]) -> str:
+        """Say which input is given and never taken; nothing if none."""
+        takes = self.takes
+        for name in () if self.takes_more else given:
+            if name not in takes:
+                known = ", ".join(sorted(takes)) or "none"
+                hint = "; an action names what its children take, where it starts them by itself"
+                return (
+                    f"no action takes an input {name!r} (they take: {known})"
+                    f"{did_you_mean(name, takes) or hint}"
+                )
+        return ""
 
     def missing(self, fields: Collection[str]) -> Mapping[str, str]:
         """Return which fields that it needs are not among ``fields``, and who reads each."""

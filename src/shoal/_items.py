@@ -13,32 +13,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
+from functools import partial
 from types import AsyncGeneratorType
 from typing import Protocol, cast, final
 
-from anyio import CancelScope, Lock, current_time
+from anyio import CancelScope, Lock
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._action import Result
-from ._cancel import (
-    as_failure,
-    cancelled,
-    fatal_leaf,
-    is_cancellation,
-    ki_protected,
-    ki_unprotected,
-)
-from ._errors import BadUse, IncompleteStream, RunCancelled, brief, note
+from ._cancel import cancelled, ki_protected, ki_unprotected
+from ._closing import closed_after
+from ._errors import BadUse, IncompleteStream, RunCancelled, brief
 from ._ids import RunPath
 
 logger = logging.getLogger("shoal")
 
 ITEMS = 64
 """Items that an attempt gives without passing a checkpoint, if it never waits."""
-CLOSING_SECONDS = 5.0
-"""How long a generator may take to close before it is cancelled."""
-CLOSINGS = 10
-"""How often a generator is told to exit that yields instead."""
 
 
 class Emitter(Protocol):
@@ -56,6 +47,10 @@ class Emitter(Protocol):
 
     def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
         """Tell ``item``; return what is to be awaited before the next one, if anything is."""
+        ...
+
+    def hide_secrets(self, error: BaseException) -> None:
+        """Mask what is secret in an error that is about to be told."""
         ...
 
 
@@ -86,6 +81,10 @@ class Items:
     def run_id(self) -> str:
         """The id of the run that hears of them."""
         return self._run.path.id
+
+    def hide_secrets(self, error: BaseException) -> None:
+        """Mask what is secret in an error of the attempt that is about to be told."""
+        self._run.hide_secrets(error)
 
     def give(self, item: object) -> Awaitable[None] | None:
         """Take the next item; return what tells it, if it has to be awaited.
@@ -186,23 +185,13 @@ async def stream(generator: AsyncGeneratorType[object, None], items: Items) -> o
         IncompleteStream: It ended without a Result, or yielded something after it.
         BaseException: Whatever came out of it, or of telling its items.
     """
-    ended_by: BaseException | None = None
-    # Entered before the generator begins: so the scopes that it holds across a yield are inside of
-    # this one, also when it is closed, see test_a_generator_that_holds_a_scope_is_closed_inside_it.
-    with CancelScope() as scope:
-        try:
-            return await _consume(generator, items, scope)
-        except GeneratorExit:  # its own, or nothing can be awaited any more
-            raise
-        except BaseException as error:  # noqa: BLE001 # raised below
-            scope.deadline = current_time() + CLOSING_SECONDS
-            scope.shield = True
-            ended_by = await _close(generator, items, error)
-    try:
-        assert ended_by is not None, "what the scope cancels is caught inside"
-        raise ended_by
-    finally:
-        del ended_by  # no cycle from the exception through its traceback to this frame
+    return await closed_after(
+        generator,
+        partial(_consume, generator, items),
+        f"streaming action {items.step!r}",
+        where=f", in run {items.run_id}",
+        hide=items.hide_secrets,
+    )
 
 
 @ki_unprotected
@@ -256,52 +245,3 @@ def _incomplete(items: Items, what: str) -> IncompleteStream:
         f"streaming action {items.step!r} of run {items.run_id} {what}; it yields "
         f"`Result(value)` once, as the last thing: what it would return if it didn't stream"
     )
-
-
-@ki_protected
-async def _close(
-    generator: AsyncGeneratorType[object, None], items: Items, ended_by: BaseException
-) -> BaseException:
-    """Close ``generator``, whatever it does about it; return what is to be raised then.
-
-    That is ``ended_by``, unless a KeyboardInterrupt or SystemExit comes out of the cleanup.
-    """
-    failed: dict[str, Exception | None] = {}
-    try:
-        for _ in range(CLOSINGS):
-            if generator.ag_frame is None:
-                break
-            try:
-                # not aclose(): after that, one that yields once more can't be resumed by anybody
-                await generator.athrow(GeneratorExit())
-            except (GeneratorExit, StopAsyncIteration):
-                break
-            except BaseException as error:  # noqa: BLE001 # told below
-                if _is_exit(error):
-                    break
-                failure = as_failure(error)
-                if failure is not None:
-                    failed[f"it raised {brief(failure)}"] = failure
-                elif is_cancellation(error):
-                    failed[f"it took longer than {CLOSING_SECONDS:g} s and was cancelled"] = None
-                elif isinstance(ended_by, Exception) or is_cancellation(ended_by):
-                    ended_by = fatal_leaf(error)
-                break
-            failed["it yielded when it was told to exit"] = None
-        else:
-            failed[f"it did so {CLOSINGS} times, and is left as it is"] = None
-        for what, cause in failed.items():
-            told = f"while streaming action {items.step!r} was closed, {what}"
-            logger.error("%s, in run %s", told, items.run_id, exc_info=cause)
-            note(ended_by, f"shoal: {told}")
-        return ended_by
-    finally:
-        failed.clear()
-        del ended_by  # no cycles from exceptions through their tracebacks to this frame
-
-
-def _is_exit(error: BaseException) -> bool:
-    """Tell whether that is only the GeneratorExit, out of task groups that wrap it."""
-    if not isinstance(error, BaseExceptionGroup):
-        return False
-    return cast("BaseExceptionGroup[BaseException]", error).split(GeneratorExit)[1] is None

@@ -50,6 +50,7 @@ from ._state import (
     make_state,
     put_within,
 )
+from ._store import Store
 from ._until import ALL, Race, Until
 
 Reduce = Callable[[State, Done | Failed], State]
@@ -97,10 +98,9 @@ class Join:
         again = not first_visit if self.again is None else self.again
         if self.into is not None and self.shape != "one":
             found = data.get(self.into)
-            afresh = again or self.grow or self.shape == "by act" or self.is_race
-            if self.shape in ("by position", "by position and act"):
+            if self.is_listed:
                 values[self.into] = PositionedList[object](StateMap())
-            elif found is None or afresh:
+            elif found is None or again or not self.continues:
                 values[self.into] = StateMap[object, object]()
             else:
                 done = self._found(found, self.into)
@@ -108,6 +108,13 @@ class Join:
         if self.errors_into is not None:
             values[self.errors_into] = StateMap[object, object]()
         return values, done
+
+    @property
+    def continues(self) -> Collection[str]:
+        """The field in ``into``, if what is in it from the start may need no child."""
+        is_keyed = self.shape in ("by key", "by key and act")
+        goes_on = is_keyed and not (self.again or self.grow or self.is_race)
+        return (self.into,) if goes_on and self.into is not None else ()
 
     @property
     def is_listed(self) -> bool:
@@ -241,6 +248,8 @@ class Ledger:
     """
     halted: int = 0
     """Children that have no outcome yet, since they wait for answers."""
+    kept_in: Store | None = field(default=None, repr=False)
+    """The store that has the children's histories, if it isn't the parent's."""
     _rest: list[Outcome] | None = field(default=None, repr=False)
     _cancelled: list[Run] | None = field(default=None, repr=False)  # with outcomes nobody asked for
 
@@ -344,12 +353,15 @@ class Ledger:
         self._rest.append(outcome)
 
 
-def new_ledger(run: Run, step: str, visit: int, ledger: Ledger | None = None) -> Ledger:
+def new_ledger(
+    run: Run, step: str, visit: int, kept_in: Store, ledger: Ledger | None = None
+) -> Ledger:
     """Begin to count how the children of one visit of a step end, or go on with ``ledger``."""
     ledgers = run.ledgers.setdefault(step, [])
     while len(ledgers) <= visit:  # an action may open a fan-out of its own in some visits only
         ledgers.append(Ledger())
     ledger = ledgers[visit] = Ledger() if ledger is None else ledger
+    ledger.kept_in = kept_in
     return ledger
 
 

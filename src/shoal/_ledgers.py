@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from ._child import children_of
 from ._events import Decision, Update
 from ._graph import Graph
 from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
@@ -70,6 +71,8 @@ async def _recall(
         act = graph.find(step)
         if isinstance(act, Parallel):
             ledgers[step] = _counted(of_steps.get(step, ()), completed, path, kept=True)
+            for ledger in ledgers[step]:
+                ledger.kept_in, _ = children_of(run, act.store, act.hooks)
         elif isinstance(act, Graph):
             for record in of_steps.get(step, ()):
                 if record.visit < completed:

@@ -20,6 +20,7 @@ from ._errors import BadResult, BadUse, DefinitionError, brief
 from ._gate import Gate
 from ._queue import Queue
 from ._rate import Limits, Part, Rate, SharedRate
+from ._secret import refuse_key
 from ._state import State, make_state, refuse_awaitable
 
 SWEEP = 64
@@ -262,6 +263,7 @@ def _key(part: Part, state: State) -> Hashable:
         msg = f"{part!r}: by= returned {brief(key)}, which is not hashable; return a str, say"
         raise BadResult(msg) from None
     refuse_awaitable(key, "Limits(by=...)")
+    refuse_key(key, state._data, f"by= of {part!r}")
     return key
 
 

@@ -38,6 +38,8 @@ async def enter(graph: Graph, run: Run) -> Change:
     begun = run.playback
     data = run.data if begun is None else begun.began.data
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
+    # what its fan-outs have done already: inputs minus outputs
+    base |= {field: data[field] for field in graph.continues if field in data}
     child = Run(child_setting(run, graph.name, graph, host=run.lodger), base)
     kept = run.take_kept(graph.name)
     recorded = None

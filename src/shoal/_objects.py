@@ -23,6 +23,7 @@ from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, NamedTuple, cast, final
 
 from ._errors import NotDecodable, SavedError, brief
+from ._secret import StandsIn
 from ._tags import TAG, Packed, Packer, Packing, Refused, Unpacker, Unpacking
 from ._typenames import find, name_of, why_not_found
 
@@ -216,6 +217,9 @@ def pack_error(packing: Packing, error: BaseException) -> object:
         packed: Packed = {TAG: "error", _TYPE: error.type, "text": packing.pack(error.text)}
         args, state = None, dict(vars(error))
         del state["type"], state["text"]
+    elif isinstance(error, StandsIn):  # nor is what it holds to be saved
+        packed = {TAG: "error", _TYPE: name_of(type(error)), "text": packing.pack(str(error))}
+        args, state = None, {"__notes__": getattr(error, "__notes__", None)}
     else:
         packed = {TAG: "error", _TYPE: name_of(type(error)), "text": packing.pack(_text_of(error))}
         args, state = _parts_of(error)

@@ -86,7 +86,8 @@ class RunResult(Generic[S]):
         """Read how each child of the fan-out ``step`` ended from the store, in input order.
 
         Read lazily: ``async for outcome in result.all_outcomes("titles")``. The ``state`` of a
-        child that is Done holds the fields that it has written.
+        child that is Done holds the fields that it has written; not where the children are kept
+        nowhere, and of an action's own fan-out with a ``store=`` only in the execution that ran it.
 
         Args:
             step: The name of one of the run's own fan-outs; of an action's, ``"action/fan-out"``.
@@ -98,10 +99,10 @@ class RunResult(Generic[S]):
             BadUse: The run has no store, or the fan-out is one inside of a graph that is a node.
             StoreFailed: The store did not say.
         """
-        self.outcomes(step, visit)
+        ledger = self.outcomes(step, visit)
         self._refuse_inner(step)
         count = len(self._ledgers[step])
-        return read_outcomes(self._run, step, visit % count)
+        return read_outcomes(self._run, step, visit % count, ledger.kept_in)
 
     def _refuse_inner(self, step: str) -> None:
         graph = self._run.setting.graph

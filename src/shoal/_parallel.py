@@ -113,7 +113,6 @@ class ParallelStep:
         self.act = act
         self.parent = run
         self.join = act._join()
-        self.ledger = new_ledger(run, act.name, run.visit(act.name))
         self.decision: Decision | None = None
         self._contest: Contest | None = None
         self._staggered: Staggered | None = None
@@ -125,6 +124,7 @@ class ParallelStep:
             run.data if self._begun is None else self._begun.began.data
         )
         self._store, self._hooks = children_of(run, act.store, act.hooks)
+        self.ledger = new_ledger(run, act.name, run.visit(act.name), self._store)
         self.recorded: Recorded | None = None
         self._digests: dict[str, tuple[object, bytes]] = {}
         self.source: Elements | None = None
@@ -245,7 +245,7 @@ class ParallelStep:
         self._is_failing = False
         self._resting.clear()
         name, ledger = self.act.name, self.ledger.without(unfinished)
-        self.ledger = new_ledger(self.parent, name, self.parent.visit(name), ledger)
+        self.ledger = new_ledger(self.parent, name, self.parent.visit(name), self._store, ledger)
         if isinstance(self._contest, Streams):  # nobody leads: the race is run again
             self._contest, self.decision = contest(name, self.join.until), None
         elif self._contest is not None:
@@ -341,7 +341,8 @@ class ParallelStep:
             self._out.add(self._contest.winner)
         self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
         begun = frozenset(_name_of(one) for one in outcomes) - self._out
-        self.ledger = new_ledger(self.parent, self.act.name, self.parent.visit(self.act.name))
+        name, visit = self.act.name, self.parent.visit(self.act.name)
+        self.ledger = new_ledger(self.parent, name, visit, self._store)
         for outcome in outcomes:
             if _name_of(outcome) in self._out:
                 self.ledger.add(outcome)
@@ -363,7 +364,7 @@ class ParallelStep:
         if why:  # known only now: its acts were chosen by a function
             msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
             raise InvalidState(msg)
-        first_visit = run.visit(name) == 0
+        first_visit = run.visit(name) == 0 and not _is_revisited(run)
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
@@ -624,6 +625,19 @@ class ParallelStep:
             count = "a child" if len(errors) == 1 else f"{len(errors)} children"
             msg = f"{count} of fan-out {self.act.name!r} failed"
             raise ExceptionGroup(msg, errors)
+
+
+def _is_revisited(run: Run) -> bool:
+    """Tell whether a run is a graph as a node that its parent, or the one above, has come back to.
+
+    Its own steps are visited for the first time then; but for what it collects into, they are not.
+    """
+    host, path = run.setting.host, run.path
+    while host is not None and path is not host.path and path.parent is not None:
+        if path.visit:
+            return True
+        path = path.parent
+    return False
 
 
 def _only(winner: ChildName, act: str, key: Key, *, anew: bool) -> Literal["leave", "anew"] | None:

@@ -1,7 +1,7 @@
 """What a run does about actions with ``cache=``. Imports settings, trials and results.
 
 Invariants:
-- Only what has succeeded is remembered, and would be allowed to be written.
+- Only what has succeeded is remembered, would be allowed to be written, and holds no secret.
 - What is remembered is looked for before anything is waited for, and once more by who had to wait:
   who had the seat before has remembered it by then.
 """
@@ -64,6 +64,8 @@ class Recaller:
         setting, what = self.setting, f"room for a result of {action.name!r}"
         if setting.schema is not None:  # what it refuses is no result
             setting.schema.checked(change, self._head[1], f"action {action.name!r}")
+        if setting.secrets.names:
+            setting.secrets.refuse(change.operations, f"what action {action.name!r} has come to")
         await self.settle()
         key = self._remember().result_key
         remembering = self._results.remember(key, change.operations, seconds)

@@ -42,31 +42,35 @@ Fate = Literal["new", "goes on", "runs anew", "is kept", "rests"]
 """What becomes of a child in this execution."""
 
 
+async def recorded_beginning(execution: Execution, path: RunPath) -> Beginning:
+    """Ask what a root run started from.
+
+    Raises:
+        StoreFailed: The store did not say.
+        UnknownRun: It has none of that id.
+    """
+    record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
+    if record is None:
+        msg = f"the store has no run {path.id!r}"
+        raise UnknownRun(msg)
+    return record.beginning
+
+
 async def recorded_history(
-    execution: Execution,
-    path: RunPath,
-    beginning: Beginning | None = None,
-    *,
-    upto: int | None = None,
+    execution: Execution, path: RunPath, beginning: Beginning, *, upto: int | None = None
 ) -> Playback:
     """Play back what the store has of a root run.
 
     Args:
         execution: Whose store it is.
         path: The run.
-        beginning: What it started from; by default what the store says.
+        beginning: What it started from.
         upto: The number of the last update that counts; by default, all do.
 
     Raises:
         StoreFailed: It did not say.
-        UnknownRun: It has none of that id, or no such update.
+        UnknownRun: It has no such update.
     """
-    if beginning is None:
-        record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
-        if record is None:
-            msg = f"the store has no run {path.id!r}"
-            raise UnknownRun(msg)
-        beginning = record.beginning
     reading = execution.store.read(path)
     entries = await execution.ask(reading, f"the history of run {path.id}")
     if upto is not None:
@@ -248,7 +252,7 @@ async def read_questions(
         StoreFailed: The store did not say.
         UnknownRun: It has none of that id.
     """
-    played = await recorded_history(execution, path)
+    played = await recorded_history(execution, path, await recorded_beginning(execution, path))
     reading = execution.store.children(path)
     children = await execution.ask(reading, f"the children of run {path.id}")
     return recorded_asked(path, graph, played, children), played
@@ -283,8 +287,16 @@ def _visit(step: str, graph: Graph, played: Playback) -> int:
     return played.visit(action if graph.find(step) is None else step)
 
 
-async def read_outcomes(run: Run, step: str, visit: int) -> AsyncIterator[Outcome]:
+async def read_outcomes(
+    run: Run, step: str, visit: int, kept_in: Store | None = None
+) -> AsyncIterator[Outcome]:
     """Read how all children of one visit of a step ended, those that are Done too, in input order.
+
+    Args:
+        run: Their parent, whose store has how they ended.
+        step: The step's name.
+        visit: Which visit of it.
+        kept_in: The store that has their histories; by default the same.
 
     Raises:
         BadUse: Nothing was kept of them.
@@ -301,14 +313,17 @@ async def read_outcomes(run: Run, step: str, visit: int) -> AsyncIterator[Outcom
     records = await execution.ask(setting.store.children(path, step, visit), what)
     decision: Decision | None = None
     if any(is_unended(record) for record in records):
-        decision = (await recorded_history(execution, path)).decided.get((step, visit))
+        beginning = await recorded_beginning(execution, path)
+        played = await recorded_history(execution, path, beginning)
+        decision = played.decided.get((step, visit))
     for record in sorted(records, key=lambda one: one.position):
         record = decided(record, decision)  # noqa: PLW2901 # the same, as it ended
         if is_unended(record):  # forgotten, since it came up no more
             continue
         outcome = outcome_of(record, path)
         if isinstance(outcome, Done):
-            entries = await execution.ask(setting.store.read(outcome.path), what)
+            reading = (setting.store if kept_in is None else kept_in).read(outcome.path)
+            entries = await execution.ask(reading, what)
             written = make_state(play({}, entries).data)
             outcome = outcome_of(record, path, written)
         yield outcome

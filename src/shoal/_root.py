@@ -6,20 +6,21 @@ Invariants:
 - Nothing is run, and nothing saved, of a run that another execution holds, that was started with
   something else, or that has succeeded.
 - What was claimed is released on every way out.
-- What a run starts from is saved before anything happens in it; so is what it was answered.
+- What a run starts from is saved before anything happens in it, but for what is secret; so is what
+  it was answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import final
 
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._cancel import ki_protected
-from ._digest import digest
-from ._errors import BadUse, NotData, RunConflict
+from ._errors import BadUse
 from ._execution import Execution
 from ._graph import Graph
 from ._halting import Answers, resolved
@@ -29,12 +30,10 @@ from ._ledgers import recall_ledgers
 from ._parallel import Parallel
 from ._recorded import recorded_asked, recorded_history
 from ._run import Run
+from ._start import First, Start, refuse_conflict, refuse_missing
 from ._state import Change, Drop, Set
-from ._store import Beginning, ChildRecord, NullStore, RunRecord
+from ._store import ChildRecord, NullStore
 from ._suspects import Suspects
-
-First = Callable[[Execution, RunRecord | None], Awaitable[Beginning]]
-"""Says what a run is to start from, given what the store has of it."""
 
 
 @final
@@ -45,8 +44,8 @@ class Root:
         self,
         path: RunPath,
         execution: Execution,
-        make_run: Callable[[Beginning], Run],
-        first: Beginning | First,
+        make_run: Callable[[Mapping[str, object]], Run],
+        first: Start | First,
         *,
         retries_failed: bool = False,
         answers: Answers | None = None,
@@ -56,7 +55,7 @@ class Root:
         Args:
             path: The run's identity.
             execution: What it is part of.
-            make_run: Makes the run that starts from what it is given.
+            make_run: Makes the run that starts with the fields that it is given.
             first: What it is to start from.
             retries_failed: Whether failures that were collected are to be run again.
             answers: To questions that it has asked before.
@@ -74,8 +73,8 @@ class Root:
         self.reason: str = ""
         """Why it was cancelled before it began."""
         self.run: Run | None = None
-        if isinstance(first, Beginning) and isinstance(execution.store, NullStore):
-            self.run = make_run(first)
+        if isinstance(first, Start) and isinstance(execution.store, NullStore):
+            self.run = make_run(first.fields)
             self.begun.set()
 
     def give_reason(self, reason: str) -> None:
@@ -116,6 +115,7 @@ class Root:
         Raises:
             RunClaimed: Another execution has it.
             RunConflict: It was started with something else.
+            MissingSecret: It was started with secrets that are not given again.
             UnknownQuestion: It has not asked what is answered.
             StoreFailed: The store could not say what it knows.
         """
@@ -125,22 +125,27 @@ class Root:
         await checkpoint_if_cancelled()
         record = await execution.ask(store.load(run_id), f"run {run_id}")
         wanted = self._first
-        if not isinstance(wanted, Beginning):
+        if not isinstance(wanted, Start):
             wanted = await wanted(execution, record)
         if record is None:
             resolved(self._answers, (), {}, run_id)  # refuses any
-            run = self._make_run(wanted)
-            if wanted.forked_from is not None:
-                run.go_on_from(play(wanted.first, (), after=wanted.after, visits=wanted.visits))
+            run, begun = self._make_run(wanted.fields), wanted.beginning
+            if begun.forked_from is not None:
+                run.go_on_from(play(run.data, (), after=begun.after, visits=begun.visits))
                 await recall_ledgers(run, children=())
-            await run.commit((), run.data, begun=wanted)
+            await run.commit((), run.data, begun=begun)
             return run
-        refuse_conflict(run_id, record.beginning, wanted)
+        wanted, known = wanted.declaring(record.beginning.secret), record.beginning
+        refuse_conflict(run_id, known, wanted)
+        is_over = record.status == "succeeded" and not self._retries_failed
+        if not is_over:
+            refuse_missing(run_id, known.secret, wanted.secrets)
         execution.is_resumed = True
         if has_died and record.status is None:
             execution.suspects = Suspects(execution.services.max_crashes)
-        run = self._make_run(record.beginning)
-        played = await recorded_history(execution, self.path, record.beginning)
+        known = replace(known, first={**known.first, **wanted.secrets})
+        run = self._make_run(known.first)
+        played = await recorded_history(execution, self.path, known)
         children = await _recorded_children(execution, self.path)
         execution.answers = played.answers
         asked = (
@@ -157,7 +162,7 @@ class Root:
             run.rewound = rewound, _back(now, played.restored)
         run.go_on_from(played)
         await recall_ledgers(run, children)
-        if record.status == "succeeded" and not self._retries_failed:
+        if is_over:
             run.status = "succeeded"
         elif answered:
             await run.commit((), run.data, questions=answered)
@@ -192,54 +197,6 @@ class Root:
             f"succeeded; a run that has not goes on with run(id={path.id!r})"
         )
         raise BadUse(msg)
-
-
-def refuse_conflict(run_id: str, known: Beginning, wanted: Beginning) -> None:
-    """Refuse to go on with a run that was started with something else.
-
-    Raises:
-        RunConflict: Naming what differs.
-    """
-    differs = [
-        f"{what} was {before!r} and is {now!r} now"
-        for what, before, now in (
-            ("the application's name", known.application, wanted.application),
-            ("the application's version", known.version, wanted.version),
-            ("what it was forked from", known.forked_from, wanted.forked_from),
-        )
-        if before != now
-    ]
-    fields = [
-        field
-        for field in sorted({*known.first, *wanted.first})
-        if not _is_same(known.first, wanted.first, field, run_id)
-    ]
-    if fields:
-        differs.append(f"its initial state differs in {', '.join(map(repr, fields))}")
-    if differs:
-        leave_out = f"To go on with it leave out the state: run(id={run_id!r}). " if fields else ""
-        msg = (
-            f"run {run_id} exists, and was started with something else: {'; '.join(differs)}. "
-            f"{leave_out}For a new run take another id, or start from what this one has: "
-            f"fork({run_id!r}, update={{...}})"
-        )
-        raise RunConflict(msg)
-
-
-def _is_same(
-    one: Mapping[str, object], other: Mapping[str, object], field: str, run_id: str
-) -> bool:
-    if field not in one or field not in other:
-        return False
-    first, second = one[field], other[field]
-    try:
-        return first is second or digest(first) == digest(second)
-    except NotData as error:
-        msg = (
-            f"run {run_id} exists, and whether it was started with the same field {field!r} can't "
-            f"be told: {error}; or leave out the state: run(id={run_id!r})"
-        )
-        raise NotData(msg) from error
 
 
 async def _recorded_children(execution: Execution, path: RunPath) -> Sequence[ChildRecord]:

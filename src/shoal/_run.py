@@ -143,6 +143,8 @@ class Run(Recaller, Ender, Teller, Holder):
         self._visits: dict[str, int] | None = None
         self._trials: Trials | None = None
         self._started_at = setting.services.clock()
+        if setting.secrets.names and setting.parent is not None:
+            self.refuse_secrets((key, element), f"an element of {setting.step!r}, or its key,")
         # Of what it is given, before its model adds defaults; and before it runs, so that what is
         # no data is refused first.
         self._digest: str | None = setting.digest(data, key) if setting.keeps else None
@@ -533,6 +535,7 @@ class Run(Recaller, Ender, Teller, Holder):
         try:
             change = await act.perform(self)
         except BaseException as error:
+            self.hide_secrets(error)
             failure = entered.leave(error)
             if failure is not None and isinstance(error, Exception):
                 raise failure from error
@@ -687,12 +690,18 @@ class Run(Recaller, Ender, Teller, Holder):
         Raises:
             NotData: Something of it can't be kept; nothing changed here. The step fails with that.
             UpdateTooLarge: The same, for it is too large.
+            SecretLeaked: The same, for it holds what is secret.
             StoreFailed: The store raised; nothing changed here.
             CommitInDoubt: The store did not acknowledge in time; nothing changed here.
             HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
         """
         setting = self.setting
         number, execution = self._head[0], setting.execution
+        if setting.secrets.names:
+            for update in updates:
+                what = f"what step {update.step!r} of run {self.path.id} does to the state"
+                self.refuse_secrets((update.operations, update.discovered), what)
+            self.refuse_secrets(questions, f"a question of run {self.path.id}, or an answer,")
         for child in unapplied:
             if child.is_afresh:  # its record is about to say what it would have worked on
                 await child.be_forgotten()
@@ -754,10 +763,14 @@ class Run(Recaller, Ender, Teller, Holder):
         Raises:
             NotData: That, or what it wrote last, is nothing that can be kept.
             UpdateTooLarge: It is more than can be kept.
+            SecretLeaked: It holds what is secret.
         """
         setting = self.setting
         if setting.value_of is not None:
             self.value = setting.value_of(self)
+        if setting.secrets.names and setting.parent is not None:
+            written = () if self._last is None else self._last.operations
+            self.refuse_secrets((self.value, written), f"what {setting.act!r} has come to")
         if setting.parent is not None:
             self.packed = setting.keeper.pack(self)
         if self._trials is not None:

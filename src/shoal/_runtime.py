@@ -9,12 +9,12 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar, final
+from typing import Any, Literal, Protocol, Self, TypeVar, cast, final
 
 from anyio import CancelScope, create_task_group, get_cancelled_exc_class, sleep_until
 from anyio.abc import TaskGroup
@@ -25,7 +25,16 @@ from ._attempts import Retries
 from ._backend import current_backend, protect_from_ctrl_c
 from ._breaker import Circuits
 from ._context import Context
-from ._errors import BadUse, DefinitionError, NoApplication, StoreFailed, brief, did_you_mean
+from ._errors import (
+    BadResult,
+    BadUse,
+    DefinitionError,
+    NoApplication,
+    StoreFailed,
+    brief,
+    did_you_mean,
+    kind_of,
+)
 from ._halting import Answers
 from ._host import Hosted
 from ._limiter import Limiter
@@ -36,6 +45,8 @@ from ._rate import Limits
 from ._results import SIZE, Results
 from ._retry import is_positive
 from ._root import Root
+from ._start import refuse_missing
+from ._state import held
 from ._store import FindsOrphans, NullStore, Orphan, Store, check_store
 from ._suspects import MAX_CRASHES
 from ._threads import Threads
@@ -88,9 +99,18 @@ class Recoverable(Protocol):
         """Where its runs are kept; None: where the runtime keeps them."""
         ...
 
-    async def recover(self, run_id: str, *, runtime: Runtime) -> Any:
-        """Resume a run that has no end, if nobody executes it; return None if somebody does."""
+    async def recover(
+        self, run_id: str, state: Mapping[str, object] | None = None, *, runtime: Runtime
+    ) -> Any:
+        """Resume a run that has no end, if nobody executes it; return None if somebody does.
+
+        ``state`` is what is secret in it.
+        """
         ...
+
+
+GivenSecrets = Mapping[str, object] | Awaitable[Mapping[str, object]]
+"""What is secret in a run, or what looks it up."""
 
 
 @final
@@ -377,7 +397,9 @@ class Runtime:
             runtime=self,
         )
 
-    async def recover(self) -> Sequence[Recovered]:
+    async def recover(
+        self, *, secrets: Mapping[str, object] | Callable[[Orphan], GivenSecrets] | None = None
+    ) -> Sequence[Recovered]:
         """Resume what dead processes have left, and return what became of it.
 
         That are the root runs in the runtime's store, and in those of its ``apps``, which have
@@ -393,6 +415,12 @@ class Runtime:
         Up to 100 runs are under way at once. They live in the runtime's tasks; where whoever awaits
         this is cancelled, they are cancelled, awaited, and left consistent. A service has it
         awaited in a task beside its work.
+
+        Args:
+            secrets: The secret fields of the runs that have some, for they are saved nowhere: a
+                mapping, the same for all; or a function, also an async one, that is given an
+                ``Orphan`` (``run_id``, ``application``, ``version`` and ``secret``, the names) and
+                returns what it has. A run that lacks some is left as it is, with ``MissingSecret``.
 
         Raises:
             BadUse: The runtime is not open, or has no ``apps``, or no store that knows of orphans.
@@ -411,10 +439,14 @@ class Runtime:
             >>> anyio.run(main)
         """
         self.check_open()
+        given: object = secrets
+        if not (given is None or isinstance(given, Mapping) or callable(given)):
+            msg = f"recover(secrets=...) takes a mapping or a function, not {kind_of(given)}"
+            raise BadUse(msg)
         found = await self._orphans()
         recovered: list[Recovered] = []
         if found:
-            recovery = Recovery(self, found, recovered.append)
+            recovery = Recovery(self, found, recovered.append, secrets)
             hosted = self._host(recovery.live, recovery.hear)
             interruption = await hosted.wait()
             try:
@@ -522,8 +554,10 @@ class Recovery:
         runtime: Runtime,
         orphans: Sequence[tuple[Orphan, Recoverable | None]],
         report: Callable[[Recovered], object],
+        secrets: Mapping[str, object] | Callable[[Orphan], GivenSecrets] | None,
     ) -> None:
         """Plan it; each orphan that nobody else resumes is told to ``report``."""
+        self._secrets = secrets
         self._runtime = runtime
         self._left = iter(orphans)
         self._at_once = min(len(orphans), AT_ONCE)
@@ -545,18 +579,43 @@ class Recovery:
                 self._report(recovered)
 
     async def _recover(self, orphan: Orphan, app: Recoverable | None) -> Recovered | None:
-        run_id, name, version = orphan
+        run_id, name, version, _ = orphan
         tell = partial(Recovered, run_id=run_id, application=name, version=version)
         if app is None:
             return tell(error=NoApplication(self._why_none(orphan)))
         try:
-            result = await app.recover(run_id, runtime=self._runtime)
+            state = await self._secrets_of(orphan) if orphan.secret else None
+            result = await app.recover(run_id, state, runtime=self._runtime)
         except Exception as error:  # noqa: BLE001 # the caller reads it in what is returned
             return tell(error=error)
         return None if result is None else tell(result=result)
 
+    async def _secrets_of(self, orphan: Orphan) -> Mapping[str, object]:
+        """Find what is secret in a run, before anybody claims it.
+
+        Raises:
+            MissingSecret: Not all of it is given.
+            BadResult: The function that looks it up has returned no mapping.
+        """
+        given: object = self._secrets
+        if callable(given):
+            given = given(orphan)
+            if isinstance(given, Awaitable):
+                given = await cast("Awaitable[object]", given)
+        if given is None:
+            given = {}
+        if not isinstance(given, Mapping):
+            msg = (
+                f"recover(secrets=...) returned {kind_of(given)} for run {orphan.run_id}; it "
+                f"returns a mapping of secret fields to values"
+            )
+            raise BadResult(msg)
+        found = held(cast("Mapping[str, object]", given))
+        refuse_missing(orphan.run_id, orphan.secret, found)
+        return {name: found[name] for name in orphan.secret}
+
     def _why_none(self, orphan: Orphan) -> str:
-        run_id, name, version = orphan
+        run_id, name, version, _ = orphan
         known = self._runtime.apps
         versions = [repr(other) for named, other in known if named == name]
         if versions:

@@ -22,9 +22,10 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
 
 from ._collections import PositionedList, to_plain
-from ._errors import DefinitionError, InvalidState, StateError
+from ._errors import DefinitionError, InvalidState, StateError, kind_of
 from ._model import OURS, Declared, any_of, collections_in, declaration, explained, shown
-from ._state import Change, Drop, Extend, Operation, Put, Set, State, replay
+from ._secret import Secret, reveal
+from ._state import Change, Drop, Extend, Operation, Put, Set, State, held, replay
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict, ValidationError
@@ -95,16 +96,19 @@ class Schema(Generic[S]):
                 not all required ones, with ``complete``.
             InvalidState: A value doesn't fit.
         """
-        known = self._read(given)
+        known = self.read(given)
         unknown = sorted((name for name in known if name not in self._fields), key=str)
         if unknown:
             raise StateError(f"{who} has {self._unknown(unknown)}")
         fields: dict[str, object] = {}
         for name, field in self._fields.items():
             if name in known:
-                fields[name] = self._fit(field.check, known[name], who, name)
+                value = known[name]
+                is_secret = type(value) is Secret
+                fit = self._fit_secret if is_secret else self._fit
+                fields[name] = fit(field.check, value, who, name)
             elif field.default is not None:
-                fields[name] = field.default(fields)
+                fields[name] = field.default({one: reveal(fields[one]) for one in fields})
         if complete:
             self._require(fields, who)
         return fields
@@ -291,7 +295,7 @@ class Schema(Generic[S]):
         """
         self._require(data, "the state")
         fields = {
-            name: self._plain(name, data[name])
+            name: self._plain(name, reveal(data[name]))
             for name in self._fields  # in the model's order
             if name in data
         }
@@ -321,8 +325,12 @@ class Schema(Generic[S]):
 
     # -- both ---------------------------------------------------------------------------------
 
-    def _read(self, given: object) -> Mapping[Any, object]:
-        """Take what was given as a mapping of fields."""
+    def read(self, given: object) -> Mapping[Any, object]:
+        """Take what was given as a mapping of fields; what is secret of a state stays in its box.
+
+        Raises:
+            StateError: It is neither an instance of the model nor a mapping.
+        """
         if isinstance(given, self._instances):
             extra: Mapping[str, object] | None = getattr(given, "__pydantic_extra__", None)
             found = {name: getattr(given, name, _NOTHING) for name in self._fields}
@@ -331,7 +339,7 @@ class Schema(Generic[S]):
                 **(extra or {}),
             }
         if isinstance(given, Mapping):
-            return cast("Mapping[Any, object]", given)
+            return held(cast("Mapping[str, object]", given))
         wanted = f"an instance of {self.name} or a mapping" if self._instances else "a mapping"
         msg = f"give {wanted} of the fields of {self.name}, not {shown(given)}"
         raise StateError(msg)
@@ -364,6 +372,22 @@ class Schema(Generic[S]):
                 f"{self._fields[name].label}: {_reasons(refusal, 1)}"
             )
             raise InvalidState(msg) from error
+
+    def _fit_secret(self, check: _Check, value: object, who: str, name: str) -> object:
+        """Fit what is in a box; what doesn't is not shown, also not by pydantic."""
+        found = reveal(value)
+        try:
+            fitting = check(found)
+        except ValueError as error:
+            if _validation_error(error) is None:
+                raise
+        else:
+            return value if fitting is found else Secret(fitting)
+        msg = (
+            f"{who} gives secret field {name!r} {kind_of(found)} which does not fit "
+            f"{self._fields[name].label}"
+        )
+        raise InvalidState(msg)
 
 
 _NOTHING = object()

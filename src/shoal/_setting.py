@@ -19,6 +19,7 @@ from ._ids import Key, RunPath
 from ._policy import Each
 from ._ports import Entrance, Services
 from ._schema import Schema
+from ._secret import Secret, Secrets
 from ._store import NullStore, Store
 
 
@@ -65,6 +66,7 @@ class Setting:
         "parent",
         "schema",
         "scopes",
+        "secrets",
         "services",
         "step",
         "store",
@@ -127,6 +129,7 @@ class Setting:
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
         self.execution: Execution = execution
+        self.secrets: Secrets = execution.secrets
         self.services: Services = execution.services
         self.hooks: Hooks = execution.hooks if hooks is None else hooks
         self.store: Store = execution.store if store is None else store
@@ -165,6 +168,8 @@ class Setting:
     def digest(self, data: Mapping[str, object], key: Key) -> str:
         """Hash what a child starts with, the name of its act and the act's version.
 
+        Without what is secret: that may be another one next time, and could be found by its hash.
+
         Raises:
             NotData: A field holds what is no data.
         """
@@ -174,6 +179,8 @@ class Setting:
         parts = [self._names]
         for field in sorted(data):
             value, found = data[field], known.get(field)
+            if type(value) is Secret:
+                continue
             if found is None or found[0] is not value:  # what all children share is hashed once
                 try:
                     found = known[field] = value, named(field, value)

@@ -14,7 +14,6 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import deque
 from collections.abc import (
@@ -29,14 +28,16 @@ from collections.abc import (
     Sized,
 )
 from collections.abc import Set as AbstractSet
+from functools import partial
 from math import inf
 from operator import length_hint
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeGuard, cast, final
 
-from anyio import move_on_after
+from anyio import CancelScope
 from anyio.lowlevel import checkpoint
 
 from ._cancel import ki_unprotected
+from ._closing import closed_after
 from ._errors import BadKey, BadResult, brief, kind_of
 from ._events import ChildName
 from ._ids import Key
@@ -45,8 +46,6 @@ from ._run import Run
 from ._setting import Setting
 from ._state import refuse_awaitable
 from ._store import ChildRecord
-
-logger = logging.getLogger("shoal")
 
 
 @final
@@ -83,8 +82,6 @@ class Entry(NamedTuple):
 
 FEED_INLINE = 64
 """Elements that are pulled from an async source without passing a checkpoint."""
-CLOSING_SECONDS = 5.0
-"""How long an async source may take to close when its fan-out was cancelled."""
 
 
 class Room(Protocol):
@@ -534,11 +531,15 @@ class Elements:
         """Return what must be fed in tasks of their own."""
         return [self] if self.waits else []
 
-    @ki_unprotected
     async def feed(self, group: Room) -> None:
         """Bring elements in, one whenever there is room; return when all are in."""
         source = self._feeding
         assert source is not None
+        feed = partial(self._feed, source, group)
+        await closed_after(source, feed, f"the source of fan-out {self.who!r}", hide=self._hide)
+
+    @ki_unprotected
+    async def _feed(self, source: AsyncIterator[object], group: Room, _scope: CancelScope) -> None:
         # elements that still need a child; None: any number
         wanted = self._at_most if self._recorded is None else None
         if wanted is not None:
@@ -564,15 +565,13 @@ class Elements:
                         wanted = max(0, wanted - 1)
                     self._waiting.append(entry)
                     group.new_element()
-        except BaseException:
-            try:
-                await _close(source)
-            except Exception:  # must not hide what ended it
-                logger.exception("the source of fan-out %r failed while closing", self.who)
-            raise
         finally:
             self._ended = True
-        await _close(source)
+
+    def _hide(self, error: BaseException) -> None:
+        """Mask what is secret in an error that is about to be told."""
+        for kind in self.kinds[:1]:
+            kind.setting.secrets.hide(error)
 
     def stop(self) -> None:
         """Make no more children."""
@@ -590,10 +589,3 @@ class Elements:
 def is_key(key: object) -> TypeGuard[Key]:
     """Tell whether ``key`` can name a child."""
     return isinstance(key, str | int) and not isinstance(key, bool)
-
-
-async def _close(source: AsyncIterator[object]) -> None:
-    close = getattr(source, "aclose", None)
-    if close is not None:
-        with move_on_after(CLOSING_SECONDS, shield=True):
-            await close()

@@ -1,4 +1,4 @@
-"""State, and the updates that lead from one state to the next. Imports the collections and errors.
+"""State, and the updates that lead from one state to the next. Imports collections and secrets.
 
 Invariants:
 - A state never changes. Every method returns a new state that remembers the operations which made
@@ -6,17 +6,28 @@ Invariants:
 - A state narrowed to an action shows what the action reads (and what it has just written itself),
   and takes what it declares to write; anything else is an error that names action and field.
 - No bookkeeping lives among the user's fields.
+- A secret field is read like any other, and is in nothing that shows, copies or pickles a state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, cast, final
 
 from ._collections import PositionedList, StateList, StateMap, to_plain
-from ._errors import BadResult, MissingField, StateError, UndeclaredRead, UndeclaredWrite, brief
+from ._errors import (
+    BadResult,
+    MissingField,
+    StateError,
+    UndeclaredRead,
+    UndeclaredWrite,
+    brief,
+    did_you_mean,
+    kind_of,
+)
+from ._secret import Secret, boxed, without_secrets
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -128,10 +139,16 @@ class State(Mapping[str, Any], Generic[S]):
     immutable too: use ``append``, ``extend`` and ``put`` for what grows; a thousand of them in a
     row cost a thousand times one, since the collections behind them share structure.
 
+    A field that is *secret* is read like any other, by whoever may read it. It is in nothing that
+    is saved, told to hooks, shown or pickled, nor in ``to_plain()``; a run that goes on later is
+    given it again. It stays secret in every state that is made of this one.
+
     Examples:
         >>> state = State({"count": 1}).increment(count=2).append(log="counted")
         >>> state["count"], state["log"]
         (3, ['counted'])
+        >>> State({"url": "https://example.org", "token": "abc-123"}, secret={"token"})
+        State({'url': 'https://example.org', 'token': <secret>})
     """
 
     __slots__ = ("_data", "_derivation", "_model", "_permit")
@@ -140,20 +157,28 @@ class State(Mapping[str, Any], Generic[S]):
     _permit: Permit | None
     _derivation: _Derivation | None
 
-    def __init__(self, fields: Mapping[str, object] | None = None, /, **more: object) -> None:
+    def __init__(
+        self,
+        fields: Mapping[str, object] | None = None,
+        /,
+        *,
+        secret: Collection[str] = (),
+        **more: object,
+    ) -> None:
         """Hold ``fields`` and ``more``.
 
         Args:
-            fields: Field names and their values.
-            more: The same, as keywords.
+            fields: Field names and their values. What is secret of a state stays so.
+            secret: Names of fields that are secret.
+            more: Fields, as keywords.
 
         Raises:
-            StateError: A field name is not a string.
+            StateError: A field name is not a string, or there is no field that ``secret`` names.
         """
-        data = {**(fields or {}), **more}
+        data = {**({} if fields is None else held(fields)), **more}
         for name in data:
             _check_name(name)
-        self._data = data
+        self._data = boxed(data, _secret_names(secret, data)) if secret else data
         self._permit = None
         self._derivation = None
 
@@ -162,8 +187,9 @@ class State(Mapping[str, Any], Generic[S]):
     def update(self, fields: Mapping[str, object] | None = None, /, **more: object) -> State[S]:
         """Return a state in which each named field has the given value."""
         state: State[S] = self
-        for field, value in {**(fields or {}), **more}.items():
-            state = state._derive(Set(field, value), value)
+        for field, value in {**({} if fields is None else held(fields)), **more}.items():
+            kept = Secret(value) if type(self._data.get(field)) is Secret else value
+            state = state._derive(Set(field, kept), kept)
         return state
 
     def append(self, /, **items: object) -> State[S]:
@@ -317,11 +343,12 @@ class State(Mapping[str, Any], Generic[S]):
             )
             raise UndeclaredRead(msg)
         try:
-            return self._data[field]
+            value = self._data[field]
         except KeyError:
             who = "" if permit is None else f" that action {permit.action!r} reads"
             msg = f"the state has no field {field!r}{who} (it has: {_names(self)})"
             raise MissingField(msg) from None
+        return value.value if type(value) is Secret else value
 
     def __iter__(self) -> Iterator[str]:
         permit = self._permit
@@ -333,16 +360,17 @@ class State(Mapping[str, Any], Generic[S]):
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:
-        return f"State({dict(self)!r})"
+        return f"State({held(self)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return State, (dict(self),)
+        return State, (without_secrets(held(self)),)
 
     @property
     def data(self) -> S:
         """The fields as an instance of the application's model; without one, as a plain dict.
 
-        Made anew, and checked as a whole, each time it is asked for.
+        Made anew, and checked as a whole, each time it is asked for. The instance has the secret
+        fields too, for it could not be made without them; the dict doesn't.
 
         Raises:
             StateError: The state is narrowed to an action, or lacks a field of the model.
@@ -359,8 +387,11 @@ class State(Mapping[str, Any], Generic[S]):
         return cast("S", self.to_plain() if model is None else model.build(self._data))
 
     def to_plain(self) -> dict[str, Any]:
-        """Copy the state into plain dicts and lists, all the way down: the way out for JSON."""
-        return {field: to_plain(value) for field, value in self.items()}
+        """Copy the state into plain dicts and lists, all the way down: the way out for JSON.
+
+        Without what is secret.
+        """
+        return {field: to_plain(value) for field, value in without_secrets(held(self)).items()}
 
 
 def make_state(
@@ -372,6 +403,14 @@ def make_state(
     state._permit = permit
     state._derivation = derivation
     return state
+
+
+def held(fields: Mapping[str, object]) -> Mapping[str, object]:
+    """Return fields as runs hold them: those of a state that are secret in their boxes."""
+    if not isinstance(fields, State):
+        return fields
+    state = cast("State[Any]", fields)
+    return {field: state._data[field] for field in state}
 
 
 def typed(state: State, model: Model[S]) -> State[S]:
@@ -534,6 +573,24 @@ def _check_name(field: object) -> None:
     if not isinstance(field, str):
         msg = f"field names are strings, not {field!r}"
         raise StateError(msg)
+
+
+def _secret_names(secret: object, data: Mapping[str, object]) -> Collection[str]:
+    """Check what was said to be secret.
+
+    Raises:
+        StateError: It is no list of names, or names a field that isn't there.
+    """
+    if isinstance(secret, str) or not isinstance(secret, Collection):
+        msg = f"State(secret=...) takes a set of field names, not {kind_of(secret)}"
+        raise StateError(msg)
+    names = cast("Collection[str]", secret)
+    for name in names:
+        _check_name(name)
+        if name not in data:
+            msg = f"field {name!r} is to be secret, and the state does not have it"
+            raise StateError(f"{msg} (it has: {_names(data)}){did_you_mean(name, data)}")
+    return names
 
 
 def _names(fields: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ from ._halting import Asking, or_halt
 from ._ids import RunPath
 from ._items import Emitter, Items, stream
 from ._ports import Seat, Services, Thread
+from ._secret import Secret
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 
 LATER = 10
@@ -266,7 +267,8 @@ async def _call(
     kwargs: dict[str, Any] = {}
     try:
         for name in action.fields:
-            kwargs[name] = data[name]
+            value = data[name]
+            kwargs[name] = value.value if type(value) is Secret else value
     except KeyError as missing:
         raise _missing(action, missing.args[0], data) from None
     bound = action.bound

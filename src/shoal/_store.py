@@ -126,13 +126,15 @@ class Beginning:
     version: str
     """The application's version."""
     first: Mapping[str, object]
-    """The fields of the state that it starts with."""
+    """The fields of the state that it starts with, but for those that are secret."""
     after: str | None = None
     """The step after which it starts; None: before the first."""
     visits: Mapping[str, int] = field(default_factory=dict[str, int])
     """How often it counts as having completed steps before."""
     forked_from: tuple[str, int] | None = None
     """The run whose state it starts with, and the number of the update that led there."""
+    secret: frozenset[str] = frozenset()
+    """The names of its secret fields. What they hold, no store is ever given."""
 
 
 @final
@@ -207,6 +209,8 @@ class Orphan(NamedTuple):
     """The name of its application."""
     version: str
     """The version of that."""
+    secret: frozenset[str] = frozenset()
+    """The names of its secret fields, which whoever resumes it has to give again."""
 
 
 @final

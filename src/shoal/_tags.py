@@ -32,7 +32,8 @@ from zoneinfo import ZoneInfo
 
 from ._collections import PositionedList, StateList, StateMap
 from ._errors import NotDecodable, brief
-from ._state import State
+from ._secret import without_secrets
+from ._state import State, held
 
 TAG = "@"
 
@@ -227,7 +228,7 @@ def _pack_list(packing: Packing, value: list[object]) -> object:
     return packing.items(value)
 
 
-def pack_dict(packing: Packing, value: Mapping[object, object]) -> object:
+def pack_dict(packing: Packing, value: Mapping[Any, object]) -> object:
     """Pack a mapping: into an object if its keys are strings, else into a list of pairs."""
     packed: Packed = {}
     key: object = None
@@ -382,8 +383,12 @@ def _unpack_deque(unpacking: Unpacking, packed: Packed) -> object:
     return deque(unpacking.unpack(packed["value"]), packed["maxlen"])
 
 
-def _pack_mapping(tag: str, packing: Packing, value: Mapping[object, object]) -> object:
+def _pack_mapping(tag: str, packing: Packing, value: Mapping[Any, object]) -> object:
     return {TAG: tag, "value": pack_dict(packing, value)}
+
+
+def _pack_state(packing: Packing, value: State) -> object:
+    return _pack_mapping("State", packing, without_secrets(held(value)))
 
 
 def _unpack_mapping(
@@ -501,7 +506,7 @@ PACKERS: dict[type, Packer] = {
     Counter: partial(_pack_mapping, "Counter"),
     MappingProxyType: partial(_pack_mapping, "mappingproxy"),
     defaultdict: _pack_defaultdict,
-    State: partial(_pack_mapping, "State"),
+    State: _pack_state,
     StateList: partial(_pack_items, "StateList"),
     StateMap: _pack_state_map,
     PositionedList: _pack_positioned,

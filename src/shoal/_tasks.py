@@ -33,8 +33,9 @@ from ._ids import Key
 from ._join import Join, only_write_reader
 from ._parallel import Parallel, ParallelStep
 from ._policy import OnError
+from ._secret import without_secrets
 from ._source import Elements, Entry, is_key
-from ._state import Change, Permit, State, change_between, refuse_awaitable
+from ._state import Change, Permit, State, change_between, held, refuse_awaitable
 from ._until import ALL, Race, Until, check_until
 
 T = TypeVar("T")
@@ -424,20 +425,27 @@ class TaskElements(Elements):
             return ()
         key = self._task_key(element, graph)
         step = self._step
+        given = step.parent.setting.execution.secrets.hold(held(element.state))
         base = narrowed(
             step.data,
             graph,
-            element.state,
+            given,
             f"the children of {self.who!r} that execute {graph.name!r}",
             "give it to the Task: Task(act, {field: ...})",
         )
-        check_reads(repr(self.who), graph, step.join.permit.reads, element.state, step.data)
+        check_reads(repr(self.who), graph, step.join.permit.reads, given, step.data)
         kind = step.kind(graph, base, only_write_reader(graph), element.inputs)
-        about = element.state if element.element is None else element.element
+        about = element.element
+        if about is None:
+            shown = without_secrets(given)
+            about = element.state if shown is given else shown
         return (Entry(key, position, about, kind),)
 
     def _is_keyed(self) -> bool:
         return bool(self._keyed)
+
+    def _hide(self, error: BaseException) -> None:
+        self._step.parent.hide_secrets(error)
 
     def _graph(self, act: Act) -> Graph:
         """Make the graph of an act; by identity, since what is bound differently may be equal."""

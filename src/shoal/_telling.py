@@ -2,6 +2,7 @@
 
 Invariants:
 - Starts and ends are told in pairs: what has begun is told to have ended, once.
+- Nothing that is secret is told: an error is masked first, and what else has some is refused.
 - All events of one commit are told, also where a guarding hook raises at one of them.
 - An update is told after the end of the child that it applies, and before that the child has ended
   for its parent.
@@ -109,6 +110,7 @@ class Teller(ABC):
     def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
         """Tell a partial item; see ``Emitter``."""
         setting = self.setting
+        self.refuse_secrets(item, f"a partial item of action {step!r}")
         if setting.on_item is not None:
             setting.on_item(self, item)
         hooks = setting.hooks
@@ -117,6 +119,19 @@ class Teller(ABC):
         event = Item(path=self.path, step=step, item=item, attempt=attempt, index=index)
         told = hooks.tell_at_once(hooks.item, event)
         return None if told is None else out_of_reach(setting.services, told)
+
+    def refuse_secrets(self, value: object, what: str) -> None:
+        """Refuse ``value``, which is about to be kept or told, if it holds what is secret.
+
+        Raises:
+            SecretLeaked: It does; ``what`` names it.
+        """
+        if self.setting.secrets.names:
+            self.setting.secrets.refuse(value, what)
+
+    def hide_secrets(self, error: BaseException) -> None:
+        """Mask what is secret in an error that is about to be kept or told."""
+        self.setting.secrets.hide(error)
 
     async def tell_child_started(self, child: Teller) -> None:
         """Publish that a fan-out of this run started ``child``."""
@@ -163,6 +178,8 @@ class Teller(ABC):
         """Publish how an attempt of the current step ended, and when the next begins."""
         hooks = self.setting.hooks
         if hooks.attempt_ended:
+            if error is not None:
+                self.hide_secrets(error)
             event = AttemptEnded(
                 path=self.path,
                 step=self._step or "",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
@@ -82,10 +83,12 @@ class Census:
     async def take(self, store: Store) -> None:
         """Read it all; check that each update is there once, and applies what it should."""
         path = RunPath(run_id=RUN)
-        record = await store.load(RUN)
-        if record is not None:
-            self.status = record.status
-            await self._take(store, path)
+        assert isinstance(store, AbstractAsyncContextManager), "all that are put to it can be open"
+        async with store:  # else each question has a connection made
+            record = await store.load(RUN)
+            if record is not None:
+                self.status = record.status
+                await self._take(store, path)
 
     async def _take(self, store: Store, path: RunPath) -> None:
         numbers = list[int]()

@@ -254,9 +254,11 @@ class MemoryStore:
     async def orphans(self) -> Sequence[Orphan]:
         """Return the runs that have no end and that nobody executes; see ``FindsOrphans``."""
         return [
-            Orphan(run_id, kept.beginning.application, kept.beginning.version)
+            Orphan(run_id, begun.application, begun.version, begun.secret)
             for run_id, kept in self._roots.items()
-            if kept.beginning is not None and kept.status is None and run_id not in self._claims
+            if (begun := kept.beginning) is not None
+            and kept.status is None
+            and run_id not in self._claims
         ]
 
     async def release(self, run_id: str, holder: str) -> None:

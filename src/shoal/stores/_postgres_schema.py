@@ -107,6 +107,7 @@ MIGRATIONS = (
             applied, used, attempts, elapsed, abandoned
         FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL;
     """,
+    "ALTER TABLE roots ADD COLUMN secret text NOT NULL DEFAULT '[]'",
 )
 """What leads from each version of the layout to the next; the first makes it."""
 

@@ -23,7 +23,7 @@ from shoal._store import (
 
 from . import _browsing, _cached, _pruning
 from ._dialect import Connection, Dialect
-from ._rows import Begun, Child, History, Unpacker, chain, outlived
+from ._rows import Begun, Child, History, Unpacker, chain, names_of, outlived
 
 _CHILDREN = (
     "SELECT step, visit, act, {key}, position, element, digest, status, applied, "
@@ -59,25 +59,25 @@ class Reader:
 
     def load(self, run_id: str) -> RunRecord | None:
         found = self._sql.execute(
-            "SELECT application, version, first, after, visits, forked_from, forked_at, status, "
-            "coalesce(reason, '') FROM runs JOIN roots ON roots.run = runs.id "
+            "SELECT application, version, first, after, visits, forked_from, forked_at, secret, "
+            "status, coalesce(reason, '') FROM runs JOIN roots ON roots.run = runs.id "
             "WHERE parent = 0 AND place = 0 AND key = ?",
             (self._dialect.index_of(run_id),),
         ).fetchone()
         if found is None:
             return None
-        return self._unpacker.run(Begun(*found[:7]), cast("Status | None", found[7]), found[8])
+        return self._unpacker.run(Begun(*found[:8]), cast("Status | None", found[8]), found[9])
 
     def orphans(self) -> list[Orphan]:
         key_of, held_of = self._dialect.key_of, self._dialect.held_of
         found = self._sql.execute(
-            f"SELECT {self._dialect.key}, application, version, {self._dialect.held} "  # noqa: S608
+            f"SELECT {self._dialect.key}, application, version, secret, {self._dialect.held} "  # noqa: S608
             "FROM runs JOIN roots ON roots.run = runs.id JOIN claims ON claims.run_id = runs.key "
             "WHERE parent = 0 AND status IS NULL ORDER BY runs.id"
         )
         return [
-            Orphan(str(key_of(key)), application, version)
-            for key, application, version, *held in found
+            Orphan(str(key_of(key)), application, version, names_of(secret))
+            for key, application, version, secret, *held in found
             if not held_of(held).seconds_left
         ]
 

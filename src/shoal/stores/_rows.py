@@ -56,6 +56,8 @@ class Begun(NamedTuple):
     visits: str
     forked_from: str | None
     forked_at: int | None
+    secret: str
+    """JSON of the names of its secret fields."""
 
 
 @final
@@ -264,6 +266,7 @@ class Packer:
             visits=json.dumps(dict(begun.visits)),
             forked_from=run_id,
             forked_at=number,
+            secret=json.dumps(sorted(begun.secret)),
         )
 
     def _under_way(self, run: SavedRun) -> Child:
@@ -367,6 +370,11 @@ class Packer:
         if len(text) > self._small:
             child = f", key {path.key!r} of {path.step!r}," if path.parent is not None else ""
             self._sizes.check(text, f"what step {step!r} of run {path.id}{child} has written")
+
+
+def names_of(secret: str) -> frozenset[str]:
+    """Return the names of the secret fields that a row has."""
+    return frozenset(json.loads(secret))
 
 
 def _failure(run: SavedRun) -> str | None:
@@ -474,6 +482,7 @@ class Unpacker:
             after=begun.after,
             visits=cast("Mapping[str, int]", json.loads(begun.visits)),
             forked_from=forked,
+            secret=names_of(begun.secret),
         )
         return RunRecord(beginning=beginning, status=status, reason=reason)
 

@@ -117,6 +117,7 @@ MIGRATIONS = (
             forked_from, forked_at, roots.error
         FROM runs JOIN roots ON roots.run = runs.id;
     """,
+    "ALTER TABLE roots ADD COLUMN secret TEXT NOT NULL DEFAULT '[]'",
 )
 """What leads from each version of the layout to the next; the first makes it."""
 

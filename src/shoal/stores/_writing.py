@@ -48,6 +48,7 @@ _ROOT = (
     "visits",
     "forked_from",
     "forked_at",
+    "secret",
     "began_at",
 )
 _BEGUN = (

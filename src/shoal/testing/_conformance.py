@@ -151,6 +151,7 @@ class StoreConformance(OptionalConformance):
             after="fetch",
             visits={"fetch": 2, "parse": 1},
             forked_from=("crawl-1", 17),
+            secret=frozenset({"token", "password"}),
         )
         async with claimed(store, begin=False):
             await save(store, begun=beginning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, cast
 
 from shoal._errors import NotData
@@ -46,6 +47,11 @@ class OptionalConformance:
             async with claimed(store, begin=False):
                 await save(store, HandMadeRun(status=status), ended=status)
             assert list(await store.orphans()) == [], f"it has {status}"
+        async with claimed(store, begin=False):
+            await save(store, begun=replace(BEGINNING, secret=frozenset({"token"})))
+        assert [one.secret for one in await store.orphans()] == [{"token"}]
+        async with claimed(store, begin=False):
+            await save(store, HandMadeRun(status="succeeded"), ended="succeeded")
         await store.claim("new", "me")
         await store.release("new", "me")
         assert list(await store.orphans()) == [], "it has never begun"
