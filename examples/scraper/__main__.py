@@ -10,9 +10,8 @@ pages, 4 page limit reached with links left, 130 interrupted (what was fetched i
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Literal, TextIO, cast
 
 import anyio
 import httpx
-from anyio.abc import TaskStatus
 
+from examples.interrupt import until_interrupted
 from examples.scraper.crawl import site_crawl
 from examples.scraper.demo_site import serving
 from examples.scraper.pages import Link, Scope, start_link
@@ -130,37 +129,6 @@ async def scrape(options: Options, file: TextIO) -> int:
     if tally.waiting:
         return 4
     return 3 if tally.failed else 0
-
-
-async def until_interrupted(work: Callable[[], Awaitable[object]]) -> bool:
-    """Do `work` to its end or to a Ctrl-C, and say whether it was a Ctrl-C.
-
-    The signal cancels the work like any other cancellation, so that it ends in good order. From
-    then on a Ctrl-C is the interpreter's again: a second one ends a clean-up that hangs.
-    """
-
-    async def listen(*, task_status: TaskStatus[None]) -> None:
-        try:
-            with anyio.open_signal_receiver(signal.SIGINT) as signals:
-                task_status.started()
-                await anext(signals)
-                working.cancel()
-        except NotImplementedError:  # asyncio on Windows: there it stays a KeyboardInterrupt
-            task_status.started()
-
-    working = anyio.CancelScope()
-    failure: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        with working:
-            await tasks.start(listen)
-            try:
-                await work()
-            except Exception as error:  # noqa: BLE001 - raised below, outside of the task group
-                failure = error
-        tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return working.cancelled_caught
 
 
 if __name__ == "__main__":

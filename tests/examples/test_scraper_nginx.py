@@ -15,10 +15,12 @@ from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+
+from tests.examples.services import absent
 
 ROOT = Path(__file__).parents[2]
 DOCS = Path("/usr/share/doc/python3.13/html")
@@ -50,13 +52,6 @@ http {{
 class Served(NamedTuple):
     url: str
     log: Path
-
-
-def absent(what: str) -> NoReturn:
-    """In CI a missing service is a failure: there it would be skipped for ever."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{what} is missing")
-    pytest.skip(f"needs {what}")
 
 
 @pytest.fixture
