@@ -84,9 +84,15 @@ def layers(session: nox.Session) -> None:
 
 
 @nox.session
-def examples(session: nox.Session) -> None:
+@nox.parametrize("client", ["httpx", "httpx2"])
+def examples(session: nox.Session, client: str) -> None:
     """Run the examples as their readers do, from a built wheel and without a network."""
-    session.install(".[examples]")
+    if client == "httpx":
+        session.install(".[examples]")
+    else:  # the same by another name: what SDKs of models' providers bring along
+        needed: list[str] = PROJECT["project"]["optional-dependencies"]["examples"]
+        others = [one for one in needed if not one.startswith(("httpx", "shoal["))]
+        session.install(".[sqlite]", *others, client)
     out = f"{session.create_tmp()}/pages.jsonl"
     session.run("python", "-m", "examples.scraper", "--demo", "--out", out, *session.posargs)
 
