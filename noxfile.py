@@ -63,10 +63,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Run the slow tests."""
+    """Run the slow tests, and at every turn what the gate tries at some."""
     install(session, "test", extras="[examples]")
     install_services(session)
-    session.run("pytest", "-m", "slow", "--timeout=1200", *session.posargs)
+    session.env["SHOAL_EVERYWHERE"] = "1"
+    session.run("pytest", "-m", "slow or sweep", "--timeout=1200", *session.posargs)
 
 
 @nox.session

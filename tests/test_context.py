@@ -60,9 +60,9 @@ from shoal import (
 from shoal._children import ChildGroup
 from shoal._store import Batch
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
-from tests.test_cancellation import Keeping, Watched, quick_collections, seen_runs
+from tests.test_cancellation import Keeping, Watched, seen_runs
 
-__all__ = ["quick_collections", "seen_runs"]  # fixtures
+__all__ = ["seen_runs"]  # a fixture
 
 pytestmark = pytest.mark.anyio
 
