@@ -22,11 +22,12 @@ from anyio.lowlevel import checkpoint
 from ._action import Act, FunctionAction
 from ._cancel import absorb_native_cancel, as_failure, cancelled, drive, ki_protected
 from ._errors import Halting, TooManySteps
-from ._events import Outcome, RunStarted, Status, StepStarted, Update
+from ._events import ChildName, Outcome, RunStarted, Status, StepStarted, Update
 from ._halting import has_halted
 from ._history import Playback, Rewound
 from ._holding import Holder
 from ._ids import Key, RunPath
+from ._ports import Seat, Stake
 from ._recalling import Recaller
 from ._resuming import Resumer, act_after
 from ._setting import Halts, Setting
@@ -108,12 +109,12 @@ class Run(Recaller, Resumer, Holder):
         self.began = False
         self.status: Status | None = None
         self.error: BaseException | None = None
-        self.reason = ""
-        self.used = True
-        self.winner = None
+        self.reason: str = ""
+        self.used: bool = True
+        self.winner: ChildName | None = None
         self.value: object = None
         self.packed: object = None  # what the parent's store has made of its end
-        self.elapsed = 0.0
+        self.elapsed: float = 0.0
         # The number of the last update, and the state after it: one attribute, so that not even a
         # KeyboardInterrupt between two bytecodes tears them apart.
         self._head = (0, data)
@@ -136,8 +137,8 @@ class Run(Recaller, Resumer, Holder):
         self.is_kept: bool = False  # whether the parent has applied it in an earlier execution
         self.is_afresh: bool = False  # whether what the store has of it is to count no more
         self._playback: Playback | None = None  # of the step that was under way
-        self.stake = None
-        self.seat = None
+        self.stake: Stake | None = None
+        self.seat: Seat | None = None
         self.has_stood_here: bool = False  # whether a root run was halted where it goes on
         self.never_started: bool = False  # whether it ended while it waited to start
         self._undone: Callable[[int], bool] | None = None
