@@ -41,6 +41,7 @@ from collections.abc import (
 )
 from contextvars import Context, copy_context
 from functools import partial
+from operator import attrgetter
 from types import CoroutineType
 from typing import Any, Literal, Protocol, final
 
@@ -83,6 +84,7 @@ LEAST_AHEAD = 64
 """...but at least so many."""
 
 Dropped = Literal["dropped"]
+_position: Callable[[Run], int] = attrgetter("position")
 
 
 class Feed(Protocol):
@@ -973,7 +975,3 @@ def _same(task: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
 def _wake(waiter: Waiter) -> None:
     if not waiter.done():  # done if its task has been cancelled
         waiter.set_result(None)
-
-
-def _position(child: Run) -> int:
-    return child.position
