@@ -728,7 +728,7 @@ class Group:
         """Have ``child`` skipped if its circuit is open, unless it has done its work before."""
         if child.record is not None and child.record.status == "succeeded":
             return
-        key = circuits.key(child.data)
+        key = circuits.key(child.setting.act, child.data)
         if circuits.admit(key):
             self._circuit_keys[child] = key
         else:
