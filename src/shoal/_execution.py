@@ -198,7 +198,7 @@ class Execution:
             self.saves_wait = pending is not None
             if pending is None:
                 return
-            with CancelScope(shield=True), move_on_after(self.services.commit_deadline):
+            with move_on_after(self.services.commit_deadline, shield=True):
                 await self._acknowledged(pending, batch)
                 return
         except (CommitInDoubt, LeaseLost, StoreFailed) as error:
