@@ -641,7 +641,10 @@ class Run(Recaller, Resumer, Holder):
                     self.fail(error)
 
     async def _save_end(self) -> None:
-        if self.status == "succeeded" or not self.setting.execution.unsaved:
+        execution = self.setting.execution
+        if execution.is_interrupted and self.status not in ("succeeded", "halted"):
+            return  # for whoever resumes it this is no end
+        if self.status == "succeeded" or not execution.unsaved:
             await self.commit((), self.data, ended=self.status)
 
 
