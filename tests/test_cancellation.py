@@ -144,14 +144,14 @@ RUNS = dict[str, Run]()  # the engine's: what state they stand at is not public 
 
 @pytest.fixture(autouse=True)
 def seen_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = Runtime.start
+    begin = Runtime.begin
 
-    def spy(self: Runtime, root: Root, on_ended: Callable[[], None] | None = None) -> Hosted:
+    def spy(self: Runtime, root: Root, *, is_detached: bool = False) -> Hosted:
         assert root.run is not None, "these stores are asked for nothing before a run begins"
         RUNS[root.path.id] = root.run
-        return start(self, root, on_ended)
+        return begin(self, root, is_detached=is_detached)
 
-    monkeypatch.setattr(Runtime, "start", spy)
+    monkeypatch.setattr(Runtime, "begin", spy)
     RUNS.clear()
 
 

@@ -544,12 +544,11 @@ async def test_what_cannot_be_started_is_refused_at_once_and_harms_nobody():
                 group.start(quick, [("item", 1)])  # pyright: ignore[reportArgumentType]
             with pytest.raises(BadResult, match="gave an int"):
                 group.start_each(quick, over=3)  # pyright: ignore[reportArgumentType]
-            for start in (
-                lambda given: group.start(needs, {"item": 1}, inputs=given),
-                lambda given: group.start_each(needs, over=[1], inputs=given),
-            ):
-                with pytest.raises(DefinitionError, match=r"'cleint'.*did you mean 'client'"):
-                    start({"client": "c", "cleint": "c"})
+            misspelt = {"client": "c", "cleint": "c"}
+            with pytest.raises(DefinitionError, match=r"'cleint'.*did you mean 'client'"):
+                group.start(needs, {"item": 1}, inputs=misspelt)
+            with pytest.raises(DefinitionError, match=r"'cleint'.*did you mean 'client'"):
+                group.start_each(needs, over=[1], inputs=misspelt)
             group.start(needs, {"item": 1}, inputs={"client": "c"})
             return [outcome.value async for outcome in group if isinstance(outcome, Done)]
 

@@ -39,6 +39,7 @@ from shoal import (
     Update,
     action,
     fan_out,
+    first,
     replay,
     when,
 )
@@ -179,7 +180,7 @@ async def live(
         if made is not None:
             made.append(run)
         beginning = Beginning(application="app", version="1", first=state)
-        root = runtime.start(Root(run.path, execution, lambda _: run, Start.of(beginning)))
+        root = runtime.begin(Root(run.path, execution, lambda _: run, Start.of(beginning)))
         interruption = await root.wait() or root.fatal
     if interruption is not None:
         raise interruption
@@ -511,6 +512,42 @@ async def test_who_ends_later_is_not_waited_for_longer_than_a_few_turns():
     await live(act, {"items": [turns for turns in range(20, 60) for _ in range(10)]}, store)
     saved = next(save for save in store.given if save.applied)
     assert len(saved.applied) < 200
+
+
+def one_after_the_other(count: int, **options: Any) -> Graph:
+    """Children that begin to count in the same turn of the event loop, and end turn by turn."""
+    away = count
+    all_are_here = anyio.Event()
+
+    @action(reads=["item"], writes=["turns"])
+    async def take_turns_together(item: int) -> int:
+        nonlocal away
+        away -= 1
+        if not away:
+            all_are_here.set()
+        await all_are_here.wait()
+        return await take_turns.function(item)
+
+    act = take_turns_together
+    step = fan_out(act, over="items", into="out", limits=Limits(count), **options)
+    return Graph.chain(nothing, step)  # before the children there was a save
+
+
+async def test_where_no_save_is_waited_for_nobody_waits_for_more_to_end():
+    store = RecordingStore()
+    await live(one_after_the_other(20), {"items": range(10, 30)}, store)
+    sizes = [len(save.applied) for save in store.given if save.applied]
+    assert sum(sizes) == 20
+    assert max(sizes) <= 2
+
+
+async def test_an_end_that_may_decide_is_judged_before_more_end():
+    store = RecordingStore(slow)
+    graph = one_after_the_other(20, until=first())
+    run = await live(graph, {"items": range(10, 30)}, store)
+    assert run.state["out"] == 10
+    saved = next(save for save in store.given if save.applied)
+    assert len(saved.applied) + len(saved.unapplied) <= 2
 
 
 async def test_a_save_may_take_as_long_as_the_deadline():

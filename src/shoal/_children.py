@@ -33,7 +33,7 @@ from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
 from ._events import ChildName, Failed, Outcome
 from ._functions import require_plain
 from ._graph import as_graph
-from ._group import Dropped, Feed, Group
+from ._group import Group
 from ._hooks import Hook
 from ._ids import Key
 from ._join import Ledger, new_ledger, only_write_reader
@@ -44,7 +44,7 @@ from ._recorded import Recorded, recorded_children
 from ._run import Run
 from ._secret import without_secrets
 from ._setting import Setting
-from ._source import Elements, Entry, Kind, Room
+from ._source import Dropped, Elements, Entry, Feed, Kind, Room
 from ._state import held
 from ._store import Store
 

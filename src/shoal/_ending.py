@@ -33,6 +33,7 @@ class Ender(Halter):
     winner: ChildName | None
     """Of the race that it was cancelled for."""
     used: bool
+    value: object
     elapsed: float
     """Seconds from its start to its end."""
     record: ChildRecord | None

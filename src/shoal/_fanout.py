@@ -8,15 +8,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, cast, final, overload
+from typing import Any, Literal, NamedTuple, NoReturn, cast, final, overload
 
 from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
+from ._acts import Acts, as_graphs, check_acts, check_wanted, resolve_take
 from ._checks import check_policies, check_reads, check_stagger
 from ._child import narrowed
-from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief, did_you_mean
+from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief
 from ._events import Done
 from ._functions import is_async, is_streaming, require_plain
-from ._graph import Graph, as_graph, no_act
+from ._graph import Graph, no_act
 from ._hooks import Hook
 from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
 from ._parallel import Parallel, ParallelStep
@@ -25,10 +26,9 @@ from ._rate import DEFAULT_LIMITS, Limits
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 from ._store import Store
-from ._until import ALL, All, Asked, First, FirstItem, Quorum, Race, Until, check_until, name_of
+from ._until import ALL, All, Asked, First, FirstItem, Race, Until, check_until, name_of
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
-Acts = Act | Sequence[Act] | Callable[[State], Act | Sequence[Act]]
 
 
 @final
@@ -258,99 +258,6 @@ def shape_of(over: Over | None, key: object, until: Until, *, several: bool) -> 
     if several:
         return "by position and act" if key is None else "by key and act"
     return "by position" if key is None else "by key"
-
-
-def as_graphs(found: object, where: str) -> tuple[list[Graph], bool]:
-    """Take an act, or a list of them; tell whether it was a list.
-
-    Raises:
-        DefinitionError: It is neither, or two of the acts have the same name.
-    """
-    if isinstance(found, Act) or not _is_list(found):
-        return [as_graph(cast("Act", found), where)], False
-    if not found:
-        msg = f"{where} takes at least one act; the list is empty"
-        raise DefinitionError(msg)
-    by_name: dict[str, Graph] = {}
-    for act in found:
-        if _is_list(act):
-            msg = f"{where} takes one list of acts, in which {brief(act)} is another; flatten it"
-            raise DefinitionError(msg)
-        graph = as_graph(cast("Act", act), where)
-        if graph.name in by_name:
-            msg = (
-                f"{where}: two acts are named {graph.name!r}; "
-                f"rename one of them: act.bind(name=...)"
-            )
-            raise DefinitionError(msg)
-        by_name[graph.name] = graph
-    return list(by_name.values()), True
-
-
-def _is_list(found: object) -> TypeGuard[Sequence[object]]:
-    return isinstance(found, Sequence) and not isinstance(found, str | bytes)
-
-
-def check_acts(
-    graphs: Iterable[Graph], brought: Collection[str], take: Take | None, into: str | None, who: str
-) -> None:
-    """Refuse acts that the children of the fan-out ``who`` can't execute.
-
-    Raises:
-        DefinitionError: One writes over what is brought, or has no value to be taken.
-    """
-    for graph in graphs:
-        for field in brought:
-            if field in graph.writes:
-                msg = (
-                    f"fan_out {who!r}: {graph.name!r} writes {field!r}, the field that holds its "
-                    f"element"
-                )
-                raise DefinitionError(msg)
-        resolve_take(take, into, graph, who)
-
-
-def check_wanted(who: str, until: Until, count: int) -> None:
-    """Refuse to want more results than there can be children.
-
-    Raises:
-        DefinitionError: It needs more than ``count``.
-    """
-    if isinstance(until, First | Quorum) and until.n > count:
-        msg = (
-            f"{who}: until={name_of(until)}({until.n}) can't be reached by at most {count} children"
-        )
-        raise DefinitionError(msg)
-
-
-def resolve_take(take: Take | None, into: str | None, graph: Graph, who: str) -> Take | None:
-    """Find out what of a child's final state is its value; None: nothing was said, or needed.
-
-    Raises:
-        DefinitionError: It can't be known, or the child never has it.
-    """
-    writes = ", ".join(sorted(graph.writes)) or "none"
-    if take is None:
-        if into is None:
-            return None
-        if into in graph.writes:
-            return into
-        if len(graph.writes) == 1:
-            return next(iter(graph.writes))
-        msg = (
-            f"fan_out {who!r}: which of the fields that {graph.name!r} writes ({writes}) goes into "
-            f"{into!r}? give take=..."
-        )
-        raise DefinitionError(msg)
-    fields = (take,) if isinstance(take, str) else () if callable(take) else tuple(take)
-    for field in fields:
-        if field not in graph.writes and field not in graph.reads:
-            msg = (
-                f"fan_out {who!r}: take={field!r} is no field that {graph.name!r} writes "
-                f"(it writes: {writes}){did_you_mean(str(field), graph.writes)}"
-            )
-            raise DefinitionError(msg)
-    return take
 
 
 # Where failures end the step, `reduce` and `grow` are only ever given what is Done.

@@ -1,57 +1,41 @@
-"""The life of one run: step after step, and the one door through which its state changes.
+"""The life of one run: what it is, and step after step to its end.
 
-Imports settings, the step, and the parts of a run: ``_telling``, ``_holding``, ``_recalling``,
-``_trials``.
+Imports settings, the step, and the parts of a run: ``_holding``, ``_recalling``, ``_resuming``,
+which commits, tells and ends.
 
 Invariants:
-- One door. Every change of a run's state goes through ``Run.commit``: save, make it the state,
-  publish. Nobody sees a state that isn't saved. Nothing in it can be cancelled: what waits there is
-  shielded, so a commit happens as a whole or not at all.
 - One writer. Only the task that a run lives in commits to it.
 - One end. A run ends once: succeeded, failed, cancelled or halted; neither a cancelled step nor one
   that is halted is ever completed.
 - Starts and ends are told in pairs, on every way out.
-- A child's last change is saved by the parent's commit that applies it, not by the child; unless it
-  has a store of its own, which then has its end first.
-- A run that the store knows goes on where its history leads: after the last step it has completed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
 from typing import Any, Literal, NoReturn, final
 
 from anyio.lowlevel import checkpoint
 
 from ._action import Act, FunctionAction
-from ._cancel import (
-    absorb_native_cancel,
-    as_failure,
-    cancelled,
-    drive,
-    ki_protected,
-    ki_unprotected,
-)
-from ._ending import Ender
-from ._errors import Halting, HookFailed, RunConflict, TooManySteps
-from ._events import Decision, Outcome, RunStarted, Status, StepStarted, Update
-from ._graph import Graph
+from ._cancel import absorb_native_cancel, as_failure, cancelled, drive, ki_protected
+from ._errors import Halting, TooManySteps
+from ._events import ChildName, Outcome, RunStarted, Status, StepStarted, Update
 from ._halting import has_halted
-from ._history import Playback, QuestionAnswered, QuestionAsked, Rewound, play
+from ._history import Playback, Rewound
 from ._holding import Holder
 from ._ids import Key, RunPath
+from ._ports import Seat, Stake
 from ._recalling import Recaller
-from ._schema import Schema
+from ._resuming import Resumer, act_after
 from ._setting import Halts, Setting
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function
-from ._store import Batch, Beginning, ChildRecord
+from ._store import ChildRecord
 from ._suspects import Suspects
-from ._telling import Teller, is_listening
-from ._trials import Trials, Waits
+from ._trials import Trials
 from ._watch import is_life
 
 logger = logging.getLogger("shoal")
@@ -63,7 +47,7 @@ LAST_STEPS = 6
 
 
 @final
-class Run(Recaller, Ender, Teller, Holder):
+class Run(Recaller, Resumer, Holder):
     """One life of an application or a child: a state, and where in the graph it is.
 
     Made cheap, since a fan-out makes one per element: whatever can be derived is derived on demand.
@@ -125,12 +109,12 @@ class Run(Recaller, Ender, Teller, Holder):
         self.began = False
         self.status: Status | None = None
         self.error: BaseException | None = None
-        self.reason = ""
-        self.used = True
-        self.winner = None
+        self.reason: str = ""
+        self.used: bool = True
+        self.winner: ChildName | None = None
         self.value: object = None
         self.packed: object = None  # what the parent's store has made of its end
-        self.elapsed = 0.0
+        self.elapsed: float = 0.0
         # The number of the last update, and the state after it: one attribute, so that not even a
         # KeyboardInterrupt between two bytecodes tears them apart.
         self._head = (0, data)
@@ -153,8 +137,8 @@ class Run(Recaller, Ender, Teller, Holder):
         self.is_kept: bool = False  # whether the parent has applied it in an earlier execution
         self.is_afresh: bool = False  # whether what the store has of it is to count no more
         self._playback: Playback | None = None  # of the step that was under way
-        self.stake = None
-        self.seat = None
+        self.stake: Stake | None = None
+        self.seat: Seat | None = None
         self.has_stood_here: bool = False  # whether a root run was halted where it goes on
         self.never_started: bool = False  # whether it ended while it waited to start
         self._undone: Callable[[int], bool] | None = None
@@ -220,19 +204,6 @@ class Run(Recaller, Ender, Teller, Holder):
     def begins_anew(self) -> bool:
         """Whether it begins at its entry, as far as it is known before it lives."""
         return self.record is None and self._trials is None
-
-    @property
-    def playback(self) -> Playback | None:
-        """What an earlier execution has done of the step under way; None if nothing."""
-        return self._playback
-
-    def is_undone(self, number: int) -> bool:
-        """Tell whether its update of that number counts no more, since it has gone back."""
-        return self._undone is not None and self._undone(number)
-
-    def visit(self, step: str) -> int:
-        """Return which visit of ``step`` this is: how often the run has completed it before."""
-        return 0 if self._visits is None else self._visits.get(step, 0)
 
     @property
     def current_step(self) -> str | None:
@@ -386,67 +357,6 @@ class Run(Recaller, Ender, Teller, Holder):
         self._waits.is_on = True
         raise Halting(f"run {self.path.id} is to stop here")
 
-    async def recall(self) -> None:
-        """Go to where the history of a child leads.
-
-        Raises:
-            StoreFailed: The store did not say what it has.
-        """
-        setting = self.setting
-        if setting.schema is not None:
-            self._fill_model(setting.schema)
-        reading = setting.store.read(self.path)
-        entries = await setting.execution.ask(reading, f"the history of run {self.path.id}")
-        self.go_on_from(play(self.first, entries))
-
-    def go_on_from(self, played: Playback) -> None:
-        """Stand where a history has led to."""
-        self._playback = played
-        self._undone = played.is_undone if played.undone else None
-        self._head = (played.number, played.data)
-        self._visits = dict(played.began.visits)
-        if played.asked:
-            self._remember().waits = Waits(dict(played.asked))
-
-    async def _rewind(self, rewound: Rewound, back: Change) -> None:
-        """Go back into a step that was completed; ``back`` brings the state back as it was."""
-        update = Update(self._head[0] + 1, rewound.step, back.operations)
-        await self.commit((update,), back.applied_to(self._head[1]), rewound=rewound)
-
-    def _following(self, played: Playback) -> Act | None:
-        """Return the act that comes next in a history, None at the end.
-
-        It is chosen by the state as it was then: the step under way may have changed it since.
-
-        Raises:
-            RunConflict: The graph does not have the step that was completed last.
-        """
-        setting, record = self.setting, self.record
-        if record is not None and record.status == "succeeded":
-            return None
-        step = played.began.step
-        if step is None:
-            return setting.graph.entry
-        act = setting.graph.find(step)
-        if act is None:
-            msg = (
-                f"run {self.path.id} has completed the step {step!r}, which {setting.graph.name!r} "
-                f"does not have any more; give the changed graph a new version, or start a new run "
-                f"with fork({self.path.root.id!r})"
-            )
-            raise RunConflict(msg)
-        return _after(setting.graph, act, played.began.data)
-
-    async def be_forgotten(self) -> None:
-        """Have what was kept of a child and its descendants count no more."""
-        await self.commit((), self.data, afresh=True)
-        self.is_afresh = False
-
-    async def rerun(self, step: str, by: Run) -> None:
-        """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""
-        await self.be_forgotten()
-        await by.tell_child_rerun(self, step)
-
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the state as it is; see ``Performer``."""
         return self._execute(action) if action.cache is None else self.recall_or_execute(action)
@@ -496,20 +406,13 @@ class Run(Recaller, Ender, Teller, Holder):
         """Run a graph as a child of its own; see ``Performer``."""
         return self.setting.services.enter(graph, self)
 
-    def _fill_model(self, schema: Schema[Any]) -> None:
-        """Make the first state of a child that has a model; a root run's was made before."""
-        if self.setting.parent is not None:
-            data = {name: value for name, value in self._head[1].items() if name in schema.fields}
-            self.first = schema.initial(data, f"the first state of {self.setting.act!r}")
-            self._head = (0, self.first)
-
     async def _choose(self, act: Act, change: Change) -> Act | None:
         """Find what follows ``act`` by the conditions on its edges.
 
         If that fails, the step is completed nevertheless, so that it isn't run again on resume.
         """
         try:
-            return _after(self.setting.graph, act, change.applied_to(self._head[1]))
+            return act_after(self.setting.graph, act, change.applied_to(self._head[1]))
         except BaseException:
             await self._complete_step(change)
             if self.setting.is_resumable:
@@ -571,7 +474,7 @@ class Run(Recaller, Ender, Teller, Holder):
         assert trials.at is not None, "else it would begin"
         if not trials.is_undecided:
             return trials.at
-        following = _after(self.setting.graph, trials.at, self._head[1])
+        following = act_after(self.setting.graph, trials.at, self._head[1])
         trials.is_undecided, trials.attempt = False, 1
         return following
 
@@ -629,7 +532,7 @@ class Run(Recaller, Ender, Teller, Holder):
             await absorb_native_cancel()
 
     async def _complete_step(
-        self, change: Change, *, ended: Literal["halted"] | None = None
+        self, change: Change, *, ended: Literal["succeeded", "halted"] | None = None
     ) -> None:
         await self.settle()
         step = self._step
@@ -650,110 +553,6 @@ class Run(Recaller, Ender, Teller, Holder):
         await self._tell_step_ended("succeeded")
         if self._trials is not None:
             self._trials.is_cached = False
-
-    # -- the one door ---------------------------------------------------------------------------
-
-    @ki_protected
-    async def commit(
-        self,
-        updates: Sequence[Update],
-        data: Mapping[str, object],
-        *,
-        applied: Sequence[Run] = (),
-        unapplied: Sequence[Run] = (),
-        step_completed: str | None = None,
-        decision: Decision | None = None,
-        ended: Status | None = None,
-        begun: Beginning | None = None,
-        rewound: Rewound | None = None,
-        afresh: bool = False,
-        questions: Sequence[QuestionAsked | QuestionAnswered] = (),
-    ) -> None:
-        """Save ``updates``, make ``data`` the run's state, and publish them one by one.
-
-        Not cancelled by anything: what it waits for is shielded. Once a save has failed, nothing is
-        saved or published here any more; ends that are owed to hooks are, by ``end_unapplied``.
-
-        Args:
-            updates: Numbered on from ``number``.
-            data: The fields of the state after the last of them.
-            applied: Children that the updates apply, one by one.
-            unapplied: Children whose end is saved and told without changing the state.
-            step_completed: The step that is completed with this.
-            decision: How the last of the updates decides a race.
-            ended: How the run ends with this.
-            begun: What a root run starts from, in its first commit.
-            rewound: Where it goes back to before the updates.
-            afresh: Whether what was kept of it before counts no more.
-            questions: What it asks with this, or what was answered.
-
-        Raises:
-            NotData: Something of it can't be kept; nothing changed here. The step fails with that.
-            UpdateTooLarge: The same, for it is too large.
-            SecretLeaked: The same, for it holds what is secret.
-            StoreFailed: The store raised; nothing changed here.
-            CommitInDoubt: The store did not acknowledge in time; nothing changed here.
-            HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
-        """
-        setting = self.setting
-        number, execution = self._head[0], setting.execution
-        if setting.secrets.names:
-            for update in updates:
-                what = f"what step {update.step!r} of run {self.path.id} does to the state"
-                self.refuse_secrets((update.operations, update.discovered), what)
-            self.refuse_secrets(questions, f"a question of run {self.path.id}, or an answer,")
-        for child in unapplied:
-            if child.is_afresh:  # its record is about to say what it would have worked on
-                await child.be_forgotten()
-        batch = Batch(
-            self,
-            updates,
-            applied,
-            unapplied,
-            step_completed,
-            decision,
-            ended,
-            number,
-            begun,
-            rewound,
-            afresh,
-            execution.holder,
-            questions,
-        )
-        await execution.save(batch, setting.store)
-        self._head = (number + len(updates), data)
-        if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
-            await self._publish(updates, applied, unapplied)
-
-    def commit_questions(self, questions: Sequence[QuestionAsked]) -> Awaitable[None]:
-        """Save what it asks; see ``Halter``."""
-        return self.commit((), self.data, questions=questions)
-
-    async def end_unapplied(self, children: Sequence[Run]) -> None:
-        """Save and publish how children ended that no update applies.
-
-        What can't be saved is published all the same: it has not ended well, for everybody else.
-
-        Raises:
-            ShoalError: As ``commit``, but nothing where a save has failed before.
-        """
-        if self.setting.execution.unsaved:
-            await self._lose(children)
-            return
-        try:
-            await self.commit((), self.data, unapplied=children)
-        except HookFailed:
-            raise  # they are saved, and everybody was told
-        except Exception:
-            with suppress(HookFailed):  # the save that failed comes first
-                await self._lose(children)
-            raise
-
-    @ki_protected
-    async def _lose(self, children: Sequence[Run]) -> None:
-        for child in children:
-            child.lose()
-        await self._publish((), (), children)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -788,8 +587,14 @@ class Run(Recaller, Ender, Teller, Holder):
             BaseException: A cancellation of the scope around it, or a KeyboardInterrupt or
                 SystemExit from inside; the end is saved and published before it travels on.
         """
+        is_saved = False
+
+        async def walk() -> None:
+            nonlocal is_saved
+            is_saved = await self._walk()
+
         try:
-            await drive(copy_context(), self._walk(), _nothing)
+            await drive(copy_context(), walk(), _nothing)
         except BaseException as error:
             if has_halted(self, error):
                 self.halt()
@@ -802,22 +607,31 @@ class Run(Recaller, Ender, Teller, Holder):
                 raise
             self.fail(failure)
             del failure  # no cycle from the exception through its traceback to this frame
-        await self._finish()
+        await self._finish(is_saved=is_saved)
 
-    async def _walk(self) -> None:
+    async def _walk(self) -> bool:
+        """Return whether it is saved already that it succeeded.
+
+        It is saved with the last step, unless somebody hears of that step first, and may object, or
+        be cancelled meanwhile.
+        """
         await self.advance()
         change, self._last = self._last, None
         assert change is not None, "advance leaves the last change, even if it is none"
         if self._step is not None:  # else an earlier execution has completed all of them
-            await self._complete_step(change)
+            is_saved = not self.setting.hooks.listening
+            await self._complete_step(change, ended="succeeded" if is_saved else None)
+        else:
+            is_saved = False
         self.succeed()
+        return is_saved
 
-    async def _finish(self) -> None:
+    async def _finish(self, *, is_saved: bool = False) -> None:
         """Save and publish how the run ended; a failure to do so is the run's, if it has no other.
 
         Nothing in here can be cancelled, so no end is ever lost.
         """
-        for end in (self._save_end, self.tell_ended):
+        for end in (self.tell_ended,) if is_saved else (self._save_end, self.tell_ended):
             try:
                 await end()
             except Exception as error:
@@ -827,14 +641,11 @@ class Run(Recaller, Ender, Teller, Holder):
                     self.fail(error)
 
     async def _save_end(self) -> None:
-        if self.status == "succeeded" or not self.setting.execution.unsaved:
+        execution = self.setting.execution
+        if execution.is_interrupted and self.status not in ("succeeded", "halted"):
+            return  # for whoever resumes it this is no end
+        if self.status == "succeeded" or not execution.unsaved:
             await self.commit((), self.data, ended=self.status)
-
-
-@ki_unprotected
-def _after(graph: Graph, act: Act, data: Mapping[str, object]) -> Act | None:
-    """Call the conditions, which are user code."""
-    return graph.after(act, data)
 
 
 async def _halt(run: Run) -> Change:

@@ -84,6 +84,9 @@ FEED_INLINE = 64
 """Elements that are pulled from an async source without passing a checkpoint."""
 
 
+Dropped = Literal["dropped"]
+
+
 class Room(Protocol):
     """What a feeding source talks to: the group."""
 
@@ -93,6 +96,54 @@ class Room(Protocol):
 
     def new_element(self) -> None:
         """Hear that the source has one more element."""
+        ...
+
+    def engage(self) -> None:
+        """Hear that there may be more to do, or less to wait for, than before."""
+        ...
+
+    @property
+    def lacks_permits(self) -> bool:
+        """Whether there is room for one more, but none in the live budget."""
+        ...
+
+
+class Feed(Protocol):
+    """A source that must wait for its elements."""
+
+    async def feed(self, group: Room) -> None:
+        """Bring elements in, one whenever ``group`` has room; return when all are in."""
+        ...
+
+
+class Source(Protocol):
+    """Where a group's children come from. Told apart by position, in the order they are made."""
+
+    def take(self) -> Run | Dropped | None:
+        """Make the next child, or None if there is none now. Whatever it raises ends the group.
+
+        Or say that the next element was dropped: then there may be others behind it.
+        """
+        ...
+
+    def left(self) -> int:
+        """Guess how many more ``take`` would make now; 0 only if none, for certain."""
+        ...
+
+    def waiting(self) -> int:
+        """Count what takes up room besides the children in flight, before more is fed."""
+        ...
+
+    def dry(self) -> bool:
+        """Tell whether there will be no more, unless ``grow`` adds some."""
+        ...
+
+    def feeds(self) -> Iterable[Feed]:
+        """Return what brings elements in that must be waited for, in tasks of their own."""
+        ...
+
+    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> Sequence[Run]:
+        """Make those children that ``is_meant``, of what is known so far: they never begin."""
         ...
 
 
@@ -211,7 +262,7 @@ class Elements:
     # -- taking ---------------------------------------------------------------------------------
 
     @ki_unprotected
-    def take(self) -> Run | Literal["dropped"] | None:
+    def take(self) -> Run | Dropped | None:
         """Make the next child; None if there is none now, ``"dropped"`` if its key is known."""
         if self._at_most is not None and self._is_full():
             return None
@@ -301,7 +352,7 @@ class Elements:
             return True
         return not self._waiting and self._position > recorded.last_position
 
-    def _take_only(self, element: object, kind: Kind) -> Run | Literal["dropped"]:
+    def _take_only(self, element: object, kind: Kind) -> Run | Dropped:
         """Make the child of an element where it has just one, which is worth being quick about."""
         position = self._free_position() if self._taken else self._position
         key = self._key(element, position)
@@ -310,15 +361,13 @@ class Elements:
         self._position = position + 1
         return self._make(key, position, element, kind)
 
-    def _child(self, entry: Entry) -> Run | Literal["dropped"]:
+    def _child(self, entry: Entry) -> Run | Dropped:
         if entry.child is not None:
             self._started += 1
             return entry.child
         return self._make(entry.key, entry.position, entry.element, entry.kind)
 
-    def _make(
-        self, key: Key, position: int, element: object, kind: Kind
-    ) -> Run | Literal["dropped"]:
+    def _make(self, key: Key, position: int, element: object, kind: Kind) -> Run | Dropped:
         child = self._run(key, position, element, kind)
         picked = None if self.pick is None else self.pick(kind.setting.act, key)
         if picked is not None:
@@ -336,7 +385,7 @@ class Elements:
             self._started += 1
         return child
 
-    def _go_by(self, picked: Literal["leave", "anew"], child: Run) -> Run | Literal["dropped"]:
+    def _go_by(self, picked: Literal["leave", "anew"], child: Run) -> Run | Dropped:
         """Make of a child what ``pick`` says."""
         if picked == "leave":
             return "dropped"
@@ -352,7 +401,7 @@ class Elements:
         data = kind.base if item is None else {**kind.base, item: element}
         return Run(kind.setting, data, key=key, position=position, element=element)
 
-    def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Literal["dropped"]:
+    def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Dropped:
         """Make of a child what its record says."""
         if fate == "runs anew":
             child.is_afresh = True

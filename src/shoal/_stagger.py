@@ -21,12 +21,11 @@ from typing import final
 
 from anyio import CancelScope, Event
 
-from ._group import Dropped, Feed, Group
 from ._hedge import Experience
 from ._ids import Key
 from ._run import Run
 from ._setting import Setting
-from ._source import Elements
+from ._source import Dropped, Elements, Feed, Room
 
 RETRY = 0.1
 """Seconds after which a start is tried again that the live budget had no permit for."""
@@ -183,7 +182,7 @@ class Staggered:
         """Return what must wait: for elements, and for the time to start."""
         return [*self._source.feeds(), *([] if self._fixed == inf else [self])]
 
-    async def feed(self, group: Group) -> None:
+    async def feed(self, group: Room) -> None:
         """See to it that a child starts whenever it is due."""
         while not self.dry():
             now, until = self._clock(), self._due

@@ -1,0 +1,107 @@
+"""Where a run goes on that the store knows: after the last step it has completed.
+
+Imports graphs, history and the commits of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ._action import Act
+from ._cancel import ki_unprotected
+from ._committing import Committer
+from ._errors import RunConflict
+from ._events import Update
+from ._graph import Graph
+from ._history import Playback, Rewound, play
+from ._schema import Schema
+from ._state import Change
+from ._trials import Waits
+
+
+class Resumer(Committer):
+    """The part of a run that goes on where its history leads."""
+
+    __slots__ = ()
+    first: Mapping[str, object]
+    _playback: Playback | None
+    _undone: Callable[[int], bool] | None
+    _visits: dict[str, int] | None
+
+    @property
+    def playback(self) -> Playback | None:
+        """What an earlier execution has done of the step under way; None if nothing."""
+        return self._playback
+
+    def is_undone(self, number: int) -> bool:
+        """Tell whether its update of that number counts no more, since it has gone back."""
+        return self._undone is not None and self._undone(number)
+
+    def visit(self, step: str) -> int:
+        """Return which visit of ``step`` this is: how often the run has completed it before."""
+        return 0 if self._visits is None else self._visits.get(step, 0)
+
+    async def recall(self) -> None:
+        """Go to where the history of a child leads.
+
+        Raises:
+            StoreFailed: The store did not say what it has.
+        """
+        setting = self.setting
+        if setting.schema is not None:
+            self._fill_model(setting.schema)
+        reading = setting.store.read(self.path)
+        entries = await setting.execution.ask(reading, f"the history of run {self.path.id}")
+        self.go_on_from(play(self.first, entries))
+
+    def go_on_from(self, played: Playback) -> None:
+        """Stand where a history has led to."""
+        self._playback = played
+        self._undone = played.is_undone if played.undone else None
+        self._head = (played.number, played.data)
+        self._visits = dict(played.began.visits)
+        if played.asked:
+            self._remember().waits = Waits(dict(played.asked))
+
+    async def _rewind(self, rewound: Rewound, back: Change) -> None:
+        """Go back into a step that was completed; ``back`` brings the state back as it was."""
+        update = Update(self._head[0] + 1, rewound.step, back.operations)
+        await self.commit((update,), back.applied_to(self._head[1]), rewound=rewound)
+
+    def _following(self, played: Playback) -> Act | None:
+        """Return the act that comes next in a history, None at the end.
+
+        It is chosen by the state as it was then: the step under way may have changed it since.
+
+        Raises:
+            RunConflict: The graph does not have the step that was completed last.
+        """
+        setting, record = self.setting, self.record
+        if record is not None and record.status == "succeeded":
+            return None
+        step = played.began.step
+        if step is None:
+            return setting.graph.entry
+        act = setting.graph.find(step)
+        if act is None:
+            msg = (
+                f"run {self.path.id} has completed the step {step!r}, which {setting.graph.name!r} "
+                f"does not have any more; give the changed graph a new version, or start a new run "
+                f"with fork({self.path.root.id!r})"
+            )
+            raise RunConflict(msg)
+        return act_after(setting.graph, act, played.began.data)
+
+    def _fill_model(self, schema: Schema[Any]) -> None:
+        """Make the first state of a child that has a model; a root run's was made before."""
+        if self.setting.parent is not None:
+            data = {name: value for name, value in self._head[1].items() if name in schema.fields}
+            self.first = schema.initial(data, f"the first state of {self.setting.act!r}")
+            self._head = (0, self.first)
+
+
+@ki_unprotected
+def act_after(graph: Graph, act: Act, data: Mapping[str, object]) -> Act | None:
+    """Find what follows ``act`` by the conditions on edges, which are user code."""
+    return graph.after(act, data)
