@@ -427,6 +427,7 @@ async def test_cancelled_from_outside_nothing_is_kept():
         assert not experience._latencies, "how long it would have taken, nobody knows"
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_tail_is_cut_off(backend: Literal["asyncio", "trio"]):
     """5 % of requests are 3-second stragglers among 80 to 120 ms."""

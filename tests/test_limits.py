@@ -466,6 +466,7 @@ async def test_nested_fan_outs_under_a_limit_of_the_application(limit: int):
     hook.assert_paired()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("limit", [1, 2])
 @pytest.mark.parametrize("where", ["application", "action", "both"])
 async def test_recursion_through_the_context_under_a_limit(limit: int, where: str):

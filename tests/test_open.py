@@ -187,6 +187,7 @@ async def test_a_slow_consumer_holds_the_run_back():
     assert 8 <= ahead <= 8 + 4
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("buffer", [1, 3])
 async def test_a_fan_out_of_thousands_through_a_tiny_buffer(buffer: int):
     app = Application(ticks(1000))

@@ -417,6 +417,7 @@ async def test_what_could_never_start_is_refused():
 # -- keys that don't hold up others ----------------------------------------------------------------
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("where", PLACES)
 async def test_one_stalled_key_of_1000_delays_no_other(where: str):
     async def ends(stalled: bool) -> dict[int, float]:
@@ -608,6 +609,7 @@ async def test_slots_are_changed_while_running():
     assert starts.times() == [0] * 4 + [1, 2] + [2.5] * 5 + [3]
 
 
+@pytest.mark.sweep
 async def test_keys_that_are_not_used_are_forgotten():
     starts = Counter[int]()
 
