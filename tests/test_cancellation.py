@@ -1,8 +1,8 @@
 """Cancellation, true and false, wherever it arrives: nothing torn, lost, or left alive.
 
 `Watched` runs an application with a store and hooks that notice whatever is wrong; `check` says so.
-Sweeps repeat one scenario and interrupt it one turn of the event loop later each time, until it
-has ended before: so every place where it can wait has been hit.
+Sweeps repeat one scenario and interrupt it some turns of the event loop later each time, until it
+has ended before: see `at_any_turn`.
 """
 
 import asyncio
@@ -58,6 +58,7 @@ from shoal._run import Run
 from shoal._runtime import Runtime
 from shoal._store import Batch, NullStore
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
+from tests.sweeps import EVERYWHERE, at_any_turn
 
 pytestmark = pytest.mark.anyio
 
@@ -141,25 +142,16 @@ COUNTER = count_up()
 RUNS = dict[str, Run]()  # the engine's: what state they stand at is not public where `run` raises
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> Iterator[None]:
-    """What was there before is not looked through at each of the many collections of garbage."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(autouse=True)
 def seen_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = Runtime.start
+    begin = Runtime.begin
 
-    def spy(self: Runtime, root: Root, on_ended: Callable[[], None] | None = None) -> Hosted:
+    def spy(self: Runtime, root: Root, *, is_detached: bool = False) -> Hosted:
         assert root.run is not None, "these stores are asked for nothing before a run begins"
         RUNS[root.path.id] = root.run
-        return start(self, root, on_ended)
+        return begin(self, root, is_detached=is_detached)
 
-    monkeypatch.setattr(Runtime, "start", spy)
+    monkeypatch.setattr(Runtime, "begin", spy)
     RUNS.clear()
 
 
@@ -399,30 +391,30 @@ async def turns(count: int) -> None:
 async def test_a_scope_cancelled_at_any_turn(
     name: str, waits: Callable[[], Awaitable[object]] | None
 ):
+    async def once(turn: int) -> bool:
+        watched = Watched(SCENARIOS[name](), waits=waits)
+        ended = False
+        tasks_before = len(anyio.get_running_tasks())
+
+        async def cancel() -> None:
+            await turns(turn)
+            scope.cancel()
+
+        scope = anyio.CancelScope()
+        async with anyio.create_task_group() as others:
+            with scope:
+                others.start_soon(cancel)
+                with suppress(ExceptionGroup):
+                    await watched.go(STATES[name])
+                ended = True
+            assert scope.cancelled_caught != ended
+            assert len(anyio.get_running_tasks()) - tasks_before <= 1, "alive afterwards"
+            others.cancel_scope.cancel()
+        watched.check()
+        return ended and not scope.cancel_called
+
     async with no_leaks():
-        for turn in range(1000):
-            watched = Watched(SCENARIOS[name](), waits=waits)
-            ended = False
-            tasks_before = len(anyio.get_running_tasks())
-
-            async def cancel(at: int, scope: anyio.CancelScope) -> None:
-                await turns(at)
-                scope.cancel()
-
-            scope = anyio.CancelScope()
-            async with anyio.create_task_group() as others:
-                with scope:
-                    others.start_soon(cancel, turn, scope)
-                    with suppress(ExceptionGroup):
-                        await watched.go(STATES[name])
-                    ended = True
-                assert scope.cancelled_caught != ended
-                assert len(anyio.get_running_tasks()) - tasks_before <= 1, "alive afterwards"
-                others.cancel_scope.cancel()
-            watched.check()
-            if ended and not scope.cancel_called:
-                return
-    pytest.fail("the scenario never ended")
+        await at_any_turn(once)
 
 
 LOOPS: dict[str, dict[str, Any]] = {
@@ -490,11 +482,7 @@ async def interrupted_at(
 async def sweep(
     name: str, waits: Any, interrupt: Callable[[asyncio.Task[Any]], Awaitable[int]]
 ) -> None:
-    for turn in range(1000):
-        if await interrupted_at(turn, name, waits, interrupt):
-            assert turn > 10
-            return
-    pytest.fail("the scenario never ended")
+    assert await at_any_turn(lambda turn: interrupted_at(turn, name, waits, interrupt)) >= 10
 
 
 async def cancel_times(task: asyncio.Task[Any], times: int, apart: int) -> int:
@@ -541,32 +529,29 @@ def test_a_native_cancel_from_a_callback_at_any_turn(on: str, name: str, waits: 
 @every_loop
 @every_scenario
 def test_a_failing_sibling_in_a_native_task_group_at_any_turn(on: str, name: str, waits: Any):
-    async def go() -> None:
-        for turn in range(1000):
-            watched = Watched(SCENARIOS[name](), waits=waits)
-            ended = False
+    async def once(turn: int) -> bool:
+        watched = Watched(SCENARIOS[name](), waits=waits)
+        ended = False
 
-            async def fail(at: int) -> None:
-                await spin(at)
-                raise LookupError
+        async def fail() -> None:
+            await spin(turn)
+            raise LookupError
 
-            async def run(watched: Watched = watched) -> None:
-                nonlocal ended
-                with suppress(ExceptionGroup):
-                    await watched.go(STATES[name])
-                ended = True
+        async def run() -> None:
+            nonlocal ended
+            with suppress(ExceptionGroup):
+                await watched.go(STATES[name])
+            ended = True
 
-            with pytest.RaisesGroup(LookupError):
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(run())
-                    group.create_task(fail(turn))
-            this_task().uncancel()  # 3.11's group leaves its own request behind
-            watched.check()
-            if ended:
-                return
-        pytest.fail("the scenario never ended")
+        with pytest.RaisesGroup(LookupError):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(run())
+                group.create_task(fail())
+        this_task().uncancel()  # 3.11's group leaves its own request behind
+        watched.check()
+        return ended
 
-    run_asyncio(on, go)
+    run_asyncio(on, at_any_turn, once)
 
 
 @every_loop
@@ -610,7 +595,7 @@ def test_a_native_cancel_and_a_scope_cancelled_around_each_other(on: str, name: 
         return asked, left
 
     async def go() -> None:
-        for scope_at in range(0, 40, 3):
+        for scope_at in range(0, 40, 3 if EVERYWHERE else 8):
             for native_at in range(scope_at, scope_at + 6):
                 await once(scope_at, native_at, native_first=False)
                 await once(native_at, scope_at, native_first=True)
@@ -1463,13 +1448,7 @@ def test_an_interrupt_is_not_lost_to_a_native_cancel_at_any_turn(on: str):
         assert task.cancelled() == (not caught)
         return ended
 
-    async def go() -> None:
-        for turn in range(1000):
-            if await once(turn):
-                return
-        pytest.fail("the scenario never ended")
-
-    run_asyncio(on, go)
+    run_asyncio(on, at_any_turn, once)
 
 
 @every_fatal
@@ -1591,34 +1570,30 @@ def test_ctrl_c_ends_a_program_cleanly(backend: str):
 # -- other frames around ---------------------------------------------------------------------------
 
 
-def test_a_failing_sibling_in_a_trio_nursery_at_any_turn():
-    async def go() -> None:
-        for name, scenario in SCENARIOS.items():
-            for turn in range(1000):
-                watched = Watched(scenario(), waits=checkpoint)
-                ended = False
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_failing_sibling_in_a_trio_nursery_at_any_turn(name: str):
+    async def once(turn: int) -> bool:
+        watched = Watched(SCENARIOS[name](), waits=checkpoint)
+        ended = False
 
-                async def fail(at: int) -> None:
-                    await turns(at)
-                    raise LookupError
+        async def fail() -> None:
+            await turns(turn)
+            raise LookupError
 
-                async def run(watched: Watched = watched, name: str = name) -> None:
-                    nonlocal ended
-                    with suppress(ExceptionGroup):
-                        await watched.go(STATES[name])
-                    ended = True
+        async def run() -> None:
+            nonlocal ended
+            with suppress(ExceptionGroup):
+                await watched.go(STATES[name])
+            ended = True
 
-                with pytest.RaisesGroup(LookupError):
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(run)
-                        nursery.start_soon(fail, turn)
-                watched.check()
-                if ended:
-                    break
-            else:
-                pytest.fail("the scenario never ended")
+        with pytest.RaisesGroup(LookupError):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                nursery.start_soon(fail)
+        watched.check()
+        return ended
 
-    run_virtual(go, backend="trio", seed=1)
+    run_virtual(at_any_turn, once, backend="trio", seed=1)
 
 
 @pytest.mark.realtime

@@ -60,9 +60,9 @@ from shoal import (
 from shoal._children import ChildGroup
 from shoal._store import Batch
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
-from tests.test_cancellation import Keeping, Watched, quick_collections, seen_runs
+from tests.test_cancellation import Keeping, Watched, seen_runs
 
-__all__ = ["quick_collections", "seen_runs"]  # fixtures
+__all__ = ["seen_runs"]  # a fixture
 
 pytestmark = pytest.mark.anyio
 
@@ -544,12 +544,11 @@ async def test_what_cannot_be_started_is_refused_at_once_and_harms_nobody():
                 group.start(quick, [("item", 1)])  # pyright: ignore[reportArgumentType]
             with pytest.raises(BadResult, match="gave an int"):
                 group.start_each(quick, over=3)  # pyright: ignore[reportArgumentType]
-            for start in (
-                lambda given: group.start(needs, {"item": 1}, inputs=given),
-                lambda given: group.start_each(needs, over=[1], inputs=given),
-            ):
-                with pytest.raises(DefinitionError, match=r"'cleint'.*did you mean 'client'"):
-                    start({"client": "c", "cleint": "c"})
+            misspelt = {"client": "c", "cleint": "c"}
+            with pytest.raises(DefinitionError, match=r"'cleint'.*did you mean 'client'"):
+                group.start(needs, {"item": 1}, inputs=misspelt)
+            with pytest.raises(DefinitionError, match=r"'cleint'.*did you mean 'client'"):
+                group.start_each(needs, over=[1], inputs=misspelt)
             group.start(needs, {"item": 1}, inputs={"client": "c"})
             return [outcome.value async for outcome in group if isinstance(outcome, Done)]
 

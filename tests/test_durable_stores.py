@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
@@ -506,3 +506,47 @@ def test_of_two_processes_that_resume_one_run_one_wins(kept: Kept):
     finished = [one for one in answers if one.startswith("{0: 'dies 0'")]
     assert len(finished) + len(claimed_) == 2
     assert finished, "one wins; the other is refused, or finds it done"
+
+
+# -- children that have begun ----------------------------------------------------------------------
+
+
+def numbers_of(entries: Sequence[object]) -> list[int]:
+    return [one.number for one in entries if isinstance(one, Update)]
+
+
+@anyio_test
+async def test_what_another_process_made_of_a_child_outlives_its_next_row(kept: Kept):
+    one, other = kept.store(), kept.store()
+    async with one:
+        async with claimed(one):
+            await save(one, child_run("a", status=None))
+        async with claimed(other, begin=False):
+            await save(other, updates=(update_of(1),), applied=(child_run("a"),))
+        async with claimed(one, begin=False):
+            await save(one, updates=(update_of(2),), applied=(child_run("a"),))
+            assert numbers_of(await one.read(ROOT)) == [1, 2]
+
+
+@anyio_test
+async def test_a_row_with_the_number_of_one_that_was_deleted_is_another(kept: Kept):
+    store = kept.store()
+    async with claimed(store):
+        child = child_run("a", status=None)
+        await save(store, child)
+        await save(store, child_run("b", parent=child.path, status=None))
+        await save(store, child, afresh=True)
+        for number in (1, 2):
+            ended = child_run("c", parent=child.path)
+            await save(store, child, updates=(update_of(number),), applied=(ended,))
+        assert numbers_of(await store.read(child.path)) == [1, 2]
+
+
+@anyio_test
+async def test_of_a_child_that_has_begun_crashes_are_counted(kept: Kept):
+    store = kept.store()
+    async with claimed(store):
+        for crashes in (0, 1, 1, 2, 0):
+            await save(store, child_run("a", status=None, crashes=crashes))
+            (record,) = await store.children(ROOT)
+            assert record.crashes == crashes

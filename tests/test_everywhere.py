@@ -40,9 +40,9 @@ from shoal import (
 from shoal import first as first_of
 from shoal._events import Status
 from shoal.testing import Attempt, cancel_everywhere
-from tests.test_cancellation import RUNS, Watched, quick_collections, seen_runs
+from tests.test_cancellation import RUNS, Watched, seen_runs
 
-__all__ = ["quick_collections", "seen_runs"]  # fixtures
+__all__ = ["seen_runs"]  # a fixture
 
 Backend = Literal["asyncio", "trio"]
 How = Literal["scope", "native"]

@@ -40,9 +40,9 @@ from shoal import (
 )
 from shoal._store import Batch, NullStore
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
-from tests.test_cancellation import Watched, quick_collections, seen_runs
+from tests.test_cancellation import Watched, seen_runs
 
-__all__ = ["quick_collections", "seen_runs"]  # fixtures
+__all__ = ["seen_runs"]  # a fixture
 
 pytestmark = pytest.mark.anyio
 

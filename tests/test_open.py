@@ -47,6 +47,7 @@ from shoal import (
 )
 from shoal._store import Batch, NullStore
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
+from tests.sweeps import EVERYWHERE, at_any_turn
 
 pytestmark = pytest.mark.anyio
 BACKENDS: Any = ("asyncio", "trio")
@@ -1211,29 +1212,28 @@ with_waits = pytest.mark.parametrize("waits", [None, checkpoint], ids=["", "slow
 @every_how
 @with_waits
 async def test_a_scope_cancelled_at_any_turn(how: str, waits: Any):
+    async def once(turn: int) -> bool:
+        opened = Opened(how, waits)
+        tasks_before = len(anyio.get_running_tasks())
+
+        async def cancel() -> None:
+            for _ in range(turn):
+                await checkpoint()
+            scope.cancel()
+
+        scope = anyio.CancelScope()
+        async with anyio.create_task_group() as others:
+            with scope:
+                others.start_soon(cancel)
+                await opened.go()
+            assert scope.cancelled_caught != opened.ended
+            assert len(anyio.get_running_tasks()) - tasks_before <= 1, "alive afterwards"
+            others.cancel_scope.cancel()
+        opened.check()
+        return opened.ended and not scope.cancel_called
+
     async with no_leaks():
-        for turn in range(1000):
-            opened = Opened(how, waits)
-            tasks_before = len(anyio.get_running_tasks())
-
-            async def cancel(at: int, scope: anyio.CancelScope) -> None:
-                for _ in range(at):
-                    await checkpoint()
-                scope.cancel()
-
-            scope = anyio.CancelScope()
-            async with anyio.create_task_group() as others:
-                with scope:
-                    others.start_soon(cancel, turn, scope)
-                    await opened.go()
-                assert scope.cancelled_caught != opened.ended
-                assert len(anyio.get_running_tasks()) - tasks_before <= 1, "alive afterwards"
-                others.cancel_scope.cancel()
-            opened.check()
-            if opened.ended and not scope.cancel_called:
-                assert turn > 10
-                return
-    pytest.fail("the scenario never ended")
+        assert await at_any_turn(once) >= 10
 
 
 LOOPS: dict[str, dict[str, Any]] = {
@@ -1286,26 +1286,25 @@ async def spin(turns: int) -> None:
     ],
 )
 def test_native_cancels_at_any_turn(on: str, how: str, waits: Any, times: int, apart: int):
+    async def once(turn: int) -> bool:
+        opened = Opened(how, waits)
+        before = len(asyncio.all_tasks())
+        task = asyncio.create_task(opened.go())
+        await spin(turn)
+        requests = 0
+        for _ in range(times):
+            requests += task.cancel()
+            await spin(apart)
+        await asyncio.wait([task])
+        await spin(1)
+        assert len(asyncio.all_tasks()) == before, "alive afterwards"
+        opened.check()
+        assert task.cancelling() == requests
+        assert task.cancelled() == (requests > 0), "a cancel was lost, or came from nowhere"
+        return not requests
+
     async def go() -> None:
-        for turn in range(1000):
-            opened = Opened(how, waits)
-            before = len(asyncio.all_tasks())
-            task = asyncio.create_task(opened.go())
-            await spin(turn)
-            requests = 0
-            for _ in range(times):
-                requests += task.cancel()
-                await spin(apart)
-            await asyncio.wait([task])
-            await spin(1)
-            assert len(asyncio.all_tasks()) == before, "alive afterwards"
-            opened.check()
-            assert task.cancelling() == requests
-            assert task.cancelled() == (requests > 0), "a cancel was lost, or came from nowhere"
-            if not requests:
-                assert turn > 10
-                return
-        pytest.fail("the scenario never ended")
+        assert await at_any_turn(once) >= 10
 
     run_asyncio(on, go)
 
@@ -1345,7 +1344,7 @@ def test_a_native_cancel_and_a_scope_cancelled_around_each_other(on: str, how: s
         return opened.ended, asked
 
     async def go() -> None:
-        for native_at in range(4, 60, 3):
+        for native_at in range(4, 60, 3 if EVERYWHERE else 9):
             for scope_at in range(native_at - 3, native_at + 4):
                 await once(scope_at, native_at)
 

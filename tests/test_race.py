@@ -47,12 +47,12 @@ from shoal import (
     race,
 )
 from shoal.testing import RecordingHook, no_leaks, run_virtual
-from tests.test_cancellation import Watched, quick_collections, seen_runs, this_task
+from tests.test_cancellation import Watched, seen_runs, this_task
 from tests.test_until import losers, saved_decisions, sleeper
 
 pytestmark = pytest.mark.anyio
 
-__all__ = ["quick_collections", "seen_runs"]  # fixtures
+__all__ = ["seen_runs"]  # a fixture
 
 
 class Times(Hook):

@@ -180,12 +180,12 @@ async def test_each_run_goes_to_one_of_those_that_recover(delay: float):
 
     async def recover(after: float) -> None:
         async with Runtime(apps=[application()], store=store) as runtime:
-            orphans = await runtime._orphans()
+            orphans = await runtime._recoverables.orphans()
 
             async def known() -> Any:
                 return orphans
 
-            runtime._orphans = known
+            runtime._recoverables.orphans = known
             await anyio.sleep(after)
             found.extend(await runtime.recover())
 

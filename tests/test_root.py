@@ -694,6 +694,24 @@ async def test_a_store_that_can_not_say_what_it_has_ends_it_before_it_begins(cal
     assert not store.kept._claims
 
 
+@pytest.mark.parametrize("listens", [False, True])
+async def test_the_end_is_saved_with_the_last_step_unless_somebody_hears_of_that_first(
+    *, listens: bool
+):
+    saved = list[tuple[str | None, str | None]]()
+
+    def save(batch: Batch) -> Awaitable[None] | None:
+        saved.append((batch.step_completed, batch.ended))
+        return store.kept.save(batch)
+
+    store = Odd(save=save)
+    hooks = [RecordingHook()] if listens else []
+    await Application(Graph.chain(one, two), store=store, hooks=hooks).run({"n": 1}, id="x")
+    ends = [("two", None), (None, "succeeded")] if listens else [("two", "succeeded")]
+    assert saved == [(None, None), ("one", None), *ends]
+    assert (await Application(Graph.chain(one, two), store=store).run(id="x")).state["two"] == 3
+
+
 @pytest.mark.parametrize("call", ["claim", "load", "read", "children"])
 async def test_a_store_that_never_answers_is_given_up_at_the_deadline(call: str):
     store = Odd()

@@ -46,6 +46,7 @@ from shoal import (
     race,
 )
 from shoal.stores import _claims, _holders, _sqlite_database, _sqlite_file
+from shoal.stores._sqlite_file import Synchronous, connect
 from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
 from shoal.testing._hand_made import ROOT, claimed, save, update_of
 from tests.durable import stopped
@@ -335,6 +336,17 @@ def test_where_a_file_can_not_be_made_aside_it_is_made_in_its_place(
     monkeypatch.setattr(os, fails, fail)
     Application(outs, store=store_at(path)).run_sync({"items": [1]}, id="x")
     assert sorted(each.name for each in path.parent.iterdir()) == ["runs.db"]
+
+
+@pytest.mark.parametrize("synchronous", ["full", "normal"])
+def test_the_name_of_a_new_file_is_waited_for_unless_the_first_save_does_that(
+    path: Path, monkeypatch: pytest.MonkeyPatch, synchronous: Synchronous
+):
+    synced: list[Path] = []
+    monkeypatch.setattr(_sqlite_file, "_sync", synced.append)
+    connect(path, patience=1.0, synchronous=synchronous).close()
+    assert [one.suffix for one in synced[:1]] == [".new"]
+    assert synced[1:] == ([] if synchronous == "full" else [path.parent])
 
 
 def nothing(*_: object) -> None: ...

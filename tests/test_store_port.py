@@ -180,7 +180,7 @@ async def live(
         if made is not None:
             made.append(run)
         beginning = Beginning(application="app", version="1", first=state)
-        root = runtime.start(Root(run.path, execution, lambda _: run, Start.of(beginning)))
+        root = runtime.begin(Root(run.path, execution, lambda _: run, Start.of(beginning)))
         interruption = await root.wait() or root.fatal
     if interruption is not None:
         raise interruption

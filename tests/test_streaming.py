@@ -54,9 +54,9 @@ from shoal._closing import CLOSING_SECONDS, CLOSINGS
 from shoal._items import ITEMS
 from shoal._run import Run
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
-from tests.test_cancellation import Watched, quick_collections, seen_runs
+from tests.test_cancellation import Watched, seen_runs
 
-__all__ = ["quick_collections", "seen_runs"]  # fixtures
+__all__ = ["seen_runs"]  # a fixture
 
 pytestmark = pytest.mark.anyio
 

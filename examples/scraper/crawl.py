@@ -1,168 +1,355 @@
 """The crawl: one fan-out over links that grows as links are found.
 
-Each link is one child run of one action, `fetch`. A page's links join the frontier the moment its
-result is applied, and a link whose key is known is dropped there, so every page is fetched once.
-The state holds nothing but counts; what was fetched leaves through the hooks, page by page.
+Each link is one child run of one action, `fetch`. A page's links join the frontier in the very save
+that records the page, and a link whose key is known is dropped there, so every page is fetched
+once. The state holds nothing but the links to begin with; what was fetched leaves through the
+hooks, page by page, and stays in the store.
+
+What a site answers, even that there is no such page, is what becomes of a link for good. What got
+no answer has failed: it is tried again a few times, and once more when the crawl is resumed.
 """
 
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
-from dataclasses import replace
-from typing import cast
+import re
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import NotRequired, TypedDict
 
 import anyio
-import httpx
 from anyio import to_thread
 from yarl import URL
 
-from examples.scraper.pages import Link, Page, Scope, is_html, links_to, read_html, resolve
-from shoal import Done, Failed, FanOut, Limits, Outcome, State, action, fan_out
+from examples.scraper.fetch import TRANSIENT, Answer, Fetcher, FetchError
+from examples.scraper.frontier import Frontier, Link, host_of, key_of, key_of_link, resolve
+from examples.scraper.pages import MAX_SITEMAP, Document, media_type, read_sitemap, sniffed
+from examples.scraper.politeness import Politeness
+from examples.scraper.robots import Robots
+from examples.scraper.settings import HTML_TYPES, Settings
+from shoal import (
+    Context,
+    Done,
+    Each,
+    FanOut,
+    Limits,
+    Outcome,
+    Retry,
+    RetryBudget,
+    RetryLater,
+    State,
+    action,
+    fan_out,
+)
 
-PAGE_TIMEOUT = 30.0  # seconds for one page, from connecting to its last byte
-MAX_BODY = 5 * 1024 * 1024  # bytes of HTML after decompression
+CRAWL = "crawl"  # the name of the step, and the id of the run in its job
 MAX_REDIRECTS = 10  # in a row
 PARSE_INLINE = 256 * 1024  # bytes; smaller pages are parsed before a thread would have started
 
 
-class FetchError(Exception):
-    """An answer came, but no page.
+class Problem(TypedDict):
+    """Why there is no page: a word to count by, and a sentence."""
 
-    `kind` is a word to count by: `http` for a status of 400 or more, `redirect` for one that leads
-    out of the site or in circles, `size` for a body that is too long.
-    """
-
-    def __init__(self, kind: str, message: str, *, status: int, final_url: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.status = status
-        self.final_url = final_url
+    kind: str
+    message: str
 
 
-def kind_of(error: Exception) -> str:
-    """The word that failures like `error` are counted under."""
-    match error:
-        case FetchError():
-            return error.kind
-        case TimeoutError() | httpx.TimeoutException():
-            return "timeout"
-        case httpx.ConnectError():
-            return "connect"
-        case httpx.TransportError():  # a connection that broke, an answer that isn't HTTP
-            return "network"
-        case httpx.InvalidURL():
-            return "url"
-        case _:
-            return type(error).__name__
+class Page(TypedDict):
+    """What is kept of an answer: plain data, which is quickly saved; never the body."""
+
+    status: int | None
+    final_url: str | None
+    content_type: str | None
+    bytes: int | None
+    elapsed_ms: int
+    attempts: int
+    fetched_at: str
+    title: str | None
+    selected: dict[str, list[str]]
+    links_n: int
+    error: Problem | None
+    links: list[str]
+    """Those that were new."""
+    text: NotRequired[str]
+    moved: NotRequired[str]
+    """Where it is now, if it has moved."""
+    sitemaps: NotRequired[list[str]]
+    matched: NotRequired[bool]
+    """Whether it has what the whole crawl looks for."""
 
 
-@action(reads=["link"], writes=["page"])
-async def fetch(link: Link, client: httpx.AsyncClient, scope: Scope) -> Page:
-    """Fetch one link and read what it leads to.
+class Brake:
+    """Ends a crawl in good order: what is being fetched comes to its end, nothing new begins."""
 
-    A redirect is a page whose only link is its target, so the target is fetched once, however many
-    addresses lead to it, and none is fetched outside the site. Only a redirect between two
-    spellings of one key is followed right here: the frontier would drop its target as known.
+    def __init__(self) -> None:
+        self.is_on: bool = False
+        self._busy = 0
+        self._idle = anyio.Event()
+
+    async def begin(self) -> None:
+        """Begin to fetch; where the brake is on, wait to be cancelled."""
+        if self.is_on:
+            await anyio.sleep_forever()
+        self._busy += 1
+
+    def end(self) -> None:
+        self._busy -= 1
+        if self.is_on and not self._busy:
+            self._idle.set()
+
+    async def stop(self) -> None:
+        """Put the brake on, and wait until nothing is being fetched any more."""
+        self.is_on = True
+        if self._busy:
+            await self._idle.wait()
+
+
+class Crawler:
+    """What the action works with: nothing of it is saved."""
+
+    def __init__(
+        self, settings: Settings, fetcher: Fetcher, frontier: Frontier, politeness: Politeness
+    ) -> None:
+        self.settings: Settings = settings
+        self.fetcher: Fetcher = fetcher
+        self.frontier: Frontier = frontier
+        self.politeness: Politeness = politeness
+        self.robots: Robots = Robots(fetcher, anyio.current_time)
+        self.brake: Brake = Brake()
+        self._types = frozenset(settings.accept)
+        self._match = None if settings.until_match is None else re.compile(settings.until_match)
+
+    async def obey(self, url: str, context: Context) -> bool:
+        """Keep to what the site asks for; return whether it allows this page.
+
+        Who had to wait while somebody else read it stands in line once more: nobody knew by then
+        how far apart requests have to be.
+        """
+        rules, spacing = self.robots.of(url), self.politeness.of(host_of(url))
+        if not rules.is_read:
+            was_us = await self.robots.read(url)
+            spacing.floor = max(spacing.floor, rules.delay(self.settings.user_agent))
+            if not was_us and spacing.floor:
+                context.charge(0)
+                raise RetryLater(0)
+            context.charge(spacing.seconds)
+        return rules.allows_all or rules.allow(url, self.settings.user_agent)
+
+    async def ask(self, url: str, kind: str | None) -> Answer:
+        """Ask once for `url`, and tell politeness how that went.
+
+        Raises:
+            RetryLater: The host wants to be left alone for a while.
+            FetchError: There is no answer.
+        """
+        spacing = self.politeness.of(host_of(url))
+        request = spacing.sends()
+        most = self.settings.max_body if kind is None else MAX_SITEMAP
+        answer = await self.fetcher.get(url, self.wants if kind is None else _any_type, most)
+        if answer.status == 429 or (answer.status == 503 and answer.retry_after is not None):
+            raise self.politeness.refused(host_of(url), request, answer.retry_after)
+        spacing.takes(request)
+        if answer.status in TRANSIENT:
+            raise FetchError(
+                "http",
+                f"status {answer.status}",
+                status=answer.status,
+                final_url=url,
+                transient=True,
+            )
+        return answer
+
+    def wants(self, status: int, content_type: str) -> bool:
+        """Whether to read a body: decided on its head."""
+        kind = media_type(content_type)
+        return status < 300 and (not kind or kind in self._types or "*/*" in self._types)
+
+    def read(self, answer: Answer, page: Page) -> None:
+        """Read a page of the site."""
+        assert answer.body is not None
+        kind = media_type(answer.content_type) or sniffed(answer.body)
+        if kind not in HTML_TYPES:
+            if self._match is not None:
+                page["matched"] = (
+                    self._match.search(answer.body.decode("utf-8", "replace")) is not None
+                )
+            return
+        settings = self.settings
+        document = Document(answer.body, answer.content_type, answer.url)
+        page["title"] = document.title
+        base = document.base
+        urls = [url for href in document.hrefs() if (url := self.frontier.resolve(base, href))]
+        page["links_n"] = len(urls)
+        page["links"] = self.frontier.unknown(urls)
+        for name, css in settings.select.items():
+            page["selected"][name] = document.select(css)
+        if self._match is not None:
+            page["matched"] = self._match.search(document.html) is not None
+        if settings.text:
+            page["text"] = document.text()
+
+    def read_sitemap(self, answer: Answer, page: Page) -> None:
+        """Read what a sitemap leads to, as far as that belongs to the crawl."""
+        assert answer.body is not None
+        base = URL(answer.url)
+        try:
+            sitemaps, pages = read_sitemap(answer.body)
+        except ValueError as error:
+            page["error"] = Problem(kind="sitemap", message=str(error))
+            return
+        page["sitemaps"] = [str(url) for one in sitemaps if (url := resolve(base, one)) is not None]
+        urls = [url for one in pages if (url := self.frontier.resolve(base, one))]
+        page["links_n"] = len(urls)
+        page["links"] = self.frontier.unknown(urls)
+
+    def moved(self, answer: Answer, link: Link, page: Page) -> str | None:
+        """Follow a redirect, if it leads somewhere; return where that is the same page's address.
+
+        A redirect is a page whose only link is its target: so the target is fetched once, however
+        many addresses lead to it. Only from one spelling of a key to another it is followed at
+        once: the frontier would drop its target as known.
+        """
+        assert answer.location is not None
+        target = resolve(URL(answer.url), answer.location)
+        if target is None:
+            problem = f"redirect to no web address: {answer.location}"
+        elif not self.frontier.takes(target):
+            problem = f"redirect out of the crawl: {target}"
+        elif key_of(str(target)) == key_of_link(link):
+            return str(target)
+        elif link.get("hops", 0) >= MAX_REDIRECTS:
+            problem = f"more than {MAX_REDIRECTS} redirects in a row"
+        else:
+            page["final_url"] = page["moved"] = str(target)
+            return None
+        page["error"] = Problem(kind="redirect", message=problem)
+        return None
+
+
+def _any_type(status: int, _content_type: str) -> bool:
+    return status < 300
+
+
+async def fetch(link: Link, crawler: Crawler, context: Context) -> Page:
+    """Fetch one link, and read what it leads to.
 
     Raises:
-        FetchError: There was an answer, but not a page of this site.
-        httpx.HTTPError, httpx.InvalidURL: There was no answer.
-        TimeoutError: The page took longer than `PAGE_TIMEOUT`.
+        RetryLater: The host wants to be left alone.
+        FetchError: There was no answer, or one that may be better next time.
     """
-    target = link
-    with anyio.fail_after(PAGE_TIMEOUT):
-        while True:
-            async with client.stream("GET", target.url) as response:
-                if not response.has_redirect_location:
-                    return await read_page(response, link, scope)
-                target = redirect_target(response, link, target.hops, scope)
-            if target.key != link.key:
-                return Page(final_url=target.url, status=response.status_code, links=(target,))
+    await crawler.brake.begin()
+    try:
+        context.charge(crawler.politeness.of(host_of(link["url"])).seconds)
+        began = time.perf_counter()
+        page = _new_page(context.attempt)
+        try:
+            await _fetch(link, crawler, context, page)
+        except FetchError as error:
+            if error.transient:
+                raise
+            page["status"], page["final_url"] = error.status, error.final_url
+            page["error"] = Problem(kind=error.kind, message=str(error))
+        page["elapsed_ms"] = round((time.perf_counter() - began) * 1000)
+        return page
+    finally:
+        crawler.brake.end()
 
 
-async def read_page(response: httpx.Response, link: Link, scope: Scope) -> Page:
-    """Read an answer that is no redirect; only HTML is read beyond its head."""
-    url, status = str(response.url), response.status_code
-    if response.is_error:
-        message = f"{status} {response.reason_phrase}".strip()
-        raise FetchError("http", message, status=status, final_url=url)
-    content_type = response.headers.get("content-type", "")
-    if not is_html(content_type):
-        return Page(final_url=url, status=status)
-    body = await read_body(response)
-    if body is None:
-        raise FetchError("size", f"longer than {MAX_BODY:,} bytes", status=status, final_url=url)
-    if len(body) <= PARSE_INLINE:
-        title, targets = read_html(body, content_type, url)
-    else:
-        title, targets = await to_thread.run_sync(read_html, body, content_type, url)
+def _new_page(attempts: int) -> Page:
     return Page(
-        final_url=url, status=status, title=title, links=links_to(targets, on=link, scope=scope)
+        status=None,
+        final_url=None,
+        content_type=None,
+        bytes=None,
+        elapsed_ms=0,
+        attempts=attempts,
+        fetched_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        title=None,
+        selected={},
+        links_n=0,
+        error=None,
+        links=[],
     )
 
 
-async def read_body(response: httpx.Response) -> bytes | None:
-    """Read a body of at most `MAX_BODY` bytes as they are after decompression; None if longer."""
-    body = bytearray()
-    # A generator that is left early is closed here, not by the garbage collector at some time.
-    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as chunks:
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > MAX_BODY:
-                return None
-    return bytes(body)
-
-
-def redirect_target(response: httpx.Response, link: Link, hops: int, scope: Scope) -> Link:
-    """Where a redirect leads, `hops` redirects after the last page: as deep as `link` itself."""
-    here, location = str(response.url), response.headers["location"]
-    target = resolve(URL(here), location)
-    if target is None:
-        problem = f"redirect to no web address: {location}"
-    elif target not in scope:
-        problem = f"redirect out of the site: {target}"
-    elif hops == MAX_REDIRECTS:
-        problem = f"more than {MAX_REDIRECTS} redirects in a row"
+async def _fetch(link: Link, crawler: Crawler, context: Context, page: Page) -> None:
+    url: str | None = link["url"]
+    kind = link.get("kind")
+    for _ in range(MAX_REDIRECTS + 1):
+        if crawler.settings.robots and not await crawler.obey(url, context):
+            context.charge(0)  # nothing was asked
+            page["error"] = Problem(kind="robots", message="robots.txt asks not to")
+            return
+        if kind == "sitemap" and _is_guess(link):
+            named = crawler.robots.of(url).sitemaps
+            if named:
+                page["sitemaps"] = list(named)
+                return
+        answer = await crawler.ask(url, kind)
+        page["status"], page["final_url"] = answer.status, url
+        page["content_type"] = answer.content_type or None
+        if answer.location is None:
+            break
+        url = crawler.moved(answer, link, page)
+        if url is None:
+            return
     else:
-        [found] = links_to([target], on=link, scope=scope)
-        return replace(found, depth=link.depth, hops=hops + 1)
-    raise FetchError("redirect", problem, status=response.status_code, final_url=here)
+        problem = f"more than {MAX_REDIRECTS} redirects in a row"
+        page["error"] = Problem(kind="redirect", message=problem)
+        return
+    if answer.status >= 400:
+        page["error"] = Problem(kind="http", message=f"status {answer.status}")
+    elif answer.body is not None:
+        page["bytes"] = len(answer.body)
+        if kind == "sitemap":
+            await to_thread.run_sync(crawler.read_sitemap, answer, page)
+        elif len(answer.body) <= PARSE_INLINE:
+            crawler.read(answer, page)
+        else:
+            await to_thread.run_sync(crawler.read, answer, page)
 
 
-def count(state: State, outcome: Outcome) -> State:
-    """Count one page, or one failure by its kind."""
-    if not isinstance(outcome, Failed):
-        return state.increment(pages=1)
-    kind = kind_of(outcome.error)
-    return state.put("failures", kind, state["failures"].get(kind, 0) + 1)
+def _is_guess(link: Link) -> bool:
+    """Whether nobody has named this sitemap: then robots.txt may know better."""
+    return link["parent"] is None
 
 
-def site_crawl(
-    *, concurrency: int, max_pages: int | None = None, max_depth: int | None = None
-) -> FanOut:
-    """The fan-out that crawls a site, from the links in the field `starts`.
+def sitemap_links(starts: Iterable[Link]) -> list[Link]:
+    """Where the sitemaps of sites are, if robots.txt doesn't say."""
+    sites = dict.fromkeys(str(URL(link["url"]).origin()) for link in starts)
+    return [Link(url=f"{site}/sitemap.xml", depth=0, parent=None, kind="sitemap") for site in sites]
 
-    It begins at most `max_pages` fetches and follows links up to `max_depth` away from the start,
-    each counted along the way on which it was found first.
-    """
 
-    def found_links(_: State, outcome: Outcome) -> Iterable[Link]:
-        if not isinstance(outcome, Done):
-            return ()
-        page: Page = outcome.value
-        return (link for link in page.links if max_depth is None or link.depth <= max_depth)
+def is_transient(error: Exception) -> bool:
+    return isinstance(error, FetchError) and error.transient
 
+
+def has_match(_: State, outcome: Outcome) -> bool:
+    return isinstance(outcome, Done) and outcome.value.get("matched") is True
+
+
+def site_crawl(crawler: Crawler) -> FanOut:
+    """The fan-out that crawls from the links in the field `starts`."""
+    settings = crawler.settings
+    asking = action(
+        reads=["link"], writes=["page"], limits=crawler.politeness.limits(settings.per_host)
+    )
+    retry = Retry(
+        settings.retries + 1,
+        on=is_transient,
+        initial=settings.retry_wait,
+        cap=30.0,
+        budget=RetryBudget(share=0.2),  # an outage shall not be answered by a storm
+    )
     return fan_out(
-        fetch,
+        asking(fetch),
         over="starts",
         item="link",
-        key="key",
-        grow=found_links,
-        reduce=count,
-        reads=["failures"],
-        writes=["pages", "failures"],
-        at_most=max_pages,
+        key=key_of_link,
+        grow=crawler.frontier.grow,
+        at_most=settings.max_pages,
+        until=None if settings.until_match is None else has_match,
         on_error="collect",
         take="page",
-        limits=Limits(concurrency),
-        name="crawl",
+        each=Each(retry=retry),
+        limits=Limits(settings.concurrency),
+        name=CRAWL,
     )

@@ -1,133 +1,93 @@
-"""Links and pages as values: what is read from HTML, which links count, which are the same.
+"""What is read from the text of a page: its title, its links, and what was asked for besides."""
 
-Nothing here waits or talks to a network, and nothing but `start_link` raises on bad input: what is
-no usable link is left out, and no HTML is too broken to be parsed.
-"""
-
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+import gzip
+import io
+import re
+from collections.abc import Iterator
+from xml.etree import ElementTree as ET
 
 from selectolax.lexbor import LexborHTMLParser
 from w3lib.encoding import html_to_unicode
-from w3lib.url import canonicalize_url
 from yarl import URL
 
-HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+from examples.scraper.frontier import resolve
+from examples.scraper.settings import HTML_TYPES
+
+MAX_SITEMAP = 50 * 1024 * 1024  # bytes, unpacked: what sitemaps.org allows
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """An address to fetch, and how it was found.
+class Document:
+    """A page of HTML, decoded and parsed. No HTML is too broken for that."""
 
-    `url` is the address as the site spells it, made absolute; `key` is its canonical spelling. Two
-    links with one key are one page: the key is what is remembered, the URL is what is asked for.
-    `hops` counts the redirects that led here, one straight after the other.
-    """
+    def __init__(self, body: bytes, content_type: str, url: str) -> None:
+        """Parse what was found at `url`."""
+        # It knows byte order marks, meta tags, and which names browsers take for which encoding.
+        _, self.html = html_to_unicode(content_type, body)
+        self._tree = LexborHTMLParser(self.html)
+        self._url = url
 
-    url: str
-    key: str
-    depth: int = 0
-    parent: str | None = None
-    hops: int = 0
+    @property
+    def title(self) -> str | None:
+        found = self._tree.css_first("title")
+        return None if found is None else " ".join(found.text().split())
 
+    @property
+    def base(self) -> URL:
+        """What its links are relative to."""
+        base = URL(self._url)
+        tag = self._tree.css_first("base[href]")
+        return base if tag is None else resolve(base, tag.attributes["href"] or "") or base
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """What is kept of an answer: a few strings, never the body."""
+    def hrefs(self) -> Iterator[str]:
+        """What it links to, as it is written, but without fragments and once each."""
+        found = (node.attributes["href"] or "" for node in self._tree.css("a[href], area[href]"))
+        # An index page links to each page some forty times.
+        return iter(dict.fromkeys(href.partition("#")[0] for href in found))
 
-    final_url: str
-    status: int
-    title: str | None = None
-    links: tuple[Link, ...] = ()
+    def select(self, css: str) -> list[str]:
+        """The texts of all elements that a selector finds."""
+        return [" ".join(node.text().split()) for node in self._tree.css(css)]
 
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """The part of the web that belongs to a crawl: every http(s) address of a few origins."""
-
-    origins: frozenset[tuple[str, str | None, int | None]]  # scheme, host, port
-
-    @classmethod
-    def of(cls, urls: Iterable[str]) -> "Scope":
-        """The scope that `urls` span."""
-        return cls(frozenset(_origin(URL(url)) for url in urls))
-
-    def __contains__(self, url: URL) -> bool:
-        return is_web(url) and _origin(url) in self.origins
+    def text(self) -> str:
+        """What a reader sees, in one line. Scripts and styles are gone for good after this."""
+        self._tree.strip_tags(["script", "style", "noscript", "template"])
+        body = self._tree.body
+        return "" if body is None else " ".join(body.text(separator=" ").split())
 
 
-def _origin(url: URL) -> tuple[str, str | None, int | None]:
-    # Not `url.origin()`: to that, :80 spelt out is another origin than :80 left out.
-    return url.scheme, url.raw_host, url.port
+def media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
-def is_web(url: URL) -> bool:
-    """Whether this is a full http or https address."""
-    return url.scheme in {"http", "https"} and bool(url.raw_host)
+def sniffed(body: bytes) -> str:
+    """The type of a body that came without one: HTML if it looks like markup."""
+    return HTML_TYPES[0] if body.lstrip()[:1] == b"<" else "application/octet-stream"
 
 
-# A site repeats its navigation on every page, so most links have been spelt out before.
-@lru_cache(maxsize=65_536)
-def key_of(url: str) -> str:
-    """The canonical spelling of an absolute URL: escapes alike, query sorted, no fragment."""
-    return canonicalize_url(url)
+_LOC = re.compile(r"\{[^}]*\}loc$|^loc$")
 
 
-def start_link(url: str) -> Link:
-    """The link a crawl begins with.
+def read_sitemap(body: bytes) -> tuple[list[str], list[str]]:
+    """The sitemaps and the pages that a sitemap names; it may be gzipped, or a plain list.
 
     Raises:
-        ValueError: `url` is not a full http or https address.
+        ValueError: It is neither of these, or longer than `MAX_SITEMAP`.
     """
-    absolute = URL(url.strip()).with_fragment(None)
-    if not is_web(absolute):
-        raise ValueError("not a full http:// or https:// address")
-    return Link(url=str(absolute), key=key_of(str(absolute)))
-
-
-def resolve(base: URL, href: str) -> URL | None:
-    """Where `href` leads from `base`, fragment dropped; None if it is no valid web address."""
+    if body[:2] == b"\x1f\x8b":
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(body)) as unpacked:
+                body = unpacked.read(MAX_SITEMAP + 1)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"no sitemap: {error}") from None
+    if len(body) > MAX_SITEMAP:
+        raise ValueError(f"a sitemap longer than {MAX_SITEMAP:,} bytes")
+    if body.lstrip()[:1] != b"<":
+        return [], body.decode("utf-8", "replace").split()
+    if b"<!DOCTYPE" in body or b"<!ENTITY" in body:  # no sitemap has one, every entity bomb does
+        raise ValueError("no sitemap: it has a document type")
     try:
-        url = base.join(URL(href.strip())).with_fragment(None)
-        # Some bad host names only show here, and must show before the crawl asks for a key.
-        key_of(str(url))
-    except ValueError:  # `http://[bad`, a port of 99999, a host label of 64 characters
-        return None
-    return url if is_web(url) else None
-
-
-def links_to(urls: Iterable[URL], *, on: Link, scope: Scope) -> tuple[Link, ...]:
-    """The links of a page to `urls`, as far as they stay in `scope`."""
-    return tuple(
-        Link(url=str(url), key=key_of(str(url)), depth=on.depth + 1, parent=on.url)
-        for url in urls
-        if url in scope
-    )
-
-
-def is_html(content_type: str) -> bool:
-    """Whether a body of this type is to be parsed; one that names no type is."""
-    media_type = content_type.partition(";")[0].strip().lower()
-    return media_type in HTML_TYPES or not media_type
-
-
-def read_html(body: bytes, content_type: str, url: str) -> tuple[str | None, list[URL]]:
-    """The title of a document that was found at `url`, and every address that it links to."""
-    _, html = html_to_unicode(content_type, body)
-    tree = LexborHTMLParser(html)
-    title = tree.css_first("title")
-    return (
-        " ".join(title.text().split()) if title is not None else None,
-        list(_targets(tree, URL(url))),
-    )
-
-
-def _targets(tree: LexborHTMLParser, base: URL) -> Iterator[URL]:
-    if (base_tag := tree.css_first("base[href]")) is not None:
-        base = resolve(base, base_tag.attributes["href"] or "") or base
-    hrefs = (node.attributes["href"] or "" for node in tree.css("a[href], area[href]"))
-    # Without their fragments first: an index page links to each page some forty times.
-    for href in dict.fromkeys(href.partition("#")[0] for href in hrefs):
-        if (url := resolve(base, href)) is not None:
-            yield url
+        root = ET.fromstring(body)
+    except ET.ParseError as error:
+        raise ValueError(f"no sitemap: {error}") from None
+    found = [node.text.strip() for node in root.iter() if _LOC.search(node.tag) and node.text]
+    return (found, []) if root.tag.endswith("sitemapindex") else ([], found)

@@ -3,110 +3,249 @@
 All go to stderr, so that rows can go to stdout.
 """
 
+import json
 import sys
 import time
-from collections.abc import Generator
+from collections import Counter, deque
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
 
-from shoal import ChildEnded, Hook, State, StateUpdated, replay
+from examples.scraper.frontier import Frontier, host_of
+from examples.scraper.politeness import Politeness
+from examples.scraper.rows import Row, row_of
+from shoal import ChildEnded, ChildStarted, Done, Failed, Hook
 
-Style = Literal["bar", "lines", "none"]
+Style = Literal["rich", "plain", "json", "none"]
+EVERY = {"rich": 0.2, "plain": 2.0, "json": 1.0}  # seconds
+LATENCIES = 2000  # that percentiles are of
+SHOWN_HOSTS = 12
 
 
-class Tally(Hook):
-    """Follows a crawl from outside: its state, and how many pages are known by now.
+class HostTally:
+    """One host, as far as it has come."""
 
-    It tells what has been done at any moment, so also after an interruption.
-    """
-
-    def __init__(self, state: State, known: int) -> None:
-        self.state = state
-        self.known = known
-        self.started_at = time.perf_counter()
-
-    def on_state_updated(self, event: StateUpdated) -> None:
-        if event.depth == 0:  # the crawl's own state, not one of its pages'
-            self.state = replay(self.state, event.update.operations)
-            self.known += len(event.update.discovered)
-
-    @property
-    def failed(self) -> int:
-        return sum(self.state["failures"].values())
+    def __init__(self) -> None:
+        self.pages: int = 0
+        self.failed: int = 0
+        self.left_out: int = 0
+        self.bytes: int = 0
 
     @property
     def ended(self) -> int:
-        return self.state["pages"] + self.failed
+        return self.pages + self.failed + self.left_out
+
+
+class Tally(Hook):
+    """Follows a crawl from outside, and tells what has been done at any moment."""
+
+    def __init__(self, frontier: Frontier, politeness: Politeness | None = None) -> None:
+        """Begin with nothing; `count` what an earlier execution has done."""
+        self.frontier = frontier
+        self.politeness = politeness
+        self.pages: int = 0
+        self.failures = Counter[str]()
+        self.left_out = Counter[str]()
+        """What the site asks not to fetch: no page, and no failure."""
+        self.statuses = Counter[str]()
+        self.hosts: dict[str, HostTally] = {}
+        self.bytes: int = 0
+        self.retries: int = 0
+        self.sitemaps: int = 0
+        self.in_flight: int = 0
+        self.matched: str | None = None
+        self._latencies = deque[int](maxlen=LATENCIES)
+        self._before: int = 0  # by earlier executions
+        self._began_at = time.perf_counter()
+
+    def recall(self, rows: Iterable[Row]) -> None:
+        """Count what earlier executions have done."""
+        for row in rows:
+            self.count(row)
+        self._before = self.ended
+
+    def on_child_started(self, event: ChildStarted) -> None:
+        self.in_flight += 1
+
+    def on_child_ended(self, event: ChildEnded) -> None:
+        self.in_flight -= 1
+        row = row_of(event.outcome)
+        if row is not None:
+            self.count(row)
+            value: Any = getattr(event.outcome, "value", None)
+            if value is not None and value.get("matched"):
+                self.matched = row["url"]
+        elif isinstance(event.outcome, Done | Failed) and "kind" in event.outcome.element:
+            self.sitemaps += 1
+
+    def count(self, row: Row) -> None:
+        """Count one row."""
+        name = host_of(row["url"])
+        host = self.hosts.get(name)
+        if host is None:
+            host = self.hosts[name] = HostTally()
+        self.statuses[str(row["status"] or "none")] += 1
+        self.retries += max(0, (row["attempts"] or 1) - 1)
+        self._latencies.append(row["elapsed_ms"])
+        self.bytes += row["bytes"] or 0
+        host.bytes += row["bytes"] or 0
+        error = row["error"]
+        if error is None:
+            self.pages += 1
+            host.pages += 1
+        elif error["kind"] == "robots" and row["status"] is None and row["fetched_at"]:
+            self.left_out["robots"] += 1
+            host.left_out += 1
+        else:
+            self.failures[error["kind"]] += 1
+            host.failed += 1
+
+    @property
+    def failed(self) -> int:
+        return self.failures.total()
+
+    @property
+    def ended(self) -> int:
+        return self.pages + self.failed + self.left_out.total()
+
+    @property
+    def known(self) -> int:
+        return self.frontier.known
 
     @property
     def waiting(self) -> int:
-        """Pages that are known but not fetched, nor have failed."""
-        return self.known - self.ended
+        """Links that are known but not fetched, nor have failed."""
+        return self.known - self.ended - self.sitemaps
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.started_at
+        return time.perf_counter() - self._began_at
 
     @property
     def rate(self) -> float:
-        """Pages per second from the beginning, failed ones included."""
-        return self.ended / self.seconds
+        """Pages per second in this execution, failed ones included."""
+        return (self.ended - self._before) / self.seconds
+
+    @property
+    def refusals(self) -> int:
+        """Answers that said: later."""
+        return 0 if self.politeness is None else self.politeness.refusals
+
+    def latency(self, percent: int) -> int:
+        """Milliseconds that so many of a hundred pages took at most, of the last ones."""
+        ordered = sorted(self._latencies)
+        return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0
+
+    def statistics(self) -> dict[str, Any]:
+        """The crawl as data."""
+        waiting = self.frontier.by_host
+        return {
+            "pages": self.pages,
+            "failed": dict(sorted(self.failures.items())),
+            "left_out": dict(self.left_out),
+            "waiting": self.waiting,
+            "in_flight": self.in_flight,
+            "retries": self.retries,
+            "refusals": self.refusals,
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "pages_per_second": round(self.rate, 1),
+            "latency_ms": {"p50": self.latency(50), "p95": self.latency(95)},
+            "statuses": dict(sorted(self.statuses.items())),
+            "matched": self.matched,
+            "hosts": {
+                name: {
+                    "pages": host.pages,
+                    "failed": host.failed,
+                    "waiting": waiting[name] - host.ended,
+                    "bytes": host.bytes,
+                }
+                for name, host in sorted(self.hosts.items())
+            },
+        }
 
     def summary(self) -> str:
         """The crawl in one line."""
-        kinds = sorted(self.state["failures"].items())
+        kinds = sorted(self.failures.items())
         why = f" ({', '.join(f'{kind} {n}' for kind, n in kinds)})" if kinds else ""
+        robots = f", {n} left out by robots.txt" if (n := self.left_out["robots"]) else ""
         left = f", {self.waiting} known but not fetched" if self.waiting else ""
         return (
-            f"{self.state['pages']} pages, {self.failed} failed{why}{left} "
+            f"{self.pages} pages, {self.failed} failed{why}{robots}{left} "
             f"in {self.seconds:.1f} s: {self.rate:.1f} pages/s"
         )
 
 
-class Lines(Hook):
-    """Prints a line now and then."""
+class Display(Hook):
+    """Shows the tally now and then."""
 
     observer = True
 
-    def __init__(self, tally: Tally, every: float = 2.0) -> None:
+    def __init__(self, tally: Tally, every: float) -> None:
         self.tally = tally
         self.every = every
-        self.printed_at = time.perf_counter()
+        self._shown_at = time.perf_counter()
 
     def on_child_ended(self, event: ChildEnded) -> None:
         now = time.perf_counter()
-        if now - self.printed_at >= self.every:
-            self.printed_at = now
-            tally = self.tally
-            print(
-                f"{tally.state['pages']} pages, {tally.failed} failed, {tally.waiting} waiting, "
-                f"{tally.rate:.1f} pages/s",
-                file=sys.stderr,
-            )
+        if now - self._shown_at >= self.every:
+            self._shown_at = now
+            self.show()
+
+    def show(self) -> None:
+        raise NotImplementedError
 
 
-class Bar(Hook):
-    """Moves a progress bar, whose end moves too as pages are found."""
+class Plain(Display):
+    """Prints a line."""
 
-    observer = True
-
-    def __init__(self, tally: Tally, bar: Progress) -> None:
-        self.tally = tally
-        self.bar = bar
-        self.task = bar.add_task("crawl", total=tally.known, failed=0, rate=0.0)
-
-    def on_child_ended(self, event: ChildEnded) -> None:
+    def show(self) -> None:
         tally = self.tally
-        self.bar.update(
-            self.task,
-            completed=tally.ended,
-            total=tally.known,
-            failed=tally.failed,
-            rate=tally.rate,
+        print(
+            f"{tally.pages} pages, {tally.failed} failed, {tally.waiting} waiting, "
+            f"{tally.rate:.1f} pages/s",
+            file=sys.stderr,
         )
+
+
+class JsonLines(Display):
+    """Prints the statistics as a JSON object."""
+
+    def show(self) -> None:
+        print(json.dumps(self.tally.statistics()), file=sys.stderr)
+
+
+class Bars(Display):
+    """Moves a progress bar, whose end moves too as pages are found, above a table of hosts."""
+
+    def __init__(self, tally: Tally, every: float, bar: Progress, live: Live | None = None) -> None:
+        super().__init__(tally, every)
+        self._bar = bar
+        self._live = live
+        self._task = bar.add_task("crawl", total=tally.known, completed=0, failed=0, rate=0.0)
+
+    def show(self) -> None:
+        tally = self.tally
+        ended = tally.ended + tally.sitemaps
+        self._bar.update(
+            self._task, completed=ended, total=tally.known, failed=tally.failed, rate=tally.rate
+        )
+        if self._live is not None and len(tally.hosts) > 1:
+            self._live.update(Group(self._bar, self._hosts()))
+
+    def _hosts(self) -> Table:
+        table = Table("host", "pages", "failed", "waiting", "MB", box=None)
+        known = self.tally.frontier.by_host
+        busiest = sorted(self.tally.hosts.items(), key=lambda one: -one[1].ended)
+        for name, host in busiest[:SHOWN_HOSTS]:
+            counts = (host.pages, host.failed, known[name] - host.ended)
+            table.add_row(name, *map(str, counts), f"{host.bytes / 1e6:.1f}")
+        return table
 
 
 @contextmanager
@@ -114,15 +253,18 @@ def shown(tally: Tally, style: Style) -> Generator[list[Hook]]:
     """The hooks that show `tally` while the block lasts."""
     if style == "none":
         yield []
-    elif style == "lines":
-        yield [Lines(tally)]
+    elif style == "plain":
+        yield [Plain(tally, EVERY[style])]
+    elif style == "json":
+        yield [JsonLines(tally, EVERY[style])]
     else:
-        with Progress(
+        bar = Progress(
             SpinnerColumn(),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[failed]} failed, {task.fields[rate]:.1f} pages/s"),
-            console=Console(stderr=True),
-            transient=True,  # the summary takes its place
-        ) as bar:
-            yield [Bar(tally, bar)]
+            auto_refresh=False,
+        )
+        # The summary takes its place.
+        with Live(bar, console=Console(stderr=True), transient=True, refresh_per_second=5) as live:
+            yield [Bars(tally, EVERY[style], bar, live)]

@@ -1,55 +1,86 @@
-"""The output: one JSON object a line for every page, written as the crawl goes on."""
+"""Rows: what becomes of a link, as people read it. One for each page, had or not."""
 
-import json
-from typing import TextIO
+from typing import Any
 
-from anyio import to_thread
+from examples.scraper.crawl import Page
+from examples.scraper.fetch import FetchError
+from examples.scraper.frontier import Link
+from shoal import Done, Failed, Outcome, RetryLater
 
-from examples.scraper.crawl import FetchError, kind_of
-from examples.scraper.pages import Link, Page
-from shoal import Done, Failed, Hook, StateUpdated
+Row = dict[str, Any]
 
-
-class RowWriter(Hook):
-    """Writes a row for every page, in the order in which pages become part of the crawl's state.
-
-    So rows and counts agree at any moment, also after an interruption: what was fetched but not
-    counted has no row. A row is written whole before the next one is begun, whatever is cancelled
-    meanwhile. If it can't be, the crawl fails.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
-
-    async def on_state_updated(self, event: StateUpdated) -> None:
-        if isinstance(event.outcome, Done | Failed):
-            row = json.dumps(row_of(event.outcome))
-            # In a thread: the file may be a pipe whose reader takes its time.
-            await to_thread.run_sync(self.write, row + "\n")
-
-    def write(self, line: str) -> None:
-        self.file.write(line)
-        self.file.flush()
+COLUMNS = (
+    "url",
+    "final_url",
+    "status",
+    "depth",
+    "parent",
+    "content_type",
+    "bytes",
+    "elapsed_ms",
+    "attempts",
+    "fetched_at",
+    "title",
+    "selected",
+    "links_n",
+    "error",
+)
 
 
-def row_of(outcome: Done | Failed) -> dict[str, object]:
-    """One page, or the failure to get it, as a JSON object."""
-    link: Link = outcome.element
-    row: dict[str, object] = {
-        "url": link.url,
-        "final_url": None,
-        "status": None,
-        "depth": link.depth,
-        "parent": link.parent,
-        "title": None,
-        "error": None,
+def row_of(outcome: Outcome) -> Row | None:
+    """The row of a child that has ended; None if there is none, as for what was cancelled."""
+    if isinstance(outcome, Done) and outcome.used:
+        return page_row(outcome.element, outcome.value)
+    if isinstance(outcome, Failed):
+        return failed_row(outcome.element, outcome.error, outcome.attempts, outcome.elapsed)
+    return None
+
+
+def page_row(link: Link, page: Page) -> Row | None:
+    """The row of a link that was answered; a sitemap is no page."""
+    if link.get("kind") is not None:
+        return None
+    row: Row = {
+        "url": link["url"],
+        "final_url": page["final_url"],
+        "status": page["status"],
+        "depth": link["depth"],
+        "parent": link["parent"],
+        "content_type": page["content_type"],
+        "bytes": page["bytes"],
+        "elapsed_ms": page["elapsed_ms"],
+        "attempts": page["attempts"],
+        "fetched_at": page["fetched_at"],
+        "title": page["title"],
+        "selected": page["selected"],
+        "links_n": page["links_n"],
+        "error": page["error"],
     }
-    if isinstance(outcome, Done):
-        page: Page = outcome.value
-        row |= {"final_url": page.final_url, "status": page.status, "title": page.title}
-    else:
-        error = outcome.error
-        row["error"] = {"kind": kind_of(error), "message": str(error) or type(error).__name__}
-        if isinstance(error, FetchError):
-            row |= {"final_url": error.final_url, "status": error.status}
+    if "text" in page:
+        row["text"] = page["text"]
     return row
+
+
+def failed_row(link: Link, error: BaseException, attempts: int, elapsed: float) -> Row | None:
+    """The row of a link that got no answer."""
+    if link.get("kind") is not None:
+        return None
+    row: Row = dict.fromkeys(COLUMNS)
+    row |= {"url": link["url"], "depth": link["depth"], "parent": link["parent"]}
+    row |= {"selected": {}, "links_n": 0, "attempts": attempts}
+    row["elapsed_ms"] = round(elapsed * 1000)
+    row["error"] = {"kind": kind_of(error), "message": str(error) or type(error).__name__}
+    if isinstance(error, FetchError):
+        row |= {"final_url": error.final_url, "status": error.status}
+    elif isinstance(error, RetryLater):
+        row["status"] = 429
+    return row
+
+
+def kind_of(error: BaseException) -> str:
+    """The word that failures like `error` are counted under."""
+    if isinstance(error, FetchError):
+        return error.kind
+    if isinstance(error, RetryLater):
+        return "refused"
+    return getattr(error, "type", None) or type(error).__name__  # SavedError says what it was

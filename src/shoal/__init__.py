@@ -9,7 +9,7 @@ _holding, _recalling, _telling, _halting, _ending, _committing, _resuming, _step
 _threads, _gate, _alarms, _supply, _queue, _seat, _limiter, _entrance, _admission, _recorded,
 _checks, _child, _source, _stopping, _lobby, _pulling, _group, _hedge, _stagger, _contest, _join,
 _parallel, _acts, _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _start, _root,
-_runtime, _open, _given, _application; then the stores and the rates.
+_result, _handle, _recovery, _runtime, _open, _given, _application; then the stores and the rates.
 ``docs/internals.md`` is the tour.
 """
 
@@ -33,6 +33,7 @@ from ._errors import (
     CommitInDoubt,
     DefinitionError,
     DepthExceeded,
+    Draining,
     Halting,
     HookFailed,
     IncompleteStream,
@@ -102,17 +103,20 @@ from ._events import (
 from ._fanout import FanOut, fan_out
 from ._flow import END
 from ._graph import Graph
+from ._handle import RunEvents, RunHandle
 from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
 from ._limiter import Limiter, Statistics
-from ._open import OpenRun, RunResult
+from ._open import OpenRun
 from ._policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Tolerate
 from ._race import race
 from ._rate import AIMD, Adaptive, Ended, Limits, Rate, SharedRate
+from ._recovery import Recovered
+from ._result import RunResult
 from ._retry import Retry, RetryBudget
-from ._runtime import Recovered, Runtime
+from ._runtime import Runtime
 from ._shared import RateBackend, RateReply, RateRequest, RateState, reckon
 from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
 from ._store import (
@@ -177,6 +181,7 @@ __all__ = [
     "DefinitionError",
     "DepthExceeded",
     "Done",
+    "Draining",
     "Drop",
     "Each",
     "Ended",
@@ -257,6 +262,8 @@ __all__ = [
     "RunClaimed",
     "RunConflict",
     "RunEnded",
+    "RunEvents",
+    "RunHandle",
     "RunPath",
     "RunRecord",
     "RunResult",

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
@@ -24,22 +25,21 @@ from ._execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from ._given import Given, fields_of
 from ._graph import Graph, as_graph
 from ._halting import Answers
+from ._handle import BUFFER, RunHandle, check_buffer, wait_begun
 from ._hooks import Hook, Hooks
 from ._ids import RunPath
-from ._open import Gate, OpenRun, RunResult, result_of
+from ._open import Gate, OpenRun
 from ._rate import Limits
 from ._recorded import read_questions, recorded_beginning, recorded_history
+from ._result import RunResult, result_of
 from ._root import Root
 from ._run import Run
 from ._runtime import Runtime
 from ._secret import boxed
 from ._setting import Halts, Setting
-from ._start import First, Start, only_secrets, refuse_exposing, refuse_missing
+from ._start import First, Left, Start, only_secrets, refuse_exposing, refuse_missing
 from ._state import S
 from ._store import Beginning, RunRecord, Store, check_store
-
-BUFFER = 1000
-"""Events of an opened run that may wait to be read."""
 
 
 @final
@@ -450,21 +450,43 @@ class Application(Given, Generic[S]):
         self._require_store(run_id, runtime, "recover")
         secrets = fields_of(state, "state", "recover")
         given, path = self._check_inputs(run_id, inputs, runtime, "recover")
-        is_ours = False
-
-        async def first(_execution: Execution, known: RunRecord | None) -> Start:
-            """Leave it to the store; called when the run is claimed."""
-            nonlocal is_ours
-            if known is None or known.status is not None:
-                msg = f"run {run_id} was recovered by somebody else, and has ended since"
-                raise RunClaimed(msg)
-            is_ours = True
-            return self._same(known, only_secrets(secrets, known.beginning, "recover"))
-
+        left = Left(run_id, secrets, self._same)
         try:
-            return await self._run(first, given, path, runtime)
+            return await self._run(left.first, given, path, runtime)
         except RunClaimed:
-            if is_ours:  # a store of its children's refuses them
+            if left.is_ours:  # a store of its children's refuses them
+                raise
+            return None
+
+    async def take_over(
+        self,
+        run_id: str,
+        state: Mapping[str, object] | None = None,
+        *,
+        inputs: Mapping[str, object] | None = None,
+        runtime: Runtime,
+    ) -> RunHandle[S] | None:
+        """Do as ``recover``, but return a handle once the run goes on; see ``Runtime.start``.
+
+        Args:
+            run_id: The run.
+            state: As for ``recover``.
+            inputs: As for ``run``.
+            runtime: Where to run, an open one.
+
+        Raises:
+            Exception: As ``Runtime.start``, but ``RunClaimed`` for the run itself.
+        """
+        runtime.check_open()
+        self._require_store(run_id, runtime, "take_over")
+        secrets = fields_of(state, "state", "take_over")
+        given, path = self._check_inputs(run_id, inputs, runtime, "take_over")
+        left = Left(run_id, secrets, self._same)
+        try:
+            root = self._plan(runtime, left.first, given, path, deadline=math.inf)
+            return await self._begin(root, runtime)
+        except RunClaimed:
+            if left.is_ours:
                 raise
             return None
 
@@ -493,7 +515,7 @@ class Application(Given, Generic[S]):
                     answers=answers,
                     halts=halts,
                 )
-                hosted = opened.start(root)
+                hosted = opened.begin(root)
                 interruption = await hosted.wait()
                 interruption = hosted.fatal or interruption
         except BaseException:
@@ -513,6 +535,46 @@ class Application(Given, Generic[S]):
             msg = f"run {path.id} has no result, it was cancelled: {reason}"
             raise RunCancelled(msg)
         return result_of(run)
+
+    async def start(
+        self,
+        state: S | Mapping[str, Any] | None = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
+        runtime: Runtime,
+    ) -> RunHandle[S]:
+        """Have the application run in ``runtime``, and return once it does; see ``Runtime.start``.
+
+        Args:
+            state: As for ``run``.
+            id: As for ``run``.
+            inputs: As for ``run``.
+            answers: As for ``run``.
+            halt_before: As for ``run``...
+            halt_after: ...and so is this.
+            runtime: Where to run, an open one.
+
+        Raises:
+            Exception: As ``Runtime.start``.
+        """
+        runtime.check_open()
+        first, given, path = self._check(state, id, inputs, runtime, "start")
+        asked_for = self._check_halting(
+            "start", id, runtime, answers=answers, halt_before=halt_before, halt_after=halt_after
+        )
+        root = self._plan(runtime, first, given, path, deadline=math.inf, **asked_for)
+        return await self._begin(root, runtime)
+
+    async def _begin(self, root: Root, runtime: Runtime) -> RunHandle[S]:
+        """Have a root run live in a task of its own, which nobody awaits."""
+        await checkpoint_if_cancelled()  # in a cancelled scope no action starts
+        runtime.begin(root, is_detached=True)
+        await wait_begun(root)
+        return RunHandle(root)
 
     def open(
         self,
@@ -570,12 +632,10 @@ class Application(Given, Generic[S]):
         asked_for = self._check_halting(
             "open", id, runtime, answers=answers, halt_before=halt_before, halt_after=halt_after
         )
-        if type(buffer) is not int or buffer < 1:
-            msg = f"open(buffer=...) takes a whole number of at least 1, not {buffer!r}"
-            raise DefinitionError(msg)
+        check_buffer(buffer, "open")
 
-        def plan(opened: Runtime, stream: Hook, gate: Gate | None) -> Root:
-            return self._plan(opened, first, given, path, stream=stream, gate=gate, **asked_for)
+        def plan(opened: Runtime, gate: Gate | None) -> Root:
+            return self._plan(opened, first, given, path, gate=gate, **asked_for)
 
         return OpenRun(path, self._runtime(runtime), plan, buffer=buffer, stepwise=stepwise)
 
@@ -634,21 +694,21 @@ class Application(Given, Generic[S]):
         inputs: Mapping[str, object],
         path: RunPath,
         *,
-        stream: Hook | None = None,
         gate: Gate | None = None,
         retries_failed: bool = False,
         answers: Answers | None = None,
         halts: Halts | None = None,
+        deadline: float | None = None,
     ) -> Root:
         """Plan an execution of the run ``path`` in ``runtime``."""
         execution = Execution(
             runtime.services,
-            Hooks(self.hooks, always=() if stream is None else (stream,)),
+            Hooks(self.hooks),
             runtime.store if self.store is None else self.store,
             max_steps=self.max_steps,
             max_depth=self.max_depth,
             max_live=self.max_live,
-            deadline=anyio.current_effective_deadline(),
+            deadline=anyio.current_effective_deadline() if deadline is None else deadline,
         )
         setting = Setting(
             graph=self.graph,

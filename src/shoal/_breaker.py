@@ -36,7 +36,7 @@ class Breaker:
 
     Args:
         by: A plain function of the state that a child would start from: its key, any hashable; by
-            default all children have one.
+            default the name of the act that it executes. So in a race each contestant has its own.
         failures: In a row, that open the circuit; at least 1.
         cool_down: Seconds that it stays open; above 0.
         on: The exceptions that count as failures: a class, several, or a plain function. Others
@@ -138,10 +138,10 @@ class Circuits:
             circuit.open_until = self._clock() + self.breaker.cool_down
         circuit.is_probing = False
 
-    def key(self, data: Mapping[str, object]) -> Hashable:
-        """Find the key of a child that would start from the fields ``data``."""
+    def key(self, act: str, data: Mapping[str, object]) -> Hashable:
+        """Find the key of a child that would execute ``act`` from the fields ``data``."""
         by = self.breaker.by
-        return None if by is None else _key(by, make_state(data))
+        return act if by is None else _key(by, make_state(data))
 
     def statistics(self) -> BreakerStatistics:
         """Say how they are."""

@@ -25,6 +25,7 @@ with a note that says where it happened. These are the others::
     ├── Rejected             ...a result that was not accepted
     ├── TooFewChildren       ...or too few children to begin with
     ├── RunCancelled         a run has no result, for it was cancelled
+    ├── Draining             a runtime that is being drained takes no more runs
     ├── SpuriousCancel       user code raised a cancellation though nobody had cancelled it
     ├── HookFailed           a guarding hook raised; the update it was told of stays
     ├── NotData              a value that is no data can't be kept, or told from another one
@@ -188,6 +189,10 @@ class RunCancelled(ShoalError):
 
     The message says for which reason.
     """
+
+
+class Draining(ShoalError):
+    """A runtime that is being drained takes no more runs: another process does."""
 
 
 class SpuriousCancel(ShoalError):

@@ -92,6 +92,7 @@ class Execution:
         "groups",
         "holder",
         "hooks",
+        "is_interrupted",
         "is_resumed",
         "live",
         "max_depth",
@@ -134,6 +135,8 @@ class Execution:
         """Its own id, by which it holds the claim on the root run."""
         self.is_resumed: bool = False
         """Whether an earlier execution may have left children behind."""
+        self.is_interrupted: bool = False
+        """Whether its process stops, so that another one is to go on with it."""
         self.suspects: Suspects | None = None
         """Where the process of the execution before has died, who may have done that."""
         self.secrets: Secrets = Secrets()
@@ -198,7 +201,7 @@ class Execution:
             self.saves_wait = pending is not None
             if pending is None:
                 return
-            with CancelScope(shield=True), move_on_after(self.services.commit_deadline):
+            with move_on_after(self.services.commit_deadline, shield=True):
                 await self._acknowledged(pending, batch)
                 return
         except (CommitInDoubt, LeaseLost, StoreFailed) as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Literal, final
 
 from anyio import CancelScope, Event, create_task_group
@@ -36,6 +37,7 @@ BATCH = 1000
 """Ended children that the parent takes at once."""
 TURNS = 4
 """Turns of the event loop for which ends are waited for that go into the same save, at most."""
+_position: Callable[[Run], int] = attrgetter("position")
 
 
 @final
@@ -370,7 +372,7 @@ class Group(Crew):
         """Have ``child`` skipped if its circuit is open, unless it has done its work before."""
         if child.record is not None and child.record.status == "succeeded":
             return
-        key = circuits.key(child.data)
+        key = circuits.key(child.setting.act, child.data)
         if circuits.admit(key):
             self._circuit_keys[child] = key
         else:
@@ -432,7 +434,3 @@ class Group(Crew):
         if self._room is not None:
             self._room.set()
             self._room = None
-
-
-def _position(child: Run) -> int:
-    return child.position

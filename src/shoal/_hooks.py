@@ -7,6 +7,7 @@ Invariants:
 - Nothing is built or called for an event that no hook listens to.
 - A guarding hook that raises fails the run. An observer that raises is reported once and then left
   alone; the run doesn't notice.
+- Whoever joins later is told what happens from then on, of the run and of all its descendants.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar, final
+from weakref import WeakSet
 
 from anyio import CancelScope, move_on_after
 
@@ -140,10 +142,13 @@ class Hooks:
     """
 
     __slots__ = (
+        "__weakref__",
+        "_always",
         "_detached",
+        "_given",
+        "_others",
         "around_span",
         "around_step",
-        "_always",
         "attempt_ended",
         "child_ended",
         "child_halted",
@@ -180,12 +185,17 @@ class Hooks:
             _check_hook(given)
             msg = f"hooks= takes a list: hooks=[{type(given).__name__}(...)]"
             raise DefinitionError(msg)
-        self._always = always
-        self.hooks: tuple[Hook, ...] = (*hooks, *always)
-        for hook in self.hooks:
-            _check_hook(hook)
+        self._given: tuple[Hook, ...] = tuple(hooks)
         self._detached: set[int] = set()  # by identity: a hook may be equal to another one
+        self._others: WeakSet[Hooks] | None = None  # what fan-outs have instead; shared by all
         self.failures: list[HookFailed] = []
+        for hook in self._given:
+            _check_hook(hook)
+        self._sort(always)
+
+    def _sort(self, always: Sequence[Hook]) -> None:
+        self._always = always
+        self.hooks: tuple[Hook, ...] = (*self._given, *always)
         self.run_started: Listeners = self._listeners("on_run_started")
         self.step_started: Listeners = self._listeners("on_step_started")
         self.waiting: Listeners = self._listeners("on_waiting")
@@ -218,7 +228,24 @@ class Hooks:
         """Return what tells ``hooks`` instead, in the same execution."""
         other = Hooks(hooks, always=self._always)
         other._detached, other.failures = self._detached, self.failures
+        if self._others is None:
+            self._others = WeakSet()
+        other._others = self._others
+        self._others.add(other)
         return other
+
+    def join(self, hook: Hook) -> None:
+        """Tell ``hook`` as well from now on, after all others, whatever hooks a fan-out has.
+
+        To be called on the hooks of the root run.
+        """
+        for hooks in (self, *(self._others or ())):
+            hooks._sort((*hooks._always, hook))
+
+    def leave(self, hook: Hook) -> None:
+        """Tell ``hook`` nothing more."""
+        for hooks in (self, *(self._others or ())):
+            hooks._sort([one for one in hooks._always if one is not hook])
 
     def _listeners(self, method: str) -> tuple[Any, ...]:
         original = getattr(Hook, method)

@@ -72,8 +72,10 @@ class Hosted:
             self.ended.set()
             if self._watched is not None:
                 self._watchdog.forget(self._watched)
-            if self._on_ended is not None:
-                self._on_ended()
+            on_ended, self._on_ended = self._on_ended, None
+            self._work, self._on_cancel = _no_work, _no_reason  # no cycle with who holds this
+            if on_ended is not None:
+                on_ended()
 
     def cancel(self, reason: str) -> None:
         """Cancel the work, unless it has ended or is cancelled: the first reason counts."""
@@ -81,6 +83,11 @@ class Hosted:
             self._on_cancel(reason)
             self._scope.cancel()
             self._watched = self._watchdog.watch(self.parts)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody has cancelled it."""
+        return self._scope.cancel_called
 
     def parts(self) -> tuple[Part, ...]:
         """Return what it is made of."""
@@ -105,3 +112,11 @@ class Hosted:
                     interruption = error
                     self.cancel("the caller was cancelled")
         return interruption
+
+
+async def _no_work() -> None:
+    """Stand in for work that has been done."""
+
+
+def _no_reason(_reason: str) -> None:
+    """Stand in for whoever would hear why that is cancelled."""

@@ -8,6 +8,7 @@ Invariants:
 - What was claimed is released on every way out.
 - What a run starts from is saved before anything happens in it, but for what is secret; so is what
   it was answered.
+- Whoever follows it is told when it has ended, once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ._execution import Execution
 from ._graph import Graph
 from ._halting import Answers, resolved
 from ._history import Playback, Rewound, play
+from ._host import Hosted
 from ._ids import RunPath
 from ._ledgers import recall_ledgers
 from ._parallel import Parallel
@@ -33,6 +35,7 @@ from ._run import Run
 from ._start import First, Start, refuse_conflict, refuse_missing
 from ._state import Change, Drop, Set
 from ._store import ChildRecord, NullStore
+from ._stream import Stream
 from ._suspects import Suspects
 
 
@@ -73,9 +76,55 @@ class Root:
         self.reason: str = ""
         """Why it was cancelled before it began."""
         self.run: Run | None = None
+        self.hosted: Hosted | None = None
+        """The task that it lives in, once it does."""
+        self._followers: list[Callable[[], None]] = []
         if isinstance(first, Start) and isinstance(execution.store, NullStore):
             self.run = make_run(first.fields)
             self.begun.set()
+
+    def follow(self, on_ended: Callable[[], None], stream: Stream | None = None) -> None:
+        """Have ``on_ended`` called when it has ended, and ``stream`` told until then."""
+        if stream is not None:
+            self._execution.hooks.join(stream)
+        if self.has_ended:
+            on_ended()
+        else:
+            self._followers.append(on_ended)
+
+    def unfollow(self, on_ended: Callable[[], None], stream: Stream) -> None:
+        """Tell them nothing more."""
+        self._execution.hooks.leave(stream)
+        if on_ended in self._followers:
+            self._followers.remove(on_ended)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all of it is over, cleanup included."""
+        return self.hosted is not None and self.hosted.ended.is_set()
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was cancelled since its process stops."""
+        return self._execution.is_interrupted
+
+    def tell_ended(self) -> None:
+        """Hear that it has ended."""
+        followers, self._followers = self._followers, []
+        for on_ended in followers:
+            on_ended()
+
+    def cancel(self, reason: str) -> None:
+        """Cancel it, unless it has ended or is cancelled: the first reason counts."""
+        assert self.hosted is not None, "it is alive"
+        self.hosted.cancel(reason)
+
+    def interrupt(self, reason: str) -> None:
+        """Cancel it since its process stops: its store has no end of it, so it can be recovered."""
+        assert self.hosted is not None, "it is alive"
+        if not self.hosted.is_cancelled:
+            self._execution.is_interrupted = True
+            self.hosted.cancel(reason)
 
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""
@@ -106,6 +155,8 @@ class Root:
     def forget(self) -> None:
         """Let go of the error that it ended with, whose traceback leads back to here."""
         self.error = None
+        if self.hosted is not None:
+            self.hosted.fatal = None
         if self.run is not None:
             self.run.forget()
 

@@ -532,7 +532,7 @@ class Run(Recaller, Resumer, Holder):
             await absorb_native_cancel()
 
     async def _complete_step(
-        self, change: Change, *, ended: Literal["halted"] | None = None
+        self, change: Change, *, ended: Literal["succeeded", "halted"] | None = None
     ) -> None:
         await self.settle()
         step = self._step
@@ -587,8 +587,14 @@ class Run(Recaller, Resumer, Holder):
             BaseException: A cancellation of the scope around it, or a KeyboardInterrupt or
                 SystemExit from inside; the end is saved and published before it travels on.
         """
+        is_saved = False
+
+        async def walk() -> None:
+            nonlocal is_saved
+            is_saved = await self._walk()
+
         try:
-            await drive(copy_context(), self._walk(), _nothing)
+            await drive(copy_context(), walk(), _nothing)
         except BaseException as error:
             if has_halted(self, error):
                 self.halt()
@@ -601,22 +607,31 @@ class Run(Recaller, Resumer, Holder):
                 raise
             self.fail(failure)
             del failure  # no cycle from the exception through its traceback to this frame
-        await self._finish()
+        await self._finish(is_saved=is_saved)
 
-    async def _walk(self) -> None:
+    async def _walk(self) -> bool:
+        """Return whether it is saved already that it succeeded.
+
+        It is saved with the last step, unless somebody hears of that step first, and may object, or
+        be cancelled meanwhile.
+        """
         await self.advance()
         change, self._last = self._last, None
         assert change is not None, "advance leaves the last change, even if it is none"
         if self._step is not None:  # else an earlier execution has completed all of them
-            await self._complete_step(change)
+            is_saved = not self.setting.hooks.listening
+            await self._complete_step(change, ended="succeeded" if is_saved else None)
+        else:
+            is_saved = False
         self.succeed()
+        return is_saved
 
-    async def _finish(self) -> None:
+    async def _finish(self, *, is_saved: bool = False) -> None:
         """Save and publish how the run ended; a failure to do so is the run's, if it has no other.
 
         Nothing in here can be cancelled, so no end is ever lost.
         """
-        for end in (self._save_end, self.tell_ended):
+        for end in (self.tell_ended,) if is_saved else (self._save_end, self.tell_ended):
             try:
                 await end()
             except Exception as error:
@@ -626,7 +641,10 @@ class Run(Recaller, Resumer, Holder):
                     self.fail(error)
 
     async def _save_end(self) -> None:
-        if self.status == "succeeded" or not self.setting.execution.unsaved:
+        execution = self.setting.execution
+        if execution.is_interrupted and self.status not in ("succeeded", "halted"):
+            return  # for whoever resumes it this is no end
+        if self.status == "succeeded" or not execution.unsaved:
             await self.commit((), self.data, ended=self.status)
 
 

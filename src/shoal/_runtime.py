@@ -9,14 +9,21 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar, cast, final
+from typing import Any, Literal, Protocol, Self, TypeVar, final
 
-from anyio import CancelScope, create_task_group, get_cancelled_exc_class, sleep_until
+from anyio import (
+    CancelScope,
+    Event,
+    create_task_group,
+    get_cancelled_exc_class,
+    move_on_after,
+    sleep_until,
+)
 from anyio.abc import TaskGroup
 
 from ._action import Act
@@ -25,29 +32,21 @@ from ._attempts import Retries
 from ._backend import current_backend, protect_from_ctrl_c
 from ._breaker import Circuits
 from ._context import Context
-from ._errors import (
-    BadResult,
-    BadUse,
-    DefinitionError,
-    NoApplication,
-    StoreFailed,
-    brief,
-    did_you_mean,
-    kind_of,
-)
+from ._errors import BadUse, DefinitionError, Draining
 from ._halting import Answers
+from ._handle import RunHandle
 from ._host import Hosted
 from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
 from ._ports import Services
 from ._rate import Limits
+from ._recovery import Recoverable, Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from ._results import SIZE, Results
 from ._retry import is_positive
 from ._root import Root
-from ._start import refuse_missing
-from ._state import held
-from ._store import FindsOrphans, NullStore, Orphan, Store, check_store
+from ._state import S
+from ._store import NullStore, Store, check_store
 from ._suspects import MAX_CRASHES
 from ._threads import Threads
 from ._watch import GRACE, Watchdog
@@ -58,9 +57,6 @@ THREADS = 40
 """Worker threads that plain functions of one runtime may use at once."""
 COMMIT_DEADLINE = 30.0
 """Seconds that a store has to acknowledge a save."""
-
-AT_ONCE = 100
-"""Runs that are recovered at once."""
 
 
 class Runnable(Protocol[R_co]):
@@ -81,52 +77,22 @@ class Runnable(Protocol[R_co]):
         ...
 
 
-class Recoverable(Protocol):
-    """What a runtime recovers runs of: an application."""
+class Startable(Protocol[S]):
+    """What a runtime starts: an application."""
 
-    @property
-    def name(self) -> str:
-        """What it is called."""
+    async def start(
+        self,
+        state: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
+        runtime: Runtime,
+    ) -> RunHandle[S]:
+        """Have it run in ``runtime``."""
         ...
-
-    @property
-    def version(self) -> str:
-        """Which version of its definition it is."""
-        ...
-
-    @property
-    def store(self) -> Store | None:
-        """Where its runs are kept; None: where the runtime keeps them."""
-        ...
-
-    async def recover(
-        self, run_id: str, state: Mapping[str, object] | None = None, *, runtime: Runtime
-    ) -> Any:
-        """Resume a run that has no end, if nobody executes it; return None if somebody does.
-
-        ``state`` is what is secret in it.
-        """
-        ...
-
-
-GivenSecrets = Mapping[str, object] | Awaitable[Mapping[str, object]]
-"""What is secret in a run, or what looks it up."""
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovered:
-    """What became of a run that a dead process had left: its result, or why it has none."""
-
-    run_id: str
-    application: str
-    """The name of its application."""
-    version: str
-    """The version of that, as the run was started with."""
-    result: Any = None
-    """What it came to: a ``RunResult``; None if it has come to nothing."""
-    error: Exception | None = None
-    """What it failed with, or why it was not resumed; None if it has succeeded."""
 
 
 @final
@@ -205,16 +171,18 @@ class Runtime:
             msg = f"Runtime(max_crashes=...) takes a whole number, at least 1, not {max_crashes!r}"
             raise DefinitionError(msg)
         self._max_crashes = max_crashes
-        self.apps: Mapping[tuple[str, str], Recoverable] = _by_name(apps)
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
         self.store: Store = store if store is not None else NullStore()
+        self._recoverables = Recoverables(apps, self.store)
         self._threads = threads
         self._commit_deadline = commit_deadline
         self._grace = grace
         self._seed = seed
         self._tasks: TaskGroup | None = None
-        self._roots: set[Hosted] = set()  # the root runs that go on
+        self._roots: set[Root] = set()  # the root runs that go on
+        self._by_id: dict[str, Root] = {}  # the same
+        self._fatal: BaseException | None = None  # what came out of a run that nobody awaits
         self._status: Literal["new", "open", "closing", "closed"] = "new"
 
     async def __aenter__(self) -> Self:
@@ -230,6 +198,9 @@ class Runtime:
         backend = current_backend()
         protect_from_ctrl_c(backend)
         self._context = copy_context()
+        self._draining = Event()
+        self._ends: list[Callable[[], None]] = []  # called when it begins to drain
+        self._fatal = None
         alarm = backend.alarm or self._alarm
         retries = Retries(backend.clock, self._seed)
         self._admission = Admission(
@@ -270,7 +241,7 @@ class Runtime:
         tasks = self._tasks
         assert tasks is not None
         self._status = "closing"
-        interruption = await self._drain(cancelling=error is not None)
+        interruption = await self._wait_ended(cancelling=error is not None)
         self._admission.close()
         self._watchdog.close()
         try:
@@ -282,13 +253,16 @@ class Runtime:
             self._status = "closed"
             self._tasks = None
             del self.services, self._watchdog  # whose ports lead back here
+        fatal, self._fatal = self._fatal, None
         try:
+            if fatal is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+                raise fatal from None
             if interruption is not None and error is None:
                 raise interruption
         finally:
-            del error, interruption  # no cycle from the exception to this frame
+            del error, fatal, interruption  # no cycle from the exception to this frame
 
-    async def _drain(self, *, cancelling: bool) -> BaseException | None:
+    async def _wait_ended(self, *, cancelling: bool) -> BaseException | None:
         """Wait for the runs to end, cancelling them where the wait is interrupted.
 
         Returns the first interruption.
@@ -297,10 +271,10 @@ class Runtime:
         while self._roots:
             if cancelling:
                 for root in self._roots:
-                    root.cancel("the runtime was closed")
+                    root.interrupt("the runtime was closed")
             try:
                 with CancelScope(shield=cancelling):
-                    await next(iter(self._roots)).ended.wait()
+                    await self._one_ended()
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
                 interruption = interruption or error
                 cancelling = True
@@ -348,6 +322,27 @@ class Runtime:
             )
             raise BadUse(msg)
         return self._admission.limiter(getattr(found, "definition", found), limits)
+
+    def limiters(self) -> Mapping[str, Limiter]:
+        """Return what counts limits here so far, by the names of what they stand on.
+
+        The runtime's own is called ``""``. Of several things of one name, each counts by itself;
+        the later ones have a number behind theirs.
+        """
+        self.check_open()
+        if self.limits is not None:
+            self._admission.limiter(self, self.limits)
+        found: dict[str, Limiter] = {}
+        for owner, named in self._admission.limiters.by_owner.items():
+            name = "" if owner is self else str(getattr(owner, "name", type(owner).__name__))
+            for among, limiter in named.items():
+                base = f"{name}/{among}" if among else name
+                label, count = base, 1
+                while label in found:
+                    count += 1
+                    label = f"{base} {count}"
+                found[label] = limiter
+        return found
 
     def circuits(self, owner: Act, name: str = "") -> Circuits:
         """Return the circuits of a fan-out that has a breaker: to look at.
@@ -397,9 +392,142 @@ class Runtime:
             runtime=self,
         )
 
-    async def recover(
-        self, *, secrets: Mapping[str, object] | Callable[[Orphan], GivenSecrets] | None = None
-    ) -> Sequence[Recovered]:
+    async def start(
+        self,
+        app: Startable[S],
+        state: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
+    ) -> RunHandle[S]:
+        """Have an application run here, and return once it does: work that outlives its caller.
+
+        With a store, its beginning is saved by then, or what the store has of it was read: so what
+        was started is not lost. The run goes on whatever becomes of the caller; it ends with the
+        runtime at the latest. One that fails does nothing to the runtime or to other runs: its
+        failure is in the handle. A KeyboardInterrupt or SystemExit from inside is raised by the
+        runtime's block, which it cancels.
+
+        Args:
+            app: The application.
+            state: As for ``Application.run``; so are the others.
+            id: Names the run, which goes on if the store has it; by default a random one.
+            inputs: What the actions take besides fields.
+            answers: To questions that the run has asked before.
+            halt_before: Acts of the graph before which the run is to halt...
+            halt_after: ...and after which it is.
+
+        Raises:
+            Draining: The runtime takes no more runs.
+            RunConflict: The store has a run of that id which was started with something else.
+            RunClaimed: Another execution of the run goes on.
+            Exception: What else ``Application.run`` raises before an action starts. Cancelled
+                until then, the run is cancelled too, and awaited.
+        """
+        return await app.start(
+            state,
+            id=id,
+            inputs=inputs,
+            answers=answers,
+            halt_before=halt_before,
+            halt_after=halt_after,
+            runtime=self,
+        )
+
+    def stores(self) -> Sequence[Store]:
+        """Return where runs are kept, its own and those of its applications; each store once."""
+        return self._recoverables.stores()
+
+    def find(self, run_id: str) -> RunHandle[Any] | None:
+        """Return a root run that goes on here, however it was started; None if there is none."""
+        root = self._by_id.get(run_id)
+        return None if root is None or root.run is None else RunHandle(root)
+
+    def runs(self) -> Sequence[RunHandle[Any]]:
+        """Return the root runs that go on here, those that have begun first first."""
+        return [RunHandle(root) for root in self._by_id.values() if root.run is not None]
+
+    # -- its end --------------------------------------------------------------------------------
+
+    @property
+    def healthy(self) -> bool:
+        """Whether runs can live here: it is open, drained or not, and nothing of its own failed."""
+        tasks = self._tasks
+        return self._status == "open" and tasks is not None and not tasks.cancel_scope.cancel_called
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no more runs, for it is about to be closed."""
+        return self._status != "new" and self._draining.is_set()
+
+    async def wait_draining(self) -> None:
+        """Wait until it takes no more runs: what never ends by itself is to end then."""
+        self.check_open()
+        await self._draining.wait()
+
+    @contextmanager
+    def on_draining(self, call: Callable[[], None]) -> Generator[None]:
+        """Within, have ``call`` called when it takes no more runs, at once if that is so already.
+
+        What never ends by itself, such as a stream of events, is to end then. Works across the
+        yields of an async generator, where a task may not wait.
+        """
+        self._ends.append(call)
+        if self._draining.is_set():
+            call()
+        try:
+            yield
+        finally:
+            self._ends.remove(call)
+
+    async def drain(self, within: float = math.inf) -> None:
+        """Take no more runs, and wait for those that go on; after a while, cancel and await them.
+
+        Runs that are cancelled so have no end in their store: they are left as by a process that
+        has died, so that another one resumes them by ``recover``.
+
+        Called again, it waits as well, and the earliest time counts. Cancelled, it has cancelled
+        nothing; the runtime takes no more runs all the same.
+
+        Args:
+            within: Seconds that runs have to end by themselves; 0: they are cancelled at once.
+
+        Raises:
+            BadUse: The runtime is not open.
+        """
+        if within != 0 and not is_positive(within) and within != math.inf:
+            msg = f"drain(within=...) takes a number of seconds, at least 0, not {within!r}"
+            raise BadUse(msg)
+        if self._status != "closing":
+            self.check_open()
+        if not self._draining.is_set():
+            self._draining.set()
+            for call in tuple(self._ends):
+                call()
+        with move_on_after(within):
+            while self._roots:
+                await self._one_ended()
+        while self._roots:
+            for root in self._roots:
+                root.interrupt("the runtime is being drained")
+            await self._one_ended()
+
+    async def _one_ended(self) -> None:
+        hosted = next(iter(self._roots)).hosted
+        assert hosted is not None, "it is alive"
+        await hosted.ended.wait()
+
+    # -- what dead processes have left ----------------------------------------------------------
+
+    @property
+    def can_recover(self) -> bool:
+        """Whether it has applications whose stores can say what nobody executes."""
+        return self._recoverables.have_orphans
+
+    async def recover(self, *, secrets: Secrets | None = None) -> Sequence[Recovered]:
         """Resume what dead processes have left, and return what became of it.
 
         That are the root runs in the runtime's store, and in those of its ``apps``, which have
@@ -439,14 +567,12 @@ class Runtime:
             >>> anyio.run(main)
         """
         self.check_open()
-        given: object = secrets
-        if not (given is None or isinstance(given, Mapping) or callable(given)):
-            msg = f"recover(secrets=...) takes a mapping or a function, not {kind_of(given)}"
-            raise BadUse(msg)
-        found = await self._orphans()
+        check_secrets(secrets, "recover")
+        self._recoverables.check()
+        found = await self._recoverables.orphans()
         recovered: list[Recovered] = []
         if found:
-            recovery = Recovery(self, found, recovered.append, secrets)
+            recovery = Recovery(self._recoverables, found, self, recovered.append, secrets)
             hosted = self._host(recovery.live, recovery.hear)
             interruption = await hosted.wait()
             try:
@@ -457,55 +583,71 @@ class Runtime:
                 del interruption  # no cycle from the exception to this frame
         return recovered
 
-    async def _orphans(self) -> list[tuple[Orphan, Recoverable | None]]:
-        """Ask each store once; say which application each orphan is to be resumed under."""
-        if not self.apps:
-            msg = "this runtime can recover nothing, it has no applications: Runtime(apps=[...])"
-            raise BadUse(msg)
-        stores: dict[int, tuple[Store, dict[tuple[str, str], Recoverable]]] = {}
-        for name, app in self.apps.items():
-            store = self.store if app.store is None else app.store
-            if not isinstance(store, FindsOrphans):
-                is_kept = not isinstance(store, NullStore)
-                why = f"{brief(store)} has no orphans()" if is_kept else "nothing keeps them"
-                msg = (
-                    f"the runs of application {app.name!r} can't be recovered, for {why}; give it, "
-                    f"or the runtime, a store that can say what nobody executes, as SQLiteStore can"
-                )
-                raise BadUse(msg)
-            stores.setdefault(id(store), (store, {}))[1][name] = app
-        found: list[tuple[Orphan, Recoverable | None]] = []
-        for store, apps in stores.values():
-            assert isinstance(store, FindsOrphans), "others were refused"
-            try:
-                orphans = await store.orphans()
-            except StoreFailed:
-                raise
-            except Exception as error:
-                msg = f"{brief(store)} could not be asked for orphans: {brief(error)}"
-                raise StoreFailed(msg) from error
-            found += [(one, apps.get((one.application, one.version))) for one in orphans]
-        return found
+    async def keep_recovering(self, every: float = 10.0, *, secrets: Secrets | None = None) -> None:
+        """Resume what dead processes leave, again and again, until the runtime is drained.
 
-    def start(self, run: Root, on_ended: Callable[[], None] | None = None) -> Hosted:
-        """Begin to live a root run in a task of its own; who calls this awaits ``Hosted.wait``.
+        As ``recover``, but what it finds belongs to the runtime, as if it had been started here;
+        and what becomes of it is seen in its store. What can't be resumed is logged, once. A
+        service has it awaited in a task beside its work. Cancelled, it looks for no more; what it
+        has resumed goes on.
 
         Args:
-            run: The run. How it ends is in itself, or in ``Hosted.fatal``.
-            on_ended: Called when it has ended, cleanup included.
+            every: Seconds from one look to the next.
+            secrets: As for ``recover``.
+
+        Raises:
+            BadUse: As ``recover``.
         """
         self.check_open()
-        assert self._tasks is not None
-        root = Hosted(run.live, run.give_reason, self._watchdog, on_ended)
-        self._roots.add(root)
-        self._tasks.start_soon(self._live, root)
-        return root
+        if not is_positive(every):
+            msg = f"keep_recovering(every=...) takes a number of seconds above 0, not {every!r}"
+            raise BadUse(msg)
+        check_secrets(secrets, "keep_recovering")
+        self._recoverables.check()
+        await Watch(self._recoverables, self, self._draining, secrets).keep(every)
 
-    async def _live(self, root: Hosted) -> None:
+    # -- the tasks in it ------------------------------------------------------------------------
+
+    def begin(self, root: Root, *, is_detached: bool = False) -> Hosted:
+        """Have a root run live in a task of its own.
+
+        Args:
+            root: The run. How it ends is in itself, or in ``Hosted.fatal``.
+            is_detached: Whether nobody awaits ``Hosted.wait``.
+
+        Raises:
+            Draining: The runtime takes no more runs.
+        """
+        self.check_open()
+        if self.draining:
+            msg = (
+                f"run {root.path.id} was not started: this runtime is being drained, for its "
+                f"process is about to stop; start it in another process, or later"
+            )
+            raise Draining(msg)
+        assert self._tasks is not None
+        hosted = Hosted(root.live, root.give_reason, self._watchdog, root.tell_ended)
+        root.hosted = hosted
+        self._roots.add(root)
+        self._by_id[root.path.id] = root
+        self._tasks.start_soon(self._live, root, is_detached)
+        return hosted
+
+    async def _live(self, root: Root, is_detached: bool) -> None:
+        hosted = root.hosted
+        assert hosted is not None
         try:
-            await root.live()
+            await hosted.live()
         finally:
             self._roots.discard(root)
+            if self._by_id.get(root.path.id) is root:
+                del self._by_id[root.path.id]
+        if is_detached and hosted.fatal is not None:
+            # Nobody awaits it, so the block does. Not raised here: a SystemExit in a task would
+            # break off the event loop itself, with everything else that lives there.
+            self._fatal = self._fatal or hosted.fatal
+            assert self._tasks is not None
+            self._tasks.cancel_scope.cancel()
 
     def _host(
         self, work: Callable[[], Coroutine[Any, Any, None]], on_cancel: Callable[[str], None]
@@ -543,110 +685,3 @@ class Runtime:
             how = "not open yet" if self._status == "new" else "closed"
             msg = f"the runtime is {how}: use it inside `async with Runtime(...) as runtime`"
             raise BadUse(msg)
-
-
-@final
-class Recovery:
-    """Orphans that are resumed, some at once."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        orphans: Sequence[tuple[Orphan, Recoverable | None]],
-        report: Callable[[Recovered], object],
-        secrets: Mapping[str, object] | Callable[[Orphan], GivenSecrets] | None,
-    ) -> None:
-        """Plan it; each orphan that nobody else resumes is told to ``report``."""
-        self._secrets = secrets
-        self._runtime = runtime
-        self._left = iter(orphans)
-        self._at_once = min(len(orphans), AT_ONCE)
-        self._report = report
-
-    def hear(self, reason: str) -> None:
-        """Hear why it is cancelled: each run's own wait says so to it."""
-
-    async def live(self) -> None:
-        """Resume them all."""
-        async with create_task_group() as tasks:
-            for _ in range(self._at_once):
-                tasks.start_soon(self._work)
-
-    async def _work(self) -> None:
-        for orphan, app in self._left:
-            recovered = await self._recover(orphan, app)
-            if recovered is not None:
-                self._report(recovered)
-
-    async def _recover(self, orphan: Orphan, app: Recoverable | None) -> Recovered | None:
-        run_id, name, version, _ = orphan
-        tell = partial(Recovered, run_id=run_id, application=name, version=version)
-        if app is None:
-            return tell(error=NoApplication(self._why_none(orphan)))
-        try:
-            state = await self._secrets_of(orphan) if orphan.secret else None
-            result = await app.recover(run_id, state, runtime=self._runtime)
-        except Exception as error:  # noqa: BLE001 # the caller reads it in what is returned
-            return tell(error=error)
-        return None if result is None else tell(result=result)
-
-    async def _secrets_of(self, orphan: Orphan) -> Mapping[str, object]:
-        """Find what is secret in a run, before anybody claims it.
-
-        Raises:
-            MissingSecret: Not all of it is given.
-            BadResult: The function that looks it up has returned no mapping.
-        """
-        given: object = self._secrets
-        if callable(given):
-            given = given(orphan)
-            if isinstance(given, Awaitable):
-                given = await cast("Awaitable[object]", given)
-        if given is None:
-            given = {}
-        if not isinstance(given, Mapping):
-            msg = (
-                f"recover(secrets=...) returned {kind_of(given)} for run {orphan.run_id}; it "
-                f"returns a mapping of secret fields to values"
-            )
-            raise BadResult(msg)
-        found = held(cast("Mapping[str, object]", given))
-        refuse_missing(orphan.run_id, orphan.secret, found)
-        return {name: found[name] for name in orphan.secret}
-
-    def _why_none(self, orphan: Orphan) -> str:
-        run_id, name, version, _ = orphan
-        known = self._runtime.apps
-        versions = [repr(other) for named, other in known if named == name]
-        if versions:
-            return (
-                f"run {run_id} was started with version {version!r} of application {name!r}, and "
-                f"the runtime has {', '.join(versions)} alone; resume it where that version runs, "
-                f"or start a new run from what it has: fork({run_id!r})"
-            )
-        names = sorted({named for named, _ in known})
-        return (
-            f"run {run_id} is of application {name!r}, which the runtime does not have (it has: "
-            f"{', '.join(names)}){did_you_mean(name, names)}; name it in Runtime(apps=[...])"
-        )
-
-
-def _by_name(apps: Iterable[Recoverable]) -> Mapping[tuple[str, str], Recoverable]:
-    """Check the applications of a runtime.
-
-    Raises:
-        DefinitionError: One is none, or two have one name and version.
-    """
-    found: dict[tuple[str, str], Recoverable] = {}
-    for app in apps:
-        if isinstance(app, type) or not callable(getattr(app, "recover", None)):
-            msg = f"Runtime(apps=...) takes a list of applications, not of {brief(app)}"
-            raise DefinitionError(msg)
-        if (app.name, app.version) in found:
-            msg = (
-                f"Runtime(apps=...) has two applications {app.name!r} of version {app.version!r}; "
-                f"whose runs are whose can't be told: give one another name, or version"
-            )
-            raise DefinitionError(msg)
-        found[app.name, app.version] = app
-    return found

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple, final
 
 from ._digest import digest
-from ._errors import BadUse, MissingSecret, NotData, RunConflict, StateError
+from ._errors import BadUse, MissingSecret, NotData, RunClaimed, RunConflict, StateError
 from ._execution import Execution
 from ._graph import Graph
 from ._secret import Secret, Secrets, boxed, reveal, secrets_in, without_secrets
@@ -152,3 +152,41 @@ def _is_same(
             f"be told: {error}; or leave out the state: run(id={run_id!r})"
         )
         raise NotData(msg) from error
+
+
+@final
+class Left:
+    """A run that an earlier execution has left without an end, as far as is known."""
+
+    __slots__ = ("_run_id", "_same", "_secrets", "is_ours")
+
+    def __init__(
+        self,
+        run_id: str,
+        secrets: Mapping[str, object],
+        same: Callable[[RunRecord, Mapping[str, Secret]], Start],
+    ) -> None:
+        """Know nothing of it yet.
+
+        Args:
+            run_id: The run.
+            secrets: What is secret in it.
+            same: Says what it is to start from if that is what the store has.
+        """
+        self._run_id = run_id
+        self._secrets = secrets
+        self._same = same
+        self.is_ours: bool = False
+        """Whether it was there, without an end, when it was claimed."""
+
+    async def first(self, _execution: Execution, known: RunRecord | None) -> Start:
+        """Leave to the store what it starts from; called when the run is claimed.
+
+        Raises:
+            RunClaimed: It has an end by now.
+        """
+        if known is None or known.status is not None:
+            msg = f"run {self._run_id} was recovered by somebody else, and has ended since"
+            raise RunClaimed(msg)
+        self.is_ours = True
+        return self._same(known, only_secrets(self._secrets, known.beginning, "recover"))

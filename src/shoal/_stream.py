@@ -53,17 +53,21 @@ class Stream(Hook):
     observer: ClassVar[bool] = True
     _deadline: ClassVar[float] = math.inf  # it waits for its reader as long as that takes
 
-    def __init__(self, path: RunPath, waiter: Callable[[], Waiter], buffer: int) -> None:
+    def __init__(
+        self, path: RunPath, waiter: Callable[[], Waiter], buffer: int, *, holds: bool = True
+    ) -> None:
         """Start with nothing.
 
         Args:
             path: Where the root run stands.
             waiter: Makes a waiter.
             buffer: Events kept before the run is held back, or the oldest are dropped.
+            holds: Whether the run is ever held back.
         """
         self._path = path
         self._waiter = waiter
         self._buffer = buffer
+        self._may_hold = holds
         self._events: deque[Event] = deque()
         self._missed = 0
         self._held: deque[Waiter] = deque()  # one for each event beyond the buffer
@@ -157,6 +161,8 @@ class Stream(Hook):
 
     def _holds(self) -> bool:
         """Tell whether somebody reads, for whom the run is held back."""
+        if not self._may_hold:
+            return False
         if self.waiting:
             return any(task not in self.waiting for task in self._loops)
         return bool(self._loops) or self._single

@@ -125,7 +125,7 @@ async def wrong(item: int, context: Context) -> int:
 @action(reads=["item"], writes=["answer"])
 async def right(item: int, context: Context) -> int:
     async with effect(context):
-        await anyio.sleep(0.002)
+        await anyio.sleep(0.02)  # by then `wrong` has ended, also where the machine is busy
         return item
 
 

@@ -6,91 +6,19 @@ files, by another parser.
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple, NoReturn
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 
+from benchmarks._nginx import PYTHON_DOCS, Served
+
 ROOT = Path(__file__).parents[2]
-DOCS = Path("/usr/share/doc/python3.13/html")
-
-CONFIG = """
-daemon off;
-worker_processes 1;
-pid {here}/pid;
-error_log {here}/error.log;
-events {{ worker_connections 256; }}
-http {{
-    log_format asked '$request_method $request_uri';
-    access_log {here}/access.log asked;
-    types {{ text/html html; text/css css; text/plain txt; application/javascript js; }}
-    default_type application/octet-stream;
-    client_body_temp_path {here}/body;
-    proxy_temp_path {here}/proxy;
-    fastcgi_temp_path {here}/fastcgi;
-    uwsgi_temp_path {here}/uwsgi;
-    scgi_temp_path {here}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        root {docs};
-    }}
-}}
-"""
-
-
-class Served(NamedTuple):
-    url: str
-    log: Path
-
-
-def absent(what: str) -> NoReturn:
-    """In CI a missing service is a failure: there it would be skipped for ever."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{what} is missing")
-    pytest.skip(f"needs {what}")
-
-
-@pytest.fixture
-def docs(tmp_path: Path) -> Iterator[Served]:
-    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if nginx is None:
-        absent("nginx")
-    if not DOCS.is_dir():
-        absent("python3.13-doc")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    config = tmp_path / "nginx.conf"
-    config.write_text(CONFIG.format(here=tmp_path, port=port, docs=DOCS))
-    log = tmp_path / "access.log"
-    # -e: else nginx complains about the machine's own log, which it may not open.
-    command = [nginx, "-p", str(tmp_path), "-c", str(config), "-e", str(tmp_path / "error.log")]
-    with subprocess.Popen(command) as process:
-        try:
-            wait_until_listening(port, process)
-            yield Served(f"http://127.0.0.1:{port}", log)
-        finally:
-            process.terminate()
-
-
-def wait_until_listening(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
-    pytest.fail("nginx did not start")
+DOCS = PYTHON_DOCS
 
 
 class Hrefs(HTMLParser):
@@ -124,8 +52,10 @@ def reachable(start: str) -> set[str]:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_every_reachable_page_once_and_none_outside(
-    docs: Served, tmp_path: Path, backend: str
+    nginx: dict[str, Served], tmp_path: Path, backend: str
 ) -> None:
+    docs = nginx["python"]
+    docs.forget()
     out = tmp_path / "pages.jsonl"
     # Whatever is asked of another host would go through this proxy, and so be in the log.
     through = dict.fromkeys(["http_proxy", "https_proxy", "all_proxy"], docs.url)
@@ -157,8 +87,8 @@ def test_every_reachable_page_once_and_none_outside(
     assert len(pages) > 500
     assert all(paths[path]["title"] for path in pages)
 
-    asked = Counter(docs.log.read_text().splitlines())
-    assert {unquote(line) for line in asked} == {f"GET {path}" for path in expected}
+    asked = Counter(one.path for one in docs.asked())
+    assert {unquote(path) for path in asked} == expected | {"/robots.txt"}
     assert set(asked.values()) == {1}
 
     missing = {path for path in expected if not (DOCS / path[1:]).exists()}

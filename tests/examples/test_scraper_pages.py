@@ -1,25 +1,29 @@
 """The scraper's values: which links count, which are the same, and what is read from HTML."""
 
-from typing import TYPE_CHECKING
+import gzip
+from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from examples.scraper.pages import (
+from examples.scraper import pages
+from examples.scraper.frontier import (
+    MAX_VARIANTS,
+    Frontier,
     Link,
     Scope,
-    is_html,
+    host_of,
     key_of,
-    links_to,
-    read_html,
+    key_of_link,
     resolve,
     start_link,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from examples.scraper.pages import Document, media_type, read_sitemap, sniffed
+from examples.scraper.settings import ScopeName, Settings
+from shoal import Done, RunPath, State
 
 BASE = URL("http://example.org/dir/page.html?q=1")
 
@@ -29,11 +33,12 @@ def hrefs(*targets: str) -> bytes:
 
 
 def found(body: bytes, content_type: str = "text/html") -> list[str]:
-    return strings(read_html(body, content_type, str(BASE))[1])
+    document = Document(body, content_type, str(BASE))
+    return [str(url) for one in document.hrefs() if (url := resolve(document.base, one))]
 
 
-def strings(urls: "Iterable[URL]") -> list[str]:
-    return [str(url) for url in urls]
+def frontier(**settings: Any) -> Frontier:
+    return Frontier(Settings(**settings), [start_link(str(BASE))])
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,7 @@ def strings(urls: "Iterable[URL]") -> list[str]:
     ],
 )
 def test_spellings_of_one_page_have_one_key(one: str, other: str) -> None:
-    assert start_link(one).key == start_link(other).key
+    assert key_of_link(start_link(one)) == key_of_link(start_link(other))
 
 
 @pytest.mark.parametrize(
@@ -66,11 +71,11 @@ def test_spellings_of_one_page_have_one_key(one: str, other: str) -> None:
     ],
 )
 def test_different_pages_have_different_keys(one: str, other: str) -> None:
-    assert start_link(one).key != start_link(other).key
+    assert key_of_link(start_link(one)) != key_of_link(start_link(other))
 
 
 def test_the_url_that_is_fetched_keeps_the_order_of_its_query() -> None:
-    assert start_link("http://example.org/?b=2&a=1#x").url == "http://example.org/?b=2&a=1"
+    assert start_link("http://example.org/?b=2&a=1#x")["url"] == "http://example.org/?b=2&a=1"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +88,7 @@ def test_a_crawl_begins_with_full_addresses_only(url: str) -> None:
 
 
 def test_a_scope_is_the_origins_of_its_urls() -> None:
-    scope = Scope.of(["http://example.org/deep/page", "https://other.example:8443/"])
+    scope = Scope(["http://example.org/deep/page", "https://other.example:8443/"])
     inside = ["http://EXAMPLE.org:80/x", "https://other.example:8443/y", "http://me@example.org/"]
     outside = [
         "https://example.org/",
@@ -135,11 +140,13 @@ def test_what_is_no_web_address_is_no_link(href: str) -> None:
     assert found(hrefs(href, "good")) == ["http://example.org/dir/good"]
 
 
+FRONTIER = frontier()
+
+
 @given(st.text())
 def test_no_href_breaks_the_crawl(href: str) -> None:
-    url = resolve(BASE, href)
-    if url is not None:
-        links_to([url], on=start_link(str(BASE)), scope=Scope.of([str(BASE)]))
+    url = FRONTIER.resolve(BASE, href)
+    assert url is None or key_of(url)
 
 
 def test_links_are_those_of_anchors_and_areas_once_each() -> None:
@@ -170,23 +177,6 @@ def test_a_base_tag_moves_relative_links_if_it_is_valid(base: str, url: str) -> 
     assert found(f'<base href="{base}"><a href=x>x</a>'.encode()) == [url]
 
 
-def test_links_know_their_depth_and_parent_and_stay_in_scope() -> None:
-    page = Link(url="http://example.org/p", key="http://example.org/p", depth=2, hops=3)
-    links = links_to(
-        [URL("http://example.org/?b=1&a=2"), URL("http://else.example/")],
-        on=page,
-        scope=Scope.of(["http://example.org/"]),
-    )
-    assert links == (
-        Link(
-            url="http://example.org/?b=1&a=2",
-            key="http://example.org/?a=2&b=1",
-            depth=3,
-            parent="http://example.org/p",
-        ),
-    )
-
-
 @pytest.mark.parametrize(
     ("body", "content_type", "title"),
     [
@@ -209,7 +199,7 @@ def test_links_know_their_depth_and_parent_and_stay_in_scope() -> None:
     ],
 )
 def test_titles(body: bytes, content_type: str, title: str | None) -> None:
-    assert read_html(body, content_type, str(BASE))[0] == title
+    assert Document(body, content_type, str(BASE)).title == title
 
 
 @given(
@@ -219,24 +209,175 @@ def test_titles(body: bytes, content_type: str, title: str | None) -> None:
     ),
 )
 def test_no_body_is_too_broken(body: bytes, content_type: str) -> None:
-    read_html(b"<title>" + body + b"</title><a href='" + body + b"'>", content_type, str(BASE))
+    document = Document(b"<title>" + body + b"</title><a href='" + body, content_type, str(BASE))
+    assert isinstance(document.title, str | None)
+    list(document.hrefs())
+    document.text()
 
 
-@pytest.mark.parametrize(
-    ("content_type", "html"),
-    [
-        ("text/html", True),
-        ("Text/HTML ; charset=utf-8", True),
-        ("application/xhtml+xml", True),
-        ("", True),
-        ("text/plain", False),
-        ("application/json", False),
-        ("text/htmlx", False),
-    ],
-)
-def test_only_html_is_parsed(content_type: str, html: bool) -> None:
-    assert is_html(content_type) is html
+def test_types_are_read_off_their_headers() -> None:
+    assert media_type("Text/HTML ; charset=utf-8") == "text/html"
+    assert (sniffed(b"\n <p>"), sniffed(b"GIF89a")) == ("text/html", "application/octet-stream")
 
 
 def test_keys_forget_fragments() -> None:
     assert key_of("http://example.org/a#b") == "http://example.org/a"
+
+
+# -- the frontier --------------------------------------------------------------------------------
+
+
+def page(*links: str) -> dict[str, object]:
+    return {"links": list(links)}
+
+
+def grown(frontier: Frontier, link: Link, value: dict[str, object]) -> list[Link]:
+    path = RunPath(run_id="x")
+    done = Done(path=path, position=0, element=link, value=value, state=State({}))
+    return list(frontier.grow(State({}), done))
+
+
+def test_links_know_their_depth_and_parent_and_come_once() -> None:
+    start = start_link(str(BASE))
+    ours = frontier()
+    first = "http://example.org/?b=1&a=2"
+    assert grown(ours, start, page(first, "http://example.org/?a=2&b=1", str(BASE))) == [
+        Link(url=first, depth=1, parent=str(BASE))
+    ]
+    assert grown(ours, start, page(first)) == []
+    assert ours.unknown([first, "http://example.org/new", "http://example.org/new#x"]) == [
+        "http://example.org/new"
+    ]
+    assert (ours.known, ours.by_host["example.org"]) == (2, 2)
+
+
+def test_what_was_found_before_is_recalled() -> None:
+    ours = frontier()
+    ours.recall([Link(url="http://example.org/a?x", depth=3, parent=None)])
+    assert grown(ours, start_link(str(BASE)), page("http://example.org/a?x")) == []
+    assert ours.known == 2
+
+
+@pytest.mark.parametrize(
+    ("scope", "inside"),
+    [
+        ("origin", ["http://example.org/x"]),
+        ("host", ["http://example.org/x", "https://example.org:8443/"]),
+        (
+            "domain",
+            ["http://example.org/x", "https://example.org:8443/", "http://www.example.org/"],
+        ),
+        (
+            "any",
+            [
+                "http://example.org/x",
+                "https://example.org:8443/",
+                "http://www.example.org/",
+                "http://example.org.uk/",
+                "http://127.0.0.1/",
+            ],
+        ),
+    ],
+)
+def test_a_scope_may_be_wider(scope: ScopeName, inside: list[str]) -> None:
+    urls = [
+        "http://example.org/x",
+        "https://example.org:8443/",
+        "http://www.example.org/",
+        "http://example.org.uk/",
+        "http://127.0.0.1/",
+        "ftp://example.org/",
+    ]
+    assert [url for url in urls if URL(url) in Scope([str(BASE)], scope)] == inside
+
+
+@pytest.mark.parametrize(
+    ("path", "taken"),
+    [
+        ("/a/b/a/b/a/b/c", True),
+        ("/next/next/next", True),
+        ("/next/next/next/next", False),
+        ("/" + "/".join(map(str, range(20))), True),
+        ("/" + "/".join(map(str, range(21))), False),
+        ("/" + "x" * 2000, True),
+        ("/" + "x" * 2083, False),
+    ],
+)
+def test_traps_are_told_by_their_shape(path: str, taken: bool) -> None:
+    assert (frontier().resolve(BASE, path) is not None) is taken
+
+
+def test_a_path_is_asked_for_with_so_many_queries_only() -> None:
+    ours = frontier()
+    urls = [f"http://example.org/calendar?day={n}" for n in range(MAX_VARIANTS + 50)]
+    links = grown(ours, start_link(str(BASE)), page(*urls, "http://example.org/other?day=1"))
+    assert len(links) == MAX_VARIANTS + 1
+
+
+def test_the_same_href_is_another_link_on_another_page() -> None:
+    ours = frontier()
+    bases = [
+        URL("http://example.org/a/b"),
+        URL("http://example.org/c/d?q"),
+        URL("http://example.org/a/e"),
+    ]
+    hrefs = ["x", "?p", "", "../x"]
+    assert [[ours.resolve(base, href) for href in hrefs] for base in bases] == [
+        [
+            "http://example.org/a/x",
+            "http://example.org/a/b?p",
+            "http://example.org/a/b",
+            "http://example.org/x",
+        ],
+        [
+            "http://example.org/c/x",
+            "http://example.org/c/d?p",
+            "http://example.org/c/d?q",
+            "http://example.org/x",
+        ],
+        [
+            "http://example.org/a/x",
+            "http://example.org/a/e?p",
+            "http://example.org/a/e",
+            "http://example.org/x",
+        ],
+    ]
+
+
+def test_limits_count_by_host_and_port() -> None:
+    assert host_of("http://Me@Example.org:8080/x") == "example.org:8080"
+
+
+# -- sitemaps ------------------------------------------------------------------------------------
+
+
+def test_sitemaps_are_xml_gzip_or_plain() -> None:
+    xml = b"<urlset><url><loc> http://a/x?1&amp;2 </loc></url><url><x>1</x></url></urlset>"
+    index = b'<sitemapindex xmlns="s"><sitemap><loc>http://a/s.xml</loc></sitemap></sitemapindex>'
+    assert read_sitemap(xml) == ([], ["http://a/x?1&2"])
+    assert read_sitemap(gzip.compress(xml)) == ([], ["http://a/x?1&2"])
+    assert read_sitemap(index) == (["http://a/s.xml"], [])
+    assert read_sitemap(b"http://a/x\r\nhttp://a/y\n") == ([], ["http://a/x", "http://a/y"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<urlset><url>",
+        b'<!DOCTYPE x [<!ENTITY a "aa">]><urlset>&a;</urlset>',
+        gzip.compress(b"<urlset/>")[:-9],
+        gzip.compress(b" " * 1001),
+    ],
+    ids=["cut", "entities", "cut-gzip", "bomb"],
+)
+def test_what_is_no_sitemap_is_said(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "MAX_SITEMAP", 1000)
+    with pytest.raises(ValueError, match="sitemap"):
+        read_sitemap(body)
+
+
+@given(st.binary())
+def test_no_sitemap_breaks_the_crawl(body: bytes) -> None:
+    for prefix in (b"", b"<urlset>", b"\x1f\x8b"):
+        with suppress(ValueError):  # which is what the crawl expects
+            read_sitemap(prefix + body)

@@ -80,6 +80,8 @@ from shoal import (
     Retry,
     RetryBudget,
     RunEnded,
+    RunEvents,
+    RunHandle,
     RunPath,
     RunResult,
     RunStarted,
@@ -465,6 +467,13 @@ async def typed_applications(runtime: Runtime) -> None:
         assert_type((await run.result()).state.data, PageModel)
         async for event in run:
             assert_type(event, Event)
+    handle = await runtime.start(by_model, {"url": "x"}, id="x")
+    assert_type(handle, RunHandle[PageModel])
+    assert_type((await handle.result()).state.data, PageModel)
+    assert_type(runtime.find("x"), RunHandle[Any] | None)
+    with handle.events() as events:
+        assert_type(events, RunEvents)
+        assert_type(await anext(events), Event)
     async with Application(fetch).open({"url": "x"}, stepwise=True) as untyped:
         assert_type(untyped.state.data, dict[str, Any])
         assert_type(await untyped.step(), str | None)

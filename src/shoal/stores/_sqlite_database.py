@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import chain, groupby
-from operator import attrgetter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, final
 
@@ -29,8 +29,8 @@ from ._writing import COLUMNS, Config, Database
 
 _OWN = ("position", "element", "digest", "applied", "value", "elapsed")
 _ALIKE = tuple(name for name in COLUMNS if name not in _OWN)
-_own: Callable[[Child], tuple[Any, ...]] = attrgetter(*_OWN)
-_alike: Callable[[Child], tuple[Any, ...]] = attrgetter(*_ALIKE)
+_own: Callable[[Child], tuple[Any, ...]] = itemgetter(*map(Child._fields.index, _OWN))
+_alike: Callable[[Child], tuple[Any, ...]] = itemgetter(*map(Child._fields.index, _ALIKE))
 _AT_ONCE = (32, 8, 1)  # rows that statements write; each is prepared once for a connection
 
 _ENTRY = "INSERT INTO history (run, number, kind, step, data) VALUES (?, ?, ?, ?, ?)"

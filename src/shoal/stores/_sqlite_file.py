@@ -133,7 +133,7 @@ def connect(
         StoreFailed: It can't be opened, is damaged, no store of ours, or of a newer version.
     """
     if not path.exists():
-        _make_aside(path)
+        _make_aside(path, synchronous)
     try:
         connection = sqlite3.connect(
             path, timeout=patience, isolation_level=None, check_same_thread=False
@@ -157,11 +157,11 @@ def connect(
     return connection
 
 
-def _make_aside(path: Path) -> None:
+def _make_aside(path: Path, synchronous: Synchronous) -> None:
     """Make the file under another name, and give it its own when it is whole.
 
-    That waits for the disk twice, where making it in its place does so six times. Where it can't be
-    done, or another process was faster, nothing has happened.
+    That waits for the disk once or twice, where making it in its place does so six times. Where it
+    can't be done, or another process was faster, nothing has happened.
     """
     aside = path.with_name(f"{path.name}.{os.urandom(8).hex()}.new")
     try:
@@ -169,7 +169,8 @@ def _make_aside(path: Path) -> None:
             file.write(_image(MIGRATIONS))
         _sync(aside)
         os.link(aside, path)
-        _sync(path.parent)
+        if synchronous != "full":  # else SQLite does so, with the log beside it: at the first save
+            _sync(path.parent)
     except (OSError, sqlite3.Error, AttributeError):
         return  # it is made in its place then, and what is wrong is told
     finally:

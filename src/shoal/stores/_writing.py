@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, repeat
 from math import inf
 from typing import Any, NamedTuple, final
@@ -59,6 +60,16 @@ _BELOW = (
     "WITH RECURSIVE below(id) AS (SELECT id FROM runs WHERE parent = ? UNION ALL "
     "SELECT runs.id FROM runs JOIN below ON runs.parent = below.id) "
 )
+
+
+@cache
+def _new_row(columns: tuple[str, ...]) -> str:
+    names = ("parent", "place", *columns)
+    holes = ", ".join("?" * len(names))
+    return (
+        f"INSERT INTO runs ({', '.join(names)}) VALUES ({holes}) "  # noqa: S608 # names of ours
+        "ON CONFLICT (parent, place, key) DO NOTHING RETURNING id"
+    )
 
 
 def delays() -> Iterator[float]:
@@ -117,6 +128,9 @@ class Database(ABC):
         self._claims: dict[str, Claim] = {}
         self._next_beat = inf
         self._known: dict[tuple[int, int, Key], int] = {}  # runs, by parent, place and key
+        # Of children that have begun by this thread's hand, and not ended: their ``crashes``. What
+        # else their rows say is known too: nothing of histories that would have to outlive it.
+        self._begun: dict[int, int] = {}
         self._deletions = 0  # as far as it has heard of them
         self._places: dict[Place, int] = {}
         self._forms: dict[str, int] = {}
@@ -229,9 +243,14 @@ class Database(ABC):
         self._commit(jobs)
 
     def _roll_back(self) -> None:
-        for known in (self._known, self._places, self._forms, self._running):
+        self._forget_rows()
+        for known in (self._places, self._forms, self._running):
             known.clear()
         self._abort()
+
+    def _forget_rows(self) -> None:
+        self._known.clear()
+        self._begun.clear()
 
     # -- claims ---------------------------------------------------------------------------------
 
@@ -240,8 +259,9 @@ class Database(ABC):
         epoch, has_died = self._refuse_claimed(claim.run_id)
         deletions = _pruning.deletions(self._sql)  # by now nobody can delete this run
         if deletions != self._deletions:  # another process's, maybe
-            self._known.clear()
+            self._forget_rows()
             self._deletions = deletions
+        self._begun.clear()  # another process may have gone on with the run since
         claim.epoch = epoch + 1
         self._take(claim)
         self._claims[claim.run_id] = claim
@@ -293,8 +313,9 @@ class Database(ABC):
             raise StoreFailed(msg) from claim.failure
         self._check(claim)
         run, parent = self._root(rows.root), 0
-        for place, key in rows.path:
-            parent, run = run, self._run(run, self._place(place), key)
+        for above, (place, key) in enumerate(rows.path, 1):
+            child = rows.run if above == len(rows.path) else None
+            parent, run = run, self._run(run, self._place(place), key, child)
         if rows.afresh:
             self._delete_below(run)
         if rows.run is not None:
@@ -309,27 +330,34 @@ class Database(ABC):
     def _root(self, run_id: str) -> int:
         return self._run(0, 0, run_id)
 
-    def _run(self, parent: int, place: int, key: Key) -> int:
-        """Find the row of a run; make it, if it is new."""
+    def _run(self, parent: int, place: int, key: Key, child: Child | None = None) -> int:
+        """Find the row of a run; make it, if it is new: that of a ``child`` under way in full."""
         name = (parent, place, key)
         run = self._known.get(name)
+        if run is not None:
+            return run
+        if len(self._known) >= _KNOWN:
+            self._forget_rows()
+        names = (parent, place, *self._dialect.columns_of(key))
+        if child is not None:  # it is new, mostly
+            run = self._new_row(COLUMNS, (*names, *self._row(child)))
+            if run is not None:
+                self._begun[run] = child.crashes
         if run is None:
-            columns = self._dialect.columns_of(key)
-            found = self._sql.execute(
-                "SELECT id FROM runs WHERE parent = ? AND place = ? AND key = ?",
-                (parent, place, columns[0]),
-            ).fetchone()
-            if found is None:
-                names = ", ".join(self._dialect.key_columns)
-                found = self._sql.execute(
-                    f"INSERT INTO runs (parent, place, {names}) "  # noqa: S608 # names of ours
-                    f"VALUES (?, ?{', ?' * len(columns)}) RETURNING id",
-                    (parent, place, *columns),
-                ).fetchone()
-            if len(self._known) >= _KNOWN:
-                self._known.clear()
-            run = self._known[name] = int(found[0])
+            (run,) = self._sql.execute(
+                "SELECT id FROM runs WHERE parent = ? AND place = ? AND key = ?", names[:3]
+            ).fetchone() or (None,)
+        if run is None:
+            run = self._new_row((), names)
+            assert run is not None, "it was not there"
+        self._known[name] = run
         return run
+
+    def _new_row(self, columns: tuple[str, ...], values: Sequence[Any]) -> int | None:
+        """Make the row of a run, of its names and more columns; None: there is one."""
+        sql = _new_row((*self._dialect.key_columns, *columns))
+        found = self._sql.execute(sql, values).fetchone()
+        return None if found is None else int(found[0])
 
     def _place(self, place: Place) -> int:
         found = self._places.get(place)
@@ -376,6 +404,8 @@ class Database(ABC):
 
     def _note_under_way(self, run: int, parent: int, child: Child, *, afresh: bool) -> None:
         """Have it known that a child has begun, or has to again."""
+        if self._begun.get(run) == child.crashes:
+            return
         if afresh:
             self._save_updates_of(run, parent)
             self._sql.execute("DELETE FROM history WHERE run = ?", (run,))
@@ -386,6 +416,8 @@ class Database(ABC):
                 "UPDATE runs SET crashes = ? WHERE id = ? AND crashes <> ?",
                 (child.crashes, run, child.crashes),
             )
+        if run in self._begun:
+            self._begun[run] = child.crashes
 
     def _row(self, child: Child) -> tuple[object, ...]:
         """Return the values of ``COLUMNS``."""
@@ -403,14 +435,17 @@ class Database(ABC):
         new: list[tuple[int, Child]] = []
         known: list[tuple[int, Child]] = []
         for child in children:
-            place = self._place(Place(child.step, child.visit, child.act))
+            place = self._places.get(child[:3])  # pyright: ignore[reportArgumentType] # equal to it
+            if place is None:
+                place = self._place(Place(*child[:3]))
             is_known = (parent, place, child.key) in self._known
             (known if is_known else new).append((place, child))
         if new:
             known += self._insert(parent, new)
         for place, child in known:
             run = self._run(parent, place, child.key)
-            self._save_updates_of(run, parent)
+            if self._begun.pop(run, None) is None:
+                self._save_updates_of(run, parent)
             self._sql.execute(_UPDATE, (*self._row(child), run))
 
     def _save_updates_of(self, run: int, parent: int) -> None:
@@ -433,6 +468,7 @@ class Database(ABC):
                 (run,),
             )
         self._known = {name: known for name, known in self._known.items() if name[0] == 0}
+        self._begun.clear()  # numbers come up again
 
     # -- besides --------------------------------------------------------------------------------
 
@@ -444,14 +480,14 @@ class Database(ABC):
         """Have a root run, and all below it, known to nobody."""
         self._refuse_claimed(run_id)
         _pruning.condemn(self._sql, self._dialect, run_id)
-        self._known.clear()
+        self._forget_rows()
 
     def discard_old(
         self, run_ids: Sequence[str], until: float, statuses: Collection[RunStatus]
     ) -> int:
         """The same, of runs that rest since a time; return how many those are."""
         count = _pruning.condemn_old(self._sql, self._dialect, run_ids, until, statuses)
-        self._known.clear()
+        self._forget_rows()
         return count
 
     def sweep(self, limit: int) -> bool:

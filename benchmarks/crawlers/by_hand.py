@@ -1,0 +1,50 @@
+"""What one would write with httpx and a semaphore. It retries nothing, and remembers nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import httpx
+from selectolax.lexbor import LexborHTMLParser
+from yarl import URL
+
+
+async def crawl(start: str, concurrency: int, out: Path) -> None:
+    site = URL(start).origin()
+    seen = {start}
+    semaphore = asyncio.Semaphore(concurrency)
+    limits = httpx.Limits(max_connections=concurrency)
+    with out.open("w", encoding="utf-8") as file:
+        async with httpx.AsyncClient(limits=limits) as client, asyncio.TaskGroup() as tasks:
+
+            async def visit(url: str) -> None:
+                async with semaphore:
+                    answer = await client.get(url)
+                row = {"url": url, "status": answer.status_code, "title": None}
+                hrefs: list[str] = []
+                if answer.headers.get("content-type", "").startswith("text/html"):
+                    tree = LexborHTMLParser(answer.text)
+                    title = tree.css_first("title")
+                    row["title"] = None if title is None else title.text()
+                    hrefs = [a.attributes["href"] or "" for a in tree.css("a[href]")]
+                file.write(json.dumps(row) + "\n")
+                base = URL(url)
+                for href in dict.fromkeys(href.partition("#")[0] for href in hrefs):
+                    try:
+                        target = base.join(URL(href))
+                    except ValueError:
+                        continue
+                    if target.scheme == site.scheme and target.origin() == site:
+                        found = str(target.with_fragment(None))
+                        if found not in seen:
+                            seen.add(found)
+                            tasks.create_task(visit(found))
+
+            tasks.create_task(visit(start))
+
+
+if __name__ == "__main__":
+    asyncio.run(crawl(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))

@@ -1,0 +1,78 @@
+"""What a run is: each file is reviewed by a model, then a person is asked for a verdict.
+
+Nothing in here knows of HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import anyio
+from pydantic import BaseModel, Field
+
+from shoal import Application, Context, Each, Graph, Limits, Rate, Retry, Store, action, fan_out
+
+
+class File(BaseModel):
+    path: str = Field(max_length=200)
+    text: str = Field(max_length=100_000)
+
+
+class Review(BaseModel):
+    """The state of a run: a client gives the files, the run writes the rest."""
+
+    files: list[File] = Field(min_length=1, max_length=100)
+    findings: dict[str, str] = {}
+    unread: dict[str, str] = {}
+    verdict: Literal["", "accepted", "rejected"] = ""
+
+
+class Reviewer(Protocol):
+    """A model that reads files."""
+
+    async def review(self, file: File) -> str: ...
+
+
+class PretendReviewer:
+    """Reads slowly, and counts lines; it needs no network."""
+
+    async def review(self, file: File) -> str:
+        await anyio.sleep(0.2)
+        return f"{len(file.text.splitlines())} lines"
+
+
+@action(reads=["file"], writes=["finding"], timeout=60)
+async def read(file: File, reviewer: Reviewer) -> str:
+    return await reviewer.review(file)
+
+
+@action(reads=["findings"], writes=["verdict"])
+async def decide(findings: dict[str, str], context: Context) -> str:
+    question = {"question": "accepted or rejected?", "findings": dict(findings)}
+    return await context.ask("verdict", question)
+
+
+def path_of(file: File) -> str:
+    return file.path
+
+
+def reviews(store: Store | None) -> Application[Review]:
+    """Make the application whose runs are reviews."""
+    read_all = fan_out(
+        read,
+        over="files",
+        item="file",
+        key=path_of,
+        into="findings",
+        take="finding",
+        on_error="collect",
+        each=Each(retry=Retry(3, on=OSError)),
+        limits=Limits(8) & Limits(rate=Rate(50, per=1.0)),
+    )
+    return Application(
+        Graph.chain(read_all, decide),
+        name="reviews",
+        state=Review,
+        inputs=["reviewer"],
+        store=store,
+    )

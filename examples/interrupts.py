@@ -1,0 +1,79 @@
+"""Ctrl-C and deadlines: what is under way may come to its end, then the work is cancelled.
+
+A second Ctrl-C cancels it at once. A third one is the interpreter's: it ends a cleanup that hangs.
+"""
+
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import anyio
+from anyio.abc import TaskStatus
+
+Ended = Literal["done", "interrupted", "late"]
+
+
+async def _at_once() -> None:
+    """Settle nothing."""
+
+
+class Interruptible:
+    """Some work, and what ends it before its end."""
+
+    def __init__(
+        self, settle: Callable[[], Awaitable[None]] = _at_once, deadline: float | None = None
+    ) -> None:
+        """Cancel the work on Ctrl-C or after `deadline` seconds, once `settle` is done."""
+        self._settle = settle
+        self._deadline = deadline
+        self._is_late = False
+        self._scope = anyio.CancelScope()
+
+    async def do(self, work: Callable[[], Awaitable[object]]) -> Ended:
+        """Do the work, and say how it ended.
+
+        What ends it cancels it like any other cancellation, so that it ends in good order.
+        """
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            with self._scope:
+                await tasks.start(self._listen)
+                if self._deadline is not None:
+                    tasks.start_soon(self._expire, self._deadline)
+                try:
+                    await work()
+                except Exception as error:  # noqa: BLE001 - raised below, outside of the group
+                    failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if not self._scope.cancelled_caught:
+            return "done"
+        return "late" if self._is_late else "interrupted"
+
+    async def _listen(self, *, task_status: TaskStatus[None]) -> None:
+        try:
+            with anyio.open_signal_receiver(signal.SIGINT) as signals:
+                task_status.started()
+                await anext(signals)
+                async with anyio.create_task_group() as settling:
+                    settling.start_soon(self._settle_and_cancel)
+                    await anext(signals)
+                    self._scope.cancel()
+                    settling.cancel_scope.cancel()
+        except NotImplementedError:  # asyncio on Windows: there it stays a KeyboardInterrupt
+            task_status.started()
+
+    async def _expire(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+        self._is_late = True
+        await self._settle_and_cancel()
+
+    async def _settle_and_cancel(self) -> None:
+        await self._settle()
+        self._scope.cancel()
+
+
+async def until_interrupted(work: Callable[[], Awaitable[object]]) -> bool:
+    """Do `work` to its end or to a Ctrl-C, which cancels it; say whether it was a Ctrl-C."""
+    return await Interruptible().do(work) == "interrupted"

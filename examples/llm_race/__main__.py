@@ -1,0 +1,69 @@
+"""Have language models race for the answer: `python -m examples.llm_race ask --demo "Why?"`.
+
+`ask` races for one answer, `batch` for many, `bench` compares strategies, and `providers` says who
+can be asked. `--demo` needs neither keys nor a network; `--demo --real` races a real small model on
+this machine. The answer goes to stdout, all else to stderr.
+"""
+
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import anyio
+
+from examples.llm_race import demo_server, local_models
+from examples.llm_race.bench import NoPlot
+from examples.llm_race.command import Options, parse
+from examples.llm_race.commands import COMMANDS
+from examples.llm_race.config import ConfigError, from_environment, load, providers_of
+from examples.llm_race.providers import Provider
+from shoal import HookFailed, RunClaimed, RunConflict
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    options = parse(args)
+    try:
+        with ExitStack() as stack:
+            everybody = contestants(options, stack)
+            command = COMMANDS[options.command]
+            return anyio.run(partial(command, options, everybody), backend=options.backend)
+    except BrokenPipeError:  # whoever reads our answer has seen enough
+        # What could not be written is still buffered; it must not fail the exit as well.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except HookFailed as failure:  # the answer could not be written: say that, not who noticed
+        print(f"error: {failure.__cause__ or failure}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, local_models.NoModel, NoPlot, RunConflict, RunClaimed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before the race began, or a second time
+        return 130
+
+
+def contestants(options: Options, stack: ExitStack) -> list[Provider]:
+    """Who can be asked; the demo's servers run as long as `stack` lasts."""
+    if options.demo:
+        demo = local_models if options.real else demo_server
+        return providers_of(tomllib.loads(demo.race_toml(stack.enter_context(demo.serving()))))
+    usual = Path("race.toml")
+    if options.config is not None or usual.exists():
+        return load(options.config or usual)
+    found = from_environment()
+    if not found:
+        raise ConfigError(
+            "there is nobody to ask: no --config, no race.toml here, and no OPENAI_API_KEY, "
+            "ANTHROPIC_API_KEY or GEMINI_API_KEY in the environment; try --demo"
+        )
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

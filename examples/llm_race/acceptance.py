@@ -1,0 +1,87 @@
+"""Which answers count: those of a schema, a pattern, a length."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jsonschema_rs
+
+from examples.llm_race.exchange import Answer
+from examples.llm_race.failures import Unacceptable
+
+Accept = Callable[[Answer], bool]
+
+
+def acceptance(
+    *,
+    schema: Mapping[str, Any] | None = None,
+    regex: str | None = None,
+    min_chars: int | None = None,
+    max_chars: int | None = None,
+) -> Accept | None:
+    """Make what tells whether an answer counts; None if every one does.
+
+    It raises `Unacceptable` where one doesn't, so that people can see why.
+
+    Raises:
+        ValueError: The schema is none, or the pattern is none.
+    """
+    checks: list[Callable[[str], None]] = []
+    if schema is not None:
+        checks.append(_conforms(schema))
+    if regex is not None:
+        checks.append(_matches(regex))
+    if min_chars is not None or max_chars is not None:
+        checks.append(_is_as_long(min_chars or 0, max_chars))
+    if not checks:
+        return None
+
+    def accept(answer: Answer) -> bool:
+        for check in checks:
+            check(answer.text)
+        return True
+
+    return accept
+
+
+def _conforms(schema: Mapping[str, Any]) -> Callable[[str], None]:
+    try:
+        validator = jsonschema_rs.validator_for(dict(schema))
+    except (jsonschema_rs.ValidationError, ValueError) as error:
+        raise ValueError(f"no JSON Schema: {error}") from None
+
+    def check(text: str) -> None:
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise Unacceptable(f"no JSON: {error}") from None
+        for error in validator.iter_errors(value):
+            where = "/".join(map(str, error.instance_path)) or "the whole"
+            raise Unacceptable(f"not of the schema, at {where}: {error.message}")
+
+    return check
+
+
+def _matches(regex: str) -> Callable[[str], None]:
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+
+    def check(text: str) -> None:
+        if pattern.search(text) is None:
+            raise Unacceptable(f"nothing in it matches {regex!r}")
+
+    return check
+
+
+def _is_as_long(least: int, most: int | None) -> Callable[[str], None]:
+    def check(text: str) -> None:
+        length = len(text.strip())
+        if length < least:
+            raise Unacceptable(f"only {length} characters long, not {least}")
+        if most is not None and length > most:
+            raise Unacceptable(f"{length} characters long, more than {most}")
+
+    return check

@@ -1,0 +1,238 @@
+"""Many prompts, each a race, durable: kill it at any moment, and `--resume` does what is left.
+
+Everything that is done is in the store before anybody sees it. The file of results is made from
+that: a row is appended when its race is over, and never twice. What was in the store and not yet in
+the file when the process died is appended by the next one, and half a line is cut off.
+
+    {"prompt": "why?", "id": "a", "system": "...", "max_tokens": 100}     or simply     "why?"
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from anyio import to_thread
+
+from examples.llm_race.exchange import Answer, Prompt
+from examples.llm_race.prices import Purse
+from examples.llm_race.providers import Provider
+from examples.llm_race.racing import new_client, scoreboard, why
+from examples.llm_race.scoreboard import Lane, Scoreboard
+from examples.llm_race.strategies import Rules, strategy
+from shoal import (
+    Act,
+    Application,
+    Context,
+    Done,
+    Failed,
+    Graph,
+    Hook,
+    Limits,
+    SQLiteStore,
+    StateUpdated,
+    action,
+    fan_out,
+)
+
+RUN = "batch"
+
+
+class BadInput(ValueError):
+    """A line of the file of prompts can't be read, and which."""
+
+
+def read_prompts(lines: Iterable[str], defaults: Prompt) -> list[Prompt]:
+    """Read one prompt a line; what a line doesn't say is as in `defaults`.
+
+    Raises:
+        BadInput: A line is no prompt, or two have one id.
+    """
+    found: list[Prompt] = []
+    seen: set[str] = set()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            prompt = prompt_of(json.loads(line), number, defaults)
+        except ValueError as error:
+            raise BadInput(f"line {number}: {error}") from None
+        if prompt.id in seen:
+            raise BadInput(f"line {number}: the id {prompt.id!r} is taken")
+        seen.add(prompt.id)
+        found.append(prompt)
+    return found
+
+
+def prompt_of(said: object, number: int, defaults: Prompt) -> Prompt:
+    if isinstance(said, str):
+        said = {"prompt": said}
+    if not isinstance(said, dict):
+        raise BadInput("a text, or an object with a prompt, is wanted")
+    given = cast("dict[str, Any]", said)
+    unknown = given.keys() - {"id", "prompt", "system", "max_tokens"}
+    if unknown:
+        raise BadInput(f"{min(unknown)!r} is not known")
+    text, limit = given.get("prompt"), given.get("max_tokens", defaults.max_tokens)
+    if not isinstance(text, str) or not text:
+        raise BadInput("it has no prompt")
+    if type(limit) is not int or limit < 1:
+        raise BadInput(f"max_tokens is a whole number from 1, not {limit!r}")
+    return replace(
+        defaults,
+        text=text,
+        id=str(given.get("id", number)),
+        system=str(given.get("system", defaults.system)),
+        max_tokens=limit,
+    )
+
+
+@action(reads=["prompt", "answer"], writes=["row"], run_in="loop")
+def write_row(
+    prompt: Prompt, answer: Answer, board: Scoreboard, context: Context
+) -> dict[str, Any]:
+    """Put together what is kept of a race that has an answer.
+
+    If the process died between the race and this, nobody knows any more what the losers have used.
+    """
+    lanes = board.take(context.run_id, answer.provider)
+    return {
+        "id": prompt.id,
+        "answer": answer.text,
+        "provider": answer.provider,
+        "finish": answer.finish,
+        "error": None,
+        **bill(lanes, answer),
+    }
+
+
+def bill(lanes: Sequence[Lane], answer: Answer | None = None) -> dict[str, Any]:
+    """What a race has used and cost, losers included."""
+    used = [lane.usage for lane in lanes]
+    if not lanes and answer is not None:
+        used = [replace(answer.usage, is_reported=False)]
+    costs = [lane.cost for lane in lanes]
+    known = bool(lanes) and None not in costs
+    return {
+        "input_tokens": sum(usage.input_tokens for usage in used),
+        "output_tokens": sum(usage.output_tokens for usage in used),
+        "usage": "reported" if all(usage.is_reported for usage in used) else "estimated",
+        "cost_usd": round(sum(cost or 0.0 for cost in costs), 9) if known else None,
+        "lanes": [lane.row() for lane in lanes],
+    }
+
+
+def races(providers: Sequence[Provider], rules: Rules, at_once: int) -> Act:
+    """The fan-out: a race for each of `prompts`, and a row of each in `rows`."""
+    return fan_out(
+        Graph.chain(strategy(providers, rules), write_row, name="race_one"),
+        over="prompts",
+        item="prompt",
+        key="id",
+        into="rows",
+        take="row",
+        errors_into="failed",
+        on_error="collect",
+        limits=Limits(at_once),
+        name="batch",
+    )
+
+
+class Rows(Hook):
+    """The file of results, to which a row is appended as soon as it is saved."""
+
+    def __init__(self, path: Path, board: Scoreboard) -> None:
+        self.board = board
+        self.written = kept_rows(path)  # ids of those that are there, and good
+        self.answered = len(self.written)
+        self.failed = 0
+        self.file: TextIO = path.open("a", encoding="utf-8")
+
+    async def on_state_updated(self, event: StateUpdated) -> None:
+        outcome = event.outcome
+        if event.depth == 0 and isinstance(outcome, Done):
+            await self.add(outcome.value)
+        elif event.depth == 0 and isinstance(outcome, Failed):
+            lanes = self.board.take(outcome.run_id, None)
+            error = {"error": why(outcome.error), **bill(lanes)}
+            await self.add({"id": outcome.key, "answer": None, "provider": None, **error})
+
+    async def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row, unless it is there."""
+        if row["id"] in self.written:
+            return
+        self.written.add(row["id"])
+        self.answered += row["error"] is None
+        self.failed += row["error"] is not None
+        # In a thread: the disk may take its time.
+        await to_thread.run_sync(self._write, json.dumps(row) + "\n")
+
+    def _write(self, line: str) -> None:
+        self.file.write(line)
+        self.file.flush()
+
+
+def kept_rows(path: Path) -> set[str]:
+    """Leave only whole rows with an answer in the file, and say whose they are.
+
+    Raises:
+        BadInput: There is something in it that isn't one of our rows.
+    """
+    if not path.exists():
+        return set()
+    text = path.read_text(encoding="utf-8")
+    kept: dict[str, str] = {}
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        try:
+            row = json.loads(line)
+            if row["error"] is None:
+                kept[row["id"]] = line
+        except (ValueError, LookupError, TypeError):
+            raise BadInput(f"{path} holds something else than results of a batch") from None
+    new = path.with_name(f"{path.name}.new")
+    new.write_text("".join(f"{line}\n" for line in kept.values()), encoding="utf-8")
+    new.replace(path)  # at once: a crash leaves either
+    return set(kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What is to be done."""
+
+    providers: Sequence[Provider]
+    rules: Rules
+    prompts: Sequence[Prompt]
+    out: Path
+    store: Path
+    at_once: int = 8
+    purse: Purse
+
+    async def run(self) -> Rows:
+        """Do what isn't done yet, and return what has become of it all.
+
+        Cancelled, or killed, it goes on where it was when it is run again.
+
+        Raises:
+            shoal.RunConflict: The store has a batch of other prompts.
+        """
+        board = scoreboard(self.providers, self.rules)
+        rows = await to_thread.run_sync(Rows, self.out, board)
+        try:
+            app = Application(
+                races(self.providers, self.rules, self.at_once),
+                name="llm_race_batch",
+                store=SQLiteStore(self.store),
+                hooks=[board, rows],
+            )
+            async with new_client() as client:
+                inputs = {"client": client, "purse": self.purse, "board": board}
+                state = {"prompts": list(self.prompts)}
+                result = await app.run(state, id=RUN, inputs=inputs)
+                if result.state["failed"] and not rows.failed:  # of an earlier time: try them again
+                    result = await app.retry_failed(RUN, inputs=inputs)
+                for row in result.state["rows"].values():  # saved, but not written, by a dead one
+                    await rows.add(row.to_plain() if hasattr(row, "to_plain") else row)
+                return rows
+        finally:
+            rows.file.close()

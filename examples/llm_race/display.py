@@ -1,0 +1,192 @@
+"""What is shown of a race: its answer on stdout, and who did what on stderr.
+
+On a terminal that is a table which lives as long as the race does. Elsewhere it is one JSON object
+a line, for whatever reads it.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from anyio import to_thread
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from examples.llm_race.exchange import Asked, Chunk
+from examples.llm_race.racing import Report
+from examples.llm_race.scoreboard import Lane, Scoreboard, Status
+from shoal import AttemptEnded, ChildEnded, Done, Event, Hook, Item
+
+COLOURS: dict[Status, str] = {
+    "won": "bold green",
+    "answered": "green",
+    "streaming": "cyan",
+    "asked": "blue",
+    "waiting": "yellow",
+    "rejected": "magenta",
+    "failed": "red",
+    "skipped": "dim",
+    "cancelled": "dim",
+    "not started": "dim",
+}
+
+
+def table_of(lanes: Sequence[Lane], now: float | None = None) -> Table:
+    """The race as a table; `now`, in seconds from its start, while it goes on."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("provider", "status"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("first token", "total", "tokens", "cost"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", overflow="ellipsis", no_wrap=True, style="dim")
+    for lane in lanes:
+        usage = lane.usage
+        about = "" if usage.is_reported else "~"
+        is_under_way = lane.started is not None and lane.ended is None
+        table.add_row(
+            lane.name,
+            Text(lane.status, style=COLOURS[lane.status]),
+            seconds(lane.ttft),
+            seconds(now if is_under_way and now is not None else lane.ended),
+            f"{about}{usage.input_tokens} + {usage.output_tokens}" if lane.attempts else "",
+            about + money(lane.cost) if lane.attempts else "",
+            Text(lane.detail),
+        )
+    return table
+
+
+def seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} s"
+
+
+def money(value: float | None) -> str:
+    return "?" if value is None else f"${value:.6f}"
+
+
+@contextmanager
+def live_table(board: Scoreboard, *, with_text: bool) -> Generator[None]:
+    """Show the race on the terminal for as long as the block lasts.
+
+    With `with_text`, also the end of what the leader says: it has the terminal to itself, so nobody
+    else can write the answer there until it ends.
+    """
+    began: float | None = None
+    console = Console(stderr=True)
+
+    def picture() -> RenderableType:
+        nonlocal began
+        lanes = [lane for run in list(board.races) for lane in board.lanes(run)]
+        if lanes and began is None:
+            began = time.perf_counter()
+        table = table_of(lanes, None if began is None else time.perf_counter() - began)
+        leading = [lane.text for lane in lanes if lane.status == "streaming"]
+        if not with_text or len(leading) != 1:
+            return table
+        rows = max(3, console.height - len(lanes) - 3)
+        return Group(table, Text("\n".join(leading[0].splitlines()[-rows:])))
+
+    with Live(get_renderable=picture, console=console, transient=True, refresh_per_second=10):
+        yield
+
+
+def print_report(report: Report, *, as_json: bool) -> None:
+    """Say what the race came to: as JSON on stdout, or else who did what on stderr."""
+    if as_json:
+        said = {
+            **report.totals(),
+            "answer": None if report.answer is None else report.answer.text,
+            "answers": {name: answer.text for name, answer in report.answers.items()},
+            "lanes": [lane.row() for lane in report.lanes],
+        }
+        print(json.dumps(said))
+        return
+    if sys.stderr.isatty():
+        Console(stderr=True).print(table_of(report.lanes))
+    else:
+        print_rows(report)
+    if report.error is not None and sys.stderr.isatty():
+        print(f"no acceptable answer: {report.totals()['error']}", file=sys.stderr)
+
+
+def print_rows(report: Report) -> None:
+    for lane in report.lanes:
+        print(json.dumps(lane.row()), file=sys.stderr)
+    print(json.dumps(report.totals()), file=sys.stderr)
+
+
+class Printer(Hook):
+    """Prints the answer as it streams: that of whoever gave the first text.
+
+    Nobody is told who leads, so it is worked out: the first to say something leads until it fails.
+    What others say in the moment before they are cancelled is kept, in case that one of them takes
+    the lead. An answer that begins anew is printed anew, after a note on stderr.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.said: dict[str, str] = {}  # by the runs of the contestants
+        self.leader: str | None = None
+        self.printed = 0  # characters of what the leader has said
+        self.has_printed = False
+        self.broke_off = False
+
+    async def on_item(self, event: Item) -> None:
+        run = event.run_id
+        if isinstance(event.item, Asked):  # again, maybe
+            self._forget(run, "it is asked again")
+        elif isinstance(event.item, Chunk) and event.item.text:
+            self.said[run] = self.said.get(run, "") + event.item.text
+            self.leader = self.leader or run
+            await self._print()
+
+    async def on_attempt_ended(self, event: AttemptEnded) -> None:
+        if event.error is not None:
+            self._forget(event.run_id, str(event.error))
+            await self._print()
+
+    def on_child_ended(self, event: ChildEnded) -> None:
+        if not isinstance(event.outcome, Done):
+            self._forget(event.outcome.run_id, "it was cancelled")
+
+    def _forget(self, run: str, why: str) -> None:
+        """Hear that what a contestant has said counts no more."""
+        self.said.pop(run, None)
+        if run != self.leader:
+            return
+        if self.printed:
+            print(f"the answer breaks off: {why}", file=sys.stderr)
+            self.broke_off = True
+        self.leader, self.printed = next(iter(self.said), None), 0
+
+    async def _print(self) -> None:
+        if self.leader is None:
+            return
+        text = self.said[self.leader][self.printed :]
+        if not text:
+            return
+        self.printed += len(text)
+        self.has_printed = True
+        if self.broke_off:
+            print("it begins anew", file=sys.stderr)
+            self.broke_off, text = False, f"\n{text}"
+        # In a thread: it may be a pipe whose reader takes its time.
+        await to_thread.run_sync(self._write, text)
+
+    def _write(self, text: str) -> None:
+        self.file.write(text)
+        self.file.flush()
+
+
+class Tracer:
+    """Prints every event of a race on stderr, one line each, with the seconds since its start."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __call__(self, event: Event) -> None:
+        print(f"{time.perf_counter() - self.began:8.3f}  {event}", file=sys.stderr)

@@ -1,0 +1,129 @@
+"""What goes to a model and what comes back, whoever runs it: values, and nothing else."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What a model is asked."""
+
+    text: str
+    system: str = ""
+    max_tokens: int = 1024
+    schema: Mapping[str, Any] | None = None
+    """The JSON Schema that the answer is to have; passed on to providers that know what to do."""
+    id: str = ""
+    """Which prompt of a batch it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A part of an answer: some text, or what the provider says about it, or both."""
+
+    text: str = ""
+    finish: str | None = None
+    """Why the answer is complete, in the provider's own word; None while it is not."""
+    input_tokens: int | None = None
+    """Tokens read, as reported."""
+    output_tokens: int | None = None
+    """Tokens written until now, as reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The first item of each attempt: the request is about to be sent, and no limit holds it."""
+
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """The last item of a try that the provider refused, saying when to come back."""
+
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an exchange has used: as far as it went, whether or not it came to an answer."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    is_reported: bool = True
+    """Whether the provider has said so; else it is an estimate."""
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    provider: str
+    finish: str
+    usage: Usage
+
+
+CHARS_PER_TOKEN = 4.0
+"""What is reckoned with where nobody reports tokens; about right for English."""
+
+
+def estimated_tokens(text: str) -> int:
+    return math.ceil(len(text) / CHARS_PER_TOKEN)
+
+
+def estimated_input(prompt: Prompt) -> int:
+    return estimated_tokens(prompt.text) + estimated_tokens(prompt.system)
+
+
+def is_content(item: object) -> bool:
+    """Tell whether an item of a stream is text; keep-alives and bookkeeping are not."""
+    return isinstance(item, Chunk) and item.text != ""
+
+
+@dataclass(slots=True)
+class Transcript:
+    """What has come of one exchange until now."""
+
+    prompt: Prompt
+    parts: list[str] = field(default_factory=list[str])
+    finish: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    is_heard: bool = False
+    """Whether anything has come."""
+
+    def add(self, chunk: Chunk) -> None:
+        self.is_heard = True
+        if chunk.text:
+            self.parts.append(chunk.text)
+        self.finish = chunk.finish or self.finish
+        if chunk.input_tokens is not None:
+            self.input_tokens = chunk.input_tokens
+        if chunk.output_tokens is not None:
+            self.output_tokens = chunk.output_tokens
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens used so far.
+
+        What was reported on the way counts only once the answer is complete: until then a provider
+        has said how many tokens it has read, but not how many it has written. Nothing read or
+        nothing written is no report: some servers say so of every answer.
+        """
+        if self.finish is not None and self.input_tokens and self.output_tokens:
+            return Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens)
+        written = max(self.output_tokens or 0, estimated_tokens(self.text))
+        read = self.input_tokens or estimated_input(self.prompt)
+        return Usage(input_tokens=read, output_tokens=written, is_reported=False)

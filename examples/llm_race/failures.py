@@ -1,0 +1,157 @@
+"""How an exchange with a provider fails, and what follows from that.
+
+`is_retryable` and the others judge any exception, not only ours: by its HTTP status if it has one,
+then by what it is called. The hierarchies of the SDKs are no help. Of one broken connection one of
+them makes its own error, another lets httpx's through, and so with a chunk that is no JSON.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, cast
+
+from shoal import RetryLater, StepTimeout
+
+Kind = Literal["http", "overload", "network", "stream", "timeout", "empty", "budget", "key"]
+
+RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+OVERLOAD = frozenset({429, 503, 529})
+
+# Errors of clients, by name: so httpx, its successor and the SDKs on top need not be imported.
+NETWORK_ERRORS = frozenset({"TransportError", "APIConnectionError"})
+TIMEOUTS = frozenset({"TimeoutException", "APITimeoutError"})
+
+
+class ProviderError(Exception):
+    """A provider gave no answer, or none that is whole."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        retryable: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.status = status
+        self.retry_after = retry_after
+        self.retryable = retryable
+
+
+class Unacceptable(ValueError):
+    """An answer is whole, but not what was asked for."""
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error tells of, whoever raised it."""
+    response = getattr(error, "response", None)
+    for status in (
+        getattr(error, "status", None),
+        getattr(error, "status_code", None),
+        getattr(response, "status_code", None),
+    ):
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def retry_after_of(error: BaseException) -> float | None:
+    """The seconds that a provider asks to be left alone; None if it doesn't."""
+    if isinstance(error, ProviderError):
+        return error.retry_after
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    return None if headers is None else parse_retry_after(headers)
+
+
+def parse_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Read the headers that say when to come back: milliseconds, seconds, or a date."""
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    given = headers.get("retry-after")
+    seconds = _number(given)
+    if seconds is not None or given is None:
+        return seconds
+    try:
+        date = parsedate_to_datetime(given)
+    except ValueError:  # neither: as if nothing had been said
+        return None
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _number(text: str | None) -> float | None:
+    if text is None or not re.fullmatch(r"\s*\d+(\.\d+)?\s*", text):
+        return None
+    return float(text)
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Tell whether the same request may go well in a moment."""
+    if isinstance(error, ProviderError):
+        return error.retryable
+    status = status_of(error)
+    if status is not None:
+        return status in RETRYABLE
+    return isinstance(error, TimeoutError | ConnectionError | json.JSONDecodeError) or bool(
+        _names(error) & (NETWORK_ERRORS | TIMEOUTS)
+    )
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether nothing was used: the request was never sent, never arrived or was refused."""
+    return status_of(error) is not None or kind_of(error) in {"key", "budget", "network"}
+
+
+def kind_of(error: BaseException) -> str:
+    """A word to count failures like this one by."""
+    if isinstance(error, ProviderError):
+        return error.kind
+    if isinstance(error, RetryLater):
+        return "overload"
+    status = status_of(error)
+    if status is not None:
+        return "overload" if status in OVERLOAD else "http"
+    names = _names(error)
+    if isinstance(error, TimeoutError | StepTimeout) or names & TIMEOUTS:
+        return "timeout"
+    if isinstance(error, ConnectionError) or names & NETWORK_ERRORS:
+        return "network"
+    if isinstance(error, json.JSONDecodeError):
+        return "stream"
+    return type(error).__name__
+
+
+def _names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def stream_error(said: Any) -> ProviderError:
+    """The failure that a provider tells of in the middle of a stream."""
+    code: object = cast("dict[str, Any]", said).get("code") if isinstance(said, dict) else None
+    text = json.dumps(said)
+    status = code if isinstance(code, int) else None
+    is_busy = status in OVERLOAD or re.search(r"(?i)overload|rate.?limit|exhausted", text)
+    return ProviderError(
+        "overload" if is_busy else "stream",
+        f"an error in the stream: {message_of(said)}",
+        status=status,
+        retryable=bool(is_busy) or status is None or status in RETRYABLE,
+    )
+
+
+def message_of(said: Any) -> str:
+    """What an error that came as JSON says, in whichever of the usual shapes."""
+    if isinstance(said, list) and said:  # Gemini puts its errors into a list
+        return message_of(cast("list[Any]", said)[0])
+    if isinstance(said, dict):
+        inner = cast("dict[str, Any]", said)
+        for name in ("error", "message"):
+            if inner.get(name):
+                return message_of(inner[name])
+    text = said if isinstance(said, str) else json.dumps(said)
+    return " ".join(text.split())[:300]

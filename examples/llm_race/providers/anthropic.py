@@ -1,0 +1,76 @@
+"""Anthropic's messages."""
+
+import json
+from typing import Any
+
+import msgspec
+
+from examples.llm_race.exchange import Chunk, Prompt
+from examples.llm_race.providers.wire import Endpoint, Event, Protocol, Request
+
+
+def request(endpoint: Endpoint, prompt: Prompt) -> Request:
+    system = prompt.system
+    if prompt.schema is not None:  # said in words, which all its models understand
+        wanted = f"Answer with JSON of this schema, and nothing else: {json.dumps(prompt.schema)}"
+        system = f"{system}\n\n{wanted}".strip()
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": [{"role": "user", "content": prompt.text}],
+        "max_tokens": prompt.max_tokens,
+        "stream": True,
+    }
+    if system:
+        body["system"] = system
+    return Request("/v1/messages", body, {"anthropic-version": "2023-06-01"})
+
+
+class Usage(msgspec.Struct):
+    input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class Message(msgspec.Struct):
+    usage: Usage
+
+
+class Delta(msgspec.Struct):
+    type: str = ""
+    text: str = ""
+    stop_reason: str | None = None
+
+
+class MessageEvent(Event):
+    type: str = ""
+    message: Message | None = None
+    delta: Delta | None = None
+    usage: Usage | None = None
+
+
+def read(event: MessageEvent) -> Chunk:
+    delta = event.delta or Delta()
+    match event.type:
+        case "message_start" if event.message is not None:
+            usage = event.message.usage
+            cached = (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
+            return Chunk(input_tokens=(usage.input_tokens or 0) + cached)
+        case "content_block_delta" if delta.type == "text_delta":
+            return Chunk(text=delta.text)
+        case "message_delta":
+            return Chunk(
+                finish=delta.stop_reason, output_tokens=(event.usage or Usage()).output_tokens
+            )
+        case _:  # pings, ends of blocks, thoughts, and kinds that are yet to be invented
+            return Chunk()
+
+
+ANTHROPIC = Protocol(
+    base_url="https://api.anthropic.com",
+    key_env="ANTHROPIC_API_KEY",
+    key_header="x-api-key",
+    request=request,
+    event=MessageEvent,
+    read=read,
+)

@@ -1,0 +1,188 @@
+"""One race, from a prompt to a report."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from examples.llm_race.exchange import Answer, Prompt
+from examples.llm_race.prices import Purse
+from examples.llm_race.providers import Provider
+from examples.llm_race.scoreboard import Lane, Scoreboard, rounded
+from examples.llm_race.strategies import Rules, strategy
+from shoal import Application, Event, Hook, NobodyAccepted, Rejected, Runtime, StepTimeout, Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a race came to."""
+
+    strategy: str
+    answer: Answer | None = None
+    """The one that counts; None if nobody's does."""
+    answers: Mapping[str, Answer] = field(default_factory=dict[str, Answer])
+    """All acceptable ones, by provider, where all were asked."""
+    lanes: Sequence[Lane] = ()
+    """What each provider has done, and used."""
+    seconds: float = 0.0
+    error: Exception | None = None
+    """Why nobody's answer counts: `NobodyAccepted`, or `StepTimeout`."""
+
+    @property
+    def cost(self) -> float | None:
+        """USD for all lanes, losers included; None if somebody's price is not known."""
+        costs = [lane.cost for lane in self.lanes]
+        return None if None in costs else sum(cost or 0.0 for cost in costs)
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds until the first text of whoever has won."""
+        won = (lane.ttft for lane in self.lanes if lane.status == "won")
+        return next(won, None)
+
+    def totals(self) -> dict[str, Any]:
+        """The race as data, without its lanes."""
+        used = [lane.usage for lane in self.lanes]
+        return {
+            "strategy": self.strategy,
+            "winner": next((lane.name for lane in self.lanes if lane.status == "won"), None),
+            "finish": None if self.answer is None else self.answer.finish,
+            "seconds": rounded(self.seconds),
+            "ttft": rounded(self.ttft),
+            "tokens": sum(usage.tokens for usage in used),
+            "cost_usd": None if self.cost is None else round(self.cost, 9),
+            "usage": "reported" if all(usage.is_reported for usage in used) else "estimated",
+            "error": None if self.error is None else why(self.error),
+        }
+
+
+async def ask(
+    prompt: Prompt | str,
+    providers: Sequence[Provider],
+    rules: Rules | None = None,
+    *,
+    client: httpx.AsyncClient | None = None,
+    purse: Purse | None = None,
+    board: Scoreboard | None = None,
+    hooks: Iterable[Hook] = (),
+    store: Store | None = None,
+    run_id: str | None = None,
+) -> Report:
+    """Have `providers` race for the answer to `prompt`.
+
+    Who loses is cancelled, its request too. If the call itself is cancelled, all are, and `board`
+    has what they had used by then.
+
+    Args:
+        prompt: What is asked.
+        providers: Who is.
+        rules: How the race is held; by default the first whole answer counts.
+        client: Sends the requests; by default one that is opened for this race.
+        purse: What may be spent; by default, whatever it costs.
+        board: Where to follow the race, if anybody wants to.
+        hooks: Who else is told of it.
+        store: Where it is kept; with `run_id`, an answer that is there is given again.
+        run_id: What it is kept as.
+
+    Raises:
+        ValueError: The rules can't be kept with these providers.
+    """
+    race = Race(providers, rules or Rules(), board=board, hooks=hooks, store=store)
+    asked = Prompt(text=prompt) if isinstance(prompt, str) else prompt
+    async with Runtime() as runtime:
+        if client is not None:
+            return await race.hold(asked, runtime, client, purse or Purse(), run_id)
+        async with new_client() as own:
+            return await race.hold(asked, runtime, own, purse or Purse(), run_id)
+
+
+def new_client() -> httpx.AsyncClient:
+    """A client without limits of its own: what matters is how long a provider says nothing.
+
+    Who is on this machine is behind no proxy, whatever the environment says.
+    """
+    return httpx.AsyncClient(
+        mounts={"all://127.0.0.1": None, "all://localhost": None},
+        timeout=httpx.Timeout(None, connect=10.0),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+    )
+
+
+class Race:
+    """A race, defined once and held as often as there are prompts.
+
+    What a runtime learns of it, latencies and who keeps failing, it keeps from one to the next.
+    """
+
+    def __init__(
+        self,
+        providers: Sequence[Provider],
+        rules: Rules,
+        *,
+        board: Scoreboard | None = None,
+        hooks: Iterable[Hook] = (),
+        store: Store | None = None,
+        watch: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.rules = rules
+        self.watch = watch
+        self.board = board or scoreboard(providers, rules)
+        self.app = Application(
+            strategy(providers, rules), name="llm_race", hooks=[self.board, *hooks], store=store
+        )
+
+    async def hold(
+        self,
+        prompt: Prompt,
+        runtime: Runtime,
+        client: httpx.AsyncClient,
+        purse: Purse,
+        run_id: str | None = None,
+    ) -> Report:
+        """Hold it once."""
+        began = time.perf_counter()
+        answer: Answer | None = None
+        answers: Mapping[str, Answer] = {}
+        error: Exception | None = None
+        run = self.app.open(
+            {"prompt": prompt},
+            id=run_id,
+            inputs={"client": client, "purse": purse},
+            runtime=runtime,
+        )
+        async with run:
+            try:
+                if self.watch is not None:
+                    async for event in run:
+                        self.watch(event)
+                state = (await run.result()).state
+                answer, answers = state["answer"], state.get("answers", {})
+            except (NobodyAccepted, StepTimeout) as failure:
+                error = failure
+        everybody_counts = self.rules.strategy == "all"
+        winner = None if answer is None or everybody_counts else answer.provider
+        return Report(
+            strategy=self.rules.strategy,
+            answer=answer,
+            answers=dict(answers),
+            lanes=self.board.take(run.run_id, winner),
+            seconds=time.perf_counter() - began,
+            error=error,
+        )
+
+
+def scoreboard(providers: Sequence[Provider], rules: Rules) -> Scoreboard:
+    """A board for races of these providers by these rules."""
+    return Scoreboard(providers, judge=rules.judge, accept=rules.accept)
+
+
+def why(error: BaseException) -> str:
+    """What an error says; of a group, what those in it say."""
+    if isinstance(error, BaseExceptionGroup):
+        said = [why(inner) for inner in error.exceptions]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportUnknownArgumentType] - of whatever kind
+        return "; ".join(dict.fromkeys(said))
+    if isinstance(error, Rejected) and isinstance(error.value, Answer):
+        return f"{error.value.provider}: {error.__cause__ or 'not accepted'}"
+    return str(error)

@@ -1,0 +1,251 @@
+"""Who did what in a race, followed from outside: a hook that displays and reports ask.
+
+A lane is one provider's part in one race. Lanes are right at any moment, also of a race that is
+cancelled or fails; and losers have theirs, with what they have used.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import anyio
+
+from examples.llm_race.acceptance import Accept
+from examples.llm_race.exchange import Answer, Asked, Chunk, PutOff, Transcript, Usage
+from examples.llm_race.failures import Unacceptable, is_refusal
+from examples.llm_race.prices import cost_of
+from examples.llm_race.providers import Provider
+from shoal import (
+    AttemptEnded,
+    Cancelled,
+    ChildEnded,
+    ChildStarted,
+    Done,
+    Failed,
+    Hook,
+    Item,
+    Outcome,
+    RunPath,
+    Skipped,
+    StepStarted,
+    Waiting,
+)
+
+Status = Literal[
+    "not started",
+    "waiting",
+    "asked",
+    "streaming",
+    "won",
+    "answered",
+    "rejected",
+    "cancelled",
+    "failed",
+    "skipped",
+]
+
+
+@dataclass(slots=True)
+class Lane:
+    """One provider's part in a race. Seconds are counted from the start of the race."""
+
+    name: str
+    provider: Provider
+    status: Status = "not started"
+    detail: str = ""
+    started: float | None = None
+    ttft: float | None = None
+    ended: float | None = None
+    attempts: int = 0
+    transcript: Transcript | None = None
+    """Of the attempt that goes on, or was the last."""
+    spent: list[Usage] = field(default_factory=list[Usage])
+    """What the attempts before have used."""
+
+    @property
+    def text(self) -> str:
+        return "" if self.transcript is None else self.transcript.text
+
+    @property
+    def usage(self) -> Usage:
+        """What all attempts have used together."""
+        used = self.spent + ([] if self.transcript is None else [self.transcript.usage])
+        return Usage(
+            input_tokens=sum(one.input_tokens for one in used),
+            output_tokens=sum(one.output_tokens for one in used),
+            is_reported=all(one.is_reported for one in used),
+        )
+
+    @property
+    def cost(self) -> float | None:
+        """USD; None if nobody knows the price."""
+        return cost_of(self.provider, self.usage)
+
+    def begin(self, asked: Asked) -> None:
+        """Hear that a request is sent."""
+        self.close()
+        self.attempts += 1
+        self.transcript = Transcript(asked.prompt)
+        self.status, self.detail = "asked", ""
+
+    def hear(self, chunk: Chunk, now: float) -> None:
+        """Hear a part of the answer."""
+        assert self.transcript is not None
+        self.transcript.add(chunk)
+        if chunk.text:
+            self.status = "streaming"
+            if self.ttft is None:
+                self.ttft = now
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Add up what an attempt has used; one that was refused has used nothing."""
+        transcript, self.transcript = self.transcript, None
+        if transcript is None or (error and is_refusal(error) and not transcript.is_heard):
+            return
+        self.spent.append(transcript.usage)
+
+    def end(self, outcome: Outcome, accept: Accept | None, now: float) -> None:
+        """Hear how it ended."""
+        self.ended = now
+        match outcome:
+            case Done(used=True):
+                self.status, self.detail = "answered", ""
+            case Done():
+                self.detail = reason(accept, outcome.value)
+                self.status = "rejected" if self.detail else "answered"
+                self.detail = self.detail or "came too late"
+            case Failed():
+                self.close(outcome.error)
+                self.status, self.detail = "failed", str(outcome.error)
+            case Cancelled():
+                self.status, self.detail = "cancelled", outcome.reason
+            case Skipped():
+                self.status, self.detail = "skipped", outcome.reason
+
+    def row(self) -> dict[str, Any]:
+        """The lane as data."""
+        usage, cost = self.usage, self.cost
+        return {
+            "provider": self.name,
+            "model": self.provider.model,
+            "status": self.status,
+            "detail": self.detail,
+            "started": rounded(self.started),
+            "ttft": rounded(self.ttft),
+            "total": rounded(self.ended),
+            "attempts": self.attempts,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "usage": "reported" if usage.is_reported else "estimated",
+            "cost_usd": None if cost is None else round(cost, 9),
+        }
+
+
+def rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)
+
+
+def reason(accept: Accept | None, answer: object) -> str:
+    """Why an answer was not accepted; empty if that is not why."""
+    try:
+        if accept is not None and isinstance(answer, Answer) and not accept(answer):
+            return "not accepted"
+    except Unacceptable as error:
+        return str(error)
+    return ""
+
+
+def limit_in_words(limit: str) -> str:
+    """Which of a provider's limits it is; an event has it as it would be written."""
+    if "cost=" in limit:
+        return "tokens a minute"
+    if "rate=" in limit:
+        return "requests a minute"
+    return "requests at once" if limit.startswith("Limits(") else limit
+
+
+class Scoreboard(Hook):
+    """The lanes of all races that go on, by the run in which they are held.
+
+    It must not miss anything, for others count by it: so it guards the run.
+    """
+
+    def __init__(
+        self,
+        providers: Iterable[Provider],
+        *,
+        judge: Provider | None = None,
+        accept: Accept | None = None,
+    ) -> None:
+        self.providers = {provider.name: provider for provider in providers}
+        self.judge = judge
+        self.accept = accept
+        self.races: dict[str, dict[str, Lane]] = {}
+        self._began: dict[str, float] = {}  # the races, by the same
+
+    def lanes(self, run_id: str) -> list[Lane]:
+        """The lanes of a race."""
+        return list(self.races.get(run_id, {}).values())
+
+    def take(self, run_id: str, winner: str | None) -> list[Lane]:
+        """The lanes of a race that is over, which is forgotten; `winner` is who gave its answer."""
+        lanes = self.lanes(run_id)
+        self.races.pop(run_id, None)
+        self._began.pop(run_id, None)
+        for lane in lanes:
+            if lane.name == winner and lane.status == "answered":
+                lane.status = "won"
+        return lanes
+
+    def on_step_started(self, event: StepStarted) -> None:
+        if event.step == "race":
+            self._began[event.run_id] = anyio.current_time()
+            self.races[event.run_id] = {n: Lane(n, p) for n, p in self.providers.items()}
+        elif event.step == "judging" and self.judge is not None:
+            self.races[event.run_id]["judge"] = Lane("judge", self.judge)
+
+    def on_child_started(self, event: ChildStarted) -> None:
+        lane = self._lane(event.child)
+        if lane is not None:
+            lane.started = self._since(event.run_id)
+            lane.status, lane.detail = "waiting", ""
+
+    def on_waiting(self, event: Waiting) -> None:
+        lane = self._lane(event.path)  # who need not have started
+        if lane is not None:
+            lane.status = "waiting"
+            lane.detail = lane.detail or f"for {limit_in_words(event.limit)}"
+
+    def on_item(self, event: Item) -> None:
+        lane = self._lane(event.path)
+        if lane is None:
+            return
+        if isinstance(event.item, Asked):
+            lane.begin(event.item)
+        elif isinstance(event.item, PutOff):
+            lane.transcript = None  # it was refused, so it has used nothing
+            lane.status = "waiting"
+            lane.detail = f"{event.item.seconds:g} s, for it said: {event.item.reason}"
+        elif isinstance(event.item, Chunk):
+            assert event.path.parent is not None
+            lane.hear(event.item, self._since(event.path.parent.id))
+
+    def on_attempt_ended(self, event: AttemptEnded) -> None:
+        lane = self._lane(event.path)
+        if lane is not None and event.error is not None:
+            lane.close(event.error)
+            when = "" if event.next_in is None else f"again in {event.next_in:.1f} s: "
+            lane.status, lane.detail = "waiting", f"{when}{event.error}"
+
+    def on_child_ended(self, event: ChildEnded) -> None:
+        lane = self._lane(event.outcome.path)
+        if lane is not None:
+            lane.end(event.outcome, self.accept, self._since(event.run_id))
+
+    def _lane(self, path: RunPath) -> Lane | None:
+        """The lane of a contestant; None if it is another run that something is told of."""
+        parent = path.parent
+        return None if parent is None else self.races.get(parent.id, {}).get(path.act)
+
+    def _since(self, run_id: str) -> float:
+        return anyio.current_time() - self._began[run_id]

@@ -1,0 +1,241 @@
+"""How providers race, in the words of the runtime: one act for each strategy.
+
+Each takes the field `prompt` and writes `answer`; `judge` and `all` write `answers` besides, by
+provider. When nobody's answer is acceptable they raise `NobodyAccepted`.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from examples.llm_race.acceptance import Accept
+from examples.llm_race.contestant import Terms, contestant
+from examples.llm_race.exchange import Answer, Prompt, is_content
+from examples.llm_race.failures import Unacceptable
+from examples.llm_race.prices import price_of
+from examples.llm_race.providers import Provider
+from shoal import (
+    Act,
+    Breaker,
+    Each,
+    Graph,
+    Hedge,
+    NobodyAccepted,
+    Rejected,
+    Stagger,
+    Until,
+    action,
+    fan_out,
+    first,
+    first_item,
+    quorum,
+    race,
+)
+
+Strategy = Literal[
+    "first", "first-token", "hedge", "fallback", "cheapest", "quorum", "judge", "all"
+]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+WAITS_FOR_ALL = frozenset({"quorum", "judge", "all"})  # and so can't stream to its reader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How a race is held."""
+
+    strategy: Strategy = "first"
+    timeout: float = 60.0
+    """Seconds for the whole race."""
+    accept: Accept | None = None
+    streams: bool = False
+    """Whether the first token decides where one provider is asked after the other, too."""
+    on_broken_stream: Literal["fail", "restart"] = "fail"
+    """What happens when an answer breaks off whose first token has decided."""
+    hedge: Stagger = field(default_factory=lambda: Hedge(percentile=95, budget=0.1, initial=1.0))
+    """When the next provider is asked, under `hedge` and `cheapest`."""
+    k: int = 2
+    """Answers that have to agree, under `quorum`."""
+    normalize: Literal["text", "json"] = "text"
+    """What agreeing means."""
+    judge: Provider | None = None
+    """Who chooses, under `judge`."""
+    failures: int = 3
+    """Failures in a row after which a provider is passed over..."""
+    cool_down: float = 30.0
+    """...for so many seconds."""
+    terms: Terms = field(default_factory=Terms)
+
+
+def strategy(providers: Sequence[Provider], rules: Rules) -> Act:
+    """Make the act that has `providers` race by `rules`.
+
+    Raises:
+        ValueError: The rules can't be kept with these providers, or contradict each other.
+    """
+    check(providers, rules)
+    decides_by_token = is_decided_by_token(rules)
+    terms = rules.terms
+    if decides_by_token and rules.on_broken_stream == "fail":
+        terms = replace(terms, may_restart=False)
+    if rules.strategy == "fallback" and len(providers) > 1:
+        terms = replace(terms, patience=min(terms.patience, 2.0))  # the next one is ready
+    by_name = {one.name: contestant(one, terms) for one in order(providers, rules.strategy)}
+    rivals = list(by_name.values())
+    until: Until = first(accept=rules.accept)
+    if decides_by_token:
+        until = first_item(when=is_content, on_break=rules.on_broken_stream)
+
+    def racing(stagger: Stagger | None = None, until: Until = until) -> Act:
+        return race(
+            *rivals,
+            into="answer",
+            until=until,
+            stagger=stagger,
+            timeout=rules.timeout,
+            each=Each(breaker=breaker(rules)),
+            name="race",
+        )
+
+    match rules.strategy:
+        case "first" | "first-token":
+            return racing()
+        case "hedge" | "cheapest":
+            return racing(stagger=rules.hedge)
+        case "fallback":
+            return racing(stagger=math.inf)
+        case "quorum":
+            return racing(until=quorum(rules.k, by=agreement(rules)))
+        case "all":
+            return Graph.chain(asking_all(rivals, rules), keep_acceptable(rules), name="all")
+        case "judge":
+            assert rules.judge is not None
+            # As a contestant too, it has one set of limits.
+            umpire = by_name.get(rules.judge.name) or contestant(rules.judge, terms)
+            judge = Graph.chain(compose, umpire, read_verdict, name="judge")
+            judging = race(
+                judge, into="answer", take="verdict", timeout=rules.timeout, name="judging"
+            )
+            return Graph.chain(
+                asking_all(rivals, rules), keep_acceptable(rules), judging, name="judged"
+            )
+
+
+def check(providers: Sequence[Provider], rules: Rules) -> None:
+    if not providers:
+        raise ValueError("nobody races: name at least one provider")
+    if rules.strategy == "quorum" and rules.k > len(providers):
+        raise ValueError(f"{len(providers)} providers can't give {rules.k} answers that agree")
+    if rules.strategy == "judge" and rules.judge is None:
+        raise ValueError("who judges? name a provider: --judge NAME")
+    if rules.strategy == "first-token" and rules.accept is not None:
+        raise ValueError(
+            "first-token decides before there is an answer to be accepted or not: "
+            "use --strategy first, or accept every answer"
+        )
+
+
+def is_decided_by_token(rules: Rules) -> bool:
+    if rules.strategy == "first-token":
+        return True
+    return rules.streams and rules.accept is None and rules.strategy not in WAITS_FOR_ALL
+
+
+def order(providers: Sequence[Provider], strategy: Strategy) -> list[Provider]:
+    """The order in which providers are asked where not all are asked at once."""
+    if strategy != "cheapest":
+        return sorted(providers, key=lambda provider: -provider.weight)
+
+    def price(provider: Provider) -> float:
+        found = price_of(provider)
+        return math.inf if found is None else sum(found)  # unknown ones last
+
+    return sorted(providers, key=price)
+
+
+def breaker(rules: Rules) -> Breaker:
+    """What passes over a provider that keeps failing; each has a circuit of its own."""
+    return Breaker(failures=rules.failures, cool_down=rules.cool_down)
+
+
+def agreement(rules: Rules) -> Callable[[Answer], object]:
+    """What has to be equal in two answers that agree."""
+
+    def essence(answer: Answer) -> object:
+        if rules.accept is not None:
+            rules.accept(answer)
+        if rules.normalize == "text":
+            return " ".join(answer.text.casefold().split()).rstrip(".!")
+        try:
+            return json.dumps(json.loads(answer.text), sort_keys=True)
+        except ValueError as error:
+            raise Unacceptable(f"no JSON: {error}") from None
+
+    return essence
+
+
+# -- all, and a judge --------------------------------------------------------------------------
+
+
+def asking_all(rivals: Sequence[Act], rules: Rules) -> Act:
+    """All of them; who takes too long has failed, and the others' answers count all the same."""
+    return fan_out(
+        rivals,
+        into="answers",
+        take="answer",
+        errors_into="errors",
+        on_error="collect",
+        each=Each(timeout=rules.timeout, breaker=breaker(rules)),
+        name="race",
+    )
+
+
+def keep_acceptable(rules: Rules) -> Act:
+    """The step that leaves of all answers those that count, and one of them as `answer`."""
+
+    @action(reads=["answers"], writes=["answers", "answer"], name="accept", run_in="loop")
+    def keep(answers: Mapping[str, Answer]) -> dict[str, Any]:
+        kept: dict[str, Answer] = {}
+        refused: list[Exception] = []
+        for name, answer in answers.items():
+            try:
+                if rules.accept is None or rules.accept(answer):
+                    kept[name] = answer
+            except Unacceptable as error:
+                rejected = Rejected(f"the answer of {name} is not acceptable", answer)
+                rejected.__cause__ = error
+                refused.append(rejected)
+        if not kept:
+            raise NobodyAccepted(
+                "no answer is acceptable", refused or [Unacceptable("there was none")]
+            )
+        return {"answers": kept, "answer": next(iter(kept.values()))}
+
+    return keep
+
+
+BALLOT = """{question}
+
+Above is a question. Below are {count} answers to it, each under its number. Which one is the best?
+Reply with its number alone.
+
+{answers}"""
+
+
+@action(reads=["prompt", "answers"], writes=["prompt"], run_in="loop")
+def compose(prompt: Prompt, answers: Mapping[str, Answer]) -> Prompt:
+    """Ask which of the answers is the best. Names are left out: a judge may know itself."""
+    told = "\n\n".join(f"# {n}\n{answer.text}" for n, answer in enumerate(answers.values(), 1))
+    text = BALLOT.format(question=prompt.text, count=len(answers), answers=told)
+    return Prompt(text=text, max_tokens=16)
+
+
+@action(reads=["answer", "answers"], writes=["verdict"], run_in="loop")
+def read_verdict(answer: Answer, answers: Mapping[str, Answer]) -> Answer:
+    """The answer that the judge's reply names."""
+    digits = "".join(c if c.isdigit() else " " for c in answer.text).split()
+    number = int(digits[0]) if digits else 0
+    if not 1 <= number <= len(answers):
+        raise Unacceptable(f"the judge names none of {len(answers)} answers: {answer.text!r}")
+    return list(answers.values())[number - 1]

@@ -1,0 +1,234 @@
+"""Where rows go: JSONL, CSV or SQLite. All are projections of what the job's store has.
+
+While a crawl goes on, each row is written once the store has it. When one begins again, what is
+there is compared with the store from the top: the first line that isn't whole, or that the store
+doesn't know, is cut off with all that follows; then what is missing is written. So a file is right
+after any crash, and has no row twice.
+"""
+
+import csv
+import io
+import json
+import sqlite3
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import IO, Protocol
+
+import anyio
+from anyio import to_thread
+
+from examples.scraper.rows import COLUMNS, Row, row_of
+from examples.scraper.settings import Format
+from shoal import ChildEnded, Hook
+
+BACKLOG = 1000  # rows that wait to be written
+
+
+class Projection(Protocol):
+    """A place for rows. Whoever writes there may have to wait for it."""
+
+    def complete(self, rows: Iterable[Row]) -> None:
+        """Hold these rows, and nothing else."""
+        ...
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Add rows, each whole before the next one is begun."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def projection(out: str, form: Format, *, with_text: bool = False) -> Projection:
+    """Open a place for rows; `-` is standard output.
+
+    Raises:
+        OSError: It can't be opened.
+        ValueError: Standard output can't have that form.
+    """
+    columns = (*COLUMNS, "text") if with_text else COLUMNS
+    if form == "sqlite":
+        if out == "-":
+            raise ValueError("an SQLite database can't be written to standard output")
+        return Table(Path(out), columns)
+    lines = JSON_LINES if form == "jsonl" else csv_lines(columns)
+    if out == "-":
+        return Stream(sys.stdout.buffer, *lines)
+    path = Path(out)
+    if path.exists() and not path.is_file():  # a device, a named pipe
+        return Stream(path.open("wb"), *lines)
+    return File(path, *lines)
+
+
+Lines = tuple[bytes, Callable[[Row], bytes]]
+"""What stands at the top, and a row as a line."""
+
+
+def _json_line(row: Row) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+JSON_LINES: Lines = (b"", _json_line)
+
+
+def csv_lines(columns: Iterable[str]) -> Lines:
+    columns = tuple(columns)
+
+    def line(values: Iterable[object]) -> bytes:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        return text.getvalue().encode("utf-8", "backslashreplace")
+
+    return line(columns), lambda row: line(map(_cell, map(row.get, columns)))
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value) if isinstance(value, dict) else value
+
+
+class File:
+    """Lines in a file."""
+
+    def __init__(self, path: Path, top: bytes, line_of: Callable[[Row], bytes]) -> None:
+        path.touch()
+        self._file: IO[bytes] = path.open("r+b")
+        self._top = top
+        self._line_of = line_of
+
+    def complete(self, rows: Iterable[Row]) -> None:
+        self._file.seek(0)
+        is_there = True
+        for line in chain([self._top], map(self._line_of, rows)):
+            if is_there:
+                at = self._file.tell()
+                is_there = self._file.read(len(line)) == line
+                if is_there:
+                    continue
+                self._cut(at)
+            self._file.write(line)
+        if is_there:
+            self._cut(self._file.tell())
+        self._file.flush()
+
+    def _cut(self, at: int) -> None:
+        self._file.seek(at)
+        self._file.truncate()
+
+    def write(self, rows: Iterable[Row]) -> None:
+        self._file.writelines(map(self._line_of, rows))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Stream:
+    """Lines to whoever reads them. What they have read can't be cut, and isn't repeated."""
+
+    def __init__(self, file: IO[bytes], top: bytes, line_of: Callable[[Row], bytes]) -> None:
+        self._file = file
+        self._top = top
+        self._line_of = line_of
+
+    def complete(self, rows: Iterable[Row]) -> None:
+        self._file.write(self._top)
+        self.write(rows)
+
+    def write(self, rows: Iterable[Row]) -> None:
+        self._file.writelines(map(self._line_of, rows))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Leave it open, if it isn't ours."""
+        if self._file is not sys.stdout.buffer:
+            self._file.close()
+
+
+class Table:
+    """The table `pages` of an SQLite database."""
+
+    def __init__(self, path: Path, columns: Iterable[str]) -> None:
+        self._columns = tuple(columns)
+        # Threads take turns with it.
+        self._sql = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        # What a loss of power takes away, the next `complete` brings back.
+        self._sql.execute("PRAGMA journal_mode = WAL")
+        self._sql.execute("PRAGMA synchronous = OFF")
+
+    def complete(self, rows: Iterable[Row]) -> None:
+        self._sql.execute("BEGIN")
+        self._sql.execute("DROP TABLE IF EXISTS pages")
+        self._sql.execute(f"CREATE TABLE pages ({', '.join(self._columns)})")
+        self._insert(rows)
+        self._sql.execute("COMMIT")
+
+    def write(self, rows: Iterable[Row]) -> None:
+        self._sql.execute("BEGIN")
+        self._insert(rows)
+        self._sql.execute("COMMIT")
+
+    def _insert(self, rows: Iterable[Row]) -> None:
+        cells = ([_cell(row.get(name)) for name in self._columns] for row in rows)
+        marks = ", ".join("?" * len(self._columns))
+        self._sql.executemany(f"INSERT INTO pages VALUES ({marks})", cells)
+
+    def close(self) -> None:
+        self._sql.close()
+
+
+class Output(Hook):
+    """Has the row of every page written, in the order in which pages become part of the crawl.
+
+    What is written waits for a disk or a reader, so a task of its own does that, and takes all that
+    has come meanwhile at once. If it can't, the crawl fails; if it is slow, so is the crawl.
+    """
+
+    def __init__(self) -> None:
+        self._send, self._receive = anyio.create_memory_object_stream[Row](BACKLOG)
+        self._failure: Exception | None = None
+
+    async def on_child_ended(self, event: ChildEnded) -> None:
+        row = row_of(event.outcome)
+        if row is None:
+            return
+        try:
+            self._send.send_nowait(row)
+        except anyio.WouldBlock:
+            await self._send.send(row)
+
+    async def write(self, projection: Projection) -> None:
+        """Write what comes, to its end."""
+        with anyio.CancelScope(shield=True), self._receive as rows:  # what was fetched is written
+            async for row in rows:
+                batch = [row]
+                with suppress(anyio.WouldBlock, anyio.EndOfStream):  # no more at the moment
+                    while True:
+                        batch.append(rows.receive_nowait())
+                try:
+                    await to_thread.run_sync(projection.write, batch)
+                except Exception as error:  # noqa: BLE001 - raised by `while_writing`
+                    self._failure = error
+                    return
+
+    async def while_writing(
+        self, projection: Projection, work: Callable[[], Awaitable[object]]
+    ) -> None:
+        """Do `work`, and write the rows that it makes; whatever ends it, they are all written.
+
+        Raises:
+            OSError: They can't be.
+            Exception: Whatever `work` raises otherwise.
+        """
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.write, projection)
+            with self._send:
+                try:
+                    await work()
+                except Exception as error:  # noqa: BLE001 - raised below, outside of the group
+                    failure = error
+        # That the hook couldn't hand on a row is only how the crawl has noticed.
+        if self._failure is not None or failure is not None:
+            raise self._failure or failure  # pyright: ignore[reportGeneralTypeIssues] - not None

@@ -1,0 +1,172 @@
+"""Politeness: how long a crawl waits between two requests to one host, and what it learns of that.
+
+A server that answers 429 mostly has a token bucket: it takes `burst` requests at once and `rate`
+more in each second, and says neither. So from the end of a pause, when the bucket is full again,
+to the next refusal it takes `n = burst + rate * t` requests in `t` seconds. One such *cycle* says
+that the rate is less than `n / t`, and more than `n / (t + pause)`, as the bucket was full after
+the pause: what lies between them, by their ratio, is a fair guess. Two cycles of different lengths
+say what the rate is: `(n2 - n1) / (t2 - t1)`. So a host that refuses is left alone for as long as
+it says, then asked at the rate that is known or guessed; that grows slowly until the next refusal,
+since servers change their minds.
+
+The waiting itself is the runtime's: what a start costs of a rate of one second per second, by host,
+is its spacing. So who waits holds nothing, and delays no other host.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from examples.scraper.frontier import Link, host_of
+from shoal import AIMD, Limits, Rate, RetryLater, State
+
+BURST = 0.05  # seconds of spacing that may be made up for at once
+MARGIN = 0.95  # of a rate that is known
+GROWTH = 0.01  # of a rate, each second
+RECOVERY = 0.1  # the same, far below what the host has refused
+SLOWEST = 1 / 60  # requests a second
+LONGEST = 300.0  # seconds that Retry-After may ask for
+
+
+class Request(NamedTuple):
+    """A request that was sent: in which cycle, after how many others, and when."""
+
+    cycle: int
+    before: int
+    at: float
+
+
+_STALE = -1  # no cycle: what is said of it teaches nothing
+
+
+class Spacing:
+    """One host: the seconds between two starts, and what they follow from."""
+
+    def __init__(self, clock: Callable[[], float], floor: float = 0.0) -> None:
+        """Ask it as fast as `floor` allows, as long as it doesn't refuse."""
+        self._clock = clock
+        self.floor: float = floor
+        """Seconds that are never undercut: --rate, and Crawl-delay."""
+        self.rate: float = math.inf
+        """Requests a second that it seems to stand."""
+        self._ceiling = math.inf  # a rate that was too much
+        self._cycle = 0
+        self._sent = 0  # in this cycle
+        self._began = 0.0  # with its first request
+        self._paused_until = -math.inf
+        self._last: tuple[int, float] | None = None  # the cycle before: requests, and seconds
+
+    @property
+    def seconds(self) -> float:
+        """What one start takes."""
+        return max(self.floor, 1 / self.rate)
+
+    def sends(self) -> Request:
+        """Hear that a request is about to be sent."""
+        now = self._clock()
+        if now < self._paused_until:  # it had been let through when the host refused another
+            return Request(_STALE, 0, now)
+        if not self._sent:
+            self._began = now
+        self._sent += 1
+        return Request(self._cycle, self._sent - 1, now)
+
+    def takes(self, request: Request) -> None:
+        """Hear that a request was answered."""
+        if request.cycle == self._cycle and self.rate < math.inf:
+            near = self.rate > 0.8 * self._ceiling
+            # As it comes `rate` times a second, that is so much of the rate in a second.
+            self.rate += GROWTH if near else RECOVERY
+
+    def refuses(self, request: Request, pause: float) -> None:
+        """Hear that a request was refused, and that none is sent for a while.
+
+        Whatever was under way with it belongs to the same refusal.
+        """
+        self._paused_until = max(self._paused_until, self._clock() + pause)
+        if request.cycle == self._cycle:
+            self.rate = max(SLOWEST, self._learned(request, pause))
+            self._cycle += 1
+            self._sent = 0
+
+    def _learned(self, refused: Request, pause: float) -> float:
+        taken, seconds = refused.before, max(refused.at - self._began, 0.001)
+        if not taken:  # not even one after a pause
+            return 1 / 2 if self.rate == math.inf else self.rate / 2
+        last, self._last = self._last, (taken, seconds)
+        most, least = min(self.rate, taken / seconds), taken / (seconds + pause)
+        if last is not None:
+            more, longer = taken - last[0], seconds - last[1]
+            # Of cycles of about the same length, the difference says nothing but noise.
+            if abs(longer) > 0.25 * seconds and least < more / longer < most:
+                self._ceiling = more / longer
+                return MARGIN * self._ceiling
+        self._ceiling = most
+        return math.sqrt(most * min(least, most))
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait where the host doesn't say how long."""
+        return min(60.0, 2.0 ** min(self._cycle, 6))
+
+
+class Politeness:
+    """The hosts of a crawl."""
+
+    def __init__(
+        self, clock: Callable[[], float], *, rate: float | None = None, adaptive: bool = True
+    ) -> None:
+        """Know none yet.
+
+        Args:
+            clock: The event loop's.
+            rate: Requests a second that no host gets more of.
+            adaptive: Whether to learn from refusals.
+        """
+        self._clock = clock
+        self._floor = 0.0 if rate is None else 1 / rate
+        self.adaptive: bool = adaptive
+        self.hosts: dict[str, Spacing] = {}
+        self.refusals: int = 0
+        """Answers that said: later."""
+
+    def of(self, host: str) -> Spacing:
+        found = self.hosts.get(host)
+        if found is None:
+            found = self.hosts[host] = Spacing(self._clock, self._floor)
+        return found
+
+    def refused(self, host: str, request: Request, after: float | None) -> RetryLater:
+        """Learn from a refusal; raise what is returned."""
+        self.refusals += 1
+        spacing = self.of(host)
+        after = min(LONGEST, spacing.patience if after is None else after)
+        if self.adaptive:
+            spacing.refuses(request, after)
+        return RetryLater(after)
+
+    def cost(self, state: State) -> float:
+        """What a start is charged beforehand; the rest is charged when it has begun."""
+        return min(BURST, self.of(host_of(state["link"]["url"])).seconds)
+
+    def limits(self, per_host: int) -> Limits:
+        """The limits by host of the action that asks: so many at once, and so far apart."""
+        return Limits(
+            per_host,
+            rate=Rate(1.0, per=1.0, burst=BURST),  # seconds of spacing, a second
+            by=_host,
+            cost=self.cost,
+            adapt=AIMD(most=per_host, overload=is_overload) if self.adaptive else None,
+        )
+
+
+def _host(state: State) -> str:
+    link: Link = state["link"]
+    return host_of(link["url"])
+
+
+def is_overload(error: BaseException) -> bool:
+    """Whether a failed request says that the host has too much to do."""
+    if isinstance(error, RetryLater):
+        return error.after > 0
+    return isinstance(error, TimeoutError) or getattr(error, "kind", None) == "timeout"

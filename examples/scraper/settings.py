@@ -1,0 +1,132 @@
+"""What a crawl is told: its settings as one value, how they are read, and how a job keeps them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self, cast
+
+ScopeName = Literal["origin", "host", "domain", "any"]
+Format = Literal["jsonl", "csv", "sqlite"]
+
+HTML_TYPES = ("text/html", "application/xhtml+xml")
+USER_AGENT = "shoal-example-scraper"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that is decided before a crawl begins. Plain data: it is saved as JSON."""
+
+    urls: tuple[str, ...] = ()
+    # what belongs to it
+    scope: ScopeName = "origin"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    max_pages: int | None = None
+    max_depth: int | None = None
+    sitemap: bool = False
+    links: bool = True
+    # when it ends early
+    deadline: float | None = None  # seconds
+    until_match: str | None = None
+    # what is kept of a page
+    select: Mapping[str, str] = field(default_factory=dict[str, str])  # name -> CSS
+    text: bool = False
+    accept: tuple[str, ...] = HTML_TYPES
+    max_body: int = 5 * 1024 * 1024  # bytes after decompression
+    # how much at once, and how fast
+    concurrency: int = 16
+    per_host: int = 4
+    rate: float | None = None  # requests per second and host
+    adaptive: bool = True
+    robots: bool = True
+    # how long, and how often
+    retries: int = 3
+    retry_wait: float = 0.5  # seconds before the first retry; then twice that, and so on
+    connect_timeout: float = 5.0
+    read_timeout: float = 15.0  # between two chunks
+    timeout: float = 30.0  # of a whole page
+    # how it asks
+    user_agent: str = USER_AGENT
+    allow_private: bool = False
+    insecure: bool = False
+    http2: bool = False
+    # where rows go
+    out: str = "pages.jsonl"
+    format: Format = "jsonl"
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Self:
+        """Make settings of what `to_json` has returned; what a later version has added is left."""
+        known = {one.name for one in fields(cls)}
+        given: dict[str, Any] = {name: saved[name] for name in saved.keys() & known}
+        for name, value in given.items():
+            if isinstance(value, list):
+                given[name] = tuple(cast("list[str]", value))
+        return cls(**given)
+
+
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_BYTES = {
+    "": 1,
+    "b": 1,
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "kib": 1024,
+    "mib": 1024**2,
+    "gib": 1024**3,
+}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+def _quantity(text: str, units: Mapping[str, float], example: str) -> float:
+    found = _QUANTITY.fullmatch(text)
+    unit = found[2].lower() if found else ""
+    if found is None or unit not in units or not float(found[1]) > 0:
+        raise ValueError(f"{text!r} is none; write it like {example}")
+    return float(found[1]) * units[unit]
+
+
+def seconds(text: str) -> float:
+    """Read a duration: `10m`, `1.5h`, `30`, which is seconds."""
+    return _quantity(text, _SECONDS, "30, 90s, 10m or 2h")
+
+
+def size(text: str) -> int:
+    """Read a number of bytes: `5MiB`, `200kB`, `1000`."""
+    return int(_quantity(text, _BYTES, "1000, 200kB or 5MiB"))
+
+
+def rate(text: str) -> float:
+    """Read a rate, and return it per second: `10/s`, `100/m`, `2`, which is a second."""
+    count, _, per = text.partition("/")
+    try:
+        return float(_quantity(count, {"": 1.0}, "10")) / _SECONDS[per.strip() or "s"]
+    except (ValueError, KeyError):
+        raise ValueError(f"{text!r} is no rate; write it like 10/s or 100/m") from None
+
+
+def selector(text: str) -> tuple[str, str]:
+    """Read a named selector: `price=.product > .price`."""
+    name, equals, css = text.partition("=")
+    if not (name.strip() and equals and css.strip()):
+        raise ValueError(f"{text!r} is none; write NAME=CSS, like price=.product>.price")
+    from selectolax.lexbor import LexborHTMLParser  # noqa: PLC0415 - not to be loaded for --help
+
+    try:
+        LexborHTMLParser("").css(css)
+    except Exception as error:  # noqa: BLE001 - it has no class of its own for this
+        raise ValueError(f"{css!r} is no CSS selector: {error}") from None
+    return name.strip(), css.strip()
+
+
+def pattern(text: str) -> str:
+    """Check a regular expression, and return it."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    return text

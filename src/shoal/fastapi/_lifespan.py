@@ -1,0 +1,157 @@
+"""The runtime of a service: opened when that starts, drained when it stops. Imports FastAPI, anyio.
+
+A server that is told to stop waits for its open connections first, and ends the lifespan only then;
+so streams that end with the lifespan would keep it from stopping. The runtime therefore hears of
+SIGTERM and SIGINT itself: it begins to drain then, and streams end.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
+from types import FrameType
+from typing import Annotated, Any, TypedDict, cast
+
+from anyio import Event, create_task_group
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from shoal._backend import current_backend
+from shoal._errors import BadUse
+from shoal._recovery import Secrets
+from shoal._runtime import Runtime
+
+from ._relay import heed_cancels
+
+WITHIN = 2.0
+"""Seconds that runs have to end by themselves when the service stops."""
+EVERY = 10.0
+"""Seconds from one look for what dead processes have left to the next."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class RuntimeState(TypedDict):
+    """What the lifespan gives to requests: ``request.state.runtime``."""
+
+    runtime: Runtime
+
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[RuntimeState]]
+
+
+def runtime_lifespan(
+    runtime: Runtime,
+    *,
+    within: float = WITHIN,
+    recover_every: float | None = EVERY,
+    secrets: Secrets | None = None,
+) -> Lifespan:
+    """Open ``runtime`` for the life of a service: ``FastAPI(lifespan=runtime_lifespan(...))``.
+
+    While the service is up, runs of the runtime's ``apps`` go on here that other processes have
+    left; and what other workers are asked to cancel is cancelled, where it goes on here.
+
+    When it is told to stop, by SIGTERM or SIGINT if it runs in the main thread, else by the end of
+    the lifespan, the runtime takes no more runs, event streams end, and runs have ``within``
+    seconds; then they are cancelled, and awaited. Those that are kept in a store are left to the
+    next process.
+
+    Args:
+        runtime: One that is not open.
+        within: Seconds that runs have to end by themselves. Let the server wait longer than that
+            for its connections, if it waits for a limited time at all.
+        recover_every: Seconds from one look for runs that other processes have left to the next;
+            None: never look.
+        secrets: What is secret in those runs, as for ``Runtime.recover``.
+
+    Examples:
+        With resources of its own, call it inside of another lifespan:
+
+        >>> from contextlib import asynccontextmanager
+        >>> from fastapi import FastAPI
+        >>> @asynccontextmanager
+        ... async def lifespan(service):
+        ...     async with open_client() as client:
+        ...         runtime = Runtime(inputs={"client": client})
+        ...         async with runtime_lifespan(runtime)(service) as state:
+        ...             yield state
+        >>> service = FastAPI(lifespan=lifespan)
+    """
+    if not isinstance(runtime, Runtime):
+        msg = f"runtime_lifespan(runtime) takes a Runtime, not {runtime!r}"
+        raise TypeError(msg)
+
+    @asynccontextmanager
+    async def lifespan(_service: Any) -> AsyncGenerator[RuntimeState]:
+        async with runtime, create_task_group() as tasks:
+            stop = Event()
+            tasks.start_soon(_drain, runtime, within, stop)
+            tasks.start_soon(heed_cancels, runtime)
+            if recover_every is not None and runtime.can_recover:
+                recover = partial(runtime.keep_recovering, secrets=secrets)
+                tasks.start_soon(recover, recover_every)
+            with _on_signals(stop.set):
+                yield {"runtime": runtime}
+            stop.set()
+
+    return lifespan
+
+
+async def _drain(runtime: Runtime, within: float, stop: Event) -> None:
+    await stop.wait()
+    await runtime.drain(within)
+
+
+async def get_runtime(connection: HTTPConnection) -> Runtime:
+    """Return the runtime that the lifespan has opened. A test may have another one returned.
+
+    Raises:
+        BadUse: The service has no ``runtime_lifespan``.
+    """
+    runtime: object = getattr(connection.state, "runtime", None)
+    if not isinstance(runtime, Runtime):
+        msg = (
+            "this service has no runtime: FastAPI(lifespan=runtime_lifespan(Runtime(...))); a "
+            "lifespan of your own yields what that one does; a client for tests enters it: "
+            "with TestClient(service) as client"
+        )
+        raise BadUse(msg)
+    return runtime
+
+
+RuntimeDep = Annotated[Runtime, Depends(get_runtime)]
+"""The service's runtime, as a parameter of an endpoint: ``runtime: RuntimeDep``."""
+
+
+@contextmanager
+def _on_signals(call: Callable[[], None]) -> Generator[None]:
+    """Within, have ``call`` called soon after a signal to stop, and then whoever heard it before.
+
+    Does nothing in a thread, which can't hear of signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    call_soon = current_backend().call_soon
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        call_soon(call)
+        cast("Callable[[int, FrameType | None], object]", before[signal.Signals(number)])(
+            number, frame
+        )
+
+    # Where nobody hears it, the process just ends; that is not ours to change.
+    heard = [number for number in SIGNALS if callable(before[number])]
+    for number in heard:
+        signal.signal(number, hear)
+    try:
+        yield
+    finally:
+        for number in heard:
+            if signal.getsignal(number) is hear:  # else somebody listens who came later
+                signal.signal(number, before[number])

@@ -1,0 +1,242 @@
+"""What goes over the wire, as pydantic models made of an application's state. Imports pydantic.
+
+Models say what requests and responses look like. Requests are held to them; responses are written
+by ``Json`` as they are, for a run that goes on has a state that may not yet be what its model asks
+for, and a state may hold what pydantic has never seen.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required, cast
+
+from fastapi import Response
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic_core import PydanticSerializationError, to_json
+from typing_extensions import TypedDict
+
+from shoal._application import Application
+from shoal._model import declaration
+from shoal._store import RunStatus
+
+RunId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._~:@+-]+$")]
+"""The id of a run, as part of an address."""
+
+REASON = "asked for by a client"
+"""Why a run is cancelled, if the client does not say."""
+
+
+class RunInfo(BaseModel):
+    """A run, without its state."""
+
+    id: str
+    application: str
+    status: RunStatus
+    reason: str = Field("", description="Why it was cancelled, or what it failed with.")
+
+
+class Listed(RunInfo):
+    """A run in a list."""
+
+    version: str
+    began_at: float = Field(description="Seconds since 1970.")
+    ended_at: float | None = Field(None, description="Seconds since 1970; null: it goes on.")
+    executed_by: str = Field("", description="Who executes it now; empty: nobody.")
+    forked_from: str | None = None
+
+
+class Page(BaseModel):
+    """A part of the list of runs, those that have begun last first."""
+
+    runs: list[Listed]
+    next: str | None = Field(None, description="What to give as `after` for more; null: no more.")
+
+
+class Cancel(BaseModel):
+    """Why a run is to be cancelled."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[str, Field(max_length=500)] = REASON
+
+
+class Asked(BaseModel):
+    """What a run waits for somebody to answer."""
+
+    run_id: str = Field(description="The run that asks: it, or a descendant.")
+    name: str
+    step: str
+    key: str | int = Field(description="That run's key within its fan-out.")
+    question: Any
+
+
+class Answer(BaseModel):
+    """An answer to a question."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    value: Any
+    run_id: str | None = Field(
+        None, description="The run that asks. May be left out where one question has the name."
+    )
+
+
+class Answers(BaseModel):
+    """Answers to questions of a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    answers: list[Answer] = Field(min_length=1, max_length=1000)
+
+
+class Problem(BaseModel):
+    """Why a request could not be met."""
+
+    detail: Any
+
+
+class Health(BaseModel):
+    """How the service is."""
+
+    status: Literal["ok", "draining", "unhealthy"]
+    detail: str = ""
+
+
+class LimitUse(BaseModel):
+    """How one part of a limit is used."""
+
+    limits: str
+    keys: int
+    in_use: int
+    slots: float | None
+    waiting: int
+    paused: int
+
+
+class _View(BaseModel):
+    id: str
+    application: str
+    number: int = Field(description="The number of the update that has led to `state`.")
+
+
+class Models(NamedTuple):
+    """The models of one application."""
+
+    start: type[BaseModel]
+    """What a run is started with."""
+    view: Any
+    """A run, with its state: a union told apart by ``status``."""
+
+
+def models_of(app: Application[Any]) -> Models:
+    """Make the models of an application, named after it."""
+    name = "".join(word.capitalize() for word in re.findall(r"[A-Za-z0-9]+", app.name)) or "App"
+    state: Any = _start_state(app, f"{name}Start")
+    optional: Any = state | None
+    start = create_model(
+        f"{name}Request",
+        __doc__="What a run is started with.",
+        __config__=ConfigDict(extra="forbid"),
+        state=(
+            optional,
+            Field(
+                None, description="The fields that it starts with. May be left out if it is known."
+            ),
+        ),
+        id=(
+            RunId | None,
+            Field(None, description="Names the run, which goes on if it is known already."),
+        ),
+    )
+    schema = app.graph.schema
+    # What is secret is in no response, though the model may ask for it.
+    final: Any = dict[str, Any] if schema is None or app.secret else schema.model
+    partial: Any = dict[str, Any]
+
+    def view(status: str, state: Any, doc: str, **more: Any) -> type[BaseModel]:
+        model = create_model(
+            f"{name}{status.capitalize()}",
+            __base__=_View,
+            __doc__=doc,
+            status=(cast("Any", Literal[status]), ...),
+            state=(state, ...),
+            **more,
+        )
+        return cast("type[BaseModel]", model)
+
+    reason = (str, ...)
+    views = (
+        view("running", partial, "A run that has not ended: its state so far."),
+        view("succeeded", final, "A run that has succeeded."),
+        view("failed", partial, "A run that has failed, and what with.", reason=reason),
+        view("cancelled", partial, "A run that was cancelled, and why.", reason=reason),
+        view("halted", partial, "A run that waits for answers.", questions=(list[Asked], ...)),
+    )
+    union: Any = views[0]
+    for each in views[1:]:
+        union = union | each
+    return Models(start, Annotated[union, Field(discriminator="status")])
+
+
+def _start_state(app: Application[Any], name: str) -> Any:
+    """Make the type of the fields that a run is started with: a dict with what is needed.
+
+    A ``TypedDict``: any field's name will do, and only what was given is in it.
+    """
+    schema = app.graph.schema
+    # Where something is secret, a known run goes on with that alone; the engine says what lacks.
+    needed = () if app.secret else app.graph.missing(())
+    fields: dict[str, Any]
+    if schema is None:
+        asked = sorted(app.graph.missing(()))
+        fields = {
+            field: (Required if field in needed else NotRequired)[cast("Any", object)]
+            for field in asked
+        }
+        extra = "allow"
+    else:
+        fields = {
+            field: (Required if field in needed else NotRequired)[declared.annotation]
+            for field, declared in declaration(schema.model).fields.items()
+        }
+        extra = "forbid"
+    made: Any = TypedDict(name, fields)  # pyright: ignore  # noqa: PGH003 # it is made at run time
+    made.__pydantic_config__ = ConfigDict(extra=extra, arbitrary_types_allowed=True)
+    return made
+
+
+class Json(Response):
+    """A response in JSON, whatever it has to say: what has no form in JSON is shown as text."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Write it down."""
+        return as_json(content)
+
+
+def as_json(content: object) -> bytes:
+    """Write a value as JSON. Objects of unknown types are text; numbers that JSON lacks, null."""
+    try:
+        return to_json(content, bytes_mode="base64", inf_nan_mode="null", serialize_unknown=True)
+    except (PydanticSerializationError, UnicodeError, ValueError, TypeError):
+        # Half a character, a model that does not serialize itself, a mapping with odd keys...
+        return json.dumps(_simple(content), ensure_ascii=True).encode("ascii")
+
+
+def _simple(value: object) -> object:
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if value - value == 0 else None
+        case Mapping():
+            items = cast("Mapping[object, object]", value).items()
+            return {str(key): _simple(each) for key, each in items}
+        case list() | tuple() | set() | frozenset():
+            return [_simple(each) for each in cast("list[object]", value)]
+        case _:
+            return repr(value)
