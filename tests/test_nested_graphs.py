@@ -145,14 +145,14 @@ async def test_its_end_and_its_parents_update_are_one_save():
     store = Batches()
     async with Runtime(store=store) as runtime:
         await runtime.run(Application(Graph.chain(inner, name="outer")), {"n": 1})
-    child, applied, completed, ended = store.batches
+    child, applied, completed = store.batches
     assert (child.path.act, len(child.updates), child.step_completed) == ("inner", 1, "more")
     (run,) = applied.applied
     assert [one.operations for one in applied.updates] == [(Set("n", 2), Set("twice", 4))]
     assert run.last_update is not None
     assert run.last_update.operations == (Set("twice", 4),)
     assert (completed.updates, completed.step_completed) == ((), "inner")
-    assert ended.ended == "succeeded"
+    assert completed.ended == "succeeded", "nobody hears of the step first"
 
 
 async def test_each_visit_in_a_loop_is_a_child_of_its_own():

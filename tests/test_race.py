@@ -683,7 +683,7 @@ async def test_a_poll_that_is_tried_again_keeps_its_votes():
 
 async def test_a_contestant_whose_circuit_is_open_is_skipped():
     """Another starts at once; if all are skipped, nobody can be accepted."""
-    breaker = Each(breaker=Breaker(failures=2))
+    breaker = Each(breaker=Breaker(failures=1))  # each has a circuit of its own
     bad = [flaky(f"bad{n}", *[ValueError()] * 9) for n in range(2)]
     app = Application(race(*bad, into="out", each=breaker, stagger=30))
     async with Runtime() as runtime:

@@ -58,12 +58,9 @@ class Given:
         """
         store = self._check_place(id, runtime, where)
         fields = self._declared(state, where)
-        given = self._check_inputs(id, inputs, runtime, where)
         data = self._checked(fields)
-        if id is None or isinstance(store, NullStore):
-            return self._beginning(data), *given
 
-        async def first(_: Execution, known: RunRecord | None) -> Start:
+        async def known_or_new(_: Execution, known: RunRecord | None) -> Start:
             """Leave to the store what is not given, if it has the run."""
             if known is None:
                 return self._beginning(data)
@@ -71,7 +68,9 @@ class Given:
             is_left_out = state is None or (bool(fields) and len(secrets) == len(fields))
             return self._same(known, secrets) if is_left_out else self._start(data)
 
-        return first, *given
+        is_new = id is None or isinstance(store, NullStore)
+        first = self._beginning(data) if is_new else known_or_new
+        return first, *self._check_inputs(id, inputs, runtime, where)
 
     def _check_halting(
         self,

@@ -84,8 +84,8 @@ def crash_everywhere(
     >>> async def scenario(store: Store) -> State:
     ...     app = Application(charges, store=store)
     ...     return (await app.run({"orders": [1, 2, 3]}, id="today")).state
-    >>> crash_everywhere(scenario)  # 5 saves, before and after each of them
-    10
+    >>> crash_everywhere(scenario)  # 4 saves, before and after each of them
+    8
 
     The scenario is given a store, and uses it in whatever it runs. It is called in a new event loop
     each time, under virtual time: first without a crash, then twice for each save: dying before it
