@@ -129,10 +129,7 @@ class Lobby:
 
     def let_in(self) -> bool:
         """Make room for one more to be alive, if there is any; ``let_go`` when it has ended."""
-        place = self.place
-        if place.used >= place.slots or len(self._waiting) + self.aside >= self._ahead:
-            return False
-        if self._live and not self._budget.take():
+        if not self.has_room or (self._live and not self._budget.take()):
             return False
         self._live += 1
         return True

@@ -1,4 +1,4 @@
-"""What a parallel step works on: pulled lazily, keyed, told apart, and made into children.
+"""Where children come from: what a step works on, pulled lazily, keyed, told apart, made into them.
 
 Imports everything above the group; anyio.
 
