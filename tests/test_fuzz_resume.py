@@ -126,7 +126,7 @@ def fuzz(backend: Backend, seeds: Iterable[int]) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_random_applications_go_on(backend: Backend):
-    fuzz(backend, range(13))
+    fuzz(backend, range(25))
 
 
 @pytest.mark.slow
