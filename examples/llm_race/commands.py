@@ -82,14 +82,14 @@ async def ask(options: Options, everybody: Sequence[Provider]) -> int:
         board=board,
         hooks=hooks,
         store=None if options.save is None else SQLiteStore(options.save),
-        watch=Tracer() if options.trace else None,
     )
     reports: list[Report] = []
 
     async def hold() -> None:
         purse, prompt = Purse(options.max_cost), prompt_of(options, text)
+        tracer = Tracer() if options.trace else None
         async with new_client() as client, Runtime() as runtime:
-            reports.append(await race.hold(prompt, runtime, client, purse, options.run_id))
+            reports.append(await race.hold(prompt, runtime, client, purse, options.run_id, tracer))
 
     with ExitStack() as stack:
         if on_terminal:

@@ -48,8 +48,30 @@ class Terms:
     """Whether an answer that breaks off after its first text is asked for again."""
 
 
+class Contestants:
+    """Those who race, each defined once.
+
+    So races by several strategies have one set of limits, and pauses, in a runtime.
+    """
+
+    def __init__(self) -> None:
+        self._asking: dict[tuple[str, int], Act] = {}
+
+    def act(self, provider: Provider, terms: Terms) -> Act:
+        """The action that asks `provider`, on these terms."""
+        key = (provider.name, terms.attempts)
+        if key not in self._asking:
+            self._asking[key] = asking(provider, terms.attempts)
+        return self._asking[key].bind(terms=terms)
+
+
 def contestant(provider: Provider, terms: Terms) -> Act:
-    """The action that asks `provider`.
+    """The action that asks `provider`, as the only one that does; see `Contestants`."""
+    return Contestants().act(provider, terms)
+
+
+def asking(provider: Provider, attempts: int) -> Act:
+    """The action that asks `provider`, on `terms` that are yet to be bound.
 
     It fails with what the provider failed with; see `failures`. When it is cancelled its request is
     too: the connection is closed, and what was used by then is charged and paid.
@@ -61,10 +83,10 @@ def contestant(provider: Provider, terms: Terms) -> Act:
         writes=["answer"],
         name=provider.name,
         limits=limits_of(provider),
-        retry=Retry(terms.attempts, on=is_worth_another_try, initial=0.25, cap=4.0),
+        retry=Retry(attempts, on=is_worth_another_try, initial=0.25, cap=4.0),
     )
     async def ask(
-        prompt: Prompt, client: httpx.AsyncClient, purse: Purse, context: Context
+        prompt: Prompt, client: httpx.AsyncClient, purse: Purse, terms: Terms, context: Context
     ) -> Answer:
         transcript = Transcript(prompt)
         try:

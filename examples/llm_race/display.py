@@ -17,10 +17,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from examples.llm_race.exchange import Asked, Chunk
+from examples.llm_race.leader import Leader
 from examples.llm_race.racing import Report
 from examples.llm_race.scoreboard import Lane, Scoreboard, Status
-from shoal import AttemptEnded, ChildEnded, Done, Event, Hook, Item
+from shoal import AttemptEnded, ChildEnded, Event, Hook, Item
 
 COLOURS: dict[Status, str] = {
     "won": "bold green",
@@ -120,56 +120,34 @@ def print_rows(report: Report) -> None:
 
 
 class Printer(Hook):
-    """Prints the answer as it streams: that of whoever gave the first text.
+    """Prints the answer as it streams: that of whoever leads.
 
-    Nobody is told who leads, so it is worked out: the first to say something leads until it fails.
-    What others say in the moment before they are cancelled is kept, in case that one of them takes
-    the lead. An answer that begins anew is printed anew, after a note on stderr.
+    An answer that begins anew is printed anew, after a note on stderr.
     """
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
-        self.said: dict[str, str] = {}  # by the runs of the contestants
-        self.leader: str | None = None
-        self.printed = 0  # characters of what the leader has said
+        self.leader = Leader()
         self.has_printed = False
         self.broke_off = False
 
     async def on_item(self, event: Item) -> None:
-        run = event.run_id
-        if isinstance(event.item, Asked):  # again, maybe
-            self._forget(run, "it is asked again")
-        elif isinstance(event.item, Chunk) and event.item.text:
-            self.said[run] = self.said.get(run, "") + event.item.text
-            self.leader = self.leader or run
-            await self._print()
+        await self._hear(event)
 
     async def on_attempt_ended(self, event: AttemptEnded) -> None:
-        if event.error is not None:
-            self._forget(event.run_id, str(event.error))
-            await self._print()
+        await self._hear(event)
 
-    def on_child_ended(self, event: ChildEnded) -> None:
-        if not isinstance(event.outcome, Done):
-            self._forget(event.outcome.run_id, "it was cancelled")
+    async def on_child_ended(self, event: ChildEnded) -> None:
+        await self._hear(event)
 
-    def _forget(self, run: str, why: str) -> None:
-        """Hear that what a contestant has said counts no more."""
-        self.said.pop(run, None)
-        if run != self.leader:
-            return
-        if self.printed:
+    async def _hear(self, event: Event) -> None:
+        why = self.leader.hear(event)
+        if why is not None:
             print(f"the answer breaks off: {why}", file=sys.stderr)
             self.broke_off = True
-        self.leader, self.printed = next(iter(self.said), None), 0
-
-    async def _print(self) -> None:
-        if self.leader is None:
-            return
-        text = self.said[self.leader][self.printed :]
+        text = self.leader.take()
         if not text:
             return
-        self.printed += len(text)
         self.has_printed = True
         if self.broke_off:
             print("it begins anew", file=sys.stderr)
@@ -188,5 +166,5 @@ class Tracer:
     def __init__(self) -> None:
         self.began = time.perf_counter()
 
-    def __call__(self, event: Event) -> None:
+    async def __call__(self, event: Event) -> None:
         print(f"{time.perf_counter() - self.began:8.3f}  {event}", file=sys.stderr)

@@ -1,9 +1,17 @@
 """What goes to a model and what comes back, whoever runs it: values, and nothing else."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What was said before in a conversation."""
+
+    role: Literal["user", "assistant"]
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +25,13 @@ class Prompt:
     """The JSON Schema that the answer is to have; passed on to providers that know what to do."""
     id: str = ""
     """Which prompt of a batch it is."""
+    earlier: Sequence[Turn] = ()
+    """What was said before `text`, where it goes on with a conversation."""
+
+    @property
+    def turns(self) -> Sequence[Turn]:
+        """The whole conversation, `text` being its last word."""
+        return (*self.earlier, Turn(role="user", text=self.text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +95,7 @@ def estimated_tokens(text: str) -> int:
 
 
 def estimated_input(prompt: Prompt) -> int:
-    return estimated_tokens(prompt.text) + estimated_tokens(prompt.system)
+    return sum(estimated_tokens(text) for text in (prompt.system, *(t.text for t in prompt.turns)))
 
 
 def is_content(item: object) -> bool:

@@ -1,12 +1,13 @@
 """One race, from a prompt to a report."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
+from examples.llm_race.contestant import Contestants
 from examples.llm_race.exchange import Answer, Prompt
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider
@@ -124,13 +125,15 @@ class Race:
         board: Scoreboard | None = None,
         hooks: Iterable[Hook] = (),
         store: Store | None = None,
-        watch: Callable[[Event], None] | None = None,
+        contestants: Contestants | None = None,
     ) -> None:
         self.rules = rules
-        self.watch = watch
         self.board = board or scoreboard(providers, rules)
         self.app = Application(
-            strategy(providers, rules), name="llm_race", hooks=[self.board, *hooks], store=store
+            strategy(providers, rules, contestants),
+            name="llm_race",
+            hooks=[self.board, *hooks],
+            store=store,
         )
 
     async def hold(
@@ -140,8 +143,9 @@ class Race:
         client: httpx.AsyncClient,
         purse: Purse,
         run_id: str | None = None,
+        watch: Callable[[Event], Awaitable[None]] | None = None,
     ) -> Report:
-        """Hold it once."""
+        """Hold it once; `watch` is told of every event, and holds the race back meanwhile."""
         began = time.perf_counter()
         answer: Answer | None = None
         answers: Mapping[str, Answer] = {}
@@ -154,9 +158,9 @@ class Race:
         )
         async with run:
             try:
-                if self.watch is not None:
+                if watch is not None:
                     async for event in run:
-                        self.watch(event)
+                        await watch(event)
                 state = (await run.result()).state
                 answer, answers = state["answer"], state.get("answers", {})
             except (NobodyAccepted, StepTimeout) as failure:

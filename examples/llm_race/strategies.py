@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from examples.llm_race.acceptance import Accept
-from examples.llm_race.contestant import Terms, contestant
+from examples.llm_race.contestant import Contestants, Terms
 from examples.llm_race.exchange import Answer, Prompt, is_content
 from examples.llm_race.failures import Unacceptable
 from examples.llm_race.prices import price_of
@@ -68,8 +68,10 @@ class Rules:
     terms: Terms = field(default_factory=Terms)
 
 
-def strategy(providers: Sequence[Provider], rules: Rules) -> Act:
-    """Make the act that has `providers` race by `rules`.
+def strategy(
+    providers: Sequence[Provider], rules: Rules, contestants: Contestants | None = None
+) -> Act:
+    """Make the act that has `providers` race by `rules`; `contestants` may be in other races too.
 
     Raises:
         ValueError: The rules can't be kept with these providers, or contradict each other.
@@ -81,7 +83,8 @@ def strategy(providers: Sequence[Provider], rules: Rules) -> Act:
         terms = replace(terms, may_restart=False)
     if rules.strategy == "fallback" and len(providers) > 1:
         terms = replace(terms, patience=min(terms.patience, 2.0))  # the next one is ready
-    by_name = {one.name: contestant(one, terms) for one in order(providers, rules.strategy)}
+    contestants = contestants or Contestants()
+    by_name = {one.name: contestants.act(one, terms) for one in order(providers, rules.strategy)}
     rivals = list(by_name.values())
     until: Until = first(accept=rules.accept)
     if decides_by_token:
@@ -112,7 +115,7 @@ def strategy(providers: Sequence[Provider], rules: Rules) -> Act:
         case "judge":
             assert rules.judge is not None
             # As a contestant too, it has one set of limits.
-            umpire = by_name.get(rules.judge.name) or contestant(rules.judge, terms)
+            umpire = by_name.get(rules.judge.name) or contestants.act(rules.judge, terms)
             judge = Graph.chain(compose, umpire, read_verdict, name="judge")
             judging = race(
                 judge, into="answer", take="verdict", timeout=rules.timeout, name="judging"
@@ -228,7 +231,7 @@ def compose(prompt: Prompt, answers: Mapping[str, Answer]) -> Prompt:
     """Ask which of the answers is the best. Names are left out: a judge may know itself."""
     told = "\n\n".join(f"# {n}\n{answer.text}" for n, answer in enumerate(answers.values(), 1))
     text = BALLOT.format(question=prompt.text, count=len(answers), answers=told)
-    return Prompt(text=text, max_tokens=16)
+    return Prompt(text=text, earlier=prompt.earlier, max_tokens=16)
 
 
 @action(reads=["answer", "answers"], writes=["verdict"], run_in="loop")

@@ -16,7 +16,7 @@ def request(endpoint: Endpoint, prompt: Prompt) -> Request:
         system = f"{system}\n\n{wanted}".strip()
     body: dict[str, Any] = {
         "model": endpoint.model,
-        "messages": [{"role": "user", "content": prompt.text}],
+        "messages": [{"role": turn.role, "content": turn.text} for turn in prompt.turns],
         "max_tokens": prompt.max_tokens,
         "stream": True,
     }

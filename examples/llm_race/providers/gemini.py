@@ -13,8 +13,9 @@ def request(endpoint: Endpoint, prompt: Prompt) -> Request:
     config: dict[str, Any] = {"maxOutputTokens": prompt.max_tokens}
     if prompt.schema is not None:
         config |= {"responseMimeType": "application/json", "responseJsonSchema": prompt.schema}
+    roles = {"user": "user", "assistant": "model"}
     body: dict[str, Any] = {
-        "contents": [{"role": "user", "parts": [{"text": prompt.text}]}],
+        "contents": [{"role": roles[t.role], "parts": [{"text": t.text}]} for t in prompt.turns],
         "generationConfig": config,
     }
     if prompt.system:

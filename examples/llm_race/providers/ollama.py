@@ -9,7 +9,7 @@ from examples.llm_race.providers.wire import Endpoint, Event, Protocol, Request
 
 
 def request(endpoint: Endpoint, prompt: Prompt) -> Request:
-    messages = [{"role": "user", "content": prompt.text}]
+    messages = [{"role": turn.role, "content": turn.text} for turn in prompt.turns]
     if prompt.system:
         messages.insert(0, {"role": "system", "content": prompt.system})
     body: dict[str, Any] = {
