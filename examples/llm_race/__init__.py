@@ -4,7 +4,8 @@ Run it with `python -m examples.llm_race ask --demo "Why is the sea salty?"`. To
 `strategies`, where the runtime is at work, and `contestant`, the action that races; then `exchange`
 and `failures` (what goes to and fro, and how that fails), `providers` (four protocols),
 `scoreboard` (a hook that knows who did what), `acceptance`, `prices`, `config`. `racing`, `batch`
-and `bench` put them together; `command`, `commands` and `display` are the command line.
+and `bench` put them together; `command`, `commands` and `display` are the command line. `service`
+is the same for clients of OpenAI's, `openai_api` what those say, `serve` what puts it on a socket.
 
 Any async function that streams can race, so SDKs can:
 

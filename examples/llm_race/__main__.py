@@ -1,8 +1,8 @@
 """Have language models race for the answer: `python -m examples.llm_race ask --demo "Why?"`.
 
-`ask` races for one answer, `batch` for many, `bench` compares strategies, and `providers` says who
-can be asked. `--demo` needs neither keys nor a network; `--demo --real` races a real small model on
-this machine. The answer goes to stdout, all else to stderr.
+`ask` races for one answer, `batch` for many, `serve` for whoever asks; `bench` compares strategies,
+and `providers` says who can be asked. `--demo` needs neither keys nor a network; `--demo --real`
+races a real small model on this machine. The answer goes to stdout, all else to stderr.
 """
 
 import os

@@ -19,7 +19,7 @@ them doesn't answer), 130 interrupted (batch: what is done is kept)"""
 class Options(argparse.Namespace):
     """The command line, parsed."""
 
-    command: Literal["ask", "batch", "bench", "providers"]
+    command: Literal["ask", "batch", "bench", "serve", "providers"]
     # who
     config: Path | None
     demo: bool
@@ -60,6 +60,10 @@ class Options(argparse.Namespace):
     count: int
     strategies: list[Strategy]
     plot: Path | None
+    # serve
+    host: str
+    port: int
+    key_env: str | None
     # providers
     check: bool
 
@@ -107,6 +111,14 @@ def parse(args: Sequence[str] | None = None) -> Options:
     )
     add("--plot", type=Path, metavar="FILE", help="draw them, too: .svg, .png, .pdf")
     add("--json", action="store_true", help="print JSON, not a table")
+
+    serve = commands.add_parser(
+        "serve", parents=[whom, how], help="race for whoever asks, as OpenAI would", epilog=EXITS
+    )
+    add = serve.add_argument
+    add("--host", default="127.0.0.1", help="where to listen (127.0.0.1: for this machine alone)")
+    add("--port", type=port, default=8000, help="and on which port (8000); 0 for a free one")
+    add("--key-env", metavar="NAME", help="the variable that holds the key clients have to show")
 
     providers = commands.add_parser(
         "providers", parents=[whom], help="say who can be asked", epilog=EXITS
@@ -186,6 +198,12 @@ def whole(smallest: int) -> Callable[[str], int]:
         return int(text)
 
     return whole_number
+
+
+def port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, a number up to 65535")
+    return int(text)
 
 
 def positive(text: str) -> float:

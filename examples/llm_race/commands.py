@@ -89,7 +89,8 @@ async def ask(options: Options, everybody: Sequence[Provider]) -> int:
         purse, prompt = Purse(options.max_cost), prompt_of(options, text)
         tracer = Tracer() if options.trace else None
         async with new_client() as client, Runtime() as runtime:
-            reports.append(await race.hold(prompt, runtime, client, purse, options.run_id, tracer))
+            report = await race.hold(prompt, runtime, client, purse, options.run_id, watch=tracer)
+            reports.append(report)
 
     with ExitStack() as stack:
         if on_terminal:
@@ -253,9 +254,21 @@ async def checked(asked: Sequence[Provider]) -> list[str]:
     return list(result.state["results"])
 
 
+# -- serve --------------------------------------------------------------------------------------
+
+
+async def serve(options: Options, everybody: Sequence[Provider]) -> int:
+    """Race for whoever asks."""
+    from examples.llm_race import serve  # noqa: PLC0415 - FastAPI takes half a second
+
+    rules = rules_of(options, everybody, streams=False)
+    return await serve.serve(options, everybody, rules, prompt_of(options, ""))
+
+
 COMMANDS: dict[str, Callable[[Options, Sequence[Provider]], Awaitable[int]]] = {
     "ask": ask,
     "batch": batch,
     "bench": bench,
+    "serve": serve,
     "providers": providers,
 }

@@ -143,6 +143,7 @@ class Race:
         client: httpx.AsyncClient,
         purse: Purse,
         run_id: str | None = None,
+        *,
         watch: Callable[[Event], Awaitable[None]] | None = None,
     ) -> Report:
         """Hold it once; `watch` is told of every event, and holds the race back meanwhile."""

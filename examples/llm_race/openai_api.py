@@ -1,0 +1,251 @@
+"""What goes over the wire between the service and its clients: chat completions, as OpenAI's.
+
+Only shapes and what they mean; who serves them is in `service`.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from examples.llm_race.exchange import Answer, Prompt, Turn
+from examples.llm_race.failures import kind_of, retry_after_of
+from examples.llm_race.racing import Report, why
+
+COOL_DOWN = 30.0
+"""Seconds after which to come back, where all providers are passed over."""
+
+
+# -- requests ------------------------------------------------------------------------------------
+
+
+class Part(BaseModel):
+    """A part of a message; only texts can be passed on."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """What somebody has said."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content)
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class JsonSchema(BaseModel):
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    type: Literal["text", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatRequest(BaseModel):
+    """The body of `POST /v1/chat/completions`.
+
+    How models are to draw (`temperature`, `seed`, ...) is not passed on, and doesn't matter here.
+    What would change what an answer is, is refused: None is all that these may be.
+    """
+
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    response_format: ResponseFormat | None = None
+    n: Literal[1] | None = None
+    stop: None = None
+    tools: None = None
+    functions: None = None
+    audio: None = None
+    logprobs: Literal[False] | None = None
+
+    @property
+    def with_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def prompt(self, defaults: Prompt) -> Prompt:
+        """What the race is held for; what isn't said is as in `defaults`.
+
+        Raises:
+            Problem: The conversation doesn't end with something that a user has said.
+        """
+        said = [one for one in self.messages if one.role in ("user", "assistant")]
+        if not said or said[-1].role != "user" or not said[-1].text.strip():
+            raise Problem(400, "the last message has to be a user's, with text", param="messages")
+        earlier = [
+            Turn(role="user" if one.role == "user" else "assistant", text=one.text)
+            for one in said[:-1]
+        ]
+        orders = [one.text for one in self.messages if one.role in ("system", "developer")]
+        form = self.response_format
+        schema = None if form is None or form.json_schema is None else form.json_schema.schema_
+        return replace(
+            defaults,
+            text=said[-1].text,
+            earlier=earlier,
+            system="\n\n".join(orders) or defaults.system,
+            max_tokens=self.max_completion_tokens or self.max_tokens or defaults.max_tokens,
+            schema=schema or defaults.schema,
+        )
+
+
+# -- answers -------------------------------------------------------------------------------------
+
+
+def completion(name: str, model: str, report: Report) -> dict[str, Any]:
+    """A whole answer; where all were asked, one choice for each that is acceptable."""
+    assert report.answer is not None
+    choices = [
+        {
+            "index": n,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": finish_reason(answer.finish),
+        }
+        for n, answer in enumerate(counting(report))
+    ]
+    return {
+        **head(name, model, "chat.completion"),
+        "choices": choices,
+        "usage": usage(counting(report)),
+        "race": {**report.totals(), "lanes": [lane.row() for lane in report.lanes]},
+    }
+
+
+def chunk(
+    name: str, model: str, delta: Mapping[str, str], finish: str | None = None, index: int = 0
+) -> dict[str, Any]:
+    """A part of a streamed answer."""
+    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+    return {**head(name, model, "chat.completion.chunk"), "choices": [choice]}
+
+
+def usage_chunk(name: str, model: str, report: Report) -> dict[str, Any]:
+    """The last part of a streamed answer, for who has asked for it."""
+    totals = {**report.totals(), "lanes": [lane.row() for lane in report.lanes]}
+    shared = head(name, model, "chat.completion.chunk")
+    return {**shared, "choices": [], "usage": usage(counting(report)), "race": totals}
+
+
+def head(name: str, model: str, kind: str) -> dict[str, Any]:
+    return {"id": name, "object": kind, "created": int(time.time()), "model": model}
+
+
+def counting(report: Report) -> Sequence[Answer]:
+    """The answers that count: all of them, where all were asked for."""
+    if report.strategy == "all":
+        return [*report.answers.values()]
+    return [] if report.answer is None else [report.answer]
+
+
+def usage(answers: Sequence[Answer]) -> dict[str, int]:
+    """What these answers have used; what the losers have is in `race`."""
+    read = sum(answer.usage.input_tokens for answer in answers)
+    written = sum(answer.usage.output_tokens for answer in answers)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def finish_reason(said: str) -> str:
+    """OpenAI's word for why an answer is complete, of the provider's own."""
+    word = said.lower()
+    if word in ("length", "max_tokens", "model_length"):
+        return "length"
+    if word in ("content_filter", "safety", "refusal", "recitation", "prohibited_content"):
+        return "content_filter"
+    return "stop"
+
+
+# -- failures ------------------------------------------------------------------------------------
+
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+class Problem(Exception):
+    """A request that can't be met: what its client is told."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "error": {
+                "message": str(self),
+                "type": TYPES.get(
+                    self.status, "server_error" if self.status >= 500 else TYPES[400]
+                ),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def stopping() -> Problem:
+    """The service is told to stop."""
+    message = "the service stops; ask again in a moment"
+    return Problem(503, message, code="draining", headers={"Retry-After": "1"})
+
+
+def lost(error: Exception) -> Problem:
+    """A race that nobody has won, by what they failed with."""
+    message = f"no acceptable answer: {why(error)}"
+    leaves = [*leaves_of(error)]
+    kinds = {kind_of(leaf) for leaf in leaves}
+    if kinds == {"budget"}:  # it won't come back: clients that know of it don't try again
+        headers = {"x-should-retry": "false"}
+        return Problem(429, message, code="insufficient_quota", headers=headers)
+    if kinds <= {"overload", "budget"}:
+        waits = [wait for leaf in leaves if (wait := retry_after_of(leaf)) is not None]
+        return Problem(
+            429, message, code="rate_limit_exceeded", headers=retry_after(min(waits, default=1.0))
+        )
+    if kinds == {"TooFewChildren"}:  # all of them have failed too often lately
+        return Problem(503, message, code="passed_over", headers=retry_after(COOL_DOWN))
+    if kinds == {"timeout"}:
+        return Problem(504, message, code="timeout")
+    return Problem(502, message, code="race_lost")
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, round(seconds + 0.5)))}
+
+
+def leaves_of(error: Exception) -> Sequence[Exception]:
+    """What is in a group, groups within it included."""
+    if not isinstance(error, ExceptionGroup):
+        return [error]
+    inner: Sequence[Exception] = error.exceptions  # pyright: ignore[reportUnknownMemberType] - of whatever kind
+    return [leaf for one in inner for leaf in leaves_of(one)]

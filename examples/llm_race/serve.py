@@ -1,0 +1,57 @@
+"""`serve`: the service on a socket, until it is told to stop."""
+
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+
+from examples.llm_race.command import Options
+from examples.llm_race.config import ConfigError, chosen
+from examples.llm_race.exchange import Prompt
+from examples.llm_race.prices import Purse
+from examples.llm_race.providers import Provider
+from examples.llm_race.service import WITHIN, Offer, make_service
+from examples.llm_race.strategies import Rules
+
+GRACE = 3
+"""Seconds that the server waits for its connections after the races have ended."""
+ON_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
+
+
+async def serve(
+    options: Options, everybody: Sequence[Provider], rules: Rules, defaults: Prompt
+) -> int:
+    """Serve until SIGTERM or SIGINT. Its address is the first line on stderr.
+
+    Raises:
+        ValueError: What is wanted can't be served.
+        OSError: There is no listening on that address.
+    """
+    if options.backend != "asyncio":
+        raise ConfigError("uvicorn runs on asyncio alone: leave --backend out")
+    service = make_service(
+        Offer(
+            providers=chosen(everybody, options.names),
+            rules=rules,
+            strategy=options.strategy,
+            defaults=defaults,
+            key_env=options.key_env,
+            purse=Purse(options.max_cost),
+        )
+    )
+    config = uvicorn.Config(
+        service,
+        log_level="warning",
+        access_log=False,  # it would have prompts in it
+        timeout_graceful_shutdown=int(WITHIN) + GRACE,
+    )
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.create_server((options.host, options.port), family=family) as listening:
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"http://{shown}:{port}/v1", file=sys.stderr, flush=True)
+        if options.key_env is None and options.host not in ON_THIS_MACHINE:
+            print("everybody who gets there may spend: see --key-env", file=sys.stderr, flush=True)
+        await uvicorn.Server(config).serve(sockets=[listening])
+    return 0
