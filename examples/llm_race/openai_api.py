@@ -3,10 +3,11 @@
 Only shapes and what they mean; who serves them is in `service`.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field
 
@@ -240,12 +241,12 @@ def lost(error: Exception) -> Problem:
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    return {"Retry-After": str(max(1, round(seconds + 0.5)))}
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def leaves_of(error: Exception) -> Sequence[Exception]:
     """What is in a group, groups within it included."""
     if not isinstance(error, ExceptionGroup):
         return [error]
-    inner: Sequence[Exception] = error.exceptions  # pyright: ignore[reportUnknownMemberType] - of whatever kind
-    return [leaf for one in inner for leaf in leaves_of(one)]
+    group = cast("ExceptionGroup[Exception]", error)
+    return [leaf for one in group.exceptions for leaf in leaves_of(one)]

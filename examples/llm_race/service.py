@@ -90,9 +90,8 @@ class Races:
                 rules = replace(rules, on_broken_stream="fail")
             return Race(offer.providers, rules, board=self.board, contestants=contestants)
 
-        names = {DEFAULT: offer.strategy}
-        self.whole = {name: race(how, streams=False) for name, how in names.items()}
-        self.streamed = {name: race(how, streams=True) for name, how in names.items()}
+        self.whole = {DEFAULT: race(offer.strategy, streams=False)}
+        self.streamed = {DEFAULT: race(offer.strategy, streams=True)}
         for how in STRATEGIES:
             with suppress(ValueError):  # by these rules nobody can race so; it isn't offered
                 whole, streamed = race(how, streams=False), race(how, streams=True)
@@ -195,6 +194,7 @@ def make_service(offer: Offer) -> FastAPI:
                 yield {**state}
 
     service = FastAPI(title="LLM race", lifespan=lifespan)
+    service.state.races = races
     may = [Depends(doorkeeper(offer.key_env))]
     service.include_router(completions_router(races), prefix="/v1", dependencies=may)
     service.include_router(race_router(races), prefix="/race", dependencies=may)
@@ -443,9 +443,10 @@ async def tell_problem(_: Request, problem: Exception) -> Response:
 
 async def tell_misuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first: Any = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:])
-    message = f"{where}: {first['msg']}" if where else str(first["msg"])
+    errors: Sequence[Any] = error.errors()
+    deepest = max(errors, key=lambda one: len(one["loc"]))  # of what may be this or that
+    where = ".".join(str(part) for part in deepest["loc"][1:])
+    message = f"{where}: {deepest['msg']}" if where else str(deepest["msg"])
     return await tell_problem(request, Problem(400, message, param=where or None))
 
 
