@@ -334,7 +334,8 @@ EVENTS = """\
 Server-sent events, each with JSON as its data:
 
 - `race`: it has begun: `id`, `model`, `strategy`, `lanes` (who races).
-- `lane`: a provider's part in it has changed: `provider`, `status`, `detail`, `attempts`, ...
+- `lane`: a provider's part in it has changed, or the judge's: `provider`, `status`, `detail`,
+  `attempts`, ...
 - `text`: a provider has said something: `provider`, `text`. With its lane's next `attempts`, it
   begins anew.
 - `end`: how it came out: `winner`, `answer`, `answers`, `cost_usd`, `lanes`, ...; and `status`, 200
@@ -406,10 +407,8 @@ class RaceStream:
                     self.known[lane.name] = now
                     await say(sse(lane.row(), "lane"))
             if isinstance(event, Item) and isinstance(event.item, Chunk) and event.item.text:
-                parent = event.path.parent
-                if parent is not None and parent.id == self.name:  # else it is the judge
-                    text = {"provider": event.path.act, "text": event.item.text}
-                    await say(sse(text, "text"))
+                text = {"provider": event.path.act, "text": event.item.text}
+                await say(sse(text, "text"))
 
         try:
             report = await self.races.hold(self.race, self.name, prompt, runtime, watch)
