@@ -50,7 +50,7 @@ def wait_for(path: Path, count: int, process: "subprocess.Popen[str]") -> None:
 def kill_again_and_again(site: Served, tmp_path: Path, *, kills: int, pages: int) -> None:
     """Crawl until the process is killed, then again; judge what is left in the end."""
     job, out, chance = tmp_path / "job", tmp_path / "rows.jsonl", Random(kills)
-    flags = ["--job", str(job), "--resume", "--out", str(out), "--per-host", "8"]
+    flags = ["--job", str(job), "--resume", "--out", str(out), "--concurrency", "8"]
     flags += [] if pages == 1144 else ["--max-pages", str(pages)]
     for _ in range(kills):
         share = pages // (kills + 1)
@@ -70,7 +70,7 @@ def kill_again_and_again(site: Served, tmp_path: Path, *, kills: int, pages: int
     asked = Counter(one.path for one in site.asked() if one.path != "/robots.txt")
     assert set(asked) >= {row["url"].removeprefix(site.url) for row in rows}
     twice = asked.total() - len(asked)
-    assert twice <= kills * 8  # what was in flight when a process died
+    assert twice <= kills * 8, "what was in flight when a process died, its outcome not saved yet"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
