@@ -298,7 +298,7 @@ def test_the_program_in_the_readme_does_what_it_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     readme = Path(examples.llm_race.__file__).with_name("README.md").read_text("utf-8")
-    [program] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    [_, program] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     [config] = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Path("race.toml").write_text(config.replace("https://models.example", "http://127.0.0.1:1"))

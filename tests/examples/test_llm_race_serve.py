@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from examples.llm_race import Chunk, ProviderError, Race, Report, Rules
 from examples.llm_race.command import parse
 from examples.llm_race.config import ConfigError
-from examples.llm_race.exchange import Prompt, Turn
+from examples.llm_race.exchange import Answer, Prompt, Turn, Usage
 from examples.llm_race.openai_api import ChatRequest, Problem, finish_reason
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import PROTOCOLS, Endpoint, Provider
@@ -137,7 +137,9 @@ async def test_an_answer_that_breaks_off_is_no_answer_and_never_mixed() -> None:
     assert len(leader.asked_at) == 1, "what was sent can't be taken back, so nobody begins anew"
 
 
-async def test_nothing_is_sent_of_who_takes_the_lead_after_another() -> None:
+@pytest.mark.parametrize("has_answer", [False, True])
+async def test_nothing_is_sent_of_who_takes_the_lead_after_another(has_answer: bool) -> None:
+    answer = Answer(text="zwei drei", provider="other", finish="stop", usage=Usage())
     leader, other = (RunPath(run_id=name, act=name) for name in ("leader", "other"))
     happened = [
         Item(path=leader, step="s", item=Chunk(text="one "), attempt=1, index=0),
@@ -149,6 +151,8 @@ async def test_nothing_is_sent_of_who_takes_the_lead_after_another() -> None:
     async def hold(*given: Any) -> Report:
         for event in happened:
             await given[-1](event)
+        if has_answer:
+            return Report(strategy="first-token", answer=answer)
         return Report(strategy="first-token", error=OSError("lost"))
 
     race = Race([Rival("x").provider()], Rules(strategy="first-token"))
@@ -160,7 +164,7 @@ async def test_nothing_is_sent_of_who_takes_the_lead_after_another() -> None:
     async def say(text: str) -> None:
         sent.append(text)
 
-    with pytest.raises(Problem, match="lost"):
+    with pytest.raises(Problem, match="broke off" if has_answer else "lost"):
         await stream.tell(Prompt(text="?"), runtime, say)
     assert [json.loads(text[6:])["choices"][0]["delta"]["content"] for text in sent] == ["one "]
 

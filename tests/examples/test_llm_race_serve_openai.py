@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from examples.llm_race.__main__ import main
 from tests.examples.services import absent
 
 if TYPE_CHECKING:
@@ -247,6 +249,37 @@ def test_whoever_hangs_up_cancels_the_race(
     connection.close()
     until(lambda: served.models.open == 0)
     assert client.models.list().data  # and it goes on for others
+
+
+def test_the_program_in_the_readme(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (HERE / "examples" / "llm_race" / "README.md").read_text("utf-8")
+    [program, _] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.setenv("RACE_KEY", KEYS["RACE_KEY"])
+    program = program.replace("http://127.0.0.1:8000/v1", served.url)
+    exec(compile(program, "README.md", "exec"), names := {"__name__": "readme"})
+    names["client"].close()
+    assert capsys.readouterr().out == "because"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--backend", "trio"], 2, "uvicorn runs on asyncio alone"),
+        (["--key-env", "NO_SUCH_KEY"], 2, "NO_SUCH_KEY is to hold the key of this service"),
+        (["--strategy", "judge"], 2, "who judges"),
+        (["--port", "{port}"], 1, "in use"),
+    ],
+    ids=["trio", "no-key", "no-judge", "taken"],
+)
+def test_what_can_not_be_served_is_said_at_once(
+    served: Served, capsys: pytest.CaptureFixture[str], options: list[str], code: int, said: str
+) -> None:
+    config = ["--config", str(served.log.with_name("race.toml"))]
+    given = [option.format(port=served.port) for option in options]
+    assert main(["serve", *config, *given]) == code
+    assert said in capsys.readouterr().err
 
 
 def test_keys_stay_where_they_are(served: Served, client: OpenAI) -> None:
