@@ -5,7 +5,8 @@ Run it with `python -m examples.llm_race ask --demo "Why is the sea salty?"`. To
 and `failures` (what goes to and fro, and how that fails), `providers` (four protocols),
 `scoreboard` (a hook that knows who did what), `acceptance`, `prices`, `config`. `racing`, `batch`
 and `bench` put them together; `command`, `commands` and `display` are the command line. `service`
-is the same for clients of OpenAI's, `openai_api` what those say, `serve` what puts it on a socket.
+is the same for clients of OpenAI's: `offer` is what it holds, `streams` what it tells meanwhile,
+`openai_api` what both sides say; `serve` puts it on a socket.
 
 Any async function that streams can race, so SDKs can:
 

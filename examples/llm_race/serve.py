@@ -9,9 +9,10 @@ import uvicorn
 from examples.llm_race.command import Options
 from examples.llm_race.config import ConfigError, chosen
 from examples.llm_race.exchange import Prompt
+from examples.llm_race.offer import Offer
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider
-from examples.llm_race.service import WITHIN, Offer, make_service
+from examples.llm_race.service import WITHIN, make_service
 from examples.llm_race.strategies import Rules
 
 GRACE = 3

@@ -18,10 +18,12 @@ from examples.llm_race import Chunk, ProviderError, Race, Report, Rules
 from examples.llm_race.command import parse
 from examples.llm_race.config import ConfigError
 from examples.llm_race.exchange import Answer, Prompt, Turn, Usage
+from examples.llm_race.offer import Offer
 from examples.llm_race.openai_api import ChatRequest, Problem, finish_reason
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import PROTOCOLS, Endpoint, Provider
-from examples.llm_race.service import CompletionStream, Offer, make_service
+from examples.llm_race.service import make_service
+from examples.llm_race.streams import CompletionStream
 from shoal import AttemptEnded, Item, RunPath, Runtime
 from tests.examples.rivals import Rival
 
