@@ -175,6 +175,7 @@ def main() -> None:
     text = "\n\n".join(table(site, runs) for site, runs in results.items())
     print(f"{versions}\n\n{text}")
     if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "crawl.md").write_text(f"{versions}\n\n{text}\n", encoding="utf-8")
         plot(results, options.out / "crawl.png")
 
