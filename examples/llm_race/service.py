@@ -29,7 +29,6 @@ from shoal.fastapi import RuntimeDep, cancel_on_disconnect, runtime_lifespan, se
 
 WITHIN = 2.0
 """Seconds that races have to end by themselves when the service stops."""
-# -- the service ---------------------------------------------------------------------------------
 
 
 def make_service(offer: Offer) -> FastAPI:
