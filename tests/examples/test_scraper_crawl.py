@@ -59,10 +59,13 @@ def redirect(target: str, status: int = 302) -> httpx.Response:
     return answer(status=status, location=target)
 
 
-def in_turn(*answers: httpx.Response) -> Callable[[httpx.Request], Awaitable[httpx.Response]]:
+def in_turn(
+    *answers: httpx.Response, seconds: float = 0.0
+) -> Callable[[httpx.Request], Awaitable[httpx.Response]]:
     left = list(answers)
 
     async def give(_: httpx.Request) -> httpx.Response:
+        await anyio.sleep(seconds)
         return left.pop(0)
 
     return give
@@ -548,8 +551,9 @@ def test_a_rate_is_kept_to(crawled: Crawl) -> None:
 def test_retry_after_pauses_the_host_and_uses_up_no_attempt(crawled: Crawl) -> None:
     paths = [f"/{n}" for n in range(6)]
     site: dict[str, Answer] = {path: html() for path in paths}
-    site["/0"] = in_turn(answer(status=429, retry_after="7"), html())
-    site["/1"] = in_turn(answer(status=503, retry_after="7"), html())
+    # Both are asked before either has refused.
+    site["/0"] = in_turn(answer(status=429, retry_after="7"), html(), seconds=0.1)
+    site["/1"] = in_turn(answer(status=503, retry_after="7"), html(), seconds=0.1)
     done = crawled(site, tuple(paths), per_host=2, retries=0)
     times = [at for at, url in done.asked if url != "/robots.txt"]
     assert [at - times[0] >= 7 for at in times] == [False, False] + [True] * 6
