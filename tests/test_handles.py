@@ -29,6 +29,7 @@ from shoal import (
     RunClaimed,
     RunConflict,
     RunEnded,
+    RunEvents,
     RunHandle,
     Runtime,
     StateUpdated,
@@ -79,9 +80,13 @@ leaving = Application(leaves, name="leaving")
 many = Application(fan_out(leaf, over="items", item="item", key=str, into="outs"), name="many")
 
 
+async def read_all(events: RunEvents, into: list[Event]) -> None:
+    into += [event async for event in events]
+
+
 async def all_of(run: RunHandle[Any], into: list[Event], **options: Any) -> None:
     with run.events(**options) as events:
-        into.extend([event async for event in events])
+        await read_all(events, into)
 
 
 # -- starting --------------------------------------------------------------------------------------
@@ -263,12 +268,14 @@ async def test_a_halted_run_is_answered():
 
 async def test_any_number_of_followers_read_all_of_it():
     early, early_too, late = list[Event](), list[Event](), list[Event]()
-    async with no_leaks(), Runtime() as runtime, anyio.create_task_group() as tasks:
+    async with no_leaks(), Runtime() as runtime:
         run = await runtime.start(many, {"items": [1, 2]})
-        tasks.start_soon(all_of, run, early)
-        tasks.start_soon(all_of, run, early_too)
-        await anyio.sleep(1.5)
-        tasks.start_soon(all_of, run, late)
+        with run.events() as some, run.events() as others:  # both from the same moment on
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read_all, some, early)
+                tasks.start_soon(read_all, others, early_too)
+                await anyio.sleep(1.5)
+                tasks.start_soon(all_of, run, late)
     assert early == early_too
     assert late == early[-len(late) :]
     assert [event.outcome.key for event in early if isinstance(event, ChildEnded)] == ["1", "2"]
