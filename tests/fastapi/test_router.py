@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NotRequired
 
 import anyio
@@ -21,10 +22,12 @@ from shoal import (
     BadUse,
     Context,
     DefinitionError,
+    Entry,
     Graph,
     Limits,
     MemoryStore,
     Result,
+    RunPath,
     Runtime,
     action,
     fan_out,
@@ -761,3 +764,26 @@ async def test_a_client_that_hangs_up_while_it_waits(on_disconnect: Any):
         found = (await client.get("/jobs/a")).json()
         assert found["status"] == ("cancelled" if on_disconnect == "cancel" else "running")
         assert found.get("reason", "") == ("its client has gone" if "reason" in found else "")
+
+
+class SlowToRead(MemoryStore):
+    async def read(self, path: RunPath, from_number: int = 0) -> Sequence[Entry]:
+        entries = await super().read(path, from_number)
+        await anyio.sleep(5)
+        return entries
+
+
+async def test_what_ends_while_it_is_looked_at_is_never_shown_as_ended_with_less_than_it_has():
+    store = SlowToRead()
+    service, _ = service_of(jobs, store=store)
+    async with (
+        client_of(service) as client,
+        Runtime(store=store) as elsewhere,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(partial(elsewhere.run, jobs, {"items": [1.0]}, id="x"))
+        await anyio.sleep(0.5)
+        found = (await client.get("/jobs/x")).json()
+        assert (found["status"], found["number"]) == ("running", 1)
+        found = (await client.get("/jobs/x")).json()
+        assert (found["status"], found["state"]["said"]) == ("succeeded", "job: done")

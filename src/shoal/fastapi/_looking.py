@@ -129,18 +129,18 @@ class Runs:
                 raise unknown(run_id, is_kept=not isinstance(store, NullStore))
             beginning = record.beginning
             path = RunPath(run_id=run_id, act=self.app.name)
-            entries = await _ask(store.read(path))
-        played = play(beginning.first, entries, after=beginning.after, visits=beginning.visits)
-        status: str = record.status or "running"
-        reason = record.reason
-        questions: Sequence[Question] = ()
-        with as_responses():
+            status: str = record.status or "running"
+            reason = record.reason
             if isinstance(store, Browses):
                 summary: RunSummary | None = await _ask(store.summary(run_id))
                 if summary is not None:
                     status, reason = status_of(summary), summary.reason or summary.error
+            # Behind that: what is said to have ended shows all that it has come to.
+            entries = await _ask(store.read(path))
+            questions: Sequence[Question] = ()
             if status == "halted":
                 questions = await self.app.questions(run_id, runtime=runtime)
+        played = play(beginning.first, entries, after=beginning.after, visits=beginning.visits)
         state = make_state(played.data)
         return Seen(run_id, self.app.name, status, reason, played.number, state, questions)
 
