@@ -766,15 +766,18 @@ async def test_a_client_that_hangs_up_while_it_waits(on_disconnect: Any):
         assert found.get("reason", "") == ("its client has gone" if "reason" in found else "")
 
 
-class SlowToRead(MemoryStore):
-    async def read(self, path: RunPath, from_number: int = 0) -> Sequence[Entry]:
-        entries = await super().read(path, from_number)
+async def test_what_ends_while_it_is_looked_at_is_never_shown_as_ended_with_less_than_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    store = MemoryStore()
+    read = store.read
+
+    async def read_slowly(path: RunPath, from_number: int = 0) -> Sequence[Entry]:
+        entries = await read(path, from_number)
         await anyio.sleep(5)
         return entries
 
-
-async def test_what_ends_while_it_is_looked_at_is_never_shown_as_ended_with_less_than_it_has():
-    store = SlowToRead()
+    monkeypatch.setattr(store, "read", read_slowly)
     service, _ = service_of(jobs, store=store)
     async with (
         client_of(service) as client,
