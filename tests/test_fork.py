@@ -483,7 +483,7 @@ async def test_later_steps_whose_input_changed_run_anew_and_others_do_not():
         return "".join(outs.values())
 
     @action(reads=["item", "all"], writes=["seen"])
-    async def look(item: str, all: str) -> str:  # noqa: A002
+    async def look(item: str, all: str) -> str:  # noqa: A002 # a field of that name is the point
         run_body(f"look {item}")
         return item + all
 

@@ -125,7 +125,7 @@ class Body(httpx.AsyncByteStream):
             if self._is_under_way:
                 # The connection is closed, so this ends by an error, through all the generators
                 # that httpcore has nested; closed from outside, the inner ones would stay open.
-                with suppress(Exception):
+                with suppress(Exception):  # that very error
                     while True:
                         await anext(self._chunks)
         finally:

@@ -215,7 +215,7 @@ class Application(Given, Generic[S]):
         self,
         state: S | Mapping[str, Any] | None = None,
         *,
-        id: str | None = None,  # noqa: A002 # the word users know
+        id: str | None = None,
         inputs: Mapping[str, object] | None = None,
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
@@ -319,7 +319,7 @@ class Application(Given, Generic[S]):
         *,
         update: Mapping[str, Any] | None = None,
         number: int | None = None,
-        id: str | None = None,  # noqa: A002
+        id: str | None = None,
         inputs: Mapping[str, object] | None = None,
         runtime: Runtime | None = None,
     ) -> RunResult[S]:
@@ -540,7 +540,7 @@ class Application(Given, Generic[S]):
         self,
         state: S | Mapping[str, Any] | None = None,
         *,
-        id: str | None = None,  # noqa: A002
+        id: str | None = None,
         inputs: Mapping[str, object] | None = None,
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
@@ -580,7 +580,7 @@ class Application(Given, Generic[S]):
         self,
         state: S | Mapping[str, Any] | None = None,
         *,
-        id: str | None = None,  # noqa: A002
+        id: str | None = None,
         inputs: Mapping[str, object] | None = None,
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
@@ -643,7 +643,7 @@ class Application(Given, Generic[S]):
         self,
         state: S | Mapping[str, Any] | None = None,
         *,
-        id: str | None = None,  # noqa: A002
+        id: str | None = None,
         inputs: Mapping[str, object] | None = None,
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),

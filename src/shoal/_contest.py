@@ -205,7 +205,7 @@ class _Poll(Contest):
         """Return those that have voted so."""
         try:
             return self._ballots.setdefault(ballot, [])
-        except TypeError:
+        except TypeError:  # it can't be hashed, so it is compared
             pass
         for other, votes in self._others:
             if other == ballot:

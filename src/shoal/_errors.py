@@ -394,6 +394,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def note(error: BaseException, text: str) -> None:
     """Add a note to ``error``, once, if it takes notes: a frozen exception doesn't."""
-    with suppress(Exception):
+    with suppress(Exception):  # its own code may run here; without the note it says enough
         if text not in getattr(error, "__notes__", ()):
             error.add_note(text)

@@ -47,7 +47,7 @@ class Given:
     def _check(
         self,
         state: object,
-        id: str | None,  # noqa: A002
+        id: str | None,
         inputs: Mapping[str, object] | None,
         runtime: Runtime | None,
         where: str,
@@ -75,7 +75,7 @@ class Given:
     def _check_halting(
         self,
         where: str,
-        id: str | None,  # noqa: A002
+        id: str | None,
         runtime: Runtime | None,
         *,
         answers: object,
@@ -104,7 +104,7 @@ class Given:
             "halts": halts if halts.before or halts.after else None,
         }
 
-    def _check_place(self, id: object, runtime: object, where: str) -> Store:  # noqa: A002
+    def _check_place(self, id: object, runtime: object, where: str) -> Store:
         """Check who the run is to be and where it is to run; return the store that keeps it."""
         if runtime is not None and not isinstance(runtime, Runtime):
             msg = f"{where}(runtime=...) takes an open Runtime, not {runtime!r}"
@@ -116,7 +116,7 @@ class Given:
             return self.store
         return NullStore() if runtime is None else runtime.store
 
-    def _require_store(self, id: object, runtime: object, where: str) -> None:  # noqa: A002
+    def _require_store(self, id: object, runtime: object, where: str) -> None:
         """Refuse what only a store makes possible."""
         if isinstance(self._check_place(id, runtime, where), NullStore):
             msg = (
@@ -163,7 +163,7 @@ class Given:
 
     def _check_inputs(
         self,
-        id: str | None,  # noqa: A002
+        id: str | None,
         inputs: Mapping[str, object] | None,
         runtime: Runtime | None,
         where: str,

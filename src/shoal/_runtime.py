@@ -66,7 +66,7 @@ class Runnable(Protocol[R_co]):
         self,
         state: Any = None,
         *,
-        id: str | None = None,  # noqa: A002
+        id: str | None = None,
         inputs: Mapping[str, object] | None = None,
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
@@ -84,7 +84,7 @@ class Startable(Protocol[S]):
         self,
         state: Any = None,
         *,
-        id: str | None = None,  # noqa: A002
+        id: str | None = None,
         inputs: Mapping[str, object] | None = None,
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
@@ -371,7 +371,7 @@ class Runtime:
         app: Runnable[R_co],
         state: Any = None,
         *,
-        id: str | None = None,  # noqa: A002 # the word users know
+        id: str | None = None,
         inputs: Mapping[str, object] | None = None,
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
@@ -397,7 +397,7 @@ class Runtime:
         app: Startable[S],
         state: Any = None,
         *,
-        id: str | None = None,  # noqa: A002
+        id: str | None = None,
         inputs: Mapping[str, object] | None = None,
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),

@@ -35,7 +35,7 @@ def runs(
         conditions.append("parent = 0 AND status = ? AND applied IS NULL")
         values.append(status)
     if after is not None:
-        conditions.append(f"{number} < (SELECT id FROM runs WHERE {_ROOT})")  # noqa: S608 # ours
+        conditions.append(f"{number} < (SELECT id FROM runs WHERE {_ROOT})")
         values.append(dialect.index_of(after))
     where = f"{' AND '.join(conditions)} ORDER BY {number} DESC LIMIT ?"
     return _summaries(sql, dialect, query, where, *values, limit)

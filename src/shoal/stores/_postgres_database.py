@@ -42,7 +42,7 @@ _COUNTED = (
     "RETURNING claims.execution"
 )
 _SEEN = (
-    f"UPDATE claims SET seen_at = {_NOW} FROM "  # noqa: S608 # names of ours
+    f"UPDATE claims SET seen_at = {_NOW} FROM "
     "unnest(?::text[], ?::bigint[], ?::text[]) AS ours (run_id, epoch, execution) "
     "WHERE claims.run_id = ours.run_id AND claims.epoch = ours.epoch "
     "AND claims.execution = ours.execution RETURNING claims.execution"
@@ -247,7 +247,7 @@ class PostgresDatabase(Database):
 
     def _take(self, claim: Claim) -> None:
         self._sql.execute(
-            f"UPDATE claims SET epoch = ?, execution = ?, saves = 0, host = ?, boot = ?, pid = ?, "  # noqa: S608
+            f"UPDATE claims SET epoch = ?, execution = ?, saves = 0, host = ?, boot = ?, pid = ?, "
             f"started = ?, lease = ?, seen_at = {_NOW} WHERE run_id = ?",
             (
                 *(claim.epoch, claim.execution, *current_holder(), self._config.lease),

@@ -180,7 +180,7 @@ def _version(link: Link, server: Server) -> int | None:
     )
     if not found.rowcount:
         return None
-    (version,) = link.execute(f"SELECT version FROM {server.quoted}.layout").fetchone() or (0,)  # noqa: S608
+    (version,) = link.execute(f"SELECT version FROM {server.quoted}.layout").fetchone() or (0,)
     return int(version)
 
 

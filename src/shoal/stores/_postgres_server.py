@@ -202,7 +202,7 @@ class Link:
                 holes = f"({', '.join('?' * len(rows[0]))})"
                 values = [value for row in rows for value in row]
                 several = ", ".join([holes] * len(rows))
-                few.append((f"INSERT INTO {columns} VALUES {several}", values))  # noqa: S608 # ours
+                few.append((f"INSERT INTO {columns} VALUES {several}", values))
                 continue
             with self._cursor().copy(_as_sql(f"COPY {columns} FROM STDIN")) as copy:
                 for row in rows:

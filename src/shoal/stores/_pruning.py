@@ -74,7 +74,7 @@ def condemn(sql: Connection, dialect: Dialect, run_id: str) -> None:
     """Have a root run found by nobody any more; one that isn't known is no error."""
     key = dialect.index_of(run_id)
     sql.execute("DELETE FROM claims WHERE run_id = ?", (key,))
-    run = sql.execute(f"SELECT id FROM runs WHERE {_ROOT}", (key,)).fetchone()  # noqa: S608 # ours
+    run = sql.execute(f"SELECT id FROM runs WHERE {_ROOT}", (key,)).fetchone()
     if run is None:
         return
     _condemn(sql, [run])
@@ -84,7 +84,7 @@ def condemn(sql: Connection, dialect: Dialect, run_id: str) -> None:
 
 def _condemn(sql: Connection, runs: Iterable[tuple[int]]) -> None:
     sql.executemany(
-        f"UPDATE runs SET parent = {CONDEMNED}, place = 0, key = CAST(id AS TEXT) WHERE id = ?",  # noqa: S608
+        f"UPDATE runs SET parent = {CONDEMNED}, place = 0, key = CAST(id AS TEXT) WHERE id = ?",
         runs,
     )
 

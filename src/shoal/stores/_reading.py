@@ -71,7 +71,7 @@ class Reader:
     def orphans(self) -> list[Orphan]:
         key_of, held_of = self._dialect.key_of, self._dialect.held_of
         found = self._sql.execute(
-            f"SELECT {self._dialect.key}, application, version, secret, {self._dialect.held} "  # noqa: S608
+            f"SELECT {self._dialect.key}, application, version, secret, {self._dialect.held} "
             "FROM runs JOIN roots ON roots.run = runs.id JOIN claims ON claims.run_id = runs.key "
             "WHERE parent = 0 AND status IS NULL ORDER BY runs.id"
         )

@@ -130,8 +130,7 @@ class SQLiteDatabase(Database):
 
     def _held(self, run_id: str) -> Held | None:
         found = self._sql.execute(
-            f"SELECT {SQLITE.held} FROM claims WHERE run_id = ?",  # noqa: S608 # names of ours
-            (column_of(run_id),),
+            f"SELECT {SQLITE.held} FROM claims WHERE run_id = ?", (column_of(run_id),)
         ).fetchone()
         return None if found is None else _held_of(found)
 
@@ -211,7 +210,7 @@ def _insertion(rows: int) -> str:
     width, at = 1 + len(_OWN), 1 + len(common)
     own = [[f"?{at + row * width + n}" for n in range(width)] for row in range(rows)]
     values = ", ".join(f"({', '.join((*shared, *each))})" for each in own)
-    return f"INSERT INTO runs ({', '.join((*common, 'key', *_OWN))}) VALUES {values}"  # noqa: S608 # names of ours
+    return f"INSERT INTO runs ({', '.join((*common, 'key', *_OWN))}) VALUES {values}"
 
 
 # -- keys and claims as columns --------------------------------------------------------------------

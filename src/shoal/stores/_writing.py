@@ -40,7 +40,7 @@ COLUMNS = (
     "crashes",
 )  # fmt: skip
 """Of ``runs``, what is said of children, but for their names."""
-_UPDATE = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in COLUMNS)} WHERE id = ?"  # noqa: S608 # names of ours
+_UPDATE = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in COLUMNS)} WHERE id = ?"
 _ROOT = (
     "application",
     "version",
@@ -53,7 +53,7 @@ _ROOT = (
     "began_at",
 )
 _BEGUN = (
-    f"INSERT INTO roots (run, {', '.join(_ROOT)}) VALUES ({', '.join('?' * (1 + len(_ROOT)))}) "  # noqa: S608
+    f"INSERT INTO roots (run, {', '.join(_ROOT)}) VALUES ({', '.join('?' * (1 + len(_ROOT)))}) "
     f"ON CONFLICT (run) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _ROOT)}"
 )
 _BELOW = (
@@ -67,7 +67,7 @@ def _new_row(columns: tuple[str, ...]) -> str:
     names = ("parent", "place", *columns)
     holes = ", ".join("?" * len(names))
     return (
-        f"INSERT INTO runs ({', '.join(names)}) VALUES ({holes}) "  # noqa: S608 # names of ours
+        f"INSERT INTO runs ({', '.join(names)}) VALUES ({holes}) "
         "ON CONFLICT (parent, place, key) DO NOTHING RETURNING id"
     )
 
@@ -378,11 +378,10 @@ class Database(ABC):
         holes = ", ".join("?" * len(values))
         sql = self._sql
         sql.execute(
-            f"INSERT INTO {table} ({names}) VALUES ({holes}) ON CONFLICT DO NOTHING",  # noqa: S608
-            values,
+            f"INSERT INTO {table} ({names}) VALUES ({holes}) ON CONFLICT DO NOTHING", values
         )
         where = " AND ".join(f"{name} = ?" for name in names.split(", "))
-        found = sql.execute(f"SELECT id FROM {table} WHERE {where}", values).fetchone()  # noqa: S608
+        found = sql.execute(f"SELECT id FROM {table} WHERE {where}", values).fetchone()
         return int(found[0])
 
     def _note_root(self, run: int, rows: Rows) -> None:
@@ -464,8 +463,7 @@ class Database(ABC):
         sql = self._sql
         for table, column in (("history", "run"), ("runs", "id")):
             sql.execute(
-                f"{_BELOW}DELETE FROM {table} WHERE {column} IN (SELECT id FROM below)",  # noqa: S608
-                (run,),
+                f"{_BELOW}DELETE FROM {table} WHERE {column} IN (SELECT id FROM below)", (run,)
             )
         self._known = {name: known for name, known in self._known.items() if name[0] == 0}
         self._begun.clear()  # numbers come up again

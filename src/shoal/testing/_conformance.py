@@ -107,7 +107,7 @@ class StoreConformance(OptionalConformance):
             for number in range(8):
                 tasks.start_soon(claim, "x" * (number + 1))
         assert len(won) == 1, f"claimed by {won}"
-        assert len(lost) == 7  # noqa: PLR2004
+        assert len(lost) == 7
         for each in (store, self.another(store)):
             await each.release("root", won[0])
 
@@ -542,8 +542,8 @@ class StoreConformance(OptionalConformance):
                 tasks.start_soon(live, number)
         for number in range(8):
             path = RunPath(run_id=f"run{number}")
-            assert len(await store.read(path)) == 10  # noqa: PLR2004
-            assert len(await store.children(path)) == 30  # noqa: PLR2004
+            assert len(await store.read(path)) == 10
+            assert len(await store.children(path)) == 30
 
     async def test_saves_are_kept_in_order_though_nobody_waits_in_between(
         self, store: Store
@@ -658,7 +658,7 @@ class StoreConformance(OptionalConformance):
         assert dict(last.state["outs"]) == expected
         done = [one async for one in last.all_outcomes("outs")]
         assert all(isinstance(one, Done) for one in done)
-        assert len(done) == 8  # noqa: PLR2004
+        assert len(done) == 8
         fork = await app.fork("x", id="y", update={"more": 1})
         assert dict(fork.state["outs"]) == expected
 

@@ -127,10 +127,10 @@ class OptionalConformance:
         for run_id in ("a", "b"):
             await grown(store, run_id)
         assert await store.prune(3600) == 0
-        assert await store.prune(0, dry_run=True) == 2  # noqa: PLR2004
+        assert await store.prune(0, dry_run=True) == 2
         for each in (store, self.another(store)):
             assert await each.load("a") is not None
-        assert await store.prune(0) == 2  # noqa: PLR2004
+        assert await store.prune(0) == 2
         assert await store.prune(0) == 0
         for each in (store, self.another(store)):
             for run_id in ("a", "b"):
@@ -150,7 +150,7 @@ class OptionalConformance:
                     await save(store, root_run(run_id, status), ended=status)
         assert await store.prune(0, ["failed"]) == 1
         assert await store.load("failed") is None
-        assert await store.prune(0) == 2  # noqa: PLR2004
+        assert await store.prune(0) == 2
         assert await store.load("left") is not None, "it may be resumed"
         assert await store.load("halted") is not None, "it waits for somebody"
         assert await store.prune(0, ["halted"]) == 1
