@@ -217,7 +217,8 @@ def shape(value: object) -> object:
     if isinstance(value, BaseExceptionGroup):
         return kind, value.message, [shape(e) for e in v.exceptions], error_shape(v)
     if isinstance(value, BaseException):
-        return kind, [shape(arg) for arg in value.args], str(value), error_shape(value)
+        letters = sorted(str(value))  # of a set's members, which may stand in another order there
+        return kind, [shape(arg) for arg in value.args], letters, error_shape(value)
     if isinstance(value, datetime | time):
         return kind, value.isoformat(), value.fold, repr(value.tzinfo)
     if isinstance(value, Enum):

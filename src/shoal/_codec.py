@@ -72,7 +72,7 @@ class Codec:
         """Know the types above, and no others."""
         try:
             from msgspec import MsgspecError  # noqa: PLC0415 # an extra of the stores
-            from msgspec.json import Decoder, Encoder  # noqa: PLC0415 # an extra
+            from msgspec.json import Decoder, Encoder  # noqa: PLC0415 # as above
         except ImportError as error:
             msg = "saving values needs msgspec, which isn't installed: pip install 'shoal[sqlite]'"
             raise ImportError(msg) from error
