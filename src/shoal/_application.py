@@ -10,40 +10,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import Any, Generic, Literal, cast, final, overload
+from typing import Any, Literal, cast, final, overload
 
 import anyio
 from anyio import NoEventLoopError, get_cancelled_exc_class
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import Act, field_names
-from ._errors import BadUse, DefinitionError, RunCancelled, RunClaimed, UnknownRun, kind_of
+from ._errors import BadUse, DefinitionError, RunClaimed, UnknownRun, kind_of
 from ._events import Question
 from ._execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
-from ._given import Given, fields_of
+from ._given import fields_of
 from ._graph import Graph, as_graph
 from ._halting import Answers
-from ._handle import BUFFER, RunHandle, check_buffer, wait_begun
+from ._handle import BUFFER, RunHandle, check_buffer
 from ._hooks import Hook, Hooks
 from ._ids import RunPath
+from ._launching import Launcher
 from ._open import Gate, OpenRun
 from ._rate import Limits
 from ._recorded import read_questions, recorded_beginning, recorded_history
-from ._result import RunResult, result_of
+from ._result import RunResult
 from ._root import Root
-from ._run import Run
 from ._runtime import Runtime
 from ._secret import boxed
-from ._setting import Halts, Setting
-from ._start import First, Left, Start, only_secrets, refuse_exposing, refuse_missing
+from ._start import Left, Start, only_secrets, refuse_missing
 from ._state import S
 from ._store import Beginning, RunRecord, Store, check_store
 
 
 @final
-class Application(Given, Generic[S]):
+class Application(Launcher[S]):
     """A graph with its settings: built once, run as often as wanted.
 
     Args:
@@ -490,52 +487,6 @@ class Application(Given, Generic[S]):
                 raise
             return None
 
-    async def _run(
-        self,
-        first: Start | First,
-        inputs: Mapping[str, Any],
-        path: RunPath,
-        runtime: Runtime | None,
-        *,
-        retries_failed: bool = False,
-        answers: Answers | None = None,
-        halts: Halts | None = None,
-    ) -> RunResult[S]:
-        """Live a root run in a task of its own, and bring back how it ended."""
-        await checkpoint_if_cancelled()  # in a cancelled scope no action starts
-        interruption: BaseException | None = None
-        try:
-            async with self._runtime(runtime) as opened:
-                root = self._plan(
-                    opened,
-                    first,
-                    inputs,
-                    path,
-                    retries_failed=retries_failed,
-                    answers=answers,
-                    halts=halts,
-                )
-                hosted = opened.begin(root)
-                interruption = await hosted.wait()
-                interruption = hosted.fatal or interruption
-        except BaseException:
-            if isinstance(interruption, KeyboardInterrupt | SystemExit):
-                raise interruption from None  # came out of the run; nothing outranks it
-            raise
-        run = root.run
-        error = interruption or root.error or (run and run.error)
-        if error is not None:
-            root.forget()
-            try:
-                raise error
-            finally:
-                del error, interruption  # no cycle from the exception to this frame
-        if run is None or run.status == "cancelled":
-            reason = root.reason if run is None else run.reason
-            msg = f"run {path.id} has no result, it was cancelled: {reason}"
-            raise RunCancelled(msg)
-        return result_of(run)
-
     async def start(
         self,
         state: S | Mapping[str, Any] | None = None,
@@ -568,13 +519,6 @@ class Application(Given, Generic[S]):
         )
         root = self._plan(runtime, first, given, path, deadline=math.inf, **asked_for)
         return await self._begin(root, runtime)
-
-    async def _begin(self, root: Root, runtime: Runtime) -> RunHandle[S]:
-        """Have a root run live in a task of its own, which nobody awaits."""
-        await checkpoint_if_cancelled()  # in a cancelled scope no action starts
-        runtime.begin(root, is_detached=True)
-        await wait_begun(root)
-        return RunHandle(root)
 
     def open(
         self,
@@ -680,54 +624,6 @@ class Application(Given, Generic[S]):
             halt_after=halt_after,
         )
         return anyio.run(run, backend=backend)
-
-    def _runtime(self, runtime: Runtime | None) -> AbstractAsyncContextManager[Runtime]:
-        if runtime is None:
-            return Runtime()
-        runtime.check_open()
-        return nullcontext(runtime)
-
-    def _plan(
-        self,
-        runtime: Runtime,
-        first: Start | First,
-        inputs: Mapping[str, object],
-        path: RunPath,
-        *,
-        gate: Gate | None = None,
-        retries_failed: bool = False,
-        answers: Answers | None = None,
-        halts: Halts | None = None,
-        deadline: float | None = None,
-    ) -> Root:
-        """Plan an execution of the run ``path`` in ``runtime``."""
-        execution = Execution(
-            runtime.services,
-            Hooks(self.hooks),
-            runtime.store if self.store is None else self.store,
-            max_steps=self.max_steps,
-            max_depth=self.max_depth,
-            max_live=self.max_live,
-            deadline=anyio.current_effective_deadline() if deadline is None else deadline,
-        )
-        setting = Setting(
-            graph=self.graph,
-            inputs=inputs,
-            execution=execution,
-            act=self.name,
-            gate=gate,
-            halts=halts,
-            scopes=runtime.scopes(self, self.limits),
-        )
-
-        def make_run(fields: Mapping[str, object]) -> Run:
-            execution.secrets.learn(fields)
-            refuse_exposing(f"application {self.name!r}", self.graph, fields, execution.secrets)
-            return Run(setting, fields, path=path)
-
-        return Root(
-            path, execution, make_run, first, retries_failed=retries_failed, answers=answers
-        )
 
     def __repr__(self) -> str:
         return f"<Application {self.name}>"
