@@ -35,7 +35,7 @@ async def crawl(start: str, concurrency: int, out: Path) -> None:
                 for href in dict.fromkeys(href.partition("#")[0] for href in hrefs):
                     try:
                         target = base.join(URL(href))
-                    except ValueError:
+                    except ValueError:  # a link to nowhere
                         continue
                     if target.scheme == site.scheme and target.origin() == site:
                         found = str(target.with_fragment(None))

@@ -102,7 +102,7 @@ async def _close(
             try:
                 if not await _told_to_exit(iterator):
                     break
-            except (GeneratorExit, StopAsyncIteration):
+            except (GeneratorExit, StopAsyncIteration):  # it has ended
                 break
             except BaseException as error:  # noqa: BLE001 # told below
                 if _is_exit(error):
