@@ -9,7 +9,7 @@ import pytest
 import trio.testing
 from anyio.lowlevel import checkpoint
 
-from shoal import END, Application, Graph, Limits, Outcome, State, action, fan_out, when
+from shoal import END, Application, Graph, Limits, Outcome, Runtime, State, action, fan_out, when
 from shoal._store import Batch, NullStore
 from shoal.testing import VirtualTimeLoop, no_leaks
 
@@ -276,7 +276,7 @@ async def test_between_two_batches_others_may_run():
 @pytest.mark.sweep
 @every_source
 @pytest.mark.parametrize("limit", [1, 2, 3, 300])
-async def test_the_ramp_doubles_until_the_limit(over: Any, limit: int):
+async def test_the_ramp_multiplies_until_the_limit(over: Any, limit: int):
     started, go = 0, anyio.Event()
 
     @action(reads=["item"], writes=["-"])
@@ -298,7 +298,7 @@ async def test_the_ramp_doubles_until_the_limit(over: Any, limit: int):
         assert started == limit
         go.set()
     assert started == 400
-    assert turns <= 14  # one at a time it would take 300
+    assert turns <= 9  # two at a time it would take 14, and one 300
 
 
 @pytest.mark.sweep
@@ -323,3 +323,38 @@ async def test_pullers_are_no_more_than_the_limit_and_one_if_nobody_waits(
         await app.run({"n": range(350)})
     others = 1 if over is not as_async_generator else 2  # the run's own task, and the source's
     assert max(counts) - others <= (1 if waits == "never" else limit)
+
+
+@pytest.mark.parametrize("elements", [[], [1], [1, 2, 3, 4], (1, 2, 3), {1: 0, 2: 0}])
+async def test_no_puller_is_made_to_find_that_there_is_no_more(elements: Any):
+    before, go = len(anyio.get_running_tasks()), anyio.Event()
+
+    @action(reads=["item"], writes=["-"])
+    async def work(item: int) -> None:
+        await go.wait()
+
+    app = Application(fan_out(work, over=lambda state: elements, reads=[], name="f"))
+    async with no_leaks(), anyio.create_task_group() as tasks:
+        tasks.start_soon(app.run, dict[str, Any]())
+        for _ in range(20):
+            await checkpoint()
+        caller_and_run = 2 if elements else 0  # it has ended
+        assert len(anyio.get_running_tasks()) - before == caller_and_run + len(elements)
+        go.set()
+
+
+@pytest.mark.parametrize("over", ["n", as_generator])
+async def test_the_last_element_may_be_cancelled_alone(over: Any):
+    """Nobody is left who would find that there is no more."""
+
+    @action(reads=["item"], writes=["-"])
+    async def work(item: int) -> None:
+        await anyio.sleep(10 * item)
+
+    app = Application(fan_out(work, over=over, reads=["n"], key=int, name="f", limits=Limits(1)))
+    async with Runtime(apps=[app]) as runtime:
+        handle = await runtime.start(app, {"n": [1, 2]})
+        await anyio.sleep(15)
+        assert handle.cancel_child(2, "enough")
+        assert (await handle.result()).status == "succeeded"
+        assert anyio.current_time() < 16

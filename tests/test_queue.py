@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import count
 from random import Random
@@ -13,7 +14,7 @@ import pytest
 from shoal import Limits, Rate
 from shoal._gate import Gate
 from shoal._meters import CREDIT, MARKS, Meter
-from shoal._queue import Queue
+from shoal._queue import AT_ONCE, Queue
 from shoal._seat import Seat
 
 TICK = 1 / 8  # times, intervals and costs are multiples of powers of 2: sums of them are exact
@@ -55,7 +56,7 @@ class Unit:
     """An execution."""
 
     def __init__(self) -> None:
-        self.tag = 0.0
+        self.turn_due = self.turns_since = 0.0
 
 
 class Party:
@@ -101,7 +102,7 @@ class Modelled:
         self.number = number
         self.granted = False
         self.unit = seat.unit
-        self.tag = seat.tag  # of start-time fair queueing; only who waits has one
+        self.due = seat.due  # of start-time fair queueing; only who waits has one
 
 
 class Program:
@@ -220,7 +221,7 @@ class Program:
     def settle(self) -> None:
         """Account for what was granted, one after the other; then nobody may wait in vain."""
         granted = [one for one in self.waiting if one.seat.granted]
-        for one in sorted(granted, key=lambda one: (one.tag, one.number)):
+        for one in sorted(granted, key=lambda one: (one.due, one.number)):
             for n in one.needed:
                 opens = self.opens_at(n, one.costs[n])
                 assert opens <= self.clock.now, f"gate {n} opens at {opens} only"
@@ -246,8 +247,8 @@ class Program:
             if self.opens_at(n, one.costs[n]) > self.clock.now
         ]
         for one in self.waiting:
-            turn = one.tag, one.number
-            behind = {n for other, n in shut if (other.tag, other.number) <= turn}
+            turn = one.due, one.number
+            behind = {n for other, n in shut if (other.due, other.number) <= turn}
             assert behind & set(one.needed), "it could start, and waits"
 
 
@@ -265,7 +266,7 @@ def test_the_queue_grants_what_the_model_grants(seeds: range):
 @pytest.mark.parametrize("rate", [Rate(8), None])
 @pytest.mark.parametrize("seed", range(20))
 def test_units_that_always_wait_get_the_same(rate: Rate | None, seed: int):
-    """However many claims each has, and whenever it came, at any time afterwards."""
+    """However many claims each has, and whenever it came; but for its first few, at any time."""
     random, clock = Random(seed), Clock()
     queue = Queue(None, clock, clock.alarm)  # pyright: ignore[reportArgumentType]
     limits = Limits(1) if rate is None else Limits(rate=rate)
@@ -297,7 +298,54 @@ def test_units_that_always_wait_get_the_same(rate: Rate | None, seed: int):
             for a in waiting:
                 for b in waiting:
                     since = max(came[a], came[b])
-                    assert abs(gone[since:].count(a) - gone[since:].count(b)) <= 2
+                    assert abs(gone[since:].count(a) - gone[since:].count(b)) <= AT_ONCE + 1
+
+
+def served(queue: Queue, gate: Gate, claims: list[str], units: dict[str, Unit]) -> Iterator[str]:
+    """Have them wait, and let one after the other have the gate; more may come meanwhile."""
+    seats: list[tuple[str, Seat]] = []
+    while claims or seats:
+        seats += [(who, Seat(queue, (gate,), None, Party(units[who]))) for who in claims]
+        claims.clear()
+        held = next(one for one in seats if one[1].granted)
+        seats.remove(held)
+        yield held[0]
+        held[1].leave()
+
+
+def test_small_units_are_served_one_after_the_other():
+    clock = Clock()
+    queue, gate = Queue(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
+    units = {who: Unit() for who in "abc"}
+    claims = [who for who in "abc" for _ in range(AT_ONCE)]
+    assert list(served(queue, gate, claims.copy(), units)) == claims
+
+
+def test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same():
+    clock = Clock()
+    queue, gate = Queue(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
+    units, claims, gone = {"large": Unit()}, ["large"] * 300, list[str]()
+    for who in served(queue, gate, claims, units):
+        gone.append(who)
+        if len(gone) % 4 == 0:  # as many come as are served: there is never a pause
+            units[str(len(gone))] = Unit()
+            claims += [str(len(gone))] * 4
+        if len(gone) == 800:
+            break
+    # There are ever more of them, since it takes some of the time that they would need.
+    assert gone.count("large") > 50, gone.count("large")
+    assert gone[-200:].count("large") > 5, gone[-200:].count("large")
+
+
+def test_a_small_unit_need_not_wait_for_a_large_one():
+    clock = Clock()
+    queue, gate = Queue(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
+    units, claims, gone = {"large": Unit(), "small": Unit()}, ["large"] * 300, list[str]()
+    for who in served(queue, gate, claims, units):
+        gone.append(who)
+        if len(gone) == 100:
+            claims += ["small"] * 4
+    assert gone[100:106].count("small") == 4
 
 
 # -- timers ----------------------------------------------------------------------------------------

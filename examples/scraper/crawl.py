@@ -127,6 +127,7 @@ class Crawler:
         if not rules.is_read:
             was_us = await self.robots.read(url)
             spacing.floor = max(spacing.floor, rules.delay(self.settings.user_agent))
+            spacing.is_known = True
             if not was_us and spacing.floor:
                 context.charge(0)
                 raise RetryLater(0)

@@ -42,11 +42,15 @@ _STALE = -1  # no cycle: what is said of it teaches nothing
 class Spacing:
     """One host: the seconds between two starts, and what they follow from."""
 
-    def __init__(self, clock: Callable[[], float], floor: float = 0.0) -> None:
+    def __init__(
+        self, clock: Callable[[], float], floor: float = 0.0, *, is_known: bool = True
+    ) -> None:
         """Ask it as fast as `floor` allows, as long as it doesn't refuse."""
         self._clock = clock
         self.floor: float = floor
         """Seconds that are never undercut: --rate, and Crawl-delay."""
+        self.is_known: bool = is_known
+        """Whether robots.txt has been read, where it is."""
         self.rate: float = math.inf
         """Requests a second that it seems to stand."""
         self._ceiling = math.inf  # a rate that was too much
@@ -114,7 +118,12 @@ class Politeness:
     """The hosts of a crawl."""
 
     def __init__(
-        self, clock: Callable[[], float], *, rate: float | None = None, adaptive: bool = True
+        self,
+        clock: Callable[[], float],
+        *,
+        rate: float | None = None,
+        adaptive: bool = True,
+        robots: bool = True,
     ) -> None:
         """Know none yet.
 
@@ -122,8 +131,10 @@ class Politeness:
             clock: The event loop's.
             rate: Requests a second that no host gets more of.
             adaptive: Whether to learn from refusals.
+            robots: Whether robots.txt is read, which may ask for more spacing.
         """
         self._clock = clock
+        self._robots = robots
         self._floor = 0.0 if rate is None else 1 / rate
         self.adaptive: bool = adaptive
         self.hosts: dict[str, Spacing] = {}
@@ -133,7 +144,7 @@ class Politeness:
     def of(self, host: str) -> Spacing:
         found = self.hosts.get(host)
         if found is None:
-            found = self.hosts[host] = Spacing(self._clock, self._floor)
+            found = self.hosts[host] = Spacing(self._clock, self._floor, is_known=not self._robots)
         return found
 
     def refused(self, host: str, request: Request, after: float | None) -> RetryLater:
@@ -146,8 +157,12 @@ class Politeness:
         return RetryLater(after)
 
     def cost(self, state: State) -> float:
-        """What a start is charged beforehand; the rest is charged when it has begun."""
-        return min(BURST, self.of(host_of(state["link"]["url"])).seconds)
+        """What a start is charged beforehand; the rest is charged when it has begun.
+
+        Who comes before robots.txt is read may begin after that: for nothing, all would at once.
+        """
+        spacing = self.of(host_of(state["link"]["url"]))
+        return min(BURST, spacing.seconds) if spacing.is_known else BURST
 
     def limits(self, per_host: int) -> Limits:
         """The limits by host of the action that asks: so many at once, and so far apart."""

@@ -61,7 +61,9 @@ async def work(job: Job, manner: Manner) -> int:
         starts += (sitemaps := sitemap_links(starts))
         frontier.recall(sitemaps)
     frontier.recall(await job.discovered())
-    politeness = Politeness(anyio.current_time, rate=settings.rate, adaptive=settings.adaptive)
+    politeness = Politeness(
+        anyio.current_time, rate=settings.rate, adaptive=settings.adaptive, robots=settings.robots
+    )
     tally = Tally(frontier, politeness)
     rows = await to_thread.run_sync(_take_up, job, tally)
     named = {URL(url).raw_host or "" for url in settings.urls}

@@ -102,7 +102,8 @@ class Execution:
         "services",
         "store",
         "suspects",
-        "tag",
+        "turn_due",
+        "turns_since",
         "unsaved",
     )
 
@@ -147,7 +148,8 @@ class Execution:
         self.max_depth: int = max_depth
         self.live: LiveBudget = LiveBudget(max_live)
         self.deadline: float = deadline
-        self.tag: float = 0.0
+        self.turn_due: float = 0.0
+        self.turns_since: float = 0.0
         """What ``Admission`` remembers of it, so that executions take turns."""
         self.unsaved: bool = False
         """Whether a save failed, so that nothing can be saved any more."""

@@ -24,7 +24,7 @@ from ._rate import Adaptive, Part
 from ._shared import SharedMeter
 
 Turn = tuple[bool, float, int]
-"""Whether it stands behind others, its tag, and its arrival: what is less goes first."""
+"""Whether it stands behind others, when it is due, and its arrival: what is less goes first."""
 
 
 @final
@@ -172,8 +172,10 @@ class Gate:
 class Unit(Protocol):
     """What takes turns with others: an execution."""
 
-    tag: float
-    """When its latest claim is due, on the clock that counts claims granted to each."""
+    turn_due: float
+    """The round in which its next claim is due; in each, those who wait have one turn."""
+    turns_since: float
+    """The round in which it began to wait, this time."""
 
 
 class Held:
@@ -197,7 +199,7 @@ class Held:
 class Claim(Held):
     """What is granted all the gates it needs at once, or waits for them in line."""
 
-    __slots__ = ("granted", "line", "paid", "tag", "unit")
+    __slots__ = ("due", "granted", "line", "paid", "unit")
 
     def __init__(
         self,
@@ -214,7 +216,7 @@ class Claim(Held):
         """
         super().__init__(needed, costs)
         self.unit: Unit | None = unit
-        self.tag: float = 0.0
+        self.due: float = 0.0
         self.paid: bool = False  # whether its rates were charged
         self.granted: bool = False
         self.line: Line | None = None
@@ -273,7 +275,7 @@ class Line:
     def turn(self) -> Turn:
         """Say when the first claim is due, compared to those of other lines."""
         claim, arrival = next(iter(self.claims.items()))
-        return self.is_behind, claim.tag, arrival
+        return self.is_behind, claim.due, arrival
 
     def __repr__(self) -> str:
         return f"<Line of {len(self.claims)} at {self.gate}>"

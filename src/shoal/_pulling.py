@@ -44,6 +44,8 @@ from ._source import Dropped, Source
 from ._stopping import Stopper
 from ._watch import Part
 
+SPREAD = 8
+"""Pullers that are engaged, at most, when a child has to wait: a thousand take four turns."""
 INLINE = 64
 """Children that a puller lives without passing a checkpoint, if none of them waits..."""
 INLINE_SECONDS = 0.001
@@ -116,8 +118,8 @@ class Crew(Stopper, ABC):
                 return
             self._idle += 1
 
-    def _engage_two(self) -> None:
-        self._engage(2, spread=True)  # and so will each of them: a thousand take ten turns
+    def _engage_some(self) -> None:
+        self._engage(SPREAD, spread=True)  # and so will each of them
 
     def _start_puller(self) -> None:
         puller = Puller()
@@ -245,7 +247,7 @@ class Crew(Stopper, ABC):
                 living = child.advance()
             else:
                 living = live_child(child, each, child.setting.services)
-            waited = await drive(self._context.copy(), living, self._engage_two)
+            waited = await drive(self._context.copy(), living, self._engage_some)
             child.succeed()
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
             if not self._end_without_success(child, puller, error):

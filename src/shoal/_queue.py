@@ -6,7 +6,9 @@ Invariants:
   nobody who doesn't need it.
 - Nobody waits who could start, and nobody overtakes at a gate: who finds others there, waits.
 - Lines of one run are served first come, first served; lines of different runs take turns, however
-  many each has waiting (start-time fair queueing: P. Goyal, H. Vin, H. Cheng, 1996).
+  many each has waiting (start-time fair queueing: P. Goyal, H. Vin, H. Cheng, 1996). Its first few
+  turns a run has in one go: so small runs are served one after the other, rather than all at a time
+  and all of them late; a large one gets no more by that than it would have had a little later.
 - Nothing is lost: no slot and no unit of a rate, not when what took it fails, is cancelled, or is
   cancelled in the very moment in which it is granted.
 """
@@ -27,12 +29,15 @@ from ._ports import Clock, Waiter
 from ._rate import Ended
 from ._supply import StartTask, Supplies
 
+AT_ONCE = 8
+"""Claims of a run that need not wait for others to have their turns in between."""
+
 
 @final
 class Queue:
     """Grants claims on gates, in turn. Belongs to one event loop."""
 
-    __slots__ = ("_alarms", "_arrivals", "_supplies", "_tag", "clock", "lines", "waiter")
+    __slots__ = ("_alarms", "_arrivals", "_round", "_supplies", "clock", "lines", "waiter")
 
     def __init__(
         self,
@@ -55,7 +60,7 @@ class Queue:
         self.clock: Clock = clock
         self.lines: dict[Hashable, Line] = {}  # only where somebody waits
         self._arrivals: count[int] = count()
-        self._tag: float = 0.0  # of what was granted last
+        self._round: float = 0.0  # how many turns each of those who wait has had
         self._alarms: Alarms = Alarms(clock, set_alarm, self._open)
         self._supplies: Supplies = Supplies(clock, start_task, chance, self.serve, self._refuse)
 
@@ -87,7 +92,11 @@ class Queue:
     def _join(self, claim: Claim, line: Line) -> None:
         unit = claim.unit
         if unit is not None:
-            claim.tag = unit.tag = max(self._tag, unit.tag + 1.0)
+            if unit.turn_due <= self._round:  # it has had no more than its turns
+                unit.turns_since = unit.turn_due = self._round
+            is_early = unit.turn_due < unit.turns_since + AT_ONCE
+            claim.due = unit.turns_since if is_early else unit.turn_due
+            unit.turn_due += 1.0
         line.claims[claim] = next(self._arrivals)
         claim.line = line
 
@@ -207,7 +216,7 @@ class Queue:
                 self._post(line, other)
                 continue
             if not claim.is_gone:
-                self._tag = max(self._tag, claim.tag)
+                self._round = max(self._round + 1.0 / len(self.lines), claim.due)
                 credit = min(now - opens, CREDIT) if opens >= due else 0.0
                 self.take(claim, at=gate, credit=credit)
             del line.claims[claim]

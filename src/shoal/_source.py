@@ -296,15 +296,22 @@ class Elements:
         """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
         if self._at_most is not None and self._is_full():
             return 0
-        hint = 0 if self._iterator is None else length_hint(self._iterator, sys.maxsize) or 1
-        return hint + len(self._waiting)
+        more = 0
+        if self._iterator is not None:
+            more = length_hint(self._iterator, sys.maxsize) or int(not self._is_exact)
+        return more + len(self._waiting)
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether it has a size, so that its iterator knows when there is no more."""
+        return isinstance(self._sized, Sequence | AbstractSet | Mapping)
 
     def most(self) -> float:
         """Say how many more children there can be at most; ``math.inf`` where nobody knows."""
         if self.dry():
             return 0
         more = inf
-        if isinstance(self._sized, Sequence | AbstractSet | Mapping):
+        if self._is_exact:
             size = len(cast("Sized", self._sized))
             more = size * self._width - self._position + len(self._waiting)
         if self._at_most is None:
@@ -323,7 +330,8 @@ class Elements:
 
     def dry(self) -> bool:
         """Tell whether there will be no more, unless ``grow`` adds some."""
-        return (self._ended and not self._waiting) or self._is_full()
+        has_ended = self._ended or (self._iterator is not None and not self.left())
+        return (has_ended and not self._waiting) or self._is_full()
 
     def drop(self, is_meant: Callable[[Setting, Key], bool]) -> list[Run]:
         """Make the children of what is known and was not taken; they are not to begin."""

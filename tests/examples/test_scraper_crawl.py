@@ -126,7 +126,9 @@ def crawled(request: pytest.FixtureRequest) -> Crawl:
             if told.sitemap:
                 links += (sitemaps := sitemap_links(links))
                 frontier.recall(sitemaps)
-            politeness = Politeness(anyio.current_time, rate=told.rate, adaptive=told.adaptive)
+            politeness = Politeness(
+                anyio.current_time, rate=told.rate, adaptive=told.adaptive, robots=told.robots
+            )
             tally = Tally(frontier, politeness)
             async with httpx.AsyncClient(transport=httpx.MockTransport(ask)) as client:
                 fetcher = HttpxFetcher(client, told.timeout)
