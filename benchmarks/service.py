@@ -33,7 +33,7 @@ from shoal import Application, Limits, Runtime, action, fan_out
 from shoal.fastapi import RuntimeDep, cancel_on_disconnect, runs_router, runtime_lifespan
 
 SLOTS = int(os.environ.get("SLOTS", "1000"))
-SECONDS = float(os.environ.get("SECONDS", "1"))
+SECONDS = float(os.environ.get("SECONDS", "3"))
 TIMEOUT = 60.0
 CALLS = 4
 

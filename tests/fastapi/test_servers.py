@@ -196,11 +196,7 @@ def answer_of(connection: socket.socket) -> bytes:
         return b"".join(parts)
 
 
-CLIENTS = 40
-MANY_CLIENTS = 200
-
-
-@pytest.mark.parametrize("clients", [CLIENTS, pytest.param(MANY_CLIENTS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("clients", [200])
 def test_a_worker_is_killed_and_every_run_completes_once(clients: int, tmp_path: Path):
     effects = tmp_path / "effects"
     given = {"STORE": str(tmp_path / "runs.db"), "EFFECTS": str(effects)}
