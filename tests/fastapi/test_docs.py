@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "services.md"
 def programs() -> list[dict[str, Any]]:
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
     found: list[dict[str, Any]] = []
-    for block in blocks:
-        names: dict[str, Any] = {"__name__": "page"}
-        exec(compile(block, str(PAGE), "exec"), names)
-        found.append(names)
+    thresholds = gc.get_threshold()
+    try:
+        for block in blocks:
+            names: dict[str, Any] = {"__name__": "page"}
+            exec(compile(block, str(PAGE), "exec"), names)
+            found.append(names)
+    finally:
+        gc.set_threshold(*thresholds)  # of the last one
     return found
 
 
