@@ -496,6 +496,39 @@ async def test_what_a_failing_child_does_to_its_task_does_not_tear_the_save_of_i
     assert not any("while the graph ended" in note for note in caught.value.__notes__)
 
 
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("fails", [False, True])
+async def test_its_end_is_told_though_it_is_cancelled_while_its_task_is_put_in_order(
+    turns: int, fails: bool
+):
+    if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+        pytest.skip("trio has no native cancellation")
+    loop, hook = asyncio.get_running_loop(), RecordingHook()
+
+    def cancel_after(turns: int) -> None:
+        if turns:
+            loop.call_soon(cancel_after, turns - 1)
+        else:
+            handle.cancel("enough")
+
+    @action(writes=["x"])
+    async def cancel_oneself() -> int:
+        cancel_after(turns)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if fails:
+            raise ValueError("after that")
+        return 1
+
+    app = Application(Graph.chain(Graph.chain(cancel_oneself, name="node")), hooks=[hook])
+    async with Runtime(apps=[app]) as runtime:
+        handle = await runtime.start(app)
+        await handle.wait_ended()
+    hook.assert_paired()
+    assert len(hook.of(ChildEnded)) == 1
+
+
 # -- isolation -------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, TypeVar, cast
 
@@ -170,10 +171,9 @@ def ki_unprotected(function: F) -> F:
 async def absorb_native_cancel() -> None:
     """Let a native cancellation that is pending on the current task arrive here, and drop it.
 
-    Only for engine tasks, which nobody but the user code inside them can cancel natively.
+    Only for engine tasks, which nobody but the user code inside them can cancel natively. A scope
+    that is cancelled in that very turn cancels again at the next checkpoint: so what follows here,
+    the save of what has ended, is not left out for it.
     """
-    try:
+    with suppress(get_cancelled_exc_class()):
         await checkpoint()
-    except get_cancelled_exc_class():
-        if cancelled():
-            raise
