@@ -65,9 +65,9 @@ async def enter(graph: Graph, run: Run) -> Change:
         if fate == "is kept":
             _take_ledgers(run, child)
             return NO_CHANGE
-    if run.setting.hooks.child_started:
-        await run.tell_child_started(child)
     try:
+        if run.setting.hooks.child_started:
+            await run.tell_child_started(child)
         await drive(copy_context(), child.advance(), _nothing)
         child.succeed()
     except BaseException as error:  # noqa: BLE001 # raised again below
