@@ -175,5 +175,5 @@ async def absorb_native_cancel() -> None:
     that is cancelled in that very turn cancels again at the next checkpoint: so what follows here,
     the save of what has ended, is not left out for it.
     """
-    with suppress(get_cancelled_exc_class()):
+    with suppress(get_cancelled_exc_class()):  # a native one is nobody's, a scope's comes again
         await checkpoint()
