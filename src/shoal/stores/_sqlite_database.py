@@ -204,13 +204,16 @@ def _portions(children: list[tuple[int, Child]]) -> Iterator[list[tuple[int, Chi
 
 @cache
 def _insertion(rows: int) -> str:
-    """Return the statement that writes so many rows of children."""
-    common = ("parent", "place", *_ALIKE)
+    """Return the statement that writes so many rows of children.
+
+    What they have in common has numbers, for all rows name it. What is a row's own has none: SQLite
+    counts on from the last number, and Python's module would look for the name of each parameter
+    among all that have one.
+    """
+    common, own = ("parent", "place", *_ALIKE), ("key", *_OWN)
     shared = [f"?{number}" for number in range(1, 1 + len(common))]
-    width, at = 1 + len(_OWN), 1 + len(common)
-    own = [[f"?{at + row * width + n}" for n in range(width)] for row in range(rows)]
-    values = ", ".join(f"({', '.join((*shared, *each))})" for each in own)
-    return f"INSERT INTO runs ({', '.join((*common, 'key', *_OWN))}) VALUES {values}"
+    row = f"({', '.join((*shared, *'?' * len(own)))})"
+    return f"INSERT INTO runs ({', '.join((*common, *own))}) VALUES {', '.join([row] * rows)}"
 
 
 # -- keys and claims as columns --------------------------------------------------------------------
