@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from shoal import (
     Application,
@@ -28,6 +29,7 @@ from shoal import (
     Graph,
     LeaseLost,
     RunClaimed,
+    RunPath,
     Runtime,
     StateUpdated,
     Update,
@@ -550,3 +552,126 @@ async def test_of_a_child_that_has_begun_crashes_are_counted(kept: Kept):
             await save(store, child_run("a", status=None, crashes=crashes))
             (record,) = await store.children(ROOT)
             assert record.crashes == crashes
+
+
+# -- what is remembered of rows --------------------------------------------------------------------
+
+
+async def keep_child(store: DurableStore, run_id: str, key: str, *below: str) -> None:
+    """Save a child that is under way, and children of it."""
+    child = child_run(key, parent=RunPath(run_id=run_id, act="app"), status=None)
+    await save(store, child)
+    for one in below:
+        await save(store, child_run(one, parent=child.path, status=None))
+
+
+async def end_grandchildren(store: DurableStore, path: RunPath, *keys: str) -> None:
+    """Save how some children of a child ended; each has come to its key."""
+    ended = [child_run(key, parent=path, value=f"of {key}") for key in keys]
+    updates = [update_of(number) for number in range(1, 1 + len(keys))]
+    child = HandMadeRun(path=path, element="x")
+    await save(store, child, updates=updates, applied=ended)
+
+
+async def values_of(store: DurableStore, path: RunPath) -> dict[object, object]:
+    return {record.key: record.value for record in await store.children(path)}
+
+
+@anyio_test
+async def test_what_another_process_made_anew_is_not_taken_for_what_it_was(kept: Kept):
+    """Numbers of rows that it has deleted come up again, as those of siblings."""
+    one, other = kept.store(), kept.store()
+    child = child_run("x", status=None)
+    async with one:
+        async with claimed(one):
+            await keep_child(one, "root", "x", "a", "b")
+        async with claimed(other, begin=False):
+            await save(other, child, afresh=True)
+            await keep_child(other, "root", "x", "b", "a")
+        async with claimed(one, begin=False):
+            await end_grandchildren(one, child.path, "a", "b")
+        assert await values_of(other, child.path) == {"a": "of a", "b": "of b"}
+
+
+@anyio_test
+async def test_rows_of_a_run_that_was_deleted_are_not_taken_for_those_of_one_under_way(kept: Kept):
+    """Another process deletes it, and the numbers of its rows come up again as the other run's."""
+    store, other = kept.store(), kept.store()
+    async with store, claimed(store):
+        async with claimed(store, HandMadeRun(path=ROOT_X)):
+            await keep_child(store, "x", "old", "a", "b")
+            await save(store, HandMadeRun(path=ROOT_X), ended="succeeded")
+        assert await other.prune(0) == 1
+        for key in ("p", "q"):
+            await keep_child(store, "root", key)
+        for key in ("p", "q"):
+            path = child_run(key).path
+            for grandchild in "ba":
+                await save(store, child_run(grandchild, parent=path, status=None))
+            await end_grandchildren(store, path, "a", "b")
+        for key in ("p", "q"):
+            assert await values_of(store, child_run(key).path) == {"a": "of a", "b": "of b"}
+
+
+@anyio_test
+async def test_what_a_failed_transaction_has_written_is_not_remembered(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+):
+    """Not even where the run was given back in it."""
+    store = kept.store()
+    await store.claim("root", "me")
+    async with store:
+        await save(store, begun=BEGINNING)
+        assert store._writer is not None
+        data = store._writer._database
+        fails = [True]
+        commit = data._commit
+
+        def failing(jobs: Sequence[Any]) -> None:
+            if fails and len(jobs) > 1:
+                fails.clear()
+                raise RuntimeError("once")
+            commit(jobs)
+
+        monkeypatch.setattr(data, "_commit", failing)
+        child = child_run("x", status=None)
+        async with anyio.create_task_group() as tasks:
+            with stopped(store):
+                saved = store.save(Batch(child, holder="me"))
+                tasks.start_soon(store.release, "root", "me")
+                for _ in range(3):  # until it has asked for that
+                    await checkpoint()
+            assert saved is not None
+            await saved
+        assert not fails
+        assert [record.key for record in await store.children(ROOT)] == ["x"]
+
+
+@anyio_test
+async def test_a_run_that_could_not_be_given_back_is_free_when_its_lease_has_run_out(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+):
+    """Nobody executes it, so there is nothing to give signs of life of."""
+    store, other = kept.store(lease=0.4, heartbeat=0.02), kept.store()
+    async with store:
+        await store.claim("root", "me")
+        await save(store, begun=BEGINNING)
+
+        def refuse(*_: object) -> None:
+            raise RuntimeError("it can't be written to")
+
+        assert store._writer is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(store._writer._database, "release", refuse)
+            with pytest.raises(RuntimeError):
+                await store.release("root", "me")
+        until = time.monotonic() + 20
+        while True:
+            try:
+                await other.claim("root", "you")
+            except RunClaimed:
+                assert time.monotonic() < until
+                await anyio.to_thread.run_sync(time.sleep, 0.02)
+            else:
+                break
+        await other.release("root", "you")

@@ -6,15 +6,43 @@ import time
 from typing import NamedTuple, final
 
 from shoal._errors import LeaseLost
+from shoal._ids import Key
 
 from ._holders import Holder, current_holder, now
+
+
+@final
+class KnownRows:
+    """What saves under a claim have come to know of rows. Nobody else changes these meanwhile.
+
+    It goes with the claim: then others may change them, and the numbers of rows that were deleted
+    come up again.
+    """
+
+    __slots__ = ("begun", "ids", "is_running")
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self.ids: dict[tuple[int, int, Key], int] = {}
+        """Of runs, by parent, place and key."""
+        self.begun: dict[int, int] = {}
+        """Of children that have begun, and not ended: their ``crashes``. What else their rows say
+        is known too: nothing of histories that would have to outlive it."""
+        self.is_running: bool = False
+        """Whether the root run is known to have no end."""
+
+    def forget(self) -> None:
+        """Know nothing any more."""
+        self.ids.clear()
+        self.begun.clear()
+        self.is_running = False
 
 
 @final
 class Claim:
     """What this process has of a root run."""
 
-    __slots__ = ("epoch", "execution", "failure", "lost", "run_id", "saves")
+    __slots__ = ("epoch", "execution", "failure", "lost", "rows", "run_id", "saves")
 
     def __init__(self, run_id: str, execution: str) -> None:
         self.run_id: str = run_id
@@ -22,11 +50,13 @@ class Claim:
         self.epoch: int = 0
         """Which claim of the run this is, counted from 1; set when it is made."""
         self.lost: bool = False
-        """Whether the run was taken over."""
+        """Whether the run was taken over, or nobody here executes it any more."""
         self.saves: int = 0
         """How many transactions have saved under it, where the database counts them."""
         self.failure: Exception | None = None
         """What went wrong with a save that nobody waited for."""
+        self.rows: KnownRows = KnownRows()
+        """What the writer knows of its rows."""
 
     @property
     def is_first(self) -> bool:

@@ -224,7 +224,10 @@ class DurableStore(ABC):
         try:
             await self._leave()  # in one go, where it is the last
         finally:
-            await released
+            try:
+                await released
+            finally:
+                claim.lost = True  # nobody keeps it up, even where it could not be given back
 
     def pack(self, child: SavedRun) -> object:
         """Encode what a child has come to; see ``Store``."""

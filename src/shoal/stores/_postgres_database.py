@@ -329,7 +329,7 @@ class PostgresDatabase(Database):
                 new.append((place, child))
             else:
                 known.append((place, child))
-                self._known[parent, place, child.key] = run
+                self._rows.ids[parent, place, child.key] = run
         return known, new
 
 

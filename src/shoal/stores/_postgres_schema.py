@@ -108,6 +108,7 @@ MIGRATIONS = (
         FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL;
     """,
     "ALTER TABLE roots ADD COLUMN secret text NOT NULL DEFAULT '[]'",
+    "DROP TABLE deletions",
 )
 """What leads from each version of the layout to the next; the first makes it."""
 

@@ -7,8 +7,8 @@ next goes on.
 
 Invariants:
 - What somebody has claimed is not condemned: that is looked at in the same transaction.
-- The number of a run that was deleted may come up again, so no process may use what it remembers of
-  one: ``deletions`` tells each time that a run is claimed.
+- Only rows of runs that nobody has claimed are deleted, and what is remembered of rows goes with a
+  claim: their numbers come up again.
 """
 
 from __future__ import annotations
@@ -79,7 +79,6 @@ def condemn(sql: Connection, dialect: Dialect, run_id: str) -> None:
         return
     _condemn(sql, [run])
     sql.execute("DELETE FROM roots WHERE run = ?", run)
-    sql.execute("UPDATE deletions SET count = count + 1")
 
 
 def _condemn(sql: Connection, runs: Iterable[tuple[int]]) -> None:
@@ -119,9 +118,3 @@ def _sweep(sql: Connection, run: tuple[int], limit: int) -> int:
         bare.append(run)
     sql.executemany("DELETE FROM runs WHERE id = ?", bare)
     return history + len(children) + 1
-
-
-def deletions(sql: Connection) -> int:
-    """Return how many runs were condemned so far."""
-    (count,) = sql.execute("SELECT count FROM deletions").fetchone()
-    return int(count)

@@ -118,6 +118,7 @@ MIGRATIONS = (
         FROM runs JOIN roots ON roots.run = runs.id;
     """,
     "ALTER TABLE roots ADD COLUMN secret TEXT NOT NULL DEFAULT '[]'",
+    "DROP TABLE deletions",
 )
 """What leads from each version of the layout to the next; the first makes it."""
 

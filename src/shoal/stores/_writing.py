@@ -24,13 +24,13 @@ from shoal._ids import Key
 from shoal._store import RunStatus
 
 from . import _cached, _pruning
-from ._claims import Claim, Held
+from ._claims import Claim, Held, KnownRows
 from ._dialect import Connection, Dialect, Faults
 from ._reading import children_where
 from ._rows import Child, History, Place, Rows, outlived
 from ._writer import Job
 
-_KNOWN = 10_000  # rows whose ids are remembered
+_KNOWN = 10_000  # rows of a run whose ids are remembered
 
 logger = logging.getLogger("shoal")
 
@@ -127,14 +127,10 @@ class Database(ABC):
         self._dialect = config.dialect
         self._claims: dict[str, Claim] = {}
         self._next_beat = inf
-        self._known: dict[tuple[int, int, Key], int] = {}  # runs, by parent, place and key
-        # Of children that have begun by this thread's hand, and not ended: their ``crashes``. What
-        # else their rows say is known too: nothing of histories that would have to outlive it.
-        self._begun: dict[int, int] = {}
-        self._deletions = 0  # as far as it has heard of them
+        self._rows = KnownRows()  # those of the claim under which is saved now
+        self._touched = list[KnownRows]()  # in this transaction
         self._places: dict[Place, int] = {}
         self._forms: dict[str, int] = {}
-        self._running = set[str]()  # executions whose runs are known to have no end
 
     # -- what each database does by itself ------------------------------------------------------
 
@@ -233,6 +229,7 @@ class Database(ABC):
                 job.on_failed(failure)
 
     def _transact(self, jobs: Sequence[Job[Any, Any]]) -> None:
+        self._touched.clear()
         self._begin(jobs)
         for job in jobs:
             try:
@@ -243,25 +240,17 @@ class Database(ABC):
         self._commit(jobs)
 
     def _roll_back(self) -> None:
-        self._forget_rows()
-        for known in (self._places, self._forms, self._running):
-            known.clear()
+        for rows in self._touched:
+            rows.forget()
+        self._places.clear()
+        self._forms.clear()
         self._abort()
-
-    def _forget_rows(self) -> None:
-        self._known.clear()
-        self._begun.clear()
 
     # -- claims ---------------------------------------------------------------------------------
 
     def claim(self, claim: Claim) -> bool:
         """Claim a run; return whether its last execution never gave it back."""
         epoch, has_died = self._refuse_claimed(claim.run_id)
-        deletions = _pruning.deletions(self._sql)  # by now nobody can delete this run
-        if deletions != self._deletions:  # another process's, maybe
-            self._forget_rows()
-            self._deletions = deletions
-        self._begun.clear()  # another process may have gone on with the run since
         claim.epoch = epoch + 1
         self._take(claim)
         self._claims[claim.run_id] = claim
@@ -282,7 +271,6 @@ class Database(ABC):
             "UPDATE claims SET execution = NULL WHERE run_id = ? AND epoch = ? AND execution = ?",
             (self._dialect.index_of(claim.run_id), claim.epoch, claim.execution),
         )
-        self._running.discard(claim.execution)
         if self._claims.get(claim.run_id) is claim:
             del self._claims[claim.run_id]
 
@@ -312,6 +300,8 @@ class Database(ABC):
             msg = f"an earlier save of run {claim.run_id} failed, and nobody waited for it"
             raise StoreFailed(msg) from claim.failure
         self._check(claim)
+        self._rows = claim.rows
+        self._touched.append(claim.rows)
         run, parent = self._root(rows.root), 0
         for above, (place, key) in enumerate(rows.path, 1):
             child = rows.run if above == len(rows.path) else None
@@ -333,16 +323,17 @@ class Database(ABC):
     def _run(self, parent: int, place: int, key: Key, child: Child | None = None) -> int:
         """Find the row of a run; make it, if it is new: that of a ``child`` under way in full."""
         name = (parent, place, key)
-        run = self._known.get(name)
+        known = self._rows
+        run = known.ids.get(name)
         if run is not None:
             return run
-        if len(self._known) >= _KNOWN:
-            self._forget_rows()
+        if len(known.ids) >= _KNOWN:
+            known.forget()
         names = (parent, place, *self._dialect.columns_of(key))
         if child is not None:  # it is new, mostly
             run = self._new_row(COLUMNS, (*names, *self._row(child)))
             if run is not None:
-                self._begun[run] = child.crashes
+                known.begun[run] = child.crashes
         if run is None:
             (run,) = self._sql.execute(
                 "SELECT id FROM runs WHERE parent = ? AND place = ? AND key = ?", names[:3]
@@ -350,7 +341,7 @@ class Database(ABC):
         if run is None:
             run = self._new_row((), names)
             assert run is not None, "it was not there"
-        self._known[name] = run
+        known.ids[name] = run
         return run
 
     def _new_row(self, columns: tuple[str, ...], values: Sequence[Any]) -> int | None:
@@ -388,8 +379,7 @@ class Database(ABC):
         sql = self._sql
         if rows.begun is not None:
             sql.execute(_BEGUN, (run, *rows.begun, time.time()))
-        if rows.status is not None or rows.holder not in self._running:
-            self._running.discard(rows.holder)
+        if rows.status is not None or not self._rows.is_running:
             sql.execute(
                 "UPDATE runs SET status = ?, reason = ? WHERE id = ?",
                 (rows.status, rows.reason or None, run),
@@ -398,12 +388,12 @@ class Database(ABC):
             sql.execute(
                 "UPDATE roots SET ended_at = ?, error = ? WHERE run = ?", (ended, rows.error, run)
             )
-            if rows.status is None:
-                self._running.add(rows.holder)
+            self._rows.is_running = rows.status is None
 
     def _note_under_way(self, run: int, parent: int, child: Child, *, afresh: bool) -> None:
         """Have it known that a child has begun, or has to again."""
-        if self._begun.get(run) == child.crashes:
+        begun = self._rows.begun
+        if begun.get(run) == child.crashes:
             return
         if afresh:
             self._save_updates_of(run, parent)
@@ -415,8 +405,8 @@ class Database(ABC):
                 "UPDATE runs SET crashes = ? WHERE id = ? AND crashes <> ?",
                 (child.crashes, run, child.crashes),
             )
-        if run in self._begun:
-            self._begun[run] = child.crashes
+        if run in begun:
+            begun[run] = child.crashes
 
     def _row(self, child: Child) -> tuple[object, ...]:
         """Return the values of ``COLUMNS``."""
@@ -437,13 +427,13 @@ class Database(ABC):
             place = self._places.get(child[:3])  # pyright: ignore[reportArgumentType] # equal to it
             if place is None:
                 place = self._place(Place(*child[:3]))
-            is_known = (parent, place, child.key) in self._known
+            is_known = (parent, place, child.key) in self._rows.ids
             (known if is_known else new).append((place, child))
         if new:
             known += self._insert(parent, new)
         for place, child in known:
             run = self._run(parent, place, child.key)
-            if self._begun.pop(run, None) is None:
+            if self._rows.begun.pop(run, None) is None:
                 self._save_updates_of(run, parent)
             self._sql.execute(_UPDATE, (*self._row(child), run))
 
@@ -465,8 +455,7 @@ class Database(ABC):
             sql.execute(
                 f"{_BELOW}DELETE FROM {table} WHERE {column} IN (SELECT id FROM below)", (run,)
             )
-        self._known = {name: known for name, known in self._known.items() if name[0] == 0}
-        self._begun.clear()  # numbers come up again
+        self._rows.forget()  # numbers come up again
 
     # -- besides --------------------------------------------------------------------------------
 
@@ -478,15 +467,12 @@ class Database(ABC):
         """Have a root run, and all below it, known to nobody."""
         self._refuse_claimed(run_id)
         _pruning.condemn(self._sql, self._dialect, run_id)
-        self._forget_rows()
 
     def discard_old(
         self, run_ids: Sequence[str], until: float, statuses: Collection[RunStatus]
     ) -> int:
         """The same, of runs that rest since a time; return how many those are."""
-        count = _pruning.condemn_old(self._sql, self._dialect, run_ids, until, statuses)
-        self._forget_rows()
-        return count
+        return _pruning.condemn_old(self._sql, self._dialect, run_ids, until, statuses)
 
     def sweep(self, limit: int) -> bool:
         """Delete some of what is known to nobody; return whether there may be more."""
