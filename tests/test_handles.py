@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -21,10 +21,12 @@ from shoal import (
     Event,
     Graph,
     Hook,
+    Item,
     Limits,
     MemoryStore,
     Missed,
     Rate,
+    Result,
     RunCancelled,
     RunClaimed,
     RunConflict,
@@ -238,14 +240,35 @@ async def test_runs_are_found_while_they_go_on():
         assert runtime.runs() == []
 
 
-async def test_of_two_with_one_id_the_later_is_found():
+def same_run(found: RunHandle[Any] | None, run: RunHandle[Any]) -> bool:
+    return found is not None and found._root is run._root
+
+
+@pytest.mark.parametrize("ends_first", ["earlier", "later"])
+async def test_of_two_with_one_id_the_earlier_is_found_and_then_the_other(ends_first: str):
+    seconds = {"earlier": 1, "later": 3} if ends_first == "earlier" else {"earlier": 3, "later": 1}
     async with Runtime() as runtime:
-        await runtime.start(app, {"item": 1}, id="x")
-        later = await runtime.start(app, {"item": 3}, id="x")
+        earlier = await runtime.start(app, {"item": seconds["earlier"]}, id="x")
+        later = await runtime.start(app, {"item": seconds["later"]}, id="x")
+        assert same_run(runtime.find("x"), earlier)
+        assert all(map(same_run, runtime.runs(), (earlier, later)))
         await anyio.sleep(2)
-        found = runtime.find("x")
-        assert found is not None
-        assert found.state.get("item") == later.state.get("item")
+        remains = later if ends_first == "earlier" else earlier
+        (only,) = runtime.runs()
+        assert same_run(only, remains)
+        assert same_run(runtime.find("x"), remains)
+
+
+async def test_a_start_that_is_refused_hides_nobody():
+    async with no_leaks(), Runtime(store=MemoryStore()) as runtime:
+        run = await runtime.start(app, {"item": 5}, id="x")
+        with pytest.raises(RunClaimed):
+            await runtime.start(app, {"item": 5}, id="x")
+        (found,) = runtime.runs()
+        assert same_run(found, run)
+        assert same_run(runtime.find("x"), run)
+        found.cancel("found")
+        assert await run.wait_ended() == "cancelled"
 
 
 async def test_a_halted_run_is_answered():
@@ -281,6 +304,38 @@ async def test_any_number_of_followers_read_all_of_it():
     assert [event.outcome.key for event in early if isinstance(event, ChildEnded)] == ["1", "2"]
     assert [event.outcome.key for event in late if isinstance(event, ChildEnded)] == ["2"]
     assert isinstance(early[-1], RunEnded)
+
+
+@action(reads=["item"], writes=["out"])
+async def streams(item: int) -> AsyncGenerator[int | Result[int]]:
+    for n in range(item):
+        await anyio.sleep(1)
+        yield n
+    yield Result(item)
+
+
+@action(reads=["item"], writes=["out"])
+async def emits(item: int, context: Context) -> int:
+    for n in range(item):
+        await anyio.sleep(1)
+        await context.emit(n)
+    return item
+
+
+@pytest.mark.parametrize("act", [streams, emits])
+async def test_who_comes_while_an_action_is_at_work_is_told_of_its_items(act: Any):
+    early, late = list[Event](), list[Event]()
+    async with no_leaks(), Runtime() as runtime, anyio.create_task_group() as tasks:
+        run = await runtime.start(Application(act), {"item": 4})
+        await anyio.sleep(0.5)
+        tasks.start_soon(all_of, run, early)
+        await anyio.sleep(2)
+        tasks.start_soon(all_of, run, late)
+    assert [event.item for event in early if isinstance(event, Item)] == [0, 1, 2, 3]
+    assert [(event.item, event.index) for event in late if isinstance(event, Item)] == [
+        (2, 2),
+        (3, 3),
+    ]
 
 
 async def test_followers_are_told_of_what_has_hooks_of_its_own():

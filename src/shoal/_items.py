@@ -42,7 +42,7 @@ class Emitter(Protocol):
 
     @property
     def hears_items(self) -> bool:
-        """Whether anybody does."""
+        """Whether anybody does now."""
         ...
 
     def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
@@ -58,7 +58,7 @@ class Emitter(Protocol):
 class Items:
     """The partial items of one attempt."""
 
-    __slots__ = ("_heard", "_over", "_run", "_stopped", "_turn", "attempt", "count", "step")
+    __slots__ = ("_over", "_run", "_stopped", "_turn", "attempt", "count", "step")
 
     def __init__(self, run: Emitter, step: str, attempt: int = 1) -> None:
         """Begin with none.
@@ -69,7 +69,6 @@ class Items:
             attempt: Which try of the step it is.
         """
         self._run = run
-        self._heard = run.hears_items
         self._turn: Lock | None = None  # of the tasks that give items, if anybody hears them
         self._over = False
         self._stopped = False
@@ -92,7 +91,7 @@ class Items:
         Raises:
             BadUse: The attempt has ended.
         """
-        if self._heard:
+        if self._run.hears_items:  # by now: who follows a run may have come meanwhile
             return self._tell(item)
         self._next()
         return self._pause() if self.count % ITEMS == 0 else None

@@ -180,8 +180,10 @@ class Runtime:
         self._grace = grace
         self._seed = seed
         self._tasks: TaskGroup | None = None
-        self._roots: set[Root] = set()  # the root runs that go on
-        self._by_id: dict[str, Root] = {}  # the same
+        self._roots: dict[Root, None] = {}  # the root runs that go on, in order of their start
+        # The same, by id: two of one id, if the store is about to refuse the later one, or there
+        # is none that would.
+        self._by_id: dict[str, list[Root]] = {}
         self._fatal: BaseException | None = None  # what came out of a run that nobody awaits
         self._status: Literal["new", "open", "closing", "closed"] = "new"
 
@@ -442,13 +444,18 @@ class Runtime:
         return self._recoverables.stores()
 
     def find(self, run_id: str) -> RunHandle[Any] | None:
-        """Return a root run that goes on here, however it was started; None if there is none."""
-        root = self._by_id.get(run_id)
-        return None if root is None or root.run is None else RunHandle(root)
+        """Return a root run that goes on here, however it was started; None if there is none.
+
+        Of several that have one id, as runs without a store may, it is the one that began first.
+        """
+        for root in self._by_id.get(run_id, ()):
+            if root.run is not None:
+                return RunHandle(root)
+        return None
 
     def runs(self) -> Sequence[RunHandle[Any]]:
         """Return the root runs that go on here, those that have begun first first."""
-        return [RunHandle(root) for root in self._by_id.values() if root.run is not None]
+        return [RunHandle(root) for root in self._roots if root.run is not None]
 
     # -- its end --------------------------------------------------------------------------------
 
@@ -628,8 +635,8 @@ class Runtime:
         assert self._tasks is not None
         hosted = Hosted(root.live, root.give_reason, self._watchdog, root.tell_ended)
         root.hosted = hosted
-        self._roots.add(root)
-        self._by_id[root.path.id] = root
+        self._roots[root] = None
+        self._by_id.setdefault(root.path.id, []).append(root)
         self._tasks.start_soon(self._live, root, is_detached)
         return hosted
 
@@ -639,8 +646,10 @@ class Runtime:
         try:
             await hosted.live()
         finally:
-            self._roots.discard(root)
-            if self._by_id.get(root.path.id) is root:
+            del self._roots[root]
+            of_its_id = self._by_id[root.path.id]
+            of_its_id.remove(root)
+            if not of_its_id:
                 del self._by_id[root.path.id]
         if is_detached and hosted.fatal is not None:
             # Nobody awaits it, so the block does. Not raised here: a SystemExit in a task would
