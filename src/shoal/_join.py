@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import islice
 from math import inf
 from typing import Any, Literal, cast, final
 
@@ -125,6 +126,26 @@ class Join:
     def is_nested(self) -> bool:
         """Whether there is a mapping by act for each key or position."""
         return self.shape in ("by key and act", "by position and act")
+
+    def conflict(self, data: Mapping[str, object]) -> str:
+        """Say why a step that was begun can't go on to collect into ``into``, if it can't.
+
+        The program may have changed since, and what is collected already is elsewhere then.
+        """
+        if self.into is None or self.shape == "one":
+            return ""
+        if self.into not in data:
+            return f"it did not collect into {self.into!r}"
+        found = data[self.into]
+        if isinstance(found, StateMap):
+            inner = cast("StateMap[object, object]", found).values()
+        else:
+            inner = cast("PositionedList[object]", found)
+        kind = PositionedList if self.is_listed else StateMap
+        nests = all(isinstance(one, StateMap) for one in islice(inner, 1))
+        if isinstance(found, kind) and (nests or not self.is_nested):
+            return ""
+        return f"it did not collect into {self.into!r} {self.shape}"
 
     def misfit(self, schema: Schema[Any]) -> str:
         """Say why the model of the parent's state can't hold what is collected, if it can't."""

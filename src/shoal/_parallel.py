@@ -25,7 +25,7 @@ from ._action import Act, Performer
 from ._child import check_depth, child_setting, children_of, circuits_of
 from ._collections import StateMap
 from ._contest import Contest, Streams, contest
-from ._errors import HookFailed, InvalidState, brief, note
+from ._errors import HookFailed, InvalidState, RunConflict, brief, note
 from ._events import ChildName, Decision, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
@@ -375,14 +375,30 @@ class ParallelStep:
 
         Children that failed run again, unless ``reduce`` has taken their failure. Returns the
         fields that change by that.
+
+        Raises:
+            RunConflict: The program collects elsewhere now than when the step was begun.
         """
-        source = self.source
+        source, data = self.source, self.parent.data
         assert source is not None
+        why = self.join.conflict(data)
+        if why:
+            run_id, name = self.parent.path.id, self.act.name
+            msg = (
+                f"fan-out {name!r} of run {run_id} was begun by a program in which {why}, and some "
+                f"of its results are there already; change that back to go on with it, or start a "
+                f"new run with fork({self.parent.path.root.id!r}, number=...) from before this step"
+            )
+            raise RunConflict(msg)
         for update in begun.under_way:
             if update.discovered:
                 source.rediscover(update.discovered, update.discovered_at)
-        field, data = self.join.errors_into, self.parent.data
-        if field is None or self.join.reduce is not None or not data.get(field):
+        field = self.join.errors_into
+        if field is None:
+            return {}
+        found = data.get(field)
+        is_there = isinstance(found, StateMap)  # else it did not collect failures then
+        if is_there and (self.join.reduce is not None or not found):
             return {}
         return {field: StateMap[object, object]()}
 
