@@ -7,16 +7,7 @@ from typing import Any
 
 import pytest
 
-from shoal import (
-    Act,
-    Application,
-    Limits,
-    MemoryStore,
-    ParallelAction,
-    RunConflict,
-    action,
-    fan_out,
-)
+from shoal import Act, Application, Limits, MemoryStore, RunConflict, action, fan_out
 
 pytestmark = pytest.mark.anyio
 
