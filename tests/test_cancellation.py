@@ -1364,7 +1364,11 @@ def interrupted(place: str, kind: type[BaseException]) -> tuple[Watched, list[in
     return Watched(Graph.chain(begin, work_all), hooks=[Booming()]), cleaned
 
 
-every_fatal = pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+class Panic(BaseException):
+    """What an extension module may raise."""
+
+
+every_fatal = pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Panic])
 
 
 @pytest.mark.realtime

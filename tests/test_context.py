@@ -1851,8 +1851,12 @@ async def test_a_spurious_cancellation_fails_its_child_alone():
     await result_of(body)
 
 
+class Panic(BaseException):
+    """What an extension module may raise."""
+
+
 @pytest.mark.parametrize("where", ["looping", "sleeping", "leaving"])
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Panic])
 async def test_an_interrupt_in_a_child_comes_bare_out_of_run(where: str, kind: type[BaseException]):
     hook = RecordingHook()
 

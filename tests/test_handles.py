@@ -564,6 +564,30 @@ async def test_a_system_exit_in_a_started_run_is_the_blocks():
     assert [run.status for run in runs] == ["cancelled", "cancelled"]
 
 
+async def test_what_an_extension_module_raises_is_the_runs_alone(caplog: pytest.LogCaptureFixture):
+    """It is no Exception, but doesn't end the program either."""
+
+    class Panic(BaseException):
+        pass
+
+    @action(writes=["out"])
+    async def panics() -> None:
+        await anyio.sleep(1)
+        raise Panic("at the disco")
+
+    async with no_leaks(), Runtime() as runtime:
+        other = await runtime.start(app, {"item": 9})
+        run = await runtime.start(Application(panics), id="x")
+        with pytest.raises(Panic):
+            await run.result()
+        assert isinstance(run.error, Panic)
+        assert (run.status, run.reason) == ("cancelled", "Panic")
+        assert await other.wait_ended() == "succeeded"
+    (record,) = caplog.records
+    assert "run x was ended by " in record.message
+    assert "Panic, no Exception: whoever asks for its result gets it" in record.message
+
+
 async def test_it_is_healthy_until_something_of_its_own_fails():
     async def breaks() -> None:
         raise LookupError("of its own")

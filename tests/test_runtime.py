@@ -235,7 +235,11 @@ async def test_one_that_fails_and_one_that_is_cancelled_do_nothing_to_the_others
         hook.assert_paired()
 
 
-@pytest.mark.parametrize("fatal", [KeyboardInterrupt, SystemExit])
+class Panic(BaseException):
+    """What an extension module may raise."""
+
+
+@pytest.mark.parametrize("fatal", [KeyboardInterrupt, SystemExit, Panic])
 async def test_what_ends_the_program_comes_out_of_its_run_bare(fatal: type[BaseException]):
     @action(writes=["out"])
     async def interrupt() -> None:

@@ -9,8 +9,8 @@ _holding, _recalling, _telling, _halting, _ending, _committing, _resuming, _step
 _threads, _gate, _alarms, _supply, _queue, _seat, _limiter, _entrance, _admission, _recorded,
 _checks, _child, _source, _stopping, _lobby, _pulling, _group, _hedge, _stagger, _contest, _join,
 _parallel, _acts, _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _start, _root,
-_result, _handle, _recovery, _runtime, _open, _given, _launching, _application; then the stores and
-the rates.
+_roots, _result, _handle, _recovery, _runtime, _open, _given, _launching, _application; then the
+stores and the rates.
 ``docs/internals.md`` is the tour.
 """
 

@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import Context
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 from anyio import current_effective_deadline, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
@@ -36,8 +36,8 @@ def cancelled() -> bool:
 def as_failure(error: BaseException) -> Exception | None:
     """Return what ``error`` means for the run that it came out of, if that is a failure.
 
-    None where it must travel on: a true cancellation, KeyboardInterrupt, SystemExit. Whoever asks
-    of a run that may be halting has looked for that before.
+    None where it must travel on: a true cancellation, a ``fatal_leaf``. Whoever asks of a run that
+    may be halting has looked for that before.
     """
     if isinstance(error, Exception):
         return error
@@ -69,19 +69,29 @@ def is_cancellation(error: BaseException) -> bool:
     return isinstance(error, kind)
 
 
-def fatal_leaf(error: BaseException) -> BaseException:
-    """Take a KeyboardInterrupt or SystemExit out of the groups that task groups wrapped it in."""
+def fatal_leaf(error: BaseException) -> BaseException | None:
+    """Take what must travel on out of the groups that task groups wrapped it in; None: it needn't.
+
+    That is a KeyboardInterrupt or SystemExit, and before others; or another one of the kind that is
+    no Exception, as extension modules raise when they panic. A cancellation is none of these, and
+    neither is what the engine itself throws.
+    """
     if isinstance(error, BaseExceptionGroup):
-        for leaf in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            found = fatal_leaf(leaf)
-            if isinstance(found, KeyboardInterrupt | SystemExit):
-                return found
-    return cast("BaseException", error)
+        leaves = map(fatal_leaf, cast("BaseExceptionGroup[BaseException]", error).exceptions)
+        found = [leaf for leaf in leaves if leaf is not None]
+        return next(filter(is_exit, found), found[0] if found else None)
+    passes = Exception, GeneratorExit, Halting, get_cancelled_exc_class()
+    return None if isinstance(error, passes) else error
+
+
+def is_exit(error: BaseException | None) -> TypeGuard[BaseException]:
+    """Tell whether ``error`` ends the program, and not only what it came out of."""
+    return isinstance(error, KeyboardInterrupt | SystemExit)
 
 
 def is_fatal(error: BaseException) -> bool:
     """Tell whether ``error`` is no matter of the run it came out of, and must travel on at once."""
-    return isinstance(fatal_leaf(error), KeyboardInterrupt | SystemExit | GeneratorExit)
+    return isinstance(error, GeneratorExit) or fatal_leaf(error) is not None
 
 
 def _stray(error: BaseException) -> BadUse:

@@ -114,7 +114,7 @@ async def _close(
                 elif is_cancellation(error):
                     failed[f"it took longer than {CLOSING_SECONDS:g} s and was cancelled"] = None
                 elif isinstance(ended_by, Exception | None) or is_cancellation(ended_by):
-                    ended_by = fatal_leaf(error)
+                    ended_by = fatal_leaf(error) or error
                 break
             failed["it yielded when it was told to exit"] = None
         else:

@@ -34,7 +34,7 @@ class Hosted:
         """Describe it; ``live`` is what the task runs.
 
         Args:
-            work: What to do. It raises nothing but cancellation, KeyboardInterrupt or SystemExit.
+            work: What to do. It raises nothing but cancellation, KeyboardInterrupt or the like.
             on_cancel: Called with the reason just before the work is cancelled, once.
             watchdog: Watches that it ends in time when it was cancelled.
             on_ended: Called when it has ended, cleanup included.
@@ -52,7 +52,7 @@ class Hosted:
         self._scope = CancelScope(shield=True)
         self.ended: Event = Event()
         self.fatal: BaseException | None = None
-        """The KeyboardInterrupt or SystemExit that came out of the work."""
+        """The KeyboardInterrupt, or the like, that came out of the work."""
 
     async def live(self) -> None:
         """Do the work."""
@@ -63,10 +63,9 @@ class Hosted:
         except Exception:
             raise
         except BaseException as error:
-            fatal = fatal_leaf(error)
-            if not isinstance(fatal, KeyboardInterrupt | SystemExit):
+            self.fatal = fatal_leaf(error)
+            if self.fatal is None:
                 raise
-            self.fatal = fatal
         finally:
             self._coroutine = None
             self.ended.set()

@@ -13,6 +13,7 @@ from typing import Any, Generic
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from ._cancel import fatal_leaf
 from ._errors import RunCancelled
 from ._execution import Execution
 from ._given import Given
@@ -117,7 +118,7 @@ class Launcher(Given, Generic[S]):
                 interruption = await hosted.wait()
                 interruption = hosted.fatal or interruption
         except BaseException:
-            if isinstance(interruption, KeyboardInterrupt | SystemExit):
+            if interruption is not None and fatal_leaf(interruption) is not None:
                 raise interruption from None  # came out of the run; nothing outranks it
             raise
         run = root.run

@@ -324,7 +324,7 @@ class Hosted(Protocol):
 
     @property
     def fatal(self) -> BaseException | None:
-        """The KeyboardInterrupt or SystemExit that came out of the work."""
+        """The KeyboardInterrupt, or the like, that came out of the work."""
         ...
 
     async def wait(self) -> BaseException | None:

@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,8 +32,9 @@ from ._admission import Admission
 from ._attempts import Retries
 from ._backend import current_backend, protect_from_ctrl_c
 from ._breaker import Circuits
+from ._cancel import is_exit
 from ._context import Context
-from ._errors import BadUse, DefinitionError, Draining
+from ._errors import BadUse, DefinitionError, Draining, kind_of
 from ._halting import Answers
 from ._handle import RunHandle
 from ._host import Hosted
@@ -45,6 +47,7 @@ from ._recovery import Recoverable, Recoverables, Recovered, Recovery, Secrets, 
 from ._results import SIZE, Results
 from ._retry import is_positive
 from ._root import Root
+from ._roots import Roots
 from ._state import S
 from ._store import NullStore, Store, check_store
 from ._suspects import MAX_CRASHES
@@ -55,6 +58,8 @@ R_co = TypeVar("R_co", covariant=True)
 
 THREADS = 40
 """Worker threads that plain functions of one runtime may use at once."""
+logger = logging.getLogger("shoal")
+
 COMMIT_DEADLINE = 30.0
 """Seconds that a store has to acknowledge a save."""
 
@@ -180,10 +185,7 @@ class Runtime:
         self._grace = grace
         self._seed = seed
         self._tasks: TaskGroup | None = None
-        self._roots: dict[Root, None] = {}  # the root runs that go on, in order of their start
-        # The same, by id: two of one id, if the store is about to refuse the later one, or there
-        # is none that would.
-        self._by_id: dict[str, list[Root]] = {}
+        self._roots: Roots = Roots()
         self._fatal: BaseException | None = None  # what came out of a run that nobody awaits
         self._status: Literal["new", "open", "closing", "closed"] = "new"
 
@@ -257,7 +259,7 @@ class Runtime:
             del self.services, self._watchdog  # whose ports lead back here
         fatal, self._fatal = self._fatal, None
         try:
-            if fatal is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+            if fatal is not None and not is_exit(error):
                 raise fatal from None
             if interruption is not None and error is None:
                 raise interruption
@@ -272,11 +274,10 @@ class Runtime:
         interruption: BaseException | None = None
         while self._roots:
             if cancelling:
-                for root in self._roots:
-                    root.interrupt("the runtime was closed")
+                self._roots.interrupt("the runtime was closed")
             try:
                 with CancelScope(shield=cancelling):
-                    await self._one_ended()
+                    await self._roots.wait_for_first()
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
                 interruption = interruption or error
                 cancelling = True
@@ -448,14 +449,12 @@ class Runtime:
 
         Of several that have one id, as runs without a store may, it is the one that began first.
         """
-        for root in self._by_id.get(run_id, ()):
-            if root.run is not None:
-                return RunHandle(root)
-        return None
+        root = self._roots.find(run_id)
+        return None if root is None else RunHandle(root)
 
     def runs(self) -> Sequence[RunHandle[Any]]:
         """Return the root runs that go on here, those that have begun first first."""
-        return [RunHandle(root) for root in self._roots if root.run is not None]
+        return [RunHandle(root) for root in self._roots]
 
     # -- its end --------------------------------------------------------------------------------
 
@@ -516,16 +515,10 @@ class Runtime:
                 call()
         with move_on_after(within):
             while self._roots:
-                await self._one_ended()
+                await self._roots.wait_for_first()
         while self._roots:
-            for root in self._roots:
-                root.interrupt("the runtime is being drained")
-            await self._one_ended()
-
-    async def _one_ended(self) -> None:
-        hosted = next(iter(self._roots)).hosted
-        assert hosted is not None, "it is alive"
-        await hosted.ended.wait()
+            self._roots.interrupt("the runtime is being drained")
+            await self._roots.wait_for_first()
 
     # -- what dead processes have left ----------------------------------------------------------
 
@@ -635,8 +628,7 @@ class Runtime:
         assert self._tasks is not None
         hosted = Hosted(root.live, root.give_reason, self._watchdog, root.tell_ended)
         root.hosted = hosted
-        self._roots[root] = None
-        self._by_id.setdefault(root.path.id, []).append(root)
+        self._roots.add(root)
         self._tasks.start_soon(self._live, root, is_detached)
         return hosted
 
@@ -646,17 +638,19 @@ class Runtime:
         try:
             await hosted.live()
         finally:
-            del self._roots[root]
-            of_its_id = self._by_id[root.path.id]
-            of_its_id.remove(root)
-            if not of_its_id:
-                del self._by_id[root.path.id]
-        if is_detached and hosted.fatal is not None:
+            self._roots.remove(root)
+        fatal = hosted.fatal if is_detached else None
+        if is_exit(fatal):
             # Nobody awaits it, so the block does. Not raised here: a SystemExit in a task would
             # break off the event loop itself, with everything else that lives there.
-            self._fatal = self._fatal or hosted.fatal
+            self._fatal = self._fatal or fatal
             assert self._tasks is not None
             self._tasks.cancel_scope.cancel()
+        elif fatal is not None:
+            told = (
+                "run %s was ended by %s, which is no Exception: whoever asks for its result gets it"
+            )
+            logger.error(told, root.path.id, kind_of(fatal))
 
     def _host(
         self, work: Callable[[], Coroutine[Any, Any, None]], on_cancel: Callable[[str], None]

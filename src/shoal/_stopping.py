@@ -129,7 +129,7 @@ class Stopper:
             if failure is None and is_cancellation(error):
                 self._see_whether_timed_out()
                 raise error
-            failure = failure or fatal_leaf(error)
+            failure = failure or fatal_leaf(error) or error
             self._stop(failure, f"its fan-out failed: {brief(failure)}")
         finally:
             del error, failure  # no cycle from the exception through its traceback to this frame
