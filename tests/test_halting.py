@@ -809,6 +809,26 @@ async def test_the_same_answer_may_be_given_again_until_it_is_used():
     assert result.state["outs"] == {"A": "A=yes"}
 
 
+async def test_another_answer_may_be_given_where_the_run_has_failed_with_one():
+    @action(writes=["verdict"])
+    async def decide(context: Context) -> str:
+        verdict = await context.ask("verdict")
+        if verdict != "yes":
+            raise ValueError(verdict)
+        return verdict
+
+    app = Application(decide, store=MemoryStore())
+    assert (await app.run(id="x")).status == "halted"
+    with pytest.raises(ValueError, match="maybe"):
+        await app.run(id="x", answers={"verdict": "maybe"})
+    with pytest.raises(ValueError, match="maybe"):
+        await app.run(id="x")
+    with pytest.raises(ValueError, match="perhaps"):
+        await app.run(id="x", answers={"verdict": "perhaps"})
+    result = await app.run(id="x", answers={"verdict": "yes"})
+    assert result.state["verdict"] == "yes"
+
+
 async def test_questions_are_listed_while_a_run_goes_on():
     app, _ = application(each)
     listed: Sequence[Question] = ()

@@ -232,7 +232,8 @@ class Context:
         action of its own.
 
         An answer belongs to this execution of the step: every attempt gets it again, after a retry
-        or a crash, too; a loop that comes back to the step asks anew. Several questions may be
+        or a crash, too; a loop that comes back to the step asks anew. Where a root run's
+        own action has failed with an answer, another one may be given. Several questions may be
         asked one after the other, each with its own name; what was answered comes back at once.
         As long as one is open the step isn't attempted. Asked again by a later attempt, and not
         answered yet, a question may have changed; the newest one counts.

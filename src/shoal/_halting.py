@@ -289,18 +289,25 @@ def own_questions(path: RunPath, asked: Iterable[QuestionAsked]) -> list[Questio
 
 
 def resolved(
-    answers: Answers, asked: Sequence[Question], known: Mapping[str, object], run_id: str
+    answers: Answers,
+    asked: Sequence[Question],
+    known: Mapping[str, object],
+    run_id: str,
+    *,
+    has_failed: bool = False,
 ) -> list[QuestionAnswered]:
     """Find out which question each answer belongs to.
 
     An answer that was given before, and has yet to be taken, may be given again: so whoever doesn't
-    know whether a call has come through repeats it.
+    know whether a call has come through repeats it. Where the run has failed with it, another one
+    may take its place.
 
     Args:
         answers: By (run id, name), or name.
         asked: All that the steps under way have asked.
         known: Answers that were given before, by the questions' ids.
         run_id: The root run's id.
+        has_failed: Whether that has failed when it was executed last.
 
     Raises:
         UnknownQuestion: One belongs to no question, or to several.
@@ -314,7 +321,7 @@ def resolved(
             meant = [one for one in asked if at in (one.address, one.name)]
             if len(meant) == 1 and _is_same(known[meant[0].id], value):
                 continue
-        if len(meant) != 1 or meant[0].id in known:
+        if len(meant) != 1 or (meant[0].id in known and not has_failed):
             raise UnknownQuestion(_why_unknown(at, meant, open_, known, run_id))
         question = meant[0]
         if question.id in found:

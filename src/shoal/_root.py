@@ -204,7 +204,8 @@ class Root:
             if record.status == "succeeded"
             else recorded_asked(self.path, run.setting.graph, played, children)
         )
-        answered = resolved(self._answers, asked, played.answers, run_id)
+        has_failed = record.status == "failed"
+        answered = resolved(self._answers, asked, played.answers, run_id, has_failed=has_failed)
         run.has_stood_here = record.status == "halted"
         if self._retries_failed:
             now = played.data

@@ -647,9 +647,7 @@ class Runtime:
             assert self._tasks is not None
             self._tasks.cancel_scope.cancel()
         elif fatal is not None:
-            told = (
-                "run %s was ended by %s, which is no Exception: whoever asks for its result gets it"
-            )
+            told = "run %s was ended by %s, no Exception: whoever asks for its result gets it"
             logger.error(told, root.path.id, kind_of(fatal))
 
     def _host(
