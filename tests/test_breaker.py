@@ -11,14 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal import (
+    AIMD,
     Application,
     BadUse,
     Breaker,
+    Cancelled,
     ChildEnded,
     Context,
     DefinitionError,
     Done,
     Each,
+    Ended,
     Failed,
     Limits,
     MemoryStore,
@@ -295,6 +298,160 @@ def test_cancelled_everywhere_no_probe_is_lost(backend: Any):
             assert result.state["pages"] == {"a4": "a4"}, "the circuit is stuck"
 
     cancel_everywhere(scenario, backend=backend)
+
+
+# -- a function that can't judge -------------------------------------------------------------------
+
+
+class Buggy(Exception):
+    """The function's own."""
+
+
+def cannot_tell(error: BaseException) -> bool:
+    raise Buggy
+
+
+@pytest.mark.parametrize("whose", ["breaker", "limits", "both"])
+async def test_what_the_user_s_function_raises_fails_that_child_and_no_other(whose: str):
+    broken.add("a")
+    hook = RecordingHook()
+    breaker = Breaker(on=Exception if whose == "limits" else cannot_tell)
+    policy = AIMD(overload=None if whose == "breaker" else cannot_tell)
+    app = Application(pages(breaker, limits=Limits(3, adapt=policy), name="f"), hooks=[hook])
+    async with no_leaks(), Runtime() as runtime:
+        result = await runtime.run(app, tasks("a1 b1 b2"))
+    hook.assert_paired()
+    assert result.state["pages"] == {"b1": "b1", "b2": "b2"}
+    (failed,) = result.outcomes("f")
+    assert isinstance(failed, Failed)
+    error = failed.error
+    assert type(error) is Buggy
+    if whose == "both":
+        assert type(error.__context__) is Buggy
+        error = error.__context__
+    assert type(error.__context__) is Down
+    assert (
+        f"shoal: in action 'get' of 'f', key 'a1', run {failed.path.id}" in failed.error.__notes__
+    )
+    assert [event.outcome for event in hook.of(ChildEnded) if event.outcome.key == "a1"] == [failed]
+
+
+async def test_where_failures_are_raised_so_is_that():
+    broken.add("a")
+    hook = RecordingHook()
+    act = pages(Breaker(on=cannot_tell), on_error="fail", limits=Limits(2))
+    with pytest.raises(ExceptionGroup) as caught:
+        await Application(act, hooks=[hook]).run(tasks("a1 b1 b2"))
+    assert [type(error) for error in caught.value.exceptions] == [Buggy]
+    hook.assert_paired()
+
+
+async def test_a_child_that_did_well_fails_by_the_policy_of_its_fan_out():
+    class Policy:
+        def after(self, n: float, changed_at: float, ended: Ended) -> float:
+            raise Buggy
+
+    hook = RecordingHook()
+    act = fan_out(
+        get,
+        over="tasks",
+        item="task",
+        into="pages",
+        name="f",
+        on_error="collect",
+        limits=Limits(1, adapt=Policy()),
+    )
+    app = Application(act, hooks=[hook], store=MemoryStore())
+    async with no_leaks(), Runtime() as runtime:
+        result = await runtime.run(app, tasks("a1 b1"))
+    hook.assert_paired()
+    assert result.state["pages"] == []
+    assert [type(outcome) for outcome in result.outcomes("f")] == [Failed, Failed]
+    assert [event.outcome for event in hook.of(ChildEnded)] == list(result.outcomes("f"))
+
+
+async def test_a_contestant_that_cannot_be_judged_loses():
+    @action(reads=["n"], writes=["page"])
+    async def ask(n: int, host: str) -> str:
+        return await fetch.function(host, n)
+
+    contestants = [ask.bind(name=host, host=host) for host in "ab"]
+    act = race(*contestants, into="page", each=Each(breaker=Breaker(on=cannot_tell)))
+    broken.add("a")
+    hook = RecordingHook()
+    result = await Application(act, hooks=[hook]).run({"n": 1})
+    assert result.state["page"] == "b1"
+    hook.assert_paired()
+
+
+async def test_an_action_s_own_children_fail_by_that_too():
+    broken.add("a")
+
+    @action(writes=["ends"])
+    async def all_of_them(context: Context) -> list[str]:
+        each = Each(breaker=Breaker(on=cannot_tell))
+        async with context.fan_out(name="f", each=each) as group:
+            group.start_each(get, over=["a1", "b1"], item="task", key=str)
+            ends = [outcome async for outcome in group]
+        assert isinstance(ends[0], Failed | Done)
+        return [type(end.error).__name__ for end in ends if isinstance(end, Failed)]
+
+    hook = RecordingHook()
+    result = await Application(all_of_them, hooks=[hook]).run()
+    assert result.state["ends"] == ["Buggy"]
+    hook.assert_paired()
+
+
+async def test_a_probe_that_cannot_be_judged_leaves_its_place_to_another():
+    bugs = [False, True, False]
+
+    def on(error: BaseException) -> bool:
+        if bugs.pop(0):
+            raise Buggy
+        return True
+
+    broken.add("a")
+    app = Application(pages(Breaker(failures=1, cool_down=5, by=host_of, on=on)))
+    async with Runtime() as runtime:
+        for task, seconds in (("a1", 5), ("a2", 0), ("a3", 5)):
+            await runtime.run(app, tasks(task))
+            await anyio.sleep(seconds)
+        assert called == ["a1", "a2", "a3"], "the circuit is stuck"
+        broken.clear()
+        await runtime.run(app, tasks("a4"))
+        assert called[-1] == "a4"
+
+
+@pytest.mark.parametrize("whose", ["breaker", "limits"])
+async def test_a_ctrl_c_in_there_ends_everything(whose: str):
+    def interrupted(error: BaseException) -> bool:
+        raise KeyboardInterrupt
+
+    broken.add("a")
+    hook = RecordingHook()
+    breaker = Breaker(on=interrupted if whose == "breaker" else Exception)
+    policy = AIMD(overload=interrupted if whose == "limits" else None)
+    act = pages(breaker, limits=Limits(2, adapt=policy))
+    with pytest.raises(KeyboardInterrupt):
+        await Application(act, hooks=[hook]).run(tasks("a1 b1 b2"))
+    hook.assert_paired()
+
+
+async def test_who_is_cancelled_stays_so_whatever_is_raised(caplog: pytest.LogCaptureFixture):
+    class Policy:
+        def after(self, n: float, changed_at: float, ended: Ended) -> float:
+            raise Buggy
+
+    hook = RecordingHook()
+    act = pages(Breaker(), limits=Limits(2, adapt=Policy()))
+    async with no_leaks():
+        with anyio.move_on_after(0.5) as scope:
+            await Application(act, hooks=[hook]).run(tasks("a1 b1 b2"))
+        assert scope.cancelled_caught
+    hook.assert_paired()
+    assert {type(event.outcome) for event in hook.of(ChildEnded)} == {Cancelled}
+    assert "which cancelled" in caplog.text
+    assert "Buggy" in caplog.text
 
 
 # -- by itself -------------------------------------------------------------------------------------

@@ -16,11 +16,13 @@ import pytest
 from shoal import (
     AIMD,
     Application,
+    BadResult,
     BadUse,
     Context,
     DefinitionError,
     Each,
     Ended,
+    Failed,
     Graph,
     Hook,
     Limits,
@@ -104,6 +106,13 @@ def many(act: Any, limits: Limits | None = None, **options: Any) -> Any:
     return fan_out(act, over="ns", item="n", into="out", name="many", limits=limits, **options)
 
 
+class Policy:
+    """A user's policy that calls ``after``."""
+
+    def __init__(self, after: Callable[..., Any]) -> None:
+        self.after = after
+
+
 # -- values ----------------------------------------------------------------------------------------
 
 
@@ -126,7 +135,16 @@ def test_limits_that_make_no_sense_are_refused():
         (lambda: Limits(rate=5), r"takes a Rate.*Rate\(5\)"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, by="host"), "takes a function"),  # pyright: ignore[reportArgumentType]
         (lambda: AIMD(least=3, most=2), "nothing in between"),
+        (lambda: Limits(5, adapt=3), r"takes AIMD\(\), or an object"),  # pyright: ignore[reportArgumentType]
+        (lambda: Limits(5, adapt=AIMD), r"make one: AIMD\(\)"),  # pyright: ignore[reportArgumentType]
+        (lambda: Limits(5, adapt=Policy(anyio.sleep)), "coroutine function"),
         (lambda: AIMD(decrease=1), "decrease between 0 and 1"),
+        (lambda: AIMD(decrease="x"), "decrease between 0 and 1"),  # pyright: ignore[reportArgumentType]
+        (lambda: AIMD(increase=0), "increase=.* a number above 0"),
+        (lambda: AIMD(increase="1"), "increase=.* a number above 0"),  # pyright: ignore[reportArgumentType]
+        (lambda: AIMD(slow=-1), "slow=.* a number above 0"),
+        (lambda: AIMD(overload=3), "overload=.* takes a function"),  # pyright: ignore[reportArgumentType]
+        (lambda: AIMD(overload=anyio.sleep), "overload=.* coroutine function"),  # pyright: ignore[reportArgumentType]
     ):
         with pytest.raises(DefinitionError, match=says):
             make()
@@ -1156,6 +1174,144 @@ async def test_the_policy_is_an_object_of_the_users(where: str):
     assert starts.times() == [0, 0, 1, 1, 2, 2] + [3] * 4 + [4] * 4
     assert len(heard) == 14
     assert {(ended.error, ended.seconds) for ended in heard} == {(None, 1.0)}
+
+
+# -- adapting, by what fails itself ----------------------------------------------------------------
+
+
+class Broken(Exception):
+    """The action's own."""
+
+
+class Buggy(Exception):
+    """The policy's."""
+
+
+def raises(*_: object) -> Any:
+    raise Buggy("of the policy")
+
+
+async def awaited(*_: object) -> int:
+    return 1
+
+
+POLICIES: dict[str, tuple[Callable[[], Any], type[Exception]]] = {
+    "raises": (lambda: Policy(raises), Buggy),
+    "none": (lambda: Policy(lambda *_: None), BadResult),
+    "nan": (lambda: Policy(lambda *_: float("nan")), BadResult),
+    "inf": (lambda: Policy(lambda *_: float("inf")), BadResult),
+    "flag": (lambda: Policy(lambda *_: True), BadResult),
+    "awaitable": (lambda: Policy(lambda *_: awaited()), BadResult),
+    "overload raises": (lambda: AIMD(overload=raises), Buggy),
+    "overload awaitable": (lambda: AIMD(overload=lambda _: awaited()), BadResult),  # pyright: ignore[reportArgumentType, reportReturnType]
+}
+SHARED = [place for place in PLACES if place != "fan-out"]
+
+
+def one_slot(where: str, function: Any, policy: Any, **options: Any) -> tuple[Any, Limits]:
+    """An action of ``function``, that reads n, and the limits it runs under in a place."""
+    limits = Limits(1, adapt=policy)
+    given = limits if where == "action" else None
+    return action(reads=["n"], writes=["out"], limits=given, name="ask", **options)(
+        function
+    ), limits
+
+
+def runtime_and_app(where: str, step: Any, limits: Limits, **options: Any) -> tuple[Runtime, Any]:
+    runtime = Runtime(limits=limits if where == "runtime" else None)
+    return runtime, Application(step, limits=limits if where == "application" else None, **options)
+
+
+@pytest.mark.parametrize(
+    ("where", "policy"),
+    [("action", policy) for policy in POLICIES] + [(where, "raises") for where in SHARED[1:]],
+)
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_policy_that_raises_fails_the_attempt(where: str, policy: str, fails: bool):
+    make, kind = POLICIES[policy]
+    hook = RecordingHook()
+
+    async def ask(n: int) -> int:
+        await anyio.sleep(1)
+        if fails:
+            raise Broken
+        return n
+
+    step, limits = one_slot(where, ask, make())
+    runtime, app = runtime_and_app(where, many(step, on_error="collect"), limits, hooks=[hook])
+    began = anyio.current_time()
+    async with no_leaks(), runtime:
+        result = await runtime.run(app, {"ns": range(3)})
+    hook.assert_paired()
+    if "overload" in policy and not fails:  # then it isn't asked
+        assert result.outcomes("many").done == 3
+        return
+    assert anyio.current_time() - began == 3, "one after the other, and nobody waits for ever"
+    assert result.outcomes("many").failed == 3
+    for n, outcome in enumerate(result.outcomes("many")):
+        assert isinstance(outcome, Failed)
+        error = outcome.error
+        assert type(error) is kind
+        assert type(error.__context__) is (Broken if fails else type(None))
+        where_it_was = f"shoal: in action 'ask' of 'many', key {n}, run {outcome.path.id}"
+        assert where_it_was in error.__notes__
+
+
+@pytest.mark.parametrize("where", SHARED)
+async def test_an_attempt_that_the_policy_has_failed_is_tried_again_like_others(where: str):
+    calls = 0
+
+    def once(n: float, changed_at: float, ended: Ended) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise Buggy
+        return n
+
+    async def ask(n: int) -> int:
+        await anyio.sleep(1)
+        return n
+
+    step, limits = one_slot(where, ask, Policy(once), retry=Retry(3, on=Buggy))
+    runtime, app = runtime_and_app(where, step, limits)
+    async with runtime:
+        assert (await runtime.run(app, {"n": 5})).state["out"] == 5
+        assert calls == 2
+        assert (await runtime.run(app, {"n": 6})).state["out"] == 6
+
+
+@pytest.mark.parametrize("where", SHARED)
+async def test_a_cancellation_stays_one_whatever_the_policy_raises(
+    where: str, caplog: pytest.LogCaptureFixture
+):
+    hook = RecordingHook()
+
+    async def ask(n: int) -> int:
+        await anyio.sleep(n)
+        return n
+
+    step, limits = one_slot(where, ask, AIMD(overload=raises))
+    runtime, app = runtime_and_app(where, step, limits, hooks=[hook])
+    async with no_leaks(), runtime:
+        with anyio.move_on_after(1) as scope:
+            await runtime.run(app, {"n": 9})
+        assert scope.cancelled_caught
+        assert (await runtime.run(app, {"n": 1})).state["out"] == 1
+    hook.assert_paired()
+    assert "adapt=" in caplog.text
+    assert "of the policy" in caplog.text
+
+
+async def test_a_policy_that_raises_gives_a_thread_back_too():
+    @action(reads=["n"], writes=["out"], limits=Limits(1, adapt=Policy(raises)))
+    def ask(n: int) -> int:
+        return n
+
+    async with Runtime(threads=1) as runtime:
+        for n in range(3):
+            with pytest.raises(Buggy):
+                await runtime.run(Application(ask), {"n": n})
+        assert runtime.limiter(ask).statistics()[0].in_use == 0
 
 
 # -- looked at -------------------------------------------------------------------------------------

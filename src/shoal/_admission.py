@@ -112,7 +112,11 @@ class Admission:
         return any(paused)
 
     def adapt(self, held: Seat | Stake, error: BaseException | None) -> None:
-        """Hear how something ended, before it gives back what it holds."""
+        """Hear how something ended, before it gives back what it holds.
+
+        Raises:
+            Exception: What a user's policy raised that was told.
+        """
         self.queue.adapt(held, error)
 
     def close(self) -> None:

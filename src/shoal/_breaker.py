@@ -4,6 +4,7 @@ Invariants:
 - After ``failures`` in a row of one key nothing of it starts for ``cool_down`` seconds; then one
   probe does. If that succeeds all may again; if it fails, the next cool-down begins.
 - Only ends that say something count: what was cancelled is no failure, and frees the probe's place.
+  So does an end that the user's function can't judge.
 - Keys that do not fail take no memory.
 """
 
@@ -40,7 +41,8 @@ class Breaker:
         failures: In a row, that open the circuit; at least 1.
         cool_down: Seconds that it stays open; above 0.
         on: The exceptions that count as failures: a class, several, or a plain function. Others
-            count as successes: the other side works.
+            count as successes: the other side works. What the function raises fails the child in
+            place of its own error, and says nothing of the other side.
 
     Raises:
         DefinitionError: One of them is not what it must be.
@@ -67,7 +69,11 @@ class Breaker:
             raise DefinitionError(msg)
 
     def counts(self, error: BaseException) -> bool:
-        """Tell whether ``error`` is a failure of the other side."""
+        """Tell whether ``error`` is a failure of the other side.
+
+        Raises:
+            Exception: Whatever ``on``, if it is a function, raises.
+        """
         on = self.on
         return isinstance(error, on) if isinstance(on, type | tuple) else on(error)
 
@@ -122,11 +128,16 @@ class Circuits:
         return True
 
     def hear(self, key: Hashable, end: BaseException | Literal["done", "cancelled"]) -> None:
-        """Hear how a child of ``key`` ended that was admitted."""
+        """Hear how a child of ``key`` ended that was admitted.
+
+        Raises:
+            Exception: What ``on``, if it is a function, raised.
+        """
         circuit = self._failing.get(key)
+        was_probing = circuit is not None and circuit.is_probing
+        if circuit is not None:
+            circuit.is_probing = False
         if end == "cancelled":
-            if circuit is not None:
-                circuit.is_probing = False
             return
         if not isinstance(end, BaseException) or not self.breaker.counts(end):
             self._failing.pop(key, None)
@@ -134,9 +145,8 @@ class Circuits:
         if circuit is None:
             circuit = self._failing[key] = _Circuit()
         circuit.failed += 1
-        if circuit.is_probing or circuit.failed >= self.breaker.failures:
+        if was_probing or circuit.failed >= self.breaker.failures:
             circuit.open_until = self._clock() + self.breaker.cool_down
-        circuit.is_probing = False
 
     def key(self, act: str, data: Mapping[str, object]) -> Hashable:
         """Find the key of a child that would execute ``act`` from the fields ``data``."""

@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from typing import Any
 
@@ -19,6 +20,8 @@ from ._events import Cancelled, ChildName, Done, Failed, Halted, Outcome, Skippe
 from ._halting import Halter, plain
 from ._state import Change, State
 from ._store import ChildRecord
+
+logger = logging.getLogger("shoal")
 
 
 class Ender(Halter):
@@ -110,6 +113,23 @@ class Ender(Halter):
         self.status = "failed"
         self.error = error
         self._note(error)
+
+    def spoil(self, error: Exception) -> None:
+        """Note that it ended with ``error`` after all: what was told of its end has raised that.
+
+        That is never instead of a cancellation, and nothing for who waits for an answer.
+        """
+        if self.status not in ("succeeded", "failed"):
+            path, status = self.path, self.status
+            logger.error("at the end of run %s, which %s", path.id, status, exc_info=error)
+            return
+        own, self._outcome = self.error, None
+        self.fail(error)
+        if own is not None and own is not error:
+            first: BaseException = error  # as Python does it, had the one been raised in the other
+            while first.__context__ not in (None, own):
+                first = first.__context__
+            first.__context__ = own
 
     def cancel(self, reason: str, winner: ChildName | None = None) -> None:
         """Note that the run was cancelled before its end; in a race, because ``winner`` had won."""

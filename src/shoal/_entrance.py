@@ -130,7 +130,11 @@ class Entrance:
             stake.leave()
 
     def adapt(self, child: Run) -> None:
-        """Hear how a child ended."""
+        """Hear how a child ended.
+
+        Raises:
+            Exception: What a user's policy raised that was told.
+        """
         stake: Any = child.stake
         if stake is not None:
             self._queue.adapt(stake, child.error)

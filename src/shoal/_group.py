@@ -7,6 +7,8 @@ Invariants:
 - Only the parent's task takes from the inbox, in which children leave themselves when they end.
 - Nobody starts while an end isn't judged that may be the last one that is needed, or one failure
   too many.
+- Every child that began is left in the inbox, whatever a user's function does that is told how it
+  ended: one that raises fails the child.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from anyio import CancelScope, Event, create_task_group
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._breaker import Circuits
-from ._cancel import cancelled, ki_protected
+from ._cancel import as_failure, cancelled, ki_protected
 from ._errors import SpuriousCancel, StepTimeout
 from ._events import ChildName, Status
 from ._ids import Key
@@ -357,14 +359,24 @@ class Group(Crew):
         return child
 
     def _leave(self, child: Run) -> None:
-        if child.seat is not None or child.stake is not None:  # most hold nothing
-            self._lobby.end(child)
-        if self._circuits is not None:
-            self._tell_circuit(self._circuits, child)
-        if child.status in self._decisive:
-            self._is_held = True
-        self.inbox.append(child)
-        self._tell()
+        try:
+            try:
+                if child.seat is not None or child.stake is not None:  # most hold nothing
+                    self._lobby.end(child)
+            finally:
+                if self._circuits is not None:
+                    self._tell_circuit(self._circuits, child)
+        except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
+            failure = as_failure(error)
+            if failure is None:
+                self._fell(error)
+            else:
+                child.spoil(failure)
+        finally:
+            if child.status in self._decisive:
+                self._is_held = True
+            self.inbox.append(child)
+            self._tell()
 
     # -- breakers ---------------------------------------------------------------------------------
 

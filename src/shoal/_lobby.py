@@ -160,7 +160,11 @@ class Lobby:
         return False
 
     def end(self, child: Run) -> None:
-        """Hear that a child has ended: from now on it is in flight, whatever it has waited for."""
+        """Hear that a child has ended: from now on it is in flight, whatever it has waited for.
+
+        Raises:
+            Exception: What a user's policy raised that was told.
+        """
         if child.seat is not None:  # its first attempt never came
             child.seat.cancel()
             child.seat = None

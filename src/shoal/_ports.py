@@ -237,7 +237,11 @@ class Entrance(Protocol):
         ...
 
     def adapt(self, child: Any) -> None:
-        """Hear how a child ended."""
+        """Hear how a child ended.
+
+        Raises:
+            Exception: What a user's policy raised that was told.
+        """
         ...
 
     def leave(self, children: Sequence[Any]) -> None:
@@ -315,7 +319,11 @@ class Admission(Protocol):
         ...
 
     def adapt(self, held: Any, error: BaseException | None) -> None:
-        """Hear how an attempt ended, before it leaves its seat."""
+        """Hear how an attempt ended, before it leaves its seat.
+
+        Raises:
+            Exception: What a user's policy raised that was told.
+        """
         ...
 
 

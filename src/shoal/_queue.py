@@ -22,11 +22,14 @@ from random import random
 from typing import final
 
 from ._alarms import Alarms, SetAlarm
-from ._cancel import ki_protected
+from ._cancel import ki_protected, ki_unprotected
+from ._errors import BadResult, brief
 from ._gate import Claim, Gate, Held, Line, Turn
 from ._meters import CREDIT, ForeignMeter
+from ._policy import is_number
 from ._ports import Clock, Waiter
-from ._rate import Ended
+from ._rate import Adaptive, Ended
+from ._state import refuse_awaitable
 from ._supply import StartTask, Supplies
 
 AT_ONCE = 8
@@ -307,7 +310,12 @@ class Queue:
         return bool(keyed)
 
     def adapt(self, held: Held, error: BaseException | None) -> None:
-        """Hear how something ended, before it gives back what it holds."""
+        """Hear how something ended, before it gives back what it holds.
+
+        Raises:
+            Exception: What a user's policy raised.
+            BadResult: It returned what is no number of slots.
+        """
         if held.since is None:
             return
         now = self.clock()
@@ -315,7 +323,7 @@ class Queue:
             if gate.adapt is None or gate.size is None:
                 continue
             ended = Ended(error, now - held.since, held.since, now, gate.used)
-            size = gate.adapt.after(gate.size, gate.changed_at, ended)
+            size = _size_after(gate.adapt, gate.size, gate.changed_at, ended)
             if size < gate.size:
                 gate.changed_at = now
             gate.resize(max(1.0, size))
@@ -324,3 +332,17 @@ class Queue:
 
     def __repr__(self) -> str:
         return f"<Queue, {sum(len(line.claims) for line in self.lines.values())} waiting>"
+
+
+@ki_unprotected
+def _size_after(adapt: Adaptive, n: float, changed_at: float, ended: Ended) -> float:
+    """Ask the policy, which may be the user's."""
+    size: object = adapt.after(n, changed_at, ended)
+    if not is_number(size) or not -math.inf < size < math.inf:
+        refuse_awaitable(size, "Limits(adapt=...).after")
+        msg = (
+            f"Limits(adapt=...): {type(adapt).__name__}.after returned {brief(size)}; it returns "
+            f"a number of slots"
+        )
+        raise BadResult(msg)
+    return size

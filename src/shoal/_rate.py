@@ -11,6 +11,7 @@ from ._errors import DefinitionError, RetryLater, brief, kind_of
 from ._functions import require_plain
 from ._meters import ForeignMeter, ForeignRate, Meter
 from ._shared import RateBackend, SharedMeter, key_of
+from ._state import refuse_awaitable
 
 DEFAULT_IN_FLIGHT = 100
 """Children in flight in a fan-out that names no limit."""
@@ -138,10 +139,14 @@ class Ended(NamedTuple):
 
 
 class Adaptive(Protocol):
-    """Decides how many slots there are, from how attempts end."""
+    """Decides how many slots there are, from how attempts end.
+
+    What it raises fails the attempt that it was told of, or the child where it stands on a fan-out,
+    in place of what that had come to; a cancellation stays one. The number stays as it was.
+    """
 
     def after(self, n: float, changed_at: float, ended: Ended) -> float:
-        """Return the number of slots after an attempt has ended.
+        """Return the number of slots after an attempt has ended: a finite one; below 1 is 1.
 
         Args:
             n: The number before; it may have a fraction, which grants nothing yet.
@@ -170,7 +175,7 @@ class AIMD:
             ``RetryLater``, and what carries an HTTP status of 429, 503 or 529 do.
 
     Raises:
-        DefinitionError: One of them is out of range.
+        DefinitionError: One of them is not what it must be.
     """
 
     least: int = 1
@@ -188,23 +193,36 @@ class AIMD:
         if self.most is not None and self.most < self.least:
             msg = f"AIMD(least={self.least}, most={self.most}) leaves nothing in between"
             raise DefinitionError(msg)
-        if not 0 < self.decrease < 1 or not self.increase > 0:
-            msg = (
-                f"AIMD takes an increase above 0 and a decrease between 0 and 1, "
-                f"not {self.increase!r} and {self.decrease!r}"
-            )
+        check_number("AIMD(increase=...)", self.increase)
+        if not isinstance(self.decrease, int | float) or not 0 < self.decrease < 1:
+            msg = f"AIMD takes a decrease between 0 and 1, not {self.decrease!r}"
             raise DefinitionError(msg)
+        if self.slow is not None:
+            check_number("AIMD(slow=...)", self.slow)
+        if self.overload is not None:
+            require_plain(self.overload, "AIMD(overload=...)")
 
     def after(self, n: float, changed_at: float, ended: Ended) -> float:
-        """Return the number of slots after an attempt has ended; see ``Adaptive``."""
+        """Return the number of slots after an attempt has ended; see ``Adaptive``.
+
+        Raises:
+            Exception: What ``overload`` raised.
+            BadResult: It returned something to be awaited.
+        """
         slow = self.slow is not None and ended.seconds > self.slow
-        shows = is_overload if self.overload is None else self.overload
-        if slow or (ended.error is not None and shows(ended.error)):
+        if slow or (ended.error is not None and self._shows_overload(ended.error)):
             lower = n if ended.started_at < changed_at else n * self.decrease
             return max(float(self.least), lower)
         if ended.error is None and ended.in_use >= int(n):
             n += self.increase / n
         return n if self.most is None else min(n, float(self.most))
+
+    def _shows_overload(self, error: BaseException) -> bool:
+        if self.overload is None:
+            return is_overload(error)
+        shows: object = self.overload(error)
+        refuse_awaitable(shows, "AIMD(overload=...)")
+        return bool(shows)
 
 
 def is_overload(error: BaseException) -> bool:
@@ -321,6 +339,23 @@ def check_rate(rate: object) -> None:
         raise DefinitionError(msg)
 
 
+def check_adapt(adapt: object) -> None:
+    """Refuse what adapts nothing.
+
+    Raises:
+        DefinitionError: It is no ``AIMD``, and has no plain ``after``.
+    """
+    after: object = getattr(adapt, "after", None)
+    if isinstance(adapt, type) or not callable(after):
+        hint = f"; make one: {adapt.__name__}()" if isinstance(adapt, type) else ""
+        msg = (
+            f"Limits(adapt=...) takes AIMD(), or an object with a method "
+            f"after(n, changed_at, ended), not {brief(adapt)}{hint}"
+        )
+        raise DefinitionError(msg)
+    require_plain(after, "Limits(adapt=...).after")
+
+
 @final
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:
@@ -386,6 +421,8 @@ class Limits:
         if adapt is not None and n is None:
             msg = "Limits(adapt=...) changes n; give the n that it begins with"
             raise DefinitionError(msg)
+        if adapt is not None:
+            check_adapt(adapt)
         object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt),))
 
     def __and__(self, other: Limits) -> Limits:

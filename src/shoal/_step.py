@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import AsyncGeneratorType, CoroutineType
@@ -18,14 +19,16 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import FunctionAction, Result
 from ._attempts import Tried, Tries, try_again, within
-from ._cancel import cancelled, ki_protected, ki_unprotected
+from ._cancel import as_failure, cancelled, ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, RetryLater, UndeclaredWrite, kind_of, note
 from ._halting import Asking, or_halt
 from ._ids import RunPath
 from ._items import Emitter, Items, stream
-from ._ports import Seat, Services, Thread
+from ._ports import Admission, Seat, Services, Thread
 from ._secret import Secret
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+
+logger = logging.getLogger("shoal")
 
 LATER = 10
 """``RetryLater`` in a row that fail an action."""
@@ -162,7 +165,7 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
     """Make one attempt, in its slots, its thread and its time. One that never began paid nothing.
 
     If it asks to be tried later, its keys are paused before it gives back its slots, and ``paused``
-    says whether it has any.
+    says whether it has any. What adapts its limits is told how it ended, and may fail it.
     """
     thread: Thread | None = None
     failure: BaseException | None = None
@@ -203,16 +206,34 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
             paused.append(run.pause(error.after, seat))
         raise
     finally:
-        # What waits for a person says nothing of whoever the limit protects.
-        if seat is not None and begun and seat.since is not None and not run.is_halting:
-            services.admission.adapt(seat, failure)
-        failure = None  # no cycle from the exception through its traceback to this frame
-        if seat is not None and thread is not None:
-            await _leave_thread(thread, seat, run)
-        elif seat is not None and begun:
-            seat.leave()
-        elif seat is not None:
-            seat.cancel()
+        try:
+            # What waits for a person says nothing of whoever the limit protects.
+            if seat is not None and begun and seat.since is not None and not run.is_halting:
+                _adapt(services.admission, seat, failure, run)
+        finally:  # whatever the user's policy does, see test_a_policy_that_raises_fails_the_attempt
+            failure = None  # no cycle from the exception through its traceback to this frame
+            if seat is not None and thread is not None:
+                await _leave_thread(thread, seat, run)
+            elif seat is not None and begun:
+                seat.leave()
+            elif seat is not None:
+                seat.cancel()
+
+
+@ki_protected
+def _adapt(admission: Admission, seat: Seat, failure: BaseException | None, run: Caller) -> None:
+    """Tell what adapts limits how an attempt ended.
+
+    Raises:
+        Exception: What a user's policy raised. That is never instead of a cancellation, or of what
+            else must travel on.
+    """
+    try:
+        admission.adapt(seat, failure)
+    except Exception:
+        if failure is None or as_failure(failure) is not None:
+            raise
+        logger.exception("adapt= of a limit, told of the end of run %s", run.path.id)
 
 
 @ki_protected
