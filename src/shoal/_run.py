@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
 from typing import Any, Literal, NoReturn, final
 
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._action import Act, FunctionAction
 from ._cancel import absorb_native_cancel, as_failure, cancelled, drive, ki_protected
@@ -316,7 +316,7 @@ class Run(Recaller, Resumer, Holder):
                 if hooks.watching_steps:
                     change = await self._perform_watched(act, is_open=is_open)
                 else:
-                    change = await act.perform(self)
+                    change = await self._perform(act)
                 if hooks.failures:
                     raise hooks.failures[0]  # a guard's; maybe the act has caught what that raised
                 self._playback = None  # what follows is new
@@ -427,6 +427,19 @@ class Run(Recaller, Resumer, Holder):
             f"if that is no endless loop, allow more: Application(..., max_steps=...)"
         )
 
+    def _perform(self, act: Act) -> Awaitable[Change]:
+        """Perform a step, in time if the run is a child that has only so much."""
+        each = self.setting.each
+        if each is None or each.timeout is None:
+            return act.perform(self)
+        return self._perform_in_time(act)
+
+    async def _perform_in_time(self, act: Act) -> Change:
+        change = await act.perform(self)
+        # It may have swallowed the cancellation. To be found here, before anything is saved of it.
+        await checkpoint_if_cancelled()
+        return change
+
     async def _perform_watched(self, act: Act, *, is_open: bool) -> Change:
         """Perform a step whose start was published already, if it ``is_open``."""
         hooks, each = self.setting.hooks, self.setting.each
@@ -436,7 +449,7 @@ class Run(Recaller, Resumer, Holder):
         is_childs = each is not None and each.retry is not None  # else the act's, if anybody's
         entered = hooks.enter_around(hooks.around_step, event)
         try:
-            change = await act.perform(self)
+            change = await self._perform(act)
         except BaseException as error:
             self.hide_secrets(error)
             failure = entered.leave(error)
