@@ -4,8 +4,8 @@ Imports everything above the group; anyio.
 
 Invariants:
 - An element or task is pulled only when there is room for its child.
-- Keys are str or int, kept apart. One repeated in ``over`` is refused; with ``grow`` it is dropped
-  and counted.
+- Keys are plain str or int, kept apart. One repeated in ``over`` is refused; with ``grow`` it is
+  dropped and counted.
 - At most ``at_most`` children are started, exactly, over all executions of the step.
 - Positions are those of an earlier execution: what ``grow`` returned then has the places that it
   got, and what is pulled has the others, in order.
@@ -31,7 +31,7 @@ from collections.abc import Set as AbstractSet
 from functools import partial
 from math import inf
 from operator import length_hint
-from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeGuard, cast, final
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, cast, final
 
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
@@ -40,7 +40,7 @@ from ._cancel import ki_unprotected
 from ._closing import closed_after
 from ._errors import BadKey, BadResult, brief, kind_of
 from ._events import ChildName
-from ._ids import Key
+from ._ids import Key, plain_key
 from ._recorded import Fate, Recorded
 from ._run import Run
 from ._setting import Setting
@@ -468,8 +468,9 @@ class Elements:
         return key
 
     def _checked_key(self, key: object, element: object, index: int) -> Key:
-        if is_key(key):
-            return key
+        plain = plain_key(key)
+        if plain is not None:
+            return plain
         refuse_awaitable(key, f"key= of fan-out {self.who!r}")
         msg = (
             f"fan-out {self.who!r}: the key of element {index} ({brief(element)}) is a "
@@ -641,8 +642,3 @@ class Elements:
         iterator, self._iterator = self._iterator, None
         if isinstance(iterator, Generator):
             cast("Generator[object, None, None]", iterator).close()
-
-
-def is_key(key: object) -> TypeGuard[Key]:
-    """Tell whether ``key`` can name a child."""
-    return isinstance(key, str | int) and not isinstance(key, bool)
