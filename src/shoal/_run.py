@@ -203,7 +203,7 @@ class Run(Recaller, Resumer, Holder):
     @property
     def begins_anew(self) -> bool:
         """Whether it begins at its entry, as far as it is known before it lives."""
-        return self.record is None and self._trials is None
+        return self.record is None and (self._trials is None or self.is_afresh)
 
     @property
     def current_step(self) -> str | None:
@@ -488,7 +488,7 @@ class Run(Recaller, Resumer, Holder):
         if not trials.is_undecided:
             return trials.at
         following = act_after(self.setting.graph, trials.at, self._head[1])
-        trials.is_undecided, trials.attempt = False, 1
+        trials.is_undecided, trials.attempt = False, trials.before + 1
         return following
 
     @property
@@ -506,6 +506,17 @@ class Run(Recaller, Resumer, Holder):
         trials = self._remember()
         trials.attempt += 1
         trials.further += 1
+
+    def count_on(self, tries: int) -> None:
+        """Hear that so many were made before, in earlier rounds of a race: they are counted on.
+
+        So what it gives now is not taken for what it gave then. Which steps it came to then is not
+        known, so each of them counts on.
+        """
+        if tries:
+            trials = self._remember()
+            trials.before = trials.further = tries
+            trials.attempt = tries + 1
 
     def reopen(self) -> None:
         """Go on living, though its end was saved and published: its parent is tried again."""
@@ -562,7 +573,7 @@ class Run(Recaller, Resumer, Holder):
             self._visits = {}
         self._visits[step] = self._visits.get(step, 0) + 1
         if self._trials is not None:
-            self._trials.attempt = 1
+            self._trials.attempt = self._trials.before + 1
         await self._tell_step_ended("succeeded")
         if self._trials is not None:
             self._trials.is_cached = False

@@ -178,6 +178,7 @@ class Elements:
         "kinds",
         "on_kept",
         "pick",
+        "tried",
         "who",
     )
 
@@ -233,6 +234,8 @@ class Elements:
         self._stopped = False
         self.pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
         """Says of a child, by act and key, whether it is left out or runs anew; None: neither."""
+        self.tried: Mapping[ChildName, int] = {}
+        """Tries of children that run anew, in this execution."""
         self._sized = None if grows else elements
         self._beyond = 0
         self.on_kept: Callable[[ChildRecord], None] | None = None
@@ -397,11 +400,13 @@ class Elements:
         """Make of a child what ``pick`` says."""
         if picked == "leave":
             return "dropped"
+        name = ChildName(child.setting.act, child.key)
         if self._recorded is None:
             self._started += 1
         else:
-            self._recorded.drop(ChildName(child.setting.act, child.key))
+            self._recorded.drop(name)
         child.is_afresh = True
+        child.count_on(self.tried.get(name, 0))
         return child
 
     def _run(self, key: Key, position: int, element: object, kind: Kind) -> Run:
