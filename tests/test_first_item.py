@@ -18,6 +18,7 @@ from shoal import (
     ChildRerun,
     Context,
     DefinitionError,
+    Done,
     Failed,
     Graph,
     Hedge,
@@ -35,7 +36,7 @@ from shoal import (
     first_item,
     race,
 )
-from shoal.testing import no_leaks
+from shoal.testing import RecordingHook, no_leaks
 from tests.test_cancellation import Watched, seen_runs
 from tests.test_until import losers, saved_decisions, sleeper
 
@@ -348,6 +349,40 @@ async def test_or_the_race_is_run_again_from_its_start_among_the_rest():
     watched.hook.assert_paired()
     reruns = [e.child.act for e in watched.hook.events if isinstance(e, ChildRerun)]
     assert reruns == ["b", "c"]
+
+
+@pytest.mark.parametrize("chain", [False, True], ids=["an action", "a chain"])
+async def test_what_runs_again_counts_its_tries_on(chain: bool):
+    """Three rounds: "c" is cancelled twice, after an item that doesn't count each time."""
+    hook = RecordingHook()
+    last = stream("c", [(0.5, 0), (3, "c"), (1, "d")])
+    acts = {
+        "a": stream("a", [(1, "a"), (1, ValueError("a"))]),
+        "b": stream("b", [(2, "b"), (1, ValueError("b"))]),
+        "c": Graph.chain(action(name="first", run_in="loop")(lambda: None), last, name="c"),
+    }
+    until = first_item(when=is_content, on_break="restart")
+    act = race(acts["a"], acts["b"], acts["c"] if chain else last, into="out", until=until)
+    async with no_leaks():
+        result = await Application(act, hooks=[hook]).run()
+    assert result.state["out"] == "c: [0, 'c', 'd']"
+    items = [(e.item, e.attempt, e.index) for e in hook.of(Item) if e.path.act == "c"]
+    assert items == [(0, 1, 0), (0, 2, 0), (0, 3, 0), ("c", 3, 1), ("d", 3, 2)]
+    ends = [e.outcome for e in hook.of(ChildEnded) if e.outcome.act == "c"]
+    assert [(type(end), end.attempts) for end in ends] == [
+        (Cancelled, 1),
+        (Cancelled, 2),
+        (Done, 3),
+    ]
+
+
+async def test_who_had_not_started_is_tried_for_the_first_time():
+    """One at a time: the first breaks off before others have begun."""
+    hook = RecordingHook()
+    acts = [stream("a", [(1, "a"), (1, ValueError("a"))]), stream("b", [(1, "b")])]
+    act = race(*acts, into="out", until=first_item(on_break="restart"), limits=Limits(1))
+    await Application(act, hooks=[hook]).run()
+    assert [(e.item, e.attempt) for e in hook.of(Item)] == [("a", 1), ("b", 1)]
 
 
 async def test_until_nobody_is_left():

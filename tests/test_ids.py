@@ -9,14 +9,29 @@ import enum
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal import Application, ChildEnded, ChildStarted, Graph, RunPath, action, fan_out
-from shoal._ids import child_id, new_run_id
+from shoal import (
+    Application,
+    ChildEnded,
+    ChildStarted,
+    Context,
+    Graph,
+    MapStates,
+    Outcome,
+    RunPath,
+    SQLiteStore,
+    State,
+    action,
+    fan_out,
+)
+from shoal._ids import child_id, new_run_id, plain_key
 from shoal.testing import RecordingHook
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=300)
@@ -104,6 +119,18 @@ class Loud(str):  # noqa: SLOT000 # what somebody may give
 def test_equal_keys_have_equal_ids(key: Any, same: Any):
     assert key == same
     assert child_id("r", "s", 0, "a", key) == child_id("r", "s", 0, "a", same)
+
+
+@pytest.mark.parametrize(
+    ("key", "plain"),
+    [
+        ("red", "red"), (1, 1), (Colour.RED, "red"), (Shade.RED, "red"), (Number.ONE, 1),
+        (Loud("red"), "red"), (True, None), (None, None), (1.0, None), (b"red", None),
+    ],
+)  # fmt: skip
+def test_a_key_is_plain(key: Any, plain: Any):
+    found = plain_key(key)
+    assert (found, type(found)) == (plain, type(plain))
 
 
 # -- paths ---------------------------------------------------------------------------------------
@@ -201,3 +228,101 @@ def test_a_run_without_an_id_is_given_a_new_one():
     assert first != second
     assert len(first) == 32
     assert application.run_sync({"item": 1}, id="mine").run_id == "mine"
+
+
+@pytest.mark.parametrize("run_id", [Colour.RED, Shade.RED, Loud("red")])
+def test_the_id_of_a_run_is_plain(run_id: str):
+    hook = RecordingHook()
+    act = fan_out(double, over="items", into="out")
+    result = Application(act, hooks=[hook]).run_sync({"items": [1]}, id=run_id)
+    (child,) = [event.child for event in hook.of(ChildStarted)]
+    assert (result.run_id, type(result.run_id)) == ("red", str)
+    assert child.id == child_id("red", "out", 0, "double", 0)
+
+
+# -- keys that are members of enums ----------------------------------------------------------------
+
+GIVEN = [Colour.RED, Number.ONE, Loud("blue")]
+
+
+class Mapping(MapStates):
+    reads = ("items",)
+    writes = ("out",)
+
+    def action(self, state: State, inputs: Any) -> Any:
+        return measure
+
+    def states(self, state: State, inputs: Any) -> Any:
+        return ({"item": item} for item in state["items"])
+
+    def key(self, state: Any) -> Any:
+        return state["item"]
+
+    def reduce(self, state: State, outcome: Outcome) -> State:
+        return state.put("out", outcome.key, 1)
+
+
+@action(reads=["item"], writes=["size"])
+async def measure(item: Any) -> int:
+    return 1
+
+
+def own(*, each: bool) -> Any:
+    @action(reads=["items"], writes=["out"])
+    async def act(items: list[Any], context: Context) -> dict[Any, Any]:
+        async with context.fan_out(name="f") as group:
+            if each:
+                group.start_each(measure, over=items, key=lambda item: item)
+            else:
+                for item in items:
+                    group.start(measure, {"item": item}, key=item)
+            return {outcome.key: 1 async for outcome in group}
+
+    return act
+
+
+WAYS: dict[str, Callable[[], Any]] = {
+    "fan_out": lambda: fan_out(measure, over="items", key=lambda item: item, into="out"),
+    "several acts": lambda: fan_out(
+        [measure, measure.bind(name="again")], over="items", key=lambda item: item, into="out"
+    ),
+    "grow": lambda: fan_out(
+        measure, over="none", key=lambda item: item, into="out", name="f",
+        grow=lambda state, outcome: GIVEN if outcome.key == 0 else (),
+    ),
+    "tasks": Mapping,
+    "start": lambda: own(each=False),
+    "start_each": lambda: own(each=True),
+}  # fmt: skip
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("way", WAYS)
+async def test_keys_that_are_members_of_enums_become_plain(way: str):
+    hook = RecordingHook()
+    app = Application(WAYS[way](), hooks=[hook])
+    result = await app.run({"items": GIVEN, "none": [0], "out": {}}, id="r")
+    keys = [key for key in result.state["out"] if key != 0]
+    assert sorted(map(str, keys)) == ["1", "blue", "red"]
+    ended = [event.outcome.key for event in hook.of(ChildEnded)]
+    assert {type(key) for key in (*keys, *ended)} == {str, int}
+
+
+def test_keys_are_the_same_after_a_resume(tmp_path: Path):
+    fails = True
+
+    @action(reads=["out"], writes=["types"])
+    async def look(out: Any) -> list[str]:
+        if fails:
+            raise LookupError
+        return [type(key).__name__ for key in out]
+
+    graph = Graph.chain(WAYS["fan_out"](), look, name="g")
+    app = Application(graph, store=SQLiteStore(tmp_path / "runs.db"))
+    with pytest.raises(LookupError):
+        app.run_sync({"items": [Colour.RED, Number.ONE]}, id=Shade.RED)
+    fails = False
+    resumed = app.run_sync(id="red").state
+    straight = app.run_sync({"items": [Colour.RED, Number.ONE]}, id="straight").state
+    assert resumed["types"] == straight["types"] == ["str", "int"]
+    assert resumed["out"] == straight["out"]

@@ -12,6 +12,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from shoal import (
+    INHERIT,
     Application,
     AttemptEnded,
     Cancelled,
@@ -129,6 +130,63 @@ async def test_in_the_very_tick_of_its_timeout_it_ends_in_one_way(how: str):
             assert result.state["out"] == 1
             assert hook.of(RunEnded)[0].status == "succeeded"
     assert how != "computes" or hook.of(StateUpdated), "it wasn't interrupted, so it is kept"
+    hook.assert_paired()
+
+
+def swallower(**options: Any) -> Any:
+    """An action that takes its cancellation for an answer, and returns seconds later."""
+
+    @action(reads=["n"], writes=["out"], name="swallow", **options)
+    async def swallow(n: float) -> float:
+        with suppress(anyio.get_cancelled_exc_class()):
+            await anyio.sleep(10)
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(n)
+        return n
+
+    return swallow
+
+
+async def test_what_returns_after_its_time_has_failed():
+    hook = RecordingHook()
+    async with no_leaks():
+        with pytest.raises(StepTimeout, match="'swallow' of run r took longer than its timeout of"):
+            await Application(swallower(timeout=2), hooks=[hook]).run({"n": 3}, id="r")
+    assert anyio.current_time() == 5, "it is awaited all the same"
+    assert not hook.of(StateUpdated)
+    hook.assert_paired()
+
+
+async def test_what_was_shielded_and_returns_after_its_time_has_failed():
+    @action(writes=["out"], timeout=2)
+    async def act() -> int:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(2.5)
+        return 1
+
+    with pytest.raises(StepTimeout):
+        await Application(act).run()
+
+
+async def test_what_returns_after_its_time_is_tried_again():
+    @action(writes=["out"], timeout=2, retry=Retry(2, on=TimeoutError, initial=1, jitter=0))
+    async def act(context: Context) -> int:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(3 if context.attempt == 1 else 1)
+        return context.attempt
+
+    assert (await Application(act).run()).state["out"] == 2
+    assert anyio.current_time() == 3 + 1 + 1
+
+
+async def test_what_returns_late_and_was_cancelled_from_outside_too_is_cancelled():
+    hook = RecordingHook()
+    with anyio.move_on_at(3) as scope:
+        await Application(swallower(timeout=2), hooks=[hook]).run({"n": 3})
+    assert scope.cancelled_caught
+    assert anyio.current_time() == 5
+    (ended,) = hook.of(RunEnded)
+    assert ended.status == "cancelled"
     hook.assert_paired()
 
 
@@ -322,6 +380,40 @@ async def test_a_child_that_takes_too_long_fails_and_the_others_do_not():
     assert str(failed[0].error) == f"{expected} its timeout of 3 s"
     assert isinstance(failed[0].error, StepTimeout)
     hook.assert_paired()
+
+
+@pytest.mark.parametrize("stores", [False, True], ids=["", "in a store of its own"])
+@pytest.mark.parametrize("position", ["only", "first", "last"])
+async def test_a_child_that_swallows_its_timeout_has_failed(position: str, stores: bool):
+    hook, ends = RecordingHook(), list[object]()
+
+    class Noting(NullStore):
+        def save(self, batch: Batch) -> Any:
+            ends.append(batch.ended)
+
+    acts = {
+        "only": [swallower()],
+        "first": [swallower(), sleeper()],
+        "last": [action(name="quick", run_in="loop")(lambda: None), swallower()],
+    }[position]
+    many = fan_out(
+        Graph.chain(*acts, name="child"), over="ns", item="n", into="outs", take="out", key=str,
+        each=Each(timeout=2), on_error="collect", errors_into="errors",
+        store=Noting() if stores else INHERIT,
+    )  # fmt: skip
+    async with no_leaks():
+        result = await Application(many, hooks=[hook]).run({"ns": [3]})
+    assert anyio.current_time() == 5
+    assert result.state["outs"] == {}
+    (failed,) = result.outcomes("outs")
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, StepTimeout)
+    assert "in 'swallow'" in str(failed.error)
+    statuses = {(e.step, e.status) for e in hook.of(StepEnded) if e.depth == 1}
+    assert ("swallow", "failed") in statuses
+    assert ("swallow", "succeeded") not in statuses
+    hook.assert_paired()
+    assert "succeeded" not in ends
 
 
 async def test_the_time_of_a_child_begins_when_its_first_attempt_does():

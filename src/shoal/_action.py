@@ -469,7 +469,8 @@ def action(
             else runs until it returns.
         limits: How many of its attempts run at once, in all runs of a runtime together.
         timeout: Seconds that one attempt may take, from when all limits let it start. Then it is
-            cancelled, awaited to the end of its cleanup, and has failed with ``StepTimeout``.
+            cancelled, awaited to the end of its cleanup, and has failed with ``StepTimeout``, also
+            where it has swallowed the cancellation and returns something.
         retry: What of its failures is tried again, and how often.
         abandon: Whether a worker thread is left behind as soon as the action is cancelled or timed
             out, not only after the grace.

@@ -3,6 +3,7 @@
 Invariants:
 - What ended in the very tick of its timeout keeps its result or times out, never both; where it was
   cancelled from outside as well, that counts.
+- What an action returns after its time, since it has swallowed the cancellation, is no result.
 - Only failures are tried again: no cancellation, no KeyboardInterrupt, and nothing once the
   execution has been ended by a save or a guarding hook that failed.
 - While an attempt is waited for, nothing of the one before is held.
@@ -17,6 +18,7 @@ from typing import Any, Protocol, TypeVar, final
 from weakref import WeakKeyDictionary
 
 from anyio import CancelScope
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._cancel import as_failure, cancelled, is_cancellation, ki_protected, ki_unprotected
 from ._errors import Poisoned, StepTimeout, note
@@ -122,11 +124,22 @@ async def within(
     *,
     what: Callable[[], str],
     cause: Callable[[], Exception | None] | None = None,
+    keeps_late: bool = False,
 ) -> T:
     """Await what ``attempt`` makes, and cancel it after so many seconds.
 
+    Args:
+        seconds: How many.
+        attempt: Makes it.
+        run: Whose it is.
+        services: The runtime's.
+        what: Names it, for the error.
+        cause: Finds what that error is raised from.
+        keeps_late: Whether what it returns after its time counts, for it sees to that by itself:
+            a child, which may have saved by then that it has ended well.
+
     Raises:
-        StepTimeout: It was cancelled for that, and has ended. Named by ``what``, from ``cause``.
+        StepTimeout: It was cancelled for that, and has ended, or it has returned after its time.
         Exception: Whatever it raises, also if that was after its time.
     """
     deadline = services.clock() + seconds
@@ -136,7 +149,11 @@ async def within(
         with scope:
             coroutine = attempt()
             watched = services.watchdog.watch(partial(_parts, run, coroutine), deadline)
-            return await coroutine
+            result = await coroutine
+            # By the clock, and not by whether the scope is cancelled: in the very tick it may be,
+            # and what has never waited nobody has cancelled.
+            if keeps_late or services.clock() <= deadline:
+                return result
     except BaseException as error:
         if is_cancellation(error):
             # Where user code has left native cancellation on the task, the scope lets it pass.
@@ -149,6 +166,7 @@ async def within(
     finally:
         if watched is not None:
             services.watchdog.forget(watched)
+    await checkpoint_if_cancelled()  # from outside, which it may have swallowed as well
     raise StepTimeout(f"{what()} took longer than its timeout of {seconds:g} s") from (
         None if cause is None else cause()
     )
@@ -307,7 +325,9 @@ async def live_child(child: TriedChild, each: Each, services: Services) -> None:
         if each.timeout is None:
             await live()
         else:
-            await within(each.timeout, live, child, services, what=what, cause=cause)
+            await within(
+                each.timeout, live, child, services, what=what, cause=cause, keeps_late=True
+            )
     finally:
         if tries is not None:
             tries.last = None  # no cycle from the exception through its traceback to this frame

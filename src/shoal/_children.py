@@ -35,7 +35,7 @@ from ._functions import require_plain
 from ._graph import as_graph
 from ._group import Group
 from ._hooks import Hook
-from ._ids import Key
+from ._ids import Key, plain_key
 from ._join import Ledger, new_ledger, only_write_reader
 from ._policy import Each, Inherit
 from ._ports import Hosted, Seat
@@ -527,9 +527,9 @@ class _Started:
     def entry(self, kind: Kind, key: object, element: object) -> Entry:
         """Tell a child to be apart from the others."""
         position = self._position
-        name = position if key is None else key
-        if not isinstance(name, str | int) or isinstance(name, bool):
-            msg = f"{self._children!r}: keys are str or int, not {brief(name)}"
+        name = position if key is None else plain_key(key)
+        if name is None:
+            msg = f"{self._children!r}: keys are str or int, not {brief(key)}"
             raise BadKey(msg)
         if (kind.setting.act, name) in self._keys:
             msg = (

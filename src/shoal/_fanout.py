@@ -363,8 +363,9 @@ def fan_out(
             once each.
         item: The field in which a child finds its element.
         key: What names a child: a plain function of the element that returns a str or int, or the
-            name of a field of it. Without it, its position. Keys make work idempotent: an element
-            whose key is in ``into`` from the start is skipped; in a loop, on the first visit.
+            name of a field of it. Without it, its position. A member of an enum that is a str or
+            int becomes that. Keys make work idempotent: an element whose key is in ``into`` from
+            the start is skipped; in a loop, on the first visit.
         into: The field that collects the children's values: with ``key`` a mapping, without it a
             list; for a list of acts ``{key: {act: value}}``, without ``over`` ``{act: value}``. In
             input order at every moment, whatever order they end in.

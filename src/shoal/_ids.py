@@ -4,6 +4,8 @@ Invariants:
 - An id depends on nothing but (parent id, step, visit, act, key): never on call order, on sequence
   numbers or on time. So a crash finds its children again, and a loop's second visit fresh ones.
 - ``1`` and ``"1"`` are different keys.
+- Keys and ids are plain, also where a member of an enum was given: so a resume, which has them from
+  a store, finds what was there.
 """
 
 from __future__ import annotations
@@ -14,6 +16,15 @@ from typing import final
 
 Key = str | int
 """What names a child within its fan-out."""
+
+
+def plain_key(key: object) -> Key | None:
+    """Return the key that ``key`` is: of a subclass, what it is of that; None: it can't be one."""
+    if isinstance(key, str):
+        return key if type(key) is str else str.__str__(key)
+    if isinstance(key, int) and not isinstance(key, bool):
+        return key if type(key) is int else int.__int__(key)
+    return None
 
 
 @final
@@ -37,7 +48,8 @@ class RunPath:
         key: Key = "",
     ) -> None:
         """Describe a root run by its id, or a child by its parent, step, visit, act and key."""
-        self._id = run_id
+        # Of an enum's member, too: else it would be formatted in the ids of children, by its name.
+        self._id = str.__str__(run_id) if isinstance(run_id, str) else run_id
         self.act: str = act
         self.parent: RunPath | None = parent
         self.step: str = step

@@ -117,7 +117,8 @@ class ParallelStep:
         self._contest: Contest | None = None
         self._staggered: Staggered | None = None
         self._pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
-        self._out: set[ChildName] = set()  # of a race that is run again: who takes no part
+        self._out: set[ChildName] = set()  # of a race that is run again: who takes no part...
+        self._tried: dict[ChildName, int] = {}  # ...and how often who does was tried
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -191,7 +192,7 @@ class ParallelStep:
         """Run the children, all of them or, after a ``former`` source, what that has left."""
         act, clock = self.act, self.parent.setting.services.clock
         source = self.source = act._source(self)
-        source.pick = self._pick
+        source.pick, source.tried = self._pick, self._tried
         staggered = self._staggered = self._stagger(source)
         if act.timeout is not None and (opens or former is not None):
             self._ends_at = clock() + act.timeout
@@ -341,6 +342,9 @@ class ParallelStep:
             self._out.add(self._contest.winner)
         self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
         begun = frozenset(_name_of(one) for one in outcomes) - self._out
+        for one in outcomes:
+            tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
+            self._tried[_name_of(one)] = max(tried, one.attempts)
         name, visit = self.act.name, self.parent.visit(self.act.name)
         self.ledger = new_ledger(self.parent, name, visit, self._store)
         for outcome in outcomes:

@@ -93,7 +93,8 @@ class Each:
     Args:
         timeout: Seconds from the start of a child's first attempt to its end, whatever it waits for
             in between: its further attempts, slots, its own children. Then it is cancelled, awaited
-            to the end of its cleanup, and fails with ``StepTimeout``.
+            to the end of its cleanup, and fails with ``StepTimeout``, also where an action of its
+            has swallowed the cancellation.
         retry: What of a child's failures is tried again. The child goes on at the step that failed;
             steps that it has completed, and results that were applied to its state, stay.
         breaker: Skips children for a while whose key keeps failing.

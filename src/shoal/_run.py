@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
 from typing import Any, Literal, NoReturn, final
 
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._action import Act, FunctionAction
 from ._cancel import absorb_native_cancel, as_failure, cancelled, drive, ki_protected
@@ -203,7 +203,7 @@ class Run(Recaller, Resumer, Holder):
     @property
     def begins_anew(self) -> bool:
         """Whether it begins at its entry, as far as it is known before it lives."""
-        return self.record is None and self._trials is None
+        return self.record is None and (self._trials is None or self.is_afresh)
 
     @property
     def current_step(self) -> str | None:
@@ -316,7 +316,7 @@ class Run(Recaller, Resumer, Holder):
                 if hooks.watching_steps:
                     change = await self._perform_watched(act, is_open=is_open)
                 else:
-                    change = await act.perform(self)
+                    change = await self._perform(act)
                 if hooks.failures:
                     raise hooks.failures[0]  # a guard's; maybe the act has caught what that raised
                 self._playback = None  # what follows is new
@@ -427,6 +427,19 @@ class Run(Recaller, Resumer, Holder):
             f"if that is no endless loop, allow more: Application(..., max_steps=...)"
         )
 
+    def _perform(self, act: Act) -> Awaitable[Change]:
+        """Perform a step, in time if the run is a child that has only so much."""
+        each = self.setting.each
+        if each is None or each.timeout is None:
+            return act.perform(self)
+        return self._perform_in_time(act)
+
+    async def _perform_in_time(self, act: Act) -> Change:
+        change = await act.perform(self)
+        # It may have swallowed the cancellation. To be found here, before anything is saved of it.
+        await checkpoint_if_cancelled()
+        return change
+
     async def _perform_watched(self, act: Act, *, is_open: bool) -> Change:
         """Perform a step whose start was published already, if it ``is_open``."""
         hooks, each = self.setting.hooks, self.setting.each
@@ -436,7 +449,7 @@ class Run(Recaller, Resumer, Holder):
         is_childs = each is not None and each.retry is not None  # else the act's, if anybody's
         entered = hooks.enter_around(hooks.around_step, event)
         try:
-            change = await act.perform(self)
+            change = await self._perform(act)
         except BaseException as error:
             self.hide_secrets(error)
             failure = entered.leave(error)
@@ -475,7 +488,7 @@ class Run(Recaller, Resumer, Holder):
         if not trials.is_undecided:
             return trials.at
         following = act_after(self.setting.graph, trials.at, self._head[1])
-        trials.is_undecided, trials.attempt = False, 1
+        trials.is_undecided, trials.attempt = False, trials.before + 1
         return following
 
     @property
@@ -493,6 +506,17 @@ class Run(Recaller, Resumer, Holder):
         trials = self._remember()
         trials.attempt += 1
         trials.further += 1
+
+    def count_on(self, tries: int) -> None:
+        """Hear that so many were made before, in earlier rounds of a race: they are counted on.
+
+        So what it gives now is not taken for what it gave then. Which steps it came to then is not
+        known, so each of them counts on.
+        """
+        if tries:
+            trials = self._remember()
+            trials.before = trials.further = tries
+            trials.attempt = tries + 1
 
     def reopen(self) -> None:
         """Go on living, though its end was saved and published: its parent is tried again."""
@@ -549,7 +573,7 @@ class Run(Recaller, Resumer, Holder):
             self._visits = {}
         self._visits[step] = self._visits.get(step, 0) + 1
         if self._trials is not None:
-            self._trials.attempt = 1
+            self._trials.attempt = self._trials.before + 1
         await self._tell_step_ended("succeeded")
         if self._trials is not None:
             self._trials.is_cached = False

@@ -4,8 +4,8 @@ Imports everything above the group; anyio.
 
 Invariants:
 - An element or task is pulled only when there is room for its child.
-- Keys are str or int, kept apart. One repeated in ``over`` is refused; with ``grow`` it is dropped
-  and counted.
+- Keys are plain str or int, kept apart. One repeated in ``over`` is refused; with ``grow`` it is
+  dropped and counted.
 - At most ``at_most`` children are started, exactly, over all executions of the step.
 - Positions are those of an earlier execution: what ``grow`` returned then has the places that it
   got, and what is pulled has the others, in order.
@@ -31,7 +31,7 @@ from collections.abc import Set as AbstractSet
 from functools import partial
 from math import inf
 from operator import length_hint
-from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeGuard, cast, final
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, cast, final
 
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
@@ -40,7 +40,7 @@ from ._cancel import ki_unprotected
 from ._closing import closed_after
 from ._errors import BadKey, BadResult, brief, kind_of
 from ._events import ChildName
-from ._ids import Key
+from ._ids import Key, plain_key
 from ._recorded import Fate, Recorded
 from ._run import Run
 from ._setting import Setting
@@ -178,6 +178,7 @@ class Elements:
         "kinds",
         "on_kept",
         "pick",
+        "tried",
         "who",
     )
 
@@ -233,6 +234,8 @@ class Elements:
         self._stopped = False
         self.pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
         """Says of a child, by act and key, whether it is left out or runs anew; None: neither."""
+        self.tried: Mapping[ChildName, int] = {}
+        """Tries of children that run anew, in this execution."""
         self._sized = None if grows else elements
         self._beyond = 0
         self.on_kept: Callable[[ChildRecord], None] | None = None
@@ -397,11 +400,13 @@ class Elements:
         """Make of a child what ``pick`` says."""
         if picked == "leave":
             return "dropped"
+        name = ChildName(child.setting.act, child.key)
         if self._recorded is None:
             self._started += 1
         else:
-            self._recorded.drop(ChildName(child.setting.act, child.key))
+            self._recorded.drop(name)
         child.is_afresh = True
+        child.count_on(self.tried.get(name, 0))
         return child
 
     def _run(self, key: Key, position: int, element: object, kind: Kind) -> Run:
@@ -468,8 +473,9 @@ class Elements:
         return key
 
     def _checked_key(self, key: object, element: object, index: int) -> Key:
-        if is_key(key):
-            return key
+        plain = plain_key(key)
+        if plain is not None:
+            return plain
         refuse_awaitable(key, f"key= of fan-out {self.who!r}")
         msg = (
             f"fan-out {self.who!r}: the key of element {index} ({brief(element)}) is a "
@@ -641,8 +647,3 @@ class Elements:
         iterator, self._iterator = self._iterator, None
         if isinstance(iterator, Generator):
             cast("Generator[object, None, None]", iterator).close()
-
-
-def is_key(key: object) -> TypeGuard[Key]:
-    """Tell whether ``key`` can name a child."""
-    return isinstance(key, str | int) and not isinstance(key, bool)

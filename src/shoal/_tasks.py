@@ -29,12 +29,12 @@ from ._errors import BadKey, BadResult, DefinitionError, brief
 from ._events import Done, Failed
 from ._functions import is_async, require_plain
 from ._graph import Graph, as_graph, no_act
-from ._ids import Key
+from ._ids import Key, plain_key
 from ._join import Join, only_write_reader
 from ._parallel import Parallel, ParallelStep
 from ._policy import OnError
 from ._secret import without_secrets
-from ._source import Elements, Entry, is_key
+from ._source import Elements, Entry
 from ._state import Change, Permit, State, change_between, held, refuse_awaitable
 from ._until import ALL, Race, Until, check_until
 
@@ -470,18 +470,19 @@ class TaskElements(Elements):
             raise BadKey(msg)
         if task.key is None:
             return self._position
-        if not is_key(task.key):
+        key = plain_key(task.key)
+        if key is None:
             msg = (
                 f"tasks of {self.who!r}: the key of task {self._position} ({graph.name!r}) is a "
                 f"{type(task.key).__name__}; keys are str or int"
             )
             raise BadKey(msg)
-        if (graph.name, task.key) in self._seen:
+        if (graph.name, key) in self._seen:
             msg = (
                 f"tasks of {self.who!r}: task {self._position} has the act {graph.name!r} and the "
-                f"key {brief(task.key)}, which an earlier task has; give it another key=, or its "
+                f"key {brief(key)}, which an earlier task has; give it another key=, or its "
                 f"act another name: act.bind(name=...)"
             )
             raise BadKey(msg)
-        self._seen.add((graph.name, task.key))
-        return task.key
+        self._seen.add((graph.name, key))
+        return key

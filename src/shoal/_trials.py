@@ -44,6 +44,7 @@ class Trials:
         "abandoned",
         "at",
         "attempt",
+        "before",
         "crashes",
         "further",
         "is_cached",
@@ -61,6 +62,8 @@ class Trials:
         """Which try of the current step this is."""
         self.further: int = 0
         """Tries beside the first, of all steps."""
+        self.before: int = 0
+        """Of these, how many were made in earlier rounds of a race, of whichever step."""
         self.at: Act | None = None
         """The act that failed, or was to come next; None: it has not come to any."""
         self.is_undecided: bool = False
