@@ -554,6 +554,10 @@ GOLDEN: dict[str, object] = {
 }
 
 
+VAST = {"int", "ratio"}
+"""Tags whose texts are too long to stand here."""
+
+
 @pytest.mark.parametrize(("text", "value"), GOLDEN.items(), ids=named)
 def test_the_stored_format_never_changes(codec: Codec, text: str, value: object):
     assert codec.encode(value) == text
@@ -565,9 +569,12 @@ def test_every_tag_has_a_golden_text_and_is_in_the_table(codec: Codec):
     assert {*codec._unpackers} == {*UNPACKERS} | of_objects
     table = (Path(__file__).parent.parent / "docs/stored-values.md").read_text()
     for tag in codec._unpackers:
-        assert tag == "int" or any(f'"@":"{tag}"' in text for text in GOLDEN), tag
+        assert tag in VAST or any(f'"@":"{tag}"' in text for text in GOLDEN), tag
         assert f'"@": "{tag}"' in table, tag
     assert codec.encode(16**4000).startswith('{"@":"int","value":"1000')
+    ratio = codec.encode(Fraction(16**4000, 3))
+    assert ratio.startswith('{"@":"ratio","value":[{"@":"int","value":"1000')
+    assert ratio.endswith('0"},3]}')
 
 
 def test_what_is_stored_can_be_queried(codec: Codec):
@@ -741,16 +748,41 @@ def test_a_text_that_is_nested_deeper_than_any_that_was_written_is_refused(codec
         codec.decode('{"@":"tuple","value":[' * 350 + "]}" * 350)
 
 
-@pytest.mark.parametrize("digits", [0, 640])
+@pytest.mark.parametrize("digits", [0, 640, 4300, 5000])
 def test_ints_come_back_whatever_python_was_told_of_their_digits(codec: Codec, digits: int):
     limit = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(digits)
     try:
-        for value in (10**639, 10**641, 10**4299, 10**4301):
-            for whole in ([value], {"a": (value,)}):
-                assert codec.decode(codec.encode(whole)) == whole
+        for size in (10**639, 10**641, 10**4299, 10**4301):
+            for value in (size, -size):
+                for whole in (
+                    value,
+                    [value],
+                    {"a": (value,)},
+                    {value: 1},
+                    {(1, value): 1},
+                    Fraction(value, 7),
+                    Fraction(7, size),
+                ):
+                    assert codec.decode(codec.encode(whole)) == whole
     finally:
         sys.set_int_max_str_digits(limit)
+
+
+def test_of_vast_ints_only_those_that_json_can_not_have_are_tagged(codec: Codec):
+    most = 10**4300 - 1
+    for value in (most, -(most // 10), [-1, most]):
+        assert "@" not in codec.encode(value)
+    for value in (most + 1, -most, -(most // 10) - 1):
+        assert codec.encode(value) == f'{{"@":"int","value":"{value:x}"}}'
+    assert codec.encode(f"-{most}") == f'"-{most}"'
+
+
+def test_what_a_vast_key_leads_to_is_named_in_short(codec: Codec):
+    with pytest.raises(NotEncodable) as refused:
+        codec.encode({10**5000: object()})
+    assert refused.value.path.startswith("value[0x31e2080103")
+    assert len(refused.value.path) < 60
 
 
 def test_sets_of_strings_are_written_alike_in_every_process():

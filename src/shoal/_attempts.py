@@ -21,7 +21,7 @@ from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._cancel import as_failure, cancelled, is_cancellation, ki_protected, ki_unprotected
-from ._errors import Poisoned, StepTimeout, note
+from ._errors import Poisoned, StepTimeout, brief, note
 from ._ids import RunPath
 from ._policy import Each
 from ._ports import Services
@@ -319,7 +319,7 @@ async def live_child(child: TriedChild, each: Each, services: Services) -> None:
     def what() -> str:
         path, step = child.path, child.current_step
         where = "" if step is None else f", in {step!r},"
-        return f"child {path.key!r} of fan-out {path.step!r}{where} run {path.id},"
+        return f"child {brief(path.key)} of fan-out {path.step!r}{where} run {path.id},"
 
     try:
         if each.timeout is None:

@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 _TAG = re.compile(r"[A-Za-z][\w.:-]*")
 
+_UNREADABLE = re.compile(rf"-[0-9]{{{MAX_DIGITS}}}")
+"""What may be an int that msgspec writes, and doesn't read: it counts the sign as a digit."""
+
 _SHOWN = 200
 """Characters of a path that a message shows."""
 
@@ -201,7 +204,9 @@ class Codec:
         # To look for one character takes a fraction of what looking for more takes.
         if ("@" in text or "\\" in text) and _may_need_packing(text):
             return None
-        if len(text) > MAX_DIGITS and get_int_max_str_digits() != MAX_DIGITS:
+        if len(text) > MAX_DIGITS and (
+            get_int_max_str_digits() != MAX_DIGITS or _UNREADABLE.search(text) is not None
+        ):
             return None  # an int could be written that isn't read
         return text
 

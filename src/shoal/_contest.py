@@ -96,7 +96,9 @@ class Contest(ABC):
         what = "can't be judged" if why is not None else "was not accepted"
         rejection = Rejected(f"{brief(child.value)} {what}", child.value)
         rejection.__cause__ = why
-        note(rejection, f"shoal: {path.act!r} of {self.name!r}, key {path.key!r}, run {path.id}")
+        note(
+            rejection, f"shoal: {path.act!r} of {self.name!r}, key {brief(path.key)}, run {path.id}"
+        )
         return rejection
 
     def _ask(
@@ -325,7 +327,7 @@ class Streams(Contest):
         if self.winner is None:
             return f"fan-out {self.name!r}: none of its {_children(count)} gave an item"
         act, key = self.winner
-        who = repr(act) if key == "" else f"key {key!r}"
+        who = repr(act) if key == "" else f"key {brief(key)}"
         return f"fan-out {self.name!r}: {who} gave the first item, and then broke off"
 
 
@@ -349,7 +351,7 @@ def _name(child: Contestant) -> ChildName:
 
 
 def _called(child: Run) -> str:
-    return repr(child.setting.act) if child.key == "" else f"key {child.key!r}"
+    return repr(child.setting.act) if child.key == "" else f"key {brief(child.key)}"
 
 
 def _children(count: int) -> str:

@@ -15,7 +15,7 @@ from abc import abstractmethod
 from typing import Any
 
 from ._cancel import cancelled
-from ._errors import Poisoned, note
+from ._errors import Poisoned, brief, note
 from ._events import Cancelled, ChildName, Done, Failed, Halted, Outcome, Skipped, Status
 from ._halting import Halter, plain
 from ._state import Change, State
@@ -230,5 +230,5 @@ class Ender(Halter):
     def _note(self, error: BaseException) -> None:
         path = self.path
         where = f"in action {self._step!r}" if self._step is not None else f"in {path.act!r}"
-        child = "" if path.parent is None else f" of {path.step!r}, key {path.key!r}"
+        child = "" if path.parent is None else f" of {path.step!r}, key {brief(path.key)}"
         note(error, f"shoal: {where}{child}, run {path.id}")

@@ -369,13 +369,35 @@ class Halting(BaseException):
     """
 
 
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = 120
+_SHOWN = 300
+"""Characters of a value that a message shows."""
+
+
+class _Brief(reprlib.Repr):
+    """Shows values in part. Ints that have more digits than Python writes are hexadecimal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:
+            digits, shown = f"{x:#x}", self.maxlong // 2
+            return f"{digits[:shown]}...{digits[-shown:]}"
+
+
+_repr = _Brief()
 
 
 def brief(value: object) -> str:
     """Show ``value`` in a message: on one line, shortened, and whatever its own repr does."""
-    return " ".join(_repr.repr(value).split())
+    try:
+        text = " ".join(_repr.repr(value).split())
+    except Exception:  # noqa: BLE001 # of a class that is called list, say, and isn't one
+        text = f"<{type(value).__name__} instance at {id(value):#x}>"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[3 - _SHOWN // 2 :]}"
 
 
 def kind_of(value: object) -> str:

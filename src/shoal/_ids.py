@@ -1,4 +1,4 @@
-"""Identity of a run: who its parent is, and which child of it. Imports nothing of ours.
+"""Identity of a run: who its parent is, and which child of it. Imports errors.
 
 Invariants:
 - An id depends on nothing but (parent id, step, visit, act, key): never on call order, on sequence
@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 from hashlib import blake2b
 from typing import final
+
+from ._errors import brief
 
 Key = str | int
 """What names a child within its fan-out."""
@@ -88,7 +90,7 @@ class RunPath:
         """Show the chain of keys that leads here."""
         if self.parent is None:
             return f"<RunPath {self.act} {self.id}>"
-        return f"{self.parent!r}/{self.step}#{self.visit}/{self.act}[{self.key!r}]"
+        return f"{self.parent!r}/{self.step}#{self.visit}/{self.act}[{brief(self.key)}]"
 
 
 def child_id(parent_id: str, step: str, visit: int, act: str, key: Key) -> str:
@@ -98,9 +100,22 @@ def child_id(parent_id: str, step: str, visit: int, act: str, key: Key) -> str:
     identities share one text.
     """
     # The base classes' own methods: an enum member that equals "a" has the id of "a".
-    name = f"i{int.__repr__(key)}" if isinstance(key, int) else f"s{str.__str__(key)}"
+    name = f"i{_digits(key)}" if isinstance(key, int) else f"s{str.__str__(key)}"
     text = "".join(f"{len(part)}:{part}" for part in (parent_id, step, str(visit), act, name))
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _digits(key: int) -> str:
+    """Write ``key`` in decimal digits, however many, and whatever Python was told of their number.
+
+    See test_the_id_of_a_vast_key_depends_on_nothing_else.
+    """
+    try:
+        return int.__repr__(key)
+    except ValueError:  # more digits than Python writes
+        from decimal import Decimal  # noqa: PLC0415 # hardly any program has such keys
+
+        return str(Decimal(key))
 
 
 def new_run_id() -> str:

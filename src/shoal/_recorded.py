@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Literal, final
 
-from ._errors import BadUse, InputChanged, UnknownRun
+from ._errors import BadUse, InputChanged, UnknownRun, brief
 from ._events import (
     Cancelled,
     ChildName,
@@ -195,7 +195,7 @@ class Recorded:
         if record.digest != child.digest:
             if self.is_folded(record):
                 msg = (
-                    f"fan-out {self._who!r}: what key {child.key!r} works on, or its act's "
+                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, or its act's "
                     f"version, has changed since its result was reduced (run {child.path.id}); "
                     f"reduce can't be undone: start a new run, or fork() this one from before the "
                     f"fan-out"

@@ -20,7 +20,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ._action import FunctionAction, Result
 from ._attempts import Tried, Tries, try_again, within
 from ._cancel import as_failure, cancelled, ki_protected, ki_unprotected
-from ._errors import BadResult, MissingField, RetryLater, UndeclaredWrite, kind_of, note
+from ._errors import BadResult, MissingField, RetryLater, UndeclaredWrite, brief, kind_of, note
 from ._halting import Asking, or_halt
 from ._ids import RunPath
 from ._items import Emitter, Items, stream
@@ -269,7 +269,7 @@ async def _call_emitting(
 
 def _what(name: str, run: Tried) -> str:
     path = run.path
-    key = "" if path.parent is None else f" (key {path.key!r} of {path.step!r})"
+    key = "" if path.parent is None else f" (key {brief(path.key)} of {path.step!r})"
     return f"action {name!r} of run {path.id}{key}"
 
 

@@ -17,7 +17,7 @@ from typing import final
 
 from anyio import Event
 
-from ._errors import Poisoned
+from ._errors import Poisoned, brief
 from ._ids import RunPath
 
 MAX_CRASHES = 3
@@ -46,11 +46,11 @@ class Suspects:
         if crashes < self._most:
             return
         msg = (
-            f"key {path.key!r} of {path.step!r} (run {path.id}, which executes {path.act!r}) was "
-            f"at work in {crashes} executions in a row whose process died, so it is not started "
-            f"again; find out what those have died of. Once that is set right: a run that has "
-            f"failed with this tries it again when it is resumed, one that has collected it with "
-            f"retry_failed({path.root.id!r}). Runtime(max_crashes=...) gives more chances"
+            f"key {brief(path.key)} of {path.step!r} (run {path.id}, which executes {path.act!r}) "
+            f"was at work in {crashes} executions in a row whose process died, so it is not "
+            f"started again; find out what those have died of. Once that is set right: a run that "
+            f"has failed with this tries it again when it is resumed, one that has collected it "
+            f"with retry_failed({path.root.id!r}). Runtime(max_crashes=...) gives more chances"
         )
         raise Poisoned(msg, crashes)
 

@@ -210,14 +210,20 @@ def _unpack_str(_: Unpacking, packed: Packed) -> object:
 
 
 def _pack_int(_: Packing, value: int) -> object:
-    if -_LARGE < value < _LARGE or abs(value) < 10 ** min(
-        get_int_max_str_digits() or MAX_DIGITS, MAX_DIGITS
-    ):
+    if not _is_vast(value):
         return value
     return {TAG: "int", "value": f"{value:x}"}  # of any size: decimal digits would be refused
 
 
 _LARGE = 10**_LEAST_DIGITS
+
+
+def _is_vast(value: int) -> bool:
+    """Tell whether ``value`` has more digits than are read of an int in JSON."""
+    if -_LARGE < value < _LARGE:
+        return False
+    most = MAX_DIGITS - (value < 0)  # msgspec counts the sign
+    return abs(value) >= 10 ** min(get_int_max_str_digits() or MAX_DIGITS, most)
 
 
 def _pack_float(_: Packing, value: float) -> object:
@@ -267,6 +273,12 @@ def _unpack_bytes(_: Unpacking, packed: Packed) -> bytes:
 
 def _pack_text(tag: str, packing: Packing, value: object) -> object:
     return {TAG: tag, "value": _pack_str(packing, str(value))}
+
+
+def _pack_fraction(packing: Packing, value: Fraction) -> object:
+    if _is_vast(value.numerator) or _is_vast(value.denominator):
+        return {TAG: "ratio", "value": packing.items((value.numerator, value.denominator))}
+    return _pack_text("Fraction", packing, value)
 
 
 def _pack_path(packing: Packing, value: Path) -> object:
@@ -487,7 +499,7 @@ PACKERS: dict[type, Packer] = {
     complex: _pack_complex,
     range: _pack_range,
     Decimal: partial(_pack_text, "Decimal"),
-    Fraction: partial(_pack_text, "Fraction"),
+    Fraction: _pack_fraction,
     UUID: partial(_pack_text, "UUID"),
     type(Path()): _pack_path,
     PurePosixPath: partial(_pack_text, "PurePosixPath"),
@@ -523,6 +535,7 @@ UNPACKERS: dict[str, Unpacker] = {
     "range": partial(_unpack_numbers, range),
     "Decimal": partial(_unpack_text, Decimal),
     "Fraction": partial(_unpack_text, Fraction),
+    "ratio": partial(_unpack_numbers, Fraction),
     "UUID": partial(_unpack_text, UUID),
     "Path": partial(_unpack_text, Path),
     "PurePosixPath": partial(_unpack_text, PurePosixPath),

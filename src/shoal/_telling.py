@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 
-from ._errors import HookFailed
+from ._errors import HookFailed, brief
 from ._events import (
     AttemptEnded,
     ChildEnded,
@@ -196,7 +196,7 @@ class Teller(ABC):
         path, step, hooks = self.path, self._step or "", self.setting.hooks
         if abandoned:
             self.leave_behind()
-        key = "" if path.parent is None else f" (key {path.key!r} of {path.step!r})"
+        key = "" if path.parent is None else f" (key {brief(path.key)} of {path.step!r})"
         logger.log(
             logging.WARNING if seconds else logging.INFO,
             "action %r of run %s%s was cancelled %g s ago and still runs, at %s; %s",

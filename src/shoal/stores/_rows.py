@@ -347,7 +347,7 @@ class Packer:
             text = self._update(update)
             self._check(text, child, update.step)
         except Exception as error:
-            note(error, f"shoal: in what step {update.step!r} makes of key {child.key!r}")
+            note(error, f"shoal: in what step {update.step!r} makes of key {brief(child.key)}")
             raise
         return text
 
@@ -368,7 +368,7 @@ class Packer:
 
     def _check(self, text: str, path: RunPath, step: str) -> None:
         if len(text) > self._small:
-            child = f", key {path.key!r} of {path.step!r}," if path.parent is not None else ""
+            child = f", key {brief(path.key)} of {path.step!r}," if path.parent is not None else ""
             self._sizes.check(text, f"what step {step!r} of run {path.id}{child} has written")
 
 

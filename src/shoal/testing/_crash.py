@@ -24,7 +24,7 @@ from typing import Generic, Literal, NoReturn, TypeVar, cast, final
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint
 
-from shoal._errors import CommitInDoubt, RunClaimed, StoreFailed
+from shoal._errors import CommitInDoubt, RunClaimed, StoreFailed, brief
 from shoal._history import Entry
 from shoal._ids import RunPath
 from shoal._store import Batch, ChildRecord, RunRecord, SavedRun, Store
@@ -377,7 +377,7 @@ class _Unsteady:
 def _described(batch: Batch) -> str:
     numbers = [update.number for update in batch.updates]
     parts = [f"updates {numbers[0]} to {numbers[-1]}"] if numbers else []
-    parts += [f"key {child.path.key!r}" for child in (*batch.applied, *batch.unapplied)]
+    parts += [f"key {brief(child.path.key)}" for child in (*batch.applied, *batch.unapplied)]
     parts += [] if batch.step_completed is None else [f"step {batch.step_completed!r}"]
     parts += [] if batch.ended is None else [f"its end, {batch.ended}"]
     parts += ["its beginning"] if batch.begun is not None else []
