@@ -7,7 +7,7 @@ Invariants:
 
 # Annotations are evaluated where they stand: those of endpoints name what is made for each router.
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ from shoal._runtime import Runtime
 from shoal._store import Browses, RunStatus, RunSummary
 
 from ._disconnect import cancel_on_disconnect
+from ._door import Authorize, authorizing
 from ._events import DESCRIPTION, RunEventStream
 from ._lifespan import RuntimeDep
 from ._looking import RETRY_AFTER, Runs, as_responses, seen, status_of
@@ -44,9 +45,6 @@ from ._relay import ask_to_cancel
 
 OnDisconnect = Literal["cancel", "detach"]
 """What becomes of a run whose client goes away while it waits: it is cancelled, or goes on."""
-
-Authorize = Callable[..., object]
-"""A dependency, as FastAPI knows them: a function that raises where something isn't allowed."""
 
 MOST = 200
 """Runs in one page of a list."""
@@ -83,7 +81,10 @@ def runs_router(
         app: The application. Name it in ``Runtime(apps=[...])``, so that its runs are recovered.
         authorize: A dependency that every endpoint here has, and that raises ``HTTPException``
             where something isn't allowed; it may have ``run_id: str = ""`` as a parameter, and
-            others that FastAPI knows. None: everybody may do everything.
+            others that FastAPI knows. That is the run in the path, or the one that ``POST /runs``
+            and ``POST /runs/wait`` are given as ``id``, whether there is one yet or not; and ``""``
+            for the list, and for a run that is started without an id. None: everybody may do
+            everything.
         prefix: Where they are.
         on_disconnect: What becomes of a run whose client goes away while it waits for the end.
         tags: For the documentation; by default the application's name.
@@ -109,7 +110,7 @@ def runs_router(
     router = APIRouter(
         prefix=prefix,
         tags=[*(tags if tags is not None else [app.name])],
-        dependencies=_dependencies(authorize, "runs_router"),
+        dependencies=authorizing(authorize, "runs_router"),
         responses=_problems(*PROBLEMS),
     )
     runs, models = Runs(app), models_of(app)
@@ -307,7 +308,7 @@ def service_router(
     router = APIRouter(
         prefix=prefix,
         tags=[*(tags if tags is not None else ["service"])],
-        dependencies=_dependencies(authorize, "service_router"),
+        dependencies=authorizing(authorize, "service_router"),
     )
     poorly: dict[int | str, dict[str, Any]] = {503: {"model": Health}}
 
@@ -350,18 +351,6 @@ async def _store_problem(runtime: Runtime) -> str:
         except Exception as error:  # noqa: BLE001 # whatever it is, it is the answer
             return f"a store does not answer: {in_short(error)}"
     return ""
-
-
-def _dependencies(authorize: object, where: str) -> list[Any]:
-    if authorize is None:
-        return []
-    if not callable(authorize):
-        msg = (
-            f"{where}(authorize=...) takes a function that raises HTTPException where something "
-            f"isn't allowed, as a dependency does, or None; not {authorize!r}"
-        )
-        raise DefinitionError(msg)
-    return [Depends(authorize)]
 
 
 def _refuse_draining(runtime: Runtime) -> None:
