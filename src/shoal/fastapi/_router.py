@@ -26,7 +26,7 @@ from ._disconnect import cancel_on_disconnect
 from ._door import Authorize, authorizing
 from ._events import DESCRIPTION, RunEventStream
 from ._lifespan import RuntimeDep
-from ._looking import RETRY_AFTER, Runs, as_responses, seen, status_of
+from ._looking import Runs, as_responses, seen, status_of
 from ._models import (
     REASON,
     Answers,
@@ -42,6 +42,7 @@ from ._models import (
     models_of,
 )
 from ._relay import ask_to_cancel
+from ._starting import begin, wait_ended
 
 OnDisconnect = Literal["cancel", "detach"]
 """What becomes of a run whose client goes away while it waits: it is cancelled, or goes on."""
@@ -52,6 +53,12 @@ PAGES = 20
 """Pages of a store that are looked through for one of an application."""
 PROBLEMS = (400, 404, 409, 422, 503)
 """Statuses of requests that could not be met; what else ``authorize`` raises is its own."""
+JOINED = (
+    "one with the `id` of a run that goes on already, in whichever process, and without a `state` "
+    "or with the one that it was started with, is answered for that run; with another `state`, "
+    "409."
+)
+"""What becomes of a request for a run that is under way."""
 STORE_DEADLINE = 2.0
 """Seconds that a store has to show that it is there."""
 
@@ -122,31 +129,25 @@ def runs_router(
 def _add_starting(
     router: APIRouter, runs: Runs, models: Models, on_disconnect: OnDisconnect
 ) -> None:
-    app = runs.app
     request_model: Any = models.start
 
     async def start_run(request: Request, runtime: RuntimeDep, body: Any) -> Response:
-        with as_responses():
-            handle = await runtime.start(app, body.state, id=body.id)
-        found = seen(handle)
-        return Json(found.info(), 202, {"Location": f"{request.url.path}/{found.run_id}"})
+        begun = await begin(runs, runtime, body.state, body.id)
+        headers = {"Location": f"{request.url.path}/{begun.run.run_id}"}
+        return Json(begun.run.info(), 202, headers)
 
     async def run_and_wait(request: Request, runtime: RuntimeDep, body: Any) -> Response:
-        with as_responses():
-            handle = await runtime.start(app, body.state, id=body.id)
+        begun = await begin(runs, runtime, body.state, body.id)
         try:
             async with cancel_on_disconnect(request):
-                await handle.wait_ended()
+                ended = await wait_ended(runs, runtime, begun)
         except BaseException:
-            if on_disconnect == "cancel":
-                handle.cancel("its client has gone")
+            if on_disconnect == "cancel" and begun.is_new and begun.handle is not None:
+                begun.handle.cancel("its client has gone")
                 with CancelScope(shield=True):
-                    await handle.wait_ended()
+                    await begun.handle.wait_ended()
             raise
-        if handle.is_interrupted:
-            msg = f"the service stops, and run {handle.run_id} is left to another process"
-            raise HTTPException(503, msg, {"Retry-After": RETRY_AFTER})
-        return Json(seen(handle).view())
+        return Json(ended.view())
 
     for endpoint in (start_run, run_and_wait):
         endpoint.__annotations__["body"] = request_model  # FastAPI reads it there
@@ -157,7 +158,10 @@ def _add_starting(
         status_code=202,
         response_model=RunInfo,
         summary="Start a run",
-        description="Starts a run, and returns when its beginning is saved. It goes on by itself.",
+        description=(
+            "Starts a run, and returns when its beginning is saved. It goes on by itself. Asking "
+            f"again is no error: {JOINED}"
+        ),
     )
     router.add_api_route(
         "/wait",
@@ -166,9 +170,12 @@ def _add_starting(
         response_model=models.view,
         summary="Run, and wait for the end",
         description={
-            "cancel": "Starts a run and waits for its end. Who hangs up cancels it.",
-            "detach": "Starts a run and waits for its end. It goes on when the client hangs up.",
-        }[on_disconnect],
+            "cancel": "Starts a run and waits for its end. Who has started it so, and hangs up, "
+            "cancels it. Others may wait too: ",
+            "detach": "Starts a run and waits for its end. It goes on when clients hang up. Others "
+            "may wait too: ",
+        }[on_disconnect]
+        + JOINED,
     )
 
 
