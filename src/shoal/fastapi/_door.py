@@ -1,26 +1,37 @@
-"""Who may do what with which run: asked before an endpoint does anything. Imports FastAPI.
+"""What is checked before anything else of a request is: who may, and how deep it is nested.
+
+Imports FastAPI.
 
 Invariants:
 - What ``authorize`` is told of the run is what the endpoint goes by: the id in the path, or the one
   that a run is started under. Nothing else in the request, such as its query, has a say in it.
+- What is nested too deep is refused by who may ask at all, before anybody looks into it: what goes
+  through it later, FastAPI's own messages too, would fail in ways that the client can't mend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import Parameter, Signature
 from operator import is_
 from typing import Annotated, Any, cast, final, get_args, get_origin
 
-from fastapi import Depends, Request, params
+from fastapi import Depends, HTTPException, Request, Response, params
 from fastapi.dependencies.utils import get_typed_signature
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from shoal._errors import DefinitionError
 
 Authorize = Callable[..., object]
 """A dependency, as FastAPI knows them: a function that raises where something isn't allowed."""
+
+DEEPEST = 100
+"""Lists and objects within each other that what is sent may have: as many as stores can save."""
+TOO_DEEP = f"what was sent is nested more than {DEEPEST} levels deep"
+_CONTAINERS = frozenset({dict, list})
 
 RUN_ID = "run_id"
 """What the run is called in paths, and by ``authorize`` and what that depends on."""
@@ -120,11 +131,58 @@ def _about(default: object) -> Callable[[Request], Any]:
 async def _run_id(request: Request) -> str:
     if RUN_ID in request.path_params:
         return request.path_params[RUN_ID]
-    if request.method != "POST":
-        return ""
-    try:
-        body: Any = await request.json()  # parsed once: the endpoint is given the same
-    except (ValueError, RecursionError):
-        return ""  # FastAPI refuses it
+    body = await _body(request)
     run_id = cast("dict[str, object]", body).get("id") if isinstance(body, dict) else None
-    return run_id if isinstance(run_id, str) else ""  # else it is refused too
+    return run_id if isinstance(run_id, str) else ""  # else it is refused
+
+
+async def _body(request: Request) -> object:
+    """Return the JSON that is sent, as the endpoint is given it; None: FastAPI refuses it."""
+    if request.method != "POST":
+        return None
+    try:
+        return await request.json()  # parsed once
+    except (ValueError, RecursionError):
+        return None
+
+
+async def refuse_deep(request: Request) -> None:
+    """Be a dependency that refuses what is nested too deep to be kept, and to be sent again.
+
+    Raises:
+        HTTPException: It is.
+    """
+    level = [await _body(request)]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _containers(outer)]
+        if not level:
+            return
+    raise HTTPException(422, TOO_DEEP)
+
+
+def _containers(value: object) -> Sequence[object]:
+    inner: Iterable[object] = ()
+    if isinstance(value, dict):
+        inner = cast("dict[str, object]", value).values()
+    elif isinstance(value, list):
+        inner = cast("list[object]", value)
+    return [one for one in inner if type(one) in _CONTAINERS]
+
+
+@final
+class ShallowRoute(APIRoute):
+    """An endpoint that says of what is nested too deep to be parsed what ``refuse_deep`` says."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what FastAPI makes of it, and translate what that says of such a body."""
+        handle = super().get_route_handler()
+
+        async def handle_shallow(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except AnyHTTPException as error:
+                if isinstance(error.__cause__, RecursionError):
+                    raise HTTPException(422, TOO_DEEP) from error
+                raise
+
+        return handle_shallow

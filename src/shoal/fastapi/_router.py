@@ -23,7 +23,7 @@ from shoal._runtime import Runtime
 from shoal._store import Browses, RunStatus, RunSummary
 
 from ._disconnect import cancel_on_disconnect
-from ._door import Authorize, authorizing
+from ._door import Authorize, ShallowRoute, authorizing, refuse_deep
 from ._events import DESCRIPTION, RunEventStream
 from ._lifespan import RuntimeDep
 from ._looking import Runs, as_responses, seen, status_of
@@ -117,7 +117,8 @@ def runs_router(
     router = APIRouter(
         prefix=prefix,
         tags=[*(tags if tags is not None else [app.name])],
-        dependencies=authorizing(authorize, "runs_router"),
+        dependencies=[*authorizing(authorize, "runs_router"), Depends(refuse_deep)],
+        route_class=ShallowRoute,
         responses=_problems(*PROBLEMS),
     )
     runs, models = Runs(app), models_of(app)
