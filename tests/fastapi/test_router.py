@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -416,6 +417,37 @@ async def test_without_a_store_a_run_is_known_while_it_goes_on():
         missing = await client.get("/runs/a")
         assert missing.status_code == 404
         assert "without a store" in missing.json()["detail"]
+
+
+async def test_without_a_store_what_goes_on_is_listed_as_with_one():
+    service = FastAPI(lifespan=runtime_lifespan(runtime := Runtime(), within=0))
+    for app in (jobs, visitors):
+        service.include_router(runs_router(app, authorize=None, prefix=f"/{app.name}"))
+    async with no_leaks(), client_of(service) as client:
+        before = time.time()
+        for number in range(3):
+            body = {"id": f"j{number}", "state": {"items": [9]}}
+            await client.post("/jobs", json=body)
+            await anyio.sleep(2)
+
+        async def page(**asked: Any) -> tuple[list[str], str | None]:
+            found = (await client.get("/jobs", params=asked)).json()
+            return [run["id"] for run in found["runs"]], found["next"]
+
+        assert await page() == (["j2", "j1", "j0"], None)
+        assert await page(limit=3) == (["j2", "j1", "j0"], None)
+        assert await page(limit=2) == (["j2", "j1"], "j1")
+        assert await page(limit=2, after="j1") == (["j0"], None)
+        assert await page(after="never") == ([], None)
+        assert await page(status="running") == (["j2", "j1", "j0"], None)
+        assert await page(status="failed") == ([], None)
+        assert (await client.get("/visitors")).json() == {"runs": [], "next": None}
+        listed = (await client.get("/jobs")).json()["runs"]
+        ages = [time.time() - run["began_at"] for run in listed]
+        passed = time.time() - before  # in real time; the runs' own is a virtual one
+        assert ages == [pytest.approx(age, abs=1 + passed) for age in (2, 4, 6)]
+        assert (listed[0]["status"], listed[0]["executed_by"]) == ("running", "this process")
+        await runtime.drain(within=0)
 
 
 # -- who may ---------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ Invariants:
 
 from collections.abc import AsyncIterator
 from http import HTTPStatus
+from itertools import dropwhile, islice
+from time import time
 from typing import Annotated, Any, Literal
 
 from anyio import CancelScope, fail_after
@@ -187,7 +189,8 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
         status: RunStatus | None = None,
         limit: Annotated[int, Query(ge=1, le=MOST)] = 50,
         after: Annotated[
-            RunId | None, Query(description="The last run of the page before.")
+            RunId | None,
+            Query(description="The last run of the page before. None come after one not known."),
         ] = None,
     ) -> Response:
         return Json(await _page(runs, runtime, status, limit, after))
@@ -263,10 +266,7 @@ async def _page(
     """Collect a page of the runs of one application, out of all that the store lists."""
     store = runs.store(runtime)
     if not isinstance(store, Browses):
-        here = [seen(handle).info() for handle in runtime.runs()]
-        own = [run for run in here if run["application"] == runs.app.name]
-        listed = [{**run, "version": runs.app.version, "began_at": 0.0} for run in own]
-        return {"runs": listed[:limit], "next": None}
+        return _page_of_here(runs, runtime, status, limit, after)
     found: list[RunSummary] = []
     page: list[RunSummary] = []
     with as_responses():
@@ -282,6 +282,21 @@ async def _page(
                 break
     is_over = len(page) < MOST and len(found) < limit
     return {"runs": [_listed(run) for run in found], "next": None if is_over else after}
+
+
+def _page_of_here(
+    runs: Runs, runtime: Runtime, status: RunStatus | None, limit: int, after: str | None
+) -> dict[str, object]:
+    """Collect the same of what goes on here, where no store lists any."""
+    newest = [one for one in reversed(runtime.runs()) if one.application == runs.app.name]
+    if after is not None:
+        behind = dropwhile(lambda handle: handle.run_id != after, newest)
+        newest = [*islice(behind, 1, None)]
+    found = [one for one in newest if status in (None, seen(one).status)]
+    now = time()
+    more = {"version": runs.app.version, "executed_by": "this process"}
+    page = [{**seen(one).info(), **more, "began_at": now - one._run.age} for one in found[:limit]]
+    return {"runs": page, "next": found[limit - 1].run_id if len(found) > limit else None}
 
 
 def _listed(run: RunSummary) -> dict[str, object]:
