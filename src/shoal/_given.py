@@ -18,7 +18,7 @@ from ._ids import RunPath, new_run_id
 from ._runtime import Runtime
 from ._secret import Secret, boxed, secrets_in
 from ._setting import Halts
-from ._start import First, Start
+from ._start import First, Start, refuse_conflict
 from ._state import State
 from ._store import Beginning, NullStore, RunRecord, Store
 
@@ -59,14 +59,11 @@ class Given:
         store = self._check_place(id, runtime, where)
         fields = self._declared(state, where)
         data = self._checked(fields)
+        given = None if state is None else fields
 
         async def known_or_new(_: Execution, known: RunRecord | None) -> Start:
             """Leave to the store what is not given, if it has the run."""
-            if known is None:
-                return self._beginning(data)
-            secrets = secrets_in(boxed(fields, known.beginning.secret))
-            is_left_out = state is None or (bool(fields) and len(secrets) == len(fields))
-            return self._same(known, secrets) if is_left_out else self._start(data)
+            return self._beginning(data) if known is None else self._again(known, given, data)
 
         is_new = id is None or isinstance(store, NullStore)
         first = self._beginning(data) if is_new else known_or_new
@@ -149,6 +146,29 @@ class Given:
     def _start(self, data: Mapping[str, object]) -> Start:
         beginning = Beginning(application=self.name, version=self.version, first=data)
         return Start.of(beginning, self.secret)
+
+    def _again(
+        self, known: RunRecord, given: Mapping[str, object] | None, data: Mapping[str, object]
+    ) -> Start:
+        """Say what a run is to start from that is known; None: what is given was left out."""
+        secrets = secrets_in(boxed(given or {}, known.beginning.secret))
+        is_left_out = given is None or (bool(given) and len(secrets) == len(given))
+        return self._same(known, secrets) if is_left_out else self._start(data)
+
+    def _refuse_other(self, run_id: str, state: object, known: RunRecord) -> None:
+        """Refuse to take a run that goes on for the one that is asked for, if it is another one.
+
+        Its version makes no difference: nothing of it is executed here.
+
+        Raises:
+            RunConflict: It is another application's, or was started with another state.
+            NotData: Whether it was can't be told.
+        """
+        fields = self._declared(state, "start")
+        given = None if state is None else fields
+        wanted = self._again(known, given, self._checked(fields))
+        begun = replace(known.beginning, version=self.version)
+        refuse_conflict(run_id, begun, wanted.declaring(begun.secret))
 
     def _same(self, known: RunRecord, secrets: Mapping[str, Secret]) -> Start:
         """Say what a run is to start from that the store has: as this one, with its secrets."""

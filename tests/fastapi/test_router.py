@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NotRequired
@@ -13,24 +13,19 @@ from typing import Any, NotRequired
 import anyio
 import pytest
 from fastapi import FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
-from httpx import ASGITransport, AsyncClient, Response
-from pydantic import BaseModel, Field
+from httpx import AsyncClient, Response
 from typing_extensions import TypedDict
 
 from shoal import (
     Application,
     BadUse,
-    Context,
     DefinitionError,
     Entry,
     Graph,
-    Limits,
     MemoryStore,
-    Result,
     RunPath,
     Runtime,
     action,
-    fan_out,
 )
 from shoal.fastapi import (
     RuntimeDep,
@@ -42,83 +37,18 @@ from shoal.fastapi import (
 )
 from shoal.fastapi._models import as_json
 from shoal.testing import no_leaks
-
-pytestmark = pytest.mark.anyio
-
-
-class Job(BaseModel):
-    items: list[float] = Field(max_length=50)
-    title: str = "job"
-    outs: dict[str, float] = {}
-    said: str = ""
-
-
-@action(reads=["item"], writes=["out"])
-async def double(item: float) -> float:
-    await anyio.sleep(item)
-    if item < 0:
-        raise ValueError("negative")
-    return 2 * item
-
-
-@action(reads=["title"], writes=["said"])
-async def say(title: str) -> Any:
-    yield "well"
-    yield Result(f"{title}: done")
-
-
-doubled = fan_out(double, over="items", item="item", key=str, into="outs", limits=Limits(10))
-jobs = Application(Graph.chain(doubled, say), name="jobs", state=Job)
-
-
-@action(reads=["item"], writes=["name"])
-async def ask(item: int, context: Context) -> str:
-    return await context.ask("name", f"who is {item}?")
-
-
-visitors = Application(
-    fan_out(ask, over="items", item="item", key=str, into="names", take="name"), name="visitors"
+from tests.fastapi.inside import (
+    client_of,
+    doubled,
+    events_in,
+    jobs,
+    kinds,
+    say,
+    service_of,
+    visitors,
 )
 
-
-def service_of(
-    *apps: Application[Any], store: Any = None, authorize: Any = None, **options: Any
-) -> tuple[FastAPI, Runtime]:
-    """Make a service with endpoints for ``apps``, under their names."""
-    runtime = Runtime(apps=apps, store=MemoryStore() if store is None else store, limits=Limits(9))
-    service = FastAPI(lifespan=runtime_lifespan(runtime, within=1, recover_every=None))
-    for app in apps:
-        router = runs_router(app, authorize=authorize, prefix=f"/{app.name}", **options)
-        service.include_router(router)
-    service.include_router(service_router(authorize=authorize))
-    return service, runtime
-
-
-@asynccontextmanager
-async def client_of(service: FastAPI, **options: Any) -> AsyncGenerator[AsyncClient]:
-    """Serve in this task, with the lifespan, as a server does."""
-    async with service.router.lifespan_context(service) as state:
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            await service({**scope, "state": dict(state or {})}, receive, send)
-
-        transport = ASGITransport(app, raise_app_exceptions=True)
-        async with AsyncClient(transport=transport, base_url="http://x", **options) as client:
-            yield client
-
-
-def events_in(response: Response) -> list[dict[str, Any]]:
-    assert response.status_code == 200, response.text
-    found = list[dict[str, Any]]()
-    for part in response.text.strip().split("\n\n"):
-        lines = dict(line.split(": ", 1) for line in part.splitlines() if line[0] != ":")
-        if lines:
-            found.append({**lines, "data": json.loads(lines["data"])})
-    return found
-
-
-def kinds(events: list[dict[str, Any]]) -> list[str]:
-    return [event["event"] for event in events]
+pytestmark = pytest.mark.anyio
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -487,6 +417,37 @@ async def test_without_a_store_a_run_is_known_while_it_goes_on():
         missing = await client.get("/runs/a")
         assert missing.status_code == 404
         assert "without a store" in missing.json()["detail"]
+
+
+async def test_without_a_store_what_goes_on_is_listed_as_with_one():
+    service = FastAPI(lifespan=runtime_lifespan(runtime := Runtime(), within=0))
+    for app in (jobs, visitors):
+        service.include_router(runs_router(app, authorize=None, prefix=f"/{app.name}"))
+    async with no_leaks(), client_of(service) as client:
+        before = time.time()
+        for number in range(3):
+            body = {"id": f"j{number}", "state": {"items": [9]}}
+            await client.post("/jobs", json=body)
+            await anyio.sleep(2)
+
+        async def page(**asked: Any) -> tuple[list[str], str | None]:
+            found = (await client.get("/jobs", params=asked)).json()
+            return [run["id"] for run in found["runs"]], found["next"]
+
+        assert await page() == (["j2", "j1", "j0"], None)
+        assert await page(limit=3) == (["j2", "j1", "j0"], None)
+        assert await page(limit=2) == (["j2", "j1"], "j1")
+        assert await page(limit=2, after="j1") == (["j0"], None)
+        assert await page(after="never") == ([], None)
+        assert await page(status="running") == (["j2", "j1", "j0"], None)
+        assert await page(status="failed") == ([], None)
+        assert (await client.get("/visitors")).json() == {"runs": [], "next": None}
+        listed = (await client.get("/jobs")).json()["runs"]
+        ages = [time.time() - run["began_at"] for run in listed]
+        passed = time.time() - before  # in real time; the runs' own is a virtual one
+        assert ages == [pytest.approx(age, abs=1 + passed) for age in (2, 4, 6)]
+        assert (listed[0]["status"], listed[0]["executed_by"]) == ("running", "this process")
+        await runtime.drain(within=0)
 
 
 # -- who may ---------------------------------------------------------------------------------------

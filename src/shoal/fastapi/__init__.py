@@ -8,8 +8,8 @@
 
 The rooms: ``_disconnect`` (clients that go away), ``_relay`` (cancelling what another process
 executes), ``_lifespan`` (the runtime of a service), ``_models`` (what goes over the wire),
-``_looking`` (runs, wherever they go on), ``_events`` (what happens in them, as server-sent events),
-``_router`` (the endpoints).
+``_looking`` (runs, wherever they go on), ``_starting`` (starting them, once), ``_events`` (what
+happens in them, as server-sent events), ``_door`` (who may), ``_router`` (the endpoints).
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Runs:
             return seen(handle)
         store = self.store(runtime)
         with as_responses():
-            record = await _ask(store.load(run_id))
+            record = await ask(store.load(run_id))
             if record is None or record.beginning.application != self.app.name:
                 raise unknown(run_id, is_kept=not isinstance(store, NullStore))
             beginning = record.beginning
@@ -132,11 +132,11 @@ class Runs:
             status: str = record.status or "running"
             reason = record.reason
             if isinstance(store, Browses):
-                summary: RunSummary | None = await _ask(store.summary(run_id))
+                summary: RunSummary | None = await ask(store.summary(run_id))
                 if summary is not None:
                     status, reason = status_of(summary), summary.reason or summary.error
             # Behind that: what is said to have ended shows all that it has come to.
-            entries = await _ask(store.read(path))
+            entries = await ask(store.read(path))
             questions: Sequence[Question] = ()
             if status == "halted":
                 questions = await self.app.questions(run_id, runtime=runtime)
@@ -150,7 +150,7 @@ def status_of(run: RunSummary) -> str:
     return "running" if run.holder and run.status != "succeeded" else run.status
 
 
-async def _ask(pending: Any) -> Any:
+async def ask(pending: Any) -> Any:
     """Ask the store; whatever it raises is its failure."""
     try:
         return await pending

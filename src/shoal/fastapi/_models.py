@@ -148,7 +148,12 @@ def models_of(app: Application[Any]) -> Models:
         ),
         id=(
             RunId | None,
-            Field(None, description="Names the run, which goes on if it is known already."),
+            Field(
+                None,
+                description=(
+                    "Names the run. One that is known already goes on, or is found to be doing so."
+                ),
+            ),
         ),
     )
     schema = app.graph.schema

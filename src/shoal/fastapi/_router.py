@@ -7,8 +7,10 @@ Invariants:
 
 # Annotations are evaluated where they stand: those of endpoints name what is made for each router.
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from http import HTTPStatus
+from itertools import dropwhile, islice
+from time import time
 from typing import Annotated, Any, Literal
 
 from anyio import CancelScope, fail_after
@@ -23,9 +25,10 @@ from shoal._runtime import Runtime
 from shoal._store import Browses, RunStatus, RunSummary
 
 from ._disconnect import cancel_on_disconnect
+from ._door import Authorize, ShallowRoute, authorizing, refuse_deep
 from ._events import DESCRIPTION, RunEventStream
 from ._lifespan import RuntimeDep
-from ._looking import RETRY_AFTER, Runs, as_responses, seen, status_of
+from ._looking import Runs, as_responses, seen, status_of
 from ._models import (
     REASON,
     Answers,
@@ -41,12 +44,10 @@ from ._models import (
     models_of,
 )
 from ._relay import ask_to_cancel
+from ._starting import begin, wait_ended
 
 OnDisconnect = Literal["cancel", "detach"]
 """What becomes of a run whose client goes away while it waits: it is cancelled, or goes on."""
-
-Authorize = Callable[..., object]
-"""A dependency, as FastAPI knows them: a function that raises where something isn't allowed."""
 
 MOST = 200
 """Runs in one page of a list."""
@@ -54,6 +55,12 @@ PAGES = 20
 """Pages of a store that are looked through for one of an application."""
 PROBLEMS = (400, 404, 409, 422, 503)
 """Statuses of requests that could not be met; what else ``authorize`` raises is its own."""
+JOINED = (
+    "one with the `id` of a run that goes on already, in whichever process, and without a `state` "
+    "or with the one that it was started with, is answered for that run; with another `state`, "
+    "409."
+)
+"""What becomes of a request for a run that is under way."""
 STORE_DEADLINE = 2.0
 """Seconds that a store has to show that it is there."""
 
@@ -83,7 +90,10 @@ def runs_router(
         app: The application. Name it in ``Runtime(apps=[...])``, so that its runs are recovered.
         authorize: A dependency that every endpoint here has, and that raises ``HTTPException``
             where something isn't allowed; it may have ``run_id: str = ""`` as a parameter, and
-            others that FastAPI knows. None: everybody may do everything.
+            others that FastAPI knows. That is the run in the path, or the one that ``POST /runs``
+            and ``POST /runs/wait`` are given as ``id``, whether there is one yet or not; and ``""``
+            for the list, and for a run that is started without an id. None: everybody may do
+            everything.
         prefix: Where they are.
         on_disconnect: What becomes of a run whose client goes away while it waits for the end.
         tags: For the documentation; by default the application's name.
@@ -109,7 +119,8 @@ def runs_router(
     router = APIRouter(
         prefix=prefix,
         tags=[*(tags if tags is not None else [app.name])],
-        dependencies=_dependencies(authorize, "runs_router"),
+        dependencies=[*authorizing(authorize, "runs_router"), Depends(refuse_deep)],
+        route_class=ShallowRoute,
         responses=_problems(*PROBLEMS),
     )
     runs, models = Runs(app), models_of(app)
@@ -121,31 +132,25 @@ def runs_router(
 def _add_starting(
     router: APIRouter, runs: Runs, models: Models, on_disconnect: OnDisconnect
 ) -> None:
-    app = runs.app
     request_model: Any = models.start
 
     async def start_run(request: Request, runtime: RuntimeDep, body: Any) -> Response:
-        with as_responses():
-            handle = await runtime.start(app, body.state, id=body.id)
-        found = seen(handle)
-        return Json(found.info(), 202, {"Location": f"{request.url.path}/{found.run_id}"})
+        begun = await begin(runs, runtime, body.state, body.id)
+        headers = {"Location": f"{request.url.path}/{begun.run.run_id}"}
+        return Json(begun.run.info(), 202, headers)
 
     async def run_and_wait(request: Request, runtime: RuntimeDep, body: Any) -> Response:
-        with as_responses():
-            handle = await runtime.start(app, body.state, id=body.id)
+        begun = await begin(runs, runtime, body.state, body.id)
         try:
             async with cancel_on_disconnect(request):
-                await handle.wait_ended()
+                ended = await wait_ended(runs, runtime, begun)
         except BaseException:
-            if on_disconnect == "cancel":
-                handle.cancel("its client has gone")
+            if on_disconnect == "cancel" and begun.is_new and begun.handle is not None:
+                begun.handle.cancel("its client has gone")
                 with CancelScope(shield=True):
-                    await handle.wait_ended()
+                    await begun.handle.wait_ended()
             raise
-        if handle.is_interrupted:
-            msg = f"the service stops, and run {handle.run_id} is left to another process"
-            raise HTTPException(503, msg, {"Retry-After": RETRY_AFTER})
-        return Json(seen(handle).view())
+        return Json(ended.view())
 
     for endpoint in (start_run, run_and_wait):
         endpoint.__annotations__["body"] = request_model  # FastAPI reads it there
@@ -156,7 +161,10 @@ def _add_starting(
         status_code=202,
         response_model=RunInfo,
         summary="Start a run",
-        description="Starts a run, and returns when its beginning is saved. It goes on by itself.",
+        description=(
+            "Starts a run, and returns when its beginning is saved. It goes on by itself. Asking "
+            f"again is no error: {JOINED}"
+        ),
     )
     router.add_api_route(
         "/wait",
@@ -165,9 +173,12 @@ def _add_starting(
         response_model=models.view,
         summary="Run, and wait for the end",
         description={
-            "cancel": "Starts a run and waits for its end. Who hangs up cancels it.",
-            "detach": "Starts a run and waits for its end. It goes on when the client hangs up.",
-        }[on_disconnect],
+            "cancel": "Starts a run and waits for its end. Who has started it so, and hangs up, "
+            "cancels it. Others may wait too: ",
+            "detach": "Starts a run and waits for its end. It goes on when clients hang up. Others "
+            "may wait too: ",
+        }[on_disconnect]
+        + JOINED,
     )
 
 
@@ -178,7 +189,8 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
         status: RunStatus | None = None,
         limit: Annotated[int, Query(ge=1, le=MOST)] = 50,
         after: Annotated[
-            RunId | None, Query(description="The last run of the page before.")
+            RunId | None,
+            Query(description="The last run of the page before. None come after one not known."),
         ] = None,
     ) -> Response:
         return Json(await _page(runs, runtime, status, limit, after))
@@ -254,10 +266,7 @@ async def _page(
     """Collect a page of the runs of one application, out of all that the store lists."""
     store = runs.store(runtime)
     if not isinstance(store, Browses):
-        here = [seen(handle).info() for handle in runtime.runs()]
-        own = [run for run in here if run["application"] == runs.app.name]
-        listed = [{**run, "version": runs.app.version, "began_at": 0.0} for run in own]
-        return {"runs": listed[:limit], "next": None}
+        return _page_of_here(runs, runtime, status, limit, after)
     found: list[RunSummary] = []
     page: list[RunSummary] = []
     with as_responses():
@@ -273,6 +282,21 @@ async def _page(
                 break
     is_over = len(page) < MOST and len(found) < limit
     return {"runs": [_listed(run) for run in found], "next": None if is_over else after}
+
+
+def _page_of_here(
+    runs: Runs, runtime: Runtime, status: RunStatus | None, limit: int, after: str | None
+) -> dict[str, object]:
+    """Collect the same of what goes on here, where no store lists any."""
+    newest = [one for one in reversed(runtime.runs()) if one.application == runs.app.name]
+    if after is not None:
+        behind = dropwhile(lambda handle: handle.run_id != after, newest)
+        newest = [*islice(behind, 1, None)]
+    found = [one for one in newest if status in (None, seen(one).status)]
+    now = time()
+    more = {"version": runs.app.version, "executed_by": "this process"}
+    page = [{**seen(one).info(), **more, "began_at": now - one._run.age} for one in found[:limit]]
+    return {"runs": page, "next": found[limit - 1].run_id if len(found) > limit else None}
 
 
 def _listed(run: RunSummary) -> dict[str, object]:
@@ -307,7 +331,7 @@ def service_router(
     router = APIRouter(
         prefix=prefix,
         tags=[*(tags if tags is not None else ["service"])],
-        dependencies=_dependencies(authorize, "service_router"),
+        dependencies=authorizing(authorize, "service_router"),
     )
     poorly: dict[int | str, dict[str, Any]] = {503: {"model": Health}}
 
@@ -350,18 +374,6 @@ async def _store_problem(runtime: Runtime) -> str:
         except Exception as error:  # noqa: BLE001 # whatever it is, it is the answer
             return f"a store does not answer: {in_short(error)}"
     return ""
-
-
-def _dependencies(authorize: object, where: str) -> list[Any]:
-    if authorize is None:
-        return []
-    if not callable(authorize):
-        msg = (
-            f"{where}(authorize=...) takes a function that raises HTTPException where something "
-            f"isn't allowed, as a dependency does, or None; not {authorize!r}"
-        )
-        raise DefinitionError(msg)
-    return [Depends(authorize)]
 
 
 def _refuse_draining(runtime: Runtime) -> None:

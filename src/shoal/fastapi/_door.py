@@ -1,0 +1,188 @@
+"""What is checked before anything else of a request is: who may, and how deep it is nested.
+
+Imports FastAPI.
+
+Invariants:
+- What ``authorize`` is told of the run is what the endpoint goes by: the id in the path, or the one
+  that a run is started under. Nothing else in the request, such as its query, has a say in it.
+- What is nested too deep is refused by who may ask at all, before anybody looks into it: what goes
+  through it later, FastAPI's own messages too, would fail in ways that the client can't mend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from inspect import Parameter, Signature
+from operator import is_
+from typing import Annotated, Any, cast, final, get_args, get_origin
+
+from fastapi import Depends, HTTPException, Request, Response, params
+from fastapi.dependencies.utils import get_typed_signature
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from shoal._errors import DefinitionError
+
+Authorize = Callable[..., object]
+"""A dependency, as FastAPI knows them: a function that raises where something isn't allowed."""
+
+DEEPEST = 100
+"""Lists and objects within each other that what is sent may have: as many as stores can save."""
+TOO_DEEP = f"what was sent is nested more than {DEEPEST} levels deep"
+_CONTAINERS = frozenset({dict, list})
+
+RUN_ID = "run_id"
+"""What the run is called in paths, and by ``authorize`` and what that depends on."""
+
+
+def authorizing(authorize: object, where: str) -> list[Any]:
+    """Make the dependencies of a router of what was given to it.
+
+    Raises:
+        DefinitionError: That can't be called.
+    """
+    if authorize is None:
+        return []
+    if not callable(authorize):
+        msg = (
+            f"{where}(authorize=...) takes a function that raises HTTPException where something "
+            f"isn't allowed, as a dependency does, or None; not {authorize!r}"
+        )
+        raise DefinitionError(msg)
+    told = _told(authorize)
+    if told is None:
+        return [Depends(authorize)]
+    asked = Depends(told, use_cache=False)
+
+    async def allowed(_: object = asked) -> None:
+        """Be allowed: of a dependency of its own, a router would not heed that it isn't cached."""
+
+    return [Depends(allowed)]
+
+
+@final
+class _Told(partial[object]):
+    """A dependency that is told what run the request is about, where it takes that.
+
+    A partial, so that FastAPI sees what it is: async or not, a generator, a class or an instance.
+    It is equal to what it stands for, for ``dependency_overrides`` to find it. FastAPI would take
+    what that has returned elsewhere for this one's too, so it is never to be cached.
+    """
+
+    __signature__: Signature
+
+    def __eq__(self, other: object) -> bool:
+        return self.func == (other.func if isinstance(other, _Told) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.func)
+
+
+def _told(dependency: Callable[..., object]) -> _Told | None:
+    """Have a dependency told of the run; None: neither it nor what it depends on takes that.
+
+    FastAPI by itself would take it from the query where the path doesn't have it.
+    """
+    given = [*get_typed_signature(dependency).parameters.values()]
+    parameters = [_of_run(each) for each in given]
+    if all(map(is_, parameters, given)):
+        return None
+    told = _Told(dependency)
+    told.__signature__ = Signature([_by_keyword(each) for each in parameters])
+    return told
+
+
+def _of_run(parameter: Parameter) -> Parameter:
+    """Return what stands in for a parameter: itself, unless it has to do with the run."""
+    annotation: Any = getattr(parameter.annotation, "__value__", parameter.annotation)  # `type X =`
+    kind, *more = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    given = [one for one in (*more, parameter.default) if isinstance(one, params.Depends)]
+    if given:
+        dependency = given[-1].dependency or kind
+        told = _told(dependency) if callable(dependency) else None
+        if told is None:
+            return parameter
+        depends = replace(given[-1], dependency=told, use_cache=False)
+    elif parameter.name == RUN_ID:
+        kind, depends = Any, Depends(_about(cast("object", parameter.default)))
+    else:
+        return parameter
+    return parameter.replace(default=depends, annotation=kind)
+
+
+def _by_keyword(parameter: Parameter) -> Parameter:
+    """Have it given by keyword, as FastAPI does: so one with a default may precede one without."""
+    is_either = parameter.kind is Parameter.POSITIONAL_OR_KEYWORD
+    return parameter.replace(kind=Parameter.KEYWORD_ONLY) if is_either else parameter
+
+
+def _about(default: object) -> Callable[[Request], Any]:
+    """Make a dependency that is the id of the run; ``default``, or "", where there is none."""
+    nothing = default if default is None or isinstance(default, str) else ""
+
+    async def about(request: Request) -> object:
+        return await _run_id(request) or nothing
+
+    return about
+
+
+async def _run_id(request: Request) -> str:
+    if RUN_ID in request.path_params:
+        return request.path_params[RUN_ID]
+    body = await _body(request)
+    run_id = cast("dict[str, object]", body).get("id") if isinstance(body, dict) else None
+    return run_id if isinstance(run_id, str) else ""  # else it is refused
+
+
+async def _body(request: Request) -> object:
+    """Return the JSON that is sent, as the endpoint is given it; None: FastAPI refuses it."""
+    if request.method != "POST":
+        return None
+    try:
+        return await request.json()  # parsed once
+    except (ValueError, RecursionError):
+        return None
+
+
+async def refuse_deep(request: Request) -> None:
+    """Be a dependency that refuses what is nested too deep to be kept, and to be sent again.
+
+    Raises:
+        HTTPException: It is.
+    """
+    level = [await _body(request)]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _containers(outer)]
+        if not level:
+            return
+    raise HTTPException(422, TOO_DEEP)
+
+
+def _containers(value: object) -> Sequence[object]:
+    inner: Iterable[object] = ()
+    if isinstance(value, dict):
+        inner = cast("dict[str, object]", value).values()
+    elif isinstance(value, list):
+        inner = cast("list[object]", value)
+    return [one for one in inner if type(one) in _CONTAINERS]
+
+
+@final
+class ShallowRoute(APIRoute):
+    """An endpoint that says of what is nested too deep to be parsed what ``refuse_deep`` says."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what FastAPI makes of it, and translate what that says of such a body."""
+        handle = super().get_route_handler()
+
+        async def handle_shallow(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except AnyHTTPException as error:
+                if isinstance(error.__cause__, RecursionError):
+                    raise HTTPException(422, TOO_DEEP) from error
+                raise
+
+        return handle_shallow

@@ -1,0 +1,106 @@
+"""Starting a run, or finding that it goes on already; and its end. Imports anyio, and ``_looking``.
+
+Invariants:
+- Asking twice does no harm: who asks for a run that goes on is told of that one.
+- Nobody is told of a run that was started with something else than what is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from anyio import move_on_after, sleep
+from fastapi import HTTPException
+
+from shoal._errors import NotData, RunClaimed, RunConflict
+from shoal._handle import RunHandle
+from shoal._runtime import Runtime
+from shoal._start import Start
+from shoal._store import Beginning, RunRecord
+
+from ._looking import RETRY_AFTER, Runs, Seen, as_responses, ask, seen
+
+POLL = 0.25
+"""Seconds from one look into the store to the next, for a run that another process executes."""
+TRIES = 20
+"""Looks at a run that somebody has claimed, and of which there is nothing to be seen yet."""
+
+
+class Begun(NamedTuple):
+    """A run that a client has asked for."""
+
+    run: Seen
+    handle: RunHandle[Any] | None
+    """It, if it was found here."""
+    is_new: bool
+    """Whether it goes on because of this request, and didn't before."""
+
+
+async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) -> Begun:
+    """Start a run, or have one that is known go on; if it does already, find it.
+
+    Raises:
+        HTTPException: It can't be, or goes on and was started with something else.
+    """
+    tries = TRIES
+    while True:
+        handle = None if run_id is None else runs.here(runtime, run_id)
+        with as_responses():
+            if handle is not None:
+                _refuse_other(runs, handle.run_id, state, _record(runs, handle))
+                return Begun(seen(handle), handle, is_new=False)
+            try:
+                handle = await runtime.start(runs.app, state, id=run_id)
+                return Begun(seen(handle), handle, is_new=True)
+            except RunClaimed:
+                tries -= 1
+                if run_id is None or not tries:
+                    raise
+            known = await ask(runs.store(runtime).load(run_id))
+            if known is not None:
+                _refuse_other(runs, run_id, state, known)
+                found = await runs.find(runtime, run_id)
+                if not found.has_ended:
+                    return Begun(found, None, is_new=False)
+        await sleep(POLL)  # it is about to begin, or to be given back
+
+
+async def wait_ended(runs: Runs, runtime: Runtime, begun: Begun) -> Seen:
+    """Wait until a run has ended, whoever executes it.
+
+    Raises:
+        HTTPException: The service stops.
+    """
+    handle, run_id = begun.handle, begun.run.run_id
+    while True:
+        handle = handle or runs.here(runtime, run_id)
+        if handle is not None:
+            await handle.wait_ended()
+            if handle.is_interrupted:
+                raise _stopping(run_id)
+            return seen(handle)
+        found = await runs.find(runtime, run_id)
+        if found.has_ended:
+            return found
+        with move_on_after(POLL):
+            await runtime.wait_draining()
+            raise _stopping(run_id)
+
+
+def _stopping(run_id: str) -> HTTPException:
+    msg = f"the service stops, and run {run_id} is left to another process"
+    return HTTPException(503, msg, {"Retry-After": RETRY_AFTER})
+
+
+def _record(runs: Runs, handle: RunHandle[Any]) -> RunRecord:
+    """Say what a run that goes on here was started with, also where no store knows."""
+    first = handle._run.first
+    begun = Beginning(application=handle.application, version=runs.app.version, first=first)
+    return RunRecord(beginning=Start.of(begun).beginning, status=None)
+
+
+def _refuse_other(runs: Runs, run_id: str, state: Any, known: RunRecord) -> None:
+    try:
+        runs.app._refuse_other(run_id, state, known)
+    except NotData as error:
+        raise RunConflict(str(error)) from error
