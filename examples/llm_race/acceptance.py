@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonschema_rs
 
@@ -29,7 +29,7 @@ def acceptance(
     """
     checks: list[Callable[[str], None]] = []
     if schema is not None:
-        checks.append(_conforms(schema))
+        checks.append(conforming(schema))
     if regex is not None:
         checks.append(_matches(regex))
     if min_chars is not None or max_chars is not None:
@@ -45,10 +45,31 @@ def acceptance(
     return accept
 
 
-def _conforms(schema: Mapping[str, Any]) -> Callable[[str], None]:
+def as_asked(accept: Accept | None) -> Accept:
+    """Make what judges an answer by the schema of its own prompt, if that has one; and by `accept`.
+
+    So one race can be held for prompts of different schemas.
+    """
+
+    def judge(answer: Answer) -> bool:
+        if answer.schema is not None:
+            conforming(answer.schema)(answer.text)
+        return accept is None or accept(answer)
+
+    return judge
+
+
+def conforming(schema: Mapping[str, Any]) -> Callable[[str], None]:
+    """Make what raises `Unacceptable` for a text that isn't JSON of a schema.
+
+    Raises:
+        ValueError: The schema is none.
+    """
     try:
-        validator = jsonschema_rs.validator_for(dict(schema))
-    except (jsonschema_rs.ValidationError, ValueError) as error:
+        validator = jsonschema_rs.validator_for(dict(schema), retriever=_refuse)
+    except jsonschema_rs.ValidationError as error:
+        raise ValueError(f"no JSON Schema: {error.message}") from None
+    except ValueError as error:
         raise ValueError(f"no JSON Schema: {error}") from None
 
     def check(text: str) -> None:
@@ -61,6 +82,11 @@ def _conforms(schema: Mapping[str, Any]) -> Callable[[str], None]:
             raise Unacceptable(f"not of the schema, at {where}: {error.message}")
 
     return check
+
+
+def _refuse(_: str) -> NoReturn:
+    """Refuse what a schema refers to: a stranger's could have us read files, or ask our network."""
+    raise ValueError("a schema refers to nothing outside of itself")
 
 
 def _matches(regex: str) -> Callable[[str], None]:

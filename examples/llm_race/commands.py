@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -29,13 +30,16 @@ UNACCEPTABLE = 5
 INTERRUPTED = 130
 
 
-def rules_of(options: Options, everybody: Sequence[Provider], *, streams: bool) -> Rules:
-    """How the race is held, by what the command line said."""
+def rules_of(
+    options: Options,
+    everybody: Sequence[Provider],
+    *,
+    streams: bool,
+    schema: Mapping[str, Any] | None = None,
+) -> Rules:
+    """How the race is held, by what the command line said; with `schema`, it is every answer's."""
     accept = acceptance(
-        schema=options.schema,
-        regex=options.regex,
-        min_chars=options.min_chars,
-        max_chars=options.max_chars,
+        schema=schema, regex=options.regex, min_chars=options.min_chars, max_chars=options.max_chars
     )
     default = "first-token" if streams and accept is None else "first"
     rules = Rules(
@@ -72,7 +76,8 @@ async def ask(options: Options, everybody: Sequence[Provider]) -> int:
     shares_terminal = on_terminal and sys.stdout.isatty()
     # Elsewhere an answer that is printed as it comes can't be taken back, so that is asked for.
     streams = sys.stdout.isatty() if options.stream is None else options.stream
-    rules = rules_of(options, everybody, streams=streams and not options.json)
+    streams = streams and not options.json
+    rules = rules_of(options, everybody, streams=streams, schema=options.schema)
     board = scoreboard(providers, rules)
     printer = Printer(sys.stdout) if is_decided_by_token(rules) and not options.json else None
     hooks: list[Hook] = [printer] if printer is not None and not shares_terminal else []
@@ -127,7 +132,7 @@ def print_answer(report: Report, *, is_printed: bool) -> None:
 async def batch(options: Options, everybody: Sequence[Provider]) -> int:
     """Many races: a row for each, and how many there are."""
     providers = chosen(everybody, options.names)
-    rules = rules_of(options, everybody, streams=False)
+    rules = rules_of(options, everybody, streams=False, schema=options.schema)
     check(providers, rules)
     with options.file.open(encoding="utf-8") as lines:
         prompts = read_prompts(lines, prompt_of(options, ""))
@@ -170,7 +175,7 @@ async def bench(options: Options, everybody: Sequence[Provider]) -> int:
 
     async def run() -> None:
         purse = Purse(options.max_cost)
-        usual = rules_of(options, everybody, streams=False)
+        usual = rules_of(options, everybody, streams=False, schema=options.schema)
         for name in options.strategies:
             print(f"{name}: {options.count} races", file=sys.stderr)
             rules = replace(usual, strategy=name)
@@ -261,7 +266,7 @@ async def serve(options: Options, everybody: Sequence[Provider]) -> int:
     """Race for whoever asks."""
     from examples.llm_race import serve  # noqa: PLC0415 - FastAPI takes half a second
 
-    rules = rules_of(options, everybody, streams=False)
+    rules = rules_of(options, everybody, streams=False)  # schemas are judged by what each asks
     return await serve.serve(options, everybody, rules, prompt_of(options, ""))
 
 

@@ -123,6 +123,7 @@ def asking(provider: Provider, attempts: int) -> Act:
             provider=provider.name,
             finish=transcript.finish or "",
             usage=transcript.usage,
+            schema=prompt.schema,
         )
 
     return ask

@@ -84,6 +84,8 @@ class Answer:
     provider: str
     finish: str
     usage: Usage
+    schema: Mapping[str, Any] | None = None
+    """The one that it was asked to have."""
 
 
 CHARS_PER_TOKEN = 4.0

@@ -1,6 +1,7 @@
 """What the service offers: races, by the name of the model that stands for each.
 
-They share contestants, so limits and pauses count for all of them together; and one purse.
+They share contestants, so limits and pauses count for all of them together; and one purse. Where a
+prompt has a schema, a race of its own is held, which is never decided before there is an answer.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 
+from examples.llm_race.acceptance import as_asked, conforming
 from examples.llm_race.contestant import Contestants
 from examples.llm_race.exchange import Prompt
 from examples.llm_race.openai_api import Problem, stopping
@@ -44,38 +46,59 @@ class Races:
     """The races that are offered, by the name of the model that stands for each.
 
     Raises:
-        ValueError: The default one can't be held with these providers.
+        ValueError: The default one can't be held with these providers, or its schema is none.
     """
 
     def __init__(self, offer: Offer) -> None:
         self.offer = offer
         self.client: httpx.AsyncClient | None = None
-        self.board = scoreboard(offer.providers, offer.rules)
+        judged = replace(offer.rules, accept=as_asked(offer.rules.accept))
+        self.board = scoreboard(offer.providers, judged)
         contestants = Contestants()
 
-        def race(name: Strategy | None, *, streams: bool) -> Race:
-            usual = "first-token" if streams and offer.rules.accept is None else "first"
-            rules = replace(offer.rules, strategy=name or usual, streams=streams)
+        def race(name: Strategy | None, rules: Rules, *, streams: bool) -> Race:
+            usual = "first-token" if streams and rules.accept is None else "first"
+            rules = replace(rules, strategy=name or usual, streams=streams)
             if streams:  # what was sent can't be taken back
                 rules = replace(rules, on_broken_stream="fail")
             return Race(offer.providers, rules, board=self.board, contestants=contestants)
 
-        self.whole = {DEFAULT: race(offer.strategy, streams=False)}
-        self.streamed = {DEFAULT: race(offer.strategy, streams=True)}
-        for how in STRATEGIES:
-            with suppress(ValueError):  # by these rules nobody can race so; it isn't offered
-                whole, streamed = race(how, streams=False), race(how, streams=True)
-                self.whole[f"{DEFAULT}:{how}"], self.streamed[f"{DEFAULT}:{how}"] = whole, streamed
+        def races(rules: Rules, *, streams: bool) -> dict[str, Race]:
+            found: dict[str, Race] = {}
+            models: dict[str, Strategy | None] = {DEFAULT: offer.strategy}
+            models |= {f"{DEFAULT}:{how}": how for how in STRATEGIES}
+            for model, how in models.items():
+                with suppress(ValueError):  # by these rules nobody can race so; it isn't offered
+                    found[model] = race(how, rules, streams=streams)
+            return found
 
-    def find(self, model: str, *, streams: bool) -> Race:
-        """The race of a name.
+        self.whole = races(offer.rules, streams=False)
+        self.streamed = races(offer.rules, streams=True)
+        # Also of those that stream: an answer is sent once it is there.
+        self.judged = races(judged, streams=False)
+        schema = offer.defaults.schema
+        if schema is not None:
+            conforming(schema)
+        self.models = list(self.whole if schema is None else self.judged)
+        """What can be asked for by who says nothing of a schema."""
+        if DEFAULT not in self.models:  # which says why
+            race(offer.strategy, offer.rules if schema is None else judged, streams=False)
+
+    def find(self, model: str, prompt: Prompt, *, streams: bool) -> Race:
+        """The race of a name, for a prompt.
 
         Raises:
             Problem: There is none.
         """
-        found = (self.streamed if streams else self.whole).get(model)
+        if prompt.schema is not None:
+            found = self.judged.get(model)
+        else:
+            found = (self.streamed if streams else self.whole).get(model)
+        if found is None and model in self.models:
+            message = f"{model!r} decides before there is an answer that could have a schema"
+            raise Problem(400, message, param="response_format")
         if found is None:
-            message = f"there is no model {model!r}; there are {', '.join(self.whole)}"
+            message = f"there is no model {model!r}; there are {', '.join(self.models)}"
             raise Problem(404, message, code="model_not_found", param="model")
         return found
 

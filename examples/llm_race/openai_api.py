@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field
 
+from examples.llm_race.acceptance import conforming
 from examples.llm_race.exchange import Answer, Prompt, Turn
 from examples.llm_race.failures import kind_of, retry_after_of
 from examples.llm_race.racing import Report, why
@@ -51,8 +52,30 @@ class JsonSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    type: Literal["text", "json_schema"]
+    """The form that an answer is to have. That it is text says nothing: the service's own holds."""
+
+    type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+
+    @property
+    def schema_(self) -> Mapping[str, Any] | None:
+        """The JSON Schema of it; None if it has none.
+
+        Raises:
+            Problem: There is to be one, and isn't.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return {"type": "object"}
+        if self.json_schema is None:
+            raise Problem(400, "a json_schema is missing", param="response_format.json_schema")
+        try:
+            conforming(self.json_schema.schema_)
+        except ValueError as error:
+            where = "response_format.json_schema.schema"
+            raise Problem(400, f"{where}: {error}", param=where) from None
+        return self.json_schema.schema_
 
 
 class ChatRequest(BaseModel):
@@ -84,7 +107,8 @@ class ChatRequest(BaseModel):
         """What the race is held for; what isn't said is as in `defaults`.
 
         Raises:
-            Problem: The conversation doesn't end with something that a user has said.
+            Problem: The conversation doesn't end with something that a user has said, or what is
+                asked for as a schema is none.
         """
         said = [one for one in self.messages if one.role in ("user", "assistant")]
         if not said or said[-1].role != "user" or not said[-1].text.strip():
@@ -94,15 +118,14 @@ class ChatRequest(BaseModel):
             for one in said[:-1]
         ]
         orders = [one.text for one in self.messages if one.role in ("system", "developer")]
-        form = self.response_format
-        schema = None if form is None or form.json_schema is None else form.json_schema.schema_
+        schema = None if self.response_format is None else self.response_format.schema_
         return replace(
             defaults,
             text=said[-1].text,
             earlier=earlier,
             system="\n\n".join(orders) or defaults.system,
             max_tokens=self.max_completion_tokens or self.max_tokens or defaults.max_tokens,
-            schema=schema or defaults.schema,
+            schema=defaults.schema if schema is None else schema,
         )
 
 

@@ -35,7 +35,7 @@ def make_service(offer: Offer) -> FastAPI:
     """Make the service.
 
     Raises:
-        ValueError: The default race can't be held with these providers.
+        ValueError: The default race can't be held with these providers, or its schema is none.
         ConfigError: The variable that holds the service's key doesn't.
     """
     races = Races(offer)
@@ -92,17 +92,17 @@ def completions_router(races: Races) -> APIRouter:
 
     @router.get("/models", summary="List strategies, as models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [model_of(name) for name in races.whole]}
+        return {"object": "list", "data": [model_of(name) for name in races.models]}
 
     @router.get("/models/{name}", summary="Look at one")
     async def get_model(name: str) -> dict[str, Any]:
-        races.find(name, streams=False)
+        races.find(name, races.offer.defaults, streams=False)
         return model_of(name)
 
     @router.post("/chat/completions", summary="Race for an answer")
     async def complete(request: Request, runtime: RuntimeDep, body: ChatRequest) -> Response:
-        race = races.find(body.model, streams=body.stream)
         prompt = body.prompt(races.offer.defaults)
+        race = races.find(body.model, prompt, streams=body.stream)
         name = f"chatcmpl-{uuid.uuid4().hex}"
         if body.stream:
             telling = CompletionStream(races, race, name, body)
@@ -153,7 +153,6 @@ def race_router(races: Races) -> APIRouter:
     router = APIRouter(tags=["race"])
 
     def stream(request: Request, runtime: Runtime, asked: RaceRequest) -> Response:
-        race = races.find(asked.model, streams=False)  # everybody's text is told, whoever wins
         defaults = races.offer.defaults
         prompt = replace(
             defaults,
@@ -161,6 +160,8 @@ def race_router(races: Races) -> APIRouter:
             system=defaults.system if asked.system is None else asked.system,
             max_tokens=asked.max_tokens or defaults.max_tokens,
         )
+        # Everybody's text is told, whoever wins.
+        race = races.find(asked.model, prompt, streams=False)
         telling = RaceStream(races, race, asked.model)
         return Streamed(request, lambda say: telling.tell(prompt, runtime, say))
 

@@ -11,6 +11,7 @@ no answer has failed: it is tried again a few times, and once more when the craw
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import NotRequired, TypedDict
@@ -19,7 +20,7 @@ import anyio
 from anyio import to_thread
 from yarl import URL
 
-from examples.scraper.fetch import TRANSIENT, Answer, Fetcher, FetchError
+from examples.scraper.fetch import TRANSIENT, Answer, Fetcher, FetchError, Refused
 from examples.scraper.frontier import Frontier, Link, host_of, key_of, key_of_link, resolve
 from examples.scraper.pages import MAX_SITEMAP, Document, media_type, read_sitemap, sniffed
 from examples.scraper.politeness import Politeness
@@ -114,6 +115,8 @@ class Crawler:
         self.politeness: Politeness = politeness
         self.robots: Robots = Robots(fetcher, anyio.current_time)
         self.brake: Brake = Brake()
+        self.refusals = Counter[str]()
+        """Answers that said: later. By addresses of links of which there is no page yet."""
         self._types = frozenset(settings.accept)
         self._match = None if settings.until_match is None else re.compile(settings.until_match)
 
@@ -138,7 +141,7 @@ class Crawler:
         """Ask once for `url`, and tell politeness how that went.
 
         Raises:
-            RetryLater: The host wants to be left alone for a while.
+            Refused: The host wants to be left alone for a while.
             FetchError: There is no answer.
         """
         spacing = self.politeness.of(host_of(url))
@@ -146,7 +149,8 @@ class Crawler:
         most = self.settings.max_body if kind is None else MAX_SITEMAP
         answer = await self.fetcher.get(url, self.wants if kind is None else _any_type, most)
         if answer.status == 429 or (answer.status == 503 and answer.retry_after is not None):
-            raise self.politeness.refused(host_of(url), request, answer.retry_after)
+            pause = self.politeness.refused(host_of(url), request, answer.retry_after)
+            raise Refused(pause, answer.status, url)
         spacing.takes(request)
         if answer.status in TRANSIENT:
             raise FetchError(
@@ -233,22 +237,29 @@ async def fetch(link: Link, crawler: Crawler, context: Context) -> Page:
     """Fetch one link, and read what it leads to.
 
     Raises:
-        RetryLater: The host wants to be left alone.
+        RetryLater: The host wants to be left alone, or further apart.
         FetchError: There was no answer, or one that may be better next time.
     """
     await crawler.brake.begin()
     try:
         context.charge(crawler.politeness.of(host_of(link["url"])).seconds)
         began = time.perf_counter()
-        page = _new_page(context.attempt)
+        refusals = crawler.refusals[link["url"]]  # they use up no attempt, but each was one
+        page = _new_page(context.attempt + refusals)
         try:
             await _fetch(link, crawler, context, page)
+        except Refused as error:
+            error.refusals = refusals
+            crawler.refusals[link["url"]] += 1
+            raise
         except FetchError as error:
             if error.transient:
+                error.refusals = refusals
                 raise
             page["status"], page["final_url"] = error.status, error.final_url
             page["error"] = Problem(kind=error.kind, message=str(error))
         page["elapsed_ms"] = round((time.perf_counter() - began) * 1000)
+        crawler.refusals.pop(link["url"], None)
         return page
     finally:
         crawler.brake.end()

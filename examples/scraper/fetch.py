@@ -15,6 +15,7 @@ import anyio
 
 from examples.scraper.addresses import PrivateAddress
 from examples.scraper.http import httpx
+from shoal import RetryLater
 
 TRANSIENT = frozenset({408, 500, 502, 503, 504, 522, 524})  # it may well be better next time
 
@@ -43,9 +44,25 @@ class FetchError(Exception):
         self.final_url: str | None = final_url
         self.transient: bool = transient
         """Whether it may be worth trying again."""
+        self.refusals: int = 0
+        """Answers before it that said: later."""
 
     def __str__(self) -> str:
         return self.message
+
+
+class Refused(RetryLater):
+    """A host wants to be left alone for `after` seconds: it said so by this `status`."""
+
+    def __init__(self, after: float, status: int, url: str) -> None:
+        super().__init__(after)
+        self.status: int = status
+        self.final_url: str = url
+        self.refusals: int = 0
+        """Those of the same page before this one."""
+
+    def __str__(self) -> str:
+        return f"status {self.status}, which {super().__str__()}"
 
 
 class Answer(NamedTuple):

@@ -147,14 +147,14 @@ class Politeness:
             found = self.hosts[host] = Spacing(self._clock, self._floor, is_known=not self._robots)
         return found
 
-    def refused(self, host: str, request: Request, after: float | None) -> RetryLater:
-        """Learn from a refusal; raise what is returned."""
+    def refused(self, host: str, request: Request, after: float | None) -> float:
+        """Learn from a refusal, and return the seconds for which to leave the host alone."""
         self.refusals += 1
         spacing = self.of(host)
         after = min(LONGEST, spacing.patience if after is None else after)
         if self.adaptive:
             spacing.refuses(request, after)
-        return RetryLater(after)
+        return after
 
     def cost(self, state: State) -> float:
         """What a start is charged beforehand; the rest is charged when it has begun.

@@ -3,7 +3,7 @@
 from typing import Any
 
 from examples.scraper.crawl import Page
-from examples.scraper.fetch import FetchError
+from examples.scraper.fetch import FetchError, Refused
 from examples.scraper.frontier import Link
 from shoal import Done, Failed, Outcome, RetryLater
 
@@ -70,10 +70,9 @@ def failed_row(link: Link, error: BaseException, attempts: int, elapsed: float) 
     row |= {"selected": {}, "links_n": 0, "attempts": attempts}
     row["elapsed_ms"] = round(elapsed * 1000)
     row["error"] = {"kind": kind_of(error), "message": str(error) or type(error).__name__}
-    if isinstance(error, FetchError):
+    if isinstance(error, FetchError | Refused):
         row |= {"final_url": error.final_url, "status": error.status}
-    elif isinstance(error, RetryLater):
-        row["status"] = 429
+        row["attempts"] = attempts + error.refusals
     return row
 
 

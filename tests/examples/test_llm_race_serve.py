@@ -15,6 +15,7 @@ from anyio import create_task_group
 from fastapi import FastAPI
 
 from examples.llm_race import Chunk, ProviderError, Race, Report, Rules
+from examples.llm_race.acceptance import acceptance
 from examples.llm_race.command import parse
 from examples.llm_race.config import ConfigError
 from examples.llm_race.exchange import Answer, Prompt, Turn, Usage
@@ -31,6 +32,12 @@ pytestmark = pytest.mark.anyio
 
 ASK = {"model": "race", "messages": [{"role": "user", "content": "why?"}]}
 STREAM = {**ASK, "stream": True}
+
+
+def formed(schema: dict[str, Any], **given: Any) -> dict[str, Any]:
+    """A request for an answer of a schema."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return {**ASK, "response_format": form, **given}
 
 
 class Service:
@@ -176,7 +183,7 @@ async def test_a_conversation_goes_to_the_providers() -> None:
 
     async def heard(prompt: Prompt, _: httpx.AsyncClient) -> AsyncIterator[str]:
         seen.append(prompt)
-        yield "fine"
+        yield '"fine"'
 
     async def ask(prompt: Prompt, client: httpx.AsyncClient) -> AsyncIterator[str]:
         return heard(prompt, client)
@@ -191,7 +198,7 @@ async def test_a_conversation_goes_to_the_providers() -> None:
             "content": [{"type": "text", "text": "why"}, {"type": "text", "text": "?"}],
         },
     ]
-    schema = {"type": "object"}
+    schema = {"type": "string"}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     defaults = Prompt(text="", system="the usual", max_tokens=7)
     async with serving(Provider(name="one", ask=ask), defaults=defaults) as service:
@@ -209,6 +216,65 @@ async def test_a_conversation_goes_to_the_providers() -> None:
         ),
         Prompt(text="why?", system="the usual", max_tokens=9, earlier=[]),
     ]
+
+
+A = {"type": "object", "required": ["a"]}
+B = {"type": "object", "required": ["b"]}
+OBJECT = {**ASK, "response_format": {"type": "json_object"}}
+TEXT = {**ASK, "response_format": {"type": "text"}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("default", "asked", "expected"),
+    [
+        (A, formed(B), '{"b": 1}'),
+        (A, ASK, '{"a": 1}'),
+        (A, TEXT, '{"a": 1}'),
+        (A, OBJECT, "{}"),
+        (A, formed({}), "0"),
+        (None, formed(B), '{"b": 1}'),
+        (None, OBJECT, "{}"),
+        (None, ASK, "no JSON"),
+    ],
+)
+async def test_an_answer_has_the_schema_that_was_asked_for(
+    default: dict[str, Any] | None, asked: dict[str, Any], expected: str, stream: bool
+) -> None:
+    texts = ["no JSON", "0", "{}", '{"a": 1}', '{"b": 1}']  # in this order
+    rivals = [Rival(f"r{n}", text, ttft=1.0 + n) for n, text in enumerate(texts)]
+    async with serving(*rivals, defaults=Prompt(text="", schema=default)) as service:
+        response = await service.ask({**asked, "stream": stream})
+        assert response.status_code == 200
+        if stream:
+            assert said(chunks(response)) == expected
+            return
+        assert response.json()["choices"][0]["message"]["content"] == expected
+        lanes = {lane["provider"]: lane["status"] for lane in response.json()["race"]["lanes"]}
+    winner = texts.index(expected)
+    assert set(list(lanes.values())[:winner]) <= {"rejected"}
+    assert lanes[f"r{winner}"] == "won"
+
+
+async def test_an_answer_of_another_schema_is_none() -> None:
+    rules = Rules(accept=acceptance(max_chars=8))
+    async with serving(Rival("only", '{"a": 1}'), rules=rules) as service:
+        wrong = await service.ask(formed(B))
+        every = await service.ask(formed(A, model="race:all"))
+    async with serving(Rival("only", '{"a": 123}'), rules=rules) as service:
+        long = await service.ask(formed(A))
+    assert wrong.status_code == long.status_code == 502
+    assert '"b" is a required property' in wrong.json()["error"]["message"]
+    assert "more than 8" in long.json()["error"]["message"], "the service's own rules hold too"
+    assert every.status_code == 200
+
+
+async def test_where_every_answer_has_a_schema_no_first_token_is_offered() -> None:
+    async with serving(Rival("one"), defaults=Prompt(text="", schema=A)) as service:
+        found = (await service.client.get("/v1/models")).json()["data"]
+        none = await service.ask({**ASK, "model": "race:first-token"})
+    assert "race:first-token" not in [model["id"] for model in found]
+    assert none.status_code == 404
 
 
 @pytest.mark.parametrize("kind", PROTOCOLS)
@@ -305,6 +371,11 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "tools": ({**ASK, "tools": [{"type": "function"}]}, 400, "tools"),
     "several": ({**ASK, "n": 2}, 400, "n"),
     "no-tokens": ({**ASK, "max_tokens": 0}, 400, "max_tokens"),
+    "no-schema": ({**ASK, "response_format": {"type": "json_schema"}}, 400, "json_schema"),
+    "nonsense": (formed({"type": "nonsense"}), 400, "response_format.json_schema.schema: no JSON"),
+    "a-file": (formed({"$ref": "file:///etc/hostname"}), 400, "outside of itself"),
+    "no-form": ({**ASK, "response_format": {"type": "grammar"}}, 400, "response_format.type"),
+    "too-early": (formed({}, model="race:first-token"), 400, "decides before there is an answer"),
 }
 
 
@@ -399,8 +470,15 @@ async def test_without_a_key_pages_of_other_sites_may_not() -> None:
 
 
 def test_a_default_that_can_not_be_held_is_refused_at_the_start() -> None:
+    providers = [Rival("x").provider()]
     with pytest.raises(ValueError, match="who judges"):
-        make_service(Offer(providers=[Rival("x").provider()], strategy="judge"))
+        make_service(Offer(providers=providers, strategy="judge"))
+    with pytest.raises(ValueError, match="no JSON Schema"):
+        defaults = Prompt(text="", schema={"type": "nonsense"})
+        make_service(Offer(providers=providers, defaults=defaults))
+    with pytest.raises(ValueError, match="first-token decides before"):
+        defaults = Prompt(text="", schema=A)
+        make_service(Offer(providers=providers, defaults=defaults, strategy="first-token"))
 
 
 # -- a race to look at -----------------------------------------------------------------------------

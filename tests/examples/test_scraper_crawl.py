@@ -550,7 +550,7 @@ def test_a_rate_is_kept_to(crawled: Crawl) -> None:
     assert min(b - a for a, b in pairwise(times)) > 0.19
 
 
-def test_retry_after_pauses_the_host_and_uses_up_no_attempt(crawled: Crawl) -> None:
+def test_retry_after_pauses_the_host_and_uses_up_no_retry(crawled: Crawl) -> None:
     paths = [f"/{n}" for n in range(6)]
     site: dict[str, Answer] = {path: html() for path in paths}
     # Both are asked before either has refused.
@@ -559,8 +559,9 @@ def test_retry_after_pauses_the_host_and_uses_up_no_attempt(crawled: Crawl) -> N
     done = crawled(site, tuple(paths), per_host=2, retries=0)
     times = [at for at, url in done.asked if url != "/robots.txt"]
     assert [at - times[0] >= 7 for at in times] == [False, False] + [True] * 6
-    assert all(row["error"] is None and row["attempts"] == 1 for row in done.rows.values())
-    assert done.tally.refusals == 2
+    assert all(row["error"] is None for row in done.rows.values())
+    assert [row["attempts"] for row in done.rows.values()].count(2) == 2, "those that were refused"
+    assert done.tally.refusals == done.tally.retries == 2
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -575,14 +576,25 @@ def test_who_refuses_without_saying_how_long_is_left_alone_ever_longer(
     assert done.rows["/"]["error"] is None
 
 
-def test_who_refuses_for_ever_has_failed(crawled: Crawl) -> None:
+@pytest.mark.parametrize("status", [429, 503])
+def test_who_refuses_for_ever_has_failed(crawled: Crawl, status: int) -> None:
     async def refuse(_: httpx.Request) -> httpx.Response:
-        return answer(status=429, retry_after="1")
+        return answer(status=status, retry_after="1")
 
     done = crawled({"/": refuse})
-    assert done.rows["/"]["status"] == 429
-    assert done.rows["/"]["error"]["kind"] == "refused"
-    assert done.requests["/"] == 10
+    row = done.rows["/"]
+    assert (row["status"], row["final_url"]) == (status, f"{SITE}/")
+    assert row["error"]["kind"] == "refused"
+    assert str(status) in row["error"]["message"]
+    assert row["attempts"] == done.requests["/"] == 10
+    assert done.tally.statuses == {str(status): 1}
+
+
+def test_refusals_count_as_attempts_also_of_who_fails_otherwise(crawled: Crawl) -> None:
+    refused, broken = answer(status=503, retry_after="1"), answer(status=500)
+    done = crawled({"/": in_turn(refused, broken, answer(status=429), broken)}, retries=1)
+    assert done.rows["/"]["status"] == 500
+    assert done.rows["/"]["attempts"] == done.requests["/"] == 4
 
 
 def spaced(*cycles: tuple[int, float], pause: float = 1.0) -> Spacing:

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import MofNCompleteColumn, Progress
 
-from examples.scraper.fetch import FetchError
+from examples.scraper.fetch import FetchError, Refused
 from examples.scraper.frontier import Frontier, Link, start_link
 from examples.scraper.progress import Bars, JsonLines, Plain, Tally, shown
 from examples.scraper.rows import COLUMNS, Row, failed_row, kind_of
 from examples.scraper.settings import Settings
-from shoal import Application, Hook, Limits, RetryLater, action, fan_out
+from shoal import Application, Codec, Hook, Limits, RetryLater, action, fan_out
 
 URLS = ["http://a/1", "http://a/2", "http://b/3"]
 
@@ -124,6 +124,10 @@ def test_failures_are_rows_by_their_kind() -> None:
         1500,
     )
     assert [*failed] == [*COLUMNS]
+    refused = Codec().decode(Codec().encode(Refused(1, 503, "http://a/2")))
+    row = failed_row(link, refused, 10, 1.5)
+    assert row is not None
+    assert (row["status"], row["final_url"]) == (503, "http://a/2"), "also of what was saved"
     link["kind"] = "sitemap"
     assert failed_row(link, ValueError(), 1, 0) is None
     assert kind_of(RetryLater(1)) == "refused"
