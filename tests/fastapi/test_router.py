@@ -101,6 +101,8 @@ async def test_one_that_is_known_goes_on():
         {"state": {"items": [1]}, "inputs": {"client": 1}},
         {"state": {"items": [1]}, "id": "a/b"},
         {"state": {"items": [1]}, "id": ""},
+        {"state": {"items": [1]}, "id": "."},
+        {"state": {"items": [1]}, "id": ".."},
         {"state": [1]},
         [],
     ],
@@ -111,6 +113,17 @@ async def test_what_does_not_fit_is_refused(body: Any):
         for path in ("/jobs", "/jobs/wait"):
             assert (await client.post(path, json=body)).status_code == 422
         assert runtime.runs() == []
+
+
+async def test_a_run_is_found_at_its_address_whatever_its_id():
+    service, _ = service_of(jobs)
+    async with client_of(service) as client:
+        for run_id in ("...", "....", ".a", "..a", "a.", "a..b", "-", "~", "0", "a:b@c+d"):
+            body = {"id": run_id, "state": {"items": [0]}}
+            started = await client.post("/jobs", json=body)
+            assert started.status_code == 202, started.text
+            found = await client.get(started.headers["location"])
+            assert (found.status_code, found.json()["id"]) == (200, run_id)
 
 
 async def test_what_is_not_there_is_not_found():

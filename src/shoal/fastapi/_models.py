@@ -22,7 +22,9 @@ from shoal._application import Application
 from shoal._model import declaration
 from shoal._store import RunStatus
 
-RunId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._~:@+-]+$")]
+# Not `.` and `..`, which clients take for the address above; pydantic has no lookahead.
+_ID = r"^(\.{0,2}[A-Za-z0-9_~:@+-]|\.{3})[A-Za-z0-9._~:@+-]*$"
+RunId = Annotated[str, Field(min_length=1, max_length=200, pattern=_ID)]
 """The id of a run, as part of an address."""
 
 REASON = "asked for by a client"
