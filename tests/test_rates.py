@@ -1402,3 +1402,10 @@ async def test_the_rate_of_actions_is_charged_at_each_attempt(where: str):
     async with Runtime(limits=limits if where == "runtime" else None) as runtime:
         await runtime.run(app, {"n": 1})
     assert starts.times() == [0, 1, 2]
+
+
+def test_limits_by_a_local_function_are_shown_by_its_own_name():
+    def who(item: object) -> object:
+        return item
+
+    assert repr(Limits(3, by=who)) == "Limits(3, by=who)"

@@ -293,7 +293,9 @@ class Part:
         given = [] if self.n is None else [str(self.n)]
         for name, value in (("rate", self.rate), ("by", self.by), ("cost", self.cost)):
             if value is not None:
-                given.append(f"{name}={getattr(value, '__qualname__', repr(value))}")
+                called: str | None = getattr(value, "__qualname__", None)
+                shown = repr(value) if called is None else called.rpartition("<locals>.")[2]
+                given.append(f"{name}={shown}")
         return f"Limits({', '.join(given)})"
 
 

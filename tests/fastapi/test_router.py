@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NotRequired
+from typing import Any
 
 import anyio
 import pytest
 from fastapi import FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
 from httpx import AsyncClient, Response
-from typing_extensions import TypedDict
 
-from shoal import (
-    Application,
-    BadUse,
-    DefinitionError,
-    Entry,
-    Graph,
-    MemoryStore,
-    RunPath,
-    Runtime,
-    action,
-)
+from shoal import Application, BadUse, DefinitionError, Entry, MemoryStore, RunPath, Runtime, action
 from shoal.fastapi import (
     RuntimeDep,
     cancel_on_disconnect,
@@ -35,18 +22,8 @@ from shoal.fastapi import (
     runtime_lifespan,
     service_router,
 )
-from shoal.fastapi._models import as_json
 from shoal.testing import no_leaks
-from tests.fastapi.inside import (
-    client_of,
-    doubled,
-    events_in,
-    jobs,
-    kinds,
-    say,
-    service_of,
-    visitors,
-)
+from tests.fastapi.inside import client_of, doubled, events_in, jobs, kinds, service_of, visitors
 
 pytestmark = pytest.mark.anyio
 
@@ -124,6 +101,8 @@ async def test_one_that_is_known_goes_on():
         {"state": {"items": [1]}, "inputs": {"client": 1}},
         {"state": {"items": [1]}, "id": "a/b"},
         {"state": {"items": [1]}, "id": ""},
+        {"state": {"items": [1]}, "id": "."},
+        {"state": {"items": [1]}, "id": ".."},
         {"state": [1]},
         [],
     ],
@@ -134,6 +113,17 @@ async def test_what_does_not_fit_is_refused(body: Any):
         for path in ("/jobs", "/jobs/wait"):
             assert (await client.post(path, json=body)).status_code == 422
         assert runtime.runs() == []
+
+
+async def test_a_run_is_found_at_its_address_whatever_its_id():
+    service, _ = service_of(jobs)
+    async with client_of(service) as client:
+        for run_id in ("...", "....", ".a", "..a", "a.", "a..b", "-", "~", "0", "a:b@c+d"):
+            body = {"id": run_id, "state": {"items": [0]}}
+            started = await client.post("/jobs", json=body)
+            assert started.status_code == 202, started.text
+            found = await client.get(started.headers["location"])
+            assert (found.status_code, found.json()["id"]) == (200, run_id)
 
 
 async def test_what_is_not_there_is_not_found():
@@ -543,38 +533,6 @@ async def test_a_service_without_a_runtime_says_what_it_lacks():
             assert (await client.get("/")).json() is False
 
 
-@dataclass
-class AsDataclass:
-    items: list[float]
-    title: str = "job"
-    outs: dict[str, float] = field(default_factory=dict[str, float])
-    said: str = ""
-
-
-class AsTypedDict(TypedDict):
-    items: list[float]
-    title: str
-    outs: NotRequired[dict[str, float]]
-    said: NotRequired[str]
-
-
-@pytest.mark.parametrize("model", [AsDataclass, AsTypedDict, None])
-async def test_states_of_every_kind_are_described_and_taken(model: Any):
-    app = Application(Graph.chain(doubled, say), name="some-jobs", state=model)
-    service, _ = service_of(app)
-    described = service.openapi()["components"]["schemas"]
-    start = next(schema for name, schema in described.items() if name.startswith("SomeJobsStart"))
-    required = {"items"} if model is AsDataclass else {"items", "title"}
-    assert set(start["required"]) == required
-    assert {f"SomeJobs{end}" for end in ("Running", "Succeeded", "Failed", "Cancelled")} <= set(
-        described
-    )
-    async with client_of(service) as client:
-        state = {"items": [0.5], "title": "t"}
-        found = (await client.post("/some-jobs/wait", json={"state": state})).json()
-        assert found["state"]["said"] == "t: done"
-
-
 async def test_two_applications_share_a_service(recwarn: pytest.WarningsRecorder):
     service, _ = service_of(jobs, visitors)
     operations = [
@@ -584,34 +542,6 @@ async def test_two_applications_share_a_service(recwarn: pytest.WarningsRecorder
     ]
     assert len(set(operations)) == len(operations)
     assert list(recwarn) == []
-
-
-class Odd:
-    def __repr__(self) -> str:
-        return "<Odd>"
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ({"a": [1, "x", None, True]}, {"a": [1, "x", None, True]}),
-        (math.nan, None),
-        ([math.inf, -math.inf], [None, None]),
-        (b"\xff", "_w=="),
-        ("\ud800", "\ud800"),
-        (
-            {"half": "\udc00", "list": [math.nan, Odd()]},
-            {"half": "\udc00", "list": [None, "<Odd>"]},
-        ),
-        ({(1, 2): 3}, {"1,2": 3}),
-    ],
-)
-def test_every_state_can_be_written(value: object, expected: object):
-    assert json.loads(as_json(value)) == expected
-
-
-def test_what_has_no_form_in_json_is_text():
-    assert "Odd" in json.loads(as_json(Odd()))
 
 
 # -- clients that go away --------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required, cast
 
 from fastapi import Response
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import PydanticSerializationError, to_json
 from typing_extensions import TypedDict
 
@@ -21,7 +22,9 @@ from shoal._application import Application
 from shoal._model import declaration
 from shoal._store import RunStatus
 
-RunId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._~:@+-]+$")]
+# Not `.` and `..`, which clients take for the address above; pydantic has no lookahead.
+_ID = r"^(\.{0,2}[A-Za-z0-9_~:@+-]|\.{3})[A-Za-z0-9._~:@+-]*$"
+RunId = Annotated[str, Field(min_length=1, max_length=200, pattern=_ID)]
 """The id of a run, as part of an address."""
 
 REASON = "asked for by a client"
@@ -158,7 +161,9 @@ def models_of(app: Application[Any]) -> Models:
     )
     schema = app.graph.schema
     # What is secret is in no response, though the model may ask for it.
-    final: Any = dict[str, Any] if schema is None or app.secret else schema.model
+    final: Any = dict[str, Any]
+    if schema is not None and not app.secret:
+        final = _final_state(schema.model, f"{name}State")
     partial: Any = dict[str, Any]
 
     def view(status: str, state: Any, doc: str, **more: Any) -> type[BaseModel]:
@@ -194,20 +199,42 @@ def _start_state(app: Application[Any], name: str) -> Any:
     schema = app.graph.schema
     # Where something is secret, a known run goes on with that alone; the engine says what lacks.
     needed = () if app.secret else app.graph.missing(())
-    fields: dict[str, Any]
     if schema is None:
         asked = sorted(app.graph.missing(()))
-        fields = {
-            field: (Required if field in needed else NotRequired)[cast("Any", object)]
-            for field in asked
-        }
-        extra = "allow"
+        fields: dict[str, Any] = dict.fromkeys(asked, object)
     else:
-        fields = {
-            field: (Required if field in needed else NotRequired)[declared.annotation]
-            for field, declared in declaration(schema.model).fields.items()
-        }
-        extra = "forbid"
+        declared = declaration(schema.model).fields
+        fields = {field: each.annotation for field, each in declared.items()}
+    needing = {
+        field: (Required if field in needed else NotRequired)[kind]
+        for field, kind in fields.items()
+    }
+    return _typed_dict(name, needing, "allow" if schema is None else "forbid")
+
+
+def _final_state(model: Any, name: str) -> Any:
+    """Return the type of a state that is as its model asks for: the model, if that says so itself.
+
+    A state has the fields of its model by their own names, and nothing else. A model describes
+    itself with its aliases, and with what it computes; then a ``TypedDict`` stands in for it.
+    """
+    declared = declaration(model).fields
+    try:
+        described = TypeAdapter(model).json_schema(mode="serialization")
+    except PydanticInvalidForJsonSchema:
+        return model
+    if "$ref" in described:  # it is somewhere within itself
+        described = described["$defs"][described["$ref"].rpartition("/")[2]]
+    if described.get("properties", {}).keys() == declared.keys():
+        return model
+    fields: dict[str, Any] = {
+        field: (Required if each.required else NotRequired)[each.annotation]
+        for field, each in declared.items()
+    }
+    return _typed_dict(name, fields, "forbid")
+
+
+def _typed_dict(name: str, fields: dict[str, Any], extra: Literal["allow", "forbid"]) -> Any:
     made: Any = TypedDict(name, fields)  # pyright: ignore  # noqa: PGH003 # it is made at run time
     made.__pydantic_config__ = ConfigDict(extra=extra, arbitrary_types_allowed=True)
     return made
