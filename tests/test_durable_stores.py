@@ -68,6 +68,27 @@ async def same(item: Any) -> Any:
 outs = fan_out(same, over="items", key=str, into="outs")
 
 
+# -- runs of any id --
+
+
+@anyio_test
+@pytest.mark.parametrize("run_id", ["", "#1", "a\0b", "caf\udce9", "é" * 700], ids=ascii)
+async def test_a_run_of_any_id_can_be_forked(kept: Kept, run_id: str):
+    store = kept.store()
+    app = Application(outs, store=store)
+    async with store:
+        await app.run({"items": [1, 2]}, id=run_id)
+        for _ in range(2):  # the second one is read
+            forked = await app.fork(run_id, id="fork")
+            assert forked.state["outs"] == {"1": 1, "2": 2}
+        assert [(run.run_id, run.forked_from) for run in await store.runs()] == [
+            ("fork", run_id),
+            (run_id, None),
+        ]
+    (kept_ids,) = kept.rows("SELECT run_id FROM root_runs WHERE forked_from IS NULL")
+    assert kept.rows("SELECT forked_from FROM root_runs WHERE run_id = 'fork'") == [kept_ids]
+
+
 # -- being open ------------------------------------------------------------------------------------
 
 

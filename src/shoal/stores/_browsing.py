@@ -57,7 +57,7 @@ def _summaries(
         claim = None if held[0] is None else dialect.held_of(held)
         summaries.append(
             RunSummary(
-                run_id=str(dialect.key_of(key)),
+                run_id=dialect.run_id_of(key),
                 application=application,
                 version=version,
                 status=status,
@@ -66,7 +66,7 @@ def _summaries(
                 reason=reason,
                 error=error,
                 holder=str(claim.holder) if claim is not None and claim.seconds_left else "",
-                forked_from=forked,
+                forked_from=None if forked is None else dialect.run_id_of(forked),
             )
         )
     return summaries

@@ -70,6 +70,10 @@ class Dialect(NamedTuple):
     now: Callable[[Connection], float]
     """Seconds since 1970, by the clock that all share who use the database."""
 
+    def run_id_of(self, column: Any) -> str:
+        """Return the id of a root run, given its key's column in full."""
+        return str(self.key_of(column))
+
     def index_of(self, key: Key) -> Any:
         """Return what a key is found by."""
         return self.columns_of(key)[0]

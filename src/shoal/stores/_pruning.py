@@ -39,7 +39,7 @@ def old_runs(
     One that has no end rests since its last sign of life.
     """
     found = _old(sql, dialect, "coalesce(ended_at, seen_at, began_at) <= ?", until)
-    return [str(dialect.key_of(row[0])) for row in found if _is_free(dialect, row, statuses)]
+    return [dialect.run_id_of(row[0]) for row in found if _is_free(dialect, row, statuses)]
 
 
 def condemn_old(

@@ -66,17 +66,20 @@ class Reader:
         ).fetchone()
         if found is None:
             return None
-        return self._unpacker.run(Begun(*found[:8]), cast("Status | None", found[8]), found[9])
+        begun = Begun(*found[:8])
+        if begun.forked_from is not None:
+            begun = begun._replace(forked_from=self._dialect.run_id_of(begun.forked_from))
+        return self._unpacker.run(begun, cast("Status | None", found[8]), found[9])
 
     def orphans(self) -> list[Orphan]:
-        key_of, held_of = self._dialect.key_of, self._dialect.held_of
+        run_id_of, held_of = self._dialect.run_id_of, self._dialect.held_of
         found = self._sql.execute(
             f"SELECT {self._dialect.key}, application, version, secret, {self._dialect.held} "
             "FROM runs JOIN roots ON roots.run = runs.id JOIN claims ON claims.run_id = runs.key "
             "WHERE parent = 0 AND status IS NULL ORDER BY runs.id"
         )
         return [
-            Orphan(str(key_of(key)), application, version, names_of(secret))
+            Orphan(run_id_of(key), application, version, names_of(secret))
             for key, application, version, secret, *held in found
             if not held_of(held).seconds_left
         ]

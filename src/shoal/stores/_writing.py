@@ -27,7 +27,7 @@ from . import _cached, _pruning
 from ._claims import Claim, Held, KnownRows
 from ._dialect import Connection, Dialect, Faults
 from ._reading import children_where
-from ._rows import Child, History, Place, Rows, outlived
+from ._rows import Begun, Child, History, Place, Rows, outlived
 from ._writer import Job
 
 _KNOWN = 10_000  # rows of a run whose ids are remembered
@@ -378,7 +378,7 @@ class Database(ABC):
     def _note_root(self, run: int, rows: Rows) -> None:
         sql = self._sql
         if rows.begun is not None:
-            sql.execute(_BEGUN, (run, *rows.begun, time.time()))
+            sql.execute(_BEGUN, (run, *self._begun(rows.begun), time.time()))
         if rows.status is not None or not self._rows.is_running:
             sql.execute(
                 "UPDATE runs SET status = ?, reason = ? WHERE id = ?",
@@ -389,6 +389,12 @@ class Database(ABC):
                 "UPDATE roots SET ended_at = ?, error = ? WHERE run = ?", (ended, rows.error, run)
             )
             self._rows.is_running = rows.status is None
+
+    def _begun(self, begun: Begun) -> Begun:
+        """Return what ``_ROOT`` has of it."""
+        if begun.forked_from is None:
+            return begun
+        return begun._replace(forked_from=self._dialect.column_of(begun.forked_from))
 
     def _note_under_way(self, run: int, parent: int, child: Child, *, afresh: bool) -> None:
         """Have it known that a child has begun, or has to again."""

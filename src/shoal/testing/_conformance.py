@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -151,6 +152,13 @@ class StoreConformance(ApplicationConformance):
         async with claimed(store, begin=False):
             await save(store, begun=beginning)
         assert (await known(self.another(store)))[0] == beginning
+
+    async def test_a_run_of_any_id_may_have_been_forked(self, store: Store) -> None:
+        for run_id in ("", "1", "#1", "a\0b", "half \ud800 of it", "é" * 700):
+            beginning = replace(BEGINNING, forked_from=(run_id, 3))
+            async with claimed(store, begin=False):
+                await save(store, begun=beginning)
+            assert (await known(self.another(store)))[0] == beginning
 
     async def test_what_was_never_begun_is_not_known(self, store: Store) -> None:
         async with claimed(store, begin=False):
