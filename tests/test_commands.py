@@ -229,6 +229,140 @@ def test_who_executes_a_run_is_said(path: Path, terminal: None, capsys: Any):
     assert "running" in said(capsys, "list", path)
 
 
+# -- whatever has been kept ------------------------------------------------------------------------
+
+HALF = "caf\udce9"  # a name that is no UTF-8, as os.listdir() gives it
+CONTROL = "\x1b[31m\x85\x7f\u202e\n\t"
+CHINESE = "爬虫"
+
+
+@action(reads=["name"], writes=["size"])
+async def measure(name: str) -> int:
+    raise FileNotFoundError(2, "gone\x1b[2J\nfor good", name)
+
+
+measuring = fan_out(
+    measure,
+    over="names",
+    item="name",
+    key=lambda name: 10**5000 if name == "vast" else name,
+    into="sizes",
+    on_error="collect",
+)
+
+
+def fill_with_odd_ones(path: Path, *run_ids: str) -> None:
+    app = Application(measuring, name="measure", store=SQLiteStore(path, synchronous="normal"))
+    for run_id in run_ids:
+        app.run_sync({"names": [HALF, CONTROL, "vast"]}, id=run_id)
+
+
+def test_odd_ids_are_escaped_for_programs(tmp_path: Path, capsys: Any):
+    path = tmp_path / "odd.db"
+    fill_with_odd_ones(path, "older", HALF, CONTROL, "a\\n", CHINESE)
+    lines = said(capsys, "list", path).splitlines()
+    assert [line.split("\t")[0] for line in lines] == [
+        CHINESE,
+        r"a\\n",
+        r"\x1b[31m\x85\x7f\u202e\n\t",
+        r"caf\udce9",
+        "older",
+    ]
+    listed = [json.loads(line) for line in said(capsys, "list", path, "--json").splitlines()]
+    assert [run["run_id"] for run in listed] == [CHINESE, "a\\n", CONTROL, HALF, "older"]
+    assert said(capsys, "list", path, "--after", HALF).startswith("older\t")
+
+
+def test_odd_keys_and_errors_are_escaped_for_programs(tmp_path: Path, capsys: Any):
+    path = tmp_path / "odd.db"
+    fill_with_odd_ones(path, "run")
+    lines = [line.split("\t") for line in said(capsys, "show", path, "run").splitlines()]
+    failures = {line[4]: line[6] for line in lines if line[0] == "failure"}
+    assert list(failures) == [r"caf\udce9", r"\x1b[31m\x85\x7f\u202e\n\t", f"{10**5000:#x}"]
+    assert failures[r"caf\udce9"].endswith(r"gone\x1b[2J\nfor good: 'caf\\udce9'")
+    text = said(capsys, "show", path, "run", "--json")
+    assert text.isascii()
+    shown = json.loads(text)
+    assert [one["key"] for one in shown["failures"]] == [HALF, CONTROL, f"{10**5000:#x}"]
+
+
+def test_nothing_that_was_kept_acts_on_a_terminal(tmp_path: Path, terminal: None, capsys: Any):
+    path = tmp_path / "odd.db"
+    fill_with_odd_ones(path, CONTROL, HALF)
+    text = said(capsys, "list", path) + said(capsys, "show", path, CONTROL)
+    assert text.replace("\n", "").isprintable()
+    assert [line.split()[0] for line in text.splitlines()[:3]] == [
+        "RUN",
+        r"caf\udce9",
+        r"\x1b[31m\x85\x7f\u202e\n\t",
+    ]
+    assert "sizes/measure  0x31e2080103" in text
+    assert main(["runs", "list", str(path), "--limit", "1"]) == 0
+    assert r"--after caf\udce9," in capsys.readouterr().err
+    wrong = said(capsys, "show", path, "\x1b[31m", code=1)
+    assert wrong == f"shoal: there is no run \\x1b[31m in {path}\n"
+
+
+def test_an_error_keeps_its_lines(path: Path, terminal: None, capsys: Any):
+    change(path, "UPDATE roots SET error = ? WHERE run = 5", "E: one\n two\r\x1b[31m")
+    lines = said(capsys, "show", path, "bad").splitlines()
+    at = lines.index("error        E: one")
+    assert lines[at + 1] == r"              two\r\x1b[31m"
+
+
+def test_columns_are_as_wide_as_a_terminal_shows_them(tmp_path: Path, terminal: None, capsys: Any):
+    path = tmp_path / "odd.db"
+    fill_with_odd_ones(path, "plain", CHINESE, "e\u0301te\u0301")
+    title, accents, chinese, plain = said(capsys, "list", path).splitlines()
+    at = title.index("APPLICATION")
+    assert plain.index("measure") == at
+    assert chinese.index("measure") == at - 2, "each of two takes up two columns"
+    assert accents.index("measure") == at + 2, "an accent takes up none"
+
+
+def test_default_ids_fit_a_terminal_of_80_columns(
+    path: Path, terminal: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    ids = ("f" * 32, "0" * 32, "9" * 32)
+    for was, run_id in zip(("good", "bad", "left"), ids, strict=True):
+        change(path, "UPDATE runs SET key = ? WHERE key = ?", run_id, was)
+    change(path, "UPDATE roots SET error = ? WHERE run = 5", f"Oh: {'爬' * 500}")
+    change(path, "UPDATE roots SET began_at = ended_at - 86400.0 * 367 WHERE run <> 6")
+    change(path, "UPDATE roots SET application = ?", "a-name-that-is-too-long-for-a-column")
+    lines = said(capsys, "list", path).splitlines()
+    assert [line.split()[0] for line in lines] == ["RUN", ids[2], ids[1], "Oh:", ids[0]]
+    assert all(runs_width(line) <= 80 for line in lines)
+    assert lines[3].endswith("爬...")
+    assert "  a-name-tha...  left" in lines[1]
+    assert lines[4].split()[3].count("-") == 2, "the year, for it is another one"
+    assert lines[1].split()[3].count("-") == 1, "no year, but the time of the day"
+
+
+def runs_width(line: str) -> int:
+    return sum(2 if character == "爬" else 1 for character in line)
+
+
+def test_what_an_encoding_lacks_is_escaped(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    path, out = tmp_path / "odd.db", tmp_path / "out"
+    fill_with_odd_ones(path, "café", CHINESE)
+    for more in ((), ("--json",)):
+        with monkeypatch.context() as patch, out.open("w", encoding="ascii") as stdout:
+            patch.setattr(sys, "stdout", stdout)
+            assert main(["runs", "list", str(path), *more]) == 0
+        text = out.read_text("ascii")
+        assert r"\u722c\u866b" in text
+        assert r"caf\u00e9" in text or r"caf\xe9" in text
+    with monkeypatch.context() as patch, out.open("w", encoding="ascii") as stdout:
+        patch.setattr(sys, "stdout", stdout)
+        patch.setattr(runs, "_is_terminal", bool)
+        assert main(["runs", "list", str(path)]) == 0
+    title, chinese, cafe = out.read_text("ascii").splitlines()
+    assert title.index("APPLICATION") == chinese.index("measure") == cafe.index("measure")
+
+
 # -- prune -----------------------------------------------------------------------------------------
 
 
@@ -371,6 +505,13 @@ def test_what_is_not_installed(path: Path, capsys: Any, monkeypatch: pytest.Monk
     assert "secret" not in why
 
 
+def test_what_to_install_is_said_once(path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    assert said(capsys, "list", path, code=2) == (
+        "shoal: saving values needs msgspec, which isn't installed: pip install 'shoal[sqlite]'\n"
+    )
+
+
 def test_a_url_of_something_else(capsys: Any):
     why = said(capsys, "list", "mysql://me:secret@host/runs", code=2)
     assert why.startswith("shoal: no store is named by a mysql:// URL: give the file of")
@@ -457,6 +598,20 @@ def test_it_ends_quietly_where_nobody_reads(path: Path):
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_output_that_can_not_be_written_has_a_code_of_its_own(
+    path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+):
+    for buffering in (1, -1):  # it is met by a line, or in the end
+        with Path("/dev/full").open("w", buffering) as full, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", full)
+            assert main(["runs", "list", str(path), *more]) == 3
+        assert capsys.readouterr().err == (
+            "shoal: the output can't be written: No space left on device\n"
+        )
 
 
 SLOW_PRUNE = """

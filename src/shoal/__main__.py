@@ -1,7 +1,7 @@
 """The command ``shoal``: which commands there are. Imports these; everything else when it is asked.
 
 Exit codes: 0; 1 where what was asked for isn't there; 2 where it was asked wrongly, or the store
-can't be used; 130 where somebody has interrupted it.
+can't be used; 3 where its output can't be written; 130 where somebody has interrupted it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 from ._errors import ShoalError
 from ._version import __version__
-from .commands import Refused, runs
+from .commands import Refused, Unwritten, flush, runs, shown
 
+UNWRITTEN = 3
 INTERRUPTED = 130
 
 
@@ -31,19 +32,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         code: int = given.do(given)
-        sys.stdout.flush()
+        flush()
     except (Refused, ShoalError) as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:  # whoever read has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it is fine
+        _drop_output()
         return 0
+    except Unwritten as error:
+        _drop_output()
+        return _complain(str(error), UNWRITTEN)
     return code
 
 
+def _drop_output() -> None:
+    """Have what was not written yet go nowhere, so that closing it is fine."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(why: str, code: int) -> int:
-    sys.stderr.write(f"shoal: {why}\n")
+    lines = "\n".join(map(shown, why.split("\n")))
+    sys.stderr.write(f"shoal: {lines}\n")
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._lines import Unwritten, flush, shown
 from ._store import Refused, open_store
 
-__all__ = ["Refused", "open_store"]
+__all__ = ["Refused", "Unwritten", "flush", "open_store", "shown"]

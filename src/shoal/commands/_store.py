@@ -58,5 +58,7 @@ def _made(kind: str, extra: str, name: str, **more: str) -> Store:
             raise Refused(msg)
         return make(name, **more)
     except ImportError as error:
-        msg = f"{kind} needs what is not installed ({error}): pip install 'shoal[{extra}]'"
+        msg = str(error)
+        if "pip install" not in msg:
+            msg = f"{kind} needs what is not installed ({msg}): pip install 'shoal[{extra}]'"
         raise Refused(msg) from error

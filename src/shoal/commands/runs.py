@@ -1,27 +1,28 @@
 """``shoal runs``: list the runs of a store, show one, delete old ones. Imports the store's port.
 
 On a terminal it writes for people; else lines of fields with tabs between them, times in UTC and
-nothing shortened, for other programs; with ``--json`` lines of JSON.
+nothing shortened, for other programs; with ``--json`` lines of JSON. Control characters in what has
+been kept are escaped, as Python does.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import shutil
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import anyio
 
+from shoal._errors import brief
 from shoal._ids import RunPath
 from shoal._store import ENDED, Browses, FailedChild, Prunes, RunStatus, RunSummary
 
+from ._lines import shown, write, write_fields, write_json, write_table
 from ._store import STORE, Refused, open_store
 
 if TYPE_CHECKING:
@@ -124,14 +125,15 @@ async def _list(store: Store, given: argparse.Namespace) -> int:
     runs = found[: given.limit]
     if given.json:
         for run in runs:
-            _write_json(_as_json(run))
+            write_json(_as_json(run))
     elif not _is_terminal(sys.stdout):
         for run in runs:
-            _write_fields(run[:4], _utc(run.began_at), _utc(run.ended_at), run.holder, _why(run))
+            write_fields(run[:4], _utc(run.began_at), _utc(run.ended_at), run.holder, _why(run))
     elif runs:
-        _write_table(("RUN", "APPLICATION", "STATUS", "BEGAN", "TOOK", ""), map(_row, runs))
+        titles = ("RUN", "APPLICATION", "STATUS", "BEGAN", "TOOK", "")
+        write_table(titles, map(_row, runs), shortens=titles.index("APPLICATION"))
     if len(found) > given.limit:
-        _hint(f"there are more: --after {runs[-1].run_id}, or a higher --limit")
+        _hint(f"there are more: --after {shown(runs[-1].run_id)}, or a higher --limit")
     elif not runs:
         _hint("there are none")
     return 0
@@ -141,7 +143,7 @@ def _row(run: RunSummary) -> tuple[str, ...]:
     ended_at = run.ended_at if run.ended_at is not None or not run.holder else time.time()
     took = "" if ended_at is None else _length(ended_at - run.began_at)
     why = " ".join((_why(run) or run.holder).split())
-    return run.run_id, run.application, _status(run), _local(run.began_at), took, why
+    return run.run_id, run.application, _status(run), _day(run.began_at), took, why
 
 
 def _status(run: RunSummary) -> str:
@@ -166,17 +168,18 @@ async def _show(store: Store, given: argparse.Namespace) -> int:
     if counts.get("failed"):
         failures = await browsed.failures(path, limit=given.failures)
     if given.json:
-        more = {"children": dict(counts), "failures": [child._asdict() for child in failures]}
-        _write_json({**_as_json(run), **more})
+        failed = [_written(child)._asdict() for child in failures]
+        more = {"children": dict(counts), "failures": failed}
+        write_json({**_as_json(run), **more})
     elif _is_terminal(sys.stdout):
         _describe(run, counts, failures)
     else:
         for name, value in _as_json(run).items():
-            _write_fields((name, "" if value is None else value))
+            write_fields((name, "" if value is None else value))
         for status, count in counts.items():
-            _write_fields(("children", status, count))
+            write_fields(("children", status, count))
         for child in failures:
-            _write_fields(("failure", *child))
+            write_fields(("failure", *_written(child)))
     return 0
 
 
@@ -199,20 +202,23 @@ def _describe(run: RunSummary, counts: Mapping[Any, int], failures: Sequence[Fai
         "ended": ended and f"{ended}, after {_length((run.ended_at or 0.0) - run.began_at)}",
         "forked from": run.forked_from or "",
         "reason": run.reason,
-        "error": run.error.replace("\n", "\n             "),
+        "error": run.error,
         "children": ", ".join(f"{count:,} {status}" for status, count in counts.items()),
     }
     for name, text in lines.items():
         if text:
-            print(f"{name:11}  {text}")
+            first, *others = map(shown, text.split("\n") if name == "error" else [text])
+            write(f"{name:11}  {first}")
+            for line in others:
+                write(f"{'':11}  {line}")
     if failures:
         others = counts["failed"] - len(failures)
-        print(f"\nfailures{f' (and {others:,} more: --failures N)' if others > 0 else ''}")
+        write(f"\nfailures{f' (and {others:,} more: --failures N)' if others > 0 else ''}")
         rows = [
-            (f"{child.step}/{child.act}", repr(child.key), " ".join(child.error.split()))
+            (f"{child.step}/{child.act}", brief(child.key), " ".join(child.error.split()))
             for child in failures
         ]
-        _write_table((), rows)
+        write_table((), rows)
 
 
 # -- prune -----------------------------------------------------------------------------------------
@@ -227,12 +233,12 @@ async def _prune(store: Store, given: argparse.Namespace) -> int:
         _hint("some runs are deleted, each as a whole; what is left of them goes with the next")
         raise
     if given.json:
-        _write_json({"runs": count, "deleted": not given.dry_run})
+        write_json({"runs": count, "deleted": not given.dry_run})
     elif _is_terminal(sys.stdout):
         runs = f"{count:,} run{'' if count == 1 else 's'}"
-        print(f"{runs} would be deleted" if given.dry_run else f"deleted {runs}")
+        write(f"{runs} would be deleted" if given.dry_run else f"deleted {runs}")
     else:
-        print(count)
+        write(str(count))
     return 0
 
 
@@ -240,7 +246,7 @@ async def _prune(store: Store, given: argparse.Namespace) -> int:
 
 
 def _unknown(run_id: str, store: str) -> int:
-    sys.stderr.write(f"shoal: there is no run {run_id} in {_nameable(store)}\n")
+    sys.stderr.write(f"shoal: there is no run {shown(run_id)} in {shown(_nameable(store))}\n")
     return 1
 
 
@@ -259,33 +265,18 @@ def _hint(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
 
+def _written(child: FailedChild) -> FailedChild:
+    """Return a child whose key can be written: as text, where Python doesn't write its digits."""
+    try:
+        str(child.key)
+    except ValueError:
+        return child._replace(key=f"{child.key:#x}")
+    return child
+
+
 def _as_json(run: RunSummary) -> dict[str, Any]:
     times = {"began_at": _utc(run.began_at), "ended_at": _utc(run.ended_at) or None}
     return {**run._asdict(), **times}
-
-
-def _write_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False))
-
-
-def _write_fields(fields: Iterable[object], *more: object) -> None:
-    """Write a line with tabs between fields, and neither tabs nor line breaks in these."""
-    print("\t".join(_escaped(str(field)) for field in (*fields, *more)))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-
-
-def _write_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write rows whose last column has what room there is."""
-    table = [*([titles] if titles else ()), *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    room = max(20, shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * (len(widths) - 1))
-    for *columns, last in table:
-        cells = [cell.ljust(width) for cell, width in zip(columns, widths, strict=False)]
-        shown = last if len(last) <= room else f"{last[: room - 3]}..."
-        print("  ".join((*cells, shown)).rstrip())
 
 
 def _utc(at: float | None) -> str:
@@ -294,6 +285,13 @@ def _utc(at: float | None) -> str:
 
 def _local(at: float) -> str:
     return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"  # noqa: DTZ006 # where people are
+
+
+def _day(at: float) -> str:
+    """Show when something was, in little room: within this year to the minute, else the day."""
+    then = datetime.fromtimestamp(at)  # noqa: DTZ006 # where people are
+    is_recent = then.year == datetime.fromtimestamp(time.time()).year  # noqa: DTZ006 # as above
+    return f"{then:%m-%d %H:%M}" if is_recent else f"{then:%Y-%m-%d}"
 
 
 def _length(seconds: float) -> str:
