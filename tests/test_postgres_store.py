@@ -23,6 +23,7 @@ import pytest
 from shoal import (
     Application,
     Batch,
+    Codec,
     CommitInDoubt,
     DefinitionError,
     LeaseLost,
@@ -72,6 +73,20 @@ def batch(number: int) -> Batch:
         ({"lease": 0}, r"PostgresStore\(lease=...\) takes a number of seconds, not 0"),
         ({"patience": "5"}, r"PostgresStore\(patience=...\) takes a number of seconds"),
         ({"lease": 5, "heartbeat": 5}, "a heartbeat every 5 s can't keep up a lease of 5 s"),
+        ({"max_update": 0}, r"PostgresStore\(max_update=...\) takes a number of bytes, not 0"),
+        ({"max_update": -1}, r"PostgresStore\(max_update=...\) takes a number of bytes, not -1"),
+        (
+            {"max_update": True},
+            r"PostgresStore\(max_update=...\) takes a number of bytes, not True",
+        ),
+        ({"max_update": 1.5}, r"PostgresStore\(max_update=...\) takes a number of bytes, not 1.5"),
+        ({"max_update": "x"}, r"PostgresStore\(max_update=...\) takes a number of bytes, not 'x'"),
+        (
+            {"max_update": None},
+            r"PostgresStore\(max_update=...\) takes a number of bytes, not None",
+        ),
+        ({"codec": 3}, r"PostgresStore\(codec=...\) takes a Codec, not 3"),
+        ({"codec": Codec}, r"PostgresStore\(codec=...\) takes a Codec, not <class 'shoal"),
         ({"schema": ""}, r"PostgresStore\(schema=...\) takes the name of a schema, not ''"),
         ({"schema": "pg_temp"}, "takes the name of a schema, not 'pg_temp'"),
     ],

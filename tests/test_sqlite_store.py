@@ -96,6 +96,14 @@ outs = fan_out(same, over="items", key=str, into="outs")
         ({"patience": "5"}, r"SQLiteStore\(patience=...\) takes a number of seconds"),
         ({"window": -1}, r"SQLiteStore\(window=...\) takes a number of seconds"),
         ({"lease": 5, "heartbeat": 5}, "a heartbeat every 5 s can't keep up a lease of 5 s"),
+        ({"max_update": 0}, r"SQLiteStore\(max_update=...\) takes a number of bytes, not 0"),
+        ({"max_update": -1}, r"SQLiteStore\(max_update=...\) takes a number of bytes, not -1"),
+        ({"max_update": True}, r"SQLiteStore\(max_update=...\) takes a number of bytes, not True"),
+        ({"max_update": 1.5}, r"SQLiteStore\(max_update=...\) takes a number of bytes, not 1.5"),
+        ({"max_update": "x"}, r"SQLiteStore\(max_update=...\) takes a number of bytes, not 'x'"),
+        ({"max_update": None}, r"SQLiteStore\(max_update=...\) takes a number of bytes, not None"),
+        ({"codec": 3}, r"SQLiteStore\(codec=...\) takes a Codec, not 3"),
+        ({"codec": Codec}, r"SQLiteStore\(codec=...\) takes a Codec, not <class 'shoal"),
     ],
 )
 def test_what_is_no_option_is_refused(path: Path, more: Any, message: str):

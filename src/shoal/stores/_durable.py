@@ -24,7 +24,7 @@ from weakref import WeakSet
 from anyio import CancelScope, from_thread, sleep, to_thread
 
 from shoal._codec import Codec
-from shoal._errors import DefinitionError, RunClaimed
+from shoal._errors import DefinitionError, RunClaimed, brief
 from shoal._history import Entry
 from shoal._ids import RunPath
 from shoal._retry import is_positive
@@ -101,6 +101,12 @@ class DurableStore(ABC):
             raise DefinitionError(msg)
         if durability not in ("sync", "relaxed", "end"):
             msg = f"durability= is 'sync', 'relaxed' or 'end', not {durability!r}"
+            raise DefinitionError(msg)
+        if codec is not None and not isinstance(codec, Codec):
+            msg = f"{kind}(codec=...) takes a Codec, not {brief(codec)}"
+            raise DefinitionError(msg)
+        if type(max_update) is not int or max_update < 1:
+            msg = f"{kind}(max_update=...) takes a number of bytes, not {brief(max_update)}"
             raise DefinitionError(msg)
         codec = Codec() if codec is None else codec
         self._config = Config(
