@@ -33,9 +33,11 @@ from shoal import (
     LeaseLost,
     NotEncodable,
     RunClaimed,
+    RunConflict,
     RunPath,
     Runtime,
     StateUpdated,
+    UnknownRun,
     Update,
     UpdateTooLarge,
     action,
@@ -133,6 +135,26 @@ async def test_an_answer_that_is_too_large_is_refused_as_one(kept: Kept):
         await app.run(id="x", answers={"name": "y" * 400})
     answered = await app.run(id="x", answers={"name": "y"})
     assert answered.state["out"] == "y"
+
+
+# -- what is not there --
+
+
+@anyio_test
+async def test_of_a_run_that_is_not_there_nothing_is_left(kept: Kept):
+    store = kept.store()
+    app = Application(outs, store=store)
+    async with store:
+        for call in (app.fork, app.retry_failed):
+            with pytest.raises(UnknownRun):
+                await call("nowhere")
+        assert kept.rows("SELECT run_id FROM claims") == []
+        for _ in range(2):  # what was saved stays, and so does the count of its claims
+            await app.run({"items": [1]}, id="x")
+            with pytest.raises(RunConflict):
+                await app.run({"items": [2]}, id="x")
+    assert kept.rows("SELECT run_id, epoch, execution FROM claims") == [("x", 4, None)]
+    assert [run.run_id for run in await store.runs()] == ["x"]
 
 
 # -- runs of any id --
