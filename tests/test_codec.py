@@ -156,6 +156,11 @@ class Box(BaseModel, Generic[T]):
     item: T
 
 
+@dataclass
+class Crate(Generic[T]):
+    item: T
+
+
 class Custom(Exception):
     def __init__(self, url: str, *, status: int) -> None:
         super().__init__(f"{url}: {status}")
@@ -367,6 +372,14 @@ def test_what_a_property_has_cached_is_not_saved(codec: Codec):
         assert "norm" not in text
         assert "twice" not in text
         assert codec.decode(text) == value
+
+
+def test_what_a_generic_dataclass_was_made_for_is_not_saved(codec: Codec):
+    crate = Crate[int](1)
+    assert "__orig_class__" in vars(crate)
+    text = codec.encode([crate])
+    assert text == codec.encode([Crate(1)])
+    assert codec.decode(text) == [crate]
 
 
 # -- any value there is ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -25,17 +27,23 @@ from shoal import (
     Application,
     Batch,
     ChildEnded,
+    Context,
     Done,
     Graph,
     LeaseLost,
+    NotEncodable,
     RunClaimed,
+    RunConflict,
     RunPath,
     Runtime,
     StateUpdated,
+    UnknownRun,
     Update,
+    UpdateTooLarge,
     action,
     fan_out,
 )
+from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal.stores import _holders
 from shoal.stores._durable import DurableStore
 from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
@@ -68,14 +76,96 @@ async def same(item: Any) -> Any:
 outs = fan_out(same, over="items", key=str, into="outs")
 
 
+# -- what is nested, and what is large --
+
+
+def nested(depth: int) -> Any:
+    return reduce(lambda inner, _: [inner], range(depth), 1)
+
+
+def all_operations(value: object) -> tuple[Operation, ...]:
+    return (
+        Set("set", value),
+        Extend("extend", (1, value)),
+        Put("put", "key", value, 1.5),
+        PutWithin("within", "key", 2, value, math.inf, 0.0),
+        Increment("increment", 3),
+        Drop("drop"),
+    )
+
+
+@anyio_test
+async def test_a_value_is_nested_no_deeper_because_of_what_is_around_it(kept: Kept):
+    whole = Update(1, "step", all_operations(nested(100)), (nested(100), 2), 7)
+    each = [
+        Update(number, "step", (operation,))
+        for number, operation in enumerate(all_operations(nested(98)), 2)
+    ]
+    store = kept.store()
+    async with claimed(store):
+        await save(store, updates=(whole, *each))
+        for too_deep, place in zip(all_operations(nested(101)), PLACES, strict=False):
+            with pytest.raises(NotEncodable, match="nested more than 100 deep") as refused:
+                await save(store, updates=(Update(8, "step", (too_deep,)),))
+            assert refused.value.path.startswith(place)
+        with pytest.raises(NotEncodable) as refused:
+            await save(store, updates=(whole._replace(number=8, discovered=(nested(101),)),))
+        assert refused.value.path.startswith("what grow returned[0][0]")
+    assert await kept.store().read(ROOT) == [whole, *each]
+
+
+PLACES = (
+    "state['set'][0]",
+    "state['extend'][1][0]",
+    "state['put']['key'][0]",
+    "state['within']['key'][2][0]",
+)
+
+
+@action(writes=["out"])
+async def asking(context: Context) -> Any:
+    return await context.ask("name", "?")
+
+
+@anyio_test
+async def test_an_answer_that_is_too_large_is_refused_as_one(kept: Kept):
+    assert (await Application(asking, store=kept.store()).run(id="x")).status == "halted"
+    app = Application(asking, store=kept.store(max_update=300))
+    with pytest.raises(UpdateTooLarge, match=r"^an answer to what run x asks is an update of"):
+        await app.run(id="x", answers={"name": "y" * 400})
+    answered = await app.run(id="x", answers={"name": "y"})
+    assert answered.state["out"] == "y"
+
+
+# -- what is not there --
+
+
+@anyio_test
+async def test_of_a_run_that_is_not_there_nothing_is_left(kept: Kept):
+    store = kept.store()
+    app = Application(outs, store=store)
+    async with store:
+        for call in (app.fork, app.retry_failed):
+            with pytest.raises(UnknownRun):
+                await call("nowhere")
+        assert kept.rows("SELECT run_id FROM claims") == []
+        for _ in range(2):  # what was saved stays, and so does the count of its claims
+            await app.run({"items": [1]}, id="x")
+            with pytest.raises(RunConflict):
+                await app.run({"items": [2]}, id="x")
+    assert kept.rows("SELECT run_id, epoch, execution FROM claims") == [("x", 4, None)]
+    assert [run.run_id for run in await store.runs()] == ["x"]
+
+
 # -- runs of any id --
 
 
 @anyio_test
 @pytest.mark.parametrize("run_id", ["", "#1", "a\0b", "caf\udce9", "é" * 700], ids=ascii)
 async def test_a_run_of_any_id_can_be_forked(kept: Kept, run_id: str):
-    app = Application(outs, store=kept.store())
-    async with app.store as store:
+    store = kept.store()
+    app = Application(outs, store=store)
+    async with store:
         await app.run({"items": [1, 2]}, id=run_id)
         for _ in range(2):  # the second one is read
             forked = await app.fork(run_id, id="fork")

@@ -781,7 +781,7 @@ async def test_answers_need_an_id_and_a_store_and_are_a_mapping():
     app, _ = application(each)
     with pytest.raises(BadUse, match=r"run\(answers=...\) takes id= as well"):
         await app.run({"items": ["A"]}, answers={"ok": 1})
-    with pytest.raises(BadUse, match=r"run\(answers=...\)\(\) needs a store"):
+    with pytest.raises(BadUse, match=r"run\(answers=...\) needs a store"):
         await Application(each).run({"items": ["A"]}, id="x", answers={"ok": 1})
     with pytest.raises(
         TypeError, match=r"run\(answers=...\) takes a mapping, {\(run_id, name\): va"

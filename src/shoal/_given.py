@@ -90,7 +90,7 @@ class Given:
             if id is None:
                 msg = f"{where}(answers=...) takes id= as well: whose questions are answered?"
                 raise BadUse(msg)
-            self._require_store(id, runtime, f"{where}(answers=...)")
+            self._require_store(id, runtime, where, "answers=...")
         who = f"application {self.name!r}: {where}"
         halts = Halts(
             self.graph.names(halt_before, f"{who}(halt_before=...)"),
@@ -113,11 +113,11 @@ class Given:
             return self.store
         return NullStore() if runtime is None else runtime.store
 
-    def _require_store(self, id: object, runtime: object, where: str) -> None:
-        """Refuse what only a store makes possible."""
+    def _require_store(self, id: object, runtime: object, where: str, given: str = "") -> None:
+        """Refuse what only a store makes possible: a method, or what it was ``given``."""
         if isinstance(self._check_place(id, runtime, where), NullStore):
             msg = (
-                f"application {self.name!r}: {where}() needs a store that has the run: "
+                f"application {self.name!r}: {where}({given}) needs a store that has the run: "
                 f"Application(..., store=...) or Runtime(store=...)"
             )
             raise BadUse(msg)

@@ -31,6 +31,8 @@ BEFORE = 0
 """The version of what was saved before its type was registered."""
 
 _TYPE = "@type"
+_ALIAS = "__orig_class__"
+"""What ``Box[int](1)`` has beside its fields, and ``Box(1)`` hasn't: for those who check types."""
 _BUILTIN: tuple[type[Any], ...] = (
     str,
     int,
@@ -191,7 +193,7 @@ def _pack_model(names: list[str], kind: str, packing: Packing, value: Any) -> ob
 def _refuse_more(value: object, names: Collection[str]) -> None:
     """Refuse an object that has more than its fields; what a property caches is no data."""
     for name in getattr(value, "__dict__", ()):
-        if name in names:
+        if name in names or name == _ALIAS:
             continue
         if not isinstance(getattr_static(type(value), name, None), cached_property):
             raise Refused(

@@ -241,9 +241,12 @@ class Packer:
         if completed is not None:
             rows.append(History(last, "completed", completed, str(batch.before)))
         for one in batch.questions:
-            asked = isinstance(one, QuestionAsked)
-            rows.append(self._asked(last, one) if asked else self._answered(last, one))
-            self._check(rows[-1].data, batch.path, rows[-1].step)
+            if isinstance(one, QuestionAsked):
+                rows.append(self._asked(last, one))
+                self._check(rows[-1].data, batch.path, one.step)
+            else:
+                rows.append(self._answered(last, one))
+                self._sizes.check(rows[-1].data, f"an answer to what run {batch.path.id} asks")
         return rows
 
     def _asked(self, number: int, asked: QuestionAsked) -> History:
@@ -360,11 +363,31 @@ class Packer:
         try:
             return self._encode(data, "update")
         except NotEncodable:
-            for operation in update.operations:  # once more, to say where it is
-                for path, value in _values(operation):
-                    self._encode(value, path)
-            self._encode(data.get("found"), "what grow returned")
-            raise
+            return self._in_parts(update)
+
+    def _in_parts(self, update: Update) -> str:
+        """Encode an update value by value: so each is called what users know it by.
+
+        And none is nested too deeply because of what is around it here.
+        """
+        operations = ",".join(map(self._operation_in_parts, update.operations))
+        step = self._encode(update.step, "step")
+        text = f'{{"number":{update.number},"do":[{operations}],"step":{step}'
+        if update.discovered:
+            found = self._list(update.discovered, "what grow returned")
+            text += f',"found":{found},"at":{update.discovered_at}'
+        return f"{text}}}"
+
+    def _operation_in_parts(self, operation: Operation) -> str:
+        texts = [self._encode(_NAMES[type(operation)], "operation")]
+        for path, part in _parts(operation):
+            is_list = isinstance(operation, Extend) and part is operation.values
+            texts.append(self._list(part, path) if is_list else self._encode(part, path))
+        return f"[{','.join(texts)}]"
+
+    def _list(self, values: Iterable[object], path: str) -> str:
+        texts = [self._encode(value, f"{path}[{at}]") for at, value in enumerate(values)]
+        return f"[{','.join(texts)}]"
 
     def _check(self, text: str, path: RunPath, step: str) -> None:
         if len(text) > self._small:
@@ -439,24 +462,18 @@ def _operation(operation: Operation) -> list[object]:
     return [kind, *operation]
 
 
-def _values(operation: Operation) -> Iterator[tuple[str, object]]:
-    """Go through what an operation holds of a user's, and where that will be."""
-    path = f"state[{operation.field!r}]"
+def _parts(operation: Operation) -> Iterator[tuple[str, Any]]:
+    """Go through what an operation holds, and where that will be."""
+    path = place = f"state[{operation.field!r}]"
     match operation:
-        case Set(_, value):
-            yield path, value
-        case Extend(_, values):
-            yield path, list(values)
-        case Put(_, key, value):
-            yield f"a key of {path}", key
-            yield f"{path}[{brief(key)}]", value
-        case PutWithin(_, key, inner_key, value):
-            yield f"a key of {path}", [key, inner_key]
-            yield f"{path}[{brief(key)}][{brief(inner_key)}]", value
-        case Increment(_, by):
-            yield path, by
-        case Drop():
-            return
+        case Put(_, key):
+            place = f"{path}[{brief(key)}]"
+        case PutWithin(_, key, inner_key):
+            place = f"{path}[{brief(key)}][{brief(inner_key)}]"
+        case _:
+            pass
+    for name, part in zip(operation._fields, operation, strict=True):
+        yield f"a key of {path}" if name in ("key", "inner_key") else place, part
 
 
 # -- and back --------------------------------------------------------------------------------------

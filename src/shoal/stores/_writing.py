@@ -56,6 +56,8 @@ _BEGUN = (
     f"INSERT INTO roots (run, {', '.join(_ROOT)}) VALUES ({', '.join('?' * (1 + len(_ROOT)))}) "
     f"ON CONFLICT (run) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _ROOT)}"
 )
+_OURS = "run_id = ? AND epoch = ? AND execution = ?"
+_IS_KEPT = "EXISTS (SELECT 1 FROM runs WHERE parent = 0 AND place = 0 AND key = ?)"
 _BELOW = (
     "WITH RECURSIVE below(id) AS (SELECT id FROM runs WHERE parent = ? UNION ALL "
     "SELECT runs.id FROM runs JOIN below ON runs.parent = below.id) "
@@ -267,10 +269,11 @@ class Database(ABC):
         return held.epoch, held.execution is not None
 
     def release(self, claim: Claim) -> None:
-        self._sql.execute(
-            "UPDATE claims SET execution = NULL WHERE run_id = ? AND epoch = ? AND execution = ?",
-            (self._dialect.index_of(claim.run_id), claim.epoch, claim.execution),
-        )
+        key = self._dialect.index_of(claim.run_id)
+        ours = (key, claim.epoch, claim.execution)
+        if not claim.rows.ids:  # maybe nothing was ever saved of it, and nobody would prune that
+            self._sql.execute(f"DELETE FROM claims WHERE {_OURS} AND NOT {_IS_KEPT}", (*ours, key))
+        self._sql.execute(f"UPDATE claims SET execution = NULL WHERE {_OURS}", ours)
         if self._claims.get(claim.run_id) is claim:
             del self._claims[claim.run_id]
 
