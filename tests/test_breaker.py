@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shoal import (
     AIMD,
     Application,
+    BadResult,
     BadUse,
     Breaker,
     Cancelled,
@@ -454,6 +455,25 @@ async def test_who_is_cancelled_stays_so_whatever_is_raised(caplog: pytest.LogCa
     assert "Buggy" in caplog.text
 
 
+async def test_an_answer_that_must_be_awaited_is_none():
+    async def later() -> bool:
+        return True
+
+    def tell(_: object) -> Any:
+        return later()
+
+    broken.add("a")
+    act = pages(Breaker(on=tell), name="f")
+    result = await Application(act).run(tasks("a1 b1"))
+    assert result.state["pages"] == {"b1": "b1"}
+    (failed,) = result.outcomes("f")
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, BadResult)
+    assert isinstance(failed.error.__context__, Down)
+    with pytest.raises(BadResult, match=r"Breaker\(by=...\) is a plain function"):
+        await Application(pages(Breaker(by=tell))).run(tasks("a1"))
+
+
 # -- by itself -------------------------------------------------------------------------------------
 
 
@@ -492,7 +512,9 @@ def test_it_does_what_a_table_says(events: list[tuple[str, str]], failures: int)
 
 
 def test_what_is_no_breaker_is_refused():
-    for wrong in ({"failures": 0}, {"failures": 1.5}, {"cool_down": 0}, {"cool_down": "long"}):
+    numbers = ({"failures": 0}, {"failures": 1.5}, {"cool_down": 0}, {"cool_down": "long"})
+    kinds = ({"on": 3}, {"on": ()}, {"on": (OSError, "x")}, {"on": int}, {"on": anyio.sleep})
+    for wrong in (*numbers, *kinds):
         with pytest.raises(DefinitionError, match="Breaker"):
             Breaker(**cast("Any", wrong))
 
@@ -508,8 +530,6 @@ def test_what_is_no_breaker_is_refused():
 async def test_a_key_that_is_not_hashable_fails_the_step():
     def unhashable(state: State) -> Any:
         return []
-
-    from shoal import BadResult
 
     with pytest.raises(BadResult, match="not hashable"):
         await Application(pages(Breaker(by=unhashable))).run(tasks("a1"))

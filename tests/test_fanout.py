@@ -401,6 +401,23 @@ async def test_a_take_that_raises_is_a_failure_of_that_child():
 
 
 @pytest.mark.realtime
+async def test_a_take_that_returns_what_must_be_awaited_is_a_failure_of_that_child():
+    async def later() -> int:
+        return 1
+
+    def take(state: State) -> object:
+        return later() if state["double"] == 4 else state["double"]
+
+    app = Application(
+        fan_out(double, over="n", into="out", take=take, on_error="collect", errors_into="err")
+    )
+    result = await app.run({"n": [1, 2, 3]})
+    assert result.state["out"] == [2, 6]
+    assert result.state["err"][1].type == "shoal.BadResult"
+    assert "take= of fan-out 'out' is a plain function" in result.state["err"][1].message
+
+
+@pytest.mark.realtime
 @pytest.mark.parametrize("key", [None, str])
 async def test_errors_into_collects_failures_as_data(key: Callable[[object], object] | None):
     app = Application(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from itertools import pairwise
 from random import Random
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from shoal import (
     Application,
     AttemptEnded,
+    BadResult,
     ChildEnded,
     Context,
     DefinitionError,
@@ -164,6 +166,19 @@ def test_jitter_is_a_share_of_the_delay_and_spreads_evenly():
 def test_what_makes_no_sense_is_refused(why: str, options: dict[str, Any]):
     with pytest.raises(DefinitionError, match=f"^Retry.*{why}"):
         Retry(**dict[str, Any]({"on": OSError, **options}))
+
+
+class Answering:
+    """What is called like a coroutine function."""
+
+    async def __call__(self, error: Exception) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("on", [partial(anyio.sleep, 1), Answering()])
+def test_what_is_a_coroutine_function_in_disguise_is_refused(on: Any):
+    with pytest.raises(DefinitionError, match=r"^Retry\(on=...\) takes a plain function"):
+        Retry(on=on)
 
 
 @pytest.mark.parametrize("options", [{"share": -1}, {"floor": math.nan}, {"window": 0}])
@@ -392,6 +407,25 @@ async def test_a_function_that_cannot_tell_says_so_itself():
     with pytest.raises(LookupError, match="don't know") as caught:
         await Application(flaky_action(flaky, Retry(on=on))).run({"n": 1})
     assert isinstance(caught.value.__context__, ConnectionError)
+
+
+@pytest.mark.parametrize("of", ["action", "each"])
+async def test_a_function_whose_answer_must_be_awaited_has_given_none(of: str):
+    def on(error: Exception) -> object:
+        return Answering()(error)
+
+    flaky = Flaky(ConnectionError(), ConnectionError())
+    retry = Retry(on=on)
+    act = flaky_action(flaky, retry if of == "action" else None)
+    each = Each(retry=retry) if of == "each" else None
+    app = Application(fan_out(act, over="ns", item="n", name="f", each=each, on_error="collect"))
+    result = await app.run({"ns": [1]})
+    (failed,) = result.outcomes("f")
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, BadResult)
+    assert "to be awaited" in str(failed.error)
+    assert isinstance(failed.error.__context__, ConnectionError)
+    assert len(flaky.calls) == 1
 
 
 @pytest.mark.parametrize("ends", ["limit", "app"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from typing import Any
@@ -302,6 +303,17 @@ async def test_what_is_no_runtime_is_named():
             Runtime(inputs=given)  # pyright: ignore[reportArgumentType]
     with pytest.raises(DefinitionError, match=r"Runtime\(limits=...\) takes Limits\(n\), not 3"):
         Runtime(limits=3)  # pyright: ignore[reportArgumentType]
+
+
+def test_threads_and_a_deadline_that_make_no_sense_are_refused():
+    threads: Any
+    for threads in (0, -1, 0.5, "4", None, True):
+        with pytest.raises(DefinitionError, match=r"Runtime\(threads=...\) takes a whole number"):
+            Runtime(threads=threads)
+    seconds: Any
+    for seconds in (0, -1, "3", None, math.inf, math.nan):
+        with pytest.raises(DefinitionError, match=r"\(commit_deadline=...\) takes .* seconds"):
+            Runtime(commit_deadline=seconds)
 
 
 async def test_leaving_it_waits_for_the_runs_in_it():

@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 from ._errors import BadResult, DefinitionError, brief
 from ._functions import require_plain
 from ._secret import refuse_key
-from ._state import State, make_state
+from ._state import State, make_state, refuse_awaitable
 
 On = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 """Which exceptions count: a class, several, or a plain function that tells."""
@@ -67,15 +67,30 @@ class Breaker:
         if not isinstance(self.cool_down, int | float) or not 0 < self.cool_down < math.inf:
             msg = f"Breaker(cool_down=...) takes seconds, above 0, not {self.cool_down!r}"
             raise DefinitionError(msg)
+        on: object = self.on
+        if not isinstance(on, type | tuple):
+            require_plain(on, "Breaker(on=...)")
+            return
+        kinds = cast("tuple[object, ...]", on if isinstance(on, tuple) else (on,))
+        if not kinds or not all(
+            isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds
+        ):
+            msg = f"Breaker(on=...) takes exception classes, or a function of an error, not {on!r}"
+            raise DefinitionError(msg)
 
     def counts(self, error: BaseException) -> bool:
         """Tell whether ``error`` is a failure of the other side.
 
         Raises:
             Exception: Whatever ``on``, if it is a function, raises.
+            BadResult: It returned something to be awaited.
         """
         on = self.on
-        return isinstance(error, on) if isinstance(on, type | tuple) else on(error)
+        if isinstance(on, type | tuple):
+            return isinstance(error, on)
+        answer: object = on(error)
+        refuse_awaitable(answer, "Breaker(on=...)")
+        return bool(answer)
 
     def __repr__(self) -> str:
         by = "" if self.by is None else f"by={getattr(self.by, '__qualname__', self.by)}, "
@@ -172,5 +187,6 @@ def _key(by: Callable[[State], Hashable], state: State) -> Hashable:
     except TypeError:
         msg = f"Breaker(by=...) returned {brief(key)}, which is not hashable; return a str, say"
         raise BadResult(msg) from None
+    refuse_awaitable(key, "Breaker(by=...)")
     refuse_key(key, state._data, "Breaker(by=...)")
     return key

@@ -50,6 +50,7 @@ from ._state import (
     change_between,
     make_state,
     put_within,
+    refuse_awaitable,
 )
 from ._store import Store
 from ._until import ALL, Race, Until
@@ -242,7 +243,13 @@ def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
     if isinstance(take, str):
         return lambda child: field_of(child, take)
     if callable(take):
-        return lambda child: take(child.final_state)
+
+        def taken(child: Run) -> object:
+            value: object = take(child.final_state)
+            refuse_awaitable(value, f"take= of fan-out {who!r}")
+            return value
+
+        return taken
     fields = tuple(take)
     return lambda child: {field: field_of(child, field) for field in fields}
 

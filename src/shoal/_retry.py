@@ -1,6 +1,6 @@
 """Trying again: what is tried again, how often, and how long is waited in between.
 
-Values and pure arithmetic; time and chance come from outside. Imports errors only.
+Values and pure arithmetic; time and chance come from outside. Imports states and errors.
 
 Invariants:
 - A delay is never longer than the cap.
@@ -10,13 +10,14 @@ Invariants:
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NoReturn, cast, final
 
 from ._errors import DefinitionError
+from ._functions import require_plain
+from ._state import refuse_awaitable
 
 On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], object]
 """What is tried again: classes of exceptions, or a function that says so of one."""
@@ -104,21 +105,26 @@ class Retry:
                 _refuse("(on=()) would never try anything again; leave the retry out")
         elif not callable(given):
             _refuse(f"(on=...) takes exception classes, or a function of an error, not {given!r}")
-        elif inspect.iscoroutinefunction(given):
-            _refuse(f"(on=...) takes a plain function; {given.__name__!r} is a coroutine function")
+        else:
+            require_plain(given, "Retry(on=...)")
 
     def is_for(self, error: Exception) -> bool:
         """Tell whether ``error`` is tried again, as long as there are attempts left.
 
         Raises:
             Exception: Whatever ``on``, if it is a function, raises.
+            BadResult: It returned something to be awaited.
         """
         on = self.on
         if isinstance(on, type | tuple) and isinstance(error, on):
             return True
         if isinstance(error, ExceptionGroup):
             return all(map(self.is_for, cast("ExceptionGroup[Exception]", error).exceptions))
-        return not isinstance(on, type | tuple) and bool(on(error))
+        if isinstance(on, type | tuple):
+            return False
+        answer = on(error)
+        refuse_awaitable(answer, "Retry(on=...)")
+        return bool(answer)
 
     def delay(self, failures: int, chance: float) -> float:
         """Return the seconds to wait after so many failures.

@@ -158,8 +158,9 @@ class Runtime:
 
         Raises:
             DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
-                ``grace`` no number of seconds, or ``max_crashes`` no count of at least 1; or
-                ``apps`` has something else than applications, or two of one name and version.
+                ``grace`` or ``commit_deadline`` no number of seconds, ``threads`` or
+                ``max_crashes`` no count of at least 1; or ``apps`` has something else than
+                applications, or two of one name and version.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
             msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
@@ -169,12 +170,14 @@ class Runtime:
             raise DefinitionError(msg)
         if store is not None:
             check_store(store, "Runtime(store=...)")
-        if not is_positive(grace):
-            msg = f"Runtime(grace=...) takes a number of seconds above 0, not {grace!r}"
-            raise DefinitionError(msg)
-        if type(max_crashes) is not int or max_crashes < 1:
-            msg = f"Runtime(max_crashes=...) takes a whole number, at least 1, not {max_crashes!r}"
-            raise DefinitionError(msg)
+        for name, seconds in (("commit_deadline", commit_deadline), ("grace", grace)):
+            if not is_positive(seconds):
+                msg = f"Runtime({name}=...) takes a number of seconds above 0, not {seconds!r}"
+                raise DefinitionError(msg)
+        for name, count in (("threads", threads), ("max_crashes", max_crashes)):
+            if type(count) is not int or count < 1:
+                msg = f"Runtime({name}=...) takes a whole number, at least 1, not {count!r}"
+                raise DefinitionError(msg)
         self._max_crashes = max_crashes
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
