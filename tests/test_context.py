@@ -1423,6 +1423,7 @@ async def test_the_ledger_counts_by_kind():
     ledger = result.outcomes("act/f")
     assert (ledger.done, ledger.failed, ledger.cancelled, ledger.skipped) == (2, 1, 3, 0)
     assert ledger.total == 6
+    assert (len(ledger), list(ledger)) == (0, []), "also of what it has not consumed"
     with pytest.raises(KeyError, match="act/f"):
         result.outcomes("act/g")
 

@@ -29,6 +29,7 @@ from pydantic import (
 from typing_extensions import TypeAliasType, TypedDict
 
 from shoal import (
+    Application,
     DefinitionError,
     Drop,
     ErrorInfo,
@@ -42,6 +43,7 @@ from shoal import (
     StateError,
     StateList,
     StateMap,
+    action,
     replay,
 )
 from shoal._schema import Schema
@@ -189,6 +191,18 @@ def test_class_variables_and_computed_fields_are_no_state():
 
     schema = Schema(Box)
     assert schema.fields == {"width"}
+    said = "field 'area', which Box sets by itself, since it is declared with init=False"
+    with pytest.raises(StateError, match=said):
+        schema.initial({"width": 3, "area": 9})
+    with pytest.raises(InvalidState, match=said):
+        changed(schema, {"width": 3}, lambda s: s.update(area=4))
+
+    @action(reads=["width"], writes=["area"])
+    def act(width: int) -> int:
+        return width
+
+    with pytest.raises(DefinitionError, match=f"it writes {said}"):
+        Application(act, state=Box)
     assert schema.initial(Box(3)) == {"width": 3}
     assert schema.build({"width": 3}).area == 9
 
@@ -616,6 +630,24 @@ def test_items_of_a_field(annotation: object):
     assert schema.item("x", "3", "child 'a'") == 3
     with pytest.raises(InvalidState, match=r"child 'a' gives an item of field 'x' 'b' \(str\)"):
         schema.item("x", "b", "child 'a'")
+
+
+def test_items_of_a_list_or_a_mapping_are_those_of_what_it_is():
+    schema = Schema(made_of(list[str] | dict[str, int]))
+    assert schema.item("x", "b", "it") == "b"
+    assert schema.entry("x", "b", 2, "it") == 2
+    with pytest.raises(InvalidState, match="an item of field 'x' 1"):
+        schema.item("x", 1, "it")
+    with pytest.raises(InvalidState, match="an item of field 'x' 'b'"):
+        schema.entry("x", "b", "b", "it")
+    acts: list[tuple[object, Callable[[State], State]]] = [
+        (StateList(["a"]), lambda s: s.append(x=1)),
+        (PositionedList(StateMap[int, str]()), lambda s: s.put("x", 4, 5, 4.0)),
+        (StateMap({"a": 1}), lambda s: s.put("x", "b", "b")),
+    ]
+    for held, act in acts:
+        with pytest.raises(InvalidState, match="an item of field 'x'"):
+            changed(schema, {"x": held}, act)
 
 
 @pytest.mark.parametrize("annotation", [Any, object, list, dict, list[Any], TypeVar("U"), Tags])

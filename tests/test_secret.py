@@ -8,16 +8,16 @@ import logging
 import pickle
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from pprint import pformat
 from typing import Any, cast
 from urllib.parse import quote
 
 import anyio
 import pytest
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, ConfigDict, PrivateAttr, SecretStr
 
 from shoal import (
     Application,
@@ -534,6 +534,109 @@ async def test_what_holds_the_text_of_a_secret_is_refused_where_it_was_made(leak
         raise leaf
     texts = [str(leaf), *told_of(hook.events), *kept_in(store, Path()), *tracing.seen]
     assert not [text for text in texts if traces_in(text)]
+
+
+class Extra(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Private(BaseModel):
+    _kept: str = PrivateAttr("")
+
+
+@dataclass
+class Attributed:
+    known: int = 1
+    kept: str = field(init=False)
+
+
+class Plain:
+    def __init__(self, kept: Any) -> None:
+        self.kept = kept
+
+
+class Slotted:
+    __slots__ = ("_kept", "unset")
+
+    def __init__(self, kept: Any) -> None:
+        self._kept = kept
+
+
+def with_private(text: str) -> Private:
+    model = Private()
+    model._kept = text
+    return model
+
+
+def with_attribute(text: str) -> Attributed:
+    made = Attributed()
+    made.kept = text
+    return made
+
+
+CODEC = Codec()
+CODEC.register(Plain, tag="plain", encode=lambda one: one.kept, decode=lambda data, _: Plain(data))
+CODEC.register(
+    Slotted, tag="slotted", encode=lambda one: one._kept, decode=lambda data, _: Slotted(data)
+)
+HOLDING: dict[str, Callable[[str], Any]] = {
+    "a path": lambda text: Path("/keys") / text,
+    "a path of Windows": PureWindowsPath,
+    "extra fields": lambda text: Extra.model_validate({"more": {"deep": text}}),
+    "the name of an extra field": lambda text: Extra.model_validate({text: 1}),
+    "private attributes": with_private,
+    "a field that is set later": with_attribute,
+    "a registered object": Plain,
+    "one with slots": Slotted,
+    "one in a list": lambda text: [Slotted({"deep": (text,)})],
+    "the file of an error": lambda text: OSError(2, "none", text),
+}
+
+
+@pytest.mark.parametrize("way", ["returns", "asks", "emits"])
+@pytest.mark.parametrize("holder", HOLDING)
+async def test_so_is_what_holds_it_as_what_it_is(holder: str, way: str, tmp_path: Path):
+    """Whatever the codec writes in clear is refused before, and in no file."""
+
+    @action(reads=["token"], writes=["out"])
+    async def act(token: str, context: Context) -> Any:
+        value = HOLDING[holder](token)
+        if way == "asks":
+            return await context.ask("really", value)
+        if way == "emits":
+            await context.emit(value)
+            return 1
+        return value
+
+    hook = RecordingHook()
+    async with SQLiteStore(tmp_path / "runs.db", codec=CODEC) as store:
+        with pytest.raises(SecretLeaked):
+            await Application(act, store=store, hooks=[hook]).run(secret(), id="x")
+    assert not [text for text in told_of(hook.events) if traces_in(text)]
+    kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert CANARY.encode() not in kept
+
+
+async def test_what_leads_to_everything_is_not_followed():
+    """An object's attributes are looked at, but not what is behind them: a row, and its session."""
+
+    @action(reads=["token"], writes=["out"])
+    async def act(token: str, context: Context) -> str:
+        await context.emit(Plain(Plain(token)))
+        await context.emit(type("Kind", (), {"token": token}))
+        return "fine"
+
+    assert (await Application(act).run(secret())).state["out"] == "fine"
+
+
+async def test_names_of_fields_and_what_a_client_has_are_no_secrets():
+    @action(reads=["token"], writes=["out"])
+    async def act(token: Any) -> list[str]:
+        return ["user", "password", "https://example.org"]
+
+    for held in (Account(user="me", password=SecretStr(CANARY)), Plain("https://example.org")):
+        result = await Application(act).run(secret(held))
+        assert len(result.state["out"]) == 3
 
 
 async def test_so_is_another_field_of_the_first_state():

@@ -142,10 +142,7 @@ class Act(ABC):
         """
         for verb, fields in (("reads", self.reads), ("writes", self.writes)):
             for field in sorted(set(fields) - schema.fields):
-                return (
-                    f"it {verb} field {field!r}, which {schema.name} does not declare"
-                    f"{did_you_mean(field, schema.fields) or '; declare it there'}"
-                )
+                return f"it {verb} field {field!r}, which {schema.why_undeclared(field)}"
         return ""
 
     def exposing(self, secret: frozenset[str]) -> str:

@@ -318,8 +318,7 @@ class Graph(Act):
             for field in sorted(edge.condition.reads - schema.fields):
                 msg = (
                     f"graph {self.name!r}: edge {edge}, {edge.condition!r} reads field {field!r}, "
-                    f"which {schema.name} does not declare"
-                    f"{did_you_mean(field, schema.fields) or '; declare it there'}"
+                    f"which {schema.why_undeclared(field)}"
                 )
                 raise DefinitionError(msg)
         who = f"the model {schema.name} of graph {self.name!r}, which has no default for it,"

@@ -260,7 +260,8 @@ class Ledger:
     """How the children of a fan-out ended: counts, and the outcomes that brought nothing.
 
     Iterate it for those outcomes, in input order: all that are not Done, and those Done that were
-    not ``used``, having come too late or been refused.
+    not ``used``, having come too late or been refused. Of an action's own fan-out there are counts
+    alone: its outcomes were handed to the action, or raised where it left the block.
     """
 
     done: int = 0

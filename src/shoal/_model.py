@@ -129,6 +129,8 @@ class Declaration(NamedTuple):
     instances: tuple[type, ...]
     """The classes of its instances; none if those are plain dicts."""
     make: Callable[[dict[str, object]], object]
+    derived: frozenset[str] = frozenset()
+    """Fields that an instance has and can't be made with."""
 
 
 def declaration(model: object) -> Declaration:
@@ -238,6 +240,7 @@ def _of_dataclass(model: type[Any]) -> Declaration:
         config=_settings(getattr(model, "__pydantic_config__", None)),
         instances=(model,),
         make=make,
+        derived=frozenset(field.name for field in dataclasses.fields(model)) - declared.keys(),
     )
 
 

@@ -37,7 +37,8 @@ class RunResult(Generic[S]):
         """Return how the children of the fan-out ``step`` ended: counts, and who is not Done.
 
         Those that are Done are in the state, where ``into`` or ``reduce`` has put them;
-        ``all_outcomes`` reads them from the store.
+        ``all_outcomes`` reads them from the store. Of an action's own fan-out there are counts
+        alone, for the action has dealt with the rest; ``all_outcomes`` has them too.
 
         Args:
             step: The fan-out's name; inside of a graph that is a node, ``"graph/fan-out"``; of an

@@ -22,7 +22,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
 
 from ._collections import PositionedList, to_plain
-from ._errors import DefinitionError, InvalidState, StateError, kind_of
+from ._errors import DefinitionError, InvalidState, StateError, did_you_mean, kind_of
 from ._model import OURS, Declared, any_of, collections_in, declaration, explained, shown
 from ._secret import Secret, reveal
 from ._state import Change, Drop, Extend, Operation, Put, Set, State, held, replay
@@ -53,7 +53,7 @@ class Schema(Generic[S]):
             pydantic is missing.
     """
 
-    __slots__ = ("_fields", "_instances", "_make", "fields", "model", "name", "required")
+    __slots__ = ("_fields", "_instances", "_make", "derived", "fields", "model", "name", "required")
 
     model: type[S]
     name: str
@@ -61,6 +61,8 @@ class Schema(Generic[S]):
     fields: frozenset[str]
     required: frozenset[str]
     """Fields without a default."""
+    derived: frozenset[str]
+    """What an instance has besides, and can't be made with: ``field(init=False)``."""
 
     def __init__(self, model: type[S]) -> None:
         declared = declaration(model)
@@ -73,6 +75,7 @@ class Schema(Generic[S]):
             for name, each in declared.fields.items()
         }
         self.fields = frozenset(self._fields)
+        self.derived = declared.derived
         self.required = frozenset(name for name, each in declared.fields.items() if each.required)
 
     def __repr__(self) -> str:
@@ -154,19 +157,20 @@ class Schema(Generic[S]):
         return Change(tuple(operations), values, change.dropped)
 
     def item(self, field: str, value: object, who: str) -> object:
-        """Return ``value`` as it fits into the list or mapping in ``field``, keys aside.
+        """Return ``value`` as it fits into the list in ``field``; into the mapping, if it is none.
 
         Raises:
             InvalidState: It doesn't fit, or the field takes no items.
         """
         declared = self._field(field, who)
-        if declared.item is None:
+        check = declared.listed_item or declared.mapped_item
+        if check is None:
             msg = (
                 f"{who} gives field {field!r} an item, and {declared.label} takes none: "
                 f"declare a list or a mapping"
             )
             raise InvalidState(msg)
-        return self._fit(declared.item, value, who, field, "an item of ")
+        return self._fit(check, value, who, field, "an item of ")
 
     def entry(self, field: str, key: object, value: object, who: str) -> object:
         """Return ``value`` as it fits into the mapping in ``field`` under ``key``.
@@ -174,8 +178,11 @@ class Schema(Generic[S]):
         Raises:
             InvalidState: It doesn't, or the key would have to be converted: it is an identity.
         """
-        self._hold_key(self._field(field, who).key, field, key, who)
-        return self.item(field, value, who)
+        declared = self._field(field, who)
+        self._hold_key(declared.key, field, key, who)
+        if declared.mapped_item is None:
+            return self.item(field, value, who)
+        return self._fit(declared.mapped_item, value, who, field, "an item of ")
 
     def inner_entry(
         self, field: str, key: object, inner_key: object, value: object, who: str
@@ -230,7 +237,7 @@ class Schema(Generic[S]):
         if nested:
             wanted += " of mappings"
             fits = fits and declared.inner_item is not None
-        if fits and declared.item is not None:
+        if fits and declared.has_items:
             return ""
         return f"it collects {wanted} into {field!r}, and {declared.label} is none"
 
@@ -244,16 +251,20 @@ class Schema(Generic[S]):
             case Set(_, value) if value is not data.get(name, _NOTHING):
                 result = self._fit(field.check, value, who, name)
                 return operation if result is value else Set(name, result)
-            case Extend(_, values) if field.item is not None and field.listed:
-                item = field.item
+            case Extend(_, values) if field.listed_item is not None:
+                item = field.listed_item
                 results = tuple(self._fit(item, each, who, name, "an item of ") for each in values)
                 if all(map(_is, values, results)):
                     return operation
                 return Extend(name, results)
-            case Put(_, key, value, position) if field.item is not None:
-                if field.key is not None and not _positioned(change.values.get(name)):
+            case Put(_, key, value, position) if field.has_items:
+                item = field.mapped_item or field.listed_item
+                if _positioned(change.values.get(name)):
+                    item = field.listed_item or field.mapped_item
+                elif field.key is not None:
                     key = self._fit(field.key, key, who, name, "a key of ")
-                result = self._fit(field.item, value, who, name, "an item of ")
+                assert item is not None, "it has one of them"
+                result = self._fit(item, value, who, name, "an item of ")
                 if key is operation.key and result is value:
                     return operation
                 return Put(name, key, result, position)
@@ -351,6 +362,9 @@ class Schema(Generic[S]):
             raise InvalidState(f"{who} writes {self._unknown([name])}") from None
 
     def _unknown(self, names: list[str]) -> str:
+        for name in names:
+            if name in self.derived:
+                return f"{_fields_named([name])}, which {self.why_undeclared(name)}"
         hints: list[str] = []
         for name in names:
             hints += get_close_matches(str(name), self._fields, n=1)
@@ -359,6 +373,16 @@ class Schema(Generic[S]):
             f"{_fields_named(names)}, which {self.name} does not declare{meant} "
             f"(it has: {', '.join(sorted(self._fields)) or 'none'})"
         )
+
+    def why_undeclared(self, field: str) -> str:
+        """Say why the model has no such field for a state, and what to do."""
+        if field in self.derived:
+            return (
+                f"{self.name} sets by itself, since it is declared with init=False: a state holds "
+                f"what an instance is made with, so leave that out, or the field"
+            )
+        meant = did_you_mean(field, self.fields) or "; declare it there"
+        return f"{self.name} does not declare{meant}"
 
     def _fit(self, check: _Check, value: object, who: str, name: str, part: str = "") -> object:
         try:
@@ -435,10 +459,10 @@ class _Field:
     """For messages: "Crawl.title: str"."""
     check: _Check
     """For all of the value."""
-    item: _Check | None
-    """For one item of a list, or one value of a mapping. None if the field is neither."""
-    listed: bool
-    """Whether it may be a list."""
+    listed_item: _Check | None
+    """For one item, if it may be a list."""
+    mapped_item: _Check | None
+    """For one value, if it may be a mapping."""
     key: _Check | None
     """For a key, if it may be a mapping."""
     inner_item: _Check | None
@@ -450,19 +474,31 @@ class _Field:
     default: Callable[[dict[str, object]], object] | None
     """Makes the default, given the fields before this one."""
 
+    @property
+    def has_items(self) -> bool:
+        """Whether it may be a list or a mapping."""
+        return self.listed_item is not None or self.mapped_item is not None
+
+    @property
+    def listed(self) -> bool:
+        """Whether it may be a list."""
+        return self.listed_item is not None
+
 
 def _field(place: str, declared: Declared, config: ConfigDict) -> _Field:
     annotation = declared.annotation
     label = f"{place}: {formatannotation(annotation)}"
     try:
         kinds = list(collections_in(annotation))
+        listed = [each.item for each in kinds if not each.mapping]
+        mapped = [each.item for each in kinds if each.mapping]
         keys = [each.key for each in kinds if each.mapping]
         inner = [one for each in kinds for one in collections_in(each.item) if one.mapping]
         return _Field(
             label=label,
             check=_checker(annotation, config),
-            item=_checker(any_of([each.item for each in kinds]), config) if kinds else None,
-            listed=not all(each.mapping for each in kinds),
+            listed_item=_checker(any_of(listed), config) if listed else None,
+            mapped_item=_checker(any_of(mapped), config) if mapped else None,
             key=_checker(any_of(keys), config) if keys else None,
             inner_item=_checker(any_of([one.item for one in inner]), config) if inner else None,
             inner_key=_checker(any_of([one.key for one in inner]), config) if inner else None,

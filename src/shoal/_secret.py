@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from types import GetSetDescriptorType, MemberDescriptorType
+from pathlib import PurePath
+from types import GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any, NoReturn, cast, final
 from urllib.parse import quote, quote_plus
 
@@ -116,7 +117,7 @@ class Secrets:
         self.names |= found.keys()
         texts = dict(self._texts)
         for name, secret in found.items():
-            for text in _texts_in(secret.value):
+            for text in _texts_in(secret.value, opens=False):  # a client's URL is no secret
                 if isinstance(text, str) and len(text) >= MASKED_FROM:
                     texts.update(dict.fromkeys(_written(text), name))
         self._texts = dict(sorted(texts.items(), key=lambda one: -len(one[0])))
@@ -234,43 +235,71 @@ def _written(text: str) -> Iterator[str]:
     yield quote_plus(text)
 
 
-def _texts_in(value: object) -> Iterator[str | Secret]:
-    """Go through the text in data, and the boxes: also in models, dataclasses and exceptions."""
-    seen: dict[int, object] = {}
-    left: list[object] = [value]
+def _texts_in(value: object, *, opens: bool = True) -> Iterator[str | Secret]:
+    """Go through the text in data, and the boxes: also in models, dataclasses and exceptions.
+
+    Args:
+        value: The data.
+        opens: Whether other objects are looked into, too: a store's codec may write them, nobody
+            here knows how. But not what those hold besides data: a row leads to its connection, and
+            that to everything.
+    """
+    seen: dict[tuple[int, bool], object] = {}
+    left: list[tuple[object, bool]] = [(value, opens)]
     while left:
-        one = left.pop()
+        one, may_open = left.pop()
         if isinstance(one, str | Secret):
             yield one
         elif isinstance(one, bytes | bytearray):
             yield bytes(one).decode("utf-8", "replace")
-        elif one is None or isinstance(one, int | float) or id(one) in seen:
+        elif one is None or isinstance(one, int | float) or (id(one), may_open) in seen:
             continue
         else:
-            seen[id(one)] = one
-            left += _parts_of(one)
+            seen[id(one), may_open] = one
+            parts = _parts_of(one)
+            if parts is None:
+                parts = _attributes_of(one) if may_open else ()
+                may_open = False
+            left += [(part, may_open) for part in parts]
 
 
-def _parts_of(value: object) -> Iterable[object]:
-    """Return what a value consists of, if it is data."""
+def _parts_of(value: object) -> Iterable[object] | None:
+    """Return what a value consists of, if it is data; None if it is another object."""
     if isinstance(value, Mapping):
         mapping = cast("Mapping[object, object]", value)
         return (*mapping.keys(), *mapping.values())
     if isinstance(value, Sequence | AbstractSet):
         return tuple(cast("Collection[object]", value))
+    if isinstance(value, PurePath):
+        return (str(value), value.as_posix())
     if isinstance(value, BaseException):
-        return (*value.args, *vars(value).values(), value.__cause__)
-    return _attributes_of(value)
-
-
-def _attributes_of(value: Any) -> Iterable[object]:
-    """Return what an object holds that is data: a dataclass, a pydantic model, a SecretStr."""
+        held = (part for _, part in _members(value))  # as an OSError has its file
+        return (*value.args, *vars(value).values(), value.__cause__, *held)
+    if isinstance(value, type | ModuleType):
+        return ()
+    opened: Callable[[], object] | None = getattr(value, "get_secret_value", None)
+    if opened is not None:
+        return (opened(),)
     if is_dataclass(value):
         return [getattr(value, field.name, None) for field in fields(value)]
-    opened: Callable[[], object] | None = getattr(value, "get_secret_value", None)
-    if opened is not None and not isinstance(value, type):
-        return (opened(),)
-    return vars(value).values() if hasattr(value, "__pydantic_fields__") else ()
+    if hasattr(value, "__pydantic_fields__"):
+        besides = getattr(value, "__pydantic_extra__", None)
+        private: dict[str, object] | None = getattr(value, "__pydantic_private__", None)
+        return (*vars(value).values(), besides, *(private or {}).values())
+    return None
+
+
+def _attributes_of(value: object) -> list[object]:
+    """Return what an object holds, by its ``__dict__`` and its slots."""
+    held = list[object]()
+    with suppress(Exception):  # it has none, or a proxy's is not to be had now
+        held += vars(value).values()
+    for kind in type(value).__mro__:
+        for member in vars(kind).values():
+            if isinstance(member, MemberDescriptorType):
+                with suppress(AttributeError):  # nothing was put there
+                    held.append(member.__get__(value))
+    return held
 
 
 def _members(error: BaseException) -> Iterator[tuple[Any, object]]:
