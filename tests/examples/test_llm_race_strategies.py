@@ -290,6 +290,16 @@ async def test_an_answer_ends_a_provider_s_wish_to_be_left_alone():
             assert lanes(report) == {"busy": "won", "other": "not started"}
 
 
+@pytest.mark.parametrize(("timeout", "times"), [(8.0, 8), (60.0, 10)])
+async def test_who_always_says_so_is_asked_for_as_long_as_there_is_time_but_not_for_ever(
+    timeout: float, times: int
+):
+    rival = Rival("busy", ttft=0, fails=[overloaded(1)] * 99)
+    report = await hold([rival], timeout=timeout)
+    assert report.answer is None
+    assert rival.asked_at == [pytest.approx(float(n)) for n in range(times)]
+
+
 async def test_nobody_waits_for_a_provider_beyond_the_race():
     report = await hold([Rival("busy", fails=[overloaded(100)])], timeout=50.0)
     assert report.lanes[0].status == "failed"
