@@ -211,7 +211,9 @@ class Scoreboard(Hook):
             self._began[event.run_id] = anyio.current_time()
             self.races[event.run_id] = {n: Lane(n, p) for n, p in self.providers.items()}
         elif event.step == "judging" and self.judge is not None:
-            self.races[event.run_id]["judge"] = Lane("judge", self.judge)
+            # Whoever raced may have done so in a process that is gone.
+            self._began.setdefault(event.run_id, anyio.current_time())
+            self.races.setdefault(event.run_id, {})["judge"] = Lane("judge", self.judge)
 
     def on_child_started(self, event: ChildStarted) -> None:
         lane = self._lane(event.child)
