@@ -21,7 +21,7 @@ from examples.llm_race.command import Options, parse
 from examples.llm_race.commands import COMMANDS
 from examples.llm_race.config import ConfigError, from_environment, load, providers_of
 from examples.llm_race.providers import Provider
-from shoal import HookFailed, RunClaimed, RunConflict
+from shoal import HookFailed, RunClaimed
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, local_models.NoModel, NoPlot, RunConflict, RunClaimed) as error:
+    except (ValueError, local_models.NoModel, NoPlot, RunClaimed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the race began, or a second time

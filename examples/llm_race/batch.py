@@ -16,6 +16,7 @@ from typing import Any, TextIO, cast
 from anyio import to_thread
 
 from examples.llm_race.exchange import Answer, Prompt
+from examples.llm_race.failures import out_of_time
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider
 from examples.llm_race.racing import new_client, scoreboard, why
@@ -32,6 +33,7 @@ from shoal import (
     Limits,
     SQLiteStore,
     StateUpdated,
+    StepTimeout,
     action,
     fan_out,
 )
@@ -154,9 +156,11 @@ class Rows(Hook):
         if event.depth == 0 and isinstance(outcome, Done):
             await self.add(outcome.value)
         elif event.depth == 0 and isinstance(outcome, Failed):
-            lanes = self.board.take(outcome.run_id, None)
-            error = {"error": why(outcome.error), **bill(lanes)}
-            await self.add({"id": outcome.key, "answer": None, "provider": None, **error})
+            lanes, error = self.board.take(outcome.run_id, None), outcome.error
+            if isinstance(error, StepTimeout):
+                error = out_of_time(self.board.timeout)
+            lost = {"error": why(error), **bill(lanes)}
+            await self.add({"id": outcome.key, "answer": None, "provider": None, **lost})
 
     async def add(self, row: Mapping[str, Any]) -> None:
         """Append a row, unless it is there."""

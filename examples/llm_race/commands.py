@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import anyio
 import httpx
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +25,7 @@ from examples.llm_race.prices import Purse, price_of
 from examples.llm_race.providers import Provider
 from examples.llm_race.racing import Race, Report, new_client, scoreboard, why
 from examples.llm_race.strategies import Rules, check, is_decided_by_token
-from shoal import Application, Hook, Limits, Runtime, SQLiteStore, action, fan_out
+from shoal import Application, Hook, Limits, RunConflict, Runtime, SQLiteStore, action, fan_out
 
 UNACCEPTABLE = 5
 INTERRUPTED = 130
@@ -89,13 +90,22 @@ async def ask(options: Options, everybody: Sequence[Provider]) -> int:
         store=None if options.save is None else SQLiteStore(options.save),
     )
     reports: list[Report] = []
+    began = anyio.current_time()
 
     async def hold() -> None:
         purse, prompt = Purse(options.max_cost), prompt_of(options, text)
         tracer = Tracer() if options.trace else None
         async with new_client() as client, Runtime() as runtime:
-            report = await race.hold(prompt, runtime, client, purse, options.run_id, watch=tracer)
-            reports.append(report)
+            try:
+                reports.append(
+                    await race.hold(prompt, runtime, client, purse, options.run_id, watch=tracer)
+                )
+            except RunConflict:
+                raise BadInput(
+                    f"{options.save} has another race as {options.run_id!r}: of another prompt, "
+                    "--strategy, --system, --schema or --max-tokens; "
+                    "give this one a name of its own: --run-id"
+                ) from None
 
     with ExitStack() as stack:
         if on_terminal:
@@ -104,7 +114,12 @@ async def ask(options: Options, everybody: Sequence[Provider]) -> int:
     if not reports:
         lanes = [lane for run in list(board.races) for lane in board.take(run, None)]
         reports.append(
-            Report(strategy=rules.strategy, lanes=lanes, error=InterruptedError("interrupted"))
+            Report(
+                strategy=rules.strategy,
+                lanes=lanes,
+                seconds=anyio.current_time() - began,
+                error=InterruptedError("interrupted"),
+            )
         )
     [report] = reports
     if not options.json:
@@ -153,7 +168,14 @@ async def batch(options: Options, everybody: Sequence[Provider]) -> int:
             at_once=options.at_once,
             purse=Purse(options.max_cost),
         )
-        done.append(await work.run())
+        try:
+            done.append(await work.run())
+        except RunConflict:
+            raise BadInput(
+                f"{store} has a batch of other prompts: since it was begun, {options.file} or "
+                f"--system, --schema or --max-tokens have changed; put that back, or begin "
+                f"another batch, in files of its own"
+            ) from None
 
     if await until_interrupted(run):
         print(f"interrupted; go on with --resume, {store} knows what is done", file=sys.stderr)

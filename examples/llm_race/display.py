@@ -105,10 +105,12 @@ def print_report(report: Report, *, as_json: bool) -> None:
         }
         print(json.dumps(said))
         return
-    if sys.stderr.isatty():
+    if not sys.stderr.isatty():
+        print_rows(report)
+    elif report.lanes or report.answer is None:
         Console(stderr=True).print(table_of(report.lanes))
     else:
-        print_rows(report)
+        print("it was answered before: nobody was asked now", file=sys.stderr)
     if report.error is not None and sys.stderr.isatty():
         print(f"no acceptable answer: {report.totals()['error']}", file=sys.stderr)
 

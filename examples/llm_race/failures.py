@@ -47,6 +47,14 @@ class Unacceptable(ValueError):
     """An answer is whole, but not what was asked for."""
 
 
+def out_of_time(seconds: float) -> StepTimeout:
+    """A race's timeout as whoever gave it knows it: without the names of what ran, and as it was.
+
+    The runtime says for how long something had time, which is a little less.
+    """
+    return StepTimeout(f"timeout of {seconds:g} s")
+
+
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error tells of, whoever raised it."""
     response = getattr(error, "response", None)

@@ -1,14 +1,15 @@
 """One race, from a prompt to a report."""
 
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import anyio
 import httpx
 
 from examples.llm_race.contestant import Contestants
 from examples.llm_race.exchange import Answer, Prompt
+from examples.llm_race.failures import out_of_time
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider
 from examples.llm_race.scoreboard import Lane, Scoreboard, rounded
@@ -27,13 +28,25 @@ class Report:
     """All acceptable ones, by provider, where all were asked."""
     lanes: Sequence[Lane] = ()
     """What each provider has done, and used."""
-    seconds: float = 0.0
+    seconds: float
     error: Exception | None = None
     """Why nobody's answer counts: `NobodyAccepted`, or `StepTimeout`."""
 
     @property
+    def winner(self) -> str | None:
+        """Whose answer counts; None if nobody's does, or everybody's."""
+        return None if self.answer is None or self.strategy == "all" else self.answer.provider
+
+    @property
+    def is_recalled(self) -> bool:
+        """Whether a process before this one has had the answer: what others did, nobody knows."""
+        return self.answer is not None and self.answer.provider not in {n.name for n in self.lanes}
+
+    @property
     def cost(self) -> float | None:
-        """USD for all lanes, losers included; None if somebody's price is not known."""
+        """USD for all lanes, losers included; None if somebody's price or part is not known."""
+        if self.is_recalled:
+            return None
         costs = [lane.cost for lane in self.lanes]
         return None if None in costs else sum(cost or 0.0 for cost in costs)
 
@@ -46,15 +59,17 @@ class Report:
     def totals(self) -> dict[str, Any]:
         """The race as data, without its lanes."""
         used = [lane.usage for lane in self.lanes]
+        is_reported = all(usage.is_reported for usage in used)
+        recalled = self.is_recalled
         return {
             "strategy": self.strategy,
-            "winner": next((lane.name for lane in self.lanes if lane.status == "won"), None),
+            "winner": self.winner,
             "finish": None if self.answer is None else self.answer.finish,
-            "seconds": rounded(self.seconds),
+            "seconds": None if recalled else rounded(self.seconds),
             "ttft": rounded(self.ttft),
-            "tokens": sum(usage.tokens for usage in used),
+            "tokens": None if recalled else sum(usage.tokens for usage in used),
             "cost_usd": None if self.cost is None else round(self.cost, 9),
-            "usage": "reported" if all(usage.is_reported for usage in used) else "estimated",
+            "usage": None if recalled else "reported" if is_reported else "estimated",
             "error": None if self.error is None else why(self.error),
         }
 
@@ -147,7 +162,7 @@ class Race:
         watch: Callable[[Event], Awaitable[None]] | None = None,
     ) -> Report:
         """Hold it once; `watch` is told of every event, and holds the race back meanwhile."""
-        began = time.perf_counter()
+        began = anyio.current_time()
         answer: Answer | None = None
         answers: Mapping[str, Answer] = {}
         error: Exception | None = None
@@ -164,23 +179,24 @@ class Race:
                         await watch(event)
                 state = (await run.result()).state
                 answer, answers = state["answer"], state.get("answers", {})
-            except (NobodyAccepted, StepTimeout) as failure:
+            except NobodyAccepted as failure:
                 error = failure
-        everybody_counts = self.rules.strategy == "all"
-        winner = None if answer is None or everybody_counts else answer.provider
-        return Report(
+            except StepTimeout as failure:
+                error = out_of_time(self.rules.timeout)
+                error.__cause__ = failure
+        report = Report(
             strategy=self.rules.strategy,
             answer=answer,
             answers=dict(answers),
-            lanes=self.board.take(run.run_id, winner),
-            seconds=time.perf_counter() - began,
+            seconds=anyio.current_time() - began,
             error=error,
         )
+        return replace(report, lanes=self.board.take(run.run_id, report.winner))
 
 
 def scoreboard(providers: Sequence[Provider], rules: Rules) -> Scoreboard:
     """A board for races of these providers by these rules."""
-    return Scoreboard(providers, judge=rules.judge, accept=rules.accept)
+    return Scoreboard(providers, judge=rules.judge, accept=rules.accept, timeout=rules.timeout)
 
 
 def why(error: BaseException) -> str:

@@ -12,7 +12,7 @@ import anyio
 
 from examples.llm_race.acceptance import Accept
 from examples.llm_race.exchange import Answer, Asked, Chunk, PutOff, Transcript, Usage
-from examples.llm_race.failures import Unacceptable, is_refusal
+from examples.llm_race.failures import Unacceptable, is_refusal, out_of_time
 from examples.llm_race.prices import cost_of
 from examples.llm_race.providers import Provider
 from shoal import (
@@ -28,6 +28,7 @@ from shoal import (
     RunPath,
     Skipped,
     StepStarted,
+    StepTimeout,
     Waiting,
 )
 
@@ -155,6 +156,12 @@ def reason(accept: Accept | None, answer: object) -> str:
     return ""
 
 
+def has_run_out_of_time(outcome: Outcome) -> bool:
+    if isinstance(outcome, Failed):
+        return isinstance(outcome.error, StepTimeout)
+    return isinstance(outcome, Cancelled) and outcome.reason.startswith("timeout of ")
+
+
 def limit_in_words(limit: str) -> str:
     """Which of a provider's limits it is; an event has it as it would be written."""
     if "cost=" in limit:
@@ -176,10 +183,12 @@ class Scoreboard(Hook):
         *,
         judge: Provider | None = None,
         accept: Accept | None = None,
+        timeout: float,
     ) -> None:
         self.providers = {provider.name: provider for provider in providers}
         self.judge = judge
         self.accept = accept
+        self.timeout = timeout
         self.races: dict[str, dict[str, Lane]] = {}
         self._began: dict[str, float] = {}  # the races, by the same
 
@@ -202,7 +211,9 @@ class Scoreboard(Hook):
             self._began[event.run_id] = anyio.current_time()
             self.races[event.run_id] = {n: Lane(n, p) for n, p in self.providers.items()}
         elif event.step == "judging" and self.judge is not None:
-            self.races[event.run_id]["judge"] = Lane("judge", self.judge)
+            # Whoever raced may have done so in a process that is gone.
+            self._began.setdefault(event.run_id, anyio.current_time())
+            self.races.setdefault(event.run_id, {})["judge"] = Lane("judge", self.judge)
 
     def on_child_started(self, event: ChildStarted) -> None:
         lane = self._lane(event.child)
@@ -241,6 +252,8 @@ class Scoreboard(Hook):
         lane = self._lane(event.outcome.path)
         if lane is not None:
             lane.end(event.outcome, self.accept, self._since(event.run_id))
+            if has_run_out_of_time(event.outcome):
+                lane.detail = str(out_of_time(self.timeout))
 
     def _lane(self, path: RunPath) -> Lane | None:
         """The lane of a contestant; None if it is another run that something is told of."""

@@ -102,6 +102,12 @@ async def test_an_answer_nobody_accepts_is_a_failure(tmp_path: Path):
     assert row["output_tokens"] == 20, "which was paid for"
 
 
+async def test_a_timeout_is_said_as_it_was_given(tmp_path: Path):
+    await batch(tmp_path, [Rival("slow", ttft=9)], 1, rules=Rules(timeout=0.05)).run()
+    [row] = rows(tmp_path)
+    assert row["error"] == row["lanes"][0]["detail"] == "timeout of 0.05 s"
+
+
 async def test_other_prompts_are_another_batch(tmp_path: Path):
     await batch(tmp_path, [Rival("only")], 1).run()
     with pytest.raises(RunConflict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from examples.llm_race import Chunk, ProviderError, Rules, commands
+from examples.llm_race import Chunk, Provider, ProviderError, Rules, commands
 from examples.llm_race.__main__ import main
 from examples.llm_race.bench import as_markdown, figures, percentiles
 from examples.llm_race.command import duration, hedge_delay, parse
@@ -46,6 +47,16 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
         )
 
     return run
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is to race, `main` has one that answers at once: it knows no virtual clock."""
+
+    def contestants(*_: object) -> list[Provider]:
+        return [Rival("a", ttft=0, pace=0).provider()]
+
+    monkeypatch.setattr("examples.llm_race.__main__.contestants", contestants)
 
 
 @pytest.fixture(autouse=True)
@@ -167,8 +178,88 @@ def test_a_race_that_is_kept_is_not_held_again(say: Say, tmp_path: Path) -> None
     args = ("--save", str(tmp_path / "runs.db"), "--run-id", "once", "why?")
     rival = Rival("a", text="kept")
     assert say(*args, rivals=[rival])[:2] == (0, "kept\n")
-    assert say(*args, rivals=[rival])[:2] == (0, "kept\n")
+    code, out, err = say(*args, rivals=[rival])
+    assert (code, out) == (0, "kept\n")
     assert len(rival.asked_at) == 1
+    assert err == [  # what is known of it now
+        {
+            "strategy": "first",
+            "winner": "a",
+            "finish": "stop",
+            "error": None,
+            **dict.fromkeys(("seconds", "ttft", "tokens", "cost_usd", "usage")),
+        }
+    ]
+
+
+def test_on_a_terminal_too(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("--save", str(tmp_path / "runs.db"), "--run-id", "once", "why?")
+    say(*args, rivals=[Rival("a", text="kept")])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run_virtual(partial(ask, parse(["ask", *args]), [Rival("a").provider()]))
+    assert "it was answered before" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_name_of_another_race_is_said_in_the_words_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["ask", "--save", str(tmp_path / "runs.db"), "--run-id", "once"]
+    assert main([*args, "why?"]) == 0
+    capsys.readouterr()
+    assert main([*args, "how?"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err[:7]) == ("", "error: ")
+    assert "runs.db has another race as 'once'" in err
+    assert "--run-id" in err
+    assert "fork" not in err
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_batch_of_other_prompts_is_said_in_the_words_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    args = ["batch", str(prompts), "-o", str(tmp_path / "out.jsonl"), "--resume"]
+    prompts.write_text('"why?"\n')
+    assert main(args) == 0
+    capsys.readouterr()
+    prompts.write_text('"how?"\n')
+    assert main(args) == 2
+    err = capsys.readouterr().err
+    assert f"{prompts} or --system, --schema or --max-tokens have changed" in err
+    assert "fork" not in err
+
+
+def test_an_interrupted_race_says_how_long_it_took(
+    say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(work: Callable[[], Any]) -> bool:
+        with anyio.move_on_after(1.4):
+            await work()
+        return True
+
+    monkeypatch.setattr(commands, "until_interrupted", interrupted)
+    code, _, err = say("why?", rivals=[Rival("slow", ttft=9)])
+    assert code == 130
+    assert err[-1]["seconds"] == err[0]["total"] == pytest.approx(1.4)
+    assert err[-1]["error"] == "interrupted"
+
+
+@pytest.mark.parametrize("strategy", ["first", "all", "judge"])
+def test_a_timeout_is_said_as_it_was_given(say: Say, strategy: str) -> None:
+    rivals = [Rival("slow", ttft=9), Rival("quick", ttft=0.01, pace=0)]
+    if strategy == "first":
+        rivals = rivals[:1]
+    args = ("--strategy", strategy, "--timeout", "50ms", "--judge", "slow", "why?")
+    _, _, err = say(*args, rivals=rivals)
+    assert err[0]["detail"] == "timeout of 0.05 s"
+    if strategy != "all":
+        assert err[-1]["error"] == "timeout of 0.05 s"
+    assert "fan-out" not in str(err)
+    assert " run " not in str(err)
 
 
 def test_no_more_is_spent_than_said(say: Say) -> None:

@@ -161,8 +161,8 @@ async def test_nothing_is_sent_of_who_takes_the_lead_after_another(has_answer: b
         for event in happened:
             await given[-1](event)
         if has_answer:
-            return Report(strategy="first-token", answer=answer)
-        return Report(strategy="first-token", error=OSError("lost"))
+            return Report(strategy="first-token", answer=answer, seconds=1.0)
+        return Report(strategy="first-token", error=OSError("lost"), seconds=1.0)
 
     race = Race([Rival("x").provider()], Rules(strategy="first-token"))
     races: Any = SimpleNamespace(hold=hold)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ from examples.llm_race import (
     Provider,
     ProviderError,
     Purse,
+    Report,
     Rules,
     Terms,
     Usage,
@@ -24,7 +26,7 @@ from examples.llm_race import (
 from examples.llm_race.exchange import Transcript
 from examples.llm_race.racing import Race, scoreboard
 from examples.llm_race.strategies import STRATEGIES, strategy
-from shoal import Hedge, Runtime, StepTimeout
+from shoal import Hedge, Runtime, SQLiteStore, StepTimeout
 from shoal.testing import no_leaks
 from tests.examples.rivals import NO_CLIENT, Rival, hold, lanes
 
@@ -288,6 +290,33 @@ async def test_an_answer_ends_a_provider_s_wish_to_be_left_alone():
         for _ in range(2):
             report = await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
             assert lanes(report) == {"busy": "won", "other": "not started"}
+
+
+@pytest.mark.parametrize(("timeout", "times"), [(8.0, 8), (60.0, 10)])
+async def test_who_always_says_so_is_asked_for_as_long_as_there_is_time_but_not_for_ever(
+    timeout: float, times: int
+):
+    rival = Rival("busy", ttft=0, fails=[overloaded(1)] * 99)
+    report = await hold([rival], timeout=timeout)
+    assert report.answer is None
+    assert rival.asked_at == [pytest.approx(float(n)) for n in range(times)]
+
+
+async def test_a_judge_is_asked_also_if_a_process_before_had_the_answers(tmp_path: Path):
+    judge, rivals = Rival("umpire", text="2", ttft=1), [Rival("a"), Rival("b", text="better")]
+    rules = Rules(strategy="judge", judge=judge.provider())
+
+    async def attempt() -> Report:
+        store = SQLiteStore(tmp_path / "runs.db")
+        race = Race([one.provider() for one in rivals], rules, store=store)
+        async with Runtime(seed=1) as runtime:
+            return await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse(), "id")
+
+    with anyio.move_on_after(2.0):  # while the judge ponders
+        await attempt()
+    totals = (await attempt()).totals()
+    assert (totals["winner"], totals["cost_usd"], totals["tokens"]) == ("b", None, None)
+    assert [len(one.asked_at) for one in (*rivals, judge)] == [1, 1, 2]
 
 
 async def test_nobody_waits_for_a_provider_beyond_the_race():
