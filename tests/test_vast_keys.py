@@ -113,3 +113,11 @@ async def test_a_failing_child_with_a_vast_key_fails_with_its_own_error(store: S
         assert failed.key == VAST + 2
         assert str(failed.error) == "even"
         assert "of 'rs', key 0x31e2080103" in failed.error.__notes__[0]
+
+
+@runs_of_all_kinds
+async def test_a_failing_child_with_a_vast_key_ends_it_with_its_own_error(store: Store | None):
+    everything = fan_out(odd, over="ns", item="n", key=VAST.__add__, into="rs", take="r")
+    with pytest.raises(ExceptionGroup, match="a child of fan-out 'rs' failed") as caught:
+        await Application(everything, store=store).run({"ns": [1, 2, 3]})
+    assert [str(error) for error in caught.value.exceptions] == ["even"]

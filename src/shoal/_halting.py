@@ -389,4 +389,4 @@ def _is_same(one: object, other: object) -> bool:
 
 def _key(path: RunPath) -> str:
     key: Key = path.key
-    return "" if path.parent is None else f" (key {key!r} of {path.step!r})"
+    return "" if path.parent is None else f" (key {brief(key)} of {path.step!r})"

@@ -469,7 +469,9 @@ class Draft:
             except BaseException as raised:  # noqa: BLE001 # raised by the fan-out, after a commit
                 error = as_failure(raised) or raised
                 name, path = self._join.name, child.path
-                note(error, f"shoal: fan-out {name!r} applying key {child.key!r}, run {path.id}")
+                note(
+                    error, f"shoal: fan-out {name!r} applying key {brief(child.key)}, run {path.id}"
+                )
                 self._data, values, errors = before  # without what this child has placed already
                 del self._values[values:], self._errors[errors:]
                 self._miss(batch[at:])
@@ -637,7 +639,7 @@ class Draft:
             raise InvalidState(msg)
 
     def _who(self, key: Key) -> str:
-        return f"fan-out {self._join.name!r}, for key {key!r},"
+        return f"fan-out {self._join.name!r}, for key {brief(key)},"
 
     def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[tuple[object, ...], int]:
         """Return the new elements, and the position of the first."""
@@ -653,7 +655,7 @@ class Draft:
 
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
         base = self._state()
-        who = f"reduce of fan-out {self._join.name!r}, for key {outcome.key!r},"
+        who = f"reduce of fan-out {self._join.name!r}, for key {brief(outcome.key)},"
         change = change_between(base, reduce(base, outcome), who)
         if self._schema is not None:
             change = self._schema.checked(change, self._data, who)

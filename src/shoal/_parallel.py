@@ -481,7 +481,7 @@ class ParallelStep:
         if not draft.failures:
             return f"too many children of fan-out {self.act.name!r} failed"
         first = draft.failures[0]
-        return f"key {first.key!r} of fan-out {self.act.name!r} failed: {brief(first.error)}"
+        return f"key {brief(first.key)} of fan-out {self.act.name!r} failed: {brief(first.error)}"
 
     def _tell_stagger(self, batch: Sequence[Run], left: int) -> None:
         if self._staggered is None:
