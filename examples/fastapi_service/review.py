@@ -10,7 +10,22 @@ from typing import Literal, Protocol
 import anyio
 from pydantic import BaseModel, Field
 
-from shoal import Application, Context, Each, Graph, Limits, Rate, Retry, Store, action, fan_out
+from shoal import (
+    END,
+    Application,
+    Context,
+    Each,
+    Graph,
+    Limits,
+    Rate,
+    Retry,
+    Store,
+    action,
+    fan_out,
+    when,
+)
+
+VERDICTS = ("accepted", "rejected")
 
 
 class File(BaseModel):
@@ -25,6 +40,8 @@ class Review(BaseModel):
     findings: dict[str, str] = {}
     unread: dict[str, str] = {}
     verdict: Literal["", "accepted", "rejected"] = ""
+    not_understood: str = ""
+    """An answer that was no verdict."""
 
 
 class Reviewer(Protocol):
@@ -46,10 +63,16 @@ async def read(file: File, reviewer: Reviewer) -> str:
     return await reviewer.review(file)
 
 
-@action(reads=["findings"], writes=["verdict"])
-async def decide(findings: dict[str, str], context: Context) -> str:
-    question = {"question": "accepted or rejected?", "findings": dict(findings)}
-    return await context.ask("verdict", question)
+@action(reads=["findings", "not_understood"], writes=["verdict", "not_understood"])
+async def decide(findings: dict[str, str], not_understood: str, context: Context) -> dict[str, str]:
+    """Ask a person for a verdict; what they mistype is kept, and they are asked once more."""
+    question: dict[str, object] = {"question": "accepted or rejected?", "findings": dict(findings)}
+    if not_understood:
+        question["not_understood"] = not_understood
+    answer: object = await context.ask("verdict", question)
+    if answer not in VERDICTS:
+        return {"verdict": "", "not_understood": repr(answer)}
+    return {"verdict": str(answer), "not_understood": ""}
 
 
 def path_of(file: File) -> str:
@@ -70,7 +93,7 @@ def reviews(store: Store | None) -> Application[Review]:
         limits=Limits(8) & Limits(rate=Rate(50, per=1.0)),
     )
     return Application(
-        Graph.chain(read_all, decide),
+        Graph((read_all, decide), (decide, END, when("verdict")), (decide, decide)),
         name="reviews",
         state=Review,
         inputs=["reviewer"],

@@ -18,6 +18,15 @@ ALLOWED = {"authorization": "Bearer secret"}
 FILES = [File(path=f"{name}.py", text="x = 1\n" * n).model_dump() for n, name in enumerate("abc")]
 
 
+async def settled(client: AsyncClient) -> dict[str, Any]:
+    """The review, once it waits for a person or has ended."""
+    found: dict[str, Any] = {"status": "running"}
+    while found["status"] == "running":
+        await anyio.sleep(0.1)
+        found = (await client.get("/reviews/pr-1")).json()
+    return found
+
+
 async def test_a_review(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("REVIEWS_TOKEN", "secret")
     service = make_service(str(tmp_path / "reviews.db"))
@@ -35,13 +44,17 @@ async def test_a_review(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             body: dict[str, Any] = {"id": "pr-1", "state": {"files": FILES}}
             assert (await client.post("/reviews", json=body)).status_code == 202
             assert (await client.get("/busy")).json() == {"reviews": ["pr-1"]}
-            found: dict[str, Any] = {"status": "running"}
-            while found["status"] == "running":
-                await anyio.sleep(0.1)
-                found = (await client.get("/reviews/pr-1")).json()
+            found = await settled(client)
             assert found["status"] == "halted"
             findings = {"a.py": "0 lines", "b.py": "1 lines", "c.py": "2 lines"}
             assert found["questions"][0]["question"]["findings"] == findings
+            for value in ("maybe", "", None, ["accepted"]):
+                mistyped = {"answers": [{"name": "verdict", "value": value}]}
+                response = await client.post("/reviews/pr-1/answers", json=mistyped)
+                assert response.status_code == 202
+                found = await settled(client)
+                assert (found["status"], found["state"]["verdict"]) == ("halted", "")
+                assert found["questions"][0]["question"]["not_understood"] == repr(value)
             answers = {"answers": [{"name": "verdict", "value": "accepted"}]}
             await client.post("/reviews/pr-1/answers", json=answers)
             events = await client.get("/reviews/pr-1/events")
