@@ -627,6 +627,21 @@ async def test_slots_are_changed_while_running():
     assert starts.times() == [0] * 4 + [1, 2] + [2.5] * 5 + [3]
 
 
+async def test_who_waits_keeps_its_cost_and_its_key():
+    starts = Starts()
+    leaf = noting(starts, limits=Limits(rate=Rate(1, burst=4), by=by_key, cost=lambda state: 4))
+    app = Application(many(leaf))
+    async with Runtime() as runtime, anyio.create_task_group() as tasks:
+        limiter = runtime.limiter(leaf)
+        tasks.start_soon(runtime.run, app, {"ns": [("a", n) for n in range(3)]})
+        await anyio.sleep(1)
+        changed = Limits(rate=Rate(2, burst=4), by=lambda state: "b", cost=lambda state: 1)
+        limiter.change(changed)
+        await runtime.run(app, {"ns": [("c", n) for n in range(5)]})
+    assert starts.times("a") == [0, 4, 6], "what is gone is; then the new rate, at the old cost"
+    assert starts.times("c") == [1] * 4 + [1.5], "by another key, and cheaper"
+
+
 @pytest.mark.sweep
 async def test_keys_that_are_not_used_are_forgotten():
     starts = Counter[int]()

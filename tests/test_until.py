@@ -545,6 +545,61 @@ async def test_a_by_that_raises_refuses():
     watched.check()
 
 
+class Incomparable:
+    """Like an array of several numbers."""
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __eq__(self, other: object) -> bool:
+        msg = "the truth of an array is ambiguous"
+        raise ValueError(msg)
+
+
+class Unhashable:
+    """What raises something else than TypeError."""
+
+    def __hash__(self) -> int:
+        raise ValueError
+
+
+@pytest.mark.parametrize("odd", [Incomparable(), Unhashable()])
+async def test_what_cannot_be_compared_is_refused(odd: object):
+    watched = Watched(fan_out(votes(odd, ["a"], odd, ["a"]), into="out", until=quorum(2)))
+    assert (await watched.go({}))["out"] == ["a"], "others don't suffer by it"
+    watched.check()
+    watched = Watched(fan_out(votes(odd, ["a"], odd), into="out", until=quorum(2)))
+    with pytest.raises(NobodyAccepted, match="no 2 of its 3 children agree\n") as raised:
+        await watched.go({})
+    first_, second, third = raised.value.exceptions
+    for error, act in ((first_, "v0"), (third, "v2")):
+        assert isinstance(error, Rejected)
+        assert "can't be judged" in str(error)
+        assert isinstance(error.__cause__, ValueError)
+        assert f"shoal: '{act}' of 'out', key ''" in error.__notes__[0]
+    assert second.__cause__ is None
+    watched.check()
+
+
+async def test_what_is_lost_before_it_starts_says_why():
+    for until, why in (
+        (first(3), "none of its 0 children was accepted, and with at most 2 more there can't be 3"),
+        (quorum(3), "no 3 of its 0 children agree, and with at most 2 more there can't be 3"),
+    ):
+        watched = over(until)
+        with pytest.raises(NobodyAccepted, match=why) as raised:
+            await watched.go({"n": [1, 2]})
+        (few,) = raised.value.exceptions
+        assert isinstance(few, TooFewChildren)
+        assert why in str(few)
+        watched.check()
+    watched = over(first(2), limits=Limits(1))
+    with pytest.raises(
+        NobodyAccepted, match=r"none of its 2 .* with at most 1 more there can't be"
+    ):
+        await watched.go({"n": [-1, -2, 3]})
+    watched.check()
+
+
 async def test_every_vote_is_reduced():
     def note(state: State, outcome: Done) -> State:
         return state.append(votes=outcome.value)

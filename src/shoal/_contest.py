@@ -5,7 +5,8 @@ Imports the run.
 Invariants:
 - Children are heard in the order in which the parent takes them, one at a time, and none after the
   decision. So at most one child decides, and at most as many are accepted as were wanted.
-- What ``accept`` or ``by`` raises refuses that child, and nothing else.
+- What ``accept`` or ``by`` raises, or a value that is compared, refuses that child, and nothing
+  else.
 - A contest that can't be decided any more is known to be lost as soon as that is certain.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast, final
+from typing import Any, TypeVar, cast, final
 
 from ._cancel import as_failure
 from ._errors import NobodyAccepted, Rejected, TooFewChildren, brief, note
@@ -22,6 +23,7 @@ from ._run import Run
 from ._state import State, refuse_awaitable
 from ._until import All, Asked, First, FirstItem, Quorum, Until
 
+T = TypeVar("T")
 Contestant = Run | Done
 """A child that succeeded: in this execution, or in an earlier one."""
 
@@ -65,12 +67,15 @@ class Contest(ABC):
     def is_lost(self, possible: float) -> bool:
         """Tell whether it can't be decided any more, with at most ``possible`` children to come."""
 
-    def defeat(self, ended: Iterable[Outcome], count: int) -> NobodyAccepted | None:
+    def defeat(
+        self, ended: Iterable[Outcome], count: int, possible: float
+    ) -> NobodyAccepted | None:
         """Say why nobody has won now that it is over; None if nobody had to.
 
         Args:
             ended: The outcomes of those that brought nothing.
             count: Children that there were.
+            possible: How many more there could have been, at most.
         """
         losers: list[tuple[int, Exception]] = [
             (outcome.position, outcome.error) for outcome in ended if isinstance(outcome, Failed)
@@ -78,6 +83,8 @@ class Contest(ABC):
         losers += [(child.position, self._rejection(child, why)) for child, why in self._unwanted()]
         losers.sort(key=lambda loser: loser[0])
         why = self._why_lost(count)
+        if possible and self.is_lost(possible):  # so these were not started
+            why += f", and with at most {possible:g} more there can't be {self.wanted}"
         if not losers:
             few = f"{why}, though nobody failed: it had too few, or they were cancelled by hand"
             losers.append((0, TooFewChildren(few)))
@@ -102,22 +109,22 @@ class Contest(ABC):
         return rejection
 
     def _ask(
-        self, function: Callable[[Any], object], child: Contestant, what: str
-    ) -> tuple[bool, object]:
-        """Ask about a child's value; tell whether there is an answer, for it may be refused."""
+        self, function: Callable[[Any], T], of: object, child: Contestant, what: str
+    ) -> tuple[T] | None:
+        """Ask about what a child brings; None: there is no answer, and it is refused for that."""
         try:
-            answer = function(child.value)
+            answer = function(of)
         except Exception as error:  # noqa: BLE001 # the child is refused for it
             self._refused.append((child, error))
-            return False, None
+            return None
         except BaseException as error:
             failure = as_failure(error)
             if failure is None:
                 raise
             self._refused.append((child, failure))
-            return False, None
+            return None
         refuse_awaitable(answer, f"{what} of fan-out {self.name!r}")
-        return True, answer
+        return (answer,)
 
     def _decision(self, child: Run, winners: Iterable[Contestant]) -> Decision:
         ordered = sorted(winners, key=lambda winner: winner.position)
@@ -141,10 +148,10 @@ class _Firsts(Contest):
 
     def admits(self, child: Run) -> bool:
         if self._accept is not None:
-            answered, answer = self._ask(self._accept, child, "accept=")
-            if not answered:
+            answer = self._ask(self._accept, child.value, child, "accept=")
+            if answer is None:
                 return False
-            if not answer:
+            if not answer[0]:
                 self._refused.append((child, None))
                 return False
         self._accepted.append(child)
@@ -192,10 +199,14 @@ class _Poll(Contest):
     def _count(self, child: Contestant) -> bool:
         ballot = child.value
         if self._by is not None:
-            answered, ballot = self._ask(self._by, child, "by=")
-            if not answered:
+            answer = self._ask(self._by, ballot, child, "by=")
+            if answer is None:
                 return False
-        votes = self._votes(ballot)
+            (ballot,) = answer
+        found = self._ask(self._votes, ballot, child, "the vote")
+        if found is None:
+            return False
+        (votes,) = found
         votes.append(child)
         self._most = max(self._most, len(votes))
         if len(votes) == self.wanted:
@@ -204,11 +215,12 @@ class _Poll(Contest):
         return True
 
     def _votes(self, ballot: object) -> list[Contestant]:
-        """Return those that have voted so."""
+        """Return those that have voted so; what comparing ballots raises is the user's."""
         try:
             return self._ballots.setdefault(ballot, [])
         except TypeError:  # it can't be hashed, so it is compared
             pass
+        bool(ballot == ballot)  # noqa: PLR0124 # what can't be is to raise here, not in others' way
         for other, votes in self._others:
             if other == ballot:
                 return votes
@@ -255,7 +267,7 @@ class _Asked(Contest):
     def is_lost(self, possible: float) -> bool:
         return False
 
-    def defeat(self, ended: Iterable[Outcome], count: int) -> None:
+    def defeat(self, ended: Iterable[Outcome], count: int, possible: float) -> None:
         """Nobody had to win: without a decision, all were awaited."""
 
     def _why_lost(self, count: int) -> str:

@@ -171,7 +171,10 @@ class NobodyAccepted(ExceptionGroup[Exception], ShoalError):
 
 
 class Rejected(ShoalError):
-    """The result of a child was not accepted. What ``accept`` raised, if it did, is the cause."""
+    """The result of a child was not accepted. What ``accept`` or ``by`` raised is the cause.
+
+    So is what comparing it to others raised.
+    """
 
     def __init__(self, message: str, value: object = None) -> None:
         """Say which one it was."""

@@ -64,11 +64,12 @@ class Limiter:
         return tuple([gates.the_one() for gates in self.parts])
 
     def change(self, limits: Limits) -> None:
-        """Have other limits from now on; what waits is judged by them at once.
+        """Have other numbers from now on; what waits is judged by them at once.
 
         What runs goes on: where there are fewer slots than are in use, nothing new starts until
         enough has ended. Parts at the same place keep what they have counted, if they are of the
-        same kind: both with ``by=``, or both without.
+        same kind: both with ``by=``, or both without. Another ``by=`` or ``cost=`` is asked about
+        what comes from now on: what waits keeps the key and the cost that it came with.
 
         Raises:
             BadUse: They are no ``Limits``, or have other parts.

@@ -529,9 +529,13 @@ class ParallelStep:
         """Tell whether nobody can win any more, with ``in_flight`` children that may."""
         if self._contest is None or (in_flight and self.join.grow is not None):
             return False
+        return self._contest.is_lost(in_flight + self._possible(in_flight))
+
+    def _possible(self, in_flight: int) -> float:
+        """Count those that may still come to something besides ``in_flight``, at most."""
         assert self.source is not None
         more = self._staggered.most(in_flight) if self._staggered else self.source.most()
-        return self._contest.is_lost(in_flight + more + len(self._resting))
+        return more + len(self._resting)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -631,7 +635,7 @@ class ParallelStep:
         if self._resting and not self._is_failing and not self._is_lost(0):
             self.parent.halt_below(self.act.name, self._resting)
         if self._contest is not None:
-            defeat = self._contest.defeat(self.ledger, self.ledger.total)
+            defeat = self._contest.defeat(self.ledger, self.ledger.total, self._possible(0))
             if defeat is not None:
                 if self._staggered is not None and self._staggered.is_out_of_budget:
                     note(defeat, f"shoal: the budget of {self.act.stagger} allowed no more starts")

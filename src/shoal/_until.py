@@ -124,7 +124,8 @@ def quorum(n: int, *, by: Callable[[Any], object] | None = None) -> Quorum:
     Args:
         n: How many have to agree.
         by: A plain function of a child's value, as ``take`` names it: what has to be equal. One
-            that raises refuses the value, for that reason. Without it, the values themselves.
+            that raises refuses the value, for that reason. Without it, the values themselves; one
+            that can't be compared is refused.
 
     Raises:
         DefinitionError: ``n`` is no number of children, or ``by`` no plain function.
