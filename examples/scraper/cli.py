@@ -4,6 +4,7 @@ Exit codes: 0 all fetched, 1 the output can't be written, 2 wrong usage, 3 finis
 pages, 4 limit, deadline or match reached, 130 interrupted (what was fetched is kept).
 """
 
+import json
 import os
 import shutil
 import sys
@@ -185,6 +186,9 @@ def crawl(
     """Fetch every page of the given sites once, and write a row for each."""
     if bool(urls) == demo:
         raise typer.BadParameter("give either URLs or --demo")
+    if resume and job is None:
+        raise typer.BadParameter("name what to go on with: --job DIR", param_hint="--resume")
+    _check_out(out, format)
     try:
         selectors = dict(map(read.selector, select or ()))
     except ValueError as error:
@@ -234,12 +238,17 @@ def crawl(
             else:
                 path = Path(tempfile.mkdtemp(prefix="scraper-")) if job is None else job
                 made = Job.create(path, settings)
-        except (NoJob, OSError) as error:
+        except NoJob as error:
+            raise typer.BadParameter(str(error), param_hint="--job") from None
+        except OSError as error:
             raise _failure(error) from None
         code = _work(made, how, backend)
     if job is None:
         if code == 130 and not demo:
-            print(f"to go on: python -m examples.scraper resume {made.path}", file=sys.stderr)
+            told = f"to go on: python -m examples.scraper resume {made.path}"
+            if progress == "json":  # of which all lines on stderr are
+                told = json.dumps({"resume": str(made.path)})
+            print(told, file=sys.stderr)
         else:
             shutil.rmtree(made.path, ignore_errors=True)  # nobody has asked for it
     raise typer.Exit(code)
@@ -294,12 +303,10 @@ def export(
     """Write all rows of a job, also while it runs."""
     from examples.scraper.output import projection  # noqa: PLC0415 - as in `_work`
 
+    _check_out(out, format)
     job = _open(directory)
     try:
         rows = projection(out, format, with_text=job.settings.text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    try:
         rows.complete(job.rows())
         rows.close()
     except BrokenPipeError:
@@ -376,13 +383,19 @@ def _manner(
     return make
 
 
+def _check_out(out: str, form: Format) -> None:
+    if form == "sqlite" and out == "-":
+        message = "an SQLite database can't be written to standard output"
+        raise typer.BadParameter(message, param_hint="--out")
+
+
 def _open(directory: Path) -> Any:
     from examples.scraper.job import Job, NoJob  # noqa: PLC0415 - as in `_work`
 
     try:
         return Job.open(directory)
     except NoJob as error:
-        raise _failure(error) from None
+        raise typer.BadParameter(str(error), param_hint="DIR") from None
 
 
 def _work(job: Any, manner: Callable[[], Any], backend: str) -> int:

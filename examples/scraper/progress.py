@@ -175,9 +175,10 @@ class Tally(Hook):
         why = f" ({', '.join(f'{kind} {n}' for kind, n in kinds)})" if kinds else ""
         robots = f", {n} left out by robots.txt" if (n := self.left_out["robots"]) else ""
         left = f", {self.waiting} known but not fetched" if self.waiting else ""
+        match = "" if self.matched is None else f"; the match is {self.matched}"
         return (
             f"{self.pages} pages, {self.failed} failed{why}{robots}{left} "
-            f"in {self.seconds:.1f} s: {self.rate:.1f} pages/s"
+            f"in {self.seconds:.1f} s: {self.rate:.1f} pages/s{match}"
         )
 
 

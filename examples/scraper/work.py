@@ -80,7 +80,9 @@ async def work(job: Job, manner: Manner) -> int:
             ended = await Interruptible(crawler.brake.stop, settings.deadline).do(
                 partial(output.while_writing, rows, run)
             )
-    print(tally.summary(), file=sys.stderr)
+    # Where whatever reads stderr takes each line for JSON, so is the last one.
+    told = json.dumps(tally.statistics()) if manner.style == "json" else tally.summary()
+    print(told, file=sys.stderr)
     if manner.stats is not None:
         statistics = json.dumps(tally.statistics(), indent=2)
         await anyio.Path(manner.stats).write_text(f"{statistics}\n", encoding="utf-8")

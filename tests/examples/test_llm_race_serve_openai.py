@@ -292,12 +292,18 @@ def test_sigterm_ends_what_streams(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
         body = {"prompt": "endless", "model": "race"}
         connection = connect(served, "/race", body)
-        until(lambda: served.models.open == 2)
+        messages = [{"role": "user", "content": "endless"}]
+        whole = connect(served, "/v1/chat/completions", {"model": "race", "messages": messages})
+        until(lambda: served.models.open == 4)
         took = served.stop()
         until(lambda: served.models.open == 0)
         assert took < 4.0
         with connection, connection.makefile("rb") as lines:
             assert b"event: error" in lines.read()
+        with whole, whole.makefile("rb") as lines:
+            assert lines.read().startswith(b"HTTP/1.1 503")
+        with pytest.raises(ConnectionRefusedError):
+            connect(served, "/race", body)
         assert "Traceback" not in served.log.read_text()
 
 

@@ -17,6 +17,8 @@ from urllib.request import urlopen
 import pytest
 
 from examples.scraper.cli import main
+from examples.scraper.job import Job
+from examples.scraper.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,6 +156,35 @@ def test_a_server_that_is_not_there_is_a_failed_page(
     assert row["status"] is None
 
 
+def test_with_json_every_line_on_stderr_is_json(
+    site: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--out", str(tmp_path / "out.jsonl"), "--progress", "json"]
+    assert main([f"{site}/only", *flags]) == 0
+    *_, last = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (last["pages"], last["waiting"]) == (1, 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_with_json_so_is_how_to_go_on(site: str) -> None:
+    with start(f"{site}/1", "--out", "-", "--progress", "json", "--timeout", "2") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        *_, last = map(json.loads, process.stderr.readlines())
+    assert process.returncode == 130
+    assert list(last) == ["resume"]
+    shutil.rmtree(last["resume"])
+
+
+def test_a_match_is_named(site: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--out", str(tmp_path / "out.jsonl"), "--until-match", "href=/2>"]
+    assert main([f"{site}/1", *flags]) == 4
+    assert capsys.readouterr().err.endswith(f"; the match is {site}/1\n")
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -170,15 +201,24 @@ def test_a_server_that_is_not_there_is_a_failed_page(
         ["--demo", "--include", "("],
         ["--demo", "--timeout", "0"],
         ["--demo", "--format", "xml"],
+        ["--demo", "--resume"],
+        ["--demo", "--format", "sqlite", "--out", "-"],
+        ["--demo", "--job", "{job}"],
         ["crawl"],
         ["resume"],
+        ["resume", "{nothing}"],
+        ["status", "{nothing}"],
+        ["export", "{nothing}"],
+        ["export", "{job}", "--format", "sqlite"],
         ["mirror"],
         ["mirror", "http://a/", "--sha256", "abc"],
         ["--nothing"],
     ],
 )
-def test_wrong_usage(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(args) == 2
+def test_wrong_usage(args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Job.create(tmp_path / "job", Settings())
+    named = {"job": tmp_path / "job", "nothing": tmp_path / "nothing"}
+    assert main([arg.format(**named) for arg in args]) == 2
     assert "Usage: python -m examples.scraper" in capsys.readouterr().err
 
 

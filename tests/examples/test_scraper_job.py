@@ -125,7 +125,7 @@ def test_a_job_that_is_done_is_done(
     assert main(["resume", job, "--progress", "none"]) == 0
     assert (out.read_bytes(), len(site.asked())) == (first, asked)
     capsys.readouterr()
-    assert main([f"{site.url}/index.html", *flags]) == 1
+    assert main([f"{site.url}/index.html", *flags]) == 2
     assert "holds a job already" in capsys.readouterr().err
     assert main(["status", job]) == 0
     assert capsys.readouterr().out.startswith("finished: 1 done, 0 failed, 0 waiting\n")
@@ -172,5 +172,5 @@ def test_one_process_at_a_time_works_on_a_job(
 
 def test_a_folder_without_a_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("resume", "status", "export"):
-        assert main([command, str(tmp_path)]) == 1
+        assert main([command, str(tmp_path)]) == 2
         assert "holds no job" in capsys.readouterr().err
