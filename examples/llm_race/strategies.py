@@ -77,6 +77,8 @@ def strategy(
         ValueError: The rules can't be kept with these providers, or contradict each other.
     """
     check(providers, rules)
+    for one in providers:
+        price_of(one)  # now, for the first one reads files: no race is to wait for that
     decides_by_token = is_decided_by_token(rules)
     terms = rules.terms
     if decides_by_token and rules.on_broken_stream == "fail":
