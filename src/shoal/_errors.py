@@ -386,7 +386,7 @@ class _Brief(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
         try:
             return super().repr_int(x, level)
-        except ValueError:
+        except ValueError:  # more digits than Python writes
             digits, shown = f"{x:#x}", self.maxlong // 2
             return f"{digits[:shown]}...{digits[-shown:]}"
 

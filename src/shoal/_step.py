@@ -233,6 +233,7 @@ def _adapt(admission: Admission, seat: Seat, failure: BaseException | None, run:
     except Exception:
         if failure is None or as_failure(failure) is not None:
             raise
+        # Only told: the cancellation, or what else it is, is under way and must travel on.
         logger.exception("adapt= of a limit, told of the end of run %s", run.path.id)
 
 

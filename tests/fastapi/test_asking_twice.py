@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
 from fastapi import FastAPI
-from httpx import Response
+from httpx import AsyncClient, Response
 
 from shoal import Application, MemoryStore, Runtime, action
 from shoal.fastapi import runs_router, runtime_lifespan
@@ -210,20 +212,29 @@ async def test_those_who_wait_are_told_when_it_is_cancelled_with_who_started_it(
     assert [(one["status"], one["reason"]) for one in found] == [cancelled, cancelled]
 
 
+@asynccontextmanager
+async def waiting_elsewhere(
+    first: AsyncClient, second: AsyncClient, found: list[Response]
+) -> AsyncGenerator[None]:
+    """Start a run in one process, and have a client of another one wait for it meanwhile."""
+    await first.post("/jobs", json=BODY)
+
+    async def ask() -> None:
+        found.append(await second.post("/jobs/wait", json=BODY))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        await anyio.sleep(0.3)
+        yield
+
+
 async def test_who_waits_for_another_process_is_told_when_its_own_stops():
     store = MemoryStore()
     one, _ = service_of(jobs, store=store)
     other, runtime = service_of(jobs, store=store)
     found = list[Response]()
     async with no_leaks(), client_of(one) as first, client_of(other) as second:
-        await first.post("/jobs", json=BODY)
-        async with anyio.create_task_group() as tasks:
-
-            async def ask() -> None:
-                found.append(await second.post("/jobs/wait", json=BODY))
-
-            tasks.start_soon(ask)
-            await anyio.sleep(0.3)
+        async with waiting_elsewhere(first, second, found):
             await runtime.drain()
         assert (found[0].status_code, found[0].headers["retry-after"]) == (503, "1")
         assert (await first.get("/jobs/a")).json()["status"] == "running"
@@ -234,17 +245,14 @@ async def test_who_waits_sees_the_end_whoever_has_taken_it_over():
     one, stopped = service_of(jobs, store=store)
     other, runtime = service_of(jobs, store=store)
     found = list[Response]()
-    async with no_leaks(), client_of(one) as first, client_of(other) as second:
-        await first.post("/jobs", json=BODY)
-        async with anyio.create_task_group() as tasks:
-
-            async def ask() -> None:
-                found.append(await second.post("/jobs/wait", json=BODY))
-
-            tasks.start_soon(ask)
-            await anyio.sleep(0.3)
-            await stopped.drain(within=0)
-            await runtime.recover()
+    async with (
+        no_leaks(),
+        client_of(one) as first,
+        client_of(other) as second,
+        waiting_elsewhere(first, second, found),
+    ):
+        await stopped.drain(within=0)
+        await runtime.recover()
     assert found[0].json()["status"] == "succeeded"
 
 

@@ -46,7 +46,7 @@ def write(line: str) -> None:
     """
     try:
         print(line)
-    except BrokenPipeError:
+    except BrokenPipeError:  # no failure, but one of the others by its class
         raise
     except OSError as error:
         raise Unwritten(_why(error)) from error

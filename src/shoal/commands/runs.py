@@ -269,7 +269,7 @@ def _written(child: FailedChild) -> FailedChild:
     """Return a child whose key can be written: as text, where Python doesn't write its digits."""
     try:
         str(child.key)
-    except ValueError:
+    except ValueError:  # more digits than Python writes
         return child._replace(key=f"{child.key:#x}")
     return child
 

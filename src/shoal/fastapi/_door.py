@@ -142,7 +142,7 @@ async def _body(request: Request) -> object:
         return None
     try:
         return await request.json()  # parsed once
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # told by FastAPI, or by ShallowRoute
         return None
 
 

@@ -221,7 +221,7 @@ def _final_state(model: Any, name: str) -> Any:
     declared = declaration(model).fields
     try:
         described = TypeAdapter(model).json_schema(mode="serialization")
-    except PydanticInvalidForJsonSchema:
+    except PydanticInvalidForJsonSchema:  # FastAPI says so of the model itself
         return model
     if "$ref" in described:  # it is somewhere within itself
         described = described["$defs"][described["$ref"].rpartition("/")[2]]

@@ -52,7 +52,7 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
             try:
                 handle = await runtime.start(runs.app, state, id=run_id)
                 return Begun(seen(handle), handle, is_new=True)
-            except RunClaimed:
+            except RunClaimed:  # somebody executes it, whom the store may know by now
                 tries -= 1
                 if run_id is None or not tries:
                     raise

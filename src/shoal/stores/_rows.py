@@ -470,7 +470,7 @@ def _parts(operation: Operation) -> Iterator[tuple[str, Any]]:
             place = f"{path}[{brief(key)}]"
         case PutWithin(_, key, inner_key):
             place = f"{path}[{brief(key)}][{brief(inner_key)}]"
-        case _:
+        case _:  # the others have no inner place
             pass
     for name, part in zip(operation._fields, operation, strict=True):
         yield f"a key of {path}" if name in ("key", "inner_key") else place, part
