@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -461,6 +462,8 @@ class Builder:
             "timeout": 10 * LONG if self.row["timeout"] == "yes" else None,
             **options,
         }
+        if self.row["until"] == "function":
+            space["until"] = staticmethod(options["until"])
         return type("Fan", (ParallelAction,), space)()
 
     def _own(self) -> Act:
@@ -675,8 +678,8 @@ class Builder:
 
 def number_in(value: object) -> int:
     """Give the number of the element that a value comes from."""
-    text = str(value)
-    return int(text[text.index(".") + 1 :].split(",")[0].split(")")[0]) if "." in text else 1
+    found = re.search(r"\.(\d+)[,)]", str(value))
+    return int(found.group(1)) if found else 1
 
 
 _BODIES = """

@@ -17,6 +17,7 @@ from shoal import (
     NobodyAccepted,
     Rejected,
     RetryLater,
+    RunPath,
     StateUpdated,
     StepEnded,
     StepStarted,
@@ -65,10 +66,11 @@ def judge_failure(world: World, errors: Sequence[BaseException]) -> None:
 
 def known_from(
     seen: Mapping[str, Seen],
-) -> tuple[dict[tuple[str, str], int], set[tuple[str, str, int]], set[str]]:
+) -> tuple[dict[tuple[str, str], int], set[tuple[str, str, int]], dict[str, RunPath]]:
     """Say what is known of what was done: visits, completed steps and children that are Done."""
     visits: dict[tuple[str, str], int] = {}
-    completed, done = set[tuple[str, str, int]](), set[str]()
+    completed: set[tuple[str, str, int]] = set()
+    done: dict[str, RunPath] = {}
     for run_id, one in seen.items():
         for entry in one.history:
             if isinstance(entry, Completed):
@@ -77,7 +79,7 @@ def known_from(
                 completed.add((*at, visit))
                 visits[at] = visit + 1
         if one.record is not None and one.record.status == "succeeded":
-            done.add(run_id)
+            done[run_id] = one.path
     return visits, completed, done
 
 
@@ -118,7 +120,36 @@ def _judge_events(world: World, builder: Builder) -> None:
 
 
 def _judge_tolerance(world: World) -> None:
-    """A step that has too many failures has more than it tolerates."""
+    """A step fails for having too many failures only if it has more than it tolerates."""
+    on_error = world.program["on_error"]
+    if on_error not in ("count", "share"):
+        return
+    counts: dict[str, tuple[int, int]] = {}  # by run: those that failed, and those that are Done
+    exceeded = set[str]()
+    for event in world.events:
+        match event:
+            case StepStarted(step="fan"):
+                done = sum(
+                    path.parent_id == event.run_id and path.step == "fan"
+                    for path in world.done_before.values()
+                )
+                counts.setdefault(event.run_id, (0, done))
+            case ChildEnded(step="fan") if event.run_id in counts:
+                failed, done = counts[event.run_id]
+                outcome = event.outcome
+                if isinstance(outcome, Failed):
+                    failed += 1
+                elif isinstance(outcome, Done) and outcome.run_id not in world.done_before:
+                    done += 1
+                counts[event.run_id] = failed, done
+                if failed > (1 if on_error == "count" else 0.5 * (failed + done)):
+                    exceeded.add(event.run_id)
+            case StepEnded(step="fan", status="failed") if event.run_id not in exceeded:
+                message = str(event.error)
+                if " of fan-out 'fan' failed" in message or "too many" in message:
+                    world.violate(f"{event.path!r}: {message!r}, and it has not too many failures")
+            case _:
+                pass
 
 
 def _judge_kept(
@@ -129,7 +160,7 @@ def _judge_kept(
         if numbers != list(range(1, len(numbers) + 1)):
             world.violate(f"updates of {one.path!r} are numbered {numbers}")
         was = before.get(run_id)
-        if was is None or world.is_rerun(one.path):
+        if was is None or world.has_changed or world.is_rerun(one.path):
             continue
         if one.history[: len(was.history)] != was.history:
             world.violate(f"the history of {one.path!r} was {was.history}, is {one.history}")
@@ -162,6 +193,8 @@ def _judge_told(world: World, seen: Mapping[str, Seen]) -> None:
                     world.violate(f"{event.update} of {event.path!r} was told and is not kept")
             case ChildEnded() if world.store_of(event.path) != "none":
                 ends[event.outcome.run_id] = event.outcome
+            case ChildStarted():  # tried again
+                ends.pop(event.child.id, None)
             case _:
                 pass
     for run_id, outcome in ends.items():
@@ -221,7 +254,27 @@ def judge_end(world: World, model: Model, end: str, result: Any) -> None:
 
 
 def _judge_ledgers(world: World, model: Model, result: Any) -> None:
-    """Each fan-out of the root's has counted each key once."""
+    """The root's fan-out, or one in its node, has counted each key once."""
+    row = world.program.row
+    in_node = "node/fan" if row["after"] == "yes" else "fan"  # alone, the node is the root's graph
+    step = {"root": "fan", "node": in_node}.get(row["place"])
+    if row["form"] in ("start", "start_each"):
+        step = {"root": "own/fan"}.get(row["place"])
+    if step is None or world.has_changed:
+        return
+    ledgers = result._ledgers.get(step)
+    if not ledgers:
+        world.violate(f"there is no ledger of {step}, but of {sorted(result._ledgers)}")
+        return
+    ledger = ledgers[-1]
+    counted = ledger.done + ledger.failed + ledger.cancelled + ledger.skipped
+    slots = model.slots("r", 0, is_given=True)
+    if row["form"] == "acts over" and row["grow"] == "yes" and row["keys"] == "none":
+        return
+    if counted > len(slots) or (counted < len(slots) and not model.ends_early()):
+        world.violate(f"the ledger of {step} counts {ledger}, and there are {len(slots)} children")
+    if not any(slot.may_be_done for slot in slots) and ledger.done:
+        world.violate(f"the ledger of {step} counts {ledger}, and nobody can be done")
 
 
 def summary(result: Any) -> Any:
@@ -235,4 +288,4 @@ def summary(result: Any) -> Any:
     return plain(result.state), ledgers
 
 
-_ = (Cancelled, ChildStarted, Counter, Failed, StepEnded, StepStarted)
+

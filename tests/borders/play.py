@@ -35,6 +35,7 @@ from .stores import Mortal, look, merge
 from .world import Violation, World
 
 MOST_LIVES = 14
+MOST_HALTS = 100
 RUN = "run"
 
 
@@ -71,6 +72,7 @@ class Player:
         self.seen: dict[str, Any] = {}
         self.result: Any = None
         self.run_id = RUN
+        self.app: Any = None
 
     def play(self) -> Report:
         """Live all lives, and judge."""
@@ -90,7 +92,7 @@ class Player:
     async def _play(self) -> None:
         await cancel_shielded_checkpoint()
         ends = self.report.ends
-        while len(ends) < MOST_LIVES:
+        while len(ends) - ends.count("halted") < MOST_LIVES and len(ends) < MOST_HALTS:
             end = await self._live()
             ends.append(end)
             if self.world.violations:
@@ -102,11 +104,11 @@ class Player:
             if end == "failed" and self._fails_for_good():
                 break
         else:
-            self.world.violate(f"comes to no end in {MOST_LIVES} lives: {ends}")
+            self.world.violate(f"comes to no end in {len(ends)} lives: {ends}")
             return
         model = Model(self.program, changed=self.was_changed)
         judge.judge_end(self.world, model, ends[-1], self.result)
-        if ends[-1] == "succeeded" and self.stores["main"] is not None:
+        if ends[-1] == "succeeded" and self.stores["main"] is not None and self.program.seed % 3 == 0:
             await self._live_again(model)
 
     def _fails_for_good(self) -> bool:
@@ -129,7 +131,7 @@ class Player:
         if self.world.counts["act"]:
             self.world.violate("it has succeeded, and run again it executes actions")
         after = judge.summary(self.result)
-        if before != after:
+        if before != after and not self.world.has_changed:
             self.world.violate(f"it has succeeded with {before}, run again with {after}")
         del executed
 
@@ -139,11 +141,15 @@ class Player:
             self.is_changed = self.was_changed = world.has_changed = True
         world.begin_life(*judge.known_from(self.seen))
         names = [name for name, store in self.stores.items() if store is not None]
-        stores = {name: Mortal(world, self.stores[name], has_died=self.has_died) for name in names}
-        builder = Builder(
-            world, changed=self.is_changed, stores={"own": None, "outer": None, **stores}
-        )
-        app = builder.application(stores.get("main"), [witness(world)])
+        if self.app is None or self.app[0] != self.is_changed:
+            stores = {name: Mortal(world, self.stores[name]) for name in names}
+            kept = {"own": None, "outer": None, **stores}
+            builder = Builder(world, changed=self.is_changed, stores=kept)
+            app = builder.application(stores.get("main"), [witness(world)])
+            self.app = (self.is_changed, builder, stores, app)
+        _, builder, stores, app = self.app
+        for name in names:
+            stores[name].begin(self.stores[name], has_died=self.has_died)
         world.most = builder.limits
         given: Any = builder.given()
         if RUN in self.seen and program.seed % 3:

@@ -106,6 +106,7 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("keys", "none|field", "known", "!", "again= is about keys in into=")
     yield no("result", "reduce|nothing", "known", "!", "again= is about keys in into=")
     yield no("result", "take", "form", own, by_hand)
+    yield no("known", "!", "width", "0", "nobody to be known")
     yield no("grow", "yes", "known", "never again", "refused: what a skipped one grows is unknown")
     yield no("until", "first_item|restart", "grow", "yes", "refused: decides before there are results")
     yield no("until", race, "on_error", "!", "refused: a failure only removes a contestant")

@@ -24,14 +24,17 @@ class WentWrong(ConnectionError):
 class Mortal:
     """A store in front of another one, which goes wrong where its world says so."""
 
-    def __init__(self, world: World, inner: Any, *, has_died: bool) -> None:
+    def __init__(self, world: World, inner: Any) -> None:
         self.world = world
         self.inner = inner
         self.delay = 0.25 if world.program["saving"] == "slow" else 0.0
+        self.begin(inner, has_died=False)
+
+    def begin(self, inner: Any, *, has_died: bool) -> None:
+        """Begin another life, with what is kept now."""
+        self.inner = inner
         self.has_died = has_died
         self.holders: list[tuple[str, str]] = []
-        if isinstance(inner, MemoryStore):
-            self.recall, self.remember = self._recall, self._remember
 
     def _check_alive(self) -> None:
         if self.world.dead:
@@ -113,12 +116,8 @@ class Mortal:
     async def recall(self, key: str) -> Any:
         return await self._ask(lambda: self.inner.recall(key))
 
-    _recall = recall
-
     async def remember(self, key: str, operations: Any, seconds: float) -> None:
         await self._ask(lambda: self.inner.remember(key, operations, seconds))
-
-    _remember = remember
 
     async def give_back(self) -> None:
         """Let go of what the execution has left claimed, as the end of its process would."""

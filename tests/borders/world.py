@@ -53,8 +53,10 @@ class World:
         self.violations: list[str] = []
         self.cancelled_by_hand = set[str]()
         """Ids of children that a trip has cancelled."""
-        self.done_runs = set[str]()
+        self.done_runs: dict[str, RunPath] = {}
         """Children that somebody was told to be Done, or whose record says so."""
+        self.done_before: dict[str, RunPath] = {}
+        """Those that were Done when this life began."""
         self.done_nowhere = set[str]()
         """Those of them whose parent is kept nowhere: another life does not know of them."""
         self.has_changed = False
@@ -62,7 +64,7 @@ class World:
         """Steps of runs, with their visits, of which the same is true."""
         self.decided = set[tuple[str, str]]()
         self.bodies = Counter[str]()
-        self.begin_life({}, set(), set())
+        self.begin_life({}, set(), {})
 
     # -- lives ----------------------------------------------------------------------------------
 
@@ -70,7 +72,7 @@ class World:
         self,
         visits: dict[tuple[str, str], int],
         completed: set[tuple[str, str, int]],
-        done_runs: set[str],
+        done_runs: dict[str, RunPath],
     ) -> None:
         """Begin another life; what the store has is given."""
         self.life += 1
@@ -85,8 +87,10 @@ class World:
         self.hook_raised = False
         self.visits = visits
         self.completed = completed
-        self.done_runs -= self.done_nowhere
+        for run_id in self.done_nowhere:
+            self.done_runs.pop(run_id, None)
         self.done_runs |= done_runs
+        self.done_before = dict(self.done_runs)
         self.done_nowhere = set[str]()
         self.rerun = set[str]()
         self.events: list[Event] = []
@@ -245,7 +249,7 @@ class World:
                 outcome = event.outcome
                 run_id = outcome.run_id
                 if isinstance(outcome, Done):
-                    self.done_runs.add(run_id)
+                    self.done_runs[run_id] = outcome.path
                     if self.store_of(event.path) == "none":
                         self.done_nowhere.add(run_id)
                 elif run_id in self.done_runs and outcome.attempts and run_id not in self.rerun:
@@ -254,9 +258,20 @@ class World:
                         self.violate(f"{outcome.path!r} was Done, and is told as {outcome!r}")
             case ChildRerun():
                 self.rerun.add(event.child.id)
-                self.done_runs.discard(event.child.id)
+                self._forget(event.child)
             case _:
                 pass
+
+
+    def _forget(self, path: RunPath) -> None:
+        """Hear that a child begins afresh: what was done in it counts no more."""
+        for run_id, done in list(self.done_runs.items()):
+            above: RunPath | None = done
+            while above is not None:
+                if above.id == path.id:
+                    del self.done_runs[run_id]
+                    break
+                above = above.parent
 
 
 STORE_OF = {"fan": "store", "own/fan": "store", "outer": "outer_store",
