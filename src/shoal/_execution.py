@@ -239,15 +239,26 @@ class Execution:
         return bool(has_died)
 
     async def release(self) -> None:
-        """Give back what was claimed; a store that can't will find out by itself. Never raises."""
-        while self._claimed:
-            store, run_id = self._claimed.pop()
-            try:
-                with CancelScope(shield=True):
-                    released = store.release(run_id, self.holder)
-                    await self.ask(released, f"the release of run {run_id}")
-            except Exception:
-                logger.exception("run %s could not be given back to its store", run_id)
+        """Give back what was claimed; a store that can't will find out by itself.
+
+        Each store is told, also where a native cancellation, which no shield holds off, interrupts
+        the wait for another one.
+
+        Raises:
+            BaseException: Such an interruption, and nothing else.
+        """
+        try:
+            while self._claimed:
+                store, run_id = self._claimed.pop()
+                try:
+                    with CancelScope(shield=True):
+                        released = store.release(run_id, self.holder)
+                        await self.ask(released, f"the release of run {run_id}")
+                except Exception:
+                    logger.exception("run %s could not be given back to its store", run_id)
+        finally:
+            if self._claimed:
+                await self.release()
 
     async def ask(
         self, pending: Awaitable[T], what: str, passes: tuple[type[Exception], ...] = ()
