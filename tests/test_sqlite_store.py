@@ -358,9 +358,11 @@ def test_the_name_of_a_new_file_is_waited_for_unless_the_first_save_does_that(
     path: Path, monkeypatch: pytest.MonkeyPatch, synchronous: Synchronous
 ):
     synced: list[bool] = []
-    monkeypatch.setattr(
-        os, "fsync", lambda file: synced.append(stat.S_ISDIR(os.fstat(file).st_mode))
-    )
+
+    def fsync(file: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(file).st_mode))
+
+    monkeypatch.setattr(os, "fsync", fsync)
     connect(path, patience=1.0, synchronous=synchronous).close()
     assert synced == ([False] if synchronous == "full" else [False, True])
 
