@@ -21,6 +21,7 @@ from ._errors import (
     CommitInDoubt,
     LeaseLost,
     NotData,
+    NotDecodable,
     RunClaimed,
     ShoalError,
     SpuriousCancel,
@@ -271,6 +272,7 @@ class Execution:
             passes: What it may raise that ends nothing here.
 
         Raises:
+            NotDecodable: What it has kept can't be read; the message says what to do.
             StoreFailed: The store raised, or did not answer in time.
         """
         deadline = self.services.commit_deadline
@@ -283,7 +285,9 @@ class Execution:
             failure = as_failure(error)
             if failure is None or isinstance(failure, passes):
                 raise
-            if isinstance(failure, RunClaimed | LeaseLost | StoreFailed):
+            if isinstance(failure, NotDecodable):
+                note(failure, f"shoal: the store was asked for {what}")
+            if isinstance(failure, RunClaimed | LeaseLost | NotDecodable | StoreFailed):
                 raise self._first(failure) from failure.__cause__
             late = scope.cancelled_caught
             why = f"it did not answer within {deadline:g} s" if late else brief(failure)
