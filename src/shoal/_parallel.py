@@ -203,7 +203,8 @@ class ParallelStep:
             limit=act._room(source),
             owner=act.definition,
             name=act.name,
-            timeout=None if act.timeout is None else self._ends_at - clock(),
+            timeout=act.timeout,
+            ends_at=None if act.timeout is None else self._ends_at,
             circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
             decisive=self._decisive,
         )
