@@ -500,7 +500,7 @@ class Builder:
                         got[outcome.key] = type(outcome).__name__
             await world.rest("own", text_of(item))
             world.at("own end", text_of(item))
-            return [[key, got[key]] for key in sorted(got)]
+            return [[key, got[key]] for key in sorted(got, key=str)]
 
         return action(reads=["item"], writes=["fan"], name="own")(own)
 

@@ -208,6 +208,8 @@ class Model:
         match on_error:
             case "fail":
                 return not bad or early, maybe > 0
+            case "count" | "share" if self.row["result"] == "reduce" and self.is_flaky:
+                return True, True  # what reduce= was given, it is not asked about again
             case "count":
                 return bad <= 1 or early, maybe > 1
             case "share":
@@ -248,6 +250,9 @@ class Model:
             return False
         if self.ends_early() or self.may_lose_children:
             return True
+        if slot.number >= 10 and self.row["on_error"] == "ignore":
+            if self.is_flaky or self.is_bad(slot.number // 10):
+                return True  # nothing grows from what has failed and is ignored
         may_be_skipped = self.has_breaker and (self.is_flaky or self.row["bad"] != "nothing")
         return may_be_skipped or (self.row["on_error"] == "ignore" and self.may_fail_once(slot))
 

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +50,11 @@ class Report:
 
     def __str__(self) -> str:
         lines = "".join(f"\n  ! {violation}" for violation in self.violations)
-        return f"{self.program}\n  on {self.backend}, lives: {', '.join(self.ends)}{lines}"
+        lives = ", ".join(self.ends)
+        return (
+            f"{self.program}\n  on {self.backend}, lives: {lives}{lines}"
+            f"\n  again: python -m tests.borders --backend {self.backend} {self.program.command}"
+        )
 
 
 class Player:
@@ -140,6 +144,13 @@ class Player:
         if world.life + 1 == program.changes_in and program["change"] != "no":
             self.is_changed = self.was_changed = world.has_changed = True
         world.begin_life(*judge.known_from(self.seen))
+        world.failed_before = {
+            run_id: one.path
+            for run_id, one in self.seen.items()
+            if one.record is not None
+            and one.record.status == "failed"
+            and one.record.applied is not None
+        }
         names = [name for name, store in self.stores.items() if store is not None]
         if self.app is None or self.app[0] != self.is_changed:
             stores = {name: Mortal(world, self.stores[name]) for name in names}
@@ -311,6 +322,47 @@ def noticing(violations: list[str]) -> Iterator[None]:
         finally:
             sys.unraisablehook = before
     violations += [f"warning: {one.message}" for one in caught]
+
+
+AT_ONCE = 50  # programs whose garbage is collected together
+
+
+def play_all(
+    programs: Iterable[Program], backend: Backend, make_store: Any = MemoryStore
+) -> Iterator[Report]:
+    """Play many. What only shows when garbage is collected is looked for in some at once."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        some: list[Program] = []
+        for program in programs:
+            some.append(program)
+            yield play(program, backend, make_store)
+            if len(some) == AT_ONCE:
+                yield from _late(some, backend, make_store)
+                some = []
+        yield from _late(some, backend, make_store)
+    finally:
+        gc.enable()
+
+
+def _late(programs: Sequence[Program], backend: Backend, make_store: Any) -> Iterator[Report]:
+    """Find out in which program there is something that shows when garbage is collected."""
+    found: list[str] = []
+    with noticing(found):
+        gc.collect()
+    if found:
+        for program in programs:
+            report = play(program, backend, make_store, collect=True)
+            if report.violations and report.violations[0].startswith(("warning", "unraisable")):
+                yield report
+
+
+@contextmanager
+def stores_of(kind: str) -> Iterator[Any]:
+    """Give what makes the stores of programs."""
+    yield MemoryStore
 
 
 def play(

@@ -121,6 +121,7 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("until", race, "form", "class", "its value is only reduced")
     yield no("errors_into", "yes", "on_error", "fail|ignore", "refused: it could hold nothing")
     yield no("width", "0", "bad", "act|take|cost", "nobody to be bad")
+    yield no("bad", "key", "form", "class", "a task without a key has its position")
     yield no("bad", "key|twice", "form", "acts|start", "acts have no keys; start is called by hand")
     yield no("bad", "key|twice", "keys", "none|field", "no function gives the key")
     yield no("bad", "twice", "grow", "yes", "under grow, doubles are dropped")
@@ -285,6 +286,18 @@ class Program:
     def features(self) -> dict[str, str]:
         """What is not plain."""
         return {name: level for name, level in self.row.items() if level != PLAIN[name]}
+
+    @property
+    def command(self) -> str:
+        """Give the options by which ``python -m tests.borders`` plays just this one."""
+        words = [f"--exactly {self.seed}"]
+        if self.schedule is not None:
+            words.append(f"--schedule {self.schedule}")
+        if self["change"] != "no" and self.changes_in != 2:
+            words.append(f"--changes-in {self.changes_in}")
+        words += [f'"{name}={level}"' for name, level in self.features.items()]
+        words += [f'"{t.life}:{t.what}:{t.at}:{t.nth}"' for t in self.trips]
+        return " ".join(words)
 
     def __str__(self) -> str:
         features = ", ".join(f"{name}={level!r}" for name, level in self.features.items())

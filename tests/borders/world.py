@@ -57,6 +57,8 @@ class World:
         """Children that somebody was told to be Done, or whose record says so."""
         self.done_before: dict[str, RunPath] = {}
         """Those that were Done when this life began."""
+        self.failed_before: dict[str, RunPath] = {}
+        """Children whose failures the state has, by reduce=, since an earlier life."""
         self.done_nowhere = set[str]()
         """Those of them whose parent is kept nowhere: another life does not know of them."""
         self.has_changed = False
