@@ -18,6 +18,7 @@ from shoal import (
     Rejected,
     RetryLater,
     RunPath,
+    SpuriousCancel,
     StateUpdated,
     StepEnded,
     StepStarted,
@@ -31,6 +32,7 @@ from .model import Model
 from .stores import Seen
 from .world import UNSAVED, Trouble, World
 
+ORDINARY = (Trouble, StepTimeout, Rejected, RetryLater, NobodyAccepted, SpuriousCancel)
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -48,7 +50,7 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 def judge_failure(world: World, errors: Sequence[BaseException]) -> None:
     """A run fails with what went wrong in it, and nothing else."""
     for error in errors:
-        if isinstance(error, Trouble | StepTimeout | Rejected | RetryLater | NobodyAccepted):
+        if isinstance(error, ORDINARY):
             continue
         name = type(error).__name__
         bad = world.program["bad"]
@@ -89,7 +91,7 @@ def judge_life(
     end: str,
     before: Mapping[str, Seen],
     seen: Mapping[str, Seen],
-    error: BaseException | None,
+    run_id: str,
 ) -> None:
     """Judge one life: what was told, what is kept, and what has changed of that."""
     was_torn_down = any(trip.what == "teardown" for trip in world.fired_now)
@@ -103,7 +105,7 @@ def judge_life(
     _judge_events(world, builder)
     if world.program["kept"] == "no":
         return
-    _judge_kept(world, end, before, seen)
+    _judge_kept(world, end, before, seen, run_id)
     _judge_told(world, seen)
 
 
@@ -158,7 +160,7 @@ def _count_children(run_id: str, paths: Mapping[str, RunPath]) -> int:
 
 
 def _judge_kept(
-    world: World, end: str, before: Mapping[str, Seen], seen: Mapping[str, Seen]
+    world: World, end: str, before: Mapping[str, Seen], seen: Mapping[str, Seen], root_id: str
 ) -> None:
     for run_id, one in seen.items():
         numbers = [entry.number for entry in one.history if isinstance(entry, Update)]
@@ -176,7 +178,7 @@ def _judge_kept(
             world.violate(f"the record of {one.path!r} was {old.status}, and is {new.status}")
         if old.status == "succeeded" and old.applied is not None and new.applied is None:
             world.violate(f"{one.path!r} was applied, and is not any more")
-    root = seen.get("run")
+    root = seen.get(root_id)
     ended = root is not None and root.status in ENDED and end != "stopped"
     if ended and not world.has_changed:
         for one in seen.values():
