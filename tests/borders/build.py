@@ -44,7 +44,7 @@ from shoal import (
 )
 
 from .program import Program
-from .world import SLOW, World, cancellation, chance
+from .world import SLOW, World, chance
 
 MOST_GROWN = 10
 LONG = 20.0  # seconds: timeouts that only what is slow runs into
@@ -746,7 +746,7 @@ class Clumsy(Hook):
     def hear(self, event: Any) -> None:
         self.patience -= 1
         if self.patience < 0:
-            raise cancellation() if self.patience % 2 else LookupError
+            raise LookupError
 
     on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore
     on_child_ended = on_step_ended = on_run_ended = hear  # pyright: ignore

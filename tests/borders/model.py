@@ -167,7 +167,9 @@ class Model:
 
     def ends_early(self) -> bool:
         """Tell whether some of the children need not come to anything."""
-        return self.row["until"] != "all" or self.row["at_most"] == "few"
+        row = self.row
+        cuts = row["grow"] == "yes" or "loop" in row["place"] or row["form"] == "class"
+        return row["until"] != "all" or (row["at_most"] == "few" and cuts)
 
     def focus(self, item: str, visit: int, *, is_given: bool) -> Verdict:
         """Say what becomes of the fan-out in the middle."""

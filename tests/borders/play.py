@@ -20,6 +20,7 @@ from shoal import (
     CommitInDoubt,
     HookFailed,
     InputChanged,
+    LeaseLost,
     MemoryStore,
     RunCancelled,
     RunClaimed,
@@ -126,7 +127,8 @@ class Player:
     def _fails_for_good(self) -> bool:
         """Tell whether nothing went wrong in the last life that happens only once."""
         last = max([trip.life for trip in self.program.trips], default=0)
-        return self.world.life > last and not self.world.fired_now and self.world.life >= 2
+        went_wrong = bool(self.world.fired_now) or self.world.rude_now
+        return self.world.life > max(last, 1) and not went_wrong
 
     async def _live_again(self, model: Model) -> None:
         """Run what has succeeded once more: nothing is executed, and all is as it was."""
@@ -306,7 +308,11 @@ class Player:
 
     def _judge_error(self, error: Exception) -> str:
         leaves = list(judge.leaves(error))
-        if any(isinstance(leaf, StoreFailed | CommitInDoubt | RunClaimed) for leaf in leaves):
+        hang = next((leaf for leaf in leaves if isinstance(leaf, VirtualDeadlock)), None)
+        if hang is not None:
+            self.world.violate(f"hangs: {str(hang)[:2000]}")
+            return "failed"
+        if any(isinstance(leaf, StoreFailed | CommitInDoubt | RunClaimed | LeaseLost) for leaf in leaves):
             whats = {trip.what for trip in self.world.fired_now}
             if not whats & {"dies", "fails", "hangs", "raises"}:
                 self.world.violate(f"the store is blamed for nothing: {error!r}")

@@ -102,6 +102,7 @@ class World:
         self.armed: Trip | None = None
         self.dead = False
         self.hook_raised = False
+        self.rude_now = False
         self.visits = visits
         self.completed = completed
         for run_id in self.done_nowhere:
@@ -176,6 +177,7 @@ class World:
         manners = self.program["manners"]
         if manners in ("spurious", "generator exit", "cancels itself") and who not in self.rude:
             self.rude.add(who)
+            self.rude_now = True
             if manners == "spurious":
                 raise cancellation()
             if manners == "generator exit":
