@@ -12,7 +12,6 @@ import anyio
 
 from shoal import (
     END,
-    INHERIT,
     Act,
     Application,
     Breaker,
@@ -35,7 +34,6 @@ from shoal import (
     Task,
     Tolerate,
     action,
-    all_,
     fan_out,
     first,
     first_item,
@@ -43,7 +41,6 @@ from shoal import (
     when,
 )
 
-from .program import Program
 from .world import SLOW, World, chance
 
 MOST_GROWN = 10
@@ -52,7 +49,7 @@ LONG = 20.0  # seconds: timeouts that only what is slow runs into
 
 def text_of(item: object) -> str:
     """Give the text of an element, which may be in a mapping."""
-    return item["name"] if isinstance(item, Mapping) else str(item)  # pyright: ignore[reportUnknownVariableType]
+    return item["name"] if isinstance(item, Mapping) else str(item)
 
 
 def number_of(item: object) -> int:
@@ -80,7 +77,7 @@ class Builder:
     # -- what is executed -----------------------------------------------------------------------
 
     def leaf(self, name: str, at: int, *, last: bool) -> Act:
-        """Make one step of a child: the first reads its item, each later one what the last wrote."""
+        """Make one step of a child: the first reads its item, a later one what the last wrote."""
         world, row, before, field = self.world, self.row, f"v{at - 1}", f"v{at}"
         version = "2" if self.change == "version" else "1"
         mark = "@2" if version == "2" else ""
@@ -185,7 +182,7 @@ class Builder:
         return True
 
     def child(self, prefix: str) -> tuple[Act, str]:
-        """Make what one child of the fan-out in the middle executes, and say what it writes last."""
+        """Make what a child of the fan-out in the middle executes; say what it writes last."""
         row, seed = self.row, self.seed
         nested = row["steps"] == "nested node"
         count = 1 if nested else int(row["steps"])
@@ -717,7 +714,7 @@ def _with_parameters(kind: str, at: int, *, has_context: bool) -> Callable[[Any]
         before=read[0] if read else "''",
         context="context" if has_context else "None",
     )
-    exec(source, space)  # noqa: S102 # a parameter's name is what binds it
+    exec(source, space)  # a parameter's name is what binds it
     return space[f"of_{kind}"]
 
 
@@ -731,8 +728,8 @@ class Quick(Hook):
         self.world.hear(event)
         self.world.at("hook", type(event).__name__)
 
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore
-    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore
+    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
 class Clumsy(Hook):
@@ -748,8 +745,8 @@ class Clumsy(Hook):
         if self.patience < 0:
             raise LookupError
 
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore
-    on_child_ended = on_step_ended = on_run_ended = hear  # pyright: ignore
+    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
 class Waiting(Hook):
@@ -767,8 +764,8 @@ class Waiting(Hook):
         else:
             await anyio.sleep(self.seconds)
 
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore
-    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore
+    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
 def witness(world: World) -> Hook:

@@ -46,6 +46,7 @@ KNOWN: Sequence[Known] = (
     Known("stagger= waits for ever where nothing is left to start",
           lambda program, violation: "hangs" in violation and program["stagger"] != "no"),
     Known("under way, and never taken up again", _says("is still running in a run that has")),
+    Known("a skipped key runs in the next life", _says("is none of ['known']")),
     Known("a skipped key is told and not saved", _says("Skipped(")),
     Known("grow= of what fails in each life",
           lambda program, violation: "comes to no end" in violation and program["grow"] == "yes"),

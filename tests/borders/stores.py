@@ -184,7 +184,7 @@ def stores_of(kind: str) -> Iterator[Callable[[], Any]]:
     if kind == "memory":
         yield MemoryStore
         return
-    shm = Path("/dev/shm")  # noqa: S108 # in memory, where there is such a thing
+    shm = Path("/dev/shm")  # in memory, where there is such a thing
     with TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
         made = list[InOneThread]()
         uses = count()

@@ -11,21 +11,13 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import NoReturn
 from zlib import crc32
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from shoal import (
-    ChildEnded,
-    ChildRerun,
-    Context,
-    Done,
-    Event,
-    RunPath,
-    StepEnded,
-)
+from shoal import ChildEnded, ChildRerun, Context, Done, Event, RunPath, StepEnded
 
 from .program import Program, Trip
 
@@ -33,7 +25,7 @@ SLOW = 1000.0
 STORE_PLACES = ("save", "saved", "store")
 
 
-class Trouble(Exception):  # noqa: N818 # not an error of ours
+class Trouble(Exception):  # not an error of ours
     """What goes wrong in a function of a program."""
 
 
@@ -320,7 +312,6 @@ class World:
                 self._forget(event.child)
             case _:
                 pass
-
 
     def _forget(self, path: RunPath) -> None:
         """Hear that a child begins afresh: what was done in it counts no more."""
