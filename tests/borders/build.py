@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
@@ -49,7 +49,7 @@ LONG = 20.0  # seconds: timeouts that only what is slow runs into
 
 def text_of(item: object) -> str:
     """Give the text of an element, which may be in a mapping."""
-    return item["name"] if isinstance(item, Mapping) else str(item)
+    return str(cast("Mapping[str, str]", item)["name"] if isinstance(item, Mapping) else item)
 
 
 def number_of(item: object) -> int:
@@ -79,8 +79,10 @@ class Builder:
     def leaf(self, name: str, at: int, *, last: bool) -> Act:
         """Make one step of a child: the first reads its item, a later one what the last wrote."""
         world, row, before, field = self.world, self.row, f"v{at - 1}", f"v{at}"
-        version = "2" if self.change == "version" else "1"
-        mark = "@2" if version == "2" else ""
+        mark = "@2" if self.change == "version" else ""
+        version = "2" if mark else "1"
+        if row["cache"] == "yes":  # which all runs in a store share
+            version = f"{version} of {world.name}"
         is_bad = row["bad"] == "all acts" or (row["bad"] == "act" and last)
         asks = row["asks"] == "yes" and last
 
@@ -259,7 +261,11 @@ class Builder:
         elif self.change == "one more act":
             acts = [child, self.child("b")[0]]
         if form == "chosen":
-            acts = lambda state: child  # noqa: E731
+
+            def chosen(state: State) -> Act:
+                return child
+
+            acts = chosen
         options = self.policies("fan")
         options |= self.results("fan", field)
         options["each"] = self.each()
@@ -436,7 +442,7 @@ class Builder:
         def tasks(self: Any, state: State, inputs: object) -> Iterator[Task]:
             for element in builder.elements(state["item"]):
                 builder.world.at("pull", text_of(element))
-                key = None if builder.row["keys"] == "none" else builder.key_of(element)
+                key: Any = None if builder.row["keys"] == "none" else builder.key_of(element)
                 yield Task(child, {"item": element}, key=key)
 
         async def tasks_async(self: Any, state: State, inputs: object) -> AsyncIterator[Task]:
@@ -507,7 +513,8 @@ class Builder:
 
     def whole(self) -> Act:
         """Make the application's graph."""
-        row, parts = self.row, [self.focus()]
+        row = self.row
+        parts: list[Act] = [self.focus()]
         place = row["place"]
         if "loop" in place:
             parts = [self._loop(parts[0])]
@@ -563,9 +570,16 @@ class Builder:
         options: dict[str, Any] = {"name": "outer", "reads": ["item"], "item": "item"}
         fields = {"xs"} if row["source"] == "field" else set[str]()
         options["reads"] = sorted({"item"} | fields)
-        options["over"] = lambda state: self.outer_elements(state["item"])
+
+        def over(state: State) -> list[str]:
+            return self.outer_elements(state["item"])
+
+        def nothing(state: State) -> str:
+            return "done"
+
+        options["over"] = over
         writes = "fan" if self.has_field() else None
-        take: Any = writes or (lambda state: "done")
+        take: Any = writes or nothing
         if row["outer_result"] == "reduce":
 
             def reduce(state: State, outcome: Outcome) -> State:

@@ -343,11 +343,12 @@ class Model:
             return self._align(slots, [one for _, one in entries])
         if not isinstance(value, Mapping):
             return f"into= is no mapping: {value!r}"
-        keys = list(cast("Mapping[Any, Any]", value))
+        value = cast("Mapping[Any, Any]", value)
+        keys = list(value)
         order: list[int] = []
         for key in keys:
-            inner = value[key]
-            named = inner.items() if several else [("a", inner)]
+            inner: Any = value[key]
+            named: Iterable[tuple[str, Any]] = inner.items() if several else [("a", inner)]
             for act, one in named:
                 slot = self._find(slots, key, act if several else None)
                 if slot is None:

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -66,7 +66,8 @@ class Player:
     def __init__(self, program: Program, backend: Backend, make_store: Any = MemoryStore) -> None:
         self.program = program
         self.backend: Backend = backend
-        self.world = World(program)
+        self.run_id = RUN if make_store is MemoryStore else f"{RUN}{next(RUNS)}"
+        self.world = World(program, self.run_id)
         self.world.life = 0
         kept = program["kept"] == "yes"
         own = "own" in (program["store"], program["outer_store"])
@@ -78,7 +79,6 @@ class Player:
         self.has_died = False
         self.seen: dict[str, Any] = {}
         self.result: Any = None
-        self.run_id = RUN if isinstance(self.stores["main"], MemoryStore) else f"{RUN}{next(RUNS)}"
         self.app: Any = None
 
     def play(self) -> Report:
@@ -345,7 +345,7 @@ def _where(error: BaseException) -> str:
 
 
 @contextmanager
-def noticing(violations: list[str]) -> Iterator[None]:
+def noticing(violations: list[str]) -> Generator[None]:
     """Note warnings and what is raised where nobody can catch it."""
     before = sys.unraisablehook
 
