@@ -25,6 +25,19 @@ class Completed(NamedTuple):
 
 
 @final
+class StepBegun(NamedTuple):
+    """A fan-out saves something for the first time in an execution of the run: what it declares.
+
+    A later execution compares that with its own program, which may have changed. Stores that were
+    written before there was such an entry have none.
+    """
+
+    step: str
+    declared: Mapping[str, object]
+    """Plain data; see ``_takeup.Declared``."""
+
+
+@final
 class Rewound(NamedTuple):
     """The run went back into a step that it had completed; what came after that counts no more.
 
@@ -56,7 +69,7 @@ class QuestionAnswered(NamedTuple):
     value: object
 
 
-Entry = Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered
+Entry = Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered | StepBegun
 """What a history is made of. A decision stands behind the update that it is saved with."""
 
 
@@ -81,10 +94,14 @@ class Playback:
     _unplayed: list[Operation] = field(default_factory=list[Operation])  # which come after that
     number: int = 0
     """The number of the last update."""
+    first_after: str | None = None
+    """The step after which the run started; None: before its first."""
     began: _Moment = field(init=False)
     """The moment in which the step under way began."""
     under_way: list[Update] = field(default_factory=list[Update])
     """The updates of the step under way, which it has made already."""
+    begun: StepBegun | None = None
+    """What the step under way declared, if it is a fan-out that has saved something."""
     decision: Decision | None = None
     """How the step under way was decided, if it is a race and was."""
     decided: dict[tuple[str, int], Decision] = field(
@@ -99,9 +116,16 @@ class Playback:
     """What the step under way has asked, by name."""
     answers: dict[str, object] = field(default_factory=dict[str, object])
     """All answers that were ever given, by the questions' ids."""
-    _ended: list[tuple[Completed, _Moment, list[Update]]] = field(
-        default_factory=list[tuple[Completed, _Moment, list[Update]]]
+    _ended: list[tuple[Completed, _Moment, list[Update], StepBegun | None]] = field(
+        default_factory=list[tuple[Completed, _Moment, list[Update], StepBegun | None]]
     )
+
+    @property
+    def step_under_way(self) -> str | None:
+        """The step under way, as far as it has saved anything of its own."""
+        if self.begun is not None:
+            return self.begun.step
+        return self.under_way[0].step if self.under_way else None
 
     @property
     def data(self) -> Mapping[str, object]:
@@ -124,11 +148,14 @@ class Playback:
             case Decision():
                 self.decision = entry
                 self.decided[entry.step, self.visit(entry.step)] = entry
+            case StepBegun():
+                self.begun = entry
             case Completed():
-                self._ended.append((entry, self.began, self.under_way))
+                self._ended.append((entry, self.began, self.under_way, self.begun))
                 visits = {**self.began.visits, entry.step: self.visit(entry.step) + 1}
                 self.began = _Moment(entry.step, self.number, self.data, visits)
                 self.under_way = []
+                self.begun = None
                 self.decision = None
                 self.asked = {}
             case Rewound():
@@ -144,12 +171,12 @@ class Playback:
 
     def completed_visits(self) -> Iterator[tuple[str, int]]:
         """Go through the steps that were completed, in order, with the visit of each."""
-        for completed, before, _ in self._ended:
+        for completed, before, _, _ in self._ended:
             yield completed.step, before.visits.get(completed.step, 0)
 
     def _rewind(self, entry: Rewound) -> None:
         while self._ended:
-            completed, self.began, updates = self._ended.pop()
+            completed, self.began, updates, self.begun = self._ended.pop()
             if completed.step == entry.step and self.visit(entry.step) == entry.visit:
                 self.undone.append((completed.number, self.number))
                 self.under_way = [one for one in updates if one.number <= completed.number]
@@ -182,7 +209,7 @@ def play(
         after: The step after which it started; None: before its first.
         visits: How often it counts as having completed steps before.
     """
-    playback = Playback(first)
+    playback = Playback(first, first_after=after)
     playback.began = _Moment(after, 0, first, dict(visits or {}))
     for entry in entries:
         playback.add(entry)

@@ -37,6 +37,7 @@ from ._state import Change, Drop, Set
 from ._store import ChildRecord, NullStore
 from ._stream import Stream
 from ._suspects import Suspects
+from ._takeup import refuse_left_steps
 
 
 @final
@@ -199,6 +200,8 @@ class Root:
         played = await recorded_history(execution, self.path, known)
         children = await _recorded_children(execution, self.path)
         execution.answers = played.answers
+        if not is_over:
+            refuse_left_steps(self.path, run.setting.graph, played, children)
         asked = (
             ()
             if record.status == "succeeded"
