@@ -171,6 +171,8 @@ class Group(Crew):
             raise
         finally:
             self._watch_no_more()
+            for task in self._tasks_of:
+                task.close()  # one may never have begun, see `_host`
             self._tasks_of.clear()
             groups.discard(self)
             self._dismiss(self._lobby.unbegun, self.reason, self.winner)

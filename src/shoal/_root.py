@@ -125,7 +125,7 @@ class Root:
         assert self.hosted is not None, "it is alive"
         if not self.hosted.is_cancelled:
             self._execution.is_interrupted = True
-            self.hosted.cancel(reason)
+        self.hosted.cancel(reason)
 
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import Context as ContextVars
 from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, final
 
@@ -37,7 +39,7 @@ from ._context import Context
 from ._errors import BadUse, DefinitionError, Draining, kind_of
 from ._halting import Answers
 from ._handle import RunHandle
-from ._host import Hosted
+from ._host import Hosted, MadeLate, Work
 from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
@@ -204,7 +206,7 @@ class Runtime:
         self._status = "open"
         backend = current_backend()
         protect_from_ctrl_c(backend)
-        self._context = startable(copy_context())
+        self._library, self._context = backend.library, startable(copy_context(), backend.library)
         self._draining = Event()
         self._ends: list[Callable[[], None]] = []  # called when it begins to drain
         self._fatal = None
@@ -628,21 +630,23 @@ class Runtime:
                 f"process is about to stop; start it in another process, or later"
             )
             raise Draining(msg)
-        assert self._tasks is not None
-        hosted = Hosted(root.live, root.give_reason, self._watchdog, root.tell_ended)
-        root.hosted = hosted
         self._roots.add(root)
-        self._tasks.start_soon(self._live, root, is_detached)
-        return hosted
+        root.hosted = Hosted(
+            root.live,
+            root.give_reason,
+            self._watchdog,
+            start=self._start_here,
+            start_again=partial(self._start_in, copy_context()),
+            on_ended=partial(self._hear_ended, root, is_detached=is_detached),
+        )
+        return root.hosted
 
-    async def _live(self, root: Root, is_detached: bool) -> None:
-        hosted = root.hosted
-        assert hosted is not None
-        try:
-            await hosted.live()
-        finally:
-            self._roots.remove(root)
-        fatal = hosted.fatal if is_detached else None
+    def _hear_ended(self, root: Root, *, is_detached: bool) -> None:
+        """Hear that a root run has ended."""
+        root.tell_ended()
+        self._roots.remove(root)
+        assert root.hosted is not None, "it has lived"
+        fatal = root.hosted.fatal if is_detached else None
         if is_exit(fatal):
             # Nobody awaits it, so the block does. Not raised here: a SystemExit in a task would
             # break off the event loop itself, with everything else that lives there.
@@ -653,19 +657,23 @@ class Runtime:
             told = "run %s was ended by %s, no Exception: whoever asks for its result gets it"
             logger.error(told, root.path.id, kind_of(fatal))
 
-    def _host(
-        self, work: Callable[[], Coroutine[Any, Any, None]], on_cancel: Callable[[str], None]
-    ) -> Hosted:
+    def _host(self, work: Work, on_cancel: Callable[[str], None]) -> Hosted:
         """Start ``work`` of a run in a task of its own; the run sees to it that it ends."""
-        assert self._tasks is not None, "the block lasts as long as the runs in it"
-        hosted = Hosted(work, on_cancel, self._watchdog)
-        self._tasks.start_soon(hosted.live)
-        return hosted
+        start, again = self._start_here, partial(self._start_in, copy_context())
+        return Hosted(work, on_cancel, self._watchdog, start=start, start_again=again)
 
-    def _start_task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _start_here(self, work: Work) -> None:
+        """Start a task in a copy of the current task's context."""
+        assert self._tasks is not None, "the block lasts as long as the runs in it"
+        self._tasks.start_soon(MadeLate, work, name=getattr(work, "__qualname__", "shoal"))
+
+    def _start_in(self, context: ContextVars, work: Work) -> None:
+        """Start a task in a copy of ``context``; callable in callbacks of the loop, too."""
+        startable(context, self._library).run(self._start_here, work)
+
+    def _start_task(self, work: Work) -> None:
         """Start a task of the runtime's own; callable in callbacks of the loop, too."""
-        assert self._tasks is not None, "the block lasts as long as what is watched"
-        self._context.copy().run(self._tasks.start_soon, work)
+        self._context.copy().run(self._start_here, work)
 
     def _alarm(self, at: float, call: Callable[[], None]) -> Callable[[], object]:
         """Have ``call`` called at a time, by a task."""
