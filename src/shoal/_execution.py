@@ -44,6 +44,8 @@ MAX_STEPS = 1000
 """Steps that a run may take, children counting for themselves."""
 MAX_DEPTH = 64
 """How deep runs may be nested."""
+GIVING_BACK = 2.0
+"""Seconds for which the end of a run waits until the run was given back to its store."""
 MAX_LIVE = 1000
 """Children of one execution that are alive at once, besides one of each fan-out."""
 
@@ -239,15 +241,30 @@ class Execution:
         return bool(has_died)
 
     async def release(self) -> None:
-        """Give back what was claimed; a store that can't will find out by itself. Never raises."""
+        """Give back what was claimed; a store that can't will find out by itself. Never raises.
+
+        All stores together are waited for ``GIVING_BACK`` seconds at most: the run has ended, and
+        its caller may have a deadline. A store that has not answered by then is told in the log.
+        """
+        seconds = min(GIVING_BACK, self.services.commit_deadline)
+        until = current_time() + seconds
         while self._claimed:
             store, run_id = self._claimed.pop()
+            scope = CancelScope(deadline=until, shield=True)
             try:
-                with CancelScope(shield=True):
-                    released = store.release(run_id, self.holder)
-                    await self.ask(released, f"the release of run {run_id}")
-            except Exception:
+                with scope:
+                    await store.release(run_id, self.holder)
+            except BaseException as error:
+                if as_failure(error) is None:
+                    raise
                 logger.exception("run %s could not be given back to its store", run_id)
+            if scope.cancelled_caught:
+                logger.error(
+                    "run %s could not be given back to its store within %g s; if the store doesn't "
+                    "do it later, the claim ends with its lease",
+                    run_id,
+                    seconds,
+                )
 
     async def ask(
         self, pending: Awaitable[T], what: str, passes: tuple[type[Exception], ...] = ()
