@@ -171,7 +171,10 @@ class Claimant(Database):
         """
         if not jobs:
             return
-        link, left = self._connected(), [(job, claim) for job, claim in jobs if not claim.lost]
+        link, left = (
+            self._connected(),
+            [(job, claim) for job, claim in jobs if not claim.given_back],
+        )
         for number in range(3):
             left, steps = self._refused(link, left), list[Statement]()
             for _, claim in left:

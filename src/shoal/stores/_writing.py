@@ -134,7 +134,7 @@ class Save(NamedTuple):
 
 
 def refuse_held(run_id: str, held: Held | None) -> tuple[int, bool]:
-    """Return the epoch of the last claim, and whether that was never given back.
+    """Return the epoch of the last claim, and whether its execution has died.
 
     Raises:
         RunClaimed: Another execution has the run.
@@ -143,7 +143,7 @@ def refuse_held(run_id: str, held: Held | None) -> tuple[int, bool]:
         return 0, False
     if held.seconds_left:
         raise RunClaimed(held.refusal(run_id))
-    return held.epoch, held.execution is not None
+    return held.epoch, held.has_died
 
 
 class Database(ABC):
@@ -308,7 +308,7 @@ class Database(ABC):
     # -- claims ---------------------------------------------------------------------------------
 
     def claim(self, claim: Claim) -> bool:
-        """Claim a run; return whether its last execution never gave it back."""
+        """Claim a run; return whether its last execution has died before it gave it back."""
         epoch, has_died = self._refuse_claimed(claim.run_id)
         claim.epoch = epoch + 1
         self._take(claim)
@@ -321,7 +321,7 @@ class Database(ABC):
         self._next_beat = min(self._next_beat, time.monotonic() + self._config.heartbeat)
 
     def _refuse_claimed(self, run_id: str) -> tuple[int, bool]:
-        """Return the epoch of the last claim, and whether that was never given back."""
+        """Return the epoch of the last claim, and whether its execution has died."""
         return refuse_held(run_id, self._held(run_id))
 
     def release(self, claim: Claim) -> None:
