@@ -259,6 +259,7 @@ class Application(Launcher[S]):
             RunClaimed: Another execution of the run goes on.
             UnknownQuestion: An answer belongs to no open question, or to several; nothing has run.
             NotData: An answer can't be kept; nothing has run.
+            NotDecodable: What the store has kept of the run can't be read any more: a type is gone.
             StoreFailed: The store could not keep a save, or say what it has kept.
             RunCancelled: The runtime's block was left by an exception, or cancelled.
             ExceptionGroup: Children of a fan-out failed.

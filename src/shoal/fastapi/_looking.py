@@ -22,6 +22,7 @@ from shoal._errors import (
     MissingField,
     MissingSecret,
     NotData,
+    NotDecodable,
     RunClaimed,
     RunConflict,
     StateError,
@@ -157,7 +158,7 @@ async def ask(pending: Any) -> Any:
     """Ask the store; whatever it raises is its failure."""
     try:
         return await pending
-    except StoreFailed:
+    except (NotDecodable, StoreFailed):
         raise
     except Exception as error:
         msg = f"the store could not be asked: {in_short(error)}"
@@ -194,6 +195,8 @@ def as_responses() -> Generator[None]:
         raise HTTPException(503, printable(str(error)), {"Retry-After": RETRY_AFTER}) from error
     except (StoreFailed, CommitInDoubt, LeaseLost) as error:
         raise HTTPException(503, printable(str(error)), {"Retry-After": RETRY_AFTER}) from error
+    except NotDecodable as error:  # to try again changes nothing
+        raise HTTPException(500, printable(str(error))) from error
     except UnknownRun as error:
         raise HTTPException(404, printable(str(error))) from error
     except (RunConflict, RunClaimed, BadUse) as error:
