@@ -40,7 +40,7 @@ from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal._store import NullStore
 
 from ._looking import Runs, Seen, as_responses, seen
-from ._models import as_json
+from ._models import as_json, as_plain
 
 POLL = 0.25
 """Seconds from one look into the store to the next, for a run that another process executes."""
@@ -123,7 +123,7 @@ class RunEventStream:
             if updates:
                 return [self._update(update) for update in updates]
         self._sent = run.number
-        state = {"number": run.number, "state": run.state.to_plain()}
+        state = {"number": run.number, "state": as_plain(run.state)}
         return [self._event("state", state)]
 
     async def _recorded(self, after: int) -> Sequence[Update]:
