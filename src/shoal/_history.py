@@ -119,8 +119,10 @@ class Playback:
     began: _Moment = field(init=False)
     """The moment in which the step under way began."""
     under_way: list[Update] = field(default_factory=list[Update])
-    """Of the updates that the step under way has made: the first, and those by which it has
-    discovered elements. The others are in the state, and nothing else is asked of them."""
+    """Of the updates that the step under way has made: the first of each kind, by the fields and
+    operations, and those that have discovered elements. The others are in the state, and nothing
+    else is asked of them."""
+    _kinds: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
     begun: StepBegun | None = None
     """What the step under way declared, if it is a fan-out that has saved something."""
     decision: Decision | None = None
@@ -170,9 +172,8 @@ class Playback:
             case Update():
                 self._unplayed.append(entry)
                 self.number = entry.number
-                under_way = self.under_way
-                if entry.discovered or not under_way or under_way[-1].step != entry.step:
-                    under_way.append(entry)
+                if entry.discovered or self._is_of_a_new_kind(entry):
+                    self.under_way.append(entry)
                 if len(self._unplayed) >= 2 * _SAVED_AT_ONCE:
                     self._play(entry.number - _SAVED_AT_ONCE)
             case Decision():
@@ -197,6 +198,16 @@ class Playback:
                 self.asked[entry.name] = entry
             case QuestionAnswered():
                 self.answers[entry.id] = entry.value
+
+    def _is_of_a_new_kind(self, update: Update) -> bool:
+        """Tell whether the step under way has made no update of the same fields and operations."""
+        if not self.under_way:
+            self._kinds.clear()
+        kind = (update.step, *((type(one), one.field) for one in update.operations))
+        if kind in self._kinds:
+            return False
+        self._kinds.add(kind)
+        return True
 
     def visit(self, step: str) -> int:
         """Return how often ``step`` was completed."""
