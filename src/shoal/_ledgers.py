@@ -122,7 +122,9 @@ def _visits(entries: Iterable[Entry]) -> tuple[dict[str, int], dict[tuple[str, i
     return visits, decisions
 
 
-def _count_last(visits: dict[str, int], under_way: Iterable[Update | Decision | Rewound | StepBegun]) -> None:
+def _count_last(
+    visits: dict[str, int], under_way: Iterable[Update | Decision | Rewound | StepBegun]
+) -> None:
     """Count the last step of a child, whose completion is its parent's update that applies it."""
     for step in {entry.step for entry in under_way}:
         visits[step] = visits.get(step, 0) + 1
