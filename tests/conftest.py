@@ -28,6 +28,7 @@ SWEEPS = frozenset(
     (  # modules that try every place, or many random cases: the longest by far
         "test_cancellation",
         "test_changed_programs",
+        "test_decided_races",
         "test_everywhere",
         "test_fuzz",
         "test_fuzz_graphs",

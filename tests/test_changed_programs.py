@@ -670,3 +670,78 @@ async def test_what_was_decided_is_refused_where_something_else_ends_the_step(
     )
     result = await Application(fan(until=until), store=inner, name="app").run(id="x")
     assert result.status == "succeeded"
+
+
+def test_the_documentation_has_the_same_rows():
+    page = Path(__file__).parent.parent / "docs" / "changed-programs.md"
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
+    said = {
+        name: row[1].startswith("refused")
+        for row in rows
+        if row[0] not in ("| change", "| ---")
+        for name in row[0].removeprefix("| ").split("; ")
+    }
+    assert said == {**dict.fromkeys(CARRIED, False), **dict.fromkeys(REFUSED, True)}
+
+
+NOTHING_IS_KEPT: dict[str, tuple[Callable[[], Act], Callable[[], Act]]] = {
+    "take=, and the act": (lambda: fan(parse), lambda: fan(chain(fetch, title), take="page")),
+    "grow=, and the act": (lambda: fan(parse), lambda: fan(title, grow=further)),
+    "until=, and the act": (lambda: fan(parse), lambda: fan(title, until=first(5))),
+    "an earlier step is gone": (
+        lambda: chain(start, between, fan()),
+        lambda: chain(between, fan()),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", NOTHING_IS_KEPT)
+async def test_what_would_be_refused_goes_on_where_no_result_is_kept(change: str):
+    before, after = NOTHING_IS_KEPT[change]
+    store = MemoryStore()
+    await began(before(), store, "failed")
+    result = await Application(after(), store=store, name="app").run(id="x")
+    clean = await Application(after(), name="app").run(given())
+    assert result.state["out"] == clean.state["out"]
+
+
+@pytest.mark.parametrize("reduces", [False, True])
+async def test_an_act_without_results_may_be_gone(reduces: bool):
+    @action(reads=["n"], writes=["title"])
+    async def fails(n: int) -> str:
+        await anyio.sleep(n)
+        raise OSError("it never works")
+
+    make = reducing if reduces else fan
+    store = MemoryStore()
+    with pytest.raises(ExceptionGroup):
+        await Application(make([fails, parse]), store=store, name="app").run(given(), id="x")
+    life["first"] = False
+    result = await Application(make([parse]), store=store, name="app").run(id="x")
+    clean = await Application(make([parse]), name="app").run(given())
+    assert result.state.to_plain() == clean.state.to_plain()
+
+
+async def test_a_chain_below_may_change_too():
+    """In a child, and in a node: what has completed steps that are elsewhere now begins anew."""
+    made = list[str]()
+
+    def step(name: str, seconds: float) -> Act:
+        @action(reads=["n"], writes=[name], name=name)
+        async def note(n: int) -> int:
+            made.append(name)
+            await anyio.sleep(seconds if life["first"] else 0)
+            return n
+
+        return note
+
+    def node(*names: str) -> Act:
+        return chain(chain(*(step(name, 2.0) for name in names), name="node"))
+
+    store = MemoryStore()
+    with anyio.move_on_after(3):
+        await Application(node("a", "b"), store=store, name="app").run({"n": 1}, id="x")
+    life["first"] = False
+    result = await Application(node("b", "a"), store=store, name="app").run(id="x")
+    assert made == ["a", "b", "b", "a"]
+    assert result.state.to_plain() == {"n": 1, "a": 1, "b": 1}

@@ -351,11 +351,12 @@ class ParallelStep:
 
     async def _end_losers(self, decision: Decision, source: Elements | None = None) -> None:
         """Record those that the decision was to cancel, and that have no end: the process died."""
-        if self.recorded is None:
-            return
+        recorded = self.recorded
+        if recorded is None:  # the winner gave an item, and nobody has completed a step
+            recorded = Recorded(self.parent, self.act.name, {})
         waits = source is None or source.waits
         room = 0 if source is None else self.act._room(source)
-        lost = end_losers(self.parent, self.recorded, decision, None if waits else source, room)
+        lost = end_losers(self.parent, recorded, decision, None if waits else source, room)
         for outcome in await lost:
             self.ledger.add(outcome)
         if source is not None:

@@ -377,10 +377,12 @@ def _unrecorded(source: Elements, recorded: Recorded, decision: Decision, room: 
         return "leave" if name == decision.winner or recorded.get(name) is not None else "anew"
 
     source.pick = pick
-    known = recorded.left
+    # The winner was in flight, and so were those that have completed a step and not ended.
+    others = [one for one in recorded.rest() if (one.act, one.key) != decision.winner]
+    most = room - 1 - sum(map(is_unended, others))
     try:
-        for _ in range(known + room):
-            child = None if len(lost) >= room - 1 else source.take()  # the winner was one of them
+        for _ in range(recorded.left + room):
+            child = None if len(lost) >= most else source.take()
             if child is None:
                 break
             if child != "dropped":
