@@ -44,6 +44,7 @@ from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
 from ._ports import Services
+from ._raised import first_of
 from ._rate import Limits
 from ._recovery import Recoverable, Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from ._results import SIZE, Results
@@ -257,7 +258,7 @@ class Runtime:
             # The task group never sees what the block raised: it would wrap it in a group.
             await tasks.__aexit__(None, None, None)
         except get_cancelled_exc_class() as cancelled:
-            interruption = interruption or cancelled
+            interruption = first_of(interruption, cancelled)
         finally:
             self._status = "closed"
             self._tasks = None
@@ -284,7 +285,7 @@ class Runtime:
                 with CancelScope(shield=cancelling):
                     await self._roots.wait_for_first()
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
-                interruption = interruption or error
+                interruption = first_of(interruption, error)
                 cancelling = True
         return interruption
 
@@ -581,7 +582,7 @@ class Runtime:
             hosted = self._host(recovery.live, recovery.hear)
             interruption = await hosted.wait()
             try:
-                interruption = hosted.fatal or interruption
+                interruption = first_of(hosted.fatal, interruption)
                 if interruption is not None:
                     raise interruption
             finally:
@@ -650,7 +651,7 @@ class Runtime:
         if is_exit(fatal):
             # Nobody awaits it, so the block does. Not raised here: a SystemExit in a task would
             # break off the event loop itself, with everything else that lives there.
-            self._fatal = self._fatal or fatal
+            self._fatal = first_of(self._fatal, fatal)
             assert self._tasks is not None
             self._tasks.cancel_scope.cancel()
         elif fatal is not None:
