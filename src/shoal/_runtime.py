@@ -51,6 +51,7 @@ from ._results import SIZE, Results
 from ._retry import is_positive
 from ._root import Root
 from ._roots import Roots
+from ._shielded import lived_within
 from ._state import S
 from ._store import NullStore, Store, check_store
 from ._suspects import MAX_CRASHES
@@ -633,7 +634,7 @@ class Runtime:
             raise Draining(msg)
         self._roots.add(root)
         root.hosted = Hosted(
-            root.live,
+            partial(lived_within, self._grace, root.live),
             root.give_reason,
             self._watchdog,
             start=self._start_here,
@@ -660,8 +661,8 @@ class Runtime:
 
     def _host(self, work: Work, on_cancel: Callable[[str], None]) -> Hosted:
         """Start ``work`` of a run in a task of its own; the run sees to it that it ends."""
-        start, again = self._start_here, partial(self._start_in, copy_context())
-        return Hosted(work, on_cancel, self._watchdog, start=start, start_again=again)
+        again = partial(self._start_in, copy_context())
+        return Hosted(work, on_cancel, self._watchdog, start=self._start_here, start_again=again)
 
     def _start_here(self, work: Work) -> None:
         """Start a task in a copy of the current task's context."""
