@@ -233,7 +233,8 @@ class NotEncodable(NotData):
 class NotDecodable(ShoalError):
     """What was saved can't be read back: it names a type that is gone, or a newer version of one.
 
-    The store keeps it as it is. The message says what to do; then it can be read.
+    The store keeps it as it is. The message says what to do; then it can be read. A run that is
+    resumed, or looked up, ends with this error where its state or a child needs such a value.
     """
 
 
@@ -395,7 +396,13 @@ _repr = _Brief()
 
 
 def brief(value: object) -> str:
-    """Show ``value`` in a message: on one line, shortened, and whatever its own repr does."""
+    """Show ``value`` in a message: on one line, shortened, and whatever its own repr does.
+
+    An error of ours is shown in full, because its message ends with what to do about it.
+    """
+    if isinstance(value, ShoalError):
+        with suppress(Exception):  # of a subclass, which may be a user's
+            return " ".join(repr(value).split())
     try:
         text = " ".join(_repr.repr(value).split())
     except Exception:  # noqa: BLE001 # of a class that is called list, say, and isn't one

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast, final
 
 from ._errors import brief
 from ._ids import Key, RunPath
+from ._plain import HasPlainForm
 from ._raised import leaves, message_of
 from ._state import Operation, State
 
@@ -177,7 +178,7 @@ class Halted(_Ended):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorInfo:
+class ErrorInfo(HasPlainForm):
     """An error as data: what ``errors_into`` collects."""
 
     type: str
@@ -197,6 +198,10 @@ class ErrorInfo:
         except Exception:  # noqa: BLE001 # Python asks it, and its causes, whether they are true
             lines = [*traceback.format_tb(error.__traceback__), f"{name}: {message}\n"]
         return cls(type=name, message=message, traceback="".join(lines))
+
+    def to_plain(self) -> dict[str, str]:
+        """Copy it into a dict of texts, for JSON."""
+        return {"type": self.type, "message": self.message, "traceback": self.traceback}
 
 
 def in_short(error: BaseException) -> str:

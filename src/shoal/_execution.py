@@ -21,6 +21,7 @@ from ._errors import (
     CommitInDoubt,
     LeaseLost,
     NotData,
+    NotDecodable,
     RunClaimed,
     ShoalError,
     SpuriousCancel,
@@ -240,15 +241,26 @@ class Execution:
         return bool(has_died)
 
     async def release(self) -> None:
-        """Give back what was claimed; a store that can't will find out by itself. Never raises."""
-        while self._claimed:
-            store, run_id = self._claimed.pop()
-            try:
-                with CancelScope(shield=True):
-                    released = store.release(run_id, self.holder)
-                    await self.ask(released, f"the release of run {run_id}")
-            except Exception:
-                logger.exception("run %s could not be given back to its store", run_id)
+        """Give back what was claimed; a store that can't will find out by itself.
+
+        Each store is told, also where a native cancellation, which no shield holds off, interrupts
+        the wait for another one.
+
+        Raises:
+            BaseException: Such an interruption, and nothing else.
+        """
+        try:
+            while self._claimed:
+                store, run_id = self._claimed.pop()
+                try:
+                    with CancelScope(shield=True):
+                        released = store.release(run_id, self.holder)
+                        await self.ask(released, f"the release of run {run_id}")
+                except Exception:
+                    logger.exception("run %s could not be given back to its store", run_id)
+        finally:
+            if self._claimed:
+                await self.release()
 
     async def ask(
         self, pending: Awaitable[T], what: str, passes: tuple[type[Exception], ...] = ()
@@ -261,6 +273,7 @@ class Execution:
             passes: What it may raise that ends nothing here.
 
         Raises:
+            NotDecodable: What it has kept can't be read; the message says what to do.
             StoreFailed: The store raised, or did not answer in time.
         """
         deadline = self.services.commit_deadline
@@ -273,7 +286,9 @@ class Execution:
             failure = as_failure(error)
             if failure is None or isinstance(failure, passes):
                 raise
-            if isinstance(failure, RunClaimed | LeaseLost | StoreFailed):
+            if isinstance(failure, NotDecodable):
+                note(failure, f"shoal: the store was asked for {what}")
+            if isinstance(failure, RunClaimed | LeaseLost | NotDecodable | StoreFailed):
                 raise self._first(failure) from failure.__cause__
             late = scope.cancelled_caught
             why = f"it did not answer within {deadline:g} s" if late else brief(failure)

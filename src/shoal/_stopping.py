@@ -50,8 +50,10 @@ class Stopper:
         "winner",
     )
 
-    def __init__(self, parent: Run, name: str, timeout: float | None) -> None:
-        """Have no tasks yet, and ``timeout`` seconds from now on."""
+    def __init__(
+        self, parent: Run, name: str, timeout: float | None, ends_at: float | None = None
+    ) -> None:
+        """Have no tasks yet, and ``timeout`` seconds: from now on, or until ``ends_at``."""
         self.name: str = name
         self.reason: str = "the fan-out was cancelled"
         self.winner: ChildName | None = None
@@ -62,8 +64,11 @@ class Stopper:
         self._task_context: Context = startable(self._context)  # each task's is a copy of it
         self._tasks_of: list[CoroutineType[Any, Any, None]] = []  # some may have ended
         self._tidy_at = SPARE  # so many of them, that it is time to look which
+        # As the user gave it, never the seconds that are left: messages name it
+        # (see test_a_timeout_is_told_as_it_was_given).
         self._timeout = timeout
-        self._deadline = parent.setting.services.clock() + (timeout or 0.0)
+        now = parent.setting.services.clock()
+        self._deadline = now + (timeout or 0.0) if ends_at is None else ends_at
         self._timed_out = False
         self._watched: list[Watched] = []  # what the watchdog expects to end
         self._news: Event | None = None  # set while the parent waits for something to happen

@@ -22,6 +22,7 @@ from shoal._errors import (
     MissingField,
     MissingSecret,
     NotData,
+    NotDecodable,
     RunClaimed,
     RunConflict,
     StateError,
@@ -154,7 +155,7 @@ async def ask(pending: Any) -> Any:
     """Ask the store; whatever it raises is its failure."""
     try:
         return await pending
-    except StoreFailed:
+    except (NotDecodable, StoreFailed):
         raise
     except Exception as error:
         msg = f"the store could not be asked: {in_short(error)}"
@@ -191,6 +192,8 @@ def as_responses() -> Generator[None]:
         raise HTTPException(503, str(error), {"Retry-After": RETRY_AFTER}) from error
     except (StoreFailed, CommitInDoubt, LeaseLost) as error:
         raise HTTPException(503, str(error), {"Retry-After": RETRY_AFTER}) from error
+    except NotDecodable as error:  # to try again changes nothing
+        raise HTTPException(500, str(error)) from error
     except UnknownRun as error:
         raise HTTPException(404, str(error)) from error
     except (RunConflict, RunClaimed, BadUse) as error:

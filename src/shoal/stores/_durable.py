@@ -206,12 +206,12 @@ class DurableStore(ABC):
         if (run_id, holder) in self._claims:
             msg = f"run {run_id} goes on in this process already, in this very execution"
             raise RunClaimed(msg)
-        claim = self._claims[run_id, holder] = Claim(run_id, holder)
         writer = self._enter()
+        claim = self._claims[run_id, holder] = Claim(run_id, holder)
         try:
             has_died = await writer.ask(Claiming(claim), lightly=True)
         except Exception:
-            claim.lost = True  # even if it was made: nobody keeps it up
+            claim.end()  # it may have been made all the same, before the connection was lost
             del self._claims[run_id, holder]
             await self._leave()
             raise
@@ -220,7 +220,14 @@ class DurableStore(ABC):
         return has_died
 
     async def release(self, run_id: str, holder: str) -> None:
-        """Give the run back; see ``Store``."""
+        """Give the run back; see ``Store``.
+
+        If the database can't be reached, the execution is over all the same: the next one of this
+        process takes the run over at once, those of other processes when the lease has run out.
+
+        Raises:
+            StoreFailed: The database can't be used; the message says why.
+        """
         claim = self._claims.pop((run_id, holder), None)
         if claim is None:
             return
@@ -233,7 +240,10 @@ class DurableStore(ABC):
             try:
                 await released
             finally:
-                claim.lost = True  # nobody keeps it up, even where it could not be given back
+                # Not earlier: what was saved for later, and not waited for, is written before the
+                # release, and another execution of this process may take over from here on (see
+                # test_what_was_left_for_later_is_saved_before_another_execution_takes_over).
+                claim.end()
 
     def pack(self, child: SavedRun) -> object:
         """Encode what a child has come to; see ``Store``."""

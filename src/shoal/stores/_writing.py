@@ -251,7 +251,7 @@ class Database(ABC):
     # -- claims ---------------------------------------------------------------------------------
 
     def claim(self, claim: Claim) -> bool:
-        """Claim a run; return whether its last execution never gave it back."""
+        """Claim a run; return whether its last execution has died before it gave it back."""
         epoch, has_died = self._refuse_claimed(claim.run_id)
         claim.epoch = epoch + 1
         self._take(claim)
@@ -260,13 +260,13 @@ class Database(ABC):
         return has_died
 
     def _refuse_claimed(self, run_id: str) -> tuple[int, bool]:
-        """Return the epoch of the last claim, and whether that was never given back."""
+        """Return the epoch of the last claim, and whether its execution has died."""
         held = self._held(run_id)
         if held is None:
             return 0, False
         if held.seconds_left:
             raise RunClaimed(held.refusal(run_id))
-        return held.epoch, held.execution is not None
+        return held.epoch, held.has_died
 
     def release(self, claim: Claim) -> None:
         key = self._dialect.index_of(claim.run_id)
