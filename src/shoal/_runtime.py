@@ -3,8 +3,8 @@
 Invariants:
 - A root run is hosted: it lives in a task of the runtime's, never in its caller's (see ``_host``).
 - One run that can't be recovered, or fails, does nothing to the others that are.
-- Structured. The block is left only after all runs in it have ended. Left by an exception or
-  cancelled, it cancels them; what the block raised goes on as it is, in no group.
+- Structured. The block ends after all runs in it. Left by an exception or cancelled, it cancels
+  them; what the block raised goes on as it is, in no group.
 """
 
 from __future__ import annotations
@@ -274,10 +274,7 @@ class Runtime:
             del error, fatal, interruption  # no cycle from the exception to this frame
 
     async def _wait_ended(self, *, cancelling: bool) -> BaseException | None:
-        """Wait for the runs to end, cancelling them where the wait is interrupted.
-
-        Returns the first interruption.
-        """
+        """Wait for the runs to end; cancel them if interrupted. Return the first interruption."""
         interruption: BaseException | None = None
         while self._roots:
             if cancelling:
@@ -666,7 +663,7 @@ class Runtime:
 
     def _start_here(self, work: Work) -> None:
         """Start a task in a copy of the current task's context."""
-        assert self._tasks is not None, "the block lasts as long as the runs in it"
+        assert self._tasks is not None, "the block ends after them"
         self._tasks.start_soon(MadeLate, work, name=getattr(work, "__qualname__", "shoal"))
 
     def _start_in(self, context: ContextVars, work: Work) -> None:
