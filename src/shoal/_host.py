@@ -22,6 +22,7 @@ from anyio import CancelScope, Event
 
 from ._cancel import fatal_leaf
 from ._ports import Watchdog
+from ._raised import first_of
 from ._watch import Part, Watched, leads_to
 
 Work = Callable[[], Coroutine[Any, Any, None]]
@@ -132,7 +133,7 @@ class Hosted:
             except GeneratorExit:
                 raise
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
-                interruption = interruption or error
+                interruption = first_of(interruption, error)
                 self.cancel("the caller was cancelled")
         return interruption
 

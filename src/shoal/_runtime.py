@@ -3,8 +3,8 @@
 Invariants:
 - A root run is hosted: it lives in a task of the runtime's, never in its caller's (see ``_host``).
 - One run that can't be recovered, or fails, does nothing to the others that are.
-- Structured. The block is left only after all runs in it have ended. Left by an exception or
-  cancelled, it cancels them; what the block raised goes on as it is, in no group.
+- Structured. The block ends after all runs in it. Left by an exception or cancelled, it cancels
+  them; what the block raised goes on as it is, in no group.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
 from ._ports import Services
+from ._raised import first_of
 from ._rate import Limits
 from ._recovery import Recoverable, Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from ._results import SIZE, Results
 from ._retry import is_positive
 from ._root import Root
 from ._roots import Roots
+from ._shielded import lived_within
 from ._state import S
 from ._store import NullStore, Store, check_store
 from ._suspects import MAX_CRASHES
@@ -257,7 +259,7 @@ class Runtime:
             # The task group never sees what the block raised: it would wrap it in a group.
             await tasks.__aexit__(None, None, None)
         except get_cancelled_exc_class() as cancelled:
-            interruption = interruption or cancelled
+            interruption = first_of(interruption, cancelled)
         finally:
             self._status = "closed"
             self._tasks = None
@@ -272,10 +274,7 @@ class Runtime:
             del error, fatal, interruption  # no cycle from the exception to this frame
 
     async def _wait_ended(self, *, cancelling: bool) -> BaseException | None:
-        """Wait for the runs to end, cancelling them where the wait is interrupted.
-
-        Returns the first interruption.
-        """
+        """Wait for the runs to end; cancel them if interrupted. Return the first interruption."""
         interruption: BaseException | None = None
         while self._roots:
             if cancelling:
@@ -284,7 +283,7 @@ class Runtime:
                 with CancelScope(shield=cancelling):
                     await self._roots.wait_for_first()
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
-                interruption = interruption or error
+                interruption = first_of(interruption, error)
                 cancelling = True
         return interruption
 
@@ -581,7 +580,7 @@ class Runtime:
             hosted = self._host(recovery.live, recovery.hear)
             interruption = await hosted.wait()
             try:
-                interruption = hosted.fatal or interruption
+                interruption = first_of(hosted.fatal, interruption)
                 if interruption is not None:
                     raise interruption
             finally:
@@ -632,7 +631,7 @@ class Runtime:
             raise Draining(msg)
         self._roots.add(root)
         root.hosted = Hosted(
-            root.live,
+            partial(lived_within, self._grace, root.live),
             root.give_reason,
             self._watchdog,
             start=self._start_here,
@@ -650,7 +649,7 @@ class Runtime:
         if is_exit(fatal):
             # Nobody awaits it, so the block does. Not raised here: a SystemExit in a task would
             # break off the event loop itself, with everything else that lives there.
-            self._fatal = self._fatal or fatal
+            self._fatal = first_of(self._fatal, fatal)
             assert self._tasks is not None
             self._tasks.cancel_scope.cancel()
         elif fatal is not None:
@@ -659,12 +658,12 @@ class Runtime:
 
     def _host(self, work: Work, on_cancel: Callable[[str], None]) -> Hosted:
         """Start ``work`` of a run in a task of its own; the run sees to it that it ends."""
-        start, again = self._start_here, partial(self._start_in, copy_context())
-        return Hosted(work, on_cancel, self._watchdog, start=start, start_again=again)
+        again = partial(self._start_in, copy_context())
+        return Hosted(work, on_cancel, self._watchdog, start=self._start_here, start_again=again)
 
     def _start_here(self, work: Work) -> None:
         """Start a task in a copy of the current task's context."""
-        assert self._tasks is not None, "the block lasts as long as the runs in it"
+        assert self._tasks is not None, "the block ends after them"
         self._tasks.start_soon(MadeLate, work, name=getattr(work, "__qualname__", "shoal"))
 
     def _start_in(self, context: ContextVars, work: Work) -> None:
