@@ -31,7 +31,7 @@ _LOCKED = (
     "WITH mine AS (SELECT claims.run_id FROM claims JOIN unnest({types}) AS ours ({names}) "
     "USING ({names}) ORDER BY claims.run_id FOR NO KEY UPDATE OF claims{how}) "
     "UPDATE claims SET {change} FROM mine WHERE claims.run_id = mine.run_id "
-    "RETURNING claims.execution"
+    "RETURNING claims.run_id, claims.execution"
 )
 COUNTED = _LOCKED.format(
     types="?::text[], ?::bigint[], ?::text[], ?::bigint[]",
@@ -77,8 +77,8 @@ class Claimant(Database):
     def __init__(self, config: Config, server: Server) -> None:
         super().__init__(config)
         self._server = server
-        self._failures: dict[str, StoreFailed] = {}
-        """Why claims can't be saved under any more, by execution, until the next save is told."""
+        self._failures: dict[Claim, StoreFailed] = {}
+        """Why claims can't be saved under any more, until the next save is told."""
 
     @abstractmethod
     def _connected(self) -> Link:
@@ -142,7 +142,7 @@ class Claimant(Database):
                     f"another server that was not up to date may have taken over; the run stops, "
                     f"and goes on from what is there when it is resumed"
                 )
-                self._failures[claim.execution] = StoreFailed(msg)
+                self._failures[claim] = StoreFailed(msg)
         return forgotten
 
     def _claim_again(self, link: Link, claims: Iterable[Claim]) -> None:
@@ -209,9 +209,8 @@ class Claimant(Database):
         free: list[_ClaimingJob] = []
         for run, (job, claim) in zip(ids, jobs, strict=True):
             last, job.error = held.get(run), None
-            if last is not None and last.execution == claim.execution:
-                claim.epoch = last.epoch  # it was made before the connection was lost
-                self._keep_up(claim)
+            if last is not None and (last.epoch, last.execution) == (claim.epoch, claim.execution):
+                self._keep_up(claim)  # it was made before the connection was lost
                 continue
             try:
                 epoch, job.result = refuse_held(claim.run_id, last)
@@ -245,8 +244,8 @@ class Claimant(Database):
     def _beat(self) -> list[Claim]:
         link, claims = self._connected(), list(self._claims.values())
         seen, _ = self._begin_on(link, (_SEEN, self._named(claims)), ("COMMIT", ()), lightly=True)
-        alive = {execution for (execution,) in seen}
-        missing = [claim for claim in claims if claim.execution not in alive]
+        alive = {(run, execution) for run, execution in seen}
+        missing = [one for one in claims if (index_of(one.run_id), one.execution) not in alive]
         if not missing:
             return []
         self._begin_on(link, lightly=True)
@@ -265,6 +264,5 @@ class Claimant(Database):
         return [
             claim
             for run, claim in zip(ids, claims, strict=True)
-            if by_run.get(run) != (claim.epoch, claim.execution)
-            and claim.execution not in self._failures
+            if by_run.get(run) != (claim.epoch, claim.execution) and claim not in self._failures
         ]

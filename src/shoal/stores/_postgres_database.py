@@ -105,7 +105,7 @@ class PostgresDatabase(Claimant):
         super().__init__(config, server)
         self._take_readers = take_readers
         self._link: Link | None = None
-        self._counted: dict[str, Claim] = {}  # claims that were found in this transaction
+        self._counted = set[Claim]()  # under which this transaction saves
         self._in_doubt: Sequence[Job[Any, Any]] | None = None  # what a lost connection committed
         self._is_careful = False  # whether children may be there already
 
@@ -176,24 +176,25 @@ class PostgresDatabase(Claimant):
         link = self._connected()
         saves = [job.work for job in jobs if isinstance(job.work, Save)]
         saves = [one for one in saves if not one.claim.lost and one.claim.failure is None]
-        claims = {save.claim.execution: save.claim for save in saves}
+        claims = {save.claim for save in saves}
         lightly = all(job.is_light for job in jobs)
         self._intern_all(saves)
         self._counted = self._count(link, claims, lightly=lightly)
-        missing = [claim for name, claim in claims.items() if name not in self._counted]
+        missing = [*(claims - self._counted)]
         if missing:
             forgotten = self._forgotten(link, missing)
             if forgotten:
                 link.abort()  # nothing is waited for while claims are locked
                 self._claim_again(link, forgotten)
                 self._counted = self._count(link, claims, lightly=lightly)
-        self._find_rows([save for save in saves if save.claim.execution in self._counted])
+        self._find_rows([save for save in saves if save.claim in self._counted])
 
-    def _count(self, link: Link, claims: Mapping[str, Claim], *, lightly: bool) -> dict[str, Claim]:
+    def _count(self, link: Link, claims: Iterable[Claim], *, lightly: bool) -> set[Claim]:
         """Begin a transaction, and count it for those of ``claims`` that hold; return these."""
-        count = [(COUNTED, self._named(claims.values(), "saves"))] if claims else []
+        by_name = {(index_of(claim.run_id), claim.execution): claim for claim in claims}
+        count = [(COUNTED, self._named(by_name.values(), "saves"))] if by_name else []
         found = self._begin_on(link, *count, lightly=lightly)
-        return {name: claims[name] for rows in found for (name,) in rows}
+        return {by_name[run, execution] for rows in found for run, execution in rows}
 
     def _commit(self, jobs: Sequence[Job[Any, Any]]) -> None:
         try:
@@ -201,7 +202,7 @@ class PostgresDatabase(Claimant):
         except InDoubt:
             self._in_doubt = jobs
             raise
-        for claim in self._counted.values():
+        for claim in self._counted:
             claim.saves += 1
 
     def _was_kept(self) -> bool:
@@ -210,7 +211,7 @@ class PostgresDatabase(Claimant):
         Its claims say so; for these the server waits until that transaction has ended. Without any,
         it may be done again.
         """
-        link, counted = self._connected(), self._counted.values()
+        link, counted = self._connected(), self._counted
         self._begin_on(link, lightly=True)
         kept = False
         for claim in counted:
@@ -259,9 +260,9 @@ class PostgresDatabase(Claimant):
     # -- claims ----------------------------------------------------------------------------------
 
     def _check(self, claim: Claim) -> None:
-        if claim.execution in self._counted:
+        if claim in self._counted:
             return
-        failure = self._failures.pop(claim.execution, None)
+        failure = self._failures.pop(claim, None)
         if failure is not None:
             claim.failure = failure
             raise failure

@@ -91,11 +91,8 @@ class _Connection(psycopg.Connection[TupleRow]):
     timeout: float = inf
     check: Callable[[], None] | None = None
     """Called while the server says nothing; raises where the answer isn't wanted any more."""
-    round_trips: int = 0
-    """How often an answer was waited for."""
 
     def wait(self, gen: Any, *args: Any, **more: Any) -> Any:
-        self.round_trips += 1
         return super().wait(self._unless_silent(gen), *args, **more)
 
     def _unless_silent(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
@@ -148,11 +145,6 @@ class Link:
     @property
     def is_closed(self) -> bool:
         return self._connection.closed
-
-    @property
-    def round_trips(self) -> int:
-        """How often an answer of the server was waited for."""
-        return self._connection.round_trips
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[TupleRow]:
         """Execute a statement, behind what was left for later."""
