@@ -8,7 +8,6 @@ Invariants:
 # Annotations are evaluated where they stand: those of endpoints name what is made for each router.
 
 import logging
-from collections.abc import AsyncIterator
 from http import HTTPStatus
 from itertools import dropwhile, islice
 from time import time
@@ -17,7 +16,6 @@ from urllib.parse import quote
 
 from anyio import CancelScope, fail_after
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
 from shoal._application import Application
@@ -28,7 +26,7 @@ from shoal._store import Browses, RunStatus, RunSummary
 
 from ._disconnect import cancel_on_disconnect
 from ._door import Authorize, authorizing, checked_route, refuse_no_data
-from ._events import DESCRIPTION, RunEventStream
+from ._events import DESCRIPTION, MEDIA_TYPE, EventStreamResponse, RunEventStream
 from ._lifespan import RuntimeDep
 from ._looking import Runs, as_responses, seen, status_of
 from ._models import (
@@ -229,14 +227,13 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
         "/{run_id}/events",
         summary="Follow a run",
         description=DESCRIPTION,
-        response_class=EventSourceResponse,
-        responses=_problems_in_json(*PROBLEMS),
+        response_class=EventStreamResponse,
+        responses={200: {"content": _EVENTS}, **_problems_in_json(*PROBLEMS)},
     )
     async def follow_run(
-        stream: Annotated[RunEventStream, Depends(stream_of)],
-    ) -> AsyncIterator[ServerSentEvent]:
-        async for event in stream.read():
-            yield event
+        request: Request, stream: Annotated[RunEventStream, Depends(stream_of)]
+    ) -> Response:
+        return EventStreamResponse(request, stream)
 
     @router.post(
         "/{run_id}/cancel", status_code=202, summary="Cancel a run", response_model=RunInfo
@@ -408,6 +405,19 @@ def _refuse_draining(runtime: Runtime) -> None:
         with as_responses():
             msg = "the service stops; what happens in the run can be followed elsewhere"
             raise Draining(msg)
+
+
+_TEXT = {"type": "string"}
+_EVENTS = {
+    MEDIA_TYPE: {
+        "itemSchema": {
+            "type": "object",
+            "properties": {"event": _TEXT, "data": _TEXT, "id": _TEXT},
+            "required": ["event", "data"],
+        }
+    }
+}
+"""What the events look like, in the words of OpenAPI 3.2."""
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
