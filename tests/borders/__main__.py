@@ -16,9 +16,10 @@ from collections.abc import Iterable
 
 from .coverage import Coverage
 from .generate import covering_rows, program
-from .play import Report, play, play_all, stores_of
+from .play import Report, play, play_all
 from .program import FEATURES, PLAIN, Program, Trip
 from .shrink import kind_of, shrink
+from .stores import stores_of
 
 
 def exactly(seed: int, words: Iterable[str], schedule: int | None, changes_in: int) -> Program:

@@ -44,7 +44,7 @@ from shoal import (
 )
 
 from .program import Program
-from .world import SLOW, World
+from .world import SLOW, World, chance
 
 MOST_GROWN = 10
 LONG = 20.0  # seconds: timeouts that only what is slow runs into
@@ -89,7 +89,11 @@ class Builder:
 
         def begin(item: object, context: Context | None) -> str:
             world.begin(context, name)
-            return world.at("act", text_of(item))
+            world.enter(text_of(item))
+            wrong = world.at("act", text_of(item))
+            if number_of(item) % 3 == 1:
+                world.misbehave(name, text_of(item))
+            return wrong
 
         def finish(item: object, value: object) -> str:
             world.at("act end", text_of(item))
@@ -97,17 +101,21 @@ class Builder:
                 world.fail_for_ever("act", text_of(item))
             return f"{name}{mark}({text_of(item)}{'' if at == 1 else f',{value}'})"
 
+        async def work(item: object, context: Context, wrong: str) -> None:
+            if wrong == "slow":
+                await anyio.sleep(SLOW)
+            if wrong == "later":
+                raise RetryLater(1.0)
+            await world.rest(name, text_of(item))
+            if asks and number_of(item) % 2:
+                answer = await context.ask("ok?", text_of(item))
+                assert answer == "yes"
+
         async def live(item: object, value: object, context: Context) -> str:
             try:
                 wrong = begin(item, context)
-                if wrong == "slow":
-                    await anyio.sleep(SLOW)
-                if wrong == "later":
-                    raise RetryLater(1.0)
-                await world.rest(name, text_of(item))
-                if asks and number_of(item) % 2:
-                    answer = await context.ask("ok?", text_of(item))
-                    assert answer == "yes"
+                async with world.manners():
+                    await work(item, context, wrong)
                 return finish(item, value)
             finally:
                 world.end(context, name)
@@ -122,15 +130,9 @@ class Builder:
         async def stream(item: object, value: object, context: Context) -> AsyncIterator[Any]:
             try:
                 wrong = begin(item, context)
-                if wrong == "slow":
-                    await anyio.sleep(SLOW)
-                if wrong == "later":
-                    raise RetryLater(1.0)
                 yield f"{name} begins {text_of(item)}"
-                await world.rest(name, text_of(item))
-                if asks and number_of(item) % 2:
-                    answer = await context.ask("ok?", text_of(item))
-                    assert answer == "yes"
+                async with world.manners():
+                    await work(item, context, wrong)
                 yield Result(finish(item, value))
             finally:
                 world.end(context, name)
@@ -666,6 +668,8 @@ class Builder:
                 options["limits"] = Limits(rate=Rate(8))
             case _:
                 pass
+        if row["observer"] == "clumsy":
+            hooks = [*hooks, Clumsy(self.world)]
         return Application(
             self.whole(),
             name="borders",
@@ -729,6 +733,23 @@ class Quick(Hook):
 
     on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore
     on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore
+
+
+class Clumsy(Hook):
+    """An observer that fails after a while, which must change nothing."""
+
+    observer = True
+
+    def __init__(self, world: World) -> None:
+        self.patience = chance(world.program.seed, "clumsy") % 20
+
+    def hear(self, event: Any) -> None:
+        self.patience -= 1
+        if self.patience < 0:
+            raise LookupError
+
+    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore
+    on_child_ended = on_step_ended = on_run_ended = hear  # pyright: ignore
 
 
 class Waiting(Hook):

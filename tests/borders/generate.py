@@ -5,7 +5,7 @@ Deterministic: the same seed, the same programs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
 from .program import EXCLUDED, FEATURES, PLAIN, Pair, Program, Setting, Trip, all_pairs, fits, pair
@@ -162,6 +162,60 @@ def make(seed: int, row: Mapping[str, str]) -> Program:
     return Program(seed, row, tuple(trips), schedule, random.choice([2, 2, 3]))
 
 
+THEMES: Sequence[Mapping[str, Sequence[str]]] = (
+    # tried again from outside, and more than one thing goes wrong
+    {"place": ("fan", "fan node"), "outer_retry": ("yes",), "trouble": ("raises", "raises twice")},
+    {
+        "place": ("fan", "fan node"),
+        "outer_retry": ("yes",),
+        "result": ("reduce", "take"),
+        "steps": ("1", "2"),
+        "trouble": ("raises twice",),
+        "trouble_at": ("act", "reduce", "take"),
+        "telling": ("quick",),
+    },
+    {
+        "place": ("fan",),
+        "outer_retry": ("yes",),
+        "each_retry": ("no", "yes"),
+        "act_retry": ("no", "yes"),
+        "trouble": ("raises twice", "later"),
+        "pauses": ("seconds", "mixed"),
+        "limits": ("default", "one", "two", "rate"),
+    },
+    # gone on with, and interrupted again
+    {"stop2": ("cancel", "scope", "dies"), "trouble": ("raises",), "kept": ("yes",)},
+    {"form": ("start", "start_each"), "trouble": ("raises",), "trouble_at": ("own end",),
+     "stop2": ("cancel", "scope")},
+    {"on_error": ("share",), "bad": ("act",), "width": ("6",), "pauses": ("mixed", "seconds"),
+     "stop": ("cancel", "scope", "dies"), "limits": ("two", "default"), "stop_at": ("act", "hook")},
+    {"store": ("none", "own"), "stop": ("scope", "dies", "timeout")},
+    # all of the loop's tasks cancelled
+    {"stop": ("teardown",), "stop_at": ("act", "hook", "anything"),
+     "form": ("start", "start_each", "over"), "pauses": ("turns", "none")},
+    # streams that break off
+    {"until": ("restart", "first_item"), "body": ("stream",), "width": ("1", "3"),
+     "trouble": ("raises", "raises twice"), "trouble_at": ("act end",)},
+    # a frontier, slowly
+    {"grow": ("yes",), "stagger": ("seconds", "inf"), "pauses": ("seconds", "mixed")},
+    {"place": ("node",), "after": ("yes",), "on_error": ("ignore",), "bad": ("all acts",),
+     "trouble": ("raises",), "trouble_at": ("anything", "act")},
+)  # fmt: skip
+"""Features that have met badly before: half of the random programs have those of one line."""
+
+
+def themed(random: Random) -> dict[str, str]:
+    """Choose some features that go together."""
+    row: dict[str, str] = {}
+    if random.random() < 0.5:
+        return row
+    for feature, levels in random.choice(THEMES).items():
+        level = random.choice(levels)
+        if fits(set(row.items()), (feature, level)):
+            row[feature] = level
+    return row
+
+
 def program(seed: int) -> Program:
     """Make the program of a number: the first ones cover all pairs, the others are random."""
     rows = covering_rows()
@@ -170,5 +224,5 @@ def program(seed: int) -> Program:
     random = Random(f"row {seed}")
     row = None
     while row is None:
-        row = fill(random, {}, None, random.choice([0, 0.3, 0.6, 0.8, 0.9]))
+        row = fill(random, themed(random), None, random.choice([0, 0.3, 0.6, 0.8, 0.9]))
     return make(seed, row)

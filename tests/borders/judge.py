@@ -11,6 +11,7 @@ from shoal import (
     ChildEnded,
     ChildStarted,
     Completed,
+    Decision,
     Done,
     ErrorInfo,
     Failed,
@@ -18,6 +19,7 @@ from shoal import (
     Rejected,
     RetryLater,
     RunPath,
+    SpuriousCancel,
     StateUpdated,
     StepEnded,
     StepStarted,
@@ -27,10 +29,11 @@ from shoal import (
 from shoal.testing import RecordingHook
 
 from .build import Builder
-from .model import Model
+from .model import RACES, Model
 from .stores import Seen
 from .world import UNSAVED, Trouble, World
 
+ORDINARY = (Trouble, StepTimeout, Rejected, RetryLater, NobodyAccepted, SpuriousCancel)
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -48,7 +51,7 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 def judge_failure(world: World, errors: Sequence[BaseException]) -> None:
     """A run fails with what went wrong in it, and nothing else."""
     for error in errors:
-        if isinstance(error, Trouble | StepTimeout | Rejected | RetryLater | NobodyAccepted):
+        if isinstance(error, ORDINARY):
             continue
         name = type(error).__name__
         bad = world.program["bad"]
@@ -89,7 +92,7 @@ def judge_life(
     end: str,
     before: Mapping[str, Seen],
     seen: Mapping[str, Seen],
-    error: BaseException | None,
+    run_id: str,
 ) -> None:
     """Judge one life: what was told, what is kept, and what has changed of that."""
     was_torn_down = any(trip.what == "teardown" for trip in world.fired_now)
@@ -103,8 +106,9 @@ def judge_life(
     _judge_events(world, builder)
     if world.program["kept"] == "no":
         return
-    _judge_kept(world, end, before, seen)
+    _judge_kept(world, end, before, seen, run_id)
     _judge_told(world, seen)
+    _judge_decisions(world, seen)
 
 
 def _judge_events(world: World, builder: Builder) -> None:
@@ -158,7 +162,7 @@ def _count_children(run_id: str, paths: Mapping[str, RunPath]) -> int:
 
 
 def _judge_kept(
-    world: World, end: str, before: Mapping[str, Seen], seen: Mapping[str, Seen]
+    world: World, end: str, before: Mapping[str, Seen], seen: Mapping[str, Seen], root_id: str
 ) -> None:
     for run_id, one in seen.items():
         numbers = [entry.number for entry in one.history if isinstance(entry, Update)]
@@ -176,7 +180,7 @@ def _judge_kept(
             world.violate(f"the record of {one.path!r} was {old.status}, and is {new.status}")
         if old.status == "succeeded" and old.applied is not None and new.applied is None:
             world.violate(f"{one.path!r} was applied, and is not any more")
-    root = seen.get("run")
+    root = seen.get(root_id)
     ended = root is not None and root.status in ENDED and end != "stopped"
     if ended and not world.has_changed:
         for one in seen.values():
@@ -212,6 +216,44 @@ def _judge_told(world: World, seen: Mapping[str, Seen]) -> None:
             world.violate(f"{outcome!r} of {outcome.path!r} was told, its record says {status}")
 
 
+def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
+    """A race is decided once, by what is applied last; losers are told who has won."""
+    decided: dict[tuple[str, str], Decision] = {}
+    for one in seen.values():
+        open_ = dict[str, Decision]()
+        for entry in one.history:
+            match entry:
+                case Decision():
+                    if entry.step in open_:
+                        world.violate(f"{entry.step} of {one.path!r} was decided twice")
+                    open_[entry.step] = entry
+                    decided[one.path.id, entry.step] = entry
+                case Completed():
+                    open_.pop(entry.step, None)
+                case Update() if entry.step in open_:
+                    if open_[entry.step].reason.startswith("the first item"):
+                        continue  # the winner's result comes later
+                    if world.program["until"] not in ("first_item", "restart"):
+                        world.violate(f"{entry} of {one.path!r} came after the decision")
+                case _:
+                    pass
+    for event in world.events:
+        match event:
+            case ChildEnded(outcome=Cancelled(winner=winner)) if winner is not None:
+                decision = decided.get((event.run_id, event.step))
+                if decision is None:
+                    if world.store_of(event.path) != "none":
+                        world.violate(f"{event.outcome} has lost, and nothing was decided")
+                elif winner != decision.winner and "loop" not in world.program["place"]:
+                    world.violate(f"{event.outcome} has lost to {winner}, not {decision.winner}")
+            case StateUpdated(outcome=Failed()) if (
+                event.update.step == "fan" and world.program["until"] in RACES
+            ):
+                world.violate(f"{event.outcome} was applied in a race")
+            case _:
+                pass
+
+
 # -- in the end --------------------------------------------------------------------------------------
 
 
@@ -236,7 +278,7 @@ def judge_end(world: World, model: Model, end: str, result: Any) -> None:
     verdict = model.whole()
     if end == "failed":
         is_one_life = world.program["kept"] == "no"
-        if not verdict.may_fail and not (is_one_life and world.fired):
+        if not verdict.may_fail and not (is_one_life and (world.fired or model.is_flaky)):
             world.violate("it fails for good, and nothing is wrong with it")
         return
     if end in ("cancelled", "stopped", "halted", "refused"):
@@ -274,8 +316,12 @@ def _judge_ledgers(world: World, model: Model, result: Any) -> None:
     ledger = ledgers[-1]
     counted = ledger.done + ledger.failed + ledger.cancelled + ledger.skipped
     slots = model.slots("r", 0, is_given=True)
+    if row["at_most"] == "few" and row["known"] != "no":
+        return
     if row["form"] == "acts over" and row["grow"] == "yes" and row["keys"] == "none":
         return
+    if row["at_most"] == "few":
+        slots = slots[:1]
     least = sum(not model.may_be_missing(slot) or slot.number < 10 for slot in slots)
     if counted > len(slots) or (counted < least and not model.ends_early()):
         world.violate(f"the ledger of {step} counts {ledger}, and there are {len(slots)} children")

@@ -67,7 +67,8 @@ class Model:
         self.row = program.row
         self.change = program["change"] if changed else "no"
         whats = {trip.what for trip in program.trips}
-        self.is_flaky = bool(whats & {"raises", "slow", "later"})
+        rude = ("spurious", "generator exit", "cancels itself", "bad cleanup")
+        self.is_flaky = bool(whats & {"raises", "slow", "later"}) or program["manners"] in rude
         self.may_lose_children = "child" in whats
         self.has_breaker = self.row["breaker"] != "no"
 
@@ -166,13 +167,16 @@ class Model:
 
     def ends_early(self) -> bool:
         """Tell whether some of the children need not come to anything."""
-        return self.row["until"] != "all" or self.row["at_most"] == "few"
+        row = self.row
+        cuts = row["grow"] == "yes" or "loop" in row["place"] or row["form"] == "class"
+        return row["until"] != "all" or (row["at_most"] == "few" and cuts)
 
     def focus(self, item: str, visit: int, *, is_given: bool) -> Verdict:
         """Say what becomes of the fan-out in the middle."""
         row = self.row
         slots = self.slots(item, visit, is_given=is_given)
-        if row["at_most"] == "few" and row["grow"] == "no":
+        goes_on = visit > 0 and row["known"] == "never again"  # with those that were left out
+        if row["at_most"] == "few" and row["grow"] == "no" and not goes_on:
             left = [slot for slot in slots if slot.is_known]
             slots = [*left, *[slot for slot in slots if not slot.is_known][:1]]
             slots.sort(key=lambda slot: slot.position)

@@ -6,9 +6,10 @@ import asyncio
 import gc
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import anyio
@@ -19,6 +20,7 @@ from shoal import (
     CommitInDoubt,
     HookFailed,
     InputChanged,
+    LeaseLost,
     MemoryStore,
     RunCancelled,
     RunClaimed,
@@ -37,6 +39,7 @@ from .world import Violation, World
 MOST_LIVES = 14
 MOST_HALTS = 100
 RUN = "run"
+RUNS = count()
 
 
 @dataclass(slots=True)
@@ -75,14 +78,14 @@ class Player:
         self.has_died = False
         self.seen: dict[str, Any] = {}
         self.result: Any = None
-        self.run_id = RUN
+        self.run_id = RUN if isinstance(self.stores["main"], MemoryStore) else f"{RUN}{next(RUNS)}"
         self.app: Any = None
 
     def play(self) -> Report:
         """Live all lives, and judge."""
         try:
             with noticing(self.world.violations):
-                run_virtual(self._play, backend=self.backend, seed=self.program.schedule)
+                run_virtual(self._play, backend=self.backend, seed=self._schedule)
         except VirtualDeadlock as error:
             self.world.violate(f"hangs: {str(error)[:2000]}")
         except (Violation, *UNEXPECTED) as error:
@@ -92,6 +95,12 @@ class Player:
                 self.world.violate(f"{type(error).__name__}: {error}{_where(error)}")
         self.report.violations = self.world.violations
         return self.report
+
+    @property
+    def _schedule(self) -> int | None:
+        """What decides the order of steps; trio has none by itself."""
+        schedule = self.program.schedule
+        return 0 if schedule is None and self.backend == "trio" else schedule
 
     async def _play(self) -> None:
         await cancel_shielded_checkpoint()
@@ -118,7 +127,8 @@ class Player:
     def _fails_for_good(self) -> bool:
         """Tell whether nothing went wrong in the last life that happens only once."""
         last = max([trip.life for trip in self.program.trips], default=0)
-        return self.world.life > last and not self.world.fired_now and self.world.life >= 2
+        went_wrong = bool(self.world.fired_now) or self.world.rude_now
+        return self.world.life > max(last, 1) and not went_wrong
 
     async def _live_again(self, model: Model) -> None:
         """Run what has succeeded once more: nothing is executed, and all is as it was."""
@@ -163,7 +173,7 @@ class Player:
             stores[name].begin(self.stores[name], has_died=self.has_died)
         world.most = builder.limits
         given: Any = builder.given()
-        if RUN in self.seen and program.seed % 3:
+        if self.run_id in self.seen and program.seed % 3:
             given = None
         tasks = self._tasks()
         end = await self._run(app, given)
@@ -188,14 +198,14 @@ class Player:
         seen: dict[str, Any] = {}
         for name in names:
             merge(seen, await look(self.stores[name], self.run_id))
-        judge.judge_life(world, builder, end, self.seen, seen, self.error)
+        judge.judge_life(world, builder, end, self.seen, seen, self.run_id)
         self.seen = seen
         if end == "refused":
             self.is_changed = False
         return end
 
     def _may_stay_claimed(self) -> bool:
-        return any(trip.what in ("fails", "hangs", "raises") for trip in self.world.fired_now)
+        return any(trip.what in ("fails", "hangs", "raises", "teardown") for trip in self.world.fired_now)
 
     def _tasks(self) -> int:
         if self.backend == "asyncio":
@@ -209,7 +219,6 @@ class Player:
         world = self.world
         trips = [trip for trip in self.program.trips if trip.life == world.life]
         whats = {trip.what for trip in trips} if world.program is self.program else set[str]()
-        self.error: BaseException | None = None
         answers: dict[Any, Any] = {}
         if self.program["asks"] == "yes" and world.life > 1 and self.report.ends:
             if self.report.ends[-1] == "halted" and self.result is not None:
@@ -223,17 +232,25 @@ class Player:
             scope.deadline = anyio.current_time() + nth * 0.25
         handle: Any = None
         opened = bool(whats & {"cancel", "child"}) or self.program.seed % 4 == 0
-        task: Any = None
+        task: asyncio.Task[str] | None = None
+        requests = 0
 
         def interrupt(what: str) -> None:
-            if what == "scope" or (self.backend == "trio" and what in ("native", "teardown")):
+            nonlocal requests
+            native = self.backend == "asyncio" and task is not None
+            if what in ("native", "twice", "both") and native:
+                assert task is not None
+                requests += task.cancel()
+                if what == "twice":
+                    requests += task.cancel()
+                if what == "both":
+                    scope.cancel()
+            elif what in ("scope", "native", "twice", "both", "teardown") and not native:
                 scope.cancel()
-            elif what == "native" and task is not None:
-                task.cancel()
             elif what == "teardown":
-                mine = self._main
                 for other in asyncio.all_tasks():
-                    if other is not mine:
+                    if other is not self._main:
+                        requests += other.cancel() if other is task else 0
                         other.cancel()
             elif handle is not None and handle.status is None:
                 with suppress(BadUse):
@@ -255,34 +272,47 @@ class Player:
                 return await handle.result()
 
         async def live() -> str:
-            try:
-                with scope:
-                    self.result = await call()
-                    return "halted" if self.result.status == "halted" else "succeeded"
-                return "cancelled"
-            except RunCancelled:
-                return "cancelled"
-            except (RunConflict, InputChanged) as error:
-                self.error = error
-                if not self.is_changed:
-                    raise
-                return "refused"
-            except Exception as error:  # noqa: BLE001 # judged below
-                self.error = error
-                return self._judge_error(error)
+            end = ""
+            with scope:
+                end = await self._end_of(call)
+            if scope.cancelled_caught != (not end):
+                world.violate("a cancel was lost, or came from nowhere")
+            return end or "cancelled"
 
-        if self.backend == "trio" or not whats & {"native", "teardown"}:
+        if self.backend == "trio" or not whats & {"native", "twice", "both", "teardown"}:
             return await live()
         self._main = asyncio.current_task()
         task = asyncio.create_task(live())
         await asyncio.wait([task])
-        if task.cancelled():
+        torn_down = any(trip.what == "teardown" for trip in world.fired_now)
+        if not torn_down:
+            if task.cancelled() != (requests > 0):
+                world.violate("a native cancel was lost, or came from nowhere")
+            if task.cancelling() != requests:
+                world.violate(f"{requests} cancels were asked for, {task.cancelling()} are pending")
+        return "cancelled" if task.cancelled() else task.result()
+
+    async def _end_of(self, call: Callable[[], Awaitable[Any]]) -> str:
+        """Run it, and say how it ended."""
+        try:
+            self.result = await call()
+        except RunCancelled:
             return "cancelled"
-        return task.result()
+        except (RunConflict, InputChanged):
+            if not self.is_changed:
+                raise
+            return "refused"
+        except Exception as error:  # noqa: BLE001 # judged
+            return self._judge_error(error)
+        return "halted" if self.result.status == "halted" else "succeeded"
 
     def _judge_error(self, error: Exception) -> str:
         leaves = list(judge.leaves(error))
-        if any(isinstance(leaf, StoreFailed | CommitInDoubt | RunClaimed) for leaf in leaves):
+        hang = next((leaf for leaf in leaves if isinstance(leaf, VirtualDeadlock)), None)
+        if hang is not None:
+            self.world.violate(f"hangs: {str(hang)[:2000]}")
+            return "failed"
+        if any(isinstance(leaf, StoreFailed | CommitInDoubt | RunClaimed | LeaseLost) for leaf in leaves):
             whats = {trip.what for trip in self.world.fired_now}
             if not whats & {"dies", "fails", "hangs", "raises"}:
                 self.world.violate(f"the store is blamed for nothing: {error!r}")
@@ -357,12 +387,6 @@ def _late(programs: Sequence[Program], backend: Backend, make_store: Any) -> Ite
             report = play(program, backend, make_store, collect=True)
             if report.violations and report.violations[0].startswith(("warning", "unraisable")):
                 yield report
-
-
-@contextmanager
-def stores_of(kind: str) -> Iterator[Any]:
-    """Give what makes the stores of programs."""
-    yield MemoryStore
 
 
 def play(

@@ -43,6 +43,10 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "act_timeout": ("no", "yes"),
     "cache": ("no", "yes"),
     "asks": ("no", "yes"),
+    "manners": (
+        "good", "spurious", "generator exit", "cancels itself", "swallows", "slow cleanup",
+        "bad cleanup",
+    ),
     # what is around it
     "outer_on_error": ("fail", "collect", "share"),
     "outer_retry": ("no", "yes"),
@@ -58,6 +62,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "telling": ("quick", "turns", "seconds"),
     "kept": ("yes", "no"),
     "saving": ("quick", "slow"),
+    "observer": ("no", "clumsy"),
     # what goes wrong
     "bad": ("nothing", "act", "take", "accept", "cost", "key", "twice", "all acts"),
     "trouble": ("no", "raises", "raises twice", "later", "slow"),
@@ -66,7 +71,8 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
         "pull", "condition", "hook", "own end", "on", "anything",
     ),
     "stop": (
-        "no", "cancel", "scope", "native", "teardown", "child", "timeout", "dies", "fails", "hangs",
+        "no", "cancel", "scope", "native", "twice", "both", "teardown", "child", "timeout", "dies",
+        "fails", "hangs",
     ),
     "stop_at": ("anything", "save", "saved", "act", "hook", "pull"),
     "stop2": ("no", "cancel", "scope", "dies", "fails"),
@@ -121,6 +127,7 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("until", race, "form", "class", "its value is only reduced")
     yield no("errors_into", "yes", "on_error", "fail|ignore", "refused: it could hold nothing")
     yield no("width", "0", "bad", "act|take|cost", "nobody to be bad")
+    yield no("bad", "key", "form", "start_each", "refuses None only since it takes it for none")
     yield no("bad", "key", "form", "class", "a task without a key has its position")
     yield no("bad", "key|twice", "form", "acts|start", "acts have no keys; start is called by hand")
     yield no("bad", "key|twice", "keys", "none|field", "no function gives the key")
@@ -154,6 +161,7 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("asks", "yes", "body", "plain", "a plain function can't ask")
     yield no("asks", "yes", "store", "none", "an answer finds no question again")
     yield no("asks", "yes", "outer_store", "none", "an answer finds no question again")
+    yield no("manners", "swallows|slow cleanup|cancels itself", "body", "plain", "it never waits")
     yield no("trouble", "slow", "body", "plain", "a plain function on the loop can't be slow")
     yield no("trouble", "later|slow", "trouble_at", "!act", "only an action says so")
     yield no("trouble", "no", "trouble_at", "!", "nothing happens there")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar, cast
 
 import anyio
 
-from shoal import MemoryStore, RunPath
+from shoal import MemoryStore, RunPath, SQLiteStore
 from shoal._history import Entry
 from shoal._store import Batch, ChildRecord, RunRecord, SavedRun
 from shoal.stores._memory import _Kept
+from shoal.stores._writer import Job
 
 from .world import World
 
@@ -139,6 +144,65 @@ def kept_runs(store: MemoryStore) -> Iterator[tuple[RunPath, _Kept]]:
         yield from below(RunPath(run_id=run_id), kept)
 
 
+class AtOnce:
+    """In place of a store's writing thread: does what it is asked at once, in the event loop's."""
+
+    def __init__(self, database: Any) -> None:
+        self._database = database
+        database.open()
+
+    def ask(self, work: Callable[[Any], T], *, lightly: bool = False) -> Job[Any, T]:
+        job: Job[Any, T] = Job(work)
+        job.is_light = lightly
+        self._database.do([job])
+        return job
+
+    def stop(self) -> Job[Any, None]:
+        self._database.close()
+        return Job(lambda _: None)
+
+
+class InOneThread(SQLiteStore):  # pyright: ignore[reportGeneralTypeIssues] # for tests alone
+    """A ``SQLiteStore`` without threads: as quick as it can be, and the same each time.
+
+    Its threads are what `test_sqlite_store` is about.
+    """
+
+    def _enter(self) -> Any:
+        self._users += 1
+        if self._writer is None:
+            self._writer = cast("Any", AtOnce(self._database()))
+        return self._writer
+
+    async def _read(self, look: Callable[[Any], T], *, flushes: bool = True) -> T | None:
+        return self._look(look)
+
+
+@contextmanager
+def stores_of(kind: str) -> Iterator[Callable[[], Any]]:
+    """Give what makes the stores of programs: in memory, or all in a few files."""
+    if kind == "memory":
+        yield MemoryStore
+        return
+    shm = Path("/dev/shm")  # noqa: S108 # in memory, where there is such a thing
+    with TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
+        made = list[InOneThread]()
+        uses = count()
+
+        def make() -> InOneThread:
+            if next(uses) % RUNS_IN_A_FILE == 0:
+                if made:
+                    made[-1]._writer = made[-1]._writer and made[-1]._writer.stop() and None
+                made.append(InOneThread(Path(folder) / f"{len(made)}.db", synchronous="normal"))
+                made[-1]._enter()  # and never closed between two programs
+            return made[-1]
+
+        yield make
+
+
+RUNS_IN_A_FILE = 200
+
+
 class Seen:
     """A run as a store has it."""
 
@@ -163,6 +227,8 @@ async def look(store: Any, run_id: str) -> dict[str, Seen]:
     found: dict[str, Seen] = {}
     root = RunPath(run_id=run_id)
     known = await store.load(run_id)
+    if known is None:
+        return found
 
     async def below(path: RunPath, record: ChildRecord | None, status: Any) -> None:
         found[path.id] = Seen(path, record, tuple(await store.read(path)), status)
@@ -172,7 +238,7 @@ async def look(store: Any, run_id: str) -> dict[str, Seen]:
             )
             await below(at, child, child.status)
 
-    await below(root, None, None if known is None else known.status)
+    await below(root, None, known.status)
     return found
 
 

@@ -6,8 +6,11 @@ a *place* here. Places are counted in each life, and a trip happens at one of th
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, NoReturn
 from zlib import crc32
 
@@ -43,6 +46,16 @@ def chance(*what: object) -> int:
     return crc32(repr(what).encode())
 
 
+place: ContextVar[str] = ContextVar("place", default="")
+
+
+def cancellation() -> BaseException:
+    """Make the backend's cancellation, as somebody does who should not."""
+    kind = anyio.get_cancelled_exc_class()
+    create = getattr(kind, "_create", None)  # trio's
+    return kind() if create is None else create(source="explicit")
+
+
 class World:
     """One program's, in all its lives."""
 
@@ -62,6 +75,8 @@ class World:
         self.done_nowhere = set[str]()
         """Those of them whose parent is kept nowhere: another life does not know of them."""
         self.has_changed = False
+        self.rude = set[tuple[str, ...]]()
+        """Bodies that have misbehaved."""
         self.completed = set[tuple[str, str, int]]()
         """Steps of runs, with their visits, of which the same is true."""
         self.decided = set[tuple[str, str]]()
@@ -87,6 +102,7 @@ class World:
         self.armed: Trip | None = None
         self.dead = False
         self.hook_raised = False
+        self.rude_now = False
         self.visits = visits
         self.completed = completed
         for run_id in self.done_nowhere:
@@ -148,6 +164,47 @@ class World:
             case _:
                 self.interrupt(trip.what)
                 return ""
+
+    def enter(self, text: str) -> None:
+        """Say in a context variable where we are: what is above may be seen there, no sibling."""
+        seen = place.get()
+        if seen not in ("", text) and not text.startswith(f"{seen}."):
+            self.violate(f"at {text} the context is that of {seen}")
+        place.set(text)
+
+    def misbehave(self, *who: str) -> None:
+        """Do once what an action must not do."""
+        manners = self.program["manners"]
+        if manners in ("spurious", "generator exit", "cancels itself") and who not in self.rude:
+            self.rude.add(who)
+            self.rude_now = True
+            if manners == "spurious":
+                raise cancellation()
+            if manners == "generator exit":
+                raise GeneratorExit
+            task = None
+            with suppress(RuntimeError):  # trio has no such thing
+                task = asyncio.current_task()
+            if task is not None:
+                task.cancel()
+
+    @asynccontextmanager
+    async def manners(self) -> AsyncGenerator[None]:
+        """Live a body as a program's bodies do when they are cancelled."""
+        manners = self.program["manners"]
+        try:
+            yield
+        except anyio.get_cancelled_exc_class():
+            if manners == "swallows":
+                with suppress(anyio.get_cancelled_exc_class()):
+                    await anyio.sleep(3)
+                return
+            if manners == "bad cleanup":
+                raise Trouble("cleanup") from None
+            if manners == "slow cleanup":
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.25)
+            raise
 
     def fail_for_ever(self, place: str, who: object) -> NoReturn:
         raise Trouble(f"{place} {who}, always")
