@@ -191,7 +191,8 @@ class Model:
             touched = row["bad"] != "cost" or any(slot.number % 3 == 1 for slot in slots)
             if touched:
                 may_fail = True
-                may_succeed = may_succeed and (self.ends_early() or any(s.is_known for s in slots))
+                few = self.ends_early() or row["at_most"] == "few"
+                may_succeed = may_succeed and (few or any(slot.is_known for slot in slots))
         if self.has_breaker and (self.is_flaky or any(slot.may_fail for slot in slots)):
             may_succeed, may_fail = True, True  # whoever is skipped fails nobody
         if self.may_lose_children or self.change == "one more act":

@@ -201,7 +201,8 @@ class Player:
                 await store.give_back()
         seen: dict[str, Any] = {}
         for name in names:
-            merge(seen, await look(self.stores[name], self.run_id))
+            told = sorted({event.path for event in world.events}, key=lambda path: path.depth)
+            merge(seen, await look(self.stores[name], self.run_id, told))
         judge.judge_life(world, end, before=self.seen, seen=seen, run_id=self.run_id)
         self.seen = seen
         if end == "refused":

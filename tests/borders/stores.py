@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -154,13 +154,14 @@ class AtOnce:
     def ask(self, work: Callable[[Any], T], *, lightly: bool = False) -> Job[Any, T]:
         job: Job[Any, T] = Job(work)
         job.is_light = lightly
-        self._database.do([job])
+        for _ in self._database.do([job]):
+            pass
         return job
 
     def leave(self, work: Callable[[Any], Any], within: float, on_failed: object) -> None:
         self.ask(work)
 
-    def stop(self) -> Job[Any, None]:
+    def stop(self, within: float = 0.0) -> Job[Any, None]:
         self._database.close()
         return Job(lambda _: None)
 
@@ -227,8 +228,12 @@ class Seen:
         self.status = status
 
 
-async def look(store: Any, run_id: str) -> dict[str, Seen]:
-    """Read all that a store has of a root run and its descendants, by id."""
+async def look(store: Any, run_id: str, told: Iterable[RunPath] = ()) -> dict[str, Seen]:
+    """Read all that a store has of a root run and its descendants, by id.
+
+    One whose parent has saved nothing yet is no child of anybody there: that is looked for which
+    somebody was ``told`` of.
+    """
     if isinstance(store, MemoryStore):
         return {
             path.id: Seen(path, kept.record, tuple(kept.history), kept.status)
@@ -249,6 +254,11 @@ async def look(store: Any, run_id: str) -> dict[str, Seen]:
             await below(at, child, child.status)
 
     await below(root, None, known.status)
+    for path in told:
+        if path.id not in found:
+            history = tuple(await store.read(path))
+            if history:
+                await below(path, None, None)
     return found
 
 
