@@ -47,6 +47,9 @@ from ._until import FirstItem
 
 logger = logging.getLogger("shoal")
 
+NOTED = 5
+"""Failed children that an error names besides."""
+
 
 class Parallel(Act):
     """An act whose work is children: what fan-outs and the classes for them have in common."""
@@ -105,6 +108,8 @@ class ParallelStep:
 
     Where it has failed, and something around it is tried again, it is executed again, and goes on:
     children that are done, and what was applied of them, stay; others live on where they stood.
+    That holds wherever it has failed: also before its first child, and where a user's function
+    raises in a later attempt that did not in the one before.
     """
 
     def __init__(self, act: Parallel, run: Run) -> None:
@@ -118,7 +123,9 @@ class ParallelStep:
         self._staggered: Staggered | None = None
         self._pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
         self._out: set[ChildName] = set()  # of a race that is run again: who takes no part...
-        self._tried: dict[ChildName, int] = {}  # ...and how often who does was tried
+        self._out_before: frozenset[ChildName] = frozenset()  # ...as an execution before this says
+        self._tried: dict[ChildName, int] = {}  # ...how often who does was tried...
+        self._done_before: Mapping[ChildName, Done] = {}  # ...and who is Done already
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -128,7 +135,10 @@ class ParallelStep:
         self.ledger = new_ledger(run, act.name, run.visit(act.name), self._store)
         self.recorded: Recorded | None = None
         self._digests: dict[str, tuple[object, bytes]] = {}
-        self.source: Elements | None = None
+        self.source: Elements | None = None  # of the last attempt that came so far
+        self._is_recalled = False  # whether the store was asked what there is
+        self._is_over = False  # whether all that is left is to complete it
+        self._has_opened = False  # whether the collections are started
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._ends_at = 0.0  # where there is a timeout
@@ -176,25 +186,44 @@ class ParallelStep:
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
         former = self.source
-        if former is not None:
-            await self._live_round(former)
-        else:
+        if not self._is_recalled:
             self._contest = contest(self.act.name, self.join.until)
             await self._recall()
-            if not self._is_settled():
-                await self._live_round(opens=True)
-        while self._breaks_off():
-            self._begin_again(self.ledger)
-            await self._live_round()
+            self._is_recalled = True
+            self._is_over = self._is_settled()
+        if not self._is_over:
+            if former is not None and self._has_opened and self._may_restart:
+                self._begin_again(self.ledger, among_all=True)
+                former = None
+            await self._live_round(former, begins=True)
+            while self._runs_again():
+                self._begin_again(self.ledger)
+                await self._live_round()
+            self._is_over = True
         return self.act._finished(make_state(self.parent.data, self.join.permit))
 
-    async def _live_round(self, former: Elements | None = None, *, opens: bool = False) -> None:
-        """Run the children, all of them or, after a ``former`` source, what that has left."""
+    async def _live_round(self, former: Elements | None = None, *, begins: bool = False) -> None:
+        """Run the children, all of them or, after a ``former`` source, what that has left.
+
+        Args:
+            former: The source of an attempt that has failed.
+            begins: Whether an attempt begins with this, and its time with that.
+        """
+        try:
+            source = self.act._source(self)
+        except BaseException:
+            # What there is already is gone on with by the next attempt, see
+            # test_what_is_applied_stays_when_over_raises_in_another_attempt.
+            self.parent.keep(self.act.name, self)
+            raise
+        await self._live_from(source, former, begins=begins)
+
+    async def _live_from(self, source: Elements, former: Elements | None, *, begins: bool) -> None:
         act, clock = self.act, self.parent.setting.services.clock
-        source = self.source = act._source(self)
-        source.pick, source.tried = self._pick, self._tried
+        self.source = source
+        source.pick, source.tried, source.done_before = self._pick, self._tried, self._done_before
         staggered = self._staggered = self._stagger(source)
-        if act.timeout is not None and (opens or former is not None):
+        if act.timeout is not None and begins:
             self._ends_at = clock() + act.timeout
         group = self._group = Group(
             self.parent,
@@ -208,8 +237,9 @@ class ParallelStep:
             decisive=self._decisive,
         )
         try:
-            if opens:
+            if not self._has_opened:
                 await self._open()
+                self._has_opened = True
             elif former is not None:
                 self._go_on(former)
             self._leave_out_done()
@@ -217,7 +247,7 @@ class ParallelStep:
                 await group.live(self._apply)
                 await self._record_unapplied(group)
             self._judge()
-            if not self._breaks_off():
+            if not self._runs_again():
                 await self._clear_up()
         except BaseException as error:
             await self._wind_up(group, error)
@@ -252,8 +282,7 @@ class ParallelStep:
         elif self._contest is not None:
             self._contest.reopen()
         for child in unfinished:
-            if not child.is_kept:  # else all that is left is to give it its place
-                child.reopen()
+            child.reopen()
         self.source.resume(former, unfinished)
 
     def _stagger(self, source: Elements) -> Staggered | None:
@@ -308,6 +337,7 @@ class ParallelStep:
         if isinstance(until, FirstItem) and not applied:
             if until.on_break == "restart" and record is not None and record.status == "failed":
                 self._begin_again([outcome for _, outcome in self._rest(decision)])
+                self._out_before = frozenset(self._out)
                 return False
             # Only the winner runs again, from its start, unless all that lacks is its update.
             self._contest = Streams(self.act.name, until, winner)
@@ -329,19 +359,46 @@ class ParallelStep:
         for record in () if self.recorded is None else self.recorded.rest():
             yield record, outcome_of(decided(record, decision), self.parent.path)
 
-    def _breaks_off(self) -> bool:
-        """Tell whether the winner of a race among streams has failed, and it is to be run again."""
+    @property
+    def _may_restart(self) -> bool:
+        """Whether it is a race among streams that is run again where its winner breaks off."""
         until = self.join.until
-        broken = isinstance(self._contest, Streams) and self._contest.is_broken
-        return broken and isinstance(until, FirstItem) and until.on_break == "restart"
+        return isinstance(until, FirstItem) and until.on_break == "restart"
 
-    def _begin_again(self, ended: Iterable[Outcome]) -> None:
-        """Prepare to run a race from its start, among those that have not failed."""
+    def _runs_again(self) -> bool:
+        """Tell whether a race is run again, without those that have failed.
+
+        That is where its winner has failed; or where nobody is left but those that have failed in
+        an earlier execution: what has failed runs again when it is resumed, here as elsewhere.
+        """
+        if not self._may_restart or not isinstance(self._contest, Streams):
+            return False
+        if self._contest.is_broken:
+            return True
+        return bool(self._out_before) and not self._is_won and self._is_lost(0)
+
+    def _begin_again(self, ended: Iterable[Outcome], *, among_all: bool = False) -> None:
+        """Prepare to run a race from its start, among those that have not failed.
+
+        One that is Done stays Done, and wins where nobody has given an item before.
+
+        Args:
+            ended: How those ended that have.
+            among_all: Whether those that have failed take part, too: it is tried again.
+        """
         outcomes = list(ended)
+        is_broken = isinstance(self._contest, Streams) and self._contest.is_broken
         if isinstance(self._contest, Streams) and self._contest.winner is not None:
             self._out.add(self._contest.winner)
         self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
-        begun = frozenset(_name_of(one) for one in outcomes) - self._out
+        if among_all:
+            self._out.clear()
+        elif self._out_before and not is_broken:
+            self._out -= self._out_before
+        if among_all or not is_broken:
+            self._out_before = frozenset()
+        done = {_name_of(one): one for one in outcomes if isinstance(one, Done)}
+        begun = frozenset(_name_of(one) for one in outcomes) - self._out - done.keys()
         for one in outcomes:
             tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
             self._tried[_name_of(one)] = max(tried, one.attempts)
@@ -354,6 +411,7 @@ class ParallelStep:
                     self.recorded.drop(_name_of(outcome))
         out = frozenset(self._out)
         self._pick = lambda act, key: _without(out, begun, act, key)
+        self._done_before = done
         self._contest, self.decision = contest(self.act.name, self.join.until), None
         self._unfinished = []
         self._resting.clear()
@@ -425,7 +483,10 @@ class ParallelStep:
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         assert self.source is not None
-        draft = Draft(self.join, self.parent, self.source, self.ledger, self._contest)
+        done_before = 0 if self.recorded is None else self.recorded.done_left
+        draft = Draft(
+            self.join, self.parent, self.source, self.ledger, self._contest, done_before=done_before
+        )
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
         if draft.decision is not None or draft.is_failing:
@@ -437,12 +498,13 @@ class ParallelStep:
                 draft.updates,
                 draft.finished_data(),
                 applied=draft.applied,
-                unapplied=[child for child in draft.unapplied if not child.is_kept],
+                unapplied=[child for child in draft.unapplied if not child.disposition.is_saved],
                 decision=draft.decision,
             )
         except HookFailed:
             raise  # it is saved, and everybody was told
         except Exception:  # KeyboardInterrupt waits for the end of a commit
+            draft.withdraw()
             self._unsaved = batch
             raise
         if draft.decision is not None:
@@ -453,19 +515,31 @@ class ParallelStep:
             self._contest.lose(batch)
         self._tell_stagger(batch, left)
         reason = self._reason_to_stop(draft, left)
-        fatal, is_open = set(map(id, draft.failures)), self._is_open
+        # Others that have failed are tolerated. Those behind one that could not be applied were
+        # not judged at all.
+        if error is not None:  # before the ledger lets go of what they have failed with
+            self._note_missed(error, draft.missed)
+        fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
         self._resting += [child for child in batch if child.status == "halted"]
         if self.parent.setting.is_resumable:
             self._unfinished += [
                 child
-                for child in draft.unapplied  # others that have failed are tolerated
+                for child in draft.unapplied
                 if child.status != "failed" or is_open or id(child) in fatal
             ]
         if error is not None:
             raise error
         return reason
+
+    def _note_missed(self, error: BaseException, missed: Iterable[Run]) -> None:
+        """Say in ``error`` which children have failed that nobody has judged because of it."""
+        failed = [child for child in missed if child.status == "failed"]
+        for child in failed[:NOTED]:
+            note(error, f"shoal: besides, key {brief(child.key)} failed: {brief(child.error)}")
+        if len(failed) > NOTED:
+            note(error, f"shoal: and {len(failed) - NOTED} more have failed")
 
     def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
         """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
@@ -558,7 +632,7 @@ class ParallelStep:
                 pass  # what fails after the decision changes nothing
             elif self.join.on_error == "fail":
                 self._is_failing = True
-        ended = [child for child in late if not child.is_kept]
+        ended = [child for child in late if not child.disposition.is_saved]
         try:
             if ended:
                 await self.parent.end_unapplied(ended)
@@ -630,7 +704,7 @@ class ParallelStep:
         if self._is_won:
             self.ledger.let_go()
             return
-        if self._breaks_off():
+        if self._runs_again():
             return
         if self._resting and not self._is_failing and not self._is_lost(0):
             self.parent.halt_below(self.act.name, self._resting)
@@ -642,13 +716,24 @@ class ParallelStep:
                 raise defeat
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
-            ended = ledger.failed + ledger.done
+            ended = ledger.failed + ledger.done + self._done_elsewhere()
             self._is_failing = tolerance.is_exceeded(ledger.failed, ended, at_end=True)
         if self._is_failing:
             errors = [outcome.error for outcome in ledger if isinstance(outcome, Failed)]
             count = "a child" if len(errors) == 1 else f"{len(errors)} children"
             msg = f"{count} of fan-out {self.act.name!r} failed"
             raise ExceptionGroup(msg, errors)
+
+    def _done_elsewhere(self) -> int:
+        """Count the children that stay Done though their keys have not come up; see _clear_up."""
+        recorded = self.recorded
+        if recorded is None or self.join.is_listed or not recorded.done_left:
+            return 0
+        return sum(
+            recorded.is_part_of_the_state(record) and not recorded.is_folded(record)
+            for record in recorded.rest()
+            if record.status == "succeeded"
+        )
 
 
 def _is_revisited(run: Run) -> bool:

@@ -38,7 +38,7 @@ from ._run import Run
 from ._state import State, make_state
 from ._store import Beginning, ChildRecord, NullStore, Store
 
-Fate = Literal["new", "goes on", "runs anew", "is kept", "rests"]
+Fate = Literal["new", "goes on", "runs anew", "is done", "is kept", "rests"]
 """What becomes of a child in this execution."""
 
 
@@ -134,7 +134,16 @@ async def recorded_children(
 class Recorded:
     """The recorded children of one execution of a step."""
 
-    __slots__ = ("_folds", "_forgets", "_left", "_parent", "_who", "last_position", "started")
+    __slots__ = (
+        "_folds",
+        "_forgets",
+        "_left",
+        "_parent",
+        "_who",
+        "done_left",
+        "last_position",
+        "started",
+    )
 
     def __init__(
         self,
@@ -162,6 +171,8 @@ class Recorded:
         self.last_position: int = max((one.position for one in records.values()), default=-1)
         self.started: int = sum(one.status != "skipped" or not one.used for one in records.values())
         """How many of them have been started."""
+        self.done_left: int = sum(map(self._is_done, records.values()))
+        """How many are Done and have not come up yet, but for those that ``reduce`` has taken."""
 
     def get(self, child: ChildName) -> ChildRecord | None:
         """Return what is recorded of a child that has not come up yet."""
@@ -169,7 +180,8 @@ class Recorded:
 
     def drop(self, child: ChildName) -> None:
         """Have it that a child has come up."""
-        self._left.pop(child, None)
+        record = self._left.pop(child, None)
+        self.done_left -= record is not None and self._is_done(record)
 
     @property
     def left(self) -> int:
@@ -186,12 +198,20 @@ class Recorded:
         Raises:
             InputChanged: It would have to run anew, and ``reduce`` has taken its result.
         """
-        record = self._left.pop((child.setting.act, child.key), None)
+        record = self._left.get((child.setting.act, child.key))
         if record is None:
             return "new", None
+        fate = self._fate(child, record)
+        # Only now: where that raised, the child comes up once more in another attempt, see
+        # test_a_changed_input_is_refused_in_each_attempt.
+        del self._left[child.setting.act, child.key]
+        self.done_left -= self._is_done(record)
+        return fate, None if fate == "new" else record
+
+    def _fate(self, child: Run, record: ChildRecord) -> Fate:
         applied = self.is_applied(record)
         if record.status == "skipped" and record.used:  # for its key alone, whatever else it is now
-            return ("is kept", record) if applied else ("new", None)
+            return "is kept" if applied else "new"
         if record.digest != child.digest:
             if self.is_folded(record):
                 msg = (
@@ -201,12 +221,17 @@ class Recorded:
                     f"fan-out"
                 )
                 raise InputChanged(msg)
-            return "runs anew", record
+            return "runs anew"
         if self.is_part_of_the_state(record):
-            return "is kept", record
+            return "is kept"
+        if record.status == "succeeded":  # also where nothing else is kept of it
+            return "is done"
         if self._forgets:
-            return "new", None
-        return ("rests" if self._waits(child, record) else "goes on"), record
+            return "new"
+        return "rests" if self._waits(child, record) else "goes on"
+
+    def _is_done(self, record: ChildRecord) -> bool:
+        return record.status == "succeeded" and not self.is_folded(record)
 
     def _waits(self, child: Run, record: ChildRecord) -> bool:
         """Tell whether nothing that a child is halted for has been answered."""

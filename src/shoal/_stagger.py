@@ -89,7 +89,7 @@ class Staggered:
     def hear(self, batch: Iterable[Run], in_flight: int) -> None:
         """Hear how children ended, while ``in_flight`` others have not."""
         for child in batch:
-            if child.is_kept:
+            if child.disposition.is_kept:
                 continue  # it took no permit
             if child in self._dropped:
                 self._dropped.remove(child)
@@ -142,12 +142,17 @@ class Staggered:
 
     def take(self) -> Run | Dropped | None:
         """Make the next child if it may start; see ``Source``."""
-        if not self._permits:
+        if not self._permits and not self._source.is_next_done:
             return None
         child = self._source.take()
-        if isinstance(child, Run) and not child.is_settled:
+        if isinstance(child, Run) and child.is_live:
             self._start()
         return child
+
+    def take_back(self, child: Run) -> None:
+        """Have a child be the next that is taken, and its permit be free; see ``Source``."""
+        self._needed += 1
+        self._source.take_back(child)
 
     def _start(self) -> None:
         if not self._needed:
@@ -161,7 +166,7 @@ class Staggered:
 
     def left(self) -> int:
         """Count what may start now."""
-        return min(self._permits, self._source.left())
+        return min(max(self._permits, self._source.is_next_done), self._source.left())
 
     def waiting(self) -> int:
         """Count what was pulled, or more than there is ever room for, so that nothing is."""
