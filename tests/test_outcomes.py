@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 import anyio
@@ -32,6 +34,7 @@ from shoal import (
     Result,
     Retry,
     RunPath,
+    SQLiteStore,
     State,
     StateUpdated,
     Store,
@@ -289,10 +292,8 @@ def test_what_is_done_stays_done_wherever_a_process_dies(
         known = await store.children(RunPath(run_id="run", act="app"))
         witness.done = {one.key for one in known if one.status == "succeeded"}
         if not known:
-            try:
+            with suppress(ExceptionGroup, ConnectionError, InvalidState):  # as it is meant to
                 await app.run(given, id="run")
-            except (ExceptionGroup, ConnectionError, InvalidState):
-                pass  # as it is meant to
         life[0] = 2
         result = await app.run(given, id="run")
         assert not witness.breaks
@@ -302,6 +303,40 @@ def test_what_is_done_stays_done_wherever_a_process_dies(
         assert recovery.result == total
 
     assert crash_everywhere(scenario, check, backend=backend, times=2, limit=20, seed=1) > 3
+
+
+async def test_a_child_kept_nowhere_may_write_what_can_not_be_kept(tmp_path: Path):
+    """Then its outcome has its value, and no more of its state, when it is handed over again."""
+    ran, life = list[int](), [1]
+
+    @action(reads=["x"], writes=["page"])
+    async def fetch(x: int) -> object:
+        ran.append(x)
+        return NoData()
+
+    @action(reads=["page"], writes=["size"])
+    async def measure(page: object) -> int:
+        return 5
+
+    @action(writes=["sizes"])
+    async def collect(context: Context) -> list[int]:
+        act = fan_out(
+            Graph.chain(fetch, measure, name="page"), over=lambda state: [1], item="x", key=int,
+            into="sizes", take="size", reads=[], store=None,
+        )  # fmt: skip
+        async with context.fan_out(name="own", store=None) as group:
+            group.start(act, key="all")
+            sizes = [outcome.value[1] async for outcome in group if isinstance(outcome, Done)]
+        if life[0] == 1:
+            raise ConnectionError
+        return sizes
+
+    app = Application(collect, store=SQLiteStore(tmp_path / "runs.db"))
+    with pytest.raises(ConnectionError):
+        await app.run({}, id="run")
+    life[0] = 2
+    assert (await app.run(id="run")).state["sizes"] == [5]
+    assert ran == [1]
 
 
 # -- Done, and only to be applied ---------------------------------------------------------------
@@ -383,11 +418,8 @@ async def test_in_another_attempt_a_done_child_waits_for_nothing_and_is_told_onc
     assert ran == {0: 1, 1: 1}
     assert ends[0] < 1, "the delay of the retry, and no window of the rate"
     hook.assert_paired()
-    told = [
-        (type(e.outcome), e.outcome.key)
-        for e in hook.of(ChildEnded)
-        if e.outcome.path.step == "step"
-    ]
+    ended = [event.outcome for event in hook.of(ChildEnded)]
+    told = [(type(one), one.key) for one in ended if one.path.step == "step"]
     assert told == [(Done, 0), (Done, 1)]
     outcomes = [event.outcome for event in hook.of(StateUpdated)]
     applied = [one.key for one in outcomes if one is not None and one.path.step == "step"]
@@ -545,8 +577,8 @@ async def test_what_can_not_be_kept_fails_each_attempt():
         return 1
 
     step = fan_out(
-        work, over=lambda state: [0, NoData(), 2], item="n", key=lambda n: 1 if type(n) is NoData else n,
-        into="out", reads=[],
+        work, over=lambda state: [0, NoData(), 2], item="n", into="out", reads=[],
+        key=lambda n: 1 if type(n) is NoData else n,
     )  # fmt: skip
     with pytest.raises(ExceptionGroup) as raised:
         await retried(step, store=MemoryStore()).run({})

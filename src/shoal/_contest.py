@@ -70,9 +70,18 @@ class Contest(ABC):
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         """Tell whether the update of ``child``, which led to ``state``, has decided it, and how."""
 
+    def decided_by(self, last: Contestant) -> Decision:
+        """Return the decision of a contest that lacks nothing since ``last`` was heard."""
+        return self._decision(last, (last,))
+
+    @property
     @abstractmethod
+    def lacking(self) -> int:
+        """The results that must still be accepted before it can be decided, at least."""
+
     def is_lost(self, possible: float) -> bool:
         """Tell whether it can't be decided any more, with at most ``possible`` children to come."""
+        return possible < self.lacking
 
     def defeat(
         self, ended: Iterable[Outcome], count: int, possible: float
@@ -133,7 +142,7 @@ class Contest(ABC):
         refuse_awaitable(answer, f"{what} of fan-out {self.name!r}")
         return (answer,)
 
-    def _decision(self, child: Run, winners: Iterable[Contestant]) -> Decision:
+    def _decision(self, child: Contestant, winners: Iterable[Contestant]) -> Decision:
         ordered = sorted(winners, key=lambda winner: winner.position)
         return Decision(
             self.name,
@@ -174,12 +183,14 @@ class _Firsts(Contest):
             self.chosen = self._accepted[-1] if self._accepted else None
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
-        if len(self._accepted) < self.wanted:
-            return None
-        return self._decision(child, self._accepted)
+        return None if self.lacking > 0 else self.decided_by(child)
 
-    def is_lost(self, possible: float) -> bool:
-        return len(self._accepted) + possible < self.wanted
+    def decided_by(self, last: Contestant) -> Decision:
+        return self._decision(last, self._accepted)
+
+    @property
+    def lacking(self) -> int:
+        return self.wanted - len(self._accepted)
 
     def _why_lost(self, count: int) -> str:
         of, accepted = f"of its {_children(count)}", len(self._accepted)
@@ -249,10 +260,14 @@ class _Poll(Contest):
         return self._others[-1][1]
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
-        return self._decision(child, self._agreed) if self._agreed else None
+        return self.decided_by(child) if self._agreed else None
 
-    def is_lost(self, possible: float) -> bool:
-        return self._most + possible < self.wanted
+    def decided_by(self, last: Contestant) -> Decision:
+        return self._decision(last, self._agreed)
+
+    @property
+    def lacking(self) -> int:
+        return self.wanted - self._most
 
     def _unwanted(self) -> Iterator[tuple[Contestant, Exception | None]]:
         yield from self._refused
@@ -288,8 +303,12 @@ class _Asked(Contest):
         refuse_awaitable(answer, f"until= of fan-out {self.name!r}")
         return self._decision(child, (child,)) if answer else None
 
+    @property
+    def lacking(self) -> int:
+        return 1  # any further update may satisfy the function
+
     def is_lost(self, possible: float) -> bool:
-        return False
+        return False  # without a decision, all children are awaited
 
     def defeat(self, ended: Iterable[Outcome], count: int, possible: float) -> None:
         """Nobody had to win: without a decision, all were awaited."""
@@ -362,8 +381,12 @@ class Streams(Contest):
             if child.status in ("failed", "cancelled") and self.winner == _name(child):
                 self.is_broken = True
 
+    @property
+    def lacking(self) -> int:
+        return 1 if self.winner is None else 0
+
     def is_lost(self, possible: float) -> bool:
-        return self.is_broken or (self.winner is None and possible < 1)
+        return self.is_broken or super().is_lost(possible)
 
     def _why_lost(self, count: int) -> str:
         if self.winner is None:
@@ -392,8 +415,8 @@ def _name(child: Contestant) -> ChildName:
     return ChildName(child.path.act, child.key)
 
 
-def _called(child: Run) -> str:
-    return repr(child.setting.act) if child.key == "" else f"key {brief(child.key)}"
+def _called(child: Contestant) -> str:
+    return repr(child.path.act) if child.key == "" else f"key {brief(child.key)}"
 
 
 def _children(count: int) -> str:

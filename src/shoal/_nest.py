@@ -65,7 +65,8 @@ async def enter(graph: Graph, run: Run) -> Change:
                 await child.recall_end()
             else:
                 await child.recall()
-            await recall_ledgers(child)
+            if child.playback is not None:  # else its graph has changed, and it begins anew
+                await recall_ledgers(child)
         if fate == "is kept":
             _take_ledgers(run, child)
             return NO_CHANGE
