@@ -159,6 +159,9 @@ class FanOut(Parallel):
             shape = shape_of(self.over, self.key, self.join.until, several=several)
             step.join = replace(step.join, shape=shape)
         step.acts = [graph.name for graph in graphs]
+        step.take = self._take
+        if step.take is None and not several:
+            step.take = resolve_take(None, self.join.into, graphs[0], self.name)
         kinds = [self._kind(step, graph) for graph in step.as_recorded(graphs)]
         return Elements(
             (None,) if self.over is None else self._over(step),
@@ -173,16 +176,8 @@ class FanOut(Parallel):
         )
 
     def _declared(self, step: ParallelStep) -> Declared:
-        take: object = self._take
-        if take is None and self._several is False and step.source is not None:
-            graph = step.source.kinds[0].setting.graph
-            take = resolve_take(None, self.join.into, graph, self.name)
-        return declared(
-            step.join,
-            acts=step.acts,
-            is_keyed=None if self.over is None else self.key is not None,
-            take=take,
-        )
+        is_keyed = None if self.over is None else self.key is not None
+        return declared(step.join, acts=step.acts, is_keyed=is_keyed, take=step.take)
 
     def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:
         """Return the acts to run, and whether they are several."""

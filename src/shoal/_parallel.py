@@ -42,7 +42,7 @@ from ._schema import Schema
 from ._source import Elements, Kind
 from ._stagger import Staggered
 from ._state import NO_CHANGE, Change, Set, State, make_state
-from ._store import ChildRecord, Store
+from ._store import ChildRecord, NullStore, Store
 from ._takeup import (
     Declared,
     Pick,
@@ -53,7 +53,6 @@ from ._takeup import (
     refuse_changed,
     refuse_lost,
     refuse_other_decision,
-    to_declare,
     without,
 )
 from ._until import FirstItem
@@ -148,6 +147,7 @@ class ParallelStep:
         self._digests: dict[str, tuple[object, bytes]] = {}
         self.source: Elements | None = None
         self.acts: Sequence[str] | None = None  # their names in the program
+        self.take: object = None
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._ends_at = 0.0  # where there is a timeout
@@ -206,8 +206,9 @@ class ParallelStep:
             await self._recall()
             is_settled = self._is_settled()
             if self.decision is not None:
-                await self._end_losers(self.decision, self.act._source(self))
+                await self._end_losers(self.decision, makes=True)
             if is_settled and self.decision is not None:
+                self._refuse_changed()
                 self._count_rest(self.decision)
             else:
                 await self._live_round(opens=True)
@@ -349,18 +350,13 @@ class ParallelStep:
         self.decision = decision
         return True
 
-    async def _end_losers(self, decision: Decision, source: Elements | None = None) -> None:
-        """Record those that the decision was to cancel, and that have no end: the process died."""
-        recorded = self.recorded
-        if recorded is None:  # the winner gave an item, and nobody has completed a step
-            recorded = Recorded(self.parent, self.act.name, {})
-        waits = source is None or source.waits
-        room = 0 if source is None else self.act._room(source)
-        lost = end_losers(self.parent, recorded, decision, None if waits else source, room)
+    async def _end_losers(self, decision: Decision, *, makes: bool = False) -> None:
+        """Record losers without an end, for the process died; ``makes`` those without a record."""
+        recorded = self.recorded or Recorded(self.parent, self.act.name, {})
+        make = partial(self.act._source, self) if makes else None
+        lost = end_losers(self.parent, recorded, decision, make, self.act._room)
         for outcome in await lost:
             self.ledger.add(outcome)
-        if source is not None:
-            source.close()
 
     def _count_rest(self, decision: Decision) -> None:
         """Count how those ended, by record, that don't come up any more: it is decided."""
@@ -412,13 +408,20 @@ class ParallelStep:
             raise InvalidState(msg)
         first_visit = run.visit(name) == 0 and not is_revisited(run)
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
-        now = self.act._declared(self)
-        if self._begun is not None:
-            refuse_changed(run, self.join, now, self._begun, self.recorded)
-            if self._begun.under_way:
-                values = self._reopen(self._begun)
-        self._declares = to_declare(run, name, now, self._begun)
+        if not isinstance(run.setting.store, NullStore):
+            self._declares = self._refuse_changed()
+        if self._begun is not None and self._begun.under_way:
+            values = self._reopen(self._begun)
         await self._set(values)
+
+    def _refuse_changed(self) -> StepBegun | None:
+        """Refuse what can't be carried over; return what is to be saved of what it declares now."""
+        run, begun, now = self.parent, self._begun, self.act._declared(self)
+        if begun is None:
+            return StepBegun(self.act.name, now)
+        refuse_changed(run, self.join, now, begun, self.recorded)
+        known = begun.begun
+        return None if known and known.declared == now else StepBegun(self.act.name, now)
 
     def _reopen(self, begun: Playback) -> dict[str, object]:
         """Take the step up again: let come what had been discovered, and forget failures.

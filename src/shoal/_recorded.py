@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal, final
@@ -181,6 +182,7 @@ class Recorded:
     """The recorded children of one execution of a step."""
 
     __slots__ = (
+        "_alike",
         "_by_position",
         "_folds",
         "_forgets",
@@ -238,6 +240,7 @@ class Recorded:
         self.kept_conflict: str = ""
         """Why no result can stay as it is, since the program has changed; empty: it can."""
         self._by_position: dict[int, ChildRecord] | None = None
+        self._alike: Counter[str] = Counter()  # how many work on the same
 
     def get(self, child: ChildName) -> ChildRecord | None:
         """Return what is recorded of a child that has not come up yet."""
@@ -311,6 +314,7 @@ class Recorded:
         """
         if self._by_position is None:
             self._by_position = {one.position: one for one in self.rest()}
+            self._alike = Counter(one.digest for one in self._left.values())
         record, act = self._by_position.get(child.position), child.setting.act
         if record is None or (record.act, record.key) not in self._left:
             return
@@ -336,6 +340,8 @@ class Recorded:
             is_same = digest(record.element) == digest(child.element)
         except NotData:
             return False
+        if self.acts_now is None and self._alike[record.digest] > 1:
+            return False  # tasks that only their keys tell apart
         return is_same and record.digest == child.digest
 
     def _waits(self, child: Run, record: ChildRecord) -> bool:
