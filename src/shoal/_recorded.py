@@ -276,17 +276,13 @@ class Recorded:
             return ("is kept", record) if applied else ("new", None)
         if record.digest != child.digest:
             if self.is_folded(record):
-                was = (
-                    ""
-                    if self.renamed is None
-                    else f" ({self.renamed[0]!r}, now {self.renamed[1]!r})"
-                )
+                then, now = self.renamed or (child.setting.act, child.setting.act)
+                was = "" if then == now else f" ({then!r}, now {now!r})"
                 msg = (
-                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, or its act{was} "
-                    f"or that's version, has changed since its result was reduced (run "
-                    f"{child.path.id}); "
-                    f"reduce can't be undone: start a new run, or fork() this one from before the "
-                    f"fan-out"
+                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, its act{was} or "
+                    f"the act's version has changed since its result was reduced (run "
+                    f"{child.path.id}); reduce can't be undone: start a new run, or fork() this "
+                    f"one from before the fan-out"
                 )
                 raise InputChanged(msg)
             return "runs anew", record
