@@ -26,7 +26,7 @@ from ._rate import DEFAULT_LIMITS, Limits
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 from ._store import Store
-from ._takeup import Declared, declared
+from ._takeup import Declared, as_recorded, declared
 from ._until import ALL, All, Asked, First, FirstItem, Race, Until, check_until, name_of
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
@@ -162,7 +162,8 @@ class FanOut(Parallel):
         step.take = self._take
         if step.take is None and not several:
             step.take = resolve_take(None, self.join.into, graphs[0], self.name)
-        kinds = [self._kind(step, graph) for graph in step.as_recorded(graphs)]
+        graphs = as_recorded(graphs, step.join.shape, step.parent, self.name, step.recorded)
+        kinds = [self._kind(step, graph) for graph in graphs]
         return Elements(
             (None,) if self.over is None else self._over(step),
             who=self.name,

@@ -23,30 +23,27 @@ from typing import Any, final
 
 from ._action import Act, Performer
 from ._child import check_depth, child_setting, children_of, circuits_of, is_revisited
-from ._collections import StateMap
 from ._contest import Contest, Streams, contest
 from ._errors import HookFailed, InvalidState, brief, note
 from ._events import ChildName, Decision, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
-from ._hedge import Experience
 from ._history import Playback, StepBegun
 from ._hooks import Hook
 from ._ids import Key
 from ._join import Draft, Join, new_ledger
-from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate
+from ._policy import INHERIT, Each, Inherit, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
 from ._recorded import Recorded, decided, outcome_of, recorded_children
 from ._run import Run
 from ._schema import Schema
 from ._source import Elements, Kind
-from ._stagger import Staggered
+from ._stagger import Staggered, stagger
 from ._state import NO_CHANGE, Change, Set, State, make_state
 from ._store import ChildRecord, NullStore, Store
 from ._takeup import (
     Declared,
     Pick,
-    as_recorded,
     declared,
     end_losers,
     only,
@@ -54,6 +51,7 @@ from ._takeup import (
     refuse_lost,
     refuse_other_decision,
     without,
+    without_failures,
 )
 from ._until import FirstItem
 
@@ -160,10 +158,6 @@ class ParallelStep:
         """The parent's state when the step began, as the step's own functions see it."""
         return make_state(self.data, self.join.permit)
 
-    def as_recorded(self, graphs: Sequence[Graph]) -> Sequence[Graph]:
-        """Return acts under the names that its children are recorded under; see ``_takeup``."""
-        return as_recorded(graphs, self.join.shape, self.parent, self.act.name, self.recorded)
-
     def kind(
         self,
         graph: Graph,
@@ -222,7 +216,10 @@ class ParallelStep:
         act, clock = self.act, self.parent.setting.services.clock
         source = self.source = act._source(self)
         source.pick, source.tried = self._pick, self._tried
-        staggered = self._staggered = self._stagger(source)
+        lacking = 1 if self._contest is None else self._contest.lacking
+        services, definition = self.parent.setting.services, act.definition
+        staggered = stagger(act.stagger, source, services, definition, lacking)
+        self._staggered = staggered
         if act.timeout is not None and (opens or former is not None):
             self._ends_at = clock() + act.timeout
         group = self._group = Group(
@@ -234,7 +231,7 @@ class ParallelStep:
             name=act.name,
             timeout=act.timeout,
             ends_at=None if act.timeout is None else self._ends_at,
-            circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
+            circuits=circuits_of(services, definition, act.each),
             decisive=self._decisive,
         )
         try:
@@ -286,18 +283,6 @@ class ParallelStep:
             if not child.is_kept:  # else all that is left is to give it its place
                 child.reopen()
         self.source.resume(former, unfinished)
-
-    def _stagger(self, source: Elements) -> Staggered | None:
-        """Put before ``source`` what says when children start; None if they start at once."""
-        stagger, services = self.act.stagger, self.parent.setting.services
-        if not isinstance(stagger, Hedge):
-            return Staggered(source, float(stagger), services.clock) if stagger else None
-        definition = self.act.definition
-        experience = services.learned.get(definition)
-        if experience is None:
-            experience = services.learned[definition] = Experience(stagger)
-        assert self._contest is not None, "only races are hedged"
-        return Staggered(source, experience, services.clock, self._contest.lacking)
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
@@ -416,12 +401,8 @@ class ParallelStep:
 
     def _refuse_changed(self) -> StepBegun | None:
         """Refuse what can't be carried over; return what is to be saved of what it declares now."""
-        run, begun, now = self.parent, self._begun, self.act._declared(self)
-        if begun is None:
-            return StepBegun(self.act.name, now)
-        refuse_changed(run, self.join, now, begun, self.recorded)
-        known = begun.begun
-        return None if known and known.declared == now else StepBegun(self.act.name, now)
+        now = self.act._declared(self)
+        return refuse_changed(self.parent, self.join, now, self._begun, self.recorded)
 
     def _reopen(self, begun: Playback) -> dict[str, object]:
         """Take the step up again: let come what had been discovered, and forget failures.
@@ -429,19 +410,12 @@ class ParallelStep:
         Children that failed run again, unless ``reduce`` has taken their failure. Returns the
         fields that change by that.
         """
-        source, data = self.source, self.parent.data
+        source = self.source
         assert source is not None
         for update in begun.under_way:
             if update.discovered:
                 source.rediscover(update.discovered, update.discovered_at)
-        field = self.join.errors_into
-        if field is None:
-            return {}
-        found = data.get(field)
-        is_there = isinstance(found, StateMap)  # else it did not collect failures then
-        if is_there and (self.join.reduce is not None or not found):
-            return {}
-        return {field: StateMap[object, object]()}
+        return without_failures(self.join, self.parent.data)
 
     def _leave_out_done(self) -> None:
         assert self.source is not None

@@ -17,10 +17,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal, cast, final
 
+from ._collections import StateMap
 from ._errors import RunConflict, ShoalError
 from ._events import ChildName, Decision, Done, Outcome, Status, Update
 from ._graph import Graph
-from ._history import Playback
+from ._history import Playback, StepBegun
 from ._ids import Key, RunPath
 from ._join import Join, Ledger, Shape
 from ._recorded import Recorded, conflict, decided, is_unended, outcome_of
@@ -90,8 +91,8 @@ def until_as_text(until: Until) -> str:
 
 
 def refuse_changed(
-    run: Run, join: Join, now: Declared, begun: Playback, recorded: Recorded | None
-) -> None:
+    run: Run, join: Join, now: Declared, begun: Playback | None, recorded: Recorded | None
+) -> StepBegun | None:
     """Refuse to go on with a step where the program puts results elsewhere than when it began.
 
     What only those children can't have that are kept is refused when the first of them comes up.
@@ -100,12 +101,16 @@ def refuse_changed(
         run: Its parent.
         join: What becomes of results now.
         now: What the step declares now.
-        begun: What an earlier execution has done of it.
+        begun: What an earlier execution has done of it; None: nothing.
         recorded: The children that are recorded.
+
+    Returns what is to be saved of what is declared now; None: it is known.
 
     Raises:
         RunConflict: Naming what was declared then, and what is now.
     """
+    if begun is None:
+        return StepBegun(join.name, now)
     then = None if begun.begun is None else begun.begun.declared
     why = join.conflict(run.data) if begun.under_way else ""
     if not why and then is not None:
@@ -117,6 +122,7 @@ def refuse_changed(
     if recorded is not None:
         recorded.compares = True
         recorded.kept_conflict = "" if then is None else _changed_for_kept(then, now)
+    return None if then == now else StepBegun(join.name, now)
 
 
 def refuse_other_decision(run: Run, join: Join, decision: Decision, begun: Playback) -> None:
@@ -316,6 +322,21 @@ def refuse_left_steps(
                 f"or start a new run with fork({path.id!r})"
             )
             raise RunConflict(msg)
+
+
+def without_failures(join: Join, data: Mapping[str, object]) -> dict[str, object]:
+    """Empty ``errors_into`` where the step is taken up again, for those children run again.
+
+    What ``reduce`` was given stays. Returns the field, if it changes by that.
+    """
+    field = join.errors_into
+    if field is None:
+        return {}
+    found = data.get(field)
+    is_there = isinstance(found, StateMap)  # else it did not collect failures then
+    if is_there and (join.reduce is not None or not found):
+        return {}
+    return {field: StateMap[object, object]()}
 
 
 # -- what was decided ----------------------------------------------------------------------------
