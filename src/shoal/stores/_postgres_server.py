@@ -146,6 +146,15 @@ class Link:
     def is_closed(self) -> bool:
         return self._connection.closed
 
+    @property
+    def timeout(self) -> float:
+        """Seconds for which an answer is waited for."""
+        return self._connection.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._connection.timeout = seconds
+
     def execute(self, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[TupleRow]:
         """Execute a statement, behind what was left for later."""
         self.flush()
