@@ -33,6 +33,7 @@ from ._errors import (
 from ._hooks import Hooks
 from ._ids import new_run_id
 from ._ports import Services
+from ._raised import first_of
 from ._secret import Secrets
 from ._store import Batch, Store
 from ._suspects import Suspects
@@ -171,7 +172,7 @@ class Execution:
     @property
     def failure(self) -> ShoalError | None:
         """What ends it: of a save, of a guarding hook; None if nothing does."""
-        return self._failure or next(iter(self.hooks.failures), None)
+        return first_of(self._failure, *self.hooks.failures)
 
     @property
     def is_doomed(self) -> bool:
