@@ -35,7 +35,8 @@ OF_THE_PROMPT = frozenset({400, 413, 414, 422, 431, 451})
 
 # Some statuses mean several things, which only the text tells apart: 400 is also what Gemini says
 # of a wrong key and Anthropic of an account without money, and 403 what routers say of a prompt.
-_ACCOUNT = re.compile(r"(?i)api.?key|credit|billing|quota|permission|organization")
+# As JSON, unescaped: some servers repeat the prompt, and that must not pass for our account.
+_ACCOUNT = re.compile(r'"reason":\s*"API_KEY_INVALID"|"message":\s*"Your credit balance is too low')
 _REFUSED = re.compile(r"(?i)content.?(filter|policy|management)|moderation|flagged|safety|harmful")
 _TOO_LONG = re.compile(
     r"(?i)context.{0,20}(length|window|size)|too (long|large)|maximum.{0,30}tokens"
@@ -186,14 +187,14 @@ def is_of_the_provider(error: BaseException) -> bool:
     return kind_of(error) not in {"empty", "incomplete", "budget"}
 
 
-def kind_of_refusal(status: int | None, text: str) -> Kind:
-    """A word for a refusal, by its status and what it says."""
+def kind_of_refusal(status: int, text: str) -> Kind:
+    """A word for a refusal, by its status and its body."""
     if status in OVERLOAD:
         return "overload"
+    if status == 402 or (status == 400 and _ACCOUNT.search(text)):
+        return "account"
     if status in (400, 403) and _REFUSED.search(text):
         return "refused"
-    if status in (400, 402, 403) and _ACCOUNT.search(text):
-        return "account"
     return "http"
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from examples.llm_race import Answer, Prompt, ProviderError, Purse, Rules, Usage
+from examples.llm_race import Answer, Chunk, Prompt, Provider, ProviderError, Purse, Rules, Usage
 from examples.llm_race.acceptance import acceptance
 from examples.llm_race.batch import Batch
 from examples.llm_race.exchange import finish_reason, what_lacks
-from examples.llm_race.failures import is_of_the_prompt, is_of_the_provider, stream_error
+from examples.llm_race.failures import (
+    is_of_the_prompt,
+    is_of_the_provider,
+    kind_of_refusal,
+    stream_error,
+)
 from examples.llm_race.racing import Race
 from examples.llm_race.strategies import Strategy
 from shoal import Runtime
@@ -31,20 +37,15 @@ BAD = {
 }
 
 
-class Blank(Rival):
-    """A model that says nothing but blanks."""
-
-    async def stream(self, prompt: str) -> Any:
-        from examples.llm_race import Chunk
-
-        for text in ("", " ", "\n"):
-            yield Chunk(text=text)
-        yield Chunk(finish="stop")
+async def blank(prompt: str) -> AsyncIterator[Chunk]:
+    for text in ("", " ", "\n"):
+        yield Chunk(text=text)
+    yield Chunk(finish="stop")
 
 
-def bad(kind: str) -> Rival:
+def bad(kind: str) -> Rival | Provider:
     if kind == "blank":
-        return Blank("bad", limits={"weight": 2.0})
+        return Provider.of(blank, name="bad", weight=2.0)
     one = BAD[kind]
     return Rival("bad", one.text, finish=one.finish, ttft=0.1, limits={"weight": 2.0})
 
@@ -123,7 +124,7 @@ async def test_a_part_is_better_than_a_timeout():
 
 async def test_who_sets_the_limit_has_asked_for_what_it_leaves():
     prompt = Prompt(text="?", max_tokens=2, may_be_cut=True)
-    rivals = [bad("cut off").provider(), Rival("good", ttft=3).provider()]
+    rivals = [BAD["cut off"].provider(), Rival("good", ttft=3).provider()]
     async with Runtime() as runtime:
         report = await Race(rivals, Rules()).hold(prompt, runtime, NO_CLIENT, Purse())
     assert report.winner == "bad"
@@ -199,6 +200,27 @@ def test_each_failure_is_somebodys():
     for name, error in OF_A_PROVIDER.items():
         assert is_of_the_provider(error), name
         assert not is_of_the_prompt(error), name
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "kind"),
+    [
+        (400, {"message": "maximum context length is 10 tokens"}, "http"),
+        (400, {"code": "content_filter", "message": "filtered"}, "refused"),
+        (403, {"message": "your input was flagged"}, "refused"),
+        (403, {"message": "no"}, "http"),
+        (402, {"message": "pay"}, "account"),
+        (400, {"message": "no", "details": [{"reason": "API_KEY_INVALID"}]}, "account"),
+        (400, {"message": "Your credit balance is too low to access"}, "account"),
+        (400, {"message": 'you said {"message": "Your credit balance is too low"}'}, "http"),
+        (400, {"message": 'you said {"reason": "API_KEY_INVALID"}'}, "http"),
+        (503, {"message": "content_filter"}, "overload"),
+    ],
+)
+def test_a_refusal_is_told_by_its_status_and_what_it_says(
+    status: int, error: dict[str, Any], kind: str
+):
+    assert kind_of_refusal(status, json.dumps({"error": error})) == kind
 
 
 @pytest.mark.parametrize("how", ["first", "hedge", "fallback", "quorum", "all"])
