@@ -26,6 +26,7 @@ from ._rate import DEFAULT_LIMITS, Limits
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 from ._store import Store
+from ._takeup import Declared, declared
 from ._until import ALL, All, Asked, First, FirstItem, Race, Until, check_until, name_of
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
@@ -157,7 +158,8 @@ class FanOut(Parallel):
         if several != self._several:
             shape = shape_of(self.over, self.key, self.join.until, several=several)
             step.join = replace(step.join, shape=shape)
-        kinds = [self._kind(step, graph) for graph in graphs]
+        step.acts = [graph.name for graph in graphs]
+        kinds = [self._kind(step, graph) for graph in step.as_recorded(graphs)]
         return Elements(
             (None,) if self.over is None else self._over(step),
             who=self.name,
@@ -168,6 +170,18 @@ class FanOut(Parallel):
             at_most=self.at_most,
             done_in=self.join.into,
             recorded=step.recorded,
+        )
+
+    def _declared(self, step: ParallelStep) -> Declared:
+        take: object = self._take
+        if take is None and self._several is False and step.source is not None:
+            graph = step.source.kinds[0].setting.graph
+            take = resolve_take(None, self.join.into, graph, self.name)
+        return declared(
+            step.join,
+            acts=step.acts,
+            is_keyed=None if self.over is None else self.key is not None,
+            take=take,
         )
 
     def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:
@@ -352,8 +366,9 @@ def fan_out(
     are pulled as there is room. When a child ends, its result is applied to the parent's state at
     once, by an update like any other: saved, published, and seen by hooks.
 
-    If the step is cancelled, so are its children; it ends when their cleanup has, and what had been
-    applied stays. Nothing that it started outlives it.
+    If the step is cancelled, so are its children; it ends when they have, their ``finally`` blocks
+    included, and what had been applied stays. Nothing that it started outlives it. An ``await`` in
+    a ``finally`` is cancelled again at once, unless ``shielded`` is around it.
 
     Args:
         act: What each child executes: an action, a graph, another fan-out; a list of them; or a
@@ -383,8 +398,7 @@ def fan_out(
         at_most: Children to start in all.
         until: What ends it before all children have ended: ``first(n)``, ``quorum(n)``,
             ``first_item()``, or a plain function ``(state, outcome) -> bool``, called after each
-            outcome's update. The others are then cancelled, and awaited to the end of their
-            cleanup. By default ``all_()``.
+            outcome's update. The others are then cancelled, and awaited. By default ``all_()``.
         on_error: By default ``"fail"``: the first failure cancels the others, and the step raises
             an ``ExceptionGroup`` of all failures, in input order. With ``"collect"``, failures are
             data: for ``errors_into``, ``reduce`` and the result's ledger; with ``"ignore"`` for the

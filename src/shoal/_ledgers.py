@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ._child import children_of
 from ._events import Decision, Update
 from ._graph import Graph
-from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
 from ._ids import RunPath
 from ._join import Ledger
 from ._parallel import Parallel
@@ -107,7 +107,7 @@ def _visits(entries: Iterable[Entry]) -> tuple[dict[str, int], dict[tuple[str, i
     """
     visits: dict[str, int] = {}
     decisions: dict[tuple[str, int], Decision] = {}
-    under_way: list[Update | Decision | Rewound] = []
+    under_way: list[Update | Decision | Rewound | StepBegun] = []
     for entry in entries:
         if isinstance(entry, Completed):
             visits[entry.step] = visits.get(entry.step, 0) + 1
@@ -122,7 +122,9 @@ def _visits(entries: Iterable[Entry]) -> tuple[dict[str, int], dict[tuple[str, i
     return visits, decisions
 
 
-def _count_last(visits: dict[str, int], under_way: Iterable[Update | Decision | Rewound]) -> None:
+def _count_last(
+    visits: dict[str, int], under_way: Iterable[Update | Decision | Rewound | StepBegun]
+) -> None:
     """Count the last step of a child, whose completion is its parent's update that applies it."""
     for step in {entry.step for entry in under_way}:
         visits[step] = visits.get(step, 0) + 1

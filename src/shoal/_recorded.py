@@ -18,7 +18,17 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal, final
 
-from ._errors import BadUse, InputChanged, UnknownRun, brief, did_you_mean, note
+from ._digest import digest
+from ._errors import (
+    BadUse,
+    InputChanged,
+    NotData,
+    RunConflict,
+    UnknownRun,
+    brief,
+    did_you_mean,
+    note,
+)
 from ._events import (
     Cancelled,
     ChildName,
@@ -156,11 +166,36 @@ async def recorded_children(
     return Recorded(run, step, records, folds=folds, forgets=isinstance(store, NullStore))
 
 
+def conflict(parent: Run, step: str, why: str) -> RunConflict:
+    """Say that a program can't go on with a step that another one has begun, and what to do."""
+    run_id, root = parent.path.id, parent.path.root.id
+    return RunConflict(
+        f"fan-out {step!r} of run {run_id} was begun by a program in which {why}, and some of its "
+        f"results are there already; change that back to go on with it, or start a new run with "
+        f"fork({root!r}, number=...) from before this step"
+    )
+
+
 @final
 class Recorded:
     """The recorded children of one execution of a step."""
 
-    __slots__ = ("_folds", "_forgets", "_left", "_parent", "_who", "last_position", "started")
+    __slots__ = (
+        "_by_position",
+        "_folds",
+        "_forgets",
+        "_left",
+        "_parent",
+        "_who",
+        "acts",
+        "acts_done",
+        "acts_now",
+        "compares",
+        "kept_conflict",
+        "last_position",
+        "renamed",
+        "started",
+    )
 
     def __init__(
         self,
@@ -188,6 +223,21 @@ class Recorded:
         self.last_position: int = max((one.position for one in records.values()), default=-1)
         self.started: int = sum(one.status != "skipped" or not one.used for one in records.values())
         """How many of them have been started."""
+        self.acts: frozenset[str] = frozenset(act for act, _ in records)
+        """The names of the acts that they are of."""
+        self.acts_done: frozenset[str] = frozenset(
+            one.act for one in records.values() if one.status == "succeeded"
+        )
+        """Those of acts that have results."""
+        self.acts_now: frozenset[str] | None = None
+        """The names of the acts that are executed now; None: each child may be of its own."""
+        self.renamed: tuple[str, str] | None = None
+        """The name of the only act, then and now, if that has changed."""
+        self.compares: bool = False
+        """Whether a child without a record is compared with what is recorded of its place."""
+        self.kept_conflict: str = ""
+        """Why no result can stay as it is, since the program has changed; empty: it can."""
+        self._by_position: dict[int, ChildRecord] | None = None
 
     def get(self, child: ChildName) -> ChildRecord | None:
         """Return what is recorded of a child that has not come up yet."""
@@ -211,28 +261,82 @@ class Recorded:
 
         Raises:
             InputChanged: It would have to run anew, and ``reduce`` has taken its result.
+            RunConflict: It has a result that the program can't go on with, since it has changed.
         """
         record = self._left.pop((child.setting.act, child.key), None)
         if record is None:
+            if self.compares:
+                self._refuse_renamed(child)
             return "new", None
         applied = self.is_applied(record)
         if record.status == "skipped" and record.used:  # for its key alone, whatever else it is now
             return ("is kept", record) if applied else ("new", None)
         if record.digest != child.digest:
             if self.is_folded(record):
+                was = (
+                    ""
+                    if self.renamed is None
+                    else f" ({self.renamed[0]!r}, now {self.renamed[1]!r})"
+                )
                 msg = (
-                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, or its act's "
-                    f"version, has changed since its result was reduced (run {child.path.id}); "
+                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, or its act{was} "
+                    f"or that's version, has changed since its result was reduced (run "
+                    f"{child.path.id}); "
                     f"reduce can't be undone: start a new run, or fork() this one from before the "
                     f"fan-out"
                 )
                 raise InputChanged(msg)
             return "runs anew", record
         if self.is_part_of_the_state(record):
+            self.refuse_kept()
             return "is kept", record
         if self._forgets:
             return "new", None
         return ("rests" if self._waits(child, record) else "goes on"), record
+
+    def refuse_kept(self) -> None:
+        """Refuse to keep a result, if none can be kept.
+
+        Raises:
+            RunConflict: Saying what has changed.
+        """
+        if self.kept_conflict:
+            raise conflict(self._parent, self._who, self.kept_conflict)
+
+    def _refuse_renamed(self, child: Run) -> None:
+        """Refuse a child that is new by its name alone, where another one of its place is done.
+
+        Raises:
+            RunConflict: Its act or its key had another name.
+        """
+        if self._by_position is None:
+            self._by_position = {one.position: one for one in self.rest()}
+        record, act = self._by_position.get(child.position), child.setting.act
+        if record is None or (record.act, record.key) not in self._left:
+            return
+        if record.status != "succeeded":
+            return  # it has no result that could be lost
+        if record.key == child.key and self.acts_now is None and record.act != act:
+            why = (
+                f"child {child.position}, key {brief(child.key)}, was of act {record.act!r}, and "
+                f"now it is of {act!r} (if the act was renamed, give it its old name with name=; "
+                f"what was added stands behind what was there)"
+            )
+            raise conflict(self._parent, self._who, why)
+        if record.act == act and record.key != child.key and self._works_on_same(record, child):
+            why = (
+                f"element {child.position} had the key {brief(record.key)}, and now it has "
+                f"{brief(child.key)}"
+            )
+            raise conflict(self._parent, self._who, why)
+
+    def _works_on_same(self, record: ChildRecord, child: Run) -> bool:
+        """Tell whether a child works on what is recorded of another one."""
+        try:
+            is_same = digest(record.element) == digest(child.element)
+        except NotData:
+            return False
+        return is_same and record.digest == child.digest
 
     def _waits(self, child: Run, record: ChildRecord) -> bool:
         """Tell whether nothing that a child is halted for has been answered."""

@@ -37,6 +37,7 @@ from ._start import First, Start, refuse_conflict, refuse_missing
 from ._state import Change, Drop, Set
 from ._store import ChildRecord, NullStore
 from ._suspects import Suspects
+from ._takeup import refuse_left_steps
 
 
 @final
@@ -124,7 +125,7 @@ class Root:
         assert self.hosted is not None, "it is alive"
         if not self.hosted.is_cancelled:
             self._execution.is_interrupted = True
-            self.hosted.cancel(reason)
+        self.hosted.cancel(reason)
 
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""
@@ -199,6 +200,8 @@ class Root:
         played = await recorded_history(execution, self.path, known)
         children = await _recorded_children(execution, self.path)
         execution.answers = played.answers
+        if not is_over:
+            refuse_left_steps(self.path, run.setting.graph, played, children)
         asked = (
             ()
             if record.status == "succeeded"
