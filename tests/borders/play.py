@@ -200,8 +200,9 @@ class Player:
             else:
                 await store.give_back()
         seen: dict[str, Any] = {}
+        paths = {event.path for event in world.events if world.store_of(event.path) != "none"}
+        told = sorted(paths, key=lambda path: path.depth)
         for name in names:
-            told = sorted({event.path for event in world.events}, key=lambda path: path.depth)
             merge(seen, await look(self.stores[name], self.run_id, told))
         judge.judge_life(world, end, before=self.seen, seen=seen, run_id=self.run_id)
         self.seen = seen

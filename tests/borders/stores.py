@@ -183,6 +183,8 @@ class InOneThread(SQLiteStore):  # pyright: ignore[reportGeneralTypeIssues] # fo
         if self._writer is not None:
             self._writer.stop()
         self._writer = None
+        for connection in self._take_readers():
+            connection.close()
 
     async def _read(self, look: Callable[[Any], T], *, flushes: bool = True) -> T | None:
         return self._look(look)
@@ -208,7 +210,11 @@ def stores_of(kind: str) -> Generator[Callable[[], Any]]:
                 made[-1]._enter()  # and never closed between two programs
             return made[-1]
 
-        yield make
+        try:
+            yield make
+        finally:
+            for store in made:
+                store.close()
 
 
 RUNS_IN_A_FILE = 200
