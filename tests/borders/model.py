@@ -535,11 +535,12 @@ class Model:
         elif row["outer_result"] == "list":
             if not isinstance(value, list):
                 return f"into= is no list: {value!r}"
+            listed = cast("list[Any]", value)
             failed = {key + 1 for key in failed}
             left = [slot.key for slot in slots if slot.key not in failed]
-            if len(left) != len(value) and not self.may_lose_children:
-                return f"{len(value)} are in the list, and {failed} have failed"
-            values = dict(zip(left, cast("list[Any]", value), strict=False))
+            if len(left) != len(listed) and not self.may_lose_children:
+                return f"{len(listed)} are in the list, and {failed} have failed"
+            values = dict(zip(left, listed, strict=False))
         elif row["outer_result"] == "reduce":
             reduced = cast("dict[Any, Any]", value or {})
             values = {key: one for key, one in reduced.items() if one != "error"}

@@ -30,7 +30,8 @@ from shoal import (
 from shoal.testing import VirtualDeadlock, run_virtual
 
 from . import judge
-from .build import Builder, witness
+from .build import Builder
+from .hooks import witness
 from .model import Model
 from .program import Backend, Program
 from .stores import Mortal, look, merge

@@ -181,7 +181,7 @@ class InOneThread(SQLiteStore):  # pyright: ignore[reportGeneralTypeIssues] # fo
     def close(self) -> None:
         """Close it, though runs are claimed."""
         if self._writer is not None:
-            self._writer.stop()
+            self._writer.stop(0)
         self._writer = None
         for connection in self._take_readers():
             connection.close()
