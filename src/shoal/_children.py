@@ -30,6 +30,7 @@ from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
 from ._child import check_depth, child_setting, children_of, circuits_of, narrowed, refuse_exposing
 from ._ending import DONE, RESTING
+from ._entries import Dropped, Entry, Feed, Kind, Room, child_of, entry_of
 from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
 from ._events import Failed, Outcome
 from ._functions import require_plain
@@ -37,7 +38,8 @@ from ._graph import as_graph
 from ._group import Group
 from ._hooks import Hook
 from ._ids import Key, plain_key
-from ._join import Ledger, new_ledger, only_write_reader
+from ._join import only_write_reader
+from ._ledger import Ledger, new_ledger
 from ._policy import Each, Inherit
 from ._ports import Hosted, Seat
 from ._rate import Limits
@@ -45,7 +47,7 @@ from ._recorded import Recorded, recorded_children
 from ._run import Run
 from ._secret import without_secrets
 from ._setting import Setting
-from ._source import Dropped, Elements, Entry, Feed, Kind, Room, entry_of
+from ._source import Elements
 from ._state import held
 from ._store import Store
 
@@ -598,7 +600,7 @@ class _Started:
 
     def _child(self, entry: Entry) -> Run:
         """Make a child, unless it was taken back; it goes on from what is recorded of it."""
-        return self._begin(_child(entry)) if entry.child is None else entry.child
+        return self._begin(child_of(entry)) if entry.child is None else entry.child
 
     def _begin(self, child: Run) -> Run:
         """Have a child go on from what is recorded of it."""
@@ -699,10 +701,3 @@ class _Each(Elements):
             await super().feed(group)
         finally:
             self._started_by.tell_exhausted()
-
-
-def _child(entry: Entry) -> Run:
-    kind = entry.kind
-    return Run(
-        kind.setting, kind.base, key=entry.key, position=entry.position, element=entry.element
-    )

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping
 from enum import Enum
 from typing import Any, final
 
@@ -23,7 +22,7 @@ from ._errors import Poisoned, brief, note
 from ._events import Cancelled, ChildName, Done, Failed, Halted, Outcome, Skipped, Status
 from ._halting import Halter, plain
 from ._raised import context_of, set_context
-from ._state import NO_CHANGE, Change, State, held
+from ._state import Change, State
 from ._store import ChildRecord
 
 logger = logging.getLogger("shoal")
@@ -83,7 +82,6 @@ class Ender(Halter):
     """Seconds from its start to its end."""
     record: ChildRecord | None
     disposition: Disposition
-    _head: tuple[int, Mapping[str, object]]
     _last: Change | None
     _ledgers: dict[str, list[Any]] | None
     _outcome: Outcome | None
@@ -278,21 +276,6 @@ class Ender(Halter):
         self.disposition = DEFERRED
         self.reason = reason
         self.used = False
-
-    def take_over(self, end: ChildRecord | Done) -> None:
-        """Note that it is Done, as ``end`` says, and that nobody has applied it.
-
-        What it has written is in the outcome, or read by ``recall_end`` where it is a record.
-        """
-        self.disposition = DONE
-        self.status, self.value, self.elapsed = "succeeded", end.value, end.elapsed
-        if isinstance(end, Done):
-            self._head, self._last = (0, held(end.state)), NO_CHANGE
-        else:
-            self.record = end
-        trials = self._remember()
-        trials.further = max(0, end.attempts - 1)
-        trials.abandoned = end.abandoned
 
     @property
     def lacks_history(self) -> bool:

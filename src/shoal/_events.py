@@ -439,7 +439,8 @@ class ChildEnded(Event):
     """A child of this run ended, and what becomes of it is saved.
 
     There is one for every ``ChildStarted``, unless the child is halted, and one for every element
-    that was skipped.
+    that was skipped. A child that is Done and could not be applied has none when it is, later on:
+    the ``StateUpdated`` that applies it has its outcome.
     """
 
     step: str

@@ -14,7 +14,7 @@ from ._events import Decision
 from ._graph import Graph
 from ._history import Completed, Entry, QuestionAnswered, QuestionAsked
 from ._ids import RunPath
-from ._join import Ledger
+from ._ledger import Ledger
 from ._parallel import Parallel
 from ._recorded import decided, is_unended, outcome_of
 from ._run import Run

@@ -36,12 +36,12 @@ from ._cancel import (
     ki_protected,
 )
 from ._ending import DONE
+from ._entries import Dropped, Source
 from ._events import ChildName
 from ._halting import has_halted
 from ._lobby import Lobby
 from ._ports import Waiter
 from ._run import Run
-from ._source import Dropped, Source
 from ._stopping import Stopper
 from ._watch import Part
 
