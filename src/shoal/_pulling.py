@@ -244,10 +244,13 @@ class Crew(Stopper, ABC):
         """
         waited = True
         try:
-            if child.is_afresh:
-                await child.rerun(child.setting.step, self._parent)
+            try:
+                if child.is_afresh:
+                    await child.rerun(child.setting.step, self._parent)
+            finally:  # its end is told even where that could not be saved, and so is its start
+                if self._parent.setting.hooks.child_started:
+                    await self._parent.tell_child_started(child)
             if self._parent.setting.hooks.child_started:
-                await self._parent.tell_child_started(child)
                 await checkpoint_if_cancelled()  # while hooks, or by them: its work never begins
             each = child.setting.each
             if each is None:
