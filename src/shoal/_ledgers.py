@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ._child import children_of
-from ._events import Decision, Update
+from ._events import Decision
 from ._graph import Graph
-from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked
 from ._ids import RunPath
 from ._join import Ledger
 from ._parallel import Parallel
@@ -32,9 +32,9 @@ async def recall_ledgers(run: Run, children: Sequence[ChildRecord] | None = None
     played = run.playback
     assert played is not None, "it goes on"
     visits = dict(played.began.visits)
-    if run.record is not None and run.record.status == "succeeded":
-        _count_last(visits, played.under_way)
     graph, decisions = run.setting.graph, played.decided
+    if run.record is not None and run.record.status == "succeeded":
+        _count_last(visits, played.step_under_way, played.began.step, graph)
     run.ledgers.update(await _recall(run, run.path, graph, visits, decisions, children=children))
 
 
@@ -79,7 +79,7 @@ async def _recall(
                     child = outcome_of(record, path).path
                     asked = store.read(child)
                     entries = await execution.ask(asked, f"the history of run {child.id}")
-                    inner = await _recall(run, child, act, *_visits(entries))
+                    inner = await _recall(run, child, act, *_visits(entries, act))
                     for name, found in inner.items():
                         ledgers.setdefault(f"{step}/{name}", []).extend(found)
         else:
@@ -100,31 +100,41 @@ def _counted(
     return ledgers
 
 
-def _visits(entries: Iterable[Entry]) -> tuple[dict[str, int], dict[tuple[str, int], Decision]]:
+def _visits(
+    entries: Iterable[Entry], graph: Graph
+) -> tuple[dict[str, int], dict[tuple[str, int], Decision]]:
     """Count how often a child that has ended well has completed its steps: the last one too.
 
     Returns that, and how visits were decided.
     """
     visits: dict[str, int] = {}
     decisions: dict[tuple[str, int], Decision] = {}
-    under_way: list[Update | Decision | Rewound | StepBegun] = []
+    completed: str | None = None
+    under_way: str | None = None
     for entry in entries:
         if isinstance(entry, Completed):
             visits[entry.step] = visits.get(entry.step, 0) + 1
-            under_way.clear()
+            completed, under_way = entry.step, None
             continue
         if isinstance(entry, QuestionAsked | QuestionAnswered):
             continue  # which changes nothing
-        under_way.append(entry)
+        under_way = entry.step
         if isinstance(entry, Decision):
             decisions[entry.step, visits.get(entry.step, 0)] = entry
-    _count_last(visits, under_way)
+    _count_last(visits, under_way, completed, graph)
     return visits, decisions
 
 
 def _count_last(
-    visits: dict[str, int], under_way: Iterable[Update | Decision | Rewound | StepBegun]
+    visits: dict[str, int], under_way: str | None, completed: str | None, graph: Graph
 ) -> None:
-    """Count the last step of a child, whose completion is its parent's update that applies it."""
-    for step in {entry.step for entry in under_way}:
-        visits[step] = visits.get(step, 0) + 1
+    """Count the last step of a child, whose completion is its parent's update that applies it.
+
+    A fan-out without children has left nothing of its own: where nothing has to be decided about
+    what comes behind the step that was completed before, that was the last one.
+    """
+    if under_way is None:
+        following = graph.entry if completed is None else graph.straight.get(completed)
+        under_way = None if following is None else following.name
+    if under_way is not None:
+        visits[under_way] = visits.get(under_way, 0) + 1

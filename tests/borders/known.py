@@ -45,7 +45,6 @@ KNOWN: Sequence[Known] = (
           lambda program, violation: program["change"] != "no" and "decided twice" in violation),
     Known("not modelled: nested fan-outs that both programs have begun",
           lambda program, violation: program["change"] == "folded" and "RunConflict" in violation),
-    Known("ledgers of fan-outs without a child, last in a node", _says("there is no ledger of ")),
     Known("tasks torn down before they begin", _is_torn_down),
     Known("stagger= waits for ever where nothing is left to start",
           lambda program, violation: "hangs" in violation and program["stagger"] != "no"),
