@@ -245,11 +245,15 @@ class Crew(Stopper, ABC):
         """
         waited = True
         try:
-            if child.is_afresh:
-                await child.rerun(child.setting.step, self._parent)
             is_live = child.is_live
-            if is_live and self._parent.setting.hooks.child_started:
-                await self._parent.tell_child_started(child)
+            tells = is_live and bool(self._parent.setting.hooks.child_started)
+            try:
+                if child.is_afresh:
+                    await child.rerun(child.setting.step, self._parent)
+            finally:  # its end is told even where that could not be saved, and so is its start
+                if tells:
+                    await self._parent.tell_child_started(child)
+            if tells:
                 await checkpoint_if_cancelled()  # while hooks, or by them: its work never begins
             each = child.setting.each
             if not is_live:
