@@ -574,12 +574,16 @@ class Builder:
         def over(state: State) -> list[str]:
             return self.outer_elements(state["item"])
 
+        def reduced(state: State) -> object:
+            return state.get("fan", {})
+
         def nothing(state: State) -> str:
             return "done"
 
         options["over"] = over
         writes = "fan" if self.has_field() else None
-        take: Any = writes or nothing
+        reduces = self.row["result"] == "reduce" or self.row["form"] == "class"
+        take: Any = writes or (reduced if reduces else nothing)
         if row["outer_result"] == "reduce":
 
             def reduce(state: State, outcome: Outcome) -> State:

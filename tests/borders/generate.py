@@ -174,6 +174,7 @@ THEMES: Sequence[Mapping[str, Sequence[str]]] = (
         "trouble": ("raises twice",),
         "trouble_at": ("act", "reduce", "take"),
         "telling": ("quick",),
+        "pauses": ("alike", "none"),
     },
     {
         "place": ("fan",),

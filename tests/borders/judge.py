@@ -104,13 +104,18 @@ def judge_life(
     _judge_decisions(world, seen)
 
 
+def may_restart(world: World) -> bool:
+    """Tell whether a race may be run again from its start: then its children begin afresh."""
+    return world.program["until"] == "restart"
+
+
 def _judge_events(world: World) -> None:
     numbers: dict[str, int] = {}
     for event in world.events:
         if isinstance(event, StateUpdated):
             last = numbers.get(event.run_id)
             number = event.update.number
-            if last is not None and number != last + 1:
+            if last is not None and number != last + 1 and not may_restart(world):
                 world.violate(f"update {number} of {event.path!r} is told after {last}")
             numbers[event.run_id] = number
     _judge_tolerance(world)
@@ -189,7 +194,7 @@ def _judge_told(world: World, seen: Mapping[str, Seen]) -> None:
     ends: dict[str, Any] = {}
     for event in world.events:
         match event:
-            case StateUpdated() if world.store_of(event.path) != "none":
+            case StateUpdated() if world.store_of(event.path) != "none" and not may_restart(world):
                 one = seen.get(event.run_id)
                 if one is None or event.update not in one.history:
                     world.violate(f"{event.update} of {event.path!r} was told and is not kept")
@@ -217,7 +222,7 @@ def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
         for entry in one.history:
             match entry:
                 case Decision():
-                    if entry.step in open_:
+                    if entry.step in open_ and not may_restart(world):
                         world.violate(f"{entry.step} of {one.path!r} was decided twice")
                     open_[entry.step] = entry
                     decided[one.path.id, entry.step] = entry

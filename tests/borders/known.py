@@ -62,8 +62,7 @@ KNOWN: Sequence[Known] = (
     Known("under way, and never taken up again", _says("is still running in a run that has")),
     Known("a skipped key runs in the next life", _says("is none of ['known']")),
     Known("a skipped key is told and not saved", _says("Skipped(")),
-    Known("grow= of what fails in each life",
-          lambda program, violation: "comes to no end" in violation and program["grow"] == "yes"),
+    Known("grow= of what fails in each life", _grows_again),
     Known("ledgers of what nobody was started in", _says("run again with")),
 )  # fmt: skip
 

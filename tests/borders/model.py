@@ -522,37 +522,38 @@ class Model:
         if row["outer_until"] == "first":
             problems = [slot.check(value) for slot in slots if slot.may_be_done]
             return None if None in problems else f"no child comes to {value!r}: {problems}"
-        errors = written.get("outer errors", {})
+        failed: set[Any] = set(written.get("outer errors", {}))
+        values: dict[Any, Any]
         if row["place"] == "own":
             if not isinstance(value, list):
                 return f"the action has written {value!r}"
             values = dict(cast("list[tuple[Any, Any]]", value))
-            errors = {key for key, one in values.items() if one == "Failed"}
+            failed = {key for key, one in values.items() if one == "Failed"}
             gone = {key for key, one in values.items() if one in ("Cancelled", "Skipped")}
-            values = {k: v for k, v in values.items() if k not in errors and k not in gone}
+            values = {k: v for k, v in values.items() if k not in failed and k not in gone}
         elif row["outer_result"] == "list":
             if not isinstance(value, list):
                 return f"into= is no list: {value!r}"
-            failed = {key + 1 for key in errors}
+            failed = {key + 1 for key in failed}
             left = [slot.key for slot in slots if slot.key not in failed]
-            errors = failed
             if len(left) != len(value) and not self.may_lose_children:
                 return f"{len(value)} are in the list, and {failed} have failed"
             values = dict(zip(left, cast("list[Any]", value), strict=False))
         elif row["outer_result"] == "reduce":
-            values = {key: one for key, one in (value or {}).items() if one != "error"}
+            reduced = cast("dict[Any, Any]", value or {})
+            values = {key: one for key, one in reduced.items() if one != "error"}
         else:
             values = cast("dict[Any, Any]", value)
             if list(values) != sorted(values):
                 return f"not in input order: {list(values)}"
         for slot in slots:
-            if slot.key in values and slot.key in errors:
+            if slot.key in values and slot.key in failed:
                 return f"{slot.key} of the fan-out around is both done and failed"
             if slot.key in values:
                 problem = slot.check(values[slot.key])
                 if problem is not None:
                     return f"in {slot.key} of the fan-out around: {problem}"
-            elif slot.key in errors:
+            elif slot.key in failed:
                 if not (slot.may_fail or self.is_flaky):
                     return f"{slot.key} of the fan-out around has failed without a reason"
             elif not self.may_lose_children:

@@ -37,7 +37,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     # its children
     "steps": ("1", "2", "3", "nested node"),
     "body": ("async", "plain", "stream"),
-    "pauses": ("none", "turns", "seconds", "mixed"),
+    "pauses": ("none", "turns", "seconds", "mixed", "alike"),
     "act_limits": ("no", "one", "rate", "by"),
     "act_retry": ("no", "yes", "function"),
     "act_timeout": ("no", "yes"),

@@ -157,6 +157,9 @@ class AtOnce:
         self._database.do([job])
         return job
 
+    def leave(self, work: Callable[[Any], Any], within: float, on_failed: object) -> None:
+        self.ask(work)
+
     def stop(self) -> Job[Any, None]:
         self._database.close()
         return Job(lambda _: None)
@@ -174,6 +177,12 @@ class InOneThread(SQLiteStore):  # pyright: ignore[reportGeneralTypeIssues] # fo
             self._writer = cast("Any", AtOnce(self._database()))
         return self._writer
 
+    def close(self) -> None:
+        """Close it, though runs are claimed."""
+        if self._writer is not None:
+            self._writer.stop()
+        self._writer = None
+
     async def _read(self, look: Callable[[Any], T], *, flushes: bool = True) -> T | None:
         return self._look(look)
 
@@ -187,13 +196,14 @@ def stores_of(kind: str) -> Generator[Callable[[], Any]]:
     shm = Path("/dev/shm")  # in memory, where there is such a thing
     with TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
         made = list[InOneThread]()
-        uses = count()
+        uses, files = count(), count()
 
         def make() -> InOneThread:
             if next(uses) % RUNS_IN_A_FILE == 0:
                 if made:
-                    made[-1]._writer = made[-1]._writer and made[-1]._writer.stop() and None
-                made.append(InOneThread(Path(folder) / f"{len(made)}.db", synchronous="normal"))
+                    made.pop().close()
+                path = Path(folder) / f"{next(files)}.db"
+                made.append(InOneThread(path, synchronous="normal"))
                 made[-1]._enter()  # and never closed between two programs
             return made[-1]
 

@@ -277,6 +277,9 @@ class World:
         pauses = self.program["pauses"]
         if pauses == "none":
             return
+        if pauses == "alike":  # so that many end in one tick, and are one batch
+            await anyio.sleep(0.25)
+            return
         luck = chance(self.program.seed, who)
         for _ in range(luck % 3):
             luck //= 3
