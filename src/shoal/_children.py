@@ -180,19 +180,23 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 await self._seat.regain()  # if it has to wait, a cancellation is noticed there
             else:  # being cancelled, which must not wait
                 self._seat.reclaim()
-        if fatal is not None:
-            raise fatal  # nothing outranks a KeyboardInterrupt
-        if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
-            raise interruption  # else the action's own is under way already
-        if error is not None:
-            return
-        if self._failure is not None:
-            raise self._failure
         failed = sorted(
             (outcome for outcome in self._ended if isinstance(outcome, Failed)),
             key=lambda outcome: outcome.position,
         )
         self._ended.clear()
+        failure, self._failure = self._failure, None
+        try:
+            if fatal is not None:
+                raise fatal  # nothing outranks a KeyboardInterrupt
+            if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
+                raise interruption  # else the action's own is under way already
+            if error is not None:
+                return
+            if failure is not None:
+                raise failure
+        finally:
+            del error, fatal, failure, interruption  # no cycle from the exception to this frame
         if failed:
             count = "a child" if len(failed) == 1 else f"{len(failed)} children"
             msg = f"{count} of fan-out {self.name!r} failed"

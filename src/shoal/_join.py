@@ -36,7 +36,7 @@ from ._events import (
 from ._graph import Graph
 from ._ids import Key
 from ._policy import OnError, Tolerate
-from ._raised import first_of, let_go_of_frames
+from ._raised import let_go_of_frames
 from ._run import Run
 from ._schema import Schema
 from ._source import Elements, Entry
@@ -346,6 +346,10 @@ class Ledger:
             if isinstance(outcome, Failed):
                 _let_go(outcome.error)
 
+    def forget(self) -> None:
+        """Let go of the outcomes, whose errors will be raised: their frames lead back to here."""
+        self._rest = self._cancelled = None
+
     def count(self, child: Run, by: int = 1) -> None:
         """Count a child's end, unless it was counted when it was found to be kept."""
         if child.status == "halted":
@@ -468,7 +472,8 @@ class Draft:
             try:
                 self._add(child)
             except BaseException as raised:  # noqa: BLE001 # raised by the fan-out, after a commit
-                error = first_of(as_failure(raised), raised)
+                failure = as_failure(raised)
+                error = raised if failure is None else failure
                 name, path = self._join.name, child.path
                 note(
                     error, f"shoal: fan-out {name!r} applying key {brief(child.key)}, run {path.id}"
@@ -476,7 +481,10 @@ class Draft:
                 self._data, values, errors = before  # without what this child has placed already
                 del self._values[values:], self._errors[errors:]
                 self._miss(batch[at:])
-                return error
+                try:
+                    return error
+                finally:
+                    del error, failure  # no cycle from the exception to this frame
             if self.decision is not None:
                 self._miss(batch[at + 1 :])
                 break

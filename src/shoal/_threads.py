@@ -50,7 +50,16 @@ class Threads:
 class Thread:
     """A thread's turn: one call of a function. Made by ``Threads.turn``."""
 
-    __slots__ = ("_call_soon", "_ended", "_identity", "_turn", "_unlimited", "_waiting", "grace")
+    __slots__ = (
+        "_call_soon",
+        "_ended",
+        "_identity",
+        "_is_dropped",
+        "_turn",
+        "_unlimited",
+        "_waiting",
+        "grace",
+    )
 
     def __init__(
         self,
@@ -66,6 +75,7 @@ class Thread:
         # There are no locks: what both threads look at is written before it is read.
         self._turn: list[None] = [None]  # whoever takes it says whether the function begins
         self._ended = False
+        self._is_dropped = False  # whether nobody waits for what it raises
         self._identity: int | None = None
         self._waiting: list[Callable[[], None]] = []  # called in the loop when it has ended
 
@@ -102,6 +112,8 @@ class Thread:
                 if on_cancelled is not None:
                     on_cancelled()
                 await self._outlast()
+            self._is_dropped = True
+            raised.clear()  # no cycle from the exception through the thread's frame to this list
             raise
         await checkpoint_if_cancelled()  # the result comes too late
         if raised:
@@ -124,10 +136,12 @@ class Thread:
         self._identity = threading.get_ident()
         try:
             return function(**kwargs)
-        except GeneratorExit as error:
-            # Not by the future that asyncio's task waits for: thrown into coroutines, that would
-            # close them all, down to the engine's own.
-            raised.append(error)
+        except BaseException as error:  # noqa: BLE001 # raised in the event loop, by `call`
+            # Not by the future that asyncio's task waits for: a GeneratorExit, thrown into
+            # coroutines, would close them all, down to the engine's own. And a worker thread keeps
+            # what its last call raised, with all frames, until the next one.
+            if not self._is_dropped:
+                raised.append(error)
             return None
         finally:
             self._ended = True
