@@ -115,12 +115,12 @@ class Thread:
             self._is_dropped = True
             raised.clear()  # no cycle from the exception through the thread's frame to this list
             raise
-        await checkpoint_if_cancelled()  # the result comes too late
         if raised:
             try:
                 raise raised.pop()
             finally:
                 del raised  # no cycle from the exception to this frame
+        await checkpoint_if_cancelled()  # the result comes too late
         return result
 
     def _work(
