@@ -632,7 +632,7 @@ class Runtime:
             raise Draining(msg)
         self._roots.add(root)
         root.hosted = Hosted(
-            partial(lived_within, self._grace, root.live),
+            partial(lived_within, self._grace, root.path.id, root.live),
             root.give_reason,
             self._watchdog,
             start=self._start_here,
