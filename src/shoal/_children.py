@@ -184,19 +184,23 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 await self._seat.regain()  # if it has to wait, a cancellation is noticed there
             else:  # being cancelled, which must not wait
                 self._seat.reclaim()
-        if fatal is not None:
-            raise fatal  # nothing outranks a KeyboardInterrupt
-        if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
-            raise interruption  # else the action's own is under way already
-        if self._failure is not None and (error is None or self._explains(error)):
-            raise self._failure
-        if error is not None:
-            return
         failed = sorted(
             (outcome for outcome in self._ended if isinstance(outcome, Failed)),
             key=lambda outcome: outcome.position,
         )
         self._ended.clear()
+        failure, self._failure = self._failure, None
+        try:
+            if fatal is not None:
+                raise fatal  # nothing outranks a KeyboardInterrupt
+            if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
+                raise interruption  # else the action's own is under way already
+            if failure is not None and (error is None or self._explains(failure, error)):
+                raise failure
+            if error is not None:
+                return
+        finally:
+            del error, fatal, failure, interruption  # no cycle from the exception to this frame
         if failed:
             count = "a child" if len(failed) == 1 else f"{len(failed)} children"
             msg = f"{count} of fan-out {self.name!r} failed"
@@ -204,14 +208,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if self._resting:
             self._halt()
 
-    def _explains(self, error: BaseException) -> bool:
+    def _explains(self, failure: BaseException, error: BaseException) -> bool:
         """Tell whether the fan-out's own failure is raised where the action has raised ``error``.
 
         A save or a guarding hook that failed ends the run: the action can't know, and what it
         raises about children that were cancelled for it is a consequence. So is being refused.
         """
-        failure = self._failure
-        if failure is None or not isinstance(error, Exception) or error is failure:
+        if not isinstance(error, Exception) or error is failure:
             return False
         return error is self._refused or self._run.setting.execution.ended_by(failure)
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Iterator
 from enum import Enum
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from ._cancel import cancelled
 from ._errors import Poisoned, brief, note
@@ -63,6 +64,18 @@ NEVER_STARTED = Disposition.NEVER_STARTED
 DONE = Disposition.DONE
 APPLIED_BEFORE = Disposition.APPLIED_BEFORE
 RESTING = Disposition.RESTING
+
+
+class Kept(Protocol):
+    """What a run keeps of how the children of a step ended: a ledger."""
+
+    def forget(self) -> None:
+        """Let go of the outcomes."""
+        ...
+
+    def let_go(self) -> None:
+        """Keep as data the failures that might have been raised, and won't be."""
+        ...
 
 
 class Ender(Halter):
@@ -167,7 +180,10 @@ class Ender(Halter):
         self.setting.secrets.hide(error)
         self._last = None
         self.value = None  # which may be what can't be kept
-        self._ledgers = None  # there will be no result, and the errors in there lead back to here
+        # There will be no result, and the errors in there lead back to here.
+        ledgers, self._ledgers = self._ledgers, None
+        for ledger in _all(ledgers):
+            ledger.forget()
         if self._trials is not None and not isinstance(error, Poisoned):
             self._trials.clear()
         self.error = error
@@ -202,6 +218,8 @@ class Ender(Halter):
         self._last = None
         if self._trials is not None:
             self._trials.clear()
+        for ledger in _all(self._ledgers):  # nobody raises the errors in there
+            ledger.let_go()
         self.reason = self.setting.secrets.mask(reason)
         self.winner = winner
 
@@ -308,3 +326,9 @@ class Ender(Halter):
         where = f"in action {self._step!r}" if self._step is not None else f"in {path.act!r}"
         child = "" if path.parent is None else f" of {path.step!r}, key {brief(path.key)}"
         note(error, f"shoal: {where}{child}, run {path.id}")
+
+
+def _all(ledgers: dict[str, list[Any]] | None) -> Iterator[Kept]:
+    """Go through the ledgers of all steps."""
+    for of_step in (ledgers or {}).values():
+        yield from of_step

@@ -220,7 +220,7 @@ def _message(error: BaseException) -> str:
     except Exception as failure:  # noqa: BLE001 # an error about an error must not hide it
         return f"<str() of it failed: {brief(failure)}>"
     if isinstance(error, BaseExceptionGroup):
-        found = list(leaves(error))
+        found = list(leaves(cast("BaseException", error)))
         shown = [f"{type(leaf).__name__}: {_message(leaf)}" for leaf in found[:LEAVES]]
         more = f"; and {len(found) - LEAVES} more" if len(found) > LEAVES else ""
         group = cast("BaseExceptionGroup[BaseException]", error)

@@ -27,7 +27,6 @@ from ._graph import Graph
 from ._ids import Key
 from ._ledger import Ledger
 from ._policy import OnError, Tolerate
-from ._raised import first_of
 from ._run import Run
 from ._schema import Schema
 from ._source import Elements
@@ -341,7 +340,8 @@ class Draft:
             try:
                 self._add(child)
             except BaseException as raised:  # noqa: BLE001 # raised by the fan-out, after a commit
-                error = first_of(as_failure(raised), raised)
+                failure = as_failure(raised)
+                error = raised if failure is None else failure
                 name, path = self._join.name, child.path
                 note(
                     error, f"shoal: fan-out {name!r} applying key {brief(child.key)}, run {path.id}"
@@ -351,7 +351,10 @@ class Draft:
                 self._withdraw(growths, admitted)
                 self.missed = batch[at:]
                 self._miss(self.missed)
-                return error
+                try:
+                    return error
+                finally:
+                    del error, failure  # no cycle from the exception to this frame
             if self.decision is not None:
                 self._miss(batch[at + 1 :])
                 break

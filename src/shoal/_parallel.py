@@ -273,6 +273,8 @@ class ParallelStep:
         except BaseException as error:
             await self._wind_up(group, error)
             self.parent.keep(act.name, self)
+            if self._contest is not None and not self.parent.setting.is_resumable:
+                self._contest.forget()
             raise
         finally:
             if staggered is not None:
@@ -536,8 +538,11 @@ class ParallelStep:
                 for child in draft.unapplied
                 if child.status != "failed" or is_open or id(child) in fatal
             ]
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # no cycle from the exception to this frame
         return reason
 
     def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
@@ -715,8 +720,11 @@ class ParallelStep:
             self.parent.halt_below(self.act.name, self._resting)
         if self._contest is not None:
             defeat = self._contest.defeat(self.ledger, self.ledger.total, self._possible())
-            if defeat is not None:
-                raise defeat
+            try:
+                if defeat is not None:
+                    raise defeat
+            finally:
+                del defeat  # no cycle from the exception to this frame
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
             ended = ledger.failed + ledger.done

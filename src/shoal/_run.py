@@ -90,6 +90,7 @@ class Run(Recaller, Resumer, Holder):
         "winner",
     )
     began: bool
+    _head: tuple[int, Mapping[str, object]]
 
     def __init__(
         self,
