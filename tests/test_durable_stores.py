@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from textwrap import dedent
@@ -787,3 +788,49 @@ async def test_a_run_that_could_not_be_given_back_is_free_when_its_lease_has_run
             else:
                 break
         await other.release("root", "you")
+
+
+ODD = ("half \ud800", "nul \0")
+
+
+@anyio_test
+@pytest.mark.parametrize("odd", ODD, ids=["half", "nul"])
+async def test_an_odd_name_fails_the_save_that_holds_it_and_no_other_one(kept: Kept, odd: str):
+    """Before it reaches the writer, where it would fail what others save in the same moment."""
+    store = kept.store()
+    beginning = replace(BEGINNING, application=odd), replace(BEGINNING, version=odd)
+    child = child_run("x", step=odd), child_run("x", act=odd)
+    batches = [
+        *(Batch(HandMadeRun(), begun=one, holder="me") for one in beginning),
+        *(Batch(HandMadeRun(), unapplied=[one], holder="me") for one in child),
+        Batch(HandMadeRun(), (update_of(1, odd),), holder="me"),
+        Batch(HandMadeRun(), step_completed=odd, holder="me"),
+        Batch(child_run("y", status=None, step=odd), holder="me"),
+    ]
+    async with store, claimed(store):
+        for batch in batches:
+            with pytest.raises(NotEncodable, match=r"the name .* databases have no letters for"):
+                store.save(batch)
+        await save(store, updates=(update_of(1),), unapplied=[child_run(odd, value=odd)])
+        (record,) = await store.children(ROOT)
+        assert (record.key, record.value) == (odd, odd)
+
+
+@anyio_test
+@pytest.mark.parametrize("odd", ODD, ids=["half", "nul"])
+async def test_what_clients_send_may_hold_any_letters(kept: Kept, odd: str):
+    @action(reads=["item"], writes=["out"])
+    async def same(item: str) -> str:
+        if item == odd:
+            raise ValueError(odd)
+        return item + odd
+
+    act = fan_out(same, over="items", key=str, into="outs", on_error="collect", errors_into="bad")
+    app = Application(act, store=kept.store())
+    items = [odd, f"{odd} and more"]
+    result = await app.run({"items": items, odd: odd}, id=odd)
+    again = await app.run(id=odd)
+    for one in (result, again):
+        assert dict(one.state["outs"]) == {items[1]: items[1] + odd}
+        assert [*one.state["bad"]] == [odd]
+        assert one.state[odd] == odd

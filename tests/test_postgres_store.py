@@ -278,6 +278,28 @@ async def test_several_processes_make_one_schema(place: InSchema):
     assert place.rows("SELECT count(*) FROM claims") == [(6,)]
 
 
+@anyio_test
+@services
+async def test_a_schema_may_take_longer_to_make_than_an_answer_may(place: InSchema):
+    """Else a slow disk would keep a service from ever starting; so would others that start."""
+    database = f"slow_{place.schema}"
+    place.rows(f"CREATE DATABASE {database}")
+    address = place.server.address(database)
+    place.server.execute(
+        "CREATE FUNCTION wait() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.3); END $$; "
+        "CREATE EVENT TRIGGER waits ON ddl_command_start WHEN TAG IN ('CREATE SCHEMA') "
+        "EXECUTE FUNCTION wait()",
+        address=address,
+    )
+    async with anyio.create_task_group() as tasks:
+        for number in range(3):
+            store = place.store(address, patience=0.01, answers=0.15)
+            tasks.start_soon(store.claim, f"run{number}", "me")
+    found = place.server.execute(f"SELECT count(*) FROM {place.schema}.claims", address=address)
+    assert found == [(3,)]
+
+
 # -- connections that are lost ---------------------------------------------------------------------
 
 

@@ -441,3 +441,25 @@ async def test_a_reader_that_waits_for_a_silent_server_may_be_cancelled(
         assert time.monotonic() - started_at < 2
         proxy.speaks.set()
         assert await store.load("root") is not None
+
+
+@pytest.mark.realtime
+@anyio_test
+async def test_a_thread_that_connects_ends_when_its_caller_has_gone(
+    place: InSchema, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    store, ended = place.store(proxy.address, patience=100), threading.Event()
+    look = store._look
+
+    def note(asks: Any) -> Any:
+        try:
+            return look(asks)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(store, "_look", note)
+    proxy.speaks.clear()
+    with anyio.move_on_after(0.05) as scope:
+        await store.load("root")
+    assert scope.cancelled_caught
+    assert await anyio.to_thread.run_sync(ended.wait, 5)

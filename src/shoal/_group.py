@@ -423,10 +423,10 @@ class Group(Crew):
         self._start(partial(self._feed, source))
 
     async def _feed(self, source: Feed) -> None:
-        if self._closing:  # all has ended before this task began, and nobody would cancel it
-            return
         feeding = CancelScope()
         self._feeding.append(feeding)
+        if self._closing:  # the group ended before this task began; the source closes itself still
+            feeding.cancel()
         try:
             with feeding:
                 await source.feed(self)

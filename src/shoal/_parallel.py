@@ -23,38 +23,35 @@ from typing import Any, final
 
 from ._action import Act, Performer
 from ._child import check_depth, child_setting, children_of, circuits_of, is_revisited
-from ._collections import StateMap
 from ._contest import Contest, Streams, contest
 from ._entries import Kind
 from ._errors import HookFailed, InvalidState, brief, note
 from ._events import ChildName, Decision, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
-from ._hedge import Experience
 from ._history import Playback, StepBegun
 from ._hooks import Hook
 from ._join import Draft, Join
 from ._ledger import new_ledger
-from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate
+from ._policy import INHERIT, Each, Inherit, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
 from ._recorded import Recorded, decided, outcome_of, recorded_children
 from ._rounds import Rounds
 from ._run import Run
 from ._schema import Schema
 from ._source import Elements
-from ._stagger import Staggered
+from ._stagger import Staggered, stagger
 from ._state import NO_CHANGE, Change, Set, State, make_state
-from ._store import ChildRecord, Store
+from ._store import ChildRecord, NullStore, Store
 from ._takeup import (
     Declared,
-    as_recorded,
     declared,
     end_losers,
     only,
     refuse_changed,
     refuse_lost,
     refuse_other_decision,
-    to_declare,
+    without_failures,
 )
 from ._until import FirstItem
 
@@ -151,6 +148,7 @@ class ParallelStep:
         self._is_recalled = False  # whether the store was asked what there is
         self._is_over = False  # whether all that is left is to complete it
         self._has_opened = False  # whether the collections are started
+        self.take: object = None
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._ends_at = 0.0  # where there is a timeout
@@ -162,10 +160,6 @@ class ParallelStep:
     def state(self) -> State:
         """The parent's state when the step began, as the step's own functions see it."""
         return make_state(self.data, self.join.permit)
-
-    def as_recorded(self, graphs: Sequence[Graph]) -> Sequence[Graph]:
-        """Return acts under the names that its children are recorded under; see ``_takeup``."""
-        return as_recorded(graphs, self.join.shape, self.parent, self.act.name, self.recorded)
 
     def kind(
         self,
@@ -208,8 +202,9 @@ class ParallelStep:
             self._is_recalled = True
             is_settled = self._is_settled()
             if self.decision is not None:
-                await self._end_losers(self.decision, self.act._source(self))
+                await self._end_losers(self.decision, makes=True)
             if is_settled and self.decision is not None:
+                self._refuse_changed()
                 self._count_rest(self.decision)
                 self._is_over = True
         if not self._is_over:
@@ -243,7 +238,10 @@ class ParallelStep:
         act, clock = self.act, self.parent.setting.services.clock
         self.source = source
         self._rounds.prepare(source)
-        staggered = self._staggered = self._stagger(source)
+        lacking = 1 if self._contest is None else self._contest.lacking
+        services, definition = self.parent.setting.services, act.definition
+        staggered = stagger(act.stagger, source, services, definition, lacking)
+        self._staggered = staggered
         if act.timeout is not None and begins:
             self._ends_at = clock() + act.timeout
         group = self._group = Group(
@@ -255,7 +253,7 @@ class ParallelStep:
             name=act.name,
             timeout=act.timeout,
             ends_at=None if act.timeout is None else self._ends_at,
-            circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
+            circuits=circuits_of(services, definition, act.each),
             decisive=self._decisive,
         )
         try:
@@ -307,18 +305,6 @@ class ParallelStep:
         for child in unfinished:
             child.reopen()
         self.source.resume(former, unfinished)
-
-    def _stagger(self, source: Elements) -> Staggered | None:
-        """Put before ``source`` what says when children start; None if they start at once."""
-        stagger, services = self.act.stagger, self.parent.setting.services
-        if not isinstance(stagger, Hedge):
-            return Staggered(source, float(stagger), services.clock) if stagger else None
-        definition = self.act.definition
-        experience = services.learned.get(definition)
-        if experience is None:
-            experience = services.learned[definition] = Experience(stagger)
-        assert self._contest is not None, "only races are hedged"
-        return Staggered(source, experience, services.clock, self._contest.lacking)
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
@@ -372,18 +358,13 @@ class ParallelStep:
         self.decision = decision
         return True
 
-    async def _end_losers(self, decision: Decision, source: Elements | None = None) -> None:
-        """Record those that the decision was to cancel, and that have no end: the process died."""
-        recorded = self.recorded
-        if recorded is None:  # the winner gave an item, and nobody has completed a step
-            recorded = Recorded(self.parent, self.act.name, {})
-        waits = source is None or source.waits
-        room = 0 if source is None else self.act._room(source)
-        lost = end_losers(self.parent, recorded, decision, None if waits else source, room)
+    async def _end_losers(self, decision: Decision, *, makes: bool = False) -> None:
+        """Record losers without an end, for the process died; ``makes`` those without a record."""
+        recorded = self.recorded or Recorded(self.parent, self.act.name, {})
+        make = partial(self.act._source, self) if makes else None
+        lost = end_losers(self.parent, recorded, decision, make, self.act._room)
         for outcome in await lost:
             self.ledger.add(outcome)
-        if source is not None:
-            source.close()
 
     def _count_rest(self, decision: Decision) -> None:
         """Count how those ended, by record, that don't come up any more: it is decided."""
@@ -438,13 +419,16 @@ class ParallelStep:
             raise InvalidState(msg)
         first_visit = run.visit(name) == 0 and not is_revisited(run)
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
-        now = self.act._declared(self)
-        if self._begun is not None:
-            refuse_changed(run, self.join, now, self._begun, self.recorded)
-            if self._begun.under_way:
-                values = self._reopen(self._begun)
-        self._declares = to_declare(run, name, now, self._begun)
+        if not isinstance(run.setting.store, NullStore):
+            self._declares = self._refuse_changed()
+        if self._begun is not None and self._begun.under_way:
+            values = self._reopen(self._begun)
         await self._set(values)
+
+    def _refuse_changed(self) -> StepBegun | None:
+        """Refuse what can't be carried over; return what is to be saved of what it declares now."""
+        now = self.act._declared(self)
+        return refuse_changed(self.parent, self.join, now, self._begun, self.recorded)
 
     def _reopen(self, begun: Playback) -> dict[str, object]:
         """Take the step up again: let come what had been discovered, and forget failures.
@@ -452,19 +436,12 @@ class ParallelStep:
         Children that failed run again, unless ``reduce`` has taken their failure. Returns the
         fields that change by that.
         """
-        source, data = self.source, self.parent.data
+        source = self.source
         assert source is not None
         for update in begun.under_way:
             if update.discovered:
                 source.rediscover(update.discovered, update.discovered_at)
-        field = self.join.errors_into
-        if field is None:
-            return {}
-        found = data.get(field)
-        is_there = isinstance(found, StateMap)  # else it did not collect failures then
-        if is_there and (self.join.reduce is not None or not found):
-            return {}
-        return {field: StateMap[object, object]()}
+        return without_failures(self.join, self.parent.data)
 
     def _leave_out_done(self) -> None:
         assert self.source is not None

@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal, final
@@ -181,6 +182,7 @@ class Recorded:
     """The recorded children of one execution of a step."""
 
     __slots__ = (
+        "_alike",
         "_by_position",
         "_folds",
         "_forgets",
@@ -244,6 +246,7 @@ class Recorded:
         self.value_conflict: str = ""
         """Why no result can be applied as it is recorded; empty: it can."""
         self._by_position: dict[int, ChildRecord] | None = None
+        self._alike: Counter[str] = Counter()  # how many work on the same
 
     def get(self, child: ChildName) -> ChildRecord | None:
         """Return what is recorded of a child that has not come up yet."""
@@ -288,17 +291,13 @@ class Recorded:
             return "is kept" if applied else "new"
         if record.digest != child.digest:
             if self.is_folded(record):
-                was = (
-                    ""
-                    if self.renamed is None
-                    else f" ({self.renamed[0]!r}, now {self.renamed[1]!r})"
-                )
+                then, now = self.renamed or (child.setting.act, child.setting.act)
+                was = "" if then == now else f" ({then!r}, now {now!r})"
                 msg = (
-                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, or its act{was} "
-                    f"or that's version, has changed since its result was reduced (run "
-                    f"{child.path.id}); "
-                    f"reduce can't be undone: start a new run, or fork() this one from before the "
-                    f"fan-out"
+                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, its act{was} or "
+                    f"the act's version has changed since its result was reduced (run "
+                    f"{child.path.id}); reduce can't be undone: start a new run, or fork() this "
+                    f"one from before the fan-out"
                 )
                 raise InputChanged(msg)
             return "runs anew"
@@ -340,6 +339,7 @@ class Recorded:
         """
         if self._by_position is None:
             self._by_position = {one.position: one for one in self.rest()}
+            self._alike = Counter(one.digest for one in self._left.values())
         record, act = self._by_position.get(child.position), child.setting.act
         if record is None or (record.act, record.key) not in self._left:
             return
@@ -365,6 +365,8 @@ class Recorded:
             is_same = digest(record.element) == digest(child.element)
         except NotData:
             return False
+        if self.acts_now is None and self._alike[record.digest] > 1:
+            return False  # tasks that only their keys tell apart
         return is_same and record.digest == child.digest
 
     def _waits(self, child: Run, record: ChildRecord) -> bool:

@@ -28,6 +28,8 @@ from anyio import CancelScope, Event
 from ._entries import Dropped, Feed, Room
 from ._hedge import Experience
 from ._ids import Key
+from ._policy import Hedge, Stagger
+from ._ports import Services
 from ._run import Run
 from ._setting import Setting
 from ._source import Elements
@@ -213,3 +215,23 @@ class Staggered:
             self._news = Event()
             with CancelScope(deadline=until):
                 await self._news.wait()
+
+
+def stagger(
+    how: Stagger | None, source: Elements, services: Services, definition: object, lacking: int
+) -> Staggered | None:
+    """Put before ``source`` what says when children start; None if they start at once.
+
+    Args:
+        how: As the user said.
+        source: Makes the children.
+        services: What has been learned of latencies by then.
+        definition: What all executions of the fan-out have in common.
+        lacking: Results that are still needed.
+    """
+    if not isinstance(how, Hedge):
+        return Staggered(source, float(how), services.clock) if how else None
+    experience = services.learned.get(definition)
+    if experience is None:
+        experience = services.learned[definition] = Experience(how)
+    return Staggered(source, experience, services.clock, lacking)

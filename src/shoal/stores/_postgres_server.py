@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -92,6 +93,14 @@ class _Connection(psycopg.Connection[TupleRow]):
     check: Callable[[], None] | None = None
     """Called while the server says nothing; raises where the answer isn't wanted any more."""
 
+    @classmethod
+    def _connect_gen(cls, *args: Any, **more: Any) -> Any:
+        # A method of psycopg's own. Where psycopg has it no more, a thread that connects notices
+        # only when the connection is made, or is given up, that its caller has gone.
+        return _unless_unwanted(
+            super()._connect_gen(*args, **more), getattr(_caller, "check", None)
+        )
+
     def wait(self, gen: Any, *args: Any, **more: Any) -> Any:
         return super().wait(self._unless_silent(gen), *args, **more)
 
@@ -120,6 +129,25 @@ class _Connection(psycopg.Connection[TupleRow]):
             raise
 
 
+_caller = threading.local()
+"""Has the ``check`` of the thread's caller while the thread connects."""
+
+
+def _unless_unwanted(
+    gen: Generator[Any, Any, T], check: Callable[[], None] | None
+) -> Generator[Any, Any, T]:
+    """Call ``check`` whenever nothing has come for a tenth of a second, which may raise."""
+    try:
+        waits = next(gen)
+        while True:
+            ready = yield waits
+            if not ready and check is not None:
+                check()
+            waits = gen.send(ready)
+    except StopIteration as end:
+        return end.value
+
+
 @final
 class Link:
     """A connection, as sqlite3 has it."""
@@ -135,7 +163,11 @@ class Link:
         Raises:
             psycopg.OperationalError: That is not possible, now or at all.
         """
-        self._connection = connection = _Connection.connect(server.conninfo, autocommit=True)
+        _caller.check = check
+        try:
+            self._connection = connection = _Connection.connect(server.conninfo, autocommit=True)
+        finally:
+            _caller.check = None
         connection.timeout, connection.check = server.timeout, check
         connection.adapters.register_loader("json", TextLoader)
         self._schema = server.quoted
@@ -145,6 +177,15 @@ class Link:
     @property
     def is_closed(self) -> bool:
         return self._connection.closed
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for which an answer is waited for."""
+        return self._connection.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._connection.timeout = seconds
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[TupleRow]:
         """Execute a statement, behind what was left for later."""

@@ -151,6 +151,8 @@ class Packer:
         self._small = min(LARGE, sizes.max_update) // 4  # characters that are surely few enough
         # Of one fan-out all children have the same form, so there are few of them in a row.
         self._forms: dict[tuple[object, ...], str] = {}
+        # Names of steps and acts that any database takes; a run has few, and names them each time.
+        self._names = set[str]()
 
     def pack(self, child: SavedRun) -> Packed:
         """Encode what a child has come to.
@@ -188,6 +190,17 @@ class Packer:
         """
         run, updates, applied = batch.run, batch.updates, batch.applied
         path = run.path
+        if batch.begun is not None:
+            self._check_names(batch.begun.application, batch.begun.version)
+        if batch.step_completed is not None:
+            self._check_names(batch.step_completed)
+        for update in updates:
+            if update.step not in self._names:
+                self._check_names(update.step)
+        for child in (run, *applied, *batch.unapplied):
+            name = child.path
+            if name.step not in self._names or name.act not in self._names:
+                self._check_names(name.step, name.act)
         children: list[Child] = []
         plain = updates
         if applied or batch.unapplied:
@@ -210,6 +223,23 @@ class Packer:
             history=self._history(batch, plain),
             children=children,
         )
+
+    def _check_names(self, *names: str) -> None:
+        """Refuse names that not every database has letters for, before they reach the writer.
+
+        There they would fail the transaction, in which saves of other runs are, too.
+        """
+        for name in names:
+            if _clean(name) != name:
+                msg = (
+                    f"the name {name!r}, of a step, an act, an application or its version, holds "
+                    f"half a surrogate pair or a NUL, which databases have no letters for: name it "
+                    f"otherwise; values and keys may hold both"
+                )
+                raise NotEncodable(msg)
+        if len(self._names) > _FORMS:
+            self._names.clear()
+        self._names.update(names)
 
     def result(self, operations: Sequence[Operation]) -> str:
         """Encode what an action has come to, for others to use.
