@@ -84,7 +84,8 @@ class Resumer(Committer):
         self.disposition = DONE
         self.status, self.value, self.elapsed = "succeeded", end.value, end.elapsed
         if isinstance(end, Done):
-            self._head, self._last = (0, held(end.state)), NO_CHANGE
+            self._head = (0, held(end.state))
+            self._last = NO_CHANGE
         else:
             self.record = end
         trials = self._remember()

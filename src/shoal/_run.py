@@ -118,7 +118,7 @@ class Run(Recaller, Resumer, Holder):
         self.elapsed: float = 0.0
         # The number of the last update, and the state after it: one attribute, so that not even a
         # KeyboardInterrupt between two bytecodes tears them apart.
-        self._head = (0, data)
+        self._head: tuple[int, Mapping[str, object]] = (0, data)
         self.first: Mapping[str, object] = data  # what it started with
         self._last: Change | None = None  # the last step's change: decided, not yet committed
         self._step: str | None = None  # the step that has started and not ended
