@@ -90,7 +90,6 @@ class Run(Recaller, Resumer, Holder):
         "winner",
     )
     began: bool
-    _head: tuple[int, Mapping[str, object]]
 
     def __init__(
         self,
