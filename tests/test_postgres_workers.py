@@ -422,6 +422,18 @@ async def test_a_silent_server_holds_nobody_up(
         assert scope.cancelled_caught == (who == "timeout")
     # The server is asked for its answer at least once, for 2 s at most where that is `patience`.
     assert time.monotonic() - silent_at < (4 if who == "patience" else 2)
+    proxy.speaks.set()
+    async with Runtime() as runtime:  # whether or not it was given back by now
+        run = await runtime.start(app, id="x")
+        run.cancel("it goes on")
+    await anyio.to_thread.run_sync(wait_for, lambda: not is_written(place))
+    if who != "patience":  # within which it was given back after all
+        assert place.rows("SELECT execution FROM claims") == [(None,)]
+
+
+def is_written(place: InSchema) -> bool:
+    """Tell whether there is a thread that writes."""
+    return any(one.name == f"shoal writes {place.schema}" for one in threading.enumerate())
 
 
 @pytest.mark.realtime

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,6 +14,8 @@ import pytest
 
 from shoal import (
     Application,
+    Context,
+    Done,
     Each,
     GraceExceeded,
     Graph,
@@ -25,6 +28,7 @@ from shoal import (
     RunCancelled,
     Runtime,
     SharedRate,
+    SQLiteStore,
     State,
     action,
     fan_out,
@@ -100,7 +104,7 @@ def waits(kind: str) -> Any:
             later = attempts(partial(RetryLater, 0.5))
             return over(later, limits=Limits(4) & Limits(2, by=parity))
         case "retries":
-            retry = Retry(3, on=ConnectionError, initial=0.1)
+            retry = Retry(3, on=ConnectionError, initial=0.05)
             return over(attempts(ConnectionError), limits=Limits(2), each=Each(retry=retry))
         case "stagger":
             return over(
@@ -214,3 +218,50 @@ def test_a_run_is_cancelled_by_a_callback(starter: str, key: int | None):
                 assert (await handle.result()).state["outs"] == {1: 1, 2: 4, 3: 9}
 
     run(starter, main)
+
+
+# -- in real time, by every starter there is -----------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.every_starter
+@pytest.mark.parametrize("kind", ["rate", "shared rate", "retries", "hedge"])
+async def test_timers_in_real_time(kind: str):
+    with anyio.fail_after(20):
+        result = await Application(waits(kind)).run({"ns": [0, 1, 2, 3]})
+    assert result.state["squares"] == [0, 1, 4, 9]
+
+
+@pytest.mark.anyio
+@pytest.mark.every_starter
+async def test_threads_and_children_of_an_action_in_real_time():
+    @action(reads=["n"], writes=["square"])
+    def threaded(n: int) -> int:
+        return n * n
+
+    @action(writes=["squares"])
+    async def own(context: Context) -> list[int]:
+        async with context.fan_out(name="kids", limits=Limits(2)) as group:
+            group.start_each(threaded, over=range(5), item="n")
+            return sorted([one.value async for one in group if isinstance(one, Done)])
+
+    result = await Application(own).run()
+    assert result.state["squares"] == [0, 1, 4, 9, 16]
+
+
+@pytest.mark.anyio
+@pytest.mark.every_starter
+async def test_a_caller_s_timeout_in_real_time():
+    over = fan_out(square, over="ns", item="n", into="squares", take="square")
+    with anyio.move_on_after(0.05) as scope:
+        await Application(over).run({"ns": [0, 1, 2]})
+    assert scope.cancelled_caught
+
+
+@pytest.mark.anyio
+@pytest.mark.every_starter
+async def test_a_store_in_real_time(tmp_path: Path):
+    over = fan_out(square, over="ns", item="n", into="squares", take="square", key=int)
+    app = Application(over, store=SQLiteStore(tmp_path / "runs.db"), name="app")
+    result = await app.run({"ns": [0, 1, 2]}, id="r")
+    assert dict(result.state["squares"]) == {0: 0, 1: 1, 2: 4}

@@ -30,6 +30,7 @@ from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
 from ._child import check_depth, child_setting, children_of, circuits_of, narrowed, refuse_exposing
 from ._ending import DONE, RESTING
+from ._entries import Dropped, Entry, Feed, Kind, Room, child_of, entry_of
 from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
 from ._events import Failed, Outcome
 from ._functions import require_plain
@@ -37,7 +38,8 @@ from ._graph import as_graph
 from ._group import Group
 from ._hooks import Hook
 from ._ids import Key, plain_key
-from ._join import Ledger, new_ledger, only_write_reader
+from ._join import only_write_reader
+from ._ledger import Ledger, new_ledger
 from ._policy import Each, Inherit
 from ._ports import Hosted, Seat
 from ._rate import Limits
@@ -45,7 +47,7 @@ from ._recorded import Recorded, recorded_children
 from ._run import Run
 from ._secret import without_secrets
 from ._setting import Setting
-from ._source import Dropped, Elements, Entry, Feed, Kind, Room, entry_of
+from ._source import Elements
 from ._state import held
 from ._store import Store
 
@@ -182,19 +184,23 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 await self._seat.regain()  # if it has to wait, a cancellation is noticed there
             else:  # being cancelled, which must not wait
                 self._seat.reclaim()
-        if fatal is not None:
-            raise fatal  # nothing outranks a KeyboardInterrupt
-        if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
-            raise interruption  # else the action's own is under way already
-        if self._failure is not None and (error is None or self._explains(error)):
-            raise self._failure
-        if error is not None:
-            return
         failed = sorted(
             (outcome for outcome in self._ended if isinstance(outcome, Failed)),
             key=lambda outcome: outcome.position,
         )
         self._ended.clear()
+        failure, self._failure = self._failure, None
+        try:
+            if fatal is not None:
+                raise fatal  # nothing outranks a KeyboardInterrupt
+            if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
+                raise interruption  # else the action's own is under way already
+            if failure is not None and (error is None or self._explains(failure, error)):
+                raise failure
+            if error is not None:
+                return
+        finally:
+            del error, fatal, failure, interruption  # no cycle from the exception to this frame
         if failed:
             count = "a child" if len(failed) == 1 else f"{len(failed)} children"
             msg = f"{count} of fan-out {self.name!r} failed"
@@ -202,14 +208,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if self._resting:
             self._halt()
 
-    def _explains(self, error: BaseException) -> bool:
+    def _explains(self, failure: BaseException, error: BaseException) -> bool:
         """Tell whether the fan-out's own failure is raised where the action has raised ``error``.
 
         A save or a guarding hook that failed ends the run: the action can't know, and what it
         raises about children that were cancelled for it is a consequence. So is being refused.
         """
-        failure = self._failure
-        if failure is None or not isinstance(error, Exception) or error is failure:
+        if not isinstance(error, Exception) or error is failure:
             return False
         return error is self._refused or self._run.setting.execution.ended_by(failure)
 
@@ -598,7 +603,7 @@ class _Started:
 
     def _child(self, entry: Entry) -> Run:
         """Make a child, unless it was taken back; it goes on from what is recorded of it."""
-        return self._begin(_child(entry)) if entry.child is None else entry.child
+        return self._begin(child_of(entry)) if entry.child is None else entry.child
 
     def _begin(self, child: Run) -> Run:
         """Have a child go on from what is recorded of it."""
@@ -699,10 +704,3 @@ class _Each(Elements):
             await super().feed(group)
         finally:
             self._started_by.tell_exhausted()
-
-
-def _child(entry: Entry) -> Run:
-    kind = entry.kind
-    return Run(
-        kind.setting, kind.base, key=entry.key, position=entry.position, element=entry.element
-    )

@@ -150,4 +150,4 @@ def _is_exit(error: BaseException) -> bool:
     """Tell whether that is only the GeneratorExit, out of task groups that wrap it."""
     if not isinstance(error, BaseExceptionGroup):
         return False
-    return are_all(error, GeneratorExit)
+    return are_all(cast("BaseException", error), GeneratorExit)

@@ -126,7 +126,8 @@ class Committer(Ender, Teller):
         await execution.save(batch, setting.store)
         self._head = (number + len(updates), data)
         for child in gathered:
-            child._last = NO_CHANGE  # its steps were told when they were completed
+            # Its steps were told when they were completed.
+            child._head, child._last = (1, child.final_data()), NO_CHANGE
         if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
 
@@ -184,14 +185,16 @@ class Committer(Ender, Teller):
         changed = {name: final[name] for name in final if final[name] is not first.get(name, self)}
         dropped = tuple(name for name in first if name not in final)
         operations = (*(Set(name, changed[name]) for name in changed), *map(Drop, dropped))
-        self._last, setting = Change(operations, changed, dropped), self.setting
+        setting, head = self.setting, self._head
+        # As its only update, since those before it are kept nowhere.
+        self._head, self._last = (0, first), Change(operations, changed, dropped)
         try:
             if setting.secrets.names:
                 self.refuse_secrets(operations, "what a child has written")
             self.packed = setting.keeper.pack(self)
         except (NotData, UpdateTooLarge, SecretLeaked):
             # Its earlier steps may write what no store takes. Its value was packed before.
-            self._last, self.packed = NO_CHANGE, None
+            self._head, self._last, self.packed = head, NO_CHANGE, None
 
     async def be_forgotten(self) -> None:
         """Have what was kept of a child and its descendants count no more."""

@@ -66,6 +66,10 @@ class Contest(ABC):
         """Hear that who was refused is tried again; what was accepted still counts."""
         self._refused.clear()
 
+    def forget(self) -> None:
+        """Let go of what refused children: the frames of these errors lead back to here."""
+        self._refused.clear()
+
     @abstractmethod
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         """Tell whether the update of ``child``, which led to ``state``, has decided it, and how."""

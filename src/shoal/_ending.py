@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator
 from enum import Enum
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from ._cancel import cancelled
 from ._errors import Poisoned, brief, note
 from ._events import Cancelled, ChildName, Done, Failed, Halted, Outcome, Skipped, Status
 from ._halting import Halter, plain
 from ._raised import context_of, set_context
-from ._state import NO_CHANGE, Change, State, held
+from ._state import Change, State
 from ._store import ChildRecord
 
 logger = logging.getLogger("shoal")
@@ -66,6 +66,18 @@ APPLIED_BEFORE = Disposition.APPLIED_BEFORE
 RESTING = Disposition.RESTING
 
 
+class Kept(Protocol):
+    """What a run keeps of how the children of a step ended: a ledger."""
+
+    def forget(self) -> None:
+        """Let go of the outcomes."""
+        ...
+
+    def let_go(self) -> None:
+        """Keep as data the failures that might have been raised, and won't be."""
+        ...
+
+
 class Ender(Halter):
     """The part of a run that ends."""
 
@@ -83,7 +95,6 @@ class Ender(Halter):
     """Seconds from its start to its end."""
     record: ChildRecord | None
     disposition: Disposition
-    _head: tuple[int, Mapping[str, object]]
     _last: Change | None
     _ledgers: dict[str, list[Any]] | None
     _outcome: Outcome | None
@@ -169,7 +180,10 @@ class Ender(Halter):
         self.setting.secrets.hide(error)
         self._last = None
         self.value = None  # which may be what can't be kept
-        self._ledgers = None  # there will be no result, and the errors in there lead back to here
+        # There will be no result, and the errors in there lead back to here.
+        ledgers, self._ledgers = self._ledgers, None
+        for ledger in _all(ledgers):
+            ledger.forget()
         if self._trials is not None and not isinstance(error, Poisoned):
             self._trials.clear()
         self.error = error
@@ -204,6 +218,8 @@ class Ender(Halter):
         self._last = None
         if self._trials is not None:
             self._trials.clear()
+        for ledger in _all(self._ledgers):  # nobody raises the errors in there
+            ledger.let_go()
         self.reason = self.setting.secrets.mask(reason)
         self.winner = winner
 
@@ -279,21 +295,6 @@ class Ender(Halter):
         self.reason = reason
         self.used = False
 
-    def take_over(self, end: ChildRecord | Done) -> None:
-        """Note that it is Done, as ``end`` says, and that nobody has applied it.
-
-        What it has written is in the outcome, or read by ``recall_end`` where it is a record.
-        """
-        self.disposition = DONE
-        self.status, self.value, self.elapsed = "succeeded", end.value, end.elapsed
-        if isinstance(end, Done):
-            self._head, self._last = (0, held(end.state)), NO_CHANGE
-        else:
-            self.record = end
-        trials = self._remember()
-        trials.further = max(0, end.attempts - 1)
-        trials.abandoned = end.abandoned
-
     @property
     def lacks_history(self) -> bool:
         """Whether it is Done, and what it has written was not read yet."""
@@ -325,3 +326,9 @@ class Ender(Halter):
         where = f"in action {self._step!r}" if self._step is not None else f"in {path.act!r}"
         child = "" if path.parent is None else f" of {path.step!r}, key {brief(path.key)}"
         note(error, f"shoal: {where}{child}, run {path.id}")
+
+
+def _all(ledgers: dict[str, list[Any]] | None) -> Iterator[Kept]:
+    """Go through the ledgers of all steps."""
+    for of_step in (ledgers or {}).values():
+        yield from of_step

@@ -220,7 +220,7 @@ def _message(error: BaseException) -> str:
     except Exception as failure:  # noqa: BLE001 # an error about an error must not hide it
         return f"<str() of it failed: {brief(failure)}>"
     if isinstance(error, BaseExceptionGroup):
-        found = list(leaves(error))
+        found = list(leaves(cast("BaseException", error)))
         shown = [f"{type(leaf).__name__}: {_message(leaf)}" for leaf in found[:LEAVES]]
         more = f"; and {len(found) - LEAVES} more" if len(found) > LEAVES else ""
         group = cast("BaseExceptionGroup[BaseException]", error)
@@ -439,7 +439,8 @@ class ChildEnded(Event):
     """A child of this run ended, and what becomes of it is saved.
 
     There is one for every ``ChildStarted``, unless the child is halted, and one for every element
-    that was skipped.
+    that was skipped. A child that is Done and could not be applied has none when it is, later on:
+    the ``StateUpdated`` that applies it has its outcome.
     """
 
     step: str

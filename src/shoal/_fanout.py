@@ -14,6 +14,7 @@ from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, v
 from ._acts import Acts, as_graphs, check_acts, check_wanted, resolve_take
 from ._checks import check_policies, check_reads, check_stagger
 from ._child import narrowed
+from ._entries import Kind
 from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief
 from ._events import Done
 from ._functions import is_async, is_streaming, require_plain
@@ -23,7 +24,7 @@ from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_rea
 from ._parallel import Parallel, ParallelStep
 from ._policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
-from ._source import Elements, Kind
+from ._source import Elements
 from ._state import Permit, State, refuse_awaitable
 from ._store import Store
 from ._takeup import Declared, as_recorded, declared

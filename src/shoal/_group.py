@@ -25,6 +25,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._breaker import Circuits
 from ._cancel import as_failure, cancelled, ki_protected
+from ._entries import Dropped, Feed, Source
 from ._errors import SpuriousCancel, StepTimeout
 from ._events import ChildName, Status
 from ._ids import Key
@@ -33,7 +34,6 @@ from ._pulling import Crew
 from ._rate import Limits
 from ._run import Run
 from ._setting import Setting
-from ._source import Dropped, Feed, Source
 from ._watch import leads_to
 
 BATCH = 1000

@@ -135,7 +135,10 @@ class Hosted:
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
                 interruption = first_of(interruption, error)
                 self.cancel("the caller was cancelled")
-        return interruption
+        try:
+            return interruption
+        finally:
+            del interruption  # no cycle from the exception through its traceback to this frame
 
 
 @final

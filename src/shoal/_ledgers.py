@@ -14,7 +14,7 @@ from ._events import Decision
 from ._graph import Graph
 from ._history import Completed, Entry, QuestionAnswered, QuestionAsked
 from ._ids import RunPath
-from ._join import Ledger
+from ._ledger import Ledger
 from ._parallel import Parallel
 from ._recorded import decided, is_unended, outcome_of
 from ._run import Run
@@ -35,9 +35,9 @@ async def recall_ledgers(run: Run, children: Sequence[ChildRecord] | None = None
     assert played is not None, "it goes on"
     visits = dict(played.began.visits)
     graph, decisions = run.setting.graph, played.decided
-    last = played.began.step
+    last, now = played.began.step, played.step_under_way
     ended = run.record is not None and run.record.status == "succeeded"
-    way = _Way(visits, decisions, {one.step for one in played.under_way}, last) if ended else None
+    way = _Way(visits, decisions, set() if now is None else {now}, last) if ended else None
     run.ledgers.update(
         await _recall(run, run.path, graph, way or _Way(visits, decisions), children=children)
     )

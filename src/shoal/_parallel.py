@@ -24,41 +24,38 @@ from typing import Any, final
 from ._action import Act, Performer
 from ._child import check_depth, child_setting, children_of, circuits_of, is_revisited
 from ._contest import Contest, Streams, contest
+from ._entries import Kind
 from ._errors import HookFailed, InvalidState, brief, note
 from ._events import ChildName, Decision, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
 from ._history import Playback, StepBegun
 from ._hooks import Hook
-from ._ids import Key
-from ._join import Draft, Join, new_ledger
+from ._join import Draft, Join
+from ._ledger import new_ledger
 from ._policy import INHERIT, Each, Inherit, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
 from ._recorded import Recorded, decided, outcome_of, recorded_children
+from ._rounds import Rounds
 from ._run import Run
 from ._schema import Schema
-from ._source import Elements, Kind
+from ._source import Elements
 from ._stagger import Staggered, stagger
 from ._state import NO_CHANGE, Change, Set, State, make_state
 from ._store import ChildRecord, NullStore, Store
 from ._takeup import (
     Declared,
-    Pick,
     declared,
     end_losers,
     only,
     refuse_changed,
     refuse_lost,
     refuse_other_decision,
-    without,
     without_failures,
 )
 from ._until import FirstItem
 
 logger = logging.getLogger("shoal")
-
-NOTED = 5
-"""Failed children that an error names besides."""
 
 
 class Parallel(Act):
@@ -135,11 +132,7 @@ class ParallelStep:
         self.decision: Decision | None = None
         self._contest: Contest | None = None
         self._staggered: Staggered | None = None
-        self._pick: Callable[[str, Key], Pick] | None = None
-        self._out: set[ChildName] = set()  # of a race that is run again: who takes no part...
-        self._out_before: frozenset[ChildName] = frozenset()  # ...as an execution before this says
-        self._tried: dict[ChildName, int] = {}  # ...how often who does was tried...
-        self._done_before: Mapping[ChildName, Done] = {}  # ...and who is Done already
+        self._rounds = Rounds()
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -244,7 +237,7 @@ class ParallelStep:
     async def _live_from(self, source: Elements, former: Elements | None, *, begins: bool) -> None:
         act, clock = self.act, self.parent.setting.services.clock
         self.source = source
-        source.pick, source.tried, source.done_before = self._pick, self._tried, self._done_before
+        self._rounds.prepare(source)
         lacking = 1 if self._contest is None else self._contest.lacking
         services, definition = self.parent.setting.services, act.definition
         staggered = stagger(act.stagger, source, services, definition, lacking)
@@ -280,6 +273,8 @@ class ParallelStep:
         except BaseException as error:
             await self._wind_up(group, error)
             self.parent.keep(act.name, self)
+            if self._contest is not None and not self.parent.setting.is_resumable:
+                self._contest.forget()
             raise
         finally:
             if staggered is not None:
@@ -354,12 +349,12 @@ class ParallelStep:
         if isinstance(until, FirstItem) and not applied:
             if until.on_break == "restart" and record is not None and record.status == "failed":
                 self._begin_again([outcome for _, outcome in self._rest(decision)])
-                self._out_before = frozenset(self._out)
+                self._rounds.failed_before()
                 return False
             # Only the winner runs again, from its start, unless all that lacks is its update.
             self._contest = Streams(self.act.name, until, winner)
             goes_on = record is not None and record.status in ("succeeded", "halted")
-            self._pick = partial(only, winner, anew=not goes_on)
+            self._rounds.pick = partial(only, winner, anew=not goes_on)
             self.decision = decision
             return False
         self.decision = decision
@@ -399,42 +394,17 @@ class ParallelStep:
             return False
         if self._contest.is_broken:
             return True
-        return bool(self._out_before) and not self._is_won and self._is_lost(0)
+        return self._rounds.may_readmit and not self._is_won and self._is_lost(0)
 
     def _begin_again(self, ended: Iterable[Outcome], *, among_all: bool = False) -> None:
-        """Prepare to run a race from its start, among those that have not failed.
-
-        One that is Done stays Done, and wins where nobody has given an item before.
-
-        Args:
-            ended: How those ended that have.
-            among_all: Whether those that have failed take part, too: it is tried again.
-        """
-        outcomes = list(ended)
-        is_broken = isinstance(self._contest, Streams) and self._contest.is_broken
-        if isinstance(self._contest, Streams) and self._contest.winner is not None:
-            self._out.add(self._contest.winner)
-        self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
-        if among_all:
-            self._out.clear()
-        elif self._out_before and not is_broken:
-            self._out -= self._out_before
-        if among_all or not is_broken:
-            self._out_before = frozenset()
-        done = {_name_of(one): one for one in outcomes if isinstance(one, Done)}
-        begun = frozenset(_name_of(one) for one in outcomes) - self._out - done.keys()
-        for one in outcomes:
-            tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
-            self._tried[_name_of(one)] = max(tried, one.attempts)
+        """Prepare to run a race from its start; see ``Rounds.begin_again``."""
+        out = self._rounds.begin_again(list(ended), self._contest, among_all=among_all)
         name, visit = self.act.name, self.parent.visit(self.act.name)
         self.ledger = new_ledger(self.parent, name, visit, self._store)
-        for outcome in outcomes:
-            if _name_of(outcome) in self._out:
-                self.ledger.add(outcome)
-                if self.recorded is not None:
-                    self.recorded.drop(_name_of(outcome))
-        self._pick = partial(without, frozenset(self._out), begun)
-        self._done_before = done
+        for outcome in out:
+            self.ledger.add(outcome)
+            if self.recorded is not None:
+                self.recorded.drop(ChildName(outcome.act, outcome.key))
         self._contest, self.decision = contest(self.act.name, self.join.until), None
         self._unfinished = []
         self._resting.clear()
@@ -557,7 +527,7 @@ class ParallelStep:
         # Others that have failed are tolerated. Those behind one that could not be applied were
         # not judged at all.
         if error is not None:  # before the ledger lets go of what they have failed with
-            self._note_missed(error, draft.missed)
+            draft.note_missed(error)
         fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
@@ -568,17 +538,12 @@ class ParallelStep:
                 for child in draft.unapplied
                 if child.status != "failed" or is_open or id(child) in fatal
             ]
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # no cycle from the exception to this frame
         return reason
-
-    def _note_missed(self, error: BaseException, missed: Iterable[Run]) -> None:
-        """Say in ``error`` which children have failed that nobody has judged because of it."""
-        failed = [child for child in missed if child.status == "failed"]
-        for child in failed[:NOTED]:
-            note(error, f"shoal: besides, key {brief(child.key)} failed: {brief(child.error)}")
-        if len(failed) > NOTED:
-            note(error, f"shoal: and {len(failed) - NOTED} more have failed")
 
     def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
         """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
@@ -755,29 +720,19 @@ class ParallelStep:
             self.parent.halt_below(self.act.name, self._resting)
         if self._contest is not None:
             defeat = self._contest.defeat(self.ledger, self.ledger.total, self._possible())
-            if defeat is not None:
-                raise defeat
+            try:
+                if defeat is not None:
+                    raise defeat
+            finally:
+                del defeat  # no cycle from the exception to this frame
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
-            ended = ledger.failed + ledger.done + self._done_elsewhere()
+            ended = ledger.failed + ledger.done
+            if self.recorded is not None and not self.join.is_listed:
+                ended += self.recorded.done_elsewhere()
             self._is_failing = tolerance.is_exceeded(ledger.failed, ended, at_end=True)
         if self._is_failing:
             errors = [outcome.error for outcome in ledger if isinstance(outcome, Failed)]
             count = "a child" if len(errors) == 1 else f"{len(errors)} children"
             msg = f"{count} of fan-out {self.act.name!r} failed"
             raise ExceptionGroup(msg, errors)
-
-    def _done_elsewhere(self) -> int:
-        """Count the children that stay Done though their keys have not come up; see _clear_up."""
-        recorded = self.recorded
-        if recorded is None or self.join.is_listed or not recorded.done_left:
-            return 0
-        return sum(
-            recorded.is_part_of_the_state(record) and not recorded.is_folded(record)
-            for record in recorded.rest()
-            if record.status == "succeeded"
-        )
-
-
-def _name_of(outcome: Outcome) -> ChildName:
-    return ChildName(outcome.act, outcome.key)

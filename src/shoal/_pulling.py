@@ -36,12 +36,12 @@ from ._cancel import (
     ki_protected,
 )
 from ._ending import DONE
+from ._entries import Dropped, Source
 from ._events import ChildName
 from ._halting import has_halted
 from ._lobby import Lobby
 from ._ports import Waiter
 from ._run import Run
-from ._source import Dropped, Source
 from ._stopping import Stopper
 from ._watch import Part
 
@@ -245,11 +245,15 @@ class Crew(Stopper, ABC):
         """
         waited = True
         try:
-            if child.is_afresh:
-                await child.rerun(child.setting.step, self._parent)
             is_live = child.is_live
-            if is_live and self._parent.setting.hooks.child_started:
-                await self._parent.tell_child_started(child)
+            tells = is_live and bool(self._parent.setting.hooks.child_started)
+            try:
+                if child.is_afresh:
+                    await child.rerun(child.setting.step, self._parent)
+            finally:  # its end is told even where that could not be saved, and so is its start
+                if tells:
+                    await self._parent.tell_child_started(child)
+            if tells:
                 await checkpoint_if_cancelled()  # while hooks, or by them: its work never begins
             each = child.setting.each
             if not is_live:

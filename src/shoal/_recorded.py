@@ -312,6 +312,13 @@ class Recorded:
             return "new"
         return "rests" if self._waits(child, record) else "goes on"
 
+    def done_elsewhere(self) -> int:
+        """Count the children that have not come up and stay Done, since their results stay."""
+        if not self.done_left:
+            return 0
+        done = filter(self._is_done, self._left.values())
+        return sum(map(self.is_part_of_the_state, done))
+
     def _is_done(self, record: ChildRecord) -> bool:
         return record.status == "succeeded" and not self.is_folded(record)
 

@@ -5,19 +5,22 @@ Imports graphs, history and the commits of a run.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._action import Act
 from ._cancel import ki_unprotected
 from ._committing import Committer
+from ._ending import DONE, LIVE, NEVER_STARTED, SKIPPED
 from ._errors import RunConflict
-from ._events import Update
+from ._events import Done, Update
 from ._graph import Graph
 from ._history import Playback, Rewound, play
+from ._ports import Seat, Stake
 from ._schema import Schema
-from ._state import NO_CHANGE, Change
-from ._store import NullStore, Store
+from ._state import NO_CHANGE, Change, held
+from ._store import ChildRecord, NullStore, Store
 from ._trials import Waits
 
 
@@ -26,9 +29,15 @@ class Resumer(Committer):
 
     __slots__ = ()
     first: Mapping[str, object]
+    seat: Seat | None
+    stake: Stake | None
     _playback: Playback | None
     _undone: Callable[[int], bool] | None
     _visits: dict[str, int] | None
+
+    @abstractmethod
+    def begin_attempt(self) -> None:
+        """Hear that its current step is tried once more."""
 
     @property
     def playback(self) -> Playback | None:
@@ -67,6 +76,22 @@ class Resumer(Committer):
         else:
             self.go_on_from(played)
 
+    def take_over(self, end: ChildRecord | Done) -> None:
+        """Note that it is Done, as ``end`` says, and that nobody has applied it.
+
+        What it has written is in the outcome, or read by ``recall_end`` where it is a record.
+        """
+        self.disposition = DONE
+        self.status, self.value, self.elapsed = "succeeded", end.value, end.elapsed
+        if isinstance(end, Done):
+            self._head = (0, held(end.state))
+            self._last = NO_CHANGE
+        else:
+            self.record = end
+        trials = self._remember()
+        trials.further = max(0, end.attempts - 1)
+        trials.abandoned = end.abandoned
+
     async def recall_end(self) -> None:
         """Read what a child has written that is Done, and that only has to be applied.
 
@@ -78,6 +103,44 @@ class Resumer(Committer):
         setting = self.setting
         await self.recall(setting.keeper if isinstance(setting.store, NullStore) else None)
         self._last = NO_CHANGE
+
+    def reopen(self) -> None:
+        """Go on living, though its end was saved and published: its parent is tried again.
+
+        What is Done stays so, and what is skipped: all that lacks is its parent's update.
+        """
+        self.seat = self.stake = None  # those were of the group before, which has given them back
+        self.used = True
+        self._outcome = None
+        if self.disposition.is_saved or self.disposition is SKIPPED:
+            return
+        if self.status == "succeeded":
+            self._stay_done()
+            return
+        if self.disposition is not NEVER_STARTED:
+            self.begin_attempt()
+        self.disposition = LIVE
+        if self._trials is not None and self._trials.lacks_value:
+            self._last = NO_CHANGE
+        self._step = None
+        self.began = False
+        self.status = None
+        self.error = None
+        self.value = None
+        self.begin_asking()
+        self.reason = ""
+        self._started_at = self.setting.services.clock()
+
+    def _stay_done(self) -> None:
+        """Be Done from now on: its end is saved and published, its last update with it."""
+        update = self.last_update
+        number = self._head[0] if update is None else update.number
+        self._head = number, self.final_data()
+        self._last = NO_CHANGE
+        self._step = None
+        self.began = False
+        self.packed = None  # it has the last update in it
+        self.disposition = DONE
 
     def go_on_from(self, played: Playback) -> None:
         """Stand where a history has led to."""

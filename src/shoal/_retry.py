@@ -120,7 +120,8 @@ class Retry:
         if isinstance(on, type | tuple) and isinstance(error, on):
             return True
         if isinstance(error, ExceptionGroup):
-            return all(map(self.is_for, members(cast("ExceptionGroup[Exception]", error))))
+            group = cast("ExceptionGroup[Exception]", error)
+            return all(map(self.is_for, cast("tuple[Exception, ...]", members(group))))
         if isinstance(on, type | tuple):
             return False
         answer = on(error)

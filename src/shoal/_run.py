@@ -21,7 +21,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._action import Act, FunctionAction
 from ._cancel import absorb_native_cancel, as_failure, cancelled, drive, ki_protected
-from ._ending import DONE, LIVE, NEVER_STARTED, SKIPPED, Disposition
+from ._ending import LIVE, NEVER_STARTED, Disposition
 from ._errors import Halting, NotData, SecretLeaked, TooManySteps, UpdateTooLarge
 from ._events import ChildName, Outcome, RunStarted, Status, StepStarted, Update
 from ._halting import has_halted
@@ -117,7 +117,7 @@ class Run(Recaller, Resumer, Holder):
         self.elapsed: float = 0.0
         # The number of the last update, and the state after it: one attribute, so that not even a
         # KeyboardInterrupt between two bytecodes tears them apart.
-        self._head = (0, data)
+        self._head: tuple[int, Mapping[str, object]] = (0, data)
         self.first: Mapping[str, object] = data  # what it started with
         self._last: Change | None = None  # the last step's change: decided, not yet committed
         self._step: str | None = None  # the step that has started and not ended
@@ -512,44 +512,6 @@ class Run(Recaller, Resumer, Holder):
             trials = self._remember()
             trials.before = trials.further = tries
             trials.attempt = tries + 1
-
-    def reopen(self) -> None:
-        """Go on living, though its end was saved and published: its parent is tried again.
-
-        What is Done stays so, and what is skipped: all that lacks is its parent's update.
-        """
-        self.seat = self.stake = None  # those were of the group before, which has given them back
-        self.used = True
-        self._outcome = None
-        if self.disposition.is_saved or self.disposition is SKIPPED:
-            return
-        if self.status == "succeeded":
-            self._stay_done()
-            return
-        if self.disposition is not NEVER_STARTED:
-            self.begin_attempt()
-        self.disposition = LIVE
-        if self._trials is not None and self._trials.lacks_value:
-            self._last = NO_CHANGE
-        self._step = None
-        self.began = False
-        self.status = None
-        self.error = None
-        self.value = None
-        self.begin_asking()
-        self.reason = ""
-        self._started_at = self.setting.services.clock()
-
-    def _stay_done(self) -> None:
-        """Be Done from now on: its end is saved and published, its last update with it."""
-        update = self.last_update
-        number = self._head[0] if update is None else update.number
-        self._head = number, self.final_data()
-        self._last = NO_CHANGE
-        self._step = None
-        self.began = False
-        self.packed = None  # it has the last update in it
-        self.disposition = DONE
 
     def keep(self, step: str, what: object) -> None:
         """Remember what a step that has failed is to go on with, if it may be tried again."""

@@ -60,12 +60,10 @@ from ._watch import GRACE, Watchdog
 
 R_co = TypeVar("R_co", covariant=True)
 
-THREADS = 40
-"""Worker threads that plain functions of one runtime may use at once."""
+THREADS = 40  # worker threads that plain functions of one runtime may use at once
 logger = logging.getLogger("shoal")
 
-COMMIT_DEADLINE = 30.0
-"""Seconds that a store has to acknowledge a save."""
+COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
 
 
 class Runnable(Protocol[R_co]):
@@ -285,7 +283,10 @@ class Runtime:
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
                 interruption = first_of(interruption, error)
                 cancelling = True
-        return interruption
+        try:
+            return interruption
+        finally:
+            del interruption  # no cycle from the exception to this frame
 
     def scopes(self, owner: object, limits: Limits | None) -> tuple[object, ...]:
         """Return what limits the attempts of a run of ``owner``: its limits and the runtime's."""
@@ -631,7 +632,7 @@ class Runtime:
             raise Draining(msg)
         self._roots.add(root)
         root.hosted = Hosted(
-            partial(lived_within, self._grace, root.live),
+            partial(lived_within, self._grace, root.path.id, root.live),
             root.give_reason,
             self._watchdog,
             start=self._start_here,

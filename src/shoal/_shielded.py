@@ -17,6 +17,7 @@ from typing import final
 from anyio import CancelScope, current_time
 
 from ._errors import BadUse, brief
+from ._leftovers import mark_tasks, tell_leftovers
 from ._policy import is_number
 from ._watch import GRACE, place_of_users
 
@@ -113,7 +114,11 @@ class _Shield:
         return bool(is_caught)
 
 
-async def lived_within(grace: float, work: Callable[[], Awaitable[None]]) -> None:
+async def lived_within(grace: float, run_id: str, work: Callable[[], Awaitable[None]]) -> None:
     """Do the work of a root run, which lives in a task of its own: shields heed ``grace``."""
     _grace.set(grace)
-    await work()
+    mark_tasks(run_id)
+    try:
+        await work()
+    finally:
+        tell_leftovers(run_id)

@@ -25,13 +25,14 @@ from typing import final
 
 from anyio import CancelScope, Event
 
+from ._entries import Dropped, Feed, Room
 from ._hedge import Experience
 from ._ids import Key
 from ._policy import Hedge, Stagger
 from ._ports import Services
 from ._run import Run
 from ._setting import Setting
-from ._source import Dropped, Elements, Feed, Room
+from ._source import Elements
 
 RETRY = 0.1
 """Seconds after which a start is tried again that the live budget had no permit for."""

@@ -176,6 +176,7 @@ class Stopper:
     def _watch_no_more(self) -> None:
         for watched in self._watched:
             self._parent.setting.services.watchdog.forget(watched)
+        self._watched.clear()  # no cycle: what is watched leads here
 
     def parts(self) -> list[Part]:
         """Return what it is made of: what pullers and feeders do."""

@@ -23,7 +23,8 @@ from ._events import ChildName, Decision, Done, Outcome, Status, Update
 from ._graph import Graph
 from ._history import Playback, StepBegun
 from ._ids import Key, RunPath
-from ._join import Join, Ledger, Shape
+from ._join import Join, Shape
+from ._ledger import Ledger
 from ._recorded import Recorded, conflict, decided, is_unended, outcome_of
 from ._run import Run
 from ._source import Elements

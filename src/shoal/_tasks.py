@@ -25,6 +25,7 @@ from ._action import Act, Input, bind_where_taken
 from ._action_class import bind_instance, check_class
 from ._checks import check_policies, check_reads, check_stagger
 from ._child import narrowed
+from ._entries import Entry
 from ._errors import BadKey, BadResult, DefinitionError, brief
 from ._events import Done, Failed
 from ._functions import is_async, require_plain
@@ -34,7 +35,7 @@ from ._join import Join, only_write_reader
 from ._parallel import Parallel, ParallelStep
 from ._policy import OnError
 from ._secret import without_secrets
-from ._source import Elements, Entry
+from ._source import Elements
 from ._state import Change, Permit, State, change_between, held, refuse_awaitable
 from ._until import ALL, Race, Until, check_until
 

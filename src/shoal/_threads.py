@@ -50,7 +50,17 @@ class Threads:
 class Thread:
     """A thread's turn: one call of a function. Made by ``Threads.turn``."""
 
-    __slots__ = ("_call_soon", "_ended", "_identity", "_turn", "_unlimited", "_waiting", "grace")
+    __slots__ = (
+        "_call_soon",
+        "_ended",
+        "_identity",
+        "_is_dropped",
+        "_raised",
+        "_turn",
+        "_unlimited",
+        "_waiting",
+        "grace",
+    )
 
     def __init__(
         self,
@@ -66,6 +76,8 @@ class Thread:
         # There are no locks: what both threads look at is written before it is read.
         self._turn: list[None] = [None]  # whoever takes it says whether the function begins
         self._ended = False
+        self._raised: list[BaseException] = []  # what the function raised, until that is raised
+        self._is_dropped = False  # whether nobody waits for what it raises
         self._identity: int | None = None
         self._waiting: list[Callable[[], None]] = []  # called in the loop when it has ended
 
@@ -90,10 +102,9 @@ class Thread:
         """
         if abandon:
             self.grace = 0.0
-        raised: list[BaseException] = []
         try:
             result = await to_thread.run_sync(
-                partial(self._work, function, kwargs, raised),
+                partial(self._work, function, kwargs),
                 abandon_on_cancel=True,  # we wait for it ourselves
                 limiter=self._unlimited,
             )
@@ -102,21 +113,15 @@ class Thread:
                 if on_cancelled is not None:
                     on_cancelled()
                 await self._outlast()
+            self._is_dropped = True
+            self._raised.clear()  # no cycle from the exception through the thread's frame
             raise
+        if self._raised:
+            raise self._raised.pop()
         await checkpoint_if_cancelled()  # the result comes too late
-        if raised:
-            try:
-                raise raised.pop()
-            finally:
-                del raised  # no cycle from the exception to this frame
         return result
 
-    def _work(
-        self,
-        function: Callable[..., object],
-        kwargs: Mapping[str, Any],
-        raised: list[BaseException],
-    ) -> object:
+    def _work(self, function: Callable[..., object], kwargs: Mapping[str, Any]) -> object:
         try:
             self._turn.pop()
         except IndexError:  # cancelled before it began
@@ -124,10 +129,12 @@ class Thread:
         self._identity = threading.get_ident()
         try:
             return function(**kwargs)
-        except GeneratorExit as error:
-            # Not by the future that asyncio's task waits for: thrown into coroutines, that would
-            # close them all, down to the engine's own.
-            raised.append(error)
+        except BaseException as error:  # noqa: BLE001 # raised in the event loop, by `call`
+            # Not by the future that asyncio's task waits for: a GeneratorExit, thrown into
+            # coroutines, would close them all, down to the engine's own. And a worker thread keeps
+            # what its last call raised, with all frames, until the next one.
+            if not self._is_dropped:
+                self._raised.append(error)
             return None
         finally:
             self._ended = True

@@ -53,7 +53,10 @@ def _grows_again(program: Program, violation: str) -> bool:
 KNOWN: Sequence[Known] = (
     Known("what is Done becomes another outcome, or is executed again", _is_unapplied),
     Known("elements vanish in a retry; races forget who has won", _is_lost),
-    Known("a changed program", _has_changed),
+    Known("not modelled: a changed program has children decide anew",
+          lambda program, violation: program["change"] != "no" and "decided twice" in violation),
+    Known("not modelled: nested fan-outs that both programs have begun",
+          lambda program, violation: program["change"] == "folded" and "RunConflict" in violation),
     Known("tasks torn down before they begin", _is_torn_down),
     Known("stagger= waits for ever where nothing is left to start", _waits_to_start),
     Known("under way, and never taken up again", _says("is still running in a run that has")),

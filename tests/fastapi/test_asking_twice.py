@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +325,52 @@ async def test_a_run_that_is_given_back(items: list[int]):
             assert sorted(found) == ["failed", "running", "running"]
             await client.post("/jobs/wait", json=body)
             assert (await client.get("/jobs/a")).json()["status"] == "failed"
+
+
+@pytest.mark.parametrize("way", ["native", "scope"])
+@pytest.mark.parametrize(
+    ("path", "on_disconnect", "outlives"),
+    [
+        ("/jobs", "cancel", True),
+        ("/jobs", "detach", True),
+        ("/jobs/wait", "detach", True),
+        ("/jobs/wait", "cancel", False),
+    ],
+)
+async def test_a_run_that_outlives_its_request_begins_whatever_cancels_that(
+    path: str, on_disconnect: Any, outlives: bool, way: str, anyio_backend_name: str
+):
+    """As servers cancel the tasks of requests whose clients have gone."""
+    if way == "native" and anyio_backend_name == "trio":
+        pytest.skip("trio has no native cancellation")
+    store = MemoryStore()
+    service, runtime = service_of(jobs, store=store, on_disconnect=on_disconnect)
+    claim, claiming = store.claim, anyio.Event()
+
+    async def claim_slowly(run_id: str, holder: str) -> Any:
+        claiming.set()
+        await anyio.sleep(0.5)
+        return await claim(run_id, holder)
+
+    store.claim = claim_slowly
+
+    async def ask(client: AsyncClient) -> None:
+        await client.post(path, json=BODY)
+
+    async with no_leaks(), client_of(service) as client:
+        if way == "native":
+            request = asyncio.create_task(ask(client))
+            await claiming.wait()
+            request.cancel()
+            with suppress(asyncio.CancelledError):
+                await request
+        else:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask, client)
+                await claiming.wait()
+                tasks.cancel_scope.cancel()
+        await anyio.sleep(0.6)
+        assert [run.run_id for run in runtime.runs()] == (["a"] if outlives else [])
+        if outlives:
+            done = await client.post("/jobs/wait", json=BODY)
+            assert done.json()["status"] == "succeeded"

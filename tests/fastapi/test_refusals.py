@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,8 @@ from tests.fastapi.inside import client_of, service_of
 from tests.postgres import PostgresServer, programs
 
 pytestmark = pytest.mark.anyio
+
+_schemas = count()
 
 JSON = {"content-type": "application/json"}
 
@@ -64,7 +67,7 @@ def stored(kind: str, server: PostgresServer | None, folder: Path) -> Generator[
         pytest.skip("no PostgreSQL here")
     if kind == "postgres":
         assert server is not None
-        yield PostgresStore(server.address())
+        yield PostgresStore(server.address(), schema=f"runs_{next(_schemas)}")
     else:
         yield {"memory": MemoryStore, "sqlite": lambda: SQLiteStore(folder / "runs.db")}[kind]()
 
@@ -115,6 +118,33 @@ async def test_what_json_lacks_is_refused_whatever_the_store(
             assert (await client.get("/things/n")).status_code == 404
             assert (await client.get("/things/asking")).json()["status"] == "halted"
             assert runtime.runs() == []
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres"])
+async def test_what_is_odd_and_yet_data_is_kept_whatever_the_store(
+    kind: str, server: PostgresServer | None, tmp_path: Path
+):
+    odd = [
+        "a\u0000b",
+        "\u2028 \ufffe \U0001f600",
+        int("9" * 4000),
+        -(1 << 70),
+        1e308,
+        {"\0": [None]},
+    ]
+    with stored(kind, server, tmp_path) as store:
+        service, _ = service_of(things, loose, store=store)
+        async with no_leaks(), client_of(service) as client:
+            body = {"id": "odd", "state": {"name": "x", "odd": odd}}
+            done = await client.post("/loose/wait", json=body)
+            assert (done.status_code, done.json()["status"]) == (200, "halted")
+            answers = [{"name": "q", "value": odd}]
+            done = await client.post("/loose/odd/answers", json={"answers": answers})
+            assert done.status_code == 202
+            done = await client.post("/loose/wait", json=body)
+            assert (done.json()["status"], done.json()["state"]["said"]) == ("succeeded", odd)
+            again = await client.post("/loose", json=body)
+            assert (again.status_code, again.json()["status"]) == (202, "succeeded")
 
 
 @pytest.mark.parametrize(

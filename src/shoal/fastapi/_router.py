@@ -45,7 +45,7 @@ from ._models import (
 )
 from ._problems import printable
 from ._relay import ask_to_cancel
-from ._starting import begin, wait_ended
+from ._starting import begin, begin_surely, wait_ended
 
 logger = logging.getLogger("shoal.fastapi")
 
@@ -141,11 +141,12 @@ def _add_starting(
         # Before the start: once the run goes on, nothing here may fail
         # (see test_whatever_its_prefix_a_run_has_an_address).
         where = address(request)
-        begun = await begin(runs, runtime, body.state, body.id)
+        begun = await begin_surely(runs, runtime, body.state, body.id)
         return Json(begun.run.info(), 202, {"Location": f"{where}/{begun.run.run_id}"})
 
     async def run_and_wait(request: Request, runtime: RuntimeDep, body: Any) -> Response:
-        begun = await begin(runs, runtime, body.state, body.id)
+        starting = begin_surely if on_disconnect == "detach" else begin
+        begun = await starting(runs, runtime, body.state, body.id)
         try:
             async with cancel_on_disconnect(request):
                 ended = await wait_ended(runs, runtime, begun)

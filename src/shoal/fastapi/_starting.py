@@ -72,6 +72,41 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
         await sleep(POLL)  # it is about to begin, or to be given back
 
 
+async def begin_surely(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) -> Begun:
+    """Do the same in a task of the runtime's, so that no client takes the run along.
+
+    Some servers (granian, hypercorn) cancel a request's task when its client hangs up. Once this
+    is called the run begins all the same, though nobody may be there any more to be told
+    (see test_a_run_that_outlives_its_request_begins_whatever_cancels_that).
+
+    Raises:
+        HTTPException: As ``begin``.
+    """
+    found: list[Begun | Exception] = []
+
+    async def work() -> None:
+        try:
+            found.append(await begin(runs, runtime, state, run_id))
+        except Exception as error:  # noqa: BLE001 # raised in the request's task
+            found.append(error)
+
+    hosted = runtime._host(work, _say_nothing)
+    await hosted.ended.wait()
+    if not found:  # the runtime has been cancelled
+        raise _stopping(run_id or "that was asked for")
+    result = found.pop()
+    if isinstance(result, Exception):
+        try:
+            raise result
+        finally:
+            del result  # no cycle from the exception to this frame
+    return result
+
+
+def _say_nothing(_reason: str) -> None:
+    """Hear why the beginning is cancelled: nobody cancels it alone."""
+
+
 async def _goes_on_or_has_succeeded(handle: RunHandle[Any]) -> bool:
     """Tell what there is to say of a run found here, once its status is known for good.
 

@@ -133,7 +133,7 @@ class Claimant(Database):
             epoch, execution, saves = rows.get(run, (None, None, 0))
             is_ours = epoch == claim.epoch and execution == claim.execution
             is_older = epoch is not None and epoch < claim.epoch
-            if not claim.saves and (epoch is None or is_older):
+            if not claim.saves and not claim.lost and (epoch is None or is_older):
                 forgotten.append(claim)
             elif is_older or is_ours:
                 msg = (

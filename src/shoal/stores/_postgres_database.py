@@ -175,7 +175,7 @@ class PostgresDatabase(Claimant):
     def _begin(self, jobs: Sequence[Job[Any, Any]]) -> None:
         link = self._connected()
         saves = [job.work for job in jobs if isinstance(job.work, Save)]
-        saves = [one for one in saves if not one.claim.lost and one.claim.failure is None]
+        saves = [one for one in saves if one.claim.failure is None]
         claims = {save.claim for save in saves}
         lightly = all(job.is_light for job in jobs)
         self._intern_all(saves)
