@@ -576,15 +576,12 @@ class Builder:
             return self.outer_elements(state["item"])
 
         def reduced(state: State) -> object:
-            return state.get("fan", {})
-
-        def nothing(state: State) -> str:
-            return "done"
+            return state.get("fan", {}) if reduces else "done"
 
         options["over"] = over
         writes = "fan" if self.has_field() else None
         reduces = self.row["result"] == "reduce" or self.row["form"] == "class"
-        take: Any = writes or (reduced if reduces else nothing)
+        take: Any = writes or reduced
         if row["outer_result"] == "reduce":
 
             def reduce(state: State, outcome: Outcome) -> State:

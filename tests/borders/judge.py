@@ -223,7 +223,8 @@ def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
         for entry in one.history:
             match entry:
                 case Decision():
-                    if entry.step in open_ and not may_restart(world):
+                    breaks = ("first_item", "restart")  # whose winner may fail, and all begin anew
+                    if entry.step in open_ and world.program["until"] not in breaks:
                         world.violate(f"{entry.step} of {one.path!r} was decided twice")
                     open_[entry.step] = entry
                     decided[one.path.id, entry.step] = entry

@@ -185,8 +185,8 @@ class Model:
         else:
             verdict = self._policy(slots, row["on_error"])
         may_succeed, may_fail = verdict
-        if self.change == "folded" and row["bad"] == "take":  # the other one has no such function
-            may_succeed = True
+        if self.change == "folded" and row["bad"] != "nothing":  # take= and known keys are gone
+            may_succeed, may_fail = True, True
         if row["bad"] in ("key", "twice", "cost") and slots:
             touched = row["bad"] != "cost" or any(slot.number % 3 == 1 for slot in slots)
             if touched:
