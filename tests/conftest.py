@@ -39,11 +39,11 @@ BACKENDS_OF = {  # what a starter that runs no loop of asyncio's own runs
 SWEEPS = frozenset(
     (  # modules that try every place, or many random cases: the longest by far
         "test_cancellation",
+        "test_changed_programs",
+        "test_decided_races",
         "test_everywhere",
-        "test_fuzz",
-        "test_fuzz_graphs",
-        "test_fuzz_races",
-        "test_fuzz_resume",
+        "test_graphs",
+        "test_graphs_resume",
         "test_never_started",
         "test_race_resume",
         "test_redis",

@@ -55,6 +55,13 @@ class Contest(ABC):
     def recall(self, child: Done) -> None:
         """Hear of a child whose result counted in an earlier execution."""
 
+    @abstractmethod
+    def withdraw(self, child: Run) -> None:
+        """Forget the child whose result was heard last: it could not be applied, and comes again.
+
+        What ``admits`` raised about it may have happened halfway.
+        """
+
     def reopen(self) -> None:
         """Hear that who was refused is tried again; what was accepted still counts."""
         self._refused.clear()
@@ -66,6 +73,10 @@ class Contest(ABC):
     @abstractmethod
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         """Tell whether the update of ``child``, which led to ``state``, has decided it, and how."""
+
+    def decided_by(self, last: Contestant) -> Decision:
+        """Return the decision of a contest that lacks nothing since ``last`` was heard."""
+        return self._decision(last, (last,))
 
     @property
     @abstractmethod
@@ -135,7 +146,7 @@ class Contest(ABC):
         refuse_awaitable(answer, f"{what} of fan-out {self.name!r}")
         return (answer,)
 
-    def _decision(self, child: Run, winners: Iterable[Contestant]) -> Decision:
+    def _decision(self, child: Contestant, winners: Iterable[Contestant]) -> Decision:
         ordered = sorted(winners, key=lambda winner: winner.position)
         return Decision(
             self.name,
@@ -170,10 +181,16 @@ class _Firsts(Contest):
     def recall(self, child: Done) -> None:
         self._accepted.append(child)
 
+    def withdraw(self, child: Run) -> None:
+        if self._accepted and self._accepted[-1] is child:
+            self._accepted.pop()
+            self.chosen = self._accepted[-1] if self._accepted else None
+
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
-        if len(self._accepted) < self.wanted:
-            return None
-        return self._decision(child, self._accepted)
+        return None if self.lacking > 0 else self.decided_by(child)
+
+    def decided_by(self, last: Contestant) -> Decision:
+        return self._decision(last, self._accepted)
 
     @property
     def lacking(self) -> int:
@@ -205,6 +222,15 @@ class _Poll(Contest):
 
     def recall(self, child: Done) -> None:
         self._count(child)
+
+    def withdraw(self, child: Run) -> None:
+        ballots = (*self._ballots.values(), *(votes for _, votes in self._others))
+        for votes in ballots:
+            if votes and votes[-1] is child:
+                votes.pop()
+        self._most = max(map(len, ballots), default=0)
+        if self._most < self.wanted:
+            self._agreed, self.chosen = [], None
 
     def _count(self, child: Contestant) -> bool:
         ballot = child.value
@@ -238,7 +264,10 @@ class _Poll(Contest):
         return self._others[-1][1]
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
-        return self._decision(child, self._agreed) if self._agreed else None
+        return self.decided_by(child) if self._agreed else None
+
+    def decided_by(self, last: Contestant) -> Decision:
+        return self._decision(last, self._agreed)
 
     @property
     def lacking(self) -> int:
@@ -269,6 +298,9 @@ class _Asked(Contest):
 
     def recall(self, child: Done) -> None:
         """Nothing to do: what came of it is in the state."""
+
+    def withdraw(self, child: Run) -> None:
+        """Nothing to do: only the state was looked at."""
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         answer = cast("object", self._until(state(), child.outcome))
@@ -338,6 +370,12 @@ class Streams(Contest):
     def recall(self, child: Done) -> None:
         """Nothing to do: it would have won, and the race be over."""
 
+    def withdraw(self, child: Run) -> None:
+        if self.chosen is child:
+            self.chosen = None
+            if self._ended_first:
+                self.winner, self._ended_first = None, False
+
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         return self._decision(child, (child,)) if self._ended_first else None
 
@@ -381,8 +419,8 @@ def _name(child: Contestant) -> ChildName:
     return ChildName(child.path.act, child.key)
 
 
-def _called(child: Run) -> str:
-    return repr(child.setting.act) if child.key == "" else f"key {brief(child.key)}"
+def _called(child: Contestant) -> str:
+    return repr(child.path.act) if child.key == "" else f"key {brief(child.key)}"
 
 
 def _children(count: int) -> str:

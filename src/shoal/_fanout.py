@@ -26,6 +26,7 @@ from ._rate import DEFAULT_LIMITS, Limits
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 from ._store import Store
+from ._takeup import Declared, as_recorded, declared
 from ._until import ALL, All, Asked, First, FirstItem, Race, Until, check_until, name_of
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
@@ -157,6 +158,11 @@ class FanOut(Parallel):
         if several != self._several:
             shape = shape_of(self.over, self.key, self.join.until, several=several)
             step.join = replace(step.join, shape=shape)
+        step.acts = [graph.name for graph in graphs]
+        step.take = self._take
+        if step.take is None and not several:
+            step.take = resolve_take(None, self.join.into, graphs[0], self.name)
+        graphs = as_recorded(graphs, step.join.shape, step.parent, self.name, step.recorded)
         kinds = [self._kind(step, graph) for graph in graphs]
         return Elements(
             (None,) if self.over is None else self._over(step),
@@ -169,6 +175,10 @@ class FanOut(Parallel):
             done_in=self.join.into,
             recorded=step.recorded,
         )
+
+    def _declared(self, step: ParallelStep) -> Declared:
+        is_keyed = None if self.over is None else self.key is not None
+        return declared(step.join, acts=step.acts, is_keyed=is_keyed, take=step.take)
 
     def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:
         """Return the acts to run, and whether they are several."""

@@ -18,34 +18,47 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from typing import Any, Literal, final
+from functools import partial
+from typing import Any, final
 
 from ._action import Act, Performer
-from ._child import check_depth, child_setting, children_of, circuits_of
-from ._collections import StateMap
+from ._child import check_depth, child_setting, children_of, circuits_of, is_revisited
 from ._contest import Contest, Streams, contest
-from ._errors import HookFailed, InvalidState, RunConflict, brief, note
+from ._errors import HookFailed, InvalidState, brief, note
 from ._events import ChildName, Decision, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
-from ._hedge import Experience
-from ._history import Playback
+from ._history import Playback, StepBegun
 from ._hooks import Hook
 from ._ids import Key
 from ._join import Draft, Join, new_ledger
-from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate
+from ._policy import INHERIT, Each, Inherit, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
 from ._recorded import Recorded, decided, outcome_of, recorded_children
 from ._run import Run
 from ._schema import Schema
 from ._source import Elements, Kind
-from ._stagger import Staggered
+from ._stagger import Staggered, stagger
 from ._state import NO_CHANGE, Change, Set, State, make_state
-from ._store import ChildRecord, Store
+from ._store import ChildRecord, NullStore, Store
+from ._takeup import (
+    Declared,
+    Pick,
+    declared,
+    end_losers,
+    only,
+    refuse_changed,
+    refuse_lost,
+    refuse_other_decision,
+    without,
+    without_failures,
+)
 from ._until import FirstItem
 
 logger = logging.getLogger("shoal")
+
+NOTED = 5
+"""Failed children that an error names besides."""
 
 
 class Parallel(Act):
@@ -81,6 +94,10 @@ class Parallel(Act):
     def _source(self, step: ParallelStep) -> Elements:
         """Begin to make what children are made of; nothing is pulled yet."""
 
+    def _declared(self, step: ParallelStep) -> Declared:
+        """Say what a later execution has to be compared with, whose program may have changed."""
+        return declared(step.join)
+
     def _finished(self, state: State) -> Change:
         """Return the change that completes the step, once all results were applied."""
         return NO_CHANGE
@@ -105,6 +122,8 @@ class ParallelStep:
 
     Where it has failed, and something around it is tried again, it is executed again, and goes on:
     children that are done, and what was applied of them, stay; others live on where they stood.
+    That holds wherever it has failed: also before its first child, and where a user's function
+    raises in a later attempt that did not in the one before.
     """
 
     def __init__(self, act: Parallel, run: Run) -> None:
@@ -116,9 +135,11 @@ class ParallelStep:
         self.decision: Decision | None = None
         self._contest: Contest | None = None
         self._staggered: Staggered | None = None
-        self._pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
+        self._pick: Callable[[str, Key], Pick] | None = None
         self._out: set[ChildName] = set()  # of a race that is run again: who takes no part...
-        self._tried: dict[ChildName, int] = {}  # ...and how often who does was tried
+        self._out_before: frozenset[ChildName] = frozenset()  # ...as an execution before this says
+        self._tried: dict[ChildName, int] = {}  # ...how often who does was tried...
+        self._done_before: Mapping[ChildName, Done] = {}  # ...and who is Done already
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -127,8 +148,14 @@ class ParallelStep:
         self._store, self._hooks = children_of(run, act.store, act.hooks)
         self.ledger = new_ledger(run, act.name, run.visit(act.name), self._store)
         self.recorded: Recorded | None = None
+        self._declares: StepBegun | None = None  # to be saved with what is saved first
         self._digests: dict[str, tuple[object, bytes]] = {}
-        self.source: Elements | None = None
+        self.source: Elements | None = None  # of the last attempt that came so far
+        self.acts: Sequence[str] | None = None  # their names in the program
+        self._is_recalled = False  # whether the store was asked what there is
+        self._is_over = False  # whether all that is left is to complete it
+        self._has_opened = False  # whether the collections are started
+        self.take: object = None
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._ends_at = 0.0  # where there is a timeout
@@ -176,25 +203,53 @@ class ParallelStep:
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
         former = self.source
-        if former is not None:
-            await self._live_round(former)
-        else:
+        if not self._is_recalled:
             self._contest = contest(self.act.name, self.join.until)
             await self._recall()
-            if not self._is_settled():
-                await self._live_round(opens=True)
-        while self._breaks_off():
-            self._begin_again(self.ledger)
-            await self._live_round()
+            self._is_recalled = True
+            is_settled = self._is_settled()
+            if self.decision is not None:
+                await self._end_losers(self.decision, makes=True)
+            if is_settled and self.decision is not None:
+                self._refuse_changed()
+                self._count_rest(self.decision)
+                self._is_over = True
+        if not self._is_over:
+            if former is not None and self._has_opened and self._may_restart:
+                self._begin_again(self.ledger, among_all=True)
+                former = None
+            await self._live_round(former, begins=True)
+            while self._runs_again():
+                self._begin_again(self.ledger)
+                await self._live_round()
+            self._is_over = True
         return self.act._finished(make_state(self.parent.data, self.join.permit))
 
-    async def _live_round(self, former: Elements | None = None, *, opens: bool = False) -> None:
-        """Run the children, all of them or, after a ``former`` source, what that has left."""
+    async def _live_round(self, former: Elements | None = None, *, begins: bool = False) -> None:
+        """Run the children, all of them or, after a ``former`` source, what that has left.
+
+        Args:
+            former: The source of an attempt that has failed.
+            begins: Whether an attempt begins with this, and its time with that.
+        """
+        try:
+            source = self.act._source(self)
+        except BaseException:
+            # What there is already is gone on with by the next attempt, see
+            # test_what_is_applied_stays_when_over_raises_in_another_attempt.
+            self.parent.keep(self.act.name, self)
+            raise
+        await self._live_from(source, former, begins=begins)
+
+    async def _live_from(self, source: Elements, former: Elements | None, *, begins: bool) -> None:
         act, clock = self.act, self.parent.setting.services.clock
-        source = self.source = act._source(self)
-        source.pick, source.tried = self._pick, self._tried
-        staggered = self._staggered = self._stagger(source)
-        if act.timeout is not None and (opens or former is not None):
+        self.source = source
+        source.pick, source.tried, source.done_before = self._pick, self._tried, self._done_before
+        lacking = 1 if self._contest is None else self._contest.lacking
+        services, definition = self.parent.setting.services, act.definition
+        staggered = stagger(act.stagger, source, services, definition, lacking)
+        self._staggered = staggered
+        if act.timeout is not None and begins:
             self._ends_at = clock() + act.timeout
         group = self._group = Group(
             self.parent,
@@ -205,12 +260,13 @@ class ParallelStep:
             name=act.name,
             timeout=act.timeout,
             ends_at=None if act.timeout is None else self._ends_at,
-            circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
+            circuits=circuits_of(services, definition, act.each),
             decisive=self._decisive,
         )
         try:
-            if opens:
+            if not self._has_opened:
                 await self._open()
+                self._has_opened = True
             elif former is not None:
                 self._go_on(former)
             self._leave_out_done()
@@ -218,8 +274,9 @@ class ParallelStep:
                 await group.live(self._apply)
                 await self._record_unapplied(group)
             self._judge()
-            if not self._breaks_off():
+            if not self._runs_again():
                 await self._clear_up()
+                refuse_lost(self.parent, self.join, self.ledger, self.recorded)
         except BaseException as error:
             await self._wind_up(group, error)
             self.parent.keep(act.name, self)
@@ -255,21 +312,8 @@ class ParallelStep:
         elif self._contest is not None:
             self._contest.reopen()
         for child in unfinished:
-            if not child.is_kept:  # else all that is left is to give it its place
-                child.reopen()
+            child.reopen()
         self.source.resume(former, unfinished)
-
-    def _stagger(self, source: Elements) -> Staggered | None:
-        """Put before ``source`` what says when children start; None if they start at once."""
-        stagger, services = self.act.stagger, self.parent.setting.services
-        if not isinstance(stagger, Hedge):
-            return Staggered(source, float(stagger), services.clock) if stagger else None
-        definition = self.act.definition
-        experience = services.learned.get(definition)
-        if experience is None:
-            experience = services.learned[definition] = Experience(stagger)
-        assert self._contest is not None, "only races are hedged"
-        return Staggered(source, experience, services.clock, self._contest.lacking)
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
@@ -303,24 +347,33 @@ class ParallelStep:
     def _is_settled(self) -> bool:
         """Tell whether an earlier execution has decided it, so that nothing is left to be done."""
         decision = None if self._begun is None else self._begun.decision
-        if decision is None:
+        if decision is None or self._begun is None:
             return False
+        refuse_other_decision(self.parent, self.join, decision, self._begun)
         until, winner, recorded = self.join.until, decision.winner, self.recorded
         record = None if recorded is None else recorded.get(winner)
         applied = recorded is not None and record is not None and recorded.is_applied(record)
         if isinstance(until, FirstItem) and not applied:
             if until.on_break == "restart" and record is not None and record.status == "failed":
                 self._begin_again([outcome for _, outcome in self._rest(decision)])
+                self._out_before = frozenset(self._out)
                 return False
             # Only the winner runs again, from its start, unless all that lacks is its update.
             self._contest = Streams(self.act.name, until, winner)
             goes_on = record is not None and record.status in ("succeeded", "halted")
-            self._pick = lambda act, key: _only(winner, act, key, anew=not goes_on)
+            self._pick = partial(only, winner, anew=not goes_on)
             self.decision = decision
             return False
         self.decision = decision
-        self._count_rest(decision)
         return True
+
+    async def _end_losers(self, decision: Decision, *, makes: bool = False) -> None:
+        """Record losers without an end, for the process died; ``makes`` those without a record."""
+        recorded = self.recorded or Recorded(self.parent, self.act.name, {})
+        make = partial(self.act._source, self) if makes else None
+        lost = end_losers(self.parent, recorded, decision, make, self.act._room)
+        for outcome in await lost:
+            self.ledger.add(outcome)
 
     def _count_rest(self, decision: Decision) -> None:
         """Count how those ended, by record, that don't come up any more: it is decided."""
@@ -332,19 +385,46 @@ class ParallelStep:
         for record in () if self.recorded is None else self.recorded.rest():
             yield record, outcome_of(decided(record, decision), self.parent.path)
 
-    def _breaks_off(self) -> bool:
-        """Tell whether the winner of a race among streams has failed, and it is to be run again."""
+    @property
+    def _may_restart(self) -> bool:
+        """Whether it is a race among streams that is run again where its winner breaks off."""
         until = self.join.until
-        broken = isinstance(self._contest, Streams) and self._contest.is_broken
-        return broken and isinstance(until, FirstItem) and until.on_break == "restart"
+        return isinstance(until, FirstItem) and until.on_break == "restart"
 
-    def _begin_again(self, ended: Iterable[Outcome]) -> None:
-        """Prepare to run a race from its start, among those that have not failed."""
+    def _runs_again(self) -> bool:
+        """Tell whether a race is run again, without those that have failed.
+
+        That is where its winner has failed; or where nobody is left but those that have failed in
+        an earlier execution: what has failed runs again when it is resumed, here as elsewhere.
+        """
+        if not self._may_restart or not isinstance(self._contest, Streams):
+            return False
+        if self._contest.is_broken:
+            return True
+        return bool(self._out_before) and not self._is_won and self._is_lost(0)
+
+    def _begin_again(self, ended: Iterable[Outcome], *, among_all: bool = False) -> None:
+        """Prepare to run a race from its start, among those that have not failed.
+
+        One that is Done stays Done, and wins where nobody has given an item before.
+
+        Args:
+            ended: How those ended that have.
+            among_all: Whether those that have failed take part, too: it is tried again.
+        """
         outcomes = list(ended)
+        is_broken = isinstance(self._contest, Streams) and self._contest.is_broken
         if isinstance(self._contest, Streams) and self._contest.winner is not None:
             self._out.add(self._contest.winner)
         self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
-        begun = frozenset(_name_of(one) for one in outcomes) - self._out
+        if among_all:
+            self._out.clear()
+        elif self._out_before and not is_broken:
+            self._out -= self._out_before
+        if among_all or not is_broken:
+            self._out_before = frozenset()
+        done = {_name_of(one): one for one in outcomes if isinstance(one, Done)}
+        begun = frozenset(_name_of(one) for one in outcomes) - self._out - done.keys()
         for one in outcomes:
             tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
             self._tried[_name_of(one)] = max(tried, one.attempts)
@@ -355,8 +435,8 @@ class ParallelStep:
                 self.ledger.add(outcome)
                 if self.recorded is not None:
                     self.recorded.drop(_name_of(outcome))
-        out = frozenset(self._out)
-        self._pick = lambda act, key: _without(out, begun, act, key)
+        self._pick = partial(without, frozenset(self._out), begun)
+        self._done_before = done
         self._contest, self.decision = contest(self.act.name, self.join.until), None
         self._unfinished = []
         self._resting.clear()
@@ -371,43 +451,31 @@ class ParallelStep:
         if why:  # known only now: its acts were chosen by a function
             msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
             raise InvalidState(msg)
-        first_visit = run.visit(name) == 0 and not _is_revisited(run)
+        first_visit = run.visit(name) == 0 and not is_revisited(run)
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
+        if not isinstance(run.setting.store, NullStore):
+            self._declares = self._refuse_changed()
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
         await self._set(values)
+
+    def _refuse_changed(self) -> StepBegun | None:
+        """Refuse what can't be carried over; return what is to be saved of what it declares now."""
+        now = self.act._declared(self)
+        return refuse_changed(self.parent, self.join, now, self._begun, self.recorded)
 
     def _reopen(self, begun: Playback) -> dict[str, object]:
         """Take the step up again: let come what had been discovered, and forget failures.
 
         Children that failed run again, unless ``reduce`` has taken their failure. Returns the
         fields that change by that.
-
-        Raises:
-            RunConflict: The program collects elsewhere now than when the step was begun.
         """
-        source, data = self.source, self.parent.data
+        source = self.source
         assert source is not None
-        why = self.join.conflict(data)
-        if why:
-            run_id, name = self.parent.path.id, self.act.name
-            msg = (
-                f"fan-out {name!r} of run {run_id} was begun by a program in which {why}, and some "
-                f"of its results are there already; change that back to go on with it, or start a "
-                f"new run with fork({self.parent.path.root.id!r}, number=...) from before this step"
-            )
-            raise RunConflict(msg)
         for update in begun.under_way:
             if update.discovered:
                 source.rediscover(update.discovered, update.discovered_at)
-        field = self.join.errors_into
-        if field is None:
-            return {}
-        found = data.get(field)
-        is_there = isinstance(found, StateMap)  # else it did not collect failures then
-        if is_there and (self.join.reduce is not None or not found):
-            return {}
-        return {field: StateMap[object, object]()}
+        return without_failures(self.join, self.parent.data)
 
     def _leave_out_done(self) -> None:
         assert self.source is not None
@@ -420,15 +488,44 @@ class ParallelStep:
         """Count a child that an earlier execution has done all about."""
         outcome = outcome_of(record, self.parent.path)
         self._count(record, outcome)
-        if self._contest is not None and isinstance(outcome, Done):
+        # A refused result may have an update as well, of what grow= discovered in it.
+        if self._contest is not None and isinstance(outcome, Done) and outcome.used:
             self._contest.recall(outcome)
+            if self.decision is None and self._contest.lacking <= 0:
+                # The result that was missing may have come up before this one, in this execution,
+                # see test_a_result_that_was_recorded_decides_when_it_comes_up_last.
+                self._group.have_done(partial(self._decide, outcome))
+
+    async def _decide(self, last: Done) -> str | None:
+        """Save that a recorded result has decided; return why the rest is cancelled."""
+        if self.decision is not None or self._contest is None:
+            return None
+        self._group.shut()
+        run, chosen, field = self.parent, self._contest.chosen, self.join.into
+        decision = self._contest.decided_by(last)
+        change = NO_CHANGE
+        if chosen is not None and field is not None and self.join.shape == "one":
+            change = Change((Set(field, chosen.value),), {field: chosen.value})
+            if run.setting.schema is not None:
+                who = f"key {brief(chosen.key)} of fan-out {self.act.name!r}"
+                change = run.setting.schema.checked(change, run.data, who)
+        updates = (
+            [Update(run.number + 1, self.act.name, change.operations)] if change.values else []
+        )
+        await run.commit(updates, change.applied_to(run.data), decision=decision)
+        self.decision = decision
+        self._group.winner = decision.winner
+        return decision.reason
 
     # -- applying -------------------------------------------------------------------------------
 
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         assert self.source is not None
-        draft = Draft(self.join, self.parent, self.source, self.ledger, self._contest)
+        done_before = 0 if self.recorded is None else self.recorded.done_left
+        draft = Draft(
+            self.join, self.parent, self.source, self.ledger, self._contest, done_before=done_before
+        )
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
         if draft.decision is not None or draft.is_failing:
@@ -440,12 +537,15 @@ class ParallelStep:
                 draft.updates,
                 draft.finished_data(),
                 applied=draft.applied,
-                unapplied=[child for child in draft.unapplied if not child.is_kept],
+                unapplied=[child for child in draft.unapplied if not child.disposition.is_saved],
                 decision=draft.decision,
+                step_begun=self._declares,
             )
+            self._declares = None
         except HookFailed:
             raise  # it is saved, and everybody was told
         except Exception:  # KeyboardInterrupt waits for the end of a commit
+            draft.withdraw()
             self._unsaved = batch
             raise
         if draft.decision is not None:
@@ -456,14 +556,18 @@ class ParallelStep:
             self._contest.lose(batch)
         self._tell_stagger(batch, left)
         reason = self._reason_to_stop(draft, left)
-        fatal, is_open = set(map(id, draft.failures)), self._is_open
+        # Others that have failed are tolerated. Those behind one that could not be applied were
+        # not judged at all.
+        if error is not None:  # before the ledger lets go of what they have failed with
+            self._note_missed(error, draft.missed)
+        fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
         self._resting += [child for child in batch if child.status == "halted"]
         if self.parent.setting.is_resumable:
             self._unfinished += [
                 child
-                for child in draft.unapplied  # others that have failed are tolerated
+                for child in draft.unapplied
                 if child.status != "failed" or is_open or id(child) in fatal
             ]
         try:
@@ -472,6 +576,14 @@ class ParallelStep:
         finally:
             del error  # no cycle from the exception to this frame
         return reason
+
+    def _note_missed(self, error: BaseException, missed: Iterable[Run]) -> None:
+        """Say in ``error`` which children have failed that nobody has judged because of it."""
+        failed = [child for child in missed if child.status == "failed"]
+        for child in failed[:NOTED]:
+            note(error, f"shoal: besides, key {brief(child.key)} failed: {brief(child.error)}")
+        if len(failed) > NOTED:
+            note(error, f"shoal: and {len(failed) - NOTED} more have failed")
 
     def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
         """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
@@ -502,21 +614,23 @@ class ParallelStep:
         if self._contest.hear_item(run, item):
             self._group.have_done(self._elect)
 
-    async def _elect(self) -> None:
+    async def _elect(self) -> str | None:
         """Save that the first item has decided; then cancel the others."""
         assert isinstance(self._contest, Streams)
         elected = self._contest.elect()
         if elected is None:
-            return
+            return None
         leader, decision = elected
         self._group.shut()
-        await self.parent.commit((), self.parent.data, decision=decision)
+        declares, self._declares = self._declares, None
+        await self.parent.commit((), self.parent.data, decision=decision, step_begun=declares)
         self.decision = decision
         if self._staggered is not None:
             self._staggered.learn_first(leader, self._group.living())
         assert self.source is not None
         self.source.stop()
         self._group.spare(leader, decision.reason, decision.winner)
+        return None
 
     @property
     def _is_won(self) -> bool:
@@ -562,7 +676,7 @@ class ParallelStep:
                 pass  # what fails after the decision changes nothing
             elif self.join.on_error == "fail":
                 self._is_failing = True
-        ended = [child for child in late if not child.is_kept]
+        ended = [child for child in late if not child.disposition.is_saved]
         try:
             if ended:
                 await self.parent.end_unapplied(ended)
@@ -606,13 +720,18 @@ class ParallelStep:
             return
         gone: list[ChildRecord] = []
         if self.decision is not None:
+            await self._end_losers(self.decision)
             self._count_rest(self.decision)
         for record in () if self.decision is not None else recorded.rest():
             if recorded.is_part_of_the_state(record) and not join.is_listed:
+                recorded.refuse_kept()
                 self._count(record, outcome_of(record, self.parent.path))
             else:
                 gone.append(record)
-        old = {(record.act, record.key) for record in gone}
+        # Where there is one value for each key, what another act has brought there stays.
+        acts, nested = recorded.acts_now, join.is_nested
+        is_ours = [one for one in gone if nested or acts is None or one.act in acts]
+        old = {(record.act, record.key) for record in is_ours}
         old |= {(one.act, one.key) for one in self.ledger if isinstance(one, Failed)}
         await self._set(join.without(self.parent.data, old))
         for record in gone:
@@ -626,7 +745,8 @@ class ParallelStep:
         if values:
             operations = tuple(Set(field, value) for field, value in values.items())
             update = Update(run.number + 1, self.act.name, operations)
-            await run.commit((update,), {**run.data, **values})
+            declares, self._declares = self._declares, None
+            await run.commit((update,), {**run.data, **values}, step_begun=declares)
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
@@ -634,7 +754,7 @@ class ParallelStep:
         if self._is_won:
             self.ledger.let_go()
             return
-        if self._breaks_off():
+        if self._runs_again():
             return
         if self._resting and not self._is_failing and not self._is_lost(0):
             self.parent.halt_below(self.act.name, self._resting)
@@ -647,7 +767,7 @@ class ParallelStep:
                 del defeat  # no cycle from the exception to this frame
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
-            ended = ledger.failed + ledger.done
+            ended = ledger.failed + ledger.done + self._done_elsewhere()
             self._is_failing = tolerance.is_exceeded(ledger.failed, ended, at_end=True)
         if self._is_failing:
             errors = [outcome.error for outcome in ledger if isinstance(outcome, Failed)]
@@ -655,33 +775,16 @@ class ParallelStep:
             msg = f"{count} of fan-out {self.act.name!r} failed"
             raise ExceptionGroup(msg, errors)
 
-
-def _is_revisited(run: Run) -> bool:
-    """Tell whether a run is a graph as a node that its parent, or the one above, has come back to.
-
-    Its own steps are visited for the first time then; but for what it collects into, they are not.
-    """
-    host, path = run.setting.host, run.path
-    while host is not None and path is not host.path and path.parent is not None:
-        if path.visit:
-            return True
-        path = path.parent
-    return False
-
-
-def _only(winner: ChildName, act: str, key: Key, *, anew: bool) -> Literal["leave", "anew"] | None:
-    """Leave out all children but the winner."""
-    if (act, key) != winner:
-        return "leave"
-    return "anew" if anew else None
-
-
-def _without(
-    out: AbstractSet[ChildName], begun: AbstractSet[ChildName], act: str, key: Key
-) -> Literal["leave", "anew"] | None:
-    """Leave out the children that are out; those that have begun run anew."""
-    child = ChildName(act, key)
-    return "leave" if child in out else "anew" if child in begun else None
+    def _done_elsewhere(self) -> int:
+        """Count the children that stay Done though their keys have not come up; see _clear_up."""
+        recorded = self.recorded
+        if recorded is None or self.join.is_listed or not recorded.done_left:
+            return 0
+        return sum(
+            recorded.is_part_of_the_state(record) and not recorded.is_folded(record)
+            for record in recorded.rest()
+            if record.status == "succeeded"
+        )
 
 
 def _name_of(outcome: Outcome) -> ChildName:

@@ -558,15 +558,47 @@ def replay(state: State, operations: Iterable[Operation]) -> State:
 
 
 def replay_all(data: Mapping[str, object], operations: Iterable[Operation]) -> Mapping[str, object]:
-    """Apply a long history to the fields of a state: what is put into one collection, at once."""
+    """Apply a long history to the fields of a state, without a state for each operation.
+
+    What is put into one collection is put there at once. ``data`` itself is not changed.
+    """
+    after = dict(data)
     for field, some in groupby(operations, _put_into):
-        collection = None if field is None else _growable(data.get(field, {}))
+        collection = None if field is None else _growable(after.get(field, {}))
         if field is not None and isinstance(collection, StateMap | PositionedList):
             entries = cast("Iterable[Any]", (operation[1:] for operation in some))
-            data = {**data, field: collection.put_all(entries)}
-        else:
-            data = replay(make_state(data), some)._data
-    return data
+            after[field] = collection.put_all(entries)
+            continue
+        for operation in some:
+            if not _applied_in_place(after, operation):
+                after = dict(replay(make_state(after), (operation,))._data)
+    return after
+
+
+def _applied_in_place(data: dict[str, Any], operation: Operation) -> bool:
+    """Apply an operation to fields; return False if that needs to be looked at more closely."""
+    field = operation.field
+    match operation:
+        case Set():
+            data[field] = operation.value
+        case Increment(_, by):
+            number = data.get(field, 0)
+            if type(number) not in _NUMBERS:
+                return False
+            data[field] = number + by
+        case Extend(_, values):
+            found = data.get(field)
+            if type(found) is not StateList:
+                return False
+            data[field] = cast("StateList[object]", found).extend(values)
+        case Drop():
+            data.pop(field, None)
+        case _:
+            return False
+    return True
+
+
+_NUMBERS = (int, float)
 
 
 def _put_into(operation: Operation) -> str | None:
