@@ -1,6 +1,7 @@
-"""Ctrl-C and deadlines: what is under way may come to its end, then the work is cancelled.
+"""Ctrl-C, SIGTERM and deadlines: what is under way may end, then the work is cancelled.
 
-A second Ctrl-C cancels it at once. A third one is the interpreter's: it ends a cleanup that hangs.
+A second signal cancels it at once. A third one is the interpreter's: it ends a cleanup that hangs.
+SIGTERM is what service managers and containers send to end a program.
 """
 
 import signal
@@ -23,11 +24,18 @@ class Interruptible:
     def __init__(
         self, settle: Callable[[], Awaitable[None]] = _at_once, deadline: float | None = None
     ) -> None:
-        """Cancel the work on Ctrl-C or after `deadline` seconds, once `settle` is done."""
+        """Cancel the work on a signal or after `deadline` seconds, once `settle` is done."""
         self._settle = settle
         self._deadline = deadline
         self._is_late = False
         self._scope = anyio.CancelScope()
+        self.signal: signal.Signals = signal.SIGINT
+        """The first signal that came, if one has interrupted the work."""
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports for a program that its signal has ended: 130, or 143."""
+        return 128 + self.signal
 
     async def do(self, work: Callable[[], Awaitable[object]]) -> Ended:
         """Do the work, and say how it ended.
@@ -53,9 +61,9 @@ class Interruptible:
 
     async def _listen(self, *, task_status: TaskStatus[None]) -> None:
         try:
-            with anyio.open_signal_receiver(signal.SIGINT) as signals:
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                 task_status.started()
-                await anext(signals)
+                self.signal = await anext(signals)
                 async with anyio.create_task_group() as settling:
                     settling.start_soon(self._settle_and_cancel)
                     await anext(signals)
@@ -75,5 +83,5 @@ class Interruptible:
 
 
 async def until_interrupted(work: Callable[[], Awaitable[object]]) -> bool:
-    """Do `work` to its end or to a Ctrl-C, which cancels it; say whether it was a Ctrl-C."""
+    """Do `work` to its end or to a signal, which cancels it; say whether it was a signal."""
     return await Interruptible().do(work) == "interrupted"

@@ -141,6 +141,7 @@ def test_the_package_says_that_it_is_typed():
 
 
 OPTIONAL = {
+    "ada_url",
     "aiolimiter",
     "asyncio",  # trio does without it
     "blockbuster",
@@ -163,7 +164,6 @@ OPTIONAL = {
     "uvicorn",
     "uvloop",
     "w3lib",
-    "yarl",
 }
 
 

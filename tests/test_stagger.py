@@ -299,6 +299,16 @@ async def test_a_frontier_that_is_dry_for_a_while_starts_what_it_discovers(
     watched.check()
 
 
+@pytest.mark.parametrize("stagger", [0.5, inf])
+async def test_a_staggered_fan_out_without_elements_ends_at_once(stagger: float):
+    watched = Watched(fan_out(sleep, over="n", key=str, into="out", stagger=stagger))
+    began = anyio.current_time()
+    state = await watched.go({"n": []})
+    assert dict(state["out"]) == {}
+    assert anyio.current_time() == began
+    watched.check()
+
+
 async def test_classes_stagger_too():
     class Sleepers(MapStates):
         reads = ("n",)

@@ -4,4 +4,5 @@ import sys
 
 from examples.scraper.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that parse import it under another name
+    sys.exit(main())

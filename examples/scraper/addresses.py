@@ -61,7 +61,10 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
             socket_options=socket_options,
         )
         if self._allow_all or host.lower() in self._named:
-            return await connect(host, timeout=timeout)
+            try:
+                return await connect(host, timeout=timeout)
+            except UnicodeError as error:  # of a label of more than 63 characters, say
+                raise httpcore.ConnectError(f"{host}: {error}") from None
         try:
             with anyio.fail_after(timeout):
                 failure: Exception = httpcore.ConnectError(f"{host} has no address")
@@ -89,6 +92,8 @@ async def public_addresses(host: str, port: int) -> list[str]:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise httpcore.ConnectError(f"{host}: {error.strerror or error}") from error
+    except UnicodeError as error:  # of a label of more than 63 characters, say
+        raise httpcore.ConnectError(f"{host}: {error}") from None
     addresses = list(dict.fromkeys(address[0] for *_, address in found))
     for address in addresses:
         if not is_public(address):

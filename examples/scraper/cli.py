@@ -1,7 +1,8 @@
 """Crawl websites, and race mirrors of a file.
 
 Exit codes: 0 all fetched, 1 the output can't be written, 2 wrong usage, 3 finished with failed
-pages, 4 limit, deadline or match reached, 130 interrupted (what was fetched is kept).
+pages, 4 limit, deadline or match reached, 130 interrupted by Ctrl-C and 143 by SIGTERM (what was
+fetched is kept).
 """
 
 import json
@@ -21,8 +22,10 @@ import typer
 
 from examples.scraper import settings as read
 from examples.scraper.frontier import start_link
+from examples.scraper.resuming import Differs, taken_over
 from examples.scraper.settings import HTML_TYPES, USER_AGENT, Format, ScopeName, Settings
 
+INTERRUPTED = {130, 143}
 COMMANDS = ("crawl", "resume", "status", "export", "mirror")
 STYLES = {"bar": "rich", "lines": "plain"}  # as they were called first
 
@@ -94,6 +97,7 @@ Verbose = Annotated[bool, Option("--verbose", "-v", help="Log what the runtime d
 
 @app.command()
 def crawl(
+    context: typer.Context,
     urls: Urls = None,
     *,
     demo: Annotated[bool, Option("--demo", help="Crawl the built-in demo site.")] = False,
@@ -105,6 +109,14 @@ def crawl(
     max_depth: Annotated[
         int | None, Option(min=0, metavar="N", help="Links to follow away from the URLs.")
     ] = None,
+    max_variants: Annotated[
+        int | None,
+        Option(min=1, metavar="N", help="Fetch no more queries of one path, as of a calendar."),
+    ] = None,
+    traps: Annotated[
+        bool,
+        Option("--traps/--no-traps", help="Leave out paths that repeat themselves, or never end."),
+    ] = True,
     deadline: Deadline = None,
     until_match: Annotated[
         str | None,
@@ -148,6 +160,10 @@ def crawl(
     retries: Annotated[
         int, Option(min=0, metavar="N", help="How often to try again what got no answer.")
     ] = 3,
+    patience: Annotated[
+        float,
+        Option(parser=_reading(read.seconds), metavar="TIME", help="For a host that is down."),
+    ] = "2m",  # pyright: ignore[reportArgumentType] - typer parses defaults as well
     connect_timeout: Annotated[
         float, Option(parser=_reading(read.seconds), metavar="TIME", help="To connect.")
     ] = "5",  # pyright: ignore[reportArgumentType] - typer parses defaults as well
@@ -186,6 +202,8 @@ def crawl(
     """Fetch every page of the given sites once, and write a row for each."""
     if bool(urls) == demo:
         raise typer.BadParameter("give either URLs or --demo")
+    if resume and demo:
+        raise typer.BadParameter("the demo site is another one each time", param_hint="--resume")
     if resume and job is None:
         raise typer.BadParameter("name what to go on with: --job DIR", param_hint="--resume")
     _check_out(out, format)
@@ -200,6 +218,8 @@ def crawl(
         exclude=tuple(exclude or ()),
         max_pages=max_pages,
         max_depth=max_depth,
+        max_variants=max_variants,
+        traps=traps,
         sitemap=sitemap,
         links=links,
         deadline=deadline,
@@ -214,6 +234,7 @@ def crawl(
         adaptive=adaptive,
         robots=not ignore_robots,
         retries=retries,
+        patience=patience,
         connect_timeout=connect_timeout,
         read_timeout=read_timeout,
         timeout=timeout,
@@ -235,16 +256,17 @@ def crawl(
         try:
             if job is not None and resume and (job / "job.json").exists():
                 made = Job.open(job)
+                made.settings = taken_over(made.settings, settings, _given(context))
             else:
                 path = Path(tempfile.mkdtemp(prefix="scraper-")) if job is None else job
                 made = Job.create(path, settings)
-        except NoJob as error:
+        except (NoJob, Differs) as error:
             raise typer.BadParameter(str(error), param_hint="--job") from None
         except OSError as error:
             raise _failure(error) from None
         code = _work(made, how, backend)
     if job is None:
-        if code == 130 and not demo:
+        if code in INTERRUPTED and not demo:
             told = f"to go on: python -m examples.scraper resume {made.path}"
             if progress == "json":  # of which all lines on stderr are
                 told = json.dumps({"resume": str(made.path)})
@@ -383,6 +405,12 @@ def _manner(
     return make
 
 
+def _given(context: typer.Context) -> set[str]:
+    """The parameters that the command line names."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
 def _check_out(out: str, form: Format) -> None:
     if form == "sqlite" and out == "-":
         message = "an SQLite database can't be written to standard output"
@@ -399,6 +427,7 @@ def _open(directory: Path) -> Any:
 
 
 def _work(job: Any, manner: Callable[[], Any], backend: str) -> int:
+    from examples.scraper.job import JobBusy  # noqa: PLC0415 - as above
     from examples.scraper.work import work  # noqa: PLC0415 - `--help` needs no HTTP client
     from shoal import RunClaimed  # noqa: PLC0415 - as above
 
@@ -406,7 +435,7 @@ def _work(job: Any, manner: Callable[[], Any], backend: str) -> int:
         return anyio.run(work, job, manner(), backend=backend)
     except BrokenPipeError:  # whoever reads our rows has seen enough
         raise _hung_up() from None
-    except (OSError, ValueError, RunClaimed) as error:
+    except (OSError, ValueError, JobBusy, RunClaimed) as error:
         raise _failure(error) from None
     except KeyboardInterrupt:  # before the crawl began, or once too often
         return 130

@@ -6,10 +6,10 @@ once. The state holds nothing but the links to begin with; what was fetched leav
 hooks, page by page, and stays in the store.
 
 What a site answers, even that there is no such page, is what becomes of a link for good. What got
-no answer has failed: it is tried again a few times, and once more when the crawl is resumed.
+no answer has failed: it is tried again a few times, and once more when the crawl is resumed. As
+long as its host is down, it waits (see `health`).
 """
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -18,23 +18,27 @@ from typing import NotRequired, TypedDict
 
 import anyio
 from anyio import to_thread
-from yarl import URL
 
-from examples.scraper.fetch import TRANSIENT, Answer, Fetcher, FetchError, Refused
-from examples.scraper.frontier import Frontier, Link, host_of, key_of, key_of_link, resolve
-from examples.scraper.pages import MAX_SITEMAP, Document, media_type, read_sitemap, sniffed
-from examples.scraper.politeness import Politeness
+from examples.scraper.fetch import TRANSIENT, Answer, Fetcher, FetchError, LeftAlone
+from examples.scraper.frontier import Frontier, Link, key_of_link
+from examples.scraper.health import Health
+from examples.scraper.pages import MAX_SITEMAP, media_type, read_sitemap
+from examples.scraper.parsing import Parsers
+from examples.scraper.politeness import Politeness, Request, Spacing
 from examples.scraper.robots import Robots
-from examples.scraper.settings import HTML_TYPES, Settings
+from examples.scraper.settings import Settings
+from examples.scraper.urls import host_of, key_of, origin_of, resolve
 from shoal import (
+    ChildEnded,
     Context,
     Done,
     Each,
     FanOut,
+    Hook,
+    Key,
     Limits,
     Outcome,
     Retry,
-    RetryBudget,
     RetryLater,
     State,
     action,
@@ -43,7 +47,7 @@ from shoal import (
 
 CRAWL = "crawl"  # the name of the step, and the id of the run in its job
 MAX_REDIRECTS = 10  # in a row
-PARSE_INLINE = 256 * 1024  # bytes; smaller pages are parsed before a thread would have started
+MANY = 5000  # links of one page that take a thread to resolve: 20 ms
 
 
 class Problem(TypedDict):
@@ -77,24 +81,33 @@ class Page(TypedDict):
     """Whether it has what the whole crawl looks for."""
 
 
-class Brake:
-    """Ends a crawl in good order: what is being fetched comes to its end, nothing new begins."""
+class Brake(Hook):
+    """Ends a crawl in good order: what is being fetched comes to its end, nothing new begins.
+
+    A page is being fetched until its row is saved, which a hook learns. If the crawl were cancelled
+    when its action has returned, the page would have been asked for, and would be asked for again;
+    see `test_a_signal_ends_a_crawl_in_good_order`.
+    """
 
     def __init__(self) -> None:
         self.is_on: bool = False
-        self._busy = 0
+        self._busy: set[Key] = set()
         self._idle = anyio.Event()
 
-    async def begin(self) -> None:
-        """Begin to fetch; where the brake is on, wait to be cancelled."""
+    async def begin(self, key: Key) -> None:
+        """Begin to fetch a page; where the brake is on, wait to be cancelled."""
         if self.is_on:
             await anyio.sleep_forever()
-        self._busy += 1
+        self._busy.add(key)
 
-    def end(self) -> None:
-        self._busy -= 1
+    def end(self, key: Key) -> None:
+        """Hold nothing up any more: an attempt has failed, or the page's end is saved."""
+        self._busy.discard(key)
         if self.is_on and not self._busy:
             self._idle.set()
+
+    def on_child_ended(self, event: ChildEnded) -> None:
+        self.end(event.outcome.key)
 
     async def stop(self) -> None:
         """Put the brake on, and wait until nothing is being fetched any more."""
@@ -107,28 +120,43 @@ class Crawler:
     """What the action works with: nothing of it is saved."""
 
     def __init__(
-        self, settings: Settings, fetcher: Fetcher, frontier: Frontier, politeness: Politeness
+        self,
+        settings: Settings,
+        fetcher: Fetcher,
+        frontier: Frontier,
+        *,
+        politeness: Politeness,
+        health: Health,
+        parsers: Parsers,
     ) -> None:
         self.settings: Settings = settings
         self.fetcher: Fetcher = fetcher
         self.frontier: Frontier = frontier
         self.politeness: Politeness = politeness
-        self.robots: Robots = Robots(fetcher, anyio.current_time)
+        self.health: Health = health
+        self.parsers: Parsers = parsers
+        self.robots: Robots = Robots(fetcher)
         self.brake: Brake = Brake()
-        self.refusals = Counter[str]()
-        """Answers that said: later. By addresses of links of which there is no page yet."""
+        self.requests = Counter[str]()
+        """Requests for links of which there is no page yet, by their addresses."""
+        self._refused: set[str] = set()  # links that were refused, as far as there is no page yet
+        self._refused_last: dict[str, str] = {}  # which link, by hosts that were left alone
         self._types = frozenset(settings.accept)
-        self._match = None if settings.until_match is None else re.compile(settings.until_match)
 
     async def obey(self, url: str, context: Context) -> bool:
         """Keep to what the site asks for; return whether it allows this page.
 
-        Who had to wait while somebody else read it stands in line once more: nobody knew by then
-        how far apart requests have to be.
+        A page that had to wait while robots.txt was read for another one stands in line once more:
+        it was let through before anybody knew how far apart requests have to be.
+
+        Raises:
+            RetryLater: It is to stand in line, or robots.txt can't be read for now.
+            FetchError: robots.txt could not be read for too long.
         """
-        rules, spacing = self.robots.of(url), self.politeness.of(host_of(url))
+        name = host_of(url)
+        rules, spacing = self.robots.of(url), self.politeness.of(name)
         if not rules.is_read:
-            was_us = await self.robots.read(url)
+            was_us = await self.robots.read(url, self.health.of(name))
             spacing.floor = max(spacing.floor, rules.delay(self.settings.user_agent))
             spacing.is_known = True
             if not was_us and spacing.floor:
@@ -137,73 +165,105 @@ class Crawler:
             context.charge(spacing.seconds)
         return rules.allows_all or rules.allow(url, self.settings.user_agent)
 
-    async def ask(self, url: str, kind: str | None) -> Answer:
-        """Ask once for `url`, and tell politeness how that went.
+    async def ask(self, url: str, link: Link) -> Answer:
+        """Ask once for `url`, and tell politeness and health how that went.
 
         Raises:
-            Refused: The host wants to be left alone for a while.
+            LeftAlone: The host is left alone for a while.
             FetchError: There is no answer.
         """
-        spacing = self.politeness.of(host_of(url))
+        name, kind = host_of(url), link.get("kind")
+        spacing, host = self.politeness.of(name), self.health.of(name)
+        await host.admit(url, self._ask_witness)
         request = spacing.sends()
         most = self.settings.max_body if kind is None else MAX_SITEMAP
-        answer = await self.fetcher.get(url, self.wants if kind is None else _any_type, most)
+        self.requests[link["url"]] += 1
+        try:
+            answer = await self.fetcher.get(url, self.wants if kind is None else _any_type, most)
+        except FetchError as error:
+            if error.transient:
+                await host.failed(error, url, self._ask_witness)
+            raise
         if answer.status == 429 or (answer.status == 503 and answer.retry_after is not None):
-            pause = self.politeness.refused(host_of(url), request, answer.retry_after)
-            raise Refused(pause, answer.status, url)
-        spacing.takes(request)
+            await self._refuse(answer, link, request)
         if answer.status in TRANSIENT:
-            raise FetchError(
-                "http",
-                f"status {answer.status}",
-                status=answer.status,
-                final_url=url,
-                transient=True,
-            )
+            error = _status_error(answer, "http", f"status {answer.status}")
+            await host.failed(error, url, self._ask_witness)
+            raise error
+        host.answered(url, answer.status)
+        spacing.takes(request)
         return answer
+
+    async def _refuse(self, answer: Answer, link: Link, request: Request) -> None:
+        """Leave a host alone that has refused a page, or give this attempt of the page up."""
+        name = host_of(answer.url)
+        error = _status_error(answer, "refused", f"status {answer.status}, which says: later")
+        pause = self.politeness.pause(name, answer.retry_after)
+        again = link["url"] in self._refused
+        self._refused.add(link["url"])
+        self.politeness.refusals += 1
+        host = self.health.of(name)
+        try:
+            await host.refused(error, answer.url, pause, self._ask_witness, again=again)
+        except LeftAlone:
+            self.politeness.refused(name, request, pause)
+            self._refused_last[name] = link["url"]
+            raise
+        if self._refused_last.get(name) == link["url"]:
+            self.politeness.unlearn(name)
+        raise error
+
+    async def _ask_witness(self, url: str) -> int | None:
+        """Ask for a page whose answer says how its host is; see `health`."""
+        spacing: Spacing = self.politeness.of(host_of(url))
+        spacing.sends()
+        try:
+            answer = await self.fetcher.get(url, _no_type, 0)
+        except FetchError as error:
+            return None if error.transient else 0
+        return answer.status
+
+    def forget(self, link: Link) -> None:
+        """Keep nothing of a link any more: there is a page."""
+        self.requests.pop(link["url"], None)
+        self._refused.discard(link["url"])
 
     def wants(self, status: int, content_type: str) -> bool:
         """Whether to read a body: decided on its head."""
         kind = media_type(content_type)
         return status < 300 and (not kind or kind in self._types or "*/*" in self._types)
 
-    def read(self, answer: Answer, page: Page) -> None:
+    async def read(self, answer: Answer, page: Page) -> None:
         """Read a page of the site."""
         assert answer.body is not None
-        kind = media_type(answer.content_type) or sniffed(answer.body)
-        if kind not in HTML_TYPES:
-            if self._match is not None:
-                page["matched"] = (
-                    self._match.search(answer.body.decode("utf-8", "replace")) is not None
-                )
-            return
-        settings = self.settings
-        document = Document(answer.body, answer.content_type, answer.url)
-        page["title"] = document.title
-        base = document.base
-        urls = [url for href in document.hrefs() if (url := self.frontier.resolve(base, href))]
-        page["links_n"] = len(urls)
+        found = await self.parsers.read(answer.body, answer.content_type, answer.url)
+        page["title"] = found.title
+        page["selected"] = dict(found.selected)
+        if found.matched is not None:
+            page["matched"] = found.matched
+        if found.text is not None:
+            page["text"] = found.text
+        if len(found.hrefs) < MANY:
+            self._follow(found.base, found.hrefs, page)
+        else:
+            await to_thread.run_sync(self._follow, found.base, found.hrefs, page)
+
+    def _follow(self, base: str, hrefs: Iterable[str], page: Page) -> None:
+        urls = [url for href in hrefs if (url := self.frontier.resolve(base, href))]
+        page["links_n"] = len(dict.fromkeys(urls))
         page["links"] = self.frontier.unknown(urls)
-        for name, css in settings.select.items():
-            page["selected"][name] = document.select(css)
-        if self._match is not None:
-            page["matched"] = self._match.search(document.html) is not None
-        if settings.text:
-            page["text"] = document.text()
 
     def read_sitemap(self, answer: Answer, page: Page) -> None:
         """Read what a sitemap leads to, as far as that belongs to the crawl."""
         assert answer.body is not None
-        base = URL(answer.url)
         try:
             sitemaps, pages = read_sitemap(answer.body)
         except ValueError as error:
             page["error"] = Problem(kind="sitemap", message=str(error))
             return
-        page["sitemaps"] = [str(url) for one in sitemaps if (url := resolve(base, one)) is not None]
-        urls = [url for one in pages if (url := self.frontier.resolve(base, one))]
-        page["links_n"] = len(urls)
-        page["links"] = self.frontier.unknown(urls)
+        found = [resolve(answer.url, one) for one in sitemaps]
+        page["sitemaps"] = [url for url in found if url is not None]
+        self._follow(answer.url, pages, page)
 
     def moved(self, answer: Answer, link: Link, page: Page) -> str | None:
         """Follow a redirect, if it leads somewhere; return where that is the same page's address.
@@ -213,17 +273,19 @@ class Crawler:
         once: the frontier would drop its target as known.
         """
         assert answer.location is not None
-        target = resolve(URL(answer.url), answer.location)
+        target = resolve(answer.url, answer.location)
+        if target is not None:
+            self.frontier.follow_start(link, target)
         if target is None:
             problem = f"redirect to no web address: {answer.location}"
         elif not self.frontier.takes(target):
             problem = f"redirect out of the crawl: {target}"
-        elif key_of(str(target)) == key_of_link(link):
-            return str(target)
+        elif key_of(target) == key_of_link(link):
+            return target
         elif link.get("hops", 0) >= MAX_REDIRECTS:
             problem = f"more than {MAX_REDIRECTS} redirects in a row"
         else:
-            page["final_url"] = page["moved"] = str(target)
+            page["final_url"] = page["moved"] = target
             return None
         page["error"] = Problem(kind="redirect", message=problem)
         return None
@@ -233,6 +295,14 @@ def _any_type(status: int, _content_type: str) -> bool:
     return status < 300
 
 
+def _no_type(_status: int, _content_type: str) -> bool:
+    return False
+
+
+def _status_error(answer: Answer, kind: str, message: str) -> FetchError:
+    return FetchError(kind, message, status=answer.status, final_url=answer.url, transient=True)
+
+
 async def fetch(link: Link, crawler: Crawler, context: Context) -> Page:
     """Fetch one link, and read what it leads to.
 
@@ -240,39 +310,38 @@ async def fetch(link: Link, crawler: Crawler, context: Context) -> Page:
         RetryLater: The host wants to be left alone, or further apart.
         FetchError: There was no answer, or one that may be better next time.
     """
-    await crawler.brake.begin()
+    await crawler.brake.begin(context.key)
     try:
         context.charge(crawler.politeness.of(host_of(link["url"])).seconds)
         began = time.perf_counter()
-        refusals = crawler.refusals[link["url"]]  # they use up no attempt, but each was one
-        page = _new_page(context.attempt + refusals)
+        page, before = _new_page(), crawler.requests[link["url"]]
         try:
             await _fetch(link, crawler, context, page)
-        except Refused as error:
-            error.refusals = refusals
-            crawler.refusals[link["url"]] += 1
-            raise
-        except FetchError as error:
-            if error.transient:
-                error.refusals = refusals
+        except (LeftAlone, FetchError) as error:
+            error.requests = crawler.requests[link["url"]]
+            if error.requests == before:
+                context.charge(0)  # nothing was asked
+            if isinstance(error, LeftAlone) or error.transient:
                 raise
             page["status"], page["final_url"] = error.status, error.final_url
             page["error"] = Problem(kind=error.kind, message=str(error))
         page["elapsed_ms"] = round((time.perf_counter() - began) * 1000)
-        crawler.refusals.pop(link["url"], None)
-        return page
-    finally:
-        crawler.brake.end()
+        page["attempts"] = max(1, crawler.requests[link["url"]])
+        crawler.forget(link)
+    except BaseException:
+        crawler.brake.end(context.key)
+        raise
+    return page
 
 
-def _new_page(attempts: int) -> Page:
+def _new_page() -> Page:
     return Page(
         status=None,
         final_url=None,
         content_type=None,
         bytes=None,
         elapsed_ms=0,
-        attempts=attempts,
+        attempts=1,
         fetched_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         title=None,
         selected={},
@@ -295,7 +364,7 @@ async def _fetch(link: Link, crawler: Crawler, context: Context, page: Page) -> 
             if named:
                 page["sitemaps"] = list(named)
                 return
-        answer = await crawler.ask(url, kind)
+        answer = await crawler.ask(url, link)
         page["status"], page["final_url"] = answer.status, url
         page["content_type"] = answer.content_type or None
         if answer.location is None:
@@ -313,10 +382,8 @@ async def _fetch(link: Link, crawler: Crawler, context: Context, page: Page) -> 
         page["bytes"] = len(answer.body)
         if kind == "sitemap":
             await to_thread.run_sync(crawler.read_sitemap, answer, page)
-        elif len(answer.body) <= PARSE_INLINE:
-            crawler.read(answer, page)
         else:
-            await to_thread.run_sync(crawler.read, answer, page)
+            await crawler.read(answer, page)
 
 
 def _is_guess(link: Link) -> bool:
@@ -326,12 +393,12 @@ def _is_guess(link: Link) -> bool:
 
 def sitemap_links(starts: Iterable[Link]) -> list[Link]:
     """Where the sitemaps of sites are, if robots.txt doesn't say."""
-    sites = dict.fromkeys(str(URL(link["url"]).origin()) for link in starts)
+    sites = dict.fromkeys(origin_of(link["url"]) for link in starts)
     return [Link(url=f"{site}/sitemap.xml", depth=0, parent=None, kind="sitemap") for site in sites]
 
 
-def is_transient(error: Exception) -> bool:
-    return isinstance(error, FetchError) and error.transient
+def is_tried_again(error: Exception) -> bool:
+    return isinstance(error, FetchError) and error.transient and not error.is_host
 
 
 def has_match(_: State, outcome: Outcome) -> bool:
@@ -345,12 +412,8 @@ def site_crawl(crawler: Crawler) -> FanOut:
         reads=["link"], writes=["page"], limits=crawler.politeness.limits(settings.per_host)
     )
     retry = Retry(
-        settings.retries + 1,
-        on=is_transient,
-        initial=settings.retry_wait,
-        cap=30.0,
-        budget=RetryBudget(share=0.2),  # an outage shall not be answered by a storm
-    )
+        settings.retries + 1, on=is_tried_again, initial=settings.retry_wait, cap=30.0
+    )  # without a budget: in an outage `health` holds pages back, and no page may go without
     return fan_out(
         asking(fetch),
         over="starts",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from examples.scraper.crawl import CRAWL
 from examples.scraper.frontier import Link
+from examples.scraper.locks import Locked, lock
 from examples.scraper.rows import Row, failed_row, page_row
 from examples.scraper.settings import Settings
 from shoal import Codec, RunPath, SQLiteStore, Update
@@ -22,6 +23,10 @@ from shoal import Codec, RunPath, SQLiteStore, Update
 
 class NoJob(Exception):
     """There is no job where one is looked for, or one where there should be none."""
+
+
+class JobBusy(Exception):
+    """Another process works on a job."""
 
 
 class Holder(NamedTuple):
@@ -48,11 +53,14 @@ class Job:
         Raises:
             NoJob: There is one already.
         """
-        if (path / "job.json").exists():
-            raise NoJob(f"{path} holds a job already: resume it, or name another folder")
         path.mkdir(parents=True, exist_ok=True)
         text = json.dumps(settings.to_json(), indent=2)
-        (path / "job.json").write_text(text + "\n", encoding="utf-8")
+        try:
+            with (path / "job.json").open("x", encoding="utf-8") as file:
+                file.write(text + "\n")
+        except FileExistsError:
+            message = f"{path} holds a job already: resume it, or name another folder"
+            raise NoJob(message) from None
         return cls(path, settings)
 
     @classmethod
@@ -75,6 +83,24 @@ class Job:
     def store(self) -> SQLiteStore:
         """What the crawl is kept in. A kill takes nothing away, a loss of power a moment."""
         return SQLiteStore(self.database, synchronous="normal")
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Keep other processes from working on it, and from touching what this one writes.
+
+        Raises:
+            JobBusy: One does already.
+        """
+        path = self.path / "job.json"
+        with path.open("r+b") as file:
+            try:
+                lock(file, path)
+            except Locked:
+                by = self.holder
+                who = "another process" if by is None else f"process {by.pid} on {by.host}"
+                message = f"{who} works on {self.path}: wait until it is done, or end it"
+                raise JobBusy(message) from None
+            yield
 
     async def discovered(self) -> list[Link]:
         """The links that were found so far, but for those that it began with."""
@@ -102,7 +128,8 @@ class Job:
         """All rows so far, in the order in which pages became part of the crawl.
 
         Args:
-            answered: Leave out what got no answer: it is tried again when the crawl goes on.
+            answered: Leave out what got no answer: it is tried again when the crawl goes on, and
+                gets another row then.
         """
         codec = Codec()
         with self._reading() as sql:
@@ -127,15 +154,31 @@ class Job:
                     yield row
 
     @property
-    def sitemaps(self) -> int:
-        """Sitemaps that were read, or could not be: links, but no pages."""
+    def failed(self) -> int:
+        """How many links have no answer yet, although they were tried."""
+        with self._reading() as sql:
+            if sql is None:
+                return 0
+            found = sql.execute(
+                "SELECT count(*) FROM child_runs WHERE step = ? AND status = 'failed' "
+                "AND parent = (SELECT id FROM root_runs WHERE run_id = ?)",
+                (CRAWL, CRAWL),
+            )
+            return found.fetchone()[0]
+
+    def sitemaps(self, *, answered: bool = False) -> int:
+        """Sitemaps that were read, or could not be: links, but no pages.
+
+        Args:
+            answered: Leave out those that got no answer, as in `rows`.
+        """
         with self._reading() as sql:
             if sql is None:
                 return 0
             found = sql.execute(
                 "SELECT count(*) FROM child_runs WHERE step = ? AND applied IS NOT NULL "
-                "AND element ->> 'kind' = 'sitemap'",
-                (CRAWL,),
+                "AND element ->> 'kind' = 'sitemap' AND (status = 'succeeded' OR NOT ?)",
+                (CRAWL, answered),
             )
             return found.fetchone()[0]
 

@@ -15,13 +15,13 @@ from typing import TypedDict, cast
 from urllib.parse import urlsplit
 
 import anyio
-from yarl import URL
 
 from examples.interrupts import Interruptible
 from examples.scraper.addresses import PrivateAddress
 from examples.scraper.fetch import FetchError
 from examples.scraper.http import httpx
 from examples.scraper.settings import Settings
+from examples.scraper.urls import name_of
 from examples.scraper.web import make_client
 from shoal import Application, FanOut, NobodyAccepted, action, fan_out, first
 
@@ -131,7 +131,7 @@ async def fetch_all(
     settings: Settings, target: Path, *, sha256: str | None, stagger: float | None
 ) -> int:
     """Do what the command says, and return the exit code."""
-    named = {URL(url).raw_host or "" for url in settings.urls}
+    named = {name_of(url) for url in settings.urls}
     async with make_client(settings, named) as client:
         client.headers["Accept-Encoding"] = "identity"
         fetch = partial(

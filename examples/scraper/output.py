@@ -20,6 +20,7 @@ from typing import IO, Protocol
 import anyio
 from anyio import to_thread
 
+from examples.scraper.locks import Locked, lock
 from examples.scraper.rows import COLUMNS, Row, row_of
 from examples.scraper.settings import Format
 from shoal import ChildEnded, Hook
@@ -92,8 +93,14 @@ class File:
     """Lines in a file."""
 
     def __init__(self, path: Path, top: bytes, line_of: Callable[[Row], bytes]) -> None:
+        """Open it, and leave what is there as it is.
+
+        Raises:
+            Locked: Another crawl writes to it.
+        """
         path.touch()
         self._file: IO[bytes] = path.open("r+b")
+        _lock(self._file, path)
         self._top = top
         self._line_of = line_of
 
@@ -124,6 +131,14 @@ class File:
         self._file.close()
 
 
+def _lock(file: IO[bytes], path: Path) -> None:
+    try:
+        lock(file, path)
+    except Locked:
+        file.close()
+        raise
+
+
 class Stream:
     """Lines to whoever reads them. What they have read can't be cut, and isn't repeated."""
 
@@ -150,7 +165,17 @@ class Table:
     """The table `pages` of an SQLite database."""
 
     def __init__(self, path: Path, columns: Iterable[str]) -> None:
+        """Open it, and leave what is there as it is.
+
+        Raises:
+            Locked: Another crawl writes to it.
+        """
         self._columns = tuple(columns)
+        # Held open until the database is closed: SQLite loses its own locks, which are of another
+        # kind, when a process closes any descriptor of the file.
+        path.touch()
+        self._locked: IO[bytes] = path.open("r+b")
+        _lock(self._locked, path)
         # Threads take turns with it.
         self._sql = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         # What a loss of power takes away, the next `complete` brings back.
@@ -176,6 +201,7 @@ class Table:
 
     def close(self) -> None:
         self._sql.close()
+        self._locked.close()
 
 
 class Output(Hook):

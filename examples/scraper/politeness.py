@@ -17,7 +17,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from examples.scraper.frontier import Link, host_of
+from examples.scraper.frontier import Link
+from examples.scraper.urls import host_of
 from shoal import AIMD, Limits, Rate, RetryLater, State
 
 BURST = 0.05  # seconds of spacing that may be made up for at once
@@ -59,6 +60,7 @@ class Spacing:
         self._began = 0.0  # with its first request
         self._paused_until = -math.inf
         self._last: tuple[int, float] | None = None  # the cycle before: requests, and seconds
+        self._before = (self.rate, self._ceiling, self._last)  # the last refusal
 
     @property
     def seconds(self) -> float:
@@ -89,9 +91,14 @@ class Spacing:
         """
         self._paused_until = max(self._paused_until, self._clock() + pause)
         if request.cycle == self._cycle:
+            self._before = (self.rate, self._ceiling, self._last)
             self.rate = max(SLOWEST, self._learned(request, pause))
             self._cycle += 1
             self._sent = 0
+
+    def unlearn(self) -> None:
+        """Forget what the last refusal has taught: it was of one page, not of the host."""
+        self.rate, self._ceiling, self._last = self._before
 
     def _learned(self, refused: Request, pause: float) -> float:
         taken, seconds = refused.before, max(refused.at - self._began, 0.001)
@@ -147,14 +154,19 @@ class Politeness:
             found = self.hosts[host] = Spacing(self._clock, self._floor, is_known=not self._robots)
         return found
 
-    def refused(self, host: str, request: Request, after: float | None) -> float:
-        """Learn from a refusal, and return the seconds for which to leave the host alone."""
-        self.refusals += 1
-        spacing = self.of(host)
-        after = min(LONGEST, spacing.patience if after is None else after)
+    def pause(self, host: str, after: float | None) -> float:
+        """The seconds for which to leave a host alone that has refused; `after`, if it says so."""
+        return min(LONGEST, self.of(host).patience if after is None else after)
+
+    def refused(self, host: str, request: Request, pause: float) -> None:
+        """Learn from a refusal after which the host is left alone."""
         if self.adaptive:
-            spacing.refuses(request, after)
-        return after
+            self.of(host).refuses(request, pause)
+
+    def unlearn(self, host: str) -> None:
+        """Forget the last refusal of a host: it was of one page, not of the host."""
+        if self.adaptive:
+            self.of(host).unlearn()
 
     def cost(self, state: State) -> float:
         """What a start is charged beforehand; the rest is charged when it has begun.

@@ -6,23 +6,29 @@ All go to stderr, so that rows can go to stdout.
 import json
 import sys
 import time
+import warnings
 from collections import Counter, deque
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any, Literal
 
+import anyio
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from examples.scraper.frontier import Frontier, host_of
+from examples.scraper.frontier import Frontier
+from examples.scraper.health import Health
 from examples.scraper.politeness import Politeness
 from examples.scraper.rows import Row, row_of
+from examples.scraper.urls import host_of
 from shoal import ChildEnded, ChildStarted, Done, Failed, Hook
 
 Style = Literal["rich", "plain", "json", "none"]
 EVERY = {"rich": 0.2, "plain": 2.0, "json": 1.0}  # seconds
+QUIET = 5.0  # seconds after which the tally is shown again although no page has ended
 LATENCIES = 2000  # that percentiles are of
 SHOWN_HOSTS = 12
 
@@ -44,10 +50,13 @@ class HostTally:
 class Tally(Hook):
     """Follows a crawl from outside, and tells what has been done at any moment."""
 
-    def __init__(self, frontier: Frontier, politeness: Politeness | None = None) -> None:
-        """Begin with nothing; `count` what an earlier execution has done."""
+    def __init__(
+        self, frontier: Frontier, politeness: Politeness | None = None, health: Health | None = None
+    ) -> None:
+        """Begin with nothing; `recall` what an earlier execution has done."""
         self.frontier = frontier
         self.politeness = politeness
+        self.health = health
         self.pages: int = 0
         self.failures = Counter[str]()
         self.left_out = Counter[str]()
@@ -63,10 +72,11 @@ class Tally(Hook):
         self._before: int = 0  # by earlier executions
         self._began_at = time.perf_counter()
 
-    def recall(self, rows: Iterable[Row]) -> None:
+    def recall(self, rows: Iterable[Row], sitemaps: int = 0) -> None:
         """Count what earlier executions have done."""
         for row in rows:
             self.count(row)
+        self.sitemaps = sitemaps
         self._before = self.ended
 
     def on_child_started(self, event: ChildStarted) -> None:
@@ -136,6 +146,11 @@ class Tally(Hook):
         """Answers that said: later."""
         return 0 if self.politeness is None else self.politeness.refusals
 
+    @property
+    def silent(self) -> dict[str, str]:
+        """The hosts that are left alone, and why."""
+        return {} if self.health is None else self.health.silent()
+
     def latency(self, percent: int) -> int:
         """Milliseconds that so many of a hundred pages took at most, of the last ones."""
         ordered = sorted(self._latencies)
@@ -148,6 +163,8 @@ class Tally(Hook):
             "pages": self.pages,
             "failed": dict(sorted(self.failures.items())),
             "left_out": dict(self.left_out),
+            "dropped": dict(self.frontier.dropped),
+            "silent": self.silent,
             "waiting": self.waiting,
             "in_flight": self.in_flight,
             "retries": self.retries,
@@ -174,10 +191,11 @@ class Tally(Hook):
         kinds = sorted(self.failures.items())
         why = f" ({', '.join(f'{kind} {n}' for kind, n in kinds)})" if kinds else ""
         robots = f", {n} left out by robots.txt" if (n := self.left_out["robots"]) else ""
+        dropped = "".join(f", {n} dropped as {why}" for why, n in self.frontier.dropped.items())
         left = f", {self.waiting} known but not fetched" if self.waiting else ""
         match = "" if self.matched is None else f"; the match is {self.matched}"
         return (
-            f"{self.pages} pages, {self.failed} failed{why}{robots}{left} "
+            f"{self.pages} pages, {self.failed} failed{why}{robots}{dropped}{left} "
             f"in {self.seconds:.1f} s: {self.rate:.1f} pages/s{match}"
         )
 
@@ -193,8 +211,12 @@ class Display(Hook):
         self._shown_at = time.perf_counter()
 
     def on_child_ended(self, event: ChildEnded) -> None:
+        self.show_after(self.every)
+
+    def show_after(self, seconds: float) -> None:
+        """Show it, if that was last done so many seconds ago."""
         now = time.perf_counter()
-        if now - self._shown_at >= self.every:
+        if now - self._shown_at >= seconds:
             self._shown_at = now
             self.show()
 
@@ -207,9 +229,10 @@ class Plain(Display):
 
     def show(self) -> None:
         tally = self.tally
+        silent = "".join(f"; {host} is {why}" for host, why in islice(tally.silent.items(), 3))
         print(
             f"{tally.pages} pages, {tally.failed} failed, {tally.waiting} waiting, "
-            f"{tally.rate:.1f} pages/s",
+            f"{tally.rate:.1f} pages/s{silent}",
             file=sys.stderr,
         )
 
@@ -249,6 +272,38 @@ class Bars(Display):
         return table
 
 
+def _warn_as_json(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Print a warning, of shoal or another library, as a line of JSON: as all of stderr is then."""
+    print(json.dumps({"warning": str(message), "category": category.__name__}), file=sys.stderr)
+
+
+async def showing(displays: Iterable[Hook], work: Callable[[], Awaitable[object]]) -> None:
+    """Do `work`, and show the tally now and then although no page ends, as in a pause.
+
+    Raises:
+        Exception: Whatever `work` raises.
+    """
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_show_on, [one for one in displays if isinstance(one, Display)])
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - raised below, outside of the group
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _show_on(displays: Iterable[Display]) -> None:
+    while True:
+        await anyio.sleep(QUIET / 2)
+        for display in displays:
+            # As for what a hook does, a display that breaks doesn't stop the crawl.
+            with suppress(Exception):
+                display.show_after(QUIET)
+
+
 @contextmanager
 def shown(tally: Tally, style: Style) -> Generator[list[Hook]]:
     """The hooks that show `tally` while the block lasts."""
@@ -257,7 +312,9 @@ def shown(tally: Tally, style: Style) -> Generator[list[Hook]]:
     elif style == "plain":
         yield [Plain(tally, EVERY[style])]
     elif style == "json":
-        yield [JsonLines(tally, EVERY[style])]
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn_as_json
+            yield [JsonLines(tally, EVERY[style])]
     else:
         bar = Progress(
             SpinnerColumn(),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from examples.scraper.crawl import Page
-from examples.scraper.fetch import FetchError, Refused
+from examples.scraper.fetch import FetchError, LeftAlone
 from examples.scraper.frontier import Link
 from shoal import Done, Failed, Outcome, RetryLater
 
@@ -70,15 +70,15 @@ def failed_row(link: Link, error: BaseException, attempts: int, elapsed: float) 
     row |= {"selected": {}, "links_n": 0, "attempts": attempts}
     row["elapsed_ms"] = round(elapsed * 1000)
     row["error"] = {"kind": kind_of(error), "message": str(error) or type(error).__name__}
-    if isinstance(error, FetchError | Refused):
+    if isinstance(error, FetchError | LeftAlone):
         row |= {"final_url": error.final_url, "status": error.status}
-        row["attempts"] = attempts + error.refusals
+        row["attempts"] = error.requests or attempts
     return row
 
 
 def kind_of(error: BaseException) -> str:
     """The word that failures like `error` are counted under."""
-    if isinstance(error, FetchError):
+    if isinstance(error, FetchError | LeftAlone):
         return error.kind
     if isinstance(error, RetryLater):
         return "refused"

@@ -23,6 +23,8 @@ class Settings:
     exclude: tuple[str, ...] = ()
     max_pages: int | None = None
     max_depth: int | None = None
+    max_variants: int | None = None  # queries of one path
+    traps: bool = True  # whether to leave out what looks like one
     sitemap: bool = False
     links: bool = True
     # when it ends early
@@ -41,7 +43,8 @@ class Settings:
     robots: bool = True
     # how long, and how often
     retries: int = 3
-    retry_wait: float = 0.5  # seconds before the first retry; then twice that, and so on
+    retry_wait: float = 1.0  # seconds before the first retry; then twice that, and so on
+    patience: float = 120.0  # seconds to wait for a host that is down
     connect_timeout: float = 5.0
     read_timeout: float = 15.0  # between two chunks
     timeout: float = 30.0  # of a whole page

@@ -4,8 +4,9 @@ from collections import Counter
 from typing import Any
 
 from examples.scraper.crawl import sitemap_links
-from examples.scraper.frontier import Link, host_of, key_of_link, start_link
+from examples.scraper.frontier import Link, key_of_link, start_link
 from examples.scraper.job import Job
+from examples.scraper.urls import host_of
 
 
 async def report(job: Job) -> None:
@@ -23,7 +24,7 @@ async def report(job: Job) -> None:
         (done if error is None else failed)[host_of(row["url"])] += 1
         if error is not None:
             kinds[error["kind"]] += 1
-    sitemaps = job.sitemaps
+    sitemaps = job.sitemaps()
     waiting = known.total() - done.total() - failed.total() - sitemaps
     print(f"{_state_of(job)}: {done.total()} done, {failed.total()} failed, {waiting} waiting")
     for kind, count in kinds.most_common():

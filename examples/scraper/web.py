@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from examples.scraper.addresses import CheckedBackend
+from examples.scraper.cookies import BoundedJar
 from examples.scraper.http import httpcore, httpx
 from examples.scraper.settings import Settings
 from shoal import shielded
@@ -39,13 +40,16 @@ class Pool(httpx.AsyncBaseTransport):
             raise httpx.UnsupportedProtocol(f"{url.scheme!r} is not http", request=request)
         port = url.port or (443 if scheme == b"https" else 80)
         origin = (scheme, url.raw_host, port)
+        # What a request names as `as_written` is sent as it is, instead of what httpx makes of it.
+        extensions = dict(request.extensions)
+        target = extensions.pop("as_written", url.raw_path)
         connection = await self._connection(origin)
         asking = httpcore.Request(
             method=request.method,
-            url=httpcore.URL(scheme=scheme, host=url.raw_host, port=port, target=url.raw_path),
+            url=httpcore.URL(scheme=scheme, host=url.raw_host, port=port, target=target),
             headers=request.headers.raw,
             content=request.stream,
-            extensions=request.extensions,
+            extensions=extensions,
         )
         try:
             response = await connection.handle_async_request(asking)
@@ -55,9 +59,9 @@ class Pool(httpx.AsyncBaseTransport):
             raise
         stream = cast("AsyncIterable[bytes]", response.stream)
         body = Body(stream, connection, self._free.setdefault(origin, []), request)
-        extensions = cast("dict[str, Any]", response.extensions)
+        told = cast("dict[str, Any]", response.extensions)
         return httpx.Response(
-            response.status, headers=response.headers, stream=body, extensions=extensions
+            response.status, headers=response.headers, stream=body, extensions=told
         )
 
     async def _connection(self, origin: tuple[bytes, bytes, int]) -> httpcore.AsyncHTTPConnection:
@@ -163,6 +167,7 @@ def make_client(
         },
         timeout=httpx.Timeout(settings.read_timeout, connect=settings.connect_timeout, pool=None),
         transport=Pool(backend, verify=verify, http2=settings.http2),
+        cookies=BoundedJar(),
         verify=verify,
         http2=settings.http2,
         trust_env=trust_env,

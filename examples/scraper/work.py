@@ -10,23 +10,25 @@ from typing import Literal
 
 import anyio
 from anyio import to_thread
-from yarl import URL
 
 from examples.interrupts import Interruptible
 from examples.scraper.crawl import CRAWL, Crawler, site_crawl, sitemap_links
 from examples.scraper.fetch import HttpxFetcher
 from examples.scraper.frontier import Frontier, start_link
+from examples.scraper.health import Health
 from examples.scraper.job import Job
 from examples.scraper.output import Output, Projection, projection
+from examples.scraper.pages import Wanted
+from examples.scraper.parsing import Parsers
 from examples.scraper.politeness import Politeness
-from examples.scraper.progress import Style, Tally, shown
+from examples.scraper.progress import Style, Tally, showing, shown
+from examples.scraper.urls import name_of
 from examples.scraper.web import make_client
 from shoal import Application
 
 ALL_FETCHED = 0
 FAILED_PAGES = 3
 LIMIT_REACHED = 4
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +48,20 @@ class Manner:
 
 
 async def work(job: Job, manner: Manner) -> int:
-    """Crawl until the job is done, its deadline, a match or a Ctrl-C; return the exit code.
+    """Crawl until the job is done, its deadline, a match or a signal; return the exit code.
 
-    What was there before counts as done: a page that has an answer isn't asked for again.
+    What was there before counts as done: a page that has an answer isn't asked for again. What got
+    none is, even if the job was finished.
 
     Raises:
+        JobBusy: Another process works on the job.
         OSError: Rows can't be written.
-        RunClaimed: Another process works on the job.
     """
+    with job.held():  # before anything is opened that another process might write to
+        return await _work(job, manner)
+
+
+async def _work(job: Job, manner: Manner) -> int:
     settings = job.settings
     starts = [start_link(url) for url in settings.urls]
     frontier = Frontier(settings, starts)
@@ -64,40 +72,61 @@ async def work(job: Job, manner: Manner) -> int:
     politeness = Politeness(
         anyio.current_time, rate=settings.rate, adaptive=settings.adaptive, robots=settings.robots
     )
-    tally = Tally(frontier, politeness)
-    rows = await to_thread.run_sync(_take_up, job, tally)
-    named = {URL(url).raw_host or "" for url in settings.urls}
+    health = Health(anyio.current_time, settings.patience)
+    tally = Tally(frontier, politeness, health)
+    tries_again = job.is_finished and job.failed > 0
+    rows = await to_thread.run_sync(_take_up, job, tally, not job.is_finished or tries_again)
+    named = {name_of(url) for url in settings.urls}
     client = make_client(settings, named, trust_env=manner.trust_env)
-    with closing(rows), shown(tally, manner.style) as displays:
+    wanted = Wanted(settings.select, settings.text, settings.until_match)
+    with (
+        closing(rows),
+        Parsers(wanted, settings.timeout) as parsers,
+        shown(tally, manner.style) as displays,
+    ):
         async with client:
             fetcher = HttpxFetcher(client, settings.timeout)
-            crawler = Crawler(settings, fetcher, frontier, politeness)
+            crawler = Crawler(
+                settings, fetcher, frontier, politeness=politeness, health=health, parsers=parsers
+            )
             output = Output()
             app = Application(
-                site_crawl(crawler), name=CRAWL, store=job.store(), hooks=[output, tally, *displays]
+                site_crawl(crawler),
+                name=CRAWL,
+                store=job.store(),
+                hooks=[output, tally, crawler.brake, *displays],
             )
-            run = partial(app.run, {"starts": starts}, id=CRAWL, inputs={"crawler": crawler})
-            ended = await Interruptible(crawler.brake.stop, settings.deadline).do(
-                partial(output.while_writing, rows, run)
+            inputs = {"crawler": crawler}
+            run = (
+                partial(app.retry_failed, CRAWL, inputs=inputs)
+                if tries_again
+                else partial(app.run, {"starts": starts}, id=CRAWL, inputs=inputs)
             )
-    # Where whatever reads stderr takes each line for JSON, so is the last one.
+            interruptible = Interruptible(crawler.brake.stop, settings.deadline)
+            ended = await interruptible.do(
+                partial(output.while_writing, rows, partial(showing, displays, run))
+            )
+    # Where stderr is JSON lines, so is the last one.
     told = json.dumps(tally.statistics()) if manner.style == "json" else tally.summary()
     print(told, file=sys.stderr)
     if manner.stats is not None:
         statistics = json.dumps(tally.statistics(), indent=2)
         await anyio.Path(manner.stats).write_text(f"{statistics}\n", encoding="utf-8")
     if ended == "interrupted":
-        return INTERRUPTED
-    if ended == "late" or tally.waiting or tally.matched is not None:
+        return interruptible.exit_code
+    is_limited = ended == "late" or tally.waiting or frontier.dropped["variants"]
+    if is_limited or tally.matched is not None:
         return LIMIT_REACHED
     return FAILED_PAGES if tally.failed else ALL_FETCHED
 
 
-def _take_up(job: Job, tally: Tally) -> Projection:
-    """Count what earlier executions have done, and have it where rows go."""
+def _take_up(job: Job, tally: Tally, goes_on: bool) -> Projection:
+    """Count what earlier executions have done, and write the rows of it that are missing.
+
+    If the crawl goes on, what got no answer is left out: it gets another row.
+    """
     settings = job.settings
-    answered = not job.is_finished  # what got no answer is tried again, and gets another row
-    tally.recall(job.rows(answered=answered))
+    tally.recall(job.rows(answered=goes_on), job.sitemaps(answered=goes_on))
     rows = projection(settings.out, settings.format, with_text=settings.text)
-    rows.complete(() if settings.out == "-" else job.rows(answered=answered))
+    rows.complete(() if settings.out == "-" else job.rows(answered=goes_on))
     return rows

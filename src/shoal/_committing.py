@@ -18,9 +18,10 @@ from contextlib import suppress
 
 from ._cancel import ki_protected
 from ._ending import Ender
-from ._errors import HookFailed
+from ._errors import HookFailed, NotData, SecretLeaked, UpdateTooLarge
 from ._events import Decision, Status, Update
 from ._history import QuestionAnswered, QuestionAsked, Rewound, StepBegun
+from ._state import NO_CHANGE, Change, Drop, Set
 from ._store import Batch, Beginning, SavedRun
 from ._telling import Teller, is_listening
 
@@ -29,6 +30,7 @@ class Committer(Ender, Teller):
     """The part of a run that commits."""
 
     __slots__ = ()
+    first: Mapping[str, object]
     is_afresh: bool
     packed: object
     _head: tuple[int, Mapping[str, object]]
@@ -37,6 +39,10 @@ class Committer(Ender, Teller):
     @abstractmethod
     def digest(self) -> str:
         """A hash of what a child works on; see ``SavedRun``."""
+
+    @abstractmethod
+    def final_data(self) -> Mapping[str, object]:
+        """Return the fields of its state as the last step left it."""
 
     @property
     @abstractmethod
@@ -94,9 +100,13 @@ class Committer(Ender, Teller):
                 what = f"what step {update.step!r} of run {self.path.id} does to the state"
                 self.refuse_secrets((update.operations, update.discovered), what)
             self.refuse_secrets(questions, f"a question of run {self.path.id}, or an answer,")
+        gathered: list[Committer] = []
         for child in unapplied:
             if child.is_afresh:  # its record is about to say what it would have worked on
                 await child.be_forgotten()
+            if child.setting.is_forgotten and child.status == "succeeded":
+                child.gather()
+                gathered.append(child)
         batch = Batch(
             self,
             updates,
@@ -115,6 +125,8 @@ class Committer(Ender, Teller):
         )
         await execution.save(batch, setting.store)
         self._head = (number + len(updates), data)
+        for child in gathered:
+            child._last = NO_CHANGE  # its steps were told when they were completed
         if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
 
@@ -161,6 +173,25 @@ class Committer(Ender, Teller):
         for child in children:
             child.lose()
         await self._publish((), (), children)
+
+    def gather(self) -> None:
+        """Have all that a child has written saved with its end, since nothing else is kept of it.
+
+        It is Done, and its parent doesn't apply it now: whoever applies it later, or is handed its
+        outcome once more, finds its state there.
+        """
+        first, final = self.first, self.final_data()
+        changed = {name: final[name] for name in final if final[name] is not first.get(name, self)}
+        dropped = tuple(name for name in first if name not in final)
+        operations = (*(Set(name, changed[name]) for name in changed), *map(Drop, dropped))
+        self._last, setting = Change(operations, changed, dropped), self.setting
+        try:
+            if setting.secrets.names:
+                self.refuse_secrets(operations, "what a child has written")
+            self.packed = setting.keeper.pack(self)
+        except (NotData, UpdateTooLarge, SecretLeaked):
+            # Its earlier steps may write what no store takes. Its value was packed before.
+            self._last, self.packed = NO_CHANGE, None
 
     async def be_forgotten(self) -> None:
         """Have what was kept of a child and its descendants count no more."""

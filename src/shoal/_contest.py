@@ -55,6 +55,13 @@ class Contest(ABC):
     def recall(self, child: Done) -> None:
         """Hear of a child whose result counted in an earlier execution."""
 
+    @abstractmethod
+    def withdraw(self, child: Run) -> None:
+        """Forget the child whose result was heard last: it could not be applied, and comes again.
+
+        What ``admits`` raised about it may have happened halfway.
+        """
+
     def reopen(self) -> None:
         """Hear that who was refused is tried again; what was accepted still counts."""
         self._refused.clear()
@@ -170,6 +177,11 @@ class _Firsts(Contest):
     def recall(self, child: Done) -> None:
         self._accepted.append(child)
 
+    def withdraw(self, child: Run) -> None:
+        if self._accepted and self._accepted[-1] is child:
+            self._accepted.pop()
+            self.chosen = self._accepted[-1] if self._accepted else None
+
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         return None if self.lacking > 0 else self.decided_by(child)
 
@@ -206,6 +218,15 @@ class _Poll(Contest):
 
     def recall(self, child: Done) -> None:
         self._count(child)
+
+    def withdraw(self, child: Run) -> None:
+        ballots = (*self._ballots.values(), *(votes for _, votes in self._others))
+        for votes in ballots:
+            if votes and votes[-1] is child:
+                votes.pop()
+        self._most = max(map(len, ballots), default=0)
+        if self._most < self.wanted:
+            self._agreed, self.chosen = [], None
 
     def _count(self, child: Contestant) -> bool:
         ballot = child.value
@@ -274,6 +295,9 @@ class _Asked(Contest):
     def recall(self, child: Done) -> None:
         """Nothing to do: what came of it is in the state."""
 
+    def withdraw(self, child: Run) -> None:
+        """Nothing to do: only the state was looked at."""
+
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         answer = cast("object", self._until(state(), child.outcome))
         refuse_awaitable(answer, f"until= of fan-out {self.name!r}")
@@ -341,6 +365,12 @@ class Streams(Contest):
 
     def recall(self, child: Done) -> None:
         """Nothing to do: it would have won, and the race be over."""
+
+    def withdraw(self, child: Run) -> None:
+        if self.chosen is child:
+            self.chosen = None
+            if self._ended_first:
+                self.winner, self._ended_first = None, False
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         return self._decision(child, (child,)) if self._ended_first else None

@@ -26,7 +26,7 @@ from ._rate import DEFAULT_LIMITS, Limits
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 from ._store import Store
-from ._takeup import Declared, declared
+from ._takeup import Declared, as_recorded, declared
 from ._until import ALL, All, Asked, First, FirstItem, Race, Until, check_until, name_of
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
@@ -159,7 +159,11 @@ class FanOut(Parallel):
             shape = shape_of(self.over, self.key, self.join.until, several=several)
             step.join = replace(step.join, shape=shape)
         step.acts = [graph.name for graph in graphs]
-        kinds = [self._kind(step, graph) for graph in step.as_recorded(graphs)]
+        step.take = self._take
+        if step.take is None and not several:
+            step.take = resolve_take(None, self.join.into, graphs[0], self.name)
+        graphs = as_recorded(graphs, step.join.shape, step.parent, self.name, step.recorded)
+        kinds = [self._kind(step, graph) for graph in graphs]
         return Elements(
             (None,) if self.over is None else self._over(step),
             who=self.name,
@@ -173,16 +177,8 @@ class FanOut(Parallel):
         )
 
     def _declared(self, step: ParallelStep) -> Declared:
-        take: object = self._take
-        if take is None and self._several is False and step.source is not None:
-            graph = step.source.kinds[0].setting.graph
-            take = resolve_take(None, self.join.into, graph, self.name)
-        return declared(
-            step.join,
-            acts=step.acts,
-            is_keyed=None if self.over is None else self.key is not None,
-            take=take,
-        )
+        is_keyed = None if self.over is None else self.key is not None
+        return declared(step.join, acts=step.acts, is_keyed=is_keyed, take=step.take)
 
     def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:
         """Return the acts to run, and whether they are several."""

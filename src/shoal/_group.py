@@ -7,6 +7,7 @@ Invariants:
 - Only the parent's task takes from the inbox, in which children leave themselves when they end.
 - Nobody starts while an end isn't judged that may be the last one that is needed, or one failure
   too many.
+- A child that is Done, and only has to be applied, waits for no limit, no breaker and no hook.
 - Every child that began is left in the inbox, whatever a user's function does that is told how it
   ended: one that raises fails the child.
 """
@@ -317,10 +318,10 @@ class Group(Crew):
         try:
             for child in self._source.drop(is_meant):
                 self._lobby.place.used += 1
-                if child.is_settled:  # it needn't
-                    self._leave(child)
-                else:
+                if child.is_live:
                     dropped.append(child)
+                else:  # it needn't begin
+                    self._leave(child)
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._fell(error)
         return dropped
@@ -346,9 +347,10 @@ class Group(Crew):
             return None if cancelled() else lobby.ready.popleft()
         if not lobby.let_in():
             return None
+        child: Run | Dropped | None = None
         try:
             child = source.take()
-            if self._circuits is not None and isinstance(child, Run) and not child.is_settled:
+            if self._circuits is not None and isinstance(child, Run) and child.is_live:
                 self._consult(self._circuits, child)
             if child is None:
                 lobby.let_go()
@@ -357,13 +359,19 @@ class Group(Crew):
             elif child == "dropped":
                 lobby.let_go()
                 self._tell_room()  # it was fed, and takes no more room
-            elif child.is_settled:
-                lobby.let_go()
+            elif child.is_live:
+                if not lobby.admit(child):
+                    return "waiting"
+            else:
                 lobby.place.used += 1
-            elif not lobby.admit(child):
-                return "waiting"
+                if not child.lacks_history:
+                    lobby.let_go()
         except BaseException as error:  # noqa: BLE001 # raised by live
             lobby.let_go()
+            if isinstance(child, Run):
+                if self._circuits is not None:
+                    self._tell_circuit(self._circuits, child)
+                source.take_back(child)
             self._fell(error)
             return None
         return child
@@ -391,9 +399,7 @@ class Group(Crew):
     # -- breakers ---------------------------------------------------------------------------------
 
     def _consult(self, circuits: Circuits, child: Run) -> None:
-        """Have ``child`` skipped if its circuit is open, unless it has done its work before."""
-        if child.record is not None and child.record.status == "succeeded":
-            return
+        """Have ``child`` skipped if its circuit is open."""
         key = circuits.key(child.setting.act, child.data)
         if circuits.admit(key):
             self._circuit_keys[child] = key
@@ -417,10 +423,10 @@ class Group(Crew):
         self._start(partial(self._feed, source))
 
     async def _feed(self, source: Feed) -> None:
-        if self._closing:  # all has ended before this task began, and nobody would cancel it
-            return
         feeding = CancelScope()
         self._feeding.append(feeding)
+        if self._closing:  # the group ended before this task began; the source closes itself still
+            feeding.cancel()
         try:
             with feeding:
                 await source.feed(self)

@@ -21,6 +21,7 @@ from typing import Any, Literal, cast, final
 from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
 from ._contest import Contest
+from ._ending import APPLIED_BEFORE, DEFERRED, SKIPPED
 from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
 from ._events import (
     Cancelled,
@@ -306,7 +307,7 @@ class Ledger:
                 its traceback is dropped, with all that the frames hold: pages, bodies, connections.
         """
         self.count(child)
-        if (child.status == "succeeded" and child.used) or child.is_kept:
+        if (child.status == "succeeded" and child.used) or child.disposition.is_kept:
             return
         if child.status == "halted":
             return
@@ -351,7 +352,7 @@ class Ledger:
         if child.status == "halted":
             self.halted += by
             return
-        if child.is_kept:
+        if child.disposition.is_kept:
             return
         match child.status:
             case "succeeded":
@@ -400,6 +401,7 @@ class Draft:
     """A batch of outcomes on their way into the parent's state: one numbered update for each."""
 
     __slots__ = (
+        "_admitted",
         "_data",
         "_elements",
         "_ended",
@@ -418,6 +420,7 @@ class Draft:
         "decision",
         "failures",
         "is_failing",
+        "missed",
         "unapplied",
         "updates",
     )
@@ -429,8 +432,19 @@ class Draft:
         elements: Elements,
         ledger: Ledger,
         contest: Contest | None = None,
+        *,
+        done_before: int = 0,
     ) -> None:
-        """Begin on the parent's state as it is."""
+        """Begin on the parent's state as it is.
+
+        Args:
+            join: What becomes of results.
+            parent: Whose state it is.
+            elements: Hears of what ``grow`` returns.
+            ledger: How others ended before.
+            contest: Says whose results count, if that is a question.
+            done_before: Children that are Done and not in the ledger, as they have yet to come up.
+        """
         self._join = join
         self._contest = contest
         self._nested = join.is_nested
@@ -445,12 +459,14 @@ class Draft:
         self._schema = parent.setting.schema
         self._number = parent.number
         self._failed = ledger.failed
-        self._ended = ledger.failed + ledger.done
+        self._ended = ledger.failed + ledger.done + done_before
         self._values: list[_Placed] = []  # puts not yet in _data: a batch of them costs one copy
         self._errors: list[_Placed] = []
         self.updates: list[Update] = []
         self.applied: list[Run] = []  # by the update at the same place
         self.unapplied: list[Run] = []
+        self.missed: list[Run] = []  # of these, those that were not judged, since one before raised
+        self._admitted: list[Run] = []  # those whose results count in the contest
         self.is_failing = False  # whether there are more failures than are tolerated
         self.failures: list[Run] = []  # those that are to be raised
         self.admitted: list[Entry] = []
@@ -461,10 +477,15 @@ class Draft:
 
         Returns why it can't, naming its key.
         """
+        tells = self._consults or self._contest is not None  # others than the state
+        growths = found = admitted = 0
         for at, child in enumerate(batch):
             before = self._data, len(self._values), len(self._errors)
             if self._consults:
                 before = self.finished_data(), 0, 0
+            if tells:
+                growths, found = self._elements.growths, len(self.admitted)
+                admitted = len(self._admitted)
             try:
                 self._add(child)
             except BaseException as raised:  # noqa: BLE001 # raised by the fan-out, after a commit
@@ -474,13 +495,28 @@ class Draft:
                     error, f"shoal: fan-out {name!r} applying key {brief(child.key)}, run {path.id}"
                 )
                 self._data, values, errors = before  # without what this child has placed already
-                del self._values[values:], self._errors[errors:]
-                self._miss(batch[at:])
+                del self._values[values:], self._errors[errors:], self.admitted[found:]
+                self._withdraw(growths, admitted)
+                self.missed = batch[at:]
+                self._miss(self.missed)
                 return error
             if self.decision is not None:
                 self._miss(batch[at + 1 :])
                 break
         return None
+
+    def withdraw(self) -> None:
+        """Undo what was told of the batch besides the state: it could not be saved."""
+        self._withdraw(0, 0)
+        self.admitted.clear()
+
+    def _withdraw(self, growths: int, admitted: int) -> None:
+        """Undo what ``grow`` and the contest were told, but the first so many times."""
+        self._elements.ungrow(growths)
+        for child in reversed(self._admitted[admitted:]):
+            assert self._contest is not None, "it has admitted the child"
+            self._contest.withdraw(child)
+        del self._admitted[admitted:]
 
     def _miss(self, children: list[Run]) -> None:
         """Leave out what comes too late; of those that are kept, it is only a new place."""
@@ -505,21 +541,25 @@ class Draft:
         if status == "halted":  # that is no end, whatever is decided by ends
             self.unapplied.append(child)
             return
+        is_kept = child.disposition.is_kept
         counts = status == "failed" or (status == "succeeded" and self._tolerance is not None)
-        if counts and not child.is_kept:  # else it was counted when it came up
+        if counts and not is_kept:  # else it was counted when it came up
             self._count(failed=status == "failed")
-        passed_over = status is None and not child.used
-        if passed_over or (status in ("failed", "cancelled") and not self._applies(child)):
+        brings_nothing = status in ("failed", "cancelled") and not self._applies(child)
+        if brings_nothing or child.disposition is DEFERRED:
             self.unapplied.append(child)
             return
-        contest = None if child.is_kept else self._contest
-        if contest is not None and status == "succeeded" and not contest.admits(child):
-            self._refuse(child)
-            return
+        contest = None if is_kept else self._contest
+        if contest is not None and status == "succeeded":
+            self._admitted.append(child)
+            if not contest.admits(child):
+                self._admitted.pop()
+                self._refuse(child)
+                return
         operations = self._placing(child)
         discovered: tuple[object, ...] = ()
         at = 0
-        if self._consults and status is not None and not child.is_kept:
+        if self._consults and status is not None and not is_kept:
             outcome = cast("Done | Failed", child.outcome)
             if join.reduce is not None:
                 operations += self._reduce(join.reduce, outcome)
@@ -581,7 +621,8 @@ class Draft:
         if join.shape == "one":
             return self._choosing(join.into)
         value = child.value
-        if child.is_settled:  # only its place among the others changes
+        if child.disposition is APPLIED_BEFORE or child.disposition is SKIPPED:
+            # only its place among the others changes
             value = cast("Mapping[object, Any]", self._data[join.into])[child.key]
             if join.shape != "by key":
                 value = value[child.setting.act]

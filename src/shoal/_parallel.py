@@ -23,42 +23,42 @@ from typing import Any, final
 
 from ._action import Act, Performer
 from ._child import check_depth, child_setting, children_of, circuits_of, is_revisited
-from ._collections import StateMap
 from ._contest import Contest, Streams, contest
 from ._errors import HookFailed, InvalidState, brief, note
 from ._events import ChildName, Decision, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
-from ._hedge import Experience
 from ._history import Playback, StepBegun
 from ._hooks import Hook
 from ._ids import Key
 from ._join import Draft, Join, new_ledger
-from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate
+from ._policy import INHERIT, Each, Inherit, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
 from ._recorded import Recorded, decided, outcome_of, recorded_children
 from ._run import Run
 from ._schema import Schema
 from ._source import Elements, Kind
-from ._stagger import Staggered
+from ._stagger import Staggered, stagger
 from ._state import NO_CHANGE, Change, Set, State, make_state
-from ._store import ChildRecord, Store
+from ._store import ChildRecord, NullStore, Store
 from ._takeup import (
     Declared,
     Pick,
-    as_recorded,
     declared,
     end_losers,
     only,
     refuse_changed,
     refuse_lost,
     refuse_other_decision,
-    to_declare,
     without,
+    without_failures,
 )
 from ._until import FirstItem
 
 logger = logging.getLogger("shoal")
+
+NOTED = 5
+"""Failed children that an error names besides."""
 
 
 class Parallel(Act):
@@ -122,6 +122,8 @@ class ParallelStep:
 
     Where it has failed, and something around it is tried again, it is executed again, and goes on:
     children that are done, and what was applied of them, stay; others live on where they stood.
+    That holds wherever it has failed: also before its first child, and where a user's function
+    raises in a later attempt that did not in the one before.
     """
 
     def __init__(self, act: Parallel, run: Run) -> None:
@@ -135,7 +137,9 @@ class ParallelStep:
         self._staggered: Staggered | None = None
         self._pick: Callable[[str, Key], Pick] | None = None
         self._out: set[ChildName] = set()  # of a race that is run again: who takes no part...
-        self._tried: dict[ChildName, int] = {}  # ...and how often who does was tried
+        self._out_before: frozenset[ChildName] = frozenset()  # ...as an execution before this says
+        self._tried: dict[ChildName, int] = {}  # ...how often who does was tried...
+        self._done_before: Mapping[ChildName, Done] = {}  # ...and who is Done already
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -146,8 +150,12 @@ class ParallelStep:
         self.recorded: Recorded | None = None
         self._declares: StepBegun | None = None  # to be saved with what is saved first
         self._digests: dict[str, tuple[object, bytes]] = {}
-        self.source: Elements | None = None
+        self.source: Elements | None = None  # of the last attempt that came so far
         self.acts: Sequence[str] | None = None  # their names in the program
+        self._is_recalled = False  # whether the store was asked what there is
+        self._is_over = False  # whether all that is left is to complete it
+        self._has_opened = False  # whether the collections are started
+        self.take: object = None
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._ends_at = 0.0  # where there is a timeout
@@ -159,10 +167,6 @@ class ParallelStep:
     def state(self) -> State:
         """The parent's state when the step began, as the step's own functions see it."""
         return make_state(self.data, self.join.permit)
-
-    def as_recorded(self, graphs: Sequence[Graph]) -> Sequence[Graph]:
-        """Return acts under the names that its children are recorded under; see ``_takeup``."""
-        return as_recorded(graphs, self.join.shape, self.parent, self.act.name, self.recorded)
 
     def kind(
         self,
@@ -199,30 +203,53 @@ class ParallelStep:
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
         former = self.source
-        if former is not None:
-            await self._live_round(former)
-        else:
+        if not self._is_recalled:
             self._contest = contest(self.act.name, self.join.until)
             await self._recall()
+            self._is_recalled = True
             is_settled = self._is_settled()
             if self.decision is not None:
-                await self._end_losers(self.decision, self.act._source(self))
+                await self._end_losers(self.decision, makes=True)
             if is_settled and self.decision is not None:
+                self._refuse_changed()
                 self._count_rest(self.decision)
-            else:
-                await self._live_round(opens=True)
-        while self._breaks_off():
-            self._begin_again(self.ledger)
-            await self._live_round()
+                self._is_over = True
+        if not self._is_over:
+            if former is not None and self._has_opened and self._may_restart:
+                self._begin_again(self.ledger, among_all=True)
+                former = None
+            await self._live_round(former, begins=True)
+            while self._runs_again():
+                self._begin_again(self.ledger)
+                await self._live_round()
+            self._is_over = True
         return self.act._finished(make_state(self.parent.data, self.join.permit))
 
-    async def _live_round(self, former: Elements | None = None, *, opens: bool = False) -> None:
-        """Run the children, all of them or, after a ``former`` source, what that has left."""
+    async def _live_round(self, former: Elements | None = None, *, begins: bool = False) -> None:
+        """Run the children, all of them or, after a ``former`` source, what that has left.
+
+        Args:
+            former: The source of an attempt that has failed.
+            begins: Whether an attempt begins with this, and its time with that.
+        """
+        try:
+            source = self.act._source(self)
+        except BaseException:
+            # What there is already is gone on with by the next attempt, see
+            # test_what_is_applied_stays_when_over_raises_in_another_attempt.
+            self.parent.keep(self.act.name, self)
+            raise
+        await self._live_from(source, former, begins=begins)
+
+    async def _live_from(self, source: Elements, former: Elements | None, *, begins: bool) -> None:
         act, clock = self.act, self.parent.setting.services.clock
-        source = self.source = act._source(self)
-        source.pick, source.tried = self._pick, self._tried
-        staggered = self._staggered = self._stagger(source)
-        if act.timeout is not None and (opens or former is not None):
+        self.source = source
+        source.pick, source.tried, source.done_before = self._pick, self._tried, self._done_before
+        lacking = 1 if self._contest is None else self._contest.lacking
+        services, definition = self.parent.setting.services, act.definition
+        staggered = stagger(act.stagger, source, services, definition, lacking)
+        self._staggered = staggered
+        if act.timeout is not None and begins:
             self._ends_at = clock() + act.timeout
         group = self._group = Group(
             self.parent,
@@ -233,12 +260,13 @@ class ParallelStep:
             name=act.name,
             timeout=act.timeout,
             ends_at=None if act.timeout is None else self._ends_at,
-            circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
+            circuits=circuits_of(services, definition, act.each),
             decisive=self._decisive,
         )
         try:
-            if opens:
+            if not self._has_opened:
                 await self._open()
+                self._has_opened = True
             elif former is not None:
                 self._go_on(former)
             self._leave_out_done()
@@ -246,7 +274,7 @@ class ParallelStep:
                 await group.live(self._apply)
                 await self._record_unapplied(group)
             self._judge()
-            if not self._breaks_off():
+            if not self._runs_again():
                 await self._clear_up()
                 refuse_lost(self.parent, self.join, self.ledger, self.recorded)
         except BaseException as error:
@@ -282,21 +310,8 @@ class ParallelStep:
         elif self._contest is not None:
             self._contest.reopen()
         for child in unfinished:
-            if not child.is_kept:  # else all that is left is to give it its place
-                child.reopen()
+            child.reopen()
         self.source.resume(former, unfinished)
-
-    def _stagger(self, source: Elements) -> Staggered | None:
-        """Put before ``source`` what says when children start; None if they start at once."""
-        stagger, services = self.act.stagger, self.parent.setting.services
-        if not isinstance(stagger, Hedge):
-            return Staggered(source, float(stagger), services.clock) if stagger else None
-        definition = self.act.definition
-        experience = services.learned.get(definition)
-        if experience is None:
-            experience = services.learned[definition] = Experience(stagger)
-        assert self._contest is not None, "only races are hedged"
-        return Staggered(source, experience, services.clock, self._contest.lacking)
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
@@ -339,6 +354,7 @@ class ParallelStep:
         if isinstance(until, FirstItem) and not applied:
             if until.on_break == "restart" and record is not None and record.status == "failed":
                 self._begin_again([outcome for _, outcome in self._rest(decision)])
+                self._out_before = frozenset(self._out)
                 return False
             # Only the winner runs again, from its start, unless all that lacks is its update.
             self._contest = Streams(self.act.name, until, winner)
@@ -349,18 +365,13 @@ class ParallelStep:
         self.decision = decision
         return True
 
-    async def _end_losers(self, decision: Decision, source: Elements | None = None) -> None:
-        """Record those that the decision was to cancel, and that have no end: the process died."""
-        recorded = self.recorded
-        if recorded is None:  # the winner gave an item, and nobody has completed a step
-            recorded = Recorded(self.parent, self.act.name, {})
-        waits = source is None or source.waits
-        room = 0 if source is None else self.act._room(source)
-        lost = end_losers(self.parent, recorded, decision, None if waits else source, room)
+    async def _end_losers(self, decision: Decision, *, makes: bool = False) -> None:
+        """Record losers without an end, for the process died; ``makes`` those without a record."""
+        recorded = self.recorded or Recorded(self.parent, self.act.name, {})
+        make = partial(self.act._source, self) if makes else None
+        lost = end_losers(self.parent, recorded, decision, make, self.act._room)
         for outcome in await lost:
             self.ledger.add(outcome)
-        if source is not None:
-            source.close()
 
     def _count_rest(self, decision: Decision) -> None:
         """Count how those ended, by record, that don't come up any more: it is decided."""
@@ -372,19 +383,46 @@ class ParallelStep:
         for record in () if self.recorded is None else self.recorded.rest():
             yield record, outcome_of(decided(record, decision), self.parent.path)
 
-    def _breaks_off(self) -> bool:
-        """Tell whether the winner of a race among streams has failed, and it is to be run again."""
+    @property
+    def _may_restart(self) -> bool:
+        """Whether it is a race among streams that is run again where its winner breaks off."""
         until = self.join.until
-        broken = isinstance(self._contest, Streams) and self._contest.is_broken
-        return broken and isinstance(until, FirstItem) and until.on_break == "restart"
+        return isinstance(until, FirstItem) and until.on_break == "restart"
 
-    def _begin_again(self, ended: Iterable[Outcome]) -> None:
-        """Prepare to run a race from its start, among those that have not failed."""
+    def _runs_again(self) -> bool:
+        """Tell whether a race is run again, without those that have failed.
+
+        That is where its winner has failed; or where nobody is left but those that have failed in
+        an earlier execution: what has failed runs again when it is resumed, here as elsewhere.
+        """
+        if not self._may_restart or not isinstance(self._contest, Streams):
+            return False
+        if self._contest.is_broken:
+            return True
+        return bool(self._out_before) and not self._is_won and self._is_lost(0)
+
+    def _begin_again(self, ended: Iterable[Outcome], *, among_all: bool = False) -> None:
+        """Prepare to run a race from its start, among those that have not failed.
+
+        One that is Done stays Done, and wins where nobody has given an item before.
+
+        Args:
+            ended: How those ended that have.
+            among_all: Whether those that have failed take part, too: it is tried again.
+        """
         outcomes = list(ended)
+        is_broken = isinstance(self._contest, Streams) and self._contest.is_broken
         if isinstance(self._contest, Streams) and self._contest.winner is not None:
             self._out.add(self._contest.winner)
         self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
-        begun = frozenset(_name_of(one) for one in outcomes) - self._out
+        if among_all:
+            self._out.clear()
+        elif self._out_before and not is_broken:
+            self._out -= self._out_before
+        if among_all or not is_broken:
+            self._out_before = frozenset()
+        done = {_name_of(one): one for one in outcomes if isinstance(one, Done)}
+        begun = frozenset(_name_of(one) for one in outcomes) - self._out - done.keys()
         for one in outcomes:
             tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
             self._tried[_name_of(one)] = max(tried, one.attempts)
@@ -396,6 +434,7 @@ class ParallelStep:
                 if self.recorded is not None:
                     self.recorded.drop(_name_of(outcome))
         self._pick = partial(without, frozenset(self._out), begun)
+        self._done_before = done
         self._contest, self.decision = contest(self.act.name, self.join.until), None
         self._unfinished = []
         self._resting.clear()
@@ -412,13 +451,16 @@ class ParallelStep:
             raise InvalidState(msg)
         first_visit = run.visit(name) == 0 and not is_revisited(run)
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
-        now = self.act._declared(self)
-        if self._begun is not None:
-            refuse_changed(run, self.join, now, self._begun, self.recorded)
-            if self._begun.under_way:
-                values = self._reopen(self._begun)
-        self._declares = to_declare(run, name, now, self._begun)
+        if not isinstance(run.setting.store, NullStore):
+            self._declares = self._refuse_changed()
+        if self._begun is not None and self._begun.under_way:
+            values = self._reopen(self._begun)
         await self._set(values)
+
+    def _refuse_changed(self) -> StepBegun | None:
+        """Refuse what can't be carried over; return what is to be saved of what it declares now."""
+        now = self.act._declared(self)
+        return refuse_changed(self.parent, self.join, now, self._begun, self.recorded)
 
     def _reopen(self, begun: Playback) -> dict[str, object]:
         """Take the step up again: let come what had been discovered, and forget failures.
@@ -426,19 +468,12 @@ class ParallelStep:
         Children that failed run again, unless ``reduce`` has taken their failure. Returns the
         fields that change by that.
         """
-        source, data = self.source, self.parent.data
+        source = self.source
         assert source is not None
         for update in begun.under_way:
             if update.discovered:
                 source.rediscover(update.discovered, update.discovered_at)
-        field = self.join.errors_into
-        if field is None:
-            return {}
-        found = data.get(field)
-        is_there = isinstance(found, StateMap)  # else it did not collect failures then
-        if is_there and (self.join.reduce is not None or not found):
-            return {}
-        return {field: StateMap[object, object]()}
+        return without_failures(self.join, self.parent.data)
 
     def _leave_out_done(self) -> None:
         assert self.source is not None
@@ -485,7 +520,10 @@ class ParallelStep:
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         assert self.source is not None
-        draft = Draft(self.join, self.parent, self.source, self.ledger, self._contest)
+        done_before = 0 if self.recorded is None else self.recorded.done_left
+        draft = Draft(
+            self.join, self.parent, self.source, self.ledger, self._contest, done_before=done_before
+        )
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
         if draft.decision is not None or draft.is_failing:
@@ -497,7 +535,7 @@ class ParallelStep:
                 draft.updates,
                 draft.finished_data(),
                 applied=draft.applied,
-                unapplied=[child for child in draft.unapplied if not child.is_kept],
+                unapplied=[child for child in draft.unapplied if not child.disposition.is_saved],
                 decision=draft.decision,
                 step_begun=self._declares,
             )
@@ -505,6 +543,7 @@ class ParallelStep:
         except HookFailed:
             raise  # it is saved, and everybody was told
         except Exception:  # KeyboardInterrupt waits for the end of a commit
+            draft.withdraw()
             self._unsaved = batch
             raise
         if draft.decision is not None:
@@ -515,19 +554,31 @@ class ParallelStep:
             self._contest.lose(batch)
         self._tell_stagger(batch, left)
         reason = self._reason_to_stop(draft, left)
-        fatal, is_open = set(map(id, draft.failures)), self._is_open
+        # Others that have failed are tolerated. Those behind one that could not be applied were
+        # not judged at all.
+        if error is not None:  # before the ledger lets go of what they have failed with
+            self._note_missed(error, draft.missed)
+        fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
         self._resting += [child for child in batch if child.status == "halted"]
         if self.parent.setting.is_resumable:
             self._unfinished += [
                 child
-                for child in draft.unapplied  # others that have failed are tolerated
+                for child in draft.unapplied
                 if child.status != "failed" or is_open or id(child) in fatal
             ]
         if error is not None:
             raise error
         return reason
+
+    def _note_missed(self, error: BaseException, missed: Iterable[Run]) -> None:
+        """Say in ``error`` which children have failed that nobody has judged because of it."""
+        failed = [child for child in missed if child.status == "failed"]
+        for child in failed[:NOTED]:
+            note(error, f"shoal: besides, key {brief(child.key)} failed: {brief(child.error)}")
+        if len(failed) > NOTED:
+            note(error, f"shoal: and {len(failed) - NOTED} more have failed")
 
     def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
         """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
@@ -620,7 +671,7 @@ class ParallelStep:
                 pass  # what fails after the decision changes nothing
             elif self.join.on_error == "fail":
                 self._is_failing = True
-        ended = [child for child in late if not child.is_kept]
+        ended = [child for child in late if not child.disposition.is_saved]
         try:
             if ended:
                 await self.parent.end_unapplied(ended)
@@ -698,7 +749,7 @@ class ParallelStep:
         if self._is_won:
             self.ledger.let_go()
             return
-        if self._breaks_off():
+        if self._runs_again():
             return
         if self._resting and not self._is_failing and not self._is_lost(0):
             self.parent.halt_below(self.act.name, self._resting)
@@ -708,13 +759,24 @@ class ParallelStep:
                 raise defeat
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
-            ended = ledger.failed + ledger.done
+            ended = ledger.failed + ledger.done + self._done_elsewhere()
             self._is_failing = tolerance.is_exceeded(ledger.failed, ended, at_end=True)
         if self._is_failing:
             errors = [outcome.error for outcome in ledger if isinstance(outcome, Failed)]
             count = "a child" if len(errors) == 1 else f"{len(errors)} children"
             msg = f"{count} of fan-out {self.act.name!r} failed"
             raise ExceptionGroup(msg, errors)
+
+    def _done_elsewhere(self) -> int:
+        """Count the children that stay Done though their keys have not come up; see _clear_up."""
+        recorded = self.recorded
+        if recorded is None or self.join.is_listed or not recorded.done_left:
+            return 0
+        return sum(
+            recorded.is_part_of_the_state(record) and not recorded.is_folded(record)
+            for record in recorded.rest()
+            if record.status == "succeeded"
+        )
 
 
 def _name_of(outcome: Outcome) -> ChildName:

@@ -16,7 +16,8 @@ from ._events import Update
 from ._graph import Graph
 from ._history import Playback, Rewound, play
 from ._schema import Schema
-from ._state import Change
+from ._state import NO_CHANGE, Change
+from ._store import NullStore, Store
 from ._trials import Waits
 
 
@@ -42,10 +43,13 @@ class Resumer(Committer):
         """Return which visit of ``step`` this is: how often the run has completed it before."""
         return 0 if self._visits is None else self._visits.get(step, 0)
 
-    async def recall(self) -> None:
+    async def recall(self, store: Store | None = None) -> None:
         """Go to where the history of a child leads.
 
         If its graph has other ways now, it begins anew: what it has done counts no more.
+
+        Args:
+            store: Has it; by default, the one where the child is kept.
 
         Raises:
             StoreFailed: The store did not say what it has.
@@ -53,7 +57,7 @@ class Resumer(Committer):
         setting = self.setting
         if setting.schema is not None:
             self._fill_model(setting.schema)
-        reading = setting.store.read(self.path)
+        reading = (setting.store if store is None else store).read(self.path)
         entries = await setting.execution.ask(reading, f"the history of run {self.path.id}")
         played = play(self.first, entries)
         is_done = self.record is not None and self.record.status == "succeeded"
@@ -62,6 +66,18 @@ class Resumer(Committer):
             await self.be_forgotten()
         else:
             self.go_on_from(played)
+
+    async def recall_end(self) -> None:
+        """Read what a child has written that is Done, and that only has to be applied.
+
+        Of a child that is kept nowhere, its parent's store has what it wrote last.
+
+        Raises:
+            StoreFailed: The store did not say what it has.
+        """
+        setting = self.setting
+        await self.recall(setting.keeper if isinstance(setting.store, NullStore) else None)
+        self._last = NO_CHANGE
 
     def go_on_from(self, played: Playback) -> None:
         """Stand where a history has led to."""

@@ -59,6 +59,7 @@ class Setting:
         "hooks",
         "host",
         "inputs",
+        "is_forgotten",
         "is_limited",
         "keeper",
         "keeps",
@@ -142,6 +143,8 @@ class Setting:
         self.keeps: bool = parent is not None and (
             self.ends_itself or not isinstance(self.store, NullStore)
         )
+        # whether a store is going to have how they end, and no store anything else of them
+        self.is_forgotten: bool = self.ends_itself and isinstance(self.store, NullStore)
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
         self.parent: RunPath | None = parent

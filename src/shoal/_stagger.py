@@ -27,6 +27,8 @@ from anyio import CancelScope, Event
 
 from ._hedge import Experience
 from ._ids import Key
+from ._policy import Hedge, Stagger
+from ._ports import Services
 from ._run import Run
 from ._setting import Setting
 from ._source import Dropped, Elements, Feed, Room
@@ -100,7 +102,7 @@ class Staggered:
         """
         due = 0
         for child in batch:
-            if child.is_kept:
+            if child.disposition.is_kept:
                 continue  # it took no permit
             if child in self._dropped:
                 self._dropped.remove(child)
@@ -150,12 +152,17 @@ class Staggered:
 
     def take(self) -> Run | Dropped | None:
         """Make the next child if it may start; see ``Source``."""
-        if not self._permits:
+        if not self._permits and not self._source.is_next_done:
             return None
         child = self._source.take()
-        if isinstance(child, Run) and not child.is_settled:
+        if isinstance(child, Run) and child.is_live:
             self._start()
         return child
+
+    def take_back(self, child: Run) -> None:
+        """Have a child be the next that is taken, and its permit be free; see ``Source``."""
+        self._needed += 1
+        self._source.take_back(child)
 
     def _start(self) -> None:
         if not self._needed:
@@ -169,7 +176,7 @@ class Staggered:
 
     def left(self) -> int:
         """Count what may start now."""
-        return min(self._permits, self._source.left())
+        return min(max(self._permits, self._source.is_next_done), self._source.left())
 
     def waiting(self) -> int:
         """Count what was pulled, or more than there is ever room for, so that nothing is."""
@@ -207,3 +214,23 @@ class Staggered:
             self._news = Event()
             with CancelScope(deadline=until):
                 await self._news.wait()
+
+
+def stagger(
+    how: Stagger | None, source: Elements, services: Services, definition: object, lacking: int
+) -> Staggered | None:
+    """Put before ``source`` what says when children start; None if they start at once.
+
+    Args:
+        how: As the user said.
+        source: Makes the children.
+        services: What has been learned of latencies by then.
+        definition: What all executions of the fan-out have in common.
+        lacking: Results that are still needed.
+    """
+    if not isinstance(how, Hedge):
+        return Staggered(source, float(how), services.clock) if how else None
+    experience = services.learned.get(definition)
+    if experience is None:
+        experience = services.learned[definition] = Experience(how)
+    return Staggered(source, experience, services.clock, lacking)

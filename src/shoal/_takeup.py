@@ -12,11 +12,12 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal, cast, final
 
+from ._collections import StateMap
 from ._errors import RunConflict, ShoalError
 from ._events import ChildName, Decision, Done, Outcome, Status, Update
 from ._graph import Graph
@@ -26,8 +27,8 @@ from ._join import Join, Ledger, Shape
 from ._recorded import Recorded, conflict, decided, is_unended, outcome_of
 from ._run import Run
 from ._source import Elements
-from ._state import Put, PutWithin
-from ._store import ChildRecord, NullStore, SavedRun
+from ._state import Put, PutWithin, Set
+from ._store import ChildRecord, SavedRun
 from ._until import All, First, FirstItem, Quorum, Until
 
 logger = logging.getLogger("shoal")
@@ -90,8 +91,8 @@ def until_as_text(until: Until) -> str:
 
 
 def refuse_changed(
-    run: Run, join: Join, now: Declared, begun: Playback, recorded: Recorded | None
-) -> None:
+    run: Run, join: Join, now: Declared, begun: Playback | None, recorded: Recorded | None
+) -> StepBegun | None:
     """Refuse to go on with a step where the program puts results elsewhere than when it began.
 
     What only those children can't have that are kept is refused when the first of them comes up.
@@ -100,12 +101,16 @@ def refuse_changed(
         run: Its parent.
         join: What becomes of results now.
         now: What the step declares now.
-        begun: What an earlier execution has done of it.
+        begun: What an earlier execution has done of it; None: nothing.
         recorded: The children that are recorded.
+
+    Returns what is to be saved of what is declared now; None: it is known.
 
     Raises:
         RunConflict: Naming what was declared then, and what is now.
     """
+    if begun is None:
+        return StepBegun(join.name, now)
     then = None if begun.begun is None else begun.begun.declared
     why = join.conflict(run.data) if begun.under_way else ""
     if not why and then is not None:
@@ -117,6 +122,8 @@ def refuse_changed(
     if recorded is not None:
         recorded.compares = True
         recorded.kept_conflict = "" if then is None else _changed_for_kept(then, now)
+        recorded.value_conflict = "" if then is None else _changed_take(then, now)
+    return None if then == now else StepBegun(join.name, now)
 
 
 def refuse_other_decision(run: Run, join: Join, decision: Decision, begun: Playback) -> None:
@@ -164,12 +171,20 @@ def _manner(what: Declared) -> str:
 
 def _changed_for_kept(then: Declared, now: Declared) -> str:
     """Say why a result can't be kept as it is recorded, if it can't."""
-    if then["take"] != now["take"]:
-        return f"take= was {_shown(then['take'])} and is {_shown(now['take'])} now"
+    why = _changed_take(then, now)
+    if why:
+        return why
     if now["grows"] and not then["grows"]:
         return "it had no grow=, so results that are there have brought no elements"
     if then["until"] != now["until"] and now["until"] not in ("all", "a function"):
         return f"until= was {then['until']} and is {now['until']} now"
+    return ""
+
+
+def _changed_take(then: Declared, now: Declared) -> str:
+    """Say why a result that has yet to be applied can't be applied as it is recorded, if so."""
+    if then["take"] != now["take"]:
+        return f"take= was {_shown(then['take'])} and is {_shown(now['take'])} now"
     return ""
 
 
@@ -203,6 +218,8 @@ def _misplaced(join: Join, recorded: Recorded, under_way: Sequence[Update]) -> s
                 return f"it collected into {field!r}, one result at a time"
             if field is None and meant is not None and record.used:
                 return f"it did not collect into {meant!r}"
+            if field is None and join.into is not None and (other := _single(update, join.into)):
+                return f"it put its result into {other!r}, and not into {join.into!r}"
             if field is not None and isinstance(update.operations[0], PutWithin) != join.is_nested:
                 return f"it did not collect into {meant!r} {join.shape}"
             if update.operations and join.into is None and join.reduce is None:
@@ -217,13 +234,6 @@ def _collection(update: Update) -> str | None:
     first = update.operations[0]
     is_placed = isinstance(first, Put | PutWithin) and first.position is not None
     return first.field if is_placed else None
-
-
-def to_declare(run: Run, step: str, now: Declared, begun: Playback | None) -> StepBegun | None:
-    """Make what a step saves of what it declares; None if nothing is kept, or it is known."""
-    known = None if begun is None or begun.begun is None else begun.begun.declared
-    is_kept = not isinstance(run.setting.store, NullStore)
-    return StepBegun(step, now) if is_kept and known != now else None
 
 
 def refuse_lost(run: Run, join: Join, ledger: Ledger, recorded: Recorded | None) -> None:
@@ -245,6 +255,12 @@ def refuse_lost(run: Run, join: Join, ledger: Ledger, recorded: Recorded | None)
             raise conflict(run, join.name, why)
         msg = f"fan-out {join.name!r} of run {run.path.id} is not whole: {why}"
         raise ShoalError(msg)
+
+
+def _single(update: Update, into: str) -> str | None:
+    """Return the field that an update has given a value, if that isn't ``into``."""
+    first = update.operations[0] if update.operations else None
+    return first.field if isinstance(first, Set) and first.field != into else None
 
 
 # -- acts ----------------------------------------------------------------------------------------
@@ -317,6 +333,21 @@ def refuse_left_steps(
             raise RunConflict(msg)
 
 
+def without_failures(join: Join, data: Mapping[str, object]) -> dict[str, object]:
+    """Empty ``errors_into`` where the step is taken up again, for those children run again.
+
+    What ``reduce`` was given stays. Returns the field, if it changes by that.
+    """
+    field = join.errors_into
+    if field is None:
+        return {}
+    found = data.get(field)
+    is_there = isinstance(found, StateMap)  # else it did not collect failures then
+    if is_there and (join.reduce is not None or not found):
+        return {}
+    return {field: StateMap[object, object]()}
+
+
 # -- what was decided ----------------------------------------------------------------------------
 
 Pick = Literal["leave", "anew"] | None
@@ -336,16 +367,20 @@ def without(out: AbstractSet[ChildName], begun: AbstractSet[ChildName], act: str
 
 
 async def end_losers(
-    run: Run, recorded: Recorded, decision: Decision, source: Elements | None = None, room: int = 0
+    run: Run,
+    recorded: Recorded,
+    decision: Decision,
+    make: Callable[[], Elements] | None,
+    room_of: Callable[[Elements], int],
 ) -> list[Outcome]:
-    """Record that children have lost which had no end when the process died, or the source changed.
+    """Record that children have lost which had no end when the process died.
 
     Args:
         run: Their parent.
         recorded: What is known of them; those that are recorded here are known no more.
         decision: How the step was decided.
-        source: Where those come from that nothing is recorded of; None: there are none.
-        room: How many children were under way at once, at most.
+        make: Makes a source of those that nothing is recorded of; None: there are none.
+        room_of: Says how many of its children were in flight, at most.
 
     Returns how they ended.
 
@@ -353,8 +388,13 @@ async def end_losers(
         ShoalError: That could not be saved.
     """
     lost: list[SavedRun] = []
-    if source is not None and not any(one.winner == decision.winner for one in recorded.rest()):
-        lost += _unrecorded(source, recorded, decision, room)
+    if make is not None and not any(one.winner == decision.winner for one in recorded.rest()):
+        try:
+            source = make()
+            lost += _unrecorded(source, recorded, decision, room_of(source))
+        except Exception:  # it is decided, and needs no source: what that raises must not undo it
+            who, run_id = decision.step, run.path.id
+            logger.exception("the losers of fan-out %r of run %s can't be made", who, run_id)
     for record in recorded.rest():
         name = ChildName(record.act, record.key)
         if is_unended(record) and name != decision.winner:  # of streams, that one goes on
@@ -379,20 +419,20 @@ def _unrecorded(source: Elements, recorded: Recorded, decision: Decision, room: 
     source.pick = pick
     # The winner was in flight, and so were those that have completed a step and not ended.
     others = [one for one in recorded.rest() if (one.act, one.key) != decision.winner]
-    most = room - 1 - sum(map(is_unended, others))
+    most = 0 if source.waits else room - 1 - sum(map(is_unended, others))
     try:
         for _ in range(recorded.left + room):
             child = None if len(lost) >= most else source.take()
             if child is None:
                 break
             if child != "dropped":
+                child.is_afresh = False
+                child.never_start(decision.reason, decision.winner)
                 lost.append(child)
     except Exception:  # it is decided, and needs no source: what that raises must not undo it
         logger.exception("while the losers of fan-out %r were looked for", source.who)
-    for child in lost:
-        child.is_afresh = False
-        child.cancel(decision.reason, decision.winner)
-        child.never_started = True
+    finally:
+        source.close()
     return lost
 
 

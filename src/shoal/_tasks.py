@@ -423,7 +423,6 @@ class TaskElements(Elements):
         graph = self._graph(element.act)
         if element.key is not None and (graph.name, element.key) in self._seen_before:
             return ()
-        key = self._task_key(element, graph)
         step = self._step
         given = step.parent.setting.execution.secrets.hold(held(element.state))
         base = narrowed(
@@ -439,6 +438,7 @@ class TaskElements(Elements):
         if about is None:
             shown = without_secrets(given)
             about = element.state if shown is given else shown
+        key = self._task_key(element, graph)  # last: from now on it has come up
         return (Entry(key, position, about, kind),)
 
     def _is_keyed(self) -> bool:

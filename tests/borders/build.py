@@ -6,13 +6,12 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
 from shoal import (
     END,
-    INHERIT,
     Act,
     Application,
     Breaker,
@@ -35,7 +34,6 @@ from shoal import (
     Task,
     Tolerate,
     action,
-    all_,
     fan_out,
     first,
     first_item,
@@ -43,7 +41,6 @@ from shoal import (
     when,
 )
 
-from .program import Program
 from .world import SLOW, World, chance
 
 MOST_GROWN = 10
@@ -52,7 +49,7 @@ LONG = 20.0  # seconds: timeouts that only what is slow runs into
 
 def text_of(item: object) -> str:
     """Give the text of an element, which may be in a mapping."""
-    return item["name"] if isinstance(item, Mapping) else str(item)  # pyright: ignore[reportUnknownVariableType]
+    return str(cast("Mapping[str, str]", item)["name"] if isinstance(item, Mapping) else item)
 
 
 def number_of(item: object) -> int:
@@ -80,10 +77,12 @@ class Builder:
     # -- what is executed -----------------------------------------------------------------------
 
     def leaf(self, name: str, at: int, *, last: bool) -> Act:
-        """Make one step of a child: the first reads its item, each later one what the last wrote."""
+        """Make one step of a child: the first reads its item, a later one what the last wrote."""
         world, row, before, field = self.world, self.row, f"v{at - 1}", f"v{at}"
-        version = "2" if self.change == "version" else "1"
-        mark = "@2" if version == "2" else ""
+        mark = "@2" if self.change == "version" else ""
+        version = "2" if mark else "1"
+        if row["cache"] == "yes":  # which all runs in a store share
+            version = f"{version} of {world.name}"
         is_bad = row["bad"] == "all acts" or (row["bad"] == "act" and last)
         asks = row["asks"] == "yes" and last
 
@@ -185,7 +184,7 @@ class Builder:
         return True
 
     def child(self, prefix: str) -> tuple[Act, str]:
-        """Make what one child of the fan-out in the middle executes, and say what it writes last."""
+        """Make what a child of the fan-out in the middle executes; say what it writes last."""
         row, seed = self.row, self.seed
         nested = row["steps"] == "nested node"
         count = 1 if nested else int(row["steps"])
@@ -262,7 +261,11 @@ class Builder:
         elif self.change == "one more act":
             acts = [child, self.child("b")[0]]
         if form == "chosen":
-            acts = lambda state: child  # noqa: E731
+
+            def chosen(state: State) -> Act:
+                return child
+
+            acts = chosen
         options = self.policies("fan")
         options |= self.results("fan", field)
         options["each"] = self.each()
@@ -439,7 +442,7 @@ class Builder:
         def tasks(self: Any, state: State, inputs: object) -> Iterator[Task]:
             for element in builder.elements(state["item"]):
                 builder.world.at("pull", text_of(element))
-                key = None if builder.row["keys"] == "none" else builder.key_of(element)
+                key: Any = None if builder.row["keys"] == "none" else builder.key_of(element)
                 yield Task(child, {"item": element}, key=key)
 
         async def tasks_async(self: Any, state: State, inputs: object) -> AsyncIterator[Task]:
@@ -510,7 +513,8 @@ class Builder:
 
     def whole(self) -> Act:
         """Make the application's graph."""
-        row, parts = self.row, [self.focus()]
+        row = self.row
+        parts: list[Act] = [self.focus()]
         place = row["place"]
         if "loop" in place:
             parts = [self._loop(parts[0])]
@@ -566,9 +570,16 @@ class Builder:
         options: dict[str, Any] = {"name": "outer", "reads": ["item"], "item": "item"}
         fields = {"xs"} if row["source"] == "field" else set[str]()
         options["reads"] = sorted({"item"} | fields)
-        options["over"] = lambda state: self.outer_elements(state["item"])
+
+        def over(state: State) -> list[str]:
+            return self.outer_elements(state["item"])
+
+        def nothing(state: State) -> str:
+            return "done"
+
+        options["over"] = over
         writes = "fan" if self.has_field() else None
-        take: Any = writes or (lambda state: "done")
+        take: Any = writes or nothing
         if row["outer_result"] == "reduce":
 
             def reduce(state: State, outcome: Outcome) -> State:
@@ -717,7 +728,7 @@ def _with_parameters(kind: str, at: int, *, has_context: bool) -> Callable[[Any]
         before=read[0] if read else "''",
         context="context" if has_context else "None",
     )
-    exec(source, space)  # noqa: S102 # a parameter's name is what binds it
+    exec(source, space)  # a parameter's name is what binds it
     return space[f"of_{kind}"]
 
 
@@ -731,8 +742,8 @@ class Quick(Hook):
         self.world.hear(event)
         self.world.at("hook", type(event).__name__)
 
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore
-    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore
+    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
 class Clumsy(Hook):
@@ -748,8 +759,8 @@ class Clumsy(Hook):
         if self.patience < 0:
             raise LookupError
 
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore
-    on_child_ended = on_step_ended = on_run_ended = hear  # pyright: ignore
+    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
 class Waiting(Hook):
@@ -767,8 +778,8 @@ class Waiting(Hook):
         else:
             await anyio.sleep(self.seconds)
 
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore
-    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore
+    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
 def witness(world: World) -> Hook:

@@ -133,8 +133,9 @@ def trips_of(random: Random, row: Mapping[str, str]) -> list[Trip]:
         case "raises twice":
             first = nth(at)
             trips.append(Trip(1, at, first, "raises"))
-            life = random.choice([1, 1, 2])
-            trips.append(Trip(life, at, first + 1 if life == 1 else nth(at), "raises"))
+            life, then = random.choice([1, 1, 2]), random.choice([at, "act", "act", "reduce"])
+            number = first + 1 if (life, then) == (1, at) else nth(then)
+            trips.append(Trip(life, then, number, "raises"))
         case "later" | "slow":
             trips.append(Trip(1, "act", nth("act"), row["trouble"]))
         case _:
@@ -182,6 +183,14 @@ THEMES: Sequence[Mapping[str, Sequence[str]]] = (
         "trouble": ("raises twice", "later"),
         "pauses": ("seconds", "mixed"),
         "limits": ("default", "one", "two", "rate"),
+    },
+    {
+        "place": ("fan",),
+        "outer_retry": ("yes",),
+        "kept": ("no",),
+        "limits": ("rate", "one"),
+        "trouble": ("raises twice",),
+        "trouble_at": ("reduce", "take"),
     },
     # gone on with, and interrupted again
     {"stop2": ("cancel", "scope", "dies"), "trouble": ("raises",), "kept": ("yes",)},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -28,7 +27,6 @@ from shoal import (
 )
 from shoal.testing import RecordingHook
 
-from .build import Builder
 from .model import RACES, Model
 from .stores import Seen
 from .world import UNSAVED, Trouble, World
@@ -57,14 +55,14 @@ def judge_failure(world: World, errors: Sequence[BaseException]) -> None:
         bad = world.program["bad"]
         if name == "BadKey" and bad in ("key", "twice"):
             continue
-        if name in ("TooFewChildren",):
+        if name == "TooFewChildren":
             continue
         if name == "SavedError" or "Trouble" in str(error):
             continue
         world.violate(f"fails with {error!r}")
 
 
-# -- after each life ---------------------------------------------------------------------------------
+# -- after each life -------------------------------------------------------------------------------
 
 
 def known_from(
@@ -87,12 +85,7 @@ def known_from(
 
 
 def judge_life(
-    world: World,
-    builder: Builder,
-    end: str,
-    before: Mapping[str, Seen],
-    seen: Mapping[str, Seen],
-    run_id: str,
+    world: World, end: str, *, before: Mapping[str, Seen], seen: Mapping[str, Seen], run_id: str
 ) -> None:
     """Judge one life: what was told, what is kept, and what has changed of that."""
     was_torn_down = any(trip.what == "teardown" for trip in world.fired_now)
@@ -103,7 +96,7 @@ def judge_life(
             recorder.assert_paired()
         except AssertionError as problem:
             world.violate(str(problem))
-    _judge_events(world, builder)
+    _judge_events(world)
     if world.program["kept"] == "no":
         return
     _judge_kept(world, end, before, seen, run_id)
@@ -111,7 +104,7 @@ def judge_life(
     _judge_decisions(world, seen)
 
 
-def _judge_events(world: World, builder: Builder) -> None:
+def _judge_events(world: World) -> None:
     numbers: dict[str, int] = {}
     for event in world.events:
         if isinstance(event, StateUpdated):
@@ -254,7 +247,7 @@ def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
                 pass
 
 
-# -- in the end --------------------------------------------------------------------------------------
+# -- in the end ------------------------------------------------------------------------------------
 
 
 def plain(value: object) -> Any:
@@ -288,11 +281,8 @@ def judge_end(world: World, model: Model, end: str, result: Any) -> None:
     if not verdict.may_succeed:
         world.violate("it has succeeded, and must fail")
     written = plain(result.state)
-    problem = None
-    if model.change in ("folded", "one more act"):
-        problem = None
-    else:
-        problem = verdict.check(written)
+    is_another = model.change in ("folded", "one more act")  # of another shape
+    problem = None if is_another else verdict.check(written)
     if problem is not None:
         world.violate(f"{problem}; the state is {written}")
     if world.program["after"] == "yes" and written.get("after") != "after":
@@ -332,12 +322,7 @@ def _judge_ledgers(world: World, model: Model, result: Any) -> None:
 def summary(result: Any) -> Any:
     """Give what is compared of two results of one run."""
     ledgers = {
-        step: [
-            (ledger.done, ledger.failed, ledger.cancelled, ledger.skipped) for ledger in of_step
-        ]
+        step: [(ledger.done, ledger.failed, ledger.cancelled, ledger.skipped) for ledger in of_step]
         for step, of_step in result._ledgers.items()
     }
     return plain(result.state), ledgers
-
-
-

@@ -38,14 +38,26 @@ def _is_torn_down(program: Program, violation: str) -> bool:
     )
 
 
+def _has_changed(program: Program, violation: str) -> bool:
+    return program["change"] != "no"
+
+
+def _waits_to_start(program: Program, violation: str) -> bool:
+    return "hangs" in violation and program["stagger"] != "no"
+
+
+def _grows_again(program: Program, violation: str) -> bool:
+    return "comes to no end" in violation and program["grow"] == "yes"
+
+
 KNOWN: Sequence[Known] = (
     Known("what is Done becomes another outcome, or is executed again", _is_unapplied),
     Known("elements vanish in a retry; races forget who has won", _is_lost),
-    Known("a changed program", lambda program, _: program["change"] != "no"),
+    Known("a changed program", _has_changed),
     Known("tasks torn down before they begin", _is_torn_down),
-    Known("stagger= waits for ever where nothing is left to start",
-          lambda program, violation: "hangs" in violation and program["stagger"] != "no"),
+    Known("stagger= waits for ever where nothing is left to start", _waits_to_start),
     Known("under way, and never taken up again", _says("is still running in a run that has")),
+    Known("a skipped key runs in the next life", _says("is none of ['known']")),
     Known("a skipped key is told and not saved", _says("Skipped(")),
     Known("grow= of what fails in each life",
           lambda program, violation: "comes to no end" in violation and program["grow"] == "yes"),

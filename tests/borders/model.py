@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from shoal import ErrorInfo
 
-from .build import grown_from
+from .build import MOST_GROWN, grown_from
 from .program import Program
 
 Key = Any
@@ -188,9 +188,7 @@ class Model:
         if self.change == "folded" and row["bad"] == "take":  # the other one has no such function
             may_succeed = True
         if row["bad"] in ("key", "twice", "cost") and slots:
-            touched = row["bad"] != "cost" or any(
-                slot.number % 3 == 1 for slot in slots
-            )
+            touched = row["bad"] != "cost" or any(slot.number % 3 == 1 for slot in slots)
             if touched:
                 may_fail = True
                 may_succeed = may_succeed and (self.ends_early() or any(s.is_known for s in slots))
@@ -254,9 +252,9 @@ class Model:
             return False
         if self.ends_early() or self.may_lose_children:
             return True
-        if slot.number >= 10 and self.row["on_error"] == "ignore":
-            if self.is_flaky or self.is_bad(slot.number // 10):
-                return True  # nothing grows from what has failed and is ignored
+        is_grown = slot.number >= MOST_GROWN and self.row["on_error"] == "ignore"
+        if is_grown and (self.is_flaky or self.is_bad(slot.number // 10)):
+            return True  # nothing grows from what has failed and is ignored
         may_be_skipped = self.has_breaker and (self.is_flaky or self.row["bad"] != "nothing")
         return may_be_skipped or (self.row["on_error"] == "ignore" and self.may_fail_once(slot))
 
@@ -345,11 +343,12 @@ class Model:
             return self._align(slots, [one for _, one in entries])
         if not isinstance(value, Mapping):
             return f"into= is no mapping: {value!r}"
-        keys = list(cast("Mapping[Any, Any]", value))
+        value = cast("Mapping[Any, Any]", value)
+        keys = list(value)
         order: list[int] = []
         for key in keys:
-            inner = value[key]
-            named = inner.items() if several else [("a", inner)]
+            inner: Any = value[key]
+            named: Iterable[tuple[str, Any]] = inner.items() if several else [("a", inner)]
             for act, one in named:
                 slot = self._find(slots, key, act if several else None)
                 if slot is None:
@@ -380,9 +379,9 @@ class Model:
 
     def _find(self, slots: Sequence[Slot], key: Key, act: str | None) -> Slot | None:
         for slot in slots:
-            if slot.key == key and type(slot.key) is type(key):
-                if act is None or act in self.acts(slot.act):
-                    return slot
+            is_it = slot.key == key and type(slot.key) is type(key)
+            if is_it and (act is None or act in self.acts(slot.act)):
+                return slot
         return None
 
     def _keys_in(self, errors: Mapping[Any, Any], slots: Sequence[Slot]) -> set[int] | str:
@@ -435,7 +434,7 @@ class Model:
         value, row = written.get("fan"), self.row
         if not isinstance(value, list):
             return f"the action has written {value!r}"
-        pairs = {key: one for key, one in cast("list[list[Any]]", value)}
+        pairs = dict(cast("list[tuple[Any, Any]]", value))
         for slot in slots:
             if slot.key not in pairs:
                 if self.may_be_missing(slot):
@@ -455,7 +454,7 @@ class Model:
                 return f"{slot.key!r}: {problem}"
         return f"{list(pairs)} are nobody's" if pairs else None
 
-    # -- the whole ----------------------------------------------------------------------------------
+    # -- the whole --------------------------------------------------------------------------------
 
     def part(self, item: str, *, is_given: bool) -> Verdict:
         """Say what becomes of the fan-out in the middle, as often as a loop comes to it."""
@@ -527,7 +526,7 @@ class Model:
         if row["place"] == "own":
             if not isinstance(value, list):
                 return f"the action has written {value!r}"
-            values = {key: one for key, one in cast("list[list[Any]]", value)}
+            values = dict(cast("list[tuple[Any, Any]]", value))
             errors = {key for key, one in values.items() if one == "Failed"}
             gone = {key for key, one in values.items() if one in ("Cancelled", "Skipped")}
             values = {k: v for k, v in values.items() if k not in errors and k not in gone}

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -66,7 +66,8 @@ class Player:
     def __init__(self, program: Program, backend: Backend, make_store: Any = MemoryStore) -> None:
         self.program = program
         self.backend: Backend = backend
-        self.world = World(program)
+        self.run_id = RUN if make_store is MemoryStore else f"{RUN}{next(RUNS)}"
+        self.world = World(program, self.run_id)
         self.world.life = 0
         kept = program["kept"] == "yes"
         own = "own" in (program["store"], program["outer_store"])
@@ -78,7 +79,6 @@ class Player:
         self.has_died = False
         self.seen: dict[str, Any] = {}
         self.result: Any = None
-        self.run_id = RUN if isinstance(self.stores["main"], MemoryStore) else f"{RUN}{next(RUNS)}"
         self.app: Any = None
 
     def play(self) -> Report:
@@ -121,7 +121,11 @@ class Player:
             return
         model = Model(self.program, changed=self.was_changed)
         judge.judge_end(self.world, model, ends[-1], self.result)
-        if ends[-1] == "succeeded" and self.stores["main"] is not None and self.program.seed % 3 == 0:
+        if (
+            ends[-1] == "succeeded"
+            and self.stores["main"] is not None
+            and self.program.seed % 3 == 0
+        ):
             await self._live_again(model)
 
     def _fails_for_good(self) -> bool:
@@ -198,19 +202,21 @@ class Player:
         seen: dict[str, Any] = {}
         for name in names:
             merge(seen, await look(self.stores[name], self.run_id))
-        judge.judge_life(world, builder, end, self.seen, seen, self.run_id)
+        judge.judge_life(world, end, before=self.seen, seen=seen, run_id=self.run_id)
         self.seen = seen
         if end == "refused":
             self.is_changed = False
         return end
 
     def _may_stay_claimed(self) -> bool:
-        return any(trip.what in ("fails", "hangs", "raises", "teardown") for trip in self.world.fired_now)
+        return any(
+            trip.what in ("fails", "hangs", "raises", "teardown") for trip in self.world.fired_now
+        )
 
     def _tasks(self) -> int:
         if self.backend == "asyncio":
             return len(asyncio.all_tasks())
-        import trio  # noqa: PLC0415 # optional
+        import trio  # optional
 
         return trio.lowlevel.current_statistics().tasks_living
 
@@ -220,12 +226,11 @@ class Player:
         trips = [trip for trip in self.program.trips if trip.life == world.life]
         whats = {trip.what for trip in trips} if world.program is self.program else set[str]()
         answers: dict[Any, Any] = {}
-        if self.program["asks"] == "yes" and world.life > 1 and self.report.ends:
-            if self.report.ends[-1] == "halted" and self.result is not None:
-                some = self.result.questions
-                if self.program.seed % 2:
-                    some = some[:1]
-                answers = {one.address: "yes" for one in some}
+        if self.report.ends[-1:] == ["halted"] and self.result is not None:
+            some = self.result.questions
+            if self.program.seed % 2:
+                some = some[:1]
+            answers = {one.address: "yes" for one in some}
         scope = anyio.CancelScope()
         if "timeout" in whats:
             nth = next(trip.nth for trip in trips if trip.what == "timeout")
@@ -257,7 +262,7 @@ class Player:
                     if what == "cancel":
                         handle.cancel("by hand")
                     elif what == "child" and world.running:
-                        path = sorted(world.running.values(), key=lambda path: path.id)[0]
+                        path = min(world.running.values(), key=lambda path: path.id)
                         if path.parent is not None:
                             world.cancelled_by_hand.add(path.id)
                             handle.cancel_child(path, "by hand")
@@ -302,7 +307,7 @@ class Player:
             if not self.is_changed:
                 raise
             return "refused"
-        except Exception as error:  # noqa: BLE001 # judged
+        except Exception as error:  # judged
             return self._judge_error(error)
         return "halted" if self.result.status == "halted" else "succeeded"
 
@@ -312,7 +317,10 @@ class Player:
         if hang is not None:
             self.world.violate(f"hangs: {str(hang)[:2000]}")
             return "failed"
-        if any(isinstance(leaf, StoreFailed | CommitInDoubt | RunClaimed | LeaseLost) for leaf in leaves):
+        if any(
+            isinstance(leaf, StoreFailed | CommitInDoubt | RunClaimed | LeaseLost)
+            for leaf in leaves
+        ):
             whats = {trip.what for trip in self.world.fired_now}
             if not whats & {"dies", "fails", "hangs", "raises"}:
                 self.world.violate(f"the store is blamed for nothing: {error!r}")
@@ -331,13 +339,13 @@ UNEXPECTED = (Exception, BaseExceptionGroup)
 
 
 def _where(error: BaseException) -> str:
-    import traceback  # noqa: PLC0415 # only for what is wrong
+    import traceback  # only for what is wrong
 
     return "\n" + "".join(traceback.format_exception(error))[-3000:]
 
 
 @contextmanager
-def noticing(violations: list[str]) -> Iterator[None]:
+def noticing(violations: list[str]) -> Generator[None]:
     """Note warnings and what is raised where nobody can catch it."""
     before = sys.unraisablehook
 

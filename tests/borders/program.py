@@ -114,7 +114,9 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("result", "take", "form", own, by_hand)
     yield no("known", "!", "width", "0", "nobody to be known")
     yield no("grow", "yes", "known", "never again", "refused: what a skipped one grows is unknown")
-    yield no("until", "first_item|restart", "grow", "yes", "refused: decides before there are results")
+    yield no(
+        "until", "first_item|restart", "grow", "yes", "refused: decides before there are results"
+    )
     yield no("until", race, "on_error", "!", "refused: a failure only removes a contestant")
     yield no("until", race, "errors_into", "yes", "refused: a failure only removes a contestant")
     yield no("until", race, "known", "never again", "refused: in a race nothing is skipped")
@@ -172,7 +174,9 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("trouble_at", "reduce", "result", "into|take|nothing", "nothing reduces")
     yield no("trouble_at", "take", "result", "into|reduce|nothing", "take= has no function")
     yield no("trouble_at", "grow", "grow", "no", "nothing grows")
-    yield no("trouble_at", "until", "until", "all|first|first2|quorum|first_item|restart", "no function")
+    yield no(
+        "trouble_at", "until", "until", "all|first|first2|quorum|first_item|restart", "no function"
+    )
     yield no("trouble_at", "accept", "until", "all|first_item|restart|function", "nothing accepts")
     yield no("trouble_at", "by", "limits", "default|one|two|rate|cost", "no keys")
     yield no("trouble_at", "cost", "limits", "default|one|two|rate|by|composed", "nothing costs")
@@ -181,12 +185,16 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("trouble_at", "over|pull", "form", "acts|start", "nothing is pulled")
     yield no("trouble_at", "over", "form", "class|start_each", "no function of the state")
     yield no("trouble_at", "pull|over", "source", "field", "no function")
-    yield no("trouble_at", "own end", "form", "over|acts|acts over|chosen|class", "no action of its own")
+    yield no(
+        "trouble_at", "own end", "form", "over|acts|acts over|chosen|class", "no action of its own"
+    )
     yield no("trouble_at", "condition", "place", "root|fan|node|fan node|own", "no edge has one")
     yield no("trouble_at", "on", "act_retry", "no|yes", "no function")
     yield no("change", "folded", "form", "acts|class|start|start_each", "no into= to fold")
     yield no("change", "folded", "until", race, "one value is the result")
-    yield no("change", "one more act", "form", "acts|chosen|class|start|start_each", "over one act only")
+    yield no(
+        "change", "one more act", "form", "acts|chosen|class|start|start_each", "over one act only"
+    )
     yield no("change", "one more act", "until", "!", "another race")
     yield no("change", "one more act", "known", "!", "a key is known by act: not modelled")
 

@@ -1,4 +1,4 @@
-"""Making a program that fails small: features are set back, and trips left out, as long as it does."""
+"""Making a program that fails small: features and trips are left out as long as it does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .program import FEATURES, PLAIN, Program, fits
 
 def kind_of(violation: str) -> str:
     """Say what kind of violation it is: its words, without what differs from program to program."""
-    text = violation.split("\n")[0]
+    text = violation.split("\n", maxsplit=1)[0]
     text = re.sub(r"<RunPath[^>]*>\S*", "PATH", text)
     text = re.sub(r"life \d+: ", "", text)
     text = re.sub(r"['\"].*?['\"]", "Q", text)
@@ -42,9 +42,7 @@ def _simpler(program: Program) -> Iterator[Program]:
 
 def can_be(program: Program) -> bool:
     """Tell whether its features go together. What goes wrong is said by the trips."""
-    settings = {
-        one for one in program.row.items() if not one[0].startswith(("trouble", "stop"))
-    }
+    settings = {one for one in program.row.items() if not one[0].startswith(("trouble", "stop"))}
     return all(fits(settings - {one}, one) for one in settings)
 
 

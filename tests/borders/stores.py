@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -179,12 +179,12 @@ class InOneThread(SQLiteStore):  # pyright: ignore[reportGeneralTypeIssues] # fo
 
 
 @contextmanager
-def stores_of(kind: str) -> Iterator[Callable[[], Any]]:
+def stores_of(kind: str) -> Generator[Callable[[], Any]]:
     """Give what makes the stores of programs: in memory, or all in a few files."""
     if kind == "memory":
         yield MemoryStore
         return
-    shm = Path("/dev/shm")  # noqa: S108 # in memory, where there is such a thing
+    shm = Path("/dev/shm")  # in memory, where there is such a thing
     with TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
         made = list[InOneThread]()
         uses = count()

@@ -28,6 +28,11 @@ def quietly() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
+@pytest.fixture
+def nothing_blocks_the_loop() -> None:
+    """Here, files are read in the event loop's thread: see `stores.InOneThread`."""
+
+
 def check(programs: Iterable[Program], backend: Backend, kind: str = "memory") -> None:
     with stores_of(kind) as make_store:
         failed = [

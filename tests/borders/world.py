@@ -8,24 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import NoReturn
 from zlib import crc32
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from shoal import (
-    ChildEnded,
-    ChildRerun,
-    Context,
-    Done,
-    Event,
-    RunPath,
-    StepEnded,
-)
+from shoal import ChildEnded, ChildRerun, Context, Done, Event, RunPath, StepEnded
 
 from .program import Program, Trip
 
@@ -33,7 +25,7 @@ SLOW = 1000.0
 STORE_PLACES = ("save", "saved", "store")
 
 
-class Trouble(Exception):  # noqa: N818 # not an error of ours
+class Trouble(Exception):  # not an error of ours
     """What goes wrong in a function of a program."""
 
 
@@ -56,11 +48,20 @@ def cancellation() -> BaseException:
     return kind() if create is None else create(source="explicit")
 
 
+def lineage(path: RunPath) -> Iterator[RunPath]:
+    """Give a run and those above it, but for the root."""
+    while path.parent is not None:
+        yield path
+        path = path.parent
+
+
 class World:
     """One program's, in all its lives."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, name: str = "run") -> None:
         self.program = program
+        self.name = name
+        """Of its run: no other one in its store is called so."""
         self.life = 0
         self.fired: list[Trip] = []
         self.violations: list[str] = []
@@ -232,13 +233,12 @@ class World:
         if self.is_rerun(path):
             return
         visit = context._run.visit(step)
-        if (path.id, step, visit) in self.completed:
+        again = visit > 0 and step not in LOOPED
+        if again or (path.id, step, visit) in self.completed:
             self.violate(f"{step} of {path!r} was completed, and is executed again")
-        above: RunPath | None = path
-        while above is not None and above.parent is not None:
+        for above in lineage(path):
             if above.id in self.done_runs:
                 self.violate(f"{above!r} was Done, and {step} is executed again in {path!r}")
-            above = above.parent
 
     def end(self, context: Context | None, name: str) -> None:
         self.attempts[name] -= 1
@@ -249,8 +249,8 @@ class World:
 
     def _count(self, path: RunPath, by: int) -> None:
         """Count children in flight: those in which a body runs."""
-        above: RunPath | None = path
-        while above is not None and above.parent is not None:
+        for above in lineage(path):
+            assert above.parent is not None
             where = (above.parent.id, above.step)
             children = self.in_flight.get(where)
             if children is None:
@@ -260,24 +260,16 @@ class World:
                 del children[above.id]
             if len(children) > self.most.get(above.step, len(children)):
                 self.violate(f"{len(children)} children of {above.step} are in flight")
-            above = above.parent
 
     def is_rerun(self, path: RunPath) -> bool:
-        above: RunPath | None = path
-        while above is not None:
-            if above.id in self.rerun:
-                return True
-            above = above.parent
-        return False
+        return any(above.id in self.rerun for above in lineage(path))
 
     def store_of(self, path: RunPath) -> str:
         """Say where a run is kept: in the "main" store, in one of its "own", or in "none"."""
-        above: RunPath | None = path
-        while above is not None and above.parent is not None:
+        for above in lineage(path):
             feature = STORE_OF.get(above.step)
             if feature is not None and self.program[feature] != "inherit":
                 return self.program[feature]
-            above = above.parent
         return "main"
 
     async def rest(self, *who: object) -> None:
@@ -321,19 +313,16 @@ class World:
             case _:
                 pass
 
-
     def _forget(self, path: RunPath) -> None:
         """Hear that a child begins afresh: what was done in it counts no more."""
         for run_id, done in list(self.done_runs.items()):
-            above: RunPath | None = done
-            while above is not None:
-                if above.id == path.id:
-                    del self.done_runs[run_id]
-                    break
-                above = above.parent
+            if any(above.id == path.id for above in lineage(done)):
+                del self.done_runs[run_id]
 
 
 STORE_OF = {"fan": "store", "own/fan": "store", "outer": "outer_store",
             "outer/outer": "outer_store"}  # fmt: skip
 """The feature that says where the children of a step are kept."""
+LOOPED = ("fan", "own", "turn")
+"""Steps that a loop comes to again."""
 UNSAVED = "its outcome could not be saved"

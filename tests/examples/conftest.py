@@ -23,7 +23,14 @@ from benchmarks._nginx import (
     serving,
     wait_until_listening,
 )
+from tests.examples.memory_site import Crawl, crawl_by
 from tests.examples.services import absent
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def crawled(request: pytest.FixtureRequest) -> Crawl:
+    """Crawls a site in memory, in virtual time."""
+    return crawl_by(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -2,146 +2,16 @@
 
 import gzip
 import zlib
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from itertools import pairwise
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 import httpx
 import pytest
 
-from examples.scraper import crawl
-from examples.scraper.crawl import Crawler, site_crawl, sitemap_links
-from examples.scraper.fetch import HttpxFetcher
-from examples.scraper.frontier import Frontier, start_link
-from examples.scraper.politeness import Politeness, Spacing
-from examples.scraper.progress import Tally
-from examples.scraper.rows import Row, row_of
+from examples.scraper import crawl, parsing
+from examples.scraper.frontier import Frontier, Link, start_link
 from examples.scraper.settings import Settings
-from shoal import Application, ChildEnded, Hook
-from shoal.testing import run_virtual
-
-SITE = "http://site.example"
-Answer = httpx.Response | Exception | Callable[[httpx.Request], Awaitable[httpx.Response]]
-
-
-class Chunks(httpx.AsyncByteStream):
-    """A body as it comes from a network: bit by bit, once."""
-
-    def __init__(self, body: bytes, size: int = 1000) -> None:
-        self._left = [body[start : start + size] for start in range(0, len(body), size)]
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._left:
-            raise StopAsyncIteration
-        return self._left.pop(0)
-
-
-def answer(
-    body: str | bytes = b"", status: int = 200, kind: str = "text/html", **headers: str
-) -> httpx.Response:
-    """Give an answer as a server sends it: packed, and bit by bit."""
-    head = {"content-type": kind} | {name.replace("_", "-"): headers[name] for name in headers}
-    content = body.encode() if isinstance(body, str) else body
-    return httpx.Response(status, stream=Chunks(content), headers=head)
-
-
-def html(*links: str, title: str = "page", status: int = 200) -> httpx.Response:
-    anchors = "".join(f'<a href="{link}">x</a>' for link in links)
-    return answer(f"<title>{title}</title>{anchors}", status)
-
-
-def redirect(target: str, status: int = 302) -> httpx.Response:
-    return answer(status=status, location=target)
-
-
-def in_turn(
-    *answers: httpx.Response, seconds: float = 0.0
-) -> Callable[[httpx.Request], Awaitable[httpx.Response]]:
-    left = list(answers)
-
-    async def give(_: httpx.Request) -> httpx.Response:
-        await anyio.sleep(seconds)
-        return left.pop(0)
-
-    return give
-
-
-class Rows(Hook):
-    """Keeps rows in memory."""
-
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-
-    def on_child_ended(self, event: ChildEnded) -> None:
-        row = row_of(event.outcome)
-        if row is not None:
-            self.rows.append(row)
-
-
-class Crawled:
-    """A crawl that has ended: its rows, what it asked the network for, when, and its tally."""
-
-    def __init__(self, rows: list[Row], asked: list[tuple[float, str]], tally: Tally) -> None:
-        self.rows = {row["url"].removeprefix(SITE): row for row in rows}
-        self.asked = asked
-        self.requests = Counter(url for _, url in asked if url != "/robots.txt")
-        self.tally = tally
-        assert len(self.rows) == len(rows)
-        assert len(rows) == tally.ended
-
-
-Crawl = Callable[..., Crawled]
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def crawled(request: pytest.FixtureRequest) -> Crawl:
-    """Crawl `site` (path -> answer) from its front page; anything else is a 404."""
-    backend: Literal["asyncio", "trio"] = request.param
-
-    def run(
-        site: Mapping[str, Answer], starts: tuple[str, ...] = ("/",), **settings: Any
-    ) -> Crawled:
-        asked: list[tuple[float, str]] = []
-
-        async def ask(request: httpx.Request) -> httpx.Response:
-            url = str(request.url).removeprefix(SITE)
-            asked.append((anyio.current_time(), url))
-            match site.get(url, answer(status=404)):
-                case httpx.Response() as response:
-                    return response
-                case Exception() as error:
-                    raise error
-                case give:
-                    return await give(request)
-
-        async def main() -> Tally:
-            told = Settings(urls=tuple(SITE + start for start in starts), **settings)
-            links = [start_link(url) for url in told.urls]
-            frontier = Frontier(told, links)
-            if told.sitemap:
-                links += (sitemaps := sitemap_links(links))
-                frontier.recall(sitemaps)
-            politeness = Politeness(
-                anyio.current_time, rate=told.rate, adaptive=told.adaptive, robots=told.robots
-            )
-            tally = Tally(frontier, politeness)
-            async with httpx.AsyncClient(transport=httpx.MockTransport(ask)) as client:
-                fetcher = HttpxFetcher(client, told.timeout)
-                crawler = Crawler(told, fetcher, frontier, politeness)
-                app = Application(site_crawl(crawler), hooks=[rows, tally])
-                await app.run({"starts": links}, inputs={"crawler": crawler})
-            return tally
-
-        rows = Rows()
-        tally = run_virtual(main, backend=backend)
-        return Crawled(rows.rows, asked, tally)
-
-    return run
+from tests.examples.memory_site import SITE, Answer, Crawl, answer, html, in_turn, redirect
 
 
 def test_every_page_of_the_site_is_fetched_once_and_none_of_another(crawled: Crawl) -> None:
@@ -150,7 +20,7 @@ def test_every_page_of_the_site_is_fetched_once_and_none_of_another(crawled: Cra
         {
             "/": html("a", "b", "a#x", "/", *outside, title="front"),
             "/a": html("b", "/deep/c", f"{SITE}/a", "HTTP://SITE.example:80/b"),
-            "/b": html("/", "a", "?x=2&y=1", "?y=1&x=2"),
+            "/b": html("/", "a", "?x=2&y=1", "?%78=2&y=1"),
             "/deep/c": html("../a", "d"),
             "/deep/d": html(),
             "/b?x=2&y=1": html(),
@@ -274,19 +144,62 @@ def test_a_redirect_out_of_the_site_is_an_error_and_not_followed(
     assert done.tally.failed == 1
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["https://site.example", "http://www.site.example", "https://www.site.example", ":8080"],
+)
+@pytest.mark.parametrize("sitemap", [True, False])
+def test_a_start_that_redirects_takes_the_crawl_along(
+    crawled: Crawl, place: str, sitemap: bool
+) -> None:
+    base = SITE if place.startswith(":") else ""
+    site: dict[str, Answer] = {
+        "/": redirect(f"{base}{place}/home"),
+        f"{place}/home": html("/a", f"{SITE}/b", "http://else.example/"),
+        f"{place}/a": redirect("http://more.site.example/"),
+        "/b": html(),
+        "/sitemap.xml": redirect(f"{base}{place}/sitemap.xml"),
+        f"{place}/sitemap.xml": answer(f"<urlset><url><loc>{base}{place}/c</loc></url></urlset>"),
+        f"{place}/c": html(),
+    }
+    done = crawled(site, sitemap=sitemap)
+    assert set(done.rows) == {"/", f"{place}/home", f"{place}/a", "/b"} | (
+        {f"{place}/c"} if sitemap else set()
+    )
+    assert done.rows[f"{place}/a"]["error"]["kind"] == "redirect", "it is no start"
+    assert done.tally.failed == 1
+
+
+def test_a_start_that_leads_to_a_site_of_somebody_else_ends_there(crawled: Crawl) -> None:
+    done = crawled({"/": redirect("https://login.example/"), "https://login.example/": html()})
+    assert done.rows["/"]["error"]["kind"] == "redirect"
+    assert done.requests == {"/": 1}
+
+
+def test_where_a_start_has_moved_is_recalled() -> None:
+    settings = Settings(urls=(f"{SITE}/",))
+    first = Frontier(settings, [start_link(f"{SITE}/")])
+    first.follow_start(start_link(f"{SITE}/"), "https://www.site.example/")
+    assert first.takes("https://www.site.example/x")
+    resumed = Frontier(settings, [start_link(f"{SITE}/")])
+    resumed.recall([Link(url="https://www.site.example/", depth=0, parent=None, hops=1)])
+    assert resumed.takes("https://www.site.example/x")
+    assert not resumed.takes("https://site.example/x")
+
+
 def test_a_redirect_to_another_spelling_of_itself_is_followed(crawled: Crawl) -> None:
     done = crawled(
         {
-            "/": html("/p?b=2&a=1"),
-            "/p?b=2&a=1": redirect("/p?a=1&b=2"),
-            "/p?a=1&b=2": html("/leaf", title="sorted"),
+            "/": html("/%7eme"),
+            "/%7eme": redirect("/~me"),
+            "/~me": html("/leaf", title="plain"),
             "/leaf": html(),
         }
     )
-    row = done.rows["/p?b=2&a=1"]
-    assert (row["status"], row["title"], row["final_url"]) == (200, "sorted", f"{SITE}/p?a=1&b=2")
-    assert set(done.rows) == {"/", "/p?b=2&a=1", "/leaf"}
-    assert done.rows["/leaf"]["parent"] == f"{SITE}/p?b=2&a=1"
+    row = done.rows["/%7eme"]
+    assert (row["status"], row["title"], row["final_url"]) == (200, "plain", f"{SITE}/~me")
+    assert set(done.rows) == {"/", "/%7eme", "/leaf"}
+    assert done.rows["/leaf"]["parent"] == f"{SITE}/%7eme"
 
 
 def test_circles_of_redirects_end(crawled: Crawl) -> None:
@@ -391,11 +304,19 @@ def test_a_packed_body_that_ends_early_or_is_none_is_no_page(crawled: Crawl) -> 
     assert kinds == {"/": None, "/short": "network", "/lie": "encoding", "/brotli": "encoding"}
 
 
-def test_a_long_page_is_parsed_like_any_other(crawled: Crawl) -> None:
-    big = html("/a", title="big" + " " * crawl.PARSE_INLINE)
-    done = crawled({"/": big, "/a": html()})
-    assert done.rows["/"]["title"] == "big"
-    assert set(done.rows) == {"/", "/a"}
+@pytest.mark.parametrize("links", [1, crawl.MANY])
+@pytest.mark.parametrize(
+    "filling", [" " * parsing.INLINE, "<p>" * parsing.FEW_TAGS], ids=["long", "tags"]
+)
+def test_a_page_is_parsed_in_a_thread_or_a_process_like_any_other(
+    crawled: Crawl, filling: str, links: int
+) -> None:
+    big = html(*(f"/{n}" for n in range(links)), title=f"big</title>{filling}<title>")
+    done = crawled({"/": big, "/0": html()}, select={"titles": "title"}, text=True, max_pages=2)
+    row = done.rows["/"]
+    assert (row["title"], row["selected"]["titles"][0]) == ("big", "big")
+    assert (row["text"], row["links_n"]) == (" ".join("x" * links), links)
+    assert done.tally.known == links + 1
 
 
 def test_a_page_that_drips_without_end_times_out(crawled: Crawl) -> None:
@@ -487,188 +408,6 @@ def test_the_first_page_that_matches_ends_the_crawl(crawled: Crawl) -> None:
     )
     assert done.tally.matched == f"{SITE}/b"
     assert set(done.rows) == {"/", "/b"}
-
-
-# -- robots.txt ----------------------------------------------------------------------------------
-
-
-def test_robots_are_asked_first_and_obeyed(crawled: Crawl) -> None:
-    rules = "User-agent: *\nDisallow: /private*/\nDisallow: /*.pdf$\nAllow: /private1/open"
-    paths = ["/private1/x", "/private1/open", "/a.pdf", "/a.pdf.html"]
-    done = crawled(
-        {
-            "/robots.txt": answer(rules, kind="text/plain"),
-            "/": html(*paths),
-            **{path: html() for path in paths},
-        }
-    )
-    assert done.asked[0][1] == "/robots.txt"
-    assert set(done.requests) == {"/", "/private1/open", "/a.pdf.html"}
-    error = done.rows["/private1/x"]["error"]
-    assert error == {"kind": "robots", "message": "robots.txt asks not to"}
-    assert (done.tally.failed, done.tally.left_out["robots"]) == (0, 2)
-
-
-def test_robots_may_be_ignored(crawled: Crawl) -> None:
-    robots = answer("User-agent: *\nDisallow: /", kind="text/plain")
-    done = crawled({"/robots.txt": robots, "/": html()}, robots=False)
-    assert [url for _, url in done.asked] == ["/"]
-
-
-@pytest.mark.parametrize("rule", ["Crawl-delay: 3", "Request-rate: 1/3"])
-def test_a_crawl_delay_keeps_requests_apart(crawled: Crawl, rule: str) -> None:
-    paths = [f"/{n}" for n in range(9)]
-    robots = answer(f"User-agent: *\n{rule}\nDisallow: /x", kind="text/plain")
-    site: dict[str, Answer] = {"/robots.txt": robots, **{path: html(*paths) for path in paths}}
-    done = crawled(site, tuple(paths))
-    times = [at for at, url in done.asked if url != "/robots.txt"]
-    gaps = [later - earlier for earlier, later in pairwise(times)]
-    assert len(times) == 9
-    assert all(gap == pytest.approx(3.0, abs=0.06) for gap in gaps)
-
-
-def test_as_long_as_robots_cannot_be_read_nothing_is_fetched(crawled: Crawl) -> None:
-    done = crawled({"/robots.txt": answer(status=503), "/": html()}, retries=1)
-    assert "/" not in done.requests
-    assert done.rows["/"]["error"]["kind"] == "robots"
-
-
-def test_robots_are_read_once_they_can_be(crawled: Crawl) -> None:
-    robots = in_turn(answer(status=500), answer("", kind="text/plain"))
-    done = crawled({"/robots.txt": robots, "/": html()}, retry_wait=100.0, retries=2)
-    assert done.rows["/"]["error"] is None
-
-
-# -- politeness ----------------------------------------------------------------------------------
-
-
-def test_a_rate_is_kept_to(crawled: Crawl) -> None:
-    paths = [f"/{n}" for n in range(20)]
-    done = crawled({path: html() for path in paths}, tuple(paths), rate=4.0)
-    times = [at for at, url in done.asked if url != "/robots.txt"]
-    assert times[-1] - times[0] == pytest.approx(19 / 4, rel=0.02)
-    assert min(b - a for a, b in pairwise(times)) > 0.19
-
-
-def test_retry_after_pauses_the_host_and_uses_up_no_retry(crawled: Crawl) -> None:
-    paths = [f"/{n}" for n in range(6)]
-    site: dict[str, Answer] = {path: html() for path in paths}
-    # Both are asked before either has refused.
-    site["/0"] = in_turn(answer(status=429, retry_after="7"), html(), seconds=0.1)
-    site["/1"] = in_turn(answer(status=503, retry_after="7"), html(), seconds=0.1)
-    done = crawled(site, tuple(paths), per_host=2, retries=0)
-    times = [at for at, url in done.asked if url != "/robots.txt"]
-    assert [at - times[0] >= 7 for at in times] == [False, False] + [True] * 6
-    assert all(row["error"] is None for row in done.rows.values())
-    assert [row["attempts"] for row in done.rows.values()].count(2) == 2, "those that were refused"
-    assert done.tally.refusals == done.tally.retries == 2
-
-
-@pytest.mark.parametrize("adaptive", [True, False])
-def test_who_refuses_without_saying_how_long_is_left_alone_ever_longer(
-    crawled: Crawl, adaptive: bool
-) -> None:
-    refusing = in_turn(*(answer(status=429) for _ in range(4)), html())
-    done = crawled({"/": refusing}, adaptive=adaptive)
-    times = [at for at, url in done.asked if url == "/"]
-    gaps = [later - earlier for earlier, later in pairwise(times)]
-    assert gaps == pytest.approx([1, 2, 4, 8] if adaptive else [1, 1, 1, 1], abs=0.1)
-    assert done.rows["/"]["error"] is None
-
-
-@pytest.mark.parametrize("status", [429, 503])
-def test_who_refuses_for_ever_has_failed(crawled: Crawl, status: int) -> None:
-    async def refuse(_: httpx.Request) -> httpx.Response:
-        return answer(status=status, retry_after="1")
-
-    done = crawled({"/": refuse})
-    row = done.rows["/"]
-    assert (row["status"], row["final_url"]) == (status, f"{SITE}/")
-    assert row["error"]["kind"] == "refused"
-    assert str(status) in row["error"]["message"]
-    assert row["attempts"] == done.requests["/"] == 10
-    assert done.tally.statuses == {str(status): 1}
-
-
-def test_refusals_count_as_attempts_also_of_who_fails_otherwise(crawled: Crawl) -> None:
-    refused, broken = answer(status=503, retry_after="1"), answer(status=500)
-    done = crawled({"/": in_turn(refused, broken, answer(status=429), broken)}, retries=1)
-    assert done.rows["/"]["status"] == 500
-    assert done.rows["/"]["attempts"] == done.requests["/"] == 4
-
-
-def spaced(*cycles: tuple[int, float], pause: float = 1.0) -> Spacing:
-    """Refuse a host's requests: after so many, so many seconds after the first."""
-    now = 0.0
-    spacing = Spacing(lambda: now)
-    for taken, seconds in cycles:
-        for n in range(taken):
-            spacing.takes(spacing.sends())
-            now += seconds / taken if n else 0.0
-        now = max(now, seconds)
-        refused = spacing.sends()
-        spacing.refuses(refused._replace(at=spacing._began + seconds), pause)
-        now += pause
-    return spacing
-
-
-def test_one_refusal_says_between_what_the_rate_is() -> None:
-    guess = spaced((30, 0.1)).rate
-    assert guess == pytest.approx((30 / 0.1 * 30 / 1.1) ** 0.5)
-
-
-def test_two_refusals_say_what_the_rate_is() -> None:
-    assert spaced((26, 0.1), (80, 1.0)).rate == pytest.approx(0.95 * 60)
-
-
-def test_who_takes_nothing_after_a_pause_is_asked_half_as_often() -> None:
-    before = spaced((26, 0.1), (80, 1.0)).rate
-    assert spaced((26, 0.1), (80, 1.0), (0, 0.0)).rate == pytest.approx(before / 2)
-    assert spaced((0, 0.0)).rate == 0.5
-    assert spaced(*[(0, 0.0)] * 20).seconds == 60
-
-
-class Bucket:
-    """A server like nginx with limit_req: a token bucket, and 429 with Retry-After."""
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self.rate, self.burst = rate, burst
-        self.level, self.at = float(burst), 0.0
-        self.refused = 0
-
-    async def __call__(self, _: httpx.Request) -> httpx.Response:
-        now = anyio.current_time()
-        self.level = min(self.burst, self.level + (now - self.at) * self.rate)
-        self.at = now
-        if self.level < 1:
-            self.refused += 1
-            return answer(status=429, retry_after="1")
-        self.level -= 1
-        await anyio.sleep(0.008)
-        return html()
-
-
-@pytest.mark.parametrize(
-    ("rate", "burst", "pages"),
-    [
-        (20, 20, 200),
-        (10, 5, 120),
-        pytest.param(5, 1, 200, marks=pytest.mark.slow),
-        pytest.param(50, 10, 600, marks=pytest.mark.slow),
-        pytest.param(100, 20, 1144, marks=pytest.mark.slow),
-        pytest.param(250, 100, 3000, marks=pytest.mark.slow),
-    ],
-)
-def test_a_rate_that_nobody_tells_is_found_out(
-    crawled: Crawl, rate: int, burst: int, pages: int
-) -> None:
-    bucket = Bucket(rate, burst)
-    paths = [f"/{n}" for n in range(pages)]
-    done = crawled(dict.fromkeys(paths, bucket), tuple(paths))
-    times = [at for at, url in done.asked if url != "/robots.txt"]
-    assert done.tally.pages == pages
-    assert bucket.refused <= 16
-    assert times[-1] - times[0] <= 1.35 * (pages - burst) / rate
 
 
 # -- sitemaps ------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_one_process_at_a_time_works_on_a_job(
         assert f"claimed by process {process.pid} on " in capsys.readouterr().out
         assert main(["resume", str(job), "--progress", "none"]) == 1
         error = capsys.readouterr().err
-        assert error.startswith(f"error: run crawl goes on in process {process.pid}")
+        assert error.startswith(f"error: process {process.pid} on ")
         process.kill()
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.scraper.locks import Locked
 from examples.scraper.output import Projection, projection
 from examples.scraper.rows import COLUMNS, Row
 
@@ -113,3 +115,18 @@ def test_what_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
         done.complete([row(1, title="\udc80")])
         done.close()
         assert b"udc80" in (tmp_path / form).read_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no locks")
+@pytest.mark.parametrize("form", ["jsonl", "csv", "sqlite"])
+def test_what_one_crawl_writes_to_another_leaves_as_it_is(tmp_path: Path, form: Any) -> None:
+    path = tmp_path / "rows"
+    first = projection(str(path), form)
+    first.complete(ROWS[:2])
+    before = path.read_bytes()
+    with pytest.raises(Locked, match="another crawl writes to it"):
+        projection(str(path), form)
+    assert path.read_bytes() == before
+    first.write(ROWS[2:])
+    first.close()
+    projection(str(path), form).close()

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import MofNCompleteColumn, Progress
 
-from examples.scraper.fetch import FetchError, Refused
+from examples.scraper.fetch import FetchError, LeftAlone
 from examples.scraper.frontier import Frontier, Link, start_link
 from examples.scraper.progress import Bars, JsonLines, Plain, Tally, shown
 from examples.scraper.rows import COLUMNS, Row, failed_row, kind_of
@@ -124,10 +124,12 @@ def test_failures_are_rows_by_their_kind() -> None:
         1500,
     )
     assert [*failed] == [*COLUMNS]
-    refused = Codec().decode(Codec().encode(Refused(1, 503, "http://a/2")))
+    cause = FetchError("refused", "status 503", status=503, final_url="http://a/2", transient=True)
+    refused = Codec().decode(Codec().encode(LeftAlone(1, cause)))
     row = failed_row(link, refused, 10, 1.5)
     assert row is not None
     assert (row["status"], row["final_url"]) == (503, "http://a/2"), "also of what was saved"
+    assert row["error"]["kind"] == "refused"
     link["kind"] = "sitemap"
     assert failed_row(link, ValueError(), 1, 0) is None
     assert kind_of(RetryLater(1)) == "refused"
