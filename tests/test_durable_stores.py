@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from textwrap import dedent
@@ -727,7 +728,7 @@ async def test_rows_of_a_run_that_was_deleted_are_not_taken_for_those_of_one_und
 async def test_what_a_failed_transaction_has_written_is_not_remembered(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ):
-    """Not even where the run was given back in it."""
+    """Not even where the run was given back in it, or right behind it."""
     store = kept.store()
     await store.claim("root", "me")
     async with store:
@@ -744,17 +745,18 @@ async def test_what_a_failed_transaction_has_written_is_not_remembered(
             commit(jobs)
 
         monkeypatch.setattr(data, "_commit", failing)
-        child = child_run("x", status=None)
+        children = [child_run(key, status=None) for key in "xy"]
         async with anyio.create_task_group() as tasks:
             with stopped(store):
-                saved = store.save(Batch(child, holder="me"))
+                saved = [store.save(Batch(child, holder="me")) for child in children]
                 tasks.start_soon(store.release, "root", "me")
                 for _ in range(3):  # until it has asked for that
                     await checkpoint()
-            assert saved is not None
-            await saved
+            for pending in saved:
+                assert pending is not None
+                await pending
         assert not fails
-        assert [record.key for record in await store.children(ROOT)] == ["x"]
+        assert [record.key for record in await store.children(ROOT)] == ["x", "y"]
 
 
 @anyio_test
@@ -772,7 +774,8 @@ async def test_a_run_that_could_not_be_given_back_is_free_when_its_lease_has_run
 
         assert store._writer is not None
         with monkeypatch.context() as patch:
-            patch.setattr(store._writer._database, "release", refuse)
+            for name in ("release", "_let_go"):
+                patch.setattr(store._writer._database, name, refuse)
             with pytest.raises(RuntimeError):
                 await store.release("root", "me")
         until = time.monotonic() + 20
@@ -785,3 +788,49 @@ async def test_a_run_that_could_not_be_given_back_is_free_when_its_lease_has_run
             else:
                 break
         await other.release("root", "you")
+
+
+ODD = ("half \ud800", "nul \0")
+
+
+@anyio_test
+@pytest.mark.parametrize("odd", ODD, ids=["half", "nul"])
+async def test_an_odd_name_fails_the_save_that_holds_it_and_no_other_one(kept: Kept, odd: str):
+    """Before it reaches the writer, where it would fail what others save in the same moment."""
+    store = kept.store()
+    beginning = replace(BEGINNING, application=odd), replace(BEGINNING, version=odd)
+    child = child_run("x", step=odd), child_run("x", act=odd)
+    batches = [
+        *(Batch(HandMadeRun(), begun=one, holder="me") for one in beginning),
+        *(Batch(HandMadeRun(), unapplied=[one], holder="me") for one in child),
+        Batch(HandMadeRun(), (update_of(1, odd),), holder="me"),
+        Batch(HandMadeRun(), step_completed=odd, holder="me"),
+        Batch(child_run("y", status=None, step=odd), holder="me"),
+    ]
+    async with store, claimed(store):
+        for batch in batches:
+            with pytest.raises(NotEncodable, match=r"the name .* databases have no letters for"):
+                store.save(batch)
+        await save(store, updates=(update_of(1),), unapplied=[child_run(odd, value=odd)])
+        (record,) = await store.children(ROOT)
+        assert (record.key, record.value) == (odd, odd)
+
+
+@anyio_test
+@pytest.mark.parametrize("odd", ODD, ids=["half", "nul"])
+async def test_what_clients_send_may_hold_any_letters(kept: Kept, odd: str):
+    @action(reads=["item"], writes=["out"])
+    async def same(item: str) -> str:
+        if item == odd:
+            raise ValueError(odd)
+        return item + odd
+
+    act = fan_out(same, over="items", key=str, into="outs", on_error="collect", errors_into="bad")
+    app = Application(act, store=kept.store())
+    items = [odd, f"{odd} and more"]
+    result = await app.run({"items": items, odd: odd}, id=odd)
+    again = await app.run(id=odd)
+    for one in (result, again):
+        assert dict(one.state["outs"]) == {items[1]: items[1] + odd}
+        assert [*one.state["bad"]] == [odd]
+        assert one.state[odd] == odd

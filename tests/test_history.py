@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import re
+import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,16 +16,23 @@ from shoal import (
     ChildName,
     Completed,
     Decision,
+    Drop,
     Entry,
     Extend,
     Increment,
+    Operation,
+    PositionedList,
     Put,
+    PutWithin,
     Rewound,
     Set,
+    StateError,
+    StateList,
     StateMap,
     Update,
 )
 from shoal._history import Playback, play
+from shoal._state import make_state, replay, replay_all
 
 
 def update(number: int, step: str, **fields: object) -> Update:
@@ -45,7 +56,7 @@ def test_updates_are_applied_in_order_and_belong_to_the_step_under_way():
     assert played.data == {"n": 3, "x": 1, "list": [7], "map": {"k": 8}}
     assert played.number == 2
     assert played.began.data == {"n": 1, "list": [], "map": {}}
-    assert played.under_way == updates
+    assert played.under_way == updates[:1], "the second says nothing more of the step"
 
 
 def test_a_completed_step_is_where_the_next_one_begins():
@@ -81,15 +92,83 @@ def test_going_back_takes_up_the_step_where_it_was_before_its_last_save():
     ]  # fmt: skip
     played = play({}, entries)
     assert played.began.step == "a"
-    assert played.under_way == entries[2:4]
+    assert played.under_way == entries[2:3]
     assert played.restored == {"x": 1, "m": 2}
     assert played.data == {"x": 1, "m": 2, "done": 1, "z": 1, "w": 1}, "until the next update"
     assert [played.is_undone(number) for number in range(1, 8)] == [
         False, False, False, True, True, True, False
     ]  # fmt: skip
     assert (played.visit("map"), played.visit("c")) == (0, 0)
-    played.add(Update(7, "map", (Set("x", 1),)))
-    assert played.under_way[-1].number == 7
+    played.add(Update(7, "map", (Set("x", 7),)))
+    assert (played.data["x"], played.number) == (7, 7)
+
+
+def counted(many: int) -> Iterator[Entry]:
+    yield Update(1, "map", (Set("found", 0),), ("a", "b"), 7)
+    for number in range(2, many):
+        operations = (Increment("n", 1), Set("last", number), Put("map", number % 5, number))
+        yield Update(number, "map", operations)
+    yield Update(many, "map", (), ("c",), 9)
+    yield Update(many + 1, "map", (Set("done", True),))
+    yield Completed("map", many)
+
+
+@pytest.mark.parametrize("many", [10, 1_000, 3_999, 4_000, 4_001, 10_000])
+def test_a_long_history_leads_where_a_short_one_does(many: int):
+    played = play({"n": 0, "map": {}}, counted(many))
+    assert (played.data["n"], played.data["last"]) == (many - 2, many - 1)
+    assert played.data["map"] == {number % 5: number for number in range(2, many)}
+    played.add(Rewound("map", 0))
+    assert "done" not in played.restored
+    assert played.restored["n"] == many - 2
+    assert [(one.number, one.discovered) for one in played.under_way] == [
+        (1, ("a", "b")), (many, ("c",))
+    ]  # fmt: skip
+
+
+def test_what_is_played_back_takes_no_memory_for_each_update():
+    def peak(many: int) -> int:
+        gc.collect()
+        tracemalloc.start()
+        try:
+            play({"n": 0, "map": {}}, counted(many))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(6_000)  # caches
+    assert peak(60_000) < peak(6_000) + 200_000
+
+
+values = st.integers(-3, 3) | st.text(max_size=2)
+operations = st.lists(
+    st.builds(Set, st.just("n"), values)
+    | st.builds(Set, st.just("items"), st.just([]) | st.just([1]))
+    | st.builds(Increment, st.sampled_from(["n", "m"]), st.integers(-3, 3))
+    | st.builds(Extend, st.just("items"), st.tuples(values))
+    | st.builds(Put, st.sampled_from(["map", "listed"]), st.integers(0, 3), values, st.floats(0, 3))
+    | st.builds(PutWithin, st.just("map"), st.just(9), st.text(max_size=1), values)
+    | st.builds(Drop, st.sampled_from(["m", "map", "items"])),
+    max_size=30,
+)
+
+
+@given(operations)
+def test_all_at_once_operations_come_to_what_they_come_to_one_by_one(some: list[Operation]):
+    data = {"n": 0, "listed": PositionedList(StateMap[int, object]()), "kept": StateList([1])}
+    try:
+        expected = replay(make_state(data), some)
+    except StateError as error:
+        with pytest.raises(StateError, match=re.escape(str(error))):
+            replay_all(data, some)
+    else:
+        found = replay_all(data, some)
+        assert found == dict(expected)
+        assert {name: type(value) for name, value in found.items()} == {
+            name: type(value) for name, value in expected.items()
+        }
+    assert list(data) == ["n", "listed", "kept"]
+    assert data["n"] == 0
 
 
 def test_going_back_to_one_of_several_visits():

@@ -1558,3 +1558,12 @@ async def test_the_children_of_a_node_s_fan_out_are_not_read_back():
         with pytest.raises(BadUse, match=r"'map' is a fan-out of 'node'.*outcomes\('node/map'\)"):
             one.all_outcomes("node/map")
         assert len([outcome async for outcome in one.all_outcomes("search/tries")]) == 2
+
+
+async def test_a_node_s_fan_out_without_children_is_remembered_too():
+    store = MemoryStore()
+    inner = fan_out(upper, over=lambda _: (), reads=[], reduce=tell, writes=["told"], name="map")
+    app = Application(Graph.chain(Graph.chain(inner, name="node"), name="app"), store=store)
+    result = await app.run(id="x")
+    for one in (result, await app.run(id="x")):
+        assert one.outcomes("node/map").total == 0

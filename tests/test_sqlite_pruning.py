@@ -166,7 +166,8 @@ def test_runs_that_were_claimed_or_ended_anew_meanwhile_stay(path: Path):
     with closing(sqlite3.connect(path, isolation_level=None)) as sql:
         old = _pruning.old_runs(sql, SQLITE, time.time(), ["succeeded"])
         assert sorted(old) == ["a", "b", "c"]
-        sql.execute("UPDATE claims SET execution = 'new' WHERE run_id = 'a'")
+        elsewhere = "execution = 'new', host = 'far', boot = 'far'"
+        sql.execute(f"UPDATE claims SET {elsewhere} WHERE run_id = 'a'")
         sql.execute("UPDATE roots SET ended_at = ended_at + 1000 WHERE run > 4")  # that of "c"
         assert _pruning.condemn_old(sql, SQLITE, old, time.time(), ["succeeded"]) == 1
         assert rows(path, "SELECT run_id FROM root_runs") == [("a",), ("c",)]
@@ -329,7 +330,7 @@ def test_no_query_sorts_or_looks_at_all_rows(path: Path):
         _browsing.summary(sql, SQLITE, "x")
         _browsing.counts(sql, 1)
         sql.execute(f"SELECT id FROM runs WHERE {_browsing.FAILURES}", (1, 10, 0))
-        _cached.remember(sql, "a", "", 1, 1)
+        _cached.remember(sql, SQLITE, "a", "", 1)
         _cached.recall(sql, "a", 1)
         _pruning.condemn_old(sql, SQLITE, ["x"], inf, ["succeeded"])
         _pruning.sweep(sql, 100)

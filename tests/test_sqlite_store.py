@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -336,14 +338,17 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
     assert rows(path, "SELECT name FROM sqlite_schema WHERE name = 'further'") == []
 
 
-@pytest.mark.parametrize("fails", ["link", "fsync"])
+@pytest.mark.parametrize("fails", ["link", "fsync", "O_TMPFILE"])
 def test_where_a_file_can_not_be_made_aside_it_is_made_in_its_place(
     path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("not here")
 
-    monkeypatch.setattr(os, fails, fail)
+    if fails == "O_TMPFILE":  # a system that has no files without names
+        monkeypatch.delattr(os, fails)
+    else:
+        monkeypatch.setattr(os, fails, fail)
     Application(outs, store=store_at(path)).run_sync({"items": [1]}, id="x")
     assert sorted(each.name for each in path.parent.iterdir()) == ["runs.db"]
 
@@ -352,11 +357,35 @@ def test_where_a_file_can_not_be_made_aside_it_is_made_in_its_place(
 def test_the_name_of_a_new_file_is_waited_for_unless_the_first_save_does_that(
     path: Path, monkeypatch: pytest.MonkeyPatch, synchronous: Synchronous
 ):
-    synced: list[Path] = []
-    monkeypatch.setattr(_sqlite_file, "_sync", synced.append)
+    synced: list[bool] = []
+
+    def fsync(file: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(file).st_mode))
+
+    monkeypatch.setattr(os, "fsync", fsync)
     connect(path, patience=1.0, synchronous=synchronous).close()
-    assert [one.suffix for one in synced[:1]] == [".new"]
-    assert synced[1:] == ([] if synchronous == "full" else [path.parent])
+    assert synced == ([False] if synchronous == "full" else [False, True])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from shoal.stores import _sqlite_file
+
+def killed(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(os, sys.argv[1], killed)
+_sqlite_file.connect(Path(sys.argv[2]), patience=1.0, synchronous="full")
+"""
+
+
+@pytest.mark.parametrize("at", ["fsync", "link", "unlink"])
+def test_a_kill_while_a_file_is_made_leaves_nothing_behind(path: Path, at: str):
+    process = subprocess.run([sys.executable, "-c", KILLED, at, str(path)], check=False)
+    assert process.returncode in (-signal.SIGKILL, 0)  # 0: it does not come by that place
+    connect(path, patience=1.0, synchronous="full").close()
+    assert [each.name for each in path.parent.iterdir()] == ["runs.db"]
 
 
 def nothing(*_: object) -> None: ...

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import jsonschema_rs
 
 from examples.llm_race.exchange import Answer
-from examples.llm_race.failures import Unacceptable
+from examples.llm_race.failures import Incomplete, Unacceptable
 
 Accept = Callable[[Answer], bool]
 
@@ -43,6 +43,17 @@ def acceptance(
         return True
 
     return accept
+
+
+def whole(accept: Accept | None) -> Accept:
+    """Make what refuses answers that are cut off, and judges the others by `accept`."""
+
+    def judge(answer: Answer) -> bool:
+        if answer.lacks:
+            raise Incomplete(answer.lacks)
+        return accept is None or accept(answer)
+
+    return judge
 
 
 def as_asked(accept: Accept | None) -> Accept:

@@ -19,7 +19,7 @@ from examples.llm_race.exchange import Answer, Prompt
 from examples.llm_race.failures import out_of_time
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider
-from examples.llm_race.racing import new_client, scoreboard, why
+from examples.llm_race.racing import cut_off, new_client, scoreboard, why
 from examples.llm_race.scoreboard import Lane, Scoreboard
 from examples.llm_race.strategies import Rules, strategy
 from shoal import (
@@ -87,6 +87,7 @@ def prompt_of(said: object, number: int, defaults: Prompt) -> Prompt:
         id=str(given.get("id", number)),
         system=str(given.get("system", defaults.system)),
         max_tokens=limit,
+        may_be_cut=defaults.may_be_cut or "max_tokens" in given,
     )
 
 
@@ -98,9 +99,13 @@ def write_row(
 
     If the process died between the race and this, nobody knows any more what the losers have used.
     """
-    lanes = board.take(context.run_id, answer.provider)
+    return row_of(prompt.id, answer, board.take(context.run_id, answer.provider))
+
+
+def row_of(id: str, answer: Answer, lanes: Sequence[Lane]) -> dict[str, Any]:
+    """What is kept of a race with an answer."""
     return {
-        "id": prompt.id,
+        "id": id,
         "answer": answer.text,
         "provider": answer.provider,
         "finish": answer.finish,
@@ -144,8 +149,9 @@ def races(providers: Sequence[Provider], rules: Rules, at_once: int) -> Act:
 class Rows(Hook):
     """The file of results, to which a row is appended as soon as it is saved."""
 
-    def __init__(self, path: Path, board: Scoreboard) -> None:
+    def __init__(self, path: Path, board: Scoreboard, rules: Rules) -> None:
         self.board = board
+        self.rules = rules
         self.written = kept_rows(path)  # ids of those that are there, and good
         self.answered = len(self.written)
         self.failed = 0
@@ -156,10 +162,15 @@ class Rows(Hook):
         if event.depth == 0 and isinstance(outcome, Done):
             await self.add(outcome.value)
         elif event.depth == 0 and isinstance(outcome, Failed):
-            lanes, error = self.board.take(outcome.run_id, None), outcome.error
+            error = outcome.error
+            cut = cut_off(self.rules, self.board.lanes(outcome.run_id), error)
+            if cut is not None:
+                lanes = self.board.take(outcome.run_id, cut.provider)
+                await self.add(row_of(str(outcome.key), cut, lanes))
+                return
             if isinstance(error, StepTimeout):
                 error = out_of_time(self.board.timeout)
-            lost = {"error": why(error), **bill(lanes)}
+            lost = {"error": why(error), **bill(self.board.take(outcome.run_id, None))}
             await self.add({"id": outcome.key, "answer": None, "provider": None, **lost})
 
     async def add(self, row: Mapping[str, Any]) -> None:
@@ -221,7 +232,7 @@ class Batch:
             shoal.RunConflict: The store has a batch of other prompts.
         """
         board = scoreboard(self.providers, self.rules)
-        rows = await to_thread.run_sync(Rows, self.out, board)
+        rows = await to_thread.run_sync(Rows, self.out, board, self.rules)
         try:
             app = Application(
                 races(self.providers, self.rules, self.at_once),

@@ -38,7 +38,7 @@ class Options(argparse.Namespace):
     stall_timeout: float
     max_cost: float | None
     system: str
-    max_tokens: int
+    max_tokens: int | None
     # what is acceptable
     schema: dict[str, Any] | None
     regex: str | None
@@ -164,7 +164,7 @@ def common() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     add("--stall-timeout", type=duration, default=15.0, metavar="S", help="until more text (15)")
     add("--max-cost", type=positive, metavar="USD", help="spend no more in all")
     add("--system", default="", metavar="TEXT", help="the system prompt")
-    add("--max-tokens", type=whole(1), default=1024, metavar="N", help="of an answer (1024)")
+    add("--max-tokens", type=whole(1), metavar="N", help="of an answer (1024)")
     add = how.add_argument_group("what is acceptable").add_argument
     add("--schema", type=json_file, metavar="FILE.json", help="JSON of this schema")
     add("--regex", type=pattern, metavar="RE", help="what this is found in")

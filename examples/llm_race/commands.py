@@ -58,9 +58,10 @@ def rules_of(
 
 
 def prompt_of(options: Options, text: str) -> Prompt:
-    return Prompt(
-        text=text, system=options.system, max_tokens=options.max_tokens, schema=options.schema
-    )
+    prompt = Prompt(text=text, system=options.system, schema=options.schema)
+    if options.max_tokens is None:
+        return prompt
+    return replace(prompt, max_tokens=options.max_tokens, may_be_cut=True)
 
 
 # -- ask ----------------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ def key_status(provider: Provider) -> str:
 
 async def checked(asked: Sequence[Provider]) -> list[str]:
     """Ask each for a word, all at once, and say how that went."""
-    prompt = Prompt(text="Reply with the word OK.", max_tokens=16)
+    prompt = Prompt(text="Reply with the word OK.", max_tokens=16, may_be_cut=True)
 
     @action(reads=["n"], writes=["result"])
     async def check_one(n: int, client: httpx.AsyncClient) -> str:
@@ -289,7 +290,8 @@ async def serve(options: Options, everybody: Sequence[Provider]) -> int:
     from examples.llm_race import serve  # noqa: PLC0415 - FastAPI takes half a second
 
     rules = rules_of(options, everybody, streams=False)  # schemas are judged by what each asks
-    return await serve.serve(options, everybody, rules, prompt_of(options, ""))
+    defaults = replace(prompt_of(options, ""), may_be_cut=False)  # clients have not asked for it
+    return await serve.serve(options, everybody, rules, defaults)
 
 
 COMMANDS: dict[str, Callable[[Options, Sequence[Provider]], Awaitable[int]]] = {

@@ -23,11 +23,13 @@ from examples.llm_race.exchange import (
     Transcript,
     Usage,
     estimated_input,
+    finish_reason,
+    what_lacks,
 )
 from examples.llm_race.failures import ProviderError, is_refusal, is_retryable, retry_after_of
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider, Stream
-from shoal import Act, Context, HookFailed, Limits, Rate, Retry, RetryLater, State, action
+from shoal import Act, Context, HookFailed, Limits, Rate, Retry, RetryLater, State, action, shielded
 
 USAGE_TIMEOUT = 1.0  # seconds that a whole answer is waited on for what it has used
 
@@ -46,6 +48,8 @@ class Terms:
     """Tries in all, where trying again may help and the provider doesn't say when."""
     may_restart: bool = True
     """Whether an answer that breaks off after its first text is asked for again."""
+    only_whole: bool = False
+    """Whether an answer that is cut off counts as failed, for nobody else judges it."""
 
 
 class Contestants:
@@ -118,13 +122,20 @@ def asking(provider: Provider, attempts: int) -> Act:
             await context.emit(PutOff(str(error), wait))
             raise RetryLater(wait) from None
         rest.end()
-        return Answer(
+        finish = transcript.finish or ""
+        answer = Answer(
             text=transcript.text,
             provider=provider.name,
-            finish=transcript.finish or "",
+            finish=finish,
             usage=transcript.usage,
             schema=prompt.schema,
+            lacks=what_lacks(prompt, finish),
         )
+        if terms.only_whole and answer.lacks:
+            cut = ProviderError("incomplete", answer.lacks)
+            cut.answer = answer
+            raise cut
+        return answer
 
     return ask
 
@@ -224,9 +235,10 @@ async def follow(
     if (says_when_whole and transcript.finish is None) or not transcript.is_heard:
         message = "the stream ended before the answer was whole"
         raise ProviderError("stream", message, retryable=True)
-    if not transcript.text:
+    if not transcript.text.strip():
         message = f"no text at all; it ended with {transcript.finish!r}"
-        raise ProviderError("empty", message)
+        is_filtered = finish_reason(transcript.finish or "") == "content_filter"
+        raise ProviderError("refused" if is_filtered else "empty", message)
     if not says_when_whole:
         transcript.finish = "end"
 
@@ -241,4 +253,5 @@ async def opened(given: Stream | Awaitable[Stream]) -> AsyncGenerator[Stream]:
         # Generators have one name for it, the streams of SDKs another.
         close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
         if close is not None:
-            await close()
+            async with shielded():
+                await close()

@@ -198,6 +198,8 @@ WIRES = {
 class Handler(BaseHTTPRequestHandler):
     """Answers POST requests, under the name of a protocol each."""
 
+    disable_nagle_algorithm = True  # each event is a write: none shall wait for the one before
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         kind = self.path.split("/")[1]

@@ -21,6 +21,9 @@ class Prompt:
     text: str
     system: str = ""
     max_tokens: int = 1024
+    may_be_cut: bool = False
+    """Whether an answer that ends at `max_tokens` counts as whole: so it does for those who have
+    set that limit themselves."""
     schema: Mapping[str, Any] | None = None
     """The JSON Schema that the answer is to have; passed on to providers that know what to do."""
     id: str = ""
@@ -86,6 +89,38 @@ class Answer:
     usage: Usage
     schema: Mapping[str, Any] | None = None
     """The one that it was asked to have."""
+    lacks: str = ""
+    """Why it is not whole; empty if it is, as far as its provider says."""
+
+
+FINISHES: Mapping[str, frozenset[str]] = {
+    "length": frozenset({"length", "max_tokens", "model_length", "model_context_window_exceeded"}),
+    "content_filter": frozenset(
+        {"content_filter", "safety", "refusal", "recitation", "prohibited_content", "blocklist"}
+        | {"spii", "image_safety", "language"}
+    ),
+    "error": frozenset({"error", "insufficient_system_resource", "malformed_function_call"}),
+}
+"""Providers' words for ends that are none of an answer's own, by OpenAI's."""
+
+
+def finish_reason(said: str) -> str:
+    """OpenAI's word for why an answer ended, of the provider's own."""
+    word = said.lower()
+    return next((reason for reason, words in FINISHES.items() if word in words), "stop")
+
+
+def what_lacks(prompt: Prompt, finish: str) -> str:
+    """Say why an answer that ended so is not whole; nothing if it is."""
+    match finish_reason(finish):
+        case "length" if not prompt.may_be_cut:
+            return f"it was cut off after {prompt.max_tokens} tokens or less ({finish!r})"
+        case "content_filter":
+            return f"it was cut off by a filter ({finish!r})"
+        case "error":
+            return f"it was cut off by a failure of the provider ({finish!r})"
+        case _:
+            return ""
 
 
 CHARS_PER_TOKEN = 4.0
@@ -101,8 +136,8 @@ def estimated_input(prompt: Prompt) -> int:
 
 
 def is_content(item: object) -> bool:
-    """Tell whether an item of a stream is text; keep-alives and bookkeeping are not."""
-    return isinstance(item, Chunk) and item.text != ""
+    """Tell whether an item of a stream is text; keep-alives, bookkeeping and blanks are not."""
+    return isinstance(item, Chunk) and item.text.strip() != ""
 
 
 @dataclass(slots=True)

@@ -14,10 +14,33 @@ from typing import Any, Literal, cast
 
 from shoal import RetryLater, StepTimeout
 
-Kind = Literal["http", "overload", "network", "stream", "timeout", "empty", "budget", "key"]
+Kind = Literal[
+    "http",
+    "overload",
+    "network",
+    "stream",
+    "timeout",
+    "empty",
+    "incomplete",
+    "refused",
+    "account",
+    "budget",
+    "key",
+]
 
 RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 OVERLOAD = frozenset({429, 503, 529})
+OF_THE_PROMPT = frozenset({400, 413, 414, 422, 431, 451})
+"""Statuses that say of a prompt that it is wrong, too long or not allowed."""
+
+# Some statuses mean several things, which only the text tells apart: 400 is also what Gemini says
+# of a wrong key and Anthropic of an account without money, and 403 what routers say of a prompt.
+# As JSON, unescaped: some servers repeat the prompt, and that must not pass for our account.
+_ACCOUNT = re.compile(r'"reason":\s*"API_KEY_INVALID"|"message":\s*"Your credit balance is too low')
+_REFUSED = re.compile(r"(?i)content.?(filter|policy|management)|moderation|flagged|safety|harmful")
+_TOO_LONG = re.compile(
+    r"(?i)context.{0,20}(length|window|size)|too (long|large)|maximum.{0,30}tokens"
+)
 
 # Errors of clients, by name: so httpx, its successor and the SDKs on top need not be imported.
 NETWORK_ERRORS = frozenset({"TransportError", "APIConnectionError"})
@@ -26,6 +49,9 @@ TIMEOUTS = frozenset({"TimeoutException", "APITimeoutError"})
 
 class ProviderError(Exception):
     """A provider gave no answer, or none that is whole."""
+
+    answer: Any = None
+    """What there is of one that is cut off, if it was told so far: an `Answer`."""
 
     def __init__(
         self,
@@ -47,11 +73,12 @@ class Unacceptable(ValueError):
     """An answer is whole, but not what was asked for."""
 
 
-def out_of_time(seconds: float) -> StepTimeout:
-    """A race's timeout as whoever gave it knows it: without the names of what ran, and as it was.
+class Incomplete(Unacceptable):
+    """An answer is cut off; a whole one may still come from another provider."""
 
-    The runtime says for how long something had time, which is a little less.
-    """
+
+def out_of_time(seconds: float) -> StepTimeout:
+    """A race's timeout without the names of what ran, which its client doesn't know."""
     return StepTimeout(f"timeout of {seconds:g} s")
 
 
@@ -134,6 +161,43 @@ def kind_of(error: BaseException) -> str:
     return type(error).__name__
 
 
+def is_of_the_prompt(error: BaseException) -> bool:
+    """Tell whether the prompt is what was wrong: refused, too long, not what the provider takes.
+
+    Then the same prompt will be refused again, and another one need not be.
+    """
+    kind = kind_of(error)
+    return kind == "refused" or (kind == "http" and status_of(error) in OF_THE_PROMPT)
+
+
+def is_too_long(error: BaseException) -> bool:
+    """Tell whether a provider has said that the prompt is too long."""
+    return is_of_the_prompt(error) and _TOO_LONG.search(str(error)) is not None
+
+
+def is_of_the_provider(error: BaseException) -> bool:
+    """Tell whether the next client's prompt would probably fail as well: what opens circuits.
+
+    That is a provider that is down, slow, overloaded, or doesn't know our key or has none of our
+    money left. Not so what one client's prompt or schema has caused, or our own purse; and not an
+    answer without text or with a part of it, for a prompt may ask for just that.
+    """
+    if isinstance(error, Unacceptable) or is_of_the_prompt(error):
+        return False
+    return kind_of(error) not in {"empty", "incomplete", "budget"}
+
+
+def kind_of_refusal(status: int, text: str) -> Kind:
+    """A word for a refusal, by its status and its body."""
+    if status in OVERLOAD:
+        return "overload"
+    if status == 402 or (status == 400 and _ACCOUNT.search(text)):
+        return "account"
+    if status in (400, 403) and _REFUSED.search(text):
+        return "refused"
+    return "http"
+
+
 def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
@@ -144,8 +208,14 @@ def stream_error(said: Any) -> ProviderError:
     text = json.dumps(said)
     status = code if isinstance(code, int) else None
     is_busy = status in OVERLOAD or re.search(r"(?i)overload|rate.?limit|exhausted", text)
+    if not is_busy and status in (None, 400, 403):
+        message = f"an error in the stream: {message_of(said)}"
+        if _REFUSED.search(text):
+            return ProviderError("refused", message, status=status)
+        if status is None and _TOO_LONG.search(text):
+            return ProviderError("http", message, status=400)
     return ProviderError(
-        "overload" if is_busy else "stream",
+        "overload" if is_busy else "http" if status in OF_THE_PROMPT else "stream",
         f"an error in the stream: {message_of(said)}",
         status=status,
         retryable=bool(is_busy) or status is None or status in RETRYABLE,

@@ -24,7 +24,8 @@ class Leader:
                 return self._forget(event.run_id, "it is asked again")
             case Item(item=Chunk(text=text)) if text:
                 self.said[event.run_id] = self.said.get(event.run_id, "") + text
-                self.run = self.run or event.run_id
+                if self.run is None and self.said[event.run_id].strip():  # blanks decide nothing
+                    self.run = event.run_id
             case AttemptEnded(error=error) if error is not None:
                 return self._forget(event.run_id, str(error))
             case ChildEnded(outcome=outcome) if not isinstance(outcome, Done):
@@ -46,5 +47,6 @@ class Leader:
         if run != self.run:
             return None
         had_taken = self.taken > 0
-        self.run, self.taken = next(iter(self.said), None), 0
+        self.run = next((other for other, text in self.said.items() if text.strip()), None)
+        self.taken = 0
         return why if had_taken else None

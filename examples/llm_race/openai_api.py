@@ -7,14 +7,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from examples.llm_race.acceptance import conforming
-from examples.llm_race.exchange import Answer, Prompt, Turn
-from examples.llm_race.failures import kind_of, retry_after_of
-from examples.llm_race.racing import Report, why
+from examples.llm_race.exchange import Answer, Prompt, Turn, finish_reason
+from examples.llm_race.failures import is_of_the_prompt, is_too_long, kind_of, retry_after_of
+from examples.llm_race.racing import Report, leaves_of, why
 
 COOL_DOWN = 30.0
 """Seconds after which to come back, where all providers are passed over."""
@@ -119,12 +119,14 @@ class ChatRequest(BaseModel):
         ]
         orders = [one.text for one in self.messages if one.role in ("system", "developer")]
         schema = None if self.response_format is None else self.response_format.schema_
+        limit = self.max_completion_tokens or self.max_tokens
         return replace(
             defaults,
             text=said[-1].text,
             earlier=earlier,
             system="\n\n".join(orders) or defaults.system,
-            max_tokens=self.max_completion_tokens or self.max_tokens or defaults.max_tokens,
+            max_tokens=limit or defaults.max_tokens,
+            may_be_cut=limit is not None,
             schema=defaults.schema if schema is None else schema,
         )
 
@@ -185,16 +187,6 @@ def usage(answers: Sequence[Answer]) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def finish_reason(said: str) -> str:
-    """OpenAI's word for why an answer is complete, of the provider's own."""
-    word = said.lower()
-    if word in ("length", "max_tokens", "model_length"):
-        return "length"
-    if word in ("content_filter", "safety", "refusal", "recitation", "prohibited_content"):
-        return "content_filter"
-    return "stop"
-
-
 # -- failures ------------------------------------------------------------------------------------
 
 TYPES = {
@@ -248,6 +240,11 @@ def lost(error: Exception) -> Problem:
     message = f"no acceptable answer: {why(error)}"
     leaves = [*leaves_of(error)]
     kinds = {kind_of(leaf) for leaf in leaves}
+    of_the_prompt = [leaf for leaf in leaves if is_of_the_prompt(leaf)]
+    others = {kind_of(leaf) for leaf in leaves if not is_of_the_prompt(leaf)}
+    if of_the_prompt and others <= {"budget"}:  # so clients don't try again: it would be refused
+        code = "context_length_exceeded" if any(map(is_too_long, of_the_prompt)) else "refused"
+        return Problem(400, message, code=code, param="messages")
     if kinds == {"budget"}:  # it won't come back: clients that know of it don't try again
         headers = {"x-should-retry": "false"}
         return Problem(429, message, code="insufficient_quota", headers=headers)
@@ -265,11 +262,3 @@ def lost(error: Exception) -> Problem:
 
 def retry_after(seconds: float) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
-
-
-def leaves_of(error: Exception) -> Sequence[Exception]:
-    """What is in a group, groups within it included."""
-    if not isinstance(error, ExceptionGroup):
-        return [error]
-    group = cast("ExceptionGroup[Exception]", error)
-    return [leaf for one in group.exceptions for leaf in leaves_of(one)]

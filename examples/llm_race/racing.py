@@ -2,14 +2,14 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import httpx
 
 from examples.llm_race.contestant import Contestants
 from examples.llm_race.exchange import Answer, Prompt
-from examples.llm_race.failures import out_of_time
+from examples.llm_race.failures import Unacceptable, out_of_time
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider
 from examples.llm_race.scoreboard import Lane, Scoreboard, rounded
@@ -184,6 +184,9 @@ class Race:
             except StepTimeout as failure:
                 error = out_of_time(self.rules.timeout)
                 error.__cause__ = failure
+        if error is not None:
+            answer = cut_off(self.rules, self.board.lanes(run.run_id), error)
+            error = self._explained(run.run_id, error) if answer is None else None
         report = Report(
             strategy=self.rules.strategy,
             answer=answer,
@@ -193,10 +196,48 @@ class Race:
         )
         return replace(report, lanes=self.board.take(run.run_id, report.winner))
 
+    def _explained(self, run_id: str, error: Exception) -> Exception:
+        """Add what the contestants failed with, where a step behind them has failed for that."""
+        if self.rules.strategy not in ("all", "judge") or not isinstance(error, NobodyAccepted):
+            return error
+        failed = [lane.error for lane in self.board.lanes(run_id) if lane.error is not None]
+        refused = [one for one in leaves_of(error) if isinstance(one, Rejected)]
+        errors = [*refused, *(one for one in failed if isinstance(one, Exception))]
+        return NobodyAccepted(str(error.message), errors) if errors else error
+
+
+def cut_off(rules: Rules, lanes: Sequence[Lane], error: Exception) -> Answer | None:
+    """Find the answer of a lost race that lacks nothing but its end, for no whole one will come.
+
+    Of several, the longest. A quorum has none: parts of answers don't agree.
+    """
+    if rules.strategy == "quorum":
+        return None
+    found: list[Any] = [lane.answer for lane in lanes if lane.name != "judge"]
+    found += [getattr(one, "value", getattr(one, "answer", None)) for one in leaves_of(error)]
+    cut = [one for one in found if isinstance(one, Answer) and one.lacks and fits(rules, one)]
+    return max(cut, key=lambda answer: len(answer.text), default=None)
+
+
+def fits(rules: Rules, answer: Answer) -> bool:
+    """Tell whether an answer is acceptable, but for what it may lack."""
+    try:
+        return rules.accept is None or rules.accept(answer)
+    except Unacceptable:
+        return False
+
 
 def scoreboard(providers: Sequence[Provider], rules: Rules) -> Scoreboard:
     """A board for races of these providers by these rules."""
     return Scoreboard(providers, judge=rules.judge, accept=rules.accept, timeout=rules.timeout)
+
+
+def leaves_of(error: Exception) -> Sequence[Exception]:
+    """What is in a group, groups within it included."""
+    if not isinstance(error, ExceptionGroup):
+        return [error]
+    group = cast("ExceptionGroup[Exception]", error)
+    return [leaf for one in group.exceptions for leaf in leaves_of(one)]
 
 
 def why(error: BaseException) -> str:

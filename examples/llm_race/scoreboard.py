@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import anyio
 
-from examples.llm_race.acceptance import Accept
+from examples.llm_race.acceptance import Accept, whole
 from examples.llm_race.exchange import Answer, Asked, Chunk, PutOff, Transcript, Usage
 from examples.llm_race.failures import Unacceptable, is_refusal, out_of_time
 from examples.llm_race.prices import cost_of
@@ -60,6 +60,10 @@ class Lane:
     attempts: int = 0
     transcript: Transcript | None = None
     """Of the attempt that goes on, or was the last."""
+    answer: Answer | None = None
+    """The one it has given, whether that counts or not."""
+    error: BaseException | None = None
+    """What it has failed with."""
     spent: list[Usage] = field(default_factory=list[Usage])
     """What the attempts before have used."""
 
@@ -108,6 +112,8 @@ class Lane:
     def end(self, outcome: Outcome, accept: Accept | None, now: float) -> None:
         """Hear how it ended."""
         self.ended = now
+        if isinstance(outcome, Done) and isinstance(outcome.value, Answer):
+            self.answer = outcome.value
         match outcome:
             case Done(used=True):
                 self.status, self.detail = "answered", ""
@@ -116,6 +122,8 @@ class Lane:
                 self.status = "rejected" if self.detail else "answered"
                 self.detail = self.detail or "came too late"
             case Failed():
+                self.error = outcome.error
+                self.answer = getattr(outcome.error, "answer", None)
                 self.close(outcome.error)
                 self.status, self.detail = "failed", str(outcome.error)
             case Cancelled():
@@ -149,7 +157,7 @@ def rounded(seconds: float | None) -> float | None:
 def reason(accept: Accept | None, answer: object) -> str:
     """Why an answer was not accepted; empty if that is not why."""
     try:
-        if accept is not None and isinstance(answer, Answer) and not accept(answer):
+        if isinstance(answer, Answer) and not whole(accept)(answer):
             return "not accepted"
     except Unacceptable as error:
         return str(error)
@@ -202,7 +210,7 @@ class Scoreboard(Hook):
         self.races.pop(run_id, None)
         self._began.pop(run_id, None)
         for lane in lanes:
-            if lane.name == winner and lane.status == "answered":
+            if lane.name == winner and lane.answer is not None:
                 lane.status = "won"
         return lanes
 

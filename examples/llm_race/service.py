@@ -159,6 +159,7 @@ def race_router(races: Races) -> APIRouter:
             text=asked.prompt,
             system=defaults.system if asked.system is None else asked.system,
             max_tokens=asked.max_tokens or defaults.max_tokens,
+            may_be_cut=asked.max_tokens is not None,
         )
         # Everybody's text is told, whoever wins.
         race = races.find(asked.model, prompt, streams=False)

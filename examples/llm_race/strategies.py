@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from examples.llm_race.acceptance import Accept
+from examples.llm_race.acceptance import Accept, whole
 from examples.llm_race.contestant import Contestants, Terms
 from examples.llm_race.exchange import Answer, Prompt, is_content
-from examples.llm_race.failures import Unacceptable
+from examples.llm_race.failures import Unacceptable, is_of_the_provider
 from examples.llm_race.prices import price_of
 from examples.llm_race.providers import Provider
 from shoal import (
@@ -83,12 +83,14 @@ def strategy(
     terms = rules.terms
     if decides_by_token and rules.on_broken_stream == "fail":
         terms = replace(terms, may_restart=False)
+    elif decides_by_token:  # the token has decided, but a leader that is cut off can be replaced
+        terms = replace(terms, only_whole=True)
     if rules.strategy == "fallback" and len(providers) > 1:
         terms = replace(terms, patience=min(terms.patience, 2.0))  # the next one is ready
     contestants = contestants or Contestants()
     by_name = {one.name: contestants.act(one, terms) for one in order(providers, rules.strategy)}
     rivals = list(by_name.values())
-    until: Until = first(accept=rules.accept)
+    until: Until = first(accept=whole(rules.accept))
     if decides_by_token:
         until = first_item(when=is_content, on_break=rules.on_broken_stream)
 
@@ -160,16 +162,20 @@ def order(providers: Sequence[Provider], strategy: Strategy) -> list[Provider]:
 
 
 def breaker(rules: Rules) -> Breaker:
-    """What passes over a provider that keeps failing; each has a circuit of its own."""
-    return Breaker(failures=rules.failures, cool_down=rules.cool_down)
+    """What passes over a provider that keeps failing; each has a circuit of its own.
+
+    Circuits are shared by all races of a runtime, so only what would happen to others as well
+    counts: one client's prompts never keep a provider from the others.
+    """
+    return Breaker(failures=rules.failures, cool_down=rules.cool_down, on=is_of_the_provider)
 
 
 def agreement(rules: Rules) -> Callable[[Answer], object]:
     """What has to be equal in two answers that agree."""
+    accept = whole(rules.accept)
 
     def essence(answer: Answer) -> object:
-        if rules.accept is not None:
-            rules.accept(answer)
+        accept(answer)
         if rules.normalize == "text":
             return " ".join(answer.text.casefold().split()).rstrip(".!")
         try:
@@ -202,15 +208,17 @@ def keep_acceptable(rules: Rules) -> Act:
     @action(reads=["answers"], writes=["answers", "answer"], name="accept", run_in="loop")
     def keep(answers: Mapping[str, Answer]) -> dict[str, Any]:
         kept: dict[str, Answer] = {}
+        cut: dict[str, Answer] = {}
         refused: list[Exception] = []
         for name, answer in answers.items():
             try:
                 if rules.accept is None or rules.accept(answer):
-                    kept[name] = answer
+                    (cut if answer.lacks else kept)[name] = answer
             except Unacceptable as error:
                 rejected = Rejected(f"the answer of {name} is not acceptable", answer)
                 rejected.__cause__ = error
                 refused.append(rejected)
+        kept = kept or cut  # better than nothing, and all have answered
         if not kept:
             raise NobodyAccepted(
                 "no answer is acceptable", refused or [Unacceptable("there was none")]
@@ -233,7 +241,7 @@ def compose(prompt: Prompt, answers: Mapping[str, Answer]) -> Prompt:
     """Ask which of the answers is the best. Names are left out: a judge may know itself."""
     told = "\n\n".join(f"# {n}\n{answer.text}" for n, answer in enumerate(answers.values(), 1))
     text = BALLOT.format(question=prompt.text, count=len(answers), answers=told)
-    return Prompt(text=text, earlier=prompt.earlier, max_tokens=16)
+    return Prompt(text=text, earlier=prompt.earlier, max_tokens=16, may_be_cut=True)
 
 
 @action(reads=["answer", "answers"], writes=["verdict"], run_in="loop")

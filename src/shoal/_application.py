@@ -17,7 +17,7 @@ import anyio
 from anyio import NoEventLoopError, get_cancelled_exc_class
 
 from ._action import Act, field_names
-from ._errors import BadUse, DefinitionError, RunClaimed, UnknownRun, kind_of
+from ._errors import BadUse, DefinitionError, RunClaimed, kind_of
 from ._events import Question
 from ._execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from ._given import fields_of
@@ -29,7 +29,7 @@ from ._ids import RunPath
 from ._launching import Launcher
 from ._open import Gate, OpenRun
 from ._rate import Limits
-from ._recorded import read_questions, recorded_beginning, recorded_history
+from ._recorded import read_questions, recorded_beginning, recorded_history, unknown_run
 from ._result import RunResult
 from ._root import Root
 from ._runtime import Runtime
@@ -222,7 +222,7 @@ class Application(Launcher[S]):
         """Run the application to its end and return what it came to.
 
         The run lives in a task of its own. If the caller is cancelled, in whatever way, the run is
-        cancelled, awaited to the end of its cleanup, and left consistent; then the cancellation
+        cancelled, awaited until it has ended, and left consistent; then the cancellation
         goes on. Nothing that the run started is alive afterwards, however it ended.
 
         With a store, a run of an ``id`` that the store knows goes on where it stood: what is
@@ -259,6 +259,7 @@ class Application(Launcher[S]):
             RunClaimed: Another execution of the run goes on.
             UnknownQuestion: An answer belongs to no open question, or to several; nothing has run.
             NotData: An answer can't be kept; nothing has run.
+            NotDecodable: What the store has kept of the run can't be read any more: a type is gone.
             StoreFailed: The store could not keep a save, or say what it has kept.
             RunCancelled: The runtime's block was left by an exception, or cancelled.
             ExceptionGroup: Children of a fan-out failed.
@@ -412,11 +413,10 @@ class Application(Launcher[S]):
         secrets = fields_of(state, "state", "retry_failed")
         given, path = self._check_inputs(run_id, inputs, runtime, "retry_failed")
 
-        async def first(_execution: Execution, known: RunRecord | None) -> Start:
+        async def first(execution: Execution, known: RunRecord | None) -> Start:
             """Leave it to the store."""
             if known is None:
-                msg = f"the store has no run {run_id!r}"
-                raise UnknownRun(msg)
+                raise await unknown_run(execution, run_id)
             return self._same(known, only_secrets(secrets, known.beginning, "retry_failed"))
 
         return await self._run(first, given, path, runtime, retries_failed=True)

@@ -292,6 +292,31 @@ async def try_again(
 
 
 @ki_protected
+async def try_step(
+    run: Tried,
+    retry: Retry,
+    services: Services,
+    attempt: Callable[[Callable[[], None]], Awaitable[T]],
+) -> T:
+    """Make attempts at a step of ``run``, as often as ``retry`` allows.
+
+    Args:
+        run: Whose step it is.
+        retry: What is tried again, and how often.
+        services: The runtime's.
+        attempt: Makes one; it calls what it is given at the moment when it begins.
+
+    Raises:
+        BaseException: What the last attempt raised.
+    """
+    tries = Tries(retry, run, services)
+    try:
+        return await try_again(run, tries, partial(attempt, tries.begin), tells_last=False)
+    finally:
+        tries.last = None  # no cycle from the exception through its traceback to this frame
+
+
+@ki_protected
 async def live_child(child: TriedChild, each: Each, services: Services) -> None:
     """Walk a child's graph to its end, as often and as long as ``each`` allows.
 

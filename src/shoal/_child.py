@@ -97,6 +97,7 @@ def child_setting(
         each=each,
         is_resumable=setting.is_resumable,
         host=host,
+        begins_host=host is None or run.is_starting,
     )
 
 
@@ -154,6 +155,19 @@ def _hand_up(
         on_item(child, item)
     if run.setting.on_item is not None:
         run.setting.on_item(run, item)
+
+
+def is_revisited(run: Run) -> bool:
+    """Tell whether a run is a graph as a node that its parent, or the one above, has come back to.
+
+    Its own steps are visited for the first time then; but for what it collects into, they are not.
+    """
+    host, path = run.setting.host, run.path
+    while host is not None and path is not host.path and path.parent is not None:
+        if path.visit:
+            return True
+        path = path.parent
+    return False
 
 
 def narrowed(

@@ -29,14 +29,17 @@ import anyio
 from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
 from ._child import check_depth, child_setting, children_of, circuits_of, narrowed, refuse_exposing
+from ._ending import DONE, RESTING
+from ._entries import Dropped, Entry, Feed, Kind, Room, child_of, entry_of
 from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
-from ._events import ChildName, Failed, Outcome
+from ._events import Failed, Outcome
 from ._functions import require_plain
 from ._graph import as_graph
 from ._group import Group
 from ._hooks import Hook
 from ._ids import Key, plain_key
-from ._join import Ledger, new_ledger, only_write_reader
+from ._join import only_write_reader
+from ._ledger import Ledger, new_ledger
 from ._policy import Each, Inherit
 from ._ports import Hosted, Seat
 from ._rate import Limits
@@ -44,7 +47,7 @@ from ._recorded import Recorded, recorded_children
 from ._run import Run
 from ._secret import without_secrets
 from ._setting import Setting
-from ._source import Dropped, Elements, Entry, Feed, Kind, Room
+from ._source import Elements
 from ._state import held
 from ._store import Store
 
@@ -63,7 +66,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     Leaving the block awaits the children whose outcomes were not consumed, and raises the failures
     among them as one ``ExceptionGroup``, in the order they were started. Leaving it by an exception
-    cancels the children, awaits the end of their cleanup, and lets the exception go on.
+    cancels the children, awaits their end, and lets the exception go on. An ``await`` in a
+    ``finally`` of theirs is cancelled again at once, unless ``shielded`` is around it.
 
     Examples:
         >>> @action(reads=["n"], writes=["square"])
@@ -111,6 +115,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._group: Group | None = None
         self._hosted: Hosted | None = None
         self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
+        self._refused: BadUse | None = None  # what the action was told that went on after that
         self._ended: deque[Outcome] = deque()  # not yet consumed
         self._resting: list[Run] = []  # children that wait for answers
         self._halts = False  # whether the action halts since they do
@@ -179,25 +184,39 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 await self._seat.regain()  # if it has to wait, a cancellation is noticed there
             else:  # being cancelled, which must not wait
                 self._seat.reclaim()
-        if fatal is not None:
-            raise fatal  # nothing outranks a KeyboardInterrupt
-        if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
-            raise interruption  # else the action's own is under way already
-        if error is not None:
-            return
-        if self._failure is not None:
-            raise self._failure
         failed = sorted(
             (outcome for outcome in self._ended if isinstance(outcome, Failed)),
             key=lambda outcome: outcome.position,
         )
         self._ended.clear()
+        failure, self._failure = self._failure, None
+        try:
+            if fatal is not None:
+                raise fatal  # nothing outranks a KeyboardInterrupt
+            if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
+                raise interruption  # else the action's own is under way already
+            if failure is not None and (error is None or self._explains(failure, error)):
+                raise failure
+            if error is not None:
+                return
+        finally:
+            del error, fatal, failure, interruption  # no cycle from the exception to this frame
         if failed:
             count = "a child" if len(failed) == 1 else f"{len(failed)} children"
             msg = f"{count} of fan-out {self.name!r} failed"
             raise ExceptionGroup(msg, [outcome.error for outcome in failed])
         if self._resting:
             self._halt()
+
+    def _explains(self, failure: BaseException, error: BaseException) -> bool:
+        """Tell whether the fan-out's own failure is raised where the action has raised ``error``.
+
+        A save or a guarding hook that failed ends the run: the action can't know, and what it
+        raises about children that were cancelled for it is a consequence. So is being refused.
+        """
+        if not isinstance(error, Exception) or error is failure:
+            return False
+        return error is self._refused or self._run.setting.execution.ended_by(failure)
 
     def _halt(self) -> NoReturn:
         """Have the action halt, since nothing is left but children that wait for answers."""
@@ -223,8 +242,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     async def _apply(self, batch: list[Run]) -> None:
         try:
-            ended = [child for child in batch if not child.is_kept]
-            await self._run.commit((), self._run.data, unapplied=ended)
+            ended = [child for child in batch if not child.disposition.is_saved]
+            if ended:
+                await self._run.commit((), self._run.data, unapplied=ended)
         except HookFailed:
             self._deliver(batch)
             raise
@@ -263,7 +283,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         group.inbox.clear()
         self._unsaved = []
         try:
-            ended = [child for child in late if not child.is_kept]
+            ended = [child for child in late if not child.disposition.is_saved]
             if ended:
                 await self._run.end_unapplied(ended)
         finally:
@@ -273,17 +293,24 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     async def _end_left_over(self, reason: str) -> None:
         """Record and deliver that what was started and never began is cancelled.
 
-        What an earlier execution has done stays done in the store: it only didn't come up.
+        What an earlier execution has done stays done.
         """
-        left, done = self._source.left_over()
-        for child in (*left, *done):
-            child.cancel(reason)
-            child.never_started = True
+        left = self._source.left_over()
+        ended = list[Run]()
+        for child in left:
+            if child.is_live:
+                child.never_start(reason)
+            elif child.disposition is RESTING:
+                child.give_up(reason)
+            elif child.lacks_history and not self._left:  # else nobody looks at its outcome
+                await child.recall_end()
+            if not child.disposition.is_saved:
+                ended.append(child)
         try:
-            if left:
-                await self._run.end_unapplied(left)
+            if ended:
+                await self._run.end_unapplied(ended)
         finally:
-            self._deliver([*left, *done])
+            self._deliver(left)
 
     def _deliver(self, batch: list[Run]) -> None:
         for child in batch:
@@ -444,14 +471,16 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if self._group is None or self._left:
             self._refuse(f"is used outside of its block: call {what} inside `async with`")
         if self._group.is_closing:
-            self._refuse(
-                f"was cancelled ({self._group.reason}), so nothing can be started any more"
-            )
+            why = f"was cancelled ({self._group.reason}), so nothing can be started any more"
+            self._refused = self._misuse(why)
+            raise self._refused
         return self._group
 
+    def _misuse(self, why: str) -> BadUse:
+        return BadUse(f"the fan-out {self.name!r} of action {self._action.name!r} {why}")
+
     def _refuse(self, why: str) -> NoReturn:
-        msg = f"the fan-out {self.name!r} of action {self._action.name!r} {why}"
-        raise BadUse(msg)
+        raise self._misuse(why)
 
     # -- consuming ------------------------------------------------------------------------------
 
@@ -550,25 +579,20 @@ class _Started:
         """Whether there is nothing left of what was started."""
         return not self._single and all(each.dry() for each in self._each)
 
-    def left_over(self) -> tuple[list[Run], list[Run]]:
-        """Make children of what was started and never began; apart, of what was done before."""
+    def left_over(self) -> list[Run]:
+        """Make children of what was started and never began, or was done before."""
         entries = list(self._single)
         self._single.clear()
         self.made += len(entries)
-        done, left = list[Run](), list[Run]()
-        for entry in entries:
-            if self._is_done(entry):
-                done.append(_child(entry))
-            else:
-                left.append(self._begin(_child(entry)))
-        return left, done
+        return [self._child(entry) for entry in entries]
 
     # what a group asks of its source
 
     def take(self) -> Run | Dropped | None:
         if self._single:
+            child = self._child(self._single.popleft())
             self.made += 1
-            return self._begin(_child(self._single.popleft()))
+            return child
         if self._children._has_room():
             child = self._take_in_turn()
             if child is not None:
@@ -576,6 +600,10 @@ class _Started:
                 return child
         self.tell_exhausted()
         return None
+
+    def _child(self, entry: Entry) -> Run:
+        """Make a child, unless it was taken back; it goes on from what is recorded of it."""
+        return self._begin(child_of(entry)) if entry.child is None else entry.child
 
     def _begin(self, child: Run) -> Run:
         """Have a child go on from what is recorded of it."""
@@ -585,9 +613,15 @@ class _Started:
                 child.is_afresh = True
             elif fate == "rests" and record is not None:
                 child.rest(record)
+            elif fate == "is done" and record is not None:
+                child.take_over(record)
             else:
                 child.record = record
         return child
+
+    def take_back(self, child: Run) -> None:
+        self.made -= 1
+        self._single.appendleft(entry_of(child))
 
     def _take_in_turn(self) -> Run | Dropped | None:
         for _ in range(len(self._each)):
@@ -617,21 +651,18 @@ class _Started:
         return self._closed and self.is_exhausted
 
     def drop(self, is_meant: Callable[[Setting, Key], bool]) -> Sequence[Run]:
+        begun = [self._begin(child) for each in self._each for child in each.drop(is_meant)]
         entries, self._single = self._single, deque()
-        dropped = [child for each in self._each for child in each.drop(is_meant)]
         for entry in entries:
-            if is_meant(entry.kind.setting, entry.key) and not self._is_done(entry):
-                dropped.append(_child(entry))
+            if is_meant(entry.kind.setting, entry.key):
+                begun.append(self._child(entry))
             else:
                 self._single.append(entry)
+        done = [child for child in begun if child.disposition is DONE]
+        self._single.extendleft(entry_of(child) for child in reversed(done))
+        dropped = [child for child in begun if child.disposition is not DONE]
         self.made += len(dropped)
-        return [self._begin(child) for child in dropped]
-
-    def _is_done(self, entry: Entry) -> bool:
-        """Tell whether an earlier execution has done what was started."""
-        name = ChildName(entry.kind.setting.act, entry.key)
-        record = None if self.recorded is None else self.recorded.get(name)
-        return record is not None and record.status == "succeeded"
+        return dropped
 
     def feeds(self) -> Iterable[Feed]:
         return [each for each in self._each if each.waits]
@@ -673,10 +704,3 @@ class _Each(Elements):
             await super().feed(group)
         finally:
             self._started_by.tell_exhausted()
-
-
-def _child(entry: Entry) -> Run:
-    kind = entry.kind
-    return Run(
-        kind.setting, kind.base, key=entry.key, position=entry.position, element=entry.element
-    )

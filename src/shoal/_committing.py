@@ -18,10 +18,11 @@ from contextlib import suppress
 
 from ._cancel import ki_protected
 from ._ending import Ender
-from ._errors import HookFailed
+from ._errors import HookFailed, NotData, SecretLeaked, UpdateTooLarge
 from ._events import Decision, Status, Update
-from ._history import QuestionAnswered, QuestionAsked, Rewound
-from ._store import Batch, Beginning
+from ._history import QuestionAnswered, QuestionAsked, Rewound, StepBegun
+from ._state import NO_CHANGE, Change, Drop, Set
+from ._store import Batch, Beginning, SavedRun
 from ._telling import Teller, is_listening
 
 
@@ -29,6 +30,7 @@ class Committer(Ender, Teller):
     """The part of a run that commits."""
 
     __slots__ = ()
+    first: Mapping[str, object]
     is_afresh: bool
     packed: object
     _head: tuple[int, Mapping[str, object]]
@@ -37,6 +39,10 @@ class Committer(Ender, Teller):
     @abstractmethod
     def digest(self) -> str:
         """A hash of what a child works on; see ``SavedRun``."""
+
+    @abstractmethod
+    def final_data(self) -> Mapping[str, object]:
+        """Return the fields of its state as the last step left it."""
 
     @property
     @abstractmethod
@@ -58,6 +64,7 @@ class Committer(Ender, Teller):
         rewound: Rewound | None = None,
         afresh: bool = False,
         questions: Sequence[QuestionAsked | QuestionAnswered] = (),
+        step_begun: StepBegun | None = None,
     ) -> None:
         """Save ``updates``, make ``data`` the run's state, and publish them one by one.
 
@@ -76,6 +83,7 @@ class Committer(Ender, Teller):
             rewound: Where it goes back to before the updates.
             afresh: Whether what was kept of it before counts no more.
             questions: What it asks with this, or what was answered.
+            step_begun: What the fan-out declares that makes its first commit in this execution.
 
         Raises:
             NotData: Something of it can't be kept; nothing changed here. The step fails with that.
@@ -92,9 +100,13 @@ class Committer(Ender, Teller):
                 what = f"what step {update.step!r} of run {self.path.id} does to the state"
                 self.refuse_secrets((update.operations, update.discovered), what)
             self.refuse_secrets(questions, f"a question of run {self.path.id}, or an answer,")
+        gathered: list[Committer] = []
         for child in unapplied:
             if child.is_afresh:  # its record is about to say what it would have worked on
                 await child.be_forgotten()
+            if child.setting.is_forgotten and child.status == "succeeded":
+                child.gather()
+                gathered.append(child)
         batch = Batch(
             self,
             updates,
@@ -109,15 +121,33 @@ class Committer(Ender, Teller):
             afresh,
             execution.holder,
             questions,
+            step_begun,
         )
         await execution.save(batch, setting.store)
         self._head = (number + len(updates), data)
+        for child in gathered:
+            # Its steps were told when they were completed.
+            child._head, child._last = (1, child.final_data()), NO_CHANGE
         if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
 
     def commit_questions(self, questions: Sequence[QuestionAsked]) -> Awaitable[None]:
         """Save what it asks; see ``Halter``."""
         return self.commit((), self._head[1], questions=questions)
+
+    @ki_protected
+    async def note_ends(self, children: Sequence[SavedRun]) -> None:
+        """Save how children ended that this execution has not started. No hook receives that.
+
+        An earlier execution has published their starts, and this one publishes ends only of those
+        that it has started itself.
+
+        Raises:
+            ShoalError: As ``commit``.
+        """
+        execution = self.setting.execution
+        batch = Batch(self, unapplied=children, before=self._head[0], holder=execution.holder)
+        await execution.save(batch, self.setting.store)
 
     async def end_unapplied(self, children: Sequence[Committer]) -> None:
         """Save and publish how children ended that no update applies.
@@ -144,6 +174,27 @@ class Committer(Ender, Teller):
         for child in children:
             child.lose()
         await self._publish((), (), children)
+
+    def gather(self) -> None:
+        """Have all that a child has written saved with its end, since nothing else is kept of it.
+
+        It is Done, and its parent doesn't apply it now: whoever applies it later, or is handed its
+        outcome once more, finds its state there.
+        """
+        first, final = self.first, self.final_data()
+        changed = {name: final[name] for name in final if final[name] is not first.get(name, self)}
+        dropped = tuple(name for name in first if name not in final)
+        operations = (*(Set(name, changed[name]) for name in changed), *map(Drop, dropped))
+        setting, head = self.setting, self._head
+        # As its only update, since those before it are kept nowhere.
+        self._head, self._last = (0, first), Change(operations, changed, dropped)
+        try:
+            if setting.secrets.names:
+                self.refuse_secrets(operations, "what a child has written")
+            self.packed = setting.keeper.pack(self)
+        except (NotData, UpdateTooLarge, SecretLeaked):
+            # Its earlier steps may write what no store takes. Its value was packed before.
+            self._head, self._last, self.packed = head, NO_CHANGE, None
 
     async def be_forgotten(self) -> None:
         """Have what was kept of a child and its descendants count no more."""

@@ -4,6 +4,8 @@ Imports halting and events.
 
 Invariants:
 - One end. What has ended well, and could not be saved, did not end well for anybody.
+- An outcome is final. A status is set in one place, ``Ender._end``, which knows what may follow
+  what; a run with a final disposition never gets another one.
 - What a run has ended with is let go of when nobody needs it: an error's frames lead back here.
 - A cancellation, and what ends the whole execution, count more than that an attempt waits.
 """
@@ -12,16 +14,68 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, Protocol, final
 
 from ._cancel import cancelled
 from ._errors import Poisoned, brief, note
 from ._events import Cancelled, ChildName, Done, Failed, Halted, Outcome, Skipped, Status
 from ._halting import Halter, plain
+from ._raised import context_of, set_context
 from ._state import Change, State
 from ._store import ChildRecord
 
 logger = logging.getLogger("shoal")
+
+
+@final
+class Disposition(Enum):
+    """Whether a child is lived in this execution, and if not, why not.
+
+    It is set by sources, admission and what resumes; nothing derives it from a reason or a status.
+    """
+
+    #                what it means                                          kept   saved  final
+    LIVE = "it is lived", False, False, False
+    SKIPPED = "its key has a result already", False, False, False
+    DEFERRED = "its circuit is open: it runs when the run is resumed", False, False, False
+    NEVER_STARTED = "it was cancelled while it waited to start", False, False, False
+    DONE = "it is Done, and only has to be applied", False, True, True
+    APPLIED_BEFORE = "an earlier execution has done all there is to do", True, True, True
+    RESTING = "it would only come to a question that is still open", True, True, False
+
+    def __init__(self, why: str, is_kept: bool, is_saved: bool, is_final: bool) -> None:  # a row
+        """Say what it means. Each child is asked for these, so they are attributes and no sets."""
+        self.why: str = why
+        """What it means."""
+        self.is_kept: bool = is_kept
+        """Whether the ledger has counted it when it came up, so that its end isn't counted."""
+        self.is_saved: bool = is_saved
+        """Whether its end is saved and published, and not to be again."""
+        self.is_final: bool = is_final
+        """Whether it never gets another outcome."""
+
+
+LIVE = Disposition.LIVE
+SKIPPED = Disposition.SKIPPED
+DEFERRED = Disposition.DEFERRED
+NEVER_STARTED = Disposition.NEVER_STARTED
+DONE = Disposition.DONE
+APPLIED_BEFORE = Disposition.APPLIED_BEFORE
+RESTING = Disposition.RESTING
+
+
+class Kept(Protocol):
+    """What a run keeps of how the children of a step ended: a ledger."""
+
+    def forget(self) -> None:
+        """Let go of the outcomes."""
+        ...
+
+    def let_go(self) -> None:
+        """Keep as data the failures that might have been raised, and won't be."""
+        ...
 
 
 class Ender(Halter):
@@ -40,8 +94,7 @@ class Ender(Halter):
     elapsed: float
     """Seconds from its start to its end."""
     record: ChildRecord | None
-    is_kept: bool
-    never_started: bool
+    disposition: Disposition
     _last: Change | None
     _ledgers: dict[str, list[Any]] | None
     _outcome: Outcome | None
@@ -101,16 +154,38 @@ class Ender(Halter):
                 msg = f"run {self.path.id} rests, and has no outcome"
                 raise AssertionError(msg)
 
-    def fail(self, error: Exception) -> None:
-        """Note that the run ended with ``error``, and say in it where that was."""
+    def _end(self, status: Status, *after: Status) -> None:
+        """Set how it ended, and after how long. Nothing else sets a status but ``Run.succeed``.
+
+        Args:
+            status: How.
+            after: What it may be instead of, besides nothing: an end that is not saved yet, or
+                one that is none, since it rests.
+        """
+        if self.disposition.is_final or not (self.status is None or self.status in after):
+            ended = self.status or self.disposition.why
+            msg = f"run {self.path.id} has ended ({ended}), and can't be {status} any more"
+            raise AssertionError(msg)
+        self.elapsed = self.setting.services.clock() - self._started_at
+        self.status = status
+
+    def fail(self, error: Exception, *after: Status) -> None:
+        """Note that the run ended with ``error``, and say in it where that was.
+
+        Args:
+            error: What it failed with.
+            after: The ends that this may be instead of, none of which is saved.
+        """
+        self._end("failed", *after)
         self.setting.secrets.hide(error)
         self._last = None
         self.value = None  # which may be what can't be kept
-        self._ledgers = None  # there will be no result, and the errors in there lead back to here
+        # There will be no result, and the errors in there lead back to here.
+        ledgers, self._ledgers = self._ledgers, None
+        for ledger in _all(ledgers):
+            ledger.forget()
         if self._trials is not None and not isinstance(error, Poisoned):
             self._trials.clear()
-        self.elapsed = self.setting.services.clock() - self._started_at
-        self.status = "failed"
         self.error = error
         self._note(error)
 
@@ -119,25 +194,32 @@ class Ender(Halter):
 
         That is never instead of a cancellation, and nothing for who waits for an answer.
         """
-        if self.status not in ("succeeded", "failed"):
+        if self.disposition.is_final or self.status not in ("succeeded", "failed"):
             path, status = self.path, self.status
             logger.error("at the end of run %s, which %s", path.id, status, exc_info=error)
             return
         own, self._outcome = self.error, None
-        self.fail(error)
+        self.fail(error, "succeeded", "failed")
         if own is not None and own is not error:
             first: BaseException = error  # as Python does it, had the one been raised in the other
-            while first.__context__ not in (None, own):
-                first = first.__context__
-            first.__context__ = own
+            while (context := context_of(first)) is not None and context is not own:
+                first = context
+            set_context(first, own)
 
-    def cancel(self, reason: str, winner: ChildName | None = None) -> None:
-        """Note that the run was cancelled before its end; in a race, because ``winner`` had won."""
+    def cancel(self, reason: str, winner: ChildName | None = None, *after: Status) -> None:
+        """Note that the run was cancelled before its end; in a race, because ``winner`` had won.
+
+        Args:
+            reason: Why.
+            winner: Who has won.
+            after: The ends that this may be instead of, none of which is saved.
+        """
+        self._end("cancelled", *after)
         self._last = None
         if self._trials is not None:
             self._trials.clear()
-        self.elapsed = self.setting.services.clock() - self._started_at
-        self.status = "cancelled"
+        for ledger in _all(self._ledgers):  # nobody raises the errors in there
+            ledger.let_go()
         self.reason = self.setting.secrets.mask(reason)
         self.winner = winner
 
@@ -153,27 +235,26 @@ class Ender(Halter):
         if cancelled():
             self.cancel(self.reason or "it was cancelled")
             return
+        self._end("halted")
         self._last = None
         if self._trials is not None:
             self._trials.clear()
-        self.elapsed = self.setting.services.clock() - self._started_at
-        self.status = "halted"
         self.reason = ""
         self.value = plain(self.questions) if self.setting.parent is not None else None
 
     def rest(self, record: ChildRecord) -> None:
         """Note that nothing it waits for has been answered, so that it rests as before."""
-        self.is_kept = True
+        self.disposition = RESTING
         self.record = record
         self.status, self.value = "halted", record.value
 
     def give_up(self, reason: str, winner: ChildName | None = None) -> None:
         """Note that it rests no more: nobody needs what it would have come to."""
-        if self.is_kept:  # it has not begun in this execution
-            self.is_kept, self.never_started = False, True
+        if self.disposition is RESTING:  # it has not begun in this execution
+            self.disposition = NEVER_STARTED
         self.value = None
         elapsed = self.elapsed
-        self.cancel(reason, winner)
+        self.cancel(reason, winner, "halted")
         self.elapsed = elapsed
 
     def forget(self) -> None:
@@ -192,23 +273,36 @@ class Ender(Halter):
 
     def lose(self) -> None:
         """Note that the run's end could not be saved: for everybody else it did not end well."""
-        if self.status is not None:
+        if self.status is not None and not self.disposition.is_final:
             self._outcome = None
             self.error = None
-            self.cancel("its outcome could not be saved")
+            why = "its outcome could not be saved"
+            self.cancel(why, None, "succeeded", "failed", "cancelled", "halted")
+
+    def never_start(self, reason: str, winner: ChildName | None = None) -> None:
+        """Note that it was cancelled while it waited to start."""
+        self.cancel(reason, winner)
+        self.disposition = NEVER_STARTED
 
     def skip(self, reason: str) -> None:
         """Note that there is nothing to do for the element."""
+        self.disposition = SKIPPED
         self.reason = reason
 
     def pass_over(self, reason: str) -> None:
         """Note that it isn't started now; it is when the run is resumed."""
+        self.disposition = DEFERRED
         self.reason = reason
         self.used = False
 
+    @property
+    def lacks_history(self) -> bool:
+        """Whether it is Done, and what it has written was not read yet."""
+        return self.disposition is DONE and self._last is None
+
     def keep_recorded(self, record: ChildRecord) -> None:
         """Note that an earlier execution has done all there is to do, as ``record`` says."""
-        self.is_kept = True
+        self.disposition = APPLIED_BEFORE
         self.record = record
         self.value, self.elapsed = record.value, record.elapsed
         if record.status == "skipped":
@@ -217,13 +311,13 @@ class Ender(Halter):
             self.status = "succeeded"
 
     @property
-    def is_settled(self) -> bool:
-        """Whether there is nothing to be lived: it is skipped, or kept."""
-        return self.is_kept or bool(self.reason)
+    def is_live(self) -> bool:
+        """Whether it is lived, and not skipped, kept or Done before."""
+        return self.disposition is LIVE
 
     def miss(self) -> None:
         """Note that the parent doesn't take what the child returned, if it hasn't long ago."""
-        if not self.is_kept:
+        if not self.disposition.is_kept:
             self.used = False
             self._outcome = None
 
@@ -232,3 +326,9 @@ class Ender(Halter):
         where = f"in action {self._step!r}" if self._step is not None else f"in {path.act!r}"
         child = "" if path.parent is None else f" of {path.step!r}, key {brief(path.key)}"
         note(error, f"shoal: {where}{child}, run {path.id}")
+
+
+def _all(ledgers: dict[str, list[Any]] | None) -> Iterator[Kept]:
+    """Go through the ledgers of all steps."""
+    for of_step in (ledgers or {}).values():
+        yield from of_step

@@ -14,6 +14,7 @@ from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, v
 from ._acts import Acts, as_graphs, check_acts, check_wanted, resolve_take
 from ._checks import check_policies, check_reads, check_stagger
 from ._child import narrowed
+from ._entries import Kind
 from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief
 from ._events import Done
 from ._functions import is_async, is_streaming, require_plain
@@ -23,9 +24,10 @@ from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_rea
 from ._parallel import Parallel, ParallelStep
 from ._policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
-from ._source import Elements, Kind
+from ._source import Elements
 from ._state import Permit, State, refuse_awaitable
 from ._store import Store
+from ._takeup import Declared, as_recorded, declared
 from ._until import ALL, All, Asked, First, FirstItem, Race, Until, check_until, name_of
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
@@ -157,6 +159,11 @@ class FanOut(Parallel):
         if several != self._several:
             shape = shape_of(self.over, self.key, self.join.until, several=several)
             step.join = replace(step.join, shape=shape)
+        step.acts = [graph.name for graph in graphs]
+        step.take = self._take
+        if step.take is None and not several:
+            step.take = resolve_take(None, self.join.into, graphs[0], self.name)
+        graphs = as_recorded(graphs, step.join.shape, step.parent, self.name, step.recorded)
         kinds = [self._kind(step, graph) for graph in graphs]
         return Elements(
             (None,) if self.over is None else self._over(step),
@@ -169,6 +176,10 @@ class FanOut(Parallel):
             done_in=self.join.into,
             recorded=step.recorded,
         )
+
+    def _declared(self, step: ParallelStep) -> Declared:
+        is_keyed = None if self.over is None else self.key is not None
+        return declared(step.join, acts=step.acts, is_keyed=is_keyed, take=step.take)
 
     def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:
         """Return the acts to run, and whether they are several."""
@@ -352,8 +363,9 @@ def fan_out(
     are pulled as there is room. When a child ends, its result is applied to the parent's state at
     once, by an update like any other: saved, published, and seen by hooks.
 
-    If the step is cancelled, so are its children; it ends when their cleanup has, and what had been
-    applied stays. Nothing that it started outlives it.
+    If the step is cancelled, so are its children; it ends when they have, their ``finally`` blocks
+    included, and what had been applied stays. Nothing that it started outlives it. An ``await`` in
+    a ``finally`` is cancelled again at once, unless ``shielded`` is around it.
 
     Args:
         act: What each child executes: an action, a graph, another fan-out; a list of them; or a
@@ -383,8 +395,7 @@ def fan_out(
         at_most: Children to start in all.
         until: What ends it before all children have ended: ``first(n)``, ``quorum(n)``,
             ``first_item()``, or a plain function ``(state, outcome) -> bool``, called after each
-            outcome's update. The others are then cancelled, and awaited to the end of their
-            cleanup. By default ``all_()``.
+            outcome's update. The others are then cancelled, and awaited. By default ``all_()``.
         on_error: By default ``"fail"``: the first failure cancels the others, and the step raises
             an ``ExceptionGroup`` of all failures, in input order. With ``"collect"``, failures are
             data: for ``errors_into``, ``reduce`` and the result's ledger; with ``"ignore"`` for the

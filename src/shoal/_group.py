@@ -7,6 +7,7 @@ Invariants:
 - Only the parent's task takes from the inbox, in which children leave themselves when they end.
 - Nobody starts while an end isn't judged that may be the last one that is needed, or one failure
   too many.
+- A child that is Done, and only has to be applied, waits for no limit, no breaker and no hook.
 - Every child that began is left in the inbox, whatever a user's function does that is told how it
   ended: one that raises fails the child.
 """
@@ -24,6 +25,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._breaker import Circuits
 from ._cancel import as_failure, cancelled, ki_protected
+from ._entries import Dropped, Feed, Source
 from ._errors import SpuriousCancel, StepTimeout
 from ._events import ChildName, Status
 from ._ids import Key
@@ -32,7 +34,6 @@ from ._pulling import Crew
 from ._rate import Limits
 from ._run import Run
 from ._setting import Setting
-from ._source import Dropped, Feed, Source
 from ._watch import leads_to
 
 BATCH = 1000
@@ -70,6 +71,7 @@ class Group(Crew):
         limit: int | None = None,
         among: str = "",
         timeout: float | None = None,
+        ends_at: float | None = None,
         circuits: Circuits | None = None,
         decisive: Collection[Status | None] = (),
     ) -> None:
@@ -83,7 +85,8 @@ class Group(Crew):
             name: What the fan-out is called.
             limit: How many may be in flight, if that isn't what ``limits`` says.
             among: Tells several of one owner apart.
-            timeout: Seconds from now until all is cancelled.
+            timeout: Seconds from now until all is cancelled, as the user gave them.
+            ends_at: When those are over, by the loop's clock, if they began before now.
             circuits: Say which children are skipped for a while; None: none are.
             decisive: What an end has to be to decide, maybe, that no more are needed.
         """
@@ -96,11 +99,11 @@ class Group(Crew):
             on_room=self._hear_room,
             on_refused=self._fell,
         )
-        super().__init__(parent, name, timeout, source, lobby)
+        super().__init__(parent, name, source, lobby, timeout=timeout, ends_at=ends_at)
         self.inbox: deque[Run] = deque()
         self._circuits = circuits
         self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through
-        self._errand: Callable[[], Awaitable[None]] | None = None
+        self._errand: Callable[[], Awaitable[str | None]] | None = None
         self._room: Event | None = None  # set while the feeder waits for room
         self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
         self._is_shut = False  # whether no more start, while those that have may go on
@@ -169,6 +172,8 @@ class Group(Crew):
             raise
         finally:
             self._watch_no_more()
+            for task in self._tasks_of:
+                task.close()  # one may never have begun, see `_host`
             self._tasks_of.clear()
             groups.discard(self)
             self._dismiss(self._lobby.unbegun, self.reason, self.winner)
@@ -200,7 +205,10 @@ class Group(Crew):
         while self._failure is None and not self._interrupted and not self._ended_by_hand:
             if self._errand is not None:
                 errand, self._errand = self._errand, None
-                await errand()
+                reason = await errand()
+                if reason is not None:
+                    self._stop(None, reason)
+                    return True
                 continue
             if not inbox:
                 if not self.under_way and source.dry():
@@ -238,8 +246,11 @@ class Group(Crew):
             if before == (len(self.inbox), self.in_flight):
                 return
 
-    def have_done(self, errand: Callable[[], Awaitable[None]]) -> None:
-        """Have ``errand`` done in the parent's task, before that takes any more outcomes."""
+    def have_done(self, errand: Callable[[], Awaitable[str | None]]) -> None:
+        """Have ``errand`` done in the parent's task, before that takes any more outcomes.
+
+        A text that it returns ends the group, as one that ``apply`` returns.
+        """
         self._errand = errand
         self._tell()
 
@@ -307,10 +318,10 @@ class Group(Crew):
         try:
             for child in self._source.drop(is_meant):
                 self._lobby.place.used += 1
-                if child.is_settled:  # it needn't
-                    self._leave(child)
-                else:
+                if child.is_live:
                     dropped.append(child)
+                else:  # it needn't begin
+                    self._leave(child)
         except BaseException as error:  # noqa: BLE001 # raised by live
             self._fell(error)
         return dropped
@@ -336,9 +347,10 @@ class Group(Crew):
             return None if cancelled() else lobby.ready.popleft()
         if not lobby.let_in():
             return None
+        child: Run | Dropped | None = None
         try:
             child = source.take()
-            if self._circuits is not None and isinstance(child, Run) and not child.is_settled:
+            if self._circuits is not None and isinstance(child, Run) and child.is_live:
                 self._consult(self._circuits, child)
             if child is None:
                 lobby.let_go()
@@ -347,13 +359,19 @@ class Group(Crew):
             elif child == "dropped":
                 lobby.let_go()
                 self._tell_room()  # it was fed, and takes no more room
-            elif child.is_settled:
-                lobby.let_go()
+            elif child.is_live:
+                if not lobby.admit(child):
+                    return "waiting"
+            else:
                 lobby.place.used += 1
-            elif not lobby.admit(child):
-                return "waiting"
+                if not child.lacks_history:
+                    lobby.let_go()
         except BaseException as error:  # noqa: BLE001 # raised by live
             lobby.let_go()
+            if isinstance(child, Run):
+                if self._circuits is not None:
+                    self._tell_circuit(self._circuits, child)
+                source.take_back(child)
             self._fell(error)
             return None
         return child
@@ -381,9 +399,7 @@ class Group(Crew):
     # -- breakers ---------------------------------------------------------------------------------
 
     def _consult(self, circuits: Circuits, child: Run) -> None:
-        """Have ``child`` skipped if its circuit is open, unless it has done its work before."""
-        if child.record is not None and child.record.status == "succeeded":
-            return
+        """Have ``child`` skipped if its circuit is open."""
         key = circuits.key(child.setting.act, child.data)
         if circuits.admit(key):
             self._circuit_keys[child] = key
@@ -409,6 +425,8 @@ class Group(Crew):
     async def _feed(self, source: Feed) -> None:
         feeding = CancelScope()
         self._feeding.append(feeding)
+        if self._closing:  # the group ended before this task began; the source closes itself still
+            feeding.cancel()
         try:
             with feeding:
                 await source.feed(self)

@@ -3,6 +3,9 @@
 Invariants:
 - A history is only added to. What counts no more is followed by a ``Rewound`` that says so.
 - Played back, it leads to the state that the run had committed, and to the step it stood in.
+- Played back, it takes the memory of the states that it leads to, however many updates it has: an
+  update is let go once its operations are part of the state (see
+  test_what_is_played_back_takes_no_memory_for_each_update).
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 from ._events import Decision, Update
-from ._state import Operation, replay_all
+from ._state import replay_all
 
 
 @final
@@ -22,6 +25,19 @@ class Completed(NamedTuple):
     step: str
     number: int
     """The number of the run's last update before the save that completed the step."""
+
+
+@final
+class StepBegun(NamedTuple):
+    """A fan-out saves something for the first time in an execution of the run: what it declares.
+
+    A later execution compares that with its own program, which may have changed. Stores that were
+    written before there was such an entry have none.
+    """
+
+    step: str
+    declared: Mapping[str, object]
+    """Plain data; see ``_takeup.Declared``."""
 
 
 @final
@@ -56,7 +72,7 @@ class QuestionAnswered(NamedTuple):
     value: object
 
 
-Entry = Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered
+Entry = Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered | StepBegun
 """What a history is made of. A decision stands behind the update that it is saved with."""
 
 
@@ -72,19 +88,43 @@ class _Moment:
     visits: Mapping[str, int]
 
 
+_SAVED_AT_ONCE = 2_000
+"""Updates that may be those of one save, which are not played before it is known that they aren't:
+a save has at most 1,000, as many outcomes as a parent takes at once."""
+
+
+class _Ended(NamedTuple):
+    """A step that was completed."""
+
+    completed: Completed
+    began: _Moment
+    """The moment in which it began."""
+    restored: Mapping[str, object]
+    """The fields of the state before the save that completed it."""
+    under_way: list[Update]
+    begun: StepBegun | None
+
+
 @final
 @dataclass(slots=True)
 class Playback:
     """Where a history has led to so far."""
 
     _data: Mapping[str, object]
-    _unplayed: list[Operation] = field(default_factory=list[Operation])  # which come after that
+    _unplayed: list[Update] = field(default_factory=list[Update])  # which come after that
     number: int = 0
     """The number of the last update."""
+    first_after: str | None = None
+    """The step after which the run started; None: before its first."""
     began: _Moment = field(init=False)
     """The moment in which the step under way began."""
     under_way: list[Update] = field(default_factory=list[Update])
-    """The updates of the step under way, which it has made already."""
+    """Of the updates that the step under way has made: the first of each kind, by the fields and
+    operations, and those that have discovered elements. The others are in the state, and nothing
+    else is asked of them."""
+    _kinds: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
+    begun: StepBegun | None = None
+    """What the step under way declared, if it is a fan-out that has saved something."""
     decision: Decision | None = None
     """How the step under way was decided, if it is a race and was."""
     decided: dict[tuple[str, int], Decision] = field(
@@ -99,16 +139,28 @@ class Playback:
     """What the step under way has asked, by name."""
     answers: dict[str, object] = field(default_factory=dict[str, object])
     """All answers that were ever given, by the questions' ids."""
-    _ended: list[tuple[Completed, _Moment, list[Update]]] = field(
-        default_factory=list[tuple[Completed, _Moment, list[Update]]]
-    )
+    _ended: list[_Ended] = field(default_factory=list[_Ended])
+
+    @property
+    def step_under_way(self) -> str | None:
+        """The step under way, as far as it has saved anything of its own."""
+        if self.begun is not None:
+            return self.begun.step
+        return self.under_way[0].step if self.under_way else None
 
     @property
     def data(self) -> Mapping[str, object]:
         """The fields of the state after all updates."""
-        if self._unplayed:
-            self._data, self._unplayed = replay_all(self._data, self._unplayed), []
+        self._play(self.number)
         return self._data
+
+    def _play(self, upto: int) -> None:
+        """Let the state follow the updates up to that number."""
+        some = [one for one in self._unplayed if one.number <= upto]
+        if some:
+            self._unplayed = self._unplayed[len(some) :]
+            operations = (one for update in some for one in update.operations)
+            self._data = replay_all(self._data, operations)
 
     def is_undone(self, number: int) -> bool:
         """Tell whether the update of that number counts no more."""
@@ -118,17 +170,26 @@ class Playback:
         """Go on by one entry."""
         match entry:
             case Update():
-                self._unplayed += entry.operations
+                self._unplayed.append(entry)
                 self.number = entry.number
-                self.under_way.append(entry)
+                if entry.discovered or self._is_of_a_new_kind(entry):
+                    self.under_way.append(entry)
+                if len(self._unplayed) >= 2 * _SAVED_AT_ONCE:
+                    self._play(entry.number - _SAVED_AT_ONCE)
             case Decision():
                 self.decision = entry
                 self.decided[entry.step, self.visit(entry.step)] = entry
+            case StepBegun():
+                self.begun = entry
             case Completed():
-                self._ended.append((entry, self.began, self.under_way))
+                self._play(entry.number)
+                before = self._data
+                ended = _Ended(entry, self.began, before, self.under_way, self.begun)
+                self._ended.append(ended)
                 visits = {**self.began.visits, entry.step: self.visit(entry.step) + 1}
                 self.began = _Moment(entry.step, self.number, self.data, visits)
                 self.under_way = []
+                self.begun = None
                 self.decision = None
                 self.asked = {}
             case Rewound():
@@ -138,23 +199,33 @@ class Playback:
             case QuestionAnswered():
                 self.answers[entry.id] = entry.value
 
+    def _is_of_a_new_kind(self, update: Update) -> bool:
+        """Tell whether the step under way has made no update of the same fields and operations."""
+        if not self.under_way:
+            self._kinds.clear()
+        kind = (update.step, *((type(one), one.field) for one in update.operations))
+        if kind in self._kinds:
+            return False
+        self._kinds.add(kind)
+        return True
+
     def visit(self, step: str) -> int:
         """Return how often ``step`` was completed."""
         return self.began.visits.get(step, 0)
 
     def completed_visits(self) -> Iterator[tuple[str, int]]:
         """Go through the steps that were completed, in order, with the visit of each."""
-        for completed, before, _ in self._ended:
-            yield completed.step, before.visits.get(completed.step, 0)
+        for ended in self._ended:
+            step = ended.completed.step
+            yield step, ended.began.visits.get(step, 0)
 
     def _rewind(self, entry: Rewound) -> None:
         while self._ended:
-            completed, self.began, updates = self._ended.pop()
+            completed, self.began, restored, updates, self.begun = self._ended.pop()
             if completed.step == entry.step and self.visit(entry.step) == entry.visit:
                 self.undone.append((completed.number, self.number))
                 self.under_way = [one for one in updates if one.number <= completed.number]
-                operations = [one for update in self.under_way for one in update.operations]
-                self.restored = replay_all(self.began.data, operations)
+                self.restored = restored
                 self.decision = None
                 self.asked = {}  # only steps of children are gone back into: they ask nothing
                 self.decided = {
@@ -182,7 +253,7 @@ def play(
         after: The step after which it started; None: before its first.
         visits: How often it counts as having completed steps before.
     """
-    playback = Playback(first)
+    playback = Playback(first, first_after=after)
     playback.began = _Moment(after, 0, first, dict(visits or {}))
     for entry in entries:
         playback.add(entry)

@@ -437,10 +437,13 @@ async def _finish(pending: object, deadline: float) -> None:
         with move_on_after(deadline) as scope:
             try:
                 await pending
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 # raised again, as what it is
                 failure = as_failure(error)  # judged here, where no outer cancellation is seen
-                if failure is None:
-                    raise
-                raise failure from failure.__cause__
+                try:
+                    if failure is None:
+                        raise
+                    raise failure from failure.__cause__
+                finally:
+                    del failure  # no cycle from the exception to this frame
         if scope.cancelled_caught:
             raise _HookTimeout

@@ -5,15 +5,13 @@ Invariants:
   it: ``reduce`` for one child sees what ``reduce`` for the one before it left.
 - If ``reduce`` or ``grow`` raises, the updates before that child stand, and it stays unapplied.
 - Nothing behind the outcome that decides a contest is applied.
-- Every key ends in exactly one outcome. The ledger keeps counts, and those that brought nothing.
 """
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from math import inf
 from typing import Any, Literal, cast, final
@@ -21,24 +19,17 @@ from typing import Any, Literal, cast, final
 from ._cancel import as_failure
 from ._collections import PositionedList, StateMap
 from ._contest import Contest
+from ._ending import APPLIED_BEFORE, DEFERRED, SKIPPED
+from ._entries import Entry
 from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
-from ._events import (
-    Cancelled,
-    ChildName,
-    Decision,
-    Done,
-    ErrorInfo,
-    Failed,
-    Outcome,
-    Skipped,
-    Update,
-)
+from ._events import Decision, Done, ErrorInfo, Failed, Update
 from ._graph import Graph
 from ._ids import Key
+from ._ledger import Ledger
 from ._policy import OnError, Tolerate
 from ._run import Run
 from ._schema import Schema
-from ._source import Elements, Entry
+from ._source import Elements
 from ._state import (
     Change,
     Operation,
@@ -52,8 +43,10 @@ from ._state import (
     put_within,
     refuse_awaitable,
 )
-from ._store import Store
 from ._until import ALL, Race, Until
+
+NOTED = 5
+"""Failed children that an error about another one names besides."""
 
 Reduce = Callable[[State, Done | Failed], State]
 Grow = Callable[[State, Done | Failed], Iterable[Any]]
@@ -255,150 +248,11 @@ def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
 
 
 @final
-@dataclass(slots=True)
-class Ledger:
-    """How the children of a fan-out ended: counts, and the outcomes that brought nothing.
-
-    Iterate it for those outcomes, in input order: all that are not Done, and those Done that were
-    not ``used``, having come too late or been refused. Of an action's own fan-out there are counts
-    alone: its outcomes were handed to the action, or raised where it left the block.
-    """
-
-    done: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    skipped: int = 0
-    dropped: int = 0
-    """Elements that ``grow`` (or ``over``, with ``grow``) repeated, which made no child."""
-    left: int = 0
-    """Children that were to come next when ``at_most`` was reached, or the step failed.
-
-    They are those of elements that ``grow`` had found, and further acts of the last element.
-    """
-    halted: int = 0
-    """Children that have no outcome yet, since they wait for answers."""
-    kept_in: Store | None = field(default=None, repr=False)
-    """The store that has the children's histories, if it isn't the parent's."""
-    _rest: list[Outcome] | None = field(default=None, repr=False)
-    _cancelled: list[Run] | None = field(default=None, repr=False)  # with outcomes nobody asked for
-
-    @property
-    def total(self) -> int:
-        """Outcomes in all. Children that are halted have none."""
-        return self.done + self.failed + self.cancelled + self.skipped
-
-    def __iter__(self) -> Iterator[Outcome]:
-        """Go through the outcomes that brought nothing, in input order."""
-        self.settle()
-        return iter(sorted(self._rest or (), key=lambda outcome: outcome.position))
-
-    def __len__(self) -> int:
-        """Count the outcomes that brought nothing."""
-        return len(self._rest or ()) + len(self._cancelled or ())
-
-    def enter(self, child: Run, *, raised: bool) -> None:
-        """Count a child's end, and keep its outcome if it brought nothing.
-
-        Args:
-            child: It has ended.
-            raised: Whether its failure will be raised, or may be. Otherwise it is kept as data, and
-                its traceback is dropped, with all that the frames hold: pages, bodies, connections.
-        """
-        self.count(child)
-        if (child.status == "succeeded" and child.used) or child.is_kept:
-            return
-        if child.status == "halted":
-            return
-        if child.status == "cancelled":
-            if self._cancelled is None:
-                self._cancelled = []
-            self._cancelled.append(child)
-            return
-        if not raised and isinstance(child.error, Exception):
-            _let_go(child.error)
-        if self._rest is None:
-            self._rest = []
-        self._rest.append(child.outcome)
-        child.let_go()
-
-    def without(self, children: Collection[Run]) -> Ledger:
-        """Count all but ``children``, which have ended and are to go on.
-
-        Those that were found to be kept stay counted.
-        """
-        again = {ChildName(child.setting.act, child.key) for child in children}
-        ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped, halted=self.halted)
-        for child in children:
-            ledger.count(child, by=-1)
-        ledger._rest = [one for one in self if ChildName(one.act, one.key) not in again]
-        return ledger
-
-    def settle(self) -> None:
-        """Let go of the runs that were cancelled, for their outcomes."""
-        if self._cancelled:
-            self._rest = [*(self._rest or ()), *(child.outcome for child in self._cancelled)]
-            self._cancelled = None
-
-    def let_go(self) -> None:
-        """Keep as data the failures that might have been raised, and won't be."""
-        for outcome in self._rest or ():
-            if isinstance(outcome, Failed):
-                _let_go(outcome.error)
-
-    def count(self, child: Run, by: int = 1) -> None:
-        """Count a child's end, unless it was counted when it was found to be kept."""
-        if child.status == "halted":
-            self.halted += by
-            return
-        if child.is_kept:
-            return
-        match child.status:
-            case "succeeded":
-                self.done += by
-            case "failed":
-                self.failed += by
-            case "cancelled":
-                self.cancelled += by
-            case None:
-                self.skipped += by
-
-    def add(self, outcome: Outcome, *, kept: bool = True) -> None:
-        """Count a recorded outcome and, if it brought nothing and is ``kept``, keep it."""
-        match outcome:
-            case Done():
-                self.done += 1
-                if outcome.used:
-                    return
-            case Failed():
-                self.failed += 1
-            case Cancelled():
-                self.cancelled += 1
-            case Skipped():
-                self.skipped += 1
-        if not kept:
-            return
-        if self._rest is None:
-            self._rest = []
-        self._rest.append(outcome)
-
-
-def new_ledger(
-    run: Run, step: str, visit: int, kept_in: Store, ledger: Ledger | None = None
-) -> Ledger:
-    """Begin to count how the children of one visit of a step end, or go on with ``ledger``."""
-    ledgers = run.ledgers.setdefault(step, [])
-    while len(ledgers) <= visit:  # an action may open a fan-out of its own in some visits only
-        ledgers.append(Ledger())
-    ledger = ledgers[visit] = Ledger() if ledger is None else ledger
-    ledger.kept_in = kept_in
-    return ledger
-
-
-@final
 class Draft:
     """A batch of outcomes on their way into the parent's state: one numbered update for each."""
 
     __slots__ = (
+        "_admitted",
         "_data",
         "_elements",
         "_ended",
@@ -417,6 +271,7 @@ class Draft:
         "decision",
         "failures",
         "is_failing",
+        "missed",
         "unapplied",
         "updates",
     )
@@ -428,8 +283,19 @@ class Draft:
         elements: Elements,
         ledger: Ledger,
         contest: Contest | None = None,
+        *,
+        done_before: int = 0,
     ) -> None:
-        """Begin on the parent's state as it is."""
+        """Begin on the parent's state as it is.
+
+        Args:
+            join: What becomes of results.
+            parent: Whose state it is.
+            elements: Hears of what ``grow`` returns.
+            ledger: How others ended before.
+            contest: Says whose results count, if that is a question.
+            done_before: Children that are Done and not in the ledger, as they have yet to come up.
+        """
         self._join = join
         self._contest = contest
         self._nested = join.is_nested
@@ -444,12 +310,14 @@ class Draft:
         self._schema = parent.setting.schema
         self._number = parent.number
         self._failed = ledger.failed
-        self._ended = ledger.failed + ledger.done
+        self._ended = ledger.failed + ledger.done + done_before
         self._values: list[_Placed] = []  # puts not yet in _data: a batch of them costs one copy
         self._errors: list[_Placed] = []
         self.updates: list[Update] = []
         self.applied: list[Run] = []  # by the update at the same place
         self.unapplied: list[Run] = []
+        self.missed: list[Run] = []  # of these, those that were not judged, since one before raised
+        self._admitted: list[Run] = []  # those whose results count in the contest
         self.is_failing = False  # whether there are more failures than are tolerated
         self.failures: list[Run] = []  # those that are to be raised
         self.admitted: list[Entry] = []
@@ -460,26 +328,58 @@ class Draft:
 
         Returns why it can't, naming its key.
         """
+        tells = self._consults or self._contest is not None  # others than the state
+        growths = found = admitted = 0
         for at, child in enumerate(batch):
             before = self._data, len(self._values), len(self._errors)
             if self._consults:
                 before = self.finished_data(), 0, 0
+            if tells:
+                growths, found = self._elements.growths, len(self.admitted)
+                admitted = len(self._admitted)
             try:
                 self._add(child)
             except BaseException as raised:  # noqa: BLE001 # raised by the fan-out, after a commit
-                error = as_failure(raised) or raised
+                failure = as_failure(raised)
+                error = raised if failure is None else failure
                 name, path = self._join.name, child.path
                 note(
                     error, f"shoal: fan-out {name!r} applying key {brief(child.key)}, run {path.id}"
                 )
                 self._data, values, errors = before  # without what this child has placed already
-                del self._values[values:], self._errors[errors:]
-                self._miss(batch[at:])
-                return error
+                del self._values[values:], self._errors[errors:], self.admitted[found:]
+                self._withdraw(growths, admitted)
+                self.missed = batch[at:]
+                self._miss(self.missed)
+                try:
+                    return error
+                finally:
+                    del error, failure  # no cycle from the exception to this frame
             if self.decision is not None:
                 self._miss(batch[at + 1 :])
                 break
         return None
+
+    def note_missed(self, error: BaseException) -> None:
+        """Say in ``error`` which children have failed that nobody has judged because of it."""
+        failed = [child for child in self.missed if child.status == "failed"]
+        for child in failed[:NOTED]:
+            note(error, f"shoal: besides, key {brief(child.key)} failed: {brief(child.error)}")
+        if len(failed) > NOTED:
+            note(error, f"shoal: and {len(failed) - NOTED} more have failed")
+
+    def withdraw(self) -> None:
+        """Undo what was told of the batch besides the state: it could not be saved."""
+        self._withdraw(0, 0)
+        self.admitted.clear()
+
+    def _withdraw(self, growths: int, admitted: int) -> None:
+        """Undo what ``grow`` and the contest were told, but the first so many times."""
+        self._elements.ungrow(growths)
+        for child in reversed(self._admitted[admitted:]):
+            assert self._contest is not None, "it has admitted the child"
+            self._contest.withdraw(child)
+        del self._admitted[admitted:]
 
     def _miss(self, children: list[Run]) -> None:
         """Leave out what comes too late; of those that are kept, it is only a new place."""
@@ -504,21 +404,25 @@ class Draft:
         if status == "halted":  # that is no end, whatever is decided by ends
             self.unapplied.append(child)
             return
+        is_kept = child.disposition.is_kept
         counts = status == "failed" or (status == "succeeded" and self._tolerance is not None)
-        if counts and not child.is_kept:  # else it was counted when it came up
+        if counts and not is_kept:  # else it was counted when it came up
             self._count(failed=status == "failed")
-        passed_over = status is None and not child.used
-        if passed_over or (status in ("failed", "cancelled") and not self._applies(child)):
+        brings_nothing = status in ("failed", "cancelled") and not self._applies(child)
+        if brings_nothing or child.disposition is DEFERRED:
             self.unapplied.append(child)
             return
-        contest = None if child.is_kept else self._contest
-        if contest is not None and status == "succeeded" and not contest.admits(child):
-            self._refuse(child)
-            return
+        contest = None if is_kept else self._contest
+        if contest is not None and status == "succeeded":
+            self._admitted.append(child)
+            if not contest.admits(child):
+                self._admitted.pop()
+                self._refuse(child)
+                return
         operations = self._placing(child)
         discovered: tuple[object, ...] = ()
         at = 0
-        if self._consults and status is not None and not child.is_kept:
+        if self._consults and status is not None and not is_kept:
             outcome = cast("Done | Failed", child.outcome)
             if join.reduce is not None:
                 operations += self._reduce(join.reduce, outcome)
@@ -580,7 +484,8 @@ class Draft:
         if join.shape == "one":
             return self._choosing(join.into)
         value = child.value
-        if child.is_settled:  # only its place among the others changes
+        if child.disposition is APPLIED_BEFORE or child.disposition is SKIPPED:
+            # only its place among the others changes
             value = cast("Mapping[object, Any]", self._data[join.into])[child.key]
             if join.shape != "by key":
                 value = value[child.setting.act]
@@ -676,23 +581,3 @@ def _without_within(collection: _Collection, key: Any, act: str) -> _Collection:
         return collection
     inner = inner.without({act})
     return collection.put_all(((key, inner, None),)) if inner else collection.without({key})
-
-
-def _let_go(error: BaseException) -> None:
-    """Drop the tracebacks of an error and of those that led to it; note where it was raised.
-
-    The frames are not cleared: one of them may be a coroutine's that still runs, and clearing would
-    close it (see test_an_exception_that_is_shared_harms_nobody_else).
-    """
-    places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    if places:
-        code, line = places[-1]
-        note(error, f"shoal: raised at {code.co_filename}:{line}, in {code.co_name}")
-    seen: set[int] = set()
-    chain: list[BaseException | None] = [error]
-    while chain:
-        link = chain.pop()
-        if link is not None and id(link) not in seen:
-            seen.add(id(link))
-            link.with_traceback(None)
-            chain += (link.__cause__, link.__context__)

@@ -182,8 +182,7 @@ class Lobby:
         Until the parent has taken their ends, they count as in flight, as all do that have ended.
         """
         for child in children:
-            child.cancel(reason, winner)
-            child.never_started = True
+            child.never_start(reason, winner)
             if child.stake is not None:  # else it was not taken from the source yet
                 self.place.used += 1
                 self._entrance.give_up(child, self._waiting.pop(child, None) or child.seat)

@@ -60,16 +60,54 @@ async def enter(graph: Graph, run: Run) -> Change:
             child.record = None
             await child.rerun(graph.name, run)
         elif child.record is not None:
-            await child.recall()
-            await recall_ledgers(child)
+            if fate == "is done":
+                child.take_over(child.record)
+                await child.recall_end()
+            else:
+                await child.recall()
+            if child.playback is not None:  # else its graph has changed, and it begins anew
+                await recall_ledgers(child)
         if fate == "is kept":
             _take_ledgers(run, child)
             return NO_CHANGE
+    if child.is_live:
+        await _live(graph, run, child)
+    else:
+        _take_ledgers(run, child)
+    await run.settle()
+    try:
+        change = _change(graph, child)
+        if run.setting.schema is not None:
+            change = run.setting.schema.checked(change, run.data, f"graph {graph.name!r}")
+    except Exception as error:
+        child.miss()
+        await _record(run, child, error)
+        run.keep(graph.name, child)
+        raise
+    try:
+        update = Update(run.number + 1, graph.name, change.operations)
+        await run.commit((update,), change.applied_to(run.data), applied=(child,))
+    except HookFailed:
+        raise  # it is saved, and everybody was told
+    except Exception as error:
+        child.miss()
+        await _record(run, child, error)
+        run.keep(graph.name, child)
+        raise
+    return NO_CHANGE
+
+
+async def _live(graph: Graph, run: Run, child: Run) -> None:
+    """Have ``child``, which executes the graph, live to its end."""
     try:
         if run.setting.hooks.child_started:
             await run.tell_child_started(child)
         await drive(copy_context(), child.advance(), _nothing)
-        child.succeed()
+        try:
+            child.succeed()
+        except Exception:
+            await child.complete_last()
+            raise
     except BaseException as error:  # noqa: BLE001 # raised again below
         halts = has_halted(child, error)
         failure = None if halts else as_failure(error)
@@ -95,25 +133,6 @@ async def enter(graph: Graph, run: Run) -> Change:
         _take_ledgers(run, child)
     if child.is_halting:
         run.halt_below(graph.name, (child,))
-    await run.settle()
-    try:
-        change = _change(graph, child)
-        if run.setting.schema is not None:
-            change = run.setting.schema.checked(change, run.data, f"graph {graph.name!r}")
-    except Exception as error:
-        child.miss()
-        await _record(run, child, error)
-        run.keep(graph.name, child)
-        raise
-    try:
-        update = Update(run.number + 1, graph.name, change.operations)
-        await run.commit((update,), change.applied_to(run.data), applied=(child,))
-    except HookFailed:
-        raise  # it is saved, and everybody was told
-    except Exception as error:
-        await _record(run, child, error)
-        raise
-    return NO_CHANGE
 
 
 def _change(graph: Graph, child: Run) -> Change:
@@ -145,6 +164,8 @@ def _take_ledgers(run: Run, child: Run) -> None:
 
 async def _record(run: Run, child: Run, error: BaseException) -> None:
     """Record an end that the parent doesn't apply; what goes wrong must not hide ``error``."""
+    if child.disposition.is_saved:
+        return
     try:
         await run.end_unapplied((child,))
     except Exception as failure:

@@ -18,31 +18,41 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from typing import Any, Literal, final
+from functools import partial
+from typing import Any, final
 
 from ._action import Act, Performer
-from ._child import check_depth, child_setting, children_of, circuits_of
-from ._collections import StateMap
+from ._child import check_depth, child_setting, children_of, circuits_of, is_revisited
 from ._contest import Contest, Streams, contest
-from ._errors import HookFailed, InvalidState, RunConflict, brief, note
+from ._entries import Kind
+from ._errors import HookFailed, InvalidState, brief, note
 from ._events import ChildName, Decision, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
-from ._hedge import Experience
-from ._history import Playback
+from ._history import Playback, StepBegun
 from ._hooks import Hook
-from ._ids import Key
-from ._join import Draft, Join, new_ledger
-from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate
+from ._join import Draft, Join
+from ._ledger import new_ledger
+from ._policy import INHERIT, Each, Inherit, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
 from ._recorded import Recorded, decided, outcome_of, recorded_children
+from ._rounds import Rounds
 from ._run import Run
 from ._schema import Schema
-from ._source import Elements, Kind
-from ._stagger import Staggered
+from ._source import Elements
+from ._stagger import Staggered, stagger
 from ._state import NO_CHANGE, Change, Set, State, make_state
-from ._store import ChildRecord, Store
+from ._store import ChildRecord, NullStore, Store
+from ._takeup import (
+    Declared,
+    declared,
+    end_losers,
+    only,
+    refuse_changed,
+    refuse_lost,
+    refuse_other_decision,
+    without_failures,
+)
 from ._until import FirstItem
 
 logger = logging.getLogger("shoal")
@@ -81,6 +91,10 @@ class Parallel(Act):
     def _source(self, step: ParallelStep) -> Elements:
         """Begin to make what children are made of; nothing is pulled yet."""
 
+    def _declared(self, step: ParallelStep) -> Declared:
+        """Say what a later execution has to be compared with, whose program may have changed."""
+        return declared(step.join)
+
     def _finished(self, state: State) -> Change:
         """Return the change that completes the step, once all results were applied."""
         return NO_CHANGE
@@ -105,6 +119,8 @@ class ParallelStep:
 
     Where it has failed, and something around it is tried again, it is executed again, and goes on:
     children that are done, and what was applied of them, stay; others live on where they stood.
+    That holds wherever it has failed: also before its first child, and where a user's function
+    raises in a later attempt that did not in the one before.
     """
 
     def __init__(self, act: Parallel, run: Run) -> None:
@@ -116,9 +132,7 @@ class ParallelStep:
         self.decision: Decision | None = None
         self._contest: Contest | None = None
         self._staggered: Staggered | None = None
-        self._pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
-        self._out: set[ChildName] = set()  # of a race that is run again: who takes no part...
-        self._tried: dict[ChildName, int] = {}  # ...and how often who does was tried
+        self._rounds = Rounds()
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -127,8 +141,14 @@ class ParallelStep:
         self._store, self._hooks = children_of(run, act.store, act.hooks)
         self.ledger = new_ledger(run, act.name, run.visit(act.name), self._store)
         self.recorded: Recorded | None = None
+        self._declares: StepBegun | None = None  # to be saved with what is saved first
         self._digests: dict[str, tuple[object, bytes]] = {}
-        self.source: Elements | None = None
+        self.source: Elements | None = None  # of the last attempt that came so far
+        self.acts: Sequence[str] | None = None  # their names in the program
+        self._is_recalled = False  # whether the store was asked what there is
+        self._is_over = False  # whether all that is left is to complete it
+        self._has_opened = False  # whether the collections are started
+        self.take: object = None
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._ends_at = 0.0  # where there is a timeout
@@ -176,25 +196,53 @@ class ParallelStep:
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
         former = self.source
-        if former is not None:
-            await self._live_round(former)
-        else:
+        if not self._is_recalled:
             self._contest = contest(self.act.name, self.join.until)
             await self._recall()
-            if not self._is_settled():
-                await self._live_round(opens=True)
-        while self._breaks_off():
-            self._begin_again(self.ledger)
-            await self._live_round()
+            self._is_recalled = True
+            is_settled = self._is_settled()
+            if self.decision is not None:
+                await self._end_losers(self.decision, makes=True)
+            if is_settled and self.decision is not None:
+                self._refuse_changed()
+                self._count_rest(self.decision)
+                self._is_over = True
+        if not self._is_over:
+            if former is not None and self._has_opened and self._may_restart:
+                self._begin_again(self.ledger, among_all=True)
+                former = None
+            await self._live_round(former, begins=True)
+            while self._runs_again():
+                self._begin_again(self.ledger)
+                await self._live_round()
+            self._is_over = True
         return self.act._finished(make_state(self.parent.data, self.join.permit))
 
-    async def _live_round(self, former: Elements | None = None, *, opens: bool = False) -> None:
-        """Run the children, all of them or, after a ``former`` source, what that has left."""
+    async def _live_round(self, former: Elements | None = None, *, begins: bool = False) -> None:
+        """Run the children, all of them or, after a ``former`` source, what that has left.
+
+        Args:
+            former: The source of an attempt that has failed.
+            begins: Whether an attempt begins with this, and its time with that.
+        """
+        try:
+            source = self.act._source(self)
+        except BaseException:
+            # What there is already is gone on with by the next attempt, see
+            # test_what_is_applied_stays_when_over_raises_in_another_attempt.
+            self.parent.keep(self.act.name, self)
+            raise
+        await self._live_from(source, former, begins=begins)
+
+    async def _live_from(self, source: Elements, former: Elements | None, *, begins: bool) -> None:
         act, clock = self.act, self.parent.setting.services.clock
-        source = self.source = act._source(self)
-        source.pick, source.tried = self._pick, self._tried
-        staggered = self._staggered = self._stagger(source)
-        if act.timeout is not None and (opens or former is not None):
+        self.source = source
+        self._rounds.prepare(source)
+        lacking = 1 if self._contest is None else self._contest.lacking
+        services, definition = self.parent.setting.services, act.definition
+        staggered = stagger(act.stagger, source, services, definition, lacking)
+        self._staggered = staggered
+        if act.timeout is not None and begins:
             self._ends_at = clock() + act.timeout
         group = self._group = Group(
             self.parent,
@@ -203,13 +251,15 @@ class ParallelStep:
             limit=act._room(source),
             owner=act.definition,
             name=act.name,
-            timeout=None if act.timeout is None else self._ends_at - clock(),
-            circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
+            timeout=act.timeout,
+            ends_at=None if act.timeout is None else self._ends_at,
+            circuits=circuits_of(services, definition, act.each),
             decisive=self._decisive,
         )
         try:
-            if opens:
+            if not self._has_opened:
                 await self._open()
+                self._has_opened = True
             elif former is not None:
                 self._go_on(former)
             self._leave_out_done()
@@ -217,11 +267,14 @@ class ParallelStep:
                 await group.live(self._apply)
                 await self._record_unapplied(group)
             self._judge()
-            if not self._breaks_off():
+            if not self._runs_again():
                 await self._clear_up()
+                refuse_lost(self.parent, self.join, self.ledger, self.recorded)
         except BaseException as error:
             await self._wind_up(group, error)
             self.parent.keep(act.name, self)
+            if self._contest is not None and not self.parent.setting.is_resumable:
+                self._contest.forget()
             raise
         finally:
             if staggered is not None:
@@ -252,21 +305,8 @@ class ParallelStep:
         elif self._contest is not None:
             self._contest.reopen()
         for child in unfinished:
-            if not child.is_kept:  # else all that is left is to give it its place
-                child.reopen()
+            child.reopen()
         self.source.resume(former, unfinished)
-
-    def _stagger(self, source: Elements) -> Staggered | None:
-        """Put before ``source`` what says when children start; None if they start at once."""
-        stagger, services = self.act.stagger, self.parent.setting.services
-        if not isinstance(stagger, Hedge):
-            return Staggered(source, float(stagger), services.clock) if stagger else None
-        definition = self.act.definition
-        experience = services.learned.get(definition)
-        if experience is None:
-            experience = services.learned[definition] = Experience(stagger)
-        assert self._contest is not None, "only races are hedged"
-        return Staggered(source, experience, services.clock, self._contest.wanted)
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
@@ -300,24 +340,33 @@ class ParallelStep:
     def _is_settled(self) -> bool:
         """Tell whether an earlier execution has decided it, so that nothing is left to be done."""
         decision = None if self._begun is None else self._begun.decision
-        if decision is None:
+        if decision is None or self._begun is None:
             return False
+        refuse_other_decision(self.parent, self.join, decision, self._begun)
         until, winner, recorded = self.join.until, decision.winner, self.recorded
         record = None if recorded is None else recorded.get(winner)
         applied = recorded is not None and record is not None and recorded.is_applied(record)
         if isinstance(until, FirstItem) and not applied:
             if until.on_break == "restart" and record is not None and record.status == "failed":
                 self._begin_again([outcome for _, outcome in self._rest(decision)])
+                self._rounds.failed_before()
                 return False
             # Only the winner runs again, from its start, unless all that lacks is its update.
             self._contest = Streams(self.act.name, until, winner)
             goes_on = record is not None and record.status in ("succeeded", "halted")
-            self._pick = lambda act, key: _only(winner, act, key, anew=not goes_on)
+            self._rounds.pick = partial(only, winner, anew=not goes_on)
             self.decision = decision
             return False
         self.decision = decision
-        self._count_rest(decision)
         return True
+
+    async def _end_losers(self, decision: Decision, *, makes: bool = False) -> None:
+        """Record losers without an end, for the process died; ``makes`` those without a record."""
+        recorded = self.recorded or Recorded(self.parent, self.act.name, {})
+        make = partial(self.act._source, self) if makes else None
+        lost = end_losers(self.parent, recorded, decision, make, self.act._room)
+        for outcome in await lost:
+            self.ledger.add(outcome)
 
     def _count_rest(self, decision: Decision) -> None:
         """Count how those ended, by record, that don't come up any more: it is decided."""
@@ -329,31 +378,33 @@ class ParallelStep:
         for record in () if self.recorded is None else self.recorded.rest():
             yield record, outcome_of(decided(record, decision), self.parent.path)
 
-    def _breaks_off(self) -> bool:
-        """Tell whether the winner of a race among streams has failed, and it is to be run again."""
+    @property
+    def _may_restart(self) -> bool:
+        """Whether it is a race among streams that is run again where its winner breaks off."""
         until = self.join.until
-        broken = isinstance(self._contest, Streams) and self._contest.is_broken
-        return broken and isinstance(until, FirstItem) and until.on_break == "restart"
+        return isinstance(until, FirstItem) and until.on_break == "restart"
 
-    def _begin_again(self, ended: Iterable[Outcome]) -> None:
-        """Prepare to run a race from its start, among those that have not failed."""
-        outcomes = list(ended)
-        if isinstance(self._contest, Streams) and self._contest.winner is not None:
-            self._out.add(self._contest.winner)
-        self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
-        begun = frozenset(_name_of(one) for one in outcomes) - self._out
-        for one in outcomes:
-            tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
-            self._tried[_name_of(one)] = max(tried, one.attempts)
+    def _runs_again(self) -> bool:
+        """Tell whether a race is run again, without those that have failed.
+
+        That is where its winner has failed; or where nobody is left but those that have failed in
+        an earlier execution: what has failed runs again when it is resumed, here as elsewhere.
+        """
+        if not self._may_restart or not isinstance(self._contest, Streams):
+            return False
+        if self._contest.is_broken:
+            return True
+        return self._rounds.may_readmit and not self._is_won and self._is_lost(0)
+
+    def _begin_again(self, ended: Iterable[Outcome], *, among_all: bool = False) -> None:
+        """Prepare to run a race from its start; see ``Rounds.begin_again``."""
+        out = self._rounds.begin_again(list(ended), self._contest, among_all=among_all)
         name, visit = self.act.name, self.parent.visit(self.act.name)
         self.ledger = new_ledger(self.parent, name, visit, self._store)
-        for outcome in outcomes:
-            if _name_of(outcome) in self._out:
-                self.ledger.add(outcome)
-                if self.recorded is not None:
-                    self.recorded.drop(_name_of(outcome))
-        out = frozenset(self._out)
-        self._pick = lambda act, key: _without(out, begun, act, key)
+        for outcome in out:
+            self.ledger.add(outcome)
+            if self.recorded is not None:
+                self.recorded.drop(ChildName(outcome.act, outcome.key))
         self._contest, self.decision = contest(self.act.name, self.join.until), None
         self._unfinished = []
         self._resting.clear()
@@ -368,43 +419,31 @@ class ParallelStep:
         if why:  # known only now: its acts were chosen by a function
             msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
             raise InvalidState(msg)
-        first_visit = run.visit(name) == 0 and not _is_revisited(run)
+        first_visit = run.visit(name) == 0 and not is_revisited(run)
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
+        if not isinstance(run.setting.store, NullStore):
+            self._declares = self._refuse_changed()
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
         await self._set(values)
+
+    def _refuse_changed(self) -> StepBegun | None:
+        """Refuse what can't be carried over; return what is to be saved of what it declares now."""
+        now = self.act._declared(self)
+        return refuse_changed(self.parent, self.join, now, self._begun, self.recorded)
 
     def _reopen(self, begun: Playback) -> dict[str, object]:
         """Take the step up again: let come what had been discovered, and forget failures.
 
         Children that failed run again, unless ``reduce`` has taken their failure. Returns the
         fields that change by that.
-
-        Raises:
-            RunConflict: The program collects elsewhere now than when the step was begun.
         """
-        source, data = self.source, self.parent.data
+        source = self.source
         assert source is not None
-        why = self.join.conflict(data)
-        if why:
-            run_id, name = self.parent.path.id, self.act.name
-            msg = (
-                f"fan-out {name!r} of run {run_id} was begun by a program in which {why}, and some "
-                f"of its results are there already; change that back to go on with it, or start a "
-                f"new run with fork({self.parent.path.root.id!r}, number=...) from before this step"
-            )
-            raise RunConflict(msg)
         for update in begun.under_way:
             if update.discovered:
                 source.rediscover(update.discovered, update.discovered_at)
-        field = self.join.errors_into
-        if field is None:
-            return {}
-        found = data.get(field)
-        is_there = isinstance(found, StateMap)  # else it did not collect failures then
-        if is_there and (self.join.reduce is not None or not found):
-            return {}
-        return {field: StateMap[object, object]()}
+        return without_failures(self.join, self.parent.data)
 
     def _leave_out_done(self) -> None:
         assert self.source is not None
@@ -417,15 +456,44 @@ class ParallelStep:
         """Count a child that an earlier execution has done all about."""
         outcome = outcome_of(record, self.parent.path)
         self._count(record, outcome)
-        if self._contest is not None and isinstance(outcome, Done):
+        # A refused result may have an update as well, of what grow= discovered in it.
+        if self._contest is not None and isinstance(outcome, Done) and outcome.used:
             self._contest.recall(outcome)
+            if self.decision is None and self._contest.lacking <= 0:
+                # The result that was missing may have come up before this one, in this execution,
+                # see test_a_result_that_was_recorded_decides_when_it_comes_up_last.
+                self._group.have_done(partial(self._decide, outcome))
+
+    async def _decide(self, last: Done) -> str | None:
+        """Save that a recorded result has decided; return why the rest is cancelled."""
+        if self.decision is not None or self._contest is None:
+            return None
+        self._group.shut()
+        run, chosen, field = self.parent, self._contest.chosen, self.join.into
+        decision = self._contest.decided_by(last)
+        change = NO_CHANGE
+        if chosen is not None and field is not None and self.join.shape == "one":
+            change = Change((Set(field, chosen.value),), {field: chosen.value})
+            if run.setting.schema is not None:
+                who = f"key {brief(chosen.key)} of fan-out {self.act.name!r}"
+                change = run.setting.schema.checked(change, run.data, who)
+        updates = (
+            [Update(run.number + 1, self.act.name, change.operations)] if change.values else []
+        )
+        await run.commit(updates, change.applied_to(run.data), decision=decision)
+        self.decision = decision
+        self._group.winner = decision.winner
+        return decision.reason
 
     # -- applying -------------------------------------------------------------------------------
 
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         assert self.source is not None
-        draft = Draft(self.join, self.parent, self.source, self.ledger, self._contest)
+        done_before = 0 if self.recorded is None else self.recorded.done_left
+        draft = Draft(
+            self.join, self.parent, self.source, self.ledger, self._contest, done_before=done_before
+        )
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
         if draft.decision is not None or draft.is_failing:
@@ -437,12 +505,15 @@ class ParallelStep:
                 draft.updates,
                 draft.finished_data(),
                 applied=draft.applied,
-                unapplied=[child for child in draft.unapplied if not child.is_kept],
+                unapplied=[child for child in draft.unapplied if not child.disposition.is_saved],
                 decision=draft.decision,
+                step_begun=self._declares,
             )
+            self._declares = None
         except HookFailed:
             raise  # it is saved, and everybody was told
         except Exception:  # KeyboardInterrupt waits for the end of a commit
+            draft.withdraw()
             self._unsaved = batch
             raise
         if draft.decision is not None:
@@ -453,18 +524,25 @@ class ParallelStep:
             self._contest.lose(batch)
         self._tell_stagger(batch, left)
         reason = self._reason_to_stop(draft, left)
-        fatal, is_open = set(map(id, draft.failures)), self._is_open
+        # Others that have failed are tolerated. Those behind one that could not be applied were
+        # not judged at all.
+        if error is not None:  # before the ledger lets go of what they have failed with
+            draft.note_missed(error)
+        fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
         self._resting += [child for child in batch if child.status == "halted"]
         if self.parent.setting.is_resumable:
             self._unfinished += [
                 child
-                for child in draft.unapplied  # others that have failed are tolerated
+                for child in draft.unapplied
                 if child.status != "failed" or is_open or id(child) in fatal
             ]
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # no cycle from the exception to this frame
         return reason
 
     def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
@@ -474,8 +552,6 @@ class ParallelStep:
             return draft.decision.reason
         if self._is_lost(left):
             return f"fan-out {self.act.name!r} can't be decided any more"
-        if self._resting and not left and self._staggered and not self._staggered.most(0):
-            return f"nobody waits for the budget of fan-out {self.act.name!r}, but for answers"
         if not draft.is_failing:
             return None
         if not draft.failures:
@@ -489,7 +565,8 @@ class ParallelStep:
         if not isinstance(self._contest, Streams):  # there it is the first item that counts
             self._staggered.learn(batch)
         if self.decision is None:
-            self._staggered.hear(batch, left)
+            lacking = 1 if self._contest is None else self._contest.lacking
+            self._staggered.hear(batch, left, lacking)
 
     def _hear_item(self, run: Run, item: object) -> None:
         """Hear of a partial item. Called where a child gives it, so the parent has to decide."""
@@ -497,21 +574,23 @@ class ParallelStep:
         if self._contest.hear_item(run, item):
             self._group.have_done(self._elect)
 
-    async def _elect(self) -> None:
+    async def _elect(self) -> str | None:
         """Save that the first item has decided; then cancel the others."""
         assert isinstance(self._contest, Streams)
         elected = self._contest.elect()
         if elected is None:
-            return
+            return None
         leader, decision = elected
         self._group.shut()
-        await self.parent.commit((), self.parent.data, decision=decision)
+        declares, self._declares = self._declares, None
+        await self.parent.commit((), self.parent.data, decision=decision, step_begun=declares)
         self.decision = decision
         if self._staggered is not None:
             self._staggered.learn_first(leader, self._group.living())
         assert self.source is not None
         self.source.stop()
         self._group.spare(leader, decision.reason, decision.winner)
+        return None
 
     @property
     def _is_won(self) -> bool:
@@ -529,13 +608,12 @@ class ParallelStep:
         """Tell whether nobody can win any more, with ``in_flight`` children that may."""
         if self._contest is None or (in_flight and self.join.grow is not None):
             return False
-        return self._contest.is_lost(in_flight + self._possible(in_flight))
+        return self._contest.is_lost(in_flight + self._possible())
 
-    def _possible(self, in_flight: int) -> float:
-        """Count those that may still come to something besides ``in_flight``, at most."""
+    def _possible(self) -> float:
+        """Count the children that may still succeed besides those in flight, at most."""
         assert self.source is not None
-        more = self._staggered.most(in_flight) if self._staggered else self.source.most()
-        return more + len(self._resting)
+        return self.source.most() + len(self._resting)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -558,7 +636,7 @@ class ParallelStep:
                 pass  # what fails after the decision changes nothing
             elif self.join.on_error == "fail":
                 self._is_failing = True
-        ended = [child for child in late if not child.is_kept]
+        ended = [child for child in late if not child.disposition.is_saved]
         try:
             if ended:
                 await self.parent.end_unapplied(ended)
@@ -602,13 +680,18 @@ class ParallelStep:
             return
         gone: list[ChildRecord] = []
         if self.decision is not None:
+            await self._end_losers(self.decision)
             self._count_rest(self.decision)
         for record in () if self.decision is not None else recorded.rest():
             if recorded.is_part_of_the_state(record) and not join.is_listed:
+                recorded.refuse_kept()
                 self._count(record, outcome_of(record, self.parent.path))
             else:
                 gone.append(record)
-        old = {(record.act, record.key) for record in gone}
+        # Where there is one value for each key, what another act has brought there stays.
+        acts, nested = recorded.acts_now, join.is_nested
+        is_ours = [one for one in gone if nested or acts is None or one.act in acts]
+        old = {(record.act, record.key) for record in is_ours}
         old |= {(one.act, one.key) for one in self.ledger if isinstance(one, Failed)}
         await self._set(join.without(self.parent.data, old))
         for record in gone:
@@ -622,7 +705,8 @@ class ParallelStep:
         if values:
             operations = tuple(Set(field, value) for field, value in values.items())
             update = Update(run.number + 1, self.act.name, operations)
-            await run.commit((update,), {**run.data, **values})
+            declares, self._declares = self._declares, None
+            await run.commit((update,), {**run.data, **values}, step_begun=declares)
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
@@ -630,54 +714,25 @@ class ParallelStep:
         if self._is_won:
             self.ledger.let_go()
             return
-        if self._breaks_off():
+        if self._runs_again():
             return
         if self._resting and not self._is_failing and not self._is_lost(0):
             self.parent.halt_below(self.act.name, self._resting)
         if self._contest is not None:
-            defeat = self._contest.defeat(self.ledger, self.ledger.total, self._possible(0))
-            if defeat is not None:
-                if self._staggered is not None and self._staggered.is_out_of_budget:
-                    note(defeat, f"shoal: the budget of {self.act.stagger} allowed no more starts")
-                raise defeat
+            defeat = self._contest.defeat(self.ledger, self.ledger.total, self._possible())
+            try:
+                if defeat is not None:
+                    raise defeat
+            finally:
+                del defeat  # no cycle from the exception to this frame
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
             ended = ledger.failed + ledger.done
+            if self.recorded is not None and not self.join.is_listed:
+                ended += self.recorded.done_elsewhere()
             self._is_failing = tolerance.is_exceeded(ledger.failed, ended, at_end=True)
         if self._is_failing:
             errors = [outcome.error for outcome in ledger if isinstance(outcome, Failed)]
             count = "a child" if len(errors) == 1 else f"{len(errors)} children"
             msg = f"{count} of fan-out {self.act.name!r} failed"
             raise ExceptionGroup(msg, errors)
-
-
-def _is_revisited(run: Run) -> bool:
-    """Tell whether a run is a graph as a node that its parent, or the one above, has come back to.
-
-    Its own steps are visited for the first time then; but for what it collects into, they are not.
-    """
-    host, path = run.setting.host, run.path
-    while host is not None and path is not host.path and path.parent is not None:
-        if path.visit:
-            return True
-        path = path.parent
-    return False
-
-
-def _only(winner: ChildName, act: str, key: Key, *, anew: bool) -> Literal["leave", "anew"] | None:
-    """Leave out all children but the winner."""
-    if (act, key) != winner:
-        return "leave"
-    return "anew" if anew else None
-
-
-def _without(
-    out: AbstractSet[ChildName], begun: AbstractSet[ChildName], act: str, key: Key
-) -> Literal["leave", "anew"] | None:
-    """Leave out the children that are out; those that have begun run anew."""
-    child = ChildName(act, key)
-    return "leave" if child in out else "anew" if child in begun else None
-
-
-def _name_of(outcome: Outcome) -> ChildName:
-    return ChildName(outcome.act, outcome.key)

@@ -35,12 +35,13 @@ from ._cancel import (
     is_cancellation,
     ki_protected,
 )
+from ._ending import DONE
+from ._entries import Dropped, Source
 from ._events import ChildName
 from ._halting import has_halted
 from ._lobby import Lobby
 from ._ports import Waiter
 from ._run import Run
-from ._source import Dropped, Source
 from ._stopping import Stopper
 from ._watch import Part
 
@@ -67,10 +68,17 @@ class Crew(Stopper, ABC):
     )
 
     def __init__(
-        self, parent: Run, name: str, timeout: float | None, source: Source, lobby: Lobby
+        self,
+        parent: Run,
+        name: str,
+        source: Source,
+        lobby: Lobby,
+        *,
+        timeout: float | None,
+        ends_at: float | None,
     ) -> None:
         """Have no pullers yet."""
-        super().__init__(parent, name, timeout)
+        super().__init__(parent, name, timeout, ends_at)
         self._source = source
         self._lobby = lobby
         self._engaged = 0  # pullers there are
@@ -164,7 +172,7 @@ class Crew(Stopper, ABC):
                     if self._lobby.has_news:
                         await self._tell_waiting()
                         waited = True
-                elif child.is_settled:
+                elif not child.is_live and not child.lacks_history:
                     self._leave(child)
                 else:
                     puller.child = child
@@ -237,18 +245,30 @@ class Crew(Stopper, ABC):
         """
         waited = True
         try:
-            if child.is_afresh:
-                await child.rerun(child.setting.step, self._parent)
-            if self._parent.setting.hooks.child_started:
-                await self._parent.tell_child_started(child)
+            is_live = child.is_live
+            tells = is_live and bool(self._parent.setting.hooks.child_started)
+            try:
+                if child.is_afresh:
+                    await child.rerun(child.setting.step, self._parent)
+            finally:  # its end is told even where that could not be saved, and so is its start
+                if tells:
+                    await self._parent.tell_child_started(child)
+            if tells:
                 await checkpoint_if_cancelled()  # while hooks, or by them: its work never begins
             each = child.setting.each
-            if each is None:
+            if not is_live:
+                living = child.recall_end()
+            elif each is None:
                 living = child.advance()
             else:
                 living = live_child(child, each, child.setting.services)
             waited = await drive(self._context.copy(), living, self._engage_some)
-            child.succeed()
+            if is_live:
+                try:
+                    child.succeed()
+                except Exception:
+                    await child.complete_last()
+                    raise
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
             if not self._end_without_success(child, puller, error):
                 return None
@@ -258,6 +278,8 @@ class Crew(Stopper, ABC):
 
     def _end_without_success(self, child: Run, puller: Puller, error: BaseException) -> bool:
         """Note how a child has ended that raised ``error``; tell whether its puller goes on."""
+        if child.disposition is DONE:
+            return self._leave_done(child, error)
         halts = has_halted(child, error)
         is_cut_off = is_cancellation(error) or (halts and cancelled())
         if puller.reason is not None and is_cut_off:
@@ -285,10 +307,23 @@ class Crew(Stopper, ABC):
             self._fell(child.error)
         return True
 
+    def _leave_done(self, child: Run, error: BaseException) -> bool:
+        """Leave a child as it is that was Done before, and whose history could not be read."""
+        if as_failure(error) is not None:
+            self._fell(error)
+            return True
+        if is_cancellation(error):
+            self._cancellation = type(error)
+        else:
+            self._fell(error)
+        self._end_with_all(child)
+        return False
+
     def _end_with_all(self, child: Run) -> None:
         """End a child that was truly cancelled, or interrupted."""
         self._see_whether_timed_out()
-        child.cancel(self.reason, self.winner)
+        if child.disposition is not DONE:
+            child.cancel(self.reason, self.winner)
         self._interrupted = True
         self._lobby.let_go()
         self._leave(child)

@@ -14,10 +14,22 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Literal, final
 
-from ._errors import BadUse, InputChanged, UnknownRun, brief
+from ._digest import digest
+from ._errors import (
+    BadUse,
+    InputChanged,
+    NotData,
+    RunConflict,
+    UnknownRun,
+    brief,
+    did_you_mean,
+    note,
+)
 from ._events import (
     Cancelled,
     ChildName,
@@ -36,10 +48,13 @@ from ._history import Entry, Playback, Rewound, play
 from ._ids import Key, RunPath
 from ._run import Run
 from ._state import State, make_state
-from ._store import Beginning, ChildRecord, NullStore, Store
+from ._store import Beginning, Browses, ChildRecord, NullStore, Store
 
-Fate = Literal["new", "goes on", "runs anew", "is kept", "rests"]
+Fate = Literal["new", "goes on", "runs anew", "is done", "is kept", "rests"]
 """What becomes of a child in this execution."""
+
+_LATEST = 200
+"""Runs that a mistyped id is compared with: one page of a store's list."""
 
 
 async def recorded_beginning(execution: Execution, path: RunPath) -> Beginning:
@@ -51,9 +66,31 @@ async def recorded_beginning(execution: Execution, path: RunPath) -> Beginning:
     """
     record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
     if record is None:
-        msg = f"the store has no run {path.id!r}"
-        raise UnknownRun(msg)
+        raise await unknown_run(execution, path.id)
     return record.beginning
+
+
+async def unknown_run(execution: Execution, run_id: str) -> UnknownRun:
+    """Make the error for an id that the store does not have."""
+    error = UnknownRun(f"the store has no run {run_id!r}")
+    await note_similar(error, execution, run_id)
+    return error
+
+
+async def note_similar(error: Exception, execution: Execution, run_id: str) -> None:
+    """Note which of the latest runs has an id like ``run_id``, where the store lists runs.
+
+    A note, and no part of the message: messages are answered to the clients of a service, who may
+    not know of each other's runs (see test_no_other_runs_are_told_of).
+    """
+    store = execution.store
+    if not isinstance(store, Browses):
+        return
+    with suppress(Exception):  # it only helps: the error is raised without it as well
+        latest = await execution.ask(store.runs(limit=_LATEST), "the latest runs")
+        like = did_you_mean(run_id, [one.run_id for one in latest])
+        if like:
+            note(error, f"shoal: {like.removeprefix('; ')}")
 
 
 async def recorded_history(
@@ -130,11 +167,39 @@ async def recorded_children(
     return Recorded(run, step, records, folds=folds, forgets=isinstance(store, NullStore))
 
 
+def conflict(parent: Run, step: str, why: str) -> RunConflict:
+    """Say that a program can't go on with a step that another one has begun, and what to do."""
+    run_id, root = parent.path.id, parent.path.root.id
+    return RunConflict(
+        f"fan-out {step!r} of run {run_id} was begun by a program in which {why}, and some of its "
+        f"results are there already; change that back to go on with it, or start a new run with "
+        f"fork({root!r}, number=...) from before this step"
+    )
+
+
 @final
 class Recorded:
     """The recorded children of one execution of a step."""
 
-    __slots__ = ("_folds", "_forgets", "_left", "_parent", "_who", "last_position", "started")
+    __slots__ = (
+        "_alike",
+        "_by_position",
+        "_folds",
+        "_forgets",
+        "_left",
+        "_parent",
+        "_who",
+        "acts",
+        "acts_done",
+        "acts_now",
+        "compares",
+        "done_left",
+        "kept_conflict",
+        "last_position",
+        "renamed",
+        "value_conflict",
+        "started",
+    )
 
     def __init__(
         self,
@@ -162,6 +227,26 @@ class Recorded:
         self.last_position: int = max((one.position for one in records.values()), default=-1)
         self.started: int = sum(one.status != "skipped" or not one.used for one in records.values())
         """How many of them have been started."""
+        self.done_left: int = sum(map(self._is_done, records.values()))
+        """How many are Done and have not come up yet, but for those that ``reduce`` has taken."""
+        self.acts: frozenset[str] = frozenset(act for act, _ in records)
+        """The names of the acts that they are of."""
+        self.acts_done: frozenset[str] = frozenset(
+            one.act for one in records.values() if one.status == "succeeded"
+        )
+        """Those of acts that have results."""
+        self.acts_now: frozenset[str] | None = None
+        """The names of the acts that are executed now; None: each child may be of its own."""
+        self.renamed: tuple[str, str] | None = None
+        """The name of the only act, then and now, if that has changed."""
+        self.compares: bool = False
+        """Whether a child without a record is compared with what is recorded of its place."""
+        self.kept_conflict: str = ""
+        """Why no result can stay as it is, since the program has changed; empty: it can."""
+        self.value_conflict: str = ""
+        """Why no result can be applied as it is recorded; empty: it can."""
+        self._by_position: dict[int, ChildRecord] | None = None
+        self._alike: Counter[str] = Counter()  # how many work on the same
 
     def get(self, child: ChildName) -> ChildRecord | None:
         """Return what is recorded of a child that has not come up yet."""
@@ -169,7 +254,8 @@ class Recorded:
 
     def drop(self, child: ChildName) -> None:
         """Have it that a child has come up."""
-        self._left.pop(child, None)
+        record = self._left.pop(child, None)
+        self.done_left -= record is not None and self._is_done(record)
 
     @property
     def left(self) -> int:
@@ -185,28 +271,103 @@ class Recorded:
 
         Raises:
             InputChanged: It would have to run anew, and ``reduce`` has taken its result.
+            RunConflict: It has a result that the program can't go on with, since it has changed.
         """
-        record = self._left.pop((child.setting.act, child.key), None)
+        record = self._left.get((child.setting.act, child.key))
         if record is None:
+            if self.compares:
+                self._refuse_renamed(child)
             return "new", None
+        fate = self._fate(child, record)
+        # Only now: where that raised, the child comes up once more in another attempt, see
+        # test_a_changed_input_is_refused_in_each_attempt.
+        del self._left[child.setting.act, child.key]
+        self.done_left -= self._is_done(record)
+        return fate, None if fate == "new" else record
+
+    def _fate(self, child: Run, record: ChildRecord) -> Fate:
         applied = self.is_applied(record)
         if record.status == "skipped" and record.used:  # for its key alone, whatever else it is now
-            return ("is kept", record) if applied else ("new", None)
+            return "is kept" if applied else "new"
         if record.digest != child.digest:
             if self.is_folded(record):
+                then, now = self.renamed or (child.setting.act, child.setting.act)
+                was = "" if then == now else f" ({then!r}, now {now!r})"
                 msg = (
-                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, or its act's "
-                    f"version, has changed since its result was reduced (run {child.path.id}); "
-                    f"reduce can't be undone: start a new run, or fork() this one from before the "
-                    f"fan-out"
+                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, its act{was} or "
+                    f"the act's version has changed since its result was reduced (run "
+                    f"{child.path.id}); reduce can't be undone: start a new run, or fork() this "
+                    f"one from before the fan-out"
                 )
                 raise InputChanged(msg)
-            return "runs anew", record
+            return "runs anew"
         if self.is_part_of_the_state(record):
-            return "is kept", record
+            self.refuse_kept()
+            return "is kept"
+        if record.status == "succeeded":  # also where nothing else is kept of it
+            if self.value_conflict:
+                raise conflict(self._parent, self._who, self.value_conflict)
+            return "is done"
         if self._forgets:
-            return "new", None
-        return ("rests" if self._waits(child, record) else "goes on"), record
+            return "new"
+        return "rests" if self._waits(child, record) else "goes on"
+
+    def done_elsewhere(self) -> int:
+        """Count the children that have not come up and stay Done, since their results stay."""
+        if not self.done_left:
+            return 0
+        done = filter(self._is_done, self._left.values())
+        return sum(map(self.is_part_of_the_state, done))
+
+    def _is_done(self, record: ChildRecord) -> bool:
+        return record.status == "succeeded" and not self.is_folded(record)
+
+    def refuse_kept(self) -> None:
+        """Refuse to keep a result, if none can be kept.
+
+        Raises:
+            RunConflict: Saying what has changed.
+        """
+        if self.kept_conflict:
+            raise conflict(self._parent, self._who, self.kept_conflict)
+
+    def _refuse_renamed(self, child: Run) -> None:
+        """Refuse a child that is new by its name alone, where another one of its place is done.
+
+        Raises:
+            RunConflict: Its act or its key had another name.
+        """
+        if self._by_position is None:
+            self._by_position = {one.position: one for one in self.rest()}
+            self._alike = Counter(one.digest for one in self._left.values())
+        record, act = self._by_position.get(child.position), child.setting.act
+        if record is None or (record.act, record.key) not in self._left:
+            return
+        if record.status != "succeeded":
+            return  # it has no result that could be lost
+        if record.key == child.key and self.acts_now is None and record.act != act:
+            why = (
+                f"child {child.position}, key {brief(child.key)}, was of act {record.act!r}, and "
+                f"now it is of {act!r} (if the act was renamed, give it its old name with name=; "
+                f"what was added stands behind what was there)"
+            )
+            raise conflict(self._parent, self._who, why)
+        if record.act == act and record.key != child.key and self._works_on_same(record, child):
+            why = (
+                f"element {child.position} had the key {brief(record.key)}, and now it has "
+                f"{brief(child.key)}"
+            )
+            raise conflict(self._parent, self._who, why)
+
+    def _works_on_same(self, record: ChildRecord, child: Run) -> bool:
+        """Tell whether a child works on what is recorded of another one."""
+        try:
+            is_same = digest(record.element) == digest(child.element)
+        except NotData:
+            return False
+        if self.acts_now is None and self._alike[record.digest] > 1:
+            return False  # tasks that only their keys tell apart
+        return is_same and record.digest == child.digest
 
     def _waits(self, child: Run, record: ChildRecord) -> bool:
         """Tell whether nothing that a child is halted for has been answered."""

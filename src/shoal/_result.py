@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, final
 from ._errors import BadUse
 from ._events import Failed, Outcome, Question
 from ._graph import Graph
-from ._join import Ledger
+from ._ledger import Ledger
 from ._recorded import read_outcomes
 from ._run import Run
 from ._state import S, State

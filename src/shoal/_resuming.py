@@ -5,18 +5,22 @@ Imports graphs, history and the commits of a run.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._action import Act
 from ._cancel import ki_unprotected
 from ._committing import Committer
+from ._ending import DONE, LIVE, NEVER_STARTED, SKIPPED
 from ._errors import RunConflict
-from ._events import Update
+from ._events import Done, Update
 from ._graph import Graph
 from ._history import Playback, Rewound, play
+from ._ports import Seat, Stake
 from ._schema import Schema
-from ._state import Change
+from ._state import NO_CHANGE, Change, held
+from ._store import ChildRecord, NullStore, Store
 from ._trials import Waits
 
 
@@ -25,9 +29,15 @@ class Resumer(Committer):
 
     __slots__ = ()
     first: Mapping[str, object]
+    seat: Seat | None
+    stake: Stake | None
     _playback: Playback | None
     _undone: Callable[[int], bool] | None
     _visits: dict[str, int] | None
+
+    @abstractmethod
+    def begin_attempt(self) -> None:
+        """Hear that its current step is tried once more."""
 
     @property
     def playback(self) -> Playback | None:
@@ -42,8 +52,13 @@ class Resumer(Committer):
         """Return which visit of ``step`` this is: how often the run has completed it before."""
         return 0 if self._visits is None else self._visits.get(step, 0)
 
-    async def recall(self) -> None:
+    async def recall(self, store: Store | None = None) -> None:
         """Go to where the history of a child leads.
+
+        If its graph has other ways now, it begins anew: what it has done counts no more.
+
+        Args:
+            store: Has it; by default, the one where the child is kept.
 
         Raises:
             StoreFailed: The store did not say what it has.
@@ -51,9 +66,81 @@ class Resumer(Committer):
         setting = self.setting
         if setting.schema is not None:
             self._fill_model(setting.schema)
-        reading = setting.store.read(self.path)
+        reading = (setting.store if store is None else store).read(self.path)
         entries = await setting.execution.ask(reading, f"the history of run {self.path.id}")
-        self.go_on_from(play(self.first, entries))
+        played = play(self.first, entries)
+        is_done = self.record is not None and self.record.status == "succeeded"
+        if not is_done and self._other_way(played):
+            self.record = None
+            await self.be_forgotten()
+        else:
+            self.go_on_from(played)
+
+    def take_over(self, end: ChildRecord | Done) -> None:
+        """Note that it is Done, as ``end`` says, and that nobody has applied it.
+
+        What it has written is in the outcome, or read by ``recall_end`` where it is a record.
+        """
+        self.disposition = DONE
+        self.status, self.value, self.elapsed = "succeeded", end.value, end.elapsed
+        if isinstance(end, Done):
+            self._head = (0, held(end.state))
+            self._last = NO_CHANGE
+        else:
+            self.record = end
+        trials = self._remember()
+        trials.further = max(0, end.attempts - 1)
+        trials.abandoned = end.abandoned
+
+    async def recall_end(self) -> None:
+        """Read what a child has written that is Done, and that only has to be applied.
+
+        Of a child that is kept nowhere, its parent's store has what it wrote last.
+
+        Raises:
+            StoreFailed: The store did not say what it has.
+        """
+        setting = self.setting
+        await self.recall(setting.keeper if isinstance(setting.store, NullStore) else None)
+        self._last = NO_CHANGE
+
+    def reopen(self) -> None:
+        """Go on living, though its end was saved and published: its parent is tried again.
+
+        What is Done stays so, and what is skipped: all that lacks is its parent's update.
+        """
+        self.seat = self.stake = None  # those were of the group before, which has given them back
+        self.used = True
+        self._outcome = None
+        if self.disposition.is_saved or self.disposition is SKIPPED:
+            return
+        if self.status == "succeeded":
+            self._stay_done()
+            return
+        if self.disposition is not NEVER_STARTED:
+            self.begin_attempt()
+        self.disposition = LIVE
+        if self._trials is not None and self._trials.lacks_value:
+            self._last = NO_CHANGE
+        self._step = None
+        self.began = False
+        self.status = None
+        self.error = None
+        self.value = None
+        self.begin_asking()
+        self.reason = ""
+        self._started_at = self.setting.services.clock()
+
+    def _stay_done(self) -> None:
+        """Be Done from now on: its end is saved and published, its last update with it."""
+        update = self.last_update
+        number = self._head[0] if update is None else update.number
+        self._head = number, self.final_data()
+        self._last = NO_CHANGE
+        self._step = None
+        self.began = False
+        self.packed = None  # it has the last update in it
+        self.disposition = DONE
 
     def go_on_from(self, played: Playback) -> None:
         """Stand where a history has led to."""
@@ -75,22 +162,51 @@ class Resumer(Committer):
         It is chosen by the state as it was then: the step under way may have changed it since.
 
         Raises:
-            RunConflict: The graph does not have the step that was completed last.
+            RunConflict: The graph does not have the step that was completed last, or the one under
+                way is not what comes next in it.
         """
-        setting, record = self.setting, self.record
+        record = self.record
         if record is not None and record.status == "succeeded":
             return None
-        step = played.began.step
+        why = self._other_way(played) if self.setting.parent is None else ""  # see recall
+        if why:
+            msg = (
+                f"run {self.path.id} {why}; change the graph back to go on, give the changed one a "
+                f"new version, or start a new run with fork({self.path.root.id!r})"
+            )
+            raise RunConflict(msg)
+        return self._after(played)
+
+    def _other_way(self, played: Playback) -> str:
+        """Say where a history has gone a way that the graph doesn't have; nothing: it has it."""
+        graph, before = self.setting.graph, played.first_after
+        for step, _ in played.completed_visits():
+            known = graph.find(step) and (before is None or graph.find(before))
+            if known and not graph.leads(before, step):
+                behind = "to begin with" if before is None else f"behind {before!r}"
+                return f"has completed the step {step!r} {behind}, where {graph.name!r} has others"
+            before = step
+        if before is not None and graph.find(before) is None:
+            return f"has completed the step {before!r}, which {graph.name!r} does not have any more"
+        under_way = played.step_under_way
+        if under_way is None:
+            return ""
+        following = self._after(played)
+        if following is None or following.name != under_way:
+            comes = "nothing" if following is None else f"{following.name!r}"
+            return (
+                f"was in the middle of step {under_way!r}, where {comes} comes in {graph.name!r} "
+                f"now (if the step was renamed, give it its old name with name=)"
+            )
+        return ""
+
+    def _after(self, played: Playback) -> Act | None:
+        """Return the act behind the step that was completed last."""
+        setting, step = self.setting, played.began.step
         if step is None:
             return setting.graph.entry
         act = setting.graph.find(step)
-        if act is None:
-            msg = (
-                f"run {self.path.id} has completed the step {step!r}, which {setting.graph.name!r} "
-                f"does not have any more; give the changed graph a new version, or start a new run "
-                f"with fork({self.path.root.id!r})"
-            )
-            raise RunConflict(msg)
+        assert act is not None, "else its way would be another one"
         return act_after(setting.graph, act, played.began.data)
 
     def _fill_model(self, schema: Schema[Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast, final
 
 from ._errors import DefinitionError
 from ._functions import require_plain
+from ._raised import members
 from ._state import refuse_awaitable
 
 On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], object]
@@ -119,7 +120,8 @@ class Retry:
         if isinstance(on, type | tuple) and isinstance(error, on):
             return True
         if isinstance(error, ExceptionGroup):
-            return all(map(self.is_for, cast("ExceptionGroup[Exception]", error).exceptions))
+            group = cast("ExceptionGroup[Exception]", error)
+            return all(map(self.is_for, cast("tuple[Exception, ...]", members(group))))
         if isinstance(on, type | tuple):
             return False
         answer = on(error)

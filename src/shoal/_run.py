@@ -21,7 +21,8 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._action import Act, FunctionAction
 from ._cancel import absorb_native_cancel, as_failure, cancelled, drive, ki_protected
-from ._errors import Halting, TooManySteps
+from ._ending import LIVE, NEVER_STARTED, Disposition
+from ._errors import Halting, NotData, SecretLeaked, TooManySteps, UpdateTooLarge
 from ._events import ChildName, Outcome, RunStarted, Status, StepStarted, Update
 from ._halting import has_halted
 from ._history import Playback, Rewound
@@ -70,13 +71,12 @@ class Run(Recaller, Resumer, Holder):
         "element",
         "elapsed",
         "error",
+        "disposition",
         "first",
         "has_stood_here",
         "is_afresh",
-        "is_kept",
         "key",
         "position",
-        "never_started",
         "packed",
         "reason",
         "record",
@@ -90,6 +90,7 @@ class Run(Recaller, Resumer, Holder):
         "winner",
     )
     began: bool
+    _head: tuple[int, Mapping[str, object]]
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class Run(Recaller, Resumer, Holder):
         self.elapsed: float = 0.0
         # The number of the last update, and the state after it: one attribute, so that not even a
         # KeyboardInterrupt between two bytecodes tears them apart.
-        self._head = (0, data)
+        self._head: tuple[int, Mapping[str, object]] = (0, data)
         self.first: Mapping[str, object] = data  # what it started with
         self._last: Change | None = None  # the last step's change: decided, not yet committed
         self._step: str | None = None  # the step that has started and not ended
@@ -134,13 +135,12 @@ class Run(Recaller, Resumer, Holder):
         self._digest: str | None = setting.digest(data, key) if setting.keeps else None
         self.record: ChildRecord | None = None  # what the store has of a child, to go on from
         self.rewound: tuple[Rewound, Change] | None = None  # where to go back to first
-        self.is_kept: bool = False  # whether the parent has applied it in an earlier execution
+        self.disposition: Disposition = LIVE
         self.is_afresh: bool = False  # whether what the store has of it is to count no more
         self._playback: Playback | None = None  # of the step that was under way
         self.stake: Stake | None = None
         self.seat: Seat | None = None
         self.has_stood_here: bool = False  # whether a root run was halted where it goes on
-        self.never_started: bool = False  # whether it ended while it waited to start
         self._undone: Callable[[int], bool] | None = None
 
     # -- what it is -----------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Run(Recaller, Resumer, Holder):
     @property
     def attempts(self) -> int:
         """Tries of the step that it ended in; 0 where there was nothing to be done."""
-        if self.status is None or self.never_started:
+        if self.status is None or self.disposition is NEVER_STARTED:
             return 0
         return 1 if self._trials is None else 1 + self._trials.further
 
@@ -290,7 +290,7 @@ class Run(Recaller, Resumer, Holder):
             self._remember().crashes = self.record.crashes
             suspects.check(self.path, self.record.crashes)
         if not begins:
-            act = await self._act_it_stands_at(self._remember())
+            act = self._act_it_stands_at(self._remember())
         elif setting.schema is not None and self._playback is None:
             self._fill_model(setting.schema)
         if self.rewound is not None:
@@ -476,13 +476,9 @@ class Run(Recaller, Resumer, Holder):
             self._trials = Trials()
         return self._trials
 
-    async def _act_it_stands_at(self, trials: Trials) -> Act | None:
+    def _act_it_stands_at(self, trials: Trials) -> Act | None:
         """Find where an earlier attempt has come to; None: to the end."""
         if self._last is not None:
-            self._step, hooks = trials.last_step, self.setting.hooks
-            if self._step is not None and hooks.step_started:
-                event = StepStarted(path=self.path, step=self._step)
-                await hooks.tell(hooks.step_started, event)
             return None
         assert trials.at is not None, "else it would begin"
         if not trials.is_undecided:
@@ -517,29 +513,6 @@ class Run(Recaller, Resumer, Holder):
             trials = self._remember()
             trials.before = trials.further = tries
             trials.attempt = tries + 1
-
-    def reopen(self) -> None:
-        """Go on living, though its end was saved and published: its parent is tried again."""
-        if self.never_started:
-            self.never_started = False
-        else:
-            self.begin_attempt()
-        if self._last is not None:  # saved with its end; what lacks is its parent's update
-            update = self.last_update
-            number = self._head[0] if update is None else update.number
-            self._head = number, self.final_data()
-            self._last = NO_CHANGE
-            self._remember().last_step = self._step
-        self._step = None
-        self.began = False
-        self.status = None
-        self.error = None
-        self.value = None
-        self.begin_asking()
-        self.reason = ""
-        self.used = True
-        self._outcome = None
-        self._started_at = self.setting.services.clock()
 
     def keep(self, step: str, what: object) -> None:
         """Remember what a step that has failed is to go on with, if it may be tried again."""
@@ -598,8 +571,30 @@ class Run(Recaller, Resumer, Holder):
             self.packed = setting.keeper.pack(self)
         if self._trials is not None:
             self._trials.clear()
-        self.elapsed = setting.services.clock() - self._started_at
-        self.status = "succeeded"
+        self._end("succeeded")
+
+    async def complete_last(self) -> None:
+        """Complete its last step by itself, since its value could not be taken, or not be kept.
+
+        Else the step's change would be saved with the child's end. So another attempt, or another
+        execution, takes the value anew, and executes nothing (see
+        test_a_child_whose_value_could_not_be_taken_executes_nothing_again). If what the step wrote
+        can't be kept either, it is the step that has failed.
+
+        Raises:
+            StoreFailed: It could not be saved.
+            CommitInDoubt: The same.
+            HookFailed: A guarding hook raised.
+        """
+        trials, step = self._remember(), self._step
+        change, self._last = self._last, None
+        if step is not None and change is not None:
+            try:
+                await self._complete_step(change)
+            except (NotData, UpdateTooLarge, SecretLeaked):
+                trials.at = self.setting.graph.find(step)
+                return
+        trials.lacks_value = True
 
     # -- a root run -----------------------------------------------------------------------------
 
@@ -662,7 +657,7 @@ class Run(Recaller, Resumer, Holder):
                 if self.status not in ("succeeded", "halted"):
                     logger.exception("at the end of run %s, which %s", self.path.id, self.status)
                 else:
-                    self.fail(error)
+                    self.fail(error, "succeeded", "halted")
 
     async def _save_end(self) -> None:
         execution = self.setting.execution

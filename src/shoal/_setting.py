@@ -46,6 +46,7 @@ class Setting:
         "_digests",
         "_names",
         "act",
+        "begins_host",
         "deadline",
         "each",
         "ends_itself",
@@ -58,6 +59,7 @@ class Setting:
         "hooks",
         "host",
         "inputs",
+        "is_forgotten",
         "is_limited",
         "keeper",
         "keeps",
@@ -97,6 +99,7 @@ class Setting:
         each: Each | None = None,
         is_resumable: bool = False,
         host: Any = None,
+        begins_host: bool = True,
         halts: Halts | None = None,
     ) -> None:
         """Collect it.
@@ -124,6 +127,7 @@ class Setting:
             is_resumable: Whether a step of theirs that fails may be tried again, and is to go on
                 where it was then, for something around them is retried.
             host: The run as part of which they live, if they are graphs as nodes of its graph.
+            begins_host: Whether nothing of the host was completed before them.
             halts: Between which of its steps a root run stops, if it does.
         """
         self.graph: Graph = graph
@@ -139,6 +143,8 @@ class Setting:
         self.keeps: bool = parent is not None and (
             self.ends_itself or not isinstance(self.store, NullStore)
         )
+        # whether a store is going to have how they end, and no store anything else of them
+        self.is_forgotten: bool = self.ends_itself and isinstance(self.store, NullStore)
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
         self.parent: RunPath | None = parent
@@ -152,6 +158,7 @@ class Setting:
         self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
         self.schema: Schema[Any] | None = graph.schema
         self.host: Any = host
+        self.begins_host: bool = begins_host
         self.halts: Halts | None = halts
         self.entrance: Entrance | None = None
         """What lets them start, if they are children of a fan-out."""

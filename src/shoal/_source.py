@@ -10,6 +10,8 @@ Invariants:
 - Positions are those of an earlier execution: what ``grow`` returned then has the places that it
   got, and what is pulled has the others, in order.
 - Whatever is iterated is closed on every way out, an async iterator in the task that advanced it.
+- What was pulled is somebody's: a child's, or it waits for one. A user's function that raises about
+  an element (``key=``, ``by=``, ``cost=``, ``grow=``, a digest) leaves it to the next attempt.
 """
 
 from __future__ import annotations
@@ -31,15 +33,17 @@ from collections.abc import Set as AbstractSet
 from functools import partial
 from math import inf
 from operator import length_hint
-from typing import Any, Literal, NamedTuple, NoReturn, Protocol, cast, final
+from typing import Any, Literal, NoReturn, cast
 
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
 
 from ._cancel import ki_unprotected
 from ._closing import closed_after
+from ._ending import DONE
+from ._entries import Dropped, Entry, Kind, Room, entry_of
 from ._errors import BadKey, BadResult, brief, kind_of
-from ._events import ChildName
+from ._events import ChildName, Done
 from ._ids import Key, plain_key
 from ._recorded import Fate, Recorded
 from ._run import Run
@@ -47,104 +51,8 @@ from ._setting import Setting
 from ._state import refuse_awaitable
 from ._store import ChildRecord
 
-
-@final
-class Kind:
-    """What the children of one act have in common."""
-
-    __slots__ = ("base", "done", "setting")
-
-    def __init__(
-        self, setting: Setting, base: Mapping[str, object], done: AbstractSet[object] = frozenset()
-    ) -> None:
-        """Collect it.
-
-        Args:
-            setting: What they execute, as part of what.
-            base: The fields that each of them starts with.
-            done: Keys of those that needn't run.
-        """
-        self.setting = setting
-        self.base = base
-        self.done = done
-
-
-class Entry(NamedTuple):
-    """A child to be, before it has one."""
-
-    key: Key
-    position: int
-    element: object
-    kind: Kind
-    child: Run | None = None
-    """The child, if it has lived before, and not to its end."""
-
-
 FEED_INLINE = 64
 """Elements that are pulled from an async source without passing a checkpoint."""
-
-
-Dropped = Literal["dropped"]
-
-
-class Room(Protocol):
-    """What a feeding source talks to: the group."""
-
-    async def wait_for_room(self) -> bool:
-        """Wait until one more element can be used; return whether there is any use for more."""
-        ...
-
-    def new_element(self) -> None:
-        """Hear that the source has one more element."""
-        ...
-
-    def engage(self) -> None:
-        """Hear that there may be more to do, or less to wait for, than before."""
-        ...
-
-    @property
-    def lacks_permits(self) -> bool:
-        """Whether there is room for one more, but none in the live budget."""
-        ...
-
-
-class Feed(Protocol):
-    """A source that must wait for its elements."""
-
-    async def feed(self, group: Room) -> None:
-        """Bring elements in, one whenever ``group`` has room; return when all are in."""
-        ...
-
-
-class Source(Protocol):
-    """Where a group's children come from. Told apart by position, in the order they are made."""
-
-    def take(self) -> Run | Dropped | None:
-        """Make the next child, or None if there is none now. Whatever it raises ends the group.
-
-        Or say that the next element was dropped: then there may be others behind it.
-        """
-        ...
-
-    def left(self) -> int:
-        """Guess how many more ``take`` would make now; 0 only if none, for certain."""
-        ...
-
-    def waiting(self) -> int:
-        """Count what takes up room besides the children in flight, before more is fed."""
-        ...
-
-    def dry(self) -> bool:
-        """Tell whether there will be no more, unless ``grow`` adds some."""
-        ...
-
-    def feeds(self) -> Iterable[Feed]:
-        """Return what brings elements in that must be waited for, in tasks of their own."""
-        ...
-
-    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> Sequence[Run]:
-        """Make those children that ``is_meant``, of what is known so far: they never begin."""
-        ...
 
 
 class Elements:
@@ -158,6 +66,7 @@ class Elements:
         "_ended",
         "_feeding",
         "_grows",
+        "_growths",
         "_item",
         "_iterator",
         "_key_of",
@@ -175,6 +84,7 @@ class Elements:
         "_width",
         "dropped",
         "_stopped",
+        "done_before",
         "kinds",
         "on_kept",
         "pick",
@@ -227,6 +137,8 @@ class Elements:
         self._taken: deque[tuple[int, int]] = deque()  # ranges of what grow returned, ahead of that
         self._end = 0  # no position from there on is taken
         self._recorded = recorded
+        # What may have to be undone of calls of grow: the keys, and how many elements were dropped.
+        self._growths: list[tuple[list[Key], int]] = []
         self._seen_before: AbstractSet[object] = frozenset()  # by the source of an earlier attempt
         self._pulled_before = 0  # elements without keys, by that source
         self._reserved_before = 0  # positions before that which grow has given
@@ -236,6 +148,8 @@ class Elements:
         """Says of a child, by act and key, whether it is left out or runs anew; None: neither."""
         self.tried: Mapping[ChildName, int] = {}
         """Tries of children that run anew, in this execution."""
+        self.done_before: Mapping[ChildName, Done] = {}
+        """Children that are Done in this execution already, whose runs are gone."""
         self._sized = None if grows else elements
         self._beyond = 0
         self.on_kept: Callable[[ChildRecord], None] | None = None
@@ -336,15 +250,31 @@ class Elements:
         has_ended = self._ended or (self._iterator is not None and not self.left())
         return (has_ended and not self._waiting) or self._is_full()
 
+    def take_back(self, child: Run) -> None:
+        """Have a child be the next that is taken; see ``Source``."""
+        self._started -= 1
+        self._waiting.appendleft(entry_of(child))
+
     def drop(self, is_meant: Callable[[Setting, Key], bool]) -> list[Run]:
         """Make the children of what is known and was not taken; they are not to begin."""
         entries, self._waiting = self._waiting, deque()
-        dropped = list[Run]()
-        for entry in entries:
-            if not is_meant(entry.kind.setting, entry.key):
-                self._waiting.append(entry)
-            elif (child := self._child(entry)) != "dropped":
-                dropped.append(child)
+        kept, dropped = list[Entry](), list[Run]()
+        try:
+            while entries:
+                entry = entries.popleft()
+                if not is_meant(entry.kind.setting, entry.key):
+                    kept.append(entry)
+                    continue
+                child = self._child(entry)
+                if child == "dropped":
+                    continue
+                if child.disposition is DONE:
+                    self._started -= 1
+                    kept.append(entry_of(child))
+                else:
+                    dropped.append(child)
+        finally:  # where making one raises, that one is in _waiting again
+            self._waiting = deque((*kept, *self._waiting, *entries))
         return dropped
 
     def remade(self, record: ChildRecord) -> Run | None:
@@ -353,6 +283,12 @@ class Elements:
             if kind.setting.act == record.act:
                 return self._run(record.key, record.position, record.element, kind)
         return None
+
+    @property
+    def is_next_done(self) -> bool:
+        """Whether the next child is known to be Done, so that it only has to be applied."""
+        child = self._waiting[0].child if self._waiting else None
+        return child is not None and child.disposition is DONE
 
     def _is_full(self) -> bool:
         """Tell whether no more may be started, and none that has been is still to come."""
@@ -379,10 +315,23 @@ class Elements:
         return self._make(entry.key, entry.position, entry.element, entry.kind)
 
     def _make(self, key: Key, position: int, element: object, kind: Kind) -> Run | Dropped:
+        try:
+            return self._make_child(key, position, element, kind)
+        except BaseException:
+            # Its key has come up, and its place is taken: without this, another attempt would pass
+            # over it (see test_an_element_is_not_lost_when_something_raises_about_it).
+            self._waiting.appendleft(Entry(key, position, element, kind))
+            raise
+
+    def _make_child(self, key: Key, position: int, element: object, kind: Kind) -> Run | Dropped:
         child = self._run(key, position, element, kind)
         picked = None if self.pick is None else self.pick(kind.setting.act, key)
         if picked is not None:
             return self._go_by(picked, child)
+        if self.done_before and (done := self._done_before(child)) is not None:
+            child.take_over(done)
+            self._started += self._recorded is None
+            return child
         if self._recorded is not None:
             fate, record = self._recorded.judge(child)
             if record is not None:
@@ -395,6 +344,12 @@ class Elements:
         else:
             self._started += 1
         return child
+
+    def _done_before(self, child: Run) -> Done | None:
+        """Return how a child has ended that is Done; not where the store has more of it."""
+        name = ChildName(child.setting.act, child.key)
+        is_recorded = self._recorded is not None and self._recorded.get(name) is not None
+        return None if is_recorded else self.done_before.get(name)
 
     def _go_by(self, picked: Literal["leave", "anew"], child: Run) -> Run | Dropped:
         """Make of a child what ``pick`` says."""
@@ -421,6 +376,9 @@ class Elements:
             return child
         if fate == "goes on":
             child.record = record
+            return child
+        if fate == "is done":
+            child.take_over(record)
             return child
         if fate == "rests":
             child.rest(record)
@@ -504,10 +462,11 @@ class Elements:
             former: It was closed.
             unfinished: Children of that attempt.
         """
-        children = sorted(unfinished, key=lambda child: child.position)
-        for child in children:
-            kind = Kind(child.setting, child.first)
-            self._waiting.append(Entry(child.key, child.position, child.element, kind, child))
+        # Those that are Done come first: they need no permit of what stands before this source.
+        children = sorted(
+            unfinished, key=lambda child: (child.disposition is not DONE, child.position)
+        )
+        self._waiting.extend(map(entry_of, children))
         self._waiting.extend(former._waiting)
         self._seen |= former._seen
         self._seen_before = frozenset(self._seen)
@@ -546,15 +505,37 @@ class Elements:
             raise BadResult(msg)
         found: list[Entry] = []
         start = position = max(self._end, self._free_position())
-        for element in cast("Iterable[object]", elements):
-            entries = self._entries(element, position)
-            if entries and self._recorded is not None and self._are_done(entries, self._recorded):
-                self.dropped += 1  # it keeps the place that it got from the source
-            elif entries:
-                found += entries
-                position += self._width
+        keys, dropped, recorded = list[Key](), self.dropped, self._recorded
+        try:
+            for element in cast("Iterable[object]", elements):
+                entries = self._entries(element, position)
+                if entries:
+                    keys.append(entries[0].key)
+                if entries and recorded is not None and self._are_done(entries, recorded):
+                    self.dropped += 1  # it keeps the place that it got from the source
+                elif entries:
+                    found += entries
+                    position += self._width
+        finally:
+            self._growths.append((keys, self.dropped - dropped))
         self._reserve(start, position)
         return found
+
+    @property
+    def growths(self) -> int:
+        """How often ``grow`` was called, also where that raised, since the last ``admit``."""
+        return len(self._growths)
+
+    def ungrow(self, count: int) -> None:
+        """Undo all calls of ``grow`` since the last ``admit`` but the first ``count``.
+
+        What they returned is new again, for whoever finds it next. Their positions stay empty:
+        others may have the next ones already.
+        """
+        for keys, dropped in self._growths[: count - 1 if count else None : -1]:
+            self._seen.difference_update(keys)
+            self.dropped -= dropped
+        del self._growths[count:]
 
     def _are_done(self, entries: Iterable[Entry], recorded: Recorded) -> bool:
         return all(recorded.has_done(one.kind.setting.act, one.key) for one in entries)
@@ -580,7 +561,8 @@ class Elements:
             self._taken.append((start, stop))
 
     def admit(self, entries: Iterable[Entry]) -> None:
-        """Let ``entries`` be taken."""
+        """Let ``entries`` be taken: the update that found them is saved."""
+        self._growths.clear()
         self._waiting.extend(entries)
 
     # -- feeding --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, cast, final
 
-from ._collections import PositionedList, StateList, StateMap, to_plain
+from ._collections import PositionedList, StateList, StateMap
 from ._errors import (
     BadResult,
     MissingField,
@@ -27,6 +27,7 @@ from ._errors import (
     did_you_mean,
     kind_of,
 )
+from ._plain import HasPlainForm, to_plain
 from ._secret import Secret, boxed, without_secrets
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Model(Protocol[S_co]):
 
 
 @final
-class State(Mapping[str, Any], Generic[S]):
+class State(HasPlainForm, Mapping[str, Any], Generic[S]):
     """An immutable mapping of field names to values.
 
     Its methods return new states and leave this one as it is. Values are to be treated as
@@ -389,9 +390,12 @@ class State(Mapping[str, Any], Generic[S]):
     def to_plain(self) -> dict[str, Any]:
         """Copy the state into plain dicts and lists, all the way down: the way out for JSON.
 
-        Without what is secret.
+        Without what is secret. Whatever the library itself puts into a state is plain then:
+        collections, states, and the errors that ``errors_into`` collects. Values of other types
+        are left as they are, so ``json.dumps`` needs a ``default=`` for a date, say.
         """
-        return {field: to_plain(value) for field, value in without_secrets(held(self)).items()}
+        fields = without_secrets(held(self))
+        return {field: to_plain(value, for_json=True) for field, value in fields.items()}
 
 
 def make_state(
@@ -554,15 +558,47 @@ def replay(state: State, operations: Iterable[Operation]) -> State:
 
 
 def replay_all(data: Mapping[str, object], operations: Iterable[Operation]) -> Mapping[str, object]:
-    """Apply a long history to the fields of a state: what is put into one collection, at once."""
+    """Apply a long history to the fields of a state, without a state for each operation.
+
+    What is put into one collection is put there at once. ``data`` itself is not changed.
+    """
+    after = dict(data)
     for field, some in groupby(operations, _put_into):
-        collection = None if field is None else _growable(data.get(field, {}))
+        collection = None if field is None else _growable(after.get(field, {}))
         if field is not None and isinstance(collection, StateMap | PositionedList):
             entries = cast("Iterable[Any]", (operation[1:] for operation in some))
-            data = {**data, field: collection.put_all(entries)}
-        else:
-            data = replay(make_state(data), some)._data
-    return data
+            after[field] = collection.put_all(entries)
+            continue
+        for operation in some:
+            if not _applied_in_place(after, operation):
+                after = dict(replay(make_state(after), (operation,))._data)
+    return after
+
+
+def _applied_in_place(data: dict[str, Any], operation: Operation) -> bool:
+    """Apply an operation to fields; return False if that needs to be looked at more closely."""
+    field = operation.field
+    match operation:
+        case Set():
+            data[field] = operation.value
+        case Increment(_, by):
+            number = data.get(field, 0)
+            if type(number) not in _NUMBERS:
+                return False
+            data[field] = number + by
+        case Extend(_, values):
+            found = data.get(field)
+            if type(found) is not StateList:
+                return False
+            data[field] = cast("StateList[object]", found).extend(values)
+        case Drop():
+            data.pop(field, None)
+        case _:
+            return False
+    return True
+
+
+_NUMBERS = (int, float)
 
 
 def _put_into(operation: Operation) -> str | None:

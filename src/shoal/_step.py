@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol, cast
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import FunctionAction, Result
-from ._attempts import Tried, Tries, try_again, within
+from ._attempts import Tried, try_step, within
 from ._cancel import as_failure, cancelled, ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, RetryLater, UndeclaredWrite, brief, kind_of, note
 from ._halting import Asking, or_halt
@@ -103,9 +103,8 @@ def call_function(
         IncompleteStream: It streams, and did not end with its only ``Result``.
     """
     if action.retry is not None:
-        tries = Tries(action.retry, run, services)
-        attempt = partial(_call_seated, action, data, inputs, services, run, tries.begin)
-        return try_again(run, tries, attempt, tells_last=False)
+        attempt = partial(_call_seated, action, data, inputs, services, run)
+        return try_step(run, action.retry, services, attempt)
     if scopes or action.is_governed:
         return _call_seated(action, data, inputs, services, run)
     return _call(action, data, inputs, free=(services, run))

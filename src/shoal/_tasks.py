@@ -25,6 +25,7 @@ from ._action import Act, Input, bind_where_taken
 from ._action_class import bind_instance, check_class
 from ._checks import check_policies, check_reads, check_stagger
 from ._child import narrowed
+from ._entries import Entry
 from ._errors import BadKey, BadResult, DefinitionError, brief
 from ._events import Done, Failed
 from ._functions import is_async, require_plain
@@ -34,7 +35,7 @@ from ._join import Join, only_write_reader
 from ._parallel import Parallel, ParallelStep
 from ._policy import OnError
 from ._secret import without_secrets
-from ._source import Elements, Entry
+from ._source import Elements
 from ._state import Change, Permit, State, change_between, held, refuse_awaitable
 from ._until import ALL, Race, Until, check_until
 
@@ -423,7 +424,6 @@ class TaskElements(Elements):
         graph = self._graph(element.act)
         if element.key is not None and (graph.name, element.key) in self._seen_before:
             return ()
-        key = self._task_key(element, graph)
         step = self._step
         given = step.parent.setting.execution.secrets.hold(held(element.state))
         base = narrowed(
@@ -439,6 +439,7 @@ class TaskElements(Elements):
         if about is None:
             shown = without_secrets(given)
             about = element.state if shown is given else shown
+        key = self._task_key(element, graph)  # last: from now on it has come up
         return (Entry(key, position, about, kind),)
 
     def _is_keyed(self) -> bool:

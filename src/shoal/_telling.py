@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from itertools import zip_longest
+from typing import Any
 
 from ._errors import HookFailed, brief
 from ._events import (
@@ -39,6 +40,7 @@ from ._events import (
 from ._hooks import Hooks, Listeners
 from ._ids import RunPath
 from ._ports import Seat, Services
+from ._raised import first_of
 from ._setting import Setting
 
 logger = logging.getLogger("shoal")
@@ -55,7 +57,7 @@ class Teller(ABC):
     status: Status | None
     error: BaseException | None
     reason: str
-    is_kept: bool
+    disposition: Any
     _step: str | None
 
     @property
@@ -265,10 +267,12 @@ class Teller(ABC):
             if child is not None:
                 await telling.listen(child.tell_ended())
             if telling.hooks.state_updated:
-                outcome = None if child is None or child.is_kept else child.outcome
+                outcome = None if child is None or child.disposition.is_kept else child.outcome
                 event = StateUpdated(path=self.path, update=update, outcome=outcome)
                 await telling.tell(telling.hooks.state_updated, event)
-            if child is not None and not child.is_kept:  # whose end was told long ago
+            # The end of one that is Done was told when it was saved, see
+            # test_what_is_done_is_told_to_have_ended_once.
+            if child is not None and not child.disposition.is_saved:
                 await self._tell_child_ended(telling, child)
         for child in unapplied:
             await telling.listen(child.tell_ended())
@@ -292,7 +296,7 @@ class _Telling:
         try:
             await told
         except HookFailed as error:
-            self._failure = self._failure or error
+            self._failure = first_of(self._failure, error)
 
     def close(self) -> None:
         failure, self._failure = self._failure, None

@@ -50,7 +50,17 @@ class Threads:
 class Thread:
     """A thread's turn: one call of a function. Made by ``Threads.turn``."""
 
-    __slots__ = ("_call_soon", "_ended", "_identity", "_turn", "_unlimited", "_waiting", "grace")
+    __slots__ = (
+        "_call_soon",
+        "_ended",
+        "_identity",
+        "_is_dropped",
+        "_raised",
+        "_turn",
+        "_unlimited",
+        "_waiting",
+        "grace",
+    )
 
     def __init__(
         self,
@@ -66,6 +76,8 @@ class Thread:
         # There are no locks: what both threads look at is written before it is read.
         self._turn: list[None] = [None]  # whoever takes it says whether the function begins
         self._ended = False
+        self._raised: list[BaseException] = []  # what the function raised, until that is raised
+        self._is_dropped = False  # whether nobody waits for what it raises
         self._identity: int | None = None
         self._waiting: list[Callable[[], None]] = []  # called in the loop when it has ended
 
@@ -101,7 +113,11 @@ class Thread:
                 if on_cancelled is not None:
                     on_cancelled()
                 await self._outlast()
+            self._is_dropped = True
+            self._raised.clear()  # no cycle from the exception through the thread's frame
             raise
+        if self._raised:
+            raise self._raised.pop()
         await checkpoint_if_cancelled()  # the result comes too late
         return result
 
@@ -113,6 +129,13 @@ class Thread:
         self._identity = threading.get_ident()
         try:
             return function(**kwargs)
+        except BaseException as error:  # noqa: BLE001 # raised in the event loop, by `call`
+            # Not by the future that asyncio's task waits for: a GeneratorExit, thrown into
+            # coroutines, would close them all, down to the engine's own. And a worker thread keeps
+            # what its last call raised, with all frames, until the next one.
+            if not self._is_dropped:
+                self._raised.append(error)
+            return None
         finally:
             self._ended = True
             if self._waiting:

@@ -51,7 +51,7 @@ class Trials:
         "is_suspect",
         "is_undecided",
         "kept",
-        "last_step",
+        "lacks_value",
         "result_key",
         "waits",
     )
@@ -68,8 +68,8 @@ class Trials:
         """The act that failed, or was to come next; None: it has not come to any."""
         self.is_undecided: bool = False
         """Whether that act is completed, and only its edges could not be judged."""
-        self.last_step: str | None = None
-        """The last of all its steps, if it has ended well, and was published to have ended."""
+        self.lacks_value: bool = False
+        """Whether all of its steps are completed, and only its value could not be taken."""
         self.kept: dict[str, Any] = {}
         """What steps that failed are to go on with, by their names."""
         self.abandoned: bool = False

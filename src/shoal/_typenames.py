@@ -45,7 +45,10 @@ def why_not_found(name: str) -> str:
     if "<locals>" in path:
         return "it is defined inside of a function: move it to the level of its module"
     if module != _main_name() and module not in sys.modules:
-        return f"nothing has imported its module: import {module} before"
+        return (
+            f"nothing has imported its module: import {module} before the run is looked up, or say "
+            f"what the class is now with codec.moved({name!r}, ...)"
+        )
     return f"{module} has no {path} of that kind: a moved or renamed class is told by codec.moved()"
 
 

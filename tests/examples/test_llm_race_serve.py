@@ -214,7 +214,7 @@ async def test_a_conversation_goes_to_the_providers() -> None:
             max_tokens=7,
             schema=schema,
         ),
-        Prompt(text="why?", system="the usual", max_tokens=9, earlier=[]),
+        Prompt(text="why?", system="the usual", max_tokens=9, may_be_cut=True, earlier=[]),
     ]
 
 
@@ -429,7 +429,7 @@ async def test_a_race_that_takes_too_long_is_a_timeout() -> None:
 
 
 async def test_who_is_passed_over_by_all_is_told_when_to_come_back() -> None:
-    error = ProviderError("http", "no", status=400)
+    error = ProviderError("http", "no", status=404)
     async with serving(Rival("only", fails=[error] * 9), rules=Rules(failures=1)) as service:
         assert (await service.ask()).status_code == 502
         passed = await service.ask()

@@ -185,7 +185,7 @@ async def test_who_takes_too_long_costs_nobody_the_other_answers():
     assert lanes(report) == {"a": "answered", "late": "failed"}
     report = await hold([Rival("c", fails=[broken(400)])], strategy="all")
     assert report.answer is None
-    assert report.totals()["error"] == "there was none"
+    assert report.totals()["error"] == "400 oops"
 
 
 async def test_a_judge_who_competes_has_one_set_of_limits():

@@ -56,7 +56,7 @@ class Response(Event, rename="camel"):
 def read(event: Response) -> Chunk:
     if event.prompt_feedback is not None and event.prompt_feedback.block_reason:
         raise ProviderError(
-            "empty", f"the prompt was blocked: {event.prompt_feedback.block_reason}"
+            "refused", f"the prompt was blocked: {event.prompt_feedback.block_reason}"
         )
     candidate = event.candidates[0] if event.candidates else Candidate()
     parts = (candidate.content or Content()).parts or []

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from examples.llm_race.exchange import Chunk, Prompt
+from examples.llm_race.failures import ProviderError
 from examples.llm_race.providers.wire import Endpoint, Event, Protocol, Request
 
 
@@ -29,6 +30,7 @@ def request(endpoint: Endpoint, prompt: Prompt) -> Request:
 
 class Delta(msgspec.Struct):
     content: str | None = None
+    refusal: str | None = None
 
 
 class Choice(msgspec.Struct):
@@ -49,8 +51,11 @@ class ChatChunk(Event):
 def read(event: ChatChunk) -> Chunk:
     choice = event.choices[0] if event.choices else Choice()
     usage = event.usage or Usage()
+    delta = choice.delta or Delta()
+    if delta.refusal:
+        raise ProviderError("refused", f"the model refuses: {delta.refusal[:200]}")
     return Chunk(
-        text=(choice.delta or Delta()).content or "",
+        text=delta.content or "",
         finish=choice.finish_reason,
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,

@@ -20,9 +20,9 @@ from httpx_sse import EventSource, SSEError
 
 from examples.llm_race.exchange import Chunk, Prompt
 from examples.llm_race.failures import (
-    OVERLOAD,
     RETRYABLE,
     ProviderError,
+    kind_of_refusal,
     message_of,
     parse_retry_after,
     stream_error,
@@ -175,7 +175,7 @@ def refusal(response: httpx.Response, body: bytes, key: str | None) -> ProviderE
         retry_after = float(found[1])  # Gemini says it in the body
     message = f"{status} {response.reason_phrase}: {said}"
     return ProviderError(
-        "overload" if status in OVERLOAD else "http",
+        kind_of_refusal(status, text),
         message.replace(key, "***") if key else message,  # some servers repeat it
         status=status,
         retry_after=retry_after,

@@ -1,4 +1,9 @@
-"""Claims on root runs: who executes one, and for how long. Imports holders."""
+"""Claims on root runs: who executes one, and for how long. Imports holders.
+
+Invariants:
+- A process knows which of its own executions go on. So a claim that an execution of it could not
+  give back is nobody's for the process itself, at once; other processes wait for its lease.
+"""
 
 from __future__ import annotations
 
@@ -42,13 +47,29 @@ class KnownRows:
 class Claim:
     """What this process has of a root run."""
 
-    __slots__ = ("epoch", "execution", "failure", "lost", "rows", "run_id", "saves")
+    __slots__ = (
+        "before",
+        "epoch",
+        "execution",
+        "failure",
+        "given_back",
+        "lost",
+        "rows",
+        "run_id",
+        "saves",
+    )
 
     def __init__(self, run_id: str, execution: str) -> None:
+        """Note that the execution goes on, until ``end``: before anything is written of it."""
+        _alive[execution] = _alive.get(execution, 0) + 1
         self.run_id: str = run_id
         self.execution: str = execution
         self.epoch: int = 0
         """Which claim of the run this is, counted from 1; set when it is made."""
+        self.before: tuple[int, str | None] | None = None
+        """Epoch and execution of the claim that this one comes after, as it was found."""
+        self.given_back: bool = False
+        """Whether it was to be given back, so that nobody needs to make it any more."""
         self.lost: bool = False
         """Whether the run was taken over, or nobody here executes it any more."""
         self.saves: int = 0
@@ -66,8 +87,23 @@ class Claim:
     def fail(self, error: Exception) -> None:
         self.failure = error
 
+    def end(self) -> None:
+        """Note that nobody here executes the run any more, given back or not. Called once.
+
+        What was saved for later must be done by then: a new execution may take over from now on.
+        """
+        self.lost = True
+        others = _alive.pop(self.execution, 1) - 1
+        if others:  # an execution claims its run in each store that it uses
+            _alive[self.execution] = others
+
     def refusal(self) -> LeaseLost:
         return lost(self.run_id)
+
+
+_alive: dict[str, int] = {}
+"""Executions of this process that go on, each with how many claims it has in stores. One execution
+lives in one thread, so no two threads change the same entry."""
 
 
 def lost(run_id: str) -> LeaseLost:
@@ -88,11 +124,25 @@ class Held(NamedTuple):
     """Seconds that are left of its lease, if it is nobody's that is known to be gone."""
 
     @property
+    def is_over(self) -> bool:
+        """Whether an execution of this very process had it, which has ended.
+
+        It could not give the run back then, because the database was away. That is no crash.
+        """
+        execution = self.execution
+        return execution is not None and self.holder == current_holder() and execution not in _alive
+
+    @property
     def seconds_left(self) -> float:
-        """For how long nobody else can have the run."""
-        if self.execution is None or self.holder.is_gone:
+        """For how long this process can't have the run."""
+        if self.execution is None or self.holder.is_gone or self.is_over:
             return 0.0
         return max(0.0, self.lease)
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the execution never gave the run back, for its process has died, or hangs."""
+        return self.execution is not None and not self.is_over
 
     def refusal(self, run_id: str) -> str:
         """Say that the run is taken: by whom, and until when."""

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from weakref import WeakSet
 
-from anyio import CancelScope, from_thread, sleep, to_thread
+from anyio import from_thread, move_on_after, sleep, to_thread
 
 from shoal._codec import Codec
 from shoal._errors import DefinitionError, RunClaimed, brief
@@ -48,7 +48,7 @@ from ._reading import Reader
 from ._rows import Packer, Unpacker
 from ._sizes import UpdateSizes
 from ._writer import Job, Writer
-from ._writing import Claiming, Config, Database, Save, delays, tell_waiting
+from ._writing import Claiming, Config, Database, Releasing, Save, delays, tell_waiting
 
 T = TypeVar("T")
 
@@ -63,12 +63,20 @@ SOME = 500
 PAUSE = 0.005
 """Seconds, at least, between two of these."""
 
+CLOSING = 2.0
+"""Seconds for which a caller waits until a thread that nobody needs any more has ended. A database
+that answers takes milliseconds; the caller of a run that has ended must not wait for one that
+doesn't."""
+
 MOST_READERS = 4
 """Connections that are kept for whoever reads next."""
 
 
 class DurableStore(ABC):
     """Keeps runs in tables."""
+
+    _abandons_readers: bool = False
+    """Whether a cancelled caller leaves the thread that reads to itself: a server may be silent."""
 
     def __init__(
         self,
@@ -184,15 +192,19 @@ class DurableStore(ABC):
             return self._writer
 
     async def _leave(self) -> None:
-        """Have one user less; close what nobody uses. Can't be cancelled."""
+        """Have one user less; close what nobody uses.
+
+        The end of the thread is waited for, also by a caller that is cancelled, for ``CLOSING``
+        seconds. A thread that a silent server holds up for longer ends by itself.
+        """
         with self._lock:
             self._users -= 1
             if self._users:
                 return
             writer, self._writer = self._writer, None
         if writer is not None:
-            with CancelScope(shield=True):
-                await writer.stop()
+            with move_on_after(CLOSING, shield=True):
+                await writer.stop(within=self._config.patience)
 
     # -- what the engine asks of a store --------------------------------------------------------
 
@@ -206,12 +218,12 @@ class DurableStore(ABC):
         if (run_id, holder) in self._claims:
             msg = f"run {run_id} goes on in this process already, in this very execution"
             raise RunClaimed(msg)
-        claim = self._claims[run_id, holder] = Claim(run_id, holder)
         writer = self._enter()
+        claim = self._claims[run_id, holder] = Claim(run_id, holder)
         try:
             has_died = await writer.ask(Claiming(claim), lightly=True)
         except Exception:
-            claim.lost = True  # even if it was made: nobody keeps it up
+            claim.end()  # it may have been made all the same, before the connection was lost
             del self._claims[run_id, holder]
             await self._leave()
             raise
@@ -220,20 +232,33 @@ class DurableStore(ABC):
         return has_died
 
     async def release(self, run_id: str, holder: str) -> None:
-        """Give the run back; see ``Store``."""
+        """Give the run back; see ``Store``.
+
+        If the database can't be reached, the execution is over all the same: the next one of this
+        process takes the run over at once, those of other processes when the lease has run out.
+
+        Cancelled meanwhile, it is given back all the same, as soon as the database answers.
+
+        Raises:
+            StoreFailed: The database can't be used; the message says why.
+        """
         claim = self._claims.pop((run_id, holder), None)
         if claim is None:
             return
         self._new.discard(run_id)
         assert self._writer is not None, "it is open as long as a run is claimed"
-        released = self._writer.ask(lambda database: database.release(claim), lightly=True)
+        claim.given_back = True
+        released = self._writer.ask(Releasing(claim), lightly=True)
         try:
             await self._leave()  # in one go, where it is the last
         finally:
             try:
                 await released
             finally:
-                claim.lost = True  # nobody keeps it up, even where it could not be given back
+                # Not earlier: what was saved for later, and not waited for, is written before the
+                # release, and another execution of this process may take over from here on (see
+                # test_what_was_left_for_later_is_saved_before_another_execution_takes_over).
+                claim.end()
 
     def pack(self, child: SavedRun) -> object:
         """Encode what a child has come to; see ``Store``."""
@@ -368,7 +393,7 @@ class DurableStore(ABC):
         writer = self._writer
         if flushes and self._within and writer is not None:
             await writer.ask(_nothing, lightly=True)  # what was saved, and left for later, is there
-        return await to_thread.run_sync(self._look, look)
+        return await to_thread.run_sync(self._look, look, abandon_on_cancel=self._abandons_readers)
 
     def _look(self, look: Callable[[Reader], T]) -> T | None:
         """Call ``look``, again where the database had no answer; as long as that is waited for."""

@@ -30,7 +30,8 @@ class Holder(NamedTuple):
     those of other containers; empty where the system doesn't say."""
     pid: int
     started: str
-    """When it was started, as the system says it; empty where that doesn't."""
+    """When it was started, as the system says it. Where the system doesn't even tell its starts
+    apart, something random; so two processes are never equal."""
 
     @property
     def is_near(self) -> bool:
@@ -71,7 +72,8 @@ def current_holder() -> Holder:
 
 @lru_cache(maxsize=1)
 def _described(pid: int) -> Holder:
-    return Holder(socket.gethostname(), _boot(), pid, _started(pid))
+    boot = _boot()
+    return Holder(socket.gethostname(), boot, pid, _started(pid) if boot else os.urandom(8).hex())
 
 
 def _boot() -> str:

@@ -11,6 +11,8 @@ Invariants:
 
 from __future__ import annotations
 
+from math import ceil
+
 from shoal._errors import StoreFailed
 
 from ._postgres_server import Link, Server
@@ -114,6 +116,10 @@ MIGRATIONS = (
 
 VERSION = len(MIGRATIONS)
 
+MAKING = 60.0
+"""Seconds that the server may take for each step of that. A hundred files are made, and another
+process may be about it: that takes longer than the answers to a save, and happens once."""
+
 _MAKING = 0x73686F61  # what all who make or migrate a schema wait for: "shoa"
 
 
@@ -151,7 +157,9 @@ def make_tables(link: Link, server: Server) -> None:
     Raises:
         StoreFailed: The database is of another encoding than UTF-8.
     """
-    link.begin()
+    link.timeout = max(MAKING, server.timeout)
+    # A process that stops in the middle of it doesn't hold up others for ever.
+    link.begin(settings={"idle_in_transaction_session_timeout": ceil(link.timeout * 1000)})
     link.execute("SELECT pg_advisory_xact_lock(hashtextextended(?, ?))", (server.schema, _MAKING))
     if not has_tables(link, server):
         version = _version(link, server) or 0
@@ -169,6 +177,7 @@ def make_tables(link: Link, server: Server) -> None:
             link.execute(migration)
         link.execute("UPDATE layout SET version = ?", (VERSION,))
     link.commit()
+    link.timeout = server.timeout
 
 
 def _version(link: Link, server: Server) -> int | None:

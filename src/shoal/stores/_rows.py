@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, cast, final
 from shoal._codec import Codec
 from shoal._errors import NotEncodable, brief, note
 from shoal._events import LEAVES, ChildName, Decision, Status, Update, in_short, shortened
-from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
+from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
 from shoal._ids import Key, RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal._store import Batch, Beginning, ChildRecord, FailedChild, RunRecord, SavedRun
@@ -31,7 +31,7 @@ from ._sizes import LARGE, UpdateSizes
 
 _FORMS = 1000  # that are remembered: steps of loops are numbered each anew
 
-Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered"]
+Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered", "begun"]
 """What a row of a history holds."""
 
 
@@ -151,6 +151,8 @@ class Packer:
         self._small = min(LARGE, sizes.max_update) // 4  # characters that are surely few enough
         # Of one fan-out all children have the same form, so there are few of them in a row.
         self._forms: dict[tuple[object, ...], str] = {}
+        # Names of steps and acts that any database takes; a run has few, and names them each time.
+        self._names = set[str]()
 
     def pack(self, child: SavedRun) -> Packed:
         """Encode what a child has come to.
@@ -188,6 +190,17 @@ class Packer:
         """
         run, updates, applied = batch.run, batch.updates, batch.applied
         path = run.path
+        if batch.begun is not None:
+            self._check_names(batch.begun.application, batch.begun.version)
+        if batch.step_completed is not None:
+            self._check_names(batch.step_completed)
+        for update in updates:
+            if update.step not in self._names:
+                self._check_names(update.step)
+        for child in (run, *applied, *batch.unapplied):
+            name = child.path
+            if name.step not in self._names or name.act not in self._names:
+                self._check_names(name.step, name.act)
         children: list[Child] = []
         plain = updates
         if applied or batch.unapplied:
@@ -211,6 +224,23 @@ class Packer:
             children=children,
         )
 
+    def _check_names(self, *names: str) -> None:
+        """Refuse names that not every database has letters for, before they reach the writer.
+
+        There they would fail the transaction, in which saves of other runs are, too.
+        """
+        for name in names:
+            if _clean(name) != name:
+                msg = (
+                    f"the name {name!r}, of a step, an act, an application or its version, holds "
+                    f"half a surrogate pair or a NUL, which databases have no letters for: name it "
+                    f"otherwise; values and keys may hold both"
+                )
+                raise NotEncodable(msg)
+        if len(self._names) > _FORMS:
+            self._names.clear()
+        self._names.update(names)
+
     def result(self, operations: Sequence[Operation]) -> str:
         """Encode what an action has come to, for others to use.
 
@@ -230,6 +260,9 @@ class Packer:
         last = updates[-1].number if updates else batch.before
         if rewound is not None:
             rows.append(History(before, "rewound", rewound.step, str(rewound.visit)))
+        if batch.step_begun is not None:
+            step, declared = batch.step_begun
+            rows.append(History(before, "begun", step, self._encode(declared, "what is declared")))
         for update in plain:
             text = self._update(update)
             self._check(text, batch.path, update.step)
@@ -575,6 +608,8 @@ class Unpacker:
                 return Completed(row.step, int(row.data))
             case "rewound":
                 return Rewound(row.step, int(row.data))
+            case "begun":
+                return StepBegun(row.step, self._decode(row.data))
             case "asked":
                 return QuestionAsked(row.step, *self._decode(row.data))
             case "answered":

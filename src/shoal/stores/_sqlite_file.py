@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, final
@@ -159,24 +159,28 @@ def connect(
 
 
 def _make_aside(path: Path, synchronous: Synchronous) -> None:
-    """Make the file under another name, and give it its own when it is whole.
+    """Make the file without a name, and give it its name when it is whole.
 
-    That waits for the disk once or twice, where making it in its place does so six times. Where it
-    can't be done, or another process was faster, nothing has happened.
+    That waits for the disk once or twice, while making it in its place does so six times. What has
+    no name is gone when its maker is killed (see
+    test_a_kill_while_a_file_is_made_leaves_nothing_behind). Where the system can't do that, or
+    another process was faster, nothing has happened.
     """
-    aside = path.with_name(f"{path.name}.{os.urandom(8).hex()}.new")
     try:
-        with aside.open("xb") as file:
-            file.write(_image(MIGRATIONS))
-        _sync(aside)
-        os.link(aside, path)
-        if synchronous != "full":  # else SQLite does so, with the log beside it: at the first save
-            _sync(path.parent)
+        with ExitStack() as opened:
+            folder = os.open(path.parent, os.O_RDONLY)
+            opened.callback(os.close, folder)
+            unnamed = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)  # less the umask
+            with os.fdopen(unnamed, "wb") as file:
+                file.write(_image(MIGRATIONS))
+                file.flush()
+                os.fsync(unnamed)
+                # Given a directory, Python calls linkat(), which follows the link to the file.
+                os.link(f"/proc/self/fd/{unnamed}", path, src_dir_fd=folder)
+            if synchronous != "full":  # else SQLite does so, with the log beside it: at first save
+                os.fsync(folder)
     except (OSError, sqlite3.Error, AttributeError):
         return  # it is made in its place then, and what is wrong is told
-    finally:
-        with suppress(OSError):  # maybe it wasn't made
-            os.unlink(aside)  # noqa: PTH108 # what blockbuster knows of
 
 
 @cache
@@ -191,15 +195,6 @@ def _image(_: Sequence[str]) -> bytes:
         image = bytearray(connection.serialize())
     image[18:20] = b"\2\2"  # in WAL mode, which nothing in memory is: sqlite.org/fileformat.html
     return bytes(image)
-
-
-def _sync(path: Path) -> None:
-    """Wait until the disk has what is in a file, or in a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:

@@ -1,6 +1,6 @@
 """Random applications, stopped at random moments and gone on with, compared with their model.
 
-The applications are those of `test_fuzz_graphs`. In each of its lives a run's store dies, fails or
+The applications are those of `test_graphs`. In each of its lives a run's store dies, fails or
 hangs at some call, or the run is cancelled at some moment; in the last one nothing happens to it.
 Then it has come to what the sequential model comes to, every update was applied once, and hooks
 have never seen what the store didn't have.
@@ -19,9 +19,10 @@ import pytest
 from shoal import Application, CommitInDoubt, MemoryStore, StoreFailed
 from shoal.testing import RecordingHook, no_leaks, run_virtual
 from shoal.testing._crash import Manner, _Unsteady
-from tests.test_fuzz import EXPECTED, Backend, leaves
-from tests.test_fuzz_graphs import ModelFails, Program, Unsure, plain
 from tests.test_resume import Watch, check_histories, kept_runs
+
+from .interrupted import EXPECTED, Backend, leaves
+from .test_graphs import ModelFails, Program, Unsure, plain
 
 LIVES = 6
 

@@ -2,7 +2,7 @@
 
 Steps, branches, loops, fan-outs of all kinds, classes, graphs in graphs and `context.fan_out`, up
 to three deep, with limits everywhere; run on shuffled schedules, and interrupted or not. Beside
-what `test_fuzz` asserts: a run that is not interrupted comes to what the model comes to; attempts
+what `interrupted` asserts: a run that is not interrupted comes to what the model comes to; attempts
 never exceed a limit, and no slot or permit is lost; context variables never reach a sibling; each
 failure is raised, in input order, or counted; observers that fail change nothing.
 """
@@ -61,7 +61,8 @@ from shoal import (
 )
 from shoal._policy import OnError
 from tests.test_cancellation import RUNS, Watched, cancellation, seen_runs, this_task
-from tests.test_fuzz import MOMENTS, Backend, fuzz, nap
+
+from .interrupted import MOMENTS, Backend, fuzz, nap
 
 __all__ = ["seen_runs"]  # a fixture
 
@@ -855,7 +856,7 @@ def check_failures(watched: Watched) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_random_applications(backend: Backend):
-    fuzz(backend, range(250), Program)
+    fuzz(backend, range(150), Program)
 
 
 @pytest.mark.slow

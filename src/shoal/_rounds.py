@@ -1,0 +1,82 @@
+"""Rounds of a race among streams that is run again where its winner breaks off.
+
+Imports what has been taken up, and contests.
+
+Invariants:
+- A contestant that has failed takes no part in the next round. It does in another attempt of the
+  step, and in another execution once nobody else is left: what has failed runs again there.
+- One that is Done stays Done, and wins where nobody has given an item before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import final
+
+from ._contest import Contest, Streams
+from ._events import ChildName, Done, Failed, Outcome
+from ._ids import Key
+from ._source import Elements
+from ._takeup import Pick, without
+
+
+@final
+class Rounds:
+    """Who takes part in the next round, and how."""
+
+    __slots__ = ("_done", "_failed_before", "_out", "_tried", "pick")
+
+    def __init__(self) -> None:
+        """Have everybody take part."""
+        self.pick: Callable[[str, Key], Pick] | None = None
+        """Says of a child whether it is left out or runs anew; see ``Elements``."""
+        self._out: set[ChildName] = set()
+        self._failed_before: frozenset[ChildName] = frozenset()  # of these, in another execution
+        self._tried: dict[ChildName, int] = {}
+        self._done: Mapping[ChildName, Done] = {}
+
+    @property
+    def may_readmit(self) -> bool:
+        """Whether there are some that have failed in an earlier execution, and are left out."""
+        return bool(self._failed_before)
+
+    def failed_before(self) -> None:
+        """Hear that all that are out now have failed in an earlier execution."""
+        self._failed_before = frozenset(self._out)
+
+    def prepare(self, source: Elements) -> None:
+        """Have the children of a round made as they take part in it."""
+        source.pick, source.tried, source.done_before = self.pick, self._tried, self._done
+
+    def begin_again(
+        self, outcomes: Sequence[Outcome], contest: Contest | None, *, among_all: bool
+    ) -> Iterable[Outcome]:
+        """Prepare the next round; return the outcomes of those that take no part in it.
+
+        Args:
+            outcomes: How those ended that have.
+            contest: The last round's.
+            among_all: Whether those that have failed take part, too: it is tried again.
+        """
+        is_broken = isinstance(contest, Streams) and contest.is_broken
+        if isinstance(contest, Streams) and contest.winner is not None:
+            self._out.add(contest.winner)
+        self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
+        if among_all:
+            self._out.clear()
+        elif not is_broken:  # nobody else is left
+            self._out -= self._failed_before
+        if among_all or not is_broken:
+            self._failed_before = frozenset()
+        self._done = {_name_of(one): one for one in outcomes if isinstance(one, Done)}
+        begun = {_name_of(one) for one in outcomes} - self._out - self._done.keys()
+        for one in outcomes:
+            tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
+            self._tried[_name_of(one)] = max(tried, one.attempts)
+        self.pick = partial(without, frozenset(self._out), frozenset(begun))
+        return [one for one in outcomes if _name_of(one) in self._out]
+
+
+def _name_of(outcome: Outcome) -> ChildName:
+    return ChildName(outcome.act, outcome.key)

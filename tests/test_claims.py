@@ -1,0 +1,239 @@
+"""Claims on runs: what an execution that could not give its run back leaves behind."""
+
+# pyright: reportPrivateUsage=false
+# A release that fails is brought about in the writer's database.
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Generator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from shoal import (
+    Application,
+    LeaseLost,
+    MemoryStore,
+    RunClaimed,
+    Store,
+    StoreFailed,
+    action,
+    fan_out,
+)
+from shoal.stores import _claims, _holders
+from shoal.stores._durable import DurableStore
+from shoal.testing._hand_made import BEGINNING, save, update_of
+from tests.durable import InFile, InSchema, Kept
+
+anyio_test = pytest.mark.anyio
+
+POSTGRES = pytest.param("postgres", marks=pytest.mark.services)
+
+
+@pytest.fixture(params=["sqlite", POSTGRES])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+    if request.param == "sqlite":
+        return InFile(tmp_path / "runs.db")
+    return InSchema(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left() -> Generator[None]:
+    yield
+    assert not _claims._alive, "executions have ended, and the process believes that they go on"
+
+
+async def left_claimed(store: DurableStore, holder: str) -> None:
+    """Release a run while the database is away, so that its claim stays there."""
+    assert store._writer is not None
+    database = store._writer._database
+
+    def fails(_: object) -> None:
+        raise StoreFailed("the database is away")
+
+    database.release = fails
+    with pytest.raises(StoreFailed, match="away"):
+        await store.release("root", holder)
+    del database.release
+
+
+# -- an outage, seen from an application -----------------------------------------------------------
+
+
+@contextmanager
+def locked(path: Path) -> Generator[None]:
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+@anyio_test
+@pytest.mark.parametrize("durability", ["sync", "relaxed", "end"])
+async def test_after_an_outage_the_same_process_resumes_the_run_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, durability: Any
+):
+    caplog.set_level(logging.CRITICAL)
+    kept = InFile(tmp_path / "runs.db")
+    outages = iter([locked(kept.path)])
+
+    @action(reads=["item"], writes=["out"])
+    def work(item: int) -> int:
+        outage = next(outages, None) if item == 2 else None
+        if outage is not None:
+            stack.enter_context(outage)
+        return item
+
+    store = kept.store(lease=1000, patience=0.02, durability=durability)
+    outs = fan_out(work, over="items", key=int, into="outs")
+    application = Application(outs, name="app", store=store)
+    with ExitStack() as stack, pytest.raises(StoreFailed, match="is locked"):
+        await application.run({"items": [0, 1, 2, 3]}, id="x")
+    result = await application.run({"items": [0, 1, 2, 3]}, id="x")
+    assert dict(result.state["outs"]) == {0: 0, 1: 1, 2: 2, 3: 3}
+    assert kept.rows("SELECT epoch, execution FROM claims") == [(2, None)]
+
+
+# -- the same, seen from a store -------------------------------------------------------------------
+
+
+@anyio_test
+@pytest.mark.parametrize("by_another_object", [False, True])
+async def test_a_claim_that_was_not_given_back_is_taken_over_by_the_same_process(
+    kept: Kept, by_another_object: bool
+):
+    store = kept.store(lease=1000)
+    await store.claim("root", "first")
+    await save(store, begun=BEGINNING, holder="first")
+    await left_claimed(store, "first")
+    assert kept.rows("SELECT execution FROM claims") == [("first",)]
+    other = kept.store(lease=1000) if by_another_object else store
+    (orphan,) = await other.orphans()
+    assert orphan.run_id == "root"
+    summary = await other.summary("root")
+    assert summary is not None
+    assert not summary.holder, "nobody executes it"
+    has_died = await other.claim("root", "second")
+    assert has_died is False, "it has not crashed, so none of its children is suspected"
+    with pytest.raises(LeaseLost):
+        await save(store, holder="first")
+    await save(other, updates=(update_of(1),), holder="second")
+    await other.release("root", "second")
+
+
+@anyio_test
+async def test_it_is_not_taken_over_by_another_process(kept: Kept):
+    store = kept.store(lease=1000)
+    await store.claim("root", "first")
+    await left_claimed(store, "first")
+    for column in ("boot", "host"):
+        ((before,),) = kept.rows(f"SELECT {column} FROM claims")
+        kept.rows(f"UPDATE claims SET {column} = ?", "another")
+        with pytest.raises(RunClaimed, match="goes on in process"):
+            await store.claim("root", "second")
+        kept.rows(f"UPDATE claims SET {column} = ?", before)
+    await store.claim("root", "second")
+    await store.release("root", "second")
+
+
+@anyio_test
+async def test_what_goes_on_in_this_process_is_refused_whichever_object_asks(kept: Kept):
+    store, other = kept.store(lease=1000), kept.store(lease=1000)
+    await store.claim("root", "first")
+    for asked in (store, other):
+        with pytest.raises(RunClaimed, match="run root goes on in this process already"):
+            await asked.claim("root", "second")
+    await store.release("root", "first")
+
+
+@anyio_test
+async def test_an_execution_goes_on_as_long_as_it_has_a_claim_in_any_store(
+    kept: Kept, tmp_path: Path
+):
+    """Claims are given back in turn; one that can't be is the execution's until the last one is."""
+    store, elsewhere = kept.store(lease=1000), InFile(tmp_path / "other.db").store(lease=1000)
+    await store.claim("root", "first")
+    await elsewhere.claim("root", "first")
+    await left_claimed(elsewhere, "first")
+    with pytest.raises(RunClaimed, match="goes on in this process already"):
+        await elsewhere.claim("root", "second")
+    await store.release("root", "first")
+    await elsewhere.claim("root", "second")
+    await elsewhere.release("root", "second")
+
+
+@anyio_test
+@pytest.mark.parametrize("durability", ["relaxed", "end"])
+async def test_what_was_left_for_later_is_saved_before_another_execution_takes_over(
+    kept: Kept, durability: Any
+):
+    store, other = kept.store(lease=1000, durability=durability, window=1000), kept.store()
+    await store.claim("root", "first")
+    await save(store, begun=BEGINNING, updates=(update_of(1),), holder="first")
+    await left_claimed(store, "first")
+    await other.claim("root", "second")
+    assert kept.rows("SELECT number FROM history") == [(1,)]
+    await other.release("root", "second")
+
+
+@anyio_test
+async def test_a_claim_that_failed_and_was_made_all_the_same_is_nobodys(kept: Kept):
+    """As when the connection is lost behind its commit."""
+    store = kept.store(lease=1000)
+    async with store:
+        assert store._writer is not None
+        database = store._writer._database
+        claim = database.claim
+
+        def fails(made: _claims.Claim) -> None:
+            claim(made)
+            raise StoreFailed("the connection was lost")
+
+        database.claim = fails
+        with pytest.raises(StoreFailed, match="was lost"):
+            await store.claim("root", "first")
+        database.claim = claim
+        assert kept.rows("SELECT execution FROM claims") == [("first",)]
+        await store.claim("root", "second")
+        await store.release("root", "second")
+
+
+def test_processes_differ_also_where_the_system_does_not_tell_its_starts_apart(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(_holders, "_boot", lambda: "")
+    described = _holders._described.__wrapped__
+    one, another = described(12), described(12)
+    assert one != another
+    assert not one.is_gone
+    assert not another.is_gone
+
+
+class Interrupted:
+    """A store of which the release is interrupted, as a native cancellation does it."""
+
+    def __init__(self) -> None:
+        self.kept = MemoryStore()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kept, name)
+
+    async def release(self, run_id: str, holder: str) -> None:
+        raise KeyboardInterrupt
+
+
+@anyio_test
+async def test_each_store_is_given_its_run_back_though_a_release_is_interrupted():
+    @action(reads=["item"], writes=["out"])
+    async def same(item: int) -> int:
+        return item
+
+    store, elsewhere = MemoryStore(), Interrupted()
+    outs = fan_out(same, over="items", into="outs", store=cast("Store", elsewhere))
+    with pytest.raises(KeyboardInterrupt):
+        await Application(outs, name="app", store=store).run({"items": [1]}, id="x")
+    assert await store.claim("x", "another") is False
