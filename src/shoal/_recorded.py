@@ -14,7 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Literal, final
 
 from ._errors import BadUse, InputChanged, UnknownRun, brief
@@ -34,9 +34,11 @@ from ._graph import Graph
 from ._halting import own_questions, recorded_questions
 from ._history import Entry, Playback, Rewound, play
 from ._ids import Key, RunPath
+from ._parts import read_done, read_history
+from ._records import UNREAD, Records
 from ._run import Run
 from ._state import State, make_state
-from ._store import Beginning, ChildRecord, NullStore, Store
+from ._store import Beginning, ChildRecord, DoneChild, NullStore, ReadsInParts, Store
 
 Fate = Literal["new", "goes on", "runs anew", "is kept", "rests"]
 """What becomes of a child in this execution."""
@@ -71,36 +73,51 @@ async def recorded_history(
         StoreFailed: It did not say.
         UnknownRun: It has no such update.
     """
-    reading = execution.store.read(path)
-    entries = await execution.ask(reading, f"the history of run {path.id}")
-    if upto is not None:
-        entries = _until(entries, upto, path)
-    return play(beginning.first, entries, after=beginning.after, visits=beginning.visits)
+    played = play(beginning.first, (), after=beginning.after, visits=beginning.visits)
+    upto_there = None if upto is None else _Upto(upto)
 
+    def take(entries: Sequence[Entry]) -> None:
+        for entry in entries if upto_there is None else upto_there.cut(entries):
+            played.add(entry)
 
-def _until(entries: Sequence[Entry], number: int, path: RunPath) -> Sequence[Entry]:
-    """Leave out what came after the update of that number, and after what it completed."""
-    last = max((entry.number for entry in entries if isinstance(entry, Update)), default=0)
-    if not 0 <= number <= last:
-        msg = f"run {path.id} has updates 1 to {last}, so it can't be forked at {number}"
+    await read_history(execution, execution.store, path, take)
+    if upto_there is not None and not 0 <= upto_there.number <= upto_there.last:
+        msg = (
+            f"run {path.id} has updates 1 to {upto_there.last}, so it can't be forked at "
+            f"{upto_there.number}"
+        )
         raise UnknownRun(msg)
-    kept: list[Entry] = []
-    for at, entry in enumerate(entries):
-        following = entries[at + 1] if at + 1 < len(entries) else None
-        if isinstance(entry, Update) and entry.number > number:
-            break
-        if isinstance(entry, Rewound) and _number(following) > number:
-            break
-        kept.append(entry)
-    return kept
+    return played
 
 
-def _number(entry: Entry | None) -> int:
-    return entry.number if isinstance(entry, Update) else 0
+@final
+class _Upto:
+    """Leaves out what came after the update of some number, and after what that completed."""
+
+    def __init__(self, number: int) -> None:
+        self.number: int = number
+        self.last: int = 0
+        """The number of the last update that there is."""
+        self._is_over = False
+        self._rewound: Rewound | None = None  # counts if the update behind it does
+
+    def cut(self, entries: Sequence[Entry]) -> Iterator[Entry]:
+        """Return those of the next entries that count."""
+        for entry in entries:
+            if isinstance(entry, Update):
+                self.last = entry.number
+                self._is_over = self._is_over or entry.number > self.number
+            if self._is_over:
+                continue
+            if self._rewound is not None:
+                yield self._rewound
+            self._rewound = entry if isinstance(entry, Rewound) else None
+            if self._rewound is None:
+                yield entry
 
 
 async def recorded_children(
-    run: Run, step: str, visit: int, store: Store, *, folds: bool = False
+    run: Run, step: str, visit: int, store: Store, *, folds: bool = False, in_full: bool = True
 ) -> Recorded | None:
     """Ask what earlier executions, and attempts, have left of the children of a visit of a step.
 
@@ -110,6 +127,7 @@ async def recorded_children(
         visit: Which visit of it.
         store: Where the children are kept, which need not be where their parent is.
         folds: Whether ``reduce`` takes what they return.
+        in_full: Whether values and elements of those that are done are needed.
 
     Raises:
         StoreFailed: A store did not say.
@@ -117,17 +135,38 @@ async def recorded_children(
     """
     setting, path = run.setting, run.path
     execution, what = setting.execution, f"the children of step {step!r} of run {path.id}"
-    records: dict[tuple[str, Key], ChildRecord] = {}
+    records = Records()
     if store is not setting.store and not isinstance(store, NullStore):
         await execution.claim(store, path.root.id)
         for record in await execution.ask(store.children(path, step, visit), what):
-            records[record.act, record.key] = record
+            records.add(record)
     if execution.is_resumed or run.attempt > 1:
-        for record in await execution.ask(setting.store.children(path, step, visit), what):
-            records[record.act, record.key] = record
+        await _read_records(run, step, visit, records, what, in_full=in_full)
     if not records:
         return None
     return Recorded(run, step, records, folds=folds, forgets=isinstance(store, NullStore))
+
+
+async def _read_records(
+    run: Run, step: str, visit: int, records: Records, what: str, *, in_full: bool
+) -> None:
+    """Add what the parent's own store says to ``records``."""
+    execution, store, path = run.setting.execution, run.setting.store, run.path
+    has_undone = False
+
+    def take(children: Sequence[DoneChild]) -> None:
+        nonlocal has_undone
+        has_undone = has_undone or any(run.is_undone(one.applied) for one in children)
+        records.add_done(children)
+
+    if isinstance(store, ReadsInParts) and not in_full:
+        await read_done(execution, store, path, step, visit, take=take)
+        if not has_undone:  # else they are applied once more, which takes their values
+            for record in await execution.ask(store.not_done(path, step, visit), what):
+                records.add(record)
+            return
+    for record in await execution.ask(store.children(path, step, visit), what):
+        records.add(record)
 
 
 @final
@@ -137,20 +176,14 @@ class Recorded:
     __slots__ = ("_folds", "_forgets", "_left", "_parent", "_who", "last_position", "started")
 
     def __init__(
-        self,
-        parent: Run,
-        who: str,
-        records: Mapping[tuple[str, Key], ChildRecord],
-        *,
-        folds: bool = False,
-        forgets: bool = False,
+        self, parent: Run, who: str, records: Records, *, folds: bool = False, forgets: bool = False
     ) -> None:
         """Collect them.
 
         Args:
             parent: The run that they are children of.
             who: The step's name, for errors.
-            records: By act and key.
+            records: What is said of each.
             folds: Whether ``reduce`` takes what they return.
             forgets: Whether nothing is kept of the children but how they ended.
         """
@@ -158,9 +191,9 @@ class Recorded:
         self._who = who
         self._forgets = forgets
         self._folds = folds
-        self._left = dict(records)
-        self.last_position: int = max((one.position for one in records.values()), default=-1)
-        self.started: int = sum(one.status != "skipped" or not one.used for one in records.values())
+        self._left = records
+        self.last_position: int = records.last_position
+        self.started: int = records.started
         """How many of them have been started."""
 
     def get(self, child: ChildName) -> ChildRecord | None:
@@ -169,7 +202,7 @@ class Recorded:
 
     def drop(self, child: ChildName) -> None:
         """Have it that a child has come up."""
-        self._left.pop(child, None)
+        self._left.pop(child)
 
     @property
     def left(self) -> int:
@@ -178,7 +211,27 @@ class Recorded:
 
     def rest(self) -> Sequence[ChildRecord]:
         """Return those that have not come up, in input order."""
-        return sorted(self._left.values(), key=lambda record: record.position)
+        return list(self._left)
+
+    async def in_full(self, records: Sequence[ChildRecord]) -> Sequence[ChildRecord]:
+        """Return records with what children have worked on and come to, read once more if need be.
+
+        Raises:
+            StoreFailed: The store did not say.
+        """
+        unread = {ChildName(one.act, one.key) for one in records if one.element is UNREAD}
+        if not unread:
+            return records
+        setting, path, one = self._parent.setting, self._parent.path, records[0]
+        asked = setting.store.children(path, one.step, one.visit)
+        found = await setting.execution.ask(asked, f"the children of step {self._who!r}")
+        read = {ChildName(one.act, one.key): one for one in found}
+        return [read.get(ChildName(one.act, one.key), one) for one in records]
+
+    def folded(self) -> tuple[int, Iterator[ChildRecord]]:
+        """Return what ``reduce`` has taken: how many that are done, and the records of others."""
+        done = self._left.done if self._folds else 0
+        return done, filter(self.is_folded, self._left.others)
 
     def judge(self, child: Run) -> tuple[Fate, ChildRecord | None]:
         """Decide what becomes of ``child``, which comes up now.
@@ -186,7 +239,7 @@ class Recorded:
         Raises:
             InputChanged: It would have to run anew, and ``reduce`` has taken its result.
         """
-        record = self._left.pop((child.setting.act, child.key), None)
+        record = self._left.pop(ChildName(child.setting.act, child.key))
         if record is None:
             return "new", None
         applied = self.is_applied(record)
@@ -218,7 +271,7 @@ class Recorded:
 
     def has_done(self, act: str, key: Key) -> bool:
         """Tell whether that child has yet to come up, and is part of the state."""
-        record = self._left.get((act, key))
+        record = self._left.get(ChildName(act, key))
         return record is not None and self.is_part_of_the_state(record)
 
     def is_part_of_the_state(self, record: ChildRecord) -> bool:

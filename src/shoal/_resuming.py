@@ -5,7 +5,7 @@ Imports graphs, history and the commits of a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ._action import Act
@@ -14,7 +14,8 @@ from ._committing import Committer
 from ._errors import RunConflict
 from ._events import Update
 from ._graph import Graph
-from ._history import Playback, Rewound, play
+from ._history import Entry, Playback, Rewound, play
+from ._parts import read_history
 from ._schema import Schema
 from ._state import Change
 from ._trials import Waits
@@ -51,9 +52,14 @@ class Resumer(Committer):
         setting = self.setting
         if setting.schema is not None:
             self._fill_model(setting.schema)
-        reading = setting.store.read(self.path)
-        entries = await setting.execution.ask(reading, f"the history of run {self.path.id}")
-        self.go_on_from(play(self.first, entries))
+        played = play(self.first, ())
+
+        def take(entries: Sequence[Entry]) -> None:
+            for entry in entries:
+                played.add(entry)
+
+        await read_history(setting.execution, setting.store, self.path, take)
+        self.go_on_from(played)
 
     def go_on_from(self, played: Playback) -> None:
         """Stand where a history has led to."""

@@ -13,7 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import final
 
@@ -30,6 +30,7 @@ from ._host import Hosted
 from ._ids import RunPath
 from ._ledgers import recall_ledgers
 from ._parallel import Parallel
+from ._parts import read_children
 from ._recorded import recorded_asked, recorded_history
 from ._run import Run
 from ._start import First, Start, refuse_conflict, refuse_missing
@@ -183,7 +184,7 @@ class Root:
             run, begun = self._make_run(wanted.fields), wanted.beginning
             if begun.forked_from is not None:
                 run.go_on_from(play(run.data, (), after=begun.after, visits=begun.visits))
-                await recall_ledgers(run, children=())
+                await recall_ledgers(run, {}, ())
             await run.commit((), run.data, begun=begun)
             return run
         wanted, known = wanted.declaring(record.beginning.secret), record.beginning
@@ -197,7 +198,7 @@ class Root:
         known = replace(known, first={**known.first, **wanted.secrets})
         run = self._make_run(known.first)
         played = await recorded_history(execution, self.path, known)
-        children = await _recorded_children(execution, self.path)
+        done, children = await read_children(execution, store, self.path)
         execution.answers = played.answers
         asked = (
             ()
@@ -213,7 +214,7 @@ class Root:
             played.add(rewound)
             run.rewound = rewound, _back(now, played.restored)
         run.go_on_from(played)
-        await recall_ledgers(run, children)
+        await recall_ledgers(run, done, children)
         if is_over:
             run.status = "succeeded"
         elif answered:
@@ -249,11 +250,6 @@ class Root:
             f"succeeded; a run that has not goes on with run(id={path.id!r})"
         )
         raise BadUse(msg)
-
-
-async def _recorded_children(execution: Execution, path: RunPath) -> Sequence[ChildRecord]:
-    asked = execution.store.children(path)
-    return await execution.ask(asked, f"the children of run {path.id}")
 
 
 def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:

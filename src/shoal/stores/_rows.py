@@ -106,6 +106,20 @@ class Child(NamedTuple):
 
 
 @final
+class Applied(NamedTuple):
+    """Of a child's row, what the update that applied it is made of."""
+
+    step: str
+    act: str
+    key: Key
+    position: int
+    applied: int | None
+    value: str | None
+    form: str | None
+    change: str | None
+
+
+@final
 class Rows(NamedTuple):
     """All that one save writes."""
 
@@ -547,7 +561,7 @@ class Unpacker:
             applied=row.applied,
         )
 
-    def history(self, rows: Iterable[History], children: Iterable[Child]) -> list[Entry]:
+    def history(self, rows: Iterable[History], children: Iterable[Applied]) -> list[Entry]:
         """Return the history of a run: its own entries, and those that applied its children.
 
         Args:
@@ -588,7 +602,7 @@ class Unpacker:
         found, at = tuple(data.get("found", ())), data.get("at", 0)
         return Update(data["number"], data["step"], operations, found, at)
 
-    def applied(self, row: Child) -> Update:
+    def applied(self, row: Applied) -> Update:
         """Return the update that applied a child."""
         if row.change is not None:
             return self._update(row.change)
