@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from shoal import PositionedList, StateList, StateMap
-from shoal._collections import to_plain
+from shoal._plain import to_plain
 
 T = TypeVar("T")
 
@@ -523,7 +523,7 @@ def at_line(number: int, function: Callable[[], object], intrude: Callable[[], o
     Not at a ``with`` itself: between its body and its end the interpreter handles no signal.
     Returns whether there are so many lines.
     """
-    where = to_plain.__code__.co_filename
+    where = StateList.append.__code__.co_filename
     lines = count()
     reached = False
 

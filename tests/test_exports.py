@@ -181,6 +181,30 @@ def test_importing_shoal_loads_nothing_optional():
     assert loaded & OPTIONAL == set()
 
 
+@pytest.mark.parametrize(
+    ("missing", "name", "extra"),
+    [
+        ("psycopg", "PostgresStore", "shoal[postgres]"),
+        ("psycopg.errors", "PostgresStore", "shoal[postgres]"),
+        ("sqlite3", "SQLiteStore", "shoal[sqlite]"),
+    ],
+)
+def test_all_names_can_be_imported_without_the_extras(missing: str, name: str, extra: str):
+    program = (
+        "import sys, pydoc\n"
+        f"sys.modules[{missing!r}] = None\n"
+        "from shoal import *\n"
+        f"try: {name}('x')\n"
+        "except ImportError as error: print(error)\n"
+        f"print({name}.__name__, isinstance(1, {name}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    said, shown = done.stdout.decode().splitlines()
+    assert said.startswith(f"{name} needs ")
+    assert said.endswith("'psycopg[binary]'") or extra in said
+    assert shown == f"{name} False"
+
+
 def test_running_on_one_backend_does_not_load_the_other():
     program = (
         "import shoal\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,6 +15,7 @@ from shoal import (
     END,
     Application,
     BadUse,
+    Browses,
     ChildRerun,
     ChildStarted,
     Completed,
@@ -33,6 +35,8 @@ from shoal import (
     RunResult,
     RunStarted,
     Runtime,
+    ShoalError,
+    SQLiteStore,
     State,
     StateError,
     StateUpdated,
@@ -46,7 +50,14 @@ from shoal import (
     when,
 )
 from shoal._store import NullStore
-from shoal.testing import Attempt, RecordingHook, Recovery, cancel_everywhere, crash_everywhere
+from shoal.testing import (
+    Attempt,
+    RecordingHook,
+    Recovery,
+    cancel_everywhere,
+    crash_everywhere,
+    no_leaks,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -283,6 +294,51 @@ async def test_typed_states_are_held_to_their_model():
         await app.fork("x", number=1, update={"one": "seven"})
     with pytest.raises(StateError, match="'four', which Model does not declare"):
         await app.fork("x", number=1, update={"four": 4})
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["store", "no store"])
+async def test_an_id_that_no_run_has_is_named(is_kept: bool):
+    app = Application(chain, name="app", store=MemoryStore() if is_kept else None)
+    await app.run({"n": 1}, id="crawl-2024")
+    where = "the store has no run" if is_kept else "there is no store to have a run"
+    said = f"{where} 'crawl-2042', and a new one can't begin: action "
+    async with Runtime() as runtime:
+        for call in (
+            lambda: app.run(id="crawl-2042"),
+            lambda: app.run({}, id="crawl-2042"),
+            lambda: app.start(id="crawl-2042", runtime=runtime),
+            *([lambda: app.run(id="crawl-2042", answers={"ok": 1})] if is_kept else []),
+        ):
+            with pytest.raises(MissingField) as missing:
+                await call()
+            assert said in str(missing.value)
+        if is_kept:
+            for call in (app.fork, app.retry_failed, app.questions):
+                with pytest.raises(UnknownRun, match="the store has no run 'crawl-2042'"):
+                    await call("crawl-2042")
+
+
+@pytest.mark.parametrize("place", ["memory", "sqlite"])
+async def test_an_id_like_one_that_is_known_is_noted(place: str, tmp_path: Path):
+    store = MemoryStore() if place == "memory" else SQLiteStore(tmp_path / "runs.db")
+    app = Application(chain, name="app", store=store)
+    async with no_leaks():
+        await app.run({"n": 1}, id="crawl-2024")
+        for call in (
+            lambda: app.run(id="crawl-2042"),
+            lambda: app.fork("crawl-2042"),
+            lambda: app.retry_failed("crawl-2042"),
+            lambda: app.questions("crawl-2042"),
+        ):
+            with pytest.raises(ShoalError) as missing:
+                await call()
+            noted = isinstance(store, Browses)
+            notes = ["shoal: did you mean 'crawl-2024'?"] if noted else []
+            assert getattr(missing.value, "__notes__", []) == notes
+            assert "2024" not in str(missing.value)
+        with pytest.raises(UnknownRun) as other:
+            await app.fork("another")
+        assert getattr(other.value, "__notes__", []) == []
 
 
 async def test_what_can_not_be_forked():

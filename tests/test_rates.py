@@ -1390,15 +1390,111 @@ async def test_a_fan_outs_rate_is_charged_for_starts_and_retries_and_not_for_fur
     again = Retry(3, on=ConnectionError, initial=0.25, jitter=0)
     child = Graph.chain(step("first", "x"), step("second", "out"), name="child")
     await Application(many(child, Limits(rate=Rate(1)), each=Each(retry=again))).run({"ns": [0, 1]})
-    # the other child stands in line before the first's next attempt
+    # the retried child goes before the other one, which has not started
     assert starts == [
         ("first", 0, 0),
         ("second", 0, 0),
-        ("first", 1, 1),
-        ("second", 1, 1),
+        ("second", 0, 1),
         ("second", 0, 2),
-        ("second", 0, 3),
+        ("first", 1, 3),
+        ("second", 1, 3),
     ]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+async def test_a_retry_of_a_further_step_does_not_pay_the_rate_of_the_fan_out(nested: bool):
+    """The rate counts starts of children; only its first step starts a child."""
+    starts: list[tuple[str, int, float]] = []
+
+    def step(name: str, field: str) -> Any:
+        @action(reads=["n"], writes=[field], name=name, retry=again)
+        async def step(n: int) -> None:
+            starts.append((name, n, anyio.current_time()))
+            if n == 0 and sum(one[:2] == (name, n) for one in starts) < 2:
+                raise ConnectionError
+
+        return step
+
+    again = Retry(3, on=ConnectionError, initial=0.25, jitter=0)
+    first, second = step("first", "x"), step("second", "out")
+    inner = Graph.chain(second, name="inner") if nested else second
+    outer = Graph.chain(first, name="outer") if nested else first
+    child = Graph.chain(outer, inner, name="child")
+    await Application(many(child, Limits(rate=Rate(1)), take="out")).run({"ns": [0, 1]})
+    assert starts == [
+        ("first", 0, 0),
+        ("first", 0, 1),
+        ("second", 0, 1),
+        ("second", 0, 1.25),
+        ("first", 1, 2),
+        ("second", 1, 2),
+    ]
+
+
+# -- turns of those that come back -----------------------------------------------------------------
+
+
+RATED: dict[str, Callable[[int], Limits]] = {
+    "fan-out": lambda rate: Limits(rate=Rate(rate)),
+    "fan-out, few": lambda rate: Limits(2) & Limits(rate=Rate(rate)),
+    "fan-out, by key": lambda rate: Limits(rate=Rate(rate), by=lambda state: 0),
+    "action": lambda rate: Limits(rate=Rate(rate)),
+    "application": lambda rate: Limits(rate=Rate(rate)),
+}
+
+
+@pytest.mark.parametrize("retries", ["action", "child"])
+@pytest.mark.parametrize("where", RATED)
+async def test_a_retry_waits_for_one_turn_and_not_for_what_was_read_ahead(where: str, retries: str):
+    begun: dict[int, list[float]] = defaultdict(list)
+    limits = RATED[where](10)
+    again = Retry(2, on=ConnectionError, initial=0.01, jitter=0)
+    waits = RecordingHook()
+
+    @action(
+        reads=["n"], writes=["out"],
+        limits=limits if where == "action" else None,
+        retry=again if retries == "action" else None,
+    )  # fmt: skip
+    async def work(n: int) -> None:
+        begun[n].append(anyio.current_time())
+        if n % 10 == 0 and len(begun[n]) < 2:
+            raise ConnectionError
+
+    step = many(
+        work,
+        limits if where.startswith("fan-out") else None,
+        each=Each(retry=again if retries == "child" else None, timeout=60),
+    )
+    app = Application(step, limits=limits if where == "application" else None, hooks=[waits])
+    await app.run({"ns": range(100)})
+    late = {n: times[1] - times[0] for n, times in begun.items() if len(times) > 1}
+    assert len(late) == 10
+    assert max(late.values()) <= 0.1 + EPSILON
+    assert max(times[-1] for times in begun.values()) == pytest.approx(10.9), "no turn is lost"
+    told = [one for one in waits.events if isinstance(one, Waiting) and one.path.key == 50]
+    assert len(told) == 2, "that the child waits to start, and that it waits for its next attempt"
+
+
+async def test_a_run_whose_children_are_retried_takes_no_more_than_its_share():
+    """Retries go before new children of their own run, and cost that run its later turns."""
+    calls: list[str] = []
+    again = Retry(5, on=ConnectionError, initial=0.01, jitter=0)
+
+    @action(reads=["n", "who"], writes=["out"], retry=again)
+    async def work(n: int, who: str, context: Context) -> None:
+        calls.append(who)
+        if who == "failing" and context.attempt < 5:
+            raise ConnectionError
+
+    app = Application(many(work, Limits(8)))  # so 64 are read ahead
+    async with Runtime(limits=Limits(rate=Rate(100))) as runtime, anyio.create_task_group() as both:
+        for who in ("failing", "plain"):
+            both.start_soon(runtime.run, app, {"ns": range(300), "who": who})
+    plain = [at for at, who in enumerate(calls) if who == "plain"]
+    assert len(plain) == 300
+    ahead = 64 * 4  # the retries of children that had their turns when the first one failed
+    assert plain[-1] <= 2 * 300 + ahead, "of 1,800 calls"
 
 
 @pytest.mark.parametrize("where", ["action", "application", "runtime"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from itertools import pairwise
@@ -32,8 +33,10 @@ from shoal import (
     MemoryStore,
     NoTransition,
     Outcome,
+    Rate,
     Retry,
     RetryBudget,
+    RetryLater,
     RunEnded,
     RunStarted,
     Runtime,
@@ -1035,6 +1038,42 @@ async def test_what_could_not_be_reduced_is_reduced_in_the_next_attempt_and_not_
     assert sorted(n for _, n in worker.worked) == [0, 1, 3, 4]
     assert sorted(reduced) == [0, 1, 1, 3, 4]
     hook.assert_paired()
+
+
+@pytest.mark.parametrize("ends", ["a failure", "a timeout"])
+@pytest.mark.parametrize("limits", [Limits(2), Limits(5), Limits(2) & Limits(rate=Rate(100))])
+@pytest.mark.parametrize("waits", ["each", "action", "later"])
+async def test_a_retried_child_waits_for_no_place_of_a_group_that_is_gone(
+    waits: str, limits: Limits, ends: str
+):
+    """It waited for its next attempt when its group ended; a new group lives it now."""
+    tries = Counter[str]()
+    retry = Retry(3, on=ConnectionError, initial=0.05, jitter=0)
+
+    @action(reads=["x"], writes=["y"], retry=retry if waits == "action" else None)
+    async def work(x: str) -> str:
+        tries[x] += 1
+        if x == "A" and tries[x] == 1:
+            raise RetryLater(0.05) if waits == "later" else ConnectionError("once")
+        if x == "B" and tries[x] == 1:
+            await anyio.sleep(0.01 if ends == "a failure" else 60)
+            raise ValueError("once")
+        await anyio.sleep(0.001)
+        return x
+
+    inner = fan_out(
+        work, over=lambda state: ["A", "B"], item="x", key=str, reads=[], into="ys", take="y",
+        limits=limits, each=Each(retry=retry) if waits == "each" else None,
+        timeout=0.03 if ends == "a timeout" else None,
+    )  # fmt: skip
+    outer = fan_out(
+        inner, over=lambda state: ["o"], item="o", key=str, reads=[], into="all", take="ys",
+        each=Each(retry=Retry(3, on=Exception, initial=0.001)),
+    )  # fmt: skip
+    async with no_leaks():
+        result = await Application(outer).run({})
+    assert result.state.to_plain()["all"] == {"o": {"A": "A", "B": "B"}}
+    assert tries == {"A": 2, "B": 2}
 
 
 async def test_failures_that_a_step_has_collected_stay_collected():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from itertools import pairwise
 from math import inf, nan
 from typing import Any
 
@@ -265,6 +266,37 @@ async def test_an_element_is_pulled_only_when_it_may_start(stagger: float):
         assert (await watched.go({}))["out"] == [0.75] * 4
         assert [at - began for at in pulled] == expected
         watched.check()
+
+
+@pytest.mark.parametrize("stagger", [0.25, 3, inf])
+@pytest.mark.parametrize("limits", [None, Limits(1), Limits(2)])
+async def test_a_frontier_that_is_dry_for_a_while_starts_what_it_discovers(
+    stagger: float, limits: Limits | None
+):
+    """The last child known has started, and takes longer than the delay; then it finds more."""
+    starts = Starts()
+
+    def grow(state: State, outcome: Done) -> list[int]:
+        return [n for n in (2 * outcome.value + 1, 2 * outcome.value + 2) if n < 7]
+
+    @action(reads=["item"], writes=["slept"])
+    async def fetch(item: int) -> int:
+        await anyio.sleep(1)
+        return item
+
+    crawl = fan_out(
+        fetch, over="items", into="out", take="slept", key=int, limits=limits, stagger=stagger,
+        grow=grow,
+    )  # fmt: skip
+    watched = Watched(crawl, hooks=[starts])
+    began = anyio.current_time()
+    state = await watched.go({"items": [0]})
+    assert list(state["out"]) == list(range(7))
+    times = sorted(at - began for at in starts.at.values())
+    least = 1 if stagger == inf or limits == Limits(1) else 0
+    least = max(least, stagger if stagger != inf else 1)
+    assert all(later - sooner >= least for sooner, later in pairwise(times))
+    watched.check()
 
 
 async def test_classes_stagger_too():

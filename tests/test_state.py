@@ -16,9 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal import (
+    Application,
     BadResult,
     Drop,
+    ErrorInfo,
     Extend,
+    Graph,
     Increment,
     MissingField,
     Operation,
@@ -32,6 +35,8 @@ from shoal import (
     StateMap,
     UndeclaredRead,
     UndeclaredWrite,
+    action,
+    fan_out,
     replay,
 )
 from shoal._state import NO_CHANGE, Permit, change_between, make_state
@@ -242,6 +247,38 @@ def test_to_plain_is_ready_for_json():
     assert type(plain["log"]) is type(plain["by"]["x"]) is list
     assert type(plain["by"]) is dict
     assert json.loads(json.dumps(plain)) == plain
+
+
+def test_to_plain_makes_json_of_whatever_the_library_puts_into_a_state():
+    error = ErrorInfo.of(ValueError("no"))
+    errors = {"type": "ValueError", "message": "no", "traceback": error.traceback}
+    state = State(
+        errors=StateMap({"a": error, "b": StateMap({"act": error})}),
+        states=StateList([State(inner=State(n=1).append(log="x"))]),
+    )
+    plain = state.to_plain()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain == {
+        "errors": {"a": errors, "b": {"act": errors}},
+        "states": [{"inner": {"n": 1, "log": ["x"]}}],
+    }
+
+
+def test_what_fan_outs_collect_is_json():
+    @action(reads=["n"], writes=["m"])
+    async def half(n: int) -> float:
+        return 1 / n
+
+    def collecting(name: str, **more: Any) -> Any:
+        into, errors = f"{name}_outs", f"{name}_errors"
+        options: dict[str, Any] = {"into": into, "errors_into": errors, "name": name, **more}
+        return fan_out(half, over="ns", item="n", key=str, on_error="collect", **options)
+
+    steps = Graph.chain(collecting("plain"), collecting("whole", take=State), collecting("take"))
+    result = Application(steps).run_sync({"ns": [0, 1]})
+    plain = result.state.to_plain()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["whole_errors"]["0"]["type"] == "ZeroDivisionError"
 
 
 def test_to_plain_shows_only_what_may_be_read():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import anyio
 import pytest
@@ -37,6 +37,8 @@ from shoal import (
     StepTimeout,
     action,
     fan_out,
+    first_item,
+    race,
 )
 from shoal._store import Batch, NullStore
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
@@ -885,3 +887,50 @@ def test_timeouts_cancelled_everywhere(how: tuple[Backend, Any], level: str):
 
     backend, kind = how
     assert cancel_everywhere(scenario, backend=backend, how=kind) > 10
+
+
+@pytest.mark.parametrize("seconds", [2, 0.1, 1.7])
+async def test_a_timeout_is_told_as_it_was_given(seconds: float):
+    """Not as the seconds that are left of it, wherever it is measured from."""
+
+    @action(reads=["n"], writes=["out"])
+    async def breaks_off(n: float) -> AsyncIterator[float]:
+        await anyio.sleep(n / 3)
+        yield n
+        await anyio.sleep(n / 3)
+        raise ValueError("broke off")
+
+    @action(reads=["n"], writes=["out"])
+    async def late(n: float) -> AsyncIterator[float]:
+        await anyio.sleep(n)
+        yield n
+
+    @action(writes=["out"])
+    async def own(context: Context) -> None:
+        async with context.fan_out(name="own", timeout=seconds) as group:
+            group.start(sleeper(), {"n": 9})
+
+    @action(writes=["out"], timeout=seconds)
+    async def alone() -> None:
+        await anyio.sleep(9)
+
+    given: dict[str, Any] = {"over": "ns", "item": "n", "into": "outs"}
+    each = Each(timeout=seconds)
+    restart = first_item(on_break="restart")
+    acts: list[Any] = [
+        alone,
+        own,
+        fan_out(sleeper(), **given, timeout=seconds),
+        fan_out(sleeper(), **given, each=each),
+        race(breaks_off, late, into="out", until=restart, timeout=seconds),  # in its second round
+    ]
+    for act in acts:
+        await anyio.sleep(0.1)  # a clock that differences of aren't exact
+        began = anyio.current_time()
+        with pytest.raises((StepTimeout, ExceptionGroup)) as caught:
+            await Application(act).run({"ns": [9], "n": seconds}, id="r")
+        assert anyio.current_time() == pytest.approx(began + seconds)
+        error: Any = caught.value
+        while isinstance(error, ExceptionGroup):
+            (error,) = cast("Any", error).exceptions
+        assert str(error).endswith(f"took longer than its timeout of {seconds} s"), act

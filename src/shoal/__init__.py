@@ -1,12 +1,12 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _errors,
-_functions, _collections, _ids, _digest, _secret, _state, _typenames, _tags, _objects, _codec,
-_model, _schema, _events, _history, _meters, _shared, _rate, _retry, _breaker, _policy; _action,
-_action_class, _until, _condition, _flow, _graph; _cancel, _closing, _items, _watch, _store,
-_results, _ports, _backend, _hooks, _stream, _suspects, _execution, _attempts, _setting, _trials,
-_holding, _recalling, _telling, _halting, _ending, _committing, _resuming, _step, _run; _host,
-_threads, _gate, _alarms, _supply, _queue, _seat, _limiter, _entrance, _admission, _recorded,
+_functions, _collections, _plain, _ids, _digest, _secret, _state, _typenames, _tags, _objects,
+_codec, _model, _schema, _events, _history, _meters, _shared, _rate, _retry, _breaker, _policy;
+_action, _action_class, _until, _condition, _flow, _graph; _cancel, _closing, _items, _watch,
+_store, _results, _ports, _backend, _hooks, _stream, _suspects, _execution, _attempts, _setting,
+_trials, _holding, _recalling, _telling, _halting, _ending, _committing, _resuming, _step, _run;
+_host, _threads, _gate, _alarms, _supply, _queue, _seat, _limiter, _entrance, _admission, _recorded,
 _checks, _child, _source, _stopping, _lobby, _pulling, _group, _hedge, _stagger, _contest, _join,
 _parallel, _acts, _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _start, _root,
 _roots, _result, _handle, _recovery, _runtime, _open, _given, _launching, _application; then the
@@ -322,14 +322,39 @@ __all__ = [
     "when",
 ]
 
-# what only those who use it need to import
+# Imported when they are asked for, so that `import shoal` loads no database driver.
 _LATER = {"Codec": "_codec", "PostgresStore": "stores._postgres", "SQLiteStore": "stores._sqlite"}
+_EXTRAS = {
+    "Codec": "'shoal[sqlite]'",
+    "PostgresStore": "'shoal[postgres]' 'psycopg[binary]'",
+    "SQLiteStore": "'shoal[sqlite]'",
+}
 
 
 def __getattr__(name: str) -> object:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    try:
+        module = importlib.import_module(f".{_LATER[name]}", __name__)
+    except ImportError as error:
+        return _stand_in(name, error)
+    return getattr(module, name)
+
+
+def _stand_in(name: str, error: ImportError) -> type:
+    """Make a class in the place of one whose extra isn't installed; calling it says how to get it.
+
+    Not raised here already: `from shoal import *` asks for every name, used or not
+    (see test_all_names_can_be_imported_without_the_extras).
+    """
+    why, missing = str(error), error.name
+
+    def refuse(_: object, *_args: object, **_more: object) -> typing.NoReturn:
+        what = why if "pip install" in why else f"what isn't installed ({why})"
+        how = "" if "pip install" in why else f": pip install {_EXTRAS[name]}"
+        raise ImportError(f"{name} needs {what}{how}", name=missing)
+
+    return type(name, (), {"__init__": refuse, "__module__": "shoal"})
 
 
 for _error in [globals().get(name) for name in __all__]:  # tracebacks show the public names

@@ -17,7 +17,7 @@ import anyio
 from anyio import NoEventLoopError, get_cancelled_exc_class
 
 from ._action import Act, field_names
-from ._errors import BadUse, DefinitionError, RunClaimed, UnknownRun, kind_of
+from ._errors import BadUse, DefinitionError, RunClaimed, kind_of
 from ._events import Question
 from ._execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from ._given import fields_of
@@ -29,7 +29,7 @@ from ._ids import RunPath
 from ._launching import Launcher
 from ._open import Gate, OpenRun
 from ._rate import Limits
-from ._recorded import read_questions, recorded_beginning, recorded_history
+from ._recorded import read_questions, recorded_beginning, recorded_history, unknown_run
 from ._result import RunResult
 from ._root import Root
 from ._runtime import Runtime
@@ -413,11 +413,10 @@ class Application(Launcher[S]):
         secrets = fields_of(state, "state", "retry_failed")
         given, path = self._check_inputs(run_id, inputs, runtime, "retry_failed")
 
-        async def first(_execution: Execution, known: RunRecord | None) -> Start:
+        async def first(execution: Execution, known: RunRecord | None) -> Start:
             """Leave it to the store."""
             if known is None:
-                msg = f"the store has no run {run_id!r}"
-                raise UnknownRun(msg)
+                raise await unknown_run(execution, run_id)
             return self._same(known, only_secrets(secrets, known.beginning, "retry_failed"))
 
         return await self._run(first, given, path, runtime, retries_failed=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -51,6 +52,25 @@ def current_backend() -> Backend:
     token = sys.modules["trio"].lowlevel.current_trio_token()
     call_soon = token.run_sync_soon
     return Backend(token, current_time, _EventWaiter, lambda: _no_native_cancels, call_soon, None)
+
+
+def startable(context: Context) -> Context:
+    """Copy ``context`` so that tasks can be started in it from callbacks of the loop, too.
+
+    anyio asks which loop runs before it makes a task, and sniffio answers from the current task. A
+    callback of asyncio's (a timer, a signal handler, a call from a thread) has none. ``anyio.run``
+    therefore leaves the answer in a context variable; ``asyncio.run``, uvloop and servers don't.
+    See test_a_rate_opens_however_the_loop_was_started.
+
+    Called in a task. User code never runs in the copy: in a worker thread, the variable would keep
+    ``anyio.run`` from starting a loop of its own.
+    """
+    copied = context.copy()
+    sniffio: Any = sys.modules.get("sniffio")  # optional; without it, anyio asks the loop
+    if sniffio is not None:
+        library = sniffio.current_async_library()
+        copied.run(sniffio.current_async_library_cvar.set, library)
+    return copied
 
 
 def protect_from_ctrl_c(backend: Backend) -> None:

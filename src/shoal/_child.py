@@ -97,6 +97,7 @@ def child_setting(
         each=each,
         is_resumable=setting.is_resumable,
         host=host,
+        begins_host=host is None or run.is_starting,
     )
 
 

@@ -354,15 +354,3 @@ def _equal_lists(ours: Sequence[object], other: object) -> bool:
     return len(ours) == len(theirs) and all(
         a is b or a == b for a, b in zip(ours, theirs, strict=True)
     )
-
-
-def to_plain(value: object) -> object:
-    """Copy ``value`` into plain lists and dicts, all the way down; leave what else there is."""
-    match value:
-        case StateList() | PositionedList() | list():
-            return [to_plain(item) for item in cast("Sequence[object]", value)]
-        case StateMap() | dict():
-            items = cast("Mapping[object, object]", value).items()
-            return {key: to_plain(item) for key, item in items}
-        case _:
-            return value

@@ -63,9 +63,14 @@ class Contest(ABC):
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         """Tell whether the update of ``child``, which led to ``state``, has decided it, and how."""
 
+    @property
     @abstractmethod
+    def lacking(self) -> int:
+        """The results that must still be accepted before it can be decided, at least."""
+
     def is_lost(self, possible: float) -> bool:
         """Tell whether it can't be decided any more, with at most ``possible`` children to come."""
+        return possible < self.lacking
 
     def defeat(
         self, ended: Iterable[Outcome], count: int, possible: float
@@ -166,8 +171,9 @@ class _Firsts(Contest):
             return None
         return self._decision(child, self._accepted)
 
-    def is_lost(self, possible: float) -> bool:
-        return len(self._accepted) + possible < self.wanted
+    @property
+    def lacking(self) -> int:
+        return self.wanted - len(self._accepted)
 
     def _why_lost(self, count: int) -> str:
         of, accepted = f"of its {_children(count)}", len(self._accepted)
@@ -230,8 +236,9 @@ class _Poll(Contest):
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         return self._decision(child, self._agreed) if self._agreed else None
 
-    def is_lost(self, possible: float) -> bool:
-        return self._most + possible < self.wanted
+    @property
+    def lacking(self) -> int:
+        return self.wanted - self._most
 
     def _unwanted(self) -> Iterator[tuple[Contestant, Exception | None]]:
         yield from self._refused
@@ -264,8 +271,12 @@ class _Asked(Contest):
         refuse_awaitable(answer, f"until= of fan-out {self.name!r}")
         return self._decision(child, (child,)) if answer else None
 
+    @property
+    def lacking(self) -> int:
+        return 1  # any further update may satisfy the function
+
     def is_lost(self, possible: float) -> bool:
-        return False
+        return False  # without a decision, all children are awaited
 
     def defeat(self, ended: Iterable[Outcome], count: int, possible: float) -> None:
         """Nobody had to win: without a decision, all were awaited."""
@@ -332,8 +343,12 @@ class Streams(Contest):
             if child.status in ("failed", "cancelled") and self.winner == _name(child):
                 self.is_broken = True
 
+    @property
+    def lacking(self) -> int:
+        return 1 if self.winner is None else 0
+
     def is_lost(self, possible: float) -> bool:
-        return self.is_broken or (self.winner is None and possible < 1)
+        return self.is_broken or super().is_lost(possible)
 
     def _why_lost(self, count: int) -> str:
         if self.winner is None:

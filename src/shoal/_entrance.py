@@ -56,7 +56,10 @@ class Entrance:
         self._all: Limiters = limiters
         self._limiters: tuple[Limiter, ...] = () if limiter is None else (limiter,)
         self._on_aside: Callable[[int], None] = on_aside
-        self._stakes: set[Stake] = set()
+        # By stake, the child that holds it. A child must not keep the stake of a group that is
+        # gone: when something around it is retried, another group lives it, whose places these
+        # are not. See test_a_retried_child_waits_for_no_place_of_a_group_that_is_gone.
+        self._stakes: dict[Stake, Run] = {}
         self.parent: Run | None = parent
         """Whose children they are; None afterwards."""
         self.place: Gate = place
@@ -81,7 +84,7 @@ class Entrance:
             costs = (1.0,) * len(gates)
         stake = Stake(self._queue, (self.place, *gates), (1.0, *costs), self._on_aside)
         child.stake = stake
-        self._stakes.add(stake)
+        self._stakes[stake] = child
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
         thread: Gate | None = None
@@ -99,10 +102,10 @@ class Entrance:
         child.seat = None if thread is None and not needed else seat
         return seat
 
-    def stake(self) -> Stake:
+    def stake(self, child: Run) -> Stake:
         """Make what a child holds that was not admitted, since nothing limits its start."""
         stake = Stake(self._queue, (self.place,), (1.0,), self._on_aside, is_held=True)
-        self._stakes.add(stake)
+        self._stakes[stake] = child
         return stake
 
     def leave(self, children: Sequence[Run]) -> None:
@@ -113,7 +116,7 @@ class Entrance:
                 self.place.used -= 1
             else:
                 child.stake = None
-                self._stakes.discard(stake)
+                del self._stakes[stake]
                 stake.leave()
         if self.place.posted:
             self._queue.serve(self.place)
@@ -125,7 +128,7 @@ class Entrance:
         if seat is not None:
             seat.cancel()
         if stake is not None:
-            self._stakes.discard(stake)
+            del self._stakes[stake]
             stake.refund()
             stake.leave()
 
@@ -140,11 +143,14 @@ class Entrance:
             self._queue.adapt(stake, child.error)
 
     def close(self) -> None:
-        """Give back what is held by children that nobody has applied."""
+        """Give back what is held by children that nobody has applied, and take it from them."""
         self._on_aside = ignore_aside  # no cycle: an error's frames lead to children, and here
         self.parent = None
         while self._stakes:
-            self._stakes.pop().leave()
+            stake, child = self._stakes.popitem()
+            stake.leave()
+            if child.stake is stake:
+                child.stake = None
 
     def __repr__(self) -> str:
         return f"<Entrance, {self.place.used} in flight, limited by {self._limiters}>"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast, final
 
 from ._errors import brief
 from ._ids import Key, RunPath
+from ._plain import HasPlainForm
 from ._state import Operation, State
 
 LEAVES = 3
@@ -176,7 +177,7 @@ class Halted(_Ended):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorInfo:
+class ErrorInfo(HasPlainForm):
     """An error as data: what ``errors_into`` collects."""
 
     type: str
@@ -192,6 +193,10 @@ class ErrorInfo:
         module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
         text = "".join(traceback.format_exception(error))
         return cls(type=f"{module}{kind.__qualname__}", message=_message(error), traceback=text)
+
+    def to_plain(self) -> dict[str, str]:
+        """Copy it into a dict of texts, for JSON."""
+        return {"type": self.type, "message": self.message, "traceback": self.traceback}
 
 
 def in_short(error: BaseException) -> str:

@@ -199,7 +199,7 @@ class Held:
 class Claim(Held):
     """What is granted all the gates it needs at once, or waits for them in line."""
 
-    __slots__ = ("due", "granted", "line", "paid", "unit")
+    __slots__ = ("due", "granted", "is_returning", "line", "paid", "unit")
 
     def __init__(
         self,
@@ -216,6 +216,7 @@ class Claim(Held):
         """
         super().__init__(needed, costs)
         self.unit: Unit | None = unit
+        self.is_returning: bool = False  # a child under way comes back: it goes before new ones
         self.due: float = 0.0
         self.paid: bool = False  # whether its rates were charged
         self.granted: bool = False

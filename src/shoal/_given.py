@@ -15,6 +15,7 @@ from ._execution import Execution
 from ._graph import Graph
 from ._halting import Answers
 from ._ids import RunPath, new_run_id
+from ._recorded import note_similar
 from ._runtime import Runtime
 from ._secret import Secret, boxed, secrets_in
 from ._setting import Halts
@@ -61,12 +62,22 @@ class Given:
         data = self._checked(fields)
         given = None if state is None else fields
 
-        async def known_or_new(_: Execution, known: RunRecord | None) -> Start:
+        async def known_or_new(execution: Execution, known: RunRecord | None) -> Start:
             """Leave to the store what is not given, if it has the run."""
-            return self._beginning(data) if known is None else self._again(known, given, data)
+            if known is not None:
+                return self._again(known, given, data)
+            try:
+                return self._beginning(data, id)
+            except MissingField as error:
+                await note_similar(error, execution, str(id))
+                raise
 
-        is_new = id is None or isinstance(store, NullStore)
-        first = self._beginning(data) if is_new else known_or_new
+        if id is None:
+            first = self._beginning(data)
+        elif isinstance(store, NullStore):
+            first = self._beginning(data, id, is_kept=False)
+        else:
+            first = known_or_new
         return first, *self._check_inputs(id, inputs, runtime, where)
 
     def _check_halting(
@@ -131,15 +142,26 @@ class Given:
             fields = fields_of(state, "state", where)
         return boxed(fields, self.secret)
 
-    def _beginning(self, data: Mapping[str, object]) -> Start:
+    def _beginning(
+        self, data: Mapping[str, object], id: str | None = None, *, is_kept: bool = True
+    ) -> Start:
         """Say what a new run is to start from.
+
+        Args:
+            data: Its fields.
+            id: Its id, if it was asked for by one: then a run of that id may have been meant.
+            is_kept: Whether there is a store, which has no such run.
 
         Raises:
             MissingField: A field is needed and isn't there.
         """
         missing = self._missing_field(data)
         if missing:
-            msg = f"application {self.name!r}: {missing}"
+            unknown = ""
+            if id is not None:
+                where = "the store has no run" if is_kept else "there is no store to have a run"
+                unknown = f"{where} {id!r}, and a new one can't begin: "
+            msg = f"application {self.name!r}: {unknown}{missing}"
             raise MissingField(msg)
         return self._start(data)
 

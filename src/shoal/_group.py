@@ -70,6 +70,7 @@ class Group(Crew):
         limit: int | None = None,
         among: str = "",
         timeout: float | None = None,
+        ends_at: float | None = None,
         circuits: Circuits | None = None,
         decisive: Collection[Status | None] = (),
     ) -> None:
@@ -83,7 +84,8 @@ class Group(Crew):
             name: What the fan-out is called.
             limit: How many may be in flight, if that isn't what ``limits`` says.
             among: Tells several of one owner apart.
-            timeout: Seconds from now until all is cancelled.
+            timeout: Seconds from now until all is cancelled, as the user gave them.
+            ends_at: When those are over, by the loop's clock, if they began before now.
             circuits: Say which children are skipped for a while; None: none are.
             decisive: What an end has to be to decide, maybe, that no more are needed.
         """
@@ -96,7 +98,7 @@ class Group(Crew):
             on_room=self._hear_room,
             on_refused=self._fell,
         )
-        super().__init__(parent, name, timeout, source, lobby)
+        super().__init__(parent, name, source, lobby, timeout=timeout, ends_at=ends_at)
         self.inbox: deque[Run] = deque()
         self._circuits = circuits
         self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through

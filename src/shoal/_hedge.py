@@ -5,8 +5,8 @@ Imports values only.
 Invariants:
 - In the long run extra starts are at most the budget's share of the starts that were needed.
   In any stretch there may be besides as many as were left unused before, but never more than the
-  last ``WINDOW`` needed starts allow: so an outage, in which every race asks for more, raises the
-  load by that share, and doesn't double it.
+  last ``WINDOW`` needed starts allow: so where every race is slow, and asks for more, the load
+  grows by that share, and isn't doubled.
 - Who has to wait for the budget gets it in turn.
 
 "Hedged requests" are Dean and Barroso's (The Tail at Scale, CACM 56(2), 2013): send the same

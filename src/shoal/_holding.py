@@ -10,7 +10,8 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from anyio import sleep
@@ -23,7 +24,7 @@ from ._setting import Setting
 from ._state import Change
 
 
-class Holder:
+class Holder(ABC):
     """The part of a run that holds something."""
 
     __slots__ = ()
@@ -35,6 +36,11 @@ class Holder:
     _head: tuple[int, Mapping[str, object]]
     _last: Change | None
     _step: str | None
+    _visits: dict[str, int] | None
+
+    @abstractmethod
+    def tell_waiting(self, seat: Seat) -> Awaitable[None]:
+        """Publish that it waits for a limit."""
 
     @property
     def lodger(self) -> Holder:
@@ -56,7 +62,7 @@ class Holder:
     def make_stake(self) -> Stake | None:
         """Say what it holds in flight from now on, if it is a child of a fan-out."""
         if self.stake is None and self.setting.entrance is not None:
-            self.stake = self.setting.entrance.stake()
+            self.stake = self.setting.entrance.stake(self)
         return self.stake
 
     def take_seat(self, action: FunctionAction[..., Any]) -> Seat | None:
@@ -68,12 +74,20 @@ class Holder:
         admission = setting.services.admission
         return admission.seat(setting.scopes, action, self._head[1], self.lodger)
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether it has completed no step, nor has the child of a fan-out that it is part of."""
+        is_at_entry = self._last is None and not self._visits
+        return is_at_entry and self.setting.begins_host
+
     async def wait(self, seconds: float) -> None:
         """Wait before another attempt, holding nothing: not even its place in flight.
 
         An action's next attempt takes that again, together with what else it needs.
         """
         stake = self._step_aside()
+        if stake is not None:
+            stake.returns = True
         try:
             await sleep(seconds)
             await checkpoint_if_cancelled()  # in the tick in which its time had come
@@ -86,7 +100,10 @@ class Holder:
         stake = self.lodger.make_stake()
         if stake is not None:
             stake.step_aside()
-            stake.is_due = True
+            # The rate of a fan-out counts starts of children. An action that is tried again by its
+            # own ``retry`` is none unless it is the child's first step; see
+            # test_a_retry_of_a_further_step_does_not_pay_the_rate_of_the_fan_out.
+            stake.is_due = self.is_starting
         return stake
 
     def pause(self, seconds: float, seat: Seat | None) -> bool:
@@ -99,7 +116,8 @@ class Holder:
     async def wait_for_later(self, seconds: float, *, is_paused: bool) -> None:
         """Hold nothing until an action that asked for it may be tried again.
 
-        If its keys are paused, the next attempt has to wait for them, as others have to.
+        If its keys are paused, the next attempt waits for them as others do, and behind them: else
+        one child that is refused again and again would keep all others with its key from starting.
         """
         if is_paused:
             self._step_aside()
@@ -111,6 +129,7 @@ class Holder:
         stake = self.stake
         if stake is None or stake.is_held:
             return
+        stake.is_due = True  # the child is tried again, at whichever step it stands
         if self._last is None and any(
             act.name == self._step
             and isinstance(act, FunctionAction)
@@ -120,4 +139,9 @@ class Holder:
         ):
             return
         seat = self.setting.services.admission.place(self)
-        await seat.wait()
+        try:
+            await self.tell_waiting(seat)
+            await seat.wait()
+        except BaseException:
+            seat.cancel()  # hooks were told when it was granted, or it waits still
+            raise

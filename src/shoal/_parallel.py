@@ -204,7 +204,8 @@ class ParallelStep:
             limit=act._room(source),
             owner=act.definition,
             name=act.name,
-            timeout=None if act.timeout is None else self._ends_at - clock(),
+            timeout=act.timeout,
+            ends_at=None if act.timeout is None else self._ends_at,
             circuits=circuits_of(self.parent.setting.services, act.definition, act.each),
             decisive=self._decisive,
         )
@@ -267,7 +268,7 @@ class ParallelStep:
         if experience is None:
             experience = services.learned[definition] = Experience(stagger)
         assert self._contest is not None, "only races are hedged"
-        return Staggered(source, experience, services.clock, self._contest.wanted)
+        return Staggered(source, experience, services.clock, self._contest.lacking)
 
     async def _wind_up(self, group: Group, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
@@ -485,8 +486,6 @@ class ParallelStep:
             return draft.decision.reason
         if self._is_lost(left):
             return f"fan-out {self.act.name!r} can't be decided any more"
-        if self._resting and not left and self._staggered and not self._staggered.most(0):
-            return f"nobody waits for the budget of fan-out {self.act.name!r}, but for answers"
         if not draft.is_failing:
             return None
         if not draft.failures:
@@ -500,7 +499,8 @@ class ParallelStep:
         if not isinstance(self._contest, Streams):  # there it is the first item that counts
             self._staggered.learn(batch)
         if self.decision is None:
-            self._staggered.hear(batch, left)
+            lacking = 1 if self._contest is None else self._contest.lacking
+            self._staggered.hear(batch, left, lacking)
 
     def _hear_item(self, run: Run, item: object) -> None:
         """Hear of a partial item. Called where a child gives it, so the parent has to decide."""
@@ -540,13 +540,12 @@ class ParallelStep:
         """Tell whether nobody can win any more, with ``in_flight`` children that may."""
         if self._contest is None or (in_flight and self.join.grow is not None):
             return False
-        return self._contest.is_lost(in_flight + self._possible(in_flight))
+        return self._contest.is_lost(in_flight + self._possible())
 
-    def _possible(self, in_flight: int) -> float:
-        """Count those that may still come to something besides ``in_flight``, at most."""
+    def _possible(self) -> float:
+        """Count the children that may still succeed besides those in flight, at most."""
         assert self.source is not None
-        more = self._staggered.most(in_flight) if self._staggered else self.source.most()
-        return more + len(self._resting)
+        return self.source.most() + len(self._resting)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -646,10 +645,8 @@ class ParallelStep:
         if self._resting and not self._is_failing and not self._is_lost(0):
             self.parent.halt_below(self.act.name, self._resting)
         if self._contest is not None:
-            defeat = self._contest.defeat(self.ledger, self.ledger.total, self._possible(0))
+            defeat = self._contest.defeat(self.ledger, self.ledger.total, self._possible())
             if defeat is not None:
-                if self._staggered is not None and self._staggered.is_out_of_budget:
-                    note(defeat, f"shoal: the budget of {self.act.stagger} allowed no more starts")
                 raise defeat
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:

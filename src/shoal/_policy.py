@@ -155,11 +155,15 @@ class Hedge:
     """When a race starts more children than it needs: as soon as those that run are slow.
 
     As many children start at once as are needed, mostly one. The next starts when that has taken
-    longer than most do, by the latencies that races of the same definition had in the same runtime;
-    or at once when one fails or is refused. Either is an extra start, and no more than a share of
-    the starts may be extra ones. So where everything is slow or fails, the load grows by that
-    share, and no more. Without a budget left a race goes on with the children it has, and waits for
-    its turn; if all of them have failed, it is lost.
+    longer than most do, by the latencies that races of the same definition had in the same runtime.
+    Such a start is an extra one, and the budget says which share of all starts may be extra: if
+    everything is slow, the load grows by that share, and no more. Without a budget left, a race
+    goes on with the children it has, and waits for its turn.
+
+    A child that fails or is refused is replaced at once. That is no extra start, and needs no
+    budget, as long as too few children are in flight to decide the race: so a hedged race falls
+    back on its next child as ``stagger=math.inf`` would. To bound the load of an outage, in which
+    every child fails, give the children a ``Breaker``.
 
     To hedge an act, let it race against itself: ``race(ask, ask.bind(name="again"), into="answer",
     stagger=Hedge())``; to hedge each child of a map, run such a race over its elements. What is
@@ -168,8 +172,8 @@ class Hedge:
     Args:
         percentile: How slow a child must be: slower than so many of a hundred. Of the last 1,000
             latencies; losers that were slow count as well, with the time they had when they lost.
-        budget: Which share of the needed starts may be extra ones, in the long run. What was left
-            of it for the last 1,000 needed starts may be used up at once; one is granted in
+        budget: The share of the needed starts that may be extra ones, in the long run. What was
+            left of it for the last 1,000 needed starts may be used up at once; one is granted in
             advance.
         initial: Seconds after which the next starts as long as fewer than 20 latencies are known;
             by default endless: it only starts when one fails.

@@ -183,6 +183,8 @@ class Stake(Protocol):
 
     is_due: bool
     """Whether it is charged anew when it is held next."""
+    returns: bool
+    """Whether it is held again before children that have not started, if it has to wait."""
 
     def step_aside(self) -> None:
         """Give it back; it is held again with the next seat of the child."""
@@ -232,7 +234,7 @@ class Entrance(Protocol):
         """
         ...
 
-    def stake(self) -> Stake:
+    def stake(self, child: Any) -> Stake:
         """Make what a child holds that was not admitted, since nothing limits its start."""
         ...
 

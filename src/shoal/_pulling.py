@@ -67,10 +67,17 @@ class Crew(Stopper, ABC):
     )
 
     def __init__(
-        self, parent: Run, name: str, timeout: float | None, source: Source, lobby: Lobby
+        self,
+        parent: Run,
+        name: str,
+        source: Source,
+        lobby: Lobby,
+        *,
+        timeout: float | None,
+        ends_at: float | None,
     ) -> None:
         """Have no pullers yet."""
-        super().__init__(parent, name, timeout)
+        super().__init__(parent, name, timeout, ends_at)
         self._source = source
         self._lobby = lobby
         self._engaged = 0  # pullers there are

@@ -5,8 +5,11 @@ Invariants:
   takes up none of them. So two limits can't be taken in two orders, and a gate that is shut delays
   nobody who doesn't need it.
 - Nobody waits who could start, and nobody overtakes at a gate: who finds others there, waits.
-- Lines of one run are served first come, first served; lines of different runs take turns, however
-  many each has waiting (start-time fair queueing: P. Goyal, H. Vin, H. Cheng, 1996). Its first few
+- Lines of one run are served first come, first served, but for a child that comes back for another
+  attempt: that goes before children that have not started, of which a fan-out reads many ahead.
+- Lines of different runs take turns, however many each has waiting (start-time fair queueing:
+  P. Goyal, H. Vin, H. Cheng, 1996). A turn that a returning child takes early is a turn of its run
+  like any other, so a run whose children fail takes no more than its share. Its first few
   turns a run has in one go: so small runs are served one after the other, rather than all at a time
   and all of them late; a large one gets no more by that than it would have had a little later.
 - Nothing is lost: no slot and no unit of a rate, not when what took it fails, is cancelled, or is
@@ -16,6 +19,7 @@ Invariants:
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from itertools import count
 from random import random
@@ -73,18 +77,21 @@ class Queue:
     def enter(self, claim: Claim, *, ahead: bool = False) -> None:
         """Grant ``claim`` what it needs, or have it wait: ``ahead`` of those that are not."""
         gate: Gate | None = None
-        line = self.lines.get((ahead, claim.unit, claim.needed)) if self.lines else None
+        kind = ahead, claim.is_returning, claim.unit
+        line = self.lines.get((*kind, claim.needed)) if self.lines else None
+        # The last of those that come before it, whatever their arrival.
+        turn = not ahead, self._early() if claim.is_returning else math.inf, sys.maxsize
         if line is None:
-            gate = self._shut(claim, (not ahead, math.inf, 0))
+            gate = self._shut(claim, turn)
             if gate is None:
                 self.take(claim)
                 return
         if not ahead and claim.load():
-            line = self.lines.get((ahead, claim.unit, claim.needed))
+            line = self.lines.get((*kind, claim.needed))
         if line is None:
-            gate = gate or self._shut(claim, (not ahead, math.inf, 0))
+            gate = gate or self._shut(claim, turn)
             assert gate is not None, "others wait in front of it"
-            key = ahead, claim.unit, claim.needed
+            key = *kind, claim.needed
             line = self.lines[key] = Line(key, is_behind=not ahead)
             self._join(claim, line)
             self._post(line, gate)
@@ -99,9 +106,20 @@ class Queue:
                 unit.turns_since = unit.turn_due = self._round
             is_early = unit.turn_due < unit.turns_since + AT_ONCE
             claim.due = unit.turns_since if is_early else unit.turn_due
+            if claim.is_returning:
+                claim.due = min(claim.due, self._early())
             unit.turn_due += 1.0
         line.claims[claim] = next(self._arrivals)
         claim.line = line
+
+    def _early(self) -> float:
+        """Return the round in which a child is due that comes back: before the run's waiting ones.
+
+        The first of these is due ``AT_ONCE`` rounds ago, at the earliest: so many turns a run has
+        in one go, and each grant moves the round on by one turn at most. See
+        test_a_retry_waits_for_one_turn_and_not_for_what_was_read_ahead.
+        """
+        return self._round - AT_ONCE
 
     def _shut(self, claim: Claim, turn: Turn, *, but: Gate | None = None) -> Gate | None:
         """Find a gate that keeps ``claim`` waiting; None if all are open, ``but`` set aside.

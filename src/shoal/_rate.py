@@ -366,9 +366,12 @@ class Limits:
     Where it stands says what it counts and who shares it. On a *fan-out* ``n`` is its children in
     flight, for each execution of the step; a child is in flight from its start until its result is
     part of the parent's saved state, so a slow reducer or store slows the source down. The rates
-    and per-key parts of a fan-out are shared by all its executions in a runtime, and charged when a
-    child starts. On an *action*: its running attempts; on an *application* or a *runtime*: the
-    running attempts of all actions; these are shared by all runs of a runtime.
+    and per-key parts of a fan-out are shared by all its executions in a runtime. A rate is charged
+    when a child starts, and when it is tried again: by ``Each(retry=)``, or in its first step by
+    that action's ``retry=``; its further steps pay nothing. A child that is due for another attempt
+    goes before children that have not started. On an *action*: its running attempts; on an
+    *application* or a *runtime*: the running attempts of all actions; these are shared by all runs
+    of a runtime.
 
     Limits are joined with ``&``: ``Limits(20) & Limits(rate=Rate(5), by=host_of)`` is 20 at once,
     and 5 a second for each host. What starts, starts at the moment in which all that applies to it

@@ -15,9 +15,10 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Literal, final
 
-from ._errors import BadUse, InputChanged, UnknownRun, brief
+from ._errors import BadUse, InputChanged, UnknownRun, brief, did_you_mean, note
 from ._events import (
     Cancelled,
     ChildName,
@@ -38,10 +39,13 @@ from ._parts import read_done, read_history
 from ._records import UNREAD, Records
 from ._run import Run
 from ._state import State, make_state
-from ._store import Beginning, ChildRecord, DoneChild, NullStore, ReadsInParts, Store
+from ._store import Beginning, Browses, ChildRecord, DoneChild, NullStore, ReadsInParts, Store
 
 Fate = Literal["new", "goes on", "runs anew", "is kept", "rests"]
 """What becomes of a child in this execution."""
+
+_LATEST = 200
+"""Runs that a mistyped id is compared with: one page of a store's list."""
 
 
 async def recorded_beginning(execution: Execution, path: RunPath) -> Beginning:
@@ -53,9 +57,31 @@ async def recorded_beginning(execution: Execution, path: RunPath) -> Beginning:
     """
     record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
     if record is None:
-        msg = f"the store has no run {path.id!r}"
-        raise UnknownRun(msg)
+        raise await unknown_run(execution, path.id)
     return record.beginning
+
+
+async def unknown_run(execution: Execution, run_id: str) -> UnknownRun:
+    """Make the error for an id that the store does not have."""
+    error = UnknownRun(f"the store has no run {run_id!r}")
+    await note_similar(error, execution, run_id)
+    return error
+
+
+async def note_similar(error: Exception, execution: Execution, run_id: str) -> None:
+    """Note which of the latest runs has an id like ``run_id``, where the store lists runs.
+
+    A note, and no part of the message: messages are answered to the clients of a service, who may
+    not know of each other's runs (see test_no_other_runs_are_told_of).
+    """
+    store = execution.store
+    if not isinstance(store, Browses):
+        return
+    with suppress(Exception):  # it only helps: the error is raised without it as well
+        latest = await execution.ask(store.runs(limit=_LATEST), "the latest runs")
+        like = did_you_mean(run_id, [one.run_id for one in latest])
+        if like:
+            note(error, f"shoal: {like.removeprefix('; ')}")
 
 
 async def recorded_history(

@@ -30,7 +30,7 @@ from anyio.abc import TaskGroup
 from ._action import Act
 from ._admission import Admission
 from ._attempts import Retries
-from ._backend import current_backend, protect_from_ctrl_c
+from ._backend import current_backend, protect_from_ctrl_c, startable
 from ._breaker import Circuits
 from ._cancel import is_exit
 from ._context import Context
@@ -204,7 +204,7 @@ class Runtime:
         self._status = "open"
         backend = current_backend()
         protect_from_ctrl_c(backend)
-        self._context = copy_context()
+        self._context = startable(copy_context())
         self._draining = Event()
         self._ends: list[Callable[[], None]] = []  # called when it begins to drain
         self._fatal = None
@@ -663,7 +663,7 @@ class Runtime:
         return hosted
 
     def _start_task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Start a task of the runtime's own, in nobody else's context."""
+        """Start a task of the runtime's own; callable in callbacks of the loop, too."""
         assert self._tasks is not None, "the block lasts as long as what is watched"
         self._context.copy().run(self._tasks.start_soon, work)
 

@@ -21,9 +21,10 @@ from inspect import formatannotation
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
 
-from ._collections import PositionedList, to_plain
+from ._collections import PositionedList
 from ._errors import DefinitionError, InvalidState, StateError, did_you_mean, kind_of
 from ._model import OURS, Declared, any_of, collections_in, declaration, explained, shown
+from ._plain import to_plain
 from ._secret import Secret, reveal
 from ._state import Change, Drop, Extend, Operation, Put, Set, State, held, replay
 

@@ -52,7 +52,7 @@ class Stake(Held):
     that waits is *loaded* with it.
     """
 
-    __slots__ = ("_on_aside", "_queue", "is_aside", "is_due", "is_held")
+    __slots__ = ("_on_aside", "_queue", "is_aside", "is_due", "is_held", "returns")
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class Stake(Held):
         self.is_held: bool = is_held
         self.is_due: bool = not is_held  # whether its rates are charged when it is held next
         self.is_aside: bool = False
+        self.returns: bool = False  # whether it goes before new children when it is needed again
         for gate in needed:
             gate.users += 1
 
@@ -98,7 +99,7 @@ class Stake(Held):
         if self.is_due:
             self.taken_at = taken_at
         self.is_held = True
-        self.is_due = False
+        self.is_due = self.returns = False
         self.since = since
         if self.is_aside:
             self.is_aside = False
@@ -180,6 +181,7 @@ class Seat(Claim):
             thread: The gate of the threads, if it runs in one.
         """
         super().__init__(needed, costs, None if party is None else party.unit)
+        self.is_returning = stake is not None and stake.returns
         self._queue: Queue = queue
         self._party: Party | None = party
         self._on_granted: Callable[[], None] | None = on_granted

@@ -46,6 +46,7 @@ class Setting:
         "_digests",
         "_names",
         "act",
+        "begins_host",
         "deadline",
         "each",
         "ends_itself",
@@ -97,6 +98,7 @@ class Setting:
         each: Each | None = None,
         is_resumable: bool = False,
         host: Any = None,
+        begins_host: bool = True,
         halts: Halts | None = None,
     ) -> None:
         """Collect it.
@@ -124,6 +126,7 @@ class Setting:
             is_resumable: Whether a step of theirs that fails may be tried again, and is to go on
                 where it was then, for something around them is retried.
             host: The run as part of which they live, if they are graphs as nodes of its graph.
+            begins_host: Whether nothing of the host was completed before them.
             halts: Between which of its steps a root run stops, if it does.
         """
         self.graph: Graph = graph
@@ -152,6 +155,7 @@ class Setting:
         self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
         self.schema: Schema[Any] | None = graph.schema
         self.host: Any = host
+        self.begins_host: bool = begins_host
         self.halts: Halts | None = halts
         self.entrance: Entrance | None = None
         """What lets them start, if they are children of a fan-out."""

@@ -8,8 +8,12 @@ Invariants:
   one for each child that brought nothing: that failed, was refused, was cancelled by hand, or
   is halted.
 - Where the delay is endless, one is due when no child is in flight.
-- With a ``Hedge``, as many start at once as are needed; any more take a permit from its budget.
+- With a ``Hedge``, as many children are in flight as could decide the race: these starts are
+  needed, and free. So a race falls back on its next child as it would without a hedge, and is never
+  lost for want of a budget. Starts beyond that are extra ones, and take a permit from the budget.
 - An element is pulled only when there is a permit for its child.
+- No permit is taken while the source has no element. A source that is dry now may have more later:
+  ``grow`` finds them. So the feed lasts as long as the group, which cancels it.
 """
 
 from __future__ import annotations
@@ -86,29 +90,33 @@ class Staggered:
 
     # -- what the fan-out tells -----------------------------------------------------------------
 
-    def hear(self, batch: Iterable[Run], in_flight: int) -> None:
-        """Hear how children ended, while ``in_flight`` others have not."""
+    def hear(self, batch: Iterable[Run], in_flight: int, lacking: int) -> None:
+        """Count how children ended, and allow the starts that are due by that.
+
+        Args:
+            batch: They have ended, and their ends are committed.
+            in_flight: Children that have started and not ended.
+            lacking: Results that would decide the race; without one, 1.
+        """
+        due = 0
         for child in batch:
             if child.is_kept:
                 continue  # it took no permit
             if child in self._dropped:
                 self._dropped.remove(child)
             elif child.status in ("failed", "cancelled", "halted") or not child.used:
-                self._ask()
-        if not self._permits and not in_flight and self._delay == inf:
+                due += 1
+        if self._learned is not None:
+            # See test_a_hedged_race_falls_back_without_a_budget: a race whose children all failed
+            # must not wait for other races to earn its next start.
+            free = max(0, lacking - in_flight - self._permits)
+            self._needed += free
+            due -= free
+        elif not (due or self._permits or in_flight) and self._delay == inf:
+            due = 1
+        for _ in range(due):
             self._ask()
         self._tell()
-
-    def most(self, in_flight: int) -> float:
-        """Say how many more can start at most; nobody waits for a budget with none in flight."""
-        if self._learned is None or in_flight or self._permits:
-            return self._source.most()
-        return 0
-
-    @property
-    def is_out_of_budget(self) -> bool:
-        """Whether more could have been started, but for the budget of the hedge."""
-        return self._learned is not None and not self._permits and self._source.most() > 0
 
     def learn(self, children: Iterable[Run]) -> None:
         """Learn how long children took, of those that say so.
@@ -183,10 +191,12 @@ class Staggered:
         return [*self._source.feeds(), *([] if self._fixed == inf else [self])]
 
     async def feed(self, group: Room) -> None:
-        """See to it that a child starts whenever it is due."""
-        while not self.dry():
+        """See to it that a child starts whenever it is due, until the group cancels this."""
+        while True:
             now, until = self._clock(), self._due
-            if now >= until and not self._permits:
+            if self._source.dry():
+                until = inf  # ``hear`` wakes it when a child has discovered more
+            elif now >= until and not self._permits:
                 self._due = until = inf  # until the next start
                 self._ask()
             if self._permits:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, cast, final
 
-from ._collections import PositionedList, StateList, StateMap, to_plain
+from ._collections import PositionedList, StateList, StateMap
 from ._errors import (
     BadResult,
     MissingField,
@@ -27,6 +27,7 @@ from ._errors import (
     did_you_mean,
     kind_of,
 )
+from ._plain import HasPlainForm, to_plain
 from ._secret import Secret, boxed, without_secrets
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Model(Protocol[S_co]):
 
 
 @final
-class State(Mapping[str, Any], Generic[S]):
+class State(HasPlainForm, Mapping[str, Any], Generic[S]):
     """An immutable mapping of field names to values.
 
     Its methods return new states and leave this one as it is. Values are to be treated as
@@ -389,9 +390,12 @@ class State(Mapping[str, Any], Generic[S]):
     def to_plain(self) -> dict[str, Any]:
         """Copy the state into plain dicts and lists, all the way down: the way out for JSON.
 
-        Without what is secret.
+        Without what is secret. Whatever the library itself puts into a state is plain then:
+        collections, states, and the errors that ``errors_into`` collects. Values of other types
+        are left as they are, so ``json.dumps`` needs a ``default=`` for a date, say.
         """
-        return {field: to_plain(value) for field, value in without_secrets(held(self)).items()}
+        fields = without_secrets(held(self))
+        return {field: to_plain(value, for_json=True) for field, value in fields.items()}
 
 
 def make_state(

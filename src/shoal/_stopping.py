@@ -18,6 +18,7 @@ from typing import Any
 from anyio import Event, TaskHandle
 from anyio.abc import TaskGroup
 
+from ._backend import startable
 from ._cancel import as_failure, fatal_leaf, is_cancellation
 from ._errors import brief
 from ._events import ChildName
@@ -36,6 +37,7 @@ class Stopper:
         "_failure",
         "_news",
         "_parent",
+        "_task_context",
         "_tasks",
         "_tasks_of",
         "_tidy_at",
@@ -47,19 +49,25 @@ class Stopper:
         "winner",
     )
 
-    def __init__(self, parent: Run, name: str, timeout: float | None) -> None:
-        """Have no tasks yet, and ``timeout`` seconds from now on."""
+    def __init__(
+        self, parent: Run, name: str, timeout: float | None, ends_at: float | None = None
+    ) -> None:
+        """Have no tasks yet, and ``timeout`` seconds: from now on, or until ``ends_at``."""
         self.name: str = name
         self.reason: str = "the fan-out was cancelled"
         self.winner: ChildName | None = None
         """The child that decided the race which the others are cancelled for."""
         self._parent = parent
         self._tasks: TaskGroup | None = None
-        self._context: Context = copy_context()
+        self._context: Context = copy_context()  # each child's is a copy of it
+        self._task_context: Context = startable(self._context)  # each task's is a copy of it
         self._tasks_of: list[CoroutineType[Any, Any, None]] = []  # some may have ended
         self._tidy_at = SPARE  # so many of them, that it is time to look which
+        # As the user gave it, never the seconds that are left: messages name it
+        # (see test_a_timeout_is_told_as_it_was_given).
         self._timeout = timeout
-        self._deadline = parent.setting.services.clock() + (timeout or 0.0)
+        now = parent.setting.services.clock()
+        self._deadline = now + (timeout or 0.0) if ends_at is None else ends_at
         self._timed_out = False
         self._watched: list[Watched] = []  # what the watchdog expects to end
         self._news: Event | None = None  # set while the parent waits for something to happen
@@ -102,14 +110,14 @@ class Stopper:
             self._stop(None, reason)
 
     def _start(self, function: Callable[[], CoroutineType[Any, Any, None]]) -> TaskHandle[None]:
-        """Start a task of the group's, in a copy of its context."""
+        """Start a task of the group's; callable in callbacks of the loop, too."""
         assert self._tasks is not None
         if len(self._tasks_of) > self._tidy_at:
             self._tasks_of = [task for task in self._tasks_of if task.cr_frame is not None]
             self._tidy_at = 2 * len(self._tasks_of) + SPARE
         task = function()
         self._tasks_of.append(task)
-        return self._context.copy().run(self._tasks.start_soon, _same, task)
+        return self._task_context.copy().run(self._tasks.start_soon, _same, task)
 
     def _tell(self) -> None:
         """Have the parent look at what has happened."""

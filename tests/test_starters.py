@@ -1,0 +1,216 @@
+"""The engine works in every loop, however that was started: nothing in it needs a current task."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+from shoal import (
+    Application,
+    Each,
+    GraceExceeded,
+    Graph,
+    Hedge,
+    Hook,
+    Limits,
+    Rate,
+    Retry,
+    RetryLater,
+    RunCancelled,
+    Runtime,
+    SharedRate,
+    State,
+    action,
+    fan_out,
+    race,
+)
+from shoal.rates import MemoryRates
+from shoal.testing import VirtualTimeLoop
+from tests.starters import ON_ASYNCIO, Main, start
+
+starters = pytest.mark.parametrize("starter", ON_ASYNCIO)
+"""All that run a loop of asyncio's under virtual time."""
+
+
+def run_really(starter: str, main: Main[Any]) -> Any:
+    """Run ``main`` in real time: for what threads tell the loop."""
+    return start(starter, main)
+
+
+def run(starter: str, main: Main[Any]) -> Any:
+    return start(starter, main, "asyncio", {"loop_factory": VirtualTimeLoop})
+
+
+@action(reads=["n"], writes=["square"])
+async def square(n: int) -> int:
+    await anyio.sleep(0.2)  # longer than the rate's interval: the next start needs another task
+    return n * n
+
+
+@action(reads=["n"], writes=["square"], limits=Limits(rate=Rate(20)))
+async def rated(n: int) -> int:
+    await anyio.sleep(0.2)
+    return n * n
+
+
+@action(reads=["g"], writes=["ns"])
+async def numbers(g: int) -> list[int]:
+    return list(range(6))
+
+
+def attempts(refuse: Callable[[], Exception]) -> Any:
+    """An action whose first attempt for each n fails."""
+    tried = set[int]()
+
+    @action(reads=["n"], writes=["square"])
+    async def act(n: int) -> int:
+        await anyio.sleep(0.2)
+        if n not in tried:
+            tried.add(n)
+            raise refuse()
+        return n * n
+
+    return act
+
+
+def parity(state: State) -> int:
+    return state["n"] % 2
+
+
+def waits(kind: str) -> Any:
+    """A fan-out that waits for timers of one kind."""
+    over: Any = partial(fan_out, over="ns", item="n", into="squares", take="square", name="waits")
+    match kind:
+        case "rate":
+            return over(square, limits=Limits(6) & Limits(rate=Rate(20)))
+        case "rate by key":
+            return over(square, limits=Limits(6) & Limits(rate=Rate(20), by=parity))
+        case "rate of the action":
+            return over(rated, limits=Limits(6))
+        case "shared rate":
+            shared = SharedRate(Rate(20), "x", MemoryRates())
+            return over(square, limits=Limits(6) & Limits(rate=shared))
+        case "paused key":
+            later = attempts(partial(RetryLater, 0.5))
+            return over(later, limits=Limits(4) & Limits(2, by=parity))
+        case "retries":
+            retry = Retry(3, on=ConnectionError, initial=0.1)
+            return over(attempts(ConnectionError), limits=Limits(2), each=Each(retry=retry))
+        case "stagger":
+            return over(
+                race(square.bind(name="a"), square.bind(name="b"), into="square", stagger=1)
+            )
+        case _:
+            one, two = square.bind(name="a"), square.bind(name="b")
+            return over(race(one, two, into="square", stagger=Hedge(initial=0.001)))
+
+
+KINDS = (
+    *("rate", "rate by key", "rate of the action", "shared rate", "paused key", "retries"),
+    *("stagger", "hedge"),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@starters
+def test_a_rate_opens_however_the_loop_was_started(starter: str, kind: str):
+    async def main() -> None:
+        inner = Graph.chain(numbers, waits(kind))
+        app = Application(fan_out(inner, over="gs", item="g", into="all", take="squares"))
+        with anyio.fail_after(1000):
+            result = await app.run({"gs": [1, 2, 3]})
+        assert result.state["all"] == [[n * n for n in range(6)]] * 3
+
+    run(starter, main)
+
+
+@starters
+def test_slow_cleanup_is_told_however_the_loop_was_started(starter: str):
+    told: list[GraceExceeded] = []
+
+    class Told(Hook):
+        async def on_grace_exceeded(self, event: GraceExceeded) -> None:
+            told.append(event)
+
+    @action(writes=["out"])
+    async def slow() -> int:
+        try:
+            await anyio.sleep(100)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(20)
+        return 1
+
+    async def main() -> None:
+        with anyio.move_on_after(1):
+            await Application(slow, hooks=[Told()]).run()
+
+    run(starter, main)
+    assert [event.seconds for event in told] == [5.0]
+
+
+@starters
+def test_a_thread_that_was_left_behind_gives_its_place_back_however_the_loop_was_started(
+    starter: str,
+):
+    """The thread's end is told in a callback, which lets the next child start."""
+    is_over = threading.Event()
+
+    @action(reads=["n"], writes=["out"], abandon=True, timeout=0.01, limits=Limits(1))
+    def stuck(n: int) -> int:
+        if n == 0:
+            is_over.wait(20)
+        return n
+
+    async def main() -> None:
+        app = Application(
+            fan_out(stuck, over="ns", item="n", into="outs", on_error="ignore", limits=Limits(2))
+        )
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.1, is_over.set)
+        with anyio.fail_after(20):
+            result = await app.run({"ns": [0, 1, 2]})
+        assert result.state["outs"] == [1, 2]
+
+    run_really(starter, main)
+
+
+@starters
+def test_limits_are_changed_by_a_callback(starter: str):
+    """As a signal handler may do it."""
+
+    async def main() -> None:
+        app = Application(fan_out(square, over="ns", item="n", into="outs", limits=Limits(20)))
+        async with Runtime(limits=Limits(1)) as runtime:
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.1, lambda: runtime.limiter().change(Limits(20)))
+            await runtime.run(app, {"ns": list(range(10))})
+        assert loop.time() == pytest.approx(0.3)
+
+    run(starter, main)
+
+
+@starters
+@pytest.mark.parametrize("key", [None, 0])
+def test_a_run_is_cancelled_by_a_callback(starter: str, key: int | None):
+    """As a signal handler may do it."""
+
+    async def main() -> None:
+        over = fan_out(square, over="ns", item="n", into="outs", key=int, limits=Limits(2))
+        async with Runtime() as runtime:
+            handle = await runtime.start(Application(over), {"ns": [0, 1, 2, 3]})
+            cancel = handle.cancel if key is None else partial(handle.cancel_child, key)
+            asyncio.get_running_loop().call_later(0.1, cancel, "a signal")
+            if key is None:
+                with pytest.raises(RunCancelled, match="a signal"):
+                    await handle.result()
+            else:
+                assert (await handle.result()).state["outs"] == {1: 1, 2: 4, 3: 9}
+
+    run(starter, main)
