@@ -27,6 +27,8 @@ REAL = ("asyncio-real", "uvloop", "trio-real") + (("eager",) if sys.version_info
 SWEEPS = frozenset(
     (  # modules that try every place, or many random cases: the longest by far
         "test_cancellation",
+        "test_changed_programs",
+        "test_decided_races",
         "test_everywhere",
         "test_fuzz",
         "test_fuzz_graphs",

@@ -92,7 +92,7 @@ def test_a_run_that_has_succeeded_is_looked_up_in_the_memory_of_its_state(tmp_pa
     assert many < few + 200_000  # as garbage is collected now and then
 
 
-@pytest.mark.parametrize(("kind", "bound"), [("no keys", 60), ("numbers", 60), ("names", 300)])
+@pytest.mark.parametrize(("kind", "bound"), [("no keys", 100), ("numbers", 120), ("names", 300)])
 def test_a_step_is_taken_up_again_in_little_more_than_a_fresh_one_takes(
     tmp_path: Path, kind: str, bound: int
 ) -> None:

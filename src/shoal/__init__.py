@@ -105,7 +105,7 @@ from ._fanout import FanOut, fan_out
 from ._flow import END
 from ._graph import Graph
 from ._handle import RunEvents, RunHandle
-from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._join import Ledger
@@ -292,6 +292,7 @@ __all__ = [
     "StateMap",
     "StateUpdated",
     "Statistics",
+    "StepBegun",
     "StepEnded",
     "StepStarted",
     "StepTimeout",

@@ -157,6 +157,19 @@ def _hand_up(
         run.setting.on_item(run, item)
 
 
+def is_revisited(run: Run) -> bool:
+    """Tell whether a run is a graph as a node that its parent, or the one above, has come back to.
+
+    Its own steps are visited for the first time then; but for what it collects into, they are not.
+    """
+    host, path = run.setting.host, run.path
+    while host is not None and path is not host.path and path.parent is not None:
+        if path.visit:
+            return True
+        path = path.parent
+    return False
+
+
 def narrowed(
     data: Mapping[str, object], graph: Graph, given: Mapping[str, object], who: str, hint: str
 ) -> dict[str, object]:

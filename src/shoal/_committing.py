@@ -20,8 +20,8 @@ from ._cancel import ki_protected
 from ._ending import Ender
 from ._errors import HookFailed
 from ._events import Decision, Status, Update
-from ._history import QuestionAnswered, QuestionAsked, Rewound
-from ._store import Batch, Beginning
+from ._history import QuestionAnswered, QuestionAsked, Rewound, StepBegun
+from ._store import Batch, Beginning, SavedRun
 from ._telling import Teller, is_listening
 
 
@@ -58,6 +58,7 @@ class Committer(Ender, Teller):
         rewound: Rewound | None = None,
         afresh: bool = False,
         questions: Sequence[QuestionAsked | QuestionAnswered] = (),
+        step_begun: StepBegun | None = None,
     ) -> None:
         """Save ``updates``, make ``data`` the run's state, and publish them one by one.
 
@@ -76,6 +77,7 @@ class Committer(Ender, Teller):
             rewound: Where it goes back to before the updates.
             afresh: Whether what was kept of it before counts no more.
             questions: What it asks with this, or what was answered.
+            step_begun: What the fan-out declares that makes its first commit in this execution.
 
         Raises:
             NotData: Something of it can't be kept; nothing changed here. The step fails with that.
@@ -109,6 +111,7 @@ class Committer(Ender, Teller):
             afresh,
             execution.holder,
             questions,
+            step_begun,
         )
         await execution.save(batch, setting.store)
         self._head = (number + len(updates), data)
@@ -118,6 +121,20 @@ class Committer(Ender, Teller):
     def commit_questions(self, questions: Sequence[QuestionAsked]) -> Awaitable[None]:
         """Save what it asks; see ``Halter``."""
         return self.commit((), self._head[1], questions=questions)
+
+    @ki_protected
+    async def note_ends(self, children: Sequence[SavedRun]) -> None:
+        """Save how children ended that this execution has not started. No hook receives that.
+
+        An earlier execution has published their starts, and this one publishes ends only of those
+        that it has started itself.
+
+        Raises:
+            ShoalError: As ``commit``.
+        """
+        execution = self.setting.execution
+        batch = Batch(self, unapplied=children, before=self._head[0], holder=execution.holder)
+        await execution.save(batch, self.setting.store)
 
     async def end_unapplied(self, children: Sequence[Committer]) -> None:
         """Save and publish how children ended that no update applies.

@@ -34,13 +34,13 @@ with a note that says where it happened. These are the others::
     ├── UpdateTooLarge       an update is larger than the store takes
     ├── SavedError           stands in for an exception that was saved and can't be made again
     ├── RunClaimed           another execution of the run goes on
-    ├── RunConflict          a run of that id was started with something else
+    ├── RunConflict          a run of that id was started with something else, or by another program
+    │   └── InputChanged         ...a child's input changed after its result was reduced
     ├── UnknownRun           the store has no run of that id
     ├── UnknownQuestion      an answer to what nobody has asked, or to one of several questions
     ├── NoApplication        a run can't be recovered: the runtime has no application of that name
     ├── RetryLater           an action asks to be tried again, later (users raise it)
     ├── Poisoned             a child was at work whenever a process died, so it isn't started again
-    ├── InputChanged         a child's input changed after its result was reduced
     ├── StoreFailed          the store could not keep a save, or not say what it has kept
     ├── RateUnavailable      what keeps a rate that processes share failed, or didn't answer
     ├── LeaseLost            another execution has taken the run over
@@ -267,10 +267,13 @@ class RunClaimed(ShoalError):
 
 
 class RunConflict(ShoalError):
-    """The store has a run of that id, which was started with something else. Nothing was run.
+    """The store has a run of that id, which was started with something else, or by another program.
 
-    The message names what differs: fields of the initial state, the application's name or version.
-    ``Application.fork`` starts a new run from the state of that one.
+    Where the initial state, the application's name or its version differ, nothing was run. Where
+    the program has changed in a way that it can't go on with, the run fails with this when it comes
+    to that place; what was recorded stays as it was, so the former program can still go on with it.
+    The message names what differs, then and now. ``Application.fork`` starts a new run from the
+    state of that one.
     """
 
 
@@ -292,7 +295,7 @@ class NoApplication(ShoalError):
     """
 
 
-class InputChanged(ShoalError):
+class InputChanged(RunConflict):
     """A child's input is not what it was when its result was reduced, so it can't be run again.
 
     What ``reduce`` made of the old result can't be undone. The message names the key.

@@ -26,6 +26,7 @@ from ._rate import DEFAULT_LIMITS, Limits
 from ._source import Elements, Kind
 from ._state import Permit, State, refuse_awaitable
 from ._store import Store
+from ._takeup import Declared, declared
 from ._until import ALL, All, Asked, First, FirstItem, Race, Until, check_until, name_of
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
@@ -157,7 +158,8 @@ class FanOut(Parallel):
         if several != self._several:
             shape = shape_of(self.over, self.key, self.join.until, several=several)
             step.join = replace(step.join, shape=shape)
-        kinds = [self._kind(step, graph) for graph in graphs]
+        step.acts = [graph.name for graph in graphs]
+        kinds = [self._kind(step, graph) for graph in step.as_recorded(graphs)]
         return Elements(
             (None,) if self.over is None else self._over(step),
             who=self.name,
@@ -168,6 +170,18 @@ class FanOut(Parallel):
             at_most=self.at_most,
             done_in=self.join.into,
             recorded=step.recorded,
+        )
+
+    def _declared(self, step: ParallelStep) -> Declared:
+        take: object = self._take
+        if take is None and self._several is False and step.source is not None:
+            graph = step.source.kinds[0].setting.graph
+            take = resolve_take(None, self.join.into, graph, self.name)
+        return declared(
+            step.join,
+            acts=step.acts,
+            is_keyed=None if self.over is None else self.key is not None,
+            take=take,
         )
 
     def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:

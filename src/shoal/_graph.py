@@ -215,6 +215,13 @@ class Graph(Act):
         )
         raise NoTransition(msg)
 
+    def leads(self, source: str | None, target: str) -> bool:
+        """Tell whether one step leads from the act ``source`` to ``target``; None: it begins so."""
+        if source is None:
+            return target == self.entry.name
+        targets = (edge.target for edge in self._leaving.get(source, ()))
+        return any(isinstance(one, Act) and one.name == target for one in targets)
+
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``; see ``Act.perform``."""
         return run.enter(self)

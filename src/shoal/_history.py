@@ -28,6 +28,19 @@ class Completed(NamedTuple):
 
 
 @final
+class StepBegun(NamedTuple):
+    """A fan-out saves something for the first time in an execution of the run: what it declares.
+
+    A later execution compares that with its own program, which may have changed. Stores that were
+    written before there was such an entry have none.
+    """
+
+    step: str
+    declared: Mapping[str, object]
+    """Plain data; see ``_takeup.Declared``."""
+
+
+@final
 class Rewound(NamedTuple):
     """The run went back into a step that it had completed; what came after that counts no more.
 
@@ -59,7 +72,7 @@ class QuestionAnswered(NamedTuple):
     value: object
 
 
-Entry = Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered
+Entry = Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered | StepBegun
 """What a history is made of. A decision stands behind the update that it is saved with."""
 
 
@@ -80,6 +93,10 @@ _SAVED_AT_ONCE = 2_000
 a save has at most 1,000, as many outcomes as a parent takes at once."""
 
 
+_MOST_MANNERS = 100
+"""Updates that are kept as samples: ``reduce`` may change other fields each time."""
+
+
 class _Ended(NamedTuple):
     """A step that was completed."""
 
@@ -89,6 +106,7 @@ class _Ended(NamedTuple):
     restored: Mapping[str, object]
     """The fields of the state before the save that completed it."""
     under_way: list[Update]
+    begun: StepBegun | None
 
 
 @final
@@ -100,11 +118,16 @@ class Playback:
     _unplayed: list[Update] = field(default_factory=list[Update])  # which come after that
     number: int = 0
     """The number of the last update."""
+    first_after: str | None = None
+    """The step after which the run started; None: before its first."""
     began: _Moment = field(init=False)
     """The moment in which the step under way began."""
     under_way: list[Update] = field(default_factory=list[Update])
-    """Of the updates that the step under way has made: the first, and those by which it has
-    discovered elements. The others are in the state, and nothing else is asked of them."""
+    """Of the updates that the step under way has made: the first that changes the same fields in
+    the same way, and those by which it has discovered elements. They say what the step has done;
+    the others are in the state, and nothing else is asked of them."""
+    begun: StepBegun | None = None
+    """What the step under way declared, if it is a fan-out that has saved something."""
     decision: Decision | None = None
     """How the step under way was decided, if it is a race and was."""
     decided: dict[tuple[str, int], Decision] = field(
@@ -120,6 +143,14 @@ class Playback:
     answers: dict[str, object] = field(default_factory=dict[str, object])
     """All answers that were ever given, by the questions' ids."""
     _ended: list[_Ended] = field(default_factory=list[_Ended])
+    _manners: set[object] = field(default_factory=set[object])  # of the updates in ``under_way``
+
+    @property
+    def step_under_way(self) -> str | None:
+        """The step under way, as far as it has saved anything of its own."""
+        if self.begun is not None:
+            return self.begun.step
+        return self.under_way[0].step if self.under_way else None
 
     @property
     def data(self) -> Mapping[str, object]:
@@ -145,21 +176,24 @@ class Playback:
             case Update():
                 self._unplayed.append(entry)
                 self.number = entry.number
-                under_way = self.under_way
-                if entry.discovered or not under_way or under_way[-1].step != entry.step:
-                    under_way.append(entry)
+                if entry.discovered or self._is_of_new_manner(entry):
+                    self.under_way.append(entry)
                 if len(self._unplayed) >= 2 * _SAVED_AT_ONCE:
                     self._play(entry.number - _SAVED_AT_ONCE)
             case Decision():
                 self.decision = entry
                 self.decided[entry.step, self.visit(entry.step)] = entry
+            case StepBegun():
+                self.begun = entry
             case Completed():
                 self._play(entry.number)
                 before = self._data
-                self._ended.append(_Ended(entry, self.began, before, self.under_way))
+                self._ended.append(_Ended(entry, self.began, before, self.under_way, self.begun))
                 visits = {**self.began.visits, entry.step: self.visit(entry.step) + 1}
                 self.began = _Moment(entry.step, self.number, self.data, visits)
                 self.under_way = []
+                self._manners.clear()
+                self.begun = None
                 self.decision = None
                 self.asked = {}
             case Rewound():
@@ -168,6 +202,13 @@ class Playback:
                 self.asked[entry.name] = entry
             case QuestionAnswered():
                 self.answers[entry.id] = entry.value
+
+    def _is_of_new_manner(self, update: Update) -> bool:
+        manner = update.step, *((type(one), one.field) for one in update.operations)
+        if manner in self._manners or len(self._manners) >= _MOST_MANNERS:
+            return False
+        self._manners.add(manner)
+        return True
 
     def visit(self, step: str) -> int:
         """Return how often ``step`` was completed."""
@@ -181,7 +222,7 @@ class Playback:
 
     def _rewind(self, entry: Rewound) -> None:
         while self._ended:
-            completed, self.began, restored, updates = self._ended.pop()
+            completed, self.began, restored, updates, self.begun = self._ended.pop()
             if completed.step == entry.step and self.visit(entry.step) == entry.visit:
                 self.undone.append((completed.number, self.number))
                 self.under_way = [one for one in updates if one.number <= completed.number]
@@ -213,7 +254,7 @@ def play(
         after: The step after which it started; None: before its first.
         visits: How often it counts as having completed steps before.
     """
-    playback = Playback(first)
+    playback = Playback(first, first_after=after)
     playback.began = _Moment(after, 0, first, dict(visits or {}))
     for entry in entries:
         playback.add(entry)

@@ -61,7 +61,8 @@ async def enter(graph: Graph, run: Run) -> Change:
             await child.rerun(graph.name, run)
         elif child.record is not None:
             await child.recall()
-            await recall_ledgers(child)
+            if child.playback is not None:  # else its graph has changed, and it begins anew
+                await recall_ledgers(child)
         if fate == "is kept":
             _take_ledgers(run, child)
             return NO_CHANGE

@@ -18,19 +18,19 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from typing import Any, Literal, final
+from functools import partial
+from typing import Any, final
 
 from ._action import Act, Performer
-from ._child import check_depth, child_setting, children_of, circuits_of
+from ._child import check_depth, child_setting, children_of, circuits_of, is_revisited
 from ._collections import StateMap
 from ._contest import Contest, Streams, contest
-from ._errors import HookFailed, InvalidState, RunConflict, brief, note
+from ._errors import HookFailed, InvalidState, brief, note
 from ._events import ChildName, Decision, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
 from ._hedge import Experience
-from ._history import Playback
+from ._history import Playback, StepBegun
 from ._hooks import Hook
 from ._ids import Key
 from ._join import Draft, Join, new_ledger
@@ -38,12 +38,26 @@ from ._parts import is_done
 from ._policy import INHERIT, Each, Hedge, Inherit, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
 from ._recorded import Recorded, decided, outcome_of, recorded_children
+from ._records import Records
 from ._run import Run
 from ._schema import Schema
 from ._source import Elements, Kind
 from ._stagger import Staggered
 from ._state import NO_CHANGE, Change, Set, State, make_state
 from ._store import ChildRecord, Store
+from ._takeup import (
+    Declared,
+    Pick,
+    as_recorded,
+    declared,
+    end_losers,
+    only,
+    refuse_changed,
+    refuse_lost,
+    refuse_other_decision,
+    to_declare,
+    without,
+)
 from ._until import FirstItem
 
 logger = logging.getLogger("shoal")
@@ -82,6 +96,10 @@ class Parallel(Act):
     def _source(self, step: ParallelStep) -> Elements:
         """Begin to make what children are made of; nothing is pulled yet."""
 
+    def _declared(self, step: ParallelStep) -> Declared:
+        """Say what a later execution has to be compared with, whose program may have changed."""
+        return declared(step.join)
+
     def _finished(self, state: State) -> Change:
         """Return the change that completes the step, once all results were applied."""
         return NO_CHANGE
@@ -117,7 +135,7 @@ class ParallelStep:
         self.decision: Decision | None = None
         self._contest: Contest | None = None
         self._staggered: Staggered | None = None
-        self._pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
+        self._pick: Callable[[str, Key], Pick] | None = None
         self._out: set[ChildName] = set()  # of a race that is run again: who takes no part...
         self._tried: dict[ChildName, int] = {}  # ...and how often who does was tried
         # An earlier execution may have begun the step: all children start from the state as it was.
@@ -128,8 +146,10 @@ class ParallelStep:
         self._store, self._hooks = children_of(run, act.store, act.hooks)
         self.ledger = new_ledger(run, act.name, run.visit(act.name), self._store)
         self.recorded: Recorded | None = None
+        self._declares: StepBegun | None = None  # to be saved with what is saved first
         self._digests: dict[str, tuple[object, bytes]] = {}
         self.source: Elements | None = None
+        self.acts: Sequence[str] | None = None  # their names in the program
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._ends_at = 0.0  # where there is a timeout
@@ -141,6 +161,10 @@ class ParallelStep:
     def state(self) -> State:
         """The parent's state when the step began, as the step's own functions see it."""
         return make_state(self.data, self.join.permit)
+
+    def as_recorded(self, graphs: Sequence[Graph]) -> Sequence[Graph]:
+        """Return acts under the names that its children are recorded under; see ``_takeup``."""
+        return as_recorded(graphs, self.join.shape, self.parent, self.act.name, self.recorded)
 
     def kind(
         self,
@@ -182,7 +206,12 @@ class ParallelStep:
         else:
             self._contest = contest(self.act.name, self.join.until)
             await self._recall()
-            if not self._is_settled():
+            is_settled = self._is_settled()
+            if self.decision is not None:
+                await self._end_losers(self.decision, self.act._source(self))
+            if is_settled and self.decision is not None:
+                self._count_rest(self.decision)
+            else:
                 await self._live_round(opens=True)
         while self._breaks_off():
             self._begin_again(self.ledger)
@@ -221,6 +250,7 @@ class ParallelStep:
             self._judge()
             if not self._breaks_off():
                 await self._clear_up()
+                refuse_lost(self.parent, self.join, self.ledger, self.recorded)
         except BaseException as error:
             await self._wind_up(group, error)
             self.parent.keep(act.name, self)
@@ -309,8 +339,9 @@ class ParallelStep:
     def _is_settled(self) -> bool:
         """Tell whether an earlier execution has decided it, so that nothing is left to be done."""
         decision = None if self._begun is None else self._begun.decision
-        if decision is None:
+        if decision is None or self._begun is None:
             return False
+        refuse_other_decision(self.parent, self.join, decision, self._begun)
         until, winner, recorded = self.join.until, decision.winner, self.recorded
         record = None if recorded is None else recorded.get(winner)
         applied = recorded is not None and record is not None and recorded.is_applied(record)
@@ -321,12 +352,24 @@ class ParallelStep:
             # Only the winner runs again, from its start, unless all that lacks is its update.
             self._contest = Streams(self.act.name, until, winner)
             goes_on = record is not None and record.status in ("succeeded", "halted")
-            self._pick = lambda act, key: _only(winner, act, key, anew=not goes_on)
+            self._pick = partial(only, winner, anew=not goes_on)
             self.decision = decision
             return False
         self.decision = decision
-        self._count_rest(decision)
         return True
+
+    async def _end_losers(self, decision: Decision, source: Elements | None = None) -> None:
+        """Record those that the decision was to cancel, and that have no end: the process died."""
+        recorded = self.recorded
+        if recorded is None:  # the winner gave an item, and nobody has completed a step
+            recorded = Recorded(self.parent, self.act.name, Records())
+        waits = source is None or source.waits
+        room = 0 if source is None else self.act._room(source)
+        lost = end_losers(self.parent, recorded, decision, None if waits else source, room)
+        for outcome in await lost:
+            self.ledger.add(outcome)
+        if source is not None:
+            source.close()
 
     def _count_rest(self, decision: Decision) -> None:
         """Count how those ended, by record, that don't come up any more: it is decided."""
@@ -361,8 +404,7 @@ class ParallelStep:
                 self.ledger.add(outcome)
                 if self.recorded is not None:
                     self.recorded.drop(_name_of(outcome))
-        out = frozenset(self._out)
-        self._pick = lambda act, key: _without(out, begun, act, key)
+        self._pick = partial(without, frozenset(self._out), begun)
         self._contest, self.decision = contest(self.act.name, self.join.until), None
         self._unfinished = []
         self._resting.clear()
@@ -377,10 +419,14 @@ class ParallelStep:
         if why:  # known only now: its acts were chosen by a function
             msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
             raise InvalidState(msg)
-        first_visit = run.visit(name) == 0 and not _is_revisited(run)
+        first_visit = run.visit(name) == 0 and not is_revisited(run)
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
-        if self._begun is not None and self._begun.under_way:
-            values = self._reopen(self._begun)
+        now = self.act._declared(self)
+        if self._begun is not None:
+            refuse_changed(run, self.join, now, self._begun, self.recorded)
+            if self._begun.under_way:
+                values = self._reopen(self._begun)
+        self._declares = to_declare(run, name, now, self._begun)
         await self._set(values)
 
     def _reopen(self, begun: Playback) -> dict[str, object]:
@@ -388,21 +434,9 @@ class ParallelStep:
 
         Children that failed run again, unless ``reduce`` has taken their failure. Returns the
         fields that change by that.
-
-        Raises:
-            RunConflict: The program collects elsewhere now than when the step was begun.
         """
         source, data = self.source, self.parent.data
         assert source is not None
-        why = self.join.conflict(data)
-        if why:
-            run_id, name = self.parent.path.id, self.act.name
-            msg = (
-                f"fan-out {name!r} of run {run_id} was begun by a program in which {why}, and some "
-                f"of its results are there already; change that back to go on with it, or start a "
-                f"new run with fork({self.parent.path.root.id!r}, number=...) from before this step"
-            )
-            raise RunConflict(msg)
         for update in begun.under_way:
             if update.discovered:
                 source.rediscover(update.discovered, update.discovered_at)
@@ -451,7 +485,9 @@ class ParallelStep:
                 applied=draft.applied,
                 unapplied=[child for child in draft.unapplied if not child.is_kept],
                 decision=draft.decision,
+                step_begun=self._declares,
             )
+            self._declares = None
         except HookFailed:
             raise  # it is saved, and everybody was told
         except Exception:  # KeyboardInterrupt waits for the end of a commit
@@ -516,7 +552,8 @@ class ParallelStep:
             return
         leader, decision = elected
         self._group.shut()
-        await self.parent.commit((), self.parent.data, decision=decision)
+        declares, self._declares = self._declares, None
+        await self.parent.commit((), self.parent.data, decision=decision, step_begun=declares)
         self.decision = decision
         if self._staggered is not None:
             self._staggered.learn_first(leader, self._group.living())
@@ -612,13 +649,18 @@ class ParallelStep:
             return
         gone: list[ChildRecord] = []
         if self.decision is not None:
+            await self._end_losers(self.decision)
             self._count_rest(self.decision)
         for record in () if self.decision is not None else recorded.rest():
             if recorded.is_part_of_the_state(record) and not join.is_listed:
+                recorded.refuse_kept()
                 self._count(record, outcome_of(record, self.parent.path))
             else:
                 gone.append(record)
-        old = {(record.act, record.key) for record in gone}
+        # Where there is one value for each key, what another act has brought there stays.
+        acts, nested = recorded.acts_now, join.is_nested
+        is_ours = [one for one in gone if nested or acts is None or one.act in acts]
+        old = {(record.act, record.key) for record in is_ours}
         old |= {(one.act, one.key) for one in self.ledger if isinstance(one, Failed)}
         await self._set(join.without(self.parent.data, old))
         for record in await recorded.in_full(gone):
@@ -632,7 +674,8 @@ class ParallelStep:
         if values:
             operations = tuple(Set(field, value) for field, value in values.items())
             update = Update(run.number + 1, self.act.name, operations)
-            await run.commit((update,), {**run.data, **values})
+            declares, self._declares = self._declares, None
+            await run.commit((update,), {**run.data, **values}, step_begun=declares)
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
@@ -657,34 +700,6 @@ class ParallelStep:
             count = "a child" if len(errors) == 1 else f"{len(errors)} children"
             msg = f"{count} of fan-out {self.act.name!r} failed"
             raise ExceptionGroup(msg, errors)
-
-
-def _is_revisited(run: Run) -> bool:
-    """Tell whether a run is a graph as a node that its parent, or the one above, has come back to.
-
-    Its own steps are visited for the first time then; but for what it collects into, they are not.
-    """
-    host, path = run.setting.host, run.path
-    while host is not None and path is not host.path and path.parent is not None:
-        if path.visit:
-            return True
-        path = path.parent
-    return False
-
-
-def _only(winner: ChildName, act: str, key: Key, *, anew: bool) -> Literal["leave", "anew"] | None:
-    """Leave out all children but the winner."""
-    if (act, key) != winner:
-        return "leave"
-    return "anew" if anew else None
-
-
-def _without(
-    out: AbstractSet[ChildName], begun: AbstractSet[ChildName], act: str, key: Key
-) -> Literal["leave", "anew"] | None:
-    """Leave out the children that are out; those that have begun run anew."""
-    child = ChildName(act, key)
-    return "leave" if child in out else "anew" if child in begun else None
 
 
 def _name_of(outcome: Outcome) -> ChildName:

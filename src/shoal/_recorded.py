@@ -14,11 +14,21 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Literal, final
 
-from ._errors import BadUse, InputChanged, UnknownRun, brief, did_you_mean, note
+from ._digest import digest
+from ._errors import (
+    BadUse,
+    InputChanged,
+    NotData,
+    RunConflict,
+    UnknownRun,
+    brief,
+    did_you_mean,
+    note,
+)
 from ._events import (
     Cancelled,
     ChildName,
@@ -179,11 +189,13 @@ async def _read_records(
     """Add what the parent's own store says to ``records``."""
     execution, store, path = run.setting.execution, run.setting.store, run.path
     has_undone = False
+    playback = run.playback
+    numbers = frozenset(() if playback is None else (one.number for one in playback.under_way))
 
     def take(children: Sequence[DoneChild]) -> None:
         nonlocal has_undone
         has_undone = has_undone or any(run.is_undone(one.applied) for one in children)
-        records.add_done(children)
+        records.add_done(children, numbers)
 
     if isinstance(store, ReadsInParts) and not in_full:
         await read_done(execution, store, path, step, visit, take=take)
@@ -195,11 +207,35 @@ async def _read_records(
         records.add(record)
 
 
+def conflict(parent: Run, step: str, why: str) -> RunConflict:
+    """Say that a program can't go on with a step that another one has begun, and what to do."""
+    run_id, root = parent.path.id, parent.path.root.id
+    return RunConflict(
+        f"fan-out {step!r} of run {run_id} was begun by a program in which {why}, and some of its "
+        f"results are there already; change that back to go on with it, or start a new run with "
+        f"fork({root!r}, number=...) from before this step"
+    )
+
+
 @final
 class Recorded:
     """The recorded children of one execution of a step."""
 
-    __slots__ = ("_folds", "_forgets", "_left", "_parent", "_who", "last_position", "started")
+    __slots__ = (
+        "_folds",
+        "_forgets",
+        "_left",
+        "_parent",
+        "_who",
+        "acts",
+        "acts_done",
+        "acts_now",
+        "compares",
+        "kept_conflict",
+        "last_position",
+        "renamed",
+        "started",
+    )
 
     def __init__(
         self, parent: Run, who: str, records: Records, *, folds: bool = False, forgets: bool = False
@@ -221,6 +257,18 @@ class Recorded:
         self.last_position: int = records.last_position
         self.started: int = records.started
         """How many of them have been started."""
+        self.acts: frozenset[str] = frozenset(records.acts)
+        """The names of the acts that they are of."""
+        self.acts_done: frozenset[str] = frozenset(records.acts_done)
+        """Those of acts that have results."""
+        self.acts_now: frozenset[str] | None = None
+        """The names of the acts that are executed now; None: each child may be of its own."""
+        self.renamed: tuple[str, str] | None = None
+        """The name of the only act, then and now, if that has changed."""
+        self.compares: bool = False
+        """Whether a child without a record is compared with what is recorded of its place."""
+        self.kept_conflict: str = ""
+        """Why no result can stay as it is, since the program has changed; empty: it can."""
 
     def get(self, child: ChildName) -> ChildRecord | None:
         """Return what is recorded of a child that has not come up yet."""
@@ -254,6 +302,12 @@ class Recorded:
         read = {ChildName(one.act, one.key): one for one in found}
         return [read.get(ChildName(one.act, one.key), one) for one in records]
 
+    def applied_by(self, numbers: Collection[int]) -> Iterator[ChildRecord]:
+        """Go through those that updates of these numbers have applied: of ``under_way``."""
+        for record in (*self._left.applied_first, *self._left.others):
+            if record.applied in numbers and self.is_applied(record):
+                yield record
+
     def folded(self) -> tuple[int, Iterator[ChildRecord]]:
         """Return what ``reduce`` has taken: how many that are done, and the records of others."""
         done = self._left.done if self._folds else 0
@@ -264,28 +318,82 @@ class Recorded:
 
         Raises:
             InputChanged: It would have to run anew, and ``reduce`` has taken its result.
+            RunConflict: It has a result that the program can't go on with, since it has changed.
         """
         record = self._left.pop(ChildName(child.setting.act, child.key))
         if record is None:
+            if self.compares:
+                self._refuse_renamed(child)
             return "new", None
         applied = self.is_applied(record)
         if record.status == "skipped" and record.used:  # for its key alone, whatever else it is now
             return ("is kept", record) if applied else ("new", None)
         if record.digest != child.digest:
             if self.is_folded(record):
+                was = (
+                    ""
+                    if self.renamed is None
+                    else f" ({self.renamed[0]!r}, now {self.renamed[1]!r})"
+                )
                 msg = (
-                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, or its act's "
-                    f"version, has changed since its result was reduced (run {child.path.id}); "
+                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, or its act{was} "
+                    f"or that's version, has changed since its result was reduced (run "
+                    f"{child.path.id}); "
                     f"reduce can't be undone: start a new run, or fork() this one from before the "
                     f"fan-out"
                 )
                 raise InputChanged(msg)
             return "runs anew", record
         if self.is_part_of_the_state(record):
+            self.refuse_kept()
             return "is kept", record
         if self._forgets:
             return "new", None
         return ("rests" if self._waits(child, record) else "goes on"), record
+
+    def refuse_kept(self) -> None:
+        """Refuse to keep a result, if none can be kept.
+
+        Raises:
+            RunConflict: Saying what has changed.
+        """
+        if self.kept_conflict:
+            raise conflict(self._parent, self._who, self.kept_conflict)
+
+    def _refuse_renamed(self, child: Run) -> None:
+        """Refuse a child that is new by its name alone, where another one of its place is done.
+
+        Raises:
+            RunConflict: Its act or its key had another name.
+        """
+        record, act = self._left.at(child.position), child.setting.act
+        if record is None:
+            return
+        if record.status != "succeeded":
+            return  # it has no result that could be lost
+        if record.key == child.key and self.acts_now is None and record.act != act:
+            why = (
+                f"child {child.position}, key {brief(child.key)}, was of act {record.act!r}, and "
+                f"now it is of {act!r} (if the act was renamed, give it its old name with name=; "
+                f"what was added stands behind what was there)"
+            )
+            raise conflict(self._parent, self._who, why)
+        if record.act == act and record.key != child.key and self._works_on_same(record, child):
+            why = (
+                f"element {child.position} had the key {brief(record.key)}, and now it has "
+                f"{brief(child.key)}"
+            )
+            raise conflict(self._parent, self._who, why)
+
+    def _works_on_same(self, record: ChildRecord, child: Run) -> bool:
+        """Tell whether a child works on what is recorded of another one."""
+        if record.element is UNREAD:
+            return record.digest == child.digest  # which the element is part of
+        try:
+            is_same = digest(record.element) == digest(child.element)
+        except NotData:
+            return False
+        return is_same and record.digest == child.digest
 
     def _waits(self, child: Run, record: ChildRecord) -> bool:
         """Tell whether nothing that a child is halted for has been answered."""

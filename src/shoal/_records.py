@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, final
 
 from ._digest import BYTES
@@ -79,6 +79,16 @@ class _DoneOfAct:
         found = self._places.get(key)
         return None if found is None else self._record(key, *found)
 
+    def at(self, position: int) -> ChildRecord | None:
+        """Return the child whose key is its position."""
+        is_there = 0 <= position < len(self._has) and self._has[position]
+        return self.get(position) if is_there else None
+
+    def positions(self) -> Iterator[tuple[int, Key]]:
+        """Return the positions of the others, each with its key."""
+        for key, (position, *_) in self._places.items():
+            yield position, key
+
     def drop(self, key: Key) -> None:
         self.count -= 1
         if self._places.pop(key, None) is None:
@@ -107,12 +117,24 @@ class _DoneOfAct:
 class Records:
     """The records of children, by act and key."""
 
-    __slots__ = ("_done", "_others", "acts", "acts_done", "last_position", "started")
+    __slots__ = (
+        "_done",
+        "_names",
+        "_others",
+        "acts",
+        "acts_done",
+        "applied_first",
+        "last_position",
+        "started",
+    )
 
     def __init__(self, others: Iterable[ChildRecord] = ()) -> None:
         """Have what is said in full."""
         self._done: dict[str, _DoneOfAct] = {}
         self._others: dict[ChildName, ChildRecord] = {}
+        self._names: dict[int, ChildName] | None = None  # by position; made when asked for
+        self.applied_first: list[ChildRecord] = []
+        """Of children that are done, those that were asked for by the updates that applied them."""
         self.last_position: int = -1
         """The highest position of any of them, those that were taken out included."""
         self.started: int = 0
@@ -132,9 +154,13 @@ class Records:
         self._note(record.act, record.position, is_done=record.status == "succeeded")
         self.started += _was_started(record)
 
-    def add_done(self, children: Iterable[DoneChild]) -> None:
-        """Have children that are done."""
+    def add_done(self, children: Iterable[DoneChild], first: Collection[int] = ()) -> None:
+        """Have children that are done; those that updates ``first`` have applied are told apart."""
         for one in children:
+            if one.applied in first:
+                self.applied_first.append(
+                    ChildRecord(*one[:5], UNREAD, one.digest, "succeeded", applied=one.applied)
+                )
             of_act = self._done.get(one.act)
             if self._others:
                 self._forget(ChildName(one.act, one.key))
@@ -157,6 +183,19 @@ class Records:
         if found is None and of_act is not None:
             found = of_act.get(name.key)
         return found
+
+    def at(self, position: int) -> ChildRecord | None:
+        """Return what is recorded of a child at a position; of several, one that comes later."""
+        for of_act in self._done.values():
+            found = of_act.at(position)
+            if found is not None:
+                return found
+        if self._names is None:
+            self._names = {one.position: name for name, one in self._others.items()}
+            for act, of_act in self._done.items():
+                self._names.update((at, ChildName(act, key)) for at, key in of_act.positions())
+        name = self._names.get(position)
+        return None if name is None else self.get(name)
 
     def pop(self, name: ChildName) -> ChildRecord | None:
         """Return it, and have it no more."""

@@ -46,6 +46,8 @@ class Resumer(Committer):
     async def recall(self) -> None:
         """Go to where the history of a child leads.
 
+        If its graph has other ways now, it begins anew: what it has done counts no more.
+
         Raises:
             StoreFailed: The store did not say what it has.
         """
@@ -59,7 +61,12 @@ class Resumer(Committer):
                 played.add(entry)
 
         await read_history(setting.execution, setting.store, self.path, take)
-        self.go_on_from(played)
+        is_done = self.record is not None and self.record.status == "succeeded"
+        if not is_done and self._other_way(played):
+            self.record = None
+            await self.be_forgotten()
+        else:
+            self.go_on_from(played)
 
     def go_on_from(self, played: Playback) -> None:
         """Stand where a history has led to."""
@@ -81,22 +88,51 @@ class Resumer(Committer):
         It is chosen by the state as it was then: the step under way may have changed it since.
 
         Raises:
-            RunConflict: The graph does not have the step that was completed last.
+            RunConflict: The graph does not have the step that was completed last, or the one under
+                way is not what comes next in it.
         """
-        setting, record = self.setting, self.record
+        record = self.record
         if record is not None and record.status == "succeeded":
             return None
-        step = played.began.step
+        why = self._other_way(played) if self.setting.parent is None else ""  # see recall
+        if why:
+            msg = (
+                f"run {self.path.id} {why}; change the graph back to go on, give the changed one a "
+                f"new version, or start a new run with fork({self.path.root.id!r})"
+            )
+            raise RunConflict(msg)
+        return self._after(played)
+
+    def _other_way(self, played: Playback) -> str:
+        """Say where a history has gone a way that the graph doesn't have; nothing: it has it."""
+        graph, before = self.setting.graph, played.first_after
+        for step, _ in played.completed_visits():
+            known = graph.find(step) and (before is None or graph.find(before))
+            if known and not graph.leads(before, step):
+                behind = "to begin with" if before is None else f"behind {before!r}"
+                return f"has completed the step {step!r} {behind}, where {graph.name!r} has others"
+            before = step
+        if before is not None and graph.find(before) is None:
+            return f"has completed the step {before!r}, which {graph.name!r} does not have any more"
+        under_way = played.step_under_way
+        if under_way is None:
+            return ""
+        following = self._after(played)
+        if following is None or following.name != under_way:
+            comes = "nothing" if following is None else f"{following.name!r}"
+            return (
+                f"was in the middle of step {under_way!r}, where {comes} comes in {graph.name!r} "
+                f"now (if the step was renamed, give it its old name with name=)"
+            )
+        return ""
+
+    def _after(self, played: Playback) -> Act | None:
+        """Return the act behind the step that was completed last."""
+        setting, step = self.setting, played.began.step
         if step is None:
             return setting.graph.entry
         act = setting.graph.find(step)
-        if act is None:
-            msg = (
-                f"run {self.path.id} has completed the step {step!r}, which {setting.graph.name!r} "
-                f"does not have any more; give the changed graph a new version, or start a new run "
-                f"with fork({self.path.root.id!r})"
-            )
-            raise RunConflict(msg)
+        assert act is not None, "else its way would be another one"
         return act_after(setting.graph, act, played.began.data)
 
     def _fill_model(self, schema: Schema[Any]) -> None:

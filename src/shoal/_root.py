@@ -38,6 +38,7 @@ from ._state import Change, Drop, Set
 from ._store import ChildRecord, NullStore
 from ._stream import Stream
 from ._suspects import Suspects
+from ._takeup import refuse_left_steps
 
 
 @final
@@ -200,6 +201,9 @@ class Root:
         played = await recorded_history(execution, self.path, known)
         done, children = await read_children(execution, store, self.path)
         execution.answers = played.answers
+        if not is_over:
+            visits = {*done, *((one.step, one.visit) for one in children)}
+            refuse_left_steps(self.path, run.setting.graph, played, sorted(visits))
         asked = (
             ()
             if record.status == "succeeded"

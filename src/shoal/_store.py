@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol, final, runtime_checkable
 
 from ._errors import DefinitionError, brief
 from ._events import ChildName, Decision, Outcome, Status, Update
-from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
 from ._ids import Key, RunPath
 from ._state import Operation
 
@@ -172,6 +172,8 @@ class Batch(NamedTuple):
     """The execution that saves: the one that has claimed the root run."""
     questions: Sequence[QuestionAsked | QuestionAnswered] = ()
     """What the run has asked with this, or what somebody has answered."""
+    step_begun: StepBegun | None = None
+    """What the fan-out declares whose first save in this execution this is."""
 
     @property
     def path(self) -> RunPath:
@@ -185,7 +187,8 @@ class Batch(NamedTuple):
         step = self.step_completed
         completed = () if step is None else (Completed(step, self.before),)
         decided = () if self.decision is None else (self.decision,)
-        return (*rewound, *self.updates, *decided, *completed, *self.questions)
+        begun = () if self.step_begun is None else (self.step_begun,)
+        return (*rewound, *begun, *self.updates, *decided, *completed, *self.questions)
 
 
 @final

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, cast, final
 from shoal._codec import Codec
 from shoal._errors import NotEncodable, brief, note
 from shoal._events import LEAVES, ChildName, Decision, Status, Update, in_short, shortened
-from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
+from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
 from shoal._ids import Key, RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal._store import Batch, Beginning, ChildRecord, FailedChild, RunRecord, SavedRun
@@ -31,7 +31,7 @@ from ._sizes import LARGE, UpdateSizes
 
 _FORMS = 1000  # that are remembered: steps of loops are numbered each anew
 
-Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered"]
+Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered", "begun"]
 """What a row of a history holds."""
 
 
@@ -244,6 +244,9 @@ class Packer:
         last = updates[-1].number if updates else batch.before
         if rewound is not None:
             rows.append(History(before, "rewound", rewound.step, str(rewound.visit)))
+        if batch.step_begun is not None:
+            step, declared = batch.step_begun
+            rows.append(History(before, "begun", step, self._encode(declared, "what is declared")))
         for update in plain:
             text = self._update(update)
             self._check(text, batch.path, update.step)
@@ -589,6 +592,8 @@ class Unpacker:
                 return Completed(row.step, int(row.data))
             case "rewound":
                 return Rewound(row.step, int(row.data))
+            case "begun":
+                return StepBegun(row.step, self._decode(row.data))
             case "asked":
                 return QuestionAsked(row.step, *self._decode(row.data))
             case "answered":

@@ -12,7 +12,7 @@ import anyio
 
 from shoal._errors import LeaseLost, NotData, RunClaimed
 from shoal._events import ChildName, Decision, Status, Update
-from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound
+from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
 from shoal._ids import Key, RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal._store import Batch, Beginning, ChildRecord, Store
@@ -217,6 +217,19 @@ class StoreConformance(ApplicationConformance):
             await save(store, decision=decision, before=1)
             whole = [applied, decision, Completed("race", 1), decision]
             assert list(await store.read(ROOT)) == whole
+
+    async def test_what_a_step_declares_stands_before_its_updates(self, store: Store) -> None:
+        begun = StepBegun("map", {"acts": ["leaf"], "into": "out", "take": None, "grows": False})
+        async with claimed(store):
+            await save(store, updates=(update_of(1),), step_completed="step")
+            child = child_run(1, value=7)
+            applied = Update(2, "map", (Put("out", 1, 7, 0),))
+            await save(store, updates=(applied,), applied=(child,), step_begun=begun, before=1)
+            await save(store, step_begun=begun, before=2)
+            whole = [update_of(1), Completed("step", 0), begun, applied, begun]
+            for each in (store, self.another(store)):
+                assert list(await each.read(ROOT)) == whole
+                assert list(await each.read(ROOT, 2)) == [applied, begun]
 
     async def test_questions_and_answers_are_kept_where_they_were_saved(self, store: Store) -> None:
         asked = QuestionAsked("review", "ok", {"diff": ["+1", ("-", 2)], "none": None}, "q1")

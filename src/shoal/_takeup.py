@@ -1,0 +1,458 @@
+"""Taking up a parallel step that an earlier execution has begun, maybe of another program.
+
+Imports joins, sources and what earlier executions have left.
+
+Invariants:
+- A result that is recorded as done is where the present program puts it, or the step is refused:
+  none is counted as done and missing from ``into``.
+- The name of the only act of a fan-out decides nothing: its children are found by their keys.
+- A step that was decided has an outcome of every child that is known, also in the store.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Literal, cast, final
+
+from ._errors import RunConflict, ShoalError
+from ._events import ChildName, Decision, Done, Outcome, Status, Update
+from ._graph import Graph
+from ._history import Playback, StepBegun
+from ._ids import Key, RunPath
+from ._join import Join, Ledger, Shape
+from ._recorded import Recorded, conflict, decided, is_unended, outcome_of
+from ._run import Run
+from ._source import Elements
+from ._state import Put, PutWithin
+from ._store import ChildRecord, NullStore, SavedRun
+from ._until import All, First, FirstItem, Quorum, Until
+
+logger = logging.getLogger("shoal")
+
+Declared = Mapping[str, object]
+"""What a parallel step declares, as far as what it has saved depends on that: plain data."""
+
+NAMED_SHAPES: tuple[Shape, ...] = ("by act", "by key and act", "by position and act")
+"""Where the names of acts are among the data that a later step reads."""
+
+
+def declared(
+    join: Join,
+    *,
+    acts: Sequence[str] | None = None,
+    is_keyed: bool | None = None,
+    take: object = None,
+) -> Declared:
+    """Collect what a parallel step declares.
+
+    Args:
+        join: What it does with results.
+        acts: The names of its acts; None: each task has its own.
+        is_keyed: Whether elements have keys; None: each task says so.
+        take: What a child's value is.
+    """
+    return {
+        "acts": None if acts is None else list(acts),
+        "keyed": is_keyed,
+        "take": "a function" if callable(take) else take if isinstance(take, str) else _list(take),
+        "into": join.into,
+        "shape": join.shape if join.into is not None else None,
+        "errors_into": join.errors_into,
+        "reduces": join.reduce is not None,
+        "grows": join.grow is not None,
+        "until": until_as_text(join.until),
+    }
+
+
+def _list(take: object) -> list[str] | None:
+    return None if take is None else list(cast("Sequence[str]", take))
+
+
+def until_as_text(until: Until) -> str:
+    """Say what ends a step, as far as two of them can be compared."""
+    match until:
+        case All():
+            return "all"
+        case First():
+            return f"first({until.n})"
+        case Quorum():
+            return f"quorum({until.n})"
+        case FirstItem():
+            return "first_item"
+        case _:
+            return "a function"
+
+
+# -- what can't be carried over ------------------------------------------------------------------
+
+
+def refuse_changed(
+    run: Run, join: Join, now: Declared, begun: Playback, recorded: Recorded | None
+) -> None:
+    """Refuse to go on with a step where the program puts results elsewhere than when it began.
+
+    What only those children can't have that are kept is refused when the first of them comes up.
+
+    Args:
+        run: Its parent.
+        join: What becomes of results now.
+        now: What the step declares now.
+        begun: What an earlier execution has done of it.
+        recorded: The children that are recorded.
+
+    Raises:
+        RunConflict: Naming what was declared then, and what is now.
+    """
+    then = None if begun.begun is None else begun.begun.declared
+    why = join.conflict(run.data) if begun.under_way else ""
+    if not why and then is not None:
+        why = _changed(then, now, has_grown=any(one.discovered for one in begun.under_way))
+    if not why and recorded is not None:
+        why = _misplaced(join, recorded, begun.under_way)
+    if why:
+        raise conflict(run, join.name, why)
+    if recorded is not None:
+        recorded.compares = True
+        recorded.kept_conflict = "" if then is None else _changed_for_kept(then, now)
+
+
+def refuse_other_decision(run: Run, join: Join, decision: Decision, begun: Playback) -> None:
+    """Refuse to go on with a step that was decided by something else than ends it now.
+
+    Raises:
+        RunConflict: Naming both.
+    """
+    until, now = join.until, until_as_text(join.until)
+    then = None if begun.begun is None else cast("str", begun.begun.declared["until"])
+    if then is None:  # saved by a version of shoal that did not say
+        wanted = until.n if isinstance(until, First | Quorum) else len(decision.winners)
+        if wanted == len(decision.winners) and not isinstance(until, All):
+            return
+        then = f"a race with {len(decision.winners)} winners"
+    if then != now:
+        why = f"it was decided: until= was {then} and is {now} now"
+        raise conflict(run, join.name, why)
+
+
+def _changed(then: Declared, now: Declared, *, has_grown: bool) -> str:
+    if _manner(then) != _manner(now):
+        return f"its results went {_manner(then)}, and go {_manner(now)} now"
+    field, other = then["errors_into"], now["errors_into"]
+    if field is not None and field != other:
+        is_now = "into no field" if other is None else f"into {other!r}"
+        return f"it collected failures into {field!r}, and now it collects them {is_now}"
+    if None not in (then["keyed"], now["keyed"]) and then["keyed"] != now["keyed"]:
+        without = "without key=, and now with it" if now["keyed"] else "with key=, and now without"
+        return f"its elements were told apart {without}"
+    acts, others = then["acts"], now["acts"]
+    if has_grown and isinstance(acts, list) and isinstance(others, list):
+        before, after = len(cast("list[str]", acts)), len(cast("list[str]", others))
+        if before != after:
+            return f"it had {before} acts for each element that grow= returned, and now {after}"
+    return ""
+
+
+def _manner(what: Declared) -> str:
+    if what["into"] is not None:
+        shape = "" if what["shape"] == "one" else f" {what['shape']}"
+        return f"into {what['into']!r}{shape}"
+    return "to reduce=" if what["reduces"] else "nowhere but into outcomes"
+
+
+def _changed_for_kept(then: Declared, now: Declared) -> str:
+    """Say why a result can't be kept as it is recorded, if it can't."""
+    if then["take"] != now["take"]:
+        return f"take= was {_shown(then['take'])} and is {_shown(now['take'])} now"
+    if now["grows"] and not then["grows"]:
+        return "it had no grow=, so results that are there have brought no elements"
+    if then["until"] != now["until"] and now["until"] not in ("all", "a function"):
+        return f"until= was {then['until']} and is {now['until']} now"
+    return ""
+
+
+def _shown(take: object) -> str:
+    return repr(take) if take != "a function" else "a function"
+
+
+def _misplaced(join: Join, recorded: Recorded, under_way: Sequence[Update]) -> str:
+    """Say where results or failures are that earlier executions have applied, if not where meant.
+
+    The updates that applied them say so; stores of earlier versions of shoal have nothing else.
+    """
+    updates = {update.number: update for update in under_way}
+    results_seen = failures_seen = False
+    for record in recorded.applied_by(updates):
+        update = updates[record.applied or 0]
+        field = _collection(update)
+        if record.status == "failed" and not failures_seen:
+            failures_seen = True
+            if field is not None and field != join.errors_into:
+                where = "none now" if join.errors_into is None else f"{join.errors_into!r} now"
+                return f"errors_into= was {field!r} and is {where}"
+        elif record.status == "succeeded" and not results_seen:
+            results_seen = True
+            meant = None if join.shape == "one" else join.into
+            if field is not None and field != meant:
+                return f"it collected into {field!r}, one result at a time"
+            if field is None and meant is not None and record.used:
+                return f"it did not collect into {meant!r}"
+            if field is not None and isinstance(update.operations[0], PutWithin) != join.is_nested:
+                return f"it did not collect into {meant!r} {join.shape}"
+            if update.operations and join.into is None and join.reduce is None:
+                return "its results went to reduce="
+    return ""
+
+
+def _collection(update: Update) -> str | None:
+    """Return the collection that an update has put something into, at a position: only we do."""
+    if not update.operations:
+        return None
+    first = update.operations[0]
+    is_placed = isinstance(first, Put | PutWithin) and first.position is not None
+    return first.field if is_placed else None
+
+
+def to_declare(run: Run, step: str, now: Declared, begun: Playback | None) -> StepBegun | None:
+    """Make what a step saves of what it declares; None if nothing is kept, or it is known."""
+    known = None if begun is None or begun.begun is None else begun.begun.declared
+    is_kept = not isinstance(run.setting.store, NullStore)
+    return StepBegun(step, now) if is_kept and known != now else None
+
+
+def refuse_lost(run: Run, join: Join, ledger: Ledger, recorded: Recorded | None) -> None:
+    """Refuse to complete a step where a result is counted as done, and is not collected.
+
+    Nothing that is known leads to that; it would be a defect that loses data unnoticed.
+
+    Raises:
+        RunConflict: Another execution has begun the step.
+        ShoalError: It was begun by this one.
+    """
+    if join.into is None or join.is_nested or join.shape == "one":
+        return
+    unused = sum(isinstance(one, Done) for one in ledger)
+    found, brought = len(cast("Sized", run.data[join.into])), ledger.done - unused
+    if found < brought:
+        why = f"{brought} results are counted as done, while {join.into!r} has {found}"
+        if recorded is not None:
+            raise conflict(run, join.name, why)
+        msg = f"fan-out {join.name!r} of run {run.path.id} is not whole: {why}"
+        raise ShoalError(msg)
+
+
+# -- acts ----------------------------------------------------------------------------------------
+
+
+def as_recorded(
+    graphs: Sequence[Graph], shape: Shape, run: Run, step: str, recorded: Recorded | None
+) -> Sequence[Graph]:
+    """Return the acts of a step under the names that its children are recorded under.
+
+    Where it has only one act, before and now, that is the one which the children are of, whatever
+    it is called: the key alone names a child. Whether they run anew is up to their digests.
+
+    Args:
+        graphs: The acts.
+        shape: How results are arranged.
+        run: The parent.
+        step: The step's name.
+        recorded: Its children.
+
+    Raises:
+        RunConflict: There are results of acts that it doesn't have any more.
+    """
+    if recorded is None:
+        return graphs
+    names = frozenset(graph.name for graph in graphs)
+    recorded.acts_now = names
+    lost = recorded.acts - names
+    if not lost:
+        return graphs
+    if len(graphs) == len(recorded.acts) == 1 and shape not in NAMED_SHAPES:
+        (old,) = lost
+        recorded.renamed = old, graphs[0].name
+        recorded.acts_now = lost
+        return [graphs[0].bind(name=old)]
+    if lost & recorded.acts_done:
+        gone, known = _names(lost & recorded.acts_done), _names(names)
+        why = (
+            f"it had acts with results, {gone}, which are not among its acts now, {known} (if one "
+            f"was renamed, give it its old name with name=)"
+        )
+        raise conflict(run, step, why)
+    return graphs
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names)))
+
+
+def refuse_left_steps(
+    path: RunPath, graph: Graph, played: Playback, visits: Iterable[tuple[str, int]]
+) -> None:
+    """Refuse to go on with a root run whose step under way its graph doesn't have any more.
+
+    Args:
+        path: The run.
+        graph: What it walks.
+        played: Where its history leads.
+        visits: The steps that have children, and in which visits.
+
+    Raises:
+        RunConflict: Naming the step.
+    """
+    for name, visit in visits:
+        step = name
+        if graph.find(step) is None:
+            action = step.rpartition("/")[0]  # of an action's own fan-out, if it is one
+            step = step if graph.find(action) is None else action
+        if graph.find(step) is None and visit >= played.visit(step):
+            acts = ", ".join(repr(act.name) for act in graph.acts)
+            msg = (
+                f"run {path.id} was in the middle of step {step!r}, which {graph.name!r} does not "
+                f"have now (it has: {acts}); if it was renamed, give it its old name with name=, "
+                f"or start a new run with fork({path.id!r})"
+            )
+            raise RunConflict(msg)
+
+
+# -- what was decided ----------------------------------------------------------------------------
+
+Pick = Literal["leave", "anew"] | None
+
+
+def only(winner: ChildName, act: str, key: Key, *, anew: bool) -> Pick:
+    """Leave out all children but the winner."""
+    if (act, key) != winner:
+        return "leave"
+    return "anew" if anew else None
+
+
+def without(out: AbstractSet[ChildName], begun: AbstractSet[ChildName], act: str, key: Key) -> Pick:
+    """Leave out the children that are out; those that have begun run anew."""
+    child = ChildName(act, key)
+    return "leave" if child in out else "anew" if child in begun else None
+
+
+async def end_losers(
+    run: Run, recorded: Recorded, decision: Decision, source: Elements | None = None, room: int = 0
+) -> list[Outcome]:
+    """Record that children have lost which had no end when the process died, or the source changed.
+
+    Args:
+        run: Their parent.
+        recorded: What is known of them; those that are recorded here are known no more.
+        decision: How the step was decided.
+        source: Where those come from that nothing is recorded of; None: there are none.
+        room: How many children were under way at once, at most.
+
+    Returns how they ended.
+
+    Raises:
+        ShoalError: That could not be saved.
+    """
+    lost: list[SavedRun] = []
+    if source is not None and not any(one.winner == decision.winner for one in recorded.rest()):
+        lost += _unrecorded(source, recorded, decision, room)
+    for record in recorded.rest():
+        name = ChildName(record.act, record.key)
+        if is_unended(record) and name != decision.winner:  # of streams, that one goes on
+            recorded.drop(name)
+            lost.append(_Loser(decided(record, decision), run.path))
+    if lost:
+        await run.note_ends(lost)
+    return [one.outcome for one in lost]
+
+
+def _unrecorded(source: Elements, recorded: Recorded, decision: Decision, room: int) -> list[Run]:
+    """Make the children that may have been under way, and that nothing is recorded of.
+
+    What an async source brings is not waited for: nobody knows then who they were.
+    """
+    lost: list[Run] = []
+
+    def pick(act: str, key: Key) -> Pick:
+        name = ChildName(act, key)
+        return "leave" if name == decision.winner or recorded.get(name) is not None else "anew"
+
+    source.pick = pick
+    # The winner was in flight, and so were those that have completed a step and not ended.
+    others = [one for one in recorded.rest() if (one.act, one.key) != decision.winner]
+    most = room - 1 - sum(map(is_unended, others))
+    try:
+        for _ in range(recorded.left + room):
+            child = None if len(lost) >= most else source.take()
+            if child is None:
+                break
+            if child != "dropped":
+                lost.append(child)
+    except Exception:  # it is decided, and needs no source: what that raises must not undo it
+        logger.exception("while the losers of fan-out %r were looked for", source.who)
+    for child in lost:
+        child.is_afresh = False
+        child.cancel(decision.reason, decision.winner)
+        child.never_started = True
+    return lost
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Loser:
+    """A child that has lost, as stores see it: made of its record, for it may have no act now."""
+
+    record: ChildRecord
+    parent: RunPath
+
+    @property
+    def path(self) -> RunPath:
+        return self.outcome.path
+
+    @property
+    def outcome(self) -> Outcome:
+        return outcome_of(self.record, self.parent)
+
+    @property
+    def status(self) -> Status | None:
+        return cast("Status", self.record.status)
+
+    @property
+    def position(self) -> int:
+        return self.record.position
+
+    @property
+    def element(self) -> object:
+        return self.record.element
+
+    @property
+    def digest(self) -> str:
+        return self.record.digest
+
+    @property
+    def reason(self) -> str:
+        return self.record.reason
+
+    @property
+    def winner(self) -> ChildName | None:
+        return self.record.winner
+
+    @property
+    def attempts(self) -> int:
+        return self.record.attempts
+
+    @property
+    def elapsed(self) -> float:
+        return self.record.elapsed
+
+    @property
+    def abandoned(self) -> bool:
+        return self.record.abandoned
+
+    error: None = None
+    used: bool = True
+    value: None = None
+    crashes: int = 0
+    last_update: None = None
+    packed: None = None

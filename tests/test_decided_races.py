@@ -1,0 +1,205 @@
+"""Races whose process dies behind the decision: all have an outcome, also in the store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anyio
+import pytest
+
+from shoal import (
+    Act,
+    Application,
+    ChildRecord,
+    Context,
+    Done,
+    Graph,
+    Limits,
+    MemoryStore,
+    Outcome,
+    Result,
+    RunPath,
+    SQLiteStore,
+    State,
+    Store,
+    StoreFailed,
+    action,
+    fan_out,
+    first,
+    first_item,
+    quorum,
+    race,
+)
+from shoal._store import Batch
+from shoal.testing import RecordingHook
+
+pytestmark = pytest.mark.anyio
+
+
+@action(reads=["item"], writes=["begun"])
+async def begin(item: float) -> bool:
+    return item > 0
+
+
+@action(reads=["item"], writes=["slept"])
+async def sleep(item: float) -> float:
+    await anyio.sleep(item)
+    return item
+
+
+@action(reads=["item"], writes=["slept"])
+async def tell(item: float) -> AsyncIterator[str | Result[float]]:
+    await anyio.sleep(item)
+    yield "so"
+    await anyio.sleep(0.5)
+    yield Result(item)
+
+
+two_steps = Graph.chain(begin, sleep, name="two steps")
+streams = Graph.chain(begin, tell, name="streams")
+
+
+def over(act: Act, **how: Any) -> Act:
+    return fan_out(act, over="n", into="out", take="slept", name="race", **how)
+
+
+def has_two(state: State, _outcome: Outcome) -> bool:
+    return len(state["out"]) == 2
+
+
+@action(writes=["out"])
+async def quick() -> str:
+    await anyio.sleep(0.5)
+    return "quick"
+
+
+@action(writes=["out"])
+async def slow() -> str:
+    await anyio.sleep(60)
+    return "slow"
+
+
+late = Graph.chain(begin.bind(name="begins"), slow, name="late")
+duel = race(quick, slow, late, into="out", name="race")
+
+
+@action(writes=["found"])
+async def search(context: Context) -> str:
+    async with context.fan_out(name="tries") as group:
+        group.start(duel, {"item": 1.0})
+        async for outcome in group:
+            if isinstance(outcome, Done):
+                return str(outcome.state["out"])
+    raise AssertionError
+
+
+class Race(NamedTuple):
+    make: Callable[[], Act]
+    contestants: int
+    winners: int = 1
+
+
+RACES = {
+    "acts": Race(lambda: duel, 3),
+    "first": Race(lambda: over(sleep, until=first()), 4),
+    "first, of two steps": Race(lambda: over(two_steps, until=first()), 4),
+    "two": Race(lambda: over(two_steps, key=str, until=first(2)), 4, 2),
+    "quorum": Race(lambda: over(two_steps, until=quorum(2, by=bool)), 4, 2),
+    "first item": Race(lambda: over(streams, until=first_item()), 4),
+    "first item, of one step": Race(lambda: over(tell, until=first_item()), 4),
+    "a function": Race(lambda: over(sleep, key=str, until=has_two), 4, 2),
+    "with few at once": Race(lambda: over(two_steps, until=first(), limits=Limits(2)), 2),
+    "in a node": Race(lambda: Graph.chain(Graph.chain(duel, name="node"), name="app"), 3),
+    "in a child": Race(
+        lambda: fan_out(Graph.chain(duel, name="inner"), over="one", item="item", into="each",
+                        take="out", name="each"),
+        3,
+    ),
+    "in a child that an action starts": Race(lambda: search, 3),
+}  # fmt: skip
+
+
+class Mortal:
+    """A store whose process dies at its n-th save from the one on that decides the race."""
+
+    def __init__(self, store: Store, n: int, *, is_late: bool) -> None:
+        self._store, self._left, self._is_late = store, n, is_late
+        self.has_decided = False
+
+    def save(self, batch: Batch) -> Any:
+        self.has_decided = self.has_decided or batch.decision is not None
+        saved: Any = None
+        if not self.has_decided:
+            return self._store.save(batch)
+        self._left -= 1
+        if self._left > 0 or (self._left == 0 and self._is_late):
+            saved = self._store.save(batch)
+        if self._left <= 0:
+            raise OSError("the process is dead")
+        return saved
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+async def below(store: Store, path: RunPath) -> list[tuple[RunPath, ChildRecord]]:
+    """Return all descendants of a run, as the store has them."""
+    found = list[tuple[RunPath, ChildRecord]]()
+    for one in await store.children(path):
+        child = RunPath(act=one.act, parent=path, step=one.step, visit=one.visit, key=one.key)
+        found += [(child, one), *await below(store, child)]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("name", RACES)
+async def test_each_contestant_has_one_outcome_wherever_the_process_dies(
+    name: str, kind: str, tmp_path: Path
+):
+    make, contestants, winners = RACES[name]
+    given = {"n": [8.0, 1.0, 2.0, 9.0], "one": [1.0], "item": 1.0}
+    n, died = 0, True
+    while died:
+        n += 1
+        store: Any = MemoryStore()
+        if kind == "sqlite":
+            store = SQLiteStore(tmp_path / f"{n}.db", synchronous="normal")
+        died = False
+        for life in range(3):  # the second one dies once more, where it saves for the first time
+            mortal: Any = store
+            if life == 0:
+                mortal = Mortal(store, (n + 1) // 2, is_late=n % 2 == 0)
+            elif life == 1:
+                mortal = Mortal(store, 1, is_late=n % 2 == 0)
+                mortal.has_decided = True
+            try:
+                result = await Application(make(), store=mortal, name="app").run(
+                    given if life == 0 else None, id="x"
+                )
+            except StoreFailed:
+                died = died or life == 0
+                continue
+            break
+        else:
+            hook = RecordingHook()
+            result = await Application(make(), store=store, hooks=[hook], name="app").run(id="x")
+            hook.assert_paired()
+        again = await Application(make(), store=store, name="app").run(id="x")
+        found = await below(store, RunPath(run_id="x"))
+        in_race = [record for _, record in found if record.step == "race"]
+        assert {record.status for _, record in found} <= {"succeeded", "cancelled"}
+        assert len(in_race) == len({(one.act, one.key) for one in in_race}) == contestants
+        done = [one for one in in_race if one.status == "succeeded" and one.used]
+        lost = [one for one in in_race if one.status == "cancelled"]
+        assert len(done) == winners
+        assert len(lost) == contestants - winners
+        assert len({(one.reason, one.winner) for one in lost}) == 1
+        assert lost[0].winner in {(one.act, one.key) for one in done}
+        if name not in ("in a child", "in a child that an action starts"):
+            step = "node/race" if name == "in a node" else "race"
+            for one in (result, again):
+                ledger = one.outcomes(step)
+                assert (ledger.done, ledger.cancelled) == (winners, contestants - winners)
+    assert n > 2
