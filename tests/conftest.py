@@ -1,27 +1,39 @@
 """Backends: virtual time on asyncio and trio; real time, everywhere, for what is marked so.
 
 A test marked ``realtime`` runs on plain asyncio, uvloop, eager tasks (3.12 and newer) and trio. All
-others run under virtual time: there a sleep takes no time, and a deadlock is an error.
+others run under virtual time: there a sleep takes no time, and a deadlock is an error. Loops are
+started as by ``asyncio.run`` and ``trio.run``; ``pytest --starter=NAME`` starts those of asyncio in
+another of the ways that `tests.starters` has, and also those that tests start by ``anyio.run``. A
+test marked ``every_starter`` is run in all of these ways, in real time.
 """
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from importlib import import_module
+from inspect import isasyncgenfunction
+from inspect import iscoroutinefunction as is_coroutine_function
 from typing import Any
 
+import anyio
 import pytest
 from blockbuster import blockbuster_ctx
 
 from shoal.testing import virtual_backend
 from tests.durable import find_programs
 from tests.postgres import QUICK, PostgresServer, private_server
+from tests.starters import ON_ASYNCIO, STARTERS, start
 
 VIRTUAL = ("asyncio", "trio")
 REAL = ("asyncio-real", "uvloop", "trio-real") + (("eager",) if sys.version_info >= (3, 12) else ())
+BACKENDS_OF = {  # what a starter that runs no loop of asyncio's own runs
+    "uvloop.run": ("uvloop",),
+    "uvicorn": ("asyncio-real",),
+    "trio.run": ("trio", "trio-real"),
+}
 
 
 SWEEPS = frozenset(
@@ -38,8 +50,33 @@ SWEEPS = frozenset(
         "test_race_resume",
         "test_redis",
         "test_resume",
+        "test_teardown",
     )
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--starter", choices=STARTERS, help="how event loops are started")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_starter_for_all(pytestconfig: pytest.Config) -> Iterator[None]:
+    """With ``--starter``, what tests start by ``anyio.run`` is started by that, too."""
+    starter: str | None = pytestconfig.getoption("--starter")
+    with pytest.MonkeyPatch.context() as patch:
+        if starter is not None and starter in ON_ASYNCIO:
+            patch.setattr(anyio, "run", partial(run_by, starter))
+        yield
+
+
+def run_by(
+    starter: str,
+    main: Callable[..., Coroutine[Any, Any, Any]],
+    *args: object,
+    backend: str = "asyncio",
+    backend_options: dict[str, Any] | None = None,
+) -> object:
+    return start(starter, partial(main, *args), backend, backend_options)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,14 +104,44 @@ def quick_collections() -> Iterator[None]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     fixtures = metafunc._arg2fixturedefs.get("anyio_backend", ())  # pytest has no public way to ask
     if fixtures and fixtures[-1].func.__name__ == "anyio_backend_of":  # a module may have its own
-        real = metafunc.definition.get_closest_marker("realtime") is not None
-        metafunc.parametrize("anyio_backend", REAL if real else VIRTUAL, indirect=True)
+        metafunc.parametrize("anyio_backend", backends(metafunc), indirect=True)
 
 
-def eager_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009 # not on 3.11
-    return loop
+def backends(metafunc: pytest.Metafunc) -> Sequence[str]:
+    """The backends that a test is run on: by ``--starter``, those which that can start."""
+    starter: str | None = metafunc.config.getoption("--starter")
+    if metafunc.definition.get_closest_marker("every_starter") is not None:
+        return [name for name in STARTERS if starter in (None, name)]
+    real = metafunc.definition.get_closest_marker("realtime") is not None
+    found = REAL if real else VIRTUAL
+    if starter is None:
+        return found
+    wanted = BACKENDS_OF.get(starter, ("asyncio", "asyncio-real"))
+    return [name for name in found if name in wanted]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an async test in a loop of its own, which anyio's plugin would start in its own way.
+
+    The plugin runs those tests that have async fixtures: these live in the same loop.
+    """
+    backend: Any = pyfuncitem.funcargs.get("anyio_backend")
+    test: Any = pyfuncitem.obj
+    if backend is None or not is_coroutine_function(test) or has_async_fixtures(pyfuncitem):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    name, options = backend
+    starter = options.get("starter") or pyfuncitem.config.getoption("--starter") or "asyncio.run"
+    start(starter, partial(test, **arguments), name, options)
+    return True
+
+
+def has_async_fixtures(item: pytest.Function) -> bool:
+    """Whether anyio's plugin has started a loop for a fixture of the test's."""
+    fixtures = [each[-1].func for each in item._fixtureinfo.name2fixturedefs.values()]
+    return any(map(isasyncgenfunction, fixtures)) or any(map(is_coroutine_function, fixtures))
 
 
 @pytest.fixture(name="anyio_backend")
@@ -86,8 +153,12 @@ def anyio_backend_of(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any
             return "asyncio", {"debug": True}
         case "uvloop":
             return "asyncio", {"use_uvloop": True}
-        case "eager":
-            return "asyncio", {"loop_factory": eager_loop}
+        case "eager" | "asyncio.Runner" | "run_until_complete" | "notebook" | "asyncio.run" as name:
+            return "asyncio", {"starter": name}
+        case "anyio.run" | "uvicorn" as name:
+            return "asyncio", {"starter": name}
+        case "uvloop.run":
+            return "asyncio", {"use_uvloop": True}
         case _:
             return "trio", {}
 

@@ -119,11 +119,11 @@ def stopped(store: DurableStore) -> Generator[list[int]]:
     data, sizes = store._writer._database, list[int]()
     held, go, do = threading.Event(), threading.Event(), data.do
 
-    def wait(jobs: Any) -> None:
+    def wait(jobs: Any) -> Any:
         held.set()
         go.wait()
         sizes.append(len(jobs))
-        do(jobs)
+        return do(jobs)
 
     data.do = wait
     store._writer.leave(lambda _: None, 0, lambda _: None)

@@ -727,7 +727,7 @@ async def test_rows_of_a_run_that_was_deleted_are_not_taken_for_those_of_one_und
 async def test_what_a_failed_transaction_has_written_is_not_remembered(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ):
-    """Not even where the run was given back in it."""
+    """Not even where the run was given back in it, or right behind it."""
     store = kept.store()
     await store.claim("root", "me")
     async with store:
@@ -744,17 +744,18 @@ async def test_what_a_failed_transaction_has_written_is_not_remembered(
             commit(jobs)
 
         monkeypatch.setattr(data, "_commit", failing)
-        child = child_run("x", status=None)
+        children = [child_run(key, status=None) for key in "xy"]
         async with anyio.create_task_group() as tasks:
             with stopped(store):
-                saved = store.save(Batch(child, holder="me"))
+                saved = [store.save(Batch(child, holder="me")) for child in children]
                 tasks.start_soon(store.release, "root", "me")
                 for _ in range(3):  # until it has asked for that
                     await checkpoint()
-            assert saved is not None
-            await saved
+            for pending in saved:
+                assert pending is not None
+                await pending
         assert not fails
-        assert [record.key for record in await store.children(ROOT)] == ["x"]
+        assert [record.key for record in await store.children(ROOT)] == ["x", "y"]
 
 
 @anyio_test
@@ -772,7 +773,8 @@ async def test_a_run_that_could_not_be_given_back_is_free_when_its_lease_has_run
 
         assert store._writer is not None
         with monkeypatch.context() as patch:
-            patch.setattr(store._writer._database, "release", refuse)
+            for name in ("release", "_let_go"):
+                patch.setattr(store._writer._database, name, refuse)
             with pytest.raises(RuntimeError):
                 await store.release("root", "me")
         until = time.monotonic() + 20

@@ -689,6 +689,30 @@ async def test_what_can_not_go_on_is_said_once(caplog: pytest.LogCaptureFixture)
     assert "version '1' of application 'app'" in record.getMessage()
 
 
+async def test_all_runs_of_other_applications_are_told_of_once(caplog: pytest.LogCaptureFixture):
+    store = await left_behind(*(f"run-{n}" for n in range(150)))  # more than go on at once
+    own = Application(leaf, name="own")
+    async with no_leaks(), Runtime(store=store) as stopped:
+        await stopped.start(own, {"item": 1}, id="mine")
+        await stopped.drain(within=0)
+    ran.clear()
+    newer = Application(leaf, name="app", version="2")
+    async with no_leaks(), Runtime(apps=[own, newer], store=store) as runtime:
+
+        async def body() -> None:
+            await anyio.sleep(2.5)
+            assert ran == ["1"]  # they keep none of its own from going on
+            store._roots.update((await left_behind("later"))._roots)
+            await anyio.sleep(5)
+
+        await kept_recovering(runtime, body, every=1)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert "150 of version '1' of application 'app'" in said
+    assert "run-0" in said
+    assert len(said) < 1000
+
+
 async def test_a_store_that_does_not_answer_is_asked_again(caplog: pytest.LogCaptureFixture):
     store = await left_behind("a")
     asked = store.orphans

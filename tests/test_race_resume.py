@@ -15,6 +15,7 @@ from shoal import (
     Application,
     Cancelled,
     ChildName,
+    Context,
     Decision,
     Done,
     FanOut,
@@ -35,6 +36,7 @@ from shoal import (
     quorum,
     race,
 )
+from shoal._until import Until
 from shoal.testing import Recovery, crash_everywhere
 from tests.test_first_item import stream
 from tests.test_until import sleeper
@@ -373,6 +375,35 @@ async def test_what_was_accepted_before_counts():
 
 
 # -- streams ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [Limits(1), Limits(9)])
+@pytest.mark.parametrize("until", [first(2), quorum(2)])
+async def test_a_result_that_was_recorded_decides_when_it_comes_up_last(
+    until: Until, limits: Limits
+):
+    """The first of three succeeds in the second life; the second one did so in the first life."""
+    store = MemoryStore()
+
+    @action(reads=["item"], writes=["answer"])
+    async def answer(item: int, context: Context) -> str:
+        return "yes" if item == 2 else await context.ask("what", f"What is {item}?")
+
+    race_of_three = fan_out(
+        answer, over="items", item="item", key=int, into="out", until=until, limits=limits
+    )
+    app = Application(race_of_three, store=store)
+    halted = await app.run({"items": [1, 2, 3]}, id="r")
+    assert halted.status == "halted"
+    asked = {question.question: question.run_id for question in halted.questions}
+    result = await app.run(id="r", answers={(asked["What is 1?"], "what"): "yes"})
+    assert result.status == "succeeded"
+    assert result.state["out"] == ({1: "yes", 2: "yes"} if until == first(2) else "yes")
+    kept = {one.key: one.status for one in await store.children(RunPath(run_id="r", act=app.name))}
+    assert kept == {1: "succeeded", 2: "succeeded", 3: "cancelled"}
+    (loser,) = result.outcomes("out")
+    assert isinstance(loser, Cancelled)
+    assert loser.winner == ChildName("answer", 2)
 
 
 async def test_after_a_crash_only_the_winner_runs_again_from_its_start():

@@ -27,7 +27,7 @@ from examples.llm_race.exchange import (
 from examples.llm_race.failures import ProviderError, is_refusal, is_retryable, retry_after_of
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider, Stream
-from shoal import Act, Context, HookFailed, Limits, Rate, Retry, RetryLater, State, action
+from shoal import Act, Context, HookFailed, Limits, Rate, Retry, RetryLater, State, action, shielded
 
 USAGE_TIMEOUT = 1.0  # seconds that a whole answer is waited on for what it has used
 
@@ -241,4 +241,5 @@ async def opened(given: Stream | Awaitable[Stream]) -> AsyncGenerator[Stream]:
         # Generators have one name for it, the streams of SDKs another.
         close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
         if close is not None:
-            await close()
+            async with shielded():
+                await close()

@@ -11,11 +11,10 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
 from typing import Any, cast
 
-import anyio
-
 from examples.scraper.addresses import CheckedBackend
 from examples.scraper.http import httpcore, httpx
 from examples.scraper.settings import Settings
+from shoal import shielded
 
 ENCODINGS = "gzip, deflate"  # what `fetch` unpacks, a little at a time
 KEEP = 5.0  # seconds that a connection is kept unused, as httpx does
@@ -136,7 +135,7 @@ class Body(httpx.AsyncByteStream):
 
 
 async def _close(connection: httpcore.AsyncHTTPConnection) -> None:
-    with anyio.move_on_after(CLOSE, shield=True):
+    async with shielded(CLOSE):
         await connection.aclose()
 
 

@@ -441,6 +441,9 @@ def action(
     value. It goes on after a ``yield`` when all who hear of the item have let it. On every way out
     it is closed, and its cleanup awaited, for at most 5 seconds when it stands at a ``yield``.
 
+    An action that is cancelled is cancelled again at each ``await``, also in a ``finally``; see
+    ``shielded`` for cleanup that awaits.
+
     A plain function runs in a worker thread, so that it can't hold up the loop. Whatever is
     cancelled is waited for, but a thread no longer than the grace of the runtime, 5 seconds by
     default: then it is left behind, keeps its slots until it returns, and what it returns is
@@ -466,7 +469,7 @@ def action(
             else runs until it returns.
         limits: How many of its attempts run at once, in all runs of a runtime together.
         timeout: Seconds that one attempt may take, from when all limits let it start. Then it is
-            cancelled, awaited to the end of its cleanup, and has failed with ``StepTimeout``, also
+            cancelled, awaited until it has ended, and has failed with ``StepTimeout``, also
             where it has swallowed the cancellation and returns something.
         retry: What of its failures is tried again, and how often.
         abandon: Whether a worker thread is left behind as soon as the action is cancelled or timed

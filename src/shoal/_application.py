@@ -222,7 +222,7 @@ class Application(Launcher[S]):
         """Run the application to its end and return what it came to.
 
         The run lives in a task of its own. If the caller is cancelled, in whatever way, the run is
-        cancelled, awaited to the end of its cleanup, and left consistent; then the cancellation
+        cancelled, awaited until it has ended, and left consistent; then the cancellation
         goes on. Nothing that the run started is alive afterwards, however it ended.
 
         With a store, a run of an ``id`` that the store knows goes on where it stood: what is

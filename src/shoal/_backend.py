@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Backend(NamedTuple):
     """One event loop."""
 
+    library: str
+    """What anyio calls the library that it is of."""
     token: object
     """The loop itself, or on trio what stands for it."""
     clock: Callable[[], float]
@@ -42,6 +44,7 @@ def current_backend() -> Backend:
     if aio is not None and get_cancelled_exc_class() is aio.CancelledError:
         loop = aio.get_running_loop()
         return Backend(
+            "asyncio",
             loop,
             loop.time,
             loop.create_future,
@@ -51,10 +54,12 @@ def current_backend() -> Backend:
         )
     token = sys.modules["trio"].lowlevel.current_trio_token()
     call_soon = token.run_sync_soon
-    return Backend(token, current_time, _EventWaiter, lambda: _no_native_cancels, call_soon, None)
+    return Backend(
+        "trio", token, current_time, _EventWaiter, lambda: _no_native_cancels, call_soon, None
+    )
 
 
-def startable(context: Context) -> Context:
+def startable(context: Context, library: str | None = None) -> Context:
     """Copy ``context`` so that tasks can be started in it from callbacks of the loop, too.
 
     anyio asks which loop runs before it makes a task, and sniffio answers from the current task. A
@@ -62,14 +67,18 @@ def startable(context: Context) -> Context:
     therefore leaves the answer in a context variable; ``asyncio.run``, uvloop and servers don't.
     See test_a_rate_opens_however_the_loop_was_started.
 
-    Called in a task. User code never runs in the copy: in a worker thread, the variable would keep
+    User code never runs in the copy: in a worker thread, the variable would keep
     ``anyio.run`` from starting a loop of its own.
+
+    Args:
+        context: Is copied.
+        library: What anyio calls the library that runs; None: ask, which takes a current task.
     """
     copied = context.copy()
     sniffio: Any = sys.modules.get("sniffio")  # optional; without it, anyio asks the loop
     if sniffio is not None:
-        library = sniffio.current_async_library()
-        copied.run(sniffio.current_async_library_cvar.set, library)
+        found = library or sniffio.current_async_library()
+        copied.run(sniffio.current_async_library_cvar.set, found)
     return copied
 
 

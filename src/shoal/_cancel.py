@@ -22,6 +22,7 @@ from anyio import current_effective_deadline, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from ._errors import BadUse, Halting, SpuriousCancel
+from ._raised import are_all, leaves, without
 
 
 def cancelled() -> bool:
@@ -45,28 +46,23 @@ def as_failure(error: BaseException) -> Exception | None:
         return _stray(error)
     spurious: tuple[type[BaseException], ...] = (get_cancelled_exc_class(), GeneratorExit)
     if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        strays, others = group.split(Halting)
-        if others is None:
+        group = cast("BaseException", error)
+        rest = without(group, Halting)  # whatever comes with it says more
+        if rest is None:
             return _stray(group)
-        if strays is not None:  # whatever comes with it says more
-            return as_failure(others)
-        ours, others = group.split(spurious)
-        if isinstance(others, ExceptionGroup):
-            return cast("ExceptionGroup[Exception]", others)
-        if others is not None or ours is None:
+        error, others = rest, without(rest, spurious)
+        if isinstance(others, Exception):
+            return others
+        if others is not None:
             return None
     elif not isinstance(error, spurious):
         return None
-    return None if cancelled() else _spurious(cast("BaseException", error))
+    return None if cancelled() else _spurious(error)
 
 
 def is_cancellation(error: BaseException) -> bool:
     """Tell whether ``error`` is the backend's cancellation, alone or as all there is in a group."""
-    kind = get_cancelled_exc_class()
-    if isinstance(error, BaseExceptionGroup):
-        return cast("BaseExceptionGroup[BaseException]", error).split(kind)[1] is None
-    return isinstance(error, kind)
+    return are_all(error, get_cancelled_exc_class())
 
 
 def fatal_leaf(error: BaseException) -> BaseException | None:
@@ -76,12 +72,9 @@ def fatal_leaf(error: BaseException) -> BaseException | None:
     no Exception, as extension modules raise when they panic. A cancellation is none of these, and
     neither is what the engine itself throws.
     """
-    if isinstance(error, BaseExceptionGroup):
-        leaves = map(fatal_leaf, cast("BaseExceptionGroup[BaseException]", error).exceptions)
-        found = [leaf for leaf in leaves if leaf is not None]
-        return next(filter(is_exit, found), found[0] if found else None)
     passes = Exception, GeneratorExit, Halting, get_cancelled_exc_class()
-    return None if isinstance(error, passes) else error
+    found = [leaf for leaf in leaves(error) if not isinstance(leaf, passes)]
+    return next(filter(is_exit, found), found[0] if found else None)
 
 
 def is_exit(error: BaseException | None) -> TypeGuard[BaseException]:

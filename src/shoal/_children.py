@@ -63,7 +63,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     Leaving the block awaits the children whose outcomes were not consumed, and raises the failures
     among them as one ``ExceptionGroup``, in the order they were started. Leaving it by an exception
-    cancels the children, awaits the end of their cleanup, and lets the exception go on.
+    cancels the children, awaits their end, and lets the exception go on. An ``await`` in a
+    ``finally`` of theirs is cancelled again at once, unless ``shielded`` is around it.
 
     Examples:
         >>> @action(reads=["n"], writes=["square"])

@@ -20,6 +20,7 @@ from anyio import CancelScope, current_time
 
 from ._cancel import as_failure, fatal_leaf, is_cancellation, ki_protected
 from ._errors import brief, note
+from ._raised import are_all, first_of
 
 T = TypeVar("T")
 
@@ -114,7 +115,7 @@ async def _close(
                 elif is_cancellation(error):
                     failed[f"it took longer than {CLOSING_SECONDS:g} s and was cancelled"] = None
                 elif isinstance(ended_by, Exception | None) or is_cancellation(ended_by):
-                    ended_by = fatal_leaf(error) or error
+                    ended_by = first_of(fatal_leaf(error), error)
                 break
             failed["it yielded when it was told to exit"] = None
         else:
@@ -149,4 +150,4 @@ def _is_exit(error: BaseException) -> bool:
     """Tell whether that is only the GeneratorExit, out of task groups that wrap it."""
     if not isinstance(error, BaseExceptionGroup):
         return False
-    return cast("BaseExceptionGroup[BaseException]", error).split(GeneratorExit)[1] is None
+    return are_all(error, GeneratorExit)

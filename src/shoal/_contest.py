@@ -63,6 +63,10 @@ class Contest(ABC):
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         """Tell whether the update of ``child``, which led to ``state``, has decided it, and how."""
 
+    def decided_by(self, last: Contestant) -> Decision:
+        """Return the decision of a contest that lacks nothing since ``last`` was heard."""
+        return self._decision(last, (last,))
+
     @property
     @abstractmethod
     def lacking(self) -> int:
@@ -131,7 +135,7 @@ class Contest(ABC):
         refuse_awaitable(answer, f"{what} of fan-out {self.name!r}")
         return (answer,)
 
-    def _decision(self, child: Run, winners: Iterable[Contestant]) -> Decision:
+    def _decision(self, child: Contestant, winners: Iterable[Contestant]) -> Decision:
         ordered = sorted(winners, key=lambda winner: winner.position)
         return Decision(
             self.name,
@@ -167,9 +171,10 @@ class _Firsts(Contest):
         self._accepted.append(child)
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
-        if len(self._accepted) < self.wanted:
-            return None
-        return self._decision(child, self._accepted)
+        return None if self.lacking > 0 else self.decided_by(child)
+
+    def decided_by(self, last: Contestant) -> Decision:
+        return self._decision(last, self._accepted)
 
     @property
     def lacking(self) -> int:
@@ -234,7 +239,10 @@ class _Poll(Contest):
         return self._others[-1][1]
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
-        return self._decision(child, self._agreed) if self._agreed else None
+        return self.decided_by(child) if self._agreed else None
+
+    def decided_by(self, last: Contestant) -> Decision:
+        return self._decision(last, self._agreed)
 
     @property
     def lacking(self) -> int:
@@ -377,8 +385,8 @@ def _name(child: Contestant) -> ChildName:
     return ChildName(child.path.act, child.key)
 
 
-def _called(child: Run) -> str:
-    return repr(child.setting.act) if child.key == "" else f"key {brief(child.key)}"
+def _called(child: Contestant) -> str:
+    return repr(child.path.act) if child.key == "" else f"key {brief(child.key)}"
 
 
 def _children(count: int) -> str:

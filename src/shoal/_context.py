@@ -32,6 +32,9 @@ from ._store import Store
 class Context:
     """Where an action runs: what the parameter ``context`` gets. Valid as long as the action runs.
 
+    When the action is cancelled, so is each of its ``await``s, also in ``finally`` blocks: cleanup
+    that awaits stands in ``async with shielded(seconds):``.
+
     Examples:
         >>> @action(reads=["n"], writes=["key"])
         ... async def who(n: int, context: Context) -> str:

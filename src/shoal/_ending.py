@@ -18,6 +18,7 @@ from ._cancel import cancelled
 from ._errors import Poisoned, brief, note
 from ._events import Cancelled, ChildName, Done, Failed, Halted, Outcome, Skipped, Status
 from ._halting import Halter, plain
+from ._raised import context_of, set_context
 from ._state import Change, State
 from ._store import ChildRecord
 
@@ -127,9 +128,9 @@ class Ender(Halter):
         self.fail(error)
         if own is not None and own is not error:
             first: BaseException = error  # as Python does it, had the one been raised in the other
-            while first.__context__ not in (None, own):
-                first = first.__context__
-            first.__context__ = own
+            while (context := context_of(first)) is not None and context is not own:
+                first = context
+            set_context(first, own)
 
     def cancel(self, reason: str, winner: ChildName | None = None) -> None:
         """Note that the run was cancelled before its end; in a race, because ``winner`` had won."""

@@ -6,13 +6,14 @@ Imports identity, states and their operations. All are values; nothing here does
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, cast, final
 
 from ._errors import brief
 from ._ids import Key, RunPath
 from ._plain import HasPlainForm
+from ._raised import leaves, message_of
 from ._state import Operation, State
 
 LEAVES = 3
@@ -191,8 +192,12 @@ class ErrorInfo(HasPlainForm):
         """Make an error into data."""
         kind = type(error)
         module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-        text = "".join(traceback.format_exception(error))
-        return cls(type=f"{module}{kind.__qualname__}", message=_message(error), traceback=text)
+        name, message = f"{module}{kind.__qualname__}", _message(error)
+        try:
+            lines = traceback.format_exception(error)
+        except Exception:  # noqa: BLE001 # Python asks it, and its causes, whether they are true
+            lines = [*traceback.format_tb(error.__traceback__), f"{name}: {message}\n"]
+        return cls(type=name, message=message, traceback="".join(lines))
 
     def to_plain(self) -> dict[str, str]:
         """Copy it into a dict of texts, for JSON."""
@@ -215,19 +220,12 @@ def _message(error: BaseException) -> str:
     except Exception as failure:  # noqa: BLE001 # an error about an error must not hide it
         return f"<str() of it failed: {brief(failure)}>"
     if isinstance(error, BaseExceptionGroup):
-        leaves = list(_leaves(cast("BaseExceptionGroup[BaseException]", error)))
-        shown = [f"{type(leaf).__name__}: {_message(leaf)}" for leaf in leaves[:LEAVES]]
-        more = f"; and {len(leaves) - LEAVES} more" if len(leaves) > LEAVES else ""
-        message = f"{error.message}: {'; '.join(shown)}{more}"
+        found = list(leaves(error))
+        shown = [f"{type(leaf).__name__}: {_message(leaf)}" for leaf in found[:LEAVES]]
+        more = f"; and {len(found) - LEAVES} more" if len(found) > LEAVES else ""
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        message = f"{message_of(group)}: {'; '.join(shown)}{more}"
     return message
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(cast("BaseExceptionGroup[BaseException]", error))
-        else:
-            yield error
 
 
 # -- updates -------------------------------------------------------------------------------------

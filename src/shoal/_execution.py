@@ -33,6 +33,7 @@ from ._errors import (
 from ._hooks import Hooks
 from ._ids import new_run_id
 from ._ports import Services
+from ._raised import first_of
 from ._secret import Secrets
 from ._store import Batch, Store
 from ._suspects import Suspects
@@ -45,6 +46,8 @@ MAX_STEPS = 1000
 """Steps that a run may take, children counting for themselves."""
 MAX_DEPTH = 64
 """How deep runs may be nested."""
+GIVING_BACK = 2.0
+"""Seconds for which the end of a run waits until the run was given back to its store."""
 MAX_LIVE = 1000
 """Children of one execution that are alive at once, besides one of each fan-out."""
 
@@ -169,7 +172,7 @@ class Execution:
     @property
     def failure(self) -> ShoalError | None:
         """What ends it: of a save, of a guarding hook; None if nothing does."""
-        return self._failure or next(iter(self.hooks.failures), None)
+        return first_of(self._failure, *self.hooks.failures)
 
     @property
     def is_doomed(self) -> bool:
@@ -242,24 +245,36 @@ class Execution:
     async def release(self) -> None:
         """Give back what was claimed; a store that can't will find out by itself.
 
-        Each store is told, also where a native cancellation, which no shield holds off, interrupts
-        the wait for another one.
+        All stores together are waited for ``GIVING_BACK`` seconds at most: the run has ended, and
+        its caller may have a deadline. Each store is told, also if a native cancellation, which no
+        shield holds off, interrupts the wait for another one.
 
         Raises:
             BaseException: Such an interruption, and nothing else.
         """
+        await self._release_by(current_time() + min(GIVING_BACK, self.services.commit_deadline))
+
+    async def _release_by(self, until: float) -> None:
         try:
             while self._claimed:
                 store, run_id = self._claimed.pop()
+                scope = CancelScope(deadline=until, shield=True)
                 try:
-                    with CancelScope(shield=True):
-                        released = store.release(run_id, self.holder)
-                        await self.ask(released, f"the release of run {run_id}")
-                except Exception:
+                    with scope:
+                        await store.release(run_id, self.holder)
+                except BaseException as error:
+                    if as_failure(error) is None:
+                        raise
                     logger.exception("run %s could not be given back to its store", run_id)
+                if scope.cancelled_caught:
+                    logger.error(
+                        "run %s could not be given back to its store in time; if the store doesn't "
+                        "do it later, the claim ends with its lease",
+                        run_id,
+                    )
         finally:
             if self._claimed:
-                await self.release()
+                await self._release_by(until)
 
     async def ask(
         self, pending: Awaitable[T], what: str, passes: tuple[type[Exception], ...] = ()

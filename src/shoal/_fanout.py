@@ -366,8 +366,9 @@ def fan_out(
     are pulled as there is room. When a child ends, its result is applied to the parent's state at
     once, by an update like any other: saved, published, and seen by hooks.
 
-    If the step is cancelled, so are its children; it ends when their cleanup has, and what had been
-    applied stays. Nothing that it started outlives it.
+    If the step is cancelled, so are its children; it ends when they have, their ``finally`` blocks
+    included, and what had been applied stays. Nothing that it started outlives it. An ``await`` in
+    a ``finally`` is cancelled again at once, unless ``shielded`` is around it.
 
     Args:
         act: What each child executes: an action, a graph, another fan-out; a list of them; or a
@@ -397,8 +398,7 @@ def fan_out(
         at_most: Children to start in all.
         until: What ends it before all children have ended: ``first(n)``, ``quorum(n)``,
             ``first_item()``, or a plain function ``(state, outcome) -> bool``, called after each
-            outcome's update. The others are then cancelled, and awaited to the end of their
-            cleanup. By default ``all_()``.
+            outcome's update. The others are then cancelled, and awaited. By default ``all_()``.
         on_error: By default ``"fail"``: the first failure cancels the others, and the step raises
             an ``ExceptionGroup`` of all failures, in input order. With ``"collect"``, failures are
             data: for ``errors_into``, ``reduce`` and the result's ledger; with ``"ignore"`` for the

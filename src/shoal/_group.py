@@ -102,7 +102,7 @@ class Group(Crew):
         self.inbox: deque[Run] = deque()
         self._circuits = circuits
         self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through
-        self._errand: Callable[[], Awaitable[None]] | None = None
+        self._errand: Callable[[], Awaitable[str | None]] | None = None
         self._room: Event | None = None  # set while the feeder waits for room
         self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
         self._is_shut = False  # whether no more start, while those that have may go on
@@ -171,6 +171,8 @@ class Group(Crew):
             raise
         finally:
             self._watch_no_more()
+            for task in self._tasks_of:
+                task.close()  # one may never have begun, see `_host`
             self._tasks_of.clear()
             groups.discard(self)
             self._dismiss(self._lobby.unbegun, self.reason, self.winner)
@@ -202,7 +204,10 @@ class Group(Crew):
         while self._failure is None and not self._interrupted and not self._ended_by_hand:
             if self._errand is not None:
                 errand, self._errand = self._errand, None
-                await errand()
+                reason = await errand()
+                if reason is not None:
+                    self._stop(None, reason)
+                    return True
                 continue
             if not inbox:
                 if not self.under_way and source.dry():
@@ -240,8 +245,11 @@ class Group(Crew):
             if before == (len(self.inbox), self.in_flight):
                 return
 
-    def have_done(self, errand: Callable[[], Awaitable[None]]) -> None:
-        """Have ``errand`` done in the parent's task, before that takes any more outcomes."""
+    def have_done(self, errand: Callable[[], Awaitable[str | None]]) -> None:
+        """Have ``errand`` done in the parent's task, before that takes any more outcomes.
+
+        A text that it returns ends the group, as one that ``apply`` returns.
+        """
         self._errand = errand
         self._tell()
 
@@ -409,6 +417,8 @@ class Group(Crew):
         self._start(partial(self._feed, source))
 
     async def _feed(self, source: Feed) -> None:
+        if self._closing:  # all has ended before this task began, and nobody would cancel it
+            return
         feeding = CancelScope()
         self._feeding.append(feeding)
         try:

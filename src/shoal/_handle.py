@@ -16,6 +16,7 @@ from ._errors import BadUse, DefinitionError, RunCancelled
 from ._events import Event, Question, Status
 from ._group import Group
 from ._ids import Key, RunPath
+from ._raised import first_of
 from ._result import RunResult, result_of
 from ._root import Root
 from ._run import Run
@@ -244,7 +245,7 @@ class RunHandle(Generic[S]):
 
     def _failure(self) -> BaseException | None:
         hosted = self._root.hosted
-        return (hosted and hosted.fatal) or self._run.error
+        return first_of(None if hosted is None else hosted.fatal, self._run.error)
 
     def _raise_failure(self) -> None:
         failure = self._failure()
@@ -302,7 +303,7 @@ async def wait_begun(root: Root) -> None:
         await hosted.wait()
         never = RunCancelled(f"run {root.path.id} was cancelled before it began: {root.reason}")
         try:
-            raise hosted.fatal or root.error or never
+            raise first_of(hosted.fatal, root.error) or never
         finally:
             root.error = None  # no cycle from the exception to this frame
 

@@ -93,8 +93,8 @@ _SAVED_AT_ONCE = 2_000
 a save has at most 1,000, as many outcomes as a parent takes at once."""
 
 
-_MOST_MANNERS = 100
-"""Updates that are kept as samples: ``reduce`` may change other fields each time."""
+_MOST_KINDS = 100
+"""Kinds of updates of which one is kept: ``reduce`` may change other fields each time."""
 
 
 class _Ended(NamedTuple):
@@ -123,9 +123,10 @@ class Playback:
     began: _Moment = field(init=False)
     """The moment in which the step under way began."""
     under_way: list[Update] = field(default_factory=list[Update])
-    """Of the updates that the step under way has made: the first that changes the same fields in
-    the same way, and those by which it has discovered elements. They say what the step has done;
-    the others are in the state, and nothing else is asked of them."""
+    """Of the updates that the step under way has made: the first of each kind, by the fields and
+    operations, and those that have discovered elements. The others are in the state, and nothing
+    else is asked of them."""
+    _kinds: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
     begun: StepBegun | None = None
     """What the step under way declared, if it is a fan-out that has saved something."""
     decision: Decision | None = None
@@ -143,7 +144,6 @@ class Playback:
     answers: dict[str, object] = field(default_factory=dict[str, object])
     """All answers that were ever given, by the questions' ids."""
     _ended: list[_Ended] = field(default_factory=list[_Ended])
-    _manners: set[object] = field(default_factory=set[object])  # of the updates in ``under_way``
 
     @property
     def step_under_way(self) -> str | None:
@@ -176,7 +176,7 @@ class Playback:
             case Update():
                 self._unplayed.append(entry)
                 self.number = entry.number
-                if entry.discovered or self._is_of_new_manner(entry):
+                if entry.discovered or self._is_of_a_new_kind(entry):
                     self.under_way.append(entry)
                 if len(self._unplayed) >= 2 * _SAVED_AT_ONCE:
                     self._play(entry.number - _SAVED_AT_ONCE)
@@ -188,11 +188,11 @@ class Playback:
             case Completed():
                 self._play(entry.number)
                 before = self._data
-                self._ended.append(_Ended(entry, self.began, before, self.under_way, self.begun))
+                ended = _Ended(entry, self.began, before, self.under_way, self.begun)
+                self._ended.append(ended)
                 visits = {**self.began.visits, entry.step: self.visit(entry.step) + 1}
                 self.began = _Moment(entry.step, self.number, self.data, visits)
                 self.under_way = []
-                self._manners.clear()
                 self.begun = None
                 self.decision = None
                 self.asked = {}
@@ -203,11 +203,14 @@ class Playback:
             case QuestionAnswered():
                 self.answers[entry.id] = entry.value
 
-    def _is_of_new_manner(self, update: Update) -> bool:
-        manner = update.step, *((type(one), one.field) for one in update.operations)
-        if manner in self._manners or len(self._manners) >= _MOST_MANNERS:
+    def _is_of_a_new_kind(self, update: Update) -> bool:
+        """Tell whether the step under way has made no update of the same fields and operations."""
+        if not self.under_way:
+            self._kinds.clear()
+        kind = (update.step, *((type(one), one.field) for one in update.operations))
+        if kind in self._kinds or len(self._kinds) >= _MOST_KINDS:
             return False
-        self._manners.add(manner)
+        self._kinds.add(kind)
         return True
 
     def visit(self, step: str) -> int:

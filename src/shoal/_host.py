@@ -6,18 +6,27 @@ Invariants:
   the wait, which turns it into the cancellation of the work's own scope.
 - Structured. Who waits goes on only after the work has ended, cleanup included, however often it is
   cancelled meanwhile; then it goes on with its own cancellation.
+- Work always begins, because only its own ``finally`` blocks say that it has ended. A loop that
+  tears down all of its tasks (``asyncio.run``, a server) cancels the task of the work too, and
+  asyncio never begins a task that was cancelled before its first step. So where the work is
+  cancelled before it has begun, a second task is started, and the first of them that begins does
+  the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, final
 
 from anyio import CancelScope, Event
 
 from ._cancel import fatal_leaf
 from ._ports import Watchdog
+from ._raised import first_of
 from ._watch import Part, Watched, leads_to
+
+Work = Callable[[], Coroutine[Any, Any, None]]
+StartTask = Callable[[Work], object]
 
 
 @final
@@ -26,17 +35,22 @@ class Hosted:
 
     def __init__(
         self,
-        work: Callable[[], Coroutine[Any, Any, None]],
+        work: Work,
         on_cancel: Callable[[str], None],
         watchdog: Watchdog,
+        *,
+        start: StartTask,
+        start_again: StartTask,
         on_ended: Callable[[], None] | None = None,
     ) -> None:
-        """Describe it; ``live`` is what the task runs.
+        """Start a task that does ``work``.
 
         Args:
             work: What to do. It raises nothing but cancellation, KeyboardInterrupt or the like.
             on_cancel: Called with the reason just before the work is cancelled, once.
             watchdog: Watches that it ends in time when it was cancelled.
+            start: Starts a task.
+            start_again: Starts one in the same context; callable in callbacks of the loop, too.
             on_ended: Called when it has ended, cleanup included.
         """
         self._work = work
@@ -53,9 +67,16 @@ class Hosted:
         self.ended: Event = Event()
         self.fatal: BaseException | None = None
         """The KeyboardInterrupt, or the like, that came out of the work."""
+        self._has_begun = False
+        self._start_again = start_again
+        start(self._live)
 
-    async def live(self) -> None:
-        """Do the work."""
+    async def _live(self) -> None:
+        """Do the work, unless another task has begun with it."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        self._start_again = _no_task
         try:
             with self._scope:
                 self._coroutine = self._work()
@@ -78,10 +99,15 @@ class Hosted:
 
     def cancel(self, reason: str) -> None:
         """Cancel the work, unless it has ended or is cancelled: the first reason counts."""
+        self.see_to_begin()
         if not self._scope.cancel_called and not self.ended.is_set():
             self._on_cancel(reason)
             self._scope.cancel()
             self._watched = self._watchdog.watch(self.parts)
+
+    def see_to_begin(self) -> None:
+        """Start another task if the work has not begun, for its task may never begin."""
+        self._start_again(self._live)
 
     @property
     def is_cancelled(self) -> bool:
@@ -107,10 +133,41 @@ class Hosted:
             except GeneratorExit:
                 raise
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
-                if interruption is None:
-                    interruption = error
-                    self.cancel("the caller was cancelled")
+                interruption = first_of(interruption, error)
+                self.cancel("the caller was cancelled")
         return interruption
+
+
+@final
+class MadeLate(Coroutine[Any, Any, None]):
+    """A coroutine that is made when its task begins.
+
+    Python warns of coroutines that nobody awaits, and a task that is cancelled before its first
+    step leaves its own behind.
+    """
+
+    def __init__(self, work: Work) -> None:
+        """Make ``work()`` when awaited."""
+        self._work = work
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Make the coroutine, and run it."""
+        return self._work().__await__()
+
+    def send(self, value: object) -> Any:
+        """Refuse to: a task awaits it."""
+        raise NotImplementedError
+
+    def throw(self, *args: Any) -> Any:
+        """Refuse to: a task awaits it."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Do nothing: no coroutine was made."""
+
+
+def _no_task(_work: Work) -> None:
+    """Stand in for what starts tasks, once the work has begun."""
 
 
 async def _no_work() -> None:

@@ -36,6 +36,7 @@ from ._events import (
 from ._graph import Graph
 from ._ids import Key
 from ._policy import OnError, Tolerate
+from ._raised import first_of, let_go_of_frames
 from ._run import Run
 from ._schema import Schema
 from ._source import Elements, Entry
@@ -467,7 +468,7 @@ class Draft:
             try:
                 self._add(child)
             except BaseException as raised:  # noqa: BLE001 # raised by the fan-out, after a commit
-                error = as_failure(raised) or raised
+                error = first_of(as_failure(raised), raised)
                 name, path = self._join.name, child.path
                 note(
                     error, f"shoal: fan-out {name!r} applying key {brief(child.key)}, run {path.id}"
@@ -681,7 +682,7 @@ def _without_within(collection: _Collection, key: Any, act: str) -> _Collection:
 
 
 def _let_go(error: BaseException) -> None:
-    """Drop the tracebacks of an error and of those that led to it; note where it was raised.
+    """Drop the tracebacks of an error and all that belongs to it; note where it was raised.
 
     The frames are not cleared: one of them may be a coroutine's that still runs, and clearing would
     close it (see test_an_exception_that_is_shared_harms_nobody_else).
@@ -690,11 +691,4 @@ def _let_go(error: BaseException) -> None:
     if places:
         code, line = places[-1]
         note(error, f"shoal: raised at {code.co_filename}:{line}, in {code.co_name}")
-    seen: set[int] = set()
-    chain: list[BaseException | None] = [error]
-    while chain:
-        link = chain.pop()
-        if link is not None and id(link) not in seen:
-            seen.add(id(link))
-            link.with_traceback(None)
-            chain += (link.__cause__, link.__context__)
+    let_go_of_frames(error)

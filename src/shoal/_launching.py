@@ -22,6 +22,7 @@ from ._handle import RunHandle, wait_begun
 from ._hooks import Hook, Hooks
 from ._ids import RunPath
 from ._open import Gate
+from ._raised import first_of
 from ._rate import Limits
 from ._result import RunResult, result_of
 from ._root import Root
@@ -116,13 +117,13 @@ class Launcher(Given, Generic[S]):
                 )
                 hosted = opened.begin(root)
                 interruption = await hosted.wait()
-                interruption = hosted.fatal or interruption
+                interruption = first_of(hosted.fatal, interruption)
         except BaseException:
             if interruption is not None and fatal_leaf(interruption) is not None:
                 raise interruption from None  # came out of the run; nothing outranks it
             raise
         run = root.run
-        error = interruption or root.error or (run and run.error)
+        error = first_of(interruption, root.error, None if run is None else run.error)
         if error is not None:
             root.forget()
             try:

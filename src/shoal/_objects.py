@@ -23,6 +23,7 @@ from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, NamedTuple, cast, final
 
 from ._errors import NotDecodable, SavedError, brief
+from ._raised import members, message_of
 from ._secret import StandsIn
 from ._tags import TAG, Packed, Packer, Packing, Refused, Unpacker, Unpacking
 from ._typenames import find, name_of, why_not_found
@@ -250,7 +251,7 @@ def _parts_of(error: BaseException) -> tuple[list[object], dict[str, Any]]:
     state: dict[str, Any] = dict(reduced[2] or {}) if len(reduced) > 2 else {}  # noqa: PLR2004 # as pickle has it
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
-        return [group.message, list(group.exceptions)], state
+        return [message_of(group), list(members(group))], state
     return list(reduced[1]), state
 
 

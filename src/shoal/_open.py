@@ -23,6 +23,7 @@ from ._events import Event
 from ._handle import RunHandle, wait_begun
 from ._ids import RunPath
 from ._ports import Waiter
+from ._raised import first_of
 from ._result import RunResult
 from ._root import Root
 from ._run import Run
@@ -152,7 +153,7 @@ class OpenRun(RunHandle[S]):
         try:
             await self._runtime.__aexit__(None, None, None)
         except BaseException as raised:  # noqa: BLE001 # raised below
-            interruption = interruption or raised
+            interruption = first_of(interruption, raised)
         try:
             self._leave(error, interruption)
         finally:

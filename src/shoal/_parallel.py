@@ -463,8 +463,34 @@ class ParallelStep:
             return
         outcome = outcome_of(record, self.parent.path)
         self._count(record, outcome)
-        if self._contest is not None and isinstance(outcome, Done):
+        # A refused result may have an update as well, of what grow= discovered in it.
+        if self._contest is not None and isinstance(outcome, Done) and outcome.used:
             self._contest.recall(outcome)
+            if self.decision is None and self._contest.lacking <= 0:
+                # The result that was missing may have come up before this one, in this execution,
+                # see test_a_result_that_was_recorded_decides_when_it_comes_up_last.
+                self._group.have_done(partial(self._decide, outcome))
+
+    async def _decide(self, last: Done) -> str | None:
+        """Save that a recorded result has decided; return why the rest is cancelled."""
+        if self.decision is not None or self._contest is None:
+            return None
+        self._group.shut()
+        run, chosen, field = self.parent, self._contest.chosen, self.join.into
+        decision = self._contest.decided_by(last)
+        change = NO_CHANGE
+        if chosen is not None and field is not None and self.join.shape == "one":
+            change = Change((Set(field, chosen.value),), {field: chosen.value})
+            if run.setting.schema is not None:
+                who = f"key {brief(chosen.key)} of fan-out {self.act.name!r}"
+                change = run.setting.schema.checked(change, run.data, who)
+        updates = (
+            [Update(run.number + 1, self.act.name, change.operations)] if change.values else []
+        )
+        await run.commit(updates, change.applied_to(run.data), decision=decision)
+        self.decision = decision
+        self._group.winner = decision.winner
+        return decision.reason
 
     # -- applying -------------------------------------------------------------------------------
 
@@ -544,12 +570,12 @@ class ParallelStep:
         if self._contest.hear_item(run, item):
             self._group.have_done(self._elect)
 
-    async def _elect(self) -> None:
+    async def _elect(self) -> str | None:
         """Save that the first item has decided; then cancel the others."""
         assert isinstance(self._contest, Streams)
         elected = self._contest.elect()
         if elected is None:
-            return
+            return None
         leader, decision = elected
         self._group.shut()
         declares, self._declares = self._declares, None
@@ -560,6 +586,7 @@ class ParallelStep:
         assert self.source is not None
         self.source.stop()
         self._group.spare(leader, decision.reason, decision.winner)
+        return None
 
     @property
     def _is_won(self) -> bool:

@@ -254,16 +254,19 @@ class Watch:
         self._over = over
         self._under_way: set[str] = set()
         self._refused: set[str] = set()  # of whom it was said why, so once
+        self._others: set[tuple[str, str]] = set()  # applications, with versions, not had here
         self._freed = Event()
 
     async def keep(self, every: float) -> None:
         """Look every so many seconds; sooner where more were found than may go on at once."""
         async with create_task_group() as tasks:
             while not self._over.is_set():
-                for orphan, app in await self._look():
+                found = await self._look()
+                self._tell_of_others([orphan for orphan, app in found if app is None])
+                for orphan, app in found:
                     if app is None:
-                        self._refuse(orphan, self._recoverables.why_none(orphan))
-                    elif orphan.run_id not in self._under_way:
+                        continue
+                    if orphan.run_id not in self._under_way:
                         await self._room()
                         if self._over.is_set():
                             break
@@ -302,6 +305,34 @@ class Watch:
         finally:
             self._under_way.discard(run_id)
             self._freed.set()
+
+    def _tell_of_others(self, orphans: Sequence[Orphan]) -> None:
+        """Warn of runs that no application here fits: once, however many and at every look.
+
+        Where services share a store, they are mostly another one's.
+        """
+        of_them: dict[tuple[str, str], list[Orphan]] = {}
+        for one in orphans:
+            of_them.setdefault((one.application, one.version), []).append(one)
+        new = {kind: found for kind, found in of_them.items() if kind not in self._others}
+        self._others |= new.keys()
+        if not new:
+            return
+        first = next(iter(new.values()))[0]
+        if sum(map(len, new.values())) == 1:
+            self._refuse(first, self._recoverables.why_none(first))
+            return
+        kinds = [
+            f"{len(found)} of version {version!r} of application {name!r}"
+            for (name, version), found in new.items()
+        ]
+        logger.warning(
+            "runs are left where they stand, for this runtime has no application that fits: %s. "
+            "That is said once; run %s, for one: %s",
+            ", ".join(kinds),
+            first.run_id,
+            in_short(self._recoverables.why_none(first)),
+        )
 
     def _refuse(self, orphan: Orphan, why: Exception) -> None:
         if orphan.run_id not in self._refused:

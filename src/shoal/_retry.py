@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast, final
 
 from ._errors import DefinitionError
 from ._functions import require_plain
+from ._raised import members
 from ._state import refuse_awaitable
 
 On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], object]
@@ -119,7 +120,7 @@ class Retry:
         if isinstance(on, type | tuple) and isinstance(error, on):
             return True
         if isinstance(error, ExceptionGroup):
-            return all(map(self.is_for, cast("ExceptionGroup[Exception]", error).exceptions))
+            return all(map(self.is_for, members(cast("ExceptionGroup[Exception]", error))))
         if isinstance(on, type | tuple):
             return False
         answer = on(error)

@@ -26,6 +26,7 @@ from ._execution import Execution
 from ._graph import Graph
 from ._halting import Answers, resolved
 from ._history import Playback, Rewound, play
+from ._hooks import Hook
 from ._host import Hosted
 from ._ids import RunPath
 from ._ledgers import recall_ledgers
@@ -36,7 +37,6 @@ from ._run import Run
 from ._start import First, Start, refuse_conflict, refuse_missing
 from ._state import Change, Drop, Set
 from ._store import ChildRecord, NullStore
-from ._stream import Stream
 from ._suspects import Suspects
 from ._takeup import refuse_left_steps
 
@@ -85,18 +85,18 @@ class Root:
             self.run = make_run(first.fields)
             self.begun.set()
 
-    def follow(self, on_ended: Callable[[], None], stream: Stream | None = None) -> None:
-        """Have ``on_ended`` called when it has ended, and ``stream`` told until then."""
-        if stream is not None:
-            self._execution.hooks.join(stream)
+    def follow(self, on_ended: Callable[[], None], hook: Hook | None = None) -> None:
+        """Have ``on_ended`` called when it has ended, and ``hook`` told until then."""
+        if hook is not None:
+            self._execution.hooks.join(hook)
         if self.has_ended:
             on_ended()
         else:
             self._followers.append(on_ended)
 
-    def unfollow(self, on_ended: Callable[[], None], stream: Stream) -> None:
+    def unfollow(self, on_ended: Callable[[], None], hook: Hook) -> None:
         """Tell them nothing more."""
-        self._execution.hooks.leave(stream)
+        self._execution.hooks.leave(hook)
         if on_ended in self._followers:
             self._followers.remove(on_ended)
 
@@ -126,7 +126,7 @@ class Root:
         assert self.hosted is not None, "it is alive"
         if not self.hosted.is_cancelled:
             self._execution.is_interrupted = True
-            self.hosted.cancel(reason)
+        self.hosted.cancel(reason)
 
     def give_reason(self, reason: str) -> None:
         """Hear why it is about to be cancelled."""

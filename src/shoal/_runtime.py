@@ -3,17 +3,19 @@
 Invariants:
 - A root run is hosted: it lives in a task of the runtime's, never in its caller's (see ``_host``).
 - One run that can't be recovered, or fails, does nothing to the others that are.
-- Structured. The block is left only after all runs in it have ended. Left by an exception or
-  cancelled, it cancels them; what the block raised goes on as it is, in no group.
+- Structured. The block ends after all runs in it. Left by an exception or cancelled, it cancels
+  them; what the block raised goes on as it is, in no group.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import Context as ContextVars
 from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, final
 
@@ -37,17 +39,19 @@ from ._context import Context
 from ._errors import BadUse, DefinitionError, Draining, kind_of
 from ._halting import Answers
 from ._handle import RunHandle
-from ._host import Hosted
+from ._host import Hosted, MadeLate, Work
 from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
 from ._ports import Services
+from ._raised import first_of
 from ._rate import Limits
 from ._recovery import Recoverable, Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from ._results import SIZE, Results
 from ._retry import is_positive
 from ._root import Root
 from ._roots import Roots
+from ._shielded import lived_within
 from ._state import S
 from ._store import NullStore, Store, check_store
 from ._suspects import MAX_CRASHES
@@ -204,7 +208,7 @@ class Runtime:
         self._status = "open"
         backend = current_backend()
         protect_from_ctrl_c(backend)
-        self._context = startable(copy_context())
+        self._library, self._context = backend.library, startable(copy_context(), backend.library)
         self._draining = Event()
         self._ends: list[Callable[[], None]] = []  # called when it begins to drain
         self._fatal = None
@@ -255,7 +259,7 @@ class Runtime:
             # The task group never sees what the block raised: it would wrap it in a group.
             await tasks.__aexit__(None, None, None)
         except get_cancelled_exc_class() as cancelled:
-            interruption = interruption or cancelled
+            interruption = first_of(interruption, cancelled)
         finally:
             self._status = "closed"
             self._tasks = None
@@ -270,10 +274,7 @@ class Runtime:
             del error, fatal, interruption  # no cycle from the exception to this frame
 
     async def _wait_ended(self, *, cancelling: bool) -> BaseException | None:
-        """Wait for the runs to end, cancelling them where the wait is interrupted.
-
-        Returns the first interruption.
-        """
+        """Wait for the runs to end; cancel them if interrupted. Return the first interruption."""
         interruption: BaseException | None = None
         while self._roots:
             if cancelling:
@@ -282,7 +283,7 @@ class Runtime:
                 with CancelScope(shield=cancelling):
                     await self._roots.wait_for_first()
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
-                interruption = interruption or error
+                interruption = first_of(interruption, error)
                 cancelling = True
         return interruption
 
@@ -579,7 +580,7 @@ class Runtime:
             hosted = self._host(recovery.live, recovery.hear)
             interruption = await hosted.wait()
             try:
-                interruption = hosted.fatal or interruption
+                interruption = first_of(hosted.fatal, interruption)
                 if interruption is not None:
                     raise interruption
             finally:
@@ -628,44 +629,50 @@ class Runtime:
                 f"process is about to stop; start it in another process, or later"
             )
             raise Draining(msg)
-        assert self._tasks is not None
-        hosted = Hosted(root.live, root.give_reason, self._watchdog, root.tell_ended)
-        root.hosted = hosted
         self._roots.add(root)
-        self._tasks.start_soon(self._live, root, is_detached)
-        return hosted
+        root.hosted = Hosted(
+            partial(lived_within, self._grace, root.live),
+            root.give_reason,
+            self._watchdog,
+            start=self._start_here,
+            start_again=partial(self._start_in, copy_context()),
+            on_ended=partial(self._hear_ended, root, is_detached=is_detached),
+        )
+        return root.hosted
 
-    async def _live(self, root: Root, is_detached: bool) -> None:
-        hosted = root.hosted
-        assert hosted is not None
-        try:
-            await hosted.live()
-        finally:
-            self._roots.remove(root)
-        fatal = hosted.fatal if is_detached else None
+    def _hear_ended(self, root: Root, *, is_detached: bool) -> None:
+        """Hear that a root run has ended."""
+        root.tell_ended()
+        self._roots.remove(root)
+        assert root.hosted is not None, "it has lived"
+        fatal = root.hosted.fatal if is_detached else None
         if is_exit(fatal):
             # Nobody awaits it, so the block does. Not raised here: a SystemExit in a task would
             # break off the event loop itself, with everything else that lives there.
-            self._fatal = self._fatal or fatal
+            self._fatal = first_of(self._fatal, fatal)
             assert self._tasks is not None
             self._tasks.cancel_scope.cancel()
         elif fatal is not None:
             told = "run %s was ended by %s, no Exception: whoever asks for its result gets it"
             logger.error(told, root.path.id, kind_of(fatal))
 
-    def _host(
-        self, work: Callable[[], Coroutine[Any, Any, None]], on_cancel: Callable[[str], None]
-    ) -> Hosted:
+    def _host(self, work: Work, on_cancel: Callable[[str], None]) -> Hosted:
         """Start ``work`` of a run in a task of its own; the run sees to it that it ends."""
-        assert self._tasks is not None, "the block lasts as long as the runs in it"
-        hosted = Hosted(work, on_cancel, self._watchdog)
-        self._tasks.start_soon(hosted.live)
-        return hosted
+        again = partial(self._start_in, copy_context())
+        return Hosted(work, on_cancel, self._watchdog, start=self._start_here, start_again=again)
 
-    def _start_task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _start_here(self, work: Work) -> None:
+        """Start a task in a copy of the current task's context."""
+        assert self._tasks is not None, "the block ends after them"
+        self._tasks.start_soon(MadeLate, work, name=getattr(work, "__qualname__", "shoal"))
+
+    def _start_in(self, context: ContextVars, work: Work) -> None:
+        """Start a task in a copy of ``context``; callable in callbacks of the loop, too."""
+        startable(context, self._library).run(self._start_here, work)
+
+    def _start_task(self, work: Work) -> None:
         """Start a task of the runtime's own; callable in callbacks of the loop, too."""
-        assert self._tasks is not None, "the block lasts as long as what is watched"
-        self._context.copy().run(self._tasks.start_soon, work)
+        self._context.copy().run(self._start_here, work)
 
     def _alarm(self, at: float, call: Callable[[], None]) -> Callable[[], object]:
         """Have ``call`` called at a time, by a task."""

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, cast, final
 from urllib.parse import quote, quote_plus
 
 from ._errors import SavedError, SecretLeaked
+from ._raised import args_of, attributes_of, cause_of, context_of, members, message_of, set_args
 
 MASK = "***"
 """What stands in a message in the place of a secret."""
@@ -173,17 +174,18 @@ class Secrets:
             if one is None or id(one) in seen:
                 continue
             seen[id(one)] = one
-            left += (one.__cause__, one.__context__)
+            left += (cause_of(one), context_of(one))
             if isinstance(one, BaseExceptionGroup):
-                left += cast("BaseExceptionGroup[BaseException]", one).exceptions
+                left += members(cast("BaseExceptionGroup[BaseException]", one))
             self._hide(cast("BaseException", one))
 
     def _hide(self, error: BaseException) -> None:
-        error.args = self._masked(error.args)
+        set_args(error, self._masked(args_of(error)))
         for member, value in _members(error):
             _set(member, error, self._masked(value), value)
-        for name, value in list(vars(error).items()):
-            vars(error)[name] = self._masked(value)  # past a class that is frozen
+        attributes = attributes_of(error)
+        for name, value in list(attributes.items()):
+            attributes[name] = self._masked(value)  # past a class that is frozen
         if self._is_told_by(error):
             _stand_in(error, self.mask)
 
@@ -191,7 +193,7 @@ class Secrets:
         """Tell whether what is secret is still in what an error says, or has beside that."""
         if any(secret in text for text in _said_by(error) for secret in self._texts):
             return True
-        held = (*_copied_of(error), *_texts_in(error.args), *_texts_in(vars(error)))
+        held = (*_copied_of(error), *_texts_in(args_of(error)), *_texts_in(attributes_of(error)))
         return any(self._found_in(text) is not None for text in held)
 
     def _masked(self, value: Any) -> Any:
@@ -324,6 +326,9 @@ def _said_by(error: BaseException) -> Iterator[str]:
             yield say(error)
 
 
+_class: Any = vars(object)["__class__"]
+
+
 def _copied_of(error: BaseException) -> Iterator[str]:
     """Go through the text that a copy of an error in another process would be made of."""
     with suppress(Exception):  # there can be none
@@ -351,11 +356,11 @@ def _stand_in(error: Any, mask: Callable[[str], str]) -> None:
         "__qualname__": kind.__qualname__,
     }
     if issubclass(kind, BaseExceptionGroup):
-        methods["message"] = mask(error.message)
+        methods["message"] = mask(message_of(error))
     try:
-        error.__class__ = type(kind.__name__, bases, methods)
+        _class.__set__(error, type(kind.__name__, bases, methods))
     except TypeError:  # one of Python's own, which says what it was made of
-        error.args = (text,)
+        set_args(error, (text,))
         for member, value in _members(error):
             shown = str(value)
             _set(member, error, mask(shown) if mask(shown) != shown else value, value)

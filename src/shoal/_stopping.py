@@ -22,6 +22,7 @@ from ._backend import startable
 from ._cancel import as_failure, fatal_leaf, is_cancellation
 from ._errors import brief
 from ._events import ChildName
+from ._raised import first_of
 from ._run import Run
 from ._watch import SPARE, Part, Watched
 
@@ -137,7 +138,7 @@ class Stopper:
             if failure is None and is_cancellation(error):
                 self._see_whether_timed_out()
                 raise error
-            failure = failure or fatal_leaf(error) or error
+            failure = first_of(failure, fatal_leaf(error), error)
             self._stop(failure, f"its fan-out failed: {brief(failure)}")
         finally:
             del error, failure  # no cycle from the exception through its traceback to this frame

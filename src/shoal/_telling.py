@@ -39,6 +39,7 @@ from ._events import (
 from ._hooks import Hooks, Listeners
 from ._ids import RunPath
 from ._ports import Seat, Services
+from ._raised import first_of
 from ._setting import Setting
 
 logger = logging.getLogger("shoal")
@@ -292,7 +293,7 @@ class _Telling:
         try:
             await told
         except HookFailed as error:
-            self._failure = self._failure or error
+            self._failure = first_of(self._failure, error)
 
     def close(self) -> None:
         failure, self._failure = self._failure, None

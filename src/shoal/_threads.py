@@ -90,9 +90,10 @@ class Thread:
         """
         if abandon:
             self.grace = 0.0
+        raised: list[BaseException] = []
         try:
             result = await to_thread.run_sync(
-                partial(self._work, function, kwargs),
+                partial(self._work, function, kwargs, raised),
                 abandon_on_cancel=True,  # we wait for it ourselves
                 limiter=self._unlimited,
             )
@@ -103,9 +104,19 @@ class Thread:
                 await self._outlast()
             raise
         await checkpoint_if_cancelled()  # the result comes too late
+        if raised:
+            try:
+                raise raised.pop()
+            finally:
+                del raised  # no cycle from the exception to this frame
         return result
 
-    def _work(self, function: Callable[..., object], kwargs: Mapping[str, Any]) -> object:
+    def _work(
+        self,
+        function: Callable[..., object],
+        kwargs: Mapping[str, Any],
+        raised: list[BaseException],
+    ) -> object:
         try:
             self._turn.pop()
         except IndexError:  # cancelled before it began
@@ -113,6 +124,11 @@ class Thread:
         self._identity = threading.get_ident()
         try:
             return function(**kwargs)
+        except GeneratorExit as error:
+            # Not by the future that asyncio's task waits for: thrown into coroutines, that would
+            # close them all, down to the engine's own.
+            raised.append(error)
+            return None
         finally:
             self._ended = True
             if self._waiting:

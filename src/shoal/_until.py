@@ -88,6 +88,7 @@ def all_() -> All:
 def first(n: int = 1, *, accept: Callable[[Any], object] | None = None) -> First:
     """End a fan-out with its first ``n`` accepted results, and cancel the rest.
 
+    The rest are awaited, their ``finally`` blocks included; see ``shielded`` for those that await.
     Children that fail, or whose result is refused, only leave the contest. As soon as too few are
     left the step raises ``NobodyAccepted``. Of children that end at the same moment, those of lower
     position come first. ``into`` holds the winning value itself; with ``n`` above 1, what a fan-out

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
-from types import CodeType, FrameType
+from traceback import walk_tb
+from types import CodeType, FrameType, TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar, final
 
 from ._cancel import drive
@@ -27,7 +28,7 @@ GRACE = 5.0
 SPARE = 64
 """Of what has ended, how much may lie about beside as much as goes on."""
 
-_MACHINERY = {"anyio", "asyncio", "trio", "shoal"}
+_MACHINERY = {"anyio", "asyncio", "outcome", "trio", "shoal"}
 
 
 class Straggler(Protocol):
@@ -130,6 +131,15 @@ def _is_machinery(frame: FrameType) -> bool:
 def place_of(frame: FrameType) -> str:
     """Say where a frame stands."""
     return f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
+
+
+def place_of_users(frames: TracebackType | None) -> str:
+    """Say where an exception came out of: the innermost frame that is of no library's."""
+    place = "a place unknown"
+    for frame, line in walk_tb(frames):
+        if not _is_machinery(frame):
+            place = f"{frame.f_code.co_filename}:{line}, in {frame.f_code.co_name}"
+    return place
 
 
 # -- watching --------------------------------------------------------------------------------------

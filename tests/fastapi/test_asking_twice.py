@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -12,7 +13,8 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
-from shoal import Application, MemoryStore, Runtime, action
+from shoal import Application, MemoryStore, Runtime, SQLiteStore, action
+from shoal._store import NullStore
 from shoal.fastapi import runs_router, runtime_lifespan
 from shoal.testing import no_leaks
 from tests.fastapi.inside import client_of, doubled, jobs, service_of, visitors
@@ -273,3 +275,52 @@ async def test_one_that_has_ended_and_is_not_yet_given_back_is_waited_for():
         assert (await second.post("/jobs", json=BODY)).status_code == 202
         again = await second.post("/jobs/wait", json=BODY)
         assert (again.status_code, again.json()["status"]) == (200, "succeeded")
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "none"])
+async def test_one_that_has_succeeded_is_answered_as_it_is(kind: str, tmp_path: Path):
+    stores = {"memory": MemoryStore, "sqlite": lambda: SQLiteStore(tmp_path / "runs.db")}
+    store = stores[kind]() if kind in stores else NullStore()
+    service, runtime = service_of(jobs, store=store)
+    async with no_leaks(), client_of(service) as client:
+        first = (await client.post("/jobs/wait", json=BODY)).json()
+        assert first["status"] == "succeeded"
+        for body in THE_SAME if kind in stores else ():
+            again = await client.post("/jobs", json=body)
+            assert (again.status_code, again.json()["status"]) == (202, "succeeded")
+            assert (await client.post("/jobs/wait", json=body)).json() == first
+            assert (await client.get("/jobs/a")).json() == first
+        assert runtime.runs() == []
+
+
+@pytest.mark.parametrize("items", [[1], [-1]], ids=["succeeded", "failed"])
+async def test_a_run_that_is_given_back(items: list[int]):
+    """Its store takes a while for that: meanwhile it has ended, and nobody is told that it runs."""
+    store = MemoryStore()
+    service, _ = service_of(jobs, store=store)
+    release, releasing = store.release, anyio.Event()
+
+    async def release_late(run_id: str, holder: str) -> None:
+        releasing.set()
+        await anyio.sleep(1)
+        await release(run_id, holder)
+
+    store.release = release_late
+    body = {"id": "a", "state": {"items": items}}
+    async with no_leaks(), client_of(service) as client:
+        await client.post("/jobs", json=body)
+        await releasing.wait()
+        found = list[Any]()
+
+        async def ask(path: str) -> None:
+            found.append((await client.post(path, json=body)).json()["status"])
+
+        async with anyio.create_task_group() as tasks:
+            for path in ("/jobs", "/jobs", "/jobs/wait"):
+                tasks.start_soon(ask, path)
+        if items == [1]:
+            assert found == ["succeeded"] * 3
+        else:  # asking has it go on, which a GET shows too
+            assert sorted(found) == ["failed", "running", "running"]
+            await client.post("/jobs/wait", json=body)
+            assert (await client.get("/jobs/a")).json()["status"] == "failed"

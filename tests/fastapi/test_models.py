@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, NotRequired
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_serializer
 from typing_extensions import TypedDict
 
-from shoal import Application, Graph, action
+from shoal import Application, Graph, StateList, action
+from shoal._store import NullStore
 from shoal.fastapi._models import as_json
+from shoal.testing import no_leaks
 from tests.fastapi.inside import client_of, doubled, jobs, say, service_of
 
 pytestmark = pytest.mark.anyio
@@ -132,6 +134,61 @@ class Odd:
 )
 def test_every_state_can_be_written(value: object, expected: object):
     assert json.loads(as_json(value)) == expected
+
+
+def nested(levels: int) -> Any:
+    value: Any = "x"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+class Broken(str):
+    """What nothing may be asked for."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        raise ValueError("no repr")
+
+    __str__ = __repr__
+
+
+class BrokenModel(BaseModel):
+    @model_serializer
+    def _serialized(self) -> dict[str, Any]:
+        raise KeyError("no form")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        nested(300),
+        nested(5000),
+        {"a": nested(5000)},
+        10**5000,
+        [-(10**5000), math.nan],
+        {Broken("k"): [Broken("v"), "\ud800"]},
+        BrokenModel(),
+        {"set": {1, Broken("b")}, "half": "\ud800"},
+        {("a", Odd()): StateList([Odd()]), "half": "\udfff"},
+    ],
+    ids=lambda _: "",
+)
+async def test_whatever_an_action_returns_its_run_is_answered(value: Any):
+    """Once a run has started, no response about it may fail."""
+
+    @action(reads=["n"], writes=["out"])
+    async def give(n: int) -> Any:
+        return value
+
+    app = Application(give, name="odd", store=NullStore())
+    service, _ = service_of(app)
+    async with no_leaks(), client_of(service) as client:
+        done = await client.post("/odd/wait", json={"state": {"n": 1}})
+        answered = json.loads(done.content, parse_int=str)  # Python refuses the longest ints
+        assert (done.status_code, answered["status"]) == (200, "succeeded")
+        assert "out" in answered["state"]
 
 
 def test_what_has_no_form_in_json_is_text():

@@ -107,6 +107,7 @@ from shoal import (
     quorum,
     race,
     replay,
+    shielded,
     when,
 )
 from shoal.testing import RecordingHook
@@ -682,6 +683,16 @@ def states(state: State) -> None:
     state.increment(a="1")  # pyright: ignore[reportArgumentType]
     state.extend(a=1)  # pyright: ignore[reportArgumentType]
     state.update([1])  # pyright: ignore[reportArgumentType]
+
+
+async def cleaning_up() -> None:
+    async with shielded(2.5) as nothing:
+        assert_type(nothing, None)
+    async with shielded():
+        pass
+    shielded("2")  # pyright: ignore[reportArgumentType]
+    with shielded(2):  # pyright: ignore[reportGeneralTypeIssues]
+        pass
 
 
 def operations(state: State, update: Update) -> None:

@@ -8,8 +8,10 @@
 
 The rooms: ``_disconnect`` (clients that go away), ``_relay`` (cancelling what another process
 executes), ``_lifespan`` (the runtime of a service), ``_models`` (what goes over the wire),
-``_looking`` (runs, wherever they go on), ``_starting`` (starting them, once), ``_events`` (what
-happens in them, as server-sent events), ``_door`` (who may), ``_router`` (the endpoints).
+``_problems`` (what is told of a request that can't be met), ``_looking`` (runs, wherever they go
+on), ``_starting`` (starting them, once), ``_feed`` (what happens in them, encoded once for all who
+follow), ``_events`` (the same as server-sent events to one client), ``_door`` (who may, and what is
+data), ``_router`` (the endpoints).
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""What is checked before anything else of a request is: who may, and how deep it is nested.
+"""What is checked before anything else of a request: who may, and whether it is data.
 
-Imports FastAPI.
+Imports FastAPI, and ``_problems``.
 
 Invariants:
 - What ``authorize`` is told of the run is what the endpoint goes by: the id in the path, or the one
   that a run is started under. Nothing else in the request, such as its query, has a say in it.
-- What is nested too deep is refused by who may ask at all, before anybody looks into it: what goes
-  through it later, FastAPI's own messages too, would fail in ways that the client can't mend.
+- What no store could keep is refused once it is known that the client may ask at all, and before
+  anything looks into it: nesting that is too deep, numbers that JSON lacks, halves of surrogate
+  pairs. So the answer is the same whatever the store, and nothing fails later, FastAPI's own
+  messages included.
+- What doesn't fit is named, but never repeated (``_problems``).
 """
 
 from __future__ import annotations
@@ -15,15 +18,21 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import Parameter, Signature
+from math import isfinite
 from operator import is_
 from typing import Annotated, Any, cast, final, get_args, get_origin
 
 from fastapi import Depends, HTTPException, Request, Response, params
 from fastapi.dependencies.utils import get_typed_signature
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from shoal._errors import DefinitionError
+
+from ._models import RunId
+from ._problems import without_values
 
 Authorize = Callable[..., object]
 """A dependency, as FastAPI knows them: a function that raises where something isn't allowed."""
@@ -31,7 +40,10 @@ Authorize = Callable[..., object]
 DEEPEST = 100
 """Lists and objects within each other that what is sent may have: as many as stores can save."""
 TOO_DEEP = f"what was sent is nested more than {DEEPEST} levels deep"
+NO_NUMBER = "what was sent has a number that is NaN, infinite, or too large for a float"
+NO_TEXT = "what was sent has half of a surrogate pair in a text, which UTF-8 can't express"
 _CONTAINERS = frozenset({dict, list})
+_ANY_ID = TypeAdapter[str](RunId)
 
 RUN_ID = "run_id"
 """What the run is called in paths, and by ``authorize`` and what that depends on."""
@@ -129,11 +141,20 @@ def _about(default: object) -> Callable[[Request], Any]:
 
 
 async def _run_id(request: Request) -> str:
+    """Return the id; "" for what can be none, which the endpoint refuses.
+
+    So ``authorize`` may repeat it in a message or a header, or ask a database for it
+    (see test_authorize_is_told_only_what_can_be_an_id).
+    """
     if RUN_ID in request.path_params:
-        return request.path_params[RUN_ID]
-    body = await _body(request)
-    run_id = cast("dict[str, object]", body).get("id") if isinstance(body, dict) else None
-    return run_id if isinstance(run_id, str) else ""  # else it is refused
+        run_id: object = request.path_params[RUN_ID]
+    else:
+        body = await _body(request)
+        run_id = cast("dict[str, object]", body).get("id") if isinstance(body, dict) else None
+    try:
+        return _ANY_ID.validate_python(run_id, strict=True)
+    except ValidationError:
+        return ""
 
 
 async def _body(request: Request) -> object:
@@ -142,17 +163,19 @@ async def _body(request: Request) -> object:
         return None
     try:
         return await request.json()  # parsed once
-    except (ValueError, RecursionError):  # told by FastAPI, or by ShallowRoute
+    except (ValueError, RecursionError):  # told by FastAPI, or by the route's class
         return None
 
 
-async def refuse_deep(request: Request) -> None:
-    """Be a dependency that refuses what is nested too deep to be kept, and to be sent again.
+async def refuse_no_data(request: Request) -> None:
+    """Be a dependency that refuses what can't be kept, and can't be sent again as JSON.
 
     Raises:
         HTTPException: It is.
     """
-    level = [await _body(request)]
+    body = await _body(request)
+    _refuse_leaves([body])
+    level = [body]
     for _ in range(DEEPEST):
         level = [inner for outer in level for inner in _containers(outer)]
         if not level:
@@ -161,28 +184,57 @@ async def refuse_deep(request: Request) -> None:
 
 
 def _containers(value: object) -> Sequence[object]:
+    """Return the lists and objects in a value, whose other parts are checked."""
     inner: Iterable[object] = ()
     if isinstance(value, dict):
-        inner = cast("dict[str, object]", value).values()
+        members = cast("dict[str, object]", value)
+        inner = members.values()
+        _refuse_leaves(members)
     elif isinstance(value, list):
         inner = cast("list[object]", value)
+    _refuse_leaves(inner)
     return [one for one in inner if type(one) in _CONTAINERS]
 
 
-@final
-class ShallowRoute(APIRoute):
-    """An endpoint that says of what is nested too deep to be parsed what ``refuse_deep`` says."""
+def _refuse_leaves(values: Iterable[object]) -> None:
+    r"""Refuse numbers that JSON lacks, and text that UTF-8 does.
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what FastAPI makes of it, and translate what that says of such a body."""
-        handle = super().get_route_handler()
+    Python's parser takes ``NaN``, ``1e999`` and ``"\ud800"``; stores don't, and neither do the
+    clients that would be sent them.
 
-        async def handle_shallow(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except AnyHTTPException as error:
-                if isinstance(error.__cause__, RecursionError):
-                    raise HTTPException(422, TOO_DEEP) from error
-                raise
+    Raises:
+        HTTPException: There are some.
+    """
+    if any(type(one) is float and not isfinite(one) for one in values):
+        raise HTTPException(422, NO_NUMBER)
+    try:
+        "".join([one for one in values if type(one) is str]).encode()  # at once, that is quick
+    except UnicodeEncodeError:
+        raise HTTPException(422, NO_TEXT) from None
 
-        return handle_shallow
+
+def checked_route(secret: frozenset[str]) -> type[APIRoute]:
+    """Make the class of a router's endpoints, whose state has these secret fields."""
+
+    @final
+    class CheckedRoute(APIRoute):
+        """An endpoint that refuses with nothing of what was sent, and never with a 500."""
+
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            """Return what FastAPI makes of it, and translate what that says of a bad body."""
+            handle = super().get_route_handler()
+
+            async def handle_checked(request: Request) -> Response:
+                try:
+                    return await handle(request)
+                except RequestValidationError as error:
+                    refused = without_values(error, secret)
+                except AnyHTTPException as error:
+                    if isinstance(error.__cause__, RecursionError):
+                        raise HTTPException(422, TOO_DEEP) from error
+                    raise
+                raise refused  # here, so that it has no context: that is what holds the values
+
+            return handle_checked
+
+    return CheckedRoute

@@ -39,6 +39,9 @@ from shoal._runtime import Runtime
 from shoal._state import State, make_state
 from shoal._store import Browses, NullStore, RunSummary, Store
 
+from ._models import as_plain
+from ._problems import printable
+
 RETRY_AFTER = "1"
 """Seconds after which a client may find another process, where this one stops."""
 
@@ -80,7 +83,7 @@ class Seen(NamedTuple):
 
     def view(self) -> dict[str, object]:
         """Return what there is to say."""
-        view = {**self.info(), "number": self.number, "state": self.state.to_plain()}
+        view = {**self.info(), "number": self.number, "state": as_plain(self.state)}
         if self.status not in ("failed", "cancelled"):
             del view["reason"]
         if self.status == "halted":
@@ -189,14 +192,14 @@ def as_responses() -> Generator[None]:
     try:
         yield
     except Draining as error:
-        raise HTTPException(503, str(error), {"Retry-After": RETRY_AFTER}) from error
+        raise HTTPException(503, printable(str(error)), {"Retry-After": RETRY_AFTER}) from error
     except (StoreFailed, CommitInDoubt, LeaseLost) as error:
-        raise HTTPException(503, str(error), {"Retry-After": RETRY_AFTER}) from error
+        raise HTTPException(503, printable(str(error)), {"Retry-After": RETRY_AFTER}) from error
     except NotDecodable as error:  # to try again changes nothing
-        raise HTTPException(500, str(error)) from error
+        raise HTTPException(500, printable(str(error))) from error
     except UnknownRun as error:
-        raise HTTPException(404, str(error)) from error
+        raise HTTPException(404, printable(str(error))) from error
     except (RunConflict, RunClaimed, BadUse) as error:
-        raise HTTPException(409, str(error)) from error
+        raise HTTPException(409, printable(str(error))) from error
     except _REFUSED as error:
-        raise HTTPException(422, str(error)) from error
+        raise HTTPException(422, printable(str(error))) from error

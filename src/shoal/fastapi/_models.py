@@ -9,23 +9,33 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
+from math import isfinite
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required, cast
 
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import to_json
 from typing_extensions import TypedDict
 
 from shoal._application import Application
+from shoal._collections import PositionedList, StateList
+from shoal._errors import brief
 from shoal._model import declaration
+from shoal._secret import without_secrets
+from shoal._state import State, held
 from shoal._store import RunStatus
 
 # Not `.` and `..`, which clients take for the address above; pydantic has no lookahead.
 _ID = r"^(\.{0,2}[A-Za-z0-9_~:@+-]|\.{3})[A-Za-z0-9._~:@+-]*$"
 RunId = Annotated[str, Field(min_length=1, max_length=200, pattern=_ID)]
 """The id of a run, as part of an address."""
+
+SHOWN_LEVELS = 200
+"""Levels of nesting that a response shows of what an action has made; stores keep 100."""
+_LONGEST_INT = 3 * (sys.get_int_max_str_digits() or sys.maxsize)  # bits: a digit has 3.3
 
 REASON = "asked for by a client"
 """Why a run is cancelled, if the client does not say."""
@@ -254,21 +264,38 @@ def as_json(content: object) -> bytes:
     """Write a value as JSON. Objects of unknown types are text; numbers that JSON lacks, null."""
     try:
         return to_json(content, bytes_mode="base64", inf_nan_mode="null", serialize_unknown=True)
-    except (PydanticSerializationError, UnicodeError, ValueError, TypeError):
-        # Half a character, a model that does not serialize itself, a mapping with odd keys...
-        return json.dumps(_simple(content), ensure_ascii=True).encode("ascii")
+    except Exception:  # noqa: BLE001 # serializers of users' classes run here
+        # Half a character, a model that does not serialize itself, nesting that is too deep...
+        return json.dumps(_simple(content, SHOWN_LEVELS), ensure_ascii=True).encode("ascii")
 
 
-def _simple(value: object) -> object:
+def _simple(value: object, levels: int) -> object:
+    """Make what json.dumps can write, of whatever is in a state; it never raises."""
     match value:
-        case None | bool() | int() | str():
+        case None | bool():
             return value
+        case int():  # Python writes no int with more digits
+            return int(value) if value.bit_length() < _LONGEST_INT else hex(value)
+        case str():
+            return str.__str__(value)
         case float():
-            return value if value - value == 0 else None
-        case Mapping():
+            return float(value) if isfinite(value) else None
+        case Mapping() if levels:
             items = cast("Mapping[object, object]", value).items()
-            return {str(key): _simple(each) for key, each in items}
-        case list() | tuple() | set() | frozenset():
-            return [_simple(each) for each in cast("list[object]", value)]
+            return {_name(key): _simple(each, levels - 1) for key, each in items}
+        case list() | tuple() | set() | frozenset() | StateList() | PositionedList() if levels:
+            return [_simple(each, levels - 1) for each in cast("list[object]", value)]
         case _:
-            return repr(value)
+            return brief(value)
+
+
+def _name(key: object) -> str:
+    return key if isinstance(key, str) else brief(key)
+
+
+def as_plain(state: State[Any]) -> object:
+    """Copy a state for ``as_json``, which writes a state itself where that is nested too deep."""
+    try:
+        return state.to_plain()
+    except RecursionError:
+        return {**without_secrets(held(state))}

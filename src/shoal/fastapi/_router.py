@@ -7,15 +7,15 @@ Invariants:
 
 # Annotations are evaluated where they stand: those of endpoints name what is made for each router.
 
-from collections.abc import AsyncIterator
+import logging
 from http import HTTPStatus
 from itertools import dropwhile, islice
 from time import time
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from anyio import CancelScope, fail_after
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
 from shoal._application import Application
@@ -25,8 +25,8 @@ from shoal._runtime import Runtime
 from shoal._store import Browses, RunStatus, RunSummary
 
 from ._disconnect import cancel_on_disconnect
-from ._door import Authorize, ShallowRoute, authorizing, refuse_deep
-from ._events import DESCRIPTION, RunEventStream
+from ._door import Authorize, authorizing, checked_route, refuse_no_data
+from ._events import DESCRIPTION, MEDIA_TYPE, EventStreamResponse, RunEventStream
 from ._lifespan import RuntimeDep
 from ._looking import Runs, as_responses, seen, status_of
 from ._models import (
@@ -43,8 +43,11 @@ from ._models import (
     RunInfo,
     models_of,
 )
+from ._problems import printable
 from ._relay import ask_to_cancel
 from ._starting import begin, wait_ended
+
+logger = logging.getLogger("shoal.fastapi")
 
 OnDisconnect = Literal["cancel", "detach"]
 """What becomes of a run whose client goes away while it waits: it is cancelled, or goes on."""
@@ -119,8 +122,8 @@ def runs_router(
     router = APIRouter(
         prefix=prefix,
         tags=[*(tags if tags is not None else [app.name])],
-        dependencies=[*authorizing(authorize, "runs_router"), Depends(refuse_deep)],
-        route_class=ShallowRoute,
+        dependencies=[*authorizing(authorize, "runs_router"), Depends(refuse_no_data)],
+        route_class=checked_route(app.secret),
         responses=_problems(*PROBLEMS),
     )
     runs, models = Runs(app), models_of(app)
@@ -135,9 +138,11 @@ def _add_starting(
     request_model: Any = models.start
 
     async def start_run(request: Request, runtime: RuntimeDep, body: Any) -> Response:
+        # Before the start: once the run goes on, nothing here may fail
+        # (see test_whatever_its_prefix_a_run_has_an_address).
+        where = address(request)
         begun = await begin(runs, runtime, body.state, body.id)
-        headers = {"Location": f"{request.url.path}/{begun.run.run_id}"}
-        return Json(begun.run.info(), 202, headers)
+        return Json(begun.run.info(), 202, {"Location": f"{where}/{begun.run.run_id}"})
 
     async def run_and_wait(request: Request, runtime: RuntimeDep, body: Any) -> Response:
         begun = await begin(runs, runtime, body.state, body.id)
@@ -182,6 +187,15 @@ def _add_starting(
     )
 
 
+def address(request: Request) -> str:
+    """Return the path that was asked for, as a header may have it.
+
+    The server has decoded it, so it may hold anything; what a path may hold stays as it is.
+    """
+    path = quote(request.scope["path"].encode("utf-8", "surrogatepass"), safe="/:@!$&'()*+,;=~")
+    return f"/%2F{path[2:]}" if path.startswith("//") else path  # "//" would begin with a host
+
+
 def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
     @router.get("", summary="List runs", response_model=Page)
     async def list_runs(
@@ -213,14 +227,13 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
         "/{run_id}/events",
         summary="Follow a run",
         description=DESCRIPTION,
-        response_class=EventSourceResponse,
-        responses=_problems_in_json(*PROBLEMS),
+        response_class=EventStreamResponse,
+        responses={200: {"content": _EVENTS}, **_problems_in_json(*PROBLEMS)},
     )
     async def follow_run(
-        stream: Annotated[RunEventStream, Depends(stream_of)],
-    ) -> AsyncIterator[ServerSentEvent]:
-        async for event in stream.read():
-            yield event
+        request: Request, stream: Annotated[RunEventStream, Depends(stream_of)]
+    ) -> Response:
+        return EventStreamResponse(request, stream)
 
     @router.post(
         "/{run_id}/cancel", status_code=202, summary="Cancel a run", response_model=RunInfo
@@ -320,6 +333,8 @@ def service_router(
 
     ``GET /healthz``: whether the process is to be left alone (200) or replaced (503).
     ``GET /readyz``: whether it is to be sent requests: it isn't drained, and its stores answer.
+    What is wrong with a store is logged, and told only where ``authorize`` is given: it names the
+    database.
     ``GET /limits``: how limits are used in this process.
 
     Args:
@@ -334,6 +349,7 @@ def service_router(
         dependencies=authorizing(authorize, "service_router"),
     )
     poorly: dict[int | str, dict[str, Any]] = {503: {"model": Health}}
+    said = ""  # the last problem that was logged
 
     @router.get("/healthz", response_model=Health, responses=poorly)
     async def health(runtime: RuntimeDep) -> Response:
@@ -345,10 +361,18 @@ def service_router(
     async def readiness(runtime: RuntimeDep) -> Response:
         if runtime.draining:
             return Json({"status": "draining", "detail": "it takes no more runs"}, 503)
-        problem = "" if runtime.healthy else "the runtime has broken down"
-        problem = problem or await _store_problem(runtime)
-        status = "unhealthy" if problem else "ok"
-        return Json({"status": status, "detail": problem}, 503 if problem else 200)
+        if not runtime.healthy:
+            return Json({"status": "unhealthy", "detail": "the runtime has broken down"}, 503)
+        nonlocal said
+        why = await _store_problem(runtime)
+        if why and why != said:
+            logger.warning("the service is not ready: a store does not answer: %s", why)
+        said = why
+        if not why:
+            return Json({"status": "ok", "detail": ""})
+        # What a store says names its database: that is for the log, and for clients that may ask.
+        detail = "a store does not answer" + (f": {why}" if authorize is not None else "")
+        return Json({"status": "unhealthy", "detail": detail}, 503)
 
     @router.get("/limits", response_model=dict[str, list[LimitUse]])
     async def limits(runtime: RuntimeDep) -> Response:
@@ -366,13 +390,13 @@ def _use(part: Any) -> dict[str, object]:
 
 
 async def _store_problem(runtime: Runtime) -> str:
-    """Ask each store something; say what is wrong with it."""
+    """Ask each store something; say what is wrong with one."""
     for store in runtime.stores():
         try:
             with fail_after(STORE_DEADLINE):
                 await store.load("readiness")
         except Exception as error:  # noqa: BLE001 # whatever it is, it is the answer
-            return f"a store does not answer: {in_short(error)}"
+            return printable(in_short(error))
     return ""
 
 
@@ -381,6 +405,19 @@ def _refuse_draining(runtime: Runtime) -> None:
         with as_responses():
             msg = "the service stops; what happens in the run can be followed elsewhere"
             raise Draining(msg)
+
+
+_TEXT = {"type": "string"}
+_EVENTS = {
+    MEDIA_TYPE: {
+        "itemSchema": {
+            "type": "object",
+            "properties": {"event": _TEXT, "data": _TEXT, "id": _TEXT},
+            "required": ["event", "data"],
+        }
+    }
+}
+"""What the events look like, in the words of OpenAPI 3.2."""
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

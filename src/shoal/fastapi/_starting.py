@@ -3,6 +3,8 @@
 Invariants:
 - Asking twice does no harm: who asks for a run that goes on is told of that one.
 - Nobody is told of a run that was started with something else than what is asked for.
+- A run that has ended is never answered as one that goes on, also while its store is still told
+  that it has been given back.
 """
 
 from __future__ import annotations
@@ -48,10 +50,15 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
         with as_responses():
             if handle is not None:
                 _refuse_other(runs, handle.run_id, state, _record(runs, handle))
-                return Begun(seen(handle), handle, is_new=False)
+                if await _goes_on_or_has_succeeded(handle):
+                    return Begun(seen(handle), handle, is_new=False)
+                continue  # it has ended otherwise, so it can go on
             try:
                 handle = await runtime.start(runs.app, state, id=run_id)
-                return Begun(seen(handle), handle, is_new=True)
+                is_new = handle._run.status is None  # else it had succeeded before
+                if not is_new:
+                    await handle.wait_ended()
+                return Begun(seen(handle), handle, is_new=is_new)
             except RunClaimed:  # somebody executes it, whom the store may know by now
                 tries -= 1
                 if run_id is None or not tries:
@@ -60,9 +67,20 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
             if known is not None:
                 _refuse_other(runs, run_id, state, known)
                 found = await runs.find(runtime, run_id)
-                if not found.has_ended:
+                if not found.has_ended or found.status == "succeeded":
                     return Begun(found, None, is_new=False)
         await sleep(POLL)  # it is about to begin, or to be given back
+
+
+async def _goes_on_or_has_succeeded(handle: RunHandle[Any]) -> bool:
+    """Tell what there is to say of a run found here, once its status is known for good.
+
+    The handle has no status yet while the run is given back to its store, though nothing happens
+    in it any more: that may take as long as the store does (see test_a_run_that_is_given_back).
+    """
+    if handle._run.status is not None:
+        await handle.wait_ended()
+    return handle.status in (None, "succeeded")
 
 
 async def wait_ended(runs: Runs, runtime: Runtime, begun: Begun) -> Seen:

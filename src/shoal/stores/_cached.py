@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import inf
 
-from ._dialect import Connection
+from ._dialect import Connection, Dialect
 
 _FEW = 10
 
@@ -22,21 +22,22 @@ def recall(sql: Connection, key: str, at: float) -> str | None:
     return None if found is None else found[0]
 
 
-def remember(sql: Connection, key: str, text: str, at: float, seconds: float) -> None:
+def remember(sql: Connection, dialect: Dialect, key: str, text: str, seconds: float) -> None:
     """Keep ``text`` for some time, and delete a few that have run out."""
-    expire(sql, at, _FEW)
+    at = dialect.now(sql)
     ends_at = None if seconds == inf else at + seconds
     sql.execute(
         "INSERT INTO results (key, ends_at, operations) VALUES (?, ?, ?) ON CONFLICT (key) "
         "DO UPDATE SET ends_at = excluded.ends_at, operations = excluded.operations",
         (key, ends_at, text),
     )
+    expire(sql, dialect, at, _FEW)  # last: it waits for nobody, see the module of PostgreSQL's
 
 
-def expire(sql: Connection, at: float, limit: int) -> int:
+def expire(sql: Connection, dialect: Dialect, at: float, limit: int) -> int:
     """Delete what has run out, and return how many those were."""
     return sql.execute(
-        "DELETE FROM results WHERE key IN "
-        "(SELECT key FROM results WHERE ends_at <= ? ORDER BY ends_at LIMIT ?)",
+        "DELETE FROM results WHERE key IN (SELECT key FROM results WHERE ends_at <= ? "
+        f"ORDER BY ends_at LIMIT ? {dialect.skips})",
         (at, limit),
     ).rowcount

@@ -47,7 +47,17 @@ class KnownRows:
 class Claim:
     """What this process has of a root run."""
 
-    __slots__ = ("epoch", "execution", "failure", "lost", "rows", "run_id", "saves")
+    __slots__ = (
+        "before",
+        "epoch",
+        "execution",
+        "failure",
+        "given_back",
+        "lost",
+        "rows",
+        "run_id",
+        "saves",
+    )
 
     def __init__(self, run_id: str, execution: str) -> None:
         """Note that the execution goes on, until ``end``: before anything is written of it."""
@@ -56,6 +66,10 @@ class Claim:
         self.execution: str = execution
         self.epoch: int = 0
         """Which claim of the run this is, counted from 1; set when it is made."""
+        self.before: tuple[int, str | None] | None = None
+        """Epoch and execution of the claim that this one comes after, as it was found."""
+        self.given_back: bool = False
+        """Whether it was to be given back, so that nobody needs to make it any more."""
         self.lost: bool = False
         """Whether the run was taken over, or nobody here executes it any more."""
         self.saves: int = 0

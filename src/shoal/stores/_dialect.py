@@ -67,6 +67,8 @@ class Dialect(NamedTuple):
     """SQL: what a row of ``claims`` says of who has a run."""
     held_of: Callable[[Sequence[Any]], Held]
     """Reads these columns."""
+    skips: str
+    """SQL, at the end of a query: locks the rows that it finds, without those that are locked."""
     now: Callable[[Connection], float]
     """Seconds since 1970, by the clock that all share who use the database."""
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from weakref import WeakSet
 
-from anyio import CancelScope, from_thread, sleep, to_thread
+from anyio import from_thread, move_on_after, sleep, to_thread
 
 from shoal._codec import Codec
 from shoal._errors import DefinitionError, RunClaimed, brief
@@ -49,7 +49,7 @@ from ._reading import Reader
 from ._rows import Packer, Unpacker
 from ._sizes import UpdateSizes
 from ._writer import Job, Writer
-from ._writing import Claiming, Config, Database, Save, delays, tell_waiting
+from ._writing import Claiming, Config, Database, Releasing, Save, delays, tell_waiting
 
 T = TypeVar("T")
 
@@ -64,12 +64,20 @@ SOME = 500
 PAUSE = 0.005
 """Seconds, at least, between two of these."""
 
+CLOSING = 2.0
+"""Seconds for which a caller waits until a thread that nobody needs any more has ended. A database
+that answers takes milliseconds; the caller of a run that has ended must not wait for one that
+doesn't."""
+
 MOST_READERS = 4
 """Connections that are kept for whoever reads next."""
 
 
 class DurableStore(ABC):
     """Keeps runs in tables."""
+
+    _abandons_readers: bool = False
+    """Whether a cancelled caller leaves the thread that reads to itself: a server may be silent."""
 
     def __init__(
         self,
@@ -185,15 +193,19 @@ class DurableStore(ABC):
             return self._writer
 
     async def _leave(self) -> None:
-        """Have one user less; close what nobody uses. Can't be cancelled."""
+        """Have one user less; close what nobody uses.
+
+        The end of the thread is waited for, also by a caller that is cancelled, for ``CLOSING``
+        seconds. A thread that a silent server holds up for longer ends by itself.
+        """
         with self._lock:
             self._users -= 1
             if self._users:
                 return
             writer, self._writer = self._writer, None
         if writer is not None:
-            with CancelScope(shield=True):
-                await writer.stop()
+            with move_on_after(CLOSING, shield=True):
+                await writer.stop(within=self._config.patience)
 
     # -- what the engine asks of a store --------------------------------------------------------
 
@@ -226,6 +238,8 @@ class DurableStore(ABC):
         If the database can't be reached, the execution is over all the same: the next one of this
         process takes the run over at once, those of other processes when the lease has run out.
 
+        Cancelled meanwhile, it is given back all the same, as soon as the database answers.
+
         Raises:
             StoreFailed: The database can't be used; the message says why.
         """
@@ -234,7 +248,8 @@ class DurableStore(ABC):
             return
         self._new.discard(run_id)
         assert self._writer is not None, "it is open as long as a run is claimed"
-        released = self._writer.ask(lambda database: database.release(claim), lightly=True)
+        claim.given_back = True
+        released = self._writer.ask(Releasing(claim), lightly=True)
         try:
             await self._leave()  # in one go, where it is the last
         finally:
@@ -407,7 +422,7 @@ class DurableStore(ABC):
         writer = self._writer
         if flushes and self._within and writer is not None:
             await writer.ask(_nothing, lightly=True)  # what was saved, and left for later, is there
-        return await to_thread.run_sync(self._look, look)
+        return await to_thread.run_sync(self._look, look, abandon_on_cancel=self._abandons_readers)
 
     def _look(self, look: Callable[[Reader], T]) -> T | None:
         """Call ``look``, again where the database had no answer; as long as that is waited for."""

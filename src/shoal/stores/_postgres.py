@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import final
 
+from anyio import from_thread
+
 from shoal._codec import Codec
 from shoal._errors import DefinitionError
 from shoal._retry import is_positive
 
 from ._dialect import Connection
 from ._durable import LEASE, WINDOW, Durability, DurableStore
-from ._postgres_database import POSTGRES, PostgresDatabase, connect
+from ._postgres_database import PostgresDatabase, connect
+from ._postgres_keys import POSTGRES
 from ._postgres_server import Link, PostgresFaults, server_at
 from ._sizes import MAX_UPDATE
 
@@ -57,6 +60,8 @@ class PostgresStore(DurableStore):
         <PostgresStore 'postgresql://localhost/runs', schema 'shoal', 0 runs claimed>
         >>> app.run_sync({"n": 3}, id="three")  # doctest: +SKIP
     """
+
+    _abandons_readers = True
 
     def __init__(
         self,
@@ -120,7 +125,7 @@ class PostgresStore(DurableStore):
         return PostgresDatabase(self._config, self._server, self._take_readers)
 
     def _connect(self) -> Link | None:
-        return connect(self._server, makes=False)
+        return connect(self._server, makes=False, check=from_thread.check_cancelled)
 
     def _begin(self, connection: Connection) -> None:
         assert isinstance(connection, Link), "it is one of ours"

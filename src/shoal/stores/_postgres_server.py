@@ -1,14 +1,15 @@
 """A connection to the server of a ``PostgresStore``, and what its errors mean. Needs psycopg.
 
 Invariants:
-- Nobody waits for a server that says nothing for longer than the timeout.
+- Nobody waits for a server that says nothing for longer than the timeout. A thread that waits looks
+  ten times a second whether its caller still does.
 - No password is shown.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import ceil, inf
 from typing import Any, NamedTuple, TypeVar, cast, final
@@ -69,6 +70,8 @@ def server_at(address: str, schema: str, timeout: float) -> Server:
     port = f":{parts['port']}" if parts.get("port") else ""
     label = f"postgresql://{host}{port}/{parts.get('dbname') or ''}"
     given: dict[str, Any] = {"fallback_application_name": "shoal", "client_encoding": "utf8"}
+    if not parts.get("tcp_user_timeout"):  # else a machine that is gone is noticed after minutes
+        given["tcp_user_timeout"] = max(1, ceil(timeout * 1000))
     if not parts.get("connect_timeout"):
         given["connect_timeout"] = max(2, ceil(timeout))  # 2 is the least that libpq knows
     return Server(make_conninfo(address, **given), label, schema, timeout)
@@ -86,6 +89,8 @@ class _Connection(psycopg.Connection[TupleRow]):
     """One that gives up where the server says nothing."""
 
     timeout: float = inf
+    check: Callable[[], None] | None = None
+    """Called while the server says nothing; raises where the answer isn't wanted any more."""
 
     def wait(self, gen: Any, *args: Any, **more: Any) -> Any:
         return super().wait(self._unless_silent(gen), *args, **more)
@@ -102,26 +107,40 @@ class _Connection(psycopg.Connection[TupleRow]):
                     self.close()
                     msg = f"the server has said nothing for {self.timeout:g} s"
                     raise psycopg.OperationalError(msg)
+                elif self.check is not None:
+                    self.check()
                 waits = gen.send(ready)
         except StopIteration as end:
             return end.value
+        except psycopg.Error:
+            raise
+        except BaseException:
+            # Before psycopg hears of a cancellation: it would ask the server to cancel, and wait.
+            self.close()
+            raise
 
 
 @final
 class Link:
     """A connection, as sqlite3 has it."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, check: Callable[[], None] | None = None) -> None:
         """Connect.
+
+        Args:
+            server: To which server.
+            check: Called, ten times a second, by a thread that waits for an answer. What it raises
+                closes the connection, and is raised.
 
         Raises:
             psycopg.OperationalError: That is not possible, now or at all.
         """
         self._connection = connection = _Connection.connect(server.conninfo, autocommit=True)
-        connection.timeout = server.timeout
+        connection.timeout, connection.check = server.timeout, check
         connection.adapters.register_loader("json", TextLoader)
         self._schema = server.quoted
-        self._later: dict[str, list[Sequence[Any]]] = {}
+        self._statements: list[Statement] = []  # to be executed before anything else is asked...
+        self._later: dict[str, list[Sequence[Any]]] = {}  # ...and rows to be inserted behind them
 
     @property
     def is_closed(self) -> bool:
@@ -129,8 +148,7 @@ class Link:
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[TupleRow]:
         """Execute a statement, behind what was left for later."""
-        if self._later:
-            self.flush()
+        self.flush()
         return self._cursor().execute(_translated(sql), values or None)
 
     def _cursor(self) -> psycopg.ClientCursor[TupleRow]:
@@ -139,8 +157,7 @@ class Link:
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute it for each row, all in one round trip."""
-        if self._later:
-            self.flush()
+        self.flush()
         statements = [(sql, row) for row in rows]
         if statements:
             self.execute_all(*statements)
@@ -158,14 +175,23 @@ class Link:
     def begin(
         self, *more: Statement, how: str = "", settings: Mapping[str, object] | None = None
     ) -> list[list[TupleRow]]:
-        """Begin a transaction, with settings that are its own: so poolers may be in between.
+        """Begin a transaction; return what further statements, in the same round trip, found."""
+        return self.execute_all(*self.beginning(how, settings), *more)[2:]
 
-        Returns what further statements, in the same round trip, have found.
+    def beginning(
+        self, how: str = "", settings: Mapping[str, object] | None = None
+    ) -> tuple[Statement, Statement]:
+        """Return the two statements that begin a transaction.
+
+        Its settings are its own, and end with it: so poolers may be in between.
         """
         named = {"search_path": self._schema, **(settings or {})}
         calls = ", ".join(f"set_config('{name}', ?, true)" for name in named)
-        values = [str(value) for value in named.values()]
-        return self.execute_all((f"BEGIN {how}", ()), (f"SELECT {calls}", values), *more)[2:]
+        return (f"BEGIN {how}", ()), (f"SELECT {calls}", [str(value) for value in named.values()])
+
+    def execute_later(self, sql: str, values: Sequence[Any]) -> None:
+        """Execute a statement, of which nothing is to be known: before anything else is asked."""
+        self._statements.append((sql, values))
 
     def insert_later(self, columns: str, rows: Sequence[Sequence[Any]]) -> None:
         """Insert rows into ``table (column, ...)``: at the latest when anything else is asked."""
@@ -174,9 +200,10 @@ class Link:
 
     def flush(self) -> None:
         """Insert what was left for later."""
-        few = self._copy_many()
-        if few:
-            self.execute_all(*few)
+        if self._later or self._statements:
+            few = self._copy_many()
+            if few:
+                self.execute_all(*few)
 
     def commit(self) -> None:
         """Commit, with what was left for later.
@@ -194,9 +221,12 @@ class Link:
             raise
 
     def _copy_many(self) -> list[Statement]:
-        """Copy what was left for later; return statements for what is too little for that."""
+        """Copy many rows that were left for later; return statements for all else that was."""
         later, self._later = self._later, {}
-        few: list[Statement] = []
+        few, self._statements = self._statements, []
+        if any(len(rows) > FEW for rows in later.values()) and few:
+            self.execute_all(*few)
+            few = []
         for columns, rows in later.items():
             if len(rows) <= FEW:
                 holes = f"({', '.join('?' * len(rows[0]))})"
@@ -212,6 +242,7 @@ class Link:
     def abort(self) -> None:
         """End a transaction that has failed, if there is one."""
         self._later.clear()
+        self._statements.clear()
         if self._connection.info.transaction_status != TransactionStatus.IDLE:
             self._connection.execute("ROLLBACK")
 

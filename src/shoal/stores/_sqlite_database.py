@@ -271,5 +271,6 @@ SQLITE = Dialect(
     key_of=key_of,
     held="epoch, execution, host, boot, pid, started, lease, seen_at, seen_uptime",
     held_of=_held_of,
+    skips="",
     now=_now,
 )

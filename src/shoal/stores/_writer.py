@@ -3,7 +3,8 @@
 Imports what is taken from event loops. Knows nothing of any database.
 
 Invariants:
-- What was asked is done in that order.
+- What was asked is done in that order, but for what a database may do earlier, see
+  ``Database._grouped`` in ``_writing``.
 - Where somebody waits, nothing waits for more to come: while one transaction is committed, the
   next one fills.
 - Any number of event loops may ask. Each is woken once for all of its that a transaction has done.
@@ -12,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from math import inf
 from queue import Empty, SimpleQueue
@@ -40,8 +41,15 @@ class Database(Protocol):
         """Begin."""
         ...
 
-    def do(self, jobs: Sequence[Job[Any, Any]]) -> None:
-        """Do ``jobs`` in one transaction, and leave in each how that went. Raises nothing."""
+    def do(self, jobs: Sequence[Job[Any, Any]]) -> Iterator[Sequence[Job[Any, Any]]]:
+        """Do ``jobs``, and leave in each how that went. Raises nothing.
+
+        Yields those that one transaction has done, as soon as it has: they wait for no others.
+        """
+        ...
+
+    def end_by(self, at: float) -> None:
+        """Try nothing again from a time on, by the monotonic clock. Called by event loops."""
         ...
 
     def keep_up(self) -> float:
@@ -123,8 +131,13 @@ class Writer(threading.Thread, Generic[D]):
         self._put(job)
         return job
 
-    def stop(self) -> Job[D, None]:
-        """Have it end, once it has done what it was asked; await what this is."""
+    def stop(self, within: float) -> Job[D, None]:
+        """Have it end, once it has done what it was asked; await what this is.
+
+        What fails is tried again for so many seconds at most. A caller that doesn't wait for so
+        long leaves the thread to itself.
+        """
+        self._database.end_by(monotonic() + within)
         job: Job[D, None] = Job(_nothing)
         job.is_last = True
         self._put(job)
@@ -185,7 +198,9 @@ class Writer(threading.Thread, Generic[D]):
                 self._later = jobs
                 continue
             elif jobs:
-                database.do(jobs)
+                for done in database.do(jobs):
+                    self._hand_back(done)
+                jobs = ()
             self._hand_back(jobs)
             if last is not None:
                 database.close()

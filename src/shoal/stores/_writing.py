@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, repeat
@@ -30,7 +30,7 @@ from ._reading import children_where
 from ._rows import Begun, Child, History, Place, Rows, outlived
 from ._writer import Job
 
-_KNOWN = 10_000  # rows of a run whose ids are remembered
+KNOWN = 10_000  # rows of a run whose ids are remembered
 
 logger = logging.getLogger("shoal")
 
@@ -40,7 +40,7 @@ COLUMNS = (
     "crashes",
 )  # fmt: skip
 """Of ``runs``, what is said of children, but for their names."""
-_UPDATE = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in COLUMNS)} WHERE id = ?"
+UPDATE = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in COLUMNS)} WHERE id = ?"
 _ROOT = (
     "application",
     "version",
@@ -56,8 +56,10 @@ _BEGUN = (
     f"INSERT INTO roots (run, {', '.join(_ROOT)}) VALUES ({', '.join('?' * (1 + len(_ROOT)))}) "
     f"ON CONFLICT (run) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _ROOT)}"
 )
-_OURS = "run_id = ? AND epoch = ? AND execution = ?"
-_IS_KEPT = "EXISTS (SELECT 1 FROM runs WHERE parent = 0 AND place = 0 AND key = ?)"
+OURS = "run_id = ? AND epoch = ? AND execution = ?"
+IS_KEPT = "EXISTS (SELECT 1 FROM runs WHERE parent = 0 AND place = 0 AND key = ?)"
+SAYS_MORE = "(applied IS NOT NULL OR own IS NOT NULL OR runs.form IS NOT NULL)"
+"""Holds of rows of children that say something of histories."""
 _BELOW = (
     "WITH RECURSIVE below(id) AS (SELECT id FROM runs WHERE parent = ? UNION ALL "
     "SELECT runs.id FROM runs JOIN below ON runs.parent = below.id) "
@@ -109,6 +111,17 @@ class Claiming(NamedTuple):
 
 
 @final
+class Releasing(NamedTuple):
+    """Work for the writer: to give a run back."""
+
+    claim: Claim
+
+    def __call__(self, database: Database) -> None:
+        """Do it."""
+        database.release(self.claim)
+
+
+@final
 class Save(NamedTuple):
     """Work for the writer: to keep what a save writes, unless the run was taken over."""
 
@@ -120,6 +133,19 @@ class Save(NamedTuple):
         database.save(self.rows, self.claim)
 
 
+def refuse_held(run_id: str, held: Held | None) -> tuple[int, bool]:
+    """Return the epoch of the last claim, and whether its execution has died.
+
+    Raises:
+        RunClaimed: Another execution has the run.
+    """
+    if held is None:
+        return 0, False
+    if held.seconds_left:
+        raise RunClaimed(held.refusal(run_id))
+    return held.epoch, held.has_died
+
+
 class Database(ABC):
     """The tables, as the writer's thread has them."""
 
@@ -129,6 +155,8 @@ class Database(ABC):
         self._dialect = config.dialect
         self._claims: dict[str, Claim] = {}
         self._next_beat = inf
+        # When nothing is tried again any more, by the monotonic clock. Event loops set it.
+        self._ends_at = inf
         self._rows = KnownRows()  # those of the claim under which is saved now
         self._touched = list[KnownRows]()  # in this transaction
         self._places: dict[Place, int] = {}
@@ -177,6 +205,10 @@ class Database(ABC):
     def _beat(self) -> list[Claim]:
         """Give a sign of life of all that is claimed; return what others have taken."""
 
+    def _write(self, sql: str, values: Sequence[Any]) -> None:
+        """Execute a statement that is not asked what it has found or changed."""
+        self._sql.execute(sql, values)
+
     @abstractmethod
     def _append(self, entries: list[tuple[int, History]]) -> None:
         """Write entries of histories, each with its run."""
@@ -187,19 +219,44 @@ class Database(ABC):
 
     # -- transactions ---------------------------------------------------------------------------
 
-    def do(self, jobs: Sequence[Job[Any, Any]]) -> None:
+    def do(self, jobs: Sequence[Job[Any, Any]]) -> Iterator[Sequence[Job[Any, Any]]]:
         until = time.monotonic() + self._config.patience
+        outage: Exception | None = None
+        for group in self._grouped(jobs):
+            # An outage is waited for once, and not by each group: the rest fails for that reason.
+            if outage is None:
+                outage = self._do(group, until)
+            else:
+                self._fail(group, outage)
+            yield group
+
+    def end_by(self, at: float) -> None:
+        self._ends_at = at
+
+    def _grouped(
+        self, jobs: Sequence[Job[Any, Any]]
+    ) -> Iterator[Sequence[Job[Any, Any]]] | Sequence[Sequence[Job[Any, Any]]]:
+        """Return which jobs are done in one transaction each; all in one, by default."""
+        return (jobs,)
+
+    def _do(self, jobs: Sequence[Job[Any, Any]], until: float) -> Exception | None:
+        """Do ``jobs`` in one transaction; return what all that come after them would meet."""
         error = self._attempt(jobs)
         for number, delay in enumerate(delays()):
-            if error is None or not self._may_pass(error) or time.monotonic() > until:
+            if error is None or not self._may_pass(error):
+                break
+            if time.monotonic() > min(until, self._ends_at):
                 break
             if number == 1:  # the first one may be a connection that was lost long ago
                 tell_waiting("saves", self._config.patience, error)
             time.sleep(delay)
             self.keep_up()
             error = self._attempt(jobs)
-        if error is not None:
-            self._fail(jobs, error)
+        if error is None:
+            return None
+        is_outage = self._may_pass(error) and self._config.faults.is_general(error)
+        self._fail(jobs, error)
+        return error if is_outage else None
 
     def _attempt(self, jobs: Sequence[Job[Any, Any]]) -> Exception | None:
         try:
@@ -219,7 +276,7 @@ class Database(ABC):
         is_its_own = isinstance(error, faults.errors)
         if len(jobs) > 1 and not (is_its_own and faults.is_general(error)):
             for job in jobs:
-                self.do((job,))
+                self._do((job,), time.monotonic() + self._config.patience)
             return
         for job in jobs:
             failure = error
@@ -255,25 +312,29 @@ class Database(ABC):
         epoch, has_died = self._refuse_claimed(claim.run_id)
         claim.epoch = epoch + 1
         self._take(claim)
+        self._keep_up(claim)
+        return has_died
+
+    def _keep_up(self, claim: Claim) -> None:
+        """Give signs of life of a claim that was made."""
         self._claims[claim.run_id] = claim
         self._next_beat = min(self._next_beat, time.monotonic() + self._config.heartbeat)
-        return has_died
 
     def _refuse_claimed(self, run_id: str) -> tuple[int, bool]:
         """Return the epoch of the last claim, and whether its execution has died."""
-        held = self._held(run_id)
-        if held is None:
-            return 0, False
-        if held.seconds_left:
-            raise RunClaimed(held.refusal(run_id))
-        return held.epoch, held.has_died
+        return refuse_held(run_id, self._held(run_id))
 
     def release(self, claim: Claim) -> None:
+        """Give a run back."""
         key = self._dialect.index_of(claim.run_id)
         ours = (key, claim.epoch, claim.execution)
         if not claim.rows.ids:  # maybe nothing was ever saved of it, and nobody would prune that
-            self._sql.execute(f"DELETE FROM claims WHERE {_OURS} AND NOT {_IS_KEPT}", (*ours, key))
-        self._sql.execute(f"UPDATE claims SET execution = NULL WHERE {_OURS}", ours)
+            self._sql.execute(f"DELETE FROM claims WHERE {OURS} AND NOT {IS_KEPT}", (*ours, key))
+        self._sql.execute(f"UPDATE claims SET execution = NULL WHERE {OURS}", ours)
+        self._let_go(claim)
+
+    def _let_go(self, claim: Claim) -> None:
+        """Give no signs of life any more."""
         if self._claims.get(claim.run_id) is claim:
             del self._claims[claim.run_id]
 
@@ -330,7 +391,7 @@ class Database(ABC):
         run = known.ids.get(name)
         if run is not None:
             return run
-        if len(known.ids) >= _KNOWN:
+        if len(known.ids) >= KNOWN:
             known.forget()
         names = (parent, place, *self._dialect.columns_of(key))
         if child is not None:  # it is new, mostly
@@ -379,16 +440,15 @@ class Database(ABC):
         return int(found[0])
 
     def _note_root(self, run: int, rows: Rows) -> None:
-        sql = self._sql
         if rows.begun is not None:
-            sql.execute(_BEGUN, (run, *self._begun(rows.begun), time.time()))
+            self._write(_BEGUN, (run, *self._begun(rows.begun), time.time()))
         if rows.status is not None or not self._rows.is_running:
-            sql.execute(
+            self._write(
                 "UPDATE runs SET status = ?, reason = ? WHERE id = ?",
                 (rows.status, rows.reason or None, run),
             )
             ended = None if rows.status is None else time.time()
-            sql.execute(
+            self._write(
                 "UPDATE roots SET ended_at = ?, error = ? WHERE run = ?", (ended, rows.error, run)
             )
             self._rows.is_running = rows.status is None
@@ -405,10 +465,11 @@ class Database(ABC):
         if begun.get(run) == child.crashes:
             return
         if afresh:
-            self._save_updates_of(run, parent)
+            name = self._place(Place(child.step, child.visit, child.act)), child.key
+            self._save_updates_of({name: run}, parent)
             self._sql.execute("DELETE FROM history WHERE run = ?", (run,))
         where = "" if afresh else " AND position IS NULL"
-        done = self._sql.execute(f"{_UPDATE}{where}", (*self._row(child), run))
+        done = self._sql.execute(f"{UPDATE}{where}", (*self._row(child), run))
         if not done.rowcount:
             self._sql.execute(
                 "UPDATE runs SET crashes = ? WHERE id = ? AND crashes <> ?",
@@ -440,23 +501,35 @@ class Database(ABC):
             (known if is_known else new).append((place, child))
         if new:
             known += self._insert(parent, new)
-        for place, child in known:
-            run = self._run(parent, place, child.key)
-            if self._rows.begun.pop(run, None) is None:
-                self._save_updates_of(run, parent)
-            self._sql.execute(_UPDATE, (*self._row(child), run))
+        if not known:
+            return
+        runs = [self._run(parent, place, child.key) for place, child in known]
+        begun, before = self._rows.begun, dict[tuple[int, Key], int]()
+        for run, (place, child) in zip(runs, known, strict=True):
+            if begun.pop(run, None) is None:
+                before[place, child.key] = run
+        self._save_updates_of(before, parent)
+        for run, (_, child) in zip(runs, known, strict=True):
+            self._write(UPDATE, (*self._row(child), run))
 
-    def _save_updates_of(self, run: int, parent: int) -> None:
-        """Put what the row of a child says of histories there, before it is replaced."""
-        before = children_where(
-            self._sql,
-            self._dialect,
-            "runs.id = ? AND (applied IS NOT NULL OR own IS NOT NULL OR runs.form IS NOT NULL)",
-            run,
-        )
-        for child in list(before):
-            entries = outlived(child, self._config.codec)
-            self._append([(parent if of_parent else run, entry) for of_parent, entry in entries])
+    def _save_updates_of(self, runs: Mapping[tuple[int, Key], int], parent: int) -> None:
+        """Put what rows of children say of histories there, before they are replaced.
+
+        Args:
+            runs: The rows, by place and key.
+            parent: Of all of them.
+        """
+        for run in runs.values():
+            for child in list(self._children_where(f"runs.id = ? AND {SAYS_MORE}", run)):
+                self._append(self._outlived(child, run, parent))
+
+    def _children_where(self, where: str, *values: object) -> Iterator[Child]:
+        return children_where(self._sql, self._dialect, where, *values)
+
+    def _outlived(self, child: Child, run: int, parent: int) -> list[tuple[int, History]]:
+        """Return what a child's row says of its own history, and of its parent's."""
+        entries = outlived(child, self._config.codec)
+        return [(parent if of_parent else run, entry) for of_parent, entry in entries]
 
     def _delete_below(self, run: int) -> None:
         sql = self._sql
@@ -470,7 +543,7 @@ class Database(ABC):
 
     def remember(self, key: str, text: str, seconds: float) -> None:
         """Keep a result of an action."""
-        _cached.remember(self._sql, key, text, self._dialect.now(self._sql), seconds)
+        _cached.remember(self._sql, self._dialect, key, text, seconds)
 
     def discard(self, run_id: str) -> None:
         """Have a root run, and all below it, known to nobody."""
@@ -485,7 +558,7 @@ class Database(ABC):
 
     def sweep(self, limit: int) -> bool:
         """Delete some of what is known to nobody; return whether there may be more."""
-        expired = _cached.expire(self._sql, self._dialect.now(self._sql), limit)
+        expired = _cached.expire(self._sql, self._dialect, self._dialect.now(self._sql), limit)
         return _pruning.sweep(self._sql, limit) or expired == limit
 
     def give_back(self, limit: int) -> bool:

@@ -1,0 +1,343 @@
+"""What must hold after each life, and in the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from shoal import (
+    Cancelled,
+    ChildEnded,
+    ChildStarted,
+    Completed,
+    Decision,
+    Done,
+    ErrorInfo,
+    Failed,
+    NobodyAccepted,
+    Rejected,
+    RetryLater,
+    RunPath,
+    SpuriousCancel,
+    StateUpdated,
+    StepEnded,
+    StepStarted,
+    StepTimeout,
+    Update,
+)
+from shoal.testing import RecordingHook
+
+from .build import Builder
+from .model import RACES, Model
+from .stores import Seen
+from .world import UNSAVED, Trouble, World
+
+ORDINARY = (Trouble, StepTimeout, Rejected, RetryLater, NobodyAccepted, SpuriousCancel)
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Give what a group, of groups, consists of."""
+    if isinstance(error, BaseExceptionGroup) and not (
+        isinstance(error, NobodyAccepted) and not error.exceptions
+    ):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+def judge_failure(world: World, errors: Sequence[BaseException]) -> None:
+    """A run fails with what went wrong in it, and nothing else."""
+    for error in errors:
+        if isinstance(error, ORDINARY):
+            continue
+        name = type(error).__name__
+        bad = world.program["bad"]
+        if name == "BadKey" and bad in ("key", "twice"):
+            continue
+        if name in ("TooFewChildren",):
+            continue
+        if name == "SavedError" or "Trouble" in str(error):
+            continue
+        world.violate(f"fails with {error!r}")
+
+
+# -- after each life ---------------------------------------------------------------------------------
+
+
+def known_from(
+    seen: Mapping[str, Seen],
+) -> tuple[dict[tuple[str, str], int], set[tuple[str, str, int]], dict[str, RunPath]]:
+    """Say what is known of what was done: visits, completed steps and children that are Done."""
+    visits: dict[tuple[str, str], int] = {}
+    completed: set[tuple[str, str, int]] = set()
+    done: dict[str, RunPath] = {}
+    for run_id, one in seen.items():
+        for entry in one.history:
+            if isinstance(entry, Completed):
+                at = (run_id, entry.step)
+                visit = visits.get(at, 0)
+                completed.add((*at, visit))
+                visits[at] = visit + 1
+        if one.record is not None and one.record.status == "succeeded":
+            done[run_id] = one.path
+    return visits, completed, done
+
+
+def judge_life(
+    world: World,
+    builder: Builder,
+    end: str,
+    before: Mapping[str, Seen],
+    seen: Mapping[str, Seen],
+    run_id: str,
+) -> None:
+    """Judge one life: what was told, what is kept, and what has changed of that."""
+    was_torn_down = any(trip.what == "teardown" for trip in world.fired_now)
+    if not world.hook_raised and not was_torn_down:
+        recorder = RecordingHook()
+        recorder.events = world.events
+        try:
+            recorder.assert_paired()
+        except AssertionError as problem:
+            world.violate(str(problem))
+    _judge_events(world, builder)
+    if world.program["kept"] == "no":
+        return
+    _judge_kept(world, end, before, seen, run_id)
+    _judge_told(world, seen)
+    _judge_decisions(world, seen)
+
+
+def _judge_events(world: World, builder: Builder) -> None:
+    numbers: dict[str, int] = {}
+    for event in world.events:
+        if isinstance(event, StateUpdated):
+            last = numbers.get(event.run_id)
+            number = event.update.number
+            if last is not None and number != last + 1:
+                world.violate(f"update {number} of {event.path!r} is told after {last}")
+            numbers[event.run_id] = number
+    _judge_tolerance(world)
+
+
+def _judge_tolerance(world: World) -> None:
+    """A step fails for having too many failures only if it has more than it tolerates."""
+    on_error = world.program["on_error"]
+    if on_error not in ("count", "share") or "loop" in world.program["place"]:
+        return
+    counts: dict[str, tuple[int, int]] = {}  # by run: those that failed, and those that are Done
+    exceeded = set[str]()
+    for event in world.events:
+        match event:
+            case StepStarted(step="fan"):
+                done = _count_children(event.run_id, world.done_before)
+                failed = _count_children(event.run_id, world.failed_before)
+                counts.setdefault(event.run_id, (failed, done))
+            case ChildEnded(step="fan") if event.run_id in counts:
+                failed, done = counts[event.run_id]
+                outcome = event.outcome
+                if isinstance(outcome, Failed):
+                    failed += 1
+                elif isinstance(outcome, Done) and outcome.run_id not in world.done_before:
+                    done += 1
+                counts[event.run_id] = failed, done
+                if failed > (1 if on_error == "count" else 0.5 * (failed + done)):
+                    exceeded.add(event.run_id)
+            case StepEnded(step="fan", status="failed") if event.run_id not in exceeded:
+                failed, done = counts.get(event.run_id, (0, 0))
+                if failed > (1 if on_error == "count" else 0.5 * (failed + done)):
+                    continue  # of an earlier life, kept by reduce=
+                message = str(event.error)
+                if " of fan-out 'fan' failed" in message or "too many" in message:
+                    world.violate(f"{event.path!r}: {message!r}, and it has not too many failures")
+            case _:
+                pass
+
+
+def _count_children(run_id: str, paths: Mapping[str, RunPath]) -> int:
+    return sum(path.parent_id == run_id and path.step == "fan" for path in paths.values())
+
+
+def _judge_kept(
+    world: World, end: str, before: Mapping[str, Seen], seen: Mapping[str, Seen], root_id: str
+) -> None:
+    for run_id, one in seen.items():
+        numbers = [entry.number for entry in one.history if isinstance(entry, Update)]
+        if numbers != list(range(1, len(numbers) + 1)):
+            world.violate(f"updates of {one.path!r} are numbered {numbers}")
+        was = before.get(run_id)
+        if was is None or world.has_changed or world.is_rerun(one.path):
+            continue
+        if one.history[: len(was.history)] != was.history:
+            world.violate(f"the history of {one.path!r} was {was.history}, is {one.history}")
+        old, new = was.record, one.record
+        if old is None or new is None:
+            continue
+        if old.status == "succeeded" and new.status != "succeeded":
+            world.violate(f"the record of {one.path!r} was {old.status}, and is {new.status}")
+        if old.status == "succeeded" and old.applied is not None and new.applied is None:
+            world.violate(f"{one.path!r} was applied, and is not any more")
+    root = seen.get(root_id)
+    ended = root is not None and root.status in ENDED and end != "stopped"
+    if ended and not world.has_changed:
+        for one in seen.values():
+            path = one.path
+            if path.parent is None or world.store_of(path.parent) == "none":
+                continue
+            if one.record is None or one.record.status is None:
+                world.violate(f"{one.path!r} is still running in a run that has {end}")
+
+
+def _judge_told(world: World, seen: Mapping[str, Seen]) -> None:
+    """What hooks were told is kept."""
+    ends: dict[str, Any] = {}
+    for event in world.events:
+        match event:
+            case StateUpdated() if world.store_of(event.path) != "none":
+                one = seen.get(event.run_id)
+                if one is None or event.update not in one.history:
+                    world.violate(f"{event.update} of {event.path!r} was told and is not kept")
+            case ChildEnded() if world.store_of(event.path) != "none":
+                ends[event.outcome.run_id] = event.outcome
+            case ChildStarted():  # tried again
+                ends.pop(event.child.id, None)
+            case _:
+                pass
+    for run_id, outcome in ends.items():
+        if getattr(outcome, "reason", "") == UNSAVED:
+            continue
+        one = seen.get(run_id)
+        status = None if one is None or one.record is None else one.record.status
+        kind = {"succeeded": "Done"}.get(str(status), str(status).title())
+        if kind != type(outcome).__name__:
+            world.violate(f"{outcome!r} of {outcome.path!r} was told, its record says {status}")
+
+
+def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
+    """A race is decided once, by what is applied last; losers are told who has won."""
+    decided: dict[tuple[str, str], Decision] = {}
+    for one in seen.values():
+        open_ = dict[str, Decision]()
+        for entry in one.history:
+            match entry:
+                case Decision():
+                    if entry.step in open_:
+                        world.violate(f"{entry.step} of {one.path!r} was decided twice")
+                    open_[entry.step] = entry
+                    decided[one.path.id, entry.step] = entry
+                case Completed():
+                    open_.pop(entry.step, None)
+                case Update() if entry.step in open_:
+                    if open_[entry.step].reason.startswith("the first item"):
+                        continue  # the winner's result comes later
+                    if world.program["until"] not in ("first_item", "restart"):
+                        world.violate(f"{entry} of {one.path!r} came after the decision")
+                case _:
+                    pass
+    for event in world.events:
+        match event:
+            case ChildEnded(outcome=Cancelled(winner=winner)) if winner is not None:
+                decision = decided.get((event.run_id, event.step))
+                if decision is None:
+                    if world.store_of(event.path) != "none":
+                        world.violate(f"{event.outcome} has lost, and nothing was decided")
+                elif winner != decision.winner and "loop" not in world.program["place"]:
+                    world.violate(f"{event.outcome} has lost to {winner}, not {decision.winner}")
+            case StateUpdated(outcome=Failed()) if (
+                event.update.step == "fan" and world.program["until"] in RACES
+            ):
+                world.violate(f"{event.outcome} was applied in a race")
+            case _:
+                pass
+
+
+# -- in the end --------------------------------------------------------------------------------------
+
+
+def plain(value: object) -> Any:
+    """Give a value without types of shoal's, but for errors."""
+    match value:
+        case ErrorInfo():
+            return value
+        case Mapping():
+            items = cast("Mapping[Any, object]", value).items()
+            return {key: plain(inner) for key, inner in items}
+        case str():
+            return value
+        case Sequence():
+            return [plain(inner) for inner in cast("Sequence[object]", value)]
+        case _:
+            return value
+
+
+def judge_end(world: World, model: Model, end: str, result: Any) -> None:
+    """Compare what a program has come to with what it must."""
+    verdict = model.whole()
+    if end == "failed":
+        is_one_life = world.program["kept"] == "no"
+        if not verdict.may_fail and not (is_one_life and (world.fired or model.is_flaky)):
+            world.violate("it fails for good, and nothing is wrong with it")
+        return
+    if end in ("cancelled", "stopped", "halted", "refused"):
+        if world.program["kept"] == "yes":
+            world.violate(f"it ends {end}")
+        return
+    if not verdict.may_succeed:
+        world.violate("it has succeeded, and must fail")
+    written = plain(result.state)
+    problem = None
+    if model.change in ("folded", "one more act"):
+        problem = None
+    else:
+        problem = verdict.check(written)
+    if problem is not None:
+        world.violate(f"{problem}; the state is {written}")
+    if world.program["after"] == "yes" and written.get("after") != "after":
+        world.violate("the step after the fan-out has written nothing")
+    _judge_ledgers(world, model, result)
+
+
+def _judge_ledgers(world: World, model: Model, result: Any) -> None:
+    """The root's fan-out, or one in its node, has counted each key once."""
+    row = world.program.row
+    in_node = "node/fan" if row["after"] == "yes" else "fan"  # alone, the node is the root's graph
+    step = {"root": "fan", "node": in_node}.get(row["place"])
+    if row["form"] in ("start", "start_each"):
+        step = {"root": "own/fan"}.get(row["place"])
+    if step is None or world.has_changed:
+        return
+    ledgers = result._ledgers.get(step)
+    if not ledgers:
+        world.violate(f"there is no ledger of {step}, but of {sorted(result._ledgers)}")
+        return
+    ledger = ledgers[-1]
+    counted = ledger.done + ledger.failed + ledger.cancelled + ledger.skipped
+    slots = model.slots("r", 0, is_given=True)
+    if row["at_most"] == "few" and row["known"] != "no":
+        return
+    if row["form"] == "acts over" and row["grow"] == "yes" and row["keys"] == "none":
+        return
+    if row["at_most"] == "few":
+        slots = slots[:1]
+    least = sum(not model.may_be_missing(slot) or slot.number < 10 for slot in slots)
+    if counted > len(slots) or (counted < least and not model.ends_early()):
+        world.violate(f"the ledger of {step} counts {ledger}, and there are {len(slots)} children")
+    if not any(slot.may_be_done for slot in slots) and ledger.done:
+        world.violate(f"the ledger of {step} counts {ledger}, and nobody can be done")
+
+
+def summary(result: Any) -> Any:
+    """Give what is compared of two results of one run."""
+    ledgers = {
+        step: [
+            (ledger.done, ledger.failed, ledger.cancelled, ledger.skipped) for ledger in of_step
+        ]
+        for step, of_step in result._ledgers.items()
+    }
+    return plain(result.state), ledgers
+
+
+

@@ -1,0 +1,58 @@
+"""What is known to be wrong, and not mended yet: such violations don't fail the gate.
+
+Each entry is to be deleted with its mend; `python -m tests.borders` shows all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .program import Program
+
+
+class Known(NamedTuple):
+    """A defect."""
+
+    what: str
+    is_it: Callable[[Program, str], bool]
+
+
+def _says(*texts: str) -> Callable[[Program, str], bool]:
+    return lambda program, violation: any(text in violation for text in texts)
+
+
+def _is_unapplied(program: Program, violation: str) -> bool:
+    texts = ("was Done, and", "was succeeded, and is", "was completed, and is executed again")
+    return any(text in violation for text in texts)
+
+
+def _is_lost(program: Program, violation: str) -> bool:
+    texts = ("missing", "must fail", "nobody's", "the ledger of", "fails for good", "have won")
+    return any(text in violation for text in texts)
+
+
+def _is_torn_down(program: Program, violation: str) -> bool:
+    return "was never awaited" in violation or (
+        "hangs" in violation and any(trip.what == "teardown" for trip in program.trips)
+    )
+
+
+KNOWN: Sequence[Known] = (
+    Known("what is Done becomes another outcome, or is executed again", _is_unapplied),
+    Known("elements vanish in a retry; races forget who has won", _is_lost),
+    Known("a changed program", lambda program, _: program["change"] != "no"),
+    Known("tasks torn down before they begin", _is_torn_down),
+    Known("stagger= waits for ever where nothing is left to start",
+          lambda program, violation: "hangs" in violation and program["stagger"] != "no"),
+    Known("under way, and never taken up again", _says("is still running in a run that has")),
+    Known("a skipped key is told and not saved", _says("Skipped(")),
+    Known("grow= of what fails in each life",
+          lambda program, violation: "comes to no end" in violation and program["grow"] == "yes"),
+    Known("ledgers of what nobody was started in", _says("run again with")),
+)  # fmt: skip
+
+
+def is_known(program: Program, violations: Sequence[str]) -> bool:
+    """Tell whether all of that is known."""
+    return all(any(known.is_it(program, one) for known in KNOWN) for one in violations)

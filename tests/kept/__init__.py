@@ -1,0 +1,1 @@
+"""Runs that an earlier version has stored, and the programs that made them."""
