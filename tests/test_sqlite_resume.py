@@ -165,6 +165,7 @@ def new_watch() -> None:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_reading, "PART", 3)
+    monkeypatch.setattr(_reading, "CHARACTERS", 100)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import inf
-from typing import Any, cast, final
+from typing import Any, TypeVar, cast, final
 
 from shoal._codec import Codec
 from shoal._errors import NotDecodable
@@ -26,6 +26,8 @@ from shoal._store import (
 from . import _browsing, _cached, _pruning
 from ._dialect import Connection, Dialect
 from ._rows import Applied, Begun, Child, History, Unpacker, chain, names_of, outlived
+
+T = TypeVar("T")
 
 _CHILDREN = (
     "SELECT step, visit, act, {key}, position, element, digest, status, applied, "
@@ -49,6 +51,8 @@ _IN_ORDER = "ORDER BY applied NULLS FIRST"  # as the index of both databases has
 
 PART = 2_000
 """Rows of a part: to ask for one takes some 200 µs, to read and decode it some 10 ms, and 2 MB."""
+CHARACTERS = 4_000_000
+"""What the rows of a part hold, about: where they are large, a part has fewer of them."""
 
 _KEY, _WINNER = Child._fields.index("key"), Child._fields.index("winner_key")
 
@@ -116,8 +120,8 @@ class Reader:
         rows, last = self._entries(run, from_number)
         applied: list[Applied] = []
         for status in _STATUSES:
-            found = self._applied(run, status, from_number, last)
-            if len(found) == PART:
+            found, is_cut_off = self._applied(run, status, from_number, last)
+            if is_cut_off:
                 last = min(last, cast("int", found[-1].applied))
             applied += found
         if path.parent is not None:
@@ -135,32 +139,39 @@ class Reader:
         select = "SELECT number, kind, step, data FROM history WHERE run = ? AND number"
         order = "ORDER BY number, kind <> 'update', id"
 
-        def found(where: str, *values: int) -> list[History]:
-            return [History(*row) for row in self._sql.execute(f"{select} {where}", (run, *values))]
+        def found(where: str, *values: int) -> Iterator[History]:
+            for row in self._sql.execute(f"{select} {where}", (run, *values)):
+                yield History(*row)
 
-        rows = found(f">= ? {order} LIMIT ?", from_number, PART)
-        if len(rows) < PART:
+        rows, is_cut_off = _some(
+            found(f">= ? {order} LIMIT ?", from_number, PART), lambda row: len(row.data)
+        )
+        if not is_cut_off:
             return rows, inf
         first, cut_off = rows[0].number, rows[-1].number
         if first == cut_off:
-            return found(f"= ? {order}", first), first
+            return list(found(f"= ? {order}", first)), first
         return rows, cut_off - 1
 
     def _applied(
         self, run: int, status: str | None, from_number: int, last: float
-    ) -> list[Applied]:
-        """Return children that stand so, and that updates from a number on have applied."""
+    ) -> tuple[list[Applied], bool]:
+        """Return children that stand so, and that updates from a number on have applied.
+
+        Return them, and whether there may be more.
+        """
         upto = "" if last == inf else f"AND applied <= {int(last)} "
         where = f"parent = ? AND status {'IS NULL' if status is None else '= ?'} AND applied >= ? "
         values = (run, *(() if status is None else (status,)), max(from_number, 0), PART)
         query = f"{_APPLIED.format(key=self._dialect.key)}{where}{upto}{_IN_ORDER} LIMIT ?"
         key_of = self._dialect.key_of
-        return [
+        found = (
             Applied(step, act, key_of(key), position, applied, value, form, change)
             for step, act, key, position, applied, value, form, change in self._sql.execute(
                 query, values
             )
-        ]
+        )
+        return _some(found, lambda row: len(row.value or "") + len(row.change or ""))
 
     def children(self, path: RunPath, step: str | None, visit: int | None) -> list[ChildRecord]:
         return self._records(path, step, visit, "position IS NOT NULL")
@@ -260,3 +271,15 @@ def _of_step(step: str | None, visit: int | None) -> tuple[str, list[object]]:
     wanted = {name: value for name, value in conditions.items() if value is not None}
     where = "".join(f" AND place IN (SELECT id FROM places WHERE {name} = ?)" for name in wanted)
     return where, list(wanted.values())
+
+
+def _some(rows: Iterable[T], size_of: Callable[[T], int]) -> tuple[list[T], bool]:
+    """Take as many rows as a part may have, and say whether there may be more."""
+    some: list[T] = []
+    left = CHARACTERS
+    for row in rows:
+        some.append(row)
+        left -= size_of(row)
+        if left < 0:
+            return some, True
+    return some, len(some) >= PART
