@@ -55,7 +55,12 @@ def _asks_for_ever(program: Program, violation: str) -> bool:
     return program["asks"] == "yes" and "comes to no end" in violation
 
 
+def _has_no_ledger(program: Program, violation: str) -> bool:
+    return program["width"] == "0" and ("ledger" in violation or "run again with" in violation)
+
+
 KNOWN: Sequence[Known] = (
+    Known("ledgers of fan-outs without children, after a resume", _has_no_ledger),
     Known("a race by first_item whose winner asks, in a race", _asks_for_ever),
     Known("at_most=, store=None: who was cancelled is never run again", _loses_cancelled),
     Known("what is refused for its key vanishes in a retry", _loses_refused),
