@@ -28,7 +28,9 @@ def _loses_refused(program: Program, violation: str) -> bool:
 
 
 def _waits_to_start(program: Program, violation: str) -> bool:
-    return "hangs" in violation and program["stagger"] != "no"
+    timeouts = (program["timeout"], program["outer_timeout"])  # by which it fails each time
+    waits = "hangs" in violation or ("fails for good" in violation and "yes" in timeouts)
+    return waits and program["stagger"] != "no"
 
 
 def _grows_again(program: Program, violation: str) -> bool:
