@@ -24,7 +24,8 @@ def _loses_cancelled(program: Program, violation: str) -> bool:
 
 def _loses_refused(program: Program, violation: str) -> bool:
     refused = program["bad"] in ("twice", "key", "cost") and program["outer_retry"] == "yes"
-    return refused and ("missing" in violation or "must fail" in violation)
+    texts = ("missing", "must fail", "no child comes", "the ledger of")
+    return refused and any(text in violation for text in texts)
 
 
 def _waits_to_start(program: Program, violation: str) -> bool:
