@@ -50,7 +50,7 @@ from ._run import Run
 from ._state import State, make_state
 from ._store import Beginning, Browses, ChildRecord, NullStore, Store
 
-Fate = Literal["new", "goes on", "runs anew", "is done", "is kept", "rests"]
+Fate = Literal["new", "begins again", "goes on", "runs anew", "is done", "is kept", "rests"]
 """What becomes of a child in this execution."""
 
 _LATEST = 200
@@ -309,7 +309,7 @@ class Recorded:
                 raise conflict(self._parent, self._who, self.value_conflict)
             return "is done"
         if self._forgets:
-            return "new"
+            return "begins again"  # it is counted in ``started``, so it may: it is no other child
         return "rests" if self._waits(child, record) else "goes on"
 
     def done_elsewhere(self) -> int:

@@ -139,7 +139,7 @@ class Elements:
         self._recorded = recorded
         # What may have to be undone of calls of grow: the keys, and how many elements were dropped.
         self._growths: list[tuple[list[Key], int]] = []
-        self._seen_before: AbstractSet[object] = frozenset()  # by the source of an earlier attempt
+        self._seen_before: set[object] = set()  # by the source of an earlier attempt
         self._pulled_before = 0  # elements without keys, by that source
         self._reserved_before = 0  # positions before that which grow has given
         self._started = 0
@@ -371,6 +371,8 @@ class Elements:
 
     def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Dropped:
         """Make of a child what its record says."""
+        if fate == "begins again":
+            return child
         if fate == "runs anew":
             child.is_afresh = True
             return child
@@ -421,7 +423,7 @@ class Elements:
         if type(key) is not int and type(key) is not str:
             key = self._checked_key(key, element, index)
         if key in self._seen:
-            if key in self._seen_before:
+            if self._has_come_before(key):
                 return None
             if self._grows:
                 self.dropped += 1
@@ -429,6 +431,18 @@ class Elements:
             self._refuse_repeated(key, element, index)
         self._seen.add(key)
         return key
+
+    def _has_come_before(self, key: object) -> bool:
+        """Tell whether an element is one that the source of an earlier attempt has given.
+
+        That is so once for each key: a repetition is refused in this attempt as it was in that one.
+        With ``grow``, repetitions are dropped, and counted already.
+        """
+        if key not in self._seen_before:
+            return False
+        if not self._grows:
+            self._seen_before.discard(key)
+        return True
 
     def _checked_key(self, key: object, element: object, index: int) -> Key:
         plain = plain_key(key)
@@ -469,7 +483,7 @@ class Elements:
         self._waiting.extend(map(entry_of, children))
         self._waiting.extend(former._waiting)
         self._seen |= former._seen
-        self._seen_before = frozenset(self._seen)
+        self._seen_before = set(self._seen)
         self._position, self._taken, self._end = former._free_position(), former._taken, former._end
         self._reserved_before, self._recorded = former._reserved_before, former._recorded
         self._started = former._started - len(children)

@@ -60,7 +60,6 @@ KNOWN: Sequence[Known] = (
     Known("tasks torn down before they begin", _is_torn_down),
     Known("stagger= waits for ever where nothing is left to start", _waits_to_start),
     Known("under way, and never taken up again", _says("is still running in a run that has")),
-    Known("a skipped key runs in the next life", _says("is none of ['known']")),
     Known("a skipped key is told and not saved", _says("Skipped(")),
     Known("grow= of what fails in each life", _grows_again),
     Known("ledgers of what nobody was started in", _says("run again with")),
