@@ -16,17 +16,23 @@ from shoal import (
     Application,
     BadKey,
     Context,
+    Decision,
+    Done,
     Each,
     Graph,
     Key,
     MemoryStore,
     ParallelAction,
     Retry,
+    RunPath,
     State,
+    StoreFailed,
     Task,
+    Update,
     action,
     fan_out,
 )
+from shoal._store import Batch
 
 pytestmark = pytest.mark.anyio
 
@@ -154,3 +160,115 @@ async def test_a_skipped_key_stays_skipped_where_until_raises_about_it(attempts:
     result = await app.run({}, id="run")
     assert result.state["all"] == {0: {1: 70, 2: 2}}
     assert set(ran) == {2}
+
+
+# -- old results -----------------------------------------------------------------------------------
+
+
+class Mortal:
+    """A store whose process dies behind the save that decides a step, if it is to."""
+
+    def __init__(self, store: MemoryStore, *, dies: bool) -> None:
+        self.store, self.dies, self.is_dead = store, dies, False
+
+    def save(self, batch: Batch) -> None:
+        if self.is_dead:
+            raise OSError("the process is dead")
+        self.is_dead = self.dies and batch.decision is not None
+        self.store.save(batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["lives on", "dies behind the decision"])
+@pytest.mark.parametrize("ends", ["fails", "is cancelled"])
+@pytest.mark.parametrize("keyed", [True, False], ids=["by key", "by position"])
+async def test_old_results_are_gone_with_the_decision(ends: str, keyed: bool, dies: bool):
+    """They were taken out by an update of their own behind it, which might never have come."""
+    store = MemoryStore()
+
+    def make(version: str, *, dies: bool = False) -> Application:
+        @action(reads=["x"], writes=["y"], version=version, name="work")
+        async def versioned(x: int) -> str:
+            if version == "2" and x == 1:
+                if ends == "fails":
+                    raise ConnectionError
+                await anyio.sleep_forever()
+            await anyio.sleep(x)
+            return f"{x} by {version}"
+
+        def until(state: State, outcome: Any) -> bool:
+            return version == "2" and isinstance(outcome, Done) and outcome.element == 2
+
+        step = fan_out(
+            versioned, over=lambda state: [3, 1, 2], item="x", key=int if keyed else None,
+            into="out", reads=[], until=until, on_error="collect", name="step",
+        )  # fmt: skip
+        kept: Any = Mortal(store, dies=dies)
+        return Application(step, store=kept)
+
+    with anyio.move_on_after(2.5):
+        await make("1").run({}, id="run")
+    app = make("2", dies=dies)
+    if dies:
+        with pytest.raises(StoreFailed):
+            await app.run({}, id="run")
+        app = make("2")
+    result = await app.run({}, id="run")
+    assert result.state["out"] == ({2: "2 by 2"} if keyed else ["2 by 2"])
+    history = await store.read(RunPath(run_id="run", act="app"))
+    decided = [isinstance(entry, Decision) for entry in history].index(True)
+    assert not any(isinstance(entry, Update) for entry in history[decided:])
+
+
+# -- what was discovered ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["fails", "version"])
+@pytest.mark.parametrize("until", [False, True], ids=["", "until raises"])
+async def test_what_a_child_has_discovered_without_keys_counts_once(change: str, until: bool):
+    """Each life discovered it once more, for nothing tells elements without keys apart."""
+    store, once = MemoryStore(), [until]
+
+    def make(life: int) -> Application:
+        version = str(life) if change == "version" else "1"
+
+        @action(reads=["x"], writes=["y"], version=version, name="work")
+        async def versioned(x: object, context: Context) -> object:
+            if x == "rests":
+                await context.ask("which nobody answers, so that the step goes on in each life")
+            if change == "fails" and x == "from" and life < 3:
+                raise ConnectionError
+            return x
+
+        def grow(state: State, outcome: Any) -> list[object]:
+            if outcome.element == "late":  # it fails in no life, and finds what another one has
+                return ["twice"]
+            if outcome.element != "from":
+                return []
+            return ["twice", ["a", "list"], "twice", *(["now"] if life == 3 else [])]
+
+        def decides(state: State, outcome: Any) -> bool:
+            if life == 2 and outcome.element == "from" and once[0]:
+                once[0] = False
+                raise ConnectionError
+            return False
+
+        step = fan_out(
+            versioned, over=lambda state: ["rests", "from", "late"], item="x", into="out",
+            reads=[], grow=grow, on_error="collect", until=decides,
+        )  # fmt: skip
+        return Application(step, store=store)
+
+    found: Any = None
+    for life in (1, 2, 3, 4):
+        try:
+            result = await make(life).run({}, id="run")
+        except ConnectionError:
+            assert (life, until) == (2, True)
+        else:
+            assert result.status == "halted"
+            found = result.state["out"]
+    wanted = ["from", "late", "twice", "twice", "twice", ["a", "list"], "now"]
+    assert sorted(map(str, found)) == sorted(map(str, wanted))

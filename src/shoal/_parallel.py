@@ -327,6 +327,7 @@ class ParallelStep:
             run, name, run.visit(name), self._store, folds=self.join.reduce is not None
         )
         if recorded is not None:  # what reduce has taken counts, whether or not it comes up again
+            recorded.has_contest = self._contest is not None
             for record in filter(recorded.is_folded, recorded.rest()):
                 self.ledger.add(outcome_of(record, run.path))
 
@@ -440,9 +441,12 @@ class ParallelStep:
         """
         source = self.source
         assert source is not None
-        for update in begun.under_way:
-            if update.discovered:
-                source.rediscover(update.discovered, update.discovered_at)
+        discovering = [update for update in begun.under_way if update.discovered]
+        causes: Mapping[int, ChildName] = {}
+        if discovering and self.recorded is not None:
+            causes = self.recorded.causes()
+        for one in discovering:
+            source.rediscover(one.discovered, one.discovered_at, causes.get(one.number))
         return without_failures(self.join, self.parent.data)
 
     def _leave_out_done(self) -> None:
@@ -491,8 +495,15 @@ class ParallelStep:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         assert self.source is not None
         done_before = 0 if self.recorded is None else self.recorded.done_left
+        reruns = set[ChildName]() if self.recorded is None else self.recorded.reruns
         draft = Draft(
-            self.join, self.parent, self.source, self.ledger, self._contest, done_before=done_before
+            self.join,
+            self.parent,
+            self.source,
+            self.ledger,
+            self._contest,
+            done_before=done_before,
+            reruns=reruns,
         )
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
@@ -518,6 +529,9 @@ class ParallelStep:
             raise
         if draft.decision is not None:
             self.decision = draft.decision
+        if reruns:
+            new = (child for child in draft.applied if child.status == "succeeded")
+            reruns.difference_update(ChildName(one.setting.act, one.key) for one in new)
         self.source.admit(draft.admitted)
         left = self._group.under_way - len(batch)
         if isinstance(self._contest, Streams):

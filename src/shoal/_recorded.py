@@ -194,9 +194,11 @@ class Recorded:
         "acts_now",
         "compares",
         "done_left",
+        "has_contest",
         "kept_conflict",
         "last_position",
         "renamed",
+        "reruns",
         "value_conflict",
         "started",
     )
@@ -245,6 +247,10 @@ class Recorded:
         """Why no result can stay as it is, since the program has changed; empty: it can."""
         self.value_conflict: str = ""
         """Why no result can be applied as it is recorded; empty: it can."""
+        self.has_contest: bool = False
+        """Whether the step may be decided before all have ended."""
+        self.reruns: set[ChildName] = set()
+        """Children that have come up and go on or run anew: an old result of one may be there."""
         self._by_position: dict[int, ChildRecord] | None = None
         self._alike: Counter[str] = Counter()  # how many work on the same
 
@@ -266,6 +272,14 @@ class Recorded:
         """Return those that have not come up, in input order."""
         return sorted(self._left.values(), key=lambda record: record.position)
 
+    def causes(self) -> Mapping[int, ChildName]:
+        """Return whose outcome each update has applied, by the number of the update."""
+        return {
+            one.applied: ChildName(one.act, one.key)
+            for one in self._left.values()
+            if one.applied is not None
+        }
+
     def judge(self, child: Run) -> tuple[Fate, ChildRecord | None]:
         """Decide what becomes of ``child``, which comes up now.
 
@@ -283,6 +297,8 @@ class Recorded:
         # test_a_changed_input_is_refused_in_each_attempt.
         del self._left[child.setting.act, child.key]
         self.done_left -= self._is_done(record)
+        if self.has_contest and fate not in ("is done", "is kept", "new"):
+            self.reruns.add(ChildName(child.setting.act, child.key))
         return fate, None if fate == "new" else record
 
     def _fate(self, child: Run, record: ChildRecord) -> Fate:

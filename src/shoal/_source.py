@@ -40,10 +40,11 @@ from anyio.lowlevel import checkpoint
 
 from ._cancel import ki_unprotected
 from ._closing import closed_after
+from ._discovered import Discovered, Known, bring_back
 from ._ending import DONE
 from ._entries import Dropped, Entry, Kind, Room, entry_of
 from ._errors import BadKey, BadResult, brief, kind_of
-from ._events import ChildName, Done
+from ._events import ChildName, Done, Failed
 from ._ids import Key, plain_key
 from ._recorded import Fate, Recorded
 from ._run import Run
@@ -65,6 +66,7 @@ class Elements:
         "_end",
         "_ended",
         "_feeding",
+        "_found_before",
         "_grows",
         "_growths",
         "_item",
@@ -137,8 +139,10 @@ class Elements:
         self._taken: deque[tuple[int, int]] = deque()  # ranges of what grow returned, ahead of that
         self._end = 0  # no position from there on is taken
         self._recorded = recorded
-        # What may have to be undone of calls of grow: the keys, and how many elements were dropped.
-        self._growths: list[tuple[list[Key], int]] = []
+        # What may have to be undone of calls of grow: the keys, how many elements were dropped, and
+        # those that were known.
+        self._growths: list[tuple[list[Key], int, list[Known]]] = []
+        self._found_before = Discovered()  # where there are no keys
         self._seen_before: set[object] = set()  # by the source of an earlier attempt
         self._pulled_before = 0  # elements without keys, by that source
         self._reserved_before = 0  # positions before that which grow has given
@@ -486,6 +490,7 @@ class Elements:
         self._seen_before = set(self._seen)
         self._position, self._taken, self._end = former._free_position(), former._taken, former._end
         self._reserved_before, self._recorded = former._reserved_before, former._recorded
+        self._found_before = former._found_before
         self._started = former._started - len(children)
         self.dropped = former.dropped
         if former._is_keyed():
@@ -501,8 +506,8 @@ class Elements:
 
     # -- growing --------------------------------------------------------------------------------
 
-    def grow(self, elements: object, cause: Key) -> list[Entry]:
-        """Tell apart what ``grow`` returned for the child ``cause``; return what of it is new.
+    def grow(self, elements: object, cause: Done | Failed) -> list[Entry]:
+        """Tell apart what ``grow`` returned for the outcome ``cause``; return what of it is new.
 
         It is taken only after ``admit``, so that no child starts before its cause is saved.
 
@@ -514,14 +519,20 @@ class Elements:
             refuse_awaitable(elements, f"grow= of fan-out {self.who!r}")
             msg = (
                 f"fan-out {self.who!r}: grow returned {kind_of(elements)} for key "
-                f"{cause!r}; it returns an iterable of new elements, which may be empty"
+                f"{cause.key!r}; it returns an iterable of new elements, which may be empty"
             )
             raise BadResult(msg)
         found: list[Entry] = []
         start = position = max(self._end, self._free_position())
         keys, dropped, recorded = list[Key](), self.dropped, self._recorded
+        again, name = list[Known](), ChildName(cause.act, cause.key)
+        # One that had no place in an earlier execution has discovered nothing there.
+        may_know = self._found_before and recorded and cause.position <= recorded.last_position
         try:
             for element in cast("Iterable[object]", elements):
+                if may_know and (known := self._found_before.find(element, name)) is not None:
+                    again.append(known)
+                    continue
                 entries = self._entries(element, position)
                 if entries:
                     keys.append(entries[0].key)
@@ -531,7 +542,7 @@ class Elements:
                     found += entries
                     position += self._width
         finally:
-            self._growths.append((keys, self.dropped - dropped))
+            self._growths.append((keys, self.dropped - dropped, again))
         self._reserve(start, position)
         return found
 
@@ -546,22 +557,29 @@ class Elements:
         What they returned is new again, for whoever finds it next. Their positions stay empty:
         others may have the next ones already.
         """
-        for keys, dropped in self._growths[: count - 1 if count else None : -1]:
+        for keys, dropped, again in self._growths[: count - 1 if count else None : -1]:
             self._seen.difference_update(keys)
             self.dropped -= dropped
+            bring_back(again)
         del self._growths[count:]
 
     def _are_done(self, entries: Iterable[Entry], recorded: Recorded) -> bool:
         return all(recorded.has_done(one.kind.setting.act, one.key) for one in entries)
 
-    def rediscover(self, elements: Iterable[object], position: int) -> None:
+    def rediscover(
+        self, elements: Iterable[object], position: int, cause: ChildName | None
+    ) -> None:
         """Let come what ``grow`` has returned in an earlier execution.
 
         Args:
             elements: What of it was new then.
             position: The position of the first of them.
+            cause: The child by whose outcome that was, if it has the same outcome still.
         """
         start = position
+        if not self._is_keyed():
+            elements = list(elements)
+            self._found_before.remember(elements, cause)
         for element in elements:
             self._waiting.extend(self._entries(element, position))
             position += self._width

@@ -46,10 +46,6 @@ def _waits_to_start(program: Program, violation: str) -> bool:
     return "hangs" in violation and program["stagger"] != "no"
 
 
-def _grows_again(program: Program, violation: str) -> bool:
-    return "comes to no end" in violation and program["grow"] == "yes"
-
-
 KNOWN: Sequence[Known] = (
     Known("what is Done becomes another outcome, or is executed again", _is_unapplied),
     Known("elements vanish in a retry; races forget who has won", _is_lost),
@@ -61,7 +57,6 @@ KNOWN: Sequence[Known] = (
     Known("stagger= waits for ever where nothing is left to start", _waits_to_start),
     Known("under way, and never taken up again", _says("is still running in a run that has")),
     Known("a skipped key is told and not saved", _says("Skipped(")),
-    Known("grow= of what fails in each life", _grows_again),
     Known("ledgers of what nobody was started in", _says("run again with")),
 )  # fmt: skip
 
