@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -31,6 +31,7 @@ from shoal import (
     Update,
     action,
     fan_out,
+    first_item,
 )
 from shoal._store import Batch
 
@@ -62,7 +63,7 @@ def elements(over: Callable[[State], Any]) -> Any:
     return fan_out(work, over=over, item="x", key=int, reads=[], into="out", name="elements")
 
 
-async def numbers() -> Any:
+async def numbers() -> AsyncIterator[int]:
     for n in (1, 2, 2, 3):
         yield n
 
@@ -272,3 +273,48 @@ async def test_what_a_child_has_discovered_without_keys_counts_once(change: str,
             found = result.state["out"]
     wanted = ["from", "late", "twice", "twice", "twice", ["a", "list"], "now"]
     assert sorted(map(str, found)) == sorted(map(str, wanted))
+
+
+# -- rounds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_most", [1, 2, 3])
+@pytest.mark.parametrize("attempts", [1, 2])
+@pytest.mark.parametrize("source", ["list", "async"])
+@pytest.mark.parametrize("stored", [True, False], ids=["store", "no store"])
+async def test_at_most_counts_what_all_rounds_of_a_race_have_started(
+    at_most: int, attempts: int, source: str, stored: bool
+):
+    """Each round started as many: those that had broken off in the one before were not counted."""
+    ran = Counter[int]()
+
+    @action(reads=["x"], writes=["y"])
+    async def tell(x: int) -> Any:
+        ran[x] += 1
+        await anyio.sleep(x)
+        yield "so"
+        await anyio.sleep(0.5)
+        raise ConnectionError
+
+    async def given() -> AsyncIterator[int]:
+        for n in (1, 2, 3, 4):
+            yield n
+
+    step = fan_out(
+        tell, over=lambda state: given() if source == "async" else [1, 2, 3, 4], item="x", key=int,
+        reads=[], into="out", until=first_item(on_break="restart"), at_most=at_most, name="race",
+    )  # fmt: skip
+    around = fan_out(
+        step, over=lambda state: [0], item="o", key=int, reads=[], into="all",
+        each=Each(retry=Retry(attempts, on=Exception, jitter=0)),
+    )  # fmt: skip
+    app = Application(around, store=MemoryStore() if stored else None)
+    with pytest.raises(ExceptionGroup):
+        await app.run({}, id="run")
+    # Those that did not break off take part in each round: of the n-th there are n.
+    rounds = {n: n * attempts for n in range(1, at_most + 1)}
+    assert ran == rounds
+    if stored:
+        with pytest.raises(ExceptionGroup):
+            await app.run({}, id="run")
+        assert set(ran) == set(rounds)

@@ -399,7 +399,9 @@ class ParallelStep:
 
     def _begin_again(self, ended: Iterable[Outcome], *, among_all: bool = False) -> None:
         """Prepare to run a race from its start; see ``Rounds.begin_again``."""
-        out = self._rounds.begin_again(list(ended), self._contest, among_all=among_all)
+        out = self._rounds.begin_again(
+            list(ended), self._resting, self._contest, self.source, among_all=among_all
+        )
         name, visit = self.act.name, self.parent.visit(self.act.name)
         self.ledger = new_ledger(self.parent, name, visit, self._store)
         for outcome in out:

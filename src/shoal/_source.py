@@ -82,6 +82,8 @@ class Elements:
         "_sized",
         "_started",
         "_taken",
+        "_to_come",
+        "_last_to_come",
         "_waiting",
         "_width",
         "dropped",
@@ -147,6 +149,8 @@ class Elements:
         self._pulled_before = 0  # elements without keys, by that source
         self._reserved_before = 0  # positions before that which grow has given
         self._started = 0
+        self._to_come: set[ChildName] = set()  # counted as started, by the round before
+        self._last_to_come = -1  # the last position of one of them
         self._stopped = False
         self.pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
         """Says of a child, by act and key, whether it is left out or runs anew; None: neither."""
@@ -238,7 +242,7 @@ class Elements:
         if self._at_most is None:
             return more
         recorded = 0 if self._recorded is None else self._recorded.left
-        return min(more, self._at_most - self._started + recorded)
+        return min(more, self._at_most - self._started + recorded + len(self._to_come))
 
     def waiting(self) -> int:
         """Count the elements that were pulled and have no child yet."""
@@ -298,10 +302,10 @@ class Elements:
         """Tell whether no more may be started, and none that has been is still to come."""
         if self._at_most is None or self._started < self._at_most:
             return False
-        recorded = self._recorded
-        if recorded is None or not recorded.left:
-            return True
-        return not self._waiting and self._position > recorded.last_position
+        last, recorded = self._last_to_come if self._to_come else -1, self._recorded
+        if recorded is not None and recorded.left:
+            last = max(last, recorded.last_position)
+        return last < 0 or (not self._waiting and self._position > last)
 
     def _take_only(self, element: object, kind: Kind) -> Run | Dropped:
         """Make the child of an element where it has just one, which is worth being quick about."""
@@ -329,12 +333,15 @@ class Elements:
 
     def _make_child(self, key: Key, position: int, element: object, kind: Kind) -> Run | Dropped:
         child = self._run(key, position, element, kind)
+        is_counted = bool(self._to_come) and ChildName(kind.setting.act, key) in self._to_come
+        if is_counted:
+            self._to_come.remove(ChildName(kind.setting.act, key))
         picked = None if self.pick is None else self.pick(kind.setting.act, key)
         if picked is not None:
-            return self._go_by(picked, child)
+            return self._go_by(picked, child, is_counted=is_counted)
         if self.done_before and (done := self._done_before(child)) is not None:
             child.take_over(done)
-            self._started += self._recorded is None
+            self._started += self._recorded is None and not is_counted
             return child
         if self._recorded is not None:
             fate, record = self._recorded.judge(child)
@@ -342,6 +349,8 @@ class Elements:
                 return self._go_on(child, fate, record)
         if kind.done and key in kind.done:
             child.skip(f"already in {self._done_in}")
+        elif is_counted:
+            pass
         elif self._started == self._at_most:  # only what has been started before is looked for
             self._beyond += 1
             return "dropped"
@@ -355,15 +364,17 @@ class Elements:
         is_recorded = self._recorded is not None and self._recorded.get(name) is not None
         return None if is_recorded else self.done_before.get(name)
 
-    def _go_by(self, picked: Literal["leave", "anew"], child: Run) -> Run | Dropped:
+    def _go_by(
+        self, picked: Literal["leave", "anew"], child: Run, *, is_counted: bool
+    ) -> Run | Dropped:
         """Make of a child what ``pick`` says."""
         if picked == "leave":
             return "dropped"
         name = ChildName(child.setting.act, child.key)
-        if self._recorded is None:
-            self._started += 1
-        else:
+        if self._recorded is not None:
             self._recorded.drop(name)
+        elif not is_counted:
+            self._started += 1
         child.is_afresh = True
         child.count_on(self.tried.get(name, 0))
         return child
@@ -469,6 +480,17 @@ class Elements:
 
     # -- going on where an earlier attempt has failed ------------------------------------------
 
+    def count_on(self, former: Elements, again: Mapping[ChildName, int]) -> None:
+        """Count the children that the source of the round before has started, in a new round.
+
+        Args:
+            former: That source.
+            again: Those of them that are to come up again, with their positions.
+        """
+        self._started = former._started
+        self._to_come = set(again)
+        self._last_to_come = max(again.values(), default=-1)
+
     @ki_unprotected
     def resume(self, former: Elements, unfinished: Iterable[Run]) -> None:
         """Go on where the source of an earlier attempt of the step stood.
@@ -492,6 +514,7 @@ class Elements:
         self._reserved_before, self._recorded = former._reserved_before, former._recorded
         self._found_before = former._found_before
         self._started = former._started - len(children)
+        self._to_come, self._last_to_come = former._to_come, former._last_to_come
         self.dropped = former.dropped
         if former._is_keyed():
             return
@@ -618,7 +641,7 @@ class Elements:
     @ki_unprotected
     async def _feed(self, source: AsyncIterator[object], group: Room, _scope: CancelScope) -> None:
         # elements that still need a child; None: any number
-        wanted = self._at_most if self._recorded is None else None
+        wanted = None if self._recorded is not None or self._to_come else self._at_most
         if wanted is not None:
             known = sum(entry.key not in entry.kind.done for entry in self._waiting)
             wanted = max(0, wanted - self._started - known)
