@@ -52,7 +52,7 @@ from ._run import Run
 from ._state import State, make_state
 from ._store import Beginning, Browses, ChildRecord, DoneChild, NullStore, ReadsInParts, Store
 
-Fate = Literal["new", "goes on", "runs anew", "is done", "is kept", "rests"]
+Fate = Literal["new", "begins again", "goes on", "runs anew", "is done", "is kept", "rests"]
 """What becomes of a child in this execution."""
 
 _LATEST = 200
@@ -238,9 +238,11 @@ class Recorded:
         "acts_now",
         "compares",
         "done_left",
+        "has_contest",
         "kept_conflict",
         "last_position",
         "renamed",
+        "reruns",
         "value_conflict",
         "started",
     )
@@ -283,6 +285,10 @@ class Recorded:
         """Why no result can stay as it is, since the program has changed; empty: it can."""
         self.value_conflict: str = ""
         """Why no result can be applied as it is recorded; empty: it can."""
+        self.has_contest: bool = False
+        """Whether the step may be decided before all have ended."""
+        self.reruns: set[ChildName] = set()
+        """Children that have come up and go on or run anew: an old result of one may be there."""
         self._alike: Counter[str] | None = None  # how many work on the same; made when asked for
 
     def get(self, child: ChildName) -> ChildRecord | None:
@@ -347,6 +353,8 @@ class Recorded:
         # test_a_changed_input_is_refused_in_each_attempt.
         self._left.pop(name)
         self.done_left -= self._is_done(record)
+        if self.has_contest and fate not in ("is done", "is kept", "new"):
+            self.reruns.add(name)
         return fate, None if fate == "new" else record
 
     def _fate(self, child: Run, record: ChildRecord) -> Fate:
@@ -373,7 +381,7 @@ class Recorded:
                 raise conflict(self._parent, self._who, self.value_conflict)
             return "is done"
         if self._forgets:
-            return "new"
+            return "begins again"  # it is counted in ``started``, so it may: it is no other child
         return "rests" if self._waits(child, record) else "goes on"
 
     def done_elsewhere(self) -> int:

@@ -34,10 +34,6 @@ def _waits_to_start(program: Program, violation: str) -> bool:
     return waits and program["stagger"] != "no"
 
 
-def _grows_again(program: Program, violation: str) -> bool:
-    return program["grow"] == "yes" and program["keys"] == "none"
-
-
 def _has_changed(program: Program, violation: str) -> bool:
     return program["change"] != "no"
 
@@ -68,7 +64,6 @@ KNOWN: Sequence[Known] = (
     Known("at_most=, store=None: who was cancelled is never run again", _loses_cancelled),
     Known("what is refused for its key vanishes in a retry", _loses_refused),
     Known("a race with stagger= waits for ever for who rests", _waits_to_start),
-    Known("without keys, what a failed child has discovered is discovered again", _grows_again),
     Known("a changed program: decided steps, conflicts in children", _has_changed),
     Known("restarted races: steps that were completed", _restarts),
     Known("under way, and never taken up again", _stays_running),
