@@ -16,7 +16,7 @@ from typing import TypeVar, final
 
 from anyio import CancelScope, current_time, move_on_after
 
-from ._cancel import as_failure
+from ._cancel import as_failure, shielded_wait
 from ._errors import (
     CommitInDoubt,
     LeaseLost,
@@ -261,7 +261,7 @@ class Execution:
                 scope = CancelScope(deadline=until, shield=True)
                 try:
                     with scope:
-                        await store.release(run_id, self.holder)
+                        await shielded_wait(store.release(run_id, self.holder))
                 except BaseException as error:
                     if as_failure(error) is None:
                         raise
@@ -311,7 +311,7 @@ class Execution:
 
     async def _acknowledged(self, pending: Awaitable[None], batch: Batch) -> None:
         try:
-            await pending
+            await shielded_wait(pending)
         except BaseException as error:
             failure = as_failure(error)
             if not isinstance(failure, SpuriousCancel):
