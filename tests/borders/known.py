@@ -42,10 +42,6 @@ def _has_changed(program: Program, violation: str) -> bool:
     return program["change"] != "no"
 
 
-def _waits_to_start(program: Program, violation: str) -> bool:
-    return "hangs" in violation and program["stagger"] != "no"
-
-
 def _grows_again(program: Program, violation: str) -> bool:
     return "comes to no end" in violation and program["grow"] == "yes"
 
@@ -58,10 +54,8 @@ KNOWN: Sequence[Known] = (
     Known("not modelled: nested fan-outs that both programs have begun",
           lambda program, violation: program["change"] == "folded" and "RunConflict" in violation),
     Known("tasks torn down before they begin", _is_torn_down),
-    Known("stagger= waits for ever where nothing is left to start", _waits_to_start),
     Known("under way, and never taken up again", _says("is still running in a run that has")),
     Known("a skipped key runs in the next life", _says("is none of ['known']")),
-    Known("a skipped key is told and not saved", _says("Skipped(")),
     Known("grow= of what fails in each life", _grows_again),
     Known("ledgers of what nobody was started in", _says("run again with")),
 )  # fmt: skip
