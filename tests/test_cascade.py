@@ -342,3 +342,50 @@ def test_again_is_refused_where_it_means_nothing():
         fan_out(halve, over="ns", item="n", key=str, into="h", again=False, grow=lambda s, o: [3])
     with pytest.raises(DefinitionError, match="True, False"):
         fan_out(halve, over="ns", item="n", key=str, into="h", again=cast("Any", "yes"))
+
+
+class SlowToClaim:
+    """A store that takes its time to say whether it has claimed a run, and notes earlier saves."""
+
+    def __init__(self, seconds: float) -> None:
+        self._kept = MemoryStore()
+        self._seconds = seconds
+        self._is_claimed = False
+        self.too_early: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kept, name)
+
+    async def claim(self, run_id: str, holder: str) -> Any:
+        await anyio.sleep(self._seconds)
+        self._is_claimed = True
+        return await self._kept.claim(run_id, holder)
+
+    def save(self, batch: Batch) -> Any:
+        if not self._is_claimed:
+            self.too_early.append(batch.path.id)
+        return self._kept.save(batch)
+
+
+@pytest.mark.parametrize("seconds", [1, 1000])
+async def test_a_claim_that_is_never_answered_is_everybodys(seconds: float):
+    """Several children come to a store of their own at once: all of them wait for its one claim."""
+    own: Any = SlowToClaim(seconds)
+
+    @action(reads=["item"], writes=["out"])
+    async def work(item: int) -> int:
+        return item
+
+    inner = fan_out(work, over="m", into="outs", take="out", store=own, name="inner")
+    outer = fan_out(inner, over="n", item="m", into="all", take="outs", name="outer")
+    hook = RecordingHook()
+    app = Application(outer, store=MemoryStore(), hooks=[hook])
+    async with no_leaks():
+        if seconds == 1:
+            result = await app.run({"n": [[1, 2], [3]]})
+            assert result.state["all"] == [[1, 2], [3]]
+        else:
+            with pytest.raises(StoreFailed, match="it did not answer within 30 s"):
+                await app.run({"n": [[1, 2], [3]]})
+    assert own.too_early == []
+    hook.assert_paired()

@@ -14,7 +14,7 @@ import math
 from collections.abc import Awaitable
 from typing import TypeVar, final
 
-from anyio import CancelScope, current_time, move_on_after
+from anyio import CancelScope, Event, current_time, move_on_after
 
 from ._cancel import as_failure, shielded_wait
 from ._errors import (
@@ -162,7 +162,7 @@ class Execution:
         self.groups: set[object] = set()
         """The groups of children that live now, at all depths."""
         self._failure: ShoalError | None = None
-        self._claimed: list[tuple[Store, str]] = []
+        self._claimed: list[_Claim] = []
 
     def forget(self) -> None:
         """Let go of what ended it, which is being raised: its traceback leads back to here."""
@@ -228,18 +228,32 @@ class Execution:
     async def claim(self, store: Store, run_id: str) -> bool:
         """Have the root run in ``store``; again is no error. Can't be cancelled.
 
+        Whoever needs the store while it is asked waits for the answer, too: what it saved without
+        the claim would be refused, as if another execution had the run (see
+        test_a_claim_that_is_never_answered_is_everybodys).
+
         Returns whether the execution that had it before has died.
 
         Raises:
             RunClaimed: Another execution has it.
             StoreFailed: The store raised, or did not answer in time.
         """
-        if any(claimed is store for claimed, _ in self._claimed):
-            return False
-        self._claimed.append((store, run_id))  # also where that is not known for certain
+        for claim in self._claimed:
+            if claim.store is store:
+                with CancelScope(shield=True):
+                    await claim.answered.wait()
+                if not claim.is_had and self._failure is not None:
+                    raise self._failure
+                return False
+        claim = _Claim(store, run_id)
+        self._claimed.append(claim)  # also where that is not known for certain
         has_died: bool | None = False
-        with CancelScope(shield=True):
-            has_died = await self.ask(store.claim(run_id, self.holder), f"run {run_id}")
+        try:
+            with CancelScope(shield=True):
+                has_died = await self.ask(store.claim(run_id, self.holder), f"run {run_id}")
+                claim.is_had = True
+        finally:
+            claim.answered.set()
         return bool(has_died)
 
     async def release(self) -> None:
@@ -257,7 +271,8 @@ class Execution:
     async def _release_by(self, until: float) -> None:
         try:
             while self._claimed:
-                store, run_id = self._claimed.pop()
+                claim = self._claimed.pop()
+                store, run_id = claim.store, claim.run_id
                 scope = CancelScope(deadline=until, shield=True)
                 try:
                     with scope:
@@ -324,6 +339,19 @@ class Execution:
         if self._failure is None:
             self._failure, self.unsaved = failure, True
         return self._failure
+
+
+@final
+class _Claim:
+    """A root run in a store, which was asked for it."""
+
+    __slots__ = ("answered", "is_had", "run_id", "store")
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store = store
+        self.run_id = run_id
+        self.answered = Event()
+        self.is_had = False
 
 
 def _in_doubt(batch: Batch, why: str) -> CommitInDoubt:
