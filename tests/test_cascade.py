@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
 
 import anyio.lowlevel
 import pytest
@@ -32,9 +34,11 @@ from shoal import (
     when,
 )
 from shoal._store import Batch
-from shoal.testing import RecordingHook, no_leaks
+from shoal.testing import RecordingHook, no_leaks, run_virtual
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 
 class Stops:
@@ -389,3 +393,68 @@ async def test_a_claim_that_is_never_answered_is_everybodys(seconds: float):
                 await app.run({"n": [[1, 2], [3]]})
     assert own.too_early == []
     hook.assert_paired()
+
+
+class SlowToTell(MemoryStore):  # pyright: ignore[reportGeneralTypeIssues] # a test's own
+    """A store that takes five seconds for each answer, from when it ``is_slow``."""
+
+    is_slow = False
+
+    async def _late(self, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
+        if self.is_slow:
+            await anyio.sleep(5)
+        return await ask(*args)
+
+    def claim(self, run_id: str, holder: str) -> Any:
+        return self._late(super().claim, run_id, holder)
+
+    def load(self, run_id: str) -> Any:
+        return self._late(super().load, run_id)
+
+    def children(self, *args: Any) -> Any:
+        return self._late(super().children, *args)
+
+
+@pytest.mark.parametrize("of", ["an own store", "a resumed run", "questions", "fork"])
+def test_a_native_timeout_while_a_store_is_asked(of: str):
+    """It is whose task that is: the store has not failed, and the run goes on."""
+    own: Any = SlowToTell()
+    main: Any = SlowToTell()
+    outcomes = list[str]()
+
+    @action(reads=["item"], writes=["leaf"])
+    async def work(item: int) -> int:
+        return item
+
+    @action(writes=["told"])
+    async def patient(context: Context) -> int:
+        store = own if of == "an own store" else INHERIT
+        main.is_slow = of == "a resumed run"
+        try:
+            async with asyncio.timeout(1), context.fan_out(name="f", store=store) as group:
+                group.start(work, {"item": 1})
+        except TimeoutError:
+            outcomes.append("timed out")
+        own.is_slow = main.is_slow = False
+        async with context.fan_out(name="g", store=store) as group:
+            group.start(work, {"item": 2})
+            return sum([outcome.value async for outcome in group if isinstance(outcome, Done)])
+
+    async def go() -> None:
+        app = Application(patient, store=main)
+        if of == "an own store":
+            own.is_slow = True
+        else:
+            await app.run({"other": 1}, id="a", halt_before=[patient])
+            main.is_slow = of in ("questions", "fork")
+        if of in ("questions", "fork"):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await (app.questions("a") if of == "questions" else app.fork("a", id="b"))
+            main.is_slow = False
+            return
+        result = await app.run({"other": 1}, id="a")
+        assert result.state["told"] == 2
+        assert outcomes == ["timed out"]
+
+    run_virtual(go)

@@ -16,7 +16,7 @@ from typing import TypeVar, final
 
 from anyio import CancelScope, Event, current_time, move_on_after
 
-from ._cancel import as_failure, shielded_wait
+from ._cancel import as_failure, is_natively_cancelled, shielded_wait
 from ._errors import (
     CommitInDoubt,
     LeaseLost,
@@ -238,22 +238,27 @@ class Execution:
             RunClaimed: Another execution has it.
             StoreFailed: The store raised, or did not answer in time.
         """
-        for claim in self._claimed:
-            if claim.store is store:
-                with CancelScope(shield=True):
-                    await claim.answered.wait()
-                if not claim.is_had and self._failure is not None:
-                    raise self._failure
-                return False
-        claim = _Claim(store, run_id)
-        self._claimed.append(claim)  # also where that is not known for certain
+        claim = next((claim for claim in self._claimed if claim.store is store), None)
+        while claim is not None and claim.answered is not None:
+            with CancelScope(shield=True):
+                await claim.answered.wait()
+        if claim is None:
+            claim = _Claim(store, run_id)
+            self._claimed.append(claim)  # also where that is not known for certain
+        elif claim.is_had:
+            return False
+        elif self._failure is not None:
+            raise self._failure
+        # else whoever has asked was cancelled natively, which no shield holds off
+        claim.answered = Event()
         has_died: bool | None = False
         try:
             with CancelScope(shield=True):
                 has_died = await self.ask(store.claim(run_id, self.holder), f"run {run_id}")
                 claim.is_had = True
         finally:
-            claim.answered.set()
+            answered, claim.answered = claim.answered, None
+            answered.set()
         return bool(has_died)
 
     async def release(self) -> None:
@@ -294,7 +299,7 @@ class Execution:
     async def ask(
         self, pending: Awaitable[T], what: str, passes: tuple[type[Exception], ...] = ()
     ) -> T:
-        """Await what a store is asked about what it has kept. May be cancelled.
+        """Await what a store is asked about what it has kept. May be cancelled, natively too.
 
         Args:
             pending: The store's answer.
@@ -307,6 +312,8 @@ class Execution:
         """
         deadline = self.services.commit_deadline
         scope = CancelScope(deadline=current_time() + deadline)
+        native_cancels = self.services.native_cancels()
+        before = native_cancels() - is_natively_cancelled()
         try:
             with scope:
                 return await pending
@@ -315,6 +322,8 @@ class Execution:
             failure = as_failure(error)
             if failure is None or isinstance(failure, passes):
                 raise
+            if not isinstance(error, Exception) and native_cancels() > before:
+                raise  # of the caller's task, or of an action's: nothing of the store's
             if isinstance(failure, NotDecodable):
                 note(failure, f"shoal: the store was asked for {what}")
             if isinstance(failure, RunClaimed | LeaseLost | NotDecodable | StoreFailed):
@@ -350,7 +359,8 @@ class _Claim:
     def __init__(self, store: Store, run_id: str) -> None:
         self.store = store
         self.run_id = run_id
-        self.answered = Event()
+        self.answered: Event | None = None
+        """Set when the store has answered; None while nobody asks."""
         self.is_had = False
 
 
