@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +26,8 @@ from shoal import (
 )
 from shoal.stores import _claims, _holders
 from shoal.stores._durable import DurableStore
+from shoal.stores._writer import Job
+from shoal.stores._writing import Claiming, Releasing
 from shoal.testing._hand_made import BEGINNING, save, update_of
 from tests.durable import InFile, InSchema, Kept
 
@@ -47,18 +49,32 @@ def nobody_is_left() -> Generator[None]:
     assert not _claims._alive, "executions have ended, and the process believes that they go on"
 
 
-async def left_claimed(store: DurableStore, holder: str) -> None:
-    """Release a run while the database is away, so that its claim stays there."""
+@contextmanager
+def failing(store: DurableStore, kind: type[object], *, is_done: bool) -> Generator[None]:
+    """Have jobs of a kind fail, as when the database is away, or lost right behind its commit."""
     assert store._writer is not None
     database = store._writer._database
+    do = database.do
 
-    def fails(_: object) -> None:
-        raise StoreFailed("the database is away")
+    def do_others(jobs: Sequence[Job[Any, Any]]) -> Iterator[Sequence[Job[Any, Any]]]:
+        failed = [job for job in jobs if isinstance(job.work, kind)]
+        others = jobs if is_done else [job for job in jobs if job not in failed]
+        done = [job for some in do(others) for job in some] if others else []
+        for job in failed:
+            job.error = StoreFailed("the database is away")
+        yield done
+        yield [job for job in failed if job not in done]
 
-    database.release = fails
+    database.do = do_others
     with pytest.raises(StoreFailed, match="away"):
+        yield
+    database.do = do
+
+
+async def left_claimed(store: DurableStore, holder: str) -> None:
+    """Release a run while the database is away, so that its claim stays there."""
+    with failing(store, Releasing, is_done=False):
         await store.release("root", holder)
-    del database.release
 
 
 # -- an outage, seen from an application -----------------------------------------------------------
@@ -185,18 +201,8 @@ async def test_a_claim_that_failed_and_was_made_all_the_same_is_nobodys(kept: Ke
     """As when the connection is lost behind its commit."""
     store = kept.store(lease=1000)
     async with store:
-        assert store._writer is not None
-        database = store._writer._database
-        claim = database.claim
-
-        def fails(made: _claims.Claim) -> None:
-            claim(made)
-            raise StoreFailed("the connection was lost")
-
-        database.claim = fails
-        with pytest.raises(StoreFailed, match="was lost"):
+        with failing(store, Claiming, is_done=True):
             await store.claim("root", "first")
-        database.claim = claim
         assert kept.rows("SELECT execution FROM claims") == [("first",)]
         await store.claim("root", "second")
         await store.release("root", "second")

@@ -33,6 +33,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "ParallelAction",
     "Prunes",
     "RateBackend",
+    "ReadsInParts",
     "RunHandle",
     "SavedRun",
     "Store",

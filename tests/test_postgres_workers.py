@@ -420,8 +420,8 @@ async def test_a_silent_server_holds_nobody_up(
             with pytest.raises((StoreFailed, CommitInDoubt, RunCancelled)):
                 await run.result()
         assert scope.cancelled_caught == (who == "timeout")
-    # The server is asked for its answer at least once, for 2 s at most where that is `patience`.
-    assert time.monotonic() - silent_at < (4 if who == "patience" else 2)
+    # 20 s are what the server would be waited for, several times.
+    assert time.monotonic() - silent_at < 6
     proxy.speaks.set()
     async with Runtime() as runtime:  # whether or not it was given back by now
         run = await runtime.start(app, id="x")

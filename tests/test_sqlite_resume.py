@@ -8,14 +8,17 @@ processes that really do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from shoal import Batch, ChildRecord, Entry, MemoryStore, RunPath, RunRecord, SQLiteStore
-from shoal._store import SavedRun
+from shoal._parts import is_done
+from shoal._store import DoneChild, ReadsInParts, SavedRun
+from shoal.stores import _reading
 from shoal.testing import run_virtual
 from tests.test_resume import PROGRAMS, WATCH, Subject, kept_runs
 
@@ -88,6 +91,49 @@ class Both:
         assert comparable(found) == comparable(await self._kept.children(path, step, visit))
         return found
 
+    # Read in parts, by the engine, which does so where a store can. Memory says what is in them.
+
+    async def read_part(
+        self, path: RunPath, from_number: int = 0
+    ) -> tuple[Sequence[Entry], int | None]:
+        self.check_alive()
+        found, following = await self._file.read_part(path, from_number)
+        whole = list(await self._kept.read(path, from_number))
+        assert list(found) == whole[: len(found)]
+        assert following is not None or len(found) == len(whole)
+        return found, following
+
+    async def done(self, path: RunPath) -> Mapping[tuple[str, int], int]:
+        self.check_alive()
+        found = await self._file.done(path)
+        done = filter(is_done, await self._kept.children(path))
+        assert found == Counter((one.step, one.visit) for one in done)
+        return found
+
+    async def done_part(
+        self, path: RunPath, step: str, visit: int | None = None, after: int = 0
+    ) -> tuple[Sequence[DoneChild], int | None]:
+        self.check_alive()
+        found, following = await self._file.done_part(path, step, visit, after)
+        kept = [
+            (one.applied, one.act, one.key, one.position, one.digest)
+            for one in await self._kept.children(path, step, visit)
+            if is_done(one) and (one.applied or 0) > after
+        ]
+        whole = sorted(kept)
+        assert [(one.applied, *one[2:6]) for one in found] == whole[: len(found)]
+        assert following is not None or len(found) == len(whole)
+        return found, following
+
+    async def not_done(
+        self, path: RunPath, step: str | None = None, visit: int | None = None
+    ) -> Sequence[ChildRecord]:
+        self.check_alive()
+        found = await self._file.not_done(path, step, visit)
+        others = [one for one in await self._kept.children(path, step, visit) if not is_done(one)]
+        assert comparable(found) == comparable(others)
+        return found
+
 
 def comparable(records: Iterable[ChildRecord]) -> list[ChildRecord]:
     """Put records in order; show what they failed with, for errors equal themselves alone."""
@@ -116,6 +162,12 @@ def new_watch() -> None:
     WATCH.bodies.clear()
 
 
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_reading, "PART", 3)
+    monkeypatch.setattr(_reading, "CHARACTERS", 100)
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize(
     ("backend", "places"), [("asyncio", (3, 5)), ("trio", (8, 2))], ids=["asyncio", "trio"]
@@ -134,6 +186,7 @@ def test_a_file_says_what_memory_says(
         for number, place in enumerate((*places, float("inf"))):
             memory = memory.copy()
             both = Both(memory, file(), place, after=number % 2 == 0)
+            assert isinstance(both, ReadsInParts)
             result = await one_life(subject, both)
             if not both.is_dead:
                 break

@@ -190,12 +190,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         )
         self._ended.clear()
         failure, self._failure = self._failure, None
+        explains = error is None or (failure is not None and self._explains(failure, error))
         try:
             if fatal is not None:
                 raise fatal  # nothing outranks a KeyboardInterrupt
             if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
                 raise interruption  # else the action's own is under way already
-            if failure is not None and (error is None or self._explains(failure, error)):
+            if failure is not None and explains:
                 raise failure
             if error is not None:
                 return

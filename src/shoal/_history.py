@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
@@ -88,9 +89,12 @@ class _Moment:
     visits: Mapping[str, int]
 
 
-_SAVED_AT_ONCE = 2_000
-"""Updates that may be those of one save, which are not played before it is known that they aren't:
-a save has at most 1,000, as many outcomes as a parent takes at once."""
+_SAVED_AT_ONCE = 1_000
+"""Updates that may be those of one save, as many outcomes as a parent takes at once: they are not
+played before it is known whether that save has completed the step."""
+
+_MOST_KINDS = 100
+"""Kinds of updates of which one is kept: ``reduce`` may change other fields each time."""
 
 
 class _Ended(NamedTuple):
@@ -156,9 +160,9 @@ class Playback:
 
     def _play(self, upto: int) -> None:
         """Let the state follow the updates up to that number."""
-        some = [one for one in self._unplayed if one.number <= upto]
-        if some:
-            self._unplayed = self._unplayed[len(some) :]
+        size = bisect_right(self._unplayed, upto, key=lambda update: update.number)
+        if size:
+            some, self._unplayed = self._unplayed[:size], self._unplayed[size:]
             operations = (one for update in some for one in update.operations)
             self._data = replay_all(self._data, operations)
 
@@ -174,7 +178,7 @@ class Playback:
                 self.number = entry.number
                 if entry.discovered or self._is_of_a_new_kind(entry):
                     self.under_way.append(entry)
-                if len(self._unplayed) >= 2 * _SAVED_AT_ONCE:
+                if len(self._unplayed) >= _SAVED_AT_ONCE * 5 // 4:  # not each by itself
                     self._play(entry.number - _SAVED_AT_ONCE)
             case Decision():
                 self.decision = entry
@@ -204,7 +208,7 @@ class Playback:
         if not self.under_way:
             self._kinds.clear()
         kind = (update.step, *((type(one), one.field) for one in update.operations))
-        if kind in self._kinds:
+        if kind in self._kinds or len(self._kinds) >= _MOST_KINDS:
             return False
         self._kinds.add(kind)
         return True

@@ -489,6 +489,8 @@ class Draft:
             value = cast("Mapping[object, Any]", self._data[join.into])[child.key]
             if join.shape != "by key":
                 value = value[child.setting.act]
+            if child.disposition.is_kept:
+                child.value = value  # which is saved with it once more, and may not have been read
         return (self._put(join.into, child, value, self._values),)
 
     def _choosing(self, field: str) -> tuple[Operation, ...]:

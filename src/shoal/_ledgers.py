@@ -16,31 +16,42 @@ from ._history import Completed, Entry, QuestionAnswered, QuestionAsked
 from ._ids import RunPath
 from ._ledger import Ledger
 from ._parallel import Parallel
+from ._parts import read_children, read_done, read_history
 from ._recorded import decided, is_unended, outcome_of
 from ._run import Run
-from ._store import ChildRecord
+from ._store import ChildRecord, DoneChild
 
 
-async def recall_ledgers(run: Run, children: Sequence[ChildRecord] | None = None) -> None:
+async def recall_ledgers(
+    run: Run,
+    done: Mapping[tuple[str, int], int] | None = None,
+    children: Sequence[ChildRecord] = (),
+) -> None:
     """Fill the ledgers of a run that goes on, for the steps it has completed.
 
     Args:
         run: It stands where its history has led to.
-        children: All of its children, if they are at hand.
+        done: How many of its children are done, by step and visit; None: the store is asked.
+        children: Those of its children that are not, if ``done`` is given.
 
     Raises:
         StoreFailed: The store did not say what it has.
     """
     played = run.playback
     assert played is not None, "it goes on"
-    visits = dict(played.began.visits)
-    graph, decisions = run.setting.graph, played.decided
-    last, now = played.began.step, played.step_under_way
-    ended = run.record is not None and run.record.status == "succeeded"
-    way = _Way(visits, decisions, set() if now is None else {now}, last) if ended else None
-    run.ledgers.update(
-        await _recall(run, run.path, graph, way or _Way(visits, decisions), children=children)
-    )
+    way = _Way(dict(played.began.visits), dict(played.decided))
+    if run.record is not None and run.record.status == "succeeded":
+        now = played.step_under_way
+        way.under_way, way.last = set() if now is None else {now}, played.began.step
+    known = await _children_of(run, run.path) if done is None else (done, children)
+    run.ledgers.update(await _recall(run, run.path, run.setting.graph, way, known=known))
+
+
+async def _children_of(
+    run: Run, path: RunPath
+) -> tuple[Mapping[tuple[str, int], int], Sequence[ChildRecord]]:
+    setting = run.setting
+    return await read_children(setting.execution, setting.store, path)
 
 
 async def _recall(
@@ -49,7 +60,7 @@ async def _recall(
     graph: Graph,
     way: _Way,
     *,
-    children: Sequence[ChildRecord] | None = None,
+    known: tuple[Mapping[tuple[str, int], int], Sequence[ChildRecord]],
 ) -> dict[str, list[Ledger]]:
     """Count how the children of the run ``path`` ended, which walks ``graph``.
 
@@ -58,52 +69,67 @@ async def _recall(
         path: Where it stands.
         graph: What it walks.
         way: The steps that it has completed.
-        children: All of its children, if they are at hand.
+        known: How many of its children are done, by step and visit, and those that are not.
     """
-    execution, store = run.setting.execution, run.setting.store
-    if children is None:
-        asked = store.children(path)
-        children = await execution.ask(asked, f"the children of run {path.id}")
+    done, children = known
     visits, decisions = way.visits, way.decisions
-    for step in _last_steps(way, graph, children):
+    for step in _last_steps(way, graph, {*done, *((one.step, one.visit) for one in children)}):
         visits[step] = visits.get(step, 0) + 1
-    of_steps: dict[str, list[ChildRecord]] = {}
+    of_steps: dict[str, list[ChildRecord]] = {step: [] for step, _ in sorted(done)}
     for record in sorted(children, key=lambda one: (one.visit, one.position)):
         ended = decided(record, decisions.get((record.step, record.visit)))
         if not is_unended(ended):
             of_steps.setdefault(record.step, []).append(ended)
+
+    def counted(step: str, completed: int, *, kept: bool) -> list[Ledger]:
+        ledgers = [Ledger(done.get((step, visit), 0)) for visit in range(completed)]
+        for record in of_steps.get(step, ()):
+            if record.visit < completed:
+                ledgers[record.visit].add(outcome_of(record, path), kept=kept)
+        return ledgers
+
     ledgers: dict[str, list[Ledger]] = {}
     for step, completed in visits.items():
         act = graph.find(step)
         if isinstance(act, Parallel):
-            ledgers[step] = _counted(of_steps.get(step, ()), completed, path, kept=True)
+            ledgers[step] = counted(step, completed, kept=True)
             for ledger in ledgers[step]:
                 ledger.kept_in, _ = children_of(run, act.store, act.hooks)
         elif isinstance(act, Graph):
-            for record in of_steps.get(step, ()):
-                if record.visit < completed:
-                    child = outcome_of(record, path).path
-                    asked = store.read(child)
-                    entries = await execution.ask(asked, f"the history of run {child.id}")
-                    inner = await _recall(run, child, act, _way(entries))
-                    for name, found in inner.items():
-                        ledgers.setdefault(f"{step}/{name}", []).extend(found)
+            for child in await _nodes(run, path, step, completed, of_steps.get(step, ())):
+                inner = await _recall_inner(run, child, act)
+                for name, found in inner.items():
+                    ledgers.setdefault(f"{step}/{name}", []).extend(found)
         else:
-            for name, records in of_steps.items():
+            for name in of_steps:
                 if name.startswith(f"{step}/"):  # the action's own: it has dealt with failures
-                    ledgers[name] = _counted(records, completed, path, kept=False)
+                    ledgers[name] = counted(name, completed, kept=False)
     return ledgers
 
 
-def _counted(
-    records: Iterable[ChildRecord], visits: int, parent: RunPath, *, kept: bool
-) -> list[Ledger]:
-    """Count how the children of a step ended, in each of its completed visits."""
-    ledgers = [Ledger() for _ in range(visits)]
-    for record in records:
-        if record.visit < visits:
-            ledgers[record.visit].add(outcome_of(record, parent), kept=kept)
-    return ledgers
+async def _nodes(
+    run: Run, path: RunPath, step: str, completed: int, others: Iterable[ChildRecord]
+) -> list[RunPath]:
+    """Return the children of a step that is a graph, in the order of its completed visits."""
+    setting = run.setting
+    found = {one.visit: outcome_of(one, path).path for one in others if one.visit < completed}
+
+    def take(children: Sequence[DoneChild]) -> None:
+        for one in children:
+            found[one.visit] = RunPath(
+                act=one.act, parent=path, step=step, visit=one.visit, key=one.key
+            )
+
+    await read_done(setting.execution, setting.store, path, step, None, take=take)
+    return [found[visit] for visit in sorted(found) if visit < completed]
+
+
+async def _recall_inner(run: Run, path: RunPath, graph: Graph) -> dict[str, list[Ledger]]:
+    """Count how the children of a child ended that is a graph as a node."""
+    setting, way = run.setting, _Way({}, {}, set())
+    await read_history(setting.execution, setting.store, path, way.take)
+    known = await _children_of(run, path)
+    return await _recall(run, path, graph, way, known=known)
 
 
 @final
@@ -113,46 +139,45 @@ class _Way:
 
     visits: dict[str, int]
     """How often each of them, in the order in which it did so first."""
-    decisions: Mapping[tuple[str, int], Decision]
+    decisions: dict[tuple[str, int], Decision]
     """How visits of steps were decided, of those that were."""
-    under_way: Collection[str] | None = None
+    under_way: set[str] | None = None
     """The steps of what came after the last that was completed; None: the run has not ended."""
     last: str | None = None
     """The step that was completed last."""
 
-
-def _way(entries: Iterable[Entry]) -> _Way:
-    """Read off the history of a child that has ended well which steps it has completed."""
-    visits: dict[str, int] = {}
-    decisions: dict[tuple[str, int], Decision] = {}
-    under_way: set[str] = set()
-    last: str | None = None
-    for entry in entries:
-        if isinstance(entry, Completed):
-            visits[entry.step] = visits.get(entry.step, 0) + 1
-            under_way.clear()
-            last = entry.step
-            continue
-        if isinstance(entry, QuestionAsked | QuestionAnswered):
-            continue  # which changes nothing
-        under_way.add(entry.step)
-        if isinstance(entry, Decision):
-            decisions[entry.step, visits.get(entry.step, 0)] = entry
-    return _Way(visits, decisions, under_way, last)
+    def take(self, entries: Iterable[Entry]) -> None:
+        """Go on by some entries of the history of a child that has ended well."""
+        visits, under_way = self.visits, self.under_way
+        assert under_way is not None, "it has ended"
+        for entry in entries:
+            if isinstance(entry, Completed):
+                visits[entry.step] = visits.get(entry.step, 0) + 1
+                under_way.clear()
+                self.last = entry.step
+            elif not isinstance(entry, QuestionAsked | QuestionAnswered):  # these change nothing
+                under_way.add(entry.step)
+                if isinstance(entry, Decision):
+                    self.decisions[entry.step, visits.get(entry.step, 0)] = entry
 
 
-def _last_steps(way: _Way, graph: Graph, children: Iterable[ChildRecord]) -> Collection[str]:
+def _last_steps(way: _Way, graph: Graph, places: Iterable[tuple[str, int]]) -> Collection[str]:
     """Find the last step of a child that has ended well: its end says that it is completed.
 
     That one has changed the state, or has children; or the graph leads nowhere else. Where it has
     done neither, and is one of several that could have come, nothing tells which.
+
+    Args:
+        way: The steps that were completed before.
+        graph: What the child walks.
+        places: The steps and visits that it has children of.
     """
     if way.under_way is None or way.under_way:
         return way.under_way or ()
-    for record in children:
-        step, _, _ = record.step.rpartition("/")
-        step = record.step if graph.find(record.step) is not None else step
-        if record.visit == way.visits.get(step, 0) and graph.find(step) is not None:
+    for name, visit in places:
+        step, _, _ = name.rpartition("/")
+        step = name if graph.find(name) is not None else step
+        if visit == way.visits.get(step, 0) and graph.find(step) is not None:
             return (step,)
     if way.last is None:
         return (graph.entry.name,)

@@ -33,9 +33,11 @@ from ._history import Playback, StepBegun
 from ._hooks import Hook
 from ._join import Draft, Join
 from ._ledger import new_ledger
+from ._parts import is_done
 from ._policy import INHERIT, Each, Inherit, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
 from ._recorded import Recorded, decided, outcome_of, recorded_children
+from ._records import Records
 from ._rounds import Rounds
 from ._run import Run
 from ._schema import Schema
@@ -325,10 +327,17 @@ class ParallelStep:
         """Ask the store what earlier executions have left of the children."""
         run, name = self.parent, self.act.name
         recorded = self.recorded = await recorded_children(
-            run, name, run.visit(name), self._store, folds=self.join.reduce is not None
+            run,
+            name,
+            run.visit(name),
+            self._store,
+            folds=self.join.reduce is not None,
+            in_full=self._contest is not None,
         )
         if recorded is not None:  # what reduce has taken counts, whether or not it comes up again
-            for record in filter(recorded.is_folded, recorded.rest()):
+            done, others = recorded.folded()
+            self.ledger.done += done
+            for record in others:
                 self.ledger.add(outcome_of(record, run.path))
 
     def _count(self, record: ChildRecord, outcome: Outcome) -> None:
@@ -363,7 +372,7 @@ class ParallelStep:
 
     async def _end_losers(self, decision: Decision, *, makes: bool = False) -> None:
         """Record losers without an end, for the process died; ``makes`` those without a record."""
-        recorded = self.recorded or Recorded(self.parent, self.act.name, {})
+        recorded = self.recorded or Recorded(self.parent, self.act.name, Records())
         make = partial(self.act._source, self) if makes else None
         lost = end_losers(self.parent, recorded, decision, make, self.act._room)
         for outcome in await lost:
@@ -455,6 +464,9 @@ class ParallelStep:
 
     def _keep(self, record: ChildRecord) -> None:
         """Count a child that an earlier execution has done all about."""
+        if self._contest is None and is_done(record):  # as most are, so without its outcome
+            self.ledger.done += self.recorded is None or not self.recorded.is_folded(record)
+            return
         outcome = outcome_of(record, self.parent.path)
         self._count(record, outcome)
         # A refused result may have an update as well, of what grow= discovered in it.
@@ -695,7 +707,7 @@ class ParallelStep:
         old = {(record.act, record.key) for record in is_ours}
         old |= {(one.act, one.key) for one in self.ledger if isinstance(one, Failed)}
         await self._set(join.without(self.parent.data, old))
-        for record in gone:
+        for record in await recorded.in_full(gone):
             child = source.remade(record)
             if child is not None:
                 await child.be_forgotten()

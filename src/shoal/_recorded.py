@@ -15,7 +15,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Literal, final
 
@@ -46,9 +46,11 @@ from ._graph import Graph
 from ._halting import own_questions, recorded_questions
 from ._history import Entry, Playback, Rewound, play
 from ._ids import Key, RunPath
+from ._parts import read_done, read_history
+from ._records import UNREAD, Records
 from ._run import Run
 from ._state import State, make_state
-from ._store import Beginning, Browses, ChildRecord, NullStore, Store
+from ._store import Beginning, Browses, ChildRecord, DoneChild, NullStore, ReadsInParts, Store
 
 Fate = Literal["new", "goes on", "runs anew", "is done", "is kept", "rests"]
 """What becomes of a child in this execution."""
@@ -108,36 +110,51 @@ async def recorded_history(
         StoreFailed: It did not say.
         UnknownRun: It has no such update.
     """
-    reading = execution.store.read(path)
-    entries = await execution.ask(reading, f"the history of run {path.id}")
-    if upto is not None:
-        entries = _until(entries, upto, path)
-    return play(beginning.first, entries, after=beginning.after, visits=beginning.visits)
+    played = play(beginning.first, (), after=beginning.after, visits=beginning.visits)
+    upto_there = None if upto is None else _Upto(upto)
 
+    def take(entries: Sequence[Entry]) -> None:
+        for entry in entries if upto_there is None else upto_there.cut(entries):
+            played.add(entry)
 
-def _until(entries: Sequence[Entry], number: int, path: RunPath) -> Sequence[Entry]:
-    """Leave out what came after the update of that number, and after what it completed."""
-    last = max((entry.number for entry in entries if isinstance(entry, Update)), default=0)
-    if not 0 <= number <= last:
-        msg = f"run {path.id} has updates 1 to {last}, so it can't be forked at {number}"
+    await read_history(execution, execution.store, path, take)
+    if upto_there is not None and not 0 <= upto_there.number <= upto_there.last:
+        msg = (
+            f"run {path.id} has updates 1 to {upto_there.last}, so it can't be forked at "
+            f"{upto_there.number}"
+        )
         raise UnknownRun(msg)
-    kept: list[Entry] = []
-    for at, entry in enumerate(entries):
-        following = entries[at + 1] if at + 1 < len(entries) else None
-        if isinstance(entry, Update) and entry.number > number:
-            break
-        if isinstance(entry, Rewound) and _number(following) > number:
-            break
-        kept.append(entry)
-    return kept
+    return played
 
 
-def _number(entry: Entry | None) -> int:
-    return entry.number if isinstance(entry, Update) else 0
+@final
+class _Upto:
+    """Leaves out what came after the update of some number, and after what that completed."""
+
+    def __init__(self, number: int) -> None:
+        self.number: int = number
+        self.last: int = 0
+        """The number of the last update that there is."""
+        self._is_over = False
+        self._rewound: Rewound | None = None  # counts if the update behind it does
+
+    def cut(self, entries: Sequence[Entry]) -> Iterator[Entry]:
+        """Return those of the next entries that count."""
+        for entry in entries:
+            if isinstance(entry, Update):
+                self.last = entry.number
+                self._is_over = self._is_over or entry.number > self.number
+            if self._is_over:
+                continue
+            if self._rewound is not None:
+                yield self._rewound
+            self._rewound = entry if isinstance(entry, Rewound) else None
+            if self._rewound is None:
+                yield entry
 
 
 async def recorded_children(
-    run: Run, step: str, visit: int, store: Store, *, folds: bool = False
+    run: Run, step: str, visit: int, store: Store, *, folds: bool = False, in_full: bool = True
 ) -> Recorded | None:
     """Ask what earlier executions, and attempts, have left of the children of a visit of a step.
 
@@ -147,6 +164,7 @@ async def recorded_children(
         visit: Which visit of it.
         store: Where the children are kept, which need not be where their parent is.
         folds: Whether ``reduce`` takes what they return.
+        in_full: Whether values and elements of those that are done are needed.
 
     Raises:
         StoreFailed: A store did not say.
@@ -154,17 +172,40 @@ async def recorded_children(
     """
     setting, path = run.setting, run.path
     execution, what = setting.execution, f"the children of step {step!r} of run {path.id}"
-    records: dict[tuple[str, Key], ChildRecord] = {}
+    records = Records()
     if store is not setting.store and not isinstance(store, NullStore):
         await execution.claim(store, path.root.id)
         for record in await execution.ask(store.children(path, step, visit), what):
-            records[record.act, record.key] = record
+            records.add(record)
     if execution.is_resumed or run.attempt > 1:
-        for record in await execution.ask(setting.store.children(path, step, visit), what):
-            records[record.act, record.key] = record
+        await _read_records(run, step, visit, records, what, in_full=in_full)
     if not records:
         return None
     return Recorded(run, step, records, folds=folds, forgets=isinstance(store, NullStore))
+
+
+async def _read_records(
+    run: Run, step: str, visit: int, records: Records, what: str, *, in_full: bool
+) -> None:
+    """Add what the parent's own store says to ``records``."""
+    execution, store, path = run.setting.execution, run.setting.store, run.path
+    has_undone = False
+    playback = run.playback
+    numbers = frozenset(() if playback is None else (one.number for one in playback.under_way))
+
+    def take(children: Sequence[DoneChild]) -> None:
+        nonlocal has_undone
+        has_undone = has_undone or any(run.is_undone(one.applied) for one in children)
+        records.add_done(children, numbers)
+
+    if isinstance(store, ReadsInParts) and not in_full:
+        await read_done(execution, store, path, step, visit, take=take)
+        if not has_undone:  # else they are applied once more, which takes their values
+            for record in await execution.ask(store.not_done(path, step, visit), what):
+                records.add(record)
+            return
+    for record in await execution.ask(store.children(path, step, visit), what):
+        records.add(record)
 
 
 def conflict(parent: Run, step: str, why: str) -> RunConflict:
@@ -183,7 +224,6 @@ class Recorded:
 
     __slots__ = (
         "_alike",
-        "_by_position",
         "_folds",
         "_forgets",
         "_left",
@@ -202,20 +242,14 @@ class Recorded:
     )
 
     def __init__(
-        self,
-        parent: Run,
-        who: str,
-        records: Mapping[tuple[str, Key], ChildRecord],
-        *,
-        folds: bool = False,
-        forgets: bool = False,
+        self, parent: Run, who: str, records: Records, *, folds: bool = False, forgets: bool = False
     ) -> None:
         """Collect them.
 
         Args:
             parent: The run that they are children of.
             who: The step's name, for errors.
-            records: By act and key.
+            records: What is said of each.
             folds: Whether ``reduce`` takes what they return.
             forgets: Whether nothing is kept of the children but how they ended.
         """
@@ -223,17 +257,17 @@ class Recorded:
         self._who = who
         self._forgets = forgets
         self._folds = folds
-        self._left = dict(records)
-        self.last_position: int = max((one.position for one in records.values()), default=-1)
-        self.started: int = sum(one.status != "skipped" or not one.used for one in records.values())
+        self._left = records
+        self.last_position: int = records.last_position
+        self.started: int = records.started
         """How many of them have been started."""
-        self.done_left: int = sum(map(self._is_done, records.values()))
+        # What reduce has taken of the others, the records that were read in full say.
+        done = 0 if folds else records.done
+        self.done_left: int = done + sum(map(self._is_done, records.others))
         """How many are Done and have not come up yet, but for those that ``reduce`` has taken."""
-        self.acts: frozenset[str] = frozenset(act for act, _ in records)
+        self.acts: frozenset[str] = frozenset(records.acts)
         """The names of the acts that they are of."""
-        self.acts_done: frozenset[str] = frozenset(
-            one.act for one in records.values() if one.status == "succeeded"
-        )
+        self.acts_done: frozenset[str] = frozenset(records.acts_done)
         """Those of acts that have results."""
         self.acts_now: frozenset[str] | None = None
         """The names of the acts that are executed now; None: each child may be of its own."""
@@ -245,8 +279,7 @@ class Recorded:
         """Why no result can stay as it is, since the program has changed; empty: it can."""
         self.value_conflict: str = ""
         """Why no result can be applied as it is recorded; empty: it can."""
-        self._by_position: dict[int, ChildRecord] | None = None
-        self._alike: Counter[str] = Counter()  # how many work on the same
+        self._alike: Counter[str] | None = None  # how many work on the same; made when asked for
 
     def get(self, child: ChildName) -> ChildRecord | None:
         """Return what is recorded of a child that has not come up yet."""
@@ -254,7 +287,7 @@ class Recorded:
 
     def drop(self, child: ChildName) -> None:
         """Have it that a child has come up."""
-        record = self._left.pop(child, None)
+        record = self._left.pop(child)
         self.done_left -= record is not None and self._is_done(record)
 
     @property
@@ -264,7 +297,33 @@ class Recorded:
 
     def rest(self) -> Sequence[ChildRecord]:
         """Return those that have not come up, in input order."""
-        return sorted(self._left.values(), key=lambda record: record.position)
+        return list(self._left)
+
+    async def in_full(self, records: Sequence[ChildRecord]) -> Sequence[ChildRecord]:
+        """Return records with what children have worked on and come to, read once more if need be.
+
+        Raises:
+            StoreFailed: The store did not say.
+        """
+        unread = {ChildName(one.act, one.key) for one in records if one.element is UNREAD}
+        if not unread:
+            return records
+        setting, path, one = self._parent.setting, self._parent.path, records[0]
+        asked = setting.store.children(path, one.step, one.visit)
+        found = await setting.execution.ask(asked, f"the children of step {self._who!r}")
+        read = {ChildName(one.act, one.key): one for one in found}
+        return [read.get(ChildName(one.act, one.key), one) for one in records]
+
+    def applied_by(self, numbers: Collection[int]) -> Iterator[ChildRecord]:
+        """Go through those that updates of these numbers have applied: of ``under_way``."""
+        for record in (*self._left.applied_first, *self._left.others):
+            if record.applied in numbers and self.is_applied(record):
+                yield record
+
+    def folded(self) -> tuple[int, Iterator[ChildRecord]]:
+        """Return what ``reduce`` has taken: how many that are done, and the records of others."""
+        done = self._left.done if self._folds else 0
+        return done, filter(self.is_folded, self._left.others)
 
     def judge(self, child: Run) -> tuple[Fate, ChildRecord | None]:
         """Decide what becomes of ``child``, which comes up now.
@@ -273,7 +332,8 @@ class Recorded:
             InputChanged: It would have to run anew, and ``reduce`` has taken its result.
             RunConflict: It has a result that the program can't go on with, since it has changed.
         """
-        record = self._left.get((child.setting.act, child.key))
+        name = ChildName(child.setting.act, child.key)
+        record = self._left.get(name)
         if record is None:
             if self.compares:
                 self._refuse_renamed(child)
@@ -281,7 +341,7 @@ class Recorded:
         fate = self._fate(child, record)
         # Only now: where that raised, the child comes up once more in another attempt, see
         # test_a_changed_input_is_refused_in_each_attempt.
-        del self._left[child.setting.act, child.key]
+        self._left.pop(name)
         self.done_left -= self._is_done(record)
         return fate, None if fate == "new" else record
 
@@ -316,8 +376,9 @@ class Recorded:
         """Count the children that have not come up and stay Done, since their results stay."""
         if not self.done_left:
             return 0
-        done = filter(self._is_done, self._left.values())
-        return sum(map(self.is_part_of_the_state, done))
+        done = 0 if self._folds else self._left.done
+        others = filter(self._is_done, self._left.others)
+        return done + sum(map(self.is_part_of_the_state, others))
 
     def _is_done(self, record: ChildRecord) -> bool:
         return record.status == "succeeded" and not self.is_folded(record)
@@ -337,11 +398,8 @@ class Recorded:
         Raises:
             RunConflict: Its act or its key had another name.
         """
-        if self._by_position is None:
-            self._by_position = {one.position: one for one in self.rest()}
-            self._alike = Counter(one.digest for one in self._left.values())
-        record, act = self._by_position.get(child.position), child.setting.act
-        if record is None or (record.act, record.key) not in self._left:
+        record, act = self._left.at(child.position), child.setting.act
+        if record is None:
             return
         if record.status != "succeeded":
             return  # it has no result that could be lost
@@ -361,13 +419,19 @@ class Recorded:
 
     def _works_on_same(self, record: ChildRecord, child: Run) -> bool:
         """Tell whether a child works on what is recorded of another one."""
+        if record.digest != child.digest:
+            return False
+        if self.acts_now is None:
+            if self._alike is None:
+                self._alike = Counter(one.digest for one in self._left)
+            if self._alike[record.digest] > 1:
+                return False  # tasks that only their keys tell apart
+        if record.element is UNREAD:
+            return True  # the element is part of the digest
         try:
-            is_same = digest(record.element) == digest(child.element)
+            return digest(record.element) == digest(child.element)
         except NotData:
             return False
-        if self.acts_now is None and self._alike[record.digest] > 1:
-            return False  # tasks that only their keys tell apart
-        return is_same and record.digest == child.digest
 
     def _waits(self, child: Run, record: ChildRecord) -> bool:
         """Tell whether nothing that a child is halted for has been answered."""
@@ -379,7 +443,7 @@ class Recorded:
 
     def has_done(self, act: str, key: Key) -> bool:
         """Tell whether that child has yet to come up, and is part of the state."""
-        record = self._left.get((act, key))
+        record = self._left.get(ChildName(act, key))
         return record is not None and self.is_part_of_the_state(record)
 
     def is_part_of_the_state(self, record: ChildRecord) -> bool:

@@ -6,7 +6,7 @@ Imports graphs, history and the commits of a run.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ._action import Act
@@ -16,7 +16,8 @@ from ._ending import DONE, LIVE, NEVER_STARTED, SKIPPED
 from ._errors import RunConflict
 from ._events import Done, Update
 from ._graph import Graph
-from ._history import Playback, Rewound, play
+from ._history import Entry, Playback, Rewound, play
+from ._parts import read_history
 from ._ports import Seat, Stake
 from ._schema import Schema
 from ._state import NO_CHANGE, Change, held
@@ -66,9 +67,14 @@ class Resumer(Committer):
         setting = self.setting
         if setting.schema is not None:
             self._fill_model(setting.schema)
-        reading = (setting.store if store is None else store).read(self.path)
-        entries = await setting.execution.ask(reading, f"the history of run {self.path.id}")
-        played = play(self.first, entries)
+        played = play(self.first, ())
+
+        def take(entries: Sequence[Entry]) -> None:
+            for entry in entries:
+                played.add(entry)
+
+        kept_in = setting.store if store is None else store
+        await read_history(setting.execution, kept_in, self.path, take)
         is_done = self.record is not None and self.record.status == "succeeded"
         if not is_done and self._other_way(played):
             self.record = None

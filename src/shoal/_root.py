@@ -13,7 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import final
 
@@ -31,6 +31,7 @@ from ._host import Hosted
 from ._ids import RunPath
 from ._ledgers import recall_ledgers
 from ._parallel import Parallel
+from ._parts import read_children
 from ._recorded import recorded_asked, recorded_history
 from ._run import Run
 from ._start import First, Start, refuse_conflict, refuse_missing
@@ -184,7 +185,7 @@ class Root:
             run, begun = self._make_run(wanted.fields), wanted.beginning
             if begun.forked_from is not None:
                 run.go_on_from(play(run.data, (), after=begun.after, visits=begun.visits))
-                await recall_ledgers(run, children=())
+                await recall_ledgers(run, {}, ())
             await run.commit((), run.data, begun=begun)
             return run
         wanted, known = wanted.declaring(record.beginning.secret), record.beginning
@@ -198,10 +199,11 @@ class Root:
         known = replace(known, first={**known.first, **wanted.secrets})
         run = self._make_run(known.first)
         played = await recorded_history(execution, self.path, known)
-        children = await _recorded_children(execution, self.path)
+        done, children = await read_children(execution, store, self.path)
         execution.answers = played.answers
         if not is_over:
-            refuse_left_steps(self.path, run.setting.graph, played, children)
+            visits = {*done, *((one.step, one.visit) for one in children)}
+            refuse_left_steps(self.path, run.setting.graph, played, sorted(visits))
         asked = (
             ()
             if record.status == "succeeded"
@@ -216,7 +218,7 @@ class Root:
             played.add(rewound)
             run.rewound = rewound, _back(now, played.restored)
         run.go_on_from(played)
-        await recall_ledgers(run, children)
+        await recall_ledgers(run, done, children)
         if is_over:
             run.status = "succeeded"
         elif answered:
@@ -252,11 +254,6 @@ class Root:
             f"succeeded; a run that has not goes on with run(id={path.id!r})"
         )
         raise BadUse(msg)
-
-
-async def _recorded_children(execution: Execution, path: RunPath) -> Sequence[ChildRecord]:
-    asked = execution.store.children(path)
-    return await execution.ask(asked, f"the children of run {path.id}")
 
 
 def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:

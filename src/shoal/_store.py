@@ -294,6 +294,25 @@ class ChildRecord(NamedTuple):
     """In how many executions in a row, which have died, it was at work at its step."""
 
 
+@final
+class DoneChild(NamedTuple):
+    """A child that is all about: it succeeded, its parent has taken what it returned, for good.
+
+    That is what most records say of most children. What they worked on and have come to isn't read.
+    """
+
+    step: str
+    visit: int
+    act: str
+    key: Key
+    position: int
+    digest: str
+    applied: int
+    """The number of the parent's last update that applied it."""
+    elapsed: float = 0.0
+    """Seconds from its start to its end, in the execution in which it ended."""
+
+
 class Store(Protocol):
     """Where runs are kept: what they start from, their updates, and how their children ended.
 
@@ -368,6 +387,54 @@ class Store(Protocol):
 
     async def release(self, run_id: str, holder: str) -> None:
         """Give the root run back, if ``holder`` has it."""
+        ...
+
+
+@runtime_checkable
+class ReadsInParts(Protocol):
+    """What a store may have besides: then a run is taken up again in parts of a bounded size.
+
+    So the memory of that follows what is in flight, and not what has been done; from other stores
+    everything is read at once. A child counts as *done* if it succeeded, an update of its parent's
+    has applied it, and the parent uses what it returned (see ``DoneChild``).
+
+    Nobody saves anything of the run between two calls for parts of the same thing, but for children
+    that are done or end meanwhile, which may be left out or not.
+    """
+
+    async def read_part(
+        self, path: RunPath, from_number: int = 0
+    ) -> tuple[Sequence[Entry], int | None]:
+        """Return a part of what ``read`` returns: its first entries, as many as are convenient.
+
+        Returns them and the ``from_number`` of the next part; None: there is none. All entries of
+        one number are in one part.
+        """
+        ...
+
+    async def done(self, path: RunPath) -> Mapping[tuple[str, int], int]:
+        """Count the children of a run that are done: by step and visit."""
+        ...
+
+    async def done_part(
+        self, path: RunPath, step: str, visit: int | None = None, after: int = 0
+    ) -> tuple[Sequence[DoneChild], int | None]:
+        """Return some children of a step that are done, in the order in which they were applied.
+
+        Args:
+            path: The parent.
+            step: The step's name.
+            visit: Only those of that visit.
+            after: Only those that a later update than that of this number has applied.
+
+        Returns them and the ``after`` of the next part; None: there is none.
+        """
+        ...
+
+    async def not_done(
+        self, path: RunPath, step: str | None = None, visit: int | None = None
+    ) -> Sequence[ChildRecord]:
+        """Return what ``children`` returns, but for those that are done."""
         ...
 
 

@@ -200,12 +200,8 @@ def _misplaced(join: Join, recorded: Recorded, under_way: Sequence[Update]) -> s
     """
     updates = {update.number: update for update in under_way}
     results_seen = failures_seen = False
-    for record in recorded.rest():
-        if not recorded.is_applied(record) or (results_seen and failures_seen):
-            continue
-        update = updates.get(record.applied or 0)
-        if update is None:
-            continue
+    for record in recorded.applied_by(updates):
+        update = updates[record.applied or 0]
         field = _collection(update)
         if record.status == "failed" and not failures_seen:
             failures_seen = True
@@ -312,19 +308,25 @@ def _names(names: Iterable[str]) -> str:
 
 
 def refuse_left_steps(
-    path: RunPath, graph: Graph, played: Playback, children: Iterable[ChildRecord]
+    path: RunPath, graph: Graph, played: Playback, visits: Iterable[tuple[str, int]]
 ) -> None:
     """Refuse to go on with a root run whose step under way its graph doesn't have any more.
+
+    Args:
+        path: The run.
+        graph: What it walks.
+        played: Where its history leads.
+        visits: The steps that have children, and in which visits.
 
     Raises:
         RunConflict: Naming the step.
     """
-    for record in children:
-        step = record.step
+    for name, visit in visits:
+        step = name
         if graph.find(step) is None:
             action = step.rpartition("/")[0]  # of an action's own fan-out, if it is one
             step = step if graph.find(action) is None else action
-        if graph.find(step) is None and record.visit >= played.visit(step):
+        if graph.find(step) is None and visit >= played.visit(step):
             acts = ", ".join(repr(act.name) for act in graph.acts)
             msg = (
                 f"run {path.id} was in the middle of step {step!r}, which {graph.name!r} does not "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from functools import cache
 from typing import Any, cast
 
 import anyio
@@ -41,7 +40,9 @@ from shoal import (
     when,
 )
 
-from .world import SLOW, World, chance
+from .bodies import with_parameters
+from .hooks import Clumsy, witness
+from .world import SLOW, World
 
 MOST_GROWN = 10
 LONG = 20.0  # seconds: timeouts that only what is slow runs into
@@ -136,9 +137,9 @@ class Builder:
             finally:
                 world.end(context, name)
 
-        with_parameters = _with_parameters(row["body"], at, has_context=row["cache"] == "no")
+        wrap = with_parameters(row["body"], at, has_context=row["cache"] == "no")
         bodies = {"async": live, "plain": live_plainly, "stream": stream}
-        body = with_parameters(bodies[row["body"]])
+        body = wrap(bodies[row["body"]])
         options: dict[str, Any] = {}
         if row["body"] == "plain":
             options["run_in"] = "loop"
@@ -575,15 +576,12 @@ class Builder:
             return self.outer_elements(state["item"])
 
         def reduced(state: State) -> object:
-            return state.get("fan", {})
-
-        def nothing(state: State) -> str:
-            return "done"
+            return state.get("fan", {}) if reduces else "done"
 
         options["over"] = over
         writes = "fan" if self.has_field() else None
         reduces = self.row["result"] == "reduce" or self.row["form"] == "class"
-        take: Any = writes or (reduced if reduces else nothing)
+        take: Any = writes or reduced
         if row["outer_result"] == "reduce":
 
             def reduce(state: State, outcome: Outcome) -> State:
@@ -699,96 +697,3 @@ def number_in(value: object) -> int:
     """Give the number of the element that a value comes from."""
     found = re.search(r"\.(\d+)[,)]", str(value))
     return int(found.group(1)) if found else 1
-
-
-_BODIES = """
-def of_async(body):
-    async def step({parameters}):
-        return await body(item, {before}, {context})
-    return step
-def of_plain(body):
-    def step({parameters}):
-        return body(item, {before}, {context})
-    return step
-def of_stream(body):
-    async def step({parameters}):
-        inner = body(item, {before}, {context})
-        try:
-            async for one in inner:
-                yield one
-        finally:
-            await inner.aclose()
-    return step
-"""
-
-
-@cache
-def _with_parameters(kind: str, at: int, *, has_context: bool) -> Callable[[Any], Any]:
-    """Give what makes a body one with the parameters that its action binds, by their names."""
-    read = [] if at == 1 else [f"v{at - 1}"]
-    space: dict[str, Any] = {}
-    source = _BODIES.format(
-        parameters=", ".join(["item", *read, *(["context"] if has_context else [])]),
-        before=read[0] if read else "''",
-        context="context" if has_context else "None",
-    )
-    exec(source, space)  # a parameter's name is what binds it
-    return space[f"of_{kind}"]
-
-
-class Quick(Hook):
-    """Hears of everything, at once."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def hear(self, event: Any) -> None:
-        self.world.hear(event)
-        self.world.at("hook", type(event).__name__)
-
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-
-
-class Clumsy(Hook):
-    """An observer that fails after a while, which must change nothing."""
-
-    observer = True
-
-    def __init__(self, world: World) -> None:
-        self.patience = chance(world.program.seed, "clumsy") % 20
-
-    def hear(self, event: Any) -> None:
-        self.patience -= 1
-        if self.patience < 0:
-            raise LookupError
-
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-    on_child_ended = on_step_ended = on_run_ended = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-
-
-class Waiting(Hook):
-    """Hears of everything, and takes its time."""
-
-    def __init__(self, world: World, seconds: float | None) -> None:
-        self.world = world
-        self.seconds = seconds
-
-    async def hear(self, event: Any) -> None:
-        self.world.hear(event)
-        self.world.at("hook", type(event).__name__)
-        if self.seconds is None:
-            await anyio.lowlevel.checkpoint()
-        else:
-            await anyio.sleep(self.seconds)
-
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-
-
-def witness(world: World) -> Hook:
-    """Make the hook that a program wants."""
-    telling = world.program["telling"]
-    if telling == "quick":
-        return Quick(world)
-    return Waiting(world, None if telling == "turns" else 0.125)

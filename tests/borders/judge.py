@@ -164,7 +164,8 @@ def _judge_kept(
 ) -> None:
     for run_id, one in seen.items():
         numbers = [entry.number for entry in one.history if isinstance(entry, Update)]
-        if numbers != list(range(1, len(numbers) + 1)):
+        is_whole = world.store_of(one.path) != "none"  # else only its last update may be kept
+        if is_whole and numbers != list(range(1, len(numbers) + 1)):
             world.violate(f"updates of {one.path!r} are numbered {numbers}")
         was = before.get(run_id)
         if was is None or world.has_changed or world.is_rerun(one.path):
@@ -222,7 +223,8 @@ def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
         for entry in one.history:
             match entry:
                 case Decision():
-                    if entry.step in open_ and not may_restart(world):
+                    breaks = ("first_item", "restart")  # whose winner may fail, and all begin anew
+                    if entry.step in open_ and world.program["until"] not in breaks:
                         world.violate(f"{entry.step} of {one.path!r} was decided twice")
                     open_[entry.step] = entry
                     decided[one.path.id, entry.step] = entry

@@ -185,13 +185,14 @@ class Model:
         else:
             verdict = self._policy(slots, row["on_error"])
         may_succeed, may_fail = verdict
-        if self.change == "folded" and row["bad"] == "take":  # the other one has no such function
-            may_succeed = True
+        if self.change == "folded" and row["bad"] != "nothing":  # take= and known keys are gone
+            may_succeed, may_fail = True, True
         if row["bad"] in ("key", "twice", "cost") and slots:
             touched = row["bad"] != "cost" or any(slot.number % 3 == 1 for slot in slots)
             if touched:
                 may_fail = True
-                may_succeed = may_succeed and (self.ends_early() or any(s.is_known for s in slots))
+                few = self.ends_early() or row["at_most"] == "few"
+                may_succeed = may_succeed and (few or any(slot.is_known for slot in slots))
         if self.has_breaker and (self.is_flaky or any(slot.may_fail for slot in slots)):
             may_succeed, may_fail = True, True  # whoever is skipped fails nobody
         if self.may_lose_children or self.change == "one more act":
@@ -534,11 +535,12 @@ class Model:
         elif row["outer_result"] == "list":
             if not isinstance(value, list):
                 return f"into= is no list: {value!r}"
+            listed = cast("list[Any]", value)
             failed = {key + 1 for key in failed}
             left = [slot.key for slot in slots if slot.key not in failed]
-            if len(left) != len(value) and not self.may_lose_children:
-                return f"{len(value)} are in the list, and {failed} have failed"
-            values = dict(zip(left, cast("list[Any]", value), strict=False))
+            if len(left) != len(listed) and not self.may_lose_children:
+                return f"{len(listed)} are in the list, and {failed} have failed"
+            values = dict(zip(left, listed, strict=False))
         elif row["outer_result"] == "reduce":
             reduced = cast("dict[Any, Any]", value or {})
             values = {key: one for key, one in reduced.items() if one != "error"}

@@ -30,7 +30,8 @@ from shoal import (
 from shoal.testing import VirtualDeadlock, run_virtual
 
 from . import judge
-from .build import Builder, witness
+from .build import Builder
+from .hooks import witness
 from .model import Model
 from .program import Backend, Program
 from .stores import Mortal, look, merge
@@ -200,8 +201,10 @@ class Player:
             else:
                 await store.give_back()
         seen: dict[str, Any] = {}
+        paths = {event.path for event in world.events if world.store_of(event.path) != "none"}
+        told = sorted(paths, key=lambda path: path.depth)
         for name in names:
-            merge(seen, await look(self.stores[name], self.run_id))
+            merge(seen, await look(self.stores[name], self.run_id, told))
         judge.judge_life(world, end, before=self.seen, seen=seen, run_id=self.run_id)
         self.seen = seen
         if end == "refused":

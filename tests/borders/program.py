@@ -162,6 +162,8 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("asks", "yes", "body", "plain", "a plain function can't ask")
     yield no("asks", "yes", "store", "none", "an answer finds no question again")
     yield no("asks", "yes", "outer_store", "none", "an answer finds no question again")
+    yield no("manners", "cancels itself", "telling", "!", "it would cancel the next hook")
+    yield no("manners", "cancels itself", "saving", "slow", "it would cancel the next save")
     yield no("manners", "swallows|slow cleanup|cancels itself", "body", "plain", "it never waits")
     yield no("trouble", "slow", "body", "plain", "a plain function on the loop can't be slow")
     yield no("trouble", "later|slow", "trouble_at", "!act", "only an action says so")

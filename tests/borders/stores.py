@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -154,13 +154,14 @@ class AtOnce:
     def ask(self, work: Callable[[Any], T], *, lightly: bool = False) -> Job[Any, T]:
         job: Job[Any, T] = Job(work)
         job.is_light = lightly
-        self._database.do([job])
+        for _ in self._database.do([job]):
+            pass
         return job
 
     def leave(self, work: Callable[[Any], Any], within: float, on_failed: object) -> None:
         self.ask(work)
 
-    def stop(self) -> Job[Any, None]:
+    def stop(self, within: float = 0.0) -> Job[Any, None]:
         self._database.close()
         return Job(lambda _: None)
 
@@ -180,8 +181,10 @@ class InOneThread(SQLiteStore):  # pyright: ignore[reportGeneralTypeIssues] # fo
     def close(self) -> None:
         """Close it, though runs are claimed."""
         if self._writer is not None:
-            self._writer.stop()
+            self._writer.stop(0)
         self._writer = None
+        for connection in self._take_readers():
+            connection.close()
 
     async def _read(self, look: Callable[[Any], T], *, flushes: bool = True) -> T | None:
         return self._look(look)
@@ -207,7 +210,11 @@ def stores_of(kind: str) -> Generator[Callable[[], Any]]:
                 made[-1]._enter()  # and never closed between two programs
             return made[-1]
 
-        yield make
+        try:
+            yield make
+        finally:
+            for store in made:
+                store.close()
 
 
 RUNS_IN_A_FILE = 200
@@ -227,8 +234,12 @@ class Seen:
         self.status = status
 
 
-async def look(store: Any, run_id: str) -> dict[str, Seen]:
-    """Read all that a store has of a root run and its descendants, by id."""
+async def look(store: Any, run_id: str, told: Iterable[RunPath] = ()) -> dict[str, Seen]:
+    """Read all that a store has of a root run and its descendants, by id.
+
+    One whose parent has saved nothing yet is no child of anybody there: that is looked for which
+    somebody was ``told`` of.
+    """
     if isinstance(store, MemoryStore):
         return {
             path.id: Seen(path, kept.record, tuple(kept.history), kept.status)
@@ -249,6 +260,11 @@ async def look(store: Any, run_id: str) -> dict[str, Seen]:
             await below(at, child, child.status)
 
     await below(root, None, known.status)
+    for path in told:
+        if path.id not in found:
+            history = tuple(await store.read(path))
+            if history:
+                await below(path, None, None)
     return found
 
 

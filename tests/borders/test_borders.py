@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
+
+from shoal._store import Batch
 
 from .coverage import Coverage
 from .generate import covering_rows, program
 from .known import is_known
+from .model import Model
 from .play import Report, play, play_all
 from .program import PLAIN, Backend, Program, Trip
 from .shrink import shrink
-from .stores import stores_of
+from .stores import Mortal, stores_of
 
 pytestmark = pytest.mark.sweep
 
@@ -66,13 +70,13 @@ def test_programs_of_all_pairs(backend: Backend):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_random_programs(backend: Backend):
-    check(map(program, range(1000, 1200)), backend)
+    check(map(program, range(1000, 1100)), backend)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_programs_in_a_file(backend: Backend):
-    check(map(program, range(1200, 1300)), backend, "sqlite")
+    check(map(program, range(1200, 1260)), backend, "sqlite")
 
 
 @pytest.mark.slow
@@ -104,3 +108,69 @@ def test_a_program_that_fails_is_made_small():
     assert small.features == {"grow": "yes", "width": "6"}
     assert small.trips == (Trip(2, "save", 1, "dies"),)
     assert small.schedule is None
+
+
+def forget_ends(store: Mortal, batch: Batch) -> Any:
+    """Keep what is applied, and not of whom it is."""
+    return _save(store, batch._replace(applied=()))
+
+
+def keep_twice(store: Mortal, batch: Batch) -> Any:
+    """Keep an update a second time."""
+    return _save(store, batch._replace(updates=(*batch.updates, *batch.updates[-1:])))
+
+
+def keep_late(store: Mortal, batch: Batch) -> Any:
+    """Say that something is kept, and forget it."""
+    return None if batch.unapplied else _save(store, batch)
+
+
+_save = Mortal.save
+
+PLAIN_PROGRAM = Program(1, PLAIN)
+FAILING_PROGRAM = PLAIN_PROGRAM.with_(bad="act")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "played", "expected"),
+    [
+        (forget_ends, PLAIN_PROGRAM, "was told, its record says None"),
+        (keep_twice, PLAIN_PROGRAM, "are numbered"),
+        (keep_late, FAILING_PROGRAM, "was told, its record says None"),
+    ],
+)
+def test_a_store_that_is_wrong_is_found(
+    monkeypatch: pytest.MonkeyPatch, breaks: Any, played: Program, expected: str
+):
+    assert not play(played, "asyncio").violations
+    monkeypatch.setattr(Mortal, "save", breaks)
+    found = play(played, "asyncio").violations
+    assert any(expected in one for one in found), found
+
+
+def test_what_is_done_twice_is_found(monkeypatch: pytest.MonkeyPatch):
+    """Here, a new life is told that nobody has ever been done."""
+
+    async def nobody(store: Mortal, *_: object) -> list[Any]:
+        return []
+
+    again = Program(1, PLAIN, (Trip(1, "act end", 3, "raises"),))
+    assert not play(again, "asyncio").violations
+    monkeypatch.setattr(Mortal, "children", nobody)
+    found = play(again, "asyncio").violations
+    assert any("was Done, and a1 is executed again" in one for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [("loses", "is missing"), ("mixes up", "is none of"), ("turns round", "not in input order")],
+)
+def test_a_result_that_is_wrong_is_found(wrong: str, expected: str):
+    right = {"1": "a1(r.1)", "2": "a1(r.2)", "3": "a1(r.3)"}
+    check_of = Model(PLAIN_PROGRAM).whole().check
+    assert check_of({"fan": right}) is None
+    keys = ["1", "3"] if wrong == "loses" else ["3", "2", "1"] if wrong == "turns round" else right
+    value = {key: "a1(r.1)" if wrong == "mixes up" else right[key] for key in keys}
+    problem = check_of({"fan": value})
+    assert problem is not None
+    assert expected in problem

@@ -114,7 +114,7 @@ def test_ctrl_c_ends_the_demo_and_its_site_without_a_word_from_either() -> None:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=10)
+        _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert len(stderr.splitlines()) == 1
     with pytest.raises(OSError, match=r".+"):

@@ -33,7 +33,7 @@ def test_an_outage_loses_no_page(
     crawled: Crawl, how: Exception | int, seconds: float, concurrency: int
 ) -> None:
     async def give(_: httpx.Request) -> httpx.Response:
-        await anyio.sleep(0.05)
+        await anyio.sleep(0.05 * concurrency)  # so that the site takes six seconds
         if BEGIN < anyio.current_time() < BEGIN + seconds:
             return failing(how)
         return html()

@@ -91,7 +91,8 @@ def test_links_of_drawings_are_followed(out: Path) -> None:
 
 
 def test_a_type_that_is_said_twice_is_a_type(out: Path) -> None:
-    twice = reply('<title>t</title><a href="/a">', "Content-Type: text/html; charset=utf-8")
+    types = ["Content-Type: text/html", "Content-Type: text/html; charset=utf-8"]
+    twice = reply('<title>t</title><a href="/a">', *types, kind="")
     with serving(pages({"/": twice, "/a": reply()})) as site:
         code, rows = crawl(site, out)
     assert (code, set(rows), rows["/"]["title"]) == (0, {"/", "/a"}, "t")

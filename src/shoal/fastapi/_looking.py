@@ -33,11 +33,11 @@ from shoal._errors import (
 )
 from shoal._events import Question, in_short
 from shoal._handle import RunHandle
-from shoal._history import play
+from shoal._history import Playback, play
 from shoal._ids import RunPath
 from shoal._runtime import Runtime
 from shoal._state import State, make_state
-from shoal._store import Browses, NullStore, RunSummary, Store
+from shoal._store import Beginning, Browses, NullStore, ReadsInParts, RunSummary, Store
 
 from ._models import as_plain
 from ._problems import printable
@@ -140,11 +140,10 @@ class Runs:
                 if summary is not None:
                     status, reason = status_of(summary), summary.reason or summary.error
             # Behind that: what is said to have ended shows all that it has come to.
-            entries = await ask(store.read(path))
+            played = await replayed(store, path, beginning)
             questions: Sequence[Question] = ()
             if status == "halted":
                 questions = await self.app.questions(run_id, runtime=runtime)
-        played = play(beginning.first, entries, after=beginning.after, visits=beginning.visits)
         state = make_state(played.data)
         return Seen(run_id, self.app.name, status, reason, played.number, state, questions)
 
@@ -152,6 +151,20 @@ class Runs:
 def status_of(run: RunSummary) -> str:
     """Say how a run stands: one that was taken up again goes on, though its store has its end."""
     return "running" if run.holder and run.status != "succeeded" else run.status
+
+
+async def replayed(store: Store, path: RunPath, beginning: Beginning) -> Playback:
+    """Play the history of a run back: in parts, where its store can read it so."""
+    played = play(beginning.first, (), after=beginning.after, visits=beginning.visits)
+    number: int | None = 0
+    while number is not None:
+        if isinstance(store, ReadsInParts):
+            entries, number = await ask(store.read_part(path, number))
+        else:
+            entries, number = await ask(store.read(path)), None
+        for entry in entries:
+            played.add(entry)
+    return played
 
 
 async def ask(pending: Any) -> Any:

@@ -34,6 +34,7 @@ from shoal._store import (
     Batch,
     ChildRecord,
     ChildStatus,
+    DoneChild,
     FailedChild,
     Orphan,
     RunRecord,
@@ -293,6 +294,34 @@ class DurableStore(ABC):
     ) -> Sequence[ChildRecord]:
         """Return what is known of the children of a run; see ``Store``."""
         return await self._read(lambda reader: reader.children(path, step, visit)) or ()
+
+    async def read_part(
+        self, path: RunPath, from_number: int = 0
+    ) -> tuple[Sequence[Entry], int | None]:
+        """Return a part of the history of a run; see ``ReadsInParts``."""
+        found = await self._read(
+            lambda reader: reader.history_part(path, from_number), flushes=not from_number
+        )
+        return found or ((), None)
+
+    async def done(self, path: RunPath) -> Mapping[tuple[str, int], int]:
+        """Count the children of a run that are done; see ``ReadsInParts``."""
+        return await self._read(lambda reader: reader.done(path)) or {}
+
+    async def done_part(
+        self, path: RunPath, step: str, visit: int | None = None, after: int = 0
+    ) -> tuple[Sequence[DoneChild], int | None]:
+        """Return some children of a step that are done; see ``ReadsInParts``."""
+        found = await self._read(
+            lambda reader: reader.done_part(path, step, visit, after), flushes=not after
+        )
+        return found or ((), None)
+
+    async def not_done(
+        self, path: RunPath, step: str | None = None, visit: int | None = None
+    ) -> Sequence[ChildRecord]:
+        """Return what is known of the other children of a run; see ``ReadsInParts``."""
+        return await self._read(lambda reader: reader.not_done(path, step, visit)) or ()
 
     async def orphans(self) -> Sequence[Orphan]:
         """Return the runs that have no end and that nobody executes; see ``FindsOrphans``."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, cast, final
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from math import inf
+from typing import Any, TypeVar, cast, final
 
 from shoal._codec import Codec
 from shoal._errors import NotDecodable
@@ -14,6 +15,7 @@ from shoal._state import Operation
 from shoal._store import (
     ChildRecord,
     ChildStatus,
+    DoneChild,
     FailedChild,
     Orphan,
     RunRecord,
@@ -23,7 +25,9 @@ from shoal._store import (
 
 from . import _browsing, _cached, _pruning
 from ._dialect import Connection, Dialect
-from ._rows import Begun, Child, History, Unpacker, chain, names_of, outlived
+from ._rows import Applied, Begun, Child, History, Unpacker, chain, names_of, outlived
+
+T = TypeVar("T")
 
 _CHILDREN = (
     "SELECT step, visit, act, {key}, position, element, digest, status, applied, "
@@ -32,6 +36,23 @@ _CHILDREN = (
     "FROM runs JOIN places ON places.id = place LEFT JOIN forms ON forms.id = runs.form WHERE "
 )
 
+
+_APPLIED = (
+    "SELECT step, act, {key}, position, applied, value, forms.form, change "
+    "FROM runs JOIN places ON places.id = place LEFT JOIN forms ON forms.id = runs.form WHERE "
+)
+_DONE = "position IS NOT NULL AND status = 'succeeded' AND coalesce(used, 1) = 1"
+_NOT_DONE = (
+    "position IS NOT NULL "
+    "AND (status IS NULL OR status <> 'succeeded' OR applied IS NULL OR used = 0)"
+)
+_STATUSES = ("succeeded", "failed", "cancelled", "skipped", "halted", None)
+_IN_ORDER = "ORDER BY applied NULLS FIRST"  # as the index of both databases has them
+
+PART = 2_000
+"""Rows of a part: to ask for one takes some 200 µs, to read and decode it some 10 ms, and 2 MB."""
+CHARACTERS = 4_000_000
+"""What the rows of a part hold, about: where they are large, a part has fewer of them."""
 
 _KEY, _WINNER = Child._fields.index("key"), Child._fields.index("winner_key")
 
@@ -85,41 +106,118 @@ class Reader:
         ]
 
     def history(self, path: RunPath, from_number: int) -> Sequence[Entry]:
+        entries: list[Entry] = []
+        number: int | None = from_number
+        while number is not None:
+            part, number = self.history_part(path, number)
+            entries += part
+        return entries
+
+    def history_part(self, path: RunPath, from_number: int) -> tuple[Sequence[Entry], int | None]:
         run = self._find(path)
         if run is None:
-            return ()
-        rows = [
-            History(*found)
-            for found in self._sql.execute(
-                "SELECT number, kind, step, data FROM history WHERE run = ? AND number >= ? "
-                "ORDER BY number, kind <> 'update', id",
-                (run, from_number),
-            )
-        ]
+            return (), None
+        rows, last = self._entries(run, from_number)
+        applied: list[Applied] = []
+        for status in _STATUSES:
+            found, is_cut_off = self._applied(run, status, from_number, last)
+            if is_cut_off:
+                last = min(last, cast("int", found[-1].applied))
+            applied += found
         if path.parent is not None:
             (child,) = self._children("runs.id = ?", run)
-            own = [entry for is_parents, entry in outlived(child, self._codec) if not is_parents]
-            rows += [entry for entry in own if entry.number >= from_number]
+            rows += [entry for of_parent, entry in outlived(child, self._codec) if not of_parent]
             rows.sort(key=lambda entry: (entry.number, entry.kind != "update"))
-        applied = self._children(
-            "parent = ? AND applied >= ? ORDER BY applied", run, max(from_number, 0)
+        rows = [row for row in rows if from_number <= row.number <= last]
+        applied = [child for child in applied if cast("int", child.applied) <= last]
+        applied.sort(key=lambda child: cast("int", child.applied))
+        entries = self._unpacker.history(rows, applied)
+        return entries, None if last == inf else int(last) + 1
+
+    def _entries(self, run: int, from_number: int) -> tuple[list[History], float]:
+        """Return entries from a number on, and the last number of which all are there."""
+        select = "SELECT number, kind, step, data FROM history WHERE run = ? AND number"
+        order = "ORDER BY number, kind <> 'update', id"
+
+        def found(where: str, *values: int) -> Iterator[History]:
+            for row in self._sql.execute(f"{select} {where}", (run, *values)):
+                yield History(*row)
+
+        rows, is_cut_off = _some(
+            found(f">= ? {order} LIMIT ?", from_number, PART), lambda row: len(row.data)
         )
-        return self._unpacker.history(rows, applied)
+        if not is_cut_off:
+            return rows, inf
+        first, cut_off = rows[0].number, rows[-1].number
+        if first == cut_off:
+            return list(found(f"= ? {order}", first)), first
+        return rows, cut_off - 1
+
+    def _applied(
+        self, run: int, status: str | None, from_number: int, last: float
+    ) -> tuple[list[Applied], bool]:
+        """Return children that stand so, and that updates from a number on have applied.
+
+        Return them, and whether there may be more.
+        """
+        upto = "" if last == inf else f"AND applied <= {int(last)} "
+        where = f"parent = ? AND status {'IS NULL' if status is None else '= ?'} AND applied >= ? "
+        values = (run, *(() if status is None else (status,)), max(from_number, 0), PART)
+        query = f"{_APPLIED.format(key=self._dialect.key)}{where}{upto}{_IN_ORDER} LIMIT ?"
+        key_of = self._dialect.key_of
+        found = (
+            Applied(step, act, key_of(key), position, applied, value, form, change)
+            for step, act, key, position, applied, value, form, change in self._sql.execute(
+                query, values
+            )
+        )
+        return _some(found, lambda row: len(row.value or "") + len(row.change or ""))
 
     def children(self, path: RunPath, step: str | None, visit: int | None) -> list[ChildRecord]:
+        return self._records(path, step, visit, "position IS NOT NULL")
+
+    def not_done(self, path: RunPath, step: str | None, visit: int | None) -> list[ChildRecord]:
+        return self._records(path, step, visit, _NOT_DONE)
+
+    def _records(
+        self, path: RunPath, step: str | None, visit: int | None, which: str
+    ) -> list[ChildRecord]:
         run = self._find(path)
         if run is None:
             return []
-        where = "parent = ? AND position IS NOT NULL"
-        values: list[object] = [run]
-        if step is not None:
-            where += " AND place IN (SELECT id FROM places WHERE step = ?)"
-            values.append(step)
-        if visit is not None:
-            where += " AND place IN (SELECT id FROM places WHERE visit = ?)"
-            values.append(visit)
-        found = self._children(f"{where} ORDER BY runs.id", *values)
+        where, values = _of_step(step, visit)
+        found = self._children(f"parent = ? AND {which}{where} ORDER BY runs.id", run, *values)
         return [self._unpacker.child(child) for child in found]
+
+    def done(self, path: RunPath) -> dict[tuple[str, int], int]:
+        run = self._find(path)
+        found = self._sql.execute(
+            "SELECT step, visit, sum(many) FROM places JOIN (SELECT place, count(*) AS many "
+            f"FROM runs WHERE parent = ? AND applied IS NOT NULL AND {_DONE} GROUP BY place) "
+            "AS counted ON places.id = place GROUP BY step, visit",
+            (-1 if run is None else run,),
+        )
+        return {(step, visit): int(count) for step, visit, count in found}
+
+    def done_part(
+        self, path: RunPath, step: str, visit: int | None, after: int
+    ) -> tuple[Sequence[DoneChild], int | None]:
+        run = self._find(path)
+        if run is None:
+            return (), None
+        where, values = _of_step(step, visit)
+        key_of = self._dialect.key_of
+        found = self._sql.execute(
+            f"SELECT step, visit, act, {self._dialect.key}, position, digest, applied, "
+            "coalesce(elapsed, 0.0) FROM runs JOIN places ON places.id = place "
+            f"WHERE parent = ? AND {_DONE} AND applied > ?{where} {_IN_ORDER} LIMIT ?",
+            (run, after, *values, PART),
+        )
+        children = [
+            DoneChild(step, visit, act, key_of(key), position, digest, applied, elapsed)
+            for step, visit, act, key, position, digest, applied, elapsed in found
+        ]
+        return children, children[-1].applied if len(children) == PART else None
 
     def recall(self, key: str) -> Sequence[Operation] | None:
         text = _cached.recall(self._sql, key, self._dialect.now(self._sql))
@@ -165,3 +263,23 @@ class Reader:
                 (*found, *place, self._dialect.index_of(key)),
             ).fetchone()
         return None if found is None else found[0]
+
+
+def _of_step(step: str | None, visit: int | None) -> tuple[str, list[object]]:
+    """Return a condition on children, those of a step or visit, and its values."""
+    conditions = {"step": step, "visit": visit}
+    wanted = {name: value for name, value in conditions.items() if value is not None}
+    where = "".join(f" AND place IN (SELECT id FROM places WHERE {name} = ?)" for name in wanted)
+    return where, list(wanted.values())
+
+
+def _some(rows: Iterable[T], size_of: Callable[[T], int]) -> tuple[list[T], bool]:
+    """Take as many rows as a part may have, and say whether there may be more."""
+    some: list[T] = []
+    left = CHARACTERS
+    for row in rows:
+        some.append(row)
+        left -= size_of(row)
+        if left < 0:
+            return some, True
+    return some, len(some) >= PART

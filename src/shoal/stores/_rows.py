@@ -21,12 +21,13 @@ from typing import Any, Literal, NamedTuple, cast, final
 
 from shoal._codec import Codec
 from shoal._errors import NotEncodable, brief, note
-from shoal._events import LEAVES, ChildName, Decision, Status, Update, in_short, shortened
+from shoal._events import ChildName, Decision, Status, Update, in_short
 from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
 from shoal._ids import Key, RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal._store import Batch, Beginning, ChildRecord, FailedChild, RunRecord, SavedRun
 
+from ._error_texts import error_in_short
 from ._sizes import LARGE, UpdateSizes
 
 _FORMS = 1000  # that are remembered: steps of loops are numbered each anew
@@ -103,6 +104,20 @@ class Child(NamedTuple):
     elapsed: float = 0.0
     abandoned: int = 0
     crashes: int = 0
+
+
+@final
+class Applied(NamedTuple):
+    """Of a child's row, what the update that applied it is made of."""
+
+    step: str
+    act: str
+    key: Key
+    position: int
+    applied: int | None
+    value: str | None
+    form: str | None
+    change: str | None
 
 
 @final
@@ -574,13 +589,13 @@ class Unpacker:
             act=row.act,
             key=row.key,
             position=row.position,
-            error="" if row.error is None else _error_in_short(json.loads(row.error)),
+            error="" if row.error is None else error_in_short(json.loads(row.error)),
             attempts=row.attempts,
             elapsed=row.elapsed,
             applied=row.applied,
         )
 
-    def history(self, rows: Iterable[History], children: Iterable[Child]) -> list[Entry]:
+    def history(self, rows: Iterable[History], children: Iterable[Applied]) -> list[Entry]:
         """Return the history of a run: its own entries, and those that applied its children.
 
         Args:
@@ -623,7 +638,7 @@ class Unpacker:
         found, at = tuple(data.get("found", ())), data.get("at", 0)
         return Update(data["number"], data["step"], operations, found, at)
 
-    def applied(self, row: Child) -> Update:
+    def applied(self, row: Applied) -> Update:
         """Return the update that applied a child."""
         if row.change is not None:
             return self._update(row.change)
@@ -687,35 +702,6 @@ def outlived(row: Child, codec: Codec) -> list[tuple[bool, History]]:
 
 def _update_text(number: int, operation: str, step: str) -> str:
     return f'{{"number":{number},"do":[{operation}],"step":{json.dumps(step)}}}'
-
-
-def _error_in_short(packed: Mapping[str, Any]) -> str:
-    """Say what an error is as ``in_short`` does, by what was saved of it."""
-    text = _text_of(packed)
-    leaves = list(_leaves_of(packed))
-    if leaves != [packed]:
-        more = f"; and {len(leaves) - LEAVES} more" if len(leaves) > LEAVES else ""
-        shown = [f"{_kind_of(leaf)}: {_text_of(leaf)}" for leaf in leaves[:LEAVES]]
-        text = f"{packed['args'][0]}: {'; '.join(shown)}{more}"
-    return shortened(f"{_kind_of(packed)}: {text}")
-
-
-def _kind_of(packed: Mapping[str, Any]) -> str:
-    return str(packed.get("@type", "")).rpartition(":")[2].rpartition(".")[2]
-
-
-def _text_of(packed: Mapping[str, Any]) -> str:
-    text = packed.get("text", "")
-    return text if isinstance(text, str) else json.dumps(text)  # it holds what JSON can't
-
-
-def _leaves_of(packed: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    match packed:
-        case {"args": [_, [{"@": "error"}, *_] as errors]}:
-            for error in errors:
-                yield from _leaves_of(error)
-        case _:
-            yield packed
 
 
 def _operation_of(kind: str, *parts: Any) -> Operation:

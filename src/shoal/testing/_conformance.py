@@ -56,8 +56,8 @@ class StoreConformance(ApplicationConformance):
             def another(self, store):
                 return MyStore(store.path)
 
-    What a store may have besides (``FindsOrphans``, ``CachesResults``, ``Prunes``, ``Browses``) is
-    tested where it has it, and skipped else.
+    What a store may have besides (``FindsOrphans``, ``ReadsInParts``, ``CachesResults``,
+    ``Prunes``, ``Browses``) is tested where it has it, and skipped else.
 
     That a lease runs out, and what happens to a process that has lost it, is for the store's own
     tests: how to bring it about is too different.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any, cast
 
 from shoal._errors import NotData
+from shoal._events import Update
+from shoal._history import QuestionAsked
 from shoal._ids import RunPath
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
-from shoal._store import Browses, CachesResults, FindsOrphans, Orphan, Prunes, Store
+from shoal._store import Browses, CachesResults, FindsOrphans, Orphan, Prunes, ReadsInParts, Store
 
 from ._hand_made import BEGINNING, ROOT, HandMadeRun, child_run, claimed, keys, save, update_of
 
@@ -55,6 +58,88 @@ class OptionalConformance:
         await store.claim("new", "me")
         await store.release("new", "me")
         assert list(await store.orphans()) == [], "it has never begun"
+
+    # -- parts ----------------------------------------------------------------------------------
+
+    async def test_parts_come_to_what_is_read_at_once(self, store: Any) -> None:
+        store = has(store, ReadsInParts)
+        async with claimed(store):
+            number = 0
+            for turn in range(5):
+                children = [
+                    child_run(
+                        f"{turn}.{at}",
+                        position=turn * 1000 + at,
+                        step="map" if turn < 3 else "again",
+                        visit=turn % 2,
+                        value=at,
+                        used=at != 7,
+                    )
+                    for at in range(1000)
+                ]
+                updates = [
+                    Update(number + at, run.path.step, (Put("out", run.path.key, at, at),))
+                    for at, run in enumerate(children, 1)
+                ]
+                late = child_run(f"late {turn}", status="failed", error=ValueError("no"))
+                skipped = child_run(f"skip {turn}", status=None, reason="already in out")
+                await save(
+                    store,
+                    updates=[*updates, update_of(number + 1001)],
+                    applied=[*children[:-1], skipped],
+                    unapplied=[children[-1], late],
+                    step_completed="map",
+                    before=number,
+                )
+                number += 1001
+            for _ in range(6):
+                updates = [update_of(number + at) for at in range(1, 501)]
+                await save(store, updates=updates, step_completed="a", before=number)
+                number += 500
+            asked = [QuestionAsked("a", f"{at}", None, f"{at}") for at in range(2500)]
+            await save(store, questions=asked, before=number)
+            number += 1
+            await save(store, updates=(update_of(number),))
+        for each in (store, has(self.another(store), ReadsInParts)):
+            whole = list(await each.read(ROOT))
+            assert len(whole) == 5 * 1002 + 6 * 501 + 2501
+            for start in (0, 1, 999, 1001, 5004, 5007, number, number + 1):
+                entries: list[object] = []
+                following: int | None = start
+                while following is not None:
+                    part, following = await each.read_part(ROOT, following)
+                    entries += part
+                assert entries == list(await each.read(ROOT, start))
+            children = list(await each.children(ROOT))
+            done = [
+                one
+                for one in children
+                if one.status == "succeeded" and one.applied is not None and one.used
+            ]
+            assert len(done) == 5 * 998
+            assert await each.done(ROOT) == Counter((one.step, one.visit) for one in done)
+            names = {(one.step, one.visit, one.act, one.key): one for one in children}
+            for step, visit in (("map", 0), ("map", None), ("again", 1), ("none", None)):
+                of_step = [one for one in done if one.step == step and visit in (None, one.visit)]
+                found: list[Any] = []
+                after: int | None = 0
+                while after is not None:
+                    part, after = await each.done_part(ROOT, step, visit, after)
+                    found += part
+                assert [one.applied for one in found] == sorted(one.applied for one in of_step)
+                for one in found:
+                    record = names[one[:4]]
+                    assert (*one[:6], one.applied, one.elapsed) == (
+                        *(*record[:5], record.digest),
+                        *(record.applied, record.elapsed),
+                    )
+                others = await each.not_done(ROOT, step, visit)
+                expected = await each.children(ROOT, step, visit)
+                assert len(others) + len(found) == len(expected)
+                assert not {one[:4] for one in others} & {one[:4] for one in found}
+            assert len(await each.not_done(ROOT)) == len(children) - len(done)
+        assert await store.read_part(child_run("nobody").path) == ((), None)
+        assert await store.done(child_run("nobody").path) == {}
 
     # -- results --------------------------------------------------------------------------------
 

@@ -1,0 +1,69 @@
+"""Hooks of programs: they hear of everything, at once or in their time; one is clumsy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+
+from shoal import Hook
+
+from .world import World, chance
+
+
+class Quick(Hook):
+    """Hears of everything, at once."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def hear(self, event: Any) -> None:
+        self.world.hear(event)
+        self.world.at("hook", type(event).__name__)
+
+    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+
+class Clumsy(Hook):
+    """An observer that fails after a while, which must change nothing."""
+
+    observer = True
+
+    def __init__(self, world: World) -> None:
+        self.patience = chance(world.program.seed, "clumsy") % 20
+
+    def hear(self, event: Any) -> None:
+        self.patience -= 1
+        if self.patience < 0:
+            raise LookupError
+
+    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+
+class Waiting(Hook):
+    """Hears of everything, and takes its time."""
+
+    def __init__(self, world: World, seconds: float | None) -> None:
+        self.world = world
+        self.seconds = seconds
+
+    async def hear(self, event: Any) -> None:
+        self.world.hear(event)
+        self.world.at("hook", type(event).__name__)
+        if self.seconds is None:
+            await anyio.lowlevel.checkpoint()
+        else:
+            await anyio.sleep(self.seconds)
+
+    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+
+def witness(world: World) -> Hook:
+    """Make the hook that a program wants."""
+    telling = world.program["telling"]
+    if telling == "quick":
+        return Quick(world)
+    return Waiting(world, None if telling == "turns" else 0.125)
