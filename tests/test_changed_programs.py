@@ -81,6 +81,7 @@ async def _title(n: int) -> str:
 parse = action(reads=["n"], writes=["title"], name="parse")(_title)
 parse_2 = action(reads=["n"], writes=["title"], name="parse", version="2")(_title)
 title = action(reads=["n"], writes=["title"], name="title")(_title)
+page = action(writes=["title"], name="page")(_title)
 
 
 @action(reads=["n"], writes=["size"])
@@ -119,6 +120,15 @@ def fan(act: Any = None, **how: Any) -> Act:
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     return fan_out(chain(fetch, parse) if act is None else act, over="ns", item="n", **given)
+
+
+def pages(*numbers: int, **how: Any) -> Act:
+    """A fan-out of an act for each number, without elements."""
+    acts = [page.bind(name=f"page {n}", n=n) for n in numbers]
+    given: dict[str, Any] = {
+        "into": "out", "take": "title", "name": "fan", "limits": Limits(3), **how,
+    }  # fmt: skip
+    return fan_out(acts, **given)
 
 
 def joined(state: State, outcome: Done | Failed) -> State:
@@ -269,8 +279,23 @@ CARRIED: dict[str, Change] = {
     "acts with one more in front, without keys": Change(
         lambda: fan([parse], key=None), lambda: fan([negative, parse], key=None), "kept"
     ),
+    "acts with one more, without keys": Change(
+        lambda: fan([parse], key=None), lambda: fan([parse, negative], key=None), "kept"
+    ),
     "acts in another order": Change(
         lambda: fan([parse, negative]), lambda: fan([negative, parse]), "kept"
+    ),
+    "acts in another order, without keys": Change(
+        lambda: fan([parse, negative], key=None), lambda: fan([negative, parse], key=None), "kept"
+    ),
+    "acts without elements, with one more": Change(
+        lambda: pages(*NS), lambda: pages(*NS, 6), "kept"
+    ),
+    "acts without elements, with one more in front": Change(
+        lambda: pages(*NS), lambda: pages(6, *NS), "kept"
+    ),
+    "acts without elements, in another order": Change(
+        lambda: pages(*NS), lambda: pages(5, 4, 2, 3, 1), "kept"
     ),
     "one act, which becomes two that are reduced": Change(
         lambda: reducing(parse), lambda: reducing([parse, negative]), "kept"
@@ -392,6 +417,16 @@ REFUSED: dict[str, Change] = {
     ),
     "until= all becomes some": Change(
         fan, lambda: fan(until=first(4)), "until= was all and is first(4) now"
+    ),
+    "acts with one more, of which some count": Change(
+        lambda: fan([parse], until=first(4)),
+        lambda: fan([parse, negative], until=first(4)),
+        "it had the acts 'parse', and now it has 'parse', 'negative'",
+    ),
+    "acts without elements, in another order, of which some count": Change(
+        lambda: pages(1, 2, 3, until=first(3)),
+        lambda: pages(2, 1, 3, until=first(3)),
+        "it had the acts 'page 1', 'page 2', 'page 3', and now it has 'page 2', 'page 1',",
     ),
     "until= some become more": Change(
         lambda: fan(until=first(4)),
@@ -660,6 +695,8 @@ NEEDS_DECLARED = frozenset(
     (  # what nothing else that is kept tells apart
         "reduce= added", "take= changed", "take= becomes a function", "key= removed, reduced",
         "key= added, reduced", "grow= added", "until= all becomes some", "until= some become more",
+        "acts with one more, of which some count",
+        "acts without elements, in another order, of which some count",
         "several acts where grow= has found elements",
     )
 )  # fmt: skip

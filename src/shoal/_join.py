@@ -195,6 +195,21 @@ class Join:
                 left = _without_within(left, key, act)
         return {} if left is found else {self.into: left}
 
+    def collected(self, data: Mapping[str, object], act: str, key: Key) -> object:
+        """Return what ``into`` has of a child, which is found where ``Draft`` has put it.
+
+        A list is not asked by index: while children are put into it, others are missing before them
+        (see test_acts_of_a_list_change_however_much_was_done).
+        """
+        assert self.into is not None, "it has been collected"
+        found = cast("_Collection", data[self.into])
+        if self.shape == "by act":
+            return found[cast("Any", act)]
+        value = (
+            found.at(cast("int", key), None) if isinstance(found, PositionedList) else found[key]
+        )
+        return cast("Mapping[str, object]", value)[act] if self.is_nested else value
+
     def done_keys(self, done: Mapping[object, object], act: str) -> AbstractSet[object]:
         """Tell which children of ``act`` needn't run, since ``done`` has their results."""
         if self.shape == "by key":
@@ -504,9 +519,7 @@ class Draft:
         value = child.value
         if child.disposition is APPLIED_BEFORE or child.disposition is SKIPPED:
             # only its place among the others changes
-            value = cast("Mapping[object, Any]", self._data[join.into])[child.key]
-            if join.shape != "by key":
-                value = value[child.setting.act]
+            value = join.collected(self._data, child.setting.act, child.key)
             if child.disposition.is_kept:
                 child.value = value  # which is saved with it once more, and may not have been read
         return (self._put(join.into, child, value, self._values),)

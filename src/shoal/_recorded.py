@@ -235,6 +235,7 @@ class Recorded:
         "_who",
         "acts",
         "acts_done",
+        "acts_in_order",
         "acts_now",
         "compares",
         "done_left",
@@ -277,6 +278,8 @@ class Recorded:
         """Those of acts that have results."""
         self.acts_now: frozenset[str] | None = None
         """The names of the acts that are executed now; None: each child may be of its own."""
+        self.acts_in_order: tuple[Sequence[str], Sequence[str]] | None = None
+        """The acts of a step, then and now, if those are others: a child's place counts acts."""
         self.renamed: tuple[str, str] | None = None
         """The name of the only act, then and now, if that has changed."""
         self.compares: bool = False
@@ -410,7 +413,8 @@ class Recorded:
         Raises:
             RunConflict: Its act or its key had another name.
         """
-        record, act = self._left.at(child.position), child.setting.act
+        place, act = self._place_then(child), child.setting.act
+        record = None if place is None else self._left.at(place)
         if record is None:
             return
         if record.status != "succeeded":
@@ -428,6 +432,19 @@ class Recorded:
                 f"{brief(child.key)}"
             )
             raise conflict(self._parent, self._who, why)
+
+    def _place_then(self, child: Run) -> int | None:
+        """Return the place that a child would have had among the acts of then; None: it has none.
+
+        Without that, the place of another element may be meant (see
+        test_elements_that_are_the_same_are_not_taken_for_each_other).
+        """
+        if self.acts_in_order is None or self.renamed is not None:
+            return child.position
+        (then, now), act = self.acts_in_order, child.setting.act
+        if act not in then:
+            return None
+        return child.position // len(now) * len(then) + then.index(act)
 
     def _works_on_same(self, record: ChildRecord, child: Run) -> bool:
         """Tell whether a child works on what is recorded of another one."""

@@ -122,6 +122,9 @@ def refuse_changed(
         raise conflict(run, join.name, why)
     if recorded is not None:
         recorded.compares = True
+        if then is not None and isinstance(then["acts"], list) and isinstance(now["acts"], list):
+            acts = cast("list[str]", then["acts"]), cast("list[str]", now["acts"])
+            recorded.acts_in_order = acts if acts[0] != acts[1] else None
         recorded.kept_conflict = "" if then is None else _changed_for_kept(then, now)
         recorded.value_conflict = "" if then is None else _changed_take(then, now)
     return None if then == now else StepBegun(join.name, now)
@@ -179,7 +182,31 @@ def _changed_for_kept(then: Declared, now: Declared) -> str:
         return "it had no grow=, so results that are there have brought no elements"
     if then["until"] != now["until"] and now["until"] not in ("all", "a function"):
         return f"until= was {then['until']} and is {now['until']} now"
+    if now["until"] not in ("all", "a function") and not _come_up_first(then, now):
+        before, after = _listed(then["acts"]), _listed(now["acts"])
+        return (
+            f"it had the acts {before}, and now it has {after}, while until= counts results, and "
+            f"of those that are there already some would come too late"
+        )
     return ""
+
+
+def _listed(names: object) -> str:
+    return ", ".join(map(repr, cast("list[str]", names)))
+
+
+def _come_up_first(then: Declared, now: Declared) -> bool:
+    """Tell whether children that may be done come up before all others.
+
+    Results that were there when a contest was decided, and had not come up, would be too many.
+    """
+    acts, others = then["acts"], now["acts"]
+    if not isinstance(acts, list) or not isinstance(others, list):
+        return True
+    before, after = cast("list[str]", acts), cast("list[str]", others)
+    if len(before) == len(after) == 1 or before == after:
+        return True
+    return now["shape"] == "by act" and after[: len(before)] == before
 
 
 def _changed_take(then: Declared, now: Declared) -> str:
