@@ -7,6 +7,7 @@ itself, or refused with ``RunConflict``, and then the former program can still g
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ import pytest
 from shoal import (
     Act,
     Application,
+    BadUse,
     Context,
     Done,
     Failed,
@@ -336,7 +338,9 @@ CARRIED: dict[str, Change] = {
 }
 REFUSED: dict[str, Change] = {
     "one act becomes a list": Change(
-        lambda: fan(parse), lambda: fan([parse]), "did not collect into 'out' by key and act, and"
+        lambda: fan(parse),
+        lambda: fan([parse]),
+        "went into 'out' by key, and go into 'out' by key and",
     ),
     "a list becomes one act": Change(
         lambda: fan([parse]),
@@ -365,18 +369,24 @@ REFUSED: dict[str, Change] = {
         "'fetch+measure+parse', 'negative'",
     ),
     "another field": Change(
-        fan, lambda: fan(into="results"), "did not collect into 'results', and"
+        fan, lambda: fan(into="results"), "into 'out' by key, and go into 'results' by key now"
     ),
-    "a list": Change(fan, lambda: fan(key=None), "did not collect into 'out' by position"),
-    "a mapping": Change(lambda: fan(key=None), fan, "did not collect into 'out' by key"),
+    "a list": Change(
+        fan, lambda: fan(key=None), "went into 'out' by key, and go into 'out' by position now"
+    ),
+    "a mapping": Change(
+        lambda: fan(key=None), fan, "went into 'out' by position, and go into 'out' by key now"
+    ),
     "into= becomes reduce=": Change(
         fan, reducing, "its results went into 'out' by key, and go to reduce= now"
     ),
-    "reduce= becomes into=": Change(reducing, fan, "did not collect into 'out'"),
+    "reduce= becomes into=": Change(reducing, fan, "went to reduce=, and go into 'out' by key now"),
     "into= removed": Change(
         fan, lambda: fan(into=None), "went into 'out' by key, and go nowhere but into outcomes now"
     ),
-    "into= added": Change(lambda: fan(into=None), fan, "did not collect into 'out'"),
+    "into= added": Change(
+        lambda: fan(into=None), fan, "went nowhere but into outcomes, and go into 'out' by key now"
+    ),
     "reduce= removed": Change(
         reducing, lambda: fan(into=None), "went to reduce=, and go nowhere but into outcomes now"
     ),
@@ -464,7 +474,7 @@ REFUSED: dict[str, Change] = {
         "was in the middle of step 'node', ",
     ),
     "class becomes a fan-out": Change(
-        lambda: Tasks(parse), lambda: fan(parse), "did not collect into 'out'"
+        lambda: Tasks(parse), lambda: fan(parse), "went to reduce=, and go into 'out' by key now"
     ),
     "a step before it": Change(
         lambda: chain(start, fan()),
@@ -534,7 +544,7 @@ async def began(act: Act, store: Any, end: End) -> None:
 
 
 def given() -> dict[str, Any]:
-    return {"ns": NS, "sums": {}}
+    return {"ns": NS, "sums": {}, "count": 0}
 
 
 async def children(store: Store, step: str = "fan") -> list[Any]:
@@ -592,11 +602,20 @@ async def test_what_is_not_carried_over_is_refused_and_the_former_program_goes_o
     store = store_of(kind, tmp_path)
     await began(before(), store, end)
     changed = Application(after(), store=store, name="app")
+    said = set[str]()
     for _ in range(2):
         with pytest.raises(RunConflict) as caught:
             await changed.run(id="x")
         assert message in str(caught.value)
-        assert "fork('x'" in str(caught.value) or "fork()" in str(caught.value)
+        said.update(re.findall(r"with fork\('x', number=(\d)\)", str(caught.value)))
+    (advised,) = said
+    forked = await changed.fork("x", number=int(advised))
+    clean = await Application(after(), name="app").run(given())
+    if not change.startswith("until=") and "of which some count" not in change:
+        present = {*clean.state.to_plain()} - ({"started"} if "step before it" in change else set())
+        assert {name: forked.state.get(name) for name in present} == {
+            name: clean.state[name] for name in present
+        }
     forked = await changed.fork("x", id="y", number=0)
     assert forked.status == "succeeded"
     result = await Application(before(), store=store, name="app").run(id="x")
@@ -605,6 +624,40 @@ async def test_what_is_not_carried_over_is_refused_and_the_former_program_goes_o
         assert len(result.state["out"]) == len(clean.state["out"]) == 4
     else:
         assert result.state.to_plain() == clean.state.to_plain()
+
+
+@pytest.mark.parametrize("older", [False, True])
+async def test_what_was_folded_is_not_folded_once_more_by_a_fork(older: bool):
+    store: Any = Older(MemoryStore()) if older else MemoryStore()
+
+    def counted(state: State, _outcome: Any) -> State:
+        return state.increment(count=1)
+
+    def program() -> Act:
+        return chain(start, reducing(parse, reduce=counted, writes=["count"]))
+
+    await began(program(), store, "failed")
+    app = Application(program(), store=store, name="app")
+    forked = await app.fork("x")
+    assert (forked.state["count"], forked.state["started"]) == (5, True)
+    with pytest.raises(BadUse, match=r"in the middle of fan-out 'fan'.*fork\('x', number=1\)"):
+        await app.fork("x", number=2)
+    assert (await app.fork("x", number=1)).state["count"] == 5
+    assert (await app.run(id="x")).state["count"] == 5
+
+
+async def test_a_fork_that_could_not_begin_is_refused_before_there_is_one():
+    """Else its own conflict would advise a fork of itself, which could not begin either."""
+    store = MemoryStore()
+    await began(chain(start, fan()), store, "failed")
+    changed = Application(chain(between, fan()), store=store, name="app")
+    for begin in (lambda: changed.run(id="x"), lambda: changed.fork("x")):
+        with pytest.raises(RunConflict) as caught:
+            await begin()
+        assert "give it its old name with name=" in str(caught.value)
+        assert "fork('x', number=0)" in str(caught.value)
+    assert [one.run_id for one in await store.runs()] == ["x"]
+    assert (await changed.fork("x", number=0)).status == "succeeded"
 
 
 async def test_failures_that_a_later_program_has_collected_are_retried():

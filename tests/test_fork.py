@@ -703,7 +703,7 @@ async def test_failures_that_reduce_was_given_can_not_be_taken_back():
     app = apps(folds)
     fails.add("leaf b")
     await app.run({"items": ["a", "b"]}, id="x")
-    with pytest.raises(BadUse, match=r"'fold' have failed, and reduce has taken that.*fork\(\)"):
+    with pytest.raises(BadUse, match=r"'fold' have failed, and reduce.*fork\('x', number=0\)"):
         await app.retry_failed("x")
     fails.clear()
     forked = await app.fork("x", number=0)

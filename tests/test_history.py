@@ -75,7 +75,7 @@ def test_a_step_that_changes_nothing_is_completed_too():
     played = play({}, [Completed("a", 0), Completed("b", 0), Completed("a", 0)])
     assert played.began.step == "a"
     assert played.visit("a") == 2
-    assert list(played.completed_visits()) == [("a", 0), ("b", 0), ("a", 1)]
+    assert list(played.completed_visits()) == [("a", 0, 0), ("b", 0, 0), ("a", 1, 0)]
 
 
 def test_a_fork_begins_where_another_run_stood():
@@ -180,7 +180,7 @@ def test_going_back_to_one_of_several_visits():
     played = play({"turn": 0}, [*entries, Rewound("map", 1)])
     assert played.restored == {"turn": 1}
     assert played.visit("map") == 1
-    assert list(played.completed_visits()) == [("map", 0)]
+    assert list(played.completed_visits()) == [("map", 0, 0)]
     # And once more, further back: what was undone before stays undone.
     played.add(update(4, "map", turn=1))
     played.add(Completed("map", 4))
@@ -236,7 +236,7 @@ def test_playing_back_in_two_parts_comes_to_the_same(moves: list[tuple[str, bool
     assert told(whole) == told(parts)
     completed = list(whole.completed_visits())
     if completed:
-        step, visit = completed[-1]
+        step, visit, _ = completed[-1]
         entry = next(e for e in reversed(entries) if isinstance(e, Completed) and e.step == step)
         at = len(entries) - 1 - entries[::-1].index(entry)
         whole.add(Rewound(step, visit))

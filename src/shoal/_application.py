@@ -37,6 +37,7 @@ from ._secret import boxed
 from ._start import Left, Start, only_secrets, refuse_missing
 from ._state import S
 from ._store import Beginning, RunRecord, Store, check_store
+from ._takeup import has_folded, refuse_fork
 
 
 @final
@@ -323,21 +324,26 @@ class Application(Launcher[S]):
     ) -> RunResult[S]:
         """Start a new run from a state that another one has had, and run it to its end.
 
-        It begins where that one stood then: after the step that it had completed last. What the
-        step under way had done so far is in the state; in a keyed fan-out those elements are
-        skipped. The other run is left as it is.
+        It begins where that one stood then: after the step that it had completed last. A step under
+        way begins anew. What it had collected with ``into=`` so far is in the state: under ``key=``
+        those elements are skipped, also where an act is another one now. What it had folded with
+        ``reduce=`` can't be folded again, so then the new run begins before that step. To begin
+        before any step, give the number of the last update before it; a ``RunConflict`` names it.
+        The other run is left as it is.
 
         Args:
             run_id: The run to start from. It may still go on.
             update: Fields to be changed first; and what is secret in the other run, again.
             number: The number of the update after which to start, 0 being before the first; by
-                default the last one.
+                default the last one, or the last before a fan-out under way that has ``reduce=``.
             id: Names the new run; by default a random one.
             inputs: As for ``run``.
             runtime: As for ``run``.
 
         Raises:
             UnknownRun: The store has no such run, or it has no such update.
+            BadUse: ``number`` is in the middle of a fan-out that has ``reduce=``.
+            RunConflict: The graph does not have the step that the run had completed last.
             MissingSecret: The other run has secret fields, and ``update`` has not all of them.
             Exception: Everything that ``run`` raises.
 
@@ -364,6 +370,10 @@ class Application(Launcher[S]):
             begun = await recorded_beginning(execution, other)
             refuse_missing(run_id, begun.secret, changed)
             played = await recorded_history(execution, other, begun, upto=number)
+            if number is None and has_folded(played):
+                upto = played.began.number
+                played = await recorded_history(execution, other, begun, upto=upto)
+            refuse_fork(run_id, self.graph, played)
             secret = begun.secret | self.secret
             beginning = Beginning(
                 application=self.name,

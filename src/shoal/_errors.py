@@ -398,6 +398,14 @@ class _Brief(reprlib.Repr):
 _repr = _Brief()
 
 
+def fork_advice(run_id: str, number: int | None) -> str:
+    """Say how a new run is started from what another one had come to at an update's number."""
+    if number is None:
+        return f"start a new run with fork({run_id!r}, number=...) from before this step"
+    before = "its beginning" if number == 0 else "before what can't be carried over"
+    return f"start a new run from {before} with fork({run_id!r}, number={number})"
+
+
 def brief(value: object) -> str:
     """Show ``value`` in a message: on one line, shortened, and whatever its own repr does.
 

@@ -93,6 +93,7 @@ class Execution:
         "_claimed",
         "_failure",
         "_refusal",
+        "forks_at",
         "answers",
         "deadline",
         "groups",
@@ -168,6 +169,8 @@ class Execution:
         # depth it was found: as a child's failure an ``on_error`` could tolerate it, and it would
         # be recorded as a result. See test_a_conflict_inside_of_a_child_refuses_the_run.
         self._refusal: RunConflict | None = None
+        self.forks_at: int | None = None
+        """The number of the root run's last update before the step that it has gone on with."""
         self._claimed: list[_Claim] = []
 
     def forget(self) -> None:

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
@@ -217,11 +217,22 @@ class Playback:
         """Return how often ``step`` was completed."""
         return self.began.visits.get(step, 0)
 
-    def completed_visits(self) -> Iterator[tuple[str, int]]:
-        """Go through the steps that were completed, in order, with the visit of each."""
+    def completed_visits(self) -> Iterator[tuple[str, int, int]]:
+        """Go through the steps that were completed, in order.
+
+        With the visit of each, and the number of the last update before it.
+        """
         for ended in self._ended:
             step = ended.completed.step
-            yield step, ended.began.visits.get(step, 0)
+            yield step, ended.began.visits.get(step, 0), ended.began.number
+
+    def last_behind(self, is_known: Callable[[str], object]) -> int | None:
+        """Return the last number at which the run stood behind a step that is known, or began.
+
+        None: it began behind one that isn't.
+        """
+        moments = (self.began, *(ended.began for ended in reversed(self._ended)))
+        return next((at.number for at in moments if at.step is None or is_known(at.step)), None)
 
     def _rewind(self, entry: Rewound) -> None:
         while self._ended:

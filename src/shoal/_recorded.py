@@ -28,6 +28,7 @@ from ._errors import (
     UnknownRun,
     brief,
     did_you_mean,
+    fork_advice,
     note,
 )
 from ._events import (
@@ -216,8 +217,8 @@ def conflict(parent: Run, step: str, why: str) -> RunConflict:
     run_id, root = parent.path.id, parent.path.root.id
     error = RunConflict(
         f"fan-out {step!r} of run {run_id} was begun by a program in which {why}, and some of its "
-        f"results are there already; change that back to go on with it, or start a new run with "
-        f"fork({root!r}, number=...) from before this step"
+        f"results are there already; change that back to go on with it, or "
+        f"{fork_advice(root, parent.setting.execution.forks_at)}"
     )
     return parent.setting.execution.refuse(error)
 
@@ -371,8 +372,8 @@ class Recorded:
                 msg = (
                     f"fan-out {self._who!r}: what key {brief(child.key)} works on, its act{was} or "
                     f"the act's version has changed since its result was reduced (run "
-                    f"{child.path.id}); reduce can't be undone: start a new run, or fork() this "
-                    f"one from before the fan-out"
+                    f"{child.path.id}); reduce can't be undone: "
+                    f"{fork_advice(child.path.root.id, child.setting.execution.forks_at)}"
                 )
                 raise self._parent.setting.execution.refuse(InputChanged(msg))
             return "runs anew"

@@ -13,7 +13,7 @@ from ._action import Act
 from ._cancel import ki_unprotected
 from ._committing import Committer
 from ._ending import DONE, LIVE, NEVER_STARTED, SKIPPED
-from ._errors import RunConflict
+from ._errors import RunConflict, fork_advice
 from ._events import Done, Update
 from ._graph import Graph
 from ._history import Entry, Playback, Rewound, play
@@ -76,7 +76,7 @@ class Resumer(Committer):
         kept_in = setting.store if store is None else store
         await read_history(setting.execution, kept_in, self.path, take)
         is_done = self.record is not None and self.record.status == "succeeded"
-        if not is_done and self._other_way(played):
+        if not is_done and self._other_way(played) is not None:
             self.record = None
             await self.be_forgotten()
         else:
@@ -174,37 +174,41 @@ class Resumer(Committer):
         record = self.record
         if record is not None and record.status == "succeeded":
             return None
-        why = self._other_way(played) if self.setting.parent is None else ""  # see recall
-        if why:
-            msg = (
-                f"run {self.path.id} {why}; change the graph back to go on, give the changed one a "
-                f"new version, or start a new run with fork({self.path.root.id!r})"
-            )
+        other = self._other_way(played) if self.setting.parent is None else None  # see recall
+        if other is not None:
+            why, number = other
+            fork = "" if number is None else f", or {fork_advice(self.path.id, number)}"
+            msg = f"run {self.path.id} {why}; change the graph back to go on{fork}"
             raise RunConflict(msg)
         return self._after(played)
 
-    def _other_way(self, played: Playback) -> str:
-        """Say where a history has gone a way that the graph doesn't have; nothing: it has it."""
+    def _other_way(self, played: Playback) -> tuple[str, int | None] | None:
+        """Say where a history has gone a way that the graph doesn't have; None: it has it.
+
+        With the number of the last update that the graph can begin behind, if there is one.
+        """
         graph, before = self.setting.graph, played.first_after
-        for step, _ in played.completed_visits():
+        for step, _, number in played.completed_visits():
             known = graph.find(step) and (before is None or graph.find(before))
             if known and not graph.leads(before, step):
                 behind = "to begin with" if before is None else f"behind {before!r}"
-                return f"has completed the step {step!r} {behind}, where {graph.name!r} has others"
+                why = f"has completed the step {step!r} {behind}, where {graph.name!r} has others"
+                return why, number
             before = step
         if before is not None and graph.find(before) is None:
-            return f"has completed the step {before!r}, which {graph.name!r} does not have any more"
+            return unknown_step(before, graph), played.last_behind(graph.find)
         under_way = played.step_under_way
         if under_way is None:
-            return ""
+            return None
         following = self._after(played)
         if following is None or following.name != under_way:
             comes = "nothing" if following is None else f"{following.name!r}"
-            return (
+            why = (
                 f"was in the middle of step {under_way!r}, where {comes} comes in {graph.name!r} "
                 f"now (if the step was renamed, give it its old name with name=)"
             )
-        return ""
+            return why, played.began.number
+        return None
 
     def _after(self, played: Playback) -> Act | None:
         """Return the act behind the step that was completed last."""
@@ -221,6 +225,14 @@ class Resumer(Committer):
             data = {name: value for name, value in self._head[1].items() if name in schema.fields}
             self.first = schema.initial(data, f"the first state of {self.setting.act!r}")
             self._head = (0, self.first)
+
+
+def unknown_step(step: str, graph: Graph) -> str:
+    """Say that a run has completed a step that a graph doesn't have."""
+    return (
+        f"has completed the step {step!r}, which {graph.name!r} does not have any more (if it was "
+        f"renamed, give it its old name with name=)"
+    )
 
 
 @ki_unprotected

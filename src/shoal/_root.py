@@ -217,6 +217,7 @@ class Root:
             rewound = self._failed_step(run.setting.graph, played, children)
             played.add(rewound)
             run.rewound = rewound, _back(now, played.restored)
+        execution.forks_at = played.began.number
         run.go_on_from(played)
         await recall_ledgers(run, done, children)
         if is_over:
@@ -236,7 +237,7 @@ class Root:
         """
         path = self.path
         failed = {(one.step, one.visit) for one in children if one.status == "failed"}
-        for step, visit in played.completed_visits():
+        for step, visit, number in played.completed_visits():
             act = graph.find(step)
             if (step, visit) in played.decided:
                 continue  # who fails in a race only loses it
@@ -245,7 +246,8 @@ class Root:
                     return Rewound(step, visit)
                 msg = (
                     f"run {path.id}: children of {step!r} have failed, and reduce has taken that; "
-                    f"it can't be undone: fork() the run from before that step instead"
+                    f"it can't be undone: start a new run from before that step instead, with "
+                    f"fork({path.id!r}, number={number})"
                 )
                 raise BadUse(msg)
         msg = (

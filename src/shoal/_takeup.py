@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, cast, final
 
 from ._collections import StateMap
-from ._errors import RunConflict, ShoalError
+from ._errors import BadUse, RunConflict, ShoalError, fork_advice
 from ._events import ChildName, Decision, Done, Outcome, Status, Update
 from ._graph import Graph
 from ._history import Playback, StepBegun
@@ -26,9 +26,10 @@ from ._ids import Key, RunPath
 from ._join import Join, Shape
 from ._ledger import Ledger
 from ._recorded import Recorded, conflict, decided, is_unended, outcome_of
+from ._resuming import unknown_step
 from ._run import Run
 from ._source import Elements
-from ._state import Put, PutWithin, Set
+from ._state import Drop, Extend, Increment, Put, PutWithin, Set
 from ._store import ChildRecord, SavedRun
 from ._until import All, First, FirstItem, Quorum, Until
 
@@ -113,9 +114,10 @@ def refuse_changed(
     if begun is None:
         return StepBegun(join.name, now)
     then = None if begun.begun is None else begun.begun.declared
-    why = join.conflict(run.data) if begun.under_way else ""
-    if not why and then is not None:
-        why = _changed(then, now, has_grown=any(one.discovered for one in begun.under_way))
+    has_grown = any(one.discovered for one in begun.under_way)
+    why = "" if then is None else _changed(then, now, has_grown=has_grown)
+    if not why and begun.under_way:
+        why = join.conflict(run.data)
     if not why and recorded is not None:
         why = _misplaced(join, recorded, begun.under_way)
     if why:
@@ -358,9 +360,57 @@ def refuse_left_steps(
             msg = (
                 f"run {path.id} was in the middle of step {step!r}, which {graph.name!r} does not "
                 f"have now (it has: {acts}); if it was renamed, give it its old name with name=, "
-                f"or start a new run with fork({path.id!r})"
+                f"or {fork_advice(path.id, played.last_behind(graph.find))}"
             )
             raise RunConflict(msg)
+
+
+# -- forks ---------------------------------------------------------------------------------------
+
+
+def has_folded(played: Playback) -> bool:
+    """Tell whether the step under way has given results to ``reduce``, so that it can't begin anew.
+
+    Of what earlier versions of shoal have saved, its updates say so, unless they only set fields.
+    """
+    if played.number <= played.began.number:
+        return False
+    if played.begun is not None:
+        return bool(played.begun.declared["reduces"])
+    operations = (one for update in played.under_way for one in update.operations)
+    return any(
+        isinstance(one, Increment | Extend | Drop)
+        or (isinstance(one, Put) and one.position is None)
+        for one in operations
+    )
+
+
+def refuse_fork(run_id: str, graph: Graph, played: Playback) -> None:
+    """Refuse to fork a run where the new one could not begin, or would fold results twice.
+
+    Args:
+        run_id: The run that is forked.
+        graph: What the new one walks.
+        played: The history of the other one, up to where the new one is to begin.
+
+    Raises:
+        BadUse: It is in the middle of a step that folds.
+        RunConflict: The graph doesn't have the step behind which it would begin.
+    """
+    if has_folded(played):
+        number, step = played.began.number, played.step_under_way
+        msg = (
+            f"run {run_id} was in the middle of fan-out {step!r} at number {played.number}, whose "
+            f"reduce= had taken results; a new run would fold them once more: "
+            f"{fork_advice(run_id, number)}"
+        )
+        raise BadUse(msg)
+    step = played.began.step
+    if step is not None and graph.find(step) is None:
+        number = played.last_behind(graph.find)
+        fork = "" if number is None else f", or {fork_advice(run_id, number)}"
+        msg = f"run {run_id} {unknown_step(step, graph)}; change the graph back{fork}"
+        raise RunConflict(msg)
 
 
 def without_failures(join: Join, data: Mapping[str, object]) -> dict[str, object]:
