@@ -660,6 +660,35 @@ async def test_a_fork_that_could_not_begin_is_refused_before_there_is_one():
     assert (await changed.fork("x", number=0)).status == "succeeded"
 
 
+@pytest.mark.parametrize(
+    ("after", "says"),
+    [
+        (lambda: chain(start, collecting("worse"), last), "failures into 'bad', and now"),
+        (lambda: chain(start, collecting("bad", into="others")), "go into 'others' by key now"),
+        (lambda: chain(between, collecting("bad"), last), "completed the step 'start'"),
+    ],
+)
+async def test_a_retry_that_is_refused_leaves_the_run_as_it_was(
+    after: Callable[[], Act], says: str
+):
+    store, life["fails"] = MemoryStore(), True
+    root = RunPath(run_id="x")
+    before = Application(chain(start, collecting("bad"), last), store=store, name="app")
+    came_to = await before.run(given(), id="x")
+    history = await store.read(root)
+    changed = Application(after(), store=store, name="app")
+    life["first"] = False
+    for _ in range(2):
+        with pytest.raises(RunConflict) as caught:
+            await changed.retry_failed("x")
+        assert says in str(caught.value)
+        assert "with fork('x', number=" in str(caught.value)
+    assert [one.status for one in await store.runs()] == ["succeeded"]
+    assert await store.read(root) == history
+    assert (await changed.run(id="x")).state == came_to.state
+    assert (await before.retry_failed("x")).state["last"] == 5
+
+
 async def test_failures_that_a_later_program_has_collected_are_retried():
     store = MemoryStore()
     await began(fan(), store, "failed")

@@ -174,13 +174,22 @@ class Resumer(Committer):
         record = self.record
         if record is not None and record.status == "succeeded":
             return None
-        other = self._other_way(played) if self.setting.parent is None else None  # see recall
+        if self.setting.parent is None:  # see recall
+            self.refuse_other_way(played)
+        return self._after(played)
+
+    def refuse_other_way(self, played: Playback) -> None:
+        """Refuse to go on with a history that has gone a way that the graph doesn't have.
+
+        Raises:
+            RunConflict: Saying where.
+        """
+        other = self._other_way(played)
         if other is not None:
             why, number = other
             fork = "" if number is None else f", or {fork_advice(self.path.id, number)}"
             msg = f"run {self.path.id} {why}; change the graph back to go on{fork}"
             raise RunConflict(msg)
-        return self._after(played)
 
     def _other_way(self, played: Playback) -> tuple[str, int | None] | None:
         """Say where a history has gone a way that the graph doesn't have; None: it has it.

@@ -38,7 +38,7 @@ from ._start import First, Start, refuse_conflict, refuse_missing
 from ._state import Change, Drop, Set
 from ._store import ChildRecord, NullStore
 from ._suspects import Suspects
-from ._takeup import refuse_left_steps
+from ._takeup import refuse_left_steps, refuse_retry
 
 
 @final
@@ -216,6 +216,10 @@ class Root:
             now = played.data
             rewound = self._failed_step(run.setting.graph, played, children)
             played.add(rewound)
+            run.refuse_other_way(played)
+            act = run.setting.graph.find(rewound.step)
+            if isinstance(act, Parallel):
+                refuse_retry(self.path, act._join(), played)
             run.rewound = rewound, _back(now, played.restored)
         execution.forks_at = played.began.number
         run.go_on_from(played)

@@ -365,6 +365,32 @@ def refuse_left_steps(
             raise RunConflict(msg)
 
 
+def refuse_retry(path: RunPath, join: Join, played: Playback) -> None:
+    """Refuse to go back into a step that puts results elsewhere now than when it was completed.
+
+    What ``refuse_changed`` says of its children comes up only when the run is there; but this is
+    known before, so the run keeps the end that it has come to (see
+    test_a_retry_that_is_refused_leaves_the_run_as_it_was).
+
+    Args:
+        path: The run.
+        join: What becomes of results now.
+        played: Its history, with the step under way.
+
+    Raises:
+        RunConflict: Naming what was declared then, and what is now.
+    """
+    then = None if played.begun is None else played.begun.declared
+    why = "" if then is None else _changed(then, declared(join), has_grown=False)
+    if why:
+        msg = (
+            f"fan-out {join.name!r} of run {path.id} was completed by a program in which {why}; "
+            f"change that back to retry what has failed in it, or "
+            f"{fork_advice(path.id, played.began.number)}"
+        )
+        raise RunConflict(msg)
+
+
 # -- forks ---------------------------------------------------------------------------------------
 
 
