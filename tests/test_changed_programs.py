@@ -689,6 +689,21 @@ async def test_a_retry_that_is_refused_leaves_the_run_as_it_was(
     assert (await before.retry_failed("x")).state["last"] == 5
 
 
+async def test_an_application_without_a_name_goes_on_under_the_name_that_was_made_up():
+    def app(*acts: Act, name: str | None = None) -> Application[Any]:
+        return Application(chain(*acts), store=store, name=name)
+
+    store, life["fails"] = MemoryStore(), True
+    with pytest.raises(ExceptionGroup):
+        await app(start, fan()).run(given(), id="x")
+    life["first"] = False
+    with pytest.raises(RunConflict) as caught:
+        await app(start, fan(), last).run(id="x")
+    assert "old name: Application(..., name='start+fan')" in str(caught.value)
+    result = await app(start, fan(), last, name="start+fan").run(id="x")
+    assert result.state["last"] == 5
+
+
 async def test_failures_that_a_later_program_has_collected_are_retried():
     store = MemoryStore()
     await began(fan(), store, "failed")

@@ -129,6 +129,12 @@ def refuse_conflict(run_id: str, known: Beginning, wanted: Start) -> None:
     if fields:
         differs.append(f"its initial state differs in {', '.join(map(repr, fields))}")
     if differs:
+        if known.application != begun.application:
+            # Also where neither name was chosen: whether one was is not kept.
+            differs[0] += (
+                f" (without name=, it is made of the steps' names; to go on with the run under its "
+                f"old name: Application(..., name={known.application!r}))"
+            )
         leave_out = f"To go on with it leave out the state: run(id={run_id!r}). " if fields else ""
         msg = (
             f"run {run_id} exists, and was started with something else: {'; '.join(differs)}. "
