@@ -50,6 +50,7 @@ from ._setting import Setting
 from ._source import Elements
 from ._state import held
 from ._store import Store
+from ._unended import end_children
 
 logger = logging.getLogger("shoal")
 
@@ -259,6 +260,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         try:
             try:
                 await self._record_rest(group)
+                await self._end_unended()
             finally:
                 self._source.end()
         except Exception as error:
@@ -290,6 +292,17 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         finally:
             self._deliver(late)
             await self._end_left_over(group.reason)
+
+    async def _end_unended(self) -> None:
+        """Record that children have no end which the action has not started again."""
+        setting, recorded = self._run.setting, self._source.recorded
+        if recorded is None or not setting.execution.is_resumed or setting.execution.unsaved:
+            return
+        left = [record for record in recorded.rest() if record.status is None]
+        if left:
+            why = "its action has not started it again"
+            execution, store = setting.execution, setting.store
+            await end_children(execution, store, self._run, left, decided={}, reason=why)
 
     async def _end_left_over(self, reason: str) -> None:
         """Record and deliver that what was started and never began is cancelled.

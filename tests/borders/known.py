@@ -55,7 +55,6 @@ KNOWN: Sequence[Known] = (
           lambda program, violation: program["change"] == "folded" and "RunConflict" in violation),
     Known("tasks torn down before they begin", _is_torn_down),
     Known("stagger= waits for ever where nothing is left to start", _waits_to_start),
-    Known("under way, and never taken up again", _says("is still running in a run that has")),
     Known("a skipped key is told and not saved", _says("Skipped(")),
     Known("ledgers of what nobody was started in", _says("run again with")),
 )  # fmt: skip
