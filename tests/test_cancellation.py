@@ -1137,6 +1137,48 @@ def test_a_sequential_step_that_cancels_natively_fails_its_run(on: str, spoil: S
     run_asyncio(on, spoiled_step, spoil, waits)
 
 
+@every_loop
+@waiting
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_action_that_cancels_its_own_task_while_all_is_cancelled(
+    on: str, waits: Any, fails: bool
+):
+    """What it leaves behind hits neither a save nor a hook: all that has begun has its end."""
+    scopes: list[anyio.CancelScope] = []
+
+    @action(reads=["item"], writes=["one"])
+    async def one(item: int) -> int:
+        scopes[-1].cancel()
+        with anyio.CancelScope(shield=True):
+            for _ in range(5):  # until the run is cancelled
+                await checkpoint()
+        this_task().cancel()
+        if fails:
+            raise ValueError(item)
+        return item
+
+    @action(reads=["one"], writes=["two"])
+    async def two(one: int) -> int:
+        await checkpoint()
+        return one
+
+    chain = Graph.chain(one, two, name="chain")
+    wide = fan_out(chain, over="n", into="out", take="two", on_error="collect", name="wide")
+    below = fan_out(wide, over="m", item="n", into="outs", take="out", on_error="collect")
+    inner = Graph.chain(first, chain, name="inner")
+
+    async def go() -> None:
+        for act in (one, chain, wide, below, inner):
+            watched = Watched(act, waits=waits)
+            with suppress(ValueError), anyio.CancelScope() as scope:
+                scopes.append(scope)
+                await watched.go({"item": 1, "n": [1, 2], "m": [[1, 2], [3]]})
+            watched.check()
+            assert [event.status for event in watched.of(RunEnded)] != []
+
+    run_asyncio(on, go)
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("limit", [2, 5])
 def test_a_stale_native_cancel_never_ends_a_fan_out_early(seed: int, limit: int):

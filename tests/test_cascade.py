@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
 
 import anyio.lowlevel
 import pytest
@@ -32,9 +34,11 @@ from shoal import (
     when,
 )
 from shoal._store import Batch
-from shoal.testing import RecordingHook, no_leaks
+from shoal.testing import RecordingHook, no_leaks, run_virtual
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 
 class Stops:
@@ -342,3 +346,115 @@ def test_again_is_refused_where_it_means_nothing():
         fan_out(halve, over="ns", item="n", key=str, into="h", again=False, grow=lambda s, o: [3])
     with pytest.raises(DefinitionError, match="True, False"):
         fan_out(halve, over="ns", item="n", key=str, into="h", again=cast("Any", "yes"))
+
+
+class SlowToClaim:
+    """A store that takes its time to say whether it has claimed a run, and notes earlier saves."""
+
+    def __init__(self, seconds: float) -> None:
+        self._kept = MemoryStore()
+        self._seconds = seconds
+        self._is_claimed = False
+        self.too_early: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kept, name)
+
+    async def claim(self, run_id: str, holder: str) -> Any:
+        await anyio.sleep(self._seconds)
+        self._is_claimed = True
+        return await self._kept.claim(run_id, holder)
+
+    def save(self, batch: Batch) -> Any:
+        if not self._is_claimed:
+            self.too_early.append(batch.path.id)
+        return self._kept.save(batch)
+
+
+@pytest.mark.parametrize("seconds", [1, 1000])
+async def test_a_claim_that_is_never_answered_is_everybodys(seconds: float):
+    """Several children come to a store of their own at once: all of them wait for its one claim."""
+    own: Any = SlowToClaim(seconds)
+
+    @action(reads=["item"], writes=["out"])
+    async def work(item: int) -> int:
+        return item
+
+    inner = fan_out(work, over="m", into="outs", take="out", store=own, name="inner")
+    outer = fan_out(inner, over="n", item="m", into="all", take="outs", name="outer")
+    hook = RecordingHook()
+    app = Application(outer, store=MemoryStore(), hooks=[hook])
+    async with no_leaks():
+        if seconds == 1:
+            result = await app.run({"n": [[1, 2], [3]]})
+            assert result.state["all"] == [[1, 2], [3]]
+        else:
+            with pytest.raises(StoreFailed, match="it did not answer within 30 s"):
+                await app.run({"n": [[1, 2], [3]]})
+    assert own.too_early == []
+    hook.assert_paired()
+
+
+class SlowToTell(MemoryStore):  # pyright: ignore[reportGeneralTypeIssues] # a test's own
+    """A store that takes five seconds for each answer, from when it ``is_slow``."""
+
+    is_slow = False
+
+    async def _late(self, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
+        if self.is_slow:
+            await anyio.sleep(5)
+        return await ask(*args)
+
+    def claim(self, run_id: str, holder: str) -> Any:
+        return self._late(super().claim, run_id, holder)
+
+    def load(self, run_id: str) -> Any:
+        return self._late(super().load, run_id)
+
+    def children(self, *args: Any) -> Any:
+        return self._late(super().children, *args)
+
+
+@pytest.mark.parametrize("of", ["an own store", "a resumed run", "questions", "fork"])
+def test_a_native_timeout_while_a_store_is_asked(of: str):
+    """It is whose task that is: the store has not failed, and the run goes on."""
+    own: Any = SlowToTell()
+    main: Any = SlowToTell()
+    outcomes = list[str]()
+
+    @action(reads=["item"], writes=["leaf"])
+    async def work(item: int) -> int:
+        return item
+
+    @action(writes=["told"])
+    async def patient(context: Context) -> int:
+        store = own if of == "an own store" else INHERIT
+        main.is_slow = of == "a resumed run"
+        try:
+            async with asyncio.timeout(1), context.fan_out(name="f", store=store) as group:
+                group.start(work, {"item": 1})
+        except TimeoutError:
+            outcomes.append("timed out")
+        own.is_slow = main.is_slow = False
+        async with context.fan_out(name="g", store=store) as group:
+            group.start(work, {"item": 2})
+            return sum([outcome.value async for outcome in group if isinstance(outcome, Done)])
+
+    async def go() -> None:
+        app = Application(patient, store=main)
+        if of == "an own store":
+            own.is_slow = True
+        else:
+            await app.run({"other": 1}, id="a", halt_before=[patient])
+            main.is_slow = of in ("questions", "fork")
+        if of in ("questions", "fork"):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await (app.questions("a") if of == "questions" else app.fork("a", id="b"))
+            main.is_slow = False
+            return
+        result = await app.run({"other": 1}, id="a")
+        assert result.state["told"] == 2
+        assert outcomes == ["timed out"]
+
+    run_virtual(go)

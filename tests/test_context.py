@@ -501,6 +501,19 @@ async def test_keys_are_told_apart_by_act_and_by_type():
     assert await result_of(body) == [("other", "1"), ("quick", "1"), ("quick", "1")]
 
 
+async def test_a_key_function_that_returns_none_fails_the_group():
+    """None is no key, as in every other fan-out; only ``start`` takes it for none given."""
+
+    async def body(context: Context) -> None:
+        async with context.fan_out(name="f") as group:
+            group.start(quick, {"item": 1}, key=None)
+            group.start_each(quick, over=["a", "b"], key=lambda one: None if one == "b" else one)
+            await drained(group)
+
+    with pytest.raises(BadKey, match="keys are str or int, not None"):
+        await result_of(body)
+
+
 async def test_a_repeated_key_of_an_element_fails_the_group():
     async def body(context: Context) -> None:
         async with context.fan_out(name="f") as group:

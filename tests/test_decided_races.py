@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ from shoal import (
     Context,
     Done,
     Graph,
+    Hedge,
     Limits,
     MemoryStore,
+    NobodyAccepted,
     Outcome,
     Result,
     RunPath,
@@ -203,3 +206,44 @@ async def test_each_contestant_has_one_outcome_wherever_the_process_dies(
                 ledger = one.outcomes(step)
                 assert (ledger.done, ledger.cancelled) == (winners, contestants - winners)
     assert n > 2
+
+
+# -- started one after the other ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [inf, 5.0, Hedge(initial=5.0)])
+async def test_a_decided_race_is_not_staggered(how: float | Hedge):
+    """Its other elements are left out, and no start is waited for that nobody takes."""
+    calls: list[float] = []
+
+    @action(reads=["item"], writes=["slept"])
+    async def breaks_off_once(item: float) -> AsyncIterator[str | Result[float]]:
+        calls.append(item)
+        yield "so"
+        await anyio.sleep(0.5)
+        if len(calls) == 1:
+            raise ValueError(item)
+        yield Result(item)
+
+    @action(reads=["item"], writes=["slept"])
+    async def breaks_off(item: float) -> AsyncIterator[str | Result[float]]:
+        calls.append(item)
+        yield "so"
+        await anyio.sleep(0.5)
+        raise ValueError(item)
+
+    for act, ends in ((breaks_off_once, True), (breaks_off, False)):
+        calls.clear()
+        race_of_three = fan_out(
+            act, over="items", item="item", key=str, into="out", until=first_item(), stagger=how
+        )
+        app = Application(race_of_three, store=MemoryStore())
+        with pytest.raises(NobodyAccepted):
+            await app.run({"items": [1.0, 2.0, 3.0]}, id="a")
+        with anyio.fail_after(100):
+            if ends:
+                assert (await app.run(id="a")).state["out"] == 1.0
+            else:
+                with pytest.raises(NobodyAccepted):
+                    await app.run(id="a")
+        assert calls == [1.0, 1.0], "the winner, and nobody else"

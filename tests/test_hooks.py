@@ -43,6 +43,7 @@ from shoal import (
 )
 from shoal._store import Batch, NullStore
 from shoal.testing import RecordingHook
+from tests.test_cancellation import cancellation
 
 pytestmark = pytest.mark.anyio
 
@@ -625,6 +626,55 @@ async def test_an_observer_whose_future_was_cancelled_is_detached(caplog: pytest
 async def test_a_guard_whose_future_was_cancelled_fails_the_run():
     with pytest.raises(HookFailed, match="hook Loud raised"):
         await Application(pairs, hooks=[Loud(cancelled_elsewhere)]).run({"items": [1, 2]})
+
+
+async def generator_exit_later(event: Event) -> None:
+    await anyio.lowlevel.checkpoint()
+    raise GeneratorExit
+
+
+def generator_exit(event: Event) -> None:
+    raise GeneratorExit
+
+
+@contextmanager
+def generator_exit_around() -> Generator[None]:
+    try:
+        yield
+    finally:
+        raise GeneratorExit
+
+
+def cancellation_made(event: Event) -> None:
+    raise cancellation()
+
+
+RUDE: list[Callable[[Event], Any]] = [
+    generator_exit, generator_exit_later, cancellation_made, cancelled_elsewhere,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("say", RUDE)
+async def test_an_observer_that_raises_a_cancellation_while_all_is_cancelled(
+    method: str, say: Callable[[Event], Any], caplog: pytest.LogCaptureFixture
+):
+    """It is the observer's failure: the run ends as cancelled, and so does its caller."""
+
+    def say_there(event: Event) -> Any:
+        return say(event) if isinstance(event, METHODS[method]) else None
+
+    for spoil in (LoudObserver(say_there), AroundObserver(generator_exit_around)):
+        hook = RecordingHook()
+        caplog.clear()
+        with anyio.move_on_after(1.5) as scope:
+            await Application(pairs, hooks=[spoil, hook]).run({"items": [1, 2]})
+        assert scope.cancelled_caught
+        hook.assert_paired()
+        (end,) = [event for event in hook.of(RunEnded) if event.depth == 0]
+        assert (end.status, end.error) == ("cancelled", None)
+        if say is not cancelled_elsewhere:  # of two events only
+            assert len(caplog.records) == 1
 
 
 # -- cancellation --------------------------------------------------------------------------------

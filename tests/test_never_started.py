@@ -21,9 +21,11 @@ from shoal import (
     ChildEnded,
     ChildName,
     ChildStarted,
+    CommitInDoubt,
     Context,
     Done,
     Each,
+    Failed,
     Graph,
     Hedge,
     Hook,
@@ -36,6 +38,7 @@ from shoal import (
     RunCancelled,
     Runtime,
     State,
+    StoreFailed,
     action,
     fan_out,
     first,
@@ -723,3 +726,44 @@ async def test_of_a_nested_fan_out_whose_parent_is_cancelled_alone():
 
     await by_hand(watched, {"n": ["x"]}, cancel)
     assert bodies.elements == [4, 5]
+
+
+# -- what could not be saved -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize("breaker", [None, Breaker(failures=1)])
+async def test_who_is_passed_over_and_not_saved_is_told_as_cancelled(
+    hangs: bool, breaker: Breaker | None
+):
+    """Nobody is told that a child was skipped, or deferred, of whom the store knows nothing."""
+
+    class Failing(Keeping):
+        def save(self, batch: Any) -> Any:
+            if any(child.status is None for child in (*batch.applied, *batch.unapplied)):
+                return anyio.sleep_forever() if hangs else self.refuse()
+            return super().save(batch)
+
+        async def refuse(self) -> None:
+            raise OSError("no room")
+
+    @action(reads=["item"], writes=["out"])
+    async def fail(item: int) -> int:
+        raise ValueError(item)
+
+    hook = RecordingHook()
+    act = fan_out(
+        fail, over="n", key=str, into="outs", take="out", on_error="collect", name="f",
+        each=Each(timeout=99, breaker=breaker), limits=Limits(1),
+    )  # fmt: skip
+    known = {"1": 1} if breaker is None else {}
+    app = Application(act, hooks=[hook])
+    app.store = Failing()
+    with pytest.raises((StoreFailed, CommitInDoubt)):
+        await app.run({"n": [1, 2, 3], "outs": known})
+    ended = [e.outcome for e in hook.of(ChildEnded) if not isinstance(e.outcome, Failed)]
+    assert ended, "nobody was passed over"
+    reasons = [one.reason for one in ended if isinstance(one, Cancelled)]
+    assert len(reasons) == len(ended)
+    assert set(reasons) == {"its outcome could not be saved"}
+    hook.assert_paired()

@@ -12,8 +12,9 @@ Invariants:
 from __future__ import annotations
 
 import math
+import sys
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import Context
 from typing import Any, TypeGuard, TypeVar, cast
@@ -34,11 +35,16 @@ def cancelled() -> bool:
     return current_effective_deadline() == -math.inf
 
 
-def as_failure(error: BaseException) -> Exception | None:
+def as_failure(error: BaseException, *, cancellable: bool = True) -> Exception | None:
     """Return what ``error`` means for the run that it came out of, if that is a failure.
 
     None where it must travel on: a true cancellation, a ``fatal_leaf``. Whoever asks of a run that
     may be halting has looked for that before.
+
+    Args:
+        error: What was raised.
+        cancellable: Whether a cancellation could arrive where it was raised. In a plain function
+            none can, whatever is cancelled around it.
     """
     if isinstance(error, Exception):
         return error
@@ -57,7 +63,7 @@ def as_failure(error: BaseException) -> Exception | None:
             return None
     elif not isinstance(error, spurious):
         return None
-    return None if cancelled() else _spurious(error)
+    return None if cancellable and cancelled() else _spurious(error)
 
 
 def is_cancellation(error: BaseException) -> bool:
@@ -149,6 +155,7 @@ def drive(
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 ki_protected_functions: list[Callable[..., Any]] = []
 ki_unprotected_functions: list[Callable[..., Any]] = []
@@ -180,3 +187,27 @@ async def absorb_native_cancel() -> None:
     """
     with suppress(get_cancelled_exc_class()):  # a native one is nobody's, a scope's comes again
         await checkpoint()
+
+
+def is_natively_cancelled() -> bool:
+    """Tell whether a native cancellation waits for the next ``await`` of the current task.
+
+    Nobody outside of the task has left it: that would have arrived when the task went on.
+    """
+    aio: Any = sys.modules.get("asyncio")  # not imported here: trio does without it
+    if aio is None or aio._get_running_loop() is None:
+        return False
+    task = aio.current_task()
+    # Known to all tasks of asyncio's, and to anyio; another loop's own tasks may lack it.
+    return task is not None and getattr(task, "_must_cancel", False)
+
+
+async def shielded_wait(pending: Awaitable[T]) -> T:
+    """Await what nothing may interrupt, within a shield, though user code has cancelled its task.
+
+    No shield holds off a native cancellation. What an action has left behind is nobody's, so it is
+    dropped before the wait; see test_an_action_that_cancels_its_own_task_while_all_is_cancelled.
+    """
+    if is_natively_cancelled():
+        await absorb_native_cancel()
+    return await pending

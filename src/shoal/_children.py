@@ -554,14 +554,14 @@ class _Started:
         self._single: deque[Entry] = deque()
         self._each: deque[_Each] = deque()  # in turns: an infinite one lets others pass
         self._keys: set[tuple[str, Key]] = set()  # of each act
-        self._position = 0
+        self.position = 0  # of the next one
         self._closed = False
         self.made = 0  # children
         self.recorded: Recorded | None = None
 
     def add(self, kind: Kind, key: Key | None, given: object) -> None:
         """Add a child to be."""
-        self._single.append(self.entry(kind, key, given))
+        self._single.append(self.entry(kind, self.position if key is None else key, given))
 
     def add_each(self, each: _Each) -> None:
         """Add a child to be for each of many elements."""
@@ -569,8 +569,7 @@ class _Started:
 
     def entry(self, kind: Kind, key: object, element: object) -> Entry:
         """Tell a child to be apart from the others."""
-        position = self._position
-        name = position if key is None else plain_key(key)
+        position, name = self.position, plain_key(key)
         if name is None:
             msg = f"{self._children!r}: keys are str or int, not {brief(key)}"
             raise BadKey(msg)
@@ -581,7 +580,7 @@ class _Started:
             )
             raise BadKey(msg)
         self._keys.add((kind.setting.act, name))
-        self._position = position + 1
+        self.position = position + 1
         return Entry(name, position, element, kind)
 
     def close(self) -> None:
@@ -710,8 +709,10 @@ class _Each(Elements):
         self._started_by = started_by
 
     def _entries(self, element: object, position: int) -> Sequence[Entry]:
-        key = None if self._key_by is None else self._key_by(element)
-        return (self._started_by.entry(self.kinds[0], key, element),)
+        started_by, kind = self._started_by, self.kinds[0]
+        if self._key_by is None:
+            return (started_by.entry(kind, started_by.position, element),)
+        return (started_by.entry(kind, self._key_by(element), element),)
 
     async def feed(self, group: Room) -> None:
         try:

@@ -272,11 +272,17 @@ class Ender(Halter):
         self.reason = reason
 
     def lose(self) -> None:
-        """Note that the run's end could not be saved: for everybody else it did not end well."""
-        if self.status is not None and not self.disposition.is_final:
+        """Note that the run's end could not be saved: for everybody else it did not end well.
+
+        Neither was it skipped or deferred, if nobody can know that later.
+        """
+        why = "its outcome could not be saved"
+        if self.disposition in (SKIPPED, DEFERRED):
+            self._outcome = None
+            self.never_start(why)
+        elif self.status is not None and not self.disposition.is_final:
             self._outcome = None
             self.error = None
-            why = "its outcome could not be saved"
             self.cancel(why, None, "succeeded", "failed", "cancelled", "halted")
 
     def never_start(self, reason: str, winner: ChildName | None = None) -> None:

@@ -14,15 +14,16 @@ import math
 from collections.abc import Awaitable
 from typing import TypeVar, final
 
-from anyio import CancelScope, current_time, move_on_after
+from anyio import CancelScope, Event, current_time, move_on_after
 
-from ._cancel import as_failure
+from ._cancel import as_failure, is_natively_cancelled, shielded_wait
 from ._errors import (
     CommitInDoubt,
     LeaseLost,
     NotData,
     NotDecodable,
     RunClaimed,
+    RunConflict,
     ShoalError,
     SpuriousCancel,
     StoreFailed,
@@ -91,6 +92,7 @@ class Execution:
     __slots__ = (
         "_claimed",
         "_failure",
+        "_refusal",
         "answers",
         "deadline",
         "groups",
@@ -161,30 +163,41 @@ class Execution:
         """Whether the last save was waited for, so that one of more costs hardly more."""
         self.groups: set[object] = set()
         """The groups of children that live now, at all depths."""
-        self._failure: ShoalError | None = None
-        self._claimed: list[tuple[Store, str]] = []
+        self._failure: ShoalError | None = None  # of a save: nothing more is saved
+        # Why the program can't go on with what is stored. It ends the whole tree, at whichever
+        # depth it was found: as a child's failure an ``on_error`` could tolerate it, and it would
+        # be recorded as a result. See test_a_conflict_inside_of_a_child_refuses_the_run.
+        self._refusal: RunConflict | None = None
+        self._claimed: list[_Claim] = []
 
     def forget(self) -> None:
         """Let go of what ended it, which is being raised: its traceback leads back to here."""
-        self._failure = None
+        self._failure = self._refusal = None
         self.hooks.failures.clear()
 
     @property
     def failure(self) -> ShoalError | None:
-        """What ends it: of a save, of a guarding hook; None if nothing does."""
-        return first_of(self._failure, *self.hooks.failures)
+        """What ends it: of a save, a guarding hook, a changed program; None if nothing does."""
+        return first_of(self._failure, self._refusal, *self.hooks.failures)
+
+    def refuse(self, error: RunConflict) -> RunConflict:
+        """End it with ``error``, which the caller raises: the program can't go on with the run."""
+        self._refusal = first_of(self._refusal, error)
+        return error
 
     @property
     def is_doomed(self) -> bool:
-        """Whether a save or a guarding hook has failed, so that it is about to end."""
+        """Whether a save or a guarding hook failed, or the run is refused, so that it will end."""
         return self.failure is not None
 
     def ended_by(self, error: BaseException) -> bool:
         """Tell whether ``error`` ends the execution, and is no failure of the run it came out of.
 
-        That is what became of the store or of a guarding hook; no ``on_error`` tolerates it.
+        That is what became of the store or of a guarding hook, or the refusal of a changed program;
+        no ``on_error`` tolerates it.
         """
-        return error is self._failure or any(error is failure for failure in self.hooks.failures)
+        ends = (self._failure, self._refusal, *self.hooks.failures)
+        return any(error is one for one in ends)
 
     async def save(self, batch: Batch, store: Store) -> None:
         """Have ``store`` keep ``batch``.
@@ -228,18 +241,37 @@ class Execution:
     async def claim(self, store: Store, run_id: str) -> bool:
         """Have the root run in ``store``; again is no error. Can't be cancelled.
 
+        Whoever needs the store while it is asked waits for the answer, too: what it saved without
+        the claim would be refused, as if another execution had the run (see
+        test_a_claim_that_is_never_answered_is_everybodys).
+
         Returns whether the execution that had it before has died.
 
         Raises:
             RunClaimed: Another execution has it.
             StoreFailed: The store raised, or did not answer in time.
         """
-        if any(claimed is store for claimed, _ in self._claimed):
+        claim = next((claim for claim in self._claimed if claim.store is store), None)
+        while claim is not None and claim.answered is not None:
+            with CancelScope(shield=True):
+                await claim.answered.wait()
+        if claim is None:
+            claim = _Claim(store, run_id)
+            self._claimed.append(claim)  # also where that is not known for certain
+        elif claim.is_had:
             return False
-        self._claimed.append((store, run_id))  # also where that is not known for certain
+        elif self._failure is not None:
+            raise self._failure
+        # else whoever has asked was cancelled natively, which no shield holds off
+        claim.answered = Event()
         has_died: bool | None = False
-        with CancelScope(shield=True):
-            has_died = await self.ask(store.claim(run_id, self.holder), f"run {run_id}")
+        try:
+            with CancelScope(shield=True):
+                has_died = await self.ask(store.claim(run_id, self.holder), f"run {run_id}")
+                claim.is_had = True
+        finally:
+            answered, claim.answered = claim.answered, None
+            answered.set()
         return bool(has_died)
 
     async def release(self) -> None:
@@ -257,11 +289,12 @@ class Execution:
     async def _release_by(self, until: float) -> None:
         try:
             while self._claimed:
-                store, run_id = self._claimed.pop()
+                claim = self._claimed.pop()
+                store, run_id = claim.store, claim.run_id
                 scope = CancelScope(deadline=until, shield=True)
                 try:
                     with scope:
-                        await store.release(run_id, self.holder)
+                        await shielded_wait(store.release(run_id, self.holder))
                 except BaseException as error:
                     if as_failure(error) is None:
                         raise
@@ -279,7 +312,7 @@ class Execution:
     async def ask(
         self, pending: Awaitable[T], what: str, passes: tuple[type[Exception], ...] = ()
     ) -> T:
-        """Await what a store is asked about what it has kept. May be cancelled.
+        """Await what a store is asked about what it has kept. May be cancelled, natively too.
 
         Args:
             pending: The store's answer.
@@ -292,6 +325,8 @@ class Execution:
         """
         deadline = self.services.commit_deadline
         scope = CancelScope(deadline=current_time() + deadline)
+        native_cancels = self.services.native_cancels()
+        before = native_cancels() - is_natively_cancelled()
         try:
             with scope:
                 return await pending
@@ -300,6 +335,8 @@ class Execution:
             failure = as_failure(error)
             if failure is None or isinstance(failure, passes):
                 raise
+            if not isinstance(error, Exception) and native_cancels() > before:
+                raise  # of the caller's task, or of an action's: nothing of the store's
             if isinstance(failure, NotDecodable):
                 note(failure, f"shoal: the store was asked for {what}")
             if isinstance(failure, RunClaimed | LeaseLost | NotDecodable | StoreFailed):
@@ -311,7 +348,7 @@ class Execution:
 
     async def _acknowledged(self, pending: Awaitable[None], batch: Batch) -> None:
         try:
-            await pending
+            await shielded_wait(pending)
         except BaseException as error:
             failure = as_failure(error)
             if not isinstance(failure, SpuriousCancel):
@@ -324,6 +361,20 @@ class Execution:
         if self._failure is None:
             self._failure, self.unsaved = failure, True
         return self._failure
+
+
+@final
+class _Claim:
+    """A root run in a store, which was asked for it."""
+
+    __slots__ = ("answered", "is_had", "run_id", "store")
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store = store
+        self.run_id = run_id
+        self.answered: Event | None = None
+        """Set when the store has answered; None while nobody asks."""
+        self.is_had = False
 
 
 def _in_doubt(batch: Batch, why: str) -> CommitInDoubt:

@@ -16,12 +16,12 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, TypeVar, cast, final
 from weakref import WeakSet
 
 from anyio import CancelScope, move_on_after
 
-from ._cancel import as_failure
+from ._cancel import as_failure, shielded_wait
 from ._errors import DefinitionError, HookFailed, brief, kind_of
 from ._events import (
     AttemptEnded,
@@ -330,7 +330,9 @@ class Hooks:
         Raises:
             BaseException: ``error`` itself, if it is a KeyboardInterrupt or the like.
         """
-        cause = as_failure(error)
+        # Hooks are plain functions, or shielded: whatever is cancelled around them, they raise no
+        # cancellation, see test_an_observer_that_raises_a_cancellation_while_all_is_cancelled.
+        cause = as_failure(error, cancellable=False)
         if cause is None:
             raise error
         name, told = type(hook).__name__, type(event).__name__
@@ -436,7 +438,7 @@ async def _finish(pending: object, deadline: float) -> None:
     with CancelScope(shield=True):
         with move_on_after(deadline) as scope:
             try:
-                await pending
+                await shielded_wait(cast("Awaitable[object]", pending))
             except BaseException as error:  # noqa: BLE001 # raised again, as what it is
                 failure = as_failure(error)  # judged here, where no outer cancellation is seen
                 try:

@@ -229,8 +229,9 @@ class ParallelStep(Carrier):
         self._rounds.prepare(source)
         lacking = 1 if self._contest is None else self._contest.lacking
         services, definition = self.parent.setting.services, act.definition
-        staggered = stagger(act.stagger, source, services, definition, lacking)
-        self._staggered = staggered
+        # One that was decided runs its winner alone, see test_a_decided_race_is_not_staggered.
+        how = act.stagger if self.decision is None else None
+        staggered = self._staggered = stagger(how, source, services, definition, lacking)
         if act.timeout is not None and begins:
             self._ends_at = clock() + act.timeout
         group = self._group = Group(

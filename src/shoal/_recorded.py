@@ -209,13 +209,17 @@ async def _read_records(
 
 
 def conflict(parent: Run, step: str, why: str) -> RunConflict:
-    """Say that a program can't go on with a step that another one has begun, and what to do."""
+    """Say that a program can't go on with a step that another one has begun, and what to do.
+
+    The execution ends with that, whatever ``on_error`` of a fan-out around it says.
+    """
     run_id, root = parent.path.id, parent.path.root.id
-    return RunConflict(
+    error = RunConflict(
         f"fan-out {step!r} of run {run_id} was begun by a program in which {why}, and some of its "
         f"results are there already; change that back to go on with it, or start a new run with "
         f"fork({root!r}, number=...) from before this step"
     )
+    return parent.setting.execution.refuse(error)
 
 
 @final
@@ -367,7 +371,7 @@ class Recorded:
                     f"{child.path.id}); reduce can't be undone: start a new run, or fork() this "
                     f"one from before the fan-out"
                 )
-                raise InputChanged(msg)
+                raise self._parent.setting.execution.refuse(InputChanged(msg))
             return "runs anew"
         if self.is_part_of_the_state(record):
             self.refuse_kept()

@@ -129,7 +129,6 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("until", race, "form", "class", "its value is only reduced")
     yield no("errors_into", "yes", "on_error", "fail|ignore", "refused: it could hold nothing")
     yield no("width", "0", "bad", "act|take|cost", "nobody to be bad")
-    yield no("bad", "key", "form", "start_each", "refuses None only since it takes it for none")
     yield no("bad", "key", "form", "class", "a task without a key has its position")
     yield no("bad", "key|twice", "form", "acts|start", "acts have no keys; start is called by hand")
     yield no("bad", "key|twice", "keys", "none|field", "no function gives the key")
