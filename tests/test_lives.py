@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -27,6 +28,7 @@ from shoal import (
     ParallelAction,
     Retry,
     RunPath,
+    SQLiteStore,
     State,
     StoreFailed,
     Task,
@@ -230,9 +232,13 @@ async def test_old_results_are_gone_with_the_decision(ends: str, keyed: bool, di
 
 @pytest.mark.parametrize("change", ["fails", "version"])
 @pytest.mark.parametrize("until", [False, True], ids=["", "until raises"])
-async def test_what_a_child_has_discovered_without_keys_counts_once(change: str, until: bool):
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_what_a_child_has_discovered_without_keys_counts_once(
+    change: str, until: bool, kind: str, tmp_path: Path
+):
     """Each life discovered it once more, for nothing tells elements without keys apart."""
-    store, once = MemoryStore(), [until]
+    once, path = [until], tmp_path / "runs.db"
+    store = MemoryStore() if kind == "memory" else SQLiteStore(path, synchronous="normal")
 
     def make(life: int) -> Application:
         version = str(life) if change == "version" else "1"
@@ -258,9 +264,10 @@ async def test_what_a_child_has_discovered_without_keys_counts_once(change: str,
                 raise ConnectionError
             return False
 
+        options: dict[str, Any] = {"until": decides} if until else {}
         step = fan_out(
             versioned, over=lambda state: ["rests", "from", "late"], item="x", into="out",
-            reads=[], grow=grow, on_error="collect", until=decides,
+            reads=[], grow=grow, on_error="collect", **options,
         )  # fmt: skip
         return Application(step, store=store)
 
