@@ -15,6 +15,7 @@ from shoal import (
     BadUse,
     Context,
     Each,
+    Failed,
     Limits,
     Result,
     Runtime,
@@ -254,12 +255,11 @@ async def test_one_object_is_for_one_block_at_a_time():
     one_by_one = fan_out(work, over="n", into="outs", take="out", limits=Limits(1))
     state = (await Application(one_by_one).run({"n": [1, 2]})).state
     assert state["outs"] == [1, 2]
-    at_once = fan_out(
-        work, over="n", into="outs", take="out", on_error="collect", errors_into="bad"
-    )
-    state = (await Application(at_once).run({"n": [1, 2]})).state
-    assert state["outs"] == [1]
-    (failed,) = state["bad"]
+    at_once = fan_out(work, over="n", into="outs", take="out", on_error="collect", name="at once")
+    result = await Application(at_once).run({"n": [1, 2]})
+    assert result.state["outs"] == [1]
+    (failed,) = result.outcomes("at once")
+    assert isinstance(failed, Failed)
     assert isinstance(failed.error, BadUse)
     assert "make one for each block" in str(failed.error)
 
