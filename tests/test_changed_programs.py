@@ -22,6 +22,7 @@ from shoal import (
     Context,
     Done,
     Failed,
+    FanOut,
     Graph,
     Limits,
     MapStates,
@@ -35,6 +36,7 @@ from shoal import (
     Store,
     StoreFailed,
     Task,
+    Tolerate,
     action,
     fan_out,
     first,
@@ -602,6 +604,43 @@ async def test_what_is_declared_is_kept_with_what_is_saved_first_and_again_where
     await began(fan(), store, "failed")
     await Application(fan(parse, until=never), store=store, name="app").run(id="x")
     assert [one.declared["until"] for one in await said()] == ["all", "a function"]
+
+
+@pytest.mark.parametrize("tolerance", ["fail", "collect", "ignore", Tolerate(count=9)])
+async def test_a_conflict_inside_of_a_child_refuses_the_run(tolerance: Any):
+    """As a failure of that child it would be tolerated, and recorded as what the child came to."""
+
+    @action(reads=["n"], writes=["m"])
+    async def work(n: int) -> int:
+        if n == 2 and life["first"]:
+            await anyio.sleep(3600)
+        return n
+
+    def outer(**inner: Any) -> FanOut:
+        each = fan_out(work, over="ns", item="n", key=int, name="inner", limits=Limits(1), **inner)
+        graph = Graph.chain(each, close, name="both")
+        return fan_out(
+            graph, over="names", item="name", key=str, into="all", take="closed",
+            on_error=tolerance, name="outer", reads=["ns", "names"],
+        )  # fmt: skip
+
+    @action(writes=["closed"])
+    async def close() -> bool:
+        return True
+
+    def total(state: State, outcome: Done) -> State:
+        return state.increment(out=outcome.value)
+
+    life["first"], store = True, MemoryStore()
+    collects = Application(outer(into="out", take="m"), store=store, name="app")
+    with anyio.move_on_after(1):
+        await collects.run({"ns": [1, 2], "names": ["a"]}, id="x")
+    life["first"] = False
+    reduces = Application(outer(reduce=total, writes=["out"]), store=store, name="app")
+    with pytest.raises(RunConflict, match="fan-out 'inner'"):
+        await reduces.run(id="x")
+    result = await collects.run(id="x")
+    assert dict(result.state["all"]) == {"a": True}
 
 
 class Older:

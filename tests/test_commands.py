@@ -224,7 +224,7 @@ def test_a_run_that_is_not_there_is_no_run(path: Path, capsys: Any):
 
 
 def test_who_executes_a_run_is_said(path: Path, terminal: None, capsys: Any):
-    change(path, "UPDATE claims SET execution = 'x', seen_at = ?", time.time())
+    change(path, "UPDATE claims SET execution = 'x', boot = 'other', seen_at = ?", time.time())
     assert "executed by  process" in said(capsys, "show", path, "left")
     assert "running" in said(capsys, "list", path)
 

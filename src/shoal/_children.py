@@ -615,7 +615,7 @@ class _Started:
                 child.rest(record)
             elif fate == "is done" and record is not None:
                 child.take_over(record)
-            else:
+            elif fate != "begins again":
                 child.record = record
         return child
 

@@ -322,8 +322,11 @@ class Ender(Halter):
         return self.disposition is LIVE
 
     def miss(self) -> None:
-        """Note that the parent doesn't take what the child returned, if it hasn't long ago."""
-        if not self.disposition.is_kept:
+        """Note that the parent doesn't take what the child returned, if it hasn't long ago.
+
+        One that is skipped returns nothing: its key has a result, which stays.
+        """
+        if not self.disposition.is_kept and self.disposition is not SKIPPED:
             self.used = False
             self._outcome = None
 

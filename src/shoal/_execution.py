@@ -23,6 +23,7 @@ from ._errors import (
     NotData,
     NotDecodable,
     RunClaimed,
+    RunConflict,
     ShoalError,
     SpuriousCancel,
     StoreFailed,
@@ -91,6 +92,7 @@ class Execution:
     __slots__ = (
         "_claimed",
         "_failure",
+        "_refusal",
         "answers",
         "deadline",
         "groups",
@@ -161,30 +163,41 @@ class Execution:
         """Whether the last save was waited for, so that one of more costs hardly more."""
         self.groups: set[object] = set()
         """The groups of children that live now, at all depths."""
-        self._failure: ShoalError | None = None
+        self._failure: ShoalError | None = None  # of a save: nothing more is saved
+        # Why the program can't go on with what is stored. It ends the whole tree, at whichever
+        # depth it was found: as a child's failure an ``on_error`` could tolerate it, and it would
+        # be recorded as a result. See test_a_conflict_inside_of_a_child_refuses_the_run.
+        self._refusal: RunConflict | None = None
         self._claimed: list[_Claim] = []
 
     def forget(self) -> None:
         """Let go of what ended it, which is being raised: its traceback leads back to here."""
-        self._failure = None
+        self._failure = self._refusal = None
         self.hooks.failures.clear()
 
     @property
     def failure(self) -> ShoalError | None:
-        """What ends it: of a save, of a guarding hook; None if nothing does."""
-        return first_of(self._failure, *self.hooks.failures)
+        """What ends it: of a save, a guarding hook, a changed program; None if nothing does."""
+        return first_of(self._failure, self._refusal, *self.hooks.failures)
+
+    def refuse(self, error: RunConflict) -> RunConflict:
+        """End it with ``error``, which the caller raises: the program can't go on with the run."""
+        self._refusal = first_of(self._refusal, error)
+        return error
 
     @property
     def is_doomed(self) -> bool:
-        """Whether a save or a guarding hook has failed, so that it is about to end."""
+        """Whether a save or a guarding hook failed, or the run is refused, so that it will end."""
         return self.failure is not None
 
     def ended_by(self, error: BaseException) -> bool:
         """Tell whether ``error`` ends the execution, and is no failure of the run it came out of.
 
-        That is what became of the store or of a guarding hook; no ``on_error`` tolerates it.
+        That is what became of the store or of a guarding hook, or the refusal of a changed program;
+        no ``on_error`` tolerates it.
         """
-        return error is self._failure or any(error is failure for failure in self.hooks.failures)
+        ends = (self._failure, self._refusal, *self.hooks.failures)
+        return any(error is one for one in ends)
 
     async def save(self, batch: Batch, store: Store) -> None:
         """Have ``store`` keep ``batch``.

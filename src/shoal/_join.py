@@ -22,7 +22,7 @@ from ._contest import Contest
 from ._ending import APPLIED_BEFORE, DEFERRED, SKIPPED
 from ._entries import Entry
 from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
-from ._events import Decision, Done, ErrorInfo, Failed, Update
+from ._events import ChildName, Decision, Done, ErrorInfo, Failed, Update
 from ._graph import Graph
 from ._ids import Key
 from ._ledger import Ledger
@@ -263,6 +263,7 @@ class Draft:
         "_join",
         "_nested",
         "_number",
+        "_reruns",
         "_schema",
         "_tolerance",
         "_values",
@@ -285,6 +286,7 @@ class Draft:
         contest: Contest | None = None,
         *,
         done_before: int = 0,
+        reruns: AbstractSet[ChildName] = frozenset(),
     ) -> None:
         """Begin on the parent's state as it is.
 
@@ -295,8 +297,10 @@ class Draft:
             ledger: How others ended before.
             contest: Says whose results count, if that is a question.
             done_before: Children that are Done and not in the ledger, as they have yet to come up.
+            reruns: Children that run again, of whose earlier results some may still be there.
         """
         self._join = join
+        self._reruns = reruns
         self._contest = contest
         self._nested = join.is_nested
         self._consults = (
@@ -430,7 +434,21 @@ class Draft:
                 discovered, at = self._grow(join.grow, outcome)
         if contest is not None and not self.is_failing:
             self.decision = contest.decide(child, self._state)
+            if self.decision is not None and self._reruns:
+                operations += self._without_old(child)
         self._apply(child, operations, discovered, at)
+
+    def _without_old(self, last: Run) -> tuple[Operation, ...]:
+        """Take out old results of children that run again and have not come to a new one.
+
+        It is decided by ``last``, so they never will; and nothing follows a decision (see
+        test_old_results_are_gone_with_the_decision).
+        """
+        new = [child for child in (*self.applied, last) if child.status == "succeeded"]
+        old = self._reruns - {ChildName(child.setting.act, child.key) for child in new}
+        values = self._join.without(self.finished_data(), old)
+        self._data = {**self._data, **values}
+        return tuple(Set(field, value) for field, value in values.items())
 
     def _refuse(self, child: Run) -> None:
         """Leave out a result that doesn't count; but what ``grow`` finds in it does."""
@@ -550,7 +568,7 @@ class Draft:
 
     def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[tuple[object, ...], int]:
         """Return the new elements, and the position of the first."""
-        entries = self._elements.grow(grow(self._state(), outcome), outcome.key)
+        entries = self._elements.grow(grow(self._state(), outcome), outcome)
         self.admitted += entries
         first = self._elements.kinds[0]  # the other acts get the same elements
         discovered = tuple(entry.element for entry in entries if entry.kind is first)

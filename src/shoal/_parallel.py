@@ -335,6 +335,7 @@ class ParallelStep:
             in_full=self._contest is not None,
         )
         if recorded is not None:  # what reduce has taken counts, whether or not it comes up again
+            recorded.has_contest = self._contest is not None
             done, others = recorded.folded()
             self.ledger.done += done
             for record in others:
@@ -408,7 +409,9 @@ class ParallelStep:
 
     def _begin_again(self, ended: Iterable[Outcome], *, among_all: bool = False) -> None:
         """Prepare to run a race from its start; see ``Rounds.begin_again``."""
-        out = self._rounds.begin_again(list(ended), self._contest, among_all=among_all)
+        out = self._rounds.begin_again(
+            list(ended), self._resting, self._contest, self.source, among_all=among_all
+        )
         name, visit = self.act.name, self.parent.visit(self.act.name)
         self.ledger = new_ledger(self.parent, name, visit, self._store)
         for outcome in out:
@@ -450,9 +453,13 @@ class ParallelStep:
         """
         source = self.source
         assert source is not None
-        for update in begun.under_way:
-            if update.discovered:
-                source.rediscover(update.discovered, update.discovered_at)
+        discovering = [update for update in begun.under_way if update.discovered]
+        causes = dict[int | None, ChildName]()
+        if discovering and self.recorded is not None:
+            found = self.recorded.applied_by({update.number for update in discovering})
+            causes = {one.applied: ChildName(one.act, one.key) for one in found}
+        for one in discovering:
+            source.rediscover(one.discovered, one.discovered_at, causes.get(one.number))
         return without_failures(self.join, self.parent.data)
 
     def _leave_out_done(self) -> None:
@@ -504,8 +511,15 @@ class ParallelStep:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         assert self.source is not None
         done_before = 0 if self.recorded is None else self.recorded.done_left
+        reruns = set[ChildName]() if self.recorded is None else self.recorded.reruns
         draft = Draft(
-            self.join, self.parent, self.source, self.ledger, self._contest, done_before=done_before
+            self.join,
+            self.parent,
+            self.source,
+            self.ledger,
+            self._contest,
+            done_before=done_before,
+            reruns=reruns,
         )
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
@@ -531,6 +545,9 @@ class ParallelStep:
             raise
         if draft.decision is not None:
             self.decision = draft.decision
+        if reruns:
+            new = (child for child in draft.applied if child.status == "succeeded")
+            reruns.difference_update(ChildName(one.setting.act, one.key) for one in new)
         self.source.admit(draft.admitted)
         left = self._group.under_way - len(batch)
         if isinstance(self._contest, Streams):

@@ -52,7 +52,7 @@ from ._run import Run
 from ._state import State, make_state
 from ._store import Beginning, Browses, ChildRecord, DoneChild, NullStore, ReadsInParts, Store
 
-Fate = Literal["new", "goes on", "runs anew", "is done", "is kept", "rests"]
+Fate = Literal["new", "begins again", "goes on", "runs anew", "is done", "is kept", "rests"]
 """What becomes of a child in this execution."""
 
 _LATEST = 200
@@ -209,13 +209,17 @@ async def _read_records(
 
 
 def conflict(parent: Run, step: str, why: str) -> RunConflict:
-    """Say that a program can't go on with a step that another one has begun, and what to do."""
+    """Say that a program can't go on with a step that another one has begun, and what to do.
+
+    The execution ends with that, whatever ``on_error`` of a fan-out around it says.
+    """
     run_id, root = parent.path.id, parent.path.root.id
-    return RunConflict(
+    error = RunConflict(
         f"fan-out {step!r} of run {run_id} was begun by a program in which {why}, and some of its "
         f"results are there already; change that back to go on with it, or start a new run with "
         f"fork({root!r}, number=...) from before this step"
     )
+    return parent.setting.execution.refuse(error)
 
 
 @final
@@ -234,9 +238,11 @@ class Recorded:
         "acts_now",
         "compares",
         "done_left",
+        "has_contest",
         "kept_conflict",
         "last_position",
         "renamed",
+        "reruns",
         "value_conflict",
         "started",
     )
@@ -279,6 +285,10 @@ class Recorded:
         """Why no result can stay as it is, since the program has changed; empty: it can."""
         self.value_conflict: str = ""
         """Why no result can be applied as it is recorded; empty: it can."""
+        self.has_contest: bool = False
+        """Whether the step may be decided before all have ended."""
+        self.reruns: set[ChildName] = set()
+        """Children that have come up and go on or run anew: an old result of one may be there."""
         self._alike: Counter[str] | None = None  # how many work on the same; made when asked for
 
     def get(self, child: ChildName) -> ChildRecord | None:
@@ -343,6 +353,8 @@ class Recorded:
         # test_a_changed_input_is_refused_in_each_attempt.
         self._left.pop(name)
         self.done_left -= self._is_done(record)
+        if self.has_contest and fate not in ("is done", "is kept", "new"):
+            self.reruns.add(name)
         return fate, None if fate == "new" else record
 
     def _fate(self, child: Run, record: ChildRecord) -> Fate:
@@ -359,7 +371,7 @@ class Recorded:
                     f"{child.path.id}); reduce can't be undone: start a new run, or fork() this "
                     f"one from before the fan-out"
                 )
-                raise InputChanged(msg)
+                raise self._parent.setting.execution.refuse(InputChanged(msg))
             return "runs anew"
         if self.is_part_of_the_state(record):
             self.refuse_kept()
@@ -369,7 +381,7 @@ class Recorded:
                 raise conflict(self._parent, self._who, self.value_conflict)
             return "is done"
         if self._forgets:
-            return "new"
+            return "begins again"  # it is counted in ``started``, so it may: it is no other child
         return "rests" if self._waits(child, record) else "goes on"
 
     def done_elsewhere(self) -> int:

@@ -5,6 +5,7 @@ Imports what has been taken up, and contests.
 Invariants:
 - A contestant that has failed takes no part in the next round. It does in another attempt of the
   step, and in another execution once nobody else is left: what has failed runs again there.
+- What has been started counts for ``at_most`` once, however many rounds it takes part in.
 - One that is Done stays Done, and wins where nobody has given an item before.
 """
 
@@ -17,6 +18,7 @@ from typing import final
 from ._contest import Contest, Streams
 from ._events import ChildName, Done, Failed, Outcome
 from ._ids import Key
+from ._run import Run
 from ._source import Elements
 from ._takeup import Pick, without
 
@@ -25,7 +27,7 @@ from ._takeup import Pick, without
 class Rounds:
     """Who takes part in the next round, and how."""
 
-    __slots__ = ("_done", "_failed_before", "_out", "_tried", "pick")
+    __slots__ = ("_again", "_done", "_failed_before", "_former", "_out", "_tried", "pick")
 
     def __init__(self) -> None:
         """Have everybody take part."""
@@ -35,6 +37,8 @@ class Rounds:
         self._failed_before: frozenset[ChildName] = frozenset()  # of these, in another execution
         self._tried: dict[ChildName, int] = {}
         self._done: Mapping[ChildName, Done] = {}
+        self._former: Elements | None = None  # of the round before
+        self._again: Mapping[ChildName, int] = {}  # positions of those that it has started
 
     @property
     def may_readmit(self) -> bool:
@@ -48,15 +52,26 @@ class Rounds:
     def prepare(self, source: Elements) -> None:
         """Have the children of a round made as they take part in it."""
         source.pick, source.tried, source.done_before = self.pick, self._tried, self._done
+        former, self._former = self._former, None
+        if former is not None:
+            source.count_on(former, self._again)
 
     def begin_again(
-        self, outcomes: Sequence[Outcome], contest: Contest | None, *, among_all: bool
+        self,
+        outcomes: Sequence[Outcome],
+        resting: Iterable[Run],
+        contest: Contest | None,
+        former: Elements | None,
+        *,
+        among_all: bool,
     ) -> Iterable[Outcome]:
         """Prepare the next round; return the outcomes of those that take no part in it.
 
         Args:
             outcomes: How those ended that have.
+            resting: Those that wait for answers.
             contest: The last round's.
+            former: The last round's source; None: this execution has run none.
             among_all: Whether those that have failed take part, too: it is tried again.
         """
         is_broken = isinstance(contest, Streams) and contest.is_broken
@@ -74,6 +89,10 @@ class Rounds:
         for one in outcomes:
             tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
             self._tried[_name_of(one)] = max(tried, one.attempts)
+        again = {_name_of(one): one.position for one in outcomes}
+        again |= {ChildName(one.setting.act, one.key): one.position for one in resting}
+        self._former = former
+        self._again = {name: again[name] for name in again.keys() - self._out}
         self.pick = partial(without, frozenset(self._out), frozenset(begun))
         return [one for one in outcomes if _name_of(one) in self._out]
 

@@ -40,10 +40,11 @@ from anyio.lowlevel import checkpoint
 
 from ._cancel import ki_unprotected
 from ._closing import closed_after
+from ._discovered import Discovered, Known, bring_back
 from ._ending import DONE
 from ._entries import Dropped, Entry, Kind, Room, entry_of
 from ._errors import BadKey, BadResult, brief, kind_of
-from ._events import ChildName, Done
+from ._events import ChildName, Done, Failed
 from ._ids import Key, plain_key
 from ._recorded import Fate, Recorded
 from ._run import Run
@@ -65,6 +66,7 @@ class Elements:
         "_end",
         "_ended",
         "_feeding",
+        "_found_before",
         "_grows",
         "_growths",
         "_item",
@@ -80,6 +82,8 @@ class Elements:
         "_sized",
         "_started",
         "_taken",
+        "_to_come",
+        "_last_to_come",
         "_waiting",
         "_width",
         "dropped",
@@ -137,12 +141,16 @@ class Elements:
         self._taken: deque[tuple[int, int]] = deque()  # ranges of what grow returned, ahead of that
         self._end = 0  # no position from there on is taken
         self._recorded = recorded
-        # What may have to be undone of calls of grow: the keys, and how many elements were dropped.
-        self._growths: list[tuple[list[Key], int]] = []
-        self._seen_before: AbstractSet[object] = frozenset()  # by the source of an earlier attempt
+        # What may have to be undone of calls of grow: the keys, how many elements were dropped, and
+        # those that were known.
+        self._growths: list[tuple[list[Key], int, list[Known]]] = []
+        self._found_before = Discovered()  # where there are no keys
+        self._seen_before: set[object] = set()  # by the source of an earlier attempt
         self._pulled_before = 0  # elements without keys, by that source
         self._reserved_before = 0  # positions before that which grow has given
         self._started = 0
+        self._to_come: set[ChildName] = set()  # counted as started, by the round before
+        self._last_to_come = -1  # the last position of one of them
         self._stopped = False
         self.pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
         """Says of a child, by act and key, whether it is left out or runs anew; None: neither."""
@@ -234,7 +242,7 @@ class Elements:
         if self._at_most is None:
             return more
         recorded = 0 if self._recorded is None else self._recorded.left
-        return min(more, self._at_most - self._started + recorded)
+        return min(more, self._at_most - self._started + recorded + len(self._to_come))
 
     def waiting(self) -> int:
         """Count the elements that were pulled and have no child yet."""
@@ -294,10 +302,10 @@ class Elements:
         """Tell whether no more may be started, and none that has been is still to come."""
         if self._at_most is None or self._started < self._at_most:
             return False
-        recorded = self._recorded
-        if recorded is None or not recorded.left:
-            return True
-        return not self._waiting and self._position > recorded.last_position
+        last, recorded = self._last_to_come if self._to_come else -1, self._recorded
+        if recorded is not None and recorded.left:
+            last = max(last, recorded.last_position)
+        return last < 0 or (not self._waiting and self._position > last)
 
     def _take_only(self, element: object, kind: Kind) -> Run | Dropped:
         """Make the child of an element where it has just one, which is worth being quick about."""
@@ -325,12 +333,15 @@ class Elements:
 
     def _make_child(self, key: Key, position: int, element: object, kind: Kind) -> Run | Dropped:
         child = self._run(key, position, element, kind)
+        is_counted = bool(self._to_come) and ChildName(kind.setting.act, key) in self._to_come
+        if is_counted:
+            self._to_come.remove(ChildName(kind.setting.act, key))
         picked = None if self.pick is None else self.pick(kind.setting.act, key)
         if picked is not None:
-            return self._go_by(picked, child)
+            return self._go_by(picked, child, is_counted=is_counted)
         if self.done_before and (done := self._done_before(child)) is not None:
             child.take_over(done)
-            self._started += self._recorded is None
+            self._started += self._recorded is None and not is_counted
             return child
         if self._recorded is not None:
             fate, record = self._recorded.judge(child)
@@ -338,6 +349,8 @@ class Elements:
                 return self._go_on(child, fate, record)
         if kind.done and key in kind.done:
             child.skip(f"already in {self._done_in}")
+        elif is_counted:
+            pass
         elif self._started == self._at_most:  # only what has been started before is looked for
             self._beyond += 1
             return "dropped"
@@ -351,15 +364,17 @@ class Elements:
         is_recorded = self._recorded is not None and self._recorded.get(name) is not None
         return None if is_recorded else self.done_before.get(name)
 
-    def _go_by(self, picked: Literal["leave", "anew"], child: Run) -> Run | Dropped:
+    def _go_by(
+        self, picked: Literal["leave", "anew"], child: Run, *, is_counted: bool
+    ) -> Run | Dropped:
         """Make of a child what ``pick`` says."""
         if picked == "leave":
             return "dropped"
         name = ChildName(child.setting.act, child.key)
-        if self._recorded is None:
-            self._started += 1
-        else:
+        if self._recorded is not None:
             self._recorded.drop(name)
+        elif not is_counted:
+            self._started += 1
         child.is_afresh = True
         child.count_on(self.tried.get(name, 0))
         return child
@@ -371,6 +386,8 @@ class Elements:
 
     def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Dropped:
         """Make of a child what its record says."""
+        if fate == "begins again":
+            return child
         if fate == "runs anew":
             child.is_afresh = True
             return child
@@ -421,7 +438,7 @@ class Elements:
         if type(key) is not int and type(key) is not str:
             key = self._checked_key(key, element, index)
         if key in self._seen:
-            if key in self._seen_before:
+            if self._has_come_before(key):
                 return None
             if self._grows:
                 self.dropped += 1
@@ -429,6 +446,18 @@ class Elements:
             self._refuse_repeated(key, element, index)
         self._seen.add(key)
         return key
+
+    def _has_come_before(self, key: object) -> bool:
+        """Tell whether an element is one that the source of an earlier attempt has given.
+
+        That is so once for each key: a repetition is refused in this attempt as it was in that one.
+        With ``grow``, repetitions are dropped, and counted already.
+        """
+        if key not in self._seen_before:
+            return False
+        if not self._grows:
+            self._seen_before.discard(key)
+        return True
 
     def _checked_key(self, key: object, element: object, index: int) -> Key:
         plain = plain_key(key)
@@ -451,6 +480,17 @@ class Elements:
 
     # -- going on where an earlier attempt has failed ------------------------------------------
 
+    def count_on(self, former: Elements, again: Mapping[ChildName, int]) -> None:
+        """Count the children that the source of the round before has started, in a new round.
+
+        Args:
+            former: That source.
+            again: Those of them that are to come up again, with their positions.
+        """
+        self._started = former._started
+        self._to_come = set(again)
+        self._last_to_come = max(again.values(), default=-1)
+
     @ki_unprotected
     def resume(self, former: Elements, unfinished: Iterable[Run]) -> None:
         """Go on where the source of an earlier attempt of the step stood.
@@ -469,10 +509,12 @@ class Elements:
         self._waiting.extend(map(entry_of, children))
         self._waiting.extend(former._waiting)
         self._seen |= former._seen
-        self._seen_before = frozenset(self._seen)
+        self._seen_before = set(self._seen)
         self._position, self._taken, self._end = former._free_position(), former._taken, former._end
         self._reserved_before, self._recorded = former._reserved_before, former._recorded
+        self._found_before = former._found_before
         self._started = former._started - len(children)
+        self._to_come, self._last_to_come = former._to_come, former._last_to_come
         self.dropped = former.dropped
         if former._is_keyed():
             return
@@ -487,8 +529,8 @@ class Elements:
 
     # -- growing --------------------------------------------------------------------------------
 
-    def grow(self, elements: object, cause: Key) -> list[Entry]:
-        """Tell apart what ``grow`` returned for the child ``cause``; return what of it is new.
+    def grow(self, elements: object, cause: Done | Failed) -> list[Entry]:
+        """Tell apart what ``grow`` returned for the outcome ``cause``; return what of it is new.
 
         It is taken only after ``admit``, so that no child starts before its cause is saved.
 
@@ -500,14 +542,20 @@ class Elements:
             refuse_awaitable(elements, f"grow= of fan-out {self.who!r}")
             msg = (
                 f"fan-out {self.who!r}: grow returned {kind_of(elements)} for key "
-                f"{cause!r}; it returns an iterable of new elements, which may be empty"
+                f"{cause.key!r}; it returns an iterable of new elements, which may be empty"
             )
             raise BadResult(msg)
         found: list[Entry] = []
         start = position = max(self._end, self._free_position())
         keys, dropped, recorded = list[Key](), self.dropped, self._recorded
+        again, name = list[Known](), ChildName(cause.act, cause.key)
+        # One that had no place in an earlier execution has discovered nothing there.
+        may_know = self._found_before and recorded and cause.position <= recorded.last_position
         try:
             for element in cast("Iterable[object]", elements):
+                if may_know and (known := self._found_before.find(element, name)) is not None:
+                    again.append(known)
+                    continue
                 entries = self._entries(element, position)
                 if entries:
                     keys.append(entries[0].key)
@@ -517,7 +565,7 @@ class Elements:
                     found += entries
                     position += self._width
         finally:
-            self._growths.append((keys, self.dropped - dropped))
+            self._growths.append((keys, self.dropped - dropped, again))
         self._reserve(start, position)
         return found
 
@@ -532,22 +580,29 @@ class Elements:
         What they returned is new again, for whoever finds it next. Their positions stay empty:
         others may have the next ones already.
         """
-        for keys, dropped in self._growths[: count - 1 if count else None : -1]:
+        for keys, dropped, again in self._growths[: count - 1 if count else None : -1]:
             self._seen.difference_update(keys)
             self.dropped -= dropped
+            bring_back(again)
         del self._growths[count:]
 
     def _are_done(self, entries: Iterable[Entry], recorded: Recorded) -> bool:
         return all(recorded.has_done(one.kind.setting.act, one.key) for one in entries)
 
-    def rediscover(self, elements: Iterable[object], position: int) -> None:
+    def rediscover(
+        self, elements: Iterable[object], position: int, cause: ChildName | None
+    ) -> None:
         """Let come what ``grow`` has returned in an earlier execution.
 
         Args:
             elements: What of it was new then.
             position: The position of the first of them.
+            cause: The child by whose outcome that was, if it has the same outcome still.
         """
         start = position
+        if not self._is_keyed():
+            elements = list(elements)
+            self._found_before.remember(elements, cause)
         for element in elements:
             self._waiting.extend(self._entries(element, position))
             position += self._width
@@ -586,7 +641,7 @@ class Elements:
     @ki_unprotected
     async def _feed(self, source: AsyncIterator[object], group: Room, _scope: CancelScope) -> None:
         # elements that still need a child; None: any number
-        wanted = self._at_most if self._recorded is None else None
+        wanted = None if self._recorded is not None or self._to_come else self._at_most
         if wanted is not None:
             known = sum(entry.key not in entry.kind.done for entry in self._waiting)
             wanted = max(0, wanted - self._started - known)

@@ -422,7 +422,7 @@ class TaskElements(Elements):
             msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
         graph = self._graph(element.act)
-        if element.key is not None and (graph.name, element.key) in self._seen_before:
+        if element.key is not None and self._has_come_before((graph.name, element.key)):
             return ()
         step = self._step
         given = step.parent.setting.execution.secrets.hold(held(element.state))

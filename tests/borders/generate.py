@@ -156,6 +156,8 @@ def make(seed: int, row: Mapping[str, str]) -> Program:
         kinds = ["raises"] * 3 + (["cancel", "scope", "dies"] if kept else [])
         for _ in range(random.randrange(1, 4)):
             what = random.choice(kinds)
+            if what == "raises" and row["body"] != "plain" and random.random() < 0.2:
+                trips.append(Trip(1, "act", random.randrange(1, 5), "slow"))
             at = random.choice(USER_SITES if what == "raises" else ("anything", "hook", "act"))
             life = random.choice([1, 1, 2, 3]) if kept else 1
             trips.append(Trip(life, at, 1 + int(40 * random.random() ** 3), what))

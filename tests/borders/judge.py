@@ -115,7 +115,8 @@ def _judge_events(world: World) -> None:
         if isinstance(event, StateUpdated):
             last = numbers.get(event.run_id)
             number = event.update.number
-            if last is not None and number != last + 1 and not may_restart(world):
+            begins = may_restart(world) or world.is_rerun(event.path)
+            if last is not None and number != last + 1 and not begins:
                 world.violate(f"update {number} of {event.path!r} is told after {last}")
             numbers[event.run_id] = number
     _judge_tolerance(world)
@@ -244,7 +245,9 @@ def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
                 if decision is None:
                     if world.store_of(event.path) != "none":
                         world.violate(f"{event.outcome} has lost, and nothing was decided")
-                elif winner != decision.winner and "loop" not in world.program["place"]:
+                elif may_restart(world) or "loop" in world.program["place"]:
+                    continue  # that was another decision
+                elif winner != decision.winner:
                     world.violate(f"{event.outcome} has lost to {winner}, not {decision.winner}")
             case StateUpdated(outcome=Failed()) if (
                 event.update.step == "fan" and world.program["until"] in RACES

@@ -18,47 +18,57 @@ class Known(NamedTuple):
     is_it: Callable[[Program, str], bool]
 
 
-def _says(*texts: str) -> Callable[[Program, str], bool]:
-    return lambda program, violation: any(text in violation for text in texts)
+def _loses_cancelled(program: Program, violation: str) -> bool:
+    return program["at_most"] == "few" and program["store"] == "none"
 
 
-def _is_unapplied(program: Program, violation: str) -> bool:
-    texts = ("was Done, and", "was succeeded, and is", "was completed, and is executed again")
-    return any(text in violation for text in texts)
+def _loses_refused(program: Program, violation: str) -> bool:
+    refused = program["bad"] in ("twice", "key", "cost") and program["outer_retry"] == "yes"
+    texts = ("missing", "must fail", "no child comes", "the ledger of")
+    return refused and any(text in violation for text in texts)
 
 
-def _is_lost(program: Program, violation: str) -> bool:
-    texts = ("missing", "must fail", "nobody's", "the ledger of", "fails for good", "have won")
-    return any(text in violation for text in texts)
-
-
-def _is_torn_down(program: Program, violation: str) -> bool:
-    return "was never awaited" in violation or (
-        "hangs" in violation and any(trip.what == "teardown" for trip in program.trips)
-    )
+def _waits_to_start(program: Program, violation: str) -> bool:
+    timeouts = (program["timeout"], program["outer_timeout"])  # by which it fails each time
+    waits = "hangs" in violation or ("fails for good" in violation and "yes" in timeouts)
+    return waits and program["stagger"] != "no"
 
 
 def _has_changed(program: Program, violation: str) -> bool:
     return program["change"] != "no"
 
 
-def _grows_again(program: Program, violation: str) -> bool:
-    return "comes to no end" in violation and program["grow"] == "yes"
+def _restarts(program: Program, violation: str) -> bool:
+    return program["until"] == "restart" and "hangs" not in violation
+
+
+def _stays_running(program: Program, violation: str) -> bool:
+    return "is still running in a run that has" in violation
+
+
+def _skips(program: Program, violation: str) -> bool:
+    return "is none of ['known']" in violation
+
+
+def _asks_for_ever(program: Program, violation: str) -> bool:
+    return program["asks"] == "yes" and "comes to no end" in violation
+
+
+def _has_no_ledger(program: Program, violation: str) -> bool:
+    return program["width"] == "0" and ("ledger" in violation or "run again with" in violation)
 
 
 KNOWN: Sequence[Known] = (
-    Known("what is Done becomes another outcome, or is executed again", _is_unapplied),
-    Known("elements vanish in a retry; races forget who has won", _is_lost),
-    Known("not modelled: a changed program has children decide anew",
-          lambda program, violation: program["change"] != "no" and "decided twice" in violation),
-    Known("not modelled: nested fan-outs that both programs have begun",
-          lambda program, violation: program["change"] == "folded" and "RunConflict" in violation),
-    Known("tasks torn down before they begin", _is_torn_down),
-    Known("under way, and never taken up again", _says("is still running in a run that has")),
-    Known("a skipped key runs in the next life", _says("is none of ['known']")),
-    Known("grow= of what fails in each life", _grows_again),
-    Known("ledgers of what nobody was started in", _says("run again with")),
-)  # fmt: skip
+    Known("ledgers of fan-outs without children, after a resume", _has_no_ledger),
+    Known("a race by first_item whose winner asks, in a race", _asks_for_ever),
+    Known("at_most=, store=None: who was cancelled is never run again", _loses_cancelled),
+    Known("what is refused for its key vanishes in a retry", _loses_refused),
+    Known("a race with stagger= waits for ever for who rests", _waits_to_start),
+    Known("a changed program: decided steps, conflicts in children", _has_changed),
+    Known("restarted races: steps that were completed", _restarts),
+    Known("under way, and never taken up again", _stays_running),
+    Known("a skipped key runs in the next life", _skips),
+)
 
 
 def is_known(program: Program, violations: Sequence[str]) -> bool:

@@ -302,6 +302,7 @@ class Model:
     ) -> str | None:
         """Check that each child is in one of the two, and what it has come to."""
         on_error = self.row["on_error"]
+        unnamed = len(failed) if -1 in failed else 0
         for slot in slots:
             at = slot.position
             if at in found and at in failed:
@@ -318,6 +319,8 @@ class Model:
             else:
                 collected = on_error not in ("fail", "ignore") and not is_collecting
                 if collected and self.may_fail_once(slot):
+                    continue
+                if unnamed and self.may_fail_once(slot):
                     continue
                 if not self.may_be_missing(slot):
                     return f"{slot.key!r} of {slot.act} is missing"
@@ -397,7 +400,7 @@ class Model:
                 if not isinstance(error, ErrorInfo):
                     return f"errors_into= holds {error!r}"
                 if grows:
-                    return failed  # positions are those of discovery
+                    return {-1}  # positions are those of discovery
                 slot = self._find(slots, key, act if several else None)
                 if slot is None:
                     return f"errors_into= has {act} of {key!r}, which nobody asked for"

@@ -231,7 +231,7 @@ class Player:
         answers: dict[Any, Any] = {}
         if self.report.ends[-1:] == ["halted"] and self.result is not None:
             some = self.result.questions
-            if self.program.seed % 2:
+            if self.program.seed % 2 and len(self.report.ends) < MOST_LIVES:
                 some = some[:1]
             answers = {one.address: "yes" for one in some}
         scope = anyio.CancelScope()

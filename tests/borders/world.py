@@ -112,6 +112,8 @@ class World:
         self.done_before = dict(self.done_runs)
         self.done_nowhere = set[str]()
         self.rerun = set[str]()
+        self.own = set[str]()
+        """Runs whose action has had a fan-out of its own in this life."""
         self.events: list[Event] = []
         self.running: dict[str, RunPath] = {}
         """Bodies that run now, by id of their run."""
@@ -217,6 +219,8 @@ class World:
         if context is not None:
             self._check_not_done(context)
         if not is_leaf:
+            assert context is not None
+            self._begin_again(context.path)
             return
         self.attempts[name] += 1
         self.attempts["all"] += 1
@@ -227,6 +231,14 @@ class World:
         for limited in (name, "all"):
             if self.attempts[limited] > self.most.get(limited, self.attempts[limited]):
                 self.violate(f"{self.attempts[limited]} attempts of {limited} run at once")
+
+    def _begin_again(self, path: RunPath) -> None:
+        """Hear of an action with children of its own: kept nowhere, they run again with it."""
+        is_kept = self.program["kept"] == "yes" and self.store_of(path) != "none"
+        if not is_kept and path.id in self.own:
+            self.rerun.add(path.id)
+            self._forget(path)
+        self.own.add(path.id)
 
     def _check_not_done(self, context: Context) -> None:
         path, step = context.path, context.step
@@ -262,7 +274,9 @@ class World:
                 self.violate(f"{len(children)} children of {above.step} are in flight")
 
     def is_rerun(self, path: RunPath) -> bool:
-        return any(above.id in self.rerun for above in lineage(path))
+        return bool(self.rerun) and (
+            path.root.id in self.rerun or any(above.id in self.rerun for above in lineage(path))
+        )
 
     def store_of(self, path: RunPath) -> str:
         """Say where a run is kept: in the "main" store, in one of its "own", or in "none"."""
@@ -319,7 +333,7 @@ class World:
     def _forget(self, path: RunPath) -> None:
         """Hear that a child begins afresh: what was done in it counts no more."""
         for run_id, done in list(self.done_runs.items()):
-            if any(above.id == path.id for above in lineage(done)):
+            if path.parent is None or any(above.id == path.id for above in lineage(done)):
                 del self.done_runs[run_id]
 
 

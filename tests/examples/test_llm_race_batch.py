@@ -120,9 +120,9 @@ async def test_lanes_are_forgotten_when_their_row_is_written(
     boards: list[Any] = []
     made = Rows.__init__
 
-    def remember(self: Rows, path: Path, board: Any) -> None:
+    def remember(self: Rows, path: Path, board: Any, rules: Any) -> None:
         boards.append(board)
-        made(self, path, board)
+        made(self, path, board, rules)
 
     monkeypatch.setattr(Rows, "__init__", remember)
     gone = ProviderError("http", "404 gone", status=404)
