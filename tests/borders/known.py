@@ -28,12 +28,6 @@ def _loses_refused(program: Program, violation: str) -> bool:
     return refused and any(text in violation for text in texts)
 
 
-def _waits_to_start(program: Program, violation: str) -> bool:
-    timeouts = (program["timeout"], program["outer_timeout"])  # by which it fails each time
-    waits = "hangs" in violation or ("fails for good" in violation and "yes" in timeouts)
-    return waits and program["stagger"] != "no"
-
-
 def _has_changed(program: Program, violation: str) -> bool:
     return program["change"] != "no"
 
@@ -63,7 +57,6 @@ KNOWN: Sequence[Known] = (
     Known("a race by first_item whose winner asks, in a race", _asks_for_ever),
     Known("at_most=, store=None: who was cancelled is never run again", _loses_cancelled),
     Known("what is refused for its key vanishes in a retry", _loses_refused),
-    Known("a race with stagger= waits for ever for who rests", _waits_to_start),
     Known("a changed program: decided steps, conflicts in children", _has_changed),
     Known("restarted races: steps that were completed", _restarts),
     Known("under way, and never taken up again", _stays_running),
