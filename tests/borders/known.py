@@ -18,12 +18,6 @@ class Known(NamedTuple):
     is_it: Callable[[Program, str], bool]
 
 
-def _waits_to_start(program: Program, violation: str) -> bool:
-    timeouts = (program["timeout"], program["outer_timeout"])  # by which it fails each time
-    waits = "hangs" in violation or ("fails for good" in violation and "yes" in timeouts)
-    return waits and program["stagger"] != "no"
-
-
 def _has_changed(program: Program, violation: str) -> bool:
     return program["change"] != "no"
 
@@ -43,7 +37,6 @@ def _has_no_ledger(program: Program, violation: str) -> bool:
 KNOWN: Sequence[Known] = (
     Known("ledgers of fan-outs without children, after a resume", _has_no_ledger),
     Known("a race by first_item whose winner asks, in a race", _asks_for_ever),
-    Known("a race with stagger= waits for ever for who rests", _waits_to_start),
     Known("a changed program: decided steps, conflicts in children", _has_changed),
     Known("restarted races: steps that were completed", _restarts),
 )
