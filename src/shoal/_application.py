@@ -183,7 +183,7 @@ class Application(Launcher[S]):
                     f"state= takes a model, which is a class, or a list of field names, "
                     f"not {kind_of(state)}"
                 )
-            missing = self._missing_field(field_names(cast("Collection[str]", state), "state"))
+            _, missing = self._missing_field(field_names(cast("Collection[str]", state), "state"))
             if missing:
                 self._refuse(missing)
 
@@ -362,6 +362,7 @@ class Application(Launcher[S]):
         """
         self._require_store(id, runtime, "fork")
         changed = fields_of(update, "update", "fork")
+        self._refuse_in_id(id, changed)
         given, path = self._check_inputs(id, inputs, runtime, "fork")
 
         async def first(execution: Execution, _known: RunRecord | None) -> Start:

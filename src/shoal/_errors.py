@@ -88,6 +88,12 @@ class UndeclaredWrite(StateError):
 class MissingField(StateError, KeyError):
     """A field may be read but is not in the state."""
 
+    def __init__(self, message: str, field: str = "") -> None:
+        """Say which one it is."""
+        super().__init__(message)
+        self.field: str = field
+        """The field that an initial state lacks; empty where a step found no field."""
+
     def __str__(self) -> str:
         return Exception.__str__(self)  # KeyError would show the repr of the message
 
@@ -122,8 +128,15 @@ class MissingSecret(ShoalError):
 class SecretLeaked(ShoalError):
     """What would have been kept or told to hooks holds what a secret field has. None of it was.
 
-    That is a failure of the step that made it. The message names the field, and where it was found.
+    That is a failure of the step that made it. Where the initial state or the id of a run holds it,
+    nothing of the run was saved. The message names the field, and where its text was found.
     """
+
+    def __init__(self, message: str, found_in: Iterable[str] = ()) -> None:
+        """Say where it was found."""
+        super().__init__(message)
+        self.found_in: tuple[str, ...] = tuple(found_in)
+        """``("state", field)`` of an initial state, ``("id",)`` of a run's id; else empty."""
 
 
 class NoTransition(ShoalError):
@@ -276,6 +289,12 @@ class RunConflict(ShoalError):
     state of that one.
     """
 
+    def __init__(self, message: str, what: str = "") -> None:
+        """Say what differs."""
+        super().__init__(message)
+        self.what: str = what or message
+        """What differs, without the advice that the message ends with."""
+
 
 class UnknownRun(ShoalError):
     """The store has no run of that id, or no such moment of it."""
@@ -286,6 +305,14 @@ class UnknownQuestion(ShoalError):
 
     Nothing was saved and nothing has run.
     """
+
+    def __init__(self, message: str, at: object = None, why: str = "") -> None:
+        """Say which answer it was."""
+        super().__init__(message)
+        self.at: object = at
+        """What ``answers=`` has as the key of the answer."""
+        self.why: str = why
+        """What is wrong with it, in words that don't depend on who has called."""
 
 
 class NoApplication(ShoalError):

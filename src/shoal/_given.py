@@ -19,7 +19,7 @@ from ._recorded import note_similar
 from ._runtime import Runtime
 from ._secret import Secret, boxed, secrets_in
 from ._setting import Halts
-from ._start import First, Start, refuse_conflict
+from ._start import First, Start, refuse_conflict, refuse_in_id
 from ._state import State
 from ._store import Beginning, NullStore, RunRecord, Store
 
@@ -59,6 +59,7 @@ class Given:
         """
         store = self._check_place(id, runtime, where)
         fields = self._declared(state, where)
+        self._refuse_in_id(id, fields)
         data = self._checked(fields)
         given = None if state is None else fields
 
@@ -120,9 +121,22 @@ class Given:
         if id is not None and not isinstance(id, str):
             msg = f"{where}(id=...) takes a string, not {id!r}"
             raise TypeError(msg)
+        if id == "":
+            msg = f"{where}(id=...) takes a name of at least one character, or None for a random id"
+            raise ValueError(msg)
         if self.store is not None:
             return self.store
         return NullStore() if runtime is None else runtime.store
+
+    def _refuse_in_id(self, id: str | None, state: object) -> None:
+        """Refuse an id that holds the text of a secret field.
+
+        Raises:
+            SecretLeaked: It does.
+        """
+        if id is not None and isinstance(state, Mapping):
+            fields = boxed(cast("Mapping[str, object]", state), self.secret)
+            refuse_in_id(f"application {self.name!r}", id, fields)
 
     def _require_store(self, id: object, runtime: object, where: str, given: str = "") -> None:
         """Refuse what only a store makes possible: a method, or what it was ``given``."""
@@ -155,14 +169,14 @@ class Given:
         Raises:
             MissingField: A field is needed and isn't there.
         """
-        missing = self._missing_field(data)
+        field, missing = self._missing_field(data)
         if missing:
             unknown = ""
             if id is not None:
                 where = "the store has no run" if is_kept else "there is no store to have a run"
                 unknown = f"{where} {id!r}, and a new one can't begin: "
             msg = f"application {self.name!r}: {unknown}{missing}"
-            raise MissingField(msg)
+            raise MissingField(msg, field)
         return self._start(data)
 
     def _start(self, data: Mapping[str, object]) -> Start:
@@ -227,16 +241,16 @@ class Given:
             raise MissingInput(msg)
         return given, RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
 
-    def _missing_field(self, fields: Collection[str]) -> str:
-        """Say which field must come from outside and doesn't; nothing if none."""
+    def _missing_field(self, fields: Collection[str]) -> tuple[str, str]:
+        """Name the field that must come from outside and doesn't, and say so; empty: none."""
         for field, who in self.graph.missing(fields).items():
-            return (
+            return field, (
                 f"{who} reads field {field!r}, which the state does not "
                 f"have (it has: {', '.join(sorted(fields)) or 'none'}) and no earlier action "
                 f"writes; pass it to run(), or write it in an earlier action"
                 f"{did_you_mean(field, self.graph.writes - {field})}"
             )
-        return ""
+        return "", ""
 
     def _unknown_secret(self) -> str:
         """Say which field that is declared secret nobody reads; nothing if none."""

@@ -322,14 +322,15 @@ def resolved(
             if len(meant) == 1 and _is_same(known[meant[0].id], value):
                 continue
         if len(meant) != 1 or (meant[0].id in known and not has_failed):
-            raise UnknownQuestion(_why_unknown(at, meant, open_, known, run_id))
+            message, why = _why_unknown(at, meant, open_, known, run_id)
+            raise UnknownQuestion(message, at, why)
         question = meant[0]
         if question.id in found:
             msg = (
                 f"run {run_id}: answers= has two for {question.address!r}, one by its name alone; "
                 f"leave out one"
             )
-            raise UnknownQuestion(msg)
+            raise UnknownQuestion(msg, at, "the question is answered twice here")
         try:
             _require_data(value, "answer")
         except NotData as error:
@@ -345,19 +346,23 @@ def _why_unknown(
     open_: Sequence[Question],
     known: Mapping[str, object],
     run_id: str,
-) -> str:
+) -> tuple[str, str]:
+    """Say why an answer belongs to no question: with names and values, and without any."""
     if len(meant) == 1:
-        value = brief(known[meant[0].id])
-        return f"run {run_id}: {at!r} was answered before, with {value}, and that has not been used"
+        value, why = brief(known[meant[0].id]), "was answered before"
+        not_used = "and that has not been used"
+        return f"run {run_id}: {at!r} {why}, with {value}, {not_used}", f"{why}, {not_used}"
     if meant:
         return (
             f"run {run_id}: {len(meant)} questions are called {at!r}; say which is answered, by "
             f"run id and name: {_listed(meant)}"
-        )
+        ), f"{len(meant)} questions have this name: give the run_id of the one that is meant"
     if not open_:
-        return f"run {run_id} has no open question, so {at!r} can't be answered"
+        msg = f"run {run_id} has no open question, so {at!r} can't be answered"
+        return msg, "the run has no open question"
     hint = did_you_mean(at, {one.name for one in open_}) if isinstance(at, str) else ""
-    return f"run {run_id} has not asked {at!r}{hint}; its open questions are {_listed(open_)}"
+    msg = f"run {run_id} has not asked {at!r}{hint}; its open questions are {_listed(open_)}"
+    return msg, "is none of the open questions of the run"
 
 
 def _listed(questions: Sequence[Question]) -> str:

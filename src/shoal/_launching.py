@@ -29,7 +29,7 @@ from ._root import Root
 from ._run import Run
 from ._runtime import Runtime
 from ._setting import Halts, Setting
-from ._start import First, Start, refuse_exposing
+from ._start import First, Start, refuse_exposing, refuse_in_id
 from ._state import S
 
 
@@ -83,6 +83,9 @@ class Launcher(Given, Generic[S]):
 
         def make_run(fields: Mapping[str, object]) -> Run:
             execution.secrets.learn(fields)
+            refuse_in_id(
+                f"application {self.name!r}", path.id, fields
+            )  # also what a store knows of
             refuse_exposing(f"application {self.name!r}", self.graph, fields, execution.secrets)
             return Run(setting, fields, path=path)
 

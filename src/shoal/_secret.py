@@ -125,11 +125,16 @@ class Secrets:
 
     # -- refusing -------------------------------------------------------------------------------
 
-    def refuse(self, value: object, what: str) -> None:
+    def refuse(self, value: object, what: str, found_in: Iterable[str] = ()) -> None:
         """Refuse what would be kept or told, and holds the text of a secret.
 
+        Args:
+            value: What would be.
+            what: Its name in the message: "field 'url', which ... writes,".
+            found_in: Its place in what the run was started with, if it was there.
+
         Raises:
-            SecretLeaked: Naming the field, and ``what`` holds it: "field 'url', which ... writes,".
+            SecretLeaked: Naming the field, and ``what`` holds it.
         """
         for text in _texts_in(value):
             name = self._found_in(text)
@@ -138,7 +143,7 @@ class Secrets:
                     f"{what} holds what secret field {name!r} has, and would be saved and told to "
                     f"hooks: take it out of there, or read the field where it is needed"
                 )
-                raise SecretLeaked(msg)
+                raise SecretLeaked(msg, found_in)
 
     def _found_in(self, text: str | Secret) -> str | None:
         """Say which secret a value that has this text holds, if it does."""

@@ -81,7 +81,20 @@ def refuse_exposing(who: str, graph: Graph, fields: Mapping[str, object], secret
         msg = f"{who} would expose a secret field: {why}"
         raise StateError(msg)
     for name, value in without_secrets(fields).items():
-        secrets.refuse(value, f"{who}: field {name!r} of the initial state")
+        what = f"{who}: field {name!r} of the initial state"
+        secrets.refuse(value, what, ("state", name))
+
+
+def refuse_in_id(who: str, run_id: str, fields: Mapping[str, object]) -> None:
+    """Refuse an id that holds the text of a secret: stores, events and addresses have the id.
+
+    Called before the run is claimed, for a claim is saved under the id
+    (see test_an_id_that_holds_a_secret_is_refused_before_anything_is_saved).
+
+    Raises:
+        SecretLeaked: It does.
+    """
+    Secrets.of(fields).refuse(run_id, f"{who}: the id of the run", ("id",))
 
 
 def refuse_missing(run_id: str, secret: Collection[str], given: Collection[str]) -> None:
@@ -136,12 +149,12 @@ def refuse_conflict(run_id: str, known: Beginning, wanted: Start) -> None:
                 f"old name: Application(..., name={known.application!r}))"
             )
         leave_out = f"To go on with it leave out the state: run(id={run_id!r}). " if fields else ""
+        what = f"run {run_id} exists, and was started with something else: {'; '.join(differs)}"
         msg = (
-            f"run {run_id} exists, and was started with something else: {'; '.join(differs)}. "
-            f"{leave_out}For a new run take another id, or start from what this one has: "
+            f"{what}. {leave_out}For a new run take another id, or start from what this one has: "
             f"fork({run_id!r}, update={{...}})"
         )
-        raise RunConflict(msg)
+        raise RunConflict(msg, what)
 
 
 def _is_same(

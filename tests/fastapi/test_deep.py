@@ -39,8 +39,12 @@ async def test_a_state_is_refused_that_is_nested_too_deep(store: Any):
                     body = f'{{"id": "deep", "state": {{"n": {text}}}}}'
                     refused = await client.post(path, content=body, headers=JSON)
                     assert refused.status_code == 422, levels
-                    detail = refused.json()["detail"]
-                    assert detail == "what was sent is nested more than 100 levels deep"
+                    (detail,) = refused.json()["detail"]
+                    assert detail == {
+                        "type": "too_deep",
+                        "loc": ["body"],
+                        "msg": "what was sent is nested more than 100 levels deep",
+                    }
         assert runtime.runs() == []
         for text in (nested(98), nested(98, '{"a":', "}")):
             body = f'{{"state": {{"n": {text}}}}}'

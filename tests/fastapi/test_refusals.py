@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, Field, field_validator
 from shoal import Application, Context, MemoryStore, PostgresStore, SQLiteStore, action
 from shoal.fastapi import runs_router
 from shoal.testing import no_leaks
-from tests.fastapi.inside import client_of, service_of
+from tests.fastapi.inside import client_of, service_of, visitors
 from tests.postgres import PostgresServer, programs
 
 pytestmark = pytest.mark.anyio
@@ -150,11 +150,11 @@ async def test_what_is_odd_and_yet_data_is_kept_whatever_the_store(
 @pytest.mark.parametrize(
     ("content", "headers", "status"),
     [
-        (b"\xff\xfe\x00", JSON, 400),
+        (b"\xff\xfe\x00", JSON, 422),
         (b'{"id": "a', JSON, 422),
         (b"\xff", {"content-type": "text/plain"}, 422),
         (b'{"state": {}}', {}, 422),
-        (b'{"state": {"name": ' + b"9" * 5000 + b"}}", JSON, 400),
+        (b'{"state": {"name": ' + b"9" * 5000 + b"}}", JSON, 422),
         (b"", JSON, 422),
     ],
 )
@@ -331,6 +331,149 @@ async def test_authorize_is_told_only_what_can_be_an_id():
         assert set(told) == {""}
         assert (await client.get("/things/a~b")).status_code == 403
         assert told[-1] == "a~b"
+
+
+BESIDES: tuple[Any, ...] = (
+    ({"state": {"token": SECRET, "n": 1, "url": f"https://h/?t={SECRET}"}}, ["state", "url"]),
+    ({"state": {"token": SECRET, "n": 1, "url": [{"a": SECRET}]}}, ["state", "url"]),
+    ({"id": SECRET, "state": {"token": SECRET, "n": 1}}, ["id"]),
+    ({"id": f"run-of-{SECRET}", "state": {"token": SECRET, "n": 1}}, ["id"]),
+)
+
+
+@pytest.mark.parametrize("path", ["/spread", "/spread/wait"])
+@pytest.mark.parametrize(("body", "where"), BESIDES)
+async def test_the_text_of_a_secret_elsewhere_is_refused_where_it_is(
+    path: str, body: Any, where: list[str], caplog: pytest.LogCaptureFixture
+):
+    @action(reads=["token", "n", "url"], writes=["said"])
+    async def spread(token: str, n: int, url: Any = None) -> str:
+        raise NotImplementedError
+
+    store = MemoryStore()
+    service, runtime = service_of(Application(spread, name="spread", secret={"token"}), store=store)
+    async with no_leaks(), client_of(service) as client:
+        refused = await client.post(path, json=body)
+        assert refused.status_code == 422
+        assert refused.json()["detail"] == [
+            {
+                "type": "secret_leaked",
+                "loc": ["body", *where],
+                "msg": "has the text of a secret field, and would be saved",
+            }
+        ]
+        assert SECRET not in refused.text + repr(refused.headers) + caplog.text
+        assert runtime.runs() == []
+        assert await store.runs() == []
+
+
+# -- the form of refusals --------------------------------------------------------------------------
+
+UNREADABLE = {
+    "no JSON": ('{"id": "a', "json_invalid"),
+    "no UTF-8": (b'{"id": "\xff"}', "json_invalid"),
+    "too deep to be parsed": ("[" * 100_000, "too_deep"),
+    "too deep": ("[" * 200 + "]" * 200, "too_deep"),
+    "too many digits": ('{"state": {"name": ' + "9" * 4_301 + "}}", "int_parsing_size"),
+    "NaN": ('{"state": {"size": NaN}}', "finite_number"),
+    "infinity": ('{"state": {"size": 1e999}}', "finite_number"),
+    "half a pair": ('{"state": {"name": "\\ud800"}}', "string_unicode"),
+    "a wrong type": ('{"state": {"size": "x"}}', "float_parsing"),
+    "a wrong body": ('"x"', "model_attributes_type"),
+    "an unknown field": ('{"state": {}, "more": 1}', "extra_forbidden"),
+    "a wrong id": ('{"id": "a/b", "state": {}}', "string_pattern_mismatch"),
+    "no body": ("", "missing"),
+}
+
+
+def check_form(detail: Any) -> None:
+    for one in detail:
+        assert one.keys() == {"type", "loc", "msg"}, one
+        assert isinstance(one["loc"], list)
+        assert one["loc"][0] in ("body", "path", "query")
+        for advice in ("run(", "fork(", "State(", "recover(", "id=", "answers=", "Application("):
+            assert advice not in one["msg"], one
+
+
+@pytest.mark.parametrize("path", ["/things", "/things/wait"])
+@pytest.mark.parametrize("what", UNREADABLE)
+async def test_each_refusal_has_the_form_of_fastapi(what: str, path: str):
+    content, kind = UNREADABLE[what]
+    service, _ = service_of(things)
+    async with no_leaks(), client_of(service) as client:
+        refused = await client.post(path, content=content, headers=JSON)
+        assert refused.status_code == 422, refused.text
+        check_form(refused.json()["detail"])
+        assert [one["type"] for one in refused.json()["detail"]] == [kind]
+
+
+@pytest.mark.parametrize(
+    "path", ["/things", "/things/wait", "/things/a/answers", "/things/a/cancel"]
+)
+@pytest.mark.parametrize("what", UNREADABLE)
+async def test_a_client_that_may_not_ask_is_told_that_whatever_it_sends(what: str, path: str):
+    async def authorize() -> None:
+        raise HTTPException(401, "no token")
+
+    content, _ = UNREADABLE[what]
+    service, _ = service_of(things, authorize=authorize)
+    async with no_leaks(), client_of(service) as client:
+        refused = await client.post(path, content=content, headers=JSON)
+        assert (refused.status_code, refused.json()) == (401, {"detail": "no token"})
+
+
+async def test_a_refusal_of_an_answer_says_which_and_why():
+    service, _ = service_of(visitors)
+    async with no_leaks(), client_of(service) as client:
+        halted = await client.post("/visitors/wait", json={"id": "v", "state": {"items": [1, 2]}})
+        first, second = halted.json()["questions"]
+        good = {"name": "name", "value": "a", "run_id": first["run_id"]}
+        for wrong, why in (
+            ({"name": "nobody", "value": "b"}, "is none of the open questions of the run"),
+            (
+                {"name": "name", "value": "b"},
+                "2 questions have this name: give the run_id of the one that is meant",
+            ),
+            (
+                {"name": "nme", "value": "b", "run_id": second["run_id"]},
+                "is none of the open questions of the run",
+            ),
+        ):
+            body = {"answers": [good, wrong]}
+            refused = await client.post("/visitors/v/answers", json=body)
+            assert refused.status_code == 422, refused.text
+            assert refused.json()["detail"] == [
+                {"type": "unknown_question", "loc": ["body", "answers", 1], "msg": why}
+            ]
+
+
+async def test_what_a_run_lacks_is_a_refusal_of_the_same_form():
+    service, _ = service_of(loose, keeping_loosely)
+    async with no_leaks(), client_of(service) as client:
+        lacking: tuple[tuple[str, dict[str, Any], str], ...] = (
+            ("/loose", {"state": {}}, "name"),
+            ("/loose/wait", {"id": "a"}, "name"),
+            ("/loosely", {"state": {"token": SECRET, "nested": 1}}, "n"),
+            ("/loosely", {"state": {"n": 1, "nested": 1}}, "token"),
+        )
+        for path, body, field in lacking:
+            refused = await client.post(path, json=body)
+            assert refused.status_code == 422, refused.text
+            (detail,) = refused.json()["detail"]
+            check_form([detail])
+            assert (detail["type"], detail["loc"][:3]) == ("missing", ["body", "state", field])
+
+
+async def test_a_conflict_has_advice_for_clients_alone():
+    service, _ = service_of(things)
+    async with no_leaks(), client_of(service) as client:
+        await client.post("/things/wait", json={"id": "a", "state": {"name": "x"}})
+        refused = await client.post("/things", json={"id": "a", "state": {"name": "y"}})
+        assert refused.status_code == 409
+        assert refused.json()["detail"] == (
+            "run a exists, and was started with something else: its initial state differs in "
+            "'name'; send its id without `state` to have it go on, or another `id` for a new run"
+        )
 
 
 # -- where a run is --------------------------------------------------------------------------------

@@ -6,42 +6,55 @@ Invariants:
 - What ``authorize`` is told of the run is what the endpoint goes by: the id in the path, or the one
   that a run is started under. Nothing else in the request, such as its query, has a say in it.
 - What no store could keep is refused once it is known that the client may ask at all, and before
-  anything looks into it: nesting that is too deep, numbers that JSON lacks, halves of surrogate
-  pairs. So the answer is the same whatever the store, and nothing fails later, FastAPI's own
-  messages included.
+  anything looks into it: what is no JSON, nesting that is too deep, numbers that JSON lacks or
+  that have too many digits, halves of surrogate pairs. So the answer is the same whatever the
+  store, and nothing fails later, FastAPI's own messages included.
 - What doesn't fit is named, but never repeated (``_problems``).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import Parameter, Signature
+from json import JSONDecodeError
 from math import isfinite
 from operator import is_
 from typing import Annotated, Any, cast, final, get_args, get_origin
 
-from fastapi import Depends, HTTPException, Request, Response, params
+from fastapi import Depends, Request, Response, params
 from fastapi.dependencies.utils import get_typed_signature
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
-from starlette.exceptions import HTTPException as AnyHTTPException
 
 from shoal._errors import DefinitionError
 
 from ._models import RunId
-from ._problems import without_values
+from ._problems import refusal, without_values
 
 Authorize = Callable[..., object]
 """A dependency, as FastAPI knows them: a function that raises where something isn't allowed."""
 
 DEEPEST = 100
 """Lists and objects within each other that what is sent may have: as many as stores can save."""
-TOO_DEEP = f"what was sent is nested more than {DEEPEST} levels deep"
-NO_NUMBER = "what was sent has a number that is NaN, infinite, or too large for a float"
-NO_TEXT = "what was sent has half of a surrogate pair in a text, which UTF-8 can't express"
+# Refusals of a whole body: type and message. The types of numbers and texts are pydantic's.
+TOO_DEEP = ("too_deep", f"what was sent is nested more than {DEEPEST} levels deep")
+NO_NUMBER = (
+    "finite_number",
+    "what was sent has a number that is NaN, infinite, or, as a float, out of range",
+)
+TOO_LONG = (
+    "int_parsing_size",
+    f"what was sent has a whole number of more than {sys.get_int_max_str_digits():,} digits",
+)
+NO_TEXT = (
+    "string_unicode",
+    "what was sent has half of a surrogate pair in a text, which UTF-8 can't express",
+)
+NO_JSON = ("json_invalid", "JSON decode error")
 _CONTAINERS = frozenset({dict, list})
 _ANY_ID = TypeAdapter[str](RunId)
 
@@ -158,12 +171,37 @@ async def _run_id(request: Request) -> str:
 
 
 async def _body(request: Request) -> object:
-    """Return the JSON that is sent, as the endpoint is given it; None: FastAPI refuses it."""
-    if request.method != "POST":
-        return None
-    try:
-        return await request.json()  # parsed once
-    except (ValueError, RecursionError):  # told by FastAPI, or by the route's class
+    """Return the JSON that is sent, as the endpoint is given it; None: there is none."""
+    return await request.json() if request.method == "POST" else None
+
+
+@final
+class CheckedRequest(Request):
+    """A request whose body is refused behind ``authorize`` if it can't be parsed, not before.
+
+    FastAPI parses a body before it asks any dependency, so this is what it parses with
+    (see test_a_client_that_may_not_ask_is_told_that_whatever_it_sends).
+    """
+
+    unreadable: RequestValidationError | None = None
+    """Why the body can't be parsed, once that was tried."""
+
+    async def json(self) -> Any:
+        """Parse the body, once; None: there is none, or it can't be parsed."""
+        if self.unreadable is not None or not await self.body():
+            return None
+        try:
+            return await super().json()
+        except JSONDecodeError as error:
+            where, why = ("body", error.pos), NO_JSON
+        except RecursionError:
+            where, why = ("body",), TOO_DEEP
+        except UnicodeDecodeError:
+            where, why = ("body",), NO_JSON
+        except ValueError:
+            where, why = ("body",), TOO_LONG
+        kind, message = why
+        self.unreadable = refusal(kind, where, message)
         return None
 
 
@@ -171,16 +209,23 @@ async def refuse_no_data(request: Request) -> None:
     """Be a dependency that refuses what can't be kept, and can't be sent again as JSON.
 
     Raises:
-        HTTPException: It is.
+        RequestValidationError: It is.
     """
     body = await _body(request)
+    if isinstance(request, CheckedRequest) and request.unreadable is not None:
+        raise request.unreadable
     _refuse_leaves([body])
     level = [body]
     for _ in range(DEEPEST):
         level = [inner for outer in level for inner in _containers(outer)]
         if not level:
             return
-    raise HTTPException(422, TOO_DEEP)
+    raise _no_data(TOO_DEEP)
+
+
+def _no_data(why: tuple[str, str]) -> RequestValidationError:
+    kind, message = why
+    return refusal(kind, ("body",), message)
 
 
 def _containers(value: object) -> Sequence[object]:
@@ -203,14 +248,14 @@ def _refuse_leaves(values: Iterable[object]) -> None:
     clients that would be sent them.
 
     Raises:
-        HTTPException: There are some.
+        RequestValidationError: There are some.
     """
     if any(type(one) is float and not isfinite(one) for one in values):
-        raise HTTPException(422, NO_NUMBER)
+        raise _no_data(NO_NUMBER)
     try:
         "".join([one for one in values if type(one) is str]).encode()  # at once, that is quick
     except UnicodeEncodeError:
-        raise HTTPException(422, NO_TEXT) from None
+        raise _no_data(NO_TEXT) from None
 
 
 def checked_route(secret: frozenset[str]) -> type[APIRoute]:
@@ -221,18 +266,15 @@ def checked_route(secret: frozenset[str]) -> type[APIRoute]:
         """An endpoint that refuses with nothing of what was sent, and never with a 500."""
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            """Return what FastAPI makes of it, and translate what that says of a bad body."""
+            """Return what FastAPI makes of it, with values taken out of what that refuses."""
             handle = super().get_route_handler()
 
             async def handle_checked(request: Request) -> Response:
                 try:
-                    return await handle(request)
+                    # As FastAPI's own: the messages of a request are received once, here.
+                    return await handle(CheckedRequest(request.scope, request.receive))
                 except RequestValidationError as error:
                     refused = without_values(error, secret)
-                except AnyHTTPException as error:
-                    if isinstance(error.__cause__, RecursionError):
-                        raise HTTPException(422, TOO_DEEP) from error
-                    raise
                 raise refused  # here, so that it has no context: that is what holds the values
 
             return handle_checked

@@ -6,6 +6,7 @@ service a request comes to, it gives the same answer.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, final
@@ -25,6 +26,7 @@ from shoal._errors import (
     NotDecodable,
     RunClaimed,
     RunConflict,
+    SecretLeaked,
     StateError,
     StoreFailed,
     UnknownQuestion,
@@ -40,7 +42,7 @@ from shoal._state import State, make_state
 from shoal._store import Beginning, Browses, NullStore, ReadsInParts, RunSummary, Store
 
 from ._models import as_plain
-from ._problems import printable
+from ._problems import STATE, Place, printable, refusal_of
 
 RETRY_AFTER = "1"
 """Seconds after which a client may find another process, where this one stops."""
@@ -50,10 +52,12 @@ _REFUSED = (
     MissingField,
     MissingSecret,
     NotData,
+    SecretLeaked,
     StateError,
     UnknownQuestion,
     UpdateTooLarge,
 )
+logger = logging.getLogger("shoal.fastapi")
 
 
 class Seen(NamedTuple):
@@ -200,8 +204,13 @@ def unknown(run_id: str, *, is_kept: bool = True) -> HTTPException:
 
 
 @contextmanager
-def as_responses() -> Generator[None]:
-    """Within, have what is raised tell the client what it can do about it."""
+def as_responses(where: Place = STATE, answered: Sequence[object] = ()) -> Generator[None]:
+    """Within, have what is raised tell the client what it can do about it.
+
+    Args:
+        where: The part of the request that refusals are about.
+        answered: For which questions there are answers, in the order in which they were sent.
+    """
     try:
         yield
     except Draining as error:
@@ -209,10 +218,20 @@ def as_responses() -> Generator[None]:
     except (StoreFailed, CommitInDoubt, LeaseLost) as error:
         raise HTTPException(503, printable(str(error)), {"Retry-After": RETRY_AFTER}) from error
     except NotDecodable as error:  # to try again changes nothing
-        raise HTTPException(500, printable(str(error))) from error
+        logger.warning("what the store has of a run can't be read: %s", error)
+        raise HTTPException(500, "what the store has of the run can't be read here") from error
     except UnknownRun as error:
         raise HTTPException(404, printable(str(error))) from error
-    except (RunConflict, RunClaimed, BadUse) as error:
+    except RunConflict as error:
+        msg = (
+            f"{error.what}; send its id without `state` to have it go on, or another `id` for a "
+            f"new run"
+        )
+        raise HTTPException(409, printable(msg)) from error
+    except RunClaimed as error:
         raise HTTPException(409, printable(str(error))) from error
+    except BadUse as error:
+        logger.warning("a request could not be met: %s", error)
+        raise HTTPException(409, "the service can't do that with the run now") from error
     except _REFUSED as error:
-        raise HTTPException(422, printable(str(error))) from error
+        raise refusal_of(error, where, answered) from error

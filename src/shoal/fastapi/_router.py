@@ -22,7 +22,7 @@ from shoal._application import Application
 from shoal._errors import DefinitionError, Draining
 from shoal._events import in_short
 from shoal._runtime import Runtime
-from shoal._store import Browses, RunStatus, RunSummary
+from shoal._store import Browses, NullStore, RunStatus, RunSummary
 
 from ._disconnect import cancel_on_disconnect
 from ._door import Authorize, authorizing, checked_route, refuse_no_data
@@ -43,7 +43,7 @@ from ._models import (
     RunInfo,
     models_of,
 )
-from ._problems import printable
+from ._problems import ANSWERS, printable
 from ._relay import ask_to_cancel
 from ._starting import begin, begin_surely, wait_ended
 
@@ -269,7 +269,9 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
             one.name if one.run_id is None else (one.run_id, one.name): one.value
             for one in body.answers
         }
-        with as_responses():
+        if isinstance(runs.store(runtime), NullStore):
+            raise HTTPException(409, "the service keeps no runs, so none of them waits for answers")
+        with as_responses(ANSWERS, [*answers]):
             handle = await runtime.start(runs.app, id=run_id, answers=answers)
         return Json(seen(handle).info(), 202)
 

@@ -45,6 +45,8 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
         HTTPException: It can't be, or goes on and was started with something else.
     """
     tries = TRIES
+    with as_responses():  # before the id is looked up, and may be named in another refusal
+        runs.app._refuse_in_id(run_id, state)
     while True:
         handle = None if run_id is None else runs.here(runtime, run_id)
         with as_responses():
@@ -156,4 +158,5 @@ def _refuse_other(runs: Runs, run_id: str, state: Any, known: RunRecord) -> None
     try:
         runs.app._refuse_other(run_id, state, known)
     except NotData as error:
-        raise RunConflict(str(error)) from error
+        what = f"run {run_id} exists, and whether it was started with the same can't be told"
+        raise RunConflict(str(error), what) from error
