@@ -362,10 +362,11 @@ class Poisoned(ShoalError):
     """
 
     def __init__(self, message: str, crashes: int = 0) -> None:
-        """Say which one it is, and in how many executions it was."""
+        """Say which one it is, and in how many executions it was counted."""
         super().__init__(message)
         self.crashes: int = crashes
-        """Executions in a row that have died while it was at work."""
+        """Executions in a row that have died while it was at work. Children are counted from the
+        first crash of a run on, so one more execution has died before these."""
 
 
 class StoreFailed(ShoalError):

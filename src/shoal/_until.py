@@ -120,7 +120,8 @@ def quorum(n: int, *, by: Callable[[Any], object] | None = None) -> Quorum:
 
     Children that fail only leave the contest; as soon as no ``n`` can agree any more the step
     raises ``NobodyAccepted``. ``into`` holds the value that was agreed on; of several that count as
-    equal, that of the lowest position.
+    equal, that of the lowest position. Each vote that was counted is ``used``, the outvoted ones
+    as well: so the ledger, which iterates over losers, has none of them.
 
     Args:
         n: How many have to agree.
