@@ -40,11 +40,11 @@ def race(
     """Make an act that runs several acts at once and takes the first good answer.
 
     It is a ``fan_out`` over a list of acts with ``until=first(accept=accept)``. Each act is a child
-    run of its own. The first result that is accepted is applied to the state: saved, and seen by
-    everybody. Then the others are cancelled, and the step ends when they have, their ``finally``
-    blocks included; an ``await`` in there is cancelled again at once, unless ``shielded`` is around
-    it. An act that fails, or is refused, only leaves the race; if none is left, the step raises
-    ``NobodyAccepted``. ``result.outcomes(name)`` says how the losers ended.
+    run of its own. The first result that is accepted is applied to the state: saved, and published
+    to hooks. Only then are the others cancelled, and the step ends when they have, their
+    ``finally`` blocks included; an ``await`` in there is cancelled again at once, unless
+    ``shielded`` is around it. An act that fails, or is refused, only leaves the race; if none is
+    left, the step raises ``NobodyAccepted``. ``result.outcomes(name)`` says how the losers ended.
 
     Args:
         acts: Who races: actions, graphs, other races; or one plain function of the state that
