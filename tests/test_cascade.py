@@ -24,6 +24,7 @@ from shoal import (
     MemoryStore,
     ParallelAction,
     RunClaimed,
+    RunPath,
     RunStarted,
     Runtime,
     StateUpdated,
@@ -411,8 +412,8 @@ class SlowToTell(MemoryStore):  # pyright: ignore[reportGeneralTypeIssues] # a t
     def load(self, run_id: str) -> Any:
         return self._late(super().load, run_id)
 
-    def children(self, *args: Any) -> Any:
-        return self._late(super().children, *args)
+    def children(self, path: RunPath, step: str | None = None, visit: int | None = None) -> Any:
+        return self._late(super().children, path, step, visit)
 
 
 @pytest.mark.parametrize("of", ["an own store", "a resumed run", "questions", "fork"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import sys
+from typing import Any
 
 import pytest
 
@@ -56,4 +58,44 @@ def test_nothing_is_said_without_debug_mode_or_without_a_leak(
 ):
     with caplog.at_level(logging.WARNING, "shoal"):
         run(debug=debug, leaks=leaks)
+    assert not [r for r in caplog.records if r.name == "shoal"]
+
+
+def run_twice(**options: Any) -> None:
+    """Run an action twice, by one id, that keeps one task for all runs, and cancels others."""
+    kept: list[asyncio.Task[None]] = []
+
+    @action(writes=["y"])
+    async def work() -> int:
+        if not kept:
+            kept.append(asyncio.create_task(asyncio.sleep(5), name="refresher", **options))
+        given_up = asyncio.create_task(asyncio.sleep(5), name="given up")
+        await asyncio.sleep(0)
+        given_up.cancel()
+        return 1
+
+    async def main() -> None:
+        for _ in range(2):
+            await Application(work).run(id="nightly")
+        kept[0].cancel()
+        await asyncio.wait(kept)
+
+    start("asyncio.run", main, options={"debug": True})
+
+
+@needs_contexts
+def test_a_task_that_outlives_its_run_is_named_once_and_what_is_being_cancelled_never(
+    caplog: pytest.LogCaptureFixture,
+):
+    with caplog.at_level(logging.WARNING, "shoal"):
+        run_twice()
+    (told,) = [r.getMessage() for r in caplog.records if r.name == "shoal"]
+    assert "refresher" in told
+
+
+@needs_contexts
+def test_a_task_with_a_context_of_its_own_is_nobodys(caplog: pytest.LogCaptureFixture):
+    """As the warning says."""
+    with caplog.at_level(logging.WARNING, "shoal"):
+        run_twice(context=contextvars.Context())
     assert not [r for r in caplog.records if r.name == "shoal"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -20,11 +21,14 @@ from shoal import (
     Done,
     Each,
     Graph,
+    Hook,
     Key,
+    Limits,
     MemoryStore,
     ParallelAction,
     Retry,
     RunPath,
+    SQLiteStore,
     State,
     StoreFailed,
     Task,
@@ -228,9 +232,13 @@ async def test_old_results_are_gone_with_the_decision(ends: str, keyed: bool, di
 
 @pytest.mark.parametrize("change", ["fails", "version"])
 @pytest.mark.parametrize("until", [False, True], ids=["", "until raises"])
-async def test_what_a_child_has_discovered_without_keys_counts_once(change: str, until: bool):
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_what_a_child_has_discovered_without_keys_counts_once(
+    change: str, until: bool, kind: str, tmp_path: Path
+):
     """Each life discovered it once more, for nothing tells elements without keys apart."""
-    store, once = MemoryStore(), [until]
+    once, path = [until], tmp_path / "runs.db"
+    store = MemoryStore() if kind == "memory" else SQLiteStore(path, synchronous="normal")
 
     def make(life: int) -> Application:
         version = str(life) if change == "version" else "1"
@@ -256,9 +264,10 @@ async def test_what_a_child_has_discovered_without_keys_counts_once(change: str,
                 raise ConnectionError
             return False
 
+        options: dict[str, Any] = {"until": decides} if until else {}
         step = fan_out(
             versioned, over=lambda state: ["rests", "from", "late"], item="x", into="out",
-            reads=[], grow=grow, on_error="collect", until=decides,
+            reads=[], grow=grow, on_error="collect", **options,
         )  # fmt: skip
         return Application(step, store=store)
 
@@ -318,3 +327,136 @@ async def test_at_most_counts_what_all_rounds_of_a_race_have_started(
         with pytest.raises(ExceptionGroup):
             await app.run({}, id="run")
         assert set(ran) == set(rounds)
+
+
+# -- what was under way ----------------------------------------------------------------------------
+
+
+class Dying:
+    """A store whose process dies at its n-th save."""
+
+    def __init__(self, store: MemoryStore, n: int) -> None:
+        self.store, self.left = store, n
+
+    def save(self, batch: Batch) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("the process is dead")
+        self.store.save(batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+class Cancels(Hook):
+    """Cancels a scope when it is told the n-th event."""
+
+    def __init__(self, n: int) -> None:
+        self.scope, self.left = anyio.CancelScope(), n
+
+    def hear(self, event: object) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.scope.cancel()
+
+    on_run_started = on_step_started = on_child_started = on_state_updated = on_step_ended = hear
+
+
+@action(reads=["x"], writes=["first"])
+async def begin(x: int) -> int:
+    await anyio.sleep(0)
+    return x
+
+
+@action(reads=["first"], writes=["y"])
+async def go_on(first: int) -> int:
+    await anyio.sleep(0)
+    return first
+
+
+two_steps = Graph.chain(begin, go_on, name="two steps")
+inner = fan_out(two_steps, over=lambda state: [1, 2], item="x", reads=[], into="in", take="y")
+
+
+@action(writes=["in"])
+async def starts(context: Context) -> list[object]:
+    async with context.fan_out(name="own", limits=Limits(2)) as group:
+        group.start_each(two_steps, over=[1, 2], item="x")
+        return [outcome.key async for outcome in group]
+
+
+UNDER_WAY: dict[str, Any] = {
+    "fan-out": inner,
+    "node": Graph.chain(Graph.chain(inner, name="node"), name="app"),
+    "own": starts,
+}  # fmt: skip
+
+
+async def below(store: MemoryStore, path: RunPath) -> list[tuple[RunPath, str | None]]:
+    found = list[tuple[RunPath, str | None]]()
+    for one in await store.children(path):
+        child = RunPath(act=one.act, parent=path, step=one.step, visit=one.visit, key=one.key)
+        found += [(child, one.status), *await below(store, child)]
+    return found
+
+
+@pytest.mark.parametrize("form", UNDER_WAY)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["in a root run", "in children"])
+async def test_nothing_below_a_run_that_has_ended_goes_on(form: str, wrapped: bool):
+    """What the next life was cancelled before it came to stayed under way for good."""
+    act = UNDER_WAY[form]
+    if wrapped:
+        act = fan_out(
+            act, over=lambda state: [0, 1, 2], item="o", into="all", reads=[], take="in",
+            limits=Limits(2), name="outer",
+        )  # fmt: skip
+    n, died, cancelled = 0, True, 0
+    while died:
+        n += 3 if wrapped else 1
+        kept = MemoryStore()
+        mortal: Any = Dying(kept, n)
+        try:
+            await Application(act, store=mortal, name="app").run({}, id="run")
+            died = False
+        except StoreFailed:
+            pass
+        k, ends = 0, False
+        while died and not ends:
+            k += 5 if wrapped else 2
+            store, hook = kept.copy(), Cancels(k)
+            with hook.scope:
+                await Application(act, store=store, name="app", hooks=[hook]).run({}, id="run")
+                ends = True
+            if ends:
+                break
+            root = RunPath(run_id="run", act="app")
+            record = await store.load("run")
+            assert record is not None
+            cancelled += record.status == "cancelled"
+            assert record.status in ("cancelled", "succeeded")  # if it was the last event
+            assert [path for path, status in await below(store, root) if status is None] == []
+            await Application(act, store=store, name="app").run({}, id="run")
+    assert cancelled > 5
+
+
+async def test_what_an_action_does_not_start_again_is_under_way_no_more():
+    """Its action succeeded without it, and it stayed under way in a run that has succeeded."""
+    store, numbers = MemoryStore(), [1, 2, 3]
+
+    @action(writes=["in"], name="starts")
+    async def starts_some(context: Context) -> list[object]:
+        async with context.fan_out(name="own", limits=Limits(2)) as group:
+            group.start_each(two_steps, over=list(numbers), item="x", key=int)
+            return [outcome.key async for outcome in group]
+
+    with pytest.raises(StoreFailed):
+        dying: Any = Dying(store, 3)  # behind the first step of two children
+        await Application(starts_some, store=dying, name="app").run({}, id="run")
+    store, numbers = store.copy(), [2]
+    app = Application(starts_some, store=store, name="app")
+    result = await app.run({}, id="run")
+    assert result.state["in"] == [2]
+    found = {
+        path.key: status for path, status in await below(store, RunPath(run_id="run", act="app"))
+    }
+    assert found == {1: "cancelled", 2: "succeeded"}

@@ -265,7 +265,7 @@ def ended(numbers: range, **more: Any) -> list[Batch]:
 async def test_a_save_is_as_many_round_trips_whatever_it_saves(
     place: InSchema, waits: list[None], before: Any, after: Any, is_resumed: bool
 ):
-    store, trips = place.store(), list[int]()
+    store, trips = place.store(lease=600), list[int]()  # no sign of life comes between
     async with store:
         await store.claim("root", "me")
         await save(store, begun=BEGINNING)

@@ -15,6 +15,8 @@ from shoal import (
     BadUse,
     Context,
     Each,
+    Failed,
+    Limits,
     Result,
     Runtime,
     StepTimeout,
@@ -238,6 +240,28 @@ async def test_what_the_block_raises_goes_on():
     with pytest.raises(ValueError, match="mine"):
         async with shielded(2):
             raise ValueError("mine")
+
+
+async def test_one_object_is_for_one_block_at_a_time():
+    """Children that share one, made once for all, are told; one after the other they may."""
+    shared = shielded(2)
+
+    @action(reads=["item"], writes=["out"])
+    async def work(item: int) -> int:
+        async with shared:
+            await anyio.sleep(1)
+        return item
+
+    one_by_one = fan_out(work, over="n", into="outs", take="out", limits=Limits(1))
+    state = (await Application(one_by_one).run({"n": [1, 2]})).state
+    assert state["outs"] == [1, 2]
+    at_once = fan_out(work, over="n", into="outs", take="out", on_error="collect", name="at once")
+    result = await Application(at_once).run({"n": [1, 2]})
+    assert result.state["outs"] == [1]
+    (failed,) = result.outcomes("at once")
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, BadUse)
+    assert "make one for each block" in str(failed.error)
 
 
 async def test_blocks_in_blocks_end_with_the_outer_one():

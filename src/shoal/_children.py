@@ -20,7 +20,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, NoReturn, Self, final
 
@@ -29,27 +29,28 @@ import anyio
 from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
 from ._child import check_depth, child_setting, children_of, circuits_of, narrowed, refuse_exposing
-from ._ending import DONE, RESTING
-from ._entries import Dropped, Entry, Feed, Kind, Room, child_of, entry_of
-from ._errors import BadKey, BadUse, DefinitionError, HookFailed, brief, note
+from ._ending import RESTING
+from ._entries import Kind
+from ._errors import BadUse, DefinitionError, HookFailed, brief, note
 from ._events import Failed, Outcome
 from ._functions import require_plain
 from ._graph import as_graph
 from ._group import Group
 from ._hooks import Hook
-from ._ids import Key, plain_key
+from ._ids import Key
 from ._join import only_write_reader
 from ._ledger import Ledger, new_ledger
 from ._policy import Each, Inherit
 from ._ports import Hosted, Seat
 from ._rate import Limits
-from ._recorded import Recorded, recorded_children
+from ._recorded import recorded_children
 from ._run import Run
 from ._secret import without_secrets
 from ._setting import Setting
-from ._source import Elements
+from ._started import Started, StartedEach
 from ._state import held
 from ._store import Store
+from ._unended import end_children
 
 logger = logging.getLogger("shoal")
 
@@ -109,7 +110,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._store, self._hooks = children_of(run, store, hooks)
         self._each = each
         self._timeout = timeout
-        self._source = _Started(self)
+        self._source = Started(
+            repr(self),
+            has_room=self._has_room,
+            unconsumed=lambda: self._unconsumed,
+            tell=self._tell,
+        )
         self._ledger = Ledger()
         self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
         self._group: Group | None = None
@@ -259,6 +265,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         try:
             try:
                 await self._record_rest(group)
+                await self._end_unended()
             finally:
                 self._source.end()
         except Exception as error:
@@ -290,6 +297,17 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         finally:
             self._deliver(late)
             await self._end_left_over(group.reason)
+
+    async def _end_unended(self) -> None:
+        """Record that children have no end which the action has not started again."""
+        setting, recorded = self._run.setting, self._source.recorded
+        if recorded is None or not setting.execution.is_resumed or setting.execution.unsaved:
+            return
+        left = [record for record in recorded.rest() if record.status is None]
+        if left:
+            why = "its action has not started it again"
+            execution, store = setting.execution, setting.store
+            await end_children(execution, store, self._run, left, decided={}, reason=why)
 
     async def _end_left_over(self, reason: str) -> None:
         """Record and deliver that what was started and never began is cancelled.
@@ -398,7 +416,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if key is not None:
             require_plain(key, f"group.start_each(key=...) of {self.name!r}")
         kind = self._kind(act, {item: None}, inputs)
-        each = _Each(over, who=self.name, kind=kind, item=item, key=key, started_by=self._source)
+        each = StartedEach(
+            over, who=self.name, kind=kind, item=item, key=key, started_by=self._source
+        )
         self._source.add_each(each)
         if each.waits and group.is_live:
             group.start_feeding(each)
@@ -530,179 +550,3 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     def __repr__(self) -> str:
         return f"<ChildGroup {self.name!r} of {self._action.name!r}>"
-
-
-@final
-class _Started:
-    """The source of an action's own fan-out: what it has started, and what is left of it."""
-
-    def __init__(self, children: ChildGroup) -> None:
-        self._children = children
-        self._single: deque[Entry] = deque()
-        self._each: deque[_Each] = deque()  # in turns: an infinite one lets others pass
-        self._keys: set[tuple[str, Key]] = set()  # of each act
-        self.position = 0  # of the next one
-        self._closed = False
-        self.made = 0  # children
-        self.recorded: Recorded | None = None
-
-    def add(self, kind: Kind, key: Key | None, given: object) -> None:
-        """Add a child to be."""
-        self._single.append(self.entry(kind, self.position if key is None else key, given))
-
-    def add_each(self, each: _Each) -> None:
-        """Add a child to be for each of many elements."""
-        self._each.append(each)
-
-    def entry(self, kind: Kind, key: object, element: object) -> Entry:
-        """Tell a child to be apart from the others."""
-        position, name = self.position, plain_key(key)
-        if name is None:
-            msg = f"{self._children!r}: keys are str or int, not {brief(key)}"
-            raise BadKey(msg)
-        if (kind.setting.act, name) in self._keys:
-            msg = (
-                f"{self._children!r}: a child of {kind.setting.act!r} with the key {brief(name)} "
-                f"was started before; give each its own key, or none at all"
-            )
-            raise BadKey(msg)
-        self._keys.add((kind.setting.act, name))
-        self.position = position + 1
-        return Entry(name, position, element, kind)
-
-    def close(self) -> None:
-        """Hear that nothing more will be started."""
-        self._closed = True
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether there is nothing left of what was started."""
-        return not self._single and all(each.dry() for each in self._each)
-
-    def left_over(self) -> list[Run]:
-        """Make children of what was started and never began, or was done before."""
-        entries = list(self._single)
-        self._single.clear()
-        self.made += len(entries)
-        return [self._child(entry) for entry in entries]
-
-    # what a group asks of its source
-
-    def take(self) -> Run | Dropped | None:
-        if self._single:
-            child = self._child(self._single.popleft())
-            self.made += 1
-            return child
-        if self._children._has_room():
-            child = self._take_in_turn()
-            if child is not None:
-                self.made += child != "dropped"
-                return child
-        self.tell_exhausted()
-        return None
-
-    def _child(self, entry: Entry) -> Run:
-        """Make a child, unless it was taken back; it goes on from what is recorded of it."""
-        return self._begin(child_of(entry)) if entry.child is None else entry.child
-
-    def _begin(self, child: Run) -> Run:
-        """Have a child go on from what is recorded of it."""
-        if self.recorded is not None:
-            fate, record = self.recorded.judge(child)
-            if fate == "runs anew":
-                child.is_afresh = True
-            elif fate == "rests" and record is not None:
-                child.rest(record)
-            elif fate == "is done" and record is not None:
-                child.take_over(record)
-            elif fate != "begins again":
-                child.record = record
-        return child
-
-    def take_back(self, child: Run) -> None:
-        self.made -= 1
-        self._single.appendleft(entry_of(child))
-
-    def _take_in_turn(self) -> Run | Dropped | None:
-        for _ in range(len(self._each)):
-            each = self._each[0]
-            child = each.take()
-            if each.dry():
-                self._each.popleft()
-            else:
-                self._each.rotate(-1)
-            if child is not None:
-                return child if child == "dropped" else self._begin(child)
-        return None
-
-    def tell_exhausted(self) -> None:
-        """Have the action hear it if nothing is left: it may wait for an outcome."""
-        if self.is_exhausted:
-            self._children._tell()
-
-    def left(self) -> int:
-        return len(self._single) + sum(each.left() for each in self._each)
-
-    def waiting(self) -> int:
-        pulled = sum(each.waiting() for each in self._each)
-        return self._children._unconsumed + len(self._single) + pulled
-
-    def dry(self) -> bool:
-        return self._closed and self.is_exhausted
-
-    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> Sequence[Run]:
-        begun = [self._begin(child) for each in self._each for child in each.drop(is_meant)]
-        entries, self._single = self._single, deque()
-        for entry in entries:
-            if is_meant(entry.kind.setting, entry.key):
-                begun.append(self._child(entry))
-            else:
-                self._single.append(entry)
-        done = [child for child in begun if child.disposition is DONE]
-        self._single.extendleft(entry_of(child) for child in reversed(done))
-        dropped = [child for child in begun if child.disposition is not DONE]
-        self.made += len(dropped)
-        return dropped
-
-    def feeds(self) -> Iterable[Feed]:
-        return [each for each in self._each if each.waits]
-
-    def end(self) -> None:
-        """Close what is iterated, all of it, whatever one of them raises."""
-        with ExitStack() as closing:
-            for each in self._each:
-                closing.callback(each.close)
-
-
-@final
-class _Each(Elements):
-    """The elements of one ``start_each``, told apart from everything else that was started."""
-
-    __slots__ = ("_key_by", "_started_by")
-
-    def __init__(
-        self,
-        over: object,
-        *,
-        who: str,
-        kind: Kind,
-        item: str,
-        key: Callable[[Any], object] | None,
-        started_by: _Started,
-    ) -> None:
-        super().__init__(over, who=who, kinds=[kind], item=item)
-        self._only = None  # what it is told apart from is not only its own elements
-        self._key_by = key
-        self._started_by = started_by
-
-    def _entries(self, element: object, position: int) -> Sequence[Entry]:
-        started_by, kind = self._started_by, self.kinds[0]
-        if self._key_by is None:
-            return (started_by.entry(kind, started_by.position, element),)
-        return (started_by.entry(kind, self._key_by(element), element),)
-
-    async def feed(self, group: Room) -> None:
-        try:
-            await super().feed(group)
-        finally:
-            self._started_by.tell_exhausted()

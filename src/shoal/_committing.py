@@ -20,10 +20,11 @@ from ._cancel import ki_protected
 from ._ending import Ender
 from ._errors import HookFailed, NotData, SecretLeaked, UpdateTooLarge
 from ._events import Decision, Status, Update
-from ._history import QuestionAnswered, QuestionAsked, Rewound, StepBegun
+from ._history import Playback, QuestionAnswered, QuestionAsked, Rewound, StepBegun
 from ._state import NO_CHANGE, Change, Drop, Set
-from ._store import Batch, Beginning, SavedRun
+from ._store import Batch, Beginning, NullStore, SavedRun
 from ._telling import Teller, is_listening
+from ._unended import end_unended, may_have_children
 
 
 class Committer(Ender, Teller):
@@ -39,6 +40,11 @@ class Committer(Ender, Teller):
     @abstractmethod
     def digest(self) -> str:
         """A hash of what a child works on; see ``SavedRun``."""
+
+    @property
+    @abstractmethod
+    def playback(self) -> Playback | None:
+        """What an earlier execution has done of the step under way; None if nothing."""
 
     @abstractmethod
     def final_data(self) -> Mapping[str, object]:
@@ -107,6 +113,10 @@ class Committer(Ender, Teller):
             if child.setting.is_forgotten and child.status == "succeeded":
                 child.gather()
                 gathered.append(child)
+        if execution.is_resumed:
+            for child in (*unapplied, *applied):
+                if child.status in ("failed", "cancelled"):
+                    await child.end_below()
         batch = Batch(
             self,
             updates,
@@ -195,6 +205,24 @@ class Committer(Ender, Teller):
         except (NotData, UpdateTooLarge, SecretLeaked):
             # Its earlier steps may write what no store takes. Its value was packed before.
             self._head, self._last, self.packed = head, NO_CHANGE, None
+
+    async def end_below(self) -> None:
+        """Record ends of what an earlier execution has left under way below it; it has failed.
+
+        Or it was cancelled. In either case it may not have come to all of that.
+
+        Raises:
+            ShoalError: As ``commit``.
+        """
+        setting, played = self.setting, self.playback
+        execution = setting.execution
+        if execution.unsaved or execution.is_interrupted or isinstance(setting.store, NullStore):
+            return
+        if not may_have_children(setting.graph):
+            return
+        reason = self.reason if self.status == "cancelled" else "its parent failed"
+        decided = None if played is None else played.decided
+        await end_unended(execution, setting.store, self, decided, reason)
 
     async def be_forgotten(self) -> None:
         """Have what was kept of a child and its descendants count no more."""

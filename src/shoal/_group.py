@@ -25,6 +25,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._breaker import Circuits
 from ._cancel import as_failure, cancelled, ki_protected
+from ._ending import LIVE
 from ._entries import Dropped, Feed, Source
 from ._errors import SpuriousCancel, StepTimeout
 from ._events import ChildName, Status
@@ -359,7 +360,7 @@ class Group(Crew):
             elif child == "dropped":
                 lobby.let_go()
                 self._tell_room()  # it was fed, and takes no more room
-            elif child.is_live:
+            elif child.disposition is LIVE:  # a property would be a call for each child
                 if not lobby.admit(child):
                     return "waiting"
             else:

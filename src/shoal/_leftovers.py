@@ -6,6 +6,8 @@ looks for such tasks. That is a walk over all tasks of the loop, too dear at oth
 
 Invariants:
 - A task counts if its context is a copy of that of the run's own task; Python tells since 3.12.
+- One that is being cancelled doesn't: it is about to end.
+- A task that outlives its run is named once, whatever runs of that id come later.
 """
 
 from __future__ import annotations
@@ -20,12 +22,17 @@ logger = logging.getLogger("shoal")
 _root: ContextVar[object] = ContextVar("shoal.root")
 
 
-def mark_tasks(run_id: str) -> None:
-    """Have tasks that are made from now on in this context be known as those of a root run."""
-    _root.set(run_id)
+def mark_tasks() -> object:
+    """Have tasks that are made from now on in this context be known as those of a root run.
+
+    Returns what they are known by.
+    """
+    mark = object()
+    _root.set(mark)
+    return mark
 
 
-def tell_leftovers(run_id: str) -> None:
+def tell_leftovers(run_id: str, mark: object) -> None:
     """Warn of tasks that were made in the run, and go on; called in its task when it has ended."""
     aio: Any = sys.modules.get("asyncio")  # not imported here: trio does without it
     if aio is None:
@@ -35,13 +42,14 @@ def tell_leftovers(run_id: str) -> None:
         return
     current = aio.current_task(loop)
     for task in aio.all_tasks(loop):
-        if task is current or getattr(task, "get_context", None) is None:
+        if task is current or getattr(task, "get_context", None) is None or task.cancelling():
             continue
         name = getattr(task.get_coro(), "__qualname__", "")
-        if task.get_context().get(_root) == run_id and name != "TaskHandle._run_coro":  # anyio's
+        if task.get_context().get(_root) is mark and name != "TaskHandle._run_coro":  # anyio's
             told = (
                 "run %s has ended, but a task that an action made goes on: %s, running %s, made at "
-                "%s. Await it in the action, or start children with context.fan_out"
+                "%s. Await it in the action, or start children with context.fan_out; one that is "
+                "to outlive the run is made with create_task(..., context=contextvars.Context())"
             )
             logger.warning(told, run_id, task.get_name(), name, _made_at(task))
 

@@ -17,27 +17,26 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
 from ._action import Act, Performer
+from ._carrying import Carrier
 from ._child import check_depth, child_setting, children_of, circuits_of, is_revisited
-from ._contest import Contest, Streams, contest
+from ._contest import Streams, contest
 from ._entries import Kind
 from ._errors import HookFailed, InvalidState, brief, note
-from ._events import ChildName, Decision, Done, Failed, Outcome, Status, Update
+from ._events import ChildName, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
-from ._history import Playback, StepBegun
 from ._hooks import Hook
 from ._join import Draft, Join
 from ._ledger import new_ledger
 from ._parts import is_done
 from ._policy import INHERIT, Each, Inherit, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
-from ._recorded import Recorded, decided, outcome_of, recorded_children
-from ._records import Records
+from ._recorded import outcome_of
 from ._rounds import Rounds
 from ._run import Run
 from ._schema import Schema
@@ -45,16 +44,7 @@ from ._source import Elements
 from ._stagger import Staggered, stagger
 from ._state import NO_CHANGE, Change, Set, State, make_state
 from ._store import ChildRecord, NullStore, Store
-from ._takeup import (
-    Declared,
-    declared,
-    end_losers,
-    only,
-    refuse_changed,
-    refuse_lost,
-    refuse_other_decision,
-    without_failures,
-)
+from ._takeup import Declared, declared, only, refuse_lost, refuse_other_decision
 from ._until import FirstItem
 
 logger = logging.getLogger("shoal")
@@ -116,7 +106,7 @@ class Parallel(Act):
 
 
 @final
-class ParallelStep:
+class ParallelStep(Carrier):
     """One execution of a parallel act by one run.
 
     Where it has failed, and something around it is tried again, it is executed again, and goes on:
@@ -129,23 +119,11 @@ class ParallelStep:
         """Begin: from now on the state as it is counts for all children."""
         check_depth(run, act.name)
         self.act = act
-        self.parent = run
-        self.join = act._join()
-        self.decision: Decision | None = None
-        self._contest: Contest | None = None
+        store, self._hooks = children_of(run, act.store, act.hooks)
+        super().__init__(run, act.name, act._join(), store)
         self._staggered: Staggered | None = None
         self._rounds = Rounds()
-        # An earlier execution may have begun the step: all children start from the state as it was.
-        self._begun = run.playback
-        self.data: Mapping[str, object] = (
-            run.data if self._begun is None else self._begun.began.data
-        )
-        self._store, self._hooks = children_of(run, act.store, act.hooks)
-        self.ledger = new_ledger(run, act.name, run.visit(act.name), self._store)
-        self.recorded: Recorded | None = None
-        self._declares: StepBegun | None = None  # to be saved with what is saved first
         self._digests: dict[str, tuple[object, bytes]] = {}
-        self.source: Elements | None = None  # of the last attempt that came so far
         self.acts: Sequence[str] | None = None  # their names in the program
         self._is_recalled = False  # whether the store was asked what there is
         self._is_over = False  # whether all that is left is to complete it
@@ -195,6 +173,15 @@ class ParallelStep:
         )
         return Kind(setting, base)
 
+    def _make_source(self) -> Elements:
+        return self.act._source(self)
+
+    def _room_of(self, source: Elements) -> int:
+        return self.act._room(source)
+
+    def _declared(self) -> Declared:
+        return self.act._declared(self)
+
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
         former = self.source
@@ -229,7 +216,7 @@ class ParallelStep:
             begins: Whether an attempt begins with this, and its time with that.
         """
         try:
-            source = self.act._source(self)
+            source = self._make_source()
         except BaseException:
             # What there is already is gone on with by the next attempt, see
             # test_what_is_applied_stays_when_over_raises_in_another_attempt.
@@ -324,29 +311,6 @@ class ParallelStep:
             logger.exception("while fan-out %r of run %s ended", self.act.name, self.parent.path.id)
             note(error, f"shoal: while the fan-out ended, {brief(failure)} was raised")
 
-    async def _recall(self) -> None:
-        """Ask the store what earlier executions have left of the children."""
-        run, name = self.parent, self.act.name
-        recorded = self.recorded = await recorded_children(
-            run,
-            name,
-            run.visit(name),
-            self._store,
-            folds=self.join.reduce is not None,
-            in_full=self._contest is not None,
-        )
-        if recorded is not None:  # what reduce has taken counts, whether or not it comes up again
-            recorded.has_contest = self._contest is not None
-            done, others = recorded.folded()
-            self.ledger.done += done
-            for record in others:
-                self.ledger.add(outcome_of(record, run.path))
-
-    def _count(self, record: ChildRecord, outcome: Outcome) -> None:
-        """Count how a child has ended in an earlier execution, unless that was done at once."""
-        if self.recorded is None or not self.recorded.is_folded(record):
-            self.ledger.add(outcome)
-
     # -- what was decided before ----------------------------------------------------------------
 
     def _is_settled(self) -> bool:
@@ -371,24 +335,6 @@ class ParallelStep:
             return False
         self.decision = decision
         return True
-
-    async def _end_losers(self, decision: Decision, *, makes: bool = False) -> None:
-        """Record losers without an end, for the process died; ``makes`` those without a record."""
-        recorded = self.recorded or Recorded(self.parent, self.act.name, Records())
-        make = partial(self.act._source, self) if makes else None
-        lost = end_losers(self.parent, recorded, decision, make, self.act._room)
-        for outcome in await lost:
-            self.ledger.add(outcome)
-
-    def _count_rest(self, decision: Decision) -> None:
-        """Count how those ended, by record, that don't come up any more: it is decided."""
-        for record, outcome in self._rest(decision):
-            self._count(record, outcome)
-
-    def _rest(self, decision: Decision) -> Iterator[tuple[ChildRecord, Outcome]]:
-        """Go through what is recorded of children that have not come up."""
-        for record in () if self.recorded is None else self.recorded.rest():
-            yield record, outcome_of(decided(record, decision), self.parent.path)
 
     @property
     def _may_restart(self) -> bool:
@@ -440,28 +386,6 @@ class ParallelStep:
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
         await self._set(values)
-
-    def _refuse_changed(self) -> StepBegun | None:
-        """Refuse what can't be carried over; return what is to be saved of what it declares now."""
-        now = self.act._declared(self)
-        return refuse_changed(self.parent, self.join, now, self._begun, self.recorded)
-
-    def _reopen(self, begun: Playback) -> dict[str, object]:
-        """Take the step up again: let come what had been discovered, and forget failures.
-
-        Children that failed run again, unless ``reduce`` has taken their failure. Returns the
-        fields that change by that.
-        """
-        source = self.source
-        assert source is not None
-        discovering = [update for update in begun.under_way if update.discovered]
-        causes = dict[int | None, ChildName]()
-        if discovering and self.recorded is not None:
-            found = self.recorded.applied_by({update.number for update in discovering})
-            causes = {one.applied: ChildName(one.act, one.key) for one in found}
-        for one in discovering:
-            source.rediscover(one.discovered, one.discovered_at, causes.get(one.number))
-        return without_failures(self.join, self.parent.data)
 
     def _leave_out_done(self) -> None:
         assert self.source is not None
@@ -698,46 +622,6 @@ class ParallelStep:
                 lost.append(child)
             child.give_up(decision.reason, decision.winner)
         return lost
-
-    async def _clear_up(self) -> None:
-        """Settle what is left of earlier executions, where inputs are not what they were.
-
-        What a child has come to stays where it is if its key does not come up any more: the source
-        may know it is done. Without keys, what follows the last position is nobody's; and where a
-        child has run anew and failed, its old result is gone.
-        """
-        recorded, source, join = self.recorded, self.source, self.join
-        if recorded is None or source is None:
-            return
-        gone: list[ChildRecord] = []
-        if self.decision is not None:
-            await self._end_losers(self.decision)
-            self._count_rest(self.decision)
-        for record in () if self.decision is not None else recorded.rest():
-            if recorded.is_part_of_the_state(record) and not join.is_listed:
-                recorded.refuse_kept()
-                self._count(record, outcome_of(record, self.parent.path))
-            else:
-                gone.append(record)
-        # Where there is one value for each key, what another act has brought there stays.
-        acts, nested = recorded.acts_now, join.is_nested
-        is_ours = [one for one in gone if nested or acts is None or one.act in acts]
-        old = {(record.act, record.key) for record in is_ours}
-        old |= {(one.act, one.key) for one in self.ledger if isinstance(one, Failed)}
-        await self._set(join.without(self.parent.data, old))
-        for record in await recorded.in_full(gone):
-            child = source.remade(record)
-            if child is not None:
-                await child.be_forgotten()
-
-    async def _set(self, values: Mapping[str, object]) -> None:
-        """Give fields of the parent's state new values, by an update of their own."""
-        run = self.parent
-        if values:
-            operations = tuple(Set(field, value) for field, value in values.items())
-            update = Update(run.number + 1, self.act.name, operations)
-            declares, self._declares = self._declares, None
-            await run.commit((update,), {**run.data, **values}, step_begun=declares)
 
     def _judge(self) -> None:
         """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""

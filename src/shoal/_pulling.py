@@ -35,7 +35,7 @@ from ._cancel import (
     is_cancellation,
     ki_protected,
 )
-from ._ending import DONE
+from ._ending import DONE, LIVE
 from ._entries import Dropped, Source
 from ._events import ChildName
 from ._halting import has_halted
@@ -172,7 +172,7 @@ class Crew(Stopper, ABC):
                     if self._lobby.has_news:
                         await self._tell_waiting()
                         waited = True
-                elif not child.is_live and not child.lacks_history:
+                elif child.disposition is not LIVE and not child.lacks_history:
                     self._leave(child)
                 else:
                     puller.child = child
@@ -245,7 +245,7 @@ class Crew(Stopper, ABC):
         """
         waited = True
         try:
-            is_live = child.is_live
+            is_live = child.disposition is LIVE  # a property would be a call for each child
             tells = is_live and bool(self._parent.setting.hooks.child_started)
             try:
                 if child.is_afresh:

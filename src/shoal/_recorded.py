@@ -349,8 +349,7 @@ class Recorded:
                 self._refuse_renamed(child)
             return "new", None
         fate = self._fate(child, record)
-        # Only now: where that raised, the child comes up once more in another attempt, see
-        # test_a_changed_input_is_refused_in_each_attempt.
+        # Only now: where that raised, the child may come up once more.
         self._left.pop(name)
         self.done_left -= self._is_done(record)
         if self.has_contest and fate not in ("is done", "is kept", "new"):

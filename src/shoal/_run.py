@@ -663,6 +663,8 @@ class Run(Recaller, Resumer, Holder):
         if execution.is_interrupted and self.status not in ("succeeded", "halted"):
             return  # for whoever resumes it this is no end
         if self.status == "succeeded" or not execution.unsaved:
+            if execution.is_resumed and self.status in ("failed", "cancelled"):
+                await self.end_below()
             await self.commit((), self.data, ended=self.status)
 
 

@@ -52,7 +52,7 @@ def shielded(seconds: float | None = None) -> AbstractAsyncContextManager[None]:
             is what None means. Outside of runs there is no bound, and None means 5 s.
 
     Raises:
-        BadUse: ``seconds`` is no number above 0.
+        BadUse: ``seconds`` is no number above 0; or one object is entered again while it is in use.
 
     Examples:
         >>> import anyio
@@ -90,6 +90,9 @@ class _Shield:
 
     async def __aenter__(self) -> None:
         """Begin, without a checkpoint."""
+        if self._scope is not None:
+            msg = "this shielded(...) is in use already; make one for each block that uses it"
+            raise BadUse(msg)
         grace = _grace.get(None)
         if self._seconds is None:
             self._seconds = GRACE if grace is None else grace
@@ -117,8 +120,8 @@ class _Shield:
 async def lived_within(grace: float, run_id: str, work: Callable[[], Awaitable[None]]) -> None:
     """Do the work of a root run, which lives in a task of its own: shields heed ``grace``."""
     _grace.set(grace)
-    mark_tasks(run_id)
+    mark = mark_tasks()
     try:
         await work()
     finally:
-        tell_leftovers(run_id)
+        tell_leftovers(run_id, mark)

@@ -681,7 +681,7 @@ class Builder:
                 options["limits"] = Limits(rate=Rate(8))
             case _:
                 pass
-        if row["observer"] == "clumsy":
+        if row["observer"] != "no":
             hooks = [*hooks, Clumsy(self.world)]
         return Application(
             self.whole(),

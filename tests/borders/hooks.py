@@ -8,7 +8,7 @@ import anyio
 
 from shoal import Hook
 
-from .world import World, chance
+from .world import World, cancellation, chance
 
 
 class Quick(Hook):
@@ -26,16 +26,19 @@ class Quick(Hook):
 
 
 class Clumsy(Hook):
-    """An observer that fails after a while, which must change nothing."""
+    """An observer that fails after a while, which must change nothing, whatever it raises."""
 
     observer = True
 
     def __init__(self, world: World) -> None:
         self.patience = chance(world.program.seed, "clumsy") % 20
+        self.is_rude = world.program["observer"] == "very clumsy"
 
     def hear(self, event: Any) -> None:
         self.patience -= 1
         if self.patience < 0:
+            if self.is_rude:
+                raise cancellation() if event.run_id < "8" else GeneratorExit
             raise LookupError
 
     on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]

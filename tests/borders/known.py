@@ -18,36 +18,12 @@ class Known(NamedTuple):
     is_it: Callable[[Program, str], bool]
 
 
-def _loses_cancelled(program: Program, violation: str) -> bool:
-    return program["at_most"] == "few" and program["store"] == "none"
-
-
-def _loses_refused(program: Program, violation: str) -> bool:
-    refused = program["bad"] in ("twice", "key", "cost") and program["outer_retry"] == "yes"
-    texts = ("missing", "must fail", "no child comes", "the ledger of")
-    return refused and any(text in violation for text in texts)
-
-
-def _waits_to_start(program: Program, violation: str) -> bool:
-    timeouts = (program["timeout"], program["outer_timeout"])  # by which it fails each time
-    waits = "hangs" in violation or ("fails for good" in violation and "yes" in timeouts)
-    return waits and program["stagger"] != "no"
-
-
 def _has_changed(program: Program, violation: str) -> bool:
     return program["change"] != "no"
 
 
 def _restarts(program: Program, violation: str) -> bool:
     return program["until"] == "restart" and "hangs" not in violation
-
-
-def _stays_running(program: Program, violation: str) -> bool:
-    return "is still running in a run that has" in violation
-
-
-def _skips(program: Program, violation: str) -> bool:
-    return "is none of ['known']" in violation
 
 
 def _asks_for_ever(program: Program, violation: str) -> bool:
@@ -61,13 +37,8 @@ def _has_no_ledger(program: Program, violation: str) -> bool:
 KNOWN: Sequence[Known] = (
     Known("ledgers of fan-outs without children, after a resume", _has_no_ledger),
     Known("a race by first_item whose winner asks, in a race", _asks_for_ever),
-    Known("at_most=, store=None: who was cancelled is never run again", _loses_cancelled),
-    Known("what is refused for its key vanishes in a retry", _loses_refused),
-    Known("a race with stagger= waits for ever for who rests", _waits_to_start),
     Known("a changed program: decided steps, conflicts in children", _has_changed),
     Known("restarted races: steps that were completed", _restarts),
-    Known("under way, and never taken up again", _stays_running),
-    Known("a skipped key runs in the next life", _skips),
 )
 
 

@@ -62,7 +62,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "telling": ("quick", "turns", "seconds"),
     "kept": ("yes", "no"),
     "saving": ("quick", "slow"),
-    "observer": ("no", "clumsy"),
+    "observer": ("no", "clumsy", "very clumsy"),
     # what goes wrong
     "bad": ("nothing", "act", "take", "accept", "cost", "key", "twice", "all acts"),
     "trouble": ("no", "raises", "raises twice", "later", "slow"),
@@ -162,8 +162,6 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("asks", "yes", "body", "plain", "a plain function can't ask")
     yield no("asks", "yes", "store", "none", "an answer finds no question again")
     yield no("asks", "yes", "outer_store", "none", "an answer finds no question again")
-    yield no("manners", "cancels itself", "telling", "!", "it would cancel the next hook")
-    yield no("manners", "cancels itself", "saving", "slow", "it would cancel the next save")
     yield no("manners", "swallows|slow cleanup|cancels itself", "body", "plain", "it never waits")
     yield no("trouble", "slow", "body", "plain", "a plain function on the loop can't be slow")
     yield no("trouble", "later|slow", "trouble_at", "!act", "only an action says so")

@@ -125,7 +125,8 @@ def test_a_real_race_has_an_answer(model: str) -> None:
     assert report.answer is not None, report.totals()["error"]
     other, won = sorted(lanes(report).values())
     assert won == "won"
-    assert other in {"cancelled", "answered"}, "a moment too late"
+    # An answer that came a moment too late counts as answered, and as rejected if it is blank.
+    assert other in {"cancelled", "answered", "rejected"}
     assert report.answer.usage.is_reported
     assert report.cost == 0
     assert is_idle(model, within=5)

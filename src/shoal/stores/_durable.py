@@ -46,8 +46,9 @@ from shoal._store import (
 from ._claims import Claim, lost
 from ._dialect import Connection, Dialect, Faults
 from ._reading import Reader
-from ._rows import Packer, Unpacker
+from ._rows import Packer
 from ._sizes import UpdateSizes
+from ._unpacking import Unpacker
 from ._writer import Job, Writer
 from ._writing import Claiming, Config, Database, Releasing, Save, delays, tell_waiting
 

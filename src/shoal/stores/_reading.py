@@ -25,7 +25,8 @@ from shoal._store import (
 
 from . import _browsing, _cached, _pruning
 from ._dialect import Connection, Dialect
-from ._rows import Applied, Begun, Child, History, Unpacker, chain, names_of, outlived
+from ._rows import Applied, Begun, Child, History, chain, names_of
+from ._unpacking import Unpacker, outlived
 
 T = TypeVar("T")
 

@@ -27,7 +27,8 @@ from . import _cached, _pruning
 from ._claims import Claim, Held, KnownRows
 from ._dialect import Connection, Dialect, Faults
 from ._reading import children_where
-from ._rows import Begun, Child, History, Place, Rows, outlived
+from ._rows import Begun, Child, History, Place, Rows
+from ._unpacking import outlived
 from ._writer import Job
 
 KNOWN = 10_000  # rows of a run whose ids are remembered
