@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,6 +15,10 @@ from shoal import (
     Failed,
     Graph,
     MemoryStore,
+    NobodyAccepted,
+    RunPath,
+    Runtime,
+    SQLiteStore,
     action,
     fan_out,
     first,
@@ -116,3 +121,42 @@ async def test_a_vote_that_a_quorum_has_counted_is_used(again: bool):
         ("one", True),
         ("two", True),
     ]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_store_tells_losers_apart_from_failures(kind: str, tmp_path: Path):
+    store: Any = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "runs.db")
+    turns = 2
+    lost = race(act("f", 0.1, "fails"), act("g", 0.2), into="a", name="lost")
+    streams = race(act("f", 0.1, "fails"), act("g", 0.2), until=first_item(), into="a", name="item")
+    collected = fan_out(
+        [act("bad", 0.1, "fails"), act("good", 0.1)], into="all", on_error="collect", name="all"
+    )
+
+    @action(reads=["turn"], writes=["turn"])
+    async def count(turn: int) -> int:
+        return turn + 1
+
+    graph = Graph(
+        (lost, streams),
+        (streams, collected),
+        (collected, count),
+        (count, END, when(turn=turns)),
+        (count, lost),
+        entry=lost,
+    )
+    async with Runtime(store=store) as runtime:
+        await runtime.run(Application(graph, name="loop"), {"q": "x", "turn": 0}, id="a")
+        unwon = race(act("f", 0.1, "fails"), act("h", 0.2, "fails"), into="a", name="unwon")
+        with pytest.raises(NobodyAccepted):
+            await runtime.run(Application(unwon, name="unwon"), {"q": "x"}, id="b")
+        found = await store.failures(RunPath(run_id="a"))
+        assert sorted((one.step, one.visit, one.lost) for one in found) == [
+            ("all", 0, False),
+            ("all", 1, False),
+            ("item", 0, True),
+            ("item", 1, True),
+            ("lost", 0, True),
+            ("lost", 1, True),
+        ]
+        assert [one.lost for one in await store.failures(RunPath(run_id="b"))] == [False, False]

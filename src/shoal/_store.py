@@ -257,6 +257,8 @@ class FailedChild(NamedTuple):
     """Seconds from its start to its end."""
     applied: int | None = None
     """The number of the parent's last update that applied it."""
+    lost: bool = False
+    """Whether a sibling has won: it is a loser of a race that was decided, which harms nobody."""
 
 
 @final
