@@ -44,11 +44,15 @@ def act(name: str, seconds: float, text: str = "yes") -> Any:
     return answer.bind(name=name, seconds=seconds, text=text)
 
 
-UNTIL = {
+def decides(_: object, outcome: object) -> bool:
+    return isinstance(outcome, Done)
+
+
+UNTIL: dict[str, Any] = {
     "first": first(),
     "quorum": quorum(2),
     "first_item": first_item(),
-    "function": lambda state, outcome: isinstance(outcome, Done),
+    "function": decides,
 }
 
 
@@ -61,11 +65,10 @@ def decided(until: Any) -> Any:
 @pytest.mark.parametrize("again", [False, True])
 async def test_a_race_that_was_won_has_no_failures_to_raise(how: str, again: bool):
     until = UNTIL[how]
+    step = decided(until)
     if how == "function":
         acts = [act("f", 0.1, "fails"), act("g", 0.2), act("i", 9.0)]
         step = fan_out(acts, into="a", until=until, on_error="collect")
-    else:
-        step = decided(until)
     app = Application(step, store=MemoryStore())
     async with no_leaks():
         result = await app.run({"q": "x"}, id="a")

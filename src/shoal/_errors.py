@@ -292,8 +292,8 @@ class RunConflict(ShoalError):
     def __init__(self, message: str, what: str = "") -> None:
         """Say what differs."""
         super().__init__(message)
-        self.what: str = what or message
-        """What differs, without the advice that the message ends with."""
+        self.what: str = what
+        """What differs in how it was started, without advice; empty where the program differs."""
 
 
 class UnknownRun(ShoalError):
