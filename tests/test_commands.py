@@ -204,6 +204,24 @@ def test_a_run_is_shown_to_people(path: Path, terminal: None, capsys: Any):
     assert "halted: it waits for somebody" in said(capsys, "show", path, "left")
 
 
+def test_a_loser_of_a_race_is_no_failure(tmp_path: Path, terminal: None, capsys: Any):
+    @shoal.action(writes=["a"])
+    async def answer(text: str) -> str:
+        await anyio.sleep(0.001 * len(text))
+        if not text:
+            raise ConnectionError("gone")
+        return text
+
+    quick, slow = answer.bind(name="quick", text=""), answer.bind(name="slow", text="yes")
+    path = tmp_path / "runs.db"
+    app = shoal.Application(shoal.race(quick, slow, into="a"), store=SQLiteStore(path))
+    app.run_sync(id="won")
+    (failure,) = said(capsys, "show", path, "won").split("\n\n")[1].splitlines()[1:]
+    assert failure.split(maxsplit=2)[2] == "(lost a race) ConnectionError: gone"
+    shown = json.loads(said(capsys, "show", path, "won", "--json"))
+    assert [child["lost"] for child in shown["failures"]] == [True]
+
+
 def test_a_run_is_shown_to_programs(path: Path, capsys: Any):
     lines = [line.split("\t") for line in said(capsys, "show", path, "good").splitlines()]
     assert ["run_id", "good"] in lines

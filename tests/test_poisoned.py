@@ -135,7 +135,10 @@ async def test_what_kills_is_condemned_and_all_others_end():
     assert ran["b"] == 4
     message = str(outcome.error)
     assert "key 'b' of 'outs' (run " in message
-    assert "which executes 'leaf') was at work in 3 executions in a row" in message
+    assert (
+        "which executes 'leaf') was at work in 3 executions in a row whose process died" in message
+    )
+    assert "(4 crashes in all)" in message
     assert "retry_failed('x')" in message
 
 

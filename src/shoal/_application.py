@@ -442,8 +442,10 @@ class Application(Launcher[S]):
     ) -> RunResult[S] | None:
         """Resume a run that an earlier execution has left without an end; see ``Runtime.recover``.
 
-        Unlike ``run``, it does nothing where there is nothing to be recovered: where the run goes
-        on elsewhere, or has ended, well or not. Then it returns None.
+        Unlike ``run``, it does nothing where there is nothing to be recovered, and returns None:
+        where the run goes on elsewhere, where it has ended, well or not, and where the store has no
+        run of that id, for it may have been deleted since it was found. So a mistyped id gives
+        None too; ``questions``, ``fork`` and ``retry_failed`` raise ``UnknownRun`` for it.
 
         Args:
             run_id: The run.

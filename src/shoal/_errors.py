@@ -292,8 +292,8 @@ class RunConflict(ShoalError):
     def __init__(self, message: str, what: str = "") -> None:
         """Say what differs."""
         super().__init__(message)
-        self.what: str = what or message
-        """What differs, without the advice that the message ends with."""
+        self.what: str = what
+        """What differs in how it was started, without advice; empty where the program differs."""
 
 
 class UnknownRun(ShoalError):
@@ -362,10 +362,11 @@ class Poisoned(ShoalError):
     """
 
     def __init__(self, message: str, crashes: int = 0) -> None:
-        """Say which one it is, and in how many executions it was."""
+        """Say which one it is, and in how many executions it was counted."""
         super().__init__(message)
         self.crashes: int = crashes
-        """Executions in a row that have died while it was at work."""
+        """Executions in a row that have died while it was at work. Children are counted from the
+        first crash of a run on, so one more execution has died before these."""
 
 
 class StoreFailed(ShoalError):

@@ -130,7 +130,9 @@ class Done(_Ended):
     state: State = field(repr=False)
     """Its final state."""
     used: bool = True
-    """Whether the parent took it; False for what came too late."""
+    """Whether the parent took it. False where it came after the decision of a race, or where
+    ``accept`` or ``by`` has refused it. A vote that a quorum has counted before its decision is
+    used, also where it was not one of those that agreed: ``into`` has the value that won."""
 
 
 @final

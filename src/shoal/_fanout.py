@@ -436,6 +436,8 @@ def fan_out(
     """
     label = name or into or errors_into
     if not label:
+        # What is wrong with a function is wrong under any name.
+        _Checks("").functions(reduce=reduce, grow=grow)
         msg = "a fan_out without into= needs a name: fan_out(..., name=...)"
         raise DefinitionError(msg)
     checks = _Checks(label)
@@ -518,8 +520,12 @@ class _Checks(NamedTuple):
     name: str
 
     def refuse(self, why: str) -> NoReturn:
-        msg = f"fan_out {self.name!r}: {why}"
+        msg = f"{self.who}: {why}"
         raise DefinitionError(msg)
+
+    @property
+    def who(self) -> str:
+        return f"fan_out {self.name!r}" if self.name else "fan_out"
 
     def acts(
         self, act: object, over: object
@@ -567,7 +573,7 @@ class _Checks(NamedTuple):
     def functions(self, **given: object) -> None:
         for parameter, value in given.items():
             if value is not None:
-                require_plain(value, f"fan_out {self.name!r}: {parameter}=")
+                require_plain(value, f"{self.who}: {parameter}=")
 
     def names(self, **given: object) -> None:
         for parameter, value in given.items():

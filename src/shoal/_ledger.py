@@ -24,7 +24,8 @@ class Ledger:
     """How the children of a fan-out ended: counts, and the outcomes that brought nothing.
 
     Iterate it for those outcomes, in input order: all that are not Done, and those Done that were
-    not ``used``, having come too late or been refused. Of an action's own fan-out there are counts
+    not ``used``, having come too late or been refused. A vote that a quorum has counted was used,
+    whether it was one of those that agreed or not. Of an action's own fan-out there are counts
     alone: its outcomes were handed to the action, or raised where it left the block.
     """
 
@@ -41,6 +42,8 @@ class Ledger:
     """
     halted: int = 0
     """Children that have no outcome yet, since they wait for answers."""
+    is_decided: bool = field(default=False, repr=False)
+    """Whether a race was decided: then outcomes that brought nothing are those of its losers."""
     kept_in: Store | None = field(default=None, repr=False)
     """The store that has the children's histories, if it isn't the parent's."""
     _rest: list[Outcome] | None = field(default=None, repr=False)

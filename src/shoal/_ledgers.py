@@ -86,6 +86,8 @@ async def _recall(
         for record in of_steps.get(step, ()):
             if record.visit < completed:
                 ledgers[record.visit].add(outcome_of(record, path), kept=kept)
+        for visit, ledger in enumerate(ledgers):
+            ledger.is_decided = (step, visit) in decisions
         return ledgers
 
     ledgers: dict[str, list[Ledger]] = {}

@@ -205,6 +205,7 @@ class ParallelStep(Carrier):
                 self._begin_again(self.ledger)
                 await self._live_round()
             self._is_over = True
+        self.ledger.is_decided = self.decision is not None
         return self.act._finished(make_state(self.parent.data, self.join.permit))
 
     async def _live_round(self, former: Elements | None = None, *, begins: bool = False) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ._action import Act
+from ._acts import check_wanted
+from ._checks import check_stagger
 from ._errors import DefinitionError
 from ._events import Done
 from ._fanout import FanOut, fan_out
@@ -15,7 +17,7 @@ from ._policy import INHERIT, Each, Inherit, Stagger
 from ._rate import Limits
 from ._state import State
 from ._store import Store
-from ._until import Until, first
+from ._until import Until, check_until, first
 
 
 def race(
@@ -38,11 +40,11 @@ def race(
     """Make an act that runs several acts at once and takes the first good answer.
 
     It is a ``fan_out`` over a list of acts with ``until=first(accept=accept)``. Each act is a child
-    run of its own. The first result that is accepted is applied to the state: saved, and seen by
-    everybody. Then the others are cancelled, and the step ends when they have, their ``finally``
-    blocks included; an ``await`` in there is cancelled again at once, unless ``shielded`` is around
-    it. An act that fails, or is refused, only leaves the race; if none is left, the step raises
-    ``NobodyAccepted``. ``result.outcomes(name)`` says how the losers ended.
+    run of its own. The first result that is accepted is applied to the state: saved, and published
+    to hooks. Only then are the others cancelled, and the step ends when they have, their
+    ``finally`` blocks included; an ``await`` in there is cancelled again at once, unless
+    ``shielded`` is around it. An act that fails, or is refused, only leaves the race; if none is
+    left, the step raises ``NobodyAccepted``. ``result.outcomes(name)`` says how the losers ended.
 
     Args:
         acts: Who races: actions, graphs, other races; or one plain function of the state that
@@ -100,12 +102,17 @@ def race(
             msg = f"race {label!r} takes acts one by one, and not a list of them: race(*acts)"
             raise DefinitionError(msg)
     chosen = len(acts) == 1 and not isinstance(acts[0], Act)
+    decides = first(accept=accept) if until is None else until
+    check_until(f"race {label!r}", decides)  # here, so that messages don't speak of a fan_out
+    check_stagger(f"race {label!r}", stagger, decides)
+    if not chosen:
+        check_wanted(f"race {label!r}", decides, len(acts))
     return fan_out(
         acts[0] if chosen else acts,  # pyright: ignore[reportArgumentType] # fan_out refuses what is none
         into=into,
         take=take,
         reduce=reduce,
-        until=first(accept=accept) if until is None else until,
+        until=decides,
         stagger=stagger,
         limits=limits,
         each=each,

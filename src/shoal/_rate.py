@@ -374,9 +374,9 @@ class Limits:
     of a runtime.
 
     Limits are joined with ``&``: ``Limits(20) & Limits(rate=Rate(5), by=host_of)`` is 20 at once,
-    and 5 a second for each host. What starts, starts at the moment in which all that applies to it
-    has room; while it waits, it takes up none of it, and a key that must wait delays no other. Only
-    an attempt that runs holds a slot: no fan-out that waits for its children, and no action while
+    and 5 a second for each host. An attempt or a child starts when every limit that applies has
+    room. While it waits it uses none of them, and a key that must wait delays no other. Only an
+    attempt that runs holds a slot: no fan-out that waits for its children, and no action while
     it is inside ``context.fan_out``; so recursion under a limit of 1 can't lock itself up.
 
     Args:

@@ -97,18 +97,20 @@ class RunResult(Generic[S]):
     def raise_for_failures(self) -> None:
         """Raise the failures that were collected or ignored, if there are any.
 
-        For those who collect failures and, in the end, want none. What failed below a child that
-        put up with it is not among them, for that child is Done; nor is what failed in an action's
-        own fan-out, for it was raised there, or handed to the action.
+        For a program that collects failures and, in the end, wants none. Three kinds of failures
+        are not among them: those of the losers of a race that was decided, for somebody has won
+        (``outcomes`` has them); those below a child that put up with them, for that child is Done;
+        and those in an action's own fan-out, for they were raised there, or handed to the action.
 
         Raises:
-            ExceptionGroup: All failures of the run's fan-outs, in the order of the steps and,
+            ExceptionGroup: All these failures of the run's fan-outs, in the order of the steps and,
                 within each, of the input.
         """
         errors = [
             outcome.error
             for ledgers in self._ledgers.values()
             for ledger in ledgers
+            if not ledger.is_decided
             for outcome in ledger
             if isinstance(outcome, Failed)
         ]

@@ -155,7 +155,11 @@ class Runtime:
             grace: Seconds that cleanup may take before it is warned of, and threads are left
                 behind.
             max_crashes: Executions of a run that may die in a row while one of its children is at
-                work; then that child fails with ``Poisoned``. The first of them is not counted.
+                work; then that child isn't started again, and fails with ``Poisoned``. Children are
+                counted only after a first crash, so the process dies ``max_crashes + 1`` times. A
+                child has its last chance alone, so that others which just were at work live on.
+                Needs a store; a child that gets further is counted anew. ``on_error`` treats
+                ``Poisoned`` as it does any failure, but no ``Retry`` does.
             seed: Makes what is left to chance, such as the delays of retries, repeatable.
 
         Raises:

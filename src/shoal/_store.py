@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Literal, NamedTuple, Protocol, final, runtime_checkable
 
 from ._errors import DefinitionError, brief
@@ -256,6 +257,8 @@ class FailedChild(NamedTuple):
     """Seconds from its start to its end."""
     applied: int | None = None
     """The number of the parent's last update that applied it."""
+    lost: bool = False
+    """Whether a sibling has won: it is a loser of a race that was decided, which harms nobody."""
 
 
 @final
@@ -566,7 +569,16 @@ def check_store(store: object, where: str) -> None:
         raise DefinitionError(msg)
     if lacking:
         msg = f"{where} takes a store; {brief(store)} has no {', '.join(lacking)} (see shoal.Store)"
+        if isinstance(store, str | PurePath):
+            msg = f"{where} takes a store, and not where one is: {_named_by(str(store))}"
         raise DefinitionError(msg)
+
+
+def _named_by(place: str) -> str:
+    """Say how to write the store that a user has named by its file or URL, without a password."""
+    if place.startswith(("postgresql://", "postgres://")):
+        return "write PostgresStore(...) with that URL"
+    return f"write SQLiteStore({place!r})"
 
 
 class NullStore:

@@ -47,10 +47,11 @@ class Suspects:
             return
         msg = (
             f"key {brief(path.key)} of {path.step!r} (run {path.id}, which executes {path.act!r}) "
-            f"was at work in {crashes} executions in a row whose process died, so it is not "
-            f"started again; find out what those have died of. Once that is set right: a run that "
-            f"has failed with this tries it again when it is resumed, one that has collected it "
-            f"with retry_failed({path.root.id!r}). Runtime(max_crashes=...) gives more chances"
+            f"was at work in {crashes} executions in a row whose process died, as did that of the "
+            f"execution before these ({crashes + 1} crashes in all), so it is not started again; "
+            f"find out what those have died of. Once that is set right: a run that has failed with "
+            f"this tries it again when it is resumed, one that has collected it with "
+            f"retry_failed({path.root.id!r}). Runtime(max_crashes=...) gives more chances"
         )
         raise Poisoned(msg, crashes)
 

@@ -120,7 +120,8 @@ def quorum(n: int, *, by: Callable[[Any], object] | None = None) -> Quorum:
 
     Children that fail only leave the contest; as soon as no ``n`` can agree any more the step
     raises ``NobodyAccepted``. ``into`` holds the value that was agreed on; of several that count as
-    equal, that of the lowest position.
+    equal, that of the lowest position. Each vote that was counted is ``used``, the outvoted ones
+    as well: so the ledger, which iterates over losers, has none of them.
 
     Args:
         n: How many have to agree.
@@ -148,11 +149,11 @@ def first_item(
 ) -> FirstItem:
     """Let the first partial item of a streaming action decide a race.
 
-    Whoever gives it has won: that is saved, the others are cancelled, and it streams on to its end.
-    What it returns is then applied; ``into`` holds it as it is. Items of several are never mixed:
-    those that others have given by then are theirs, as each event says. A child that ends well
-    without an item has won by that. Children that fail before only leave the contest; if nobody is
-    left the step raises ``NobodyAccepted``. After a crash only the winner runs again, from its
+    The first child that yields an item wins and goes on streaming; that is saved, and the others
+    are cancelled. Its result is then applied; ``into`` holds it as it is. Items of several are
+    never mixed: each event names the child whose item it is. A child that ends well without an item
+    has won by that. Children that fail before only leave the contest; if none is left the step
+    raises ``NobodyAccepted``. After a crash only the winner runs again, from its
     start.
 
     Args:

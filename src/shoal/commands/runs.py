@@ -215,7 +215,11 @@ def _describe(run: RunSummary, counts: Mapping[Any, int], failures: Sequence[Fai
         others = counts["failed"] - len(failures)
         write(f"\nfailures{f' (and {others:,} more: --failures N)' if others > 0 else ''}")
         rows = [
-            (f"{child.step}/{child.act}", brief(child.key), " ".join(child.error.split()))
+            (
+                f"{child.step}/{child.act}",
+                brief(child.key),
+                f"{'(lost a race) ' if child.lost else ''}{' '.join(child.error.split())}",
+            )
             for child in failures
         ]
         write_table((), rows)

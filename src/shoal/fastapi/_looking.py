@@ -223,10 +223,8 @@ def as_responses(where: Place = STATE, answered: Sequence[object] = ()) -> Gener
     except UnknownRun as error:
         raise HTTPException(404, printable(str(error))) from error
     except RunConflict as error:
-        msg = (
-            f"{error.what}; send its id without `state` to have it go on, or another `id` for a "
-            f"new run"
-        )
+        what = error.what or "the run was begun by a program that differs from this one"
+        msg = f"{what}; send its id without `state` to have it go on, or another `id` for a new run"
         raise HTTPException(409, printable(msg)) from error
     except RunClaimed as error:
         raise HTTPException(409, printable(str(error))) from error

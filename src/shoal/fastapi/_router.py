@@ -179,8 +179,8 @@ def _add_starting(
         response_model=models.view,
         summary="Run, and wait for the end",
         description={
-            "cancel": "Starts a run and waits for its end. Who has started it so, and hangs up, "
-            "cancels it. Others may wait too: ",
+            "cancel": "Starts a run and waits for its end. The client whose request has started it "
+            "cancels it by hanging up. Others may wait too: ",
             "detach": "Starts a run and waits for its end. It goes on when clients hang up. Others "
             "may wait too: ",
         }[on_disconnect]

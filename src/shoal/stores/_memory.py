@@ -16,7 +16,7 @@ from anyio import current_time
 from anyio.lowlevel import RunVar
 
 from shoal._errors import LeaseLost, RunClaimed
-from shoal._events import Status, in_short
+from shoal._events import Decision, Status, Update, in_short
 from shoal._history import Entry
 from shoal._ids import Key, RunPath
 from shoal._results import Results
@@ -318,7 +318,26 @@ class MemoryStore:
         """Return children that have failed; see ``Browses``."""
         failed = [record for record in await self.children(path) if record.status == "failed"]
         failed.sort(key=lambda record: (record.applied or 0, record.position))
-        return [_failure(record) for record in failed[skip : skip + limit]]
+        shown = [_failure(record) for record in failed[skip : skip + limit]]
+        decided = await self._decided_visits(path) if shown else ()
+        return [one._replace(lost=(one.step, one.visit) in decided) for one in shown]
+
+    async def _decided_visits(self, path: RunPath) -> set[tuple[str, int]]:
+        """Return the visits of a run's steps in which a race was decided: see ``SQLiteStore``."""
+        visits, number = set[tuple[str, int]](), 0
+        children = await self.children(path)
+        for entry in await self.read(path):
+            if isinstance(entry, Update):
+                number = entry.number
+            if isinstance(entry, Decision):
+                later = [
+                    (one.applied is None, one.visit)
+                    for one in children
+                    if (one.step, one.act, one.key) == (entry.step, *entry.winner)
+                    and (one.applied is None or one.applied >= number)
+                ]
+                visits |= {(entry.step, visit) for _, visit in sorted(later)[:1]}
+        return visits
 
     def _summary(self, run_id: str) -> RunSummary:
         kept, life = self._roots[run_id], self._lives[run_id]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast, final
 
 from shoal._codec import Codec
 from shoal._errors import NotDecodable
-from shoal._events import Status
+from shoal._events import Decision, Status
 from shoal._history import Entry
 from shoal._ids import RunPath
 from shoal._state import Operation
@@ -244,8 +244,35 @@ class Reader:
         run = self._find(path)
         if run is None:
             return []
-        failed = self._children(_browsing.FAILURES, run, limit, skip)
-        return [self._unpacker.failure(child) for child in failed]
+        found = self._children(_browsing.FAILURES, run, limit, skip)
+        failed = [self._unpacker.failure(child) for child in found]
+        decided = self._decided_visits(run) if failed else ()
+        return [one._replace(lost=(one.step, one.visit) in decided) for one in failed]
+
+    def _decided_visits(self, run: int) -> set[tuple[str, int]]:
+        """Return the visits of a run's steps in which a race was decided.
+
+        A decision is saved without its visit. The winner is applied with it or, where the first
+        item has decided, later: so the visit is that of the winner's row that was applied next.
+        """
+        rows = self._sql.execute(
+            "SELECT number, kind, step, data FROM history WHERE run = ? AND kind = 'decision'",
+            (run,),
+        ).fetchall()
+        visits = set[tuple[str, int]]()
+        for row in rows:
+            (entry,) = self._unpacker.history([History._make(row)], ())
+            assert isinstance(entry, Decision), "only these were asked for"
+            act, key = entry.winner
+            found = self._sql.execute(
+                "SELECT visit FROM runs JOIN places ON places.id = place "
+                "WHERE parent = ? AND step = ? AND act = ? AND key = ? "
+                "AND (applied >= ? OR applied IS NULL) ORDER BY applied IS NULL, visit LIMIT 1",
+                (run, entry.step, act, self._dialect.index_of(key), row[0]),
+            ).fetchone()
+            if found is not None:
+                visits.add((entry.step, found[0]))
+        return visits
 
     def _children(self, where: str, *values: object) -> Iterator[Child]:
         return children_where(self._sql, self._dialect, where, *values)
