@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -716,6 +716,39 @@ async def test_a_changed_input_refuses_the_run_and_is_not_tried_again():
     for _ in range(2):
         with pytest.raises(InputChanged):
             await app().run({}, id="run")
+
+
+async def test_a_cancelled_source_has_not_ended():
+    """The last child that was known ends in the tick in which the run is cancelled."""
+    scopes: list[anyio.CancelScope] = []
+    ran: list[int] = []
+
+    @action(reads=["n"], writes=["v"])
+    async def work(n: int) -> int:
+        ran.append(n)
+        if scopes:
+            scopes.pop().cancel()
+        return n
+
+    async def elements(state: State) -> AsyncIterator[int]:
+        for n in range(3):
+            yield n
+
+    class Slow(Hook):
+        async def on_child_started(self, event: object) -> None:
+            await anyio.lowlevel.checkpoint()
+
+        on_child_ended = on_state_updated = on_child_started
+
+    step = fan_out(
+        work, over=elements, reads=[], item="n", key=int, into="out", take="v", stagger=0.25
+    )
+    app = Application(step, store=MemoryStore(), hooks=[Slow()])
+    with anyio.CancelScope() as scope:
+        scopes.append(scope)
+        await app.run({}, id="run")
+    result = await app.run(id="run")
+    assert dict(result.state["out"]) == {0: 0, 1: 1, 2: 2}
 
 
 # -- failures -----------------------------------------------------------------------------------
