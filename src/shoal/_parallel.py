@@ -254,6 +254,7 @@ class ParallelStep(Carrier):
                 self._go_on(former)
             self._leave_out_done()
             if not self._is_lost(0):
+                self._decide_by_recorded()
                 await group.live(self._apply)
                 await self._record_unapplied(group)
             self._judge()
@@ -398,15 +399,15 @@ class ParallelStep(Carrier):
         if self._contest is None and is_done(record):  # as most are, so without its outcome
             self.ledger.done += self.recorded is None or not self.recorded.is_folded(record)
             return
-        outcome = outcome_of(record, self.parent.path)
-        self._count(record, outcome)
-        # A refused result may have an update as well, of what grow= discovered in it.
-        if self._contest is not None and isinstance(outcome, Done) and outcome.used:
-            self._contest.recall(outcome)
-            if self.decision is None and self._contest.lacking <= 0:
-                # The result that was missing may have come up before this one, in this execution,
-                # see test_a_result_that_was_recorded_decides_when_it_comes_up_last.
-                self._group.have_done(partial(self._decide, outcome))
+        self._count(record, outcome_of(record, self.parent.path))
+
+    def _decide_by_recorded(self) -> None:
+        """Have it decided without another child, if what was accepted before is enough by now."""
+        contest = self._contest
+        if contest is not None and self._accepted and not self.decision and contest.lacking <= 0:
+            self._group.shut()
+            last = list(self._accepted.values())[-1]
+            self._group.have_done(partial(self._decide, last))
 
     async def _decide(self, last: Done) -> str | None:
         """Save that a recorded result has decided; return why the rest is cancelled."""
@@ -434,6 +435,7 @@ class ParallelStep(Carrier):
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         assert self.source is not None
+        self._withdraw_reruns()
         done_before = 0 if self.recorded is None else self.recorded.done_left
         reruns = set[ChildName]() if self.recorded is None else self.recorded.reruns
         draft = Draft(
