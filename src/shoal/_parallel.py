@@ -196,6 +196,12 @@ class ParallelStep(Carrier):
                 self._refuse_changed()
                 self._count_rest(self.decision)
                 self._is_over = True
+        if former is not None and self._is_won:
+            # Something raised behind the decision, which is saved: all that is left is to complete
+            # it, see test_a_race_that_is_decided_stays_decided_when_something_raises_behind_it.
+            self.ledger.let_go()
+            await self._clear_up()
+            self._is_over = True
         if not self._is_over:
             if former is not None and self._has_opened and self._may_restart:
                 self._begin_again(self.ledger, among_all=True)
@@ -324,7 +330,9 @@ class ParallelStep(Carrier):
         applied = recorded is not None and record is not None and recorded.is_applied(record)
         if isinstance(until, FirstItem) and not applied:
             if until.on_break == "restart" and record is not None and record.status == "failed":
-                self._begin_again([outcome for _, outcome in self._rest(decision)])
+                # One that waits rests, or goes on with its answer: anew, it would ask once more.
+                rest = self._rest(decision)
+                self._begin_again([outcome for one, outcome in rest if one.status != "halted"])
                 self._rounds.failed_before()
                 return False
             # Only the winner runs again, from its start, unless all that lacks is its update.
