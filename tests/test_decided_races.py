@@ -13,9 +13,11 @@ import pytest
 from shoal import (
     Act,
     Application,
+    BadKey,
     ChildRecord,
     Context,
     Done,
+    Each,
     Graph,
     Hedge,
     Limits,
@@ -23,11 +25,13 @@ from shoal import (
     NobodyAccepted,
     Outcome,
     Result,
+    Retry,
     RunPath,
     SQLiteStore,
     State,
     Store,
     StoreFailed,
+    Update,
     action,
     fan_out,
     first,
@@ -36,6 +40,7 @@ from shoal import (
     race,
 )
 from shoal._store import Batch
+from shoal._until import Until
 from shoal.testing import RecordingHook
 
 pytestmark = pytest.mark.anyio
@@ -247,3 +252,67 @@ async def test_a_decided_race_is_not_staggered(how: float | Hedge):
                 with pytest.raises(NobodyAccepted):
                     await app.run(id="a")
         assert calls == [1.0, 1.0], "the winner, and nobody else"
+
+
+# -- tried again ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("until", [first(), first_item(), first_item(on_break="restart")])
+async def test_a_race_that_is_decided_stays_decided_when_something_raises_behind_it(until: Until):
+    """An element is refused when the only contestant has decided; the race is tried again."""
+    store, starts = MemoryStore(), list[int]()
+
+    @action(reads=["item"], writes=["begun"])
+    async def begins(item: int) -> int:
+        starts.append(item)
+        return item
+
+    @action(reads=["item"], writes=["answer"])
+    async def answers(item: int) -> AsyncIterator[Any]:
+        await anyio.sleep(0.5)
+        yield "so"
+        yield Result(item)
+
+    inner = fan_out(
+        Graph.chain(begins, answers, name="two"), over="items", item="item", key=int,
+        into="out", take="answer", until=until, limits=Limits(1), name="race",
+    )  # fmt: skip
+    outer = fan_out(
+        Graph.chain(inner, name="inner"), over="lists", item="items", into="each", take="out",
+        each=Each(retry=Retry(attempts=3, on=BadKey)),
+    )  # fmt: skip
+    result = await Application(outer, store=store, name="app").run({"lists": [[1, 1]]}, id="r")
+    assert result.state["each"] == [1]
+    assert starts == [1]
+
+
+async def test_a_contestant_that_waits_for_answers_runs_anew_in_the_next_round():
+    """What it has completed in the round before is done again: its history says so."""
+    store = MemoryStore()
+
+    @action(reads=["item"], writes=["asked"])
+    async def asks(item: int, context: Context) -> AsyncIterator[str | Result[str]]:
+        if item == 1:
+            answer = await context.ask("what", "What is it?")
+            yield Result(answer)
+        else:
+            await anyio.sleep(1)
+            yield "so"
+            await anyio.sleep(1)
+            raise ValueError(item)
+
+    act = fan_out(
+        Graph.chain(begin, asks, name="two"), over="items", item="item", key=int, into="out",
+        take="asked", until=first_item(on_break="restart"), name="race",
+    )  # fmt: skip
+    app = Application(act, store=store, name="app")
+    halted = await app.run({"items": [1, 2]}, id="r")
+    assert halted.status == "halted"
+    (question,) = halted.questions
+    path = RunPath(act="two", parent=RunPath(run_id="r", act="app"), step="race", key=1)
+    numbers = [one.number for one in await store.read(path) if isinstance(one, Update)]
+    assert numbers == [1]
+    result = await app.run(id="r", answers={(question.run_id, "what"): "this"})
+    assert result.state["out"] == "this"
+    numbers = [one.number for one in await store.read(path) if isinstance(one, Update)]
+    assert numbers == [1, 2]

@@ -403,7 +403,62 @@ async def test_a_result_that_was_recorded_decides_when_it_comes_up_last(
     assert kept == {1: "succeeded", 2: "succeeded", 3: "cancelled"}
     (loser,) = result.outcomes("out")
     assert isinstance(loser, Cancelled)
-    assert loser.winner == ChildName("answer", 2)
+    assert loser.winner == ChildName("answer", 1)  # the last that was accepted
+
+
+@pytest.mark.parametrize("limits", [1, 2, 9])
+@pytest.mark.parametrize("until", [first(2), quorum(2, by=lambda value: value > 0)])
+async def test_what_was_accepted_before_counts_before_its_element_comes_up(
+    until: Until, limits: int
+):
+    """A race for two is lost with one result, of the third; two others succeed when it goes on."""
+    store, is_up = MemoryStore(), False
+
+    @action(reads=["item"], writes=["answer"])
+    async def answer(item: int) -> int:
+        if item != 3 and not is_up:
+            raise ValueError(item)
+        return item
+
+    race_of_four = fan_out(
+        answer, over="items", item="item", key=int, into="out", until=until, limits=Limits(limits)
+    )
+    app = Application(race_of_four, store=store)
+    with pytest.raises(NobodyAccepted):
+        await app.run({"items": [1, 2, 3, 4]}, id="r")
+    is_up = True
+    result = await app.run(id="r")
+    assert result.state["out"] == ({1: 1, 3: 3} if until == first(2) else 1)
+    records = await store.children(RunPath(run_id="r", act=app.name))
+    assert [one.key for one in records if one.status == "succeeded"] == [1, 3]
+    every = [one async for one in result.all_outcomes("out")]
+    assert [one.key for one in every if isinstance(one, Done) and one.used] == [1, 3]
+    decision = next(one for one in await store.read(RunPath(run_id="r")) if type(one) is Decision)
+    assert decision.winners == (ChildName("answer", 1), ChildName("answer", 3))
+
+
+@pytest.mark.parametrize("until", [first(2), quorum(2, by=lambda value: value > 0)])
+async def test_what_was_accepted_before_does_not_count_where_it_runs_anew(until: Until):
+    """The version of what it executes is another one: its old result is taken out."""
+    store, is_up, version = MemoryStore(), False, "1"
+
+    def app() -> Application:
+        @action(reads=["item"], writes=["answer"], version=version)
+        async def answer(item: int) -> int:
+            if item != 1 and not is_up:
+                raise ValueError(item)
+            return item + 10 * int(version)
+
+        over = fan_out(
+            answer, over="items", item="item", key=int, into="out", until=until, limits=Limits(1)
+        )
+        return Application(over, store=store, name="app")
+
+    with pytest.raises(NobodyAccepted):
+        await app().run({"items": [1, 2, 3]}, id="r")
+    is_up, version = True, "2"
+    result = await app().run(id="r")
+    assert result.state["out"] == ({1: 21, 2: 22} if until == first(2) else 21)
 
 
 async def test_after_a_crash_only_the_winner_runs_again_from_its_start():

@@ -5,6 +5,8 @@ Imports sources, contests, and what a changed program can't go on with.
 Invariants:
 - What ``reduce`` has taken is counted once, when the step is taken up; what else is done, when it
   comes up, or when all is over.
+- A result that was accepted counts in a contest from the start, whenever its element comes up,
+  until its child runs anew.
 - What is left in the end, of elements that come up no more, stays where its key is known, and is
   taken out where its place is.
 """
@@ -15,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
 from ._contest import Contest
-from ._events import ChildName, Decision, Failed, Outcome, Update
+from ._events import ChildName, Decision, Done, Failed, Outcome, Update
 from ._history import Playback, StepBegun
 from ._join import Join
 from ._ledger import new_ledger
@@ -46,6 +48,7 @@ class Carrier(ABC):
         self._store = store
         self.decision: Decision | None = None
         self._contest: Contest | None = None
+        self._accepted: dict[ChildName, Done] = {}  # in earlier executions; these count in it
         # An earlier execution may have begun the step: all children start from the state as it was.
         self._begun = run.playback
         self.data: Mapping[str, object] = (
@@ -85,6 +88,29 @@ class Carrier(ABC):
             self.ledger.done += done
             for record in others:
                 self.ledger.add(outcome_of(record, run.path))
+            self._recall_accepted(recorded)
+
+    def _recall_accepted(self, recorded: Recorded) -> None:
+        """Tell the contest of all results that counted before.
+
+        Else others could win before the elements of these come up, see
+        test_what_was_accepted_before_counts_before_its_element_comes_up.
+        """
+        if self._contest is None:
+            return
+        for record in recorded.rest():
+            if record.status == "succeeded" and record.used and recorded.is_applied(record):
+                outcome = outcome_of(record, self.parent.path)
+                assert isinstance(outcome, Done)
+                self._accepted[ChildName(record.act, record.key)] = outcome
+                self._contest.recall(outcome)
+
+    def _withdraw_reruns(self) -> None:
+        """Have results count no more whose children have come up since, and run anew."""
+        if self.recorded is None or self._contest is None:
+            return
+        for name in self._accepted.keys() & self.recorded.reruns:
+            self._contest.withdraw(self._accepted.pop(name))
 
     def _count(self, record: ChildRecord, outcome: Outcome) -> None:
         """Count how a child has ended in an earlier execution, unless that was done at once."""

@@ -56,8 +56,8 @@ class Contest(ABC):
         """Hear of a child whose result counted in an earlier execution."""
 
     @abstractmethod
-    def withdraw(self, child: Run) -> None:
-        """Forget the child whose result was heard last: it could not be applied, and comes again.
+    def withdraw(self, child: Contestant) -> None:
+        """Forget a child whose result was heard: it could not be applied, or runs anew.
 
         What ``admits`` raised about it may have happened halfway.
         """
@@ -181,9 +181,8 @@ class _Firsts(Contest):
     def recall(self, child: Done) -> None:
         self._accepted.append(child)
 
-    def withdraw(self, child: Run) -> None:
-        if self._accepted and self._accepted[-1] is child:
-            self._accepted.pop()
+    def withdraw(self, child: Contestant) -> None:
+        if _remove(child, self._accepted):
             self.chosen = self._accepted[-1] if self._accepted else None
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
@@ -223,11 +222,10 @@ class _Poll(Contest):
     def recall(self, child: Done) -> None:
         self._count(child)
 
-    def withdraw(self, child: Run) -> None:
+    def withdraw(self, child: Contestant) -> None:
         ballots = (*self._ballots.values(), *(votes for _, votes in self._others))
         for votes in ballots:
-            if votes and votes[-1] is child:
-                votes.pop()
+            _remove(child, votes)
         self._most = max(map(len, ballots), default=0)
         if self._most < self.wanted:
             self._agreed, self.chosen = [], None
@@ -299,7 +297,7 @@ class _Asked(Contest):
     def recall(self, child: Done) -> None:
         """Nothing to do: what came of it is in the state."""
 
-    def withdraw(self, child: Run) -> None:
+    def withdraw(self, child: Contestant) -> None:
         """Nothing to do: only the state was looked at."""
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
@@ -370,7 +368,7 @@ class Streams(Contest):
     def recall(self, child: Done) -> None:
         """Nothing to do: it would have won, and the race be over."""
 
-    def withdraw(self, child: Run) -> None:
+    def withdraw(self, child: Contestant) -> None:
         if self.chosen is child:
             self.chosen = None
             if self._ended_first:
@@ -413,6 +411,15 @@ def contest(name: str, until: Until) -> Contest | None:
             return Streams(name, until)
         case _:
             return _Asked(name, until)
+
+
+def _remove(child: Contestant, of: list[Contestant]) -> bool:
+    """Remove that very child; tell whether it was there. The values of others are not compared."""
+    for at in range(len(of) - 1, -1, -1):
+        if of[at] is child:
+            del of[at]
+            return True
+    return False
 
 
 def _name(child: Contestant) -> ChildName:

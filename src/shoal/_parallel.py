@@ -196,6 +196,12 @@ class ParallelStep(Carrier):
                 self._refuse_changed()
                 self._count_rest(self.decision)
                 self._is_over = True
+        if former is not None and self._is_won:
+            # Something raised behind the decision, which is saved: all that is left is to complete
+            # it, see test_a_race_that_is_decided_stays_decided_when_something_raises_behind_it.
+            self.ledger.let_go()
+            await self._clear_up()
+            self._is_over = True
         if not self._is_over:
             if former is not None and self._has_opened and self._may_restart:
                 self._begin_again(self.ledger, among_all=True)
@@ -255,6 +261,7 @@ class ParallelStep(Carrier):
                 self._go_on(former)
             self._leave_out_done()
             if not self._is_lost(0):
+                self._decide_by_recorded()
                 await group.live(self._apply)
                 await self._record_unapplied(group)
             self._judge()
@@ -324,7 +331,9 @@ class ParallelStep(Carrier):
         applied = recorded is not None and record is not None and recorded.is_applied(record)
         if isinstance(until, FirstItem) and not applied:
             if until.on_break == "restart" and record is not None and record.status == "failed":
-                self._begin_again([outcome for _, outcome in self._rest(decision)])
+                # One that waits rests, or goes on with its answer: anew, it would ask once more.
+                rest = self._rest(decision)
+                self._begin_again([outcome for one, outcome in rest if one.status != "halted"])
                 self._rounds.failed_before()
                 return False
             # Only the winner runs again, from its start, unless all that lacks is its update.
@@ -399,15 +408,15 @@ class ParallelStep(Carrier):
         if self._contest is None and is_done(record):  # as most are, so without its outcome
             self.ledger.done += self.recorded is None or not self.recorded.is_folded(record)
             return
-        outcome = outcome_of(record, self.parent.path)
-        self._count(record, outcome)
-        # A refused result may have an update as well, of what grow= discovered in it.
-        if self._contest is not None and isinstance(outcome, Done) and outcome.used:
-            self._contest.recall(outcome)
-            if self.decision is None and self._contest.lacking <= 0:
-                # The result that was missing may have come up before this one, in this execution,
-                # see test_a_result_that_was_recorded_decides_when_it_comes_up_last.
-                self._group.have_done(partial(self._decide, outcome))
+        self._count(record, outcome_of(record, self.parent.path))
+
+    def _decide_by_recorded(self) -> None:
+        """Have it decided without another child, if what was accepted before is enough by now."""
+        contest = self._contest
+        if contest is not None and self._accepted and not self.decision and contest.lacking <= 0:
+            self._group.shut()
+            last = list(self._accepted.values())[-1]
+            self._group.have_done(partial(self._decide, last))
 
     async def _decide(self, last: Done) -> str | None:
         """Save that a recorded result has decided; return why the rest is cancelled."""
@@ -435,6 +444,7 @@ class ParallelStep(Carrier):
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         assert self.source is not None
+        self._withdraw_reruns()
         done_before = 0 if self.recorded is None else self.recorded.done_left
         reruns = set[ChildName]() if self.recorded is None else self.recorded.reruns
         draft = Draft(

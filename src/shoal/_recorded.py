@@ -517,22 +517,33 @@ def recorded_asked(
 ) -> list[Question]:
     """Find what a root run and its descendants have asked in the steps under way, in order."""
     found = own_questions(path, played.asked.values())
+    children = list(children)
+    failed = {(one.step, one.visit, one.act, one.key) for one in children if one.status == "failed"}
     resting = [
         record
         for record in children
         if record.status == "halted"
         and record.visit == _visit(record.step, graph, played)
-        and not _has_lost(record, played)
+        and not _has_lost(record, played, failed)
     ]
     for record in sorted(resting, key=lambda one: (one.step, one.position)):
         found += recorded_questions(record.value, path)
     return found
 
 
-def _has_lost(record: ChildRecord, played: Playback) -> bool:
-    """Tell whether a race was decided without a child that rests, which is not recorded yet."""
+def _has_lost(
+    record: ChildRecord, played: Playback, failed: Collection[tuple[str, int, str, Key]]
+) -> bool:
+    """Tell whether a race was decided without a child that rests, which is not recorded yet.
+
+    Where the winner has failed since, the race may have been run again, and the child waits in it.
+    """
     decision = played.decided.get((record.step, record.visit))
-    return decision is not None and decision.winner != ChildName(record.act, record.key)
+    if decision is None:
+        return False
+    winner = decision.winner
+    has_failed = (record.step, record.visit, winner.act, winner.key) in failed
+    return winner != ChildName(record.act, record.key) and not has_failed
 
 
 def _visit(step: str, graph: Graph, played: Playback) -> int:

@@ -6,12 +6,13 @@ Invariants:
 - A contestant that has failed takes no part in the next round. It does in another attempt of the
   step, and in another execution once nobody else is left: what has failed runs again there.
 - What has been started counts for ``at_most`` once, however many rounds it takes part in.
+- One that waits for answers runs from its start as all others do, and asks again.
 - One that is Done stays Done, and wins where nobody has given an item before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import final
 
@@ -59,7 +60,7 @@ class Rounds:
     def begin_again(
         self,
         outcomes: Sequence[Outcome],
-        resting: Iterable[Run],
+        resting: Collection[Run],
         contest: Contest | None,
         former: Elements | None,
         *,
@@ -85,7 +86,9 @@ class Rounds:
         if among_all or not is_broken:
             self._failed_before = frozenset()
         self._done = {_name_of(one): one for one in outcomes if isinstance(one, Done)}
-        begun = {_name_of(one) for one in outcomes} - self._out - self._done.keys()
+        begun = {_name_of(one) for one in outcomes}
+        begun |= {ChildName(one.setting.act, one.key) for one in resting}
+        begun -= self._out | self._done.keys()
         for one in outcomes:
             tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
             self._tried[_name_of(one)] = max(tried, one.attempts)

@@ -128,6 +128,7 @@ def _judge_tolerance(world: World) -> None:
     if on_error not in ("count", "share") or "loop" in world.program["place"]:
         return
     counts: dict[str, tuple[int, int]] = {}  # by run: those that failed, and those that are Done
+    places: dict[str, list[int]] = {}  # by run: the positions of those that are Done
     exceeded = set[str]()
     for event in world.events:
         match event:
@@ -142,8 +143,13 @@ def _judge_tolerance(world: World) -> None:
                     failed += 1
                 elif isinstance(outcome, Done) and outcome.run_id not in world.done_before:
                     done += 1
+                    places.setdefault(event.run_id, []).append(outcome.position)
                 counts[event.run_id] = failed, done
-                if failed > (1 if on_error == "count" else 0.5 * (failed + done)):
+                # Those that are saved together are judged in order of position; but the failure
+                # that is one too many is told last.
+                behind = [at for at in places.get(event.run_id, ()) if at > outcome.position]
+                before = done - len(behind) if isinstance(outcome, Failed) else done
+                if failed > (1 if on_error == "count" else 0.5 * (failed + before)):
                     exceeded.add(event.run_id)
             case StepEnded(step="fan", status="failed") if event.run_id not in exceeded:
                 failed, done = counts.get(event.run_id, (0, 0))
