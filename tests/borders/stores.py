@@ -261,10 +261,8 @@ async def look(store: Any, run_id: str, told: Iterable[RunPath] = ()) -> dict[st
 
     await below(root, None, known.status)
     for path in told:
-        if path.id not in found:
-            history = tuple(await store.read(path))
-            if history:
-                await below(path, None, None)
+        if path.id not in found and (await store.read(path) or await store.children(path)):
+            await below(path, None, None)
     return found
 
 

@@ -94,6 +94,7 @@ class World:
     ) -> None:
         """Begin another life; what the store has is given."""
         self.life += 1
+        died = self.life > 1 and self.dead
         self.counts = Counter[str]()
         self.pending: dict[str, dict[int, list[Trip]]] = {}
         for trip in self.program.trips:
@@ -108,6 +109,8 @@ class World:
         self.completed = completed
         for run_id in self.done_nowhere:
             self.done_runs.pop(run_id, None)
+        if self.has_changed and died:  # what was Done may begin afresh, and nobody was told of that
+            self.done_runs.clear()
         self.done_runs |= done_runs
         self.done_before = dict(self.done_runs)
         self.done_nowhere = set[str]()
