@@ -378,6 +378,30 @@ async def test_who_waits_for_a_turn_holds_no_slot():
     assert result.state["outs"] == {"a": "A", "b": "B"}
 
 
+async def test_a_suspect_that_waits_for_its_turn_holds_no_place():
+    """The child that is at work fails once, and its next attempt needs the only place in flight."""
+    fails = set[str]()
+
+    @action(reads=["item"], writes=["out"], retry=Retry(2, on=ConnectionError, initial=1))
+    async def flaky(item: str) -> str:
+        await work(item)
+        if item in fails:
+            fails.remove(item)
+            raise ConnectionError(item)
+        return item.upper()
+
+    kills.add("a")
+    lives = Kept(mapped(flaky), ["a", "b"])
+    for _ in range(3):
+        assert await lives.live() is None
+    kills.clear()
+    fails.add("a")
+    lives.app = Application(mapped(flaky, limits=Limits(1)), name="app")
+    async with no_leaks():
+        result = await lives.live()
+    assert result.state["outs"] == {"a": "A", "b": "B"}
+
+
 async def test_who_waits_for_a_last_chance_may_be_cancelled():
     kills.add("a")
     lives = Kept(mapped(), ["a", "b", "c"])

@@ -138,6 +138,28 @@ class Holder(ABC):
             for act in self.setting.graph.acts
         ):
             return
+        await self._retake_place()
+
+    async def wait_aside(self, turn: Awaitable[None]) -> None:
+        """Await ``turn``, which others must give, without a place in flight: they may wait for it.
+
+        See test_a_suspect_that_waits_for_its_turn_holds_no_place.
+        """
+        lodger = self.lodger
+        stake = lodger.make_stake()
+        if stake is None or not stake.is_held:
+            await turn
+            return
+        stake.step_aside()
+        stake.returns = True
+        try:
+            await turn
+            await lodger._retake_place()
+        except BaseException:
+            stake.resume()  # it is about to end, and ends in flight
+            raise
+
+    async def _retake_place(self) -> None:
         seat = self.setting.services.admission.place(self)
         try:
             await self.tell_waiting(seat)

@@ -380,10 +380,14 @@ class Run(Recaller, Resumer, Holder):
         """Execute it, and have it known before: a process has died, and may do so again."""
         trials = self._remember()
         before = trials.crashes - trials.is_suspect
-        if self.seat is not None and not suspects.is_free(before):
-            self.seat.cancel()  # whoever is at work may wait for just that: take another one then
-            self.seat = None
-        await suspects.wait_turn(trials, before)
+        turn = suspects.wait_turn(trials, before)
+        if suspects.is_free(before):
+            await turn
+        else:  # the child that is at work may wait for just what this one holds
+            if self.seat is not None:
+                self.seat.cancel()
+                self.seat = None
+            await self.wait_aside(turn)
         try:
             if not trials.is_suspect:
                 trials.crashes, trials.is_suspect = trials.crashes + 1, True
