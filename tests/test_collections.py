@@ -523,7 +523,7 @@ def at_line(number: int, function: Callable[[], object], intrude: Callable[[], o
     Not at a ``with`` itself: between its body and its end the interpreter handles no signal.
     Returns whether there are so many lines.
     """
-    where = StateList.append.__code__.co_filename
+    where: str = cast("Any", StateList).append.__code__.co_filename
     lines = count()
     reached = False
 
