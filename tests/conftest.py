@@ -39,6 +39,7 @@ BACKENDS_OF = {  # what a starter that runs no loop of asyncio's own runs
 SWEEPS = frozenset(
     (  # modules that try every place, or many random cases: the longest by far
         "test_cancellation",
+        "test_changed_acts",
         "test_changed_programs",
         "test_decided_races",
         "test_everywhere",
