@@ -6,14 +6,14 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 from selectolax.lexbor import LexborHTMLParser
-from yarl import URL
 
 
 async def crawl(start: str, concurrency: int, out: Path) -> None:
-    site = URL(start).origin()
+    site = urlsplit(start)[:2]  # scheme and host
     seen = {start}
     semaphore = asyncio.Semaphore(concurrency)
     limits = httpx.Limits(max_connections=concurrency)
@@ -31,17 +31,15 @@ async def crawl(start: str, concurrency: int, out: Path) -> None:
                     row["title"] = None if title is None else title.text()
                     hrefs = [a.attributes["href"] or "" for a in tree.css("a[href]")]
                 file.write(json.dumps(row) + "\n")
-                base = URL(url)
                 for href in dict.fromkeys(href.partition("#")[0] for href in hrefs):
                     try:
-                        target = base.join(URL(href))
+                        found = urljoin(url, href)
+                        is_here = urlsplit(found)[:2] == site
                     except ValueError:  # a link to nowhere
                         continue
-                    if target.scheme == site.scheme and target.origin() == site:
-                        found = str(target.with_fragment(None))
-                        if found not in seen:
-                            seen.add(found)
-                            tasks.create_task(visit(found))
+                    if is_here and found not in seen:
+                        seen.add(found)
+                        tasks.create_task(visit(found))
 
             tasks.create_task(visit(start))
 
