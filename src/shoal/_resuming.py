@@ -12,9 +12,9 @@ from typing import Any
 from ._action import Act
 from ._cancel import ki_unprotected
 from ._committing import Committer
-from ._ending import DONE, LIVE, NEVER_STARTED, SKIPPED
+from ._ending import DONE, LIVE, NEVER_STARTED, SKIPPED, Disposition
 from ._errors import RunConflict, fork_advice
-from ._events import Done, Update
+from ._events import Done, Status, Update
 from ._graph import Graph
 from ._history import Entry, Playback, Rewound, play
 from ._parts import read_history
@@ -34,6 +34,13 @@ class Resumer(Committer):
     stake: Stake | None
     _playback: Playback | None
     _undone: Callable[[int], bool] | None
+    began: bool
+    status: Status | None
+    error: BaseException | None
+    value: object
+    elapsed: float
+    packed: object
+    disposition: Disposition
     _visits: dict[str, int] | None
 
     @abstractmethod
