@@ -14,23 +14,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from typing import Literal, cast, final
+from typing import Literal, cast
 
 from ._collections import StateMap
 from ._errors import BadUse, RunConflict, ShoalError, fork_advice
-from ._events import ChildName, Decision, Done, Outcome, Status, Update
+from ._events import ChildName, Decision, Done, Outcome, Update
 from ._graph import Graph
 from ._history import Playback, StepBegun
 from ._ids import Key, RunPath
 from ._join import Join, Shape
 from ._ledger import Ledger
-from ._recorded import Recorded, conflict, decided, is_unended, outcome_of
+from ._recorded import Recorded, conflict, decided, is_unended
 from ._resuming import unknown_step
 from ._run import Run
 from ._source import Elements
 from ._state import Drop, Extend, Increment, Put, PutWithin, Set
-from ._store import ChildRecord, SavedRun
+from ._store import SavedRun
+from ._unended import CutOff
 from ._until import All, First, FirstItem, Quorum, Until
 
 logger = logging.getLogger("shoal")
@@ -505,7 +505,7 @@ async def end_losers(
         name = ChildName(record.act, record.key)
         if is_unended(record) and name != decision.winner:  # of streams, that one goes on
             recorded.drop(name)
-            lost.append(_Loser(decided(record, decision), run.path))
+            lost.append(CutOff(decided(record, decision), run.path))
     if lost:
         await run.note_ends(lost)
     return [one.outcome for one in lost]
@@ -540,63 +540,3 @@ def _unrecorded(source: Elements, recorded: Recorded, decision: Decision, room: 
     finally:
         source.close()
     return lost
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Loser:
-    """A child that has lost, as stores see it: made of its record, for it may have no act now."""
-
-    record: ChildRecord
-    parent: RunPath
-
-    @property
-    def path(self) -> RunPath:
-        return self.outcome.path
-
-    @property
-    def outcome(self) -> Outcome:
-        return outcome_of(self.record, self.parent)
-
-    @property
-    def status(self) -> Status | None:
-        return cast("Status", self.record.status)
-
-    @property
-    def position(self) -> int:
-        return self.record.position
-
-    @property
-    def element(self) -> object:
-        return self.record.element
-
-    @property
-    def digest(self) -> str:
-        return self.record.digest
-
-    @property
-    def reason(self) -> str:
-        return self.record.reason
-
-    @property
-    def winner(self) -> ChildName | None:
-        return self.record.winner
-
-    @property
-    def attempts(self) -> int:
-        return self.record.attempts
-
-    @property
-    def elapsed(self) -> float:
-        return self.record.elapsed
-
-    @property
-    def abandoned(self) -> bool:
-        return self.record.abandoned
-
-    error: None = None
-    used: bool = True
-    value: None = None
-    crashes: int = 0
-    last_update: None = None
-    packed: None = None

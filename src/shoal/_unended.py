@@ -86,9 +86,9 @@ async def end_children(
         ShoalError: It could not be saved.
     """
     path = run.path
-    ended = list[_Unended]()
+    ended = list[CutOff]()
     for record in left:
-        child, decision = _Unended(record, path), decided.get((record.step, record.visit))
+        child, decision = CutOff(record, path), decided.get((record.step, record.visit))
         await end_unended(execution, store, child, None, reason)
         if decision is None or decision.winner == (record.act, record.key):
             how = record._replace(status="cancelled", reason=reason)
@@ -96,7 +96,7 @@ async def end_children(
             how = record._replace(
                 status="cancelled", reason=decision.reason, winner=decision.winner
             )
-        ended.append(_Unended(how, path))
+        ended.append(CutOff(how, path))
     await execution.save(Batch(run, unapplied=ended, holder=execution.holder), store)
 
 
@@ -110,7 +110,7 @@ async def _ask(execution: Execution, pending: Awaitable[T], what: str) -> T:
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Unended:
+class CutOff:
     """A child as stores see it, made of its record: in this execution there is no run of it."""
 
     record: ChildRecord
