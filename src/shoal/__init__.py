@@ -327,7 +327,11 @@ __all__ = [
 ]
 
 # Imported when they are asked for, so that `import shoal` loads no database driver.
-_LATER = {"Codec": "_codec", "PostgresStore": "stores._postgres", "SQLiteStore": "stores._sqlite"}
+_LATER = {
+    "Codec": "shoal._codec",
+    "PostgresStore": "shoal.stores._postgres",
+    "SQLiteStore": "shoal.stores._sqlite",
+}
 _EXTRAS = {
     "Codec": "'shoal[sqlite]'",
     "PostgresStore": "'shoal[postgres]' 'psycopg[binary]'",
@@ -339,7 +343,7 @@ def __getattr__(name: str) -> object:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = importlib.import_module(f".{_LATER[name]}", __name__)
+        module = importlib.import_module(_LATER[name])
     except ImportError as error:
         return _stand_in(name, error)
     return getattr(module, name)
