@@ -37,7 +37,7 @@ from ._step import call_function
 from ._store import ChildRecord
 from ._suspects import Suspects
 from ._trials import Trials
-from ._watch import is_life
+from ._watch import is_life_of
 
 logger = logging.getLogger("shoal")
 
@@ -250,7 +250,7 @@ class Run(Recaller, Resumer, Holder):
 
     # -- living ---------------------------------------------------------------------------------
 
-    @is_life
+    @is_life_of("self")
     async def advance(self) -> None:
         """Walk the graph to its end: from its entry, or from where an earlier attempt has failed.
 
