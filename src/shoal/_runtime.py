@@ -31,6 +31,7 @@ from anyio.abc import TaskGroup
 
 from ._action import Act
 from ._admission import Admission
+from ._arguments import is_positive
 from ._attempts import Retries
 from ._backend import current_backend, protect_from_ctrl_c, startable
 from ._breaker import Circuits
@@ -48,7 +49,6 @@ from ._raised import first_of
 from ._rate import Limits
 from ._recovery import Recoverable, Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from ._results import SIZE, Results
-from ._retry import is_positive
 from ._root import Root
 from ._roots import Roots
 from ._shielded import lived_within
