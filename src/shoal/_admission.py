@@ -14,10 +14,10 @@ from typing import Any, final
 
 from ._action import FunctionAction
 from ._alarms import SetAlarm
+from ._backend import Clock, Waiter
 from ._entrance import Entrance
 from ._gate import Gate
 from ._limiter import Limiter, Limiters
-from ._ports import Clock, Waiter
 from ._queue import Queue
 from ._rate import Limits
 from ._run import Run

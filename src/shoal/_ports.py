@@ -5,12 +5,13 @@ A port is bound by the runtime; the engine never knows which implementation it t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 from weakref import WeakKeyDictionary
 
 from ._action import FunctionAction
+from ._backend import Clock, Waiter
 from ._breaker import Circuits
 from ._items import Items
 from ._rate import Limits
@@ -18,30 +19,6 @@ from ._results import Results
 from ._retry import Account, RetryBudget
 from ._state import Change
 from ._watch import Part, Watched
-
-
-class Clock(Protocol):
-    """Tells the time."""
-
-    def __call__(self) -> float:
-        """Return seconds since some fixed moment; never goes back."""
-        ...
-
-
-class Waiter(Protocol):
-    """What one task waits for and another one sets: shaped as ``asyncio.Future``, and often one."""
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        """Wait until the result is set."""
-        ...
-
-    def done(self) -> bool:
-        """Tell whether the result is set, or the waiting task was cancelled."""
-        ...
-
-    def set_result(self, result: None, /) -> None:
-        """Let the waiting task go on. Only when not ``done``."""
-        ...
 
 
 class Thread(Protocol):

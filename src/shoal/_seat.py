@@ -15,8 +15,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol, final
 
+from ._backend import Waiter
 from ._gate import Claim, Gate, Held, Unit
-from ._ports import Waiter
 from ._queue import Queue
 
 
