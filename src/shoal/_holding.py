@@ -1,6 +1,6 @@
 """What a run holds while it works: a seat with each attempt, a stake while it is in flight.
 
-Imports ports and settings; anyio.
+Imports seats and settings; anyio.
 
 Invariants:
 - Between two attempts nothing is held, not even a place in flight.
@@ -19,7 +19,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import FunctionAction
 from ._execution import Execution
-from ._ports import Seat, Stake
+from ._seat import Party, Seat, Stake
 from ._setting import Setting
 from ._state import Change
 
@@ -48,11 +48,10 @@ class Holder(ABC):
         return self.setting.host or self
 
     @property
-    def above(self) -> Holder | None:
+    def above(self) -> Party | None:
         """The child of a fan-out that started it, if it is a child of a child."""
         entrance = self.setting.entrance
-        parent: Holder | None = None if entrance is None else entrance.parent
-        return None if parent is None else parent.lodger
+        return None if entrance is None else entrance.above
 
     @property
     def unit(self) -> Execution:
@@ -71,8 +70,14 @@ class Holder(ABC):
         if seat is not None:
             return seat
         setting = self.setting
-        admission = setting.services.admission
-        return admission.seat(setting.scopes, action, self._head[1], self.lodger)
+        return setting.services.admission.seat(
+            setting.scopes,
+            self._head[1],
+            self.lodger,
+            owner=action.definition,
+            limits=action.limits,
+            in_thread=action.in_thread,
+        )
 
     @property
     def is_starting(self) -> bool:

@@ -1,9 +1,11 @@
-"""What a run does about actions with ``cache=``. Imports settings, trials and results.
+"""What a run does about actions with ``cache=``. Imports settings, trials and digests.
 
 Invariants:
 - Only what has succeeded is remembered, would be allowed to be written, and holds no secret.
 - What is remembered is looked for before anything is waited for, and once more by who had to wait:
   who had the seat before has remembered it by then.
+- A result is found by what its action reads, the action's name, its version and the names of what
+  it writes; never by inputs, nor by fields that it doesn't read.
 """
 
 from __future__ import annotations
@@ -12,13 +14,33 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
-from ._action import FunctionAction
+from ._action import Act, FunctionAction
+from ._digest import combined, named, written
 from ._errors import NotData, UpdateTooLarge
-from ._results import result_key
 from ._setting import Setting
 from ._state import Change, change_of
 from ._store import CachesResults
 from ._trials import Trials
+
+
+def result_key(act: Act, data: Mapping[str, object]) -> str:
+    """Hash what ``act`` is and what it is about to read.
+
+    Raises:
+        NotData: A field that it reads holds what is no data.
+    """
+    parts = [written("result", act.name, act.version, *sorted(act.writes))]
+    for field in sorted(act.reads):
+        if field in data:
+            try:
+                parts.append(named(field, data[field]))
+            except NotData as error:
+                msg = (
+                    f"action {act.name!r} has cache=, so what it reads is hashed; "
+                    f"field {field!r}: {error}"
+                )
+                raise NotData(msg) from error
+    return combined(parts)
 
 
 class Recaller:

@@ -18,8 +18,8 @@ from ._events import Done, Status, Update
 from ._graph import Graph
 from ._history import Entry, Playback, Rewound, play
 from ._parts import read_history
-from ._ports import Seat, Stake
 from ._schema import Schema
+from ._seat import Seat, Stake
 from ._state import NO_CHANGE, Change, held
 from ._store import ChildRecord, NullStore, Store
 from ._trials import Waits

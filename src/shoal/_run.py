@@ -28,9 +28,9 @@ from ._halting import has_halted
 from ._history import Playback, Rewound
 from ._holding import Holder
 from ._ids import Key, RunPath
-from ._ports import Seat, Stake
 from ._recalling import Recaller
 from ._resuming import Resumer, act_after
+from ._seat import Seat, Stake
 from ._setting import Halts, Setting
 from ._state import NO_CHANGE, Change, State, make_state, typed
 from ._step import call_function

@@ -18,15 +18,19 @@ from typing import Any, NoReturn, Protocol, cast
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import FunctionAction, Result
+from ._admission import Admission
 from ._attempts import Tried, try_step, within
 from ._cancel import as_failure, cancelled, ki_protected, ki_unprotected
 from ._errors import BadResult, MissingField, RetryLater, UndeclaredWrite, brief, kind_of, note
 from ._halting import Asking, or_halt
 from ._ids import RunPath
 from ._items import Emitter, Items, stream
-from ._ports import Admission, Seat, Services, Thread
+from ._limiter import Limiter
+from ._ports import Services
+from ._seat import Seat
 from ._secret import Secret
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+from ._threads import Thread
 
 logger = logging.getLogger("shoal")
 
@@ -80,7 +84,7 @@ def call_function(
     inputs: Mapping[str, object],
     services: Services,
     *,
-    scopes: tuple[object, ...],
+    scopes: tuple[Limiter, ...],
     run: Caller,
 ) -> Awaitable[Change]:
     """Execute ``action`` on the state ``data`` and return what it changed.

@@ -39,8 +39,9 @@ from ._events import (
 )
 from ._hooks import Hooks, Listeners
 from ._ids import RunPath
-from ._ports import Seat, Services
+from ._ports import Services
 from ._raised import first_of
+from ._seat import Seat
 from ._setting import Setting
 
 logger = logging.getLogger("shoal")
