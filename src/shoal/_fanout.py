@@ -13,15 +13,15 @@ from typing import Any, Literal, NamedTuple, NoReturn, cast, final, overload
 from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
 from ._acts import Acts, as_graphs, check_acts, check_wanted, resolve_take
 from ._checks import check_policies, check_reads, check_stagger
-from ._child import narrowed
+from ._child import narrowed, only_write_reader, value_reader
 from ._entries import Kind
 from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief
 from ._events import Done
 from ._functions import is_async, is_streaming, require_plain
 from ._graph import Graph, no_act
 from ._hooks import Hook
-from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
 from ._parallel import Parallel, ParallelStep
+from ._parallel_base import Grow, Join, Reduce, Shape, Take
 from ._policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
 from ._source import Elements

@@ -31,8 +31,9 @@ from ._events import ChildName, Done, Failed, Outcome, Status, Update
 from ._graph import Graph
 from ._group import Group
 from ._hooks import Hook
-from ._join import Draft, Join
+from ._join import Draft
 from ._ledger import new_ledger
+from ._parallel_base import Join
 from ._parts import is_done
 from ._policy import INHERIT, Each, Inherit, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits

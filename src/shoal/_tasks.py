@@ -24,15 +24,15 @@ from typing import Any, ClassVar, TypeVar, cast, final
 from ._action import Act, Input, bind_where_taken
 from ._action_class import bind_instance, check_class
 from ._checks import check_policies, check_reads, check_stagger
-from ._child import narrowed
+from ._child import narrowed, only_write_reader
 from ._entries import Entry
 from ._errors import BadKey, BadResult, DefinitionError, brief
 from ._events import Done, Failed
 from ._functions import is_async, require_plain
 from ._graph import Graph, as_graph, no_act
 from ._ids import Key, plain_key
-from ._join import Join, only_write_reader
 from ._parallel import Parallel, ParallelStep
+from ._parallel_base import Join
 from ._policy import OnError
 from ._secret import without_secrets
 from ._source import Elements
