@@ -1,4 +1,6 @@
-"""What becomes of the results of a parallel act: ``Join``, a value. Imports the parts of a graph.
+"""Parallel acts as they are declared: what all have in common, and what becomes of their results.
+
+Imports acts, and what else a declaration consists of; nothing that executes one.
 
 Invariants:
 - What is collected is a persistent collection, arranged as ``Shape`` says, whatever it was before.
@@ -6,19 +8,24 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, cast, final
 
+from ._action import Act, Performer
 from ._collections import PositionedList, StateMap
 from ._errors import StateError, brief, kind_of
 from ._events import Done, Failed
+from ._hooks import Hook
 from ._ids import Key
-from ._policy import OnError
+from ._policy import INHERIT, Each, Inherit, OnError, Stagger
+from ._rate import DEFAULT_LIMITS, Limits
 from ._schema import Schema
-from ._state import Permit, State
+from ._state import NO_CHANGE, Change, Permit, State
+from ._store import Store
 from ._until import ALL, Race, Until
 
 Reduce = Callable[[State, Done | Failed], State]
@@ -202,3 +209,45 @@ def _without_within(collection: Collected, key: Any, act: str) -> Collected:
         return collection
     inner = inner.without({act})
     return collection.put_all(((key, inner, None),)) if inner else collection.without({key})
+
+
+class Parallel(Act):
+    """An act whose work is children: what fan-outs and the classes for them have in common."""
+
+    limits: Limits = DEFAULT_LIMITS
+    """How many children are in flight, and how fast they start."""
+    stagger: Stagger | None = None
+    """When the next child starts; None: all start at once."""
+    store: Store | Inherit | None = INHERIT
+    """Where the children are kept; None: nowhere, but for how they ended."""
+    hooks: Sequence[Hook] | Inherit = INHERIT
+    """Who is told of the children and their descendants."""
+    each: Each | None = None
+    """What goes for each child by itself."""
+    timeout: float | None = None
+    """Seconds that the whole step may take."""
+    _unlimited: bool = False
+    """Whether all of its acts may be in flight at once, however many: no limit was given."""
+    _is_keyed: bool | None = None
+    """Whether its elements have keys; None: it has no elements, or each task says so."""
+
+    @property
+    def definition(self) -> object:
+        """What all that is bound of one definition has in common."""
+        return self
+
+    @abstractmethod
+    def _join(self) -> Join:
+        """Say what becomes of results."""
+
+    def _finished(self, state: State) -> Change:
+        """Return the change that completes the step, once all results were applied."""
+        return NO_CHANGE
+
+    def misfit(self, schema: Schema[Any]) -> str:
+        """Say why it can't work on such a state; see ``Act.misfit``."""
+        return super().misfit(schema) or self._join().misfit(schema)
+
+    def perform(self, run: Performer) -> Awaitable[Change]:
+        """Run all children; see ``Act.perform``."""
+        return run.fan_out(self)
