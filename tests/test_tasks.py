@@ -674,8 +674,10 @@ async def test_a_subclass_of_a_subclass_overrides_what_is_documented():
     log = list[str]()
 
     class Fewer(Numbers):
-        until = staticmethod(lambda _state, outcome: outcome.key == "<3>")
         limits = Limits(1)
+
+        def until(self, _state: State, outcome: Done | Failed) -> bool:
+            return outcome.key == "<3>"
 
         @property
         def definition(self) -> object:
@@ -683,7 +685,8 @@ async def test_a_subclass_of_a_subclass_overrides_what_is_documented():
 
         def tasks(self, state: State, inputs: Inputs) -> Any:
             log.append("tasks")
-            return (task for task in super().tasks(state, inputs) if task.key != "<2>")
+            made = cast("Iterable[Task]", super().tasks(state, inputs))
+            return (task for task in made if task.key != "<2>")
 
         async def perform(self, run: Any) -> Any:
             log.append("begins")
