@@ -409,6 +409,10 @@ class Run(Recaller, Resumer, Holder):
         """Run a graph as a child of its own; see ``Performer``."""
         return self.setting.services.enter(graph, self)
 
+    def fan_out(self, parallel: Act) -> Awaitable[Change]:
+        """Run the children of a parallel act; see ``Performer``."""
+        return self.setting.services.fan_out(parallel, self)
+
     async def _choose(self, act: Act, change: Change) -> Act | None:
         """Find what follows ``act`` by the conditions on its edges.
 
