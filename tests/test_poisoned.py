@@ -459,7 +459,7 @@ class Mortal:
     async def release(self, run_id: str, holder: str) -> None:
         if killed[0].is_set():
             await self._file._writer.ask(be_gone)
-            del self._file._claims[run_id, holder]
+            self._file._claims.pop((run_id, holder)).end()
             await self._file._leave()
         else:
             await self._file.release(run_id, holder)
