@@ -434,10 +434,12 @@ class ChildStarted(Event, hook="on_child_started"):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildRerun(Event, hook="on_child_rerun"):
-    """A child that the store knows runs anew: what it works on is not what it was.
+    """A child that the store knows runs anew, from its start: what was kept of it counts no more.
 
-    Its act has another ``version``, or its element or what it reads has changed. What was kept of
-    it counts no more. ``ChildStarted`` follows.
+    What it works on is not what it was: its act has another ``version``, or its element or what it
+    reads has changed. Or it is a contestant by ``first_item`` whose race is run again.
+    ``ChildStarted`` follows, or else ``ChildEnded`` where it is cancelled or skipped before it
+    starts.
     """
 
     step: str

@@ -7,7 +7,8 @@ Invariants:
 - Once an attempt has asked in vain it is halted, however it ends; unless it is cancelled, which
   counts more.
 - An answer belongs to one question, and a question to one visit of one step of one run. Within that
-  every attempt gets the same answer, in whatever process.
+  every attempt gets the same answer, in whatever process. So does a child that runs from its start
+  once more, if it comes to the same question in the same state.
 - A step is not attempted while one of its questions is open: it would only come to that again.
 """
 
@@ -47,6 +48,11 @@ class Halter(ABC):
     setting: Setting
     value: object
     _trials: Trials | None
+    _head: tuple[int, Mapping[str, object]]
+
+    @abstractmethod
+    def visit(self, step: str) -> int:
+        """Return which visit of ``step`` this is."""
 
     @property
     @abstractmethod
@@ -119,14 +125,17 @@ class Halter(ABC):
             raise BadUse(msg)
         try:
             asked = waits.asked.get(name)
-            if asked is not None and asked.id in answers:
+            if asked is None:
+                _require_data(question, "question")
+                id_ = self._question_id(step, name, question)
+            else:
+                id_ = asked.id
+            if id_ in answers:
                 waits.posed[name] = question
-                return answers[asked.id]
+                return answers[id_]
             if asked is None or not _is_same(asked.question, question):
                 _require_data(question, "question")
-                asked = QuestionAsked(
-                    step, name, question, new_run_id() if asked is None else asked.id
-                )
+                asked = QuestionAsked(step, name, question, id_)
                 await out_of_reach(self.setting.services, self._pose(waits, asked))
         except NotData as error:
             msg = f"{who} asks {name!r} with a question that can't be kept: {error}"
@@ -134,6 +143,22 @@ class Halter(ABC):
         waits.posed[name] = question
         waits.is_on = True
         raise Halting(f"{who} waits for the answer to {name!r}")
+
+    def _question_id(self, step: str, name: str, question: object) -> str:
+        """Make the id of a question that the step under way has not asked before.
+
+        It is a hash of all that leads to the question, so a child of a race that runs from its
+        start once more is not asked again what was answered (see
+        test_a_contestant_that_runs_anew_is_not_asked_again). What is asked in another state, or
+        after the run has gone back, has another id, and no answer yet.
+        """
+        number, data = self._head
+        visit = self.visit(step)
+        try:
+            state = self.setting.digest(data, self.path.key)
+        except NotData:  # nothing tells whether this state comes back
+            return new_run_id()
+        return digest([self.path.id, state, number, step, visit, name, question]).hex()
 
     async def _pose(self, waits: Waits, asked: QuestionAsked) -> None:
         """Save a question; from then on the attempt comes to nothing, whatever interrupts it."""

@@ -62,7 +62,8 @@ class QuestionAsked(NamedTuple):
     """What the question is called, within this execution of the step."""
     question: object
     id: str
-    """Random: tells it apart from all others. Answers name it."""
+    """Tells it apart from all others; answers name it. What is asked again in the same state, by a
+    run that begins anew, is the same question."""
 
 
 @final

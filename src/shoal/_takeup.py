@@ -526,6 +526,7 @@ def _unrecorded(source: Elements, recorded: Recorded, decision: Decision, room: 
     # The winner was in flight, and so were those that have completed a step and not ended.
     others = [one for one in recorded.rest() if (one.act, one.key) != decision.winner]
     most = 0 if source.waits else room - 1 - sum(map(is_unended, others))
+    most = min(most, source.may_start - (recorded.get(decision.winner) is None))
     try:
         for _ in range(recorded.left + room):
             child = None if len(lost) >= most else source.take()

@@ -261,9 +261,25 @@ class Teller(ABC):
         telling.close()
 
     async def _publish(
-        self, updates: Sequence[Update], applied: Sequence[Teller], unapplied: Sequence[Teller]
+        self,
+        updates: Sequence[Update],
+        applied: Sequence[Teller],
+        unapplied: Sequence[Teller],
+        rerun: Sequence[Teller] = (),
     ) -> None:
+        """Publish what was saved in one batch.
+
+        Args:
+            updates: What has changed the state.
+            applied: The children that they apply, one by one.
+            unapplied: Other children that have ended.
+            rerun: Of these, those that were to run anew and have not begun: what was kept of them
+                counts no more all the same, see
+                test_it_is_told_that_what_was_kept_of_a_child_is_void_though_it_never_starts.
+        """
         telling = _Telling(self.setting.hooks)
+        for child in rerun:
+            await telling.listen(self.tell_child_rerun(child, child.setting.step))
         for update, child in zip_longest(updates, applied):
             if child is not None:
                 await telling.listen(child.tell_ended())
