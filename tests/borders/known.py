@@ -37,12 +37,7 @@ def _has_no_ledger(program: Program, violation: str) -> bool:
     return is_own and ("there is no ledger" in violation or "run again with" in violation)
 
 
-def _is_poisoned(program: Program, violation: str) -> bool:
-    return program["store"] == "own" and "Poisoned" in violation
-
-
 KNOWN: Sequence[Known] = (
-    Known("after a crash, a store of a fan-out's own counts attempts as crashes", _is_poisoned),
     Known("ledgers of an action's own fan-outs without children, after a resume", _has_no_ledger),
     Known("races by first_item whose winners ask anew in each life", _asks_for_ever),
     Known("a changed program: decided steps, conflicts in children", _has_changed),
