@@ -337,7 +337,7 @@ class Run(Recaller, Resumer, Holder):
                     following = straight[act.name]
                 else:
                     following = await self._choose(act, change)
-                if following is None and not setting.ends_itself:
+                if following is None and not self.saves_last(act):
                     self._last = change
                 elif halts is not None and following and halts.stop(act.name, following.name):
                     await self._complete_step(change, ended="halted")
@@ -556,7 +556,8 @@ class Run(Recaller, Resumer, Holder):
             self._trials.clear()
             self._trials.waits = None
         data = change.applied_to(self._head[1])
-        await self.commit(updates, data, step_completed=step, ended=ended)
+        own = self.own_of(step)
+        await self.commit(updates, data, step_completed=step, ended=ended, step_begun=own)
         if self._visits is None:
             self._visits = {}
         self._visits[step] = self._visits.get(step, 0) + 1

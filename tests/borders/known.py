@@ -32,13 +32,7 @@ def _asks_for_ever(program: Program, violation: str) -> bool:
     return is_race and program["asks"] == "yes" and "comes to no end" in violation
 
 
-def _has_no_ledger(program: Program, violation: str) -> bool:
-    is_own = program["form"] in ("start", "start_each") and program["width"] == "0"
-    return is_own and ("there is no ledger" in violation or "run again with" in violation)
-
-
 KNOWN: Sequence[Known] = (
-    Known("ledgers of an action's own fan-outs without children, after a resume", _has_no_ledger),
     Known("races by first_item whose winners ask anew in each life", _asks_for_ever),
     Known("a changed program: decided steps, conflicts in children", _has_changed),
     Known("restarted races: children that begin afresh, and are interrupted", _restarts),
