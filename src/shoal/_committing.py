@@ -55,6 +55,15 @@ class Committer(Ender, Teller):
     def crashes(self) -> int:
         """Executions that have died while it was at work at its step; see ``SavedRun``."""
 
+    @property
+    @abstractmethod
+    def noted(self) -> int:
+        """How many of them the store has that keeps its history."""
+
+    @abstractmethod
+    def note_crashes(self) -> None:
+        """Remember that the store has as many as there are."""
+
     @ki_protected
     async def commit(
         self,
@@ -117,6 +126,7 @@ class Committer(Ender, Teller):
                 gathered.append(child)
         if execution.is_resumed:
             for child in (*unapplied, *applied):
+                await child.acquit()
                 if child.status in ("failed", "cancelled"):
                     await child.end_below()
         batch = Batch(
@@ -137,6 +147,8 @@ class Committer(Ender, Teller):
         )
         await execution.save(batch, setting.store)
         self._head = (number + len(updates), data)
+        if execution.is_resumed:
+            self.note_crashes()
         for child in gathered:
             # Its steps were told when they were completed.
             child._head, child._last = (1, child.final_data()), NO_CHANGE
@@ -225,6 +237,20 @@ class Committer(Ender, Teller):
         reason = self.reason if self.status == "cancelled" else "its parent failed"
         decided = None if played is None else played.decided
         await end_unended(execution, setting.store, self, decided, reason)
+
+    async def acquit(self) -> None:
+        """Save in a store of its children's own that nothing is held against a child any more.
+
+        Its end says so where that is saved, in the store of its parent. If that is another one, or
+        keeps nothing, what was counted before would stay (see
+        test_in_a_store_of_its_own_who_has_ended_is_acquitted).
+
+        Raises:
+            ShoalError: As ``commit``.
+        """
+        setting = self.setting
+        if setting.ends_itself and not setting.is_forgotten and self.noted != self.crashes:
+            await self.commit((), self._head[1])
 
     async def be_forgotten(self) -> None:
         """Have what was kept of a child and its descendants count no more."""

@@ -9,14 +9,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ._action import Act
+from ._action import Act, FunctionAction
 from ._cancel import ki_unprotected
 from ._committing import Committer
 from ._ending import DONE, LIVE, NEVER_STARTED, SKIPPED, Disposition
 from ._errors import RunConflict, fork_advice
 from ._events import Done, Status, Update
 from ._graph import Graph
-from ._history import Entry, Playback, Rewound, play
+from ._history import Entry, Playback, Rewound, StepBegun, own_declared, play
 from ._parts import read_history
 from ._schema import Schema
 from ._seat import Seat, Stake
@@ -59,6 +59,34 @@ class Resumer(Committer):
     def visit(self, step: str) -> int:
         """Return which visit of ``step`` this is: how often the run has completed it before."""
         return 0 if self._visits is None else self._visits.get(step, 0)
+
+    def own_of(self, step: str) -> StepBegun | None:
+        """Return which fan-outs of its own an action has opened that have started nothing, if any.
+
+        Nothing else is kept of them, and a later execution has ledgers of them as well (see
+        test_an_empty_fan_out_of_an_action_s_own_has_a_ledger_in_each_execution).
+        """
+        if not self._ledgers:
+            return None
+        act, visit = self.setting.graph.find(step), self.visit(step)
+        if not isinstance(act, FunctionAction):
+            return None
+        names = [
+            name
+            for name, ledgers in self._ledgers.items()
+            if name.startswith(f"{step}/") and len(ledgers) > visit and not ledgers[visit].total
+        ]
+        return StepBegun(step, own_declared(sorted(names))) if names else None
+
+    def saves_last(self, act: Act) -> bool:
+        """Tell whether it completes ``act``, the last of its steps, by itself.
+
+        Of a graph as a node, which has a host, the result of its root run has the ledgers.
+        """
+        setting = self.setting
+        if setting.ends_itself:
+            return True
+        return setting.host is not None and self.own_of(act.name) is not None
 
     async def recall(self, store: Store | None = None) -> None:
         """Go to where the history of a child leads.

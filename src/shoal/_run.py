@@ -188,6 +188,16 @@ class Run(Recaller, Resumer, Holder):
         return 0 if self._trials is None else self._trials.crashes
 
     @property
+    def noted(self) -> int:
+        """How many of them the store has that keeps its history."""
+        return 0 if self._trials is None else self._trials.noted
+
+    def note_crashes(self) -> None:
+        """Remember that the store has as many as there are."""
+        if self._trials is not None:
+            self._trials.noted = self._trials.crashes
+
+    @property
     def age(self) -> float:
         """Seconds since its start."""
         return self.setting.services.clock() - self._started_at
@@ -285,9 +295,11 @@ class Run(Recaller, Resumer, Holder):
                 resumed = resumed and self._playback is not None  # else it begins, or was forked
                 await hooks.tell(hooks.run_started, RunStarted(path=self.path, resumed=resumed))
         suspects = setting.execution.suspects
-        if begins and suspects is not None and self.record is not None:
-            self._remember().crashes = self.record.crashes
-            suspects.check(self.path, self.record.crashes)
+        if begins and self.record is not None and (suspects or self.record.crashes):
+            self._remember().noted = self.record.crashes
+            if suspects is not None:
+                self._remember().crashes = self.record.crashes
+                suspects.check(self.path, self.record.crashes)
         if not begins:
             act = self._act_it_stands_at(self._remember())
         elif setting.schema is not None and self._playback is None:
@@ -325,7 +337,7 @@ class Run(Recaller, Resumer, Holder):
                     following = straight[act.name]
                 else:
                     following = await self._choose(act, change)
-                if following is None and not setting.ends_itself:
+                if following is None and not self.saves_last(act):
                     self._last = change
                 elif halts is not None and following and halts.stop(act.name, following.name):
                     await self._complete_step(change, ended="halted")
@@ -548,7 +560,8 @@ class Run(Recaller, Resumer, Holder):
             self._trials.clear()
             self._trials.waits = None
         data = change.applied_to(self._head[1])
-        await self.commit(updates, data, step_completed=step, ended=ended)
+        own = self.own_of(step)
+        await self.commit(updates, data, step_completed=step, ended=ended, step_begun=own)
         if self._visits is None:
             self._visits = {}
         self._visits[step] = self._visits.get(step, 0) + 1

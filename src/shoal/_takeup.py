@@ -402,7 +402,7 @@ def has_folded(played: Playback) -> bool:
     if played.number <= played.began.number:
         return False
     if played.begun is not None:
-        return bool(played.begun.declared["reduces"])
+        return bool(played.begun.declared.get("reduces"))
     operations = (one for update in played.under_way for one in update.operations)
     return any(
         isinstance(one, Increment | Extend | Drop)

@@ -52,6 +52,7 @@ class Trials:
         "is_undecided",
         "kept",
         "lacks_value",
+        "noted",
         "result_key",
         "waits",
     )
@@ -80,6 +81,8 @@ class Trials:
         """Executions that have died while it was at work at its step, this one included..."""
         self.is_suspect: bool = False
         """...if this is set: then the store knows that it is at work."""
+        self.noted: int = 0
+        """How many of them the store has that keeps its history, which may not have its end."""
         self.result_key: str = ""
         """Under which key the result of its current step is remembered, with ``cache=``..."""
         self.is_cached: bool = False
