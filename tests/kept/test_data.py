@@ -82,9 +82,13 @@ def is_saved(kind: object) -> bool:
     return is_plain or (isinstance(kind, type) and dataclasses.is_dataclass(cast("object", kind)))
 
 
+@pytest.mark.parametrize("home", [None, "shoal._deep.below", "shoal.stores._deep"])
 @pytest.mark.parametrize("name", [name for name in shoal.__all__ if is_saved(PUBLIC.get(name))])
-def test_a_codec_writes_the_public_name(name: str):
+def test_a_codec_writes_the_public_name(
+    name: str, home: str | None, monkeypatch: pytest.MonkeyPatch
+):
     kind = PUBLIC[name]
     assert isinstance(kind, type)
+    monkeypatch.setattr(kind, "__module__", home or kind.__module__)
     assert name_of(kind) == f"shoal:{name}"
     assert find(f"shoal:{name}") is kind
