@@ -106,10 +106,11 @@ class Committer(Ender, Teller):
                 what = f"what step {update.step!r} of run {self.path.id} does to the state"
                 self.refuse_secrets((update.operations, update.discovered), what)
             self.refuse_secrets(questions, f"a question of run {self.path.id}, or an answer,")
-        gathered: list[Committer] = []
+        gathered, forgotten = list[Committer](), list[Committer]()
         for child in unapplied:
             if child.is_afresh:  # its record is about to say what it would have worked on
                 await child.be_forgotten()
+                forgotten.append(child)
             if child.setting.is_forgotten and child.status == "succeeded":
                 child.gather()
                 gathered.append(child)
@@ -139,7 +140,7 @@ class Committer(Ender, Teller):
             # Its steps were told when they were completed.
             child._head, child._last = (1, child.final_data()), NO_CHANGE
         if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
-            await self._publish(updates, applied, unapplied)
+            await self._publish(updates, applied, unapplied, forgotten)
 
     def commit_questions(self, questions: Sequence[QuestionAsked]) -> Awaitable[None]:
         """Save what it asks; see ``Halter``."""

@@ -413,7 +413,7 @@ class ChildRerun(Event):
     """A child that the store knows runs anew: what it works on is not what it was.
 
     Its act has another ``version``, or its element or what it reads has changed. What was kept of
-    it counts no more. ``ChildStarted`` follows.
+    it counts no more. ``ChildStarted`` follows; or its ``ChildEnded``, if it is cancelled before.
     """
 
     step: str

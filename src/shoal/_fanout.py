@@ -160,6 +160,7 @@ class FanOut(Parallel):
             shape = shape_of(self.over, self.key, self.join.until, several=several)
             step.join = replace(step.join, shape=shape)
         step.acts = [graph.name for graph in graphs]
+        step.versions = [graph.version for graph in graphs]
         step.take = self._take
         if step.take is None and not several:
             step.take = resolve_take(None, self.join.into, graphs[0], self.name)
@@ -179,7 +180,8 @@ class FanOut(Parallel):
 
     def _declared(self, step: ParallelStep) -> Declared:
         is_keyed = None if self.over is None else self.key is not None
-        return declared(step.join, acts=step.acts, is_keyed=is_keyed, take=step.take)
+        acts, versions = step.acts, step.versions
+        return declared(step.join, acts=acts, versions=versions, is_keyed=is_keyed, take=step.take)
 
     def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:
         """Return the acts to run, and whether they are several."""

@@ -125,6 +125,7 @@ class ParallelStep(Carrier):
         self._rounds = Rounds()
         self._digests: dict[str, tuple[object, bytes]] = {}
         self.acts: Sequence[str] | None = None  # their names in the program
+        self.versions: Sequence[str] | None = None  # and those of their steps
         self._is_recalled = False  # whether the store was asked what there is
         self._is_over = False  # whether all that is left is to complete it
         self._has_opened = False  # whether the collections are started
@@ -392,6 +393,8 @@ class ParallelStep(Carrier):
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
         if not isinstance(run.setting.store, NullStore):
             self._declares = self._refuse_changed()
+            if self.decision is None:
+                await self._foresee()
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
         await self._set(values)

@@ -260,9 +260,23 @@ class Teller(ABC):
         telling.close()
 
     async def _publish(
-        self, updates: Sequence[Update], applied: Sequence[Teller], unapplied: Sequence[Teller]
+        self,
+        updates: Sequence[Update],
+        applied: Sequence[Teller],
+        unapplied: Sequence[Teller],
+        forgotten: Sequence[Teller] = (),
     ) -> None:
+        """Tell what was saved.
+
+        Args:
+            updates: Those of the run.
+            applied: The children that these apply, one by one.
+            unapplied: Children whose end was saved without changing the state.
+            forgotten: Those of which nothing else counts any more, though they never started.
+        """
         telling = _Telling(self.setting.hooks)
+        for child in forgotten:
+            await telling.listen(self.tell_child_rerun(child, child.setting.step))
         for update, child in zip_longest(updates, applied):
             if child is not None:
                 await telling.listen(child.tell_ended())

@@ -18,10 +18,6 @@ class Known(NamedTuple):
     is_it: Callable[[Program, str], bool]
 
 
-def _has_changed(program: Program, violation: str) -> bool:
-    return program["change"] != "no" and "hangs" not in violation
-
-
 def _restarts(program: Program, violation: str) -> bool:
     left = ("the history of", "is still running in", "the ledger of")
     return program["until"] == "restart" and any(words in violation for words in left)
@@ -45,7 +41,6 @@ KNOWN: Sequence[Known] = (
     Known("after a crash, a store of a fan-out's own counts attempts as crashes", _is_poisoned),
     Known("ledgers of an action's own fan-outs without children, after a resume", _has_no_ledger),
     Known("races by first_item whose winners ask anew in each life", _asks_for_ever),
-    Known("a changed program: decided steps, conflicts in children", _has_changed),
     Known("restarted races: children that begin afresh, and are interrupted", _restarts),
 )
 

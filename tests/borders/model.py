@@ -211,7 +211,7 @@ class Model:
         match on_error:
             case "fail":
                 return not bad or early, maybe > 0
-            case "count" | "share" if self.row["result"] == "reduce" and self.is_flaky:
+            case "count" | "share" if self._folds() and self.is_flaky:
                 return True, True  # what reduce= was given, it is not asked about again
             case "count":
                 return bad <= 1 or early, maybe > 1
@@ -222,6 +222,10 @@ class Model:
                 return not must or early, may
             case _:
                 return True, False
+
+    def _folds(self) -> bool:
+        """Tell whether reduce= is given failures: in one of the programs, if it has changed."""
+        return self.row["result"] == "reduce" or self.change == "folded"
 
     def _race(self, slots: Sequence[Slot]) -> tuple[bool, bool]:
         row = self.row
