@@ -16,6 +16,7 @@ from shoal import (
     Done,
     FanOut,
     Graph,
+    InputChanged,
     Limits,
     MemoryStore,
     Rate,
@@ -152,6 +153,19 @@ async def test_the_former_program_goes_on_after_a_refusal_that_came_late(kind: s
     assert said == ["v", "w"]
     result = await Application(before(), store=store, name="app").run(id="x")
     assert dict(result.state["sums"]) == {f"{n}": f"work {n}" for n in NS}
+
+
+async def test_neither_program_goes_on_where_both_have_had_results_reduced():
+    """What a generator brings is not known before: a fork is what remains, as the error says."""
+    store = MemoryStore()
+    await began(folding(work, over=generated), store, under_way=1)
+    changed = Application(folding(work_2, over=generated, limit=1), store=store, name="app")
+    former = Application(folding(work, over=generated), store=store, name="app")
+    for app, key in ((changed, "2"), (former, "1"), (changed, "2")):
+        with pytest.raises(InputChanged, match=rf"key '{key}' .*fork\('x', number=0\)"):
+            await app.run(id="x")
+    forked = await changed.fork("x", number=0)
+    assert dict(forked.state["sums"]) == {f"{n}": f"work {n}" for n in NS}
 
 
 async def test_an_element_that_comes_up_no_more_does_not_refuse_another_version():
