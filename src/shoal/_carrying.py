@@ -14,9 +14,14 @@ Invariants:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from typing import cast
 
 from ._contest import Contest
+from ._digest import digest
+from ._errors import NotData
 from ._events import ChildName, Decision, Done, Failed, Outcome, Update
 from ._history import Playback, StepBegun
 from ._ledger import new_ledger
@@ -73,14 +78,16 @@ class Carrier(ABC):
 
     async def _recall(self) -> None:
         """Ask the store what earlier executions have left of the children."""
-        run, name = self.parent, self._name
+        run, name, begun = self.parent, self._name, self._begun
+        # Of which program a result is, only its own update says.
+        several = begun is not None and len(begun.declarations) > 1
         recorded = self.recorded = await recorded_children(
             run,
             name,
             run.visit(name),
             self._store,
             folds=self.join.reduce is not None,
-            in_full=self._contest is not None,
+            in_full=self._contest is not None or several,
         )
         if recorded is not None:  # what reduce has taken counts, whether or not it comes up again
             recorded.has_contest = self._contest is not None
@@ -140,6 +147,26 @@ class Carrier(ABC):
         now = self._declared()
         return refuse_changed(self.parent, self.join, now, self._begun, self.recorded)
 
+    async def _foresee(self) -> None:
+        """Refuse what would be refused when it comes up, as far as that is known now.
+
+        Else children that come up earlier would be applied before that, and the former program
+        could not go on with what the changed one has made of them (see
+        test_the_former_program_goes_on_after_a_refusal).
+        """
+        recorded, source = self.recorded, self.source
+        if recorded is None or source is None or not recorded.may_refuse:
+            return
+        is_known = isinstance(source.given, Sequence | AbstractSet)
+        given = cast("Iterable[object]", source.given) if is_known else ()
+        with suppress(NotData):  # which is said when it comes up
+            elements = frozenset(map(digest, given))
+            for record in await recorded.in_full(recorded.rest()):
+                child = source.remade(record)
+                if child is not None:
+                    comes_up = digest(record.element) in elements
+                    recorded.foresee(child, record, comes_up=comes_up)
+
     def _reopen(self, begun: Playback) -> dict[str, object]:
         """Take the step up again: let come what had been discovered, and forget failures.
 
@@ -173,7 +200,7 @@ class Carrier(ABC):
             self._count_rest(self.decision)
         for record in () if self.decision is not None else recorded.rest():
             if recorded.is_part_of_the_state(record) and not join.is_listed:
-                recorded.refuse_kept()
+                recorded.refuse_kept(record)
                 self._count(record, outcome_of(record, self.parent.path))
             else:
                 gone.append(record)

@@ -120,7 +120,7 @@ class _Ended(NamedTuple):
     restored: Mapping[str, object]
     """The fields of the state before the save that completed it."""
     under_way: list[Update]
-    begun: StepBegun | None
+    declarations: list[tuple[int, StepBegun]]
 
 
 @final
@@ -141,8 +141,9 @@ class Playback:
     operations, and those that have discovered elements. The others are in the state, and nothing
     else is asked of them."""
     _kinds: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
-    begun: StepBegun | None = None
-    """What the step under way declared, if it is a fan-out that has saved something."""
+    declarations: list[tuple[int, StepBegun]] = field(default_factory=list[tuple[int, StepBegun]])
+    """What the step under way has declared, if it is a fan-out that has saved something: once for
+    each program that has executed it, with the number of the last update before that."""
     decision: Decision | None = None
     """How the step under way was decided, if it is a race and was."""
     decided: dict[tuple[str, int], Decision] = field(
@@ -162,6 +163,11 @@ class Playback:
     answers: dict[str, object] = field(default_factory=dict[str, object])
     """All answers that were ever given, by the questions' ids."""
     _ended: list[_Ended] = field(default_factory=list[_Ended])
+
+    @property
+    def begun(self) -> StepBegun | None:
+        """What the step under way declared last; None if it is no fan-out that has saved."""
+        return self.declarations[-1][1] if self.declarations else None
 
     @property
     def step_under_way(self) -> str | None:
@@ -202,11 +208,11 @@ class Playback:
                 self.decision = entry
                 self.decided[entry.step, self.visit(entry.step)] = entry
             case StepBegun():
-                self.begun = entry
+                self.declarations.append((self.number, entry))
             case Completed():
                 self._play(entry.number)
                 before = self._data
-                ended = _Ended(entry, self.began, before, self.under_way, self.begun)
+                ended = _Ended(entry, self.began, before, self.under_way, self.declarations)
                 self._ended.append(ended)
                 own = own_of(self.begun)
                 if own:
@@ -214,7 +220,7 @@ class Playback:
                 visits = {**self.began.visits, entry.step: self.visit(entry.step) + 1}
                 self.began = _Moment(entry.step, self.number, self.data, visits)
                 self.under_way = []
-                self.begun = None
+                self.declarations = []
                 self.decision = None
                 self.asked = {}
             case Rewound():
@@ -257,7 +263,7 @@ class Playback:
 
     def _rewind(self, entry: Rewound) -> None:
         while self._ended:
-            completed, self.began, restored, updates, self.begun = self._ended.pop()
+            completed, self.began, restored, updates, self.declarations = self._ended.pop()
             if completed.step == entry.step and self.visit(entry.step) == entry.visit:
                 self.undone.append((completed.number, self.number))
                 self.under_way = [one for one in updates if one.number <= completed.number]

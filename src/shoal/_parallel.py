@@ -70,6 +70,7 @@ class ParallelStep(Carrier):
         self._rounds = Rounds()
         self._digests: dict[str, tuple[object, bytes]] = {}
         self.acts: Sequence[str] | None = None  # their names in the program
+        self.versions: Sequence[str] | None = None  # and those of their steps
         self._is_recalled = False  # whether the store was asked what there is
         self._is_over = False  # whether all that is left is to complete it
         self._has_opened = False  # whether the collections are started
@@ -119,6 +120,7 @@ class ParallelStep(Carrier):
             chosen = choose_acts(act, self.join, self.data)
             self.join, self.take = chosen.join, chosen.take
             self.acts = [graph.name for graph in chosen.graphs]
+            self.versions = [graph.version for graph in chosen.graphs]
             return make_elements(
                 act,
                 chosen,
@@ -141,7 +143,13 @@ class ParallelStep(Carrier):
         return len(source.kinds) if self.act._unlimited else self.act.limits.in_flight
 
     def _declared(self) -> Declared:
-        return declared(self.join, acts=self.acts, is_keyed=self.act._is_keyed, take=self.take)
+        return declared(
+            self.join,
+            acts=self.acts,
+            versions=self.versions,
+            is_keyed=self.act._is_keyed,
+            take=self.take,
+        )
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
@@ -353,6 +361,8 @@ class ParallelStep(Carrier):
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
         if not isinstance(run.setting.store, NullStore):
             self._declares = self._refuse_changed()
+            if self.decision is None:
+                await self._foresee()
         if self._begun is not None and self._begun.under_way:
             values = self._reopen(self._begun)
         await self._set(values)

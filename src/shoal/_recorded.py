@@ -48,7 +48,7 @@ from ._halting import own_questions, recorded_questions
 from ._history import Entry, Playback, Rewound, play
 from ._ids import Key, RunPath
 from ._parts import read_done, read_history
-from ._records import UNREAD, Records
+from ._records import UNREAD, Conflicts, Records, was_started
 from ._run import Run
 from ._state import State, make_state
 from ._store import Beginning, Browses, ChildRecord, DoneChild, NullStore, ReadsInParts, Store
@@ -239,13 +239,13 @@ class Recorded:
         "acts_in_order",
         "acts_now",
         "compares",
+        "conflicts",
         "done_left",
         "has_contest",
-        "kept_conflict",
+        "has_other_acts",
         "last_position",
         "renamed",
         "reruns",
-        "value_conflict",
         "started",
     )
 
@@ -285,15 +285,23 @@ class Recorded:
         """The name of the only act, then and now, if that has changed."""
         self.compares: bool = False
         """Whether a child without a record is compared with what is recorded of its place."""
-        self.kept_conflict: str = ""
-        """Why no result can stay as it is, since the program has changed; empty: it can."""
-        self.value_conflict: str = ""
-        """Why no result can be applied as it is recorded; empty: it can."""
+        self.conflicts: Conflicts | None = None
+        """Why results can't be gone on with as they are recorded; None: all of them can."""
+        self.has_other_acts: bool = False
+        """Whether some of them may be of acts, or versions of acts, that are not executed now."""
         self.has_contest: bool = False
         """Whether the step may be decided before all have ended."""
         self.reruns: set[ChildName] = set()
         """Children that have come up and go on or run anew: an old result of one may be there."""
         self._alike: Counter[str] | None = None  # how many work on the same; made when asked for
+
+    def leave_out(self, acts: Collection[str]) -> None:
+        """Have the children of acts that are gone count no more as started: none of them is done.
+
+        Else ``at_most`` would leave no room for those that stand in their place (see
+        test_children_of_an_act_that_is_gone_take_no_place_of_at_most).
+        """
+        self.started -= sum(map(was_started, self._left.of(acts)))
 
     def get(self, child: ChildName) -> ChildRecord | None:
         """Return what is recorded of a child that has not come up yet."""
@@ -360,6 +368,26 @@ class Recorded:
             self.reruns.add(name)
         return fate, None if fate == "new" else record
 
+    @property
+    def may_refuse(self) -> bool:
+        """Whether there may be a child that can't be gone on with when it comes up."""
+        return self.conflicts is not None or (self._folds and self.has_other_acts)
+
+    def foresee(self, child: Run, record: ChildRecord, *, comes_up: bool) -> None:
+        """Refuse a child that would be refused when it comes up: before others are applied.
+
+        Args:
+            child: What it would be.
+            record: What is recorded of it.
+            comes_up: Whether it surely does. What ``reduce`` has taken stays if it does not.
+
+        Raises:
+            InputChanged: As ``judge``.
+            RunConflict: As ``judge``.
+        """
+        if comes_up or not self.is_folded(record) or record.digest == child.digest:
+            self._fate(child, record)
+
     def _fate(self, child: Run, record: ChildRecord) -> Fate:
         applied = self.is_applied(record)
         if record.status == "skipped" and record.used:  # for its key alone, whatever else it is now
@@ -377,11 +405,11 @@ class Recorded:
                 raise self._parent.setting.execution.refuse(InputChanged(msg))
             return "runs anew"
         if self.is_part_of_the_state(record):
-            self.refuse_kept()
+            self.refuse_kept(record)
             return "is kept"
         if record.status == "succeeded":  # also where nothing else is kept of it
-            if self.value_conflict:
-                raise conflict(self._parent, self._who, self.value_conflict)
+            if self.conflicts is not None and self.conflicts.of_value:
+                raise conflict(self._parent, self._who, self.conflicts.of_value)
             return "is done"
         if self._forgets:
             return "begins again"  # it is counted in ``started``, so it may: it is no other child
@@ -398,14 +426,15 @@ class Recorded:
     def _is_done(self, record: ChildRecord) -> bool:
         return record.status == "succeeded" and not self.is_folded(record)
 
-    def refuse_kept(self) -> None:
-        """Refuse to keep a result, if none can be kept.
+    def refuse_kept(self, record: ChildRecord) -> None:
+        """Refuse to keep a result as it is recorded, if it can't stay.
 
         Raises:
             RunConflict: Saying what has changed.
         """
-        if self.kept_conflict:
-            raise conflict(self._parent, self._who, self.kept_conflict)
+        why = "" if self.conflicts is None else self.conflicts.of_kept(record)
+        if why:
+            raise conflict(self._parent, self._who, why)
 
     def _refuse_renamed(self, child: Run) -> None:
         """Refuse a child that is new by its name alone, where another one of its place is done.

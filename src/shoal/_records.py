@@ -11,8 +11,8 @@ Invariants:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterable, Iterator
-from typing import Final, final
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, final
 
 from ._digest import BYTES
 from ._events import ChildName
@@ -152,7 +152,7 @@ class Records:
         self._forget(name)
         self._others[name] = record
         self._note(record.act, record.position, is_done=record.status == "succeeded")
-        self.started += _was_started(record)
+        self.started += was_started(record)
 
     def add_done(self, children: Iterable[DoneChild], first: Collection[int] = ()) -> None:
         """Have children that are done; those that updates ``first`` have applied are told apart."""
@@ -207,11 +207,15 @@ class Records:
                 of_act.drop(name.key)
         return found
 
+    def of(self, acts: Collection[str]) -> Iterator[ChildRecord]:
+        """Go through those of some acts that have no children that are done."""
+        return (one for one in self._others.values() if one.act in acts)
+
     def _forget(self, name: ChildName) -> None:
         """Take out what another store, or an earlier attempt, said of a child."""
         record = self.pop(name)
         if record is not None:
-            self.started -= _was_started(record)
+            self.started -= was_started(record)
 
     def __len__(self) -> int:
         return len(self._others) + self.done
@@ -234,5 +238,27 @@ class Records:
         return iter(sorted(found, key=lambda record: record.position))
 
 
-def _was_started(record: ChildRecord) -> bool:
+@final
+class Conflicts(NamedTuple):
+    """Why results can't be gone on with as they are recorded, since the program has changed.
+
+    Several programs may have executed a step, and some of them may have been refused. So a result
+    is compared with what was declared when it was made (see
+    test_the_former_program_goes_on_after_a_refusal_that_came_late).
+    """
+
+    kept: Sequence[tuple[int, str]]
+    """For each declaration the number of the last update before it, and why a result that was
+    applied behind that can't stay; empty: it can."""
+    of_value: str
+    """Why a result that has yet to be applied can't be; empty: it can."""
+
+    def of_kept(self, record: ChildRecord) -> str:
+        """Say why a result that was applied can't stay; empty: it can."""
+        applied = record.applied or 0
+        return next((why for number, why in reversed(self.kept) if number < applied), "")
+
+
+def was_started(record: ChildRecord) -> bool:
+    """Tell whether a child counts as one that was started."""
     return record.status != "skipped" or not record.used

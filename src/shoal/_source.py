@@ -89,6 +89,7 @@ class Elements:
         "dropped",
         "_stopped",
         "done_before",
+        "given",
         "kinds",
         "on_kept",
         "pick",
@@ -158,6 +159,7 @@ class Elements:
         """Tries of children that run anew, in this execution."""
         self.done_before: Mapping[ChildName, Done] = {}
         """Children that are Done in this execution already, whose runs are gone."""
+        self.given = elements
         self._sized = None if grows else elements
         self._beyond = 0
         self.on_kept: Callable[[ChildRecord], None] | None = None

@@ -25,6 +25,7 @@ from ._ids import Key, RunPath
 from ._ledger import Ledger
 from ._parallel_base import Join, Shape
 from ._recorded import Recorded, conflict, decided, is_unended
+from ._records import Conflicts
 from ._resuming import unknown_step
 from ._run import Run
 from ._source import Elements
@@ -46,6 +47,7 @@ def declared(
     join: Join,
     *,
     acts: Sequence[str] | None = None,
+    versions: Sequence[str] | None = None,
     is_keyed: bool | None = None,
     take: object = None,
 ) -> Declared:
@@ -54,11 +56,13 @@ def declared(
     Args:
         join: What it does with results.
         acts: The names of its acts; None: each task has its own.
+        versions: The versions of their steps, of each of these.
         is_keyed: Whether elements have keys; None: each task says so.
         take: What a child's value is.
     """
     return {
         "acts": None if acts is None else list(acts),
+        "versions": None if versions is None else list(versions),
         "keyed": is_keyed,
         "take": "a function" if callable(take) else take if isinstance(take, str) else _list(take),
         "into": join.into,
@@ -127,9 +131,37 @@ def refuse_changed(
         if then is not None and isinstance(then["acts"], list) and isinstance(now["acts"], list):
             acts = cast("list[str]", then["acts"]), cast("list[str]", now["acts"])
             recorded.acts_in_order = acts if acts[0] != acts[1] else None
-        recorded.kept_conflict = "" if then is None else _changed_for_kept(then, now)
-        recorded.value_conflict = "" if then is None else _changed_take(then, now)
+        recorded.conflicts = _conflicts(begun, now)
+        versions = [_versions(one.declared) for _, one in begun.declarations]
+        recorded.has_other_acts = any(one and one != _versions(now) for one in versions)
     return None if then == now else StepBegun(join.name, now)
+
+
+def _conflicts(begun: Playback, now: Declared) -> Conflicts | None:
+    """Compare all that a step has declared with what it declares now; None: no result suffers."""
+    then = [(number, one.declared) for number, one in begun.declarations]
+    kept = [(number, _changed_for_kept(one, now)) for number, one in then]
+    takes = (_changed_take(one, now) for _, one in then if _may_have_made(one, now))
+    of_value = next(filter(None, takes), "")
+    return Conflicts(kept, of_value) if of_value or any(why for _, why in kept) else None
+
+
+def _may_have_made(then: Declared, now: Declared) -> bool:
+    """Tell whether results of a program may have the digests that they would have now."""
+    before, after = _versions(then), _versions(now)
+    if not before or not after:
+        return True
+    if len(before) == 1 or len(after) == 1:  # there the name decides nothing
+        return not {version for _, version in before}.isdisjoint(version for _, version in after)
+    return not before.isdisjoint(after)
+
+
+def _versions(what: Declared) -> AbstractSet[tuple[str, str]]:
+    """Return the acts of a step with the versions of their steps; none: they are not known."""
+    acts, versions = what["acts"], what.get("versions")
+    if not isinstance(acts, list) or not isinstance(versions, list):
+        return frozenset()
+    return frozenset(zip(cast("list[str]", acts), cast("list[str]", versions), strict=True))
 
 
 def refuse_other_decision(run: Run, join: Join, decision: Decision, begun: Playback) -> None:
@@ -329,6 +361,7 @@ def as_recorded(
             f"was renamed, give it its old name with name=)"
         )
         raise conflict(run, step, why)
+    recorded.leave_out(lost)
     return graphs
 
 

@@ -9,6 +9,7 @@ from shoal import (
     Cancelled,
     ChildEnded,
     ChildName,
+    ChildRerun,
     ChildStarted,
     Completed,
     Decision,
@@ -133,18 +134,24 @@ def _judge_tolerance(world: World) -> None:
     counts: dict[str, tuple[int, int]] = {}  # by run: those that failed, and those that are Done
     places: dict[str, list[int]] = {}  # by run: the positions of those that are Done
     exceeded = set[str]()
+    known = set(world.done_before)
     for event in world.events:
         match event:
             case StepStarted(step="fan"):
                 done = _count_children(event.run_id, world.done_before)
                 failed = _count_children(event.run_id, world.failed_before)
                 counts.setdefault(event.run_id, (failed, done))
+            case ChildRerun(step="fan") if event.run_id in counts:
+                if event.child.id in known:  # what it has come to counts no more
+                    known.discard(event.child.id)
+                    failed, done = counts[event.run_id]
+                    counts[event.run_id] = failed, done - 1
             case ChildEnded(step="fan") if event.run_id in counts:
                 failed, done = counts[event.run_id]
                 outcome = event.outcome
                 if isinstance(outcome, Failed):
                     failed += 1
-                elif isinstance(outcome, Done) and outcome.run_id not in world.done_before:
+                elif isinstance(outcome, Done) and outcome.run_id not in known:
                     done += 1
                     places.setdefault(event.run_id, []).append(outcome.position)
                 counts[event.run_id] = failed, done

@@ -211,22 +211,30 @@ class Model:
         match on_error:
             case "fail":
                 return not bad or early, maybe > 0
-            case "count" | "share" if self.row["result"] == "reduce" and self.is_flaky:
+            case "count" | "share" if self._folds() and self.is_flaky:
                 return True, True  # what reduce= was given, it is not asked about again
             case "count":
                 return bad <= 1 or early, maybe > 1
             case "share":
                 ended = len(slots)
                 must = bad > 0.5 * ended
+                if self.row["grow"] == "yes":  # nothing grows from what has failed
+                    is_one = self.row["at_most"] == "few"
+                    ended = 1 if is_one else sum(slot.number < MOST_GROWN for slot in slots)
                 may = maybe >= 2 or (ended < 2 and maybe > 0) or maybe > 0.5 * ended
                 return not must or early, may
             case _:
                 return True, False
 
+    def _folds(self) -> bool:
+        """Tell whether reduce= is given failures: in one of the programs, if it has changed."""
+        return self.row["result"] == "reduce" or self.change == "folded"
+
     def _race(self, slots: Sequence[Slot]) -> tuple[bool, bool]:
         row = self.row
         needed = 2 if row["until"] in ("first2", "quorum") else 1
         good = [slot for slot in slots if slot.may_be_done]
+        good = [slot for slot in good if not self.is_bad(slot.number // MOST_GROWN)]
         if row["bad"] == "accept":
             good = [slot for slot in good if slot.number % 3 != 1]
             if row["form"] == "acts":
@@ -497,6 +505,8 @@ class Model:
             match row["outer_on_error"]:
                 case "fail":
                     may_succeed, may_fail = not bad, maybe > 0
+                case "share" if row["outer_result"] == "reduce" and self.is_flaky:
+                    may_succeed = may_fail = True  # see _policy
                 case "share":
                     may_succeed = bad <= 0.5 * count
                     may_fail = maybe >= 2 or maybe > 0.5 * count

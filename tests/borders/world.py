@@ -94,7 +94,8 @@ class World:
     ) -> None:
         """Begin another life; what the store has is given."""
         self.life += 1
-        died = self.life > 1 and self.dead
+        # A hook that raised is told nothing more in that life.
+        missed = self.life > 1 and (self.dead or self.hook_raised)
         self.counts = Counter[str]()
         self.pending: dict[str, dict[int, list[Trip]]] = {}
         for trip in self.program.trips:
@@ -109,7 +110,7 @@ class World:
         self.completed = completed
         for run_id in self.done_nowhere:
             self.done_runs.pop(run_id, None)
-        if self.has_changed and died:  # what was Done may begin afresh, and nobody was told of that
+        if self.has_changed and missed:  # what was Done may begin afresh, and that was not told
             self.done_runs.clear()
         self.done_runs |= done_runs
         self.done_before = dict(self.done_runs)
