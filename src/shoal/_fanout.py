@@ -151,6 +151,11 @@ class FanOut(Parallel):
     def _join(self) -> Join:
         return self.join
 
+    @property
+    def for_children(self) -> Sequence[Graph]:
+        """What its children execute, unless that is chosen later."""
+        return self._graphs
+
     def _room(self, source: Elements) -> int:
         return len(source.kinds) if self._unlimited else self.limits.in_flight
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -105,6 +105,19 @@ class Parallel(Act):
         return await step.execute()
 
 
+def stores_within(graph: Graph) -> Iterator[Store]:
+    """Go through the stores of their own that fan-outs have, as far as they are known before."""
+    for act in graph.acts:
+        if isinstance(act, Graph):
+            yield from stores_within(act)
+        elif isinstance(act, Parallel):
+            if act.store is not None and not isinstance(act.store, Inherit):
+                yield act.store
+            for inner in act.for_children:
+                if isinstance(inner, Graph):
+                    yield from stores_within(inner)
+
+
 @final
 class ParallelStep(Carrier):
     """One execution of a parallel act by one run.
@@ -159,6 +172,8 @@ class ParallelStep(Carrier):
         Raises:
             MissingInput: The graph takes an input that nobody has given.
         """
+        if self.parent.setting.execution.is_resumed:  # chosen by a function, maybe
+            self.parent.setting.execution.know_all(stores_within(graph))
         setting = child_setting(
             self.parent,
             self.act.name,
