@@ -226,7 +226,13 @@ class Model:
     def _race(self, slots: Sequence[Slot]) -> tuple[bool, bool]:
         row = self.row
         needed = 2 if row["until"] in ("first2", "quorum") else 1
-        good = [slot for slot in slots if slot.may_be_done]
+        # Nothing grows in a race from what has failed: what would grow from that is never there.
+        good = [
+            slot
+            for slot in slots
+            if slot.may_be_done
+            and not (slot.number >= MOST_GROWN and self.is_bad(slot.number // 10))
+        ]
         if row["bad"] == "accept":
             good = [slot for slot in good if slot.number % 3 != 1]
             if row["form"] == "acts":
@@ -500,6 +506,8 @@ class Model:
                 case "share":
                     may_succeed = bad <= 0.5 * count
                     may_fail = maybe >= 2 or maybe > 0.5 * count
+                    if row["outer_result"] == "reduce" and self.is_flaky:
+                        may_fail = True  # what reduce= was given, it is not asked about again
                 case _:
                     may_succeed, may_fail = True, False
         if self.may_lose_children:
