@@ -363,3 +363,29 @@ async def test_a_contestant_that_waits_for_answers_runs_anew_in_the_next_round()
     assert result.state["out"] == "this"
     numbers = [one.number for one in await store.read(path) if isinstance(one, Update)]
     assert numbers == [1, 2]
+
+
+async def test_who_at_most_has_left_out_is_no_loser():
+    """Behind a decision, losers were made of acts that would never have been started."""
+    store = MemoryStore()
+
+    def contestant(name: str) -> Any:
+        @action(writes=["text"], name=name)
+        async def speak(context: Context) -> AsyncIterator[str | Result[str]]:
+            yield f"{name} begins"
+            yield Result(await context.ask("what", "What is it?"))
+
+        return speak
+
+    step = fan_out(
+        [contestant(name) for name in "abc"], into="text", take="text", until=first_item(),
+        at_most=1, name="race",
+    )  # fmt: skip
+    app = Application(step, store=store, name="app")
+    halted = await app.run({}, id="r")
+    (question,) = halted.questions
+    result = await app.run(id="r", answers={question.address: "this"})
+    assert result.state["text"] == "this"
+    ledger = result.outcomes("race")
+    assert (ledger.done, ledger.cancelled, ledger.left) == (1, 0, 2)
+    assert [one.act async for one in result.all_outcomes("race")] == ["a"]

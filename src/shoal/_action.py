@@ -13,7 +13,7 @@ import copy
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import (
@@ -139,6 +139,11 @@ class Act(ABC):
     def takes_more(self) -> bool:
         """Whether it may take inputs that nobody knows before it runs."""
         return False
+
+    @property
+    def for_children(self) -> Sequence[Act]:
+        """What its children execute, as far as that is known before it is executed."""
+        return ()
 
     def misfit(self, schema: Schema[Any]) -> str:
         """Say why it can't work on a state held to ``schema``, and what to do; nothing if it can.

@@ -128,8 +128,10 @@ class Carrier(ABC):
         """Record losers without an end, for the process died; ``makes`` those without a record."""
         recorded = self.recorded or Recorded(self.parent, self._name, Records())
         make = self._make_source if makes else None
-        lost = end_losers(self.parent, recorded, decision, make, self._room_of)
-        for outcome in await lost:
+        lost = await end_losers(
+            self.parent, recorded, decision, make, self._room_of, kept_in=self._store
+        )
+        for outcome in lost:
             self.ledger.add(outcome)
 
     def _count_rest(self, decision: Decision) -> None:

@@ -146,6 +146,7 @@ def children_of(
         kept = kept if isinstance(kept, NullStore) else NullStore()
     elif not isinstance(store, Inherit):
         kept = store
+        setting.execution.know_all((store,))
     told = setting.hooks if isinstance(hooks, Inherit) else setting.hooks.replaced(hooks)
     return kept, told
 

@@ -48,6 +48,7 @@ from ._hooks import Hook
 from ._host import Hosted
 from ._ids import Key
 from ._ledger import Ledger, new_ledger
+from ._parallel_base import stores_within
 from ._policy import Each, Inherit
 from ._rate import Limits
 from ._recorded import recorded_children
@@ -58,7 +59,7 @@ from ._setting import Setting
 from ._started import Started, StartedEach
 from ._state import held
 from ._store import Store
-from ._unended import end_children
+from ._unended import Left, end_children, is_left
 
 logger = logging.getLogger("shoal")
 
@@ -311,7 +312,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         setting, recorded = self._run.setting, self._source.recorded
         if recorded is None or not setting.execution.is_resumed or setting.execution.unsaved:
             return
-        left = [record for record in recorded.rest() if record.status is None]
+        left = [Left(record, self._store) for record in recorded.rest() if is_left(record)]
         if left:
             why = "its action has not started it again"
             execution, store = setting.execution, setting.store
@@ -478,6 +479,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     def _setting(self, act: Act, inputs: Mapping[str, object] | None) -> Setting:
         graph = as_graph(act, f"fan-out {self.name!r}")
+        if self._run.setting.execution.is_resumed:
+            self._run.setting.execution.know_all(stores_within(graph))
         return child_setting(
             self._run,
             self.name,

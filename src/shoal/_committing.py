@@ -230,13 +230,16 @@ class Committer(Ender, Teller):
         """
         setting, played = self.setting, self.playback
         execution = setting.execution
-        if execution.unsaved or execution.is_interrupted or isinstance(setting.store, NullStore):
+        if execution.unsaved or execution.is_interrupted:
             return
+        if isinstance(setting.store, NullStore) and not execution.stores:
+            return  # else its children may have a store
         if not may_have_children(setting.graph):
             return
         reason = self.reason if self.status == "cancelled" else "its parent failed"
         decided = None if played is None else played.decided
-        await end_unended(execution, setting.store, self, decided, reason)
+        graph = setting.graph
+        await end_unended(execution, setting.store, self, decided, reason, graph=graph)
 
     async def acquit(self) -> None:
         """Save in a store of its children's own that nothing is held against a child any more.

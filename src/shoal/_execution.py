@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import TypeVar, final
 
 from anyio import CancelScope, Event, current_time, move_on_after
@@ -36,7 +36,7 @@ from ._ids import new_run_id
 from ._ports import Services
 from ._raised import first_of
 from ._secret import Secrets
-from ._store import Batch, Store
+from ._store import Batch, NullStore, Store
 from ._suspects import Suspects
 
 T = TypeVar("T")
@@ -108,6 +108,7 @@ class Execution:
         "secrets",
         "services",
         "store",
+        "stores",
         "suspects",
         "turn_due",
         "turns_since",
@@ -139,6 +140,9 @@ class Execution:
         self.services: Services = services
         self.hooks: Hooks = hooks
         self.store: Store = store
+        self.stores: list[Store] = []
+        """Where the root run and its descendants are kept, as far as that is known."""
+        self.know_all((store,))
         self.holder: str = new_run_id()
         """Its own id, by which it holds the claim on the root run."""
         self.is_resumed: bool = False
@@ -172,6 +176,13 @@ class Execution:
         self.forks_at: int | None = None
         """The number of the root run's last update before the step that it has gone on with."""
         self._claimed: list[_Claim] = []
+
+    def know_all(self, stores: Iterable[Store]) -> None:
+        """Hear that descendants are kept in ``stores``, maybe; again is no error."""
+        for store in stores:
+            is_known = any(one is store for one in self.stores)
+            if not is_known and not isinstance(store, NullStore):
+                self.stores.append(store)
 
     def forget(self) -> None:
         """Let go of what ended it, which is being raised: its traceback leads back to here."""

@@ -147,6 +147,11 @@ class FanOut(Parallel):
     def _join(self) -> Join:
         return self.join
 
+    @property
+    def for_children(self) -> Sequence[Graph]:
+        """What its children execute, unless that is chosen later."""
+        return self._graphs
+
     def __repr__(self) -> str:
         acts = "chosen acts" if callable(self.acts) else ", ".join(a.name for a in self.acts)
         return f"<fan_out {self.name} of {acts}>"

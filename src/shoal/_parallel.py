@@ -32,7 +32,7 @@ from ._graph import Graph
 from ._group import Group
 from ._join import Draft
 from ._ledger import new_ledger
-from ._parallel_base import Parallel
+from ._parallel_base import Parallel, stores_within
 from ._parts import is_done
 from ._policy import Tolerate
 from ._recorded import outcome_of
@@ -100,6 +100,8 @@ class ParallelStep(Carrier):
         Raises:
             MissingInput: The graph takes an input that nobody has given.
         """
+        if self.parent.setting.execution.is_resumed:  # chosen by a function, maybe
+            self.parent.setting.execution.know_all(stores_within(graph))
         setting = child_setting(
             self.parent,
             self.act.name,

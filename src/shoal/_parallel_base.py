@@ -9,7 +9,7 @@ Invariants:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +19,7 @@ from ._action import Act, Performer
 from ._collections import PositionedList, StateMap
 from ._errors import StateError, brief, kind_of
 from ._events import Done, Failed
+from ._graph import Graph
 from ._hooks import Hook
 from ._ids import Key
 from ._policy import INHERIT, Each, Inherit, OnError, Stagger
@@ -251,3 +252,16 @@ class Parallel(Act):
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Run all children; see ``Act.perform``."""
         return run.fan_out(self)
+
+
+def stores_within(graph: Graph) -> Iterator[Store]:
+    """Go through the stores of their own that fan-outs have, as far as they are known before."""
+    for act in graph.acts:
+        if isinstance(act, Graph):
+            yield from stores_within(act)
+        elif isinstance(act, Parallel):
+            if act.store is not None and not isinstance(act.store, Inherit):
+                yield act.store
+            for inner in act.for_children:
+                if isinstance(inner, Graph):
+                    yield from stores_within(inner)

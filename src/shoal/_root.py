@@ -30,7 +30,7 @@ from ._hooks import Hook
 from ._host import Hosted
 from ._ids import RunPath
 from ._ledgers import recall_ledgers
-from ._parallel_base import Parallel
+from ._parallel_base import Parallel, stores_within
 from ._parts import read_children
 from ._recorded import recorded_asked, recorded_history
 from ._run import Run
@@ -198,6 +198,7 @@ class Root:
             execution.suspects = Suspects(execution.services.max_crashes)
         known = replace(known, first={**known.first, **wanted.secrets})
         run = self._make_run(known.first)
+        execution.know_all(stores_within(run.setting.graph))
         played = await recorded_history(execution, self.path, known)
         done, children = await read_children(execution, store, self.path)
         execution.answers = played.answers

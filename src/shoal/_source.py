@@ -378,9 +378,12 @@ class Elements:
         if picked == "leave":
             return "dropped"
         name = ChildName(child.setting.act, child.key)
-        if self._recorded is not None:
+        if self._recorded is not None and self._recorded.get(name) is not None:
             self._recorded.drop(name)
         elif not is_counted:
+            if self._started == self._at_most:
+                self._beyond += 1
+                return "dropped"
             self._started += 1
         child.is_afresh = True
         child.count_on(self.tried.get(name, 0))

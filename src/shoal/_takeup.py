@@ -30,8 +30,8 @@ from ._resuming import unknown_step
 from ._run import Run
 from ._source import Elements
 from ._state import Drop, Extend, Increment, Put, PutWithin, Set
-from ._store import SavedRun
-from ._unended import CutOff
+from ._store import SavedRun, Store
+from ._unended import CutOff, end_below, is_left
 from ._until import All, First, FirstItem, Quorum, Until
 
 logger = logging.getLogger("shoal")
@@ -511,6 +511,8 @@ async def end_losers(
     decision: Decision,
     make: Callable[[], Elements] | None,
     room_of: Callable[[Elements], int],
+    *,
+    kept_in: Store,
 ) -> list[Outcome]:
     """Record that children have lost which had no end when the process died.
 
@@ -520,6 +522,7 @@ async def end_losers(
         decision: How the step was decided.
         make: Makes a source of those that nothing is recorded of; None: there are none.
         room_of: Says how many of its children were in flight, at most.
+        kept_in: The store that has the children's histories.
 
     Returns how they ended.
 
@@ -534,11 +537,17 @@ async def end_losers(
         except Exception:  # it is decided, and needs no source: what that raises must not undo it
             who, run_id = decision.step, run.path.id
             logger.exception("the losers of fan-out %r of run %s can't be made", who, run_id)
+    execution, graph = run.setting.execution, run.setting.graph
     for record in recorded.rest():
         name = ChildName(record.act, record.key)
-        if is_unended(record) and name != decision.winner:  # of streams, that one goes on
+        if name == decision.winner:
+            continue  # of streams, that one goes on
+        loser = CutOff(decided(record, decision), run.path)
+        if is_left(record):
+            await end_below(execution, kept_in, loser, decision.reason, graph)
+        if is_unended(record):
             recorded.drop(name)
-            lost.append(CutOff(decided(record, decision), run.path))
+            lost.append(loser)
     if lost:
         await run.note_ends(lost)
     return [one.outcome for one in lost]

@@ -10,9 +10,9 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast, final
+from typing import NamedTuple, TypeVar, cast, final
 
 from anyio import CancelScope
 
@@ -22,7 +22,7 @@ from ._execution import Execution
 from ._graph import Graph
 from ._history import play
 from ._ids import Key, RunPath
-from ._store import Batch, ChildRecord, ReadsInParts, SavedRun, Store
+from ._store import Batch, ChildRecord, NullStore, ReadsInParts, SavedRun, Store
 
 T = TypeVar("T")
 Decided = Mapping[tuple[str, int], Decision]
@@ -34,8 +34,33 @@ def may_have_children(graph: Graph) -> bool:
     return any(not isinstance(act, FunctionAction) or act.takes_context for act in graph.acts)
 
 
+@final
+class Left(NamedTuple):
+    """A child that an earlier execution has left, which is not Done, or what is below it isn't."""
+
+    record: ChildRecord
+    store: Store
+    """Keeps its history, and how its children have ended."""
+
+
+def is_left(record: ChildRecord) -> bool:
+    """Tell whether a child, or what is below it, may be kept as if it went on.
+
+    An end that is no success is one of an execution: a later one may have gone on with the child,
+    which is known of what is below it alone as long as the child itself has saved nothing (see
+    test_nothing_goes_on_below_a_child_that_had_ended_in_an_earlier_execution).
+    """
+    return record.status in (None, "failed", "cancelled")
+
+
 async def end_unended(
-    execution: Execution, store: Store, run: SavedRun, decided: Decided | None, reason: str
+    execution: Execution,
+    store: Store,
+    run: SavedRun,
+    decided: Decided | None,
+    reason: str,
+    *,
+    graph: Graph | None = None,
 ) -> None:
     """Record that all below ``run`` that has no end was cancelled; it has ended, or is about to.
 
@@ -45,41 +70,75 @@ async def end_unended(
         run: It was left under way by an earlier execution.
         decided: The decisions in its history; None: that is to be read.
         reason: Why it was cancelled.
+        graph: What it walks; None: nobody knows.
 
     Raises:
         StoreFailed: The store did not say what there is.
         ShoalError: It could not be saved.
     """
     path = run.path
-    reading = store.not_done(path) if isinstance(store, ReadsInParts) else store.children(path)
-    found = await _ask(execution, reading, f"the children of run {path.id}")
-    left = [record for record in found if record.status is None]
-    if not left:
-        return
-    if decided is None:
+    left = await _left_of(execution, store, path)
+    if decided is None and any(one.record.status is None for one in left):
         entries = await _ask(execution, store.read(path), f"the history of run {path.id}")
         decided = play({}, entries).decided
-    await end_children(execution, store, run, left, decided=decided, reason=reason)
+    decided = {} if decided is None else decided
+    await end_children(execution, store, run, left, decided=decided, reason=reason, graph=graph)
+
+
+async def _left_of(execution: Execution, store: Store, path: RunPath) -> Sequence[Left]:
+    """Find the children of a run that are left.
+
+    How a child has ended is saved where its parent is kept, in ``store``. A fan-out with a store of
+    its own has its children's histories there; where ``store`` knows nothing of a child yet, that
+    it has begun is known in its own store alone (see
+    test_in_a_store_of_its_own_nothing_goes_on_below_a_run_that_has_ended).
+    """
+    what = f"the children of run {path.id}"
+    elsewhere = {
+        _name(record): Left(record, other)
+        for other in execution.stores
+        if other is not store
+        for record in await _ask(execution, other.children(path), what)
+    }
+    if isinstance(store, ReadsInParts) and not elsewhere:
+        found = await _ask(execution, store.not_done(path), what)
+    else:
+        found = await _ask(execution, store.children(path), what)
+    left = list[Left]()
+    for record in found:
+        other = elsewhere.pop(_name(record), None)
+        if is_left(record):
+            left.append(Left(record, store if other is None else other.store))
+    left += (one for one in elsewhere.values() if one.record.status is None)
+    return left
+
+
+def _name(record: ChildRecord) -> tuple[object, ...]:
+    return record.step, record.visit, record.act, record.key
 
 
 async def end_children(
     execution: Execution,
     store: Store,
     run: SavedRun,
-    left: Iterable[ChildRecord],
+    left: Iterable[Left],
     *,
     decided: Decided,
     reason: str,
+    graph: Graph | None = None,
 ) -> None:
-    """Record that the children of ``run`` in ``left`` were cancelled, and all below them.
+    """Record that the children of ``run`` in ``left`` without an end were cancelled.
+
+    And all below them, and below those which have one of an earlier execution.
 
     Args:
         execution: Whose work that is.
         store: Where it is kept.
         run: Their parent.
-        left: Children without an end.
+        left: Its children.
         decided: The decisions in the parent's history.
         reason: Why they were cancelled.
+        graph: What the parent walks; None: nobody knows.
 
     Raises:
         StoreFailed: The store did not say what there is.
@@ -87,9 +146,11 @@ async def end_children(
     """
     path = run.path
     ended = list[CutOff]()
-    for record in left:
-        child, decision = CutOff(record, path), decided.get((record.step, record.visit))
-        await end_unended(execution, store, child, None, reason)
+    for record, kept_in in left:
+        await end_below(execution, kept_in, CutOff(record, path), reason, graph)
+        if record.status is not None:
+            continue
+        decision = decided.get((record.step, record.visit))
         if decision is None or decision.winner == (record.act, record.key):
             how = record._replace(status="cancelled", reason=reason)
         else:
@@ -97,7 +158,35 @@ async def end_children(
                 status="cancelled", reason=decision.reason, winner=decision.winner
             )
         ended.append(CutOff(how, path))
+    if not ended or isinstance(store, NullStore):
+        return
+    await execution.claim(store, path.root.id)
     await execution.save(Batch(run, unapplied=ended, holder=execution.holder), store)
+
+
+async def end_below(
+    execution: Execution, store: Store, child: CutOff, reason: str, graph: Graph | None
+) -> None:
+    """Record ends of all below a child that this execution has not come to.
+
+    Args:
+        execution: Whose work that is.
+        store: Where the child is kept.
+        child: It may be ended already.
+        reason: Why the others were cancelled.
+        graph: What its parent walks; None: nobody knows.
+
+    Raises:
+        ShoalError: As ``end_unended``.
+    """
+    record = child.record
+    act = None if graph is None else graph.find(record.step)
+    known = (act,) if isinstance(act, Graph) else () if act is None else act.for_children
+    inner = next((one for one in known if one.name == record.act), None)
+    if isinstance(inner, Graph) and not may_have_children(inner):
+        return
+    inner = inner if isinstance(inner, Graph) else None
+    await end_unended(execution, store, child, None, reason, graph=inner)
 
 
 async def _ask(execution: Execution, pending: Awaitable[T], what: str) -> T:

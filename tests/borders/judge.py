@@ -203,6 +203,8 @@ def _judge_kept(
             path = one.path
             if path.parent is None or world.store_of(path.parent) == "none":
                 continue
+            if not world.is_reached(path):
+                continue
             if one.record is None or one.record.status is None:
                 world.violate(f"{one.path!r} is still running in a run that has {end}")
 

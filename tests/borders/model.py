@@ -510,6 +510,8 @@ class Model:
                 case "share":
                     may_succeed = bad <= 0.5 * count
                     may_fail = maybe >= 2 or maybe > 0.5 * count
+                    if row["outer_result"] == "reduce" and self.is_flaky:
+                        may_fail = True  # what reduce= was given, it is not asked about again
                 case _:
                     may_succeed, may_fail = True, False
         if self.may_lose_children:

@@ -197,6 +197,7 @@ class Player:
             names_left = [task.name for task in anyio.get_running_tasks()]
             world.violate(f"something is alive afterwards: {names_left}")
         self.has_died = world.dead
+        world.claimed = {name for name, store in stores.items() if store.holders}
         for name, store in stores.items():
             if isinstance(store.inner, MemoryStore):
                 claimed = list(store.inner._claims)

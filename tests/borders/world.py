@@ -106,6 +106,8 @@ class World:
         self.dead = False
         self.hook_raised = False
         self.rude_now = False
+        self.claimed = set[str]()
+        """Stores that this life has claimed its run in, by name."""
         self.visits = visits
         self.completed = completed
         for run_id in self.done_nowhere:
@@ -289,6 +291,20 @@ class World:
             if feature is not None and self.program[feature] != "inherit":
                 return self.program[feature]
         return "main"
+
+    def is_reached(self, path: RunPath) -> bool:
+        """Tell whether the engine can know, in this life, which store a run is kept in.
+
+        An action names the store of what it starts by itself, and what is below that, when it is
+        executed: until then, nobody but the action knows that there is one.
+        """
+        hidden = ["own/fan", "outer/outer", *(["fan"] if self.program["place"] == "own" else [])]
+        for above in lineage(path):
+            feature = STORE_OF.get(above.step)
+            if feature is not None and self.program[feature] == "own":
+                name = "own" if feature == "store" else "outer"
+                return above.step not in hidden or name in self.claimed
+        return True
 
     async def rest(self, *who: object) -> None:
         """Take some time, as the program wants it."""
