@@ -185,8 +185,9 @@ class Model:
         else:
             verdict = self._policy(slots, row["on_error"])
         may_succeed, may_fail = verdict
-        if self.change == "folded" and row["bad"] != "nothing":  # take= and known keys are gone
-            may_succeed, may_fail = True, True
+        may_fold_nothing = not slots or (row["on_error"] == "ignore" and self.is_flaky)
+        if self.change == "folded" and (row["bad"] != "nothing" or may_fold_nothing):
+            may_succeed, may_fail = True, True  # take= and known keys are gone, maybe the field
         if row["bad"] in ("key", "twice", "cost") and slots:
             touched = row["bad"] != "cost" or any(slot.number % 3 == 1 for slot in slots)
             if touched:
