@@ -216,7 +216,8 @@ class Model:
             case "count":
                 return bad <= 1 or early, maybe > 1
             case "share":
-                ended = len(slots)
+                is_one = self.row["at_most"] == "few" and self.row["grow"] == "yes"
+                ended = 1 if is_one else len(slots)  # with at_most, nothing that grows is started
                 must = bad > 0.5 * ended
                 may = maybe >= 2 or (ended < 2 and maybe > 0) or maybe > 0.5 * ended
                 return not must or early, may
