@@ -217,7 +217,8 @@ class Model:
             case "count":
                 return bad <= 1 or early, maybe > 1
             case "share":
-                ended = len(slots)
+                is_one = self.row["at_most"] == "few" and self.row["grow"] == "yes"
+                ended = 1 if is_one else len(slots)  # with at_most, nothing that grows is started
                 must = bad > 0.5 * ended
                 if self.row["grow"] == "yes":  # nothing grows from what has failed
                     is_one = self.row["at_most"] == "few"
