@@ -13,6 +13,7 @@ from shoal import (
     Application,
     ChildRerun,
     Context,
+    Each,
     Entry,
     Graph,
     Limits,
@@ -20,6 +21,7 @@ from shoal import (
     NobodyAccepted,
     QuestionAsked,
     Result,
+    Retry,
     RunPath,
     Update,
     action,
@@ -86,6 +88,116 @@ async def test_a_contestant_that_does_not_come_up_in_a_round_begins_anew_in_the_
             assert [one.number for one in history if isinstance(one, Update)] == [1]
         hook.assert_paired()
     assert [event.child.act for event in hook.of(ChildRerun)] == ["a", "b"]
+
+
+async def test_a_contestant_that_does_not_come_up_in_the_last_round_is_counted():
+    """c comes too late in the second round, which b has won by then. It was in the first one."""
+
+    @action(reads=["item"], writes=["text"])
+    async def tell(item: str, context: Context) -> AsyncIterator[str | Result[str]]:
+        await anyio.sleep({"a": 2, "b": 9 if context.attempt == 1 else 0.5, "c": 9}[item])
+        yield item
+        if item == "a":
+            await anyio.sleep(0.5)
+            raise ValueError(item)
+        yield Result(item)
+
+    async def items() -> AsyncIterator[str]:
+        yield "a"
+        yield "b"
+        await anyio.sleep(1)
+        yield "c"
+
+    act = fan_out(
+        tell, over=lambda state: items(), reads=[], item="item", key=str, into="out", name="race",
+        until=RESTART,
+    )  # fmt: skip
+    app = Application(act, store=MemoryStore(), name="app")
+    for _ in range(2):  # the second time, all is as recorded
+        result = await app.run(id="r")
+        assert result.state["out"] == "b"
+        ledger = result.outcomes("race")
+        ends = [(type(one).__name__, one.key) for one in ledger]
+        assert ends == [("Failed", "a"), ("Cancelled", "c")]
+        assert (ledger.done, ledger.failed, ledger.cancelled) == (1, 1, 1)
+
+
+async def test_losers_of_an_earlier_execution_begin_anew_where_its_winner_breaks_off():
+    """The race is run again from its start: they don't go on behind what they had completed."""
+    store, begun, hook = MemoryStore(), list[str](), RecordingHook()
+
+    def act_of(name: str) -> Act:
+        @action(writes=["begun"], name="begin")
+        async def begins() -> bool:
+            begun.append(name)
+            return True
+
+        @action(reads=["begun"], writes=["text"], name="tell")
+        async def tell(begun: bool, context: Context) -> AsyncIterator[str | Result[object]]:
+            await anyio.sleep(0 if name == "a" else 1)
+            yield name
+            if name == "a":
+                await context.ask("what", "What is it?")
+                raise ConnectionError
+            yield Result(name)
+
+        return Graph.chain(begins, tell, name=name)
+
+    act = race(
+        act_of("a"), act_of("b"), into="out", take="text", name="race", until=RESTART
+    )  # fmt: skip
+    app = Application(act, store=store, name="app", hooks=[hook])
+    halted = await app.run(id="r")
+    assert (halted.status, begun) == ("halted", ["a", "b"])
+    result = await app.run(id="r", answers={"what": "this"})
+    assert (result.state["out"], begun) == ("b", ["a", "b", "b"])
+    assert [event.child.act for event in hook.of(ChildRerun)] == ["b"]
+    numbers = [one.number for one in await history_of(store, "b") if isinstance(one, Update)]
+    assert numbers == [1, 2]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at work", "waiting"])
+async def test_what_an_attempt_has_left_takes_part_in_the_next_or_has_lost(waits: bool):
+    """The source raises in the first attempt, and brings q too late in the second one."""
+    store, is_first = MemoryStore(), True
+
+    @action(reads=["item"], writes=["text"])
+    async def tell(item: str, context: Context) -> AsyncIterator[str | Result[str]]:
+        if item == "q" and waits:
+            await context.ask("what", "What is it?")
+        await anyio.sleep(1)
+        yield item
+        await anyio.sleep(1)
+        yield Result(item)
+
+    async def items() -> AsyncIterator[str]:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            yield "q"
+            yield "b"
+            await anyio.sleep(0.5)
+            raise ConnectionError
+        yield "b"
+        await anyio.sleep(1.5)
+        yield "q"
+
+    inner = fan_out(
+        Graph.chain(begin, tell, name="one"), over=lambda state: items(), reads=[], item="item",
+        key=str, into="out", take="text", until=RESTART, name="race",
+    )  # fmt: skip
+    outer = fan_out(
+        Graph.chain(inner, name="inner"), over="names", key=str, into="all", take="out",
+        name="outer", each=Each(retry=Retry(attempts=2, on=ConnectionError, jitter=0)),
+    )  # fmt: skip
+    result = await Application(outer, store=store, name="app").run({"names": ["n"]}, id="r")
+    assert result.state["all"] == {"n": "b"}
+    around = RunPath(act="inner", parent=RunPath(run_id="r"), step="outer", key="n")
+    records = {one.key: one for one in await store.children(around, "race", 0)}
+    assert records["b"].status == "succeeded"
+    assert records["q"].status == "cancelled"
+    history = await store.read(RunPath(act="one", parent=around, step="race", key="b"))
+    assert [one.number for one in history if isinstance(one, Update)] == [1, 2]
 
 
 async def test_losers_that_were_never_started_for_at_most_have_no_outcome():

@@ -172,9 +172,11 @@ class ParallelStep(Carrier):
             # it, see test_a_race_that_is_decided_stays_decided_when_something_raises_behind_it.
             self.ledger.let_go()
             await self._clear_up()
+            await self._end_left_behind()
             self._is_over = True
         if not self._is_over:
             if former is not None and self._has_opened and self._may_restart:
+                self.ledger.settle()
                 self._begin_again(self.ledger, among_all=True)
                 former = None
             await self._live_round(former, begins=True)
@@ -238,12 +240,14 @@ class ParallelStep(Carrier):
             self._judge()
             if not self._runs_again():
                 await self._clear_up()
+                await self._end_left_behind()
                 refuse_lost(self.parent, self.join, self.ledger, self.recorded)
         except BaseException as error:
             await self._wind_up(group, error)
             self.parent.keep(act.name, self)
             if self._contest is not None and not self.parent.setting.is_resumable:
                 self._contest.forget()
+                self._rounds.forget()
             raise
         finally:
             if staggered is not None:
@@ -302,10 +306,8 @@ class ParallelStep(Carrier):
         applied = recorded is not None and record is not None and recorded.is_applied(record)
         if isinstance(until, FirstItem) and not applied:
             if until.on_break == "restart" and record is not None and record.status == "failed":
-                # One that waits rests, or goes on with its answer: anew, it would ask once more.
-                rest = self._rest(decision)
-                self._begin_again([outcome for one, outcome in rest if one.status != "halted"])
-                self._rounds.failed_before()
+                self.decision = decision
+                self._begin_again(())
                 return False
             # Only the winner runs again, from its start, unless all that lacks is its update.
             self._contest = Streams(self.act.name, until, winner)
@@ -335,10 +337,18 @@ class ParallelStep(Carrier):
         return self._rounds.may_readmit and not self._is_won and self._is_lost(0)
 
     def _begin_again(self, ended: Iterable[Outcome], *, among_all: bool = False) -> None:
-        """Prepare to run a race from its start; see ``Rounds.begin_again``."""
+        """Prepare to run a race from its start; see ``Rounds.begin_again``.
+
+        Of those that an earlier execution has left, and that have not come up, one that waits for
+        answers rests, or goes on with them, until a round in this execution has started it.
+        """
+        rest = () if self.decision is None else self._rest(self.decision)
+        before = [outcome for record, outcome in rest if record.status != "halted"]
+        ended = [*before, *ended]
         out = self._rounds.begin_again(
-            list(ended), self._resting, self._contest, self.source, among_all=among_all
+            ended, self._resting, self._contest, self.source, among_all=among_all
         )
+        self._rounds.failed_before(before)
         name, visit = self.act.name, self.parent.visit(self.act.name)
         self.ledger = new_ledger(self.parent, name, visit, self._store)
         for outcome in out:
@@ -348,6 +358,27 @@ class ParallelStep(Carrier):
         self._contest, self.decision = contest(self.act.name, self.join.until), None
         self._unfinished = []
         self._resting.clear()
+
+    async def _end_left_behind(self) -> None:
+        """Count contestants that have not come up in the last round, for it was decided before.
+
+        They have ended as they did in the last round that they came up in. One that has waited in
+        that for an answer has lost now.
+        """
+        assert self.source is not None
+        recorded, decision, lost = self.recorded, self.decision, list[Run]()
+        for one in self._rounds.left_behind(self.source):
+            if isinstance(one, Run):
+                if decision is not None:
+                    one.give_up(decision.reason, decision.winner)
+                    lost.append(one)
+            elif recorded is None or recorded.get(ChildName(one.act, one.key)) is None:
+                self.ledger.add(one)
+        if lost:
+            await self.parent.end_unapplied(lost)
+        for child in lost:
+            self.ledger.enter(child, raised=False)
+        self.ledger.settle()
 
     # -- opening --------------------------------------------------------------------------------
 

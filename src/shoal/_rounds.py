@@ -9,7 +9,7 @@ Invariants:
 - One that waits for answers runs from its start as all others do, and asks the same once more.
 - One that is Done stays Done, and wins where nobody has given an item before.
 - All of that is remembered over all rounds: a contestant may not come up in one of them, since that
-  was decided before.
+  was decided before. If that is the last one, it has lost as it did before.
 """
 
 from __future__ import annotations
@@ -41,16 +41,25 @@ class Rounds:
         self._tried: dict[ChildName, int] = {}
         self._done: dict[ChildName, Done] = {}
         self._former: Elements | None = None  # of the round before
-        self._begun: dict[ChildName, int] = {}  # positions of those that any round has started
+        # Those that any round has started: how they ended in the last of these, or how they wait.
+        self._begun: dict[ChildName, Outcome | Run] = {}
 
     @property
     def may_readmit(self) -> bool:
         """Whether there are some that have failed in an earlier execution, and are left out."""
         return bool(self._failed_before)
 
-    def failed_before(self) -> None:
-        """Hear that all that are out now have failed in an earlier execution."""
-        self._failed_before = frozenset(self._out)
+    def failed_before(self, outcomes: Iterable[Outcome]) -> None:
+        """Hear how some have ended in an earlier execution, that are known here by now."""
+        self._failed_before |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
+
+    def left_behind(self, source: Elements) -> Iterable[Outcome | Run]:
+        """Go through those that have not come up in the last round, which had ``source``."""
+        return [one for name, one in self._begun.items() if name in source.to_come]
+
+    def forget(self) -> None:
+        """Let go of how contestants have ended: the frames of their errors lead back to here."""
+        self._begun.clear()
 
     def prepare(self, source: Elements) -> None:
         """Have the children of a round made as they take part in it."""
@@ -58,7 +67,8 @@ class Rounds:
         former, self._former = self._former, None
         if former is not None:
             begun = self._begun.items()
-            source.count_on(former, {name: at for name, at in begun if name not in self._out})
+            again = {name: one.position for name, one in begun if name not in self._out}
+            source.count_on(former, again)
 
     def begin_again(
         self,
@@ -92,8 +102,8 @@ class Rounds:
         for one in outcomes:
             tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
             self._tried[_name_of(one)] = max(tried, one.attempts)
-        self._begun |= {_name_of(one): one.position for one in outcomes}
-        self._begun |= {ChildName(one.setting.act, one.key): one.position for one in resting}
+        self._begun |= {_name_of(one): one for one in outcomes}
+        self._begun |= {ChildName(one.setting.act, one.key): one for one in resting}
         self._former = former
         anew = self._begun.keys() - self._out - self._done.keys()
         self.pick = partial(without, frozenset(self._out), frozenset(anew))

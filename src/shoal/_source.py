@@ -82,7 +82,6 @@ class Elements:
         "_sized",
         "_started",
         "_taken",
-        "_to_come",
         "_last_to_come",
         "_waiting",
         "_width",
@@ -93,6 +92,7 @@ class Elements:
         "kinds",
         "on_kept",
         "pick",
+        "to_come",
         "tried",
         "who",
     )
@@ -150,7 +150,8 @@ class Elements:
         self._pulled_before = 0  # elements without keys, by that source
         self._reserved_before = 0  # positions before that which grow has given
         self._started = 0
-        self._to_come: set[ChildName] = set()  # counted as started, by the round before
+        self.to_come: set[ChildName] = set()
+        """Children that rounds before have started, and that have not come up in this one."""
         self._last_to_come = -1  # the last position of one of them
         self._stopped = False
         self.pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
@@ -244,7 +245,7 @@ class Elements:
         if self._at_most is None:
             return more
         recorded = 0 if self._recorded is None else self._recorded.left
-        return min(more, self._at_most - self._started + recorded + len(self._to_come))
+        return min(more, self._at_most - self._started + recorded + len(self.to_come))
 
     @property
     def may_start(self) -> float:
@@ -309,7 +310,7 @@ class Elements:
         """Tell whether no more may be started, and none that has been is still to come."""
         if self._at_most is None or self._started < self._at_most:
             return False
-        last, recorded = self._last_to_come if self._to_come else -1, self._recorded
+        last, recorded = self._last_to_come if self.to_come else -1, self._recorded
         if recorded is not None and recorded.left:
             last = max(last, recorded.last_position)
         return last < 0 or (not self._waiting and self._position > last)
@@ -340,9 +341,9 @@ class Elements:
 
     def _make_child(self, key: Key, position: int, element: object, kind: Kind) -> Run | Dropped:
         child = self._run(key, position, element, kind)
-        is_counted = bool(self._to_come) and ChildName(kind.setting.act, key) in self._to_come
+        is_counted = bool(self.to_come) and ChildName(kind.setting.act, key) in self.to_come
         if is_counted:
-            self._to_come.remove(ChildName(kind.setting.act, key))
+            self.to_come.remove(ChildName(kind.setting.act, key))
         picked = None if self.pick is None else self.pick(kind.setting.act, key)
         if picked is not None:
             return self._go_by(picked, child, is_counted=is_counted)
@@ -498,7 +499,7 @@ class Elements:
             again: Those of them that are to come up again, with their positions.
         """
         self._started = former._started
-        self._to_come = set(again)
+        self.to_come = set(again)
         self._last_to_come = max(again.values(), default=-1)
 
     @ki_unprotected
@@ -524,7 +525,7 @@ class Elements:
         self._reserved_before, self._recorded = former._reserved_before, former._recorded
         self._found_before = former._found_before
         self._started = former._started - len(children)
-        self._to_come, self._last_to_come = former._to_come, former._last_to_come
+        self.to_come, self._last_to_come = former.to_come, former._last_to_come
         self.dropped = former.dropped
         if former._is_keyed():
             return
@@ -651,7 +652,7 @@ class Elements:
     @ki_unprotected
     async def _feed(self, source: AsyncIterator[object], group: Room, _scope: CancelScope) -> None:
         # elements that still need a child; None: any number
-        wanted = None if self._recorded is not None or self._to_come else self._at_most
+        wanted = None if self._recorded is not None or self.to_come else self._at_most
         if wanted is not None:
             known = sum(entry.key not in entry.kind.done for entry in self._waiting)
             wanted = max(0, wanted - self._started - known)

@@ -187,6 +187,8 @@ def _judge_kept(
         was = before.get(run_id)
         if was is None or world.has_changed or world.is_rerun(one.path):
             continue
+        if world.is_forgotten(one.path):
+            continue
         if one.history[: len(was.history)] != was.history:
             world.violate(f"the history of {one.path!r} was {was.history}, is {one.history}")
         old, new = was.record, one.record
@@ -197,7 +199,9 @@ def _judge_kept(
         if old.status == "succeeded" and old.applied is not None and new.applied is None:
             world.violate(f"{one.path!r} was applied, and is not any more")
     root = seen.get(root_id)
-    ended = root is not None and root.status in ENDED and end != "stopped"
+    # Where a store has gone wrong, its root run may have the status of an earlier life.
+    was_kept = end != "stopped" and not world.has_lost_store
+    ended = root is not None and root.status in ENDED and was_kept
     if ended and not world.has_changed:
         for one in seen.values():
             path = one.path

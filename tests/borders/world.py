@@ -118,6 +118,10 @@ class World:
         self.done_before = dict(self.done_runs)
         self.done_nowhere = set[str]()
         self.rerun = set[str]()
+        self.has_lost_store = False
+        """Whether a store has gone wrong in this life."""
+        self.forgotten = set[str]()
+        """Runs of which a store was told in this life that what it has counts no more."""
         self.own = set[str]()
         """Runs whose action has had a fan-out of its own in this life."""
         self.events: list[Event] = []
@@ -283,6 +287,13 @@ class World:
         return bool(self.rerun) and (
             path.root.id in self.rerun or any(above.id in self.rerun for above in lineage(path))
         )
+
+    def is_forgotten(self, path: RunPath) -> bool:
+        """Tell whether a run may have begun afresh though nobody was told.
+
+        Its store was, and something has gone wrong there before hooks could be.
+        """
+        return self.has_lost_store and any(above.id in self.forgotten for above in lineage(path))
 
     def store_of(self, path: RunPath) -> str:
         """Say where a run is kept: in the "main" store, in one of its "own", or in "none"."""
