@@ -9,6 +9,7 @@ import asyncio
 import gc
 import logging
 import sqlite3
+import threading
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -29,7 +30,7 @@ from shoal import (
 )
 from shoal.stores import _holders
 from shoal.stores._durable import DurableStore
-from shoal.stores._writer import Job
+from shoal.stores._writer import Job, Writer
 from shoal.stores._writing import Claiming, Releasing
 from shoal.testing._hand_made import BEGINNING, save, update_of
 from tests.durable import InFile, InSchema, Kept
@@ -275,6 +276,9 @@ def test_a_store_keeps_no_event_loop_that_has_ended(kept: Kept):
             await claim_and_release(store, "root")
 
     loops = [run_and_close(main) for _ in range(3)]
+    for thread in threading.enumerate():
+        if isinstance(thread, Writer):
+            thread.join()  # it has said that it is done, and may not have left its last frame
     gc.collect()
     assert [loop() for loop in loops] == [None, None, None]
 
