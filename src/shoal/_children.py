@@ -49,6 +49,7 @@ from ._secret import without_secrets
 from ._setting import Setting
 from ._started import Started, StartedEach
 from ._state import held
+from ._step import pass_blame
 from ._store import Store
 from ._unended import end_children
 
@@ -141,7 +142,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """Begin: the action gives back its slots."""
         if self._hosted is not None:
             self._refuse("is entered a second time; call context.fan_out for another one")
-        if self._run.status is not None or self._run.current_step != self._action.name:
+        if self._run.status is not None or self._run.step != self._action.name:
             self._refuse("is entered after the action has ended")
         check_depth(self._run, self.name)
         self._visit = self._run.visit(self._action.name)
@@ -237,7 +238,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         assert group is not None
         try:
             try:
-                await self._run.pass_blame()
+                await pass_blame(self._run)
                 await group.live(self._apply)
             except Exception as error:  # noqa: BLE001 # raised where the action waits next
                 self._failure = error

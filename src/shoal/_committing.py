@@ -31,10 +31,9 @@ class Committer(Ender, Teller):
     """The part of a run that commits."""
 
     __slots__ = ()
-    first: Mapping[str, object]
-    is_afresh: bool
+    initial: Mapping[str, object]
     packed: object
-    _head: tuple[int, Mapping[str, object]]
+    head: tuple[int, Mapping[str, object]]
 
     @property
     @abstractmethod
@@ -100,7 +99,7 @@ class Committer(Ender, Teller):
             HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
         """
         setting = self.setting
-        number, execution = self._head[0], setting.execution
+        number, execution = self.head[0], setting.execution
         if setting.secrets.names:
             for update in updates:
                 what = f"what step {update.step!r} of run {self.path.id} does to the state"
@@ -108,7 +107,9 @@ class Committer(Ender, Teller):
             self.refuse_secrets(questions, f"a question of run {self.path.id}, or an answer,")
         gathered: list[Committer] = []
         for child in unapplied:
-            if child.is_afresh:  # its record is about to say what it would have worked on
+            if (
+                child.resume is not None and child.resume.is_afresh
+            ):  # its record is about to say what it would have worked on
                 await child.be_forgotten()
             if child.setting.is_forgotten and child.status == "succeeded":
                 child.gather()
@@ -134,16 +135,16 @@ class Committer(Ender, Teller):
             step_begun,
         )
         await execution.save(batch, setting.store)
-        self._head = (number + len(updates), data)
+        self.head = (number + len(updates), data)
         for child in gathered:
             # Its steps were told when they were completed.
-            child._head, child._last = (1, child.final_data()), NO_CHANGE
+            child.head, child.pending = (1, child.final_data()), NO_CHANGE
         if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
             await self._publish(updates, applied, unapplied)
 
     def commit_questions(self, questions: Sequence[QuestionAsked]) -> Awaitable[None]:
         """Save what it asks; see ``Halter``."""
-        return self.commit((), self._head[1], questions=questions)
+        return self.commit((), self.head[1], questions=questions)
 
     @ki_protected
     async def note_ends(self, children: Sequence[SavedRun]) -> None:
@@ -156,7 +157,7 @@ class Committer(Ender, Teller):
             ShoalError: As ``commit``.
         """
         execution = self.setting.execution
-        batch = Batch(self, unapplied=children, before=self._head[0], holder=execution.holder)
+        batch = Batch(self, unapplied=children, before=self.head[0], holder=execution.holder)
         await execution.save(batch, self.setting.store)
 
     async def end_unapplied(self, children: Sequence[Committer]) -> None:
@@ -171,7 +172,7 @@ class Committer(Ender, Teller):
             await self._lose(children)
             return
         try:
-            await self.commit((), self._head[1], unapplied=children)
+            await self.commit((), self.head[1], unapplied=children)
         except HookFailed:
             raise  # they are saved, and everybody was told
         except Exception:
@@ -191,20 +192,20 @@ class Committer(Ender, Teller):
         It is Done, and its parent doesn't apply it now: whoever applies it later, or is handed its
         outcome once more, finds its state there.
         """
-        first, final = self.first, self.final_data()
+        first, final = self.initial, self.final_data()
         changed = {name: final[name] for name in final if final[name] is not first.get(name, self)}
         dropped = tuple(name for name in first if name not in final)
         operations = (*(Set(name, changed[name]) for name in changed), *map(Drop, dropped))
-        setting, head = self.setting, self._head
+        setting, head = self.setting, self.head
         # As its only update, since those before it are kept nowhere.
-        self._head, self._last = (0, first), Change(operations, changed, dropped)
+        self.head, self.pending = (0, first), Change(operations, changed, dropped)
         try:
             if setting.secrets.names:
                 self.refuse_secrets(operations, "what a child has written")
             self.packed = setting.keeper.pack(self)
         except (NotData, UpdateTooLarge, SecretLeaked):
             # Its earlier steps may write what no store takes. Its value was packed before.
-            self._head, self._last, self.packed = head, NO_CHANGE, None
+            self.head, self.pending, self.packed = head, NO_CHANGE, None
 
     async def end_below(self) -> None:
         """Record ends of what an earlier execution has left under way below it; it has failed.
@@ -226,8 +227,9 @@ class Committer(Ender, Teller):
 
     async def be_forgotten(self) -> None:
         """Have what was kept of a child and its descendants count no more."""
-        await self.commit((), self._head[1], afresh=True)
-        self.is_afresh = False
+        await self.commit((), self.head[1], afresh=True)
+        if self.resume is not None:
+            self.resume.is_afresh = False
 
     async def rerun(self, step: str, by: Teller) -> None:
         """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""

@@ -25,6 +25,7 @@ from ._halting import Halter, plain
 from ._raised import context_of, set_context
 from ._state import Change, State
 from ._store import ChildRecord
+from ._trials import ResumeState, RetryState, StepCounts
 
 logger = logging.getLogger("shoal")
 
@@ -93,13 +94,19 @@ class Ender(Halter):
     value: object
     elapsed: float
     """Seconds from its start to its end."""
-    record: ChildRecord | None
     disposition: Disposition
-    _last: Change | None
-    _ledgers: dict[str, list[Any]] | None
+    pending: Change | None
     _outcome: Outcome | None
-    _started_at: float
-    _step: str | None
+    started_at: float
+    step: str | None
+
+    resume: ResumeState | None
+    retries: RetryState | None
+    steps: StepCounts | None
+
+    @abstractmethod
+    def resume_state(self) -> ResumeState:
+        """Return what earlier executions have left of it."""
 
     @property
     @abstractmethod
@@ -166,7 +173,7 @@ class Ender(Halter):
             ended = self.status or self.disposition.why
             msg = f"run {self.path.id} has ended ({ended}), and can't be {status} any more"
             raise AssertionError(msg)
-        self.elapsed = self.setting.services.clock() - self._started_at
+        self.elapsed = self.setting.services.clock() - self.started_at
         self.status = status
 
     def fail(self, error: Exception, *after: Status) -> None:
@@ -178,14 +185,15 @@ class Ender(Halter):
         """
         self._end("failed", *after)
         self.setting.secrets.hide(error)
-        self._last = None
+        self.pending = None
         self.value = None  # which may be what can't be kept
         # There will be no result, and the errors in there lead back to here.
-        ledgers, self._ledgers = self._ledgers, None
-        for ledger in _all(ledgers):
-            ledger.forget()
-        if self._trials is not None and not isinstance(error, Poisoned):
-            self._trials.clear()
+        if self.steps is not None:
+            for ledger in _all(self.steps.ledgers):
+                ledger.forget()
+            self.steps.ledgers = {}
+        if self.retries is not None and not isinstance(error, Poisoned):
+            self.retries.clear_crashes()
         self.error = error
         self._note(error)
 
@@ -215,11 +223,12 @@ class Ender(Halter):
             after: The ends that this may be instead of, none of which is saved.
         """
         self._end("cancelled", *after)
-        self._last = None
-        if self._trials is not None:
-            self._trials.clear()
-        for ledger in _all(self._ledgers):  # nobody raises the errors in there
-            ledger.let_go()
+        self.pending = None
+        if self.retries is not None:
+            self.retries.clear_crashes()
+        if self.steps is not None:
+            for ledger in _all(self.steps.ledgers):  # nobody raises the errors in there
+                ledger.let_go()
         self.reason = self.setting.secrets.mask(reason)
         self.winner = winner
 
@@ -236,16 +245,16 @@ class Ender(Halter):
             self.cancel(self.reason or "it was cancelled")
             return
         self._end("halted")
-        self._last = None
-        if self._trials is not None:
-            self._trials.clear()
+        self.pending = None
+        if self.retries is not None:
+            self.retries.clear_crashes()
         self.reason = ""
-        self.value = plain(self.questions) if self.setting.parent is not None else None
+        self.value = plain(self.open_questions) if self.setting.parent is not None else None
 
     def rest(self, record: ChildRecord) -> None:
         """Note that nothing it waits for has been answered, so that it rests as before."""
         self.disposition = RESTING
-        self.record = record
+        self.resume_state().record = record
         self.status, self.value = "halted", record.value
 
     def give_up(self, reason: str, winner: ChildName | None = None) -> None:
@@ -304,12 +313,12 @@ class Ender(Halter):
     @property
     def lacks_history(self) -> bool:
         """Whether it is Done, and what it has written was not read yet."""
-        return self.disposition is DONE and self._last is None
+        return self.disposition is DONE and self.pending is None
 
     def keep_recorded(self, record: ChildRecord) -> None:
         """Note that an earlier execution has done all there is to do, as ``record`` says."""
         self.disposition = APPLIED_BEFORE
-        self.record = record
+        self.resume_state().record = record
         self.value, self.elapsed = record.value, record.elapsed
         if record.status == "skipped":
             self.reason = record.reason
@@ -332,12 +341,12 @@ class Ender(Halter):
 
     def _note(self, error: BaseException) -> None:
         path = self.path
-        where = f"in action {self._step!r}" if self._step is not None else f"in {path.act!r}"
+        where = f"in action {self.step!r}" if self.step is not None else f"in {path.act!r}"
         child = "" if path.parent is None else f" of {path.step!r}, key {brief(path.key)}"
         note(error, f"shoal: {where}{child}, run {path.id}")
 
 
-def _all(ledgers: dict[str, list[Any]] | None) -> Iterator[Kept]:
+def _all(ledgers: dict[str, list[Any]]) -> Iterator[Kept]:
     """Go through the ledgers of all steps."""
-    for of_step in (ledgers or {}).values():
+    for of_step in ledgers.values():
         yield from of_step

@@ -28,7 +28,7 @@ from ._ids import Key, RunPath, new_run_id
 from ._setting import Setting
 from ._store import NullStore
 from ._telling import out_of_reach
-from ._trials import Trials, Waits
+from ._trials import PendingQuestions
 
 LISTED = 10
 """Questions that an error names."""
@@ -46,7 +46,7 @@ class Halter(ABC):
     __slots__ = ()
     setting: Setting
     value: object
-    _trials: Trials | None
+    questions: PendingQuestions | None
 
     @property
     @abstractmethod
@@ -54,8 +54,8 @@ class Halter(ABC):
         """Its identity."""
 
     @abstractmethod
-    def _remember(self) -> Trials:
-        """Return what it remembers."""
+    def pending_questions(self) -> PendingQuestions:
+        """Return what it waits for, which it has from now on if it had nothing."""
 
     @abstractmethod
     def commit_questions(self, questions: Sequence[QuestionAsked]) -> Awaitable[None]:
@@ -64,41 +64,33 @@ class Halter(ABC):
     @property
     def is_halting(self) -> bool:
         """Whether the attempt under way comes to nothing, since it waits for something."""
-        waits = None if self._trials is None else self._trials.waits
-        return waits is not None and waits.is_on
-
-    @property
-    def _waits(self) -> Waits:
-        trials = self._remember()
-        if trials.waits is None:
-            trials.waits = Waits()
-        return trials.waits
+        return self.questions is not None and self.questions.is_halting
 
     def begin_asking(self) -> None:
         """Hear that an attempt of the current step begins."""
-        if self._trials is not None and self._trials.waits is not None:
-            self._trials.waits.begin_attempt()
+        if self.questions is not None:
+            self.questions.begin_attempt()
 
     def rests(self) -> bool:
         """Tell whether an attempt of the current step would only come to a question that is open.
 
         If so, it is halted.
         """
-        waits = None if self._trials is None else self._trials.waits
+        waits = self.questions
         if waits is None or not self._open(waits):
             return False
         waits.begin_attempt()
-        waits.is_on = True
+        waits.is_halting = True
         return True
 
-    def _open(self, waits: Waits) -> list[QuestionAsked]:
+    def _open(self, waits: PendingQuestions) -> list[QuestionAsked]:
         answers = self.setting.execution.answers
         return [asked for asked in waits.asked.values() if asked.id not in answers]
 
     @property
-    def questions(self) -> tuple[Question, ...]:
+    def open_questions(self) -> tuple[Question, ...]:
         """What it and its descendants wait for: its own first, then those of its children."""
-        waits = None if self._trials is None else self._trials.waits
+        waits = self.questions
         if waits is None:
             return ()
         own = [_question(self.path, asked) for asked in self._open(waits)]
@@ -110,7 +102,7 @@ class Halter(ABC):
         await checkpoint_if_cancelled()
         who = f"action {step!r} of run {self.path.id}{_key(self.path)}"
         self._refuse_unsaved(who, name)
-        waits, answers = self._waits, self.setting.execution.answers
+        waits, answers = self.pending_questions(), self.setting.execution.answers
         if name in waits.posed and not _is_same(waits.posed[name], question):
             msg = (
                 f"{who} asks {name!r} twice, and for different things: an answer belongs to the "
@@ -132,14 +124,14 @@ class Halter(ABC):
             msg = f"{who} asks {name!r} with a question that can't be kept: {error}"
             raise NotData(msg) from error
         waits.posed[name] = question
-        waits.is_on = True
+        waits.is_halting = True
         raise Halting(f"{who} waits for the answer to {name!r}")
 
-    async def _pose(self, waits: Waits, asked: QuestionAsked) -> None:
+    async def _pose(self, waits: PendingQuestions, asked: QuestionAsked) -> None:
         """Save a question; from then on the attempt comes to nothing, whatever interrupts it."""
         await self.commit_questions((asked,))
         waits.asked[asked.name] = asked
-        waits.is_on = True
+        waits.is_halting = True
 
     def _refuse_unsaved(self, who: str, name: str) -> None:
         setting = self.setting
@@ -161,9 +153,9 @@ class Halter(ABC):
             Halting: That is how the step ends.
         """
         ordered = sorted(children, key=lambda child: child.position)
-        waits = self._waits
+        waits = self.pending_questions()
         waits.below[step] = tuple(one for child in ordered for one in child.waits_for)
-        waits.is_on = True
+        waits.is_halting = True
         raise Halting(f"children of {step!r} in run {self.path.id} wait for answers")
 
     @property

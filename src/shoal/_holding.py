@@ -22,6 +22,7 @@ from ._execution import Execution
 from ._ports import Seat, Stake
 from ._setting import Setting
 from ._state import Change
+from ._trials import StepCounts
 
 
 class Holder(ABC):
@@ -33,10 +34,10 @@ class Holder(ABC):
     """What it holds in flight, where that is more than a place."""
     seat: Seat | None
     """Of its first attempt, taken when it was let in."""
-    _head: tuple[int, Mapping[str, object]]
-    _last: Change | None
-    _step: str | None
-    _visits: dict[str, int] | None
+    head: tuple[int, Mapping[str, object]]
+    pending: Change | None
+    step: str | None
+    steps: StepCounts | None
 
     @abstractmethod
     def tell_waiting(self, seat: Seat) -> Awaitable[None]:
@@ -72,12 +73,12 @@ class Holder(ABC):
             return seat
         setting = self.setting
         admission = setting.services.admission
-        return admission.seat(setting.scopes, action, self._head[1], self.lodger)
+        return admission.seat(setting.scopes, action, self.head[1], self.lodger)
 
     @property
     def is_starting(self) -> bool:
         """Whether it has completed no step, nor has the child of a fan-out that it is part of."""
-        is_at_entry = self._last is None and not self._visits
+        is_at_entry = self.pending is None and (self.steps is None or not self.steps.visits)
         return is_at_entry and self.setting.begins_host
 
     async def wait(self, seconds: float) -> None:
@@ -130,8 +131,8 @@ class Holder(ABC):
         if stake is None or stake.is_held:
             return
         stake.is_due = True  # the child is tried again, at whichever step it stands
-        if self._last is None and any(
-            act.name == self._step
+        if self.pending is None and any(
+            act.name == self.step
             and isinstance(act, FunctionAction)
             and act.cache is None
             and bool(act.limits or self.setting.scopes)

@@ -1,4 +1,4 @@
-"""Partial items: what an attempt of an action gives before it returns. Imports actions and anyio.
+"""Partial items: what an attempt of an action gives before it returns. Imports runs; anyio.
 
 Invariants:
 - The items of an attempt are told one at a time, counted from 0, and only while it runs: whoever is
@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable
 from functools import partial
 from types import AsyncGeneratorType
-from typing import Protocol, cast, final
+from typing import cast, final
 
 from anyio import CancelScope, Lock
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
@@ -24,34 +24,12 @@ from ._action import Result
 from ._cancel import cancelled, ki_protected, ki_unprotected
 from ._closing import closed_after
 from ._errors import BadUse, IncompleteStream, RunCancelled, brief
-from ._ids import RunPath
+from ._run import Run
 
 logger = logging.getLogger("shoal")
 
 ITEMS = 64
 """Items that an attempt gives without passing a checkpoint, if it never waits."""
-
-
-class Emitter(Protocol):
-    """What hears of items, and has others hear: a run. Layer 2 implements it."""
-
-    @property
-    def path(self) -> RunPath:
-        """Its identity."""
-        ...
-
-    @property
-    def hears_items(self) -> bool:
-        """Whether anybody does now."""
-        ...
-
-    def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
-        """Tell ``item``; return what is to be awaited before the next one, if anything is."""
-        ...
-
-    def hide_secrets(self, error: BaseException) -> None:
-        """Mask what is secret in an error that is about to be told."""
-        ...
 
 
 @final
@@ -60,7 +38,7 @@ class Items:
 
     __slots__ = ("_over", "_run", "_stopped", "_turn", "attempt", "count", "step")
 
-    def __init__(self, run: Emitter, step: str, attempt: int = 1) -> None:
+    def __init__(self, run: Run, step: str, attempt: int = 1) -> None:
         """Begin with none.
 
         Args:

@@ -22,6 +22,7 @@ from ._ledgers import recall_ledgers
 from ._recorded import recorded_children
 from ._run import Run
 from ._state import NO_CHANGE, Change, Drop, Set
+from ._walk import complete_last, walk
 
 logger = logging.getLogger("shoal")
 
@@ -51,19 +52,19 @@ async def enter(graph: Graph, run: Run) -> Change:
         visit, store = run.visit(graph.name), run.setting.store
         recorded = await recorded_children(run, graph.name, visit, store)
     if recorded is not None:
-        fate, child.record = recorded.judge(child)
+        fate, record = recorded.judge(child)
         if fate == "rests":
-            assert child.record is not None, "it is what says so"
-            child.rest(child.record)
+            assert record is not None, "it is what says so"
+            child.rest(record)
             run.halt_below(graph.name, (child,))
         if fate == "runs anew":
-            child.record = None
             await child.rerun(graph.name, run)
-        elif child.record is not None:
+        elif record is not None:
             if fate == "is done":
-                child.take_over(child.record)
+                child.take_over(record)
                 await child.recall_end()
             else:
+                child.resume_state().record = record
                 await child.recall()
             if child.playback is not None:  # else its graph has changed, and it begins anew
                 await recall_ledgers(child)
@@ -102,11 +103,11 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
     try:
         if run.setting.hooks.child_started:
             await run.tell_child_started(child)
-        await drive(copy_context(), child.advance(), _nothing)
+        await drive(copy_context(), walk(child), _nothing)
         try:
             child.succeed()
         except Exception:
-            await child.complete_last()
+            await complete_last(child)
             raise
     except BaseException as error:  # noqa: BLE001 # raised again below
         halts = has_halted(child, error)
@@ -137,7 +138,7 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
 
 def _change(graph: Graph, child: Run) -> Change:
     """Say what the child wrote, in terms of the parent's state; its model's defaults are not."""
-    first, final = child.first, child.final_data()
+    first, final = child.initial, child.final_data()
     fields = sorted(graph.writes)
     written = {
         field: final[field]

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 
 from ._action import FunctionAction
 from ._breaker import Circuits
-from ._items import Items
 from ._rate import Limits
 from ._results import Results
 from ._retry import Account, RetryBudget
@@ -359,9 +358,11 @@ class Services:
     admission: Admission
     host: Callable[[Callable[[], Coroutine[Any, Any, None]], Callable[[str], None]], Hosted]
     """Starts work in a task of the runtime's; the second function hears why it is cancelled."""
+    call: Callable[[Any, FunctionAction[..., Any]], Awaitable[Change]]
+    """Has a run execute a function action."""
     enter: Callable[[Any, Any], Awaitable[Change]]
     """Has a run execute a graph that is a node of its own graph."""
-    context: Callable[[Any, FunctionAction[..., Any], Seat | None, Items], object]
+    context: Callable[..., object]
     """Makes what an action's parameter ``context`` gets."""
     native_cancels: Callable[[], Callable[[], int]]
     """Called in a task, gives what counts the native cancellations pending on that task."""

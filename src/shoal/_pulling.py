@@ -26,7 +26,6 @@ from typing import Any, Literal, final
 from anyio import TaskHandle
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from ._attempts import live_child
 from ._cancel import (
     absorb_native_cancel,
     as_failure,
@@ -43,6 +42,7 @@ from ._lobby import Lobby
 from ._ports import Waiter
 from ._run import Run
 from ._stopping import Stopper
+from ._walk import complete_last, live_child, walk
 from ._watch import Part
 
 SPREAD = 8
@@ -248,7 +248,7 @@ class Crew(Stopper, ABC):
             is_live = child.disposition is LIVE  # a property would be a call for each child
             tells = is_live and bool(self._parent.setting.hooks.child_started)
             try:
-                if child.is_afresh:
+                if child.resume is not None and child.resume.is_afresh:
                     await child.rerun(child.setting.step, self._parent)
             finally:  # its end is told even where that could not be saved, and so is its start
                 if tells:
@@ -259,15 +259,15 @@ class Crew(Stopper, ABC):
             if not is_live:
                 living = child.recall_end()
             elif each is None:
-                living = child.advance()
+                living = walk(child)
             else:
-                living = live_child(child, each, child.setting.services)
+                living = live_child(child, each)
             waited = await drive(self._context.copy(), living, self._engage_some)
             if is_live:
                 try:
                     child.succeed()
                 except Exception:
-                    await child.complete_last()
+                    await complete_last(child)
                     raise
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
             if not self._end_without_success(child, puller, error):

@@ -9,16 +9,15 @@ Invariants:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ._action import FunctionAction
 from ._errors import NotData, UpdateTooLarge
-from ._results import result_key
 from ._setting import Setting
 from ._state import Change, change_of
 from ._store import CachesResults
-from ._trials import Trials
+from ._trials import RetryState
 
 
 class Recaller:
@@ -26,16 +25,12 @@ class Recaller:
 
     __slots__ = ()
     setting: Setting
-    _head: tuple[int, Mapping[str, object]]
-    _trials: Trials | None
+    head: tuple[int, Mapping[str, object]]
+    retries: RetryState | None
 
     @abstractmethod
-    def _remember(self) -> Trials:
-        """Return its trials, from now on if it had none."""
-
-    @abstractmethod
-    def _execute(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
-        """Execute a function action on the state as it is."""
+    def retry_state(self) -> RetryState:
+        """Return what it keeps between attempts."""
 
     @abstractmethod
     async def settle(self) -> None:
@@ -44,14 +39,7 @@ class Recaller:
     @property
     def is_cached(self) -> bool:
         """Whether its current step is not executed, for what it comes to was remembered."""
-        return self._trials is not None and self._trials.is_cached
-
-    async def recall_or_execute(self, action: FunctionAction[..., object]) -> Change:
-        """Take what is remembered of ``action``; else execute it, which has it remembered."""
-        trials = self._remember()
-        trials.result_key, trials.is_cached = result_key(action, self._head[1]), False
-        change = await self.recall_result(action)
-        return await self._execute(action) if change is None else change
+        return self.retries is not None and self.retries.is_cached
 
     async def remember_result(
         self, action: FunctionAction[..., Any], change: Change, seconds: float
@@ -63,25 +51,25 @@ class Recaller:
         """
         setting, what = self.setting, f"room for a result of {action.name!r}"
         if setting.schema is not None:  # what it refuses is no result
-            setting.schema.checked(change, self._head[1], f"action {action.name!r}")
+            setting.schema.checked(change, self.head[1], f"action {action.name!r}")
         if setting.secrets.names:
             setting.secrets.refuse(change.operations, f"what action {action.name!r} has come to")
         await self.settle()
-        key = self._remember().result_key
+        key = self.retry_state().result_key
         remembering = self._results.remember(key, change.operations, seconds)
         await setting.execution.ask(remembering, what, (NotData, UpdateTooLarge))
         return change
 
     async def recall_result(self, action: FunctionAction[..., Any]) -> Change | None:
         """Look whether what ``action``, its current step, comes to is remembered."""
-        trials = self._remember()
+        trials = self.retry_state()
         recalling = self._results.recall(trials.result_key)
         what = f"the result of {action.name!r}"
         operations = await self.setting.execution.ask(recalling, what)
         if operations is None:
             return None
         trials.is_cached = True
-        return change_of(self._head[1], operations)
+        return change_of(self.head[1], operations)
 
     @property
     def _results(self) -> CachesResults:

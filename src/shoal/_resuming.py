@@ -6,7 +6,7 @@ Imports graphs, history and the commits of a run.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ._action import Act
@@ -22,18 +22,16 @@ from ._ports import Seat, Stake
 from ._schema import Schema
 from ._state import NO_CHANGE, Change, held
 from ._store import ChildRecord, NullStore, Store
-from ._trials import Waits
+from ._trials import PendingQuestions, RetryState, StepCounts
 
 
 class Resumer(Committer):
     """The part of a run that goes on where its history leads."""
 
     __slots__ = ()
-    first: Mapping[str, object]
+    initial: Mapping[str, object]
     seat: Seat | None
     stake: Stake | None
-    _playback: Playback | None
-    _undone: Callable[[int], bool] | None
     began: bool
     status: Status | None
     error: BaseException | None
@@ -41,7 +39,14 @@ class Resumer(Committer):
     elapsed: float
     packed: object
     disposition: Disposition
-    _visits: dict[str, int] | None
+
+    @abstractmethod
+    def retry_state(self) -> RetryState:
+        """Return what it keeps between attempts."""
+
+    @abstractmethod
+    def step_counts(self) -> StepCounts:
+        """Return which steps it has completed."""
 
     @abstractmethod
     def begin_attempt(self) -> None:
@@ -50,15 +55,16 @@ class Resumer(Committer):
     @property
     def playback(self) -> Playback | None:
         """What an earlier execution has done of the step under way; None if nothing."""
-        return self._playback
+        return None if self.resume is None else self.resume.replayed
 
     def is_undone(self, number: int) -> bool:
         """Tell whether its update of that number counts no more, since it has gone back."""
-        return self._undone is not None and self._undone(number)
+        resume = self.resume
+        return resume is not None and resume.is_undone is not None and resume.is_undone(number)
 
     def visit(self, step: str) -> int:
         """Return which visit of ``step`` this is: how often the run has completed it before."""
-        return 0 if self._visits is None else self._visits.get(step, 0)
+        return 0 if self.steps is None else self.steps.visits.get(step, 0)
 
     async def recall(self, store: Store | None = None) -> None:
         """Go to where the history of a child leads.
@@ -73,8 +79,8 @@ class Resumer(Committer):
         """
         setting = self.setting
         if setting.schema is not None:
-            self._fill_model(setting.schema)
-        played = play(self.first, ())
+            self.fill_model(setting.schema)
+        played = play(self.initial, ())
 
         def take(entries: Sequence[Entry]) -> None:
             for entry in entries:
@@ -82,9 +88,10 @@ class Resumer(Committer):
 
         kept_in = setting.store if store is None else store
         await read_history(setting.execution, kept_in, self.path, take)
-        is_done = self.record is not None and self.record.status == "succeeded"
+        resume = self.resume_state()
+        is_done = resume.record is not None and resume.record.status == "succeeded"
         if not is_done and self._other_way(played) is not None:
-            self.record = None
+            resume.record = None
             await self.be_forgotten()
         else:
             self.go_on_from(played)
@@ -97,11 +104,11 @@ class Resumer(Committer):
         self.disposition = DONE
         self.status, self.value, self.elapsed = "succeeded", end.value, end.elapsed
         if isinstance(end, Done):
-            self._head = (0, held(end.state))
-            self._last = NO_CHANGE
+            self.head = (0, held(end.state))
+            self.pending = NO_CHANGE
         else:
-            self.record = end
-        trials = self._remember()
+            self.resume_state().record = end
+        trials = self.retry_state()
         trials.further = max(0, end.attempts - 1)
         trials.abandoned = end.abandoned
 
@@ -115,7 +122,7 @@ class Resumer(Committer):
         """
         setting = self.setting
         await self.recall(setting.keeper if isinstance(setting.store, NullStore) else None)
-        self._last = NO_CHANGE
+        self.pending = NO_CHANGE
 
     def reopen(self) -> None:
         """Go on living, though its end was saved and published: its parent is tried again.
@@ -133,43 +140,44 @@ class Resumer(Committer):
         if self.disposition is not NEVER_STARTED:
             self.begin_attempt()
         self.disposition = LIVE
-        if self._trials is not None and self._trials.lacks_value:
-            self._last = NO_CHANGE
-        self._step = None
+        if self.retries is not None and self.retries.lacks_value:
+            self.pending = NO_CHANGE
+        self.step = None
         self.began = False
         self.status = None
         self.error = None
         self.value = None
         self.begin_asking()
         self.reason = ""
-        self._started_at = self.setting.services.clock()
+        self.started_at = self.setting.services.clock()
 
     def _stay_done(self) -> None:
         """Be Done from now on: its end is saved and published, its last update with it."""
         update = self.last_update
-        number = self._head[0] if update is None else update.number
-        self._head = number, self.final_data()
-        self._last = NO_CHANGE
-        self._step = None
+        number = self.head[0] if update is None else update.number
+        self.head = number, self.final_data()
+        self.pending = NO_CHANGE
+        self.step = None
         self.began = False
         self.packed = None  # it has the last update in it
         self.disposition = DONE
 
     def go_on_from(self, played: Playback) -> None:
         """Stand where a history has led to."""
-        self._playback = played
-        self._undone = played.is_undone if played.undone else None
-        self._head = (played.number, played.data)
-        self._visits = dict(played.began.visits)
+        resume = self.resume_state()
+        resume.replayed = played
+        resume.is_undone = played.is_undone if played.undone else None
+        self.head = (played.number, played.data)
+        self.step_counts().visits = dict(played.began.visits)
         if played.asked:
-            self._remember().waits = Waits(dict(played.asked))
+            self.questions = PendingQuestions(dict(played.asked))
 
-    async def _rewind(self, rewound: Rewound, back: Change) -> None:
+    async def rewind(self, rewound: Rewound, back: Change) -> None:
         """Go back into a step that was completed; ``back`` brings the state back as it was."""
-        update = Update(self._head[0] + 1, rewound.step, back.operations)
-        await self.commit((update,), back.applied_to(self._head[1]), rewound=rewound)
+        update = Update(self.head[0] + 1, rewound.step, back.operations)
+        await self.commit((update,), back.applied_to(self.head[1]), rewound=rewound)
 
-    def _following(self, played: Playback) -> Act | None:
+    def following(self, played: Playback) -> Act | None:
         """Return the act that comes next in a history, None at the end.
 
         It is chosen by the state as it was then: the step under way may have changed it since.
@@ -178,7 +186,7 @@ class Resumer(Committer):
             RunConflict: The graph does not have the step that was completed last, or the one under
                 way is not what comes next in it.
         """
-        record = self.record
+        record = None if self.resume is None else self.resume.record
         if record is not None and record.status == "succeeded":
             return None
         if self.setting.parent is None:  # see recall
@@ -235,12 +243,12 @@ class Resumer(Committer):
         assert act is not None, "else its way would be another one"
         return act_after(setting.graph, act, played.began.data)
 
-    def _fill_model(self, schema: Schema[Any]) -> None:
+    def fill_model(self, schema: Schema[Any]) -> None:
         """Make the first state of a child that has a model; a root run's was made before."""
         if self.setting.parent is not None:
-            data = {name: value for name, value in self._head[1].items() if name in schema.fields}
-            self.first = schema.initial(data, f"the first state of {self.setting.act!r}")
-            self._head = (0, self.first)
+            data = {name: value for name, value in self.head[1].items() if name in schema.fields}
+            self.initial = schema.initial(data, f"the first state of {self.setting.act!r}")
+            self.head = (0, self.initial)
 
 
 def unknown_step(step: str, graph: Graph) -> str:

@@ -13,18 +13,21 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from typing import final
 
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._cancel import ki_protected
+from ._cancel import as_failure, drive, ki_protected
 from ._errors import BadUse
 from ._execution import Execution
 from ._graph import Graph
-from ._halting import Answers, resolved
+from ._halting import Answers, has_halted, resolved
 from ._history import Playback, Rewound, play
 from ._hooks import Hook
 from ._host import Hosted
@@ -39,6 +42,9 @@ from ._state import Change, Drop, Set
 from ._store import ChildRecord, NullStore
 from ._suspects import Suspects
 from ._takeup import refuse_left_steps, refuse_retry
+from ._walk import complete_step, walk
+
+logger = logging.getLogger("shoal")
 
 
 @final
@@ -147,7 +153,7 @@ class Root:
                 self.run = await self._begin()
                 self.begun.set()
             if self.run.status is None:
-                await self.run.live()
+                await _live(self.run)
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
             self.error = error
         finally:
@@ -211,7 +217,7 @@ class Root:
         )
         has_failed = record.status == "failed"
         answered = resolved(self._answers, asked, played.answers, run_id, has_failed=has_failed)
-        run.has_stood_here = record.status == "halted"
+        run.resume_state().has_halted_here = record.status == "halted"
         if self._retries_failed:
             now = played.data
             rewound = self._failed_step(run.setting.graph, played, children)
@@ -220,7 +226,7 @@ class Root:
             act = run.setting.graph.find(rewound.step)
             if isinstance(act, Parallel):
                 refuse_retry(self.path, act._join(), played)
-            run.rewound = rewound, _back(now, played.restored)
+            run.resume_state().rewind = rewound, _back(now, played.restored)
         execution.forks_at = played.began.number
         run.go_on_from(played)
         await recall_ledgers(run, done, children)
@@ -270,3 +276,82 @@ def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
     dropped = tuple(field for field in now if field not in then)
     sets = tuple(Set(field, value) for field, value in values.items())
     return Change((*sets, *map(Drop, dropped)), values, dropped)
+
+
+@ki_protected
+async def _live(run: Run) -> None:
+    """Live the whole life of a root run; how it ended is in ``status`` and ``error``.
+
+    Raises:
+        BaseException: A cancellation of the scope around it, or a KeyboardInterrupt or
+            SystemExit from inside; the end is saved and published before it travels on.
+    """
+    is_saved = False
+
+    async def to_end() -> None:
+        nonlocal is_saved
+        is_saved = await _walk_to_end(run)
+
+    try:
+        await drive(copy_context(), to_end(), _nothing)
+    except BaseException as error:
+        if has_halted(run, error):
+            run.halt()
+            await _finish(run)
+            return
+        failure = as_failure(error)
+        if failure is None:
+            run.cancel(run.reason or type(error).__name__)
+            await _finish(run)
+            raise
+        run.fail(failure)
+        del failure  # no cycle from the exception through its traceback to this frame
+    await _finish(run, is_saved=is_saved)
+
+
+async def _walk_to_end(run: Run) -> bool:
+    """Return whether it is saved already that it succeeded.
+
+    It is saved with the last step, unless somebody hears of that step first, and may object, or
+    be cancelled meanwhile.
+    """
+    await walk(run)
+    change, run.pending = run.pending, None
+    assert change is not None, "the walk leaves the last change, even if it is none"
+    if run.step is not None:  # else an earlier execution has completed all of them
+        is_saved = not run.setting.hooks.listening
+        await complete_step(run, change, ended="succeeded" if is_saved else None)
+    else:
+        is_saved = False
+    run.succeed()
+    return is_saved
+
+
+async def _finish(run: Run, *, is_saved: bool = False) -> None:
+    """Save and publish how the run ended; a failure to do so is the run's, if it has no other.
+
+    Nothing in here can be cancelled, so no end is ever lost.
+    """
+    save = partial(_save_end, run)
+    for end in (run.tell_ended,) if is_saved else (save, run.tell_ended):
+        try:
+            await end()
+        except Exception as error:
+            if run.status not in ("succeeded", "halted"):
+                logger.exception("at the end of run %s, which %s", run.path.id, run.status)
+            else:
+                run.fail(error, "succeeded", "halted")
+
+
+async def _save_end(run: Run) -> None:
+    execution = run.setting.execution
+    if execution.is_interrupted and run.status not in ("succeeded", "halted"):
+        return  # for whoever resumes it this is no end
+    if run.status == "succeeded" or not execution.unsaved:
+        if execution.is_resumed and run.status in ("failed", "cancelled"):
+            await run.end_below()
+        await run.commit((), run.data, ended=run.status)
+
+
+def _nothing() -> None:
+    """Stand in for a callback that nobody needs."""

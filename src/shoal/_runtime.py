@@ -53,6 +53,7 @@ from ._root import Root
 from ._roots import Roots
 from ._shielded import lived_within
 from ._state import S
+from ._step import call_action
 from ._store import NullStore, Store, check_store
 from ._suspects import MAX_CRASHES
 from ._threads import Threads
@@ -238,6 +239,7 @@ class Runtime:
             results=Results(backend.clock, SIZE),
             admission=self._admission,
             host=self._host,
+            call=call_action,
             enter=enter,
             context=Context,
         )

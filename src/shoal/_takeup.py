@@ -532,7 +532,7 @@ def _unrecorded(source: Elements, recorded: Recorded, decision: Decision, room: 
             if child is None:
                 break
             if child != "dropped":
-                child.is_afresh = False
+                child.resume_state().is_afresh = False
                 child.never_start(decision.reason, decision.winner)
                 lost.append(child)
     except Exception:  # it is decided, and needs no source: what that raises must not undo it

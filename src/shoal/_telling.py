@@ -58,7 +58,7 @@ class Teller(ABC):
     error: BaseException | None
     reason: str
     disposition: Any
-    _step: str | None
+    step: str | None
 
     @property
     @abstractmethod
@@ -97,7 +97,7 @@ class Teller(ABC):
 
     @property
     @abstractmethod
-    def questions(self) -> tuple[Question, ...]:
+    def open_questions(self) -> tuple[Question, ...]:
         """What it and its descendants wait for."""
 
     @abstractmethod
@@ -138,10 +138,10 @@ class Teller(ABC):
     async def tell_child_started(self, child: Teller) -> None:
         """Publish that a fan-out of this run started ``child``."""
         hooks = self.setting.hooks
-        assert self._step is not None
+        assert self.step is not None
         event = ChildStarted(
             path=self.path,
-            step=self._step,
+            step=self.step,
             child=child.path,
             position=child.position,
             element=child.element,
@@ -169,7 +169,7 @@ class Teller(ABC):
         limit, key = seat.awaited
         event = Waiting(
             path=self.path,
-            step=self._step or "",
+            step=self.step or "",
             limit=limit,
             key=key,
             since=self.setting.services.clock(),
@@ -184,7 +184,7 @@ class Teller(ABC):
                 self.hide_secrets(error)
             event = AttemptEnded(
                 path=self.path,
-                step=self._step or "",
+                step=self.step or "",
                 attempt=self.attempt,
                 error=error,
                 next_in=next_in,
@@ -195,7 +195,7 @@ class Teller(ABC):
         self, place: str, seconds: float, *, abandoned: bool = False
     ) -> None:
         """Warn that its action still runs so long after it was cancelled; tell hooks where."""
-        path, step, hooks = self.path, self._step or "", self.setting.hooks
+        path, step, hooks = self.path, self.step or "", self.setting.hooks
         if abandoned:
             self.leave_behind()
         key = "" if path.parent is None else f" (key {brief(path.key)} of {path.step!r})"
@@ -217,15 +217,15 @@ class Teller(ABC):
         if child.status == "halted":
             listeners = telling.hooks.child_halted
             if listeners:
-                halted = ChildHalted(path=self.path, step=self._step or "", halted=child.halted)
+                halted = ChildHalted(path=self.path, step=self.step or "", halted=child.halted)
                 await telling.tell(listeners, halted)
             return
         if listeners:
-            event = ChildEnded(path=self.path, step=self._step or "", outcome=child.outcome)
+            event = ChildEnded(path=self.path, step=self.step or "", outcome=child.outcome)
             await telling.tell(listeners, event)
 
-    async def _tell_step_ended(self, status: Status) -> None:
-        step, self._step = self._step, None
+    async def tell_step_ended(self, status: Status) -> None:
+        step, self.step = self.step, None
         listeners = self.setting.hooks.step_ended
         if listeners and step is not None:
             event = StepEnded(
@@ -243,14 +243,14 @@ class Teller(ABC):
         update = self.last_update
         if update is not None and hooks.state_updated:
             await telling.tell(hooks.state_updated, StateUpdated(path=path, update=update))
-        if self._step is not None and hooks.step_ended:
+        if self.step is not None and hooks.step_ended:
             step_ended = StepEnded(
-                path=path, step=self._step, status=status, error=error, cached=self.is_cached
+                path=path, step=self.step, status=status, error=error, cached=self.is_cached
             )
             await telling.tell(hooks.step_ended, step_ended)
         if hooks.run_ended:
             reason = self.reason if status == "cancelled" else ""
-            questions = self.questions if status == "halted" else ()
+            questions = self.open_questions if status == "halted" else ()
             ended = RunEnded(
                 path=path, status=status, error=error, reason=reason, questions=questions
             )

@@ -69,10 +69,10 @@ def leads_to(leads: Leads) -> Callable[[F], F]:
     return mark
 
 
-def is_life(method: F) -> F:
-    """Mark the method of a run in which all happens that the run does."""
-    _lives.append(method)
-    return method
+def is_life(function: F) -> F:
+    """Mark the function of a ``run`` in which all happens that the run does."""
+    _lives.append(function)
+    return function
 
 
 def is_aware(function: F) -> F:
@@ -85,7 +85,7 @@ def standing(part: Part) -> Iterator[tuple[Straggler | None, str]]:
     """Find where a suspended coroutine stands, and what it waits for in other tasks."""
     # Looked up each time: on trio, functions get other code when a runtime is opened.
     codes: dict[CodeType, Leads] = {marked.__code__: leads for marked, leads in _leads.items()}
-    lives = {method.__code__ for method in _lives}
+    lives = {function.__code__ for function in _lives}
     aware = {function.__code__ for function in _aware}
     ways = [part]
     while ways:
@@ -94,7 +94,7 @@ def standing(part: Part) -> Iterator[tuple[Straggler | None, str]]:
         users: FrameType | None = None
         while (frame := _frame(current)) is not None and frame.f_code not in aware:
             if frame.f_code in lives:
-                run, users = frame.f_locals["self"], None
+                run, users = frame.f_locals["run"], None
             if frame.f_code is drive.__code__:
                 current = frame.f_locals["coroutine"]
                 continue
