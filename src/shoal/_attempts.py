@@ -20,7 +20,14 @@ from weakref import WeakKeyDictionary
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._cancel import as_failure, cancelled, is_cancellation, ki_protected, ki_unprotected
+from ._cancel import (
+    absorb_stray_cancel,
+    as_failure,
+    cancelled,
+    is_cancellation,
+    ki_protected,
+    ki_unprotected,
+)
 from ._errors import Poisoned, StepTimeout, note
 from ._retry import Account, Retry, RetryBudget
 from ._run import Run
@@ -231,7 +238,7 @@ async def try_again(
             await run.tell_attempt_ended(failure, pause)
         finally:
             failure = None  # no cycle from the exception through its traceback to this frame
-        await run.settle()
+        await absorb_stray_cancel(run.setting.services.native_cancels)
         await run.wait(pause)
 
 

@@ -44,6 +44,7 @@ from ._policy import Each, Inherit
 from ._ports import Hosted, Seat
 from ._rate import Limits
 from ._recorded import recorded_children
+from ._resuming import load_end
 from ._run import Run
 from ._secret import without_secrets
 from ._setting import Setting
@@ -323,7 +324,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             elif child.disposition is RESTING:
                 child.give_up(reason)
             elif child.lacks_history and not self._left:  # else nobody looks at its outcome
-                await child.recall_end()
+                await load_end(child)
             if not child.disposition.is_saved:
                 ended.append(child)
         try:

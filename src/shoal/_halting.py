@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._cancel import cancelled, is_cancellation, is_fatal, ki_protected
+from ._cancel import absorb_stray_cancel, cancelled, is_cancellation, is_fatal, ki_protected
 from ._digest import digest, place_of_no_data
 from ._errors import BadUse, Halting, NotData, UnknownQuestion, brief, did_you_mean
 from ._events import Question
@@ -204,8 +204,9 @@ class Asking(Waiting, Protocol):
         """Hear that an attempt begins."""
         ...
 
-    async def settle(self) -> None:
-        """Drop native cancellation that user code has left on this task."""
+    @property
+    def setting(self) -> Setting:
+        """What it has in common with others."""
         ...
 
 
@@ -226,7 +227,7 @@ async def or_halt(run: Asking, attempt: Callable[[], Awaitable[T]]) -> T:
     else:
         if not run.is_halting:
             return result
-    await run.settle()
+    await absorb_stray_cancel(run.setting.services.native_cancels)
     msg = "the attempt has asked, and was not answered yet"
     raise Halting(msg)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from contextvars import copy_context
 
-from ._cancel import as_failure, drive, ki_protected
+from ._cancel import absorb_stray_cancel, as_failure, drive, ki_protected
 from ._child import check_depth, child_setting, narrowed
 from ._errors import HookFailed, brief, note
 from ._events import Update
@@ -20,6 +20,7 @@ from ._graph import Graph
 from ._halting import has_halted
 from ._ledgers import recall_ledgers
 from ._recorded import recorded_children
+from ._resuming import load_end, load_history
 from ._run import Run
 from ._state import NO_CHANGE, Change, Drop, Set
 from ._walk import complete_last, walk
@@ -62,10 +63,10 @@ async def enter(graph: Graph, run: Run) -> Change:
         elif record is not None:
             if fate == "is done":
                 child.take_over(record)
-                await child.recall_end()
+                await load_end(child)
             else:
                 child.resume_state().record = record
-                await child.recall()
+                await load_history(child)
             if child.playback is not None:  # else its graph has changed, and it begins anew
                 await recall_ledgers(child)
         if fate == "is kept":
@@ -75,7 +76,7 @@ async def enter(graph: Graph, run: Run) -> Change:
         await _live(graph, run, child)
     else:
         _take_ledgers(run, child)
-    await run.settle()
+    await absorb_stray_cancel(run.setting.services.native_cancels)
     try:
         change = _change(graph, child)
         if run.setting.schema is not None:
@@ -114,12 +115,14 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
         failure = None if halts else as_failure(error)
         if halts:
             child.halt()
-            await run.settle()
+            await absorb_stray_cancel(run.setting.services.native_cancels)
         elif failure is None:
             child.cancel(run.reason or "its parent was cancelled")
         else:
             child.fail(failure)
-            await run.settle()  # what the child left on the task must not tear the save
+            await absorb_stray_cancel(
+                run.setting.services.native_cancels
+            )  # what the child left on the task must not tear the save
         await _record(run, child, error)
         child.let_go()
         run.keep(graph.name, child)

@@ -40,6 +40,7 @@ from ._events import ChildName
 from ._halting import has_halted
 from ._lobby import Lobby
 from ._ports import Waiter
+from ._resuming import load_end
 from ._run import Run
 from ._stopping import Stopper
 from ._walk import complete_last, live_child, walk
@@ -257,7 +258,7 @@ class Crew(Stopper, ABC):
                 await checkpoint_if_cancelled()  # while hooks, or by them: its work never begins
             each = child.setting.each
             if not is_live:
-                living = child.recall_end()
+                living = load_end(child)
             elif each is None:
                 living = walk(child)
             else:

@@ -36,6 +36,7 @@ from ._ledgers import recall_ledgers
 from ._parallel import Parallel
 from ._parts import read_children
 from ._recorded import recorded_asked, recorded_history
+from ._resuming import refuse_other_way, stand_at
 from ._run import Run
 from ._start import First, Start, refuse_conflict, refuse_missing
 from ._state import Change, Drop, Set
@@ -190,7 +191,7 @@ class Root:
             resolved(self._answers, (), {}, run_id)  # refuses any
             run, begun = self._make_run(wanted.fields), wanted.beginning
             if begun.forked_from is not None:
-                run.go_on_from(play(run.data, (), after=begun.after, visits=begun.visits))
+                stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
                 await recall_ledgers(run, {}, ())
             await run.commit((), run.data, begun=begun)
             return run
@@ -222,13 +223,13 @@ class Root:
             now = played.data
             rewound = self._failed_step(run.setting.graph, played, children)
             played.add(rewound)
-            run.refuse_other_way(played)
+            refuse_other_way(run, played)
             act = run.setting.graph.find(rewound.step)
             if isinstance(act, Parallel):
                 refuse_retry(self.path, act._join(), played)
             run.resume_state().rewind = rewound, _back(now, played.restored)
         execution.forks_at = played.began.number
-        run.go_on_from(played)
+        stand_at(run, played)
         await recall_ledgers(run, done, children)
         if is_over:
             run.status = "succeeded"

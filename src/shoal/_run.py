@@ -16,21 +16,21 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, final
 
 from ._action import Act, FunctionAction
-from ._cancel import absorb_native_cancel, cancelled
-from ._ending import LIVE, NEVER_STARTED, Disposition
-from ._events import ChildName, Outcome, Status, Update
+from ._committing import Committer
+from ._ending import DONE, LIVE, NEVER_STARTED, SKIPPED, Disposition
+from ._events import ChildName, Done, Outcome, Status, Update
+from ._history import Playback
 from ._holding import Holder
 from ._ids import Key, RunPath
 from ._ports import Seat, Stake
-from ._recalling import Recaller
-from ._resuming import Resumer
 from ._setting import Setting
-from ._state import Change, State, make_state, typed
+from ._state import NO_CHANGE, Change, State, held, make_state, typed
+from ._store import ChildRecord
 from ._trials import PendingQuestions, ResumeState, RetryState, StepCounts
 
 
 @final
-class Run(Recaller, Resumer, Holder):
+class Run(Committer, Holder):
     """One life of an application or a child: a state, and where in the graph it is.
 
     Made cheap, since a fan-out makes one per element: whatever can be derived is derived on demand.
@@ -169,6 +169,20 @@ class Run(Recaller, Resumer, Holder):
         return self._digest
 
     @property
+    def playback(self) -> Playback | None:
+        """What an earlier execution has done of the step under way; None if nothing."""
+        return None if self.resume is None else self.resume.replayed
+
+    def is_undone(self, number: int) -> bool:
+        """Tell whether its update of that number counts no more, since it has gone back."""
+        resume = self.resume
+        return resume is not None and resume.is_undone is not None and resume.is_undone(number)
+
+    def visit(self, step: str) -> int:
+        """Return which visit of ``step`` this is: how often the run has completed it before."""
+        return 0 if self.steps is None else self.steps.visits.get(step, 0)
+
+    @property
     def begins_anew(self) -> bool:
         """Whether it begins at its entry, as far as it is known before it lives."""
         resume = self.resume
@@ -264,9 +278,9 @@ class Run(Recaller, Resumer, Holder):
         return 1 if self.retries is None else self.retries.attempt
 
     @property
-    def is_doomed(self) -> bool:
-        """Whether the whole execution is about to end."""
-        return self.setting.execution.is_doomed
+    def is_cached(self) -> bool:
+        """Whether its current step is not executed, for its result was stored before."""
+        return self.retries is not None and self.retries.is_cached
 
     def begin_attempt(self) -> None:
         """Hear that its current step is tried once more."""
@@ -294,11 +308,6 @@ class Run(Recaller, Resumer, Holder):
         """Return what a step is to go on with; None: it begins."""
         return None if self.retries is None else self.retries.kept.pop(step, None)
 
-    async def settle(self) -> None:
-        """Drop native cancellation that user code has left on this task, before a commit."""
-        if self.setting.services.native_cancels()() and not cancelled():
-            await absorb_native_cancel()
-
     # -- ending ---------------------------------------------------------------------------------
 
     def succeed(self) -> None:
@@ -320,3 +329,57 @@ class Run(Recaller, Resumer, Holder):
         if self.retries is not None:
             self.retries.clear_crashes()
         self._end("succeeded")
+
+    def take_over(self, end: ChildRecord | Done) -> None:
+        """Note that it is Done, as ``end`` says, and that nobody has applied it.
+
+        What it has written is in the outcome, or read by ``load_end`` where it is a record.
+        """
+        self.disposition = DONE
+        self.status, self.value, self.elapsed = "succeeded", end.value, end.elapsed
+        if isinstance(end, Done):
+            self.head = (0, held(end.state))
+            self.pending = NO_CHANGE
+        else:
+            self.resume_state().record = end
+        retries = self.retry_state()
+        retries.further = max(0, end.attempts - 1)
+        retries.abandoned = end.abandoned
+
+    def reopen(self) -> None:
+        """Go on living, though its end was saved and published: its parent is tried again.
+
+        What is Done stays so, and what is skipped: all that lacks is its parent's update.
+        """
+        self.seat = self.stake = None  # those were of the group before, which has given them back
+        self.used = True
+        self._outcome = None
+        if self.disposition.is_saved or self.disposition is SKIPPED:
+            return
+        if self.status == "succeeded":
+            self._stay_done()
+            return
+        if self.disposition is not NEVER_STARTED:
+            self.begin_attempt()
+        self.disposition = LIVE
+        if self.retries is not None and self.retries.lacks_value:
+            self.pending = NO_CHANGE
+        self.step = None
+        self.began = False
+        self.status = None
+        self.error = None
+        self.value = None
+        self.begin_asking()
+        self.reason = ""
+        self.started_at = self.setting.services.clock()
+
+    def _stay_done(self) -> None:
+        """Be Done from now on: its end is saved and published, its last update with it."""
+        update = self.last_update
+        number = self.head[0] if update is None else update.number
+        self.head = number, self.final_data()
+        self.pending = NO_CHANGE
+        self.step = None
+        self.began = False
+        self.packed = None  # it has the last update in it
+        self.disposition = DONE

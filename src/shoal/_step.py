@@ -19,7 +19,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import FunctionAction, Result
 from ._attempts import try_step, within
-from ._cancel import as_failure, cancelled, ki_protected, ki_unprotected
+from ._cancel import absorb_stray_cancel, as_failure, cancelled, ki_protected, ki_unprotected
 from ._errors import (
     BadResult,
     Halting,
@@ -33,6 +33,7 @@ from ._errors import (
 from ._halting import or_halt
 from ._items import Items, stream
 from ._ports import Seat, Thread
+from ._recalling import lookup, store_result
 from ._results import result_key
 from ._run import Run
 from ._secret import Secret
@@ -65,7 +66,7 @@ async def _look_up_or_execute(run: Run, action: FunctionAction[..., object]) -> 
     """Take what is stored of ``action``; else execute it, which has it stored."""
     retries = run.retry_state()
     retries.result_key, retries.is_cached = result_key(action, run.head[1]), False
-    change = await run.recall_result(action)
+    change = await lookup(run, action)
     return await _execute(run, action) if change is None else change
 
 
@@ -144,7 +145,7 @@ async def _call_seated(
     while True:
         if later is not None:
             asked += 1
-            await run.settle()
+            await absorb_stray_cancel(run.setting.services.native_cancels)
             await run.wait_for_later(later.after, is_paused=paused.pop())
             later = None
         seat = run.take_seat(action)
@@ -181,7 +182,7 @@ async def _attempt(
             await seat.wait()
             await checkpoint_if_cancelled()  # in the tick of the grant, or while hooks were told
             if action.cache is not None:  # somebody may have come to it meanwhile
-                recalled = await run.recall_result(action)
+                recalled = await lookup(run, action)
                 if recalled is not None:
                     return recalled
         begun = True
@@ -201,7 +202,7 @@ async def _attempt(
         if action.takes_context:
             return await or_halt(run, timed)
         if action.cache is not None:  # while it has its seat: whoever has it next looks again
-            return await run.remember_result(action, await timed(), action.cache)
+            return await store_result(run, action, await timed(), action.cache)
         return await timed()
     except BaseException as error:
         failure = error

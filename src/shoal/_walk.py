@@ -17,11 +17,11 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._action import Act, FunctionAction
 from ._attempts import Tries, try_again, within
-from ._cancel import ki_protected
+from ._cancel import absorb_stray_cancel, ki_protected
 from ._errors import Halting, NotData, SecretLeaked, TooManySteps, UpdateTooLarge, brief
 from ._events import RunStarted, StepStarted, Update
 from ._policy import Each
-from ._resuming import act_after
+from ._resuming import act_after, fill_model, load_history, next_act, rewind
 from ._run import Run
 from ._setting import Halts, Setting
 from ._state import NO_CHANGE, Change
@@ -119,10 +119,10 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
     begins = run.pending is None and (retries is None or retries.at is None)
     if begins:
         if resume is not None and record is not None and replayed is None:
-            await run.recall()
+            await load_history(run)
             record, replayed = resume.record, resume.replayed
         if replayed is not None:
-            act = run.following(replayed)
+            act = next_act(run, replayed)
             steps = sum(replayed.began.visits.values())
     if not run.began:
         run.began = True
@@ -136,9 +136,9 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
     if not begins:
         act = _stands_at(run)
     elif setting.schema is not None and replayed is None:
-        run.fill_model(setting.schema)
+        fill_model(run, setting.schema)
     if resume is not None and resume.rewind is not None:
-        await run.rewind(*resume.rewind)
+        await rewind(run, *resume.rewind)
         resume.rewind = None
     has_halted_here = resume is not None and resume.has_halted_here
     halts = setting.halts
@@ -257,7 +257,7 @@ async def complete_step(
         change: What the step did.
         ended: How the run ends with it, if it does.
     """
-    await run.settle()
+    await absorb_stray_cancel(run.setting.services.native_cancels)
     step = run.step
     assert step is not None
     updates: tuple[Update, ...] = ()
