@@ -35,7 +35,7 @@ from shoal import (
     StepEnded,
     StepStarted,
     Update,
-    _ending,
+    _run,
     _telling,
     _walk,
     action,
@@ -314,7 +314,7 @@ async def test_events_cannot_be_changed():
 
 def _maker(kind: type) -> str:
     """Name the module that makes values of that kind."""
-    (home,) = (one for one in (_walk, _telling, _ending) if hasattr(one, kind.__name__))
+    (home,) = (one for one in (_walk, _telling, _run) if hasattr(one, kind.__name__))
     return home.__name__
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
+from ._committing import Write, commit, forget_history
 from ._contest import Contest
 from ._events import ChildName, Decision, Done, Failed, Outcome, Update
 from ._history import Playback, StepBegun
@@ -186,7 +187,7 @@ class Carrier(ABC):
         for record in await recorded.in_full(gone):
             child = source.remade(record)
             if child is not None:
-                await child.be_forgotten()
+                await forget_history(child)
 
     async def _set(self, values: Mapping[str, object]) -> None:
         """Give fields of the parent's state new values, by an update of their own."""
@@ -195,4 +196,4 @@ class Carrier(ABC):
             operations = tuple(Set(field, value) for field, value in values.items())
             update = Update(run.number + 1, self._name, operations)
             declares, self._declares = self._declares, None
-            await run.commit((update,), {**run.data, **values}, step_begun=declares)
+            await commit(run, Write((update,), {**run.data, **values}, step_begun=declares))

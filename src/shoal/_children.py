@@ -29,6 +29,7 @@ import anyio
 from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
 from ._child import check_depth, child_setting, children_of, circuits_of, narrowed, refuse_exposing
+from ._committing import Write, commit, commit_unapplied
 from ._ending import RESTING
 from ._entries import Kind
 from ._errors import BadUse, DefinitionError, HookFailed, brief, note
@@ -36,6 +37,7 @@ from ._events import Failed, Outcome
 from ._functions import require_plain
 from ._graph import as_graph
 from ._group import Group
+from ._halting import halt_for
 from ._hooks import Hook
 from ._ids import Key
 from ._join import only_write_reader
@@ -230,7 +232,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     def _halt(self) -> NoReturn:
         """Have the action halt, since nothing is left but children that wait for answers."""
         self._halts = True
-        self._run.halt_below(self.name, self._resting)
+        halt_for(self._run, self.name, self._resting)
 
     @ki_protected
     async def _live(self) -> None:
@@ -253,7 +255,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         try:
             ended = [child for child in batch if not child.disposition.is_saved]
             if ended:
-                await self._run.commit((), self._run.data, unapplied=ended)
+                await commit(self._run, Write(unapplied=ended))
         except HookFailed:
             self._deliver(batch)
             raise
@@ -295,7 +297,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         try:
             ended = [child for child in late if not child.disposition.is_saved]
             if ended:
-                await self._run.end_unapplied(ended)
+                await commit_unapplied(self._run, ended)
         finally:
             self._deliver(late)
             await self._end_left_over(group.reason)
@@ -329,7 +331,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 ended.append(child)
         try:
             if ended:
-                await self._run.end_unapplied(ended)
+                await commit_unapplied(self._run, ended)
         finally:
             self._deliver(left)
 

@@ -18,6 +18,7 @@ from ._checks import check_cascade
 from ._children import ChildGroup
 from ._errors import BadResult, BadUse, DefinitionError
 from ._events import SpanStarted
+from ._halting import ask
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._items import Items
@@ -288,7 +289,7 @@ class Context:
                 f"left behind asks {name!r}: await all that asks before the action returns"
             )
             raise BadUse(msg)
-        return await self._run.ask(self._action.name, name, question)
+        return await ask(self._run, self._action.name, name, question)
 
     def fan_out(
         self,

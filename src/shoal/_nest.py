@@ -14,10 +14,11 @@ from contextvars import copy_context
 
 from ._cancel import absorb_stray_cancel, as_failure, drive, ki_protected
 from ._child import check_depth, child_setting, narrowed
+from ._committing import Write, begin_anew, commit, commit_unapplied
 from ._errors import HookFailed, brief, note
 from ._events import Update
 from ._graph import Graph
-from ._halting import has_halted
+from ._halting import halt_for, has_halted
 from ._ledgers import recall_ledgers
 from ._recorded import recorded_children
 from ._resuming import load_end, load_history
@@ -57,9 +58,9 @@ async def enter(graph: Graph, run: Run) -> Change:
         if fate == "rests":
             assert record is not None, "it is what says so"
             child.rest(record)
-            run.halt_below(graph.name, (child,))
+            halt_for(run, graph.name, (child,))
         if fate == "runs anew":
-            await child.rerun(graph.name, run)
+            await begin_anew(child, run, graph.name)
         elif record is not None:
             if fate == "is done":
                 child.take_over(record)
@@ -88,7 +89,7 @@ async def enter(graph: Graph, run: Run) -> Change:
         raise
     try:
         update = Update(run.number + 1, graph.name, change.operations)
-        await run.commit((update,), change.applied_to(run.data), applied=(child,))
+        await commit(run, Write((update,), change.applied_to(run.data), applied=(child,)))
     except HookFailed:
         raise  # it is saved, and everybody was told
     except Exception as error:
@@ -136,7 +137,7 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
     finally:
         _take_ledgers(run, child)
     if child.is_halting:
-        run.halt_below(graph.name, (child,))
+        halt_for(run, graph.name, (child,))
 
 
 def _change(graph: Graph, child: Run) -> Change:
@@ -171,7 +172,7 @@ async def _record(run: Run, child: Run, error: BaseException) -> None:
     if child.disposition.is_saved:
         return
     try:
-        await run.end_unapplied((child,))
+        await commit_unapplied(run, (child,))
     except Exception as failure:
         logger.exception("while %r of run %s ended", child.setting.act, run.path.id)
         note(error, f"shoal: while the graph ended, {brief(failure)} was raised")

@@ -34,6 +34,7 @@ from ._cancel import (
     is_cancellation,
     ki_protected,
 )
+from ._committing import begin_anew
 from ._ending import DONE, LIVE
 from ._entries import Dropped, Source
 from ._events import ChildName
@@ -250,7 +251,7 @@ class Crew(Stopper, ABC):
             tells = is_live and bool(self._parent.setting.hooks.child_started)
             try:
                 if child.resume is not None and child.resume.is_afresh:
-                    await child.rerun(child.setting.step, self._parent)
+                    await begin_anew(child, self._parent, child.setting.step)
             finally:  # its end is told even where that could not be saved, and so is its start
                 if tells:
                     await self._parent.tell_child_started(child)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ._action import Act
 from ._cancel import ki_unprotected
+from ._committing import Write, commit, forget_history
 from ._errors import RunConflict, fork_advice
 from ._events import Update
 from ._graph import Graph
@@ -49,7 +50,7 @@ async def load_history(run: Run, store: Store | None = None) -> None:
     is_done = resume.record is not None and resume.record.status == "succeeded"
     if not is_done and _other_way(run, played) is not None:
         resume.record = None
-        await run.be_forgotten()
+        await forget_history(run)
     else:
         stand_at(run, played)
 
@@ -81,7 +82,7 @@ def stand_at(run: Run, played: Playback) -> None:
 async def rewind(run: Run, rewound: Rewound, back: Change) -> None:
     """Go back into a step that was completed; ``back`` brings the state back as it was."""
     update = Update(run.head[0] + 1, rewound.step, back.operations)
-    await run.commit((update,), back.applied_to(run.head[1]), rewound=rewound)
+    await commit(run, Write((update,), back.applied_to(run.head[1]), rewound=rewound))
 
 
 def next_act(run: Run, played: Playback) -> Act | None:

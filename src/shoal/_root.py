@@ -24,6 +24,7 @@ from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._cancel import as_failure, drive, ki_protected
+from ._committing import Write, commit, end_below
 from ._errors import BadUse
 from ._execution import Execution
 from ._graph import Graph
@@ -193,7 +194,7 @@ class Root:
             if begun.forked_from is not None:
                 stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
                 await recall_ledgers(run, {}, ())
-            await run.commit((), run.data, begun=begun)
+            await commit(run, Write(begun=begun))
             return run
         wanted, known = wanted.declaring(record.beginning.secret), record.beginning
         refuse_conflict(run_id, known, wanted)
@@ -234,7 +235,7 @@ class Root:
         if is_over:
             run.status = "succeeded"
         elif answered:
-            await run.commit((), run.data, questions=answered)
+            await commit(run, Write(questions=answered))
             execution.answers.update((one.id, one.value) for one in answered)
         return run
 
@@ -350,8 +351,8 @@ async def _save_end(run: Run) -> None:
         return  # for whoever resumes it this is no end
     if run.status == "succeeded" or not execution.unsaved:
         if execution.is_resumed and run.status in ("failed", "cancelled"):
-            await run.end_below()
-        await run.commit((), run.data, ended=run.status)
+            await end_below(run)
+        await commit(run, Write(ended=run.status))
 
 
 def _nothing() -> None:

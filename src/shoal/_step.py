@@ -20,6 +20,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ._action import FunctionAction, Result
 from ._attempts import try_step, within
 from ._cancel import absorb_stray_cancel, as_failure, cancelled, ki_protected, ki_unprotected
+from ._committing import SAVE, commit
 from ._errors import (
     BadResult,
     Halting,
@@ -30,7 +31,7 @@ from ._errors import (
     kind_of,
     note,
 )
-from ._halting import or_halt
+from ._halting import halting_attempt, is_blocked
 from ._items import Items, stream
 from ._ports import Seat, Thread
 from ._recalling import lookup, store_result
@@ -72,7 +73,7 @@ async def _look_up_or_execute(run: Run, action: FunctionAction[..., object]) -> 
 
 def _execute(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
     setting = run.setting
-    if action.takes_context and run.questions is not None and run.rests():
+    if action.takes_context and run.questions is not None and is_blocked(run):
         return _halt(run)
     if setting.execution.suspects is not None and setting.keeps:
         return _call_suspect(run, action, setting.execution.suspects)
@@ -100,7 +101,7 @@ async def _call_suspect(
     try:
         if not retries.is_suspect:
             retries.crashes, retries.is_suspect = retries.crashes + 1, True
-            await run.commit((), run.data)
+            await commit(run, SAVE)
         return await _call_tried(run, action)
     finally:
         suspects.leave(retries)
@@ -113,7 +114,7 @@ async def pass_blame(run: Run) -> None:
         return
     suspects.leave(retries)
     retries.clear_crashes(retries.crashes - 1)
-    await run.commit((), run.data)
+    await commit(run, SAVE)
 
 
 def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
@@ -200,7 +201,7 @@ async def _attempt(
             what = partial(_what, run, action.name)
             timed = partial(within, action.timeout, attempt, run, what=what)
         if action.takes_context:
-            return await or_halt(run, timed)
+            return await halting_attempt(run, timed)
         if action.cache is not None:  # while it has its seat: whoever has it next looks again
             return await store_result(run, action, await timed(), action.cache)
         return await timed()

@@ -17,6 +17,7 @@ from collections.abc import Set as AbstractSet
 from typing import Literal, cast
 
 from ._collections import StateMap
+from ._committing import record_ends
 from ._errors import BadUse, RunConflict, ShoalError, fork_advice
 from ._events import ChildName, Decision, Done, Outcome, Update
 from ._graph import Graph
@@ -507,7 +508,7 @@ async def end_losers(
             recorded.drop(name)
             lost.append(CutOff(decided(record, decision), run.path))
     if lost:
-        await run.note_ends(lost)
+        await record_ends(run, lost)
     return [one.outcome for one in lost]
 
 

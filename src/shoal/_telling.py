@@ -259,7 +259,7 @@ class Teller(ABC):
             self.began = False  # what becomes of it now, without being lived, is told by its parent
         telling.close()
 
-    async def _publish(
+    async def publish(
         self, updates: Sequence[Update], applied: Sequence[Teller], unapplied: Sequence[Teller]
     ) -> None:
         telling = _Telling(self.setting.hooks)

@@ -5,12 +5,13 @@ Imports acts, events and history.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast, final
 
 from ._action import Act
 from ._events import Question
 from ._history import Playback, QuestionAsked, Rewound
+from ._ids import RunPath
 from ._state import Change
 from ._store import ChildRecord
 
@@ -83,6 +84,16 @@ class PendingQuestions:
         self.is_halting: bool = False
         """Whether this attempt comes to nothing, since something has yet to be answered."""
 
+    def still_open(self, answers: Mapping[str, object]) -> list[QuestionAsked]:
+        """Return its own questions that ``answers`` has nothing for, by their ids."""
+        return [asked for asked in self.asked.values() if asked.id not in answers]
+
+    def in_order(self, path: RunPath, answers: Mapping[str, object]) -> tuple[Question, ...]:
+        """Return what is open: the own questions of the run at ``path``, then its children's."""
+        own = own_questions(path, self.still_open(answers))
+        below = [one for step in sorted(self.below) for one in self.below[step]]
+        return (*own, *below)
+
     def begin_attempt(self) -> None:
         """Drop what the attempt before has come to."""
         self.posed.clear()
@@ -124,3 +135,54 @@ class StepCounts:
         """How often each step was completed."""
         self.ledgers: dict[str, list[Any]] = {}
         """A ledger for each visit of a fan-out, by the step's name."""
+
+    def all_ledgers(self) -> Iterator[Any]:
+        """Go through the ledgers of all steps."""
+        for of_step in self.ledgers.values():
+            yield from of_step
+
+
+# -- as data -------------------------------------------------------------------------------------
+
+
+def plain(questions: Iterable[Question]) -> list[object]:
+    """Write questions as plain data that any store keeps; see ``recorded_questions``."""
+    return [
+        [_links(one.path), one.step, one.name, one.question, one.id]  # from below the root down
+        for one in questions
+    ]
+
+
+def recorded_questions(value: object, path: RunPath) -> tuple[Question, ...]:
+    """Read what a child waits for from its record.
+
+    Args:
+        value: As ``plain`` has written it.
+        path: The child's, or that of any other run of the same root.
+    """
+    found: list[Question] = []
+    for links, step, name, question, id_ in cast("Sequence[Any]", value or ()):
+        at = path.root
+        for of_step, visit, act, key in links:
+            at = RunPath(parent=at, step=of_step, visit=visit, act=act, key=key)
+        found.append(Question(path=at, step=step, name=name, question=question, id=id_))
+    return tuple(found)
+
+
+def _links(path: RunPath) -> list[list[object]]:
+    links: list[list[object]] = []
+    while path.parent is not None:
+        links.append([path.step, path.visit, path.act, path.key])
+        path = path.parent
+    return links[::-1]
+
+
+def _question(path: RunPath, asked: QuestionAsked) -> Question:
+    return Question(
+        path=path, step=asked.step, name=asked.name, question=asked.question, id=asked.id
+    )
+
+
+def own_questions(path: RunPath, asked: Iterable[QuestionAsked]) -> list[Question]:
+    """Return what a run has asked by itself."""
+    return [_question(path, one) for one in asked]

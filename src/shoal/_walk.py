@@ -18,6 +18,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from ._action import Act, FunctionAction
 from ._attempts import Tries, try_again, within
 from ._cancel import absorb_stray_cancel, ki_protected
+from ._committing import Write, commit
 from ._errors import Halting, NotData, SecretLeaked, TooManySteps, UpdateTooLarge, brief
 from ._events import RunStarted, StepStarted, Update
 from ._policy import Each
@@ -103,7 +104,7 @@ async def walk(run: Run) -> None:
     if run.pending is None:
         run.pending = NO_CHANGE  # all steps are completed
         if setting.ends_itself:
-            await run.commit((), run.data, ended="succeeded")
+            await commit(run, Write(ended="succeeded"))
 
 
 async def _begin(run: Run) -> tuple[Act | None, int]:
@@ -267,7 +268,7 @@ async def complete_step(
     if run.retries is not None:
         run.retries.clear_crashes()
     data = change.applied_to(run.head[1])
-    await run.commit(updates, data, step_completed=step, ended=ended)
+    await commit(run, Write(updates, data, step_completed=step, ended=ended))
     visits = run.step_counts().visits
     visits[step] = visits.get(step, 0) + 1
     if run.retries is not None:
