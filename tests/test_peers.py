@@ -142,7 +142,7 @@ async def test_two_branches_fail_and_no_error_is_lost():
     ]  # fmt: skip
 
 
-# Fails where Run.tell_ended says of the last step that it succeeded.
+# Fails where publish_run_ended says of the last step that it succeeded.
 async def test_a_cancelled_step_is_not_reported_as_completed():
     """Burr: saved as completed with the old state, so the resumed run skipped it."""
     hook = RecordingHook()
@@ -163,7 +163,7 @@ async def test_a_cancelled_step_is_not_reported_as_completed():
     assert hook.of(StateUpdated) == []
 
 
-# Fails where Run.tell_ended leaves out the error of StepEnded, or of RunEnded.
+# Fails where publish_run_ended leaves out the error of StepEnded, or of RunEnded.
 async def test_end_events_have_the_error():
     """Burr: `exception` was never assigned, so hooks were told None for every failing call."""
     hook = RecordingHook()

@@ -29,8 +29,10 @@ from ._cancel import (
     ki_unprotected,
 )
 from ._errors import Poisoned, StepTimeout, note
+from ._holding import wait_without_slot
 from ._retry import Account, Retry, RetryBudget
 from ._run import Run
+from ._telling import publish_attempt_ended
 from ._watch import Part, Watched
 
 T = TypeVar("T")
@@ -231,15 +233,15 @@ async def try_again(
             pause = None if failure is None else tries.pause(failure)
             if pause is None:
                 if failure is not None and failure is not tries.last and tells_last:
-                    await run.tell_attempt_ended(failure, None)
+                    await publish_attempt_ended(run, failure, None)
                 if failure is None or failure is raised:
                     raise
                 raise failure from failure.__cause__
-            await run.tell_attempt_ended(failure, pause)
+            await publish_attempt_ended(run, failure, pause)
         finally:
             failure = None  # no cycle from the exception through its traceback to this frame
         await absorb_stray_cancel(run.setting.services.native_cancels)
-        await run.wait(pause)
+        await wait_without_slot(run, pause)
 
 
 @ki_protected

@@ -23,7 +23,7 @@ from ._history import QuestionAnswered, QuestionAsked, Rewound, StepBegun
 from ._run import Run
 from ._state import NO_CHANGE, Change, Drop, Set
 from ._store import Batch, Beginning, NullStore, SavedRun
-from ._telling import is_listening
+from ._telling import is_listening, publish_child_rerun, publish_commit, refuse_secrets
 from ._unended import end_unended, may_have_children
 
 
@@ -82,8 +82,8 @@ async def commit(run: Run, write: Write) -> None:
     if setting.secrets.names:
         for update in updates:
             what = f"what step {update.step!r} of run {run.path.id} does to the state"
-            run.refuse_secrets((update.operations, update.discovered), what)
-        run.refuse_secrets(write.questions, f"a question of run {run.path.id}, or an answer,")
+            refuse_secrets(run, (update.operations, update.discovered), what)
+        refuse_secrets(run, write.questions, f"a question of run {run.path.id}, or an answer,")
     gathered: list[Run] = []
     for child in unapplied:
         if child.resume is not None and child.resume.is_afresh:
@@ -118,7 +118,7 @@ async def commit(run: Run, write: Write) -> None:
         # Its steps were told when they were completed.
         child.head, child.pending = (1, child.final_data()), NO_CHANGE
     if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
-        await run.publish(updates, applied, unapplied)
+        await publish_commit(run, updates, applied, unapplied)
 
 
 @ki_protected
@@ -161,7 +161,7 @@ async def commit_unapplied(run: Run, children: Sequence[Run]) -> None:
 async def _revoke_ends(run: Run, children: Sequence[Run]) -> None:
     for child in children:
         child.lose()
-    await run.publish((), (), children)
+    await publish_commit(run, (), (), children)
 
 
 def _gather(child: Run) -> None:
@@ -179,7 +179,7 @@ def _gather(child: Run) -> None:
     child.head, child.pending = (0, initial), Change(operations, changed, dropped)
     try:
         if setting.secrets.names:
-            child.refuse_secrets(operations, "what a child has written")
+            refuse_secrets(child, operations, "what a child has written")
         child.packed = setting.keeper.pack(child)
     except (NotData, UpdateTooLarge, SecretLeaked):
         # Its earlier steps may write what no store takes. Its value was packed before.
@@ -223,4 +223,4 @@ async def begin_anew(child: Run, parent: Run, step: str) -> None:
         ShoalError: As ``commit``.
     """
     await forget_history(child)
-    await parent.tell_child_rerun(child, step)
+    await publish_child_rerun(parent, child, step)

@@ -27,6 +27,7 @@ from ._ports import Seat
 from ._rate import DEFAULT_LIMITS, Limits
 from ._run import Run
 from ._store import Store
+from ._telling import refuse_secrets
 
 
 @final
@@ -149,7 +150,7 @@ class Context:
         if not hooks.around_span:
             yield
             return
-        self._run.refuse_secrets(attributes, f"span {name!r} of action {self._action.name!r}")
+        refuse_secrets(self._run, attributes, f"span {name!r} of action {self._action.name!r}")
         event = SpanStarted(
             path=self._run.path, step=self._action.name, name=name, attributes=attributes
         )
@@ -157,7 +158,7 @@ class Context:
         try:
             yield
         except BaseException as error:
-            self._run.hide_secrets(error)
+            self._run.setting.secrets.hide(error)
             failure = entered.leave(error)
             if failure is not None and isinstance(error, Exception):
                 raise failure from error

@@ -25,6 +25,7 @@ from ._cancel import cancelled, ki_protected, ki_unprotected
 from ._closing import closed_after
 from ._errors import BadUse, IncompleteStream, RunCancelled, brief
 from ._run import Run
+from ._telling import is_item_heard, publish_item
 
 logger = logging.getLogger("shoal")
 
@@ -61,7 +62,7 @@ class Items:
 
     def hide_secrets(self, error: BaseException) -> None:
         """Mask what is secret in an error of the attempt that is about to be told."""
-        self._run.hide_secrets(error)
+        self._run.setting.secrets.hide(error)
 
     def give(self, item: object) -> Awaitable[None] | None:
         """Take the next item; return what tells it, if it has to be awaited.
@@ -69,7 +70,7 @@ class Items:
         Raises:
             BadUse: The attempt has ended.
         """
-        if self._run.hears_items:  # by now: who follows a run may have come meanwhile
+        if is_item_heard(self._run):  # by now: who follows a run may have come meanwhile
             return self._tell(item)
         self._next()
         return self._pause() if self.count % ITEMS == 0 else None
@@ -91,7 +92,7 @@ class Items:
         else:
             turn.acquire_nowait()
         try:
-            pending = self._run.emit(item, self.step, self.attempt, self._next())
+            pending = publish_item(self._run, item, self.step, self.attempt, self._next())
             if pending is not None:
                 await pending
             await self._pause()

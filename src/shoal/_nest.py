@@ -24,6 +24,7 @@ from ._recorded import recorded_children
 from ._resuming import load_end, load_history
 from ._run import Run
 from ._state import NO_CHANGE, Change, Drop, Set
+from ._telling import publish_child_started
 from ._walk import complete_last, walk
 
 logger = logging.getLogger("shoal")
@@ -104,7 +105,7 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
     """Have ``child``, which executes the graph, live to its end."""
     try:
         if run.setting.hooks.child_started:
-            await run.tell_child_started(child)
+            await publish_child_started(run, child)
         await drive(copy_context(), walk(child), _nothing)
         try:
             child.succeed()

@@ -44,6 +44,7 @@ from ._ports import Waiter
 from ._resuming import load_end
 from ._run import Run
 from ._stopping import Stopper
+from ._telling import publish_child_started
 from ._walk import complete_last, live_child, walk
 from ._watch import Part
 
@@ -254,7 +255,7 @@ class Crew(Stopper, ABC):
                     await begin_anew(child, self._parent, child.setting.step)
             finally:  # its end is told even where that could not be saved, and so is its start
                 if tells:
-                    await self._parent.tell_child_started(child)
+                    await publish_child_started(self._parent, child)
             if tells:
                 await checkpoint_if_cancelled()  # while hooks, or by them: its work never begins
             each = child.setting.each

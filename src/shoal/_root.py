@@ -44,6 +44,7 @@ from ._state import Change, Drop, Set
 from ._store import ChildRecord, NullStore
 from ._suspects import Suspects
 from ._takeup import refuse_left_steps, refuse_retry
+from ._telling import publish_run_ended
 from ._walk import complete_step, walk
 
 logger = logging.getLogger("shoal")
@@ -335,7 +336,8 @@ async def _finish(run: Run, *, is_saved: bool = False) -> None:
     Nothing in here can be cancelled, so no end is ever lost.
     """
     save = partial(_save_end, run)
-    for end in (run.tell_ended,) if is_saved else (save, run.tell_ended):
+    publish = partial(publish_run_ended, run)
+    for end in (publish,) if is_saved else (save, publish):
         try:
             await end()
         except Exception as error:

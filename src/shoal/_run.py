@@ -41,15 +41,14 @@ from ._events import (
     Status,
     Update,
 )
+from ._execution import Execution
 from ._history import Playback
-from ._holding import Holder
 from ._ids import Key, RunPath
 from ._ports import Seat, Stake
 from ._raised import context_of, set_context
 from ._setting import Setting
 from ._state import NO_CHANGE, Change, State, held, make_state, typed
 from ._store import ChildRecord
-from ._telling import Teller
 from ._trials import (
     PendingQuestions,
     ResumeState,
@@ -63,7 +62,7 @@ logger = logging.getLogger("shoal")
 
 
 @final
-class Run(Teller, Holder):
+class Run:
     """One life of an application or a child: a state, and where in the graph it is.
 
     Made cheap, since a fan-out makes one per element: whatever can be derived is derived on demand.
@@ -141,7 +140,7 @@ class Run(Teller, Holder):
         self._path = path
         self._outcome: Outcome | None = None
         if setting.secrets.names and setting.parent is not None:
-            self.refuse_secrets((key, element), f"an element of {setting.step!r}, or its key,")
+            setting.secrets.refuse((key, element), f"an element of {setting.step!r}, or its key,")
         # Of what it is given, before its model adds defaults; and before it runs, so that what is
         # no data is refused first.
         self._digest: str | None = setting.digest(data, key) if setting.keeps else None
@@ -263,6 +262,37 @@ class Run(Teller, Holder):
         data = self.head[1]
         return data if self.pending is None else self.pending.applied_to(data)
 
+    # -- what it takes turns for, and holds -----------------------------------------------------
+
+    @property
+    def lodger(self) -> Run:
+        """The child of a fan-out that it is part of, or itself."""
+        return self.setting.host or self
+
+    @property
+    def above(self) -> Run | None:
+        """The child of a fan-out that started it, if it is a child of a child."""
+        entrance = self.setting.entrance
+        parent: Run | None = None if entrance is None else entrance.parent
+        return None if parent is None else parent.lodger
+
+    @property
+    def unit(self) -> Execution:
+        """What takes turns with others at limits."""
+        return self.setting.execution
+
+    def make_stake(self) -> Stake | None:
+        """Say what it holds in flight from now on, if it is a child of a fan-out."""
+        if self.stake is None and self.setting.entrance is not None:
+            self.stake = self.setting.entrance.stake(self)
+        return self.stake
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it has completed no step, nor has the child of a fan-out that it is part of."""
+        is_at_entry = self.pending is None and (self.steps is None or not self.steps.visits)
+        return is_at_entry and self.setting.begins_host
+
     # -- what most runs never need: made on first use -------------------------------------------
 
     def retry_state(self) -> RetryState:
@@ -300,10 +330,6 @@ class Run(Teller, Holder):
         return self.setting.services.enter(graph, self)
 
     # -- being tried again ----------------------------------------------------------------------
-
-    def leave_behind(self) -> None:
-        """Hear that a thread of its action is waited for no more."""
-        self.retry_state().abandoned = True
 
     @property
     def attempt(self) -> int:
@@ -376,7 +402,7 @@ class Run(Teller, Holder):
             self.value = setting.value_of(self)
         if setting.secrets.names and setting.parent is not None:
             written = () if self.pending is None else self.pending.operations
-            self.refuse_secrets((self.value, written), f"what {setting.act!r} has come to")
+            setting.secrets.refuse((self.value, written), f"what {setting.act!r} has come to")
         if setting.parent is not None:
             self.packed = setting.keeper.pack(self)
         if self.retries is not None:

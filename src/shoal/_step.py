@@ -32,6 +32,7 @@ from ._errors import (
     note,
 )
 from ._halting import halting_attempt, is_blocked
+from ._holding import pause_keys, take_permit, wait_for_later, wait_turn_without_slot
 from ._items import Items, stream
 from ._ports import Seat, Thread
 from ._recalling import lookup, store_result
@@ -40,6 +41,7 @@ from ._run import Run
 from ._secret import Secret
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 from ._suspects import Suspects
+from ._telling import publish_grace_exceeded, publish_waiting
 
 logger = logging.getLogger("shoal")
 
@@ -97,7 +99,7 @@ async def _call_suspect(
         if run.seat is not None:
             run.seat.cancel()
             run.seat = None
-        await run.wait_aside(turn)
+        await wait_turn_without_slot(run, turn)
     try:
         if not retries.is_suspect:
             retries.crashes, retries.is_suspect = retries.crashes + 1, True
@@ -142,14 +144,14 @@ async def _call_seated(
         later: What it has asked for already.
     """
     asked = 0
-    paused: list[bool] = [] if later is None else [run.pause(later.after, None)]
+    paused: list[bool] = [] if later is None else [pause_keys(run, later.after, None)]
     while True:
         if later is not None:
             asked += 1
             await absorb_stray_cancel(run.setting.services.native_cancels)
-            await run.wait_for_later(later.after, is_paused=paused.pop())
+            await wait_for_later(run, later.after, is_paused=paused.pop())
             later = None
-        seat = run.take_seat(action)
+        seat = take_permit(run, action)
         try:
             return await _attempt(run, action, seat, on_admitted, paused)
         except RetryLater as error:
@@ -179,7 +181,7 @@ async def _attempt(
     begun = False
     try:
         if seat is not None and not seat.granted:
-            await run.tell_waiting(seat)
+            await publish_waiting(run, seat)
             await seat.wait()
             await checkpoint_if_cancelled()  # in the tick of the grant, or while hooks were told
             if action.cache is not None:  # somebody may have come to it meanwhile
@@ -208,7 +210,7 @@ async def _attempt(
     except BaseException as error:
         failure = error
         if isinstance(error, RetryLater):
-            paused.append(run.pause(error.after, seat))
+            paused.append(pause_keys(run, error.after, seat))
         raise
     finally:
         try:
@@ -247,7 +249,7 @@ async def _leave_thread(run: Run, thread: Thread, seat: Seat) -> None:
     """Leave the seat as soon as the function has returned, and don't wait for that."""
     try:
         if thread.is_running:  # nobody waits for it any more
-            await run.tell_grace_exceeded(thread.place, thread.grace, abandoned=True)
+            await publish_grace_exceeded(run, thread.place, thread.grace, abandoned=True)
     finally:
         thread.leave(seat.leave)
 

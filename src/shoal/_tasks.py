@@ -446,7 +446,7 @@ class TaskElements(Elements):
         return bool(self._keyed)
 
     def _hide(self, error: BaseException) -> None:
-        self._step.parent.hide_secrets(error)
+        self._step.parent.setting.secrets.hide(error)
 
     def _graph(self, act: Act) -> Graph:
         """Make the graph of an act; by identity, since what is bound differently may be equal."""

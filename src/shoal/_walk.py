@@ -21,12 +21,14 @@ from ._cancel import absorb_stray_cancel, ki_protected
 from ._committing import Write, commit
 from ._errors import Halting, NotData, SecretLeaked, TooManySteps, UpdateTooLarge, brief
 from ._events import RunStarted, StepStarted, Update
+from ._holding import retake_slot
 from ._policy import Each
 from ._resuming import act_after, fill_model, load_history, next_act, rewind
 from ._run import Run
 from ._setting import Halts, Setting
 from ._state import NO_CHANGE, Change
 from ._step import call_action
+from ._telling import publish_attempt_ended, publish_step_ended
 from ._watch import is_life
 
 STEPS = 64
@@ -233,18 +235,18 @@ async def _perform_watched(run: Run, act: Act, *, is_open: bool) -> Change:
         else:
             change = await _perform(run, act)
     except BaseException as error:
-        run.hide_secrets(error)
+        run.setting.secrets.hide(error)
         failure = entered.leave(error)
         if failure is not None and isinstance(error, Exception):
             raise failure from error
         if act.retry is not None and not is_childs and isinstance(error, Exception):
-            await run.tell_attempt_ended(error, None)
+            await publish_attempt_ended(run, error, None)
         raise  # a cancellation is never replaced
     failure = entered.leave(None)
     if failure is not None:
         raise failure
     if (act.retry is not None or is_childs) and not run.is_cached:
-        await run.tell_attempt_ended(None, None)
+        await publish_attempt_ended(run, None, None)
     return change
 
 
@@ -273,7 +275,7 @@ async def complete_step(
     visits[step] = visits.get(step, 0) + 1
     if run.retries is not None:
         run.retries.attempt = run.retries.before + 1
-    await run.tell_step_ended("succeeded")
+    await publish_step_ended(run, "succeeded")
     if run.retries is not None:
         run.retries.is_cached = False
 
@@ -320,7 +322,7 @@ async def live_child(child: Run, each: Each) -> None:
 
     async def attempt() -> None:
         assert tries is not None
-        await child.come_back()
+        await retake_slot(child)
         tries.begin()
         await walk(child)
 
