@@ -41,7 +41,8 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._results import Results, result_key
+from shoal._recalling import result_key
+from shoal._results import Results
 from shoal._store import NullStore
 from shoal.testing import (
     Attempt,

@@ -1,13 +1,13 @@
 """A concurrency runtime for state-machine applications, on asyncio and trio alike.
 
 The modules are a spine. Read them in this order, each imports only what stands before it: _raised,
-_errors, _functions, _collections, _plain, _ids, _digest, _secret, _state, _typenames, _tags,
-_objects, _codec, _model, _schema, _events, _history, _meters, _shared, _rate, _retry, _breaker,
-_policy; _action, _action_class, _until, _condition, _flow, _graph; _cancel, _closing, _items,
-_watch, _leftovers, _shielded, _store, _results, _ports, _backend, _hooks, _stream, _suspects,
-_execution, _attempts, _setting, _trials, _holding, _recalling, _telling, _halting, _ending,
-_committing, _resuming, _step, _run; _host, _threads, _gate, _alarms, _supply, _queue, _seat,
-_limiter, _entrance, _admission, _recorded, _checks, _child, _entries, _source, _stopping, _lobby,
+_arguments, _errors, _functions, _collections, _plain, _ids, _digest, _secret, _state, _typenames,
+_tags, _objects, _codec, _model, _schema, _events, _history, _meters, _shared, _rate, _retry,
+_breaker, _policy; _action, _action_class, _until, _condition, _flow, _graph; _cancel, _backend,
+_closing, _items, _watch, _leftovers, _shielded, _host, _threads, _gate, _alarms, _supply, _queue,
+_seat, _limiter, _admission, _store, _results, _ports, _hooks, _stream, _suspects, _execution,
+_attempts, _setting, _trials, _holding, _recalling, _telling, _halting, _ending, _committing,
+_resuming, _step, _run; _recorded, _checks, _child, _entries, _source, _stopping, _entrance, _lobby,
 _pulling, _group, _hedge, _stagger, _contest, _ledger, _join, _takeup, _rounds, _parallel, _acts,
 _fanout, _race, _tasks, _ledgers, _nest, _children, _context; _start, _root, _roots, _result,
 _handle, _recovery, _runtime, _open, _given, _launching, _application; then the stores and the

@@ -30,11 +30,12 @@ from typing import (
     final,
 )
 
+from ._arguments import is_positive
 from ._errors import DefinitionError, did_you_mean
 from ._functions import is_async, is_kind, is_streaming
 from ._policy import check_timeout
 from ._rate import Limits
-from ._retry import Retry, is_positive
+from ._retry import Retry
 from ._schema import Schema
 from ._state import Change, Permit
 

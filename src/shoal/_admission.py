@@ -1,33 +1,29 @@
-"""Admission: what may start, and when, as the limits of a runtime allow. Binds what is above it.
+"""Admission: what may start, and when, as the limits of a runtime allow. Binds the other limits.
 
 The way of an attempt: its *limiters* (`_limiter`: what limits it, by owner) have *gates* (`_gate`:
 slots and a rate, for one key). It takes a *seat* (`_seat`) at all of them together, or waits for
-that in the *queue* (`_queue`). The children of a fan-out come in through its *entrance*
-(`_entrance`).
+that in the *queue* (`_queue`). The children of a fan-out come in through an entrance of their own,
+which is made of the same parts, above runs (`_entrance`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from random import random
-from typing import Any, final
+from typing import final
 
-from ._action import FunctionAction
 from ._alarms import SetAlarm
-from ._entrance import Entrance
-from ._gate import Gate
+from ._backend import Clock, Waiter
 from ._limiter import Limiter, Limiters
-from ._ports import Clock, Waiter
 from ._queue import Queue
 from ._rate import Limits
-from ._run import Run
 from ._seat import Party, Seat, Stake
 from ._supply import StartTask
 
 
 @final
 class Admission:
-    """Lets things start, as the limits of a runtime allow; see the port of that name."""
+    """Lets attempts start, as the limits of a runtime allow."""
 
     def __init__(
         self,
@@ -58,33 +54,31 @@ class Admission:
         """Find what counts the limits that stand on ``owner``; see ``Limiters.of``."""
         return self.limiters.of(owner, limits, name)
 
-    def entrance(
-        self,
-        owner: object,
-        limits: Limits,
-        places: int,
-        on_aside: Callable[[int], None],
-        *,
-        among: str = "",
-        parent: Run | None = None,
-    ) -> Entrance:
-        """Make what lets the children of a fan-out start; see the port."""
-        shared = limits.shared
-        limiter = None if shared is None else self.limiters.of(owner, shared, among)
-        place = Gate(places)
-        place.adapt = limits.adapts_in_flight
-        return Entrance(self.queue, self.limiters, place, limiter, on_aside, parent=parent)
-
     def seat(
         self,
-        scopes: tuple[Any, ...],
-        action: FunctionAction[..., Any],
+        scopes: tuple[Limiter, ...],
         data: Mapping[str, object],
         party: Party | None = None,
+        *,
+        owner: object,
+        limits: Limits | None,
+        in_thread: bool,
     ) -> Seat | None:
-        """Take a seat for an attempt, granted at once where there is room; see the port."""
-        stake: Stake | None = None if party is None else party.stake
-        limiters, thread = self.limiters.of_attempt(scopes, action), self.limiters.thread(action)
+        """Take a seat for an attempt, granted at once where there is room.
+
+        Args:
+            scopes: What limits the run that the attempt belongs to.
+            data: The fields of the state that the attempt starts from.
+            party: The run that takes the seat: the child of a fan-out, if it is part of one.
+            owner: What the limits of the action are counted by: its definition.
+            limits: Those limits, if the action has any.
+            in_thread: Whether the attempt needs a worker thread.
+
+        Returns None where nothing limits the attempt.
+        """
+        stake = None if party is None else party.stake
+        limiters = self.limiters.of_attempt(scopes, owner, limits)
+        thread = self.limiters.threads if in_thread else None
         if not limiters and thread is None and (stake is None or stake.is_held):
             return None
         needed, costs = self.limiters.gates(limiters, data)
@@ -101,7 +95,12 @@ class Admission:
                 self.queue.charge(held, actual)
 
     def pause(self, seat: Seat | None, party: Party, seconds: float) -> bool:
-        """Let nothing start for a while with the keys of an attempt; see the port."""
+        """Let nothing start for a while with the keys of an attempt.
+
+        These are those of its action, application and runtime, of the child that ``party`` is, and
+        of the children which that is part of. Returns whether they keep the next attempt waiting:
+        whether the first two have any. Those further up only keep others.
+        """
         until = self.queue.clock() + seconds
         paused = [self.queue.pause(held, until) for held in (seat, party.stake) if held is not None]
         above = party.above

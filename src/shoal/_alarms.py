@@ -14,9 +14,9 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import final
 
+from ._backend import Clock
 from ._cancel import ki_protected
 from ._gate import Gate
-from ._ports import Clock
 
 SetAlarm = Callable[[float, Callable[[], None]], Callable[[], object]]
 """Has a function called at a time, and returns what takes that back."""

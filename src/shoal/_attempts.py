@@ -13,9 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from random import Random
 from typing import Any, TypeVar, final
-from weakref import WeakKeyDictionary
 
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -30,35 +28,12 @@ from ._cancel import (
 )
 from ._errors import Poisoned, StepTimeout, note
 from ._holding import wait_without_slot
-from ._retry import Account, Retry, RetryBudget
+from ._retry import Retry
 from ._run import Run
 from ._telling import publish_attempt_ended
 from ._watch import Part, Watched
 
 T = TypeVar("T")
-
-
-@final
-class Retries:
-    """What all retries of a runtime share: chance, and the accounts of budgets."""
-
-    def __init__(self, clock: Callable[[], float], seed: int | None = None) -> None:
-        """Start with nothing spent.
-
-        Args:
-            clock: The loop's.
-            seed: Makes chance repeatable.
-        """
-        self.chance: Callable[[], float] = Random(seed).random  # noqa: S311 # not for secrets
-        self._clock = clock
-        self._accounts: WeakKeyDictionary[RetryBudget, Account] = WeakKeyDictionary()
-
-    def account(self, budget: RetryBudget) -> Account:
-        """Find the account of a budget; open it if there is none yet."""
-        account = self._accounts.get(budget)
-        if account is None:
-            account = self._accounts[budget] = Account(budget, self._clock())
-        return account
 
 
 # -- bounded by time -------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What is taken from the event loop itself: on asyncio that is several times faster than anyio.
 
-Imports ports and the marks for Ctrl-C; anyio. Neither asyncio nor trio is loaded by it.
+Imports the marks for Ctrl-C; anyio. Neither asyncio nor trio is loaded by it.
 """
 
 from __future__ import annotations
@@ -9,15 +9,38 @@ import sys
 from collections.abc import Callable, Generator
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 
 from anyio import Event, current_time, get_cancelled_exc_class
 
 from ._cancel import ki_protected_functions, ki_unprotected_functions
-from ._ports import Waiter
 
 if TYPE_CHECKING:
     import asyncio  # not at run time: trio does without it
+
+
+class Clock(Protocol):
+    """Tells the time."""
+
+    def __call__(self) -> float:
+        """Return seconds since some fixed moment; never goes back."""
+        ...
+
+
+class Waiter(Protocol):
+    """What one task waits for and another one sets: shaped as ``asyncio.Future``, and often one."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Wait until the result is set."""
+        ...
+
+    def done(self) -> bool:
+        """Tell whether the result is set, or the waiting task was cancelled."""
+        ...
+
+    def set_result(self, result: None, /) -> None:
+        """Let the waiting task go on. Only when not ``done``."""
+        ...
 
 
 @final
@@ -28,7 +51,7 @@ class Backend(NamedTuple):
     """What anyio calls the library that it is of."""
     token: object
     """The loop itself, or on trio what stands for it."""
-    clock: Callable[[], float]
+    clock: Clock
     """The clock that the loop's own timers run on, virtual ones included."""
     waiter: Callable[[], Waiter]
     native_cancels: Callable[[], Callable[[], int]]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import cast
 
+from ._arguments import is_number
 from ._errors import DefinitionError, UndeclaredRead, brief
 from ._graph import Graph
 from ._hooks import Hook, Hooks
-from ._policy import INHERIT, Each, Hedge, Tolerate, check_timeout, is_number
+from ._policy import INHERIT, Each, Hedge, Tolerate, check_timeout
 from ._rate import Limits
 from ._store import check_store
 from ._until import Race

@@ -39,15 +39,16 @@ from ._graph import as_graph
 from ._group import Group
 from ._halting import halt_for
 from ._hooks import Hook
+from ._host import Hosted
 from ._ids import Key
 from ._join import only_write_reader
 from ._ledger import Ledger, new_ledger
 from ._policy import Each, Inherit
-from ._ports import Hosted, Seat
 from ._rate import Limits
 from ._recorded import recorded_children
 from ._resuming import load_end
 from ._run import Run
+from ._seat import Seat
 from ._secret import without_secrets
 from ._setting import Setting
 from ._started import Started, StartedEach

@@ -23,9 +23,9 @@ from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._items import Items
 from ._policy import INHERIT, Each, Inherit, check_timeout
-from ._ports import Seat
 from ._rate import DEFAULT_LIMITS, Limits
 from ._run import Run
+from ._seat import Seat
 from ._store import Store
 from ._telling import refuse_secrets
 

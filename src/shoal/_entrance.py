@@ -1,4 +1,4 @@
-"""The entrance of a fan-out: what lets its children start. Imports limiters and seats.
+"""The entrance of a fan-out: what lets its children start. Imports admission, and runs.
 
 A child is in flight when it has a *place*. It starts when all that applies has room for it at once:
 its place, its fan-out's rates and keys, and, where the first thing it does is to execute an action,
@@ -8,18 +8,20 @@ what limits that. So a rate is kept to by what really starts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import final
 
+from ._admission import Admission
 from ._gate import Gate
 from ._limiter import Limiter, Limiters
 from ._queue import Queue
+from ._rate import Limits
 from ._run import Run
-from ._seat import Seat, Stake, ignore_aside
+from ._seat import Party, Seat, Stake, ignore_aside
 
 
 @final
 class Entrance:
-    """What lets the children of one execution of a fan-out start; see the port of that name."""
+    """What lets the children of one execution of a fan-out start, while it lasts."""
 
     __slots__ = (
         "_all",
@@ -27,43 +29,50 @@ class Entrance:
         "_on_aside",
         "_queue",
         "_stakes",
+        "above",
         "governs_all",
-        "parent",
         "place",
     )
 
     def __init__(
         self,
-        queue: Queue,
-        limiters: Limiters,
-        place: Gate,
-        limiter: Limiter | None,
+        admission: Admission,
+        owner: object,
+        limits: Limits,
+        places: int,
         on_aside: Callable[[int], None],
         *,
-        parent: Run | None = None,
+        among: str = "",
+        above: Party | None = None,
     ) -> None:
         """Have no child in flight.
 
         Args:
-            queue: Where children wait.
-            limiters: Those of the runtime.
-            place: Counts the children in flight.
-            limiter: What is shared by all executions of the fan-out.
+            admission: That of the runtime.
+            owner: What all executions of the fan-out have in common...
+            limits: ...and what stands on it.
+            places: How many children may be in flight.
             on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
-            parent: Whose children they are.
+            among: Tells several fan-outs of one owner apart.
+            above: The run that has started them; the child of a fan-out, if it is part of one.
         """
-        self._queue: Queue = queue
-        self._all: Limiters = limiters
-        self._limiters: tuple[Limiter, ...] = () if limiter is None else (limiter,)
+        self._queue: Queue = admission.queue
+        self._all: Limiters = admission.limiters
+        shared = limits.shared
+        self._limiters: tuple[Limiter, ...] = ()
+        if shared is not None:
+            self._limiters = (admission.limiter(owner, shared, among),)
         self._on_aside: Callable[[int], None] = on_aside
         # By stake, the child that holds it. A child must not keep the stake of a group that is
         # gone: when something around it is retried, another group lives it, whose places these
         # are not. See test_a_retried_child_waits_for_no_place_of_a_group_that_is_gone.
-        self._stakes: dict[Stake, Run] = {}
-        self.parent: Run | None = parent
-        """Whose children they are; None afterwards."""
-        self.place: Gate = place
-        self.governs_all: bool = limiter is not None or place.adapt is not None
+        self._stakes: dict[Stake, Party] = {}
+        self.above: Party | None = above
+        """What has started them; None once the fan-out has ended."""
+        self.place: Gate = Gate(places)
+        """Counts the children in flight. Those without a stake are counted by the group."""
+        self.place.adapt = limits.adapts_in_flight
+        self.governs_all: bool = shared is not None or self.place.adapt is not None
         """Whether every child has to be admitted: else only those that execute what is limited."""
 
     def admit(self, child: Run, on_granted: Callable[[], None]) -> Seat:
@@ -73,7 +82,7 @@ class Entrance:
 
         Args:
             child: The child.
-            on_granted: Called when it may start, if it has to wait.
+            on_granted: Called when it may start, if it has to wait, or when its seat was refused.
 
         Raises:
             Exception: What ``by=`` or ``cost=`` of the fan-out's limits raised.
@@ -90,10 +99,10 @@ class Entrance:
         thread: Gate | None = None
         action = setting.entry
         if action is not None and child.begins_anew:
-            scopes: Any = setting.scopes
             try:
-                needed, own = limiters.gates(limiters.of_attempt(scopes, action), child.data)
-                thread = limiters.thread(action)
+                applying = limiters.of_attempt(setting.scopes, action.definition, action.limits)
+                needed, own = limiters.gates(applying, child.data)
+                thread = limiters.threads if action.in_thread else None
             except Exception:  # noqa: BLE001, S110 # the attempt's failure: it happens again there
                 pass
         seat = Seat(
@@ -102,7 +111,7 @@ class Entrance:
         child.seat = None if thread is None and not needed else seat
         return seat
 
-    def stake(self, child: Run) -> Stake:
+    def stake(self, child: Party) -> Stake:
         """Make what a child holds that was not admitted, since nothing limits its start."""
         stake = Stake(self._queue, (self.place,), (1.0,), self._on_aside, is_held=True)
         self._stakes[stake] = child
@@ -111,7 +120,7 @@ class Entrance:
     def leave(self, children: Sequence[Run]) -> None:
         """Give back what children held in flight."""
         for child in children:
-            stake: Any = child.stake
+            stake = child.stake
             if stake is None:
                 self.place.used -= 1
             else:
@@ -123,7 +132,7 @@ class Entrance:
 
     def give_up(self, child: Run, seat: Seat | None) -> None:
         """Give back what a child took, or stood in line for, that never started."""
-        stake: Any = child.stake
+        stake = child.stake
         child.stake = child.seat = None
         if seat is not None:
             seat.cancel()
@@ -138,14 +147,14 @@ class Entrance:
         Raises:
             Exception: What a user's policy raised that was told.
         """
-        stake: Any = child.stake
+        stake = child.stake
         if stake is not None:
             self._queue.adapt(stake, child.error)
 
     def close(self) -> None:
         """Give back what is held by children that nobody has applied, and take it from them."""
         self._on_aside = ignore_aside  # no cycle: an error's frames lead to children, and here
-        self.parent = None
+        self.above = None
         while self._stakes:
             stake, child = self._stakes.popitem()
             stake.leave()

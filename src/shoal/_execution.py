@@ -1,4 +1,4 @@
-"""One process's work on a root run: what it keeps, and asks of, a store. Imports the ports.
+"""One process's work on a root run: what it keeps, and asks of, a store. Imports services.
 
 Invariants:
 - A save is acknowledged within the commit deadline, or the execution ends. After a save that failed

@@ -17,8 +17,8 @@ from anyio import sleep
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import FunctionAction
-from ._ports import Seat, Stake
 from ._run import Run
+from ._seat import Seat, Stake
 from ._telling import publish_waiting
 
 
@@ -28,8 +28,14 @@ def take_permit(run: Run, action: FunctionAction[..., Any]) -> Seat | None:
     if seat is not None:
         return seat
     setting = run.setting
-    admission = setting.services.admission
-    return admission.seat(setting.scopes, action, run.head[1], run.lodger)
+    return setting.services.admission.seat(
+        setting.scopes,
+        run.head[1],
+        run.lodger,
+        owner=action.definition,
+        limits=action.limits,
+        in_thread=action.in_thread,
+    )
 
 
 async def wait_without_slot(run: Run, seconds: float) -> None:

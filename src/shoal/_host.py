@@ -1,4 +1,4 @@
-"""Work in a task of its own, and whoever waits for its end. Imports anyio and ``_cancel``.
+"""Work in a task of its own, and whoever waits for its end. Imports the watchdog; anyio.
 
 Invariants:
 - Own task. What is hosted never lives in the task of whoever waits for it. A native
@@ -21,9 +21,8 @@ from typing import Any, final
 from anyio import CancelScope, Event
 
 from ._cancel import fatal_leaf
-from ._ports import Watchdog
 from ._raised import first_of
-from ._watch import Part, Watched, leads_to
+from ._watch import Part, Watchdog, Watched, leads_to
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 StartTask = Callable[[Work], object]

@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 from weakref import WeakKeyDictionary
 
-from ._action import FunctionAction
 from ._cancel import ki_unprotected
 from ._errors import BadResult, BadUse, DefinitionError, brief
 from ._gate import Gate
@@ -180,6 +179,7 @@ class Limiters:
         self._queue: Queue = queue
         self._takes_foreign: bool = takes_foreign
         self.threads: Gate = Gate(threads)
+        """The worker threads: a gate as well."""
         self.by_owner: WeakKeyDictionary[object, dict[str, Limiter]] = WeakKeyDictionary()
 
     def of(self, owner: object, limits: Limits, name: str = "") -> Limiter:
@@ -204,16 +204,12 @@ class Limiters:
         return found
 
     def of_attempt(
-        self, scopes: tuple[Limiter, ...], action: FunctionAction[..., Any]
+        self, scopes: tuple[Limiter, ...], owner: object, limits: Limits | None
     ) -> tuple[Limiter, ...]:
-        """Find what limits an attempt of ``action``, in a run that ``scopes`` limit."""
-        if action.limits is None:
+        """Find what limits an attempt of ``owner``, which has ``limits``, where ``scopes`` do."""
+        if limits is None:
             return scopes
-        return (*scopes, self.of(action.definition, action.limits))
-
-    def thread(self, action: FunctionAction[..., Any]) -> Gate | None:
-        """Find the gate of the threads, if ``action`` runs in one."""
-        return self.threads if action.in_thread else None
+        return (*scopes, self.of(owner, limits))
 
     def gates(
         self, limiters: Sequence[Limiter], data: Mapping[str, object]

@@ -1,6 +1,6 @@
 """The lobby of a fan-out: how much room there is for its children, and who waits to start.
 
-Imports admission's ports, and runs.
+Imports the entrance, and runs.
 
 Invariants:
 - In flight are at most as many children as there are places, each from its start until the parent
@@ -21,10 +21,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import final
 
+from ._entrance import Entrance
 from ._events import ChildName
-from ._ports import Entrance, Place, Seat
+from ._gate import Gate
 from ._rate import Limits
 from ._run import Run
+from ._seat import Seat
 from ._telling import publish_waiting
 
 AHEAD = 4
@@ -75,10 +77,11 @@ class Lobby:
         """
         limit = limits.in_flight if limit is None else limit
         setting = parent.setting
-        self._entrance: Entrance = setting.services.admission.entrance(
-            owner, limits, limit, self._hear_aside, among=among, parent=parent
+        admission, above = setting.services.admission, parent.lodger
+        self._entrance: Entrance = Entrance(
+            admission, owner, limits, limit, self._hear_aside, among=among, above=above
         )
-        self.place: Place = self._entrance.place
+        self.place: Gate = self._entrance.place
         """Counts the children in flight."""
         self.aside: int = 0
         """Children that have started, and wait without being in flight."""

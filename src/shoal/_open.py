@@ -17,12 +17,12 @@ from typing import Any, Self, final
 from anyio import get_current_task
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from ._backend import Waiter
 from ._cancel import ki_protected
 from ._errors import BadUse
 from ._events import Event
 from ._handle import RunHandle, wait_begun
 from ._ids import RunPath
-from ._ports import Waiter
 from ._raised import first_of
 from ._result import RunResult
 from ._root import Root

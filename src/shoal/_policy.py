@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
-from typing import Literal, TypeGuard, final
+from typing import Literal, final
 
+from ._arguments import is_number, is_positive
 from ._breaker import Breaker
 from ._errors import DefinitionError
-from ._retry import Retry, is_positive
+from ._retry import Retry
 
 
 @final
@@ -207,8 +208,3 @@ class Hedge:
 
 Stagger = float | Hedge
 """When the next child of a fan-out starts: seconds after the one before, or as a hedge."""
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Tell whether ``value`` is a number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

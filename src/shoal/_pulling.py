@@ -26,6 +26,7 @@ from typing import Any, Literal, final
 from anyio import TaskHandle
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from ._backend import Waiter
 from ._cancel import (
     absorb_native_cancel,
     as_failure,
@@ -40,7 +41,6 @@ from ._entries import Dropped, Source
 from ._events import ChildName
 from ._halting import has_halted
 from ._lobby import Lobby
-from ._ports import Waiter
 from ._resuming import load_end
 from ._run import Run
 from ._stopping import Stopper

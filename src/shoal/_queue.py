@@ -26,12 +26,12 @@ from random import random
 from typing import final
 
 from ._alarms import Alarms, SetAlarm
+from ._arguments import is_number
+from ._backend import Clock, Waiter
 from ._cancel import ki_protected, ki_unprotected
 from ._errors import BadResult, brief
 from ._gate import Claim, Gate, Held, Line, Turn
 from ._meters import CREDIT, ForeignMeter
-from ._policy import is_number
-from ._ports import Clock, Waiter
 from ._rate import Adaptive, Ended
 from ._state import refuse_awaitable
 from ._supply import StartTask, Supplies

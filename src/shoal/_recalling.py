@@ -1,23 +1,47 @@
 """Results of actions with ``cache=``: looked up before one is executed, stored afterwards.
 
-Imports runs, and what remembers results.
+Imports runs and digests.
 
 Invariants:
 - Only what has succeeded is stored, would be allowed to be written, and holds no secret.
 - A result is looked up before anything is waited for, and once more after a wait: the attempt that
   had the slot before has stored it by then.
+- A result is found by what its action reads, the action's name, its version and the names of what
+  it writes; never by inputs, nor by fields that it doesn't read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ._action import FunctionAction
+from ._action import Act, FunctionAction
 from ._cancel import absorb_stray_cancel
+from ._digest import combined, named, written
 from ._errors import NotData, UpdateTooLarge
 from ._run import Run
 from ._state import Change, change_of
 from ._store import CachesResults
+
+
+def result_key(act: Act, data: Mapping[str, object]) -> str:
+    """Hash what ``act`` is and what it is about to read.
+
+    Raises:
+        NotData: A field that it reads holds what is no data.
+    """
+    parts = [written("result", act.name, act.version, *sorted(act.writes))]
+    for field in sorted(act.reads):
+        if field in data:
+            try:
+                parts.append(named(field, data[field]))
+            except NotData as error:
+                msg = (
+                    f"action {act.name!r} has cache=, so what it reads is hashed; "
+                    f"field {field!r}: {error}"
+                )
+                raise NotData(msg) from error
+    return combined(parts)
 
 
 async def lookup(run: Run, action: FunctionAction[..., Any]) -> Change | None:

@@ -1,49 +1,24 @@
-"""What actions have come to, remembered. Imports acts, digests and the store's port.
+"""What actions have come to, remembered. Imports operations.
 
 A store that can keeps results for all processes (``CachesResults``); in memory, here.
 
 Invariants:
 - What has run out is never returned, and goes in time: what is kept is bounded by what was
   remembered in the longest time to live, or by a size.
-- Who is remembered is told by what an action reads, its name, its version and the names of what it
-  writes; never by inputs, nor by fields that it doesn't read.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from math import inf
 from typing import final
 
-from ._action import Act
-from ._digest import combined, named, written
-from ._errors import NotData
 from ._state import Operation
 
 SIZE = 1000
 """Results that a runtime remembers for runs without a store."""
-
-
-def result_key(act: Act, data: Mapping[str, object]) -> str:
-    """Hash what ``act`` is and what it is about to read.
-
-    Raises:
-        NotData: A field that it reads holds what is no data.
-    """
-    parts = [written("result", act.name, act.version, *sorted(act.writes))]
-    for field in sorted(act.reads):
-        if field in data:
-            try:
-                parts.append(named(field, data[field]))
-            except NotData as error:
-                msg = (
-                    f"action {act.name!r} has cache=, so what it reads is hashed; "
-                    f"field {field!r}: {error}"
-                )
-                raise NotData(msg) from error
-    return combined(parts)
 
 
 @final

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NoReturn, cast, final
+from typing import NoReturn, cast, final
 
+from ._arguments import is_positive
 from ._errors import DefinitionError
 from ._functions import require_plain
 from ._raised import members
@@ -225,11 +226,6 @@ class Account:
 
 _ROUNDING = 1e-9
 """Ten tenths of a retry are one."""
-
-
-def is_positive(value: Any) -> bool:
-    """Tell whether ``value`` is a finite number above 0: one of seconds, say."""
-    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def _refuse(why: str) -> NoReturn:

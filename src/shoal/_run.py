@@ -44,8 +44,8 @@ from ._events import (
 from ._execution import Execution
 from ._history import Playback
 from ._ids import Key, RunPath
-from ._ports import Seat, Stake
 from ._raised import context_of, set_context
+from ._seat import Party, Seat, Stake
 from ._setting import Setting
 from ._state import NO_CHANGE, Change, State, held, make_state, typed
 from ._store import ChildRecord
@@ -270,11 +270,10 @@ class Run:
         return self.setting.host or self
 
     @property
-    def above(self) -> Run | None:
+    def above(self) -> Party | None:
         """The child of a fan-out that started it, if it is a child of a child."""
         entrance = self.setting.entrance
-        parent: Run | None = None if entrance is None else entrance.parent
-        return None if parent is None else parent.lodger
+        return None if entrance is None else entrance.above
 
     @property
     def unit(self) -> Execution:

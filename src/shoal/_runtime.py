@@ -31,7 +31,7 @@ from anyio.abc import TaskGroup
 
 from ._action import Act
 from ._admission import Admission
-from ._attempts import Retries
+from ._arguments import is_positive
 from ._backend import current_backend, protect_from_ctrl_c, startable
 from ._breaker import Circuits
 from ._cancel import is_exit
@@ -43,12 +43,11 @@ from ._host import Hosted, MadeLate, Work
 from ._limiter import Limiter
 from ._nest import enter
 from ._parallel import Parallel
-from ._ports import Services
+from ._ports import Retries, Services
 from ._raised import first_of
 from ._rate import Limits
 from ._recovery import Recoverable, Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from ._results import SIZE, Results
-from ._retry import is_positive
 from ._root import Root
 from ._roots import Roots
 from ._shielded import lived_within
@@ -270,7 +269,7 @@ class Runtime:
         finally:
             self._status = "closed"
             self._tasks = None
-            del self.services, self._watchdog  # whose ports lead back here
+            del self.services, self._watchdog  # which lead back here
         fatal, self._fatal = self._fatal, None
         try:
             if fatal is not None and not is_exit(error):
@@ -297,7 +296,7 @@ class Runtime:
         finally:
             del interruption  # no cycle from the exception to this frame
 
-    def scopes(self, owner: object, limits: Limits | None) -> tuple[object, ...]:
+    def scopes(self, owner: object, limits: Limits | None) -> tuple[Limiter, ...]:
         """Return what limits the attempts of a run of ``owner``: its limits and the runtime's."""
         found = ((self, self.limits), (owner, limits))
         admission = self._admission

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
+from ._backend import Waiter
 from ._gate import Claim, Gate, Held, Unit
-from ._ports import Waiter
 from ._queue import Queue
 
 
 class Party(Protocol):
-    """Who takes a seat: a run."""
+    """What holds seats and stakes: a run, as far as limits know it."""
+
+    stake: Stake | None
+    """What it holds while it is in flight, if it is a child and that is known already."""
 
     @property
     def unit(self) -> Unit:
@@ -29,17 +32,12 @@ class Party(Protocol):
         ...
 
     @property
-    def stake(self) -> Any:
-        """What it holds while it is in flight, if it is a child and that is known already."""
-        ...
-
-    @property
     def above(self) -> Party | None:
         """Whose child it is; None if it is a root run, or the fan-out has ended."""
         ...
 
-    def make_stake(self) -> Any:
-        """Say what it holds from now on, if it is a child."""
+    def make_stake(self) -> Stake | None:
+        """Return what it holds in flight, made when it is first asked for; None for a root run."""
         ...
 
 
@@ -76,9 +74,11 @@ class Stake(Held):
         self._queue: Queue = queue
         self._on_aside: Callable[[int], None] = on_aside
         self.is_held: bool = is_held
-        self.is_due: bool = not is_held  # whether its rates are charged when it is held next
+        self.is_due: bool = not is_held
+        """Whether its rates are charged when it is held next."""
         self.is_aside: bool = False
-        self.returns: bool = False  # whether it goes before new children when it is needed again
+        self.returns: bool = False
+        """Whether it is held again before children that have not started, if it has to wait."""
         for gate in needed:
             gate.users += 1
 
@@ -141,7 +141,7 @@ def ignore_aside(by: int) -> None:
 
 @final
 class Seat(Claim):
-    """What something holds while it runs; see the port of that name."""
+    """What an attempt holds while it runs: a slot of every limit that applies to it, a thread."""
 
     __slots__ = (
         "_has_thread",
@@ -232,7 +232,7 @@ class Seat(Claim):
             return False
         if not any(gate.meter is not None or gate.is_keyed for gate in self.needed):
             return False
-        stake: Stake | None = self._party.make_stake()
+        stake = self._party.make_stake()
         if stake is not None:
             self._load(stake)
         return stake is not None
@@ -258,7 +258,7 @@ class Seat(Claim):
     # -- waiting --------------------------------------------------------------------------------
 
     async def wait(self) -> None:
-        """Wait until it is granted; cancelled meanwhile, it holds nothing.
+        """Wait until it is granted, or lent; cancelled meanwhile, it holds nothing.
 
         Raises:
             RateUnavailable: A rate it needs can't be had.
@@ -368,7 +368,11 @@ class Seat(Claim):
                 self.waiter = None
 
     def reclaim(self) -> None:
-        """Take the slots again without waiting; see the port."""
+        """Take the slots again at once: for an attempt that is cancelled, and can't wait.
+
+        It runs, so it counts, though there may be no room: then no new attempt starts until enough
+        others have ended.
+        """
         self._lent -= 1
         self._claim()
 

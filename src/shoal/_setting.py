@@ -1,4 +1,4 @@
-"""What the children of one fan-out have in common. Imports values, graphs, ports, hooks.
+"""What the children of one fan-out have in common. Imports values, graphs, services, hooks.
 
 A run is named in here by what it does alone: what lives with a setting is in ``_run``.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from ._action import FunctionAction
 from ._digest import combined, named, written
@@ -16,9 +16,11 @@ from ._execution import Execution
 from ._graph import Graph
 from ._hooks import Hooks
 from ._ids import Key, RunPath
+from ._limiter import Limiter
 from ._policy import Each
-from ._ports import Entrance, Services
+from ._ports import Services
 from ._schema import Schema
+from ._seat import Party, Stake
 from ._secret import Secret, Secrets
 from ._store import NullStore, Store
 
@@ -36,6 +38,22 @@ class Halts:
     def stop(self, act: str | None, following: str) -> bool:
         """Tell whether it stops where ``act`` is completed, or none yet, and the other is next."""
         return act in self.after or following in self.before
+
+
+class InFlight(Protocol):
+    """What lets the children of a fan-out start, as far as a run asks it: an ``Entrance``.
+
+    That is a part of fan-outs, of which runs know nothing.
+    """
+
+    @property
+    def above(self) -> Party | None:
+        """What has started the children; None once the fan-out has ended."""
+        ...
+
+    def stake(self, child: Party) -> Stake:
+        """Make what a child holds that was not admitted, since nothing limits its start."""
+        ...
 
 
 @final
@@ -88,7 +106,7 @@ class Setting:
         step: str = "",
         visit: int = 0,
         value_of: Callable[[Any], object] | None = None,
-        scopes: tuple[object, ...] = (),
+        scopes: tuple[Limiter, ...] = (),
         gate: Callable[[str], Awaitable[None]] | None = None,
         deadline: float | None = None,
         store: Store | None = None,
@@ -151,7 +169,7 @@ class Setting:
         self.step: str = step
         self.visit: int = visit
         self.value_of: Callable[[Any], object] | None = value_of
-        self.scopes: tuple[object, ...] = scopes
+        self.scopes: tuple[Limiter, ...] = scopes
         self.gate: Callable[[str], Awaitable[None]] | None = gate
         self.on_item: Callable[[Any, object], None] | None = on_item
         self.each: Each | None = each
@@ -160,7 +178,7 @@ class Setting:
         self.host: Any = host
         self.begins_host: bool = begins_host
         self.halts: Halts | None = halts
-        self.entrance: Entrance | None = None
+        self.entrance: InFlight | None = None
         """What lets them start, if they are children of a fan-out."""
         first = graph.entry
         self.entry: FunctionAction[..., Any] | None = None

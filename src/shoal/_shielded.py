@@ -16,9 +16,9 @@ from typing import final
 
 from anyio import CancelScope, current_time
 
+from ._arguments import is_number
 from ._errors import BadUse, brief
 from ._leftovers import mark_tasks, tell_leftovers
-from ._policy import is_number
 from ._watch import GRACE, place_of_users
 
 logger = logging.getLogger("shoal")

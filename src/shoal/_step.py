@@ -34,14 +34,14 @@ from ._errors import (
 from ._halting import halting_attempt, is_blocked
 from ._holding import pause_keys, take_permit, wait_for_later, wait_turn_without_slot
 from ._items import Items, stream
-from ._ports import Seat, Thread
-from ._recalling import lookup, store_result
-from ._results import result_key
+from ._recalling import lookup, result_key, store_result
 from ._run import Run
+from ._seat import Seat
 from ._secret import Secret
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 from ._suspects import Suspects
 from ._telling import publish_grace_exceeded, publish_waiting
+from ._threads import Thread
 
 logger = logging.getLogger("shoal")
 

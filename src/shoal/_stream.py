@@ -1,4 +1,4 @@
-"""The events of a run on their way to one consumer. Imports hooks, ports and values; anyio.
+"""The events of a run on their way to one consumer. Imports hooks, waiters and values; anyio.
 
 Invariants:
 - Events are read in the order in which they happened. None is lost silently: where some had to be
@@ -23,6 +23,7 @@ from typing import ClassVar, final
 from anyio import get_cancelled_exc_class, get_current_task
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from ._backend import Waiter
 from ._errors import BadUse
 from ._events import (
     AttemptEnded,
@@ -43,7 +44,6 @@ from ._events import (
 )
 from ._hooks import Hook, Told
 from ._ids import RunPath
-from ._ports import Waiter
 
 
 @final

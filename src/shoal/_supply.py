@@ -20,10 +20,10 @@ from typing import Any, final
 
 from anyio import CancelScope, Event, fail_after
 
+from ._backend import Clock
 from ._cancel import ki_protected
 from ._errors import RateUnavailable, brief
 from ._gate import Gate
-from ._ports import Clock
 from ._shared import RateBackend, RateReply, RateRequest, SharedMeter
 
 CALL = 5.0

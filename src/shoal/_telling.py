@@ -33,9 +33,10 @@ from ._events import (
     Waiting,
 )
 from ._hooks import Hooks, Listeners
-from ._ports import Seat, Services
+from ._ports import Services
 from ._raised import first_of
 from ._run import Run
+from ._seat import Seat
 
 logger = logging.getLogger("shoal")
 

@@ -1,4 +1,4 @@
-"""Plain functions in worker threads, which can't be interrupted. Imports ports; anyio.
+"""Plain functions in worker threads, which can't be interrupted. Imports ``_watch``; anyio.
 
 Invariants:
 - How many there are at once is a matter of seats. One that was left behind counts until it returns.

@@ -16,8 +16,8 @@ from typing import Any, Self, cast, final
 
 from anyio import CapacityLimiter, to_thread
 
+from shoal._arguments import is_positive
 from shoal._errors import DefinitionError, kind_of
-from shoal._retry import is_positive
 from shoal._shared import AHEAD, RateReply, RateRequest
 
 try:

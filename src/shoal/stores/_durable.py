@@ -23,11 +23,11 @@ from weakref import WeakSet
 
 from anyio import from_thread, move_on_after, sleep, to_thread
 
+from shoal._arguments import is_positive
 from shoal._codec import Codec
 from shoal._errors import DefinitionError, RunClaimed, brief
 from shoal._history import Entry
 from shoal._ids import RunPath
-from shoal._retry import is_positive
 from shoal._state import Operation
 from shoal._store import (
     ENDED,

@@ -10,9 +10,9 @@ from typing import final
 
 from anyio import from_thread
 
+from shoal._arguments import is_positive
 from shoal._codec import Codec
 from shoal._errors import DefinitionError
-from shoal._retry import is_positive
 
 from ._dialect import Connection
 from ._durable import LEASE, WINDOW, Durability, DurableStore

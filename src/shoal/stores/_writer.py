@@ -22,8 +22,7 @@ from typing import Any, Generic, Protocol, TypeVar, final
 
 from anyio.lowlevel import RunVar
 
-from shoal._backend import Backend, current_backend
-from shoal._ports import Waiter
+from shoal._backend import Backend, Waiter, current_backend
 
 D = TypeVar("D")
 T = TypeVar("T")
