@@ -670,6 +670,46 @@ async def test_map_actions_and_states():
     ]  # fmt: skip
 
 
+async def test_a_subclass_of_a_subclass_overrides_what_is_documented():
+    log = list[str]()
+
+    class Fewer(Numbers):
+        limits = Limits(1)
+
+        def until(self, _state: State, outcome: Done | Failed) -> bool:
+            return outcome.key == "<3>"
+
+        @property
+        def definition(self) -> object:
+            return Fewer
+
+        def tasks(self, state: State, inputs: Inputs) -> Any:
+            log.append("tasks")
+            made = cast("Iterable[Task]", super().tasks(state, inputs))
+            return (task for task in made if task.key != "<2>")
+
+        async def perform(self, run: Any) -> Any:
+            log.append("begins")
+            change = await super().perform(run)
+            log.append("ends")
+            return change
+
+        def finish(self, state: State) -> State:
+            log.append("finish")
+            return state.update(out=sorted(state["out"]))
+
+    class Renamed(Fewer):
+        name = "renamed"
+
+        def reduce(self, state: State, outcome: Done | Failed) -> State:
+            log.append(f"{self.name} {outcome.key}")
+            return super().reduce(state, outcome)
+
+    numbers = {"numbers": [1, 2, 3, 4]}
+    assert (await run(Renamed(), numbers))["out"] == ["<1>", "<3>"]
+    assert log == ["begins", "tasks", "renamed <1>", "renamed <3>", "finish", "ends"]
+
+
 async def test_concurrent_runs_of_one_instance_know_nothing_of_each_other():
     step, states = Numbers(), list[State]()
 

@@ -49,7 +49,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Performer(Protocol):
-    """What an act is performed by: a run. Layer 2 implements it."""
+    """What an act is performed by, and all that an act knows of it: a run implements it."""
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Bind what the function takes, call it, and check what it returns."""
@@ -57,6 +57,10 @@ class Performer(Protocol):
 
     def enter(self, graph: Act) -> Awaitable[Change]:
         """Run a graph as a child of its own, and return what it changed."""
+        ...
+
+    def fan_out(self, parallel: Act) -> Awaitable[Change]:
+        """Run the children of an act whose work is children; return what completes the step."""
         ...
 
 

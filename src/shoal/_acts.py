@@ -11,7 +11,7 @@ from typing import TypeGuard, cast
 from ._action import Act
 from ._errors import DefinitionError, brief, did_you_mean
 from ._graph import Graph, as_graph
-from ._join import Take
+from ._parallel_base import Take
 from ._state import State
 from ._until import First, Quorum, Until, name_of
 

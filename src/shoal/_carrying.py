@@ -20,8 +20,8 @@ from ._committing import Write, commit, forget_history
 from ._contest import Contest
 from ._events import ChildName, Decision, Done, Failed, Outcome, Update
 from ._history import Playback, StepBegun
-from ._join import Join
 from ._ledger import new_ledger
+from ._parallel_base import Join
 from ._recorded import Recorded, decided, outcome_of, recorded_children
 from ._records import Records
 from ._run import Run

@@ -16,10 +16,12 @@ from ._errors import (
 )
 from ._graph import Graph
 from ._hooks import Hook, Hooks
+from ._parallel_base import Take
 from ._policy import Each, Inherit
 from ._ports import Services
 from ._run import Run
 from ._setting import Setting
+from ._state import refuse_awaitable
 from ._store import NullStore, Store
 
 
@@ -198,3 +200,47 @@ def narrowed(
             )
             raise MissingField(msg)
     return base
+
+
+def only_write_reader(graph: Graph) -> Callable[[Run], object] | None:
+    """Make what reads the only field that ``graph`` writes; a child that didn't has None."""
+    if len(graph.writes) != 1:
+        return None
+    (field,) = graph.writes
+
+    def only_write(child: Run) -> object:
+        try:
+            return child.final_field(field)
+        except KeyError:
+            return None
+
+    return only_write
+
+
+def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
+    """Make what reads a child's value off its final state, as ``take`` says."""
+
+    def field_of(child: Run, field: str) -> object:
+        try:
+            return child.final_field(field)
+        except KeyError:
+            msg = (
+                f"fan-out {who!r} takes field {field!r} of each child, but this one never wrote "
+                f"it; where only some do, take=lambda state: state.get({field!r})"
+            )
+            raise MissingField(msg) from None
+
+    if take is None:
+        return None
+    if isinstance(take, str):
+        return lambda child: field_of(child, take)
+    if callable(take):
+
+        def taken(child: Run) -> object:
+            value: object = take(child.final_state)
+            refuse_awaitable(value, f"take= of fan-out {who!r}")
+            return value
+
+        return taken
+    fields = tuple(take)
+    return lambda child: {field: field_of(child, field) for field in fields}

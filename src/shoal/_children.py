@@ -28,7 +28,15 @@ import anyio
 
 from ._action import Act, FunctionAction
 from ._cancel import cancelled, ki_protected
-from ._child import check_depth, child_setting, children_of, circuits_of, narrowed, refuse_exposing
+from ._child import (
+    check_depth,
+    child_setting,
+    children_of,
+    circuits_of,
+    narrowed,
+    only_write_reader,
+    refuse_exposing,
+)
 from ._committing import Write, commit, commit_unapplied
 from ._ending import RESTING
 from ._entries import Kind
@@ -41,7 +49,6 @@ from ._halting import halt_for
 from ._hooks import Hook
 from ._host import Hosted
 from ._ids import Key
-from ._join import only_write_reader
 from ._ledger import Ledger, new_ledger
 from ._policy import Each, Inherit
 from ._rate import Limits

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple, Protocol, final
 
+from ._graph import Graph
 from ._ids import Key
 from ._run import Run
 from ._setting import Setting
@@ -30,6 +31,15 @@ class Kind:
         self.setting = setting
         self.base = base
         self.done = done
+
+
+MakeTemplate = Callable[
+    [Graph, Mapping[str, object], Callable[[Run], object] | None, Mapping[str, object] | None], Kind
+]
+"""Describes the children of a step that execute a graph.
+
+It is given the fields that each starts with, what reads the value of one, and their own inputs.
+"""
 
 
 class Entry(NamedTuple):

@@ -1,6 +1,6 @@
 """Fan-outs: a child for each of many elements, for each of several acts, or for both.
 
-Imports everything above.
+Imports acts and policies. What their children are made of in a run is said in ``_elements``.
 """
 
 from __future__ import annotations
@@ -11,23 +11,18 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, cast, final, overload
 
 from ._action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
-from ._acts import Acts, as_graphs, check_acts, check_wanted, resolve_take
-from ._checks import check_policies, check_reads, check_stagger
-from ._child import narrowed
-from ._entries import Kind
-from ._errors import BadKey, BadResult, DefinitionError, MissingField, brief
+from ._acts import Acts, as_graphs, check_acts, check_wanted
+from ._checks import check_policies, check_stagger
+from ._errors import DefinitionError
 from ._events import Done
 from ._functions import is_async, is_streaming, require_plain
 from ._graph import Graph, no_act
 from ._hooks import Hook
-from ._join import Grow, Join, Reduce, Shape, Take, only_write_reader, value_reader
-from ._parallel import Parallel, ParallelStep
+from ._parallel_base import Grow, Join, Parallel, Reduce, Shape, Take
 from ._policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
 from ._rate import DEFAULT_LIMITS, Limits
-from ._source import Elements
-from ._state import Permit, State, refuse_awaitable
+from ._state import Permit, State
 from ._store import Store
-from ._takeup import Declared, as_recorded, declared
 from ._until import ALL, All, Asked, First, FirstItem, Race, Until, check_until, name_of
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
@@ -64,7 +59,7 @@ class FanOut(Parallel):
         self.item = item
         self.key = key
         self.at_most = at_most
-        self._unlimited = limits is None
+        self._unlimited: bool = limits is None
         self.limits: Limits = DEFAULT_LIMITS if limits is None else limits
         self.stagger = stagger
         self._definition = self
@@ -75,6 +70,7 @@ class FanOut(Parallel):
         self.timeout = timeout
         self._take = take
         self._several = several
+        self._is_keyed: bool | None = None if over is None else key is not None
         self._bound: Mapping[str, object] = {}
         self.reads: Collection[str] = reads
         self.writes: Collection[str] = join.permit.writes
@@ -151,113 +147,9 @@ class FanOut(Parallel):
     def _join(self) -> Join:
         return self.join
 
-    def _room(self, source: Elements) -> int:
-        return len(source.kinds) if self._unlimited else self.limits.in_flight
-
-    def _source(self, step: ParallelStep) -> Elements:
-        graphs, several = self._chosen(step)
-        if several != self._several:
-            shape = shape_of(self.over, self.key, self.join.until, several=several)
-            step.join = replace(step.join, shape=shape)
-        step.acts = [graph.name for graph in graphs]
-        step.take = self._take
-        if step.take is None and not several:
-            step.take = resolve_take(None, self.join.into, graphs[0], self.name)
-        graphs = as_recorded(graphs, step.join.shape, step.parent, self.name, step.recorded)
-        kinds = [self._kind(step, graph) for graph in graphs]
-        return Elements(
-            (None,) if self.over is None else self._over(step),
-            who=self.name,
-            kinds=kinds,
-            item=None if self.over is None else self.item,
-            key_of=self._key_of,
-            grows=self.join.grow is not None,
-            at_most=self.at_most,
-            done_in=self.join.into,
-            recorded=step.recorded,
-        )
-
-    def _declared(self, step: ParallelStep) -> Declared:
-        is_keyed = None if self.over is None else self.key is not None
-        return declared(step.join, acts=step.acts, is_keyed=is_keyed, take=step.take)
-
-    def _chosen(self, step: ParallelStep) -> tuple[Sequence[Graph], bool]:
-        """Return the acts to run, and whether they are several."""
-        if not callable(self.acts):
-            return self.acts, self._several
-        found = self.acts(step.state)
-        refuse_awaitable(found, f"the function that chooses the acts of fan-out {self.name!r}")
-        try:
-            graphs, several = as_graphs(found, f"fan-out {self.name!r}, whose acts are chosen,")
-            if self.over is None:
-                check_wanted(f"fan-out {self.name!r}", self.join.until, len(graphs))
-            check_acts(graphs, self._brought, self._take, self.join.into, self.name)
-        except DefinitionError as error:
-            hint = "; if the function itself was meant to be the action, decorate it"
-            msg = f"{error}{'' if isinstance(found, Act | Sequence) else hint}"
-            raise BadResult(msg) from None
-        graphs = [bind_where_taken(graph, self._bound) for graph in graphs]
-        for graph in graphs:
-            declared = self.join.permit.reads
-            check_reads(f"fan-out {self.name!r}", graph, declared, self._brought, step.data)
-        return graphs, several
-
-    def _kind(self, step: ParallelStep, graph: Graph) -> Kind:
-        brought = "pass it to run(), or write it in an earlier action"
-        if self.over is not None:
-            brought = (
-                f"pass it to run(), or write it in an earlier action, or, if it is what they run "
-                f"over, name it so: item={self.item!r} is what they get now"
-            )
-        comes_later = dict.fromkeys(self._brought)
-        who = f"the children of fan-out {self.name!r}"
-        base = narrowed(step.data, graph, comes_later, who, brought)
-        take = resolve_take(self._take, self.join.into, graph, self.name)
-        reader = only_write_reader(graph) if take is None else value_reader(take, self.name)
-        return step.kind(graph, base, reader)
-
-    def _over(self, step: ParallelStep) -> object:
-        over = self.over
-        if callable(over):
-            return over(step.state)
-        assert over is not None
-        try:
-            return step.data[over]
-        except KeyError:
-            msg = (
-                f"fan-out {self.name!r} runs over field {over!r}, which the state does "
-                f"not have (it has: {', '.join(sorted(step.data)) or 'none'})"
-            )
-            raise MissingField(msg) from None
-
-    @property
-    def _key_of(self) -> Callable[[Any], object] | None:
-        if self.over is None:
-            return _only_key
-        return self._key_field if isinstance(self.key, str) else self.key
-
-    def _key_field(self, element: object) -> object:
-        """Return the key of an element where ``key=`` names a field of it."""
-        assert isinstance(self.key, str)
-        try:
-            if isinstance(element, Mapping):
-                return cast("Mapping[str, object]", element)[self.key]
-            return getattr(element, self.key)
-        except (KeyError, AttributeError):
-            msg = (
-                f"fan-out {self.name!r}: key={self.key!r} names a field of each element, "
-                f"but {brief(cast('object', element))} has none of that name"
-            )
-            raise BadKey(msg) from None
-
     def __repr__(self) -> str:
         acts = "chosen acts" if callable(self.acts) else ", ".join(a.name for a in self.acts)
         return f"<fan_out {self.name} of {acts}>"
-
-
-def _only_key(_element: object) -> str:
-    """Give all children the same key, where only their acts tell them apart."""
-    return ""
 
 
 def shape_of(over: Over | None, key: object, until: Until, *, several: bool) -> Shape:

@@ -1,4 +1,4 @@
-"""How the outcomes of children become part of their parent's state. Imports the run and the source.
+"""How outcomes of children become part of their parent's state. Imports runs and sources.
 
 Invariants:
 - Each outcome is applied by one numbered update that names its child, on top of the update before
@@ -9,31 +9,28 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from itertools import islice
 from math import inf
-from typing import Any, Literal, cast, final
+from typing import Any, cast, final
 
 from ._cancel import as_failure
-from ._collections import PositionedList, StateMap
+from ._collections import PositionedList
 from ._contest import Contest
 from ._ending import APPLIED_BEFORE, DEFERRED, SKIPPED
 from ._entries import Entry
-from ._errors import InvalidState, MissingField, StateError, brief, kind_of, note
+from ._errors import InvalidState, brief, note
 from ._events import ChildName, Decision, Done, ErrorInfo, Failed, Update
-from ._graph import Graph
 from ._ids import Key
 from ._ledger import Ledger
-from ._policy import OnError, Tolerate
+from ._parallel_base import Collected, Grow, Join, Reduce
+from ._policy import Tolerate
 from ._run import Run
 from ._schema import Schema
 from ._source import Elements
 from ._state import (
     Change,
     Operation,
-    Permit,
     Put,
     PutWithin,
     Set,
@@ -41,225 +38,12 @@ from ._state import (
     change_between,
     make_state,
     put_within,
-    refuse_awaitable,
 )
-from ._until import ALL, Race, Until
+
+_Placed = tuple[Any, Any, float | None]
 
 NOTED = 5
 """Failed children that an error about another one names besides."""
-
-Reduce = Callable[[State, Done | Failed], State]
-Grow = Callable[[State, Done | Failed], Iterable[Any]]
-Take = str | Sequence[str] | Callable[[State], Any]
-
-
-Shape = Literal["by key", "by position", "by key and act", "by position and act", "by act", "one"]
-"""How ``into`` and ``errors_into`` are arranged; ``"one"``: not at all, it is a single value."""
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Join:
-    """What a parallel step does with its results, as its user said."""
-
-    name: str
-    """The step's."""
-    permit: Permit
-    """What ``reduce`` and ``grow`` may do with the parent's state."""
-    into: str | None = None
-    errors_into: str | None = None
-    shape: Shape = "by key"
-    reduce: Reduce | None = None
-    grow: Grow | None = None
-    on_error: OnError = "fail"
-    until: Until = ALL
-    again: bool | None = None
-    """Whether what is collected already runs again; None: not on the first visit."""
-
-    @property
-    def is_race(self) -> bool:
-        """Whether a failure only removes a contestant, and somebody has to win."""
-        return isinstance(self.until, Race)
-
-    def collections(
-        self, data: Mapping[str, object], *, first_visit: bool
-    ) -> tuple[dict[str, object], Mapping[object, object]]:
-        """Make what the fields in ``into`` and ``errors_into`` hold before the first result.
-
-        Returns them, and what of it needs no child: the results that were there from the start.
-        """
-        values: dict[str, object] = {}
-        done: Mapping[object, object] = {}
-        again = not first_visit if self.again is None else self.again
-        if self.into is not None and self.shape != "one":
-            found = data.get(self.into)
-            if self.is_listed:
-                values[self.into] = PositionedList[object](StateMap())
-            elif found is None or again or not self.continues:
-                values[self.into] = StateMap[object, object]()
-            else:
-                done = self._found(found, self.into)
-                values[self.into] = StateMap(done)
-        if self.errors_into is not None:
-            values[self.errors_into] = StateMap[object, object]()
-        return values, done
-
-    @property
-    def continues(self) -> Collection[str]:
-        """The field in ``into``, if what is in it from the start may need no child."""
-        is_keyed = self.shape in ("by key", "by key and act")
-        goes_on = is_keyed and not (self.again or self.grow or self.is_race)
-        return (self.into,) if goes_on and self.into is not None else ()
-
-    @property
-    def is_listed(self) -> bool:
-        """Whether ``into`` is a list."""
-        return self.into is not None and self.shape in ("by position", "by position and act")
-
-    @property
-    def is_nested(self) -> bool:
-        """Whether there is a mapping by act for each key or position."""
-        return self.shape in ("by key and act", "by position and act")
-
-    def conflict(self, data: Mapping[str, object]) -> str:
-        """Say why a step that was begun can't go on to collect into ``into``, if it can't.
-
-        The program may have changed since, and what is collected already is elsewhere then.
-        """
-        if self.into is None or self.shape == "one":
-            return ""
-        if self.into not in data:
-            return f"it did not collect into {self.into!r}"
-        found = data[self.into]
-        if isinstance(found, StateMap):
-            inner = cast("StateMap[object, object]", found).values()
-        else:
-            inner = cast("PositionedList[object]", found)
-        kind = PositionedList if self.is_listed else StateMap
-        nests = all(isinstance(one, StateMap) for one in islice(inner, 1))
-        if isinstance(found, kind) and (nests or not self.is_nested):
-            return ""
-        return f"it did not collect into {self.into!r} {self.shape}"
-
-    def misfit(self, schema: Schema[Any]) -> str:
-        """Say why the model of the parent's state can't hold what is collected, if it can't."""
-        nested = self.is_nested
-        listed = self.shape in ("by position", "by position and act")
-        if self.into is not None and self.shape != "one":
-            why = schema.why_not_grown(self.into, mapping=not listed, nested=nested)
-            if why:
-                return f"{why}; declare one, or {'give' if listed else 'leave out'} key="
-        if self.errors_into is not None:
-            why = schema.why_not_grown(self.errors_into, mapping=True, nested=nested)
-            if why:
-                return f"{why}; declare one"
-        return ""
-
-    def _found(self, found: object, field: str) -> Mapping[object, object]:
-        """Take the results that ``field`` holds already."""
-        if not isinstance(found, Mapping):
-            msg = (
-                f"fan-out {self.name!r} collects a mapping into {field!r}, "
-                f"which holds {kind_of(found)}"
-            )
-            raise StateError(msg)
-        done = cast("Mapping[object, object]", found)
-        if self.shape == "by key":
-            return done
-        by_key: dict[object, object] = {}
-        for key, by_act in done.items():
-            if not isinstance(by_act, Mapping):
-                msg = (
-                    f"fan-out {self.name!r} collects {{key: {{act: value}}}} into {field!r}, "
-                    f"which holds {kind_of(by_act)} for key {brief(key)}"
-                )
-                raise StateError(msg)
-            by_key[key] = StateMap(cast("Mapping[object, object]", by_act))
-        return by_key
-
-    def without(
-        self, data: Mapping[str, object], children: Collection[tuple[str, Key]]
-    ) -> Mapping[str, object]:
-        """Take the values of ``children``, which are given by act and key, out of ``into``.
-
-        Returns the field, if it changes by that.
-        """
-        if self.into is None or self.shape == "one" or not children:
-            return {}
-        found = left = cast("_Collection", data[self.into])
-        if not self.is_nested:
-            by_act = self.shape == "by act"
-            left = left.without({act if by_act else key for act, key in children})
-        else:
-            for act, key in children:
-                left = _without_within(left, key, act)
-        return {} if left is found else {self.into: left}
-
-    def collected(self, data: Mapping[str, object], act: str, key: Key) -> object:
-        """Return what ``into`` has of a child, which is found where ``Draft`` has put it.
-
-        A list is not asked by index: while children are put into it, others are missing before them
-        (see test_acts_of_a_list_change_however_much_was_done).
-        """
-        assert self.into is not None, "it has been collected"
-        found = cast("_Collection", data[self.into])
-        if self.shape == "by act":
-            return found[cast("Any", act)]
-        value = (
-            found.at(cast("int", key), None) if isinstance(found, PositionedList) else found[key]
-        )
-        return cast("Mapping[str, object]", value)[act] if self.is_nested else value
-
-    def done_keys(self, done: Mapping[object, object], act: str) -> AbstractSet[object]:
-        """Tell which children of ``act`` needn't run, since ``done`` has their results."""
-        if self.shape == "by key":
-            return frozenset(done)
-        by_key = cast("Mapping[object, Mapping[object, object]]", done)
-        return frozenset(key for key, by_act in by_key.items() if act in by_act)
-
-
-def only_write_reader(graph: Graph) -> Callable[[Run], object] | None:
-    """Make what reads the only field that ``graph`` writes; a child that didn't has None."""
-    if len(graph.writes) != 1:
-        return None
-    (field,) = graph.writes
-
-    def only_write(child: Run) -> object:
-        try:
-            return child.final_field(field)
-        except KeyError:
-            return None
-
-    return only_write
-
-
-def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
-    """Make what reads a child's value off its final state, as ``take`` says."""
-
-    def field_of(child: Run, field: str) -> object:
-        try:
-            return child.final_field(field)
-        except KeyError:
-            msg = (
-                f"fan-out {who!r} takes field {field!r} of each child, but this one never wrote "
-                f"it; where only some do, take=lambda state: state.get({field!r})"
-            )
-            raise MissingField(msg) from None
-
-    if take is None:
-        return None
-    if isinstance(take, str):
-        return lambda child: field_of(child, take)
-    if callable(take):
-
-        def taken(child: Run) -> object:
-            value: object = take(child.final_state)
-            refuse_awaitable(value, f"take= of fan-out {who!r}")
-            return value
-
-        return taken
-    fields = tuple(take)
-    return lambda child: {field: field_of(child, field) for field in fields}
 
 
 @final
@@ -413,7 +197,7 @@ class Draft:
             (self._join.errors_into, self._errors),
         ):
             if name is not None and placed:
-                grown = cast("_Collection", self._data[name]).put_all(placed)
+                grown = cast("Collected", self._data[name]).put_all(placed)
                 self._data = {**self._data, name: grown}
                 placed.clear()
         return self._data
@@ -544,7 +328,7 @@ class Draft:
             key = child.setting.act if self._join.shape == "by act" else child.key
             placed.append((key, value, position))
             if self._schema is not None and self._schema.most(field) < inf:
-                grown = cast("_Collection", self._data[field]).put_all(placed)
+                grown = cast("Collected", self._data[field]).put_all(placed)
                 self._refuse_too_many(self._schema, field, child, len(grown))
             return Put(field, key, value, position)
         put = PutWithin(field, child.key, child.setting.act, value, position, position)
@@ -599,18 +383,3 @@ class Draft:
             change = self._schema.checked(change, self._data, who)
         self._data = change.applied_to(self._data)
         return change.operations
-
-
-_Placed = tuple[Any, Any, float | None]
-_Collection = StateMap[Any, Any] | PositionedList[Any]
-
-
-def _without_within(collection: _Collection, key: Any, act: str) -> _Collection:
-    """Take the value of ``act`` out of the mapping that ``key`` has."""
-    none = StateMap[str, Any]()
-    listed = isinstance(collection, PositionedList)
-    inner = collection.at(key, none) if listed else collection.get(key, none)
-    if act not in inner:
-        return collection
-    inner = inner.without({act})
-    return collection.put_all(((key, inner, None),)) if inner else collection.without({key})

@@ -15,7 +15,7 @@ from ._graph import Graph
 from ._history import Completed, Entry, QuestionAnswered, QuestionAsked
 from ._ids import RunPath
 from ._ledger import Ledger
-from ._parallel import Parallel
+from ._parallel_base import Parallel
 from ._parts import read_children, read_done, read_history
 from ._recorded import decided, is_unended, outcome_of
 from ._run import Run

@@ -16,95 +16,40 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, final
+from typing import final
 
-from ._action import Act, Performer
 from ._carrying import Carrier
 from ._child import check_depth, child_setting, children_of, circuits_of, is_revisited
 from ._committing import Write, commit, commit_unapplied
 from ._contest import Streams, contest
+from ._elements import choose_acts, make_elements
 from ._entries import Kind
 from ._errors import HookFailed, InvalidState, brief, note
 from ._events import ChildName, Done, Failed, Outcome, Status, Update
+from ._fanout import FanOut
 from ._graph import Graph
 from ._group import Group
 from ._halting import halt_for
-from ._hooks import Hook
-from ._join import Draft, Join
+from ._join import Draft
 from ._ledger import new_ledger
+from ._parallel_base import Parallel
 from ._parts import is_done
-from ._policy import INHERIT, Each, Inherit, Stagger, Tolerate
-from ._rate import DEFAULT_LIMITS, Limits
+from ._policy import Tolerate
 from ._recorded import outcome_of
 from ._rounds import Rounds
 from ._run import Run
-from ._schema import Schema
 from ._source import Elements
 from ._stagger import Staggered, stagger
-from ._state import NO_CHANGE, Change, Set, State, make_state
-from ._store import ChildRecord, NullStore, Store
+from ._state import NO_CHANGE, Change, Set, make_state
+from ._store import ChildRecord, NullStore
 from ._takeup import Declared, declared, only, refuse_lost, refuse_other_decision
+from ._task_source import TaskElements
+from ._tasks import ParallelAction
 from ._until import FirstItem
 
 logger = logging.getLogger("shoal")
-
-
-class Parallel(Act):
-    """An act whose work is children: what fan-outs and the classes for them have in common."""
-
-    limits: Limits = DEFAULT_LIMITS
-    """How many children are in flight, and how fast they start."""
-    stagger: Stagger | None = None
-    """When the next child starts; None: all start at once."""
-    store: Store | Inherit | None = INHERIT
-    """Where the children are kept; None: nowhere, but for how they ended."""
-    hooks: Sequence[Hook] | Inherit = INHERIT
-    """Who is told of the children and their descendants."""
-    each: Each | None = None
-    """What goes for each child by itself."""
-    timeout: float | None = None
-    """Seconds that the whole step may take."""
-
-    @property
-    def definition(self) -> object:
-        """What all that is bound of one definition has in common."""
-        return self
-
-    def _room(self, source: Elements) -> int:
-        """Say how many children of ``source`` are in flight."""
-        return self.limits.in_flight
-
-    @abstractmethod
-    def _join(self) -> Join:
-        """Say what becomes of results."""
-
-    @abstractmethod
-    def _source(self, step: ParallelStep) -> Elements:
-        """Begin to make what children are made of; nothing is pulled yet."""
-
-    def _declared(self, step: ParallelStep) -> Declared:
-        """Say what a later execution has to be compared with, whose program may have changed."""
-        return declared(step.join)
-
-    def _finished(self, state: State) -> Change:
-        """Return the change that completes the step, once all results were applied."""
-        return NO_CHANGE
-
-    def misfit(self, schema: Schema[Any]) -> str:
-        """Say why it can't work on such a state; see ``Act.misfit``."""
-        return super().misfit(schema) or self._join().misfit(schema)
-
-    async def perform(self, run: Performer) -> Change:
-        """Run all children; see ``Act.perform``."""
-        assert isinstance(run, Run), "parallel steps are performed by the engine's runs"
-        step = run.take_kept(self.name)
-        if step is None:
-            step = ParallelStep(self, run)
-        assert isinstance(step, ParallelStep)
-        return await step.execute()
 
 
 @final
@@ -137,11 +82,6 @@ class ParallelStep(Carrier):
         self._unsaved: list[Run] = []  # a batch that could not be saved
         self._resting: list[Run] = []  # children that wait for answers
         self._unfinished: list[Run] = []  # children that another attempt has to go on with
-
-    @property
-    def state(self) -> State:
-        """The parent's state when the step began, as the step's own functions see it."""
-        return make_state(self.data, self.join.permit)
 
     def kind(
         self,
@@ -176,13 +116,34 @@ class ParallelStep(Carrier):
         return Kind(setting, base)
 
     def _make_source(self) -> Elements:
-        return self.act._source(self)
+        act = self.act
+        if isinstance(act, FanOut):
+            chosen = choose_acts(act, self.join, self.data)
+            self.join, self.take = chosen.join, chosen.take
+            self.acts = [graph.name for graph in chosen.graphs]
+            return make_elements(
+                act,
+                chosen,
+                parent=self.parent,
+                data=self.data,
+                recorded=self.recorded,
+                make_template=self.kind,
+            )
+        assert isinstance(act, ParallelAction), "there is no other parallel act"
+        return TaskElements(
+            act,
+            parent=self.parent,
+            permit=self.join.permit,
+            data=self.data,
+            recorded=self.recorded,
+            make_template=self.kind,
+        )
 
     def _room_of(self, source: Elements) -> int:
-        return self.act._room(source)
+        return len(source.kinds) if self.act._unlimited else self.act.limits.in_flight
 
     def _declared(self) -> Declared:
-        return self.act._declared(self)
+        return declared(self.join, acts=self.acts, is_keyed=self.act._is_keyed, take=self.take)
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
@@ -247,7 +208,7 @@ class ParallelStep(Carrier):
             self.parent,
             source if staggered is None else staggered,
             act.limits,
-            limit=act._room(source),
+            limit=self._room_of(source),
             owner=act.definition,
             name=act.name,
             timeout=act.timeout,
@@ -664,3 +625,12 @@ class ParallelStep(Carrier):
             count = "a child" if len(errors) == 1 else f"{len(errors)} children"
             msg = f"{count} of fan-out {self.act.name!r} failed"
             raise ExceptionGroup(msg, errors)
+
+
+async def fan_out(act: Parallel, run: Run) -> Change:
+    """Have ``run`` execute ``act`` as one of its steps, from where an attempt before has failed."""
+    step = run.take_kept(act.name)
+    if step is None:
+        step = ParallelStep(act, run)
+    assert isinstance(step, ParallelStep), "nothing else is kept for a parallel act"
+    return await step.execute()

@@ -66,6 +66,8 @@ class Services:
     """Has a run execute a function action."""
     enter: Callable[[Any, Any], Awaitable[Change]]
     """Has a run execute a graph that is a node of its own graph."""
+    fan_out: Callable[[Any, Any], Awaitable[Change]]
+    """Has a run execute an act whose work is children."""
     context: Callable[[Any, FunctionAction[..., Any], Seat | None, Any], object]
     """Makes what an action's parameter ``context`` gets, of a run, its action, its seat and items.
 

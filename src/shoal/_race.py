@@ -12,7 +12,7 @@ from ._errors import DefinitionError
 from ._events import Done
 from ._fanout import FanOut, fan_out
 from ._hooks import Hook
-from ._join import Take
+from ._parallel_base import Take
 from ._policy import INHERIT, Each, Inherit, Stagger
 from ._rate import Limits
 from ._state import State

@@ -34,7 +34,7 @@ from ._hooks import Hook
 from ._host import Hosted
 from ._ids import RunPath
 from ._ledgers import recall_ledgers
-from ._parallel import Parallel
+from ._parallel_base import Parallel
 from ._parts import read_children
 from ._recorded import recorded_asked, recorded_history
 from ._resuming import refuse_other_way, stand_at

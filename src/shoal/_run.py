@@ -328,6 +328,10 @@ class Run:
         """Run a graph as a child of its own."""
         return self.setting.services.enter(graph, self)
 
+    def fan_out(self, parallel: Act) -> Awaitable[Change]:
+        """Run the children of a parallel act."""
+        return self.setting.services.fan_out(parallel, self)
+
     # -- being tried again ----------------------------------------------------------------------
 
     @property

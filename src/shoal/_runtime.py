@@ -42,7 +42,8 @@ from ._handle import RunHandle
 from ._host import Hosted, MadeLate, Work
 from ._limiter import Limiter
 from ._nest import enter
-from ._parallel import Parallel
+from ._parallel import fan_out
+from ._parallel_base import Parallel
 from ._ports import Retries, Services
 from ._raised import first_of
 from ._rate import Limits
@@ -243,6 +244,7 @@ class Runtime:
             host=self._host,
             call=call_action,
             enter=enter,
+            fan_out=fan_out,
             context=Context,
         )
         self._tasks = await create_task_group().__aenter__()

@@ -23,8 +23,8 @@ from ._events import ChildName, Decision, Done, Outcome, Update
 from ._graph import Graph
 from ._history import Playback, StepBegun
 from ._ids import Key, RunPath
-from ._join import Join, Shape
 from ._ledger import Ledger
+from ._parallel_base import Join, Shape
 from ._recorded import Recorded, conflict, decided, is_unended
 from ._resuming import unknown_step
 from ._run import Run

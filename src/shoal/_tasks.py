@@ -1,8 +1,6 @@
-"""Fan-outs as classes: tasks that they make up themselves. Imports everything above.
+"""Fan-outs as classes: tasks that they make up themselves.
 
-Invariants:
-- Tasks are pulled as there is room for their children, like elements.
-- No two tasks of a step have the same act and key.
+Imports acts and policies. What becomes of tasks in a run is said in ``_task_source``.
 """
 
 from __future__ import annotations
@@ -21,29 +19,22 @@ from collections.abc import (
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast, final
 
-from ._action import Act, Input, bind_where_taken
+from ._action import Act, Input
 from ._action_class import bind_instance, check_class
-from ._checks import check_policies, check_reads, check_stagger
-from ._child import narrowed
-from ._entries import Entry
-from ._errors import BadKey, BadResult, DefinitionError, brief
+from ._checks import check_policies, check_stagger
+from ._errors import DefinitionError, brief
 from ._events import Done, Failed
 from ._functions import is_async, require_plain
-from ._graph import Graph, as_graph, no_act
-from ._ids import Key, plain_key
-from ._join import Join, only_write_reader
-from ._parallel import Parallel, ParallelStep
+from ._graph import no_act
+from ._ids import Key
+from ._parallel_base import Join, Parallel
 from ._policy import OnError
-from ._secret import without_secrets
-from ._source import Elements
-from ._state import Change, Permit, State, change_between, held, refuse_awaitable
+from ._state import Change, Permit, State, change_between
 from ._until import ALL, Race, Until, check_until
 
 T = TypeVar("T")
 
 NOTHING: Mapping[str, Any] = {}
-GRAPHS = 64
-"""Acts of one step whose graphs are remembered."""
 
 
 @final
@@ -220,10 +211,6 @@ class ParallelAction(Parallel):
             until=self.until,
         )
 
-    def _source(self, step: ParallelStep) -> Elements:
-        inputs = {**self._bound, **step.parent.setting.inputs}
-        return TaskElements(self.tasks(step.state, inputs), self, step)
-
     def _finished(self, state: State) -> Change:
         return change_between(state, self.finish(state), f"finish of {self.name!r}")
 
@@ -398,92 +385,3 @@ async def _each_later(
         close = getattr(source, "aclose", None)
         if close is not None:
             await close()
-
-
-@final
-class TaskElements(Elements):
-    """The source of a fan-out over tasks."""
-
-    __slots__ = ("_act", "_graphs", "_keyed", "_step")
-
-    def __init__(self, tasks: object, act: ParallelAction, step: ParallelStep) -> None:
-        """Stand before the first task."""
-        super().__init__(
-            tasks, who=act.name, at_most=act.at_most, given_by="tasks", recorded=step.recorded
-        )
-        self._act = act
-        self._step = step
-        self._keyed: bool | None = None
-        self._graphs: dict[int, tuple[Act, Graph]] = {}
-
-    def _entries(self, element: object, position: int) -> tuple[Entry, ...]:
-        if not isinstance(element, Task):
-            refuse_awaitable(element, f"tasks of {self.who!r}")
-            msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
-            raise BadResult(msg)
-        graph = self._graph(element.act)
-        if element.key is not None and self._has_come_before((graph.name, element.key)):
-            return ()
-        step = self._step
-        given = step.parent.setting.execution.secrets.hold(held(element.state))
-        base = narrowed(
-            step.data,
-            graph,
-            given,
-            f"the children of {self.who!r} that execute {graph.name!r}",
-            "give it to the Task: Task(act, {field: ...})",
-        )
-        check_reads(repr(self.who), graph, step.join.permit.reads, given, step.data)
-        kind = step.kind(graph, base, only_write_reader(graph), element.inputs)
-        about = element.element
-        if about is None:
-            shown = without_secrets(given)
-            about = element.state if shown is given else shown
-        key = self._task_key(element, graph)  # last: from now on it has come up
-        return (Entry(key, position, about, kind),)
-
-    def _is_keyed(self) -> bool:
-        return bool(self._keyed)
-
-    def _hide(self, error: BaseException) -> None:
-        self._step.parent.setting.secrets.hide(error)
-
-    def _graph(self, act: Act) -> Graph:
-        """Make the graph of an act; by identity, since what is bound differently may be equal."""
-        known = self._graphs.get(id(act))
-        if known is not None:
-            return known[1]
-        if len(self._graphs) >= GRAPHS:  # acts that are made for one task each
-            self._graphs.clear()
-        graph = bind_where_taken(as_graph(act, f"tasks of {self.who!r}"), self._act._bound)
-        self._graphs[id(act)] = (act, graph)
-        return graph
-
-    def _task_key(self, task: Task, graph: Graph) -> Key:
-        keyed = task.key is not None
-        if self._keyed is None:
-            self._keyed = keyed
-        if self._keyed != keyed:
-            msg = (
-                f"tasks of {self.who!r}: some have a key= and some have none, so that a position "
-                f"could be taken for a key; give all of them one, or none"
-            )
-            raise BadKey(msg)
-        if task.key is None:
-            return self._position
-        key = plain_key(task.key)
-        if key is None:
-            msg = (
-                f"tasks of {self.who!r}: the key of task {self._position} ({graph.name!r}) is a "
-                f"{type(task.key).__name__}; keys are str or int"
-            )
-            raise BadKey(msg)
-        if (graph.name, key) in self._seen:
-            msg = (
-                f"tasks of {self.who!r}: task {self._position} has the act {graph.name!r} and the "
-                f"key {brief(key)}, which an earlier task has; give it another key=, or its "
-                f"act another name: act.bind(name=...)"
-            )
-            raise BadKey(msg)
-        self._seen.add((graph.name, key))
-        return key
