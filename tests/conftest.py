@@ -22,6 +22,7 @@ import anyio
 import pytest
 from blockbuster import blockbuster_ctx
 
+from shoal.stores import _claims
 from shoal.testing import virtual_backend
 from tests.durable import find_programs
 from tests.postgres import QUICK, PostgresServer, private_server
@@ -167,6 +168,18 @@ def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server that keeps nothing on disk, for all tests of this process."""
     with private_server(find_programs(), QUICK) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_execution_is_left() -> Iterator[None]:
+    """The process knows of each execution that the test began, or simulated, that it has ended.
+
+    Else it would refuse to go on with the run, as if that execution still did.
+    """
+    before = _claims._alive.copy()
+    yield
+    left = [one for one, alive in _claims._alive.items() if before.get(one) != alive]
+    assert not left, f"executions that this test has left: {left}"
 
 
 @pytest.fixture(autouse=True)

@@ -634,17 +634,18 @@ def test_output_that_can_not_be_written_has_a_code_of_its_own(
 
 SLOW_PRUNE = """
     import sys, time
-    from shoal.stores import _durable, _sqlite_database
+    import shoal.stores._durable as durable
+    from shoal.stores._sqlite_database import SQLiteDatabase
     from shoal.__main__ import main
 
-    _durable.SOME, _durable.PAUSE = 1, 0.01
-    sweep = _sqlite_database.SQLiteDatabase.sweep
+    durable.SOME, durable.PAUSE = 1, 0.01
+    sweep = SQLiteDatabase.sweep
     def told(database, limit):
         print("sweeping", flush=True)
         time.sleep(0.01)
         sweep(database, limit)
         return True
-    _sqlite_database.SQLiteDatabase.sweep = told
+    SQLiteDatabase.sweep = told
     sys.exit(main(["runs", "prune", sys.argv[1], "--older-than", "0s"]))
 """
 

@@ -286,6 +286,53 @@ async def test_a_race_that_is_decided_stays_decided_when_something_raises_behind
     assert starts == [1]
 
 
+class SlowToApply(MemoryStore):  # pyright: ignore[reportGeneralTypeIssues] # a test's own
+    """A store that takes a second for a save that applies a result."""
+
+    def save(self, batch: Batch) -> Any:
+        super().save(batch)
+        return anyio.sleep(1) if batch.applied else None
+
+
+@pytest.mark.parametrize("until", [first_item(), first_item(on_break="restart")])
+async def test_a_race_whose_winner_has_its_answer_stays_decided_when_it_is_tried_again(
+    until: Until,
+):
+    """The source raises while the result of the winner is saved; the race is tried again."""
+    ran, raises = list[str](), False
+
+    @action(reads=["item"], writes=["answer"])
+    async def asks(item: int, context: Context) -> AsyncIterator[str | Result[object]]:
+        ran.append("begins")
+        yield "so"
+        answer = await context.ask("what", "What is it?")
+        ran.append("is answered")
+        yield Result(answer)
+
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep(0.5)
+        if raises:
+            raise ConnectionError
+
+    inner = fan_out(
+        Graph.chain(asks, name="one"), over=lambda state: numbers(), reads=[], item="item",
+        key=int, into="out", take="answer", until=until, name="race",
+    )  # fmt: skip
+    outer = fan_out(
+        Graph.chain(inner, name="inner"), over="names", key=str, into="each", take="out",
+        each=Each(retry=Retry(attempts=4, on=ConnectionError, jitter=0)),
+    )  # fmt: skip
+    app = Application(outer, store=SlowToApply(), name="app")
+    halted = await app.run({"names": ["a"]}, id="r")
+    assert halted.status == "halted"
+    ran.clear()
+    raises = True
+    result = await app.run(id="r", answers={"what": "this"})
+    assert result.state["each"] == {"a": "this"}
+    assert ran == ["begins", "is answered"]
+
+
 async def test_a_contestant_that_waits_for_answers_runs_anew_in_the_next_round():
     """What it has completed in the round before is done again: its history says so."""
     store = MemoryStore()

@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
+from types import ModuleType
 
 import pytest
 
 import shoal
-import shoal.rates
-import shoal.stores
+import shoal.fastapi
 import shoal.testing
 
 MODULES = [
-    module.name
-    for package in (shoal, shoal.rates, shoal.stores, shoal.testing)
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
-    if not module.ispkg
+    shoal.__name__,
+    *(module.name for module in pkgutil.walk_packages(shoal.__path__, f"{shoal.__name__}.")),
 ]
-NAMES = {**vars(shoal), **vars(shoal.testing)}
+NAMES = {**vars(shoal), **vars(shoal.testing), **vars(shoal.fastapi)}
+
+
+def found_in(module: ModuleType) -> list[doctest.DocTest]:
+    """Find what is written in a module, those classes included that name a public one as theirs."""
+    finder, names = doctest.DocTestFinder(), {**NAMES, **vars(module)}
+    tests = finder.find(module, globs=names)
+    for node in ast.parse(inspect.getsource(module)).body:
+        written = vars(module)[node.name] if isinstance(node, ast.ClassDef) else None
+        if written is not None and written.__module__ != module.__name__:
+            name = f"{module.__name__}.{written.__name__}"
+            tests += finder.find(written, name, module, globs=names)
+    return tests
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_hold(name: str) -> None:
-    module = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    for test in doctest.DocTestFinder().find(module, globs={**NAMES, **vars(module)}):
+    for test in found_in(importlib.import_module(name)):
         runner.run(test)
     assert runner.summarize().failed == 0
 
 
 def test_there_are_examples() -> None:
-    found = [
-        test
-        for name in MODULES
-        for test in doctest.DocTestFinder().find(importlib.import_module(name))
-        if test.examples
-    ]
-    assert len(found) >= 5
+    modules = map(importlib.import_module, MODULES)
+    shown = {test.name for module in modules for test in found_in(module) if test.examples}
+    assert len(shown) >= 50
+    assert {"fan_out", "State", "SQLiteStore"} <= {name.rpartition(".")[2] for name in shown}

@@ -45,7 +45,7 @@ from shoal import (
     fan_out,
 )
 from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
-from shoal.stores import _holders
+from shoal.stores import _holders, _writer
 from shoal.stores._durable import DurableStore
 from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
 from shoal.testing._hand_made import BEGINNING, ROOT, claimed, save, update_of
@@ -340,7 +340,7 @@ async def test_relaxed_saves_are_written_within_the_window(kept: Kept):
 async def test_too_many_saves_left_for_later_are_waited_for(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("shoal.stores._writer.MOST_JOBS", 3)
+    monkeypatch.setattr(_writer, "MOST_JOBS", 3)
     store = kept.store(durability="end")
     async with claimed(store):
         pending = [

@@ -6,7 +6,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ from shoal import (
     Runtime,
     State,
     StepTimeout,
+    _watch,
     action,
     fan_out,
 )
@@ -399,6 +400,29 @@ def test_what_has_ended_stands_nowhere():
     coroutine.close()
     assert not list(standing(Part(None, coroutine)))
     assert not list(standing(Part(None, object())))
+
+
+class Pause:
+    """Suspends whatever awaits it."""
+
+    def __await__(self) -> Generator[None]:
+        yield
+
+
+def test_a_function_may_be_the_life_of_a_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_watch, "_lives", {})
+
+    @_watch.is_life_of("walker")
+    async def walk(walker: object) -> None:
+        await Pause()
+
+    run = object()
+    coroutine = walk(run)
+    coroutine.send(None)
+    ((found, place),) = standing(Part(None, coroutine))
+    coroutine.close()
+    assert found is run
+    assert place.endswith("in __await__")
 
 
 # -- threads ---------------------------------------------------------------------------------------

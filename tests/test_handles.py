@@ -37,6 +37,7 @@ from shoal import (
     StateUpdated,
     StepStarted,
     StoreFailed,
+    _recovery,
     action,
     fan_out,
 )
@@ -655,7 +656,7 @@ async def test_looking_again_starts_nothing_twice(caplog: pytest.LogCaptureFixtu
 
 
 async def test_some_go_on_at_once_and_the_others_after_them(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("shoal._recovery.AT_ONCE", 2)
+    monkeypatch.setattr(_recovery, "AT_ONCE", 2)
     store = await left_behind(*"abcde")
     async with Runtime(apps=[app], store=store) as runtime:
 

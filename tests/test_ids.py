@@ -28,6 +28,7 @@ from shoal import (
     RunPath,
     SQLiteStore,
     State,
+    _ids,
     action,
     fan_out,
 )
@@ -209,7 +210,7 @@ def test_ids_of_children_do_not_depend_on_order_or_company():
 
 
 def test_ids_are_the_same_in_every_process():
-    script = "from shoal._ids import child_id; print(child_id('root', 's', 0, 'a', 'key'))"
+    script = f"import {_ids.__name__} as ids; print(ids.child_id('root', 's', 0, 'a', 'key'))"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", script],

@@ -7,7 +7,20 @@ from typing import Any
 import anyio
 import pytest
 
-from shoal import Application, Context, Done, Graph, Limits, MemoryStore, action, fan_out
+from shoal import (
+    Application,
+    Cancelled,
+    ChildEnded,
+    ChildRerun,
+    Context,
+    Done,
+    Graph,
+    Limits,
+    MemoryStore,
+    action,
+    fan_out,
+)
+from shoal.testing import RecordingHook
 
 pytestmark = pytest.mark.anyio
 
@@ -50,6 +63,30 @@ async def test_who_was_to_run_anew_and_never_started_runs_anew_the_next_time():
     result = await app("2", fails=False).run(id="x")
     assert result.state["out"] == {"1": "2", "2": "2", "3": "2"}
     assert calls == ["1 by 2", "2 by 2", "3 by 2"]
+
+
+async def test_it_is_told_that_what_was_kept_of_a_child_is_void_though_it_never_starts():
+    """It waits for its action's turn when the first one fails. Its old history is gone by then."""
+    store, calls, hook = MemoryStore(), list[str](), RecordingHook()
+
+    def app(version: str, **given: Any) -> Application:
+        act = steps(version, calls, fails=True)
+        step = fan_out(act, over="n", key=str, into="out", take="two", **given)
+        return Application(step, store=store, name="app", hooks=[hook])
+
+    async with app("1", on_error="collect").open({"n": [1, 2, 3]}, id="x") as run:
+        await anyio.sleep(2.5)
+        run.cancel("to go on later")
+    hook.events.clear()
+    with pytest.raises(ExceptionGroup):
+        await app("2").run(id="x")
+    assert calls == ["1 by 1", "2 by 1", "1 by 2"]
+    reruns, ends = hook.of(ChildRerun), hook.of(ChildEnded)
+    assert [event.child.key for event in reruns] == ["1", "2", "3"]
+    assert await store.read(reruns[1].child) == ()
+    (end,) = [one for one in ends if one.outcome.key == "2"]
+    assert isinstance(end.outcome, Cancelled)
+    assert hook.events.index(reruns[1]) < hook.events.index(end)
 
 
 async def test_what_an_action_has_started_and_is_done_is_not_cancelled():

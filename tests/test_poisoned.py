@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -305,6 +306,97 @@ async def test_an_action_that_kills_before_its_own_fan_out_is_to_blame():
     assert list(result.state["bad"]) == ["b"]
 
 
+class Elsewhere:
+    """A store of children's own, which dies with the one of their root run."""
+
+    def __init__(self) -> None:
+        self.store = self.left = MemoryStore()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+class Pair:
+    """A store and that of some children: what is left is what both had when the process died."""
+
+    def __init__(self, store: MemoryStore, elsewhere: Elsewhere) -> None:
+        self.store, self.elsewhere = store, elsewhere
+        elsewhere.store = elsewhere.left
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def copy(self) -> Pair:
+        store, kept = self.store.copy(), self.elsewhere.store
+        self.elsewhere.left = kept.copy()
+        pair = Pair(store, self.elsewhere)
+        self.elsewhere.store = kept  # this life's, until its end
+        return pair
+
+
+elsewhere = list[Elsewhere]()
+
+
+@action(reads=["item"], writes=["out"])
+async def fail(item: str) -> str:
+    ran[item] += 1
+    raise LookupError(item)
+
+
+@action(reads=["items"], writes=["inner"])
+async def starts_elsewhere(items: Any, context: Context) -> None:
+    kept: Any = elsewhere[0]
+    async with context.fan_out(name="own", store=kept) as group:
+        group.start(fail, {"item": items}, key=items)
+        async for outcome in group:
+            assert isinstance(outcome, Failed)
+            raise outcome.error
+
+
+@pytest.mark.parametrize("form", ["fan-out", "own"])
+@pytest.mark.parametrize("attempts", [1, 4])
+async def test_in_a_store_of_its_own_who_has_ended_is_acquitted(form: str, attempts: int):
+    """Its parent is kept nowhere, so its count stayed there: also attempts counted as crashes."""
+    kept: Any = Elsewhere()
+    elsewhere[:] = [kept]
+    inner: Any = starts_elsewhere
+    if form == "fan-out":
+        inner = fan_out(
+            fail, over=lambda state: [state["items"]], item="item", key=str, reads=["items"],
+            into="inner", store=kept,
+        )  # fmt: skip
+    each = Each(retry=Retry(attempts, on=Exception, initial=0.01, jitter=0))
+    outer: Any = fan_out(
+        inner, over=lambda state: items_and_a_crash(), item="items", key=str, reads=[],
+        into="outs", take="inner", store=None, each=each, on_error="collect", errors_into="bad",
+    )  # fmt: skip
+    lives = Kept(outer, [])
+    lives.store = Pair(MemoryStore(), kept)
+    kills.add("end")
+    for _ in range(5):
+        assert await lives.live() is None
+    kills.clear()
+    result = await lives.live()
+    (outcome,) = result.outcomes("outs")
+    (error,) = leaves(outcome.error)
+    assert isinstance(error, LookupError)
+    assert ran["a"] == 6 * attempts
+
+
+async def items_and_a_crash() -> AsyncIterator[str]:
+    """Give one element, and take the process down in the source, which is nobody's fault."""
+    yield "a"
+    await work("end")
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
 async def test_a_graph_as_a_node_fails_bare():
     kills.add("a")
 
@@ -459,7 +551,7 @@ class Mortal:
     async def release(self, run_id: str, holder: str) -> None:
         if killed[0].is_set():
             await self._file._writer.ask(be_gone)
-            del self._file._claims[run_id, holder]
+            self._file._claims.pop((run_id, holder)).end()
             await self._file._leave()
         else:
             await self._file.release(run_id, holder)

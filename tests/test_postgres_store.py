@@ -271,11 +271,14 @@ async def test_a_migration_that_fails_leaves_the_schema_as_it_was(
 @services
 async def test_several_processes_make_one_schema(place: InSchema):
     """Stores are as good: each has a connection of its own."""
+    stores = [place.store() for _ in range(6)]
     async with anyio.create_task_group() as tasks:
-        for number in range(6):
-            tasks.start_soon(place.store().claim, f"run{number}", "me")
+        for number, store in enumerate(stores):
+            tasks.start_soon(store.claim, f"run{number}", "me")
     assert place.rows("SELECT version FROM layout") == [(_postgres_schema.VERSION,)]
     assert place.rows("SELECT count(*) FROM claims") == [(6,)]
+    for number, store in enumerate(stores):
+        await store.release(f"run{number}", "me")
 
 
 @anyio_test
@@ -292,12 +295,14 @@ async def test_a_schema_may_take_longer_to_make_than_an_answer_may(place: InSche
         "EXECUTE FUNCTION wait()",
         address=address,
     )
+    stores = [place.store(address, patience=0.01, answers=0.15) for _ in range(3)]
     async with anyio.create_task_group() as tasks:
-        for number in range(3):
-            store = place.store(address, patience=0.01, answers=0.15)
+        for number, store in enumerate(stores):
             tasks.start_soon(store.claim, f"run{number}", "me")
     found = place.server.execute(f"SELECT count(*) FROM {place.schema}.claims", address=address)
     assert found == [(3,)]
+    for number, store in enumerate(stores):
+        await store.release(f"run{number}", "me")
 
 
 # -- connections that are lost ---------------------------------------------------------------------

@@ -43,6 +43,7 @@ from shoal import (
     StateError,
     StateList,
     StateMap,
+    _schema,
     action,
     replay,
 )
@@ -320,7 +321,7 @@ def test_without_pydantic(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_module_loads_no_pydantic_before_it_is_used():
     program = (
-        "import sys, shoal._schema as s\n"
+        f"import sys, {_schema.__name__} as s\n"
         "from dataclasses import dataclass\n"
         "assert 'pydantic' not in sys.modules\n"
         "@dataclass\n"

@@ -370,13 +370,13 @@ def test_the_name_of_a_new_file_is_waited_for_unless_the_first_save_does_that(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from shoal.stores import _sqlite_file
+from shoal.stores._sqlite_file import connect
 
 def killed(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(os, sys.argv[1], killed)
-_sqlite_file.connect(Path(sys.argv[2]), patience=1.0, synchronous="full")
+connect(Path(sys.argv[2]), patience=1.0, synchronous="full")
 """
 
 

@@ -45,6 +45,7 @@ from shoal import (
     StepStarted,
     StepTimeout,
     UndeclaredWrite,
+    _telling,
     action,
     fan_out,
 )
@@ -211,7 +212,7 @@ async def test_nothing_is_built_that_nobody_listens_to(monkeypatch: pytest.Monke
     def refuse(**_: object) -> None:
         raise AssertionError("built for nobody")
 
-    monkeypatch.setattr("shoal._telling.Item", refuse)
+    monkeypatch.setattr(_telling, "Item", refuse)
     recording = RecordingHook()
 
     class Other(Hook):
@@ -1306,7 +1307,7 @@ async def test_items_are_heard_without_any_hook(monkeypatch: pytest.MonkeyPatch)
     def refuse(**_: object) -> None:
         raise AssertionError("built for nobody")
 
-    monkeypatch.setattr("shoal._telling.Item", refuse)
+    monkeypatch.setattr(_telling, "Item", refuse)
     heard: list[object] = []
     act = Listening(listeners()[0], lambda run, item: heard.append(item))
     async with nothing_left():

@@ -158,7 +158,8 @@ class Transcript:
             self.parts.append(chunk.text)
         self.finish = chunk.finish or self.finish
         if chunk.input_tokens is not None:
-            self.input_tokens = chunk.input_tokens
+            # A later report may leave out the tokens that came from a cache.
+            self.input_tokens = max(self.input_tokens or 0, chunk.input_tokens)
         if chunk.output_tokens is not None:
             self.output_tokens = chunk.output_tokens
 

@@ -140,7 +140,6 @@ class Crawler:
         self.requests = Counter[str]()
         """Requests for links of which there is no page yet, by their addresses."""
         self._refused: set[str] = set()  # links that were refused, as far as there is no page yet
-        self._refused_last: dict[str, str] = {}  # which link, by hosts that were left alone
         self._types = frozenset(settings.accept)
 
     async def obey(self, url: str, context: Context) -> bool:
@@ -206,11 +205,9 @@ class Crawler:
         try:
             await host.refused(error, answer.url, pause, self._ask_witness, again=again)
         except LeftAlone:
-            self.politeness.refused(name, request, pause)
-            self._refused_last[name] = link["url"]
+            self.politeness.refused(name, request, link["url"], pause)
             raise
-        if self._refused_last.get(name) == link["url"]:
-            self.politeness.unlearn(name)
+        self.politeness.unlearn(name, link["url"])
         raise error
 
     async def _ask_witness(self, url: str) -> int | None:

@@ -109,8 +109,9 @@ class Host:
     ) -> None:
         """Find out whose matter a refusal is; return if it is the page's.
 
-        A witness is asked for if the page, or others, may be refused by themselves, and where the
-        answer saves a long pause. Otherwise a host that says "later" is not asked once more.
+        A witness is asked for if the page, or others, may be refused by themselves: as after a few
+        pauses in a row that have brought no answer. It is also where the answer saves a long pause.
+        Otherwise a host that says "later" is not asked once more.
 
         Args:
             error: The refusal.
@@ -124,7 +125,7 @@ class Host:
             FetchError: It is the host's, which has been given up.
         """
         self._has_spoken = True
-        is_open = again or self._refuses_pages or pause >= LONG
+        is_open = again or self._refuses_pages or pause >= LONG or self._pauses >= SUSPICIOUS
         if is_open:
             async with self._finding_out:
                 # If the host has been left alone meanwhile, the witness would be refused as well.

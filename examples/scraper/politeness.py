@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from examples.scraper.frontier import Link
+from examples.scraper.health import SUSPICIOUS
 from examples.scraper.urls import host_of
 from shoal import AIMD, Limits, Rate, RetryLater, State
 
@@ -60,7 +61,11 @@ class Spacing:
         self._began = 0.0  # with its first request
         self._paused_until = -math.inf
         self._last: tuple[int, float] | None = None  # the cycle before: requests, and seconds
-        self._before = (self.rate, self._ceiling, self._last)  # the last refusal
+        # Refusals in a row, with no page answered in between: of which pages, how many have taught
+        # something, and what was known of the host before the first one.
+        self._row = set[str]()
+        self._lessons = 0
+        self._before: tuple[float, float, tuple[int, float] | None] | None = None
 
     @property
     def seconds(self) -> float:
@@ -79,26 +84,44 @@ class Spacing:
 
     def takes(self, request: Request) -> None:
         """Hear that a request was answered."""
-        if request.cycle == self._cycle and self.rate < math.inf:
+        if request.cycle != self._cycle:
+            return
+        self._end_row()
+        if self.rate < math.inf:
             near = self.rate > 0.8 * self._ceiling
             # As it comes `rate` times a second, that is so much of the rate in a second.
             self.rate += GROWTH if near else RECOVERY
 
-    def refuses(self, request: Request, pause: float) -> None:
-        """Hear that a request was refused, and that none is sent for a while.
+    def refuses(self, request: Request, url: str, pause: float) -> None:
+        """Hear that a request for `url` was refused, and that none is sent for a while.
 
         Whatever was under way with it belongs to the same refusal.
         """
         self._paused_until = max(self._paused_until, self._clock() + pause)
+        self._row.add(url)
         if request.cycle == self._cycle:
-            self._before = (self.rate, self._ceiling, self._last)
+            if self._before is None:
+                self._before = (self.rate, self._ceiling, self._last)
+            self._lessons += 1
             self.rate = max(SLOWEST, self._learned(request, pause))
             self._cycle += 1
             self._sent = 0
 
-    def unlearn(self) -> None:
-        """Forget what the last refusal has taught: it was of one page, not of the host."""
-        self.rate, self._ceiling, self._last = self._before
+    def unlearn(self, url: str) -> None:
+        """Forget what refusals in a row have taught: that of `url` says nothing about the host.
+
+        It was of the page. So the others may be, too; those that are not teach the same again. A
+        page that is none of the row proves that only of a long row: a host that limits its rate
+        answers something in between.
+        """
+        if self._before is not None and (url in self._row or self._lessons >= SUSPICIOUS):
+            self.rate, self._ceiling, self._last = self._before
+            self._end_row()
+
+    def _end_row(self) -> None:
+        self._row.clear()
+        self._lessons = 0
+        self._before = None
 
     def _learned(self, refused: Request, pause: float) -> float:
         taken, seconds = refused.before, max(refused.at - self._began, 0.001)
@@ -158,15 +181,15 @@ class Politeness:
         """The seconds for which to leave a host alone that has refused; `after`, if it says so."""
         return min(LONGEST, self.of(host).patience if after is None else after)
 
-    def refused(self, host: str, request: Request, pause: float) -> None:
+    def refused(self, host: str, request: Request, url: str, pause: float) -> None:
         """Learn from a refusal after which the host is left alone."""
         if self.adaptive:
-            self.of(host).refuses(request, pause)
+            self.of(host).refuses(request, url, pause)
 
-    def unlearn(self, host: str) -> None:
-        """Forget the last refusal of a host: it was of one page, not of the host."""
+    def unlearn(self, host: str, url: str) -> None:
+        """Forget the last refusals of a host: that of `url` was of the page, not of the host."""
         if self.adaptive:
-            self.of(host).unlearn()
+            self.of(host).unlearn(url)
 
     def cost(self, state: State) -> float:
         """What a start is charged beforehand; the rest is charged when it has begun.

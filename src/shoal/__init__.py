@@ -327,7 +327,11 @@ __all__ = [
 ]
 
 # Imported when they are asked for, so that `import shoal` loads no database driver.
-_LATER = {"Codec": "_codec", "PostgresStore": "stores._postgres", "SQLiteStore": "stores._sqlite"}
+_LATER = {
+    "Codec": "shoal._codec",
+    "PostgresStore": "shoal.stores._postgres",
+    "SQLiteStore": "shoal.stores._sqlite",
+}
 _EXTRAS = {
     "Codec": "'shoal[sqlite]'",
     "PostgresStore": "'shoal[postgres]' 'psycopg[binary]'",
@@ -339,7 +343,7 @@ def __getattr__(name: str) -> object:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = importlib.import_module(f".{_LATER[name]}", __name__)
+        module = importlib.import_module(_LATER[name])
     except ImportError as error:
         return _stand_in(name, error)
     return getattr(module, name)
@@ -361,6 +365,12 @@ def _stand_in(name: str, error: ImportError) -> type:
     return type(name, (), {"__init__": refuse, "__module__": "shoal"})
 
 
-for _error in [globals().get(name) for name in __all__]:  # tracebacks show the public names
-    if isinstance(_error, type) and issubclass(_error, (ShoalError, Halting)):
-        _error.__module__ = "shoal"
+# The public names are what tracebacks show of errors, and what pickles hold of data, so that those
+# are read wherever a class is defined by then (see test_pickles_hold_public_names). Not of all
+# classes: the annotations of a class are looked up in the module that it names, and those of most
+# need more names than are public.
+_End = type(END)
+_NAMED = (ShoalError, Halting, State, StateList, StateMap, PositionedList, ErrorInfo, Inherit, _End)
+for _class in (_End, *[globals().get(name) for name in __all__]):
+    if isinstance(_class, type) and issubclass(_class, _NAMED):
+        _class.__module__ = "shoal"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
+from weakref import ref
 
 from anyio import Event, current_time, get_cancelled_exc_class
 
@@ -59,6 +60,8 @@ class Backend(NamedTuple):
     """Has the loop call a function soon, whatever thread it is called in."""
     alarm: Callable[[float, Callable[[], None]], Callable[[], object]] | None
     """Has the loop call a function at a time; None: it can't. Returns what calls that off."""
+    is_closed: Callable[[], bool]
+    """Tells whether the loop was closed, in any thread. Does not keep the loop alive."""
 
 
 def current_backend() -> Backend:
@@ -74,11 +77,19 @@ def current_backend() -> Backend:
             lambda: aio.current_task().cancelling,
             loop.call_soon_threadsafe,
             partial(_alarm_of, loop),
+            partial(_is_closed, ref(loop)),
         )
     token = sys.modules["trio"].lowlevel.current_trio_token()
     call_soon = token.run_sync_soon
     return Backend(
-        "trio", token, current_time, _EventWaiter, lambda: _no_native_cancels, call_soon, None
+        "trio",
+        token,
+        current_time,
+        _EventWaiter,
+        lambda: _no_native_cancels,
+        call_soon,
+        None,
+        _is_never_closed,
     )
 
 
@@ -120,6 +131,16 @@ def _alarm_of(
     loop: asyncio.AbstractEventLoop, at: float, call: Callable[[], None]
 ) -> Callable[[], object]:
     return loop.call_at(at, call).cancel
+
+
+def _is_closed(loop: ref[asyncio.AbstractEventLoop]) -> bool:
+    found = loop()
+    return found is None or found.is_closed()
+
+
+def _is_never_closed() -> bool:
+    """Stand in for trio, which ends no loop before its last task has ended."""
+    return False
 
 
 def _no_native_cancels() -> int:

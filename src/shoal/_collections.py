@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import inf
 from threading import Lock
-from typing import Any, ClassVar, Generic, TypeVar, cast, final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, final, overload
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -45,8 +45,11 @@ class StateList(Sequence[T]):
     """
 
     __slots__ = ("_journal", "_size")
-    _journal: _ListJournal[T]
-    _size: int
+
+    if TYPE_CHECKING:  # at runtime they would be looked up in the module that __module__ names
+        _journal: _ListJournal[T]
+        _size: int
+        __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a list
 
     def __init__(self, items: Iterable[T] = ()) -> None:
         """Hold a copy of ``items``."""
@@ -88,8 +91,6 @@ class StateList(Sequence[T]):
 
     def __eq__(self, other: object) -> bool:
         return _equal_lists(self, other)
-
-    __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a list has none
 
     def __repr__(self) -> str:
         return repr(list(self))
@@ -140,11 +141,14 @@ class StateMap(Mapping[K, V]):
     """
 
     __slots__ = ("_count", "_journal", "_last", "_order", "_size")
-    _journal: _MapJournal[K, V]
-    _size: int  # entries of the journal that belong to this version
-    _count: int  # different keys among them
-    _last: float | None  # the greatest position if all keys arrived in order of it, else None
-    _order: list[int] | None  # entries in reading order, made when first needed
+
+    if TYPE_CHECKING:
+        _journal: _MapJournal[K, V]
+        _size: int  # entries of the journal that belong to this version
+        _count: int  # different keys among them
+        _last: float | None  # the greatest position if all keys arrived in order of it, else None
+        _order: list[int] | None  # entries in reading order, made when first needed
+        __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a dict
 
     def __init__(self, items: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> None:
         """Hold a copy of ``items``."""
@@ -191,7 +195,7 @@ class StateMap(Mapping[K, V]):
             return self
         ours = self._journal.entries
         kept = (ours[self._latest(ours[at][0])] for at in self._first_entries())
-        return _restored([entry for entry in kept if entry[0] not in keys])
+        return self._restored([entry for entry in kept if entry[0] not in keys])
 
     def _become(
         self, journal: _MapJournal[K, V], size: int, count: int, last: float | None
@@ -266,8 +270,6 @@ class StateMap(Mapping[K, V]):
             return NotImplemented
         return dict(self.items()) == dict(cast("Mapping[object, object]", other).items())
 
-    __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a dict has none
-
     def __repr__(self) -> str:
         return repr(dict(self.items()))
 
@@ -277,12 +279,12 @@ class StateMap(Mapping[K, V]):
     def __reduce__(self) -> tuple[Any, ...]:
         entries = self._journal.entries
         firsts = (entries[at][0] for at in self._first_entries())
-        return _restored, ([entries[self._latest(key)] for key in firsts],)
+        return self._restored, ([entries[self._latest(key)] for key in firsts],)
 
-
-def _restored(entries: list[tuple[Any, Any, float]]) -> StateMap[Any, Any]:
-    """Make a map from its entries in order of arrival: what pickles and deep copies hold."""
-    return StateMap[Any, Any]().put_all(entries)
+    @classmethod  # so that a pickle holds the name of the class, and not that of this module
+    def _restored(cls, entries: list[tuple[K, V, float]]) -> StateMap[K, V]:
+        """Make a map from its entries in order of arrival: what pickles and deep copies hold."""
+        return cls().put_all(entries)
 
 
 @final
@@ -293,6 +295,9 @@ class PositionedList(Sequence[T]):
     """
 
     __slots__ = ("_map",)
+
+    if TYPE_CHECKING:
+        __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a list
 
     def __init__(self, by_position: StateMap[int, T]) -> None:
         """Show the values of ``by_position`` in order of position."""
@@ -329,8 +334,6 @@ class PositionedList(Sequence[T]):
 
     def __eq__(self, other: object) -> bool:
         return _equal_lists(self, other)
-
-    __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a list has none
 
     def __repr__(self) -> str:
         return repr(list(self))

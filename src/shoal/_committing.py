@@ -85,15 +85,18 @@ async def commit(run: Run, write: Write) -> None:
             refuse_secrets(run, (update.operations, update.discovered), what)
         refuse_secrets(run, write.questions, f"a question of run {run.path.id}, or an answer,")
     gathered: list[Run] = []
+    rerun: list[Run] = []
     for child in unapplied:
         if child.resume is not None and child.resume.is_afresh:
             # Its record is about to say what it would have worked on.
             await forget_history(child)
+            rerun.append(child)
         if child.setting.is_forgotten and child.status == "succeeded":
             _gather(child)
             gathered.append(child)
     if execution.is_resumed:
         for child in (*unapplied, *applied):
+            await _acquit(child)
             if child.status in ("failed", "cancelled"):
                 await end_below(child)
     batch = Batch(
@@ -114,11 +117,13 @@ async def commit(run: Run, write: Write) -> None:
     )
     await execution.save(batch, setting.store)
     run.head = (number + len(updates), data if write.data is None else write.data)
+    if execution.is_resumed and run.retries is not None:
+        run.retries.noted = run.retries.crashes
     for child in gathered:
         # Its steps were told when they were completed.
         child.head, child.pending = (1, child.final_data()), NO_CHANGE
     if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
-        await publish_commit(run, updates, applied, unapplied)
+        await publish_commit(run, updates, applied, unapplied, rerun)
 
 
 @ki_protected
@@ -203,6 +208,23 @@ async def end_below(run: Run) -> None:
     reason = run.reason if run.status == "cancelled" else "its parent failed"
     decided = None if played is None else played.decided
     await end_unended(execution, setting.store, run, decided, reason)
+
+
+async def _acquit(child: Run) -> None:
+    """Save in a store of its own that nothing is held against a child any more.
+
+    Its end says so where that is saved, in the store of its parent. If that is another one, or
+    keeps nothing, what was counted before would stay (see
+    test_in_a_store_of_its_own_who_has_ended_is_acquitted).
+
+    Raises:
+        ShoalError: As ``commit``.
+    """
+    setting, retries = child.setting, child.retries
+    if retries is None or not setting.ends_itself or setting.is_forgotten:
+        return
+    if retries.noted != retries.crashes:
+        await commit(child, SAVE)
 
 
 async def forget_history(run: Run) -> None:

@@ -9,6 +9,8 @@ Invariants:
   ``1``, ``1.0``, ``True`` and ``"1"`` are different.
 - Of a dataclass, those fields count that it compares. Any other object is what it would be pickled
   as: a class, and a state. Classes and functions are their names, so a function must have one.
+- Where a class or a function of shoal is defined doesn't count: its name in digests is fixed (see
+  test_a_class_that_moves_keeps_its_digest).
 """
 
 from __future__ import annotations
@@ -34,6 +36,59 @@ _NO_DATA = (
     "mappings and objects that hold such; give services to inputs= instead"
 )
 _UNSAVED = ("__pydantic_fields_set__",)  # of a model: which fields were given, not what they hold
+
+_OURS = __name__.partition(".")[0]
+_HOMES = {
+    "_action": "Act FunctionAction Input Result action",
+    "_action_class": "Action",
+    "_application": "Application",
+    "_breaker": "Breaker BreakerStatistics Circuits",
+    "_children": "ChildGroup",
+    "_codec": "Codec",
+    "_collections": "PositionedList StateList StateMap",
+    "_condition": "Condition when",
+    "_context": "Context",
+    "_events": (
+        "AttemptEnded Cancelled ChildEnded ChildHalted ChildName ChildRerun ChildStarted "
+        "Decision Done ErrorInfo Event Failed GraceExceeded Halted Item Missed Question "
+        "RunEnded RunStarted Skipped SpanStarted StateUpdated StepEnded StepStarted Update "
+        "Waiting"
+    ),
+    "_fanout": "FanOut fan_out",
+    "_flow": "END End",
+    "_graph": "Graph",
+    "_handle": "RunEvents RunHandle",
+    "_history": "Completed QuestionAnswered QuestionAsked Rewound StepBegun",
+    "_hooks": "Hook",
+    "_ids": "RunPath",
+    "_ledger": "Ledger",
+    "_limiter": "Limiter Statistics",
+    "_open": "OpenRun",
+    "_policy": "Each Hedge Inherit Tolerate",
+    "_race": "race",
+    "_rate": "AIMD Adaptive Ended Limits Part Rate SharedRate",
+    "_recovery": "Recovered",
+    "_result": "RunResult",
+    "_retry": "Retry RetryBudget",
+    "_runtime": "Runtime",
+    "_shared": "RateBackend RateReply RateRequest RateState reckon",
+    "_shielded": "shielded",
+    "_state": "Drop Extend Increment Permit Put PutWithin Set State replay",
+    "_store": (
+        "Batch Beginning Browses CachesResults ChildRecord DoneChild FailedChild FindsOrphans "
+        "NullStore Orphan Prunes ReadsInParts RunRecord RunSummary SavedRun Store"
+    ),
+    "_tasks": "MapActions MapActionsAndStates MapStates ParallelAction Task",
+    "_until": "All First FirstItem Quorum all_ first first_item quorum",
+    "rates._memory": "MemoryRates",
+    "rates.redis": "RedisRates",
+    "stores._memory": "MemoryStore",
+    "stores._postgres": "PostgresStore",
+    "stores._sqlite": "SQLiteStore",
+}
+"""Names of shoal that digests in stores hold, by the module that they stood in when this table was
+made. A name that is not in it needs no row: it is written as if ``shoal`` itself defined it."""
+_FIXED = {name: f"{_OURS}.{home}" for home, names in _HOMES.items() for name in names.split()}
 
 
 def digest(value: object) -> bytes:
@@ -157,9 +212,17 @@ def _write_bytes(out: bytearray, value: bytes) -> None:
 
 
 def _write_global(out: bytearray, value: Any, more: str = "") -> None:
-    text = f"{value.__module__}.{value.__qualname__}{more}".encode("utf-8", "surrogatepass")
+    name = f"{value.__qualname__}{more}"
+    text = f"{_home(value.__module__, name)}.{name}".encode("utf-8", "surrogatepass")
     out += b"g%d;" % len(text)
     out += text
+
+
+def _home(module: str | None, name: str) -> str | None:
+    """Tell the module that a name is written with; of a name of shoal, that is a fixed one."""
+    if module is None or module.partition(".")[0] != _OURS:
+        return module
+    return _FIXED.get(name.partition(".")[0], _OURS)
 
 
 def _write_int(out: bytearray, value: int) -> None:
@@ -192,7 +255,7 @@ def _write_object(out: bytearray, value: object, around: tuple[int, ...]) -> Non
     except Exception as error:
         raise NotData(_NO_DATA.format(kind_of(value))) from error
     if isinstance(reduced, str):  # a global of that name
-        _write_str(out, f"{getattr(value, '__module__', None)}.{reduced}")
+        _write_str(out, f"{_home(getattr(value, '__module__', None), reduced)}.{reduced}")
         return
     out += b"o"
     for part in reduced[:3]:

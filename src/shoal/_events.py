@@ -252,12 +252,36 @@ class Update(NamedTuple):
 # -- events --------------------------------------------------------------------------------------
 
 
+HOOK_METHODS: dict[str, type[Event]] = {}
+"""The methods of ``Hook`` that are told of events, and the class of events each is told."""
+COMMIT_METHODS: set[str] = set()
+"""Those whose events a commit publishes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened in a run."""
+    """Something that happened in a run.
+
+    A class of events that hooks are told says by which method of ``Hook``, and whether a commit
+    publishes it: ``class ChildEnded(Event, hook="on_child_ended", by_commit=True)``. From that,
+    ``HOOK_METHODS`` and ``COMMIT_METHODS`` are made, and from those the listeners of an execution.
+    """
 
     provisional: ClassVar[bool] = False
     """Whether it tells of something that isn't saved, and may come to nothing or come again."""
+    _hook: ClassVar[tuple[str, bool] | None] = None
+
+    def __init_subclass__(cls, *, hook: str | None = None, by_commit: bool = False) -> None:
+        """Enter the class in the table of events, if hooks are told of them."""
+        if hook is not None:
+            cls._hook = hook, by_commit
+        # Called twice: a dataclass with slots is a copy of the class that was written, made
+        # without its keywords; the copy has the attribute, and is the one that counts.
+        if cls._hook is not None:
+            name, commits = cls._hook
+            HOOK_METHODS[name] = cls
+            if commits:
+                COMMIT_METHODS.add(name)
 
     path: RunPath
     """The run it happened in."""
@@ -280,7 +304,7 @@ class Event:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunStarted(Event):
+class RunStarted(Event, hook="on_run_started"):
     """An execution of a run began."""
 
     resumed: bool = False
@@ -289,7 +313,7 @@ class RunStarted(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepStarted(Event):
+class StepStarted(Event, hook="on_step_started"):
     """A run is about to execute an action."""
 
     step: str
@@ -307,7 +331,7 @@ class SpanStarted(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting(Event):
+class Waiting(Event, hook="on_waiting"):
     """An attempt of an action, or a child, can't start yet: what limits it has no room."""
 
     step: str
@@ -322,7 +346,7 @@ class Waiting(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item(Event):
+class Item(Event, hook="on_item"):
     """An action gave a partial item: it yielded it, or called ``context.emit``.
 
     Provisional: what counts is the update when the step is completed. The action may fail after it,
@@ -341,7 +365,7 @@ class Item(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StateUpdated(Event):
+class StateUpdated(Event, hook="on_state_updated", by_commit=True):
     """A run's state changed, and the change is saved."""
 
     update: Update
@@ -351,7 +375,7 @@ class StateUpdated(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepEnded(Event):
+class StepEnded(Event, hook="on_step_ended", by_commit=True):
     """An action ended, well or not. There is one for every ``StepStarted``."""
 
     step: str
@@ -363,7 +387,7 @@ class StepEnded(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptEnded(Event):
+class AttemptEnded(Event, hook="on_attempt_ended"):
     """One try of a step ended that has several: its action or its child has a ``retry``.
 
     They come between the step's ``StepStarted`` and its ``StepEnded``. One that was cancelled is
@@ -381,7 +405,7 @@ class AttemptEnded(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GraceExceeded(Event):
+class GraceExceeded(Event, hook="on_grace_exceeded"):
     """An action that was cancelled still runs, longer than the grace of the runtime.
 
     A coroutine is waited for nevertheless; a thread is left behind.
@@ -398,7 +422,7 @@ class GraceExceeded(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChildStarted(Event):
+class ChildStarted(Event, hook="on_child_started"):
     """A fan-out of this run started a child."""
 
     step: str
@@ -409,11 +433,13 @@ class ChildStarted(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChildRerun(Event):
-    """A child that the store knows runs anew: what it works on is not what it was.
+class ChildRerun(Event, hook="on_child_rerun"):
+    """A child that the store knows runs anew, from its start: what was kept of it counts no more.
 
-    Its act has another ``version``, or its element or what it reads has changed. What was kept of
-    it counts no more. ``ChildStarted`` follows.
+    What it works on is not what it was: its act has another ``version``, or its element or what it
+    reads has changed. Or it is a contestant by ``first_item`` whose race is run again.
+    ``ChildStarted`` follows, or else ``ChildEnded`` where it is cancelled or skipped before it
+    starts.
     """
 
     step: str
@@ -424,7 +450,7 @@ class ChildRerun(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChildHalted(Event):
+class ChildHalted(Event, hook="on_child_halted", by_commit=True):
     """A child of this run waits for answers, and that is saved; its siblings go on.
 
     It stands for the ``ChildEnded`` of its ``ChildStarted``. One more ``ChildEnded`` follows only
@@ -437,7 +463,7 @@ class ChildHalted(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChildEnded(Event):
+class ChildEnded(Event, hook="on_child_ended", by_commit=True):
     """A child of this run ended, and what becomes of it is saved.
 
     There is one for every ``ChildStarted``, unless the child is halted, and one for every element
@@ -451,7 +477,7 @@ class ChildEnded(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunEnded(Event):
+class RunEnded(Event, hook="on_run_ended", by_commit=True):
     """An execution of a run ended. There is one for every ``RunStarted``."""
 
     status: Status

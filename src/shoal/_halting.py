@@ -7,7 +7,8 @@ Invariants:
 - Once an attempt has asked what is not answered it is halted, however it ends; unless it is
   cancelled, which counts more.
 - An answer belongs to one question, and a question to one visit of one step of one run. Within that
-  every attempt gets the same answer, in whatever process.
+  every attempt gets the same answer, in whatever process. So does a child that runs from its start
+  once more, if it comes to the same question in the same state.
 - A step is not attempted while one of its questions is open: it would only come to that again.
 """
 
@@ -72,12 +73,17 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
         raise BadUse(msg)
     try:
         asked = pending.asked.get(name)
-        if asked is not None and asked.id in answers:
+        if asked is None:
+            _require_data(question, "question")
+            id_ = _question_id(run, step, name, question)
+        else:
+            id_ = asked.id
+        if id_ in answers:
             pending.posed[name] = question
-            return answers[asked.id]
+            return answers[id_]
         if asked is None or not _is_same(asked.question, question):
             _require_data(question, "question")
-            asked = QuestionAsked(step, name, question, new_run_id() if asked is None else asked.id)
+            asked = QuestionAsked(step, name, question, id_)
             await out_of_reach(run.setting.services, _pose(run, asked))
     except NotData as error:
         msg = f"{who} asks {name!r} with a question that can't be kept: {error}"
@@ -85,6 +91,23 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
     pending.posed[name] = question
     pending.is_halting = True
     raise Halting(f"{who} waits for the answer to {name!r}")
+
+
+def _question_id(run: Run, step: str, name: str, question: object) -> str:
+    """Make the id of a question that the step under way has not asked before.
+
+    It is a hash of all that leads to the question, so a child of a race that runs from its
+    start once more is not asked again what was answered (see
+    test_a_contestant_that_runs_anew_is_not_asked_again). What is asked in another state, or
+    after the run has gone back, has another id, and no answer yet.
+    """
+    number, data = run.head
+    visit = run.visit(step)
+    try:
+        state = run.setting.digest(data, run.path.key)
+    except NotData:  # nothing tells whether this state comes back
+        return new_run_id()
+    return digest([run.path.id, state, number, step, visit, name, question]).hex()
 
 
 async def _pose(run: Run, asked: QuestionAsked) -> None:

@@ -11,9 +11,9 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, final
+from typing import NamedTuple, cast, final
 
 from ._events import Decision, Update
 from ._state import replay_all
@@ -34,11 +34,24 @@ class StepBegun(NamedTuple):
 
     A later execution compares that with its own program, which may have changed. Stores that were
     written before there was such an entry have none.
+
+    An action declares the fan-outs of its own that have started nothing, when it is completed: of
+    all others their children are kept.
     """
 
     step: str
     declared: Mapping[str, object]
-    """Plain data; see ``_takeup.Declared``."""
+    """Plain data; see ``_takeup.Declared``, and ``own_declared`` for what an action declares."""
+
+
+def own_declared(names: Sequence[str]) -> Mapping[str, object]:
+    """Declare an action's own fan-outs, by name: those that have started nothing."""
+    return {"own": list(names)}
+
+
+def own_of(begun: StepBegun | None) -> Sequence[str]:
+    """Return an action's own fan-outs that have started nothing, if that is what was declared."""
+    return () if begun is None else cast("Sequence[str]", begun.declared.get("own", ()))
 
 
 @final
@@ -62,7 +75,8 @@ class QuestionAsked(NamedTuple):
     """What the question is called, within this execution of the step."""
     question: object
     id: str
-    """Random: tells it apart from all others. Answers name it."""
+    """Tells it apart from all others; answers name it. What is asked again in the same state, by a
+    run that begins anew, is the same question."""
 
 
 @final
@@ -135,6 +149,10 @@ class Playback:
         default_factory=dict[tuple[str, int], Decision]
     )
     """How visits of steps were decided, of those that were."""
+    own: dict[tuple[str, int], Sequence[str]] = field(
+        default_factory=dict[tuple[str, int], Sequence[str]]
+    )
+    """By visits of actions: their own fan-outs that have started nothing, if there were some."""
     undone: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     """Ranges of updates that count no more: those behind the first number, up to the second."""
     restored: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -190,6 +208,9 @@ class Playback:
                 before = self._data
                 ended = _Ended(entry, self.began, before, self.under_way, self.begun)
                 self._ended.append(ended)
+                own = own_of(self.begun)
+                if own:
+                    self.own[entry.step, self.visit(entry.step)] = own
                 visits = {**self.began.visits, entry.step: self.visit(entry.step) + 1}
                 self.began = _Moment(entry.step, self.number, self.data, visits)
                 self.under_way = []
@@ -248,6 +269,7 @@ class Playback:
                     for (step, visit), decision in self.decided.items()
                     if visit < self.visit(step)
                 }
+                self.own = {at: own for at, own in self.own.items() if at[1] < self.visit(at[0])}
                 return
         msg = f"a history goes back into {entry.step!r}, which it never completed"
         raise ValueError(msg)

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
-from typing import Any, ClassVar, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, final
 from weakref import WeakSet
 
 from anyio import CancelScope, move_on_after
@@ -24,6 +24,8 @@ from anyio import CancelScope, move_on_after
 from ._cancel import as_failure, shielded_wait
 from ._errors import DefinitionError, HookFailed, brief, kind_of
 from ._events import (
+    COMMIT_METHODS,
+    HOOK_METHODS,
     AttemptEnded,
     ChildEnded,
     ChildHalted,
@@ -60,6 +62,8 @@ class Hook:
     A hook guards the run unless its class says ``observer = True``: what a guard raises fails the
     run with ``HookFailed`` (the update it was told of stays); what an observer raises is logged.
     Either is told nothing more.
+
+    ``on_event`` is told every event that the class has no method of its own for.
     """
 
     observer: ClassVar[bool] = False
@@ -74,44 +78,60 @@ class Hook:
                 msg = f"nothing calls {cls.__name__}.{name}; did you mean {meant!r}?"
                 raise DefinitionError(msg)
 
+    def on_event(self, event: Event) -> Told:
+        """Hear of any event that the class has no method of its own for."""
+
     def on_run_started(self, event: RunStarted) -> Told:
         """Hear that a run began."""
+        return self.on_event(event)
 
     def on_step_started(self, event: StepStarted) -> Told:
         """Hear that a run is about to execute an action."""
+        return self.on_event(event)
 
     def on_waiting(self, event: Waiting) -> Told:
         """Hear that a child or an attempt of an action begins to wait for a limit."""
+        return self.on_event(event)
 
     def on_item(self, event: Item) -> Told:
         """Hear of a partial item of an action that runs. It isn't saved."""
+        return self.on_event(event)
 
     def on_attempt_ended(self, event: AttemptEnded) -> Told:
         """Hear that a try of a step ended that may be tried again, and when the next begins."""
+        return self.on_event(event)
 
     def on_state_updated(self, event: StateUpdated) -> Told:
         """Hear that a run's state changed, and how."""
+        return self.on_event(event)
 
     def on_child_started(self, event: ChildStarted) -> Told:
         """Hear that a fan-out started a child."""
+        return self.on_event(event)
 
     def on_child_rerun(self, event: ChildRerun) -> Told:
         """Hear that a child runs anew, since what it works on is not what the store knows."""
+        return self.on_event(event)
 
     def on_child_halted(self, event: ChildHalted) -> Told:
         """Hear that a child waits for answers, and for which; its siblings go on."""
+        return self.on_event(event)
 
     def on_child_ended(self, event: ChildEnded) -> Told:
         """Hear how a child ended, after the parent's update that applies it."""
+        return self.on_event(event)
 
     def on_step_ended(self, event: StepEnded) -> Told:
         """Hear that an action ended, well or not."""
+        return self.on_event(event)
 
     def on_run_ended(self, event: RunEnded) -> Told:
         """Hear that an execution of a run ended, well or not."""
+        return self.on_event(event)
 
     def on_grace_exceeded(self, event: GraceExceeded) -> Told:
         """Hear that an action still runs long after it was cancelled, and where it stands."""
+        return self.on_event(event)
 
     def around_step(self, event: StepStarted) -> AbstractContextManager[object]:
         """Return a context manager that is entered around the step, in the step's own context.
@@ -141,32 +161,11 @@ class Hooks:
     ``failures`` are those that guarding hooks have caused.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_always",
-        "_detached",
-        "_given",
-        "_others",
-        "around_span",
-        "around_step",
-        "attempt_ended",
-        "child_ended",
-        "child_halted",
-        "child_rerun",
-        "child_started",
-        "failures",
-        "grace_exceeded",
-        "hooks",
-        "item",
-        "listening",
-        "run_ended",
-        "run_started",
-        "state_updated",
-        "step_ended",
-        "step_started",
-        "waiting",
-        "watching_steps",
-    )
+    if TYPE_CHECKING:
+        # The listeners to each class of events are an attribute: ``child_ended`` holds those that
+        # ``on_child_ended`` is called of. It is empty, so falsy, if there are none.
+        def __getattr__(self, name: str) -> Listeners: ...
+
     around_step: Managers[StepStarted]
     around_span: Managers[SpanStarted]
 
@@ -196,19 +195,8 @@ class Hooks:
     def _sort(self, always: Sequence[Hook]) -> None:
         self._always = always
         self.hooks: tuple[Hook, ...] = (*self._given, *always)
-        self.run_started: Listeners = self._listeners("on_run_started")
-        self.step_started: Listeners = self._listeners("on_step_started")
-        self.waiting: Listeners = self._listeners("on_waiting")
-        self.item: Listeners = self._listeners("on_item")
-        self.attempt_ended: Listeners = self._listeners("on_attempt_ended")
-        self.grace_exceeded: Listeners = self._listeners("on_grace_exceeded")
-        self.state_updated: Listeners = self._listeners("on_state_updated")
-        self.child_started: Listeners = self._listeners("on_child_started")
-        self.child_rerun: Listeners = self._listeners("on_child_rerun")
-        self.child_halted: Listeners = self._listeners("on_child_halted")
-        self.child_ended: Listeners = self._listeners("on_child_ended")
-        self.step_ended: Listeners = self._listeners("on_step_ended")
-        self.run_ended: Listeners = self._listeners("on_run_ended")
+        for method in HOOK_METHODS:
+            setattr(self, method.removeprefix("on_"), self._listeners(method))
         self.around_step = self._listeners("around_step")
         self.around_span = self._listeners("around_span")
         # whether anybody wants to know when a step begins, or how it went
@@ -216,12 +204,8 @@ class Hooks:
             self.step_started or self.around_step or self.attempt_ended
         )
         # whether anybody listens to what a commit publishes
-        self.listening: bool = bool(
-            self.state_updated
-            or self.child_ended
-            or self.child_halted
-            or self.step_ended
-            or self.run_ended
+        self.listening: bool = any(
+            getattr(self, method.removeprefix("on_")) for method in COMMIT_METHODS
         )
 
     def replaced(self, hooks: Iterable[Hook]) -> Hooks:
@@ -248,12 +232,15 @@ class Hooks:
             hooks._sort([one for one in hooks._always if one is not hook])
 
     def _listeners(self, method: str) -> tuple[Any, ...]:
-        original = getattr(Hook, method)
-        return tuple(
-            (hook, getattr(hook, method))
-            for hook in self.hooks
-            if getattr(type(hook), method) is not original
-        )
+        own, any_event = getattr(Hook, method), Hook.on_event
+        listeners: list[Listener] = []
+        for hook in self.hooks:
+            kind = type(hook)
+            if getattr(kind, method) is not own:
+                listeners.append((hook, getattr(hook, method)))
+            elif method in HOOK_METHODS and kind.on_event is not any_event:
+                listeners.append((hook, hook.on_event))
+        return tuple(listeners)
 
     async def tell(self, listeners: Listeners, event: Event) -> None:
         """Tell ``event`` to each listener in turn, whatever is cancelled meanwhile.

@@ -12,7 +12,7 @@ from typing import final
 from ._child import children_of
 from ._events import Decision
 from ._graph import Graph
-from ._history import Completed, Entry, QuestionAnswered, QuestionAsked
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, StepBegun, own_of
 from ._ids import RunPath
 from ._ledger import Ledger
 from ._parallel_base import Parallel
@@ -39,7 +39,7 @@ async def recall_ledgers(
     """
     played = run.playback
     assert played is not None, "it goes on"
-    way = _Way(dict(played.began.visits), dict(played.decided))
+    way = _Way(dict(played.began.visits), dict(played.decided), dict(played.own))
     record = None if run.resume is None else run.resume.record
     if record is not None and record.status == "succeeded":
         now = played.step_under_way
@@ -74,7 +74,8 @@ async def _recall(
     """
     done, children = known
     visits, decisions = way.visits, way.decisions
-    for step in _last_steps(way, graph, {*done, *((one.step, one.visit) for one in children)}):
+    places = {*done, *((one.step, one.visit) for one in children)}
+    for step in _last_steps(way, graph, places):
         visits[step] = visits.get(step, 0) + 1
     of_steps: dict[str, list[ChildRecord]] = {step: [] for step, _ in sorted(done)}
     for record in sorted(children, key=lambda one: (one.visit, one.position)):
@@ -104,10 +105,27 @@ async def _recall(
                 for name, found in inner.items():
                     ledgers.setdefault(f"{step}/{name}", []).extend(found)
         else:
-            for name in of_steps:
-                if name.startswith(f"{step}/"):  # the action's own: it has dealt with failures
-                    ledgers[name] = counted(name, completed, kept=False)
+            for name, opened in _own(step, way, places):
+                # It has dealt with failures. Like in the execution that ran it, there is a ledger
+                # for each visit up to the last one that has opened it.
+                ledgers[name] = counted(name, min(completed, opened), kept=False)
     return ledgers
+
+
+def _own(step: str, way: _Way, places: Iterable[tuple[str, int]]) -> Iterable[tuple[str, int]]:
+    """Find an action's own fan-outs: their names, and up to which visit it has opened them.
+
+    Args:
+        step: The action.
+        way: The steps that were completed.
+        places: The steps and visits that there are children of.
+    """
+    opened = dict[str, int]()
+    declared = ((name, visit) for (of, visit), own in way.own.items() if of == step for name in own)
+    for name, visit in (*places, *declared):
+        if name.startswith(f"{step}/"):
+            opened[name] = max(opened.get(name, 0), visit + 1)
+    return sorted(opened.items())
 
 
 async def _nodes(
@@ -129,7 +147,7 @@ async def _nodes(
 
 async def _recall_inner(run: Run, path: RunPath, graph: Graph) -> dict[str, list[Ledger]]:
     """Count how the children of a child ended that is a graph as a node."""
-    setting, way = run.setting, _Way({}, {}, set())
+    setting, way = run.setting, _Way({}, {}, {}, set())
     await read_history(setting.execution, setting.store, path, way.take)
     known = await _children_of(run, path)
     return await _recall(run, path, graph, way, known=known)
@@ -144,6 +162,8 @@ class _Way:
     """How often each of them, in the order in which it did so first."""
     decisions: dict[tuple[str, int], Decision]
     """How visits of steps were decided, of those that were."""
+    own: dict[tuple[str, int], Sequence[str]]
+    """By visits of actions: their own fan-outs that have started nothing, if there were some."""
     under_way: set[str] | None = None
     """The steps of what came after the last that was completed; None: the run has not ended."""
     last: str | None = None
@@ -162,6 +182,8 @@ class _Way:
                 under_way.add(entry.step)
                 if isinstance(entry, Decision):
                     self.decisions[entry.step, visits.get(entry.step, 0)] = entry
+                elif isinstance(entry, StepBegun) and (own := own_of(entry)):
+                    self.own[entry.step, visits.get(entry.step, 0)] = own
 
 
 def _last_steps(way: _Way, graph: Graph, places: Iterable[tuple[str, int]]) -> Collection[str]:

@@ -6,13 +6,15 @@ Invariants:
 - A contestant that has failed takes no part in the next round. It does in another attempt of the
   step, and in another execution once nobody else is left: what has failed runs again there.
 - What has been started counts for ``at_most`` once, however many rounds it takes part in.
-- One that waits for answers runs from its start as all others do, and asks again.
+- One that waits for answers runs from its start as all others do, and asks the same once more.
 - One that is Done stays Done, and wins where nobody has given an item before.
+- All of that is remembered over all rounds: a contestant may not come up in one of them, since that
+  was decided before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import final
 
@@ -28,7 +30,7 @@ from ._takeup import Pick, without
 class Rounds:
     """Who takes part in the next round, and how."""
 
-    __slots__ = ("_again", "_done", "_failed_before", "_former", "_out", "_tried", "pick")
+    __slots__ = ("_begun", "_done", "_failed_before", "_former", "_out", "_tried", "pick")
 
     def __init__(self) -> None:
         """Have everybody take part."""
@@ -37,9 +39,9 @@ class Rounds:
         self._out: set[ChildName] = set()
         self._failed_before: frozenset[ChildName] = frozenset()  # of these, in another execution
         self._tried: dict[ChildName, int] = {}
-        self._done: Mapping[ChildName, Done] = {}
+        self._done: dict[ChildName, Done] = {}
         self._former: Elements | None = None  # of the round before
-        self._again: Mapping[ChildName, int] = {}  # positions of those that it has started
+        self._begun: dict[ChildName, int] = {}  # positions of those that any round has started
 
     @property
     def may_readmit(self) -> bool:
@@ -55,7 +57,8 @@ class Rounds:
         source.pick, source.tried, source.done_before = self.pick, self._tried, self._done
         former, self._former = self._former, None
         if former is not None:
-            source.count_on(former, self._again)
+            begun = self._begun.items()
+            source.count_on(former, {name: at for name, at in begun if name not in self._out})
 
     def begin_again(
         self,
@@ -85,18 +88,15 @@ class Rounds:
             self._out -= self._failed_before
         if among_all or not is_broken:
             self._failed_before = frozenset()
-        self._done = {_name_of(one): one for one in outcomes if isinstance(one, Done)}
-        begun = {_name_of(one) for one in outcomes}
-        begun |= {ChildName(one.setting.act, one.key) for one in resting}
-        begun -= self._out | self._done.keys()
+        self._done |= {_name_of(one): one for one in outcomes if isinstance(one, Done)}
         for one in outcomes:
             tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
             self._tried[_name_of(one)] = max(tried, one.attempts)
-        again = {_name_of(one): one.position for one in outcomes}
-        again |= {ChildName(one.setting.act, one.key): one.position for one in resting}
+        self._begun |= {_name_of(one): one.position for one in outcomes}
+        self._begun |= {ChildName(one.setting.act, one.key): one.position for one in resting}
         self._former = former
-        self._again = {name: again[name] for name in again.keys() - self._out}
-        self.pick = partial(without, frozenset(self._out), frozenset(begun))
+        anew = self._begun.keys() - self._out - self._done.keys()
+        self.pick = partial(without, frozenset(self._out), frozenset(anew))
         return [one for one in outcomes if _name_of(one) in self._out]
 
 

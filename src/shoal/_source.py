@@ -244,6 +244,11 @@ class Elements:
         recorded = 0 if self._recorded is None else self._recorded.left
         return min(more, self._at_most - self._started + recorded + len(self._to_come))
 
+    @property
+    def may_start(self) -> float:
+        """How many more may be started by ``at_most``; ``math.inf``: any number."""
+        return inf if self._at_most is None else self._at_most - self._started
+
     def waiting(self) -> int:
         """Count the elements that were pulled and have no child yet."""
         return len(self._waiting)

@@ -153,10 +153,12 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
     """
 
     __slots__ = ("_data", "_derivation", "_model", "_permit")
-    _data: Mapping[str, object]
-    _model: Model[S]  # only where there is one: the state of an application with a model
-    _permit: Permit | None
-    _derivation: _Derivation | None
+
+    if TYPE_CHECKING:  # at runtime they would be looked up in the module that __module__ names
+        _data: Mapping[str, object]
+        _model: Model[S]  # only where there is one: the state of an application with a model
+        _permit: Permit | None
+        _derivation: _Derivation | None
 
     def __init__(
         self,

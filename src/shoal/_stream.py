@@ -25,23 +25,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._backend import Waiter
 from ._errors import BadUse
-from ._events import (
-    AttemptEnded,
-    ChildEnded,
-    ChildHalted,
-    ChildRerun,
-    ChildStarted,
-    Event,
-    GraceExceeded,
-    Item,
-    Missed,
-    RunEnded,
-    RunStarted,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
-    Waiting,
-)
+from ._events import Event, Missed
 from ._hooks import Hook, Told
 from ._ids import RunPath
 
@@ -83,7 +67,8 @@ class Stream(Hook):
 
     # -- the run's side -------------------------------------------------------------------------
 
-    def _send(self, event: Event) -> Told:
+    def on_event(self, event: Event) -> Told:
+        """Keep it."""
         if self._closed:
             return None
         self._events.append(event)
@@ -96,58 +81,6 @@ class Stream(Hook):
         waiter = self._waiter()
         self._held.append(waiter)
         return _wait(waiter)
-
-    def on_run_started(self, event: RunStarted) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_step_started(self, event: StepStarted) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_waiting(self, event: Waiting) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_item(self, event: Item) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_attempt_ended(self, event: AttemptEnded) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_grace_exceeded(self, event: GraceExceeded) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_state_updated(self, event: StateUpdated) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_child_started(self, event: ChildStarted) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_child_rerun(self, event: ChildRerun) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_child_halted(self, event: ChildHalted) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_child_ended(self, event: ChildEnded) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_step_ended(self, event: StepEnded) -> Told:
-        """Keep it."""
-        return self._send(event)
-
-    def on_run_ended(self, event: RunEnded) -> Told:
-        """Keep it."""
-        return self._send(event)
 
     def end(self) -> None:
         """Hear that no more events will come."""

@@ -403,7 +403,7 @@ def has_folded(played: Playback) -> bool:
     if played.number <= played.began.number:
         return False
     if played.begun is not None:
-        return bool(played.begun.declared["reduces"])
+        return bool(played.begun.declared.get("reduces"))
     operations = (one for update in played.under_way for one in update.operations)
     return any(
         isinstance(one, Increment | Extend | Drop)
@@ -527,6 +527,7 @@ def _unrecorded(source: Elements, recorded: Recorded, decision: Decision, room: 
     # The winner was in flight, and so were those that have completed a step and not ended.
     others = [one for one in recorded.rest() if (one.act, one.key) != decision.winner]
     most = 0 if source.waits else room - 1 - sum(map(is_unended, others))
+    most = min(most, source.may_start - (recorded.get(decision.winner) is None))
     try:
         for _ in range(recorded.left + room):
             child = None if len(lost) >= most else source.take()

@@ -206,9 +206,26 @@ async def publish_run_ended(run: Run) -> None:
 
 
 async def publish_commit(
-    run: Run, updates: Sequence[Update], applied: Sequence[Run], unapplied: Sequence[Run]
+    run: Run,
+    updates: Sequence[Update],
+    applied: Sequence[Run],
+    unapplied: Sequence[Run],
+    rerun: Sequence[Run] = (),
 ) -> None:
+    """Publish what was saved in one batch.
+
+    Args:
+        run: Whose state it has changed.
+        updates: What has changed the state.
+        applied: The children that they apply, one by one.
+        unapplied: Other children that have ended.
+        rerun: Of these, those that were to run anew and have not begun: what was kept of them
+            counts no more all the same, see
+            test_it_is_told_that_what_was_kept_of_a_child_is_void_though_it_never_starts.
+    """
     telling = _Telling(run.setting.hooks)
+    for child in rerun:
+        await telling.listen(publish_child_rerun(run, child, child.setting.step))
     for update, child in zip_longest(updates, applied):
         if child is not None:
             await telling.listen(publish_run_ended(child))

@@ -32,6 +32,7 @@ class RetryState:
         "is_undecided",
         "kept",
         "lacks_value",
+        "noted",
         "result_key",
     )
 
@@ -57,6 +58,8 @@ class RetryState:
         """Executions that have died while it was at work at its step, this one included..."""
         self.is_suspect: bool = False
         """...if this is set: then the store knows that it is at work."""
+        self.noted: int = 0
+        """How many of them the store has that keeps its history, which may not have its end."""
         self.result_key: str = ""
         """Under which key the result of its current step is stored, with ``cache=``..."""
         self.is_cached: bool = False

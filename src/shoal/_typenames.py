@@ -21,7 +21,7 @@ def name_of(kind: type) -> str:
     module, name = kind.__module__, kind.__qualname__
     if module == "__main__":
         module = _main_name() or module
-    elif module.startswith(f"{_OURS}._") and find(f"{_OURS}:{name}") is kind:
+    elif module.startswith(f"{_OURS}.") and find(f"{_OURS}:{name}") is kind:
         module = _OURS  # where users find it, wherever we may move it
     return f"{module}:{name}"
 

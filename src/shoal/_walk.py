@@ -21,6 +21,7 @@ from ._cancel import absorb_stray_cancel, ki_protected
 from ._committing import Write, commit
 from ._errors import Halting, NotData, SecretLeaked, TooManySteps, UpdateTooLarge, brief
 from ._events import RunStarted, StepStarted, Update
+from ._history import StepBegun, own_declared
 from ._holding import retake_slot
 from ._policy import Each
 from ._resuming import act_after, fill_model, load_history, next_act, rewind
@@ -29,7 +30,7 @@ from ._setting import Halts, Setting
 from ._state import NO_CHANGE, Change
 from ._step import call_action
 from ._telling import publish_attempt_ended, publish_step_ended
-from ._watch import is_life
+from ._watch import is_life_of
 
 STEPS = 64
 """Steps that a run takes without passing a checkpoint, if none of them waits."""
@@ -37,7 +38,7 @@ LAST_STEPS = 6
 """Steps that are named where there were too many of them."""
 
 
-@is_life
+@is_life_of("run")
 async def walk(run: Run) -> None:
     """Walk the graph of ``run`` to its end: from its entry, or from where an attempt has failed.
 
@@ -91,7 +92,11 @@ async def walk(run: Run) -> None:
                 following = straight[act.name]
             else:
                 following = await _choose(run, act, change)
-            if following is None and not setting.ends_itself:
+            is_parents = following is None and not setting.ends_itself  # its commit saves it
+            if is_parents and setting.host is not None:
+                # Of a graph as a node the result of its root run has the ledgers.
+                is_parents = _empty_fan_outs_of(run, act.name) is None
+            if is_parents:
                 run.pending = change
             elif halts is not None and following and halts.stop(act.name, following.name):
                 await complete_step(run, change, ended="halted")
@@ -133,9 +138,11 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
             resumed = record is not None or setting.execution.is_resumed
             resumed = resumed and replayed is not None  # else it begins, or was forked
             await hooks.tell(hooks.run_started, RunStarted(path=run.path, resumed=resumed))
-    if begins and suspects is not None and record is not None:
-        run.retry_state().crashes = record.crashes
-        suspects.check(run.path, record.crashes)
+    if begins and record is not None and (suspects or record.crashes):
+        run.retry_state().noted = record.crashes
+        if suspects is not None:
+            run.retry_state().crashes = record.crashes
+            suspects.check(run.path, record.crashes)
     if not begins:
         act = _stands_at(run)
     elif setting.schema is not None and replayed is None:
@@ -270,7 +277,8 @@ async def complete_step(
     if run.retries is not None:
         run.retries.clear_crashes()
     data = change.applied_to(run.head[1])
-    await commit(run, Write(updates, data, step_completed=step, ended=ended))
+    own = _empty_fan_outs_of(run, step)
+    await commit(run, Write(updates, data, step_completed=step, ended=ended, step_begun=own))
     visits = run.step_counts().visits
     visits[step] = visits.get(step, 0) + 1
     if run.retries is not None:
@@ -278,6 +286,26 @@ async def complete_step(
     await publish_step_ended(run, "succeeded")
     if run.retries is not None:
         run.retries.is_cached = False
+
+
+def _empty_fan_outs_of(run: Run, step: str) -> StepBegun | None:
+    """Return which fan-outs of its own an action has opened that have started nothing, if any.
+
+    Nothing else is kept of them, and a later execution has ledgers of them as well (see
+    test_an_empty_fan_out_of_an_action_s_own_has_a_ledger_in_each_execution).
+    """
+    ledgers = None if run.steps is None else run.steps.ledgers
+    if not ledgers:
+        return None
+    act, visit = run.setting.graph.find(step), run.visit(step)
+    if not isinstance(act, FunctionAction):
+        return None
+    names = [
+        name
+        for name, found in ledgers.items()
+        if name.startswith(f"{step}/") and len(found) > visit and not found[visit].total
+    ]
+    return StepBegun(step, own_declared(sorted(names))) if names else None
 
 
 async def complete_last(run: Run) -> None:

@@ -44,7 +44,7 @@ Leads = Callable[[Mapping[str, Any]], Iterable[Part]]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _leads: dict[Callable[..., Any], Leads] = {}
-_lives: list[Callable[..., Any]] = []
+_lives: dict[Callable[..., Any], str] = {}
 _aware: list[Callable[..., Any]] = []
 
 
@@ -61,10 +61,14 @@ def leads_to(leads: Leads) -> Callable[[F], F]:
     return mark
 
 
-def is_life(function: F) -> F:
-    """Mark the function of a ``run`` in which all happens that the run does."""
-    _lives.append(function)
-    return function
+def is_life_of(variable: str) -> Callable[[F], F]:
+    """Mark a function in which all happens that a run does; its local ``variable`` is that run."""
+
+    def mark(function: F) -> F:
+        _lives[function] = variable
+        return function
+
+    return mark
 
 
 def is_aware(function: F) -> F:
@@ -77,7 +81,7 @@ def standing(part: Part) -> Iterator[tuple[object | None, str]]:
     """Find where a suspended coroutine stands, and what it waits for in other tasks."""
     # Looked up each time: on trio, functions get other code when a runtime is opened.
     codes: dict[CodeType, Leads] = {marked.__code__: leads for marked, leads in _leads.items()}
-    lives = {function.__code__ for function in _lives}
+    lives = {marked.__code__: variable for marked, variable in _lives.items()}
     aware = {function.__code__ for function in _aware}
     ways = [part]
     while ways:
@@ -86,7 +90,7 @@ def standing(part: Part) -> Iterator[tuple[object | None, str]]:
         users: FrameType | None = None
         while (frame := _frame(current)) is not None and frame.f_code not in aware:
             if frame.f_code in lives:
-                run, users = frame.f_locals["run"], None
+                run, users = frame.f_locals[lives[frame.f_code]], None
             if frame.f_code is drive.__code__:
                 current = frame.f_locals["coroutine"]
                 continue

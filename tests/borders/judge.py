@@ -8,6 +8,7 @@ from typing import Any, cast
 from shoal import (
     Cancelled,
     ChildEnded,
+    ChildName,
     ChildStarted,
     Completed,
     Decision,
@@ -225,8 +226,12 @@ def _judge_told(world: World, seen: Mapping[str, Seen]) -> None:
 
 
 def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
-    """A race is decided once, by what is applied last; losers are told who has won."""
-    decided: dict[tuple[str, str], Decision] = {}
+    """A race is decided once, by what is applied last; losers are told who has won.
+
+    One by ``first_item`` may be decided again when its winner has failed, and any in another visit
+    of a loop.
+    """
+    winners: dict[tuple[str, str], set[ChildName]] = {}
     for one in seen.values():
         open_ = dict[str, Decision]()
         for entry in one.history:
@@ -236,7 +241,7 @@ def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
                     if entry.step in open_ and world.program["until"] not in breaks:
                         world.violate(f"{entry.step} of {one.path!r} was decided twice")
                     open_[entry.step] = entry
-                    decided[one.path.id, entry.step] = entry
+                    winners.setdefault((one.path.id, entry.step), set()).add(entry.winner)
                 case Completed():
                     open_.pop(entry.step, None)
                 case Update() if entry.step in open_:
@@ -249,14 +254,12 @@ def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
     for event in world.events:
         match event:
             case ChildEnded(outcome=Cancelled(winner=winner)) if winner is not None:
-                decision = decided.get((event.run_id, event.step))
-                if decision is None:
+                won = winners.get((event.run_id, event.step))
+                if won is None:
                     if world.store_of(event.path) != "none":
                         world.violate(f"{event.outcome} has lost, and nothing was decided")
-                elif may_restart(world) or "loop" in world.program["place"]:
-                    continue  # that was another decision
-                elif winner != decision.winner:
-                    world.violate(f"{event.outcome} has lost to {winner}, not {decision.winner}")
+                elif winner not in won:
+                    world.violate(f"{event.outcome} has lost to {winner}, none of {won}")
             case StateUpdated(outcome=Failed()) if (
                 event.update.step == "fan" and world.program["until"] in RACES
             ):

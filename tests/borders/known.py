@@ -22,31 +22,8 @@ def _has_changed(program: Program, violation: str) -> bool:
     return program["change"] != "no" and "hangs" not in violation
 
 
-def _restarts(program: Program, violation: str) -> bool:
-    left = ("the history of", "is still running in", "the ledger of")
-    return program["until"] == "restart" and any(words in violation for words in left)
-
-
-def _asks_for_ever(program: Program, violation: str) -> bool:
-    is_race = program["until"] in ("first_item", "restart")
-    return is_race and program["asks"] == "yes" and "comes to no end" in violation
-
-
-def _has_no_ledger(program: Program, violation: str) -> bool:
-    is_own = program["form"] in ("start", "start_each") and program["width"] == "0"
-    return is_own and ("there is no ledger" in violation or "run again with" in violation)
-
-
-def _is_poisoned(program: Program, violation: str) -> bool:
-    return program["store"] == "own" and "Poisoned" in violation
-
-
 KNOWN: Sequence[Known] = (
-    Known("after a crash, a store of a fan-out's own counts attempts as crashes", _is_poisoned),
-    Known("ledgers of an action's own fan-outs without children, after a resume", _has_no_ledger),
-    Known("races by first_item whose winners ask anew in each life", _asks_for_ever),
     Known("a changed program: decided steps, conflicts in children", _has_changed),
-    Known("restarted races: children that begin afresh, and are interrupted", _restarts),
 )
 
 

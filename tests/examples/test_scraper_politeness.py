@@ -127,7 +127,7 @@ def spaced(*cycles: tuple[int, float], pause: float = 1.0) -> Spacing:
             now += seconds / taken if n else 0.0
         now = max(now, seconds)
         refused = spacing.sends()
-        spacing.refuses(refused._replace(at=spacing._began + seconds), pause)
+        spacing.refuses(refused._replace(at=spacing._began + seconds), "/", pause)
         now += pause
     return spacing
 
@@ -146,6 +146,38 @@ def test_who_takes_nothing_after_a_pause_is_asked_half_as_often() -> None:
     assert spaced((26, 0.1), (80, 1.0), (0, 0.0)).rate == pytest.approx(before / 2)
     assert spaced((0, 0.0)).rate == 0.5
     assert spaced(*[(0, 0.0)] * 20).seconds == 60
+
+
+@pytest.mark.parametrize(
+    ("refused", "vouched", "is_forgotten"),
+    [
+        (["/a"], "/a", True),
+        (["/a", "/b"], "/a", True),
+        (["/a"], "/b", False),  # a host that has a limit, and a page that is refused by itself
+        (["/a", "/b", "/c"], "/d", True),  # nothing was answered in between
+        (["/a", None, "/b"], "/a", False),
+        (["/a", None, "/b"], "/b", True),
+    ],
+)
+def test_what_refusals_in_a_row_have_taught_is_forgotten(
+    refused: list[str | None], vouched: str, is_forgotten: bool
+) -> None:
+    now = 0.0
+    spacing = Spacing(lambda: now)
+    spacing.takes(spacing.sends())
+    rate = spacing.rate
+    for url in refused:
+        now += 2.0
+        request = spacing.sends()
+        if url is None:
+            spacing.takes(request)
+            rate = spacing.rate
+        else:
+            spacing.refuses(request, url, 1.0)
+    learned = spacing.rate
+    assert learned < rate
+    spacing.unlearn(vouched)
+    assert spacing.rate == (rate if is_forgotten else learned)
 
 
 class Bucket:

@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from shoal import Application, Limits, MemoryStore, Runtime, action, fan_out
-from shoal.fastapi import _feed
+from shoal.fastapi import _events, _feed
 from shoal.testing import no_leaks
 from tests.fastapi.inside import client_of, service_of
 
@@ -134,7 +134,7 @@ async def test_an_event_is_encoded_once(many: int, monkeypatch: pytest.MonkeyPat
 
 
 async def test_those_who_do_not_read_hold_nobody_back(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("shoal.fastapi._events.BUFFER", 10)
+    monkeypatch.setattr(_events, "BUFFER", 10)
     encoded = counting(monkeypatch)
     service, runtime = service_of(pages)
     quick, late, gone = bytearray(), bytearray(), anyio.Event()

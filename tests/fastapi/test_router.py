@@ -16,6 +16,7 @@ from httpx import AsyncClient, Response
 from shoal import Application, BadUse, DefinitionError, Entry, MemoryStore, RunPath, Runtime, action
 from shoal.fastapi import (
     RuntimeDep,
+    _events,
     cancel_on_disconnect,
     get_runtime,
     runs_router,
@@ -250,7 +251,7 @@ def rebuilt(events: list[dict[str, Any]], state: dict[str, Any]) -> dict[str, An
 @pytest.mark.parametrize("slow", [False, True])
 async def test_a_client_that_comes_back_misses_nothing(slow: bool, monkeypatch: pytest.MonkeyPatch):
     if slow:
-        monkeypatch.setattr("shoal.fastapi._events.BUFFER", 1)
+        monkeypatch.setattr(_events, "BUFFER", 1)
     service, _ = service_of(jobs)
     body = {"id": "a", "state": {"items": [0.1 * n for n in range(20)]}}
     async with no_leaks(), client_of(service) as client:

@@ -2,8 +2,9 @@
 
 Run by hand, with the version whose files are to be kept: ``python -m tests.kept FOLDER``. It writes
 a file of SQLite's and a schema of PostgreSQL's as SQL, and what a resume by the same version
-executes, which is what later versions must execute. Tracebacks are part of what is stored, and of
-digests, so run it from a copy whose path may be told: a folder with ``shoal`` and ``tests`` in it.
+executes, which is what later versions must execute; and the digests and pickles of ``data``.
+Tracebacks are part of what is stored, and of digests, so run it from a copy whose path may be told:
+a folder with ``shoal`` and ``tests`` in it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import anyio
 
 from shoal import PostgresStore, SQLiteStore
+from tests.kept.data import kept
 from tests.kept.programs import ANSWERS, ENDS, World, programs, resumed
 from tests.postgres import private_server
 from tests.postgres import programs as postgres_programs
@@ -73,5 +75,6 @@ def write_postgres(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    (Path(sys.argv[1]) / "data.json").write_text(json.dumps(kept(), indent=2) + "\n")
     write_sqlite(Path(sys.argv[1]))
     write_postgres(Path(sys.argv[1]))

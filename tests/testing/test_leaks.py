@@ -18,6 +18,7 @@ import anyio.to_thread
 import pytest
 from blockbuster import blockbuster_ctx
 
+from shoal.testing import _leaks
 from shoal.testing._clock import VirtualTimeLoop, virtual_backend
 from shoal.testing._leaks import LeakError, no_leaks
 
@@ -248,7 +249,7 @@ async def test_a_request_from_before_is_not_blamed():
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.testing._leaks._THREAD_GRACE", 0.01)
+    monkeypatch.setattr(_leaks, "_THREAD_GRACE", 0.01)
 
 
 async def test_a_thread_left_behind_is_named_with_where_it_stands(short_grace: None):
@@ -382,7 +383,7 @@ async def test_a_closing_transport_is_given_the_turns():
 
 
 async def test_a_system_that_lists_no_descriptors_is_fine(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("shoal.testing._leaks._DESCRIPTOR_TABLES", ("/nowhere",))
+    monkeypatch.setattr(_leaks, "_DESCRIPTOR_TABLES", ("/nowhere",))
     async with no_leaks():
         left, right = socket.socketpair()
     left.close()

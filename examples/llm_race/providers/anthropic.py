@@ -31,6 +31,15 @@ class Usage(msgspec.Struct):
     cache_read_input_tokens: int | None = None
     output_tokens: int | None = None
 
+    @property
+    def read(self) -> int | None:
+        """All tokens read, those from a cache too; None if the event reports none.
+
+        Servers that don't know the number yet report 0. It comes with a later event, if at all.
+        """
+        cached = (self.cache_creation_input_tokens or 0) + (self.cache_read_input_tokens or 0)
+        return (self.input_tokens or 0) + cached or None
+
 
 class Message(msgspec.Struct):
     usage: Usage
@@ -51,16 +60,17 @@ class MessageEvent(Event):
 
 def read(event: MessageEvent) -> Chunk:
     delta = event.delta or Delta()
+    usage = event.usage or Usage()
     match event.type:
         case "message_start" if event.message is not None:
-            usage = event.message.usage
-            cached = (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
-            return Chunk(input_tokens=(usage.input_tokens or 0) + cached)
+            return Chunk(input_tokens=event.message.usage.read)
         case "content_block_delta" if delta.type == "text_delta":
             return Chunk(text=delta.text)
         case "message_delta":
+            # Counts are of the whole message here. Those of its input are optional, and the only
+            # ones where a server has left out the first event.
             return Chunk(
-                finish=delta.stop_reason, output_tokens=(event.usage or Usage()).output_tokens
+                finish=delta.stop_reason, input_tokens=usage.read, output_tokens=usage.output_tokens
             )
         case _:  # pings, ends of blocks, thoughts, and kinds that are yet to be invented
             return Chunk()

@@ -105,7 +105,10 @@ def runs_router(
         DefinitionError: ``app`` is no application, or another argument not what it has to be.
 
     Examples:
-        >>> from fastapi import FastAPI
+        >>> from fastapi import FastAPI, HTTPException
+        >>> async def check_token(token: str = "") -> None:
+        ...     if token != "secret":
+        ...         raise HTTPException(401)
         >>> @action(reads=["n"], writes=["square"])
         ... async def square(n: int) -> int:
         ...     return n * n

@@ -1,15 +1,19 @@
-"""Claims on root runs: who executes one, and for how long. Imports holders.
+"""Claims on root runs: who executes one, and for how long. Imports holders, and event loops.
 
 Invariants:
 - A process knows which of its own executions go on. So a claim that an execution of it could not
   give back is nobody's for the process itself, at once; other processes wait for its lease.
+- An execution ends with its event loop, also if that is closed without an end of its tasks. Then
+  nothing keeps its claims up any more.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple, final
 
+from shoal._backend import current_backend
 from shoal._errors import LeaseLost
 from shoal._ids import Key
 
@@ -53,6 +57,7 @@ class Claim:
         "execution",
         "failure",
         "given_back",
+        "is_abandoned",
         "lost",
         "rows",
         "run_id",
@@ -60,8 +65,14 @@ class Claim:
     )
 
     def __init__(self, run_id: str, execution: str) -> None:
-        """Note that the execution goes on, until ``end``: before anything is written of it."""
-        _alive[execution] = _alive.get(execution, 0) + 1
+        """Note that the execution goes on, until ``end``: before anything is written of it.
+
+        Called in the event loop that it goes on in.
+        """
+        claims, is_closed = _alive.get(execution) or (0, current_backend().is_closed)
+        _alive[execution] = claims + 1, is_closed
+        self.is_abandoned: Callable[[], bool] = is_closed
+        """Whether the event loop was closed, so that nobody is left who could give it back."""
         self.run_id: str = run_id
         self.execution: str = execution
         self.epoch: int = 0
@@ -93,17 +104,23 @@ class Claim:
         What was saved for later must be done by then: a new execution may take over from now on.
         """
         self.lost = True
-        others = _alive.pop(self.execution, 1) - 1
-        if others:  # an execution claims its run in each store that it uses
-            _alive[self.execution] = others
+        claims, is_closed = _alive.pop(self.execution, (1, self.is_abandoned))
+        if claims > 1:  # an execution claims its run in each store that it uses
+            _alive[self.execution] = claims - 1, is_closed
 
     def refusal(self) -> LeaseLost:
         return lost(self.run_id)
 
 
-_alive: dict[str, int] = {}
-"""Executions of this process that go on, each with how many claims it has in stores. One execution
-lives in one thread, so no two threads change the same entry."""
+_alive: dict[str, tuple[int, Callable[[], bool]]] = {}
+"""Executions of this process that go on, each with how many claims it has in stores, and whether
+its event loop was closed. One execution lives in one thread, so no two threads change the same
+entry."""
+
+
+def _goes_on(execution: str) -> bool:
+    alive = _alive.get(execution)
+    return alive is not None and not alive[1]()
 
 
 def lost(run_id: str) -> LeaseLost:
@@ -127,10 +144,13 @@ class Held(NamedTuple):
     def is_over(self) -> bool:
         """Whether an execution of this very process had it, which has ended.
 
-        It could not give the run back then, because the database was away. That is no crash.
+        It could not give the run back then, because the database was away, or because its event
+        loop was closed under it. That is no crash.
         """
         execution = self.execution
-        return execution is not None and self.holder == current_holder() and execution not in _alive
+        if execution is None or self.holder != current_holder():
+            return False
+        return not _goes_on(execution)
 
     @property
     def seconds_left(self) -> float:

@@ -186,6 +186,15 @@ class DurableStore(ABC):
         """Close it, unless runs are claimed."""
         await self._leave()
 
+    def _end_abandoned(self) -> None:
+        """End claims of executions whose event loop was closed. There is another user now."""
+        for key, claim in list(self._claims.items()):
+            if claim.is_abandoned() and self._claims.pop(key, None) is claim:
+                claim.end()
+                self._new.discard(claim.run_id)
+                with self._lock:
+                    self._users -= 1
+
     def _enter(self) -> Writer[Database]:
         with self._lock:
             self._users += 1
@@ -221,6 +230,7 @@ class DurableStore(ABC):
             msg = f"run {run_id} goes on in this process already, in this very execution"
             raise RunClaimed(msg)
         writer = self._enter()
+        self._end_abandoned()
         claim = self._claims[run_id, holder] = Claim(run_id, holder)
         try:
             has_died = await writer.ask(Claiming(claim), lightly=True)

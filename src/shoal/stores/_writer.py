@@ -20,8 +20,6 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar, final
 
-from anyio.lowlevel import RunVar
-
 from shoal._backend import Backend, Waiter, current_backend
 
 D = TypeVar("D")
@@ -29,8 +27,6 @@ T = TypeVar("T")
 
 MOST_JOBS = 1000
 """Saves that may be left for later; further ones are waited for."""
-
-_backend: RunVar[Backend] = RunVar("shoal_backend")
 
 
 class Database(Protocol):
@@ -143,7 +139,9 @@ class Writer(threading.Thread, Generic[D]):
         return job
 
     def _put(self, job: Job[D, Any]) -> None:
-        backend = job.backend = _current()
+        # Not kept in a RunVar, which would never let go of an event loop that it holds itself (see
+        # test_a_store_keeps_no_event_loop_that_has_ended).
+        backend = job.backend = current_backend()
         job.waiter = backend.waiter()
         self._owed[backend.token] = self._owed.get(backend.token, 0) + 1
         self._jobs.put(job)
@@ -233,17 +231,8 @@ class Writer(threading.Thread, Generic[D]):
             try:
                 backend.call_soon(partial(self._release, token, done))
             except RuntimeError:  # that loop has ended, and so has whoever waited
-                continue
+                self._owed.pop(token, None)  # which would keep the loop
 
 
 def _nothing(_: object) -> None:
     """Stand in for the work of the last job."""
-
-
-def _current() -> Backend:
-    """Describe the event loop that runs here; kept, since it is asked for with every save."""
-    found = _backend.get(None)
-    if found is None:
-        found = current_backend()
-        _backend.set(found)
-    return found

@@ -341,7 +341,7 @@ class Database(ABC):
 
     def keep_up(self) -> float:
         """Give a sign of life of all that is claimed, when it is time."""
-        for claim in [one for one in self._claims.values() if one.lost]:
+        for claim in [one for one in self._claims.values() if one.lost or one.is_abandoned()]:
             del self._claims[claim.run_id]
         if not self._claims:
             return inf

@@ -5,20 +5,14 @@ from __future__ import annotations
 from typing import TypeVar, final
 
 from shoal._events import (
-    AttemptEnded,
     ChildEnded,
     ChildHalted,
-    ChildRerun,
     ChildStarted,
     Event,
-    GraceExceeded,
-    Item,
     RunEnded,
     RunStarted,
-    StateUpdated,
     StepEnded,
     StepStarted,
-    Waiting,
 )
 from shoal._hooks import Hook
 
@@ -85,55 +79,7 @@ class RecordingHook(Hook):
                     pass
         assert not open_, f"started and never ended: {sorted(open_)}"
 
-    def on_run_started(self, event: RunStarted) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_step_started(self, event: StepStarted) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_waiting(self, event: Waiting) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_item(self, event: Item) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_attempt_ended(self, event: AttemptEnded) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_grace_exceeded(self, event: GraceExceeded) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_state_updated(self, event: StateUpdated) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_child_started(self, event: ChildStarted) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_child_rerun(self, event: ChildRerun) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_child_halted(self, event: ChildHalted) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_child_ended(self, event: ChildEnded) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_step_ended(self, event: StepEnded) -> None:
-        """Keep it."""
-        self.events.append(event)
-
-    def on_run_ended(self, event: RunEnded) -> None:
+    def on_event(self, event: Event) -> None:
         """Keep it."""
         self.events.append(event)
 
