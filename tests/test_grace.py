@@ -317,12 +317,8 @@ class Alarms:
         self.now = until
 
 
-class Named:
-    def __init__(self, named: list[object]) -> None:
-        self.named = named
-
-    async def tell_grace_exceeded(self, place: str, seconds: float) -> None:
-        raise NotImplementedError
+async def report(run: object, place: str, seconds: float) -> None:
+    raise NotImplementedError
 
 
 async def forever() -> None:
@@ -357,10 +353,10 @@ def test_the_watchdog_names_exactly_what_has_not_ended(steps: list[tuple[str, An
     def start(work: Any) -> None:
         named.append(work.args[0])
 
-    dog = Watchdog(lambda: alarms.now, 5.0, alarms, start)
-    watched: list[tuple[float, Any, Named]] = []
-    due: list[tuple[float, Named]] = []
-    expected: list[Named] = []
+    dog = Watchdog(lambda: alarms.now, 5.0, alarms, start, report)
+    watched: list[tuple[float, Any, object]] = []
+    due: list[tuple[float, object]] = []
+    expected: list[object] = []
 
     def collect() -> None:
         for entry in sorted((e for e in due if e[0] <= alarms.now), key=lambda e: e[0]):
@@ -369,7 +365,7 @@ def test_the_watchdog_names_exactly_what_has_not_ended(steps: list[tuple[str, An
 
     for what, value in steps:
         if what == "watch":
-            run = Named(named)
+            run = object()
             at = alarms.now + value
             watched.append((at, dog.watch(partial(tuple, [Part(run, BEGINNING)]), at), run))
             due.append((at + 5, run))
@@ -389,7 +385,7 @@ def test_the_watchdog_names_exactly_what_has_not_ended(steps: list[tuple[str, An
 
 def test_an_alarm_is_not_set_anew_for_each_timeout():
     alarms = Alarms()
-    dog = Watchdog(lambda: alarms.now, 5.0, alarms, lambda work: None)
+    dog = Watchdog(lambda: alarms.now, 5.0, alarms, lambda work: None, report)
     first = dog.watch(tuple, 30)
     for _ in range(1000):
         alarms.move(0.01)

@@ -35,9 +35,9 @@ from shoal import (
     StepEnded,
     StepStarted,
     Update,
-    _ending,
     _run,
     _telling,
+    _walk,
     action,
     fan_out,
 )
@@ -314,7 +314,7 @@ async def test_events_cannot_be_changed():
 
 def _maker(kind: type) -> str:
     """Name the module that makes values of that kind."""
-    (home,) = (one for one in (_run, _telling, _ending) if hasattr(one, kind.__name__))
+    (home,) = (one for one in (_walk, _telling, _run) if hasattr(one, kind.__name__))
     return home.__name__
 
 

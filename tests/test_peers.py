@@ -142,7 +142,7 @@ async def test_two_branches_fail_and_no_error_is_lost():
     ]  # fmt: skip
 
 
-# Fails where Run.tell_ended says of the last step that it succeeded.
+# Fails where publish_run_ended says of the last step that it succeeded.
 async def test_a_cancelled_step_is_not_reported_as_completed():
     """Burr: saved as completed with the old state, so the resumed run skipped it."""
     hook = RecordingHook()
@@ -163,7 +163,7 @@ async def test_a_cancelled_step_is_not_reported_as_completed():
     assert hook.of(StateUpdated) == []
 
 
-# Fails where Run.tell_ended leaves out the error of StepEnded, or of RunEnded.
+# Fails where publish_run_ended leaves out the error of StepEnded, or of RunEnded.
 async def test_end_events_have_the_error():
     """Burr: `exception` was never assigned, so hooks were told None for every failing call."""
     hook = RecordingHook()
@@ -479,7 +479,7 @@ async def test_reordered_or_filtered_inputs_keep_their_results(
 # -- going on after a crash ------------------------------------------------------------------------
 
 
-# Fails where Run.live completes the step before it saves that the run was cancelled.
+# Fails where `_root._live` completes the step before it saves that the run was cancelled.
 async def test_a_cancelled_step_is_not_saved_as_completed_so_it_runs_again():
     """Burr: `completed` in the store, with the old state; the next step ran with `a=None`."""
     store, ran = MemoryStore(), list[str]()
@@ -550,7 +550,7 @@ async def test_two_recorded_fan_outs_of_one_application_do_not_mix():
     assert state["second"] == {"1": "second 1", "2": "second 2"}
 
 
-# Fails where Run.go_on_from forgets the visits, and where the store doesn't tell them apart.
+# Fails where stand_at forgets the visits, and where the store doesn't tell them apart.
 @pytest.mark.parametrize("key", [None, str])
 async def test_a_recorded_first_visit_is_not_what_a_second_one_returns(
     key: Callable[[object], str] | None,
@@ -612,7 +612,7 @@ async def test_inputs_that_are_others_after_a_crash_get_their_own_results(
         assert [one for one in outs if int(one) in then] == list(map(str, then))
 
 
-# Fails where Run._following takes a child that is done for one that goes on.
+# Fails where next_act takes a child that is done for one that goes on.
 @pytest.mark.parametrize("as_node", [False, True])
 async def test_a_completed_child_does_not_run_past_its_end(as_node: bool):
     """Burr: a child whose last action has an outgoing edge ran on when it was resumed, 1 -> 2."""
@@ -845,7 +845,7 @@ async def test_hooks_see_the_steps_of_children():
     assert len(hook.of(RunStarted)) == 7
 
 
-# Fails where Run._perform_watched tells the end before it performs.
+# Fails where _walk._perform_watched tells the end before it performs.
 async def test_a_step_ends_after_it_has_begun_to_work():
     """Burr: `aiterate` told the end of a step before its start, and before it did anything."""
     log: list[str] = []

@@ -1258,6 +1258,7 @@ class Listening(Act):
         raise NotImplementedError
 
     async def perform(self, run: Any) -> Any:
+        from shoal._committing import Write, commit
         from shoal._group import Group
         from shoal._source import Elements, Kind
         from shoal._state import NO_CHANGE
@@ -1267,10 +1268,10 @@ class Listening(Act):
         self.group = group = Group(run, source, Limits(1), name="listening", owner=self)
 
         async def apply(batch: list[Run]) -> None:
-            await run.commit((), run.data, unapplied=batch)
+            await commit(run, Write(unapplied=batch))
 
         await group.live(apply)
-        await run.commit((), run.data, unapplied=[*group.inbox])
+        await commit(run, Write(unapplied=[*group.inbox]))
         return NO_CHANGE
 
 

@@ -1,4 +1,4 @@
-"""Attempts: bounding what runs by time, and trying again what failed. Imports services and retries.
+"""Attempts: bounding what runs by time, and trying again what failed. Imports runs and retries.
 
 Invariants:
 - What ended in the very tick of its timeout keeps its result or times out, never both; where it was
@@ -13,78 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, TypeVar, final
 
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._cancel import as_failure, cancelled, is_cancellation, ki_protected, ki_unprotected
-from ._errors import Poisoned, StepTimeout, brief, note
-from ._ids import RunPath
-from ._policy import Each
-from ._ports import Services
+from ._cancel import (
+    absorb_stray_cancel,
+    as_failure,
+    cancelled,
+    is_cancellation,
+    ki_protected,
+    ki_unprotected,
+)
+from ._errors import Poisoned, StepTimeout, note
+from ._holding import wait_without_slot
 from ._retry import Retry
-from ._watch import Part, Straggler, Watched
+from ._run import Run
+from ._telling import publish_attempt_ended
+from ._watch import Part, Watched
 
 T = TypeVar("T")
-
-
-class Tried(Straggler, Protocol):
-    """A run, as far as its attempts are concerned."""
-
-    @property
-    def path(self) -> RunPath:
-        """Its identity."""
-        ...
-
-    async def tell_grace_exceeded(
-        self, place: str, seconds: float, *, abandoned: bool = False
-    ) -> None:
-        """Warn that something of it still runs so long after it was cancelled, and tell hooks."""
-        ...
-
-    @property
-    def current_step(self) -> str | None:
-        """The step that has started and not ended."""
-        ...
-
-    @property
-    def is_doomed(self) -> bool:
-        """Whether the whole execution is about to end, so that nothing is to be tried again."""
-        ...
-
-    @property
-    def is_halting(self) -> bool:
-        """Whether the attempt comes to nothing, since it waits for an answer."""
-        ...
-
-    def begin_attempt(self) -> None:
-        """Hear that what failed is tried once more, now."""
-        ...
-
-    async def tell_attempt_ended(self, error: Exception | None, next_in: float | None) -> None:
-        """Publish how an attempt ended."""
-        ...
-
-    async def settle(self) -> None:
-        """Drop native cancellation that user code has left on this task."""
-        ...
-
-    async def wait(self, seconds: float) -> None:
-        """Wait, holding nothing."""
-        ...
-
-
-class TriedChild(Tried, Protocol):
-    """A child run, not yet at its end."""
-
-    async def come_back(self) -> None:
-        """Be in flight again, after it has waited for another attempt."""
-        ...
-
-    async def advance(self) -> None:
-        """Walk the graph to its end, from where it stands."""
-        ...
 
 
 # -- bounded by time -------------------------------------------------------------------------------
@@ -94,8 +43,7 @@ class TriedChild(Tried, Protocol):
 async def within(
     seconds: float,
     attempt: Callable[[], Coroutine[Any, Any, T]],
-    run: Tried,
-    services: Services,
+    run: Run,
     *,
     what: Callable[[], str],
     cause: Callable[[], Exception | None] | None = None,
@@ -107,7 +55,6 @@ async def within(
         seconds: How many.
         attempt: Makes it.
         run: Whose it is.
-        services: The runtime's.
         what: Names it, for the error.
         cause: Finds what that error is raised from.
         keeps_late: Whether what it returns after its time counts, for it sees to that by itself:
@@ -117,6 +64,7 @@ async def within(
         StepTimeout: It was cancelled for that, and has ended, or it has returned after its time.
         Exception: Whatever it raises, also if that was after its time.
     """
+    services = run.setting.services
     deadline = services.clock() + seconds
     scope = CancelScope(deadline=deadline)
     watched: Watched | None = None
@@ -147,7 +95,7 @@ async def within(
     )
 
 
-def _parts(run: Tried, coroutine: object) -> tuple[Part]:
+def _parts(run: Run, coroutine: object) -> tuple[Part]:
     return (Part(run, coroutine),)
 
 
@@ -160,11 +108,11 @@ class Tries:
 
     __slots__ = ("_account", "_began_at", "_is_on", "_retry", "_run", "_services", "count", "last")
 
-    def __init__(self, retry: Retry, run: Tried, services: Services) -> None:
+    def __init__(self, retry: Retry, run: Run) -> None:
         """Make none yet."""
         self._retry = retry
         self._run = run
-        self._services = services
+        self._services = services = run.setting.services
         self._account = None if retry.budget is None else services.retries.account(retry.budget)
         self._began_at = 0.0
         self._is_on = False  # an attempt
@@ -198,7 +146,12 @@ class Tries:
         """
         retry, was_on = self._retry, self._is_on
         self._is_on = False
-        if not was_on or self._run.is_doomed or cancelled() or not _is_for(retry, error):
+        if (
+            not was_on
+            or self._run.setting.execution.is_doomed
+            or cancelled()
+            or not _is_for(retry, error)
+        ):
             return None
         if self.count >= retry.attempts:
             if self.count > 1:
@@ -233,7 +186,7 @@ def _is_for(retry: Retry, error: Exception) -> bool:
 
 @ki_protected
 async def try_again(
-    run: Tried, tries: Tries, attempt: Callable[[], Awaitable[T]], *, tells_last: bool
+    run: Run, tries: Tries, attempt: Callable[[], Awaitable[T]], *, tells_last: bool
 ) -> T:
     """Make attempts until one succeeds, or fails and isn't tried again.
 
@@ -255,79 +208,33 @@ async def try_again(
             pause = None if failure is None else tries.pause(failure)
             if pause is None:
                 if failure is not None and failure is not tries.last and tells_last:
-                    await run.tell_attempt_ended(failure, None)
+                    await publish_attempt_ended(run, failure, None)
                 if failure is None or failure is raised:
                     raise
                 raise failure from failure.__cause__
-            await run.tell_attempt_ended(failure, pause)
+            await publish_attempt_ended(run, failure, pause)
         finally:
             failure = None  # no cycle from the exception through its traceback to this frame
-        await run.settle()
-        await run.wait(pause)
+        await absorb_stray_cancel(run.setting.services.native_cancels)
+        await wait_without_slot(run, pause)
 
 
 @ki_protected
 async def try_step(
-    run: Tried,
-    retry: Retry,
-    services: Services,
-    attempt: Callable[[Callable[[], None]], Awaitable[T]],
+    run: Run, retry: Retry, attempt: Callable[[Callable[[], None]], Awaitable[T]]
 ) -> T:
     """Make attempts at a step of ``run``, as often as ``retry`` allows.
 
     Args:
         run: Whose step it is.
         retry: What is tried again, and how often.
-        services: The runtime's.
         attempt: Makes one; it calls what it is given at the moment when it begins.
 
     Raises:
         BaseException: What the last attempt raised.
     """
-    tries = Tries(retry, run, services)
+    tries = Tries(retry, run)
     try:
         return await try_again(run, tries, partial(attempt, tries.begin), tells_last=False)
     finally:
         tries.last = None  # no cycle from the exception through its traceback to this frame
-
-
-@ki_protected
-async def live_child(child: TriedChild, each: Each, services: Services) -> None:
-    """Walk a child's graph to its end, as often and as long as ``each`` allows.
-
-    Raises:
-        StepTimeout: It took too long, all its attempts and whatever was waited for together.
-        BaseException: What the last attempt raised.
-    """
-    tries = None if each.retry is None else Tries(each.retry, child, services)
-
-    async def live() -> None:
-        if tries is None:
-            await child.advance()
-        else:
-            await try_again(child, tries, attempt, tells_last=True)
-
-    async def attempt() -> None:
-        assert tries is not None
-        await child.come_back()
-        tries.begin()
-        await child.advance()
-
-    def cause() -> Exception | None:
-        return None if tries is None else tries.last
-
-    def what() -> str:
-        path, step = child.path, child.current_step
-        where = "" if step is None else f", in {step!r},"
-        return f"child {brief(path.key)} of fan-out {path.step!r}{where} run {path.id},"
-
-    try:
-        if each.timeout is None:
-            await live()
-        else:
-            await within(
-                each.timeout, live, child, services, what=what, cause=cause, keeps_late=True
-            )
-    finally:
-        if tries is not None:
-            tries.last = None  # no cycle from the exception through its traceback to this frame

@@ -189,6 +189,16 @@ async def absorb_native_cancel() -> None:
         await checkpoint()
 
 
+async def absorb_stray_cancel(native_cancels: Callable[[], Callable[[], int]]) -> None:
+    """Drop native cancellation that user code has left on this task, before a commit or a wait.
+
+    Args:
+        native_cancels: Gives what counts it; see ``Services``.
+    """
+    if native_cancels()() and not cancelled():
+        await absorb_native_cancel()
+
+
 def is_natively_cancelled() -> bool:
     """Tell whether a native cancellation waits for the next ``await`` of the current task.
 

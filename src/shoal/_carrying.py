@@ -19,6 +19,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from typing import cast
 
+from ._committing import Write, commit, forget_history
 from ._contest import Contest
 from ._digest import digest
 from ._errors import NotData
@@ -215,7 +216,7 @@ class Carrier(ABC):
         for record in await recorded.in_full(gone):
             child = source.remade(record)
             if child is not None:
-                await child.be_forgotten()
+                await forget_history(child)
 
     async def _set(self, values: Mapping[str, object]) -> None:
         """Give fields of the parent's state new values, by an update of their own."""
@@ -224,4 +225,4 @@ class Carrier(ABC):
             operations = tuple(Set(field, value) for field, value in values.items())
             update = Update(run.number + 1, self._name, operations)
             declares, self._declares = self._declares, None
-            await run.commit((update,), {**run.data, **values}, step_begun=declares)
+            await commit(run, Write((update,), {**run.data, **values}, step_begun=declares))

@@ -15,7 +15,6 @@ from ._errors import (
     did_you_mean,
 )
 from ._graph import Graph
-from ._holding import Holder
 from ._hooks import Hook, Hooks
 from ._parallel_base import Take
 from ._policy import Each, Inherit
@@ -55,7 +54,7 @@ def child_setting(
     digests: dict[str, tuple[object, bytes]] | None = None,
     on_item: Callable[[Run, object], None] | None = None,
     each: Each | None = None,
-    host: Holder | None = None,
+    host: Run | None = None,
 ) -> Setting:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
 

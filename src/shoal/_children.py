@@ -37,6 +37,7 @@ from ._child import (
     only_write_reader,
     refuse_exposing,
 )
+from ._committing import Write, commit, commit_unapplied
 from ._ending import RESTING
 from ._entries import Kind
 from ._errors import BadUse, DefinitionError, HookFailed, brief, note
@@ -44,6 +45,7 @@ from ._events import Failed, Outcome
 from ._functions import require_plain
 from ._graph import as_graph
 from ._group import Group
+from ._halting import halt_for
 from ._hooks import Hook
 from ._host import Hosted
 from ._ids import Key
@@ -52,12 +54,14 @@ from ._parallel_base import stores_within
 from ._policy import Each, Inherit
 from ._rate import Limits
 from ._recorded import recorded_children
+from ._resuming import load_end
 from ._run import Run
 from ._seat import Seat
 from ._secret import without_secrets
 from ._setting import Setting
 from ._started import Started, StartedEach
 from ._state import held
+from ._step import pass_blame
 from ._store import Store
 from ._unended import Left, end_children, is_left
 
@@ -150,7 +154,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """Begin: the action gives back its slots."""
         if self._hosted is not None:
             self._refuse("is entered a second time; call context.fan_out for another one")
-        if self._run.status is not None or self._run.current_step != self._action.name:
+        if self._run.status is not None or self._run.step != self._action.name:
             self._refuse("is entered after the action has ended")
         check_depth(self._run, self.name)
         self._visit = self._run.visit(self._action.name)
@@ -237,7 +241,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     def _halt(self) -> NoReturn:
         """Have the action halt, since nothing is left but children that wait for answers."""
         self._halts = True
-        self._run.halt_below(self.name, self._resting)
+        halt_for(self._run, self.name, self._resting)
 
     @ki_protected
     async def _live(self) -> None:
@@ -246,7 +250,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         assert group is not None
         try:
             try:
-                await self._run.pass_blame()
+                await pass_blame(self._run)
                 await group.live(self._apply)
             except Exception as error:  # noqa: BLE001 # raised where the action waits next
                 self._failure = error
@@ -260,7 +264,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         try:
             ended = [child for child in batch if not child.disposition.is_saved]
             if ended:
-                await self._run.commit((), self._run.data, unapplied=ended)
+                await commit(self._run, Write(unapplied=ended))
         except HookFailed:
             self._deliver(batch)
             raise
@@ -302,7 +306,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         try:
             ended = [child for child in late if not child.disposition.is_saved]
             if ended:
-                await self._run.end_unapplied(ended)
+                await commit_unapplied(self._run, ended)
         finally:
             self._deliver(late)
             await self._end_left_over(group.reason)
@@ -331,12 +335,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             elif child.disposition is RESTING:
                 child.give_up(reason)
             elif child.lacks_history and not self._left:  # else nobody looks at its outcome
-                await child.recall_end()
+                await load_end(child)
             if not child.disposition.is_saved:
                 ended.append(child)
         try:
             if ended:
-                await self._run.end_unapplied(ended)
+                await commit_unapplied(self._run, ended)
         finally:
             self._deliver(left)
 

@@ -1,266 +1,250 @@
 """The one door through which the state of a run changes, and through which children's ends go.
 
-Imports the telling and the ending of a run.
+Imports runs, what is told of them, and what earlier executions have left.
 
 Invariants:
-- One door. Every change of a run's state goes through ``Committer.commit``: save, make it the
-  state, publish. Nobody sees a state that isn't saved. Nothing in it can be cancelled: what waits
-  there is shielded, so a commit happens as a whole or not at all.
+- One door. Every change of a run's state goes through ``commit``: save, make it the state, publish.
+  Nobody sees a state that isn't saved. Nothing in it can be cancelled: what waits there is
+  shielded, so a commit happens as a whole or not at all.
 - A child's last change is saved by the parent's commit that applies it, not by the child; unless it
   has a store of its own, which then has its end first.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import NamedTuple, final
 
 from ._cancel import ki_protected
-from ._ending import Ender
 from ._errors import HookFailed, NotData, SecretLeaked, UpdateTooLarge
 from ._events import Decision, Status, Update
-from ._history import Playback, QuestionAnswered, QuestionAsked, Rewound, StepBegun
+from ._history import QuestionAnswered, QuestionAsked, Rewound, StepBegun
+from ._run import Run
 from ._state import NO_CHANGE, Change, Drop, Set
 from ._store import Batch, Beginning, NullStore, SavedRun
-from ._telling import Teller, is_listening
+from ._telling import is_listening, publish_child_rerun, publish_commit, refuse_secrets
 from ._unended import end_unended, may_have_children
 
 
-class Committer(Ender, Teller):
-    """The part of a run that commits."""
+@final
+class Write(NamedTuple):
+    """What one commit of a run saves and publishes: all of it or nothing."""
 
-    __slots__ = ()
-    first: Mapping[str, object]
-    is_afresh: bool
-    packed: object
-    _head: tuple[int, Mapping[str, object]]
+    updates: Sequence[Update] = ()
+    """Numbered on from the run's number."""
+    data: Mapping[str, object] | None = None
+    """The fields of the state after the last of them; None: as they are."""
+    applied: Sequence[Run] = ()
+    """Children that the updates apply, one by one."""
+    unapplied: Sequence[Run] = ()
+    """Children whose end is saved and published without changing the state."""
+    step_completed: str | None = None
+    """The step that is completed with this."""
+    decision: Decision | None = None
+    """How the last of the updates decides a race."""
+    ended: Status | None = None
+    """How the run ends with this."""
+    begun: Beginning | None = None
+    """What a root run starts from, in its first commit."""
+    rewound: Rewound | None = None
+    """Where the run goes back to before the updates."""
+    forgets: bool = False
+    """Whether what was kept of the run before counts no more."""
+    questions: Sequence[QuestionAsked | QuestionAnswered] = ()
+    """What the run asks with this, or what was answered."""
+    step_begun: StepBegun | None = None
+    """What the fan-out declares that makes its first commit in this execution."""
 
-    @property
-    @abstractmethod
-    def digest(self) -> str:
-        """A hash of what a child works on; see ``SavedRun``."""
 
-    @property
-    @abstractmethod
-    def playback(self) -> Playback | None:
-        """What an earlier execution has done of the step under way; None if nothing."""
+SAVE = Write()
+"""What is known of the run itself, and nothing else."""
 
-    @abstractmethod
-    def final_data(self) -> Mapping[str, object]:
-        """Return the fields of its state as the last step left it."""
 
-    @property
-    @abstractmethod
-    def crashes(self) -> int:
-        """Executions that have died while it was at work at its step; see ``SavedRun``."""
+@ki_protected
+async def commit(run: Run, write: Write) -> None:
+    """Save ``write``, make what it says the state of ``run``, and publish its updates one by one.
 
-    @property
-    @abstractmethod
-    def noted(self) -> int:
-        """How many of them the store has that keeps its history."""
+    Not cancelled by anything: what it waits for is shielded. Once a save has failed, nothing is
+    saved or published here any more; ends that are owed to hooks are, by ``commit_unapplied``.
 
-    @abstractmethod
-    def note_crashes(self) -> None:
-        """Remember that the store has as many as there are."""
+    Raises:
+        NotData: Something of it can't be kept; nothing changed here. The step fails with that.
+        UpdateTooLarge: The same, for it is too large.
+        SecretLeaked: The same, for it holds what is secret.
+        StoreFailed: The store raised; nothing changed here.
+        CommitInDoubt: The store did not acknowledge in time; nothing changed here.
+        HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
+    """
+    setting = run.setting
+    (number, data), execution = run.head, setting.execution
+    updates, applied, unapplied = write.updates, write.applied, write.unapplied
+    if setting.secrets.names:
+        for update in updates:
+            what = f"what step {update.step!r} of run {run.path.id} does to the state"
+            refuse_secrets(run, (update.operations, update.discovered), what)
+        refuse_secrets(run, write.questions, f"a question of run {run.path.id}, or an answer,")
+    gathered: list[Run] = []
+    rerun: list[Run] = []
+    for child in unapplied:
+        if child.resume is not None and child.resume.is_afresh:
+            # Its record is about to say what it would have worked on.
+            await forget_history(child)
+            rerun.append(child)
+        if child.setting.is_forgotten and child.status == "succeeded":
+            _gather(child)
+            gathered.append(child)
+    if execution.is_resumed:
+        for child in (*unapplied, *applied):
+            await _acquit(child)
+            if child.status in ("failed", "cancelled"):
+                await end_below(child)
+    batch = Batch(
+        run,
+        updates,
+        applied,
+        unapplied,
+        write.step_completed,
+        write.decision,
+        write.ended,
+        number,
+        write.begun,
+        write.rewound,
+        write.forgets,
+        execution.holder,
+        write.questions,
+        write.step_begun,
+    )
+    await execution.save(batch, setting.store)
+    run.head = (number + len(updates), data if write.data is None else write.data)
+    if execution.is_resumed and run.retries is not None:
+        run.retries.noted = run.retries.crashes
+    for child in gathered:
+        # Its steps were told when they were completed.
+        child.head, child.pending = (1, child.final_data()), NO_CHANGE
+    if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
+        await publish_commit(run, updates, applied, unapplied, rerun)
 
-    @ki_protected
-    async def commit(
-        self,
-        updates: Sequence[Update],
-        data: Mapping[str, object],
-        *,
-        applied: Sequence[Committer] = (),
-        unapplied: Sequence[Committer] = (),
-        step_completed: str | None = None,
-        decision: Decision | None = None,
-        ended: Status | None = None,
-        begun: Beginning | None = None,
-        rewound: Rewound | None = None,
-        afresh: bool = False,
-        questions: Sequence[QuestionAsked | QuestionAnswered] = (),
-        step_begun: StepBegun | None = None,
-    ) -> None:
-        """Save ``updates``, make ``data`` the run's state, and publish them one by one.
 
-        Not cancelled by anything: what it waits for is shielded. Once a save has failed, nothing is
-        saved or published here any more; ends that are owed to hooks are, by ``end_unapplied``.
+@ki_protected
+async def record_ends(run: Run, children: Sequence[SavedRun]) -> None:
+    """Save how children of ``run`` ended that this execution has not started.
 
-        Args:
-            updates: Numbered on from ``number``.
-            data: The fields of the state after the last of them.
-            applied: Children that the updates apply, one by one.
-            unapplied: Children whose end is saved and told without changing the state.
-            step_completed: The step that is completed with this.
-            decision: How the last of the updates decides a race.
-            ended: How the run ends with this.
-            begun: What a root run starts from, in its first commit.
-            rewound: Where it goes back to before the updates.
-            afresh: Whether what was kept of it before counts no more.
-            questions: What it asks with this, or what was answered.
-            step_begun: What the fan-out declares that makes its first commit in this execution.
+    No hook receives that. An earlier execution has published their starts, and this one publishes
+    ends only of those that it has started itself.
 
-        Raises:
-            NotData: Something of it can't be kept; nothing changed here. The step fails with that.
-            UpdateTooLarge: The same, for it is too large.
-            SecretLeaked: The same, for it holds what is secret.
-            StoreFailed: The store raised; nothing changed here.
-            CommitInDoubt: The store did not acknowledge in time; nothing changed here.
-            HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
-        """
-        setting = self.setting
-        number, execution = self._head[0], setting.execution
+    Raises:
+        ShoalError: As ``commit``.
+    """
+    execution = run.setting.execution
+    batch = Batch(run, unapplied=children, before=run.head[0], holder=execution.holder)
+    await execution.save(batch, run.setting.store)
+
+
+async def commit_unapplied(run: Run, children: Sequence[Run]) -> None:
+    """Save and publish how children of ``run`` ended that no update applies.
+
+    What can't be saved is published all the same: it has not ended well, for everybody else.
+
+    Raises:
+        ShoalError: As ``commit``, but nothing where a save has failed before.
+    """
+    if run.setting.execution.unsaved:
+        await _revoke_ends(run, children)
+        return
+    try:
+        await commit(run, Write(unapplied=children))
+    except HookFailed:
+        raise  # they are saved, and everybody was told
+    except Exception:
+        with suppress(HookFailed):  # the save that failed comes first
+            await _revoke_ends(run, children)
+        raise
+
+
+@ki_protected
+async def _revoke_ends(run: Run, children: Sequence[Run]) -> None:
+    for child in children:
+        child.lose()
+    await publish_commit(run, (), (), children)
+
+
+def _gather(child: Run) -> None:
+    """Have all that a child has written saved with its end, since nothing else is kept of it.
+
+    It is Done, and its parent doesn't apply it now: when it is applied later, or its outcome handed
+    over once more, its state is found there.
+    """
+    initial, final = child.initial, child.final_data()
+    changed = {name: final[name] for name in final if final[name] is not initial.get(name, child)}
+    dropped = tuple(name for name in initial if name not in final)
+    operations = (*(Set(name, changed[name]) for name in changed), *map(Drop, dropped))
+    setting, head = child.setting, child.head
+    # As its only update, since those before it are kept nowhere.
+    child.head, child.pending = (0, initial), Change(operations, changed, dropped)
+    try:
         if setting.secrets.names:
-            for update in updates:
-                what = f"what step {update.step!r} of run {self.path.id} does to the state"
-                self.refuse_secrets((update.operations, update.discovered), what)
-            self.refuse_secrets(questions, f"a question of run {self.path.id}, or an answer,")
-        gathered: list[Committer] = []
-        rerun: list[Committer] = []
-        for child in unapplied:
-            if child.is_afresh:  # its record is about to say what it would have worked on
-                await child.be_forgotten()
-                rerun.append(child)
-            if child.setting.is_forgotten and child.status == "succeeded":
-                child.gather()
-                gathered.append(child)
-        if execution.is_resumed:
-            for child in (*unapplied, *applied):
-                await child.acquit()
-                if child.status in ("failed", "cancelled"):
-                    await child.end_below()
-        batch = Batch(
-            self,
-            updates,
-            applied,
-            unapplied,
-            step_completed,
-            decision,
-            ended,
-            number,
-            begun,
-            rewound,
-            afresh,
-            execution.holder,
-            questions,
-            step_begun,
-        )
-        await execution.save(batch, setting.store)
-        self._head = (number + len(updates), data)
-        if execution.is_resumed:
-            self.note_crashes()
-        for child in gathered:
-            # Its steps were told when they were completed.
-            child._head, child._last = (1, child.final_data()), NO_CHANGE
-        if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
-            await self._publish(updates, applied, unapplied, rerun)
+            refuse_secrets(child, operations, "what a child has written")
+        child.packed = setting.keeper.pack(child)
+    except (NotData, UpdateTooLarge, SecretLeaked):
+        # Its earlier steps may write what no store takes. Its value was packed before.
+        child.head, child.pending, child.packed = head, NO_CHANGE, None
 
-    def commit_questions(self, questions: Sequence[QuestionAsked]) -> Awaitable[None]:
-        """Save what it asks; see ``Halter``."""
-        return self.commit((), self._head[1], questions=questions)
 
-    @ki_protected
-    async def note_ends(self, children: Sequence[SavedRun]) -> None:
-        """Save how children ended that this execution has not started. No hook receives that.
+async def end_below(run: Run) -> None:
+    """Record ends of what an earlier execution has left under way below ``run``, which has failed.
 
-        An earlier execution has published their starts, and this one publishes ends only of those
-        that it has started itself.
+    Or it was cancelled. In either case it may not have come to all of that.
 
-        Raises:
-            ShoalError: As ``commit``.
-        """
-        execution = self.setting.execution
-        batch = Batch(self, unapplied=children, before=self._head[0], holder=execution.holder)
-        await execution.save(batch, self.setting.store)
+    Raises:
+        ShoalError: As ``commit``.
+    """
+    setting, played = run.setting, run.playback
+    execution = setting.execution
+    if execution.unsaved or execution.is_interrupted:
+        return
+    if isinstance(setting.store, NullStore) and not execution.stores:
+        return  # else its children may have a store
+    if not may_have_children(setting.graph):
+        return
+    reason = run.reason if run.status == "cancelled" else "its parent failed"
+    decided = None if played is None else played.decided
+    await end_unended(execution, setting.store, run, decided, reason, graph=setting.graph)
 
-    async def end_unapplied(self, children: Sequence[Committer]) -> None:
-        """Save and publish how children ended that no update applies.
 
-        What can't be saved is published all the same: it has not ended well, for everybody else.
+async def _acquit(child: Run) -> None:
+    """Save in a store of its own that nothing is held against a child any more.
 
-        Raises:
-            ShoalError: As ``commit``, but nothing where a save has failed before.
-        """
-        if self.setting.execution.unsaved:
-            await self._lose(children)
-            return
-        try:
-            await self.commit((), self._head[1], unapplied=children)
-        except HookFailed:
-            raise  # they are saved, and everybody was told
-        except Exception:
-            with suppress(HookFailed):  # the save that failed comes first
-                await self._lose(children)
-            raise
+    Its end says so where that is saved, in the store of its parent. If that is another one, or
+    keeps nothing, what was counted before would stay (see
+    test_in_a_store_of_its_own_who_has_ended_is_acquitted).
 
-    @ki_protected
-    async def _lose(self, children: Sequence[Committer]) -> None:
-        for child in children:
-            child.lose()
-        await self._publish((), (), children)
+    Raises:
+        ShoalError: As ``commit``.
+    """
+    setting, retries = child.setting, child.retries
+    if retries is None or not setting.ends_itself or setting.is_forgotten:
+        return
+    if retries.noted != retries.crashes:
+        await commit(child, SAVE)
 
-    def gather(self) -> None:
-        """Have all that a child has written saved with its end, since nothing else is kept of it.
 
-        It is Done, and its parent doesn't apply it now: whoever applies it later, or is handed its
-        outcome once more, finds its state there.
-        """
-        first, final = self.first, self.final_data()
-        changed = {name: final[name] for name in final if final[name] is not first.get(name, self)}
-        dropped = tuple(name for name in first if name not in final)
-        operations = (*(Set(name, changed[name]) for name in changed), *map(Drop, dropped))
-        setting, head = self.setting, self._head
-        # As its only update, since those before it are kept nowhere.
-        self._head, self._last = (0, first), Change(operations, changed, dropped)
-        try:
-            if setting.secrets.names:
-                self.refuse_secrets(operations, "what a child has written")
-            self.packed = setting.keeper.pack(self)
-        except (NotData, UpdateTooLarge, SecretLeaked):
-            # Its earlier steps may write what no store takes. Its value was packed before.
-            self._head, self._last, self.packed = head, NO_CHANGE, None
+async def forget_history(run: Run) -> None:
+    """Have what was kept of ``run`` and its descendants count no more.
 
-    async def end_below(self) -> None:
-        """Record ends of what an earlier execution has left under way below it; it has failed.
+    Raises:
+        ShoalError: As ``commit``.
+    """
+    await commit(run, Write(forgets=True))
+    if run.resume is not None:
+        run.resume.is_afresh = False
 
-        Or it was cancelled. In either case it may not have come to all of that.
 
-        Raises:
-            ShoalError: As ``commit``.
-        """
-        setting, played = self.setting, self.playback
-        execution = setting.execution
-        if execution.unsaved or execution.is_interrupted:
-            return
-        if isinstance(setting.store, NullStore) and not execution.stores:
-            return  # else its children may have a store
-        if not may_have_children(setting.graph):
-            return
-        reason = self.reason if self.status == "cancelled" else "its parent failed"
-        decided = None if played is None else played.decided
-        graph = setting.graph
-        await end_unended(execution, setting.store, self, decided, reason, graph=graph)
+async def begin_anew(child: Run, parent: Run, step: str) -> None:
+    """Have what was kept of ``child`` count no more, and publish that it runs anew.
 
-    async def acquit(self) -> None:
-        """Save in a store of its children's own that nothing is held against a child any more.
-
-        Its end says so where that is saved, in the store of its parent. If that is another one, or
-        keeps nothing, what was counted before would stay (see
-        test_in_a_store_of_its_own_who_has_ended_is_acquitted).
-
-        Raises:
-            ShoalError: As ``commit``.
-        """
-        setting = self.setting
-        if setting.ends_itself and not setting.is_forgotten and self.noted != self.crashes:
-            await self.commit((), self._head[1])
-
-    async def be_forgotten(self) -> None:
-        """Have what was kept of a child and its descendants count no more."""
-        await self.commit((), self._head[1], afresh=True)
-        self.is_afresh = False
-
-    async def rerun(self, step: str, by: Teller) -> None:
-        """Have what was kept of the run count no more, and tell so; ``by`` is its parent."""
-        await self.be_forgotten()
-        await by.tell_child_rerun(self, step)
+    Raises:
+        ShoalError: As ``commit``.
+    """
+    await forget_history(child)
+    await publish_child_rerun(parent, child, step)

@@ -18,6 +18,7 @@ from ._checks import check_cascade
 from ._children import ChildGroup
 from ._errors import BadResult, BadUse, DefinitionError
 from ._events import SpanStarted
+from ._halting import ask
 from ._hooks import Hook
 from ._ids import Key, RunPath
 from ._items import Items
@@ -26,6 +27,7 @@ from ._rate import DEFAULT_LIMITS, Limits
 from ._run import Run
 from ._seat import Seat
 from ._store import Store
+from ._telling import refuse_secrets
 
 
 @final
@@ -148,7 +150,7 @@ class Context:
         if not hooks.around_span:
             yield
             return
-        self._run.refuse_secrets(attributes, f"span {name!r} of action {self._action.name!r}")
+        refuse_secrets(self._run, attributes, f"span {name!r} of action {self._action.name!r}")
         event = SpanStarted(
             path=self._run.path, step=self._action.name, name=name, attributes=attributes
         )
@@ -156,7 +158,7 @@ class Context:
         try:
             yield
         except BaseException as error:
-            self._run.hide_secrets(error)
+            self._run.setting.secrets.hide(error)
             failure = entered.leave(error)
             if failure is not None and isinstance(error, Exception):
                 raise failure from error
@@ -288,7 +290,7 @@ class Context:
                 f"left behind asks {name!r}: await all that asks before the action returns"
             )
             raise BadUse(msg)
-        return await self._run.ask(self._action.name, name, question)
+        return await ask(self._run, self._action.name, name, question)
 
     def fan_out(
         self,

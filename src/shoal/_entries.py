@@ -55,7 +55,7 @@ class Entry(NamedTuple):
 
 def entry_of(child: Run) -> Entry:
     """Make the entry of a child that is not to begin yet."""
-    kind = Kind(child.setting, child.first)
+    kind = Kind(child.setting, child.initial)
     return Entry(child.key, child.position, child.element, kind, child)
 
 

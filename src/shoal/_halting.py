@@ -1,11 +1,11 @@
-"""Halting: an attempt that waits for a person, and a run that is told to stop between two steps.
+"""Questions to people: an attempt that asks and halts, and which answer belongs to which question.
 
-Imports settings, trials and the telling of events; anyio.
+Imports runs and commits; anyio.
 
 Invariants:
 - A question is saved before the attempt that asks it is halted.
-- Once an attempt has asked in vain it is halted, however it ends; unless it is cancelled, which
-  counts more.
+- Once an attempt has asked what is not answered it is halted, however it ends; unless it is
+  cancelled, which counts more.
 - An answer belongs to one question, and a question to one visit of one step of one run. Within that
   every attempt gets the same answer, in whatever process. So does a child that runs from its start
   once more, if it comes to the same question in the same state.
@@ -14,22 +14,21 @@ Invariants:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from typing import NoReturn, TypeVar
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._cancel import cancelled, is_cancellation, is_fatal, ki_protected
+from ._cancel import absorb_stray_cancel, cancelled, is_cancellation, is_fatal, ki_protected
+from ._committing import Write, commit
 from ._digest import digest, place_of_no_data
 from ._errors import BadUse, Halting, NotData, UnknownQuestion, brief, did_you_mean
 from ._events import Question
 from ._history import QuestionAnswered, QuestionAsked
 from ._ids import Key, RunPath, new_run_id
-from ._setting import Setting
+from ._run import Run
 from ._store import NullStore
 from ._telling import out_of_reach
-from ._trials import Trials, Waits
 
 LISTED = 10
 """Questions that an error names."""
@@ -41,186 +40,112 @@ Answers = (
 """Answers by (run id, name), or by the name alone where one open question has it."""
 
 
-class Halter(ABC):
-    """The part of a run that asks, and waits."""
+def is_blocked(run: Run) -> bool:
+    """Tell whether an attempt of the current step would only come to a question that is open.
 
-    __slots__ = ()
-    setting: Setting
-    value: object
-    _trials: Trials | None
-    _head: tuple[int, Mapping[str, object]]
+    If so, it is halted.
+    """
+    questions = run.questions
+    if questions is None or not questions.still_open(run.setting.execution.answers):
+        return False
+    questions.begin_attempt()
+    questions.is_halting = True
+    return True
 
-    @abstractmethod
-    def visit(self, step: str) -> int:
-        """Return which visit of ``step`` this is."""
 
-    @property
-    @abstractmethod
-    def path(self) -> RunPath:
-        """Its identity."""
+async def ask(run: Run, step: str, name: str, question: object) -> object:
+    """Return the answer to a question that an action of ``run`` asks, or halt; see ``Context.ask``.
 
-    @abstractmethod
-    def _remember(self) -> Trials:
-        """Return what it remembers."""
+    Raises:
+        Halting: Nobody has answered yet.
+        NotData: The question can't be kept.
+        BadUse: It would not be kept, or the attempt has asked something else by that name.
+    """
+    await checkpoint_if_cancelled()
+    who = f"action {step!r} of run {run.path.id}{_key(run.path)}"
+    _refuse_unsaved(run, who, name)
+    pending, answers = run.pending_questions(), run.setting.execution.answers
+    if name in pending.posed and not _is_same(pending.posed[name], question):
+        msg = (
+            f"{who} asks {name!r} twice, and for different things: an answer belongs to the "
+            f"name, so give each question its own"
+        )
+        raise BadUse(msg)
+    try:
+        asked = pending.asked.get(name)
+        if asked is None:
+            _require_data(question, "question")
+            id_ = _question_id(run, step, name, question)
+        else:
+            id_ = asked.id
+        if id_ in answers:
+            pending.posed[name] = question
+            return answers[id_]
+        if asked is None or not _is_same(asked.question, question):
+            _require_data(question, "question")
+            asked = QuestionAsked(step, name, question, id_)
+            await out_of_reach(run.setting.services, _pose(run, asked))
+    except NotData as error:
+        msg = f"{who} asks {name!r} with a question that can't be kept: {error}"
+        raise NotData(msg) from error
+    pending.posed[name] = question
+    pending.is_halting = True
+    raise Halting(f"{who} waits for the answer to {name!r}")
 
-    @abstractmethod
-    def commit_questions(self, questions: Sequence[QuestionAsked]) -> Awaitable[None]:
-        """Save what it asks."""
 
-    @property
-    def is_halting(self) -> bool:
-        """Whether the attempt under way comes to nothing, since it waits for something."""
-        waits = None if self._trials is None else self._trials.waits
-        return waits is not None and waits.is_on
+def _question_id(run: Run, step: str, name: str, question: object) -> str:
+    """Make the id of a question that the step under way has not asked before.
 
-    @property
-    def _waits(self) -> Waits:
-        trials = self._remember()
-        if trials.waits is None:
-            trials.waits = Waits()
-        return trials.waits
+    It is a hash of all that leads to the question, so a child of a race that runs from its
+    start once more is not asked again what was answered (see
+    test_a_contestant_that_runs_anew_is_not_asked_again). What is asked in another state, or
+    after the run has gone back, has another id, and no answer yet.
+    """
+    number, data = run.head
+    visit = run.visit(step)
+    try:
+        state = run.setting.digest(data, run.path.key)
+    except NotData:  # nothing tells whether this state comes back
+        return new_run_id()
+    return digest([run.path.id, state, number, step, visit, name, question]).hex()
 
-    def begin_asking(self) -> None:
-        """Hear that an attempt of the current step begins."""
-        if self._trials is not None and self._trials.waits is not None:
-            self._trials.waits.begin_attempt()
 
-    def rests(self) -> bool:
-        """Tell whether an attempt of the current step would only come to a question that is open.
+async def _pose(run: Run, asked: QuestionAsked) -> None:
+    """Save a question; from then on the attempt comes to nothing, whatever interrupts it."""
+    pending = run.pending_questions()
+    await commit(run, Write(questions=(asked,)))
+    pending.asked[asked.name] = asked
+    pending.is_halting = True
 
-        If so, it is halted.
-        """
-        waits = None if self._trials is None else self._trials.waits
-        if waits is None or not self._open(waits):
-            return False
-        waits.begin_attempt()
-        waits.is_on = True
-        return True
 
-    def _open(self, waits: Waits) -> list[QuestionAsked]:
-        answers = self.setting.execution.answers
-        return [asked for asked in waits.asked.values() if asked.id not in answers]
-
-    @property
-    def questions(self) -> tuple[Question, ...]:
-        """What it and its descendants wait for: its own first, then those of its children."""
-        waits = None if self._trials is None else self._trials.waits
-        if waits is None:
-            return ()
-        own = [_question(self.path, asked) for asked in self._open(waits)]
-        below = [one for step in sorted(waits.below) for one in waits.below[step]]
-        return (*own, *below)
-
-    async def ask(self, step: str, name: str, question: object) -> object:
-        """Return the answer to a question, or halt; see ``Context.ask``."""
-        await checkpoint_if_cancelled()
-        who = f"action {step!r} of run {self.path.id}{_key(self.path)}"
-        self._refuse_unsaved(who, name)
-        waits, answers = self._waits, self.setting.execution.answers
-        if name in waits.posed and not _is_same(waits.posed[name], question):
+def _refuse_unsaved(run: Run, who: str, name: str) -> None:
+    setting = run.setting
+    for store, why, where in (
+        (setting.execution.store, "this run has no store", "Application(..., store=...)"),
+        (setting.store, "this child is kept nowhere", "its fan-out another store= than None"),
+    ):
+        if isinstance(store, NullStore):
             msg = (
-                f"{who} asks {name!r} twice, and for different things: an answer belongs to the "
-                f"name, so give each question its own"
+                f"{who} asks {name!r}, and {why}: nothing would remember the question until "
+                f"somebody has answered. Give it one: {where}"
             )
             raise BadUse(msg)
-        try:
-            asked = waits.asked.get(name)
-            if asked is None:
-                _require_data(question, "question")
-                id_ = self._question_id(step, name, question)
-            else:
-                id_ = asked.id
-            if id_ in answers:
-                waits.posed[name] = question
-                return answers[id_]
-            if asked is None or not _is_same(asked.question, question):
-                _require_data(question, "question")
-                asked = QuestionAsked(step, name, question, id_)
-                await out_of_reach(self.setting.services, self._pose(waits, asked))
-        except NotData as error:
-            msg = f"{who} asks {name!r} with a question that can't be kept: {error}"
-            raise NotData(msg) from error
-        waits.posed[name] = question
-        waits.is_on = True
-        raise Halting(f"{who} waits for the answer to {name!r}")
-
-    def _question_id(self, step: str, name: str, question: object) -> str:
-        """Make the id of a question that the step under way has not asked before.
-
-        It is a hash of all that leads to the question, so a child of a race that runs from its
-        start once more is not asked again what was answered (see
-        test_a_contestant_that_runs_anew_is_not_asked_again). What is asked in another state, or
-        after the run has gone back, has another id, and no answer yet.
-        """
-        number, data = self._head
-        visit = self.visit(step)
-        try:
-            state = self.setting.digest(data, self.path.key)
-        except NotData:  # nothing tells whether this state comes back
-            return new_run_id()
-        return digest([self.path.id, state, number, step, visit, name, question]).hex()
-
-    async def _pose(self, waits: Waits, asked: QuestionAsked) -> None:
-        """Save a question; from then on the attempt comes to nothing, whatever interrupts it."""
-        await self.commit_questions((asked,))
-        waits.asked[asked.name] = asked
-        waits.is_on = True
-
-    def _refuse_unsaved(self, who: str, name: str) -> None:
-        setting = self.setting
-        for store, why, where in (
-            (setting.execution.store, "this run has no store", "Application(..., store=...)"),
-            (setting.store, "this child is kept nowhere", "its fan-out another store= than None"),
-        ):
-            if isinstance(store, NullStore):
-                msg = (
-                    f"{who} asks {name!r}, and {why}: nothing would remember the question until "
-                    f"somebody has answered. Give it one: {where}"
-                )
-                raise BadUse(msg)
-
-    def halt_below(self, step: str, children: Iterable[Resting]) -> NoReturn:
-        """Halt, since children of ``step`` do, and nothing else of it is left.
-
-        Raises:
-            Halting: That is how the step ends.
-        """
-        ordered = sorted(children, key=lambda child: child.position)
-        waits = self._waits
-        waits.below[step] = tuple(one for child in ordered for one in child.waits_for)
-        waits.is_on = True
-        raise Halting(f"children of {step!r} in run {self.path.id} wait for answers")
-
-    @property
-    def waits_for(self) -> tuple[Question, ...]:
-        """What a child that is halted waits for, also where an earlier execution has halted it."""
-        return recorded_questions(self.value, self.path)
 
 
-class Resting(Protocol):
-    """A child that is halted: a run."""
+def halt_for(run: Run, step: str, children: Iterable[Run]) -> NoReturn:
+    """Halt, since children of ``step`` do, and nothing else of it is left.
 
-    @property
-    def position(self) -> int:
-        """Its place among the others."""
-        ...
-
-    @property
-    def waits_for(self) -> tuple[Question, ...]:
-        """What it waits for."""
-        ...
-
-
-class Waiting(Protocol):
-    """What may wait for something: a run."""
-
-    @property
-    def is_halting(self) -> bool:
-        """Whether its attempt comes to nothing, since it waits for something."""
-        ...
+    Raises:
+        Halting: That is how the step ends.
+    """
+    ordered = sorted(children, key=lambda child: child.position)
+    questions = run.pending_questions()
+    questions.below[step] = tuple(one for child in ordered for one in child.waits_for)
+    questions.is_halting = True
+    raise Halting(f"children of {step!r} in run {run.path.id} wait for answers")
 
 
-def has_halted(run: Waiting, error: BaseException) -> bool:
+def has_halted(run: Run, error: BaseException) -> bool:
     """Tell whether what came out of a run is only how an attempt has ended that waits.
 
     Not where it is a true cancellation, a KeyboardInterrupt or the like, which must travel on.
@@ -230,27 +155,16 @@ def has_halted(run: Waiting, error: BaseException) -> bool:
     return not (is_cancellation(error) and cancelled())
 
 
-class Asking(Waiting, Protocol):
-    """What makes attempts that may be halted: a run."""
-
-    def begin_asking(self) -> None:
-        """Hear that an attempt begins."""
-        ...
-
-    async def settle(self) -> None:
-        """Drop native cancellation that user code has left on this task."""
-        ...
-
-
 @ki_protected
-async def or_halt(run: Asking, attempt: Callable[[], Awaitable[T]]) -> T:
-    """Make an attempt. If it has asked in vain it is halted, whatever it does about that.
+async def halting_attempt(run: Run, attempt: Callable[[], Awaitable[T]]) -> T:
+    """Make an attempt. Once it has asked what is not answered it is halted, however it ends.
 
     Raises:
         Halting: It is.
         BaseException: What it raised, if it is not; a cancellation in any case.
     """
-    run.begin_asking()
+    if run.questions is not None:
+        run.questions.begin_attempt()
     try:
         result = await attempt()
     except BaseException as error:
@@ -259,55 +173,9 @@ async def or_halt(run: Asking, attempt: Callable[[], Awaitable[T]]) -> T:
     else:
         if not run.is_halting:
             return result
-    await run.settle()
+    await absorb_stray_cancel(run.setting.services.native_cancels)
     msg = "the attempt has asked, and was not answered yet"
     raise Halting(msg)
-
-
-# -- as data -------------------------------------------------------------------------------------
-
-
-def plain(questions: Iterable[Question]) -> list[object]:
-    """Write questions as plain data that any store keeps; see ``recorded_questions``."""
-    return [
-        [_links(one.path), one.step, one.name, one.question, one.id]  # from below the root down
-        for one in questions
-    ]
-
-
-def recorded_questions(value: object, path: RunPath) -> tuple[Question, ...]:
-    """Read what a child waits for from its record.
-
-    Args:
-        value: As ``plain`` has written it.
-        path: The child's, or that of any other run of the same root.
-    """
-    found: list[Question] = []
-    for links, step, name, question, id_ in cast("Sequence[Any]", value or ()):
-        at = path.root
-        for of_step, visit, act, key in links:
-            at = RunPath(parent=at, step=of_step, visit=visit, act=act, key=key)
-        found.append(Question(path=at, step=step, name=name, question=question, id=id_))
-    return tuple(found)
-
-
-def _links(path: RunPath) -> list[list[object]]:
-    links: list[list[object]] = []
-    while path.parent is not None:
-        links.append([path.step, path.visit, path.act, path.key])
-        path = path.parent
-    return links[::-1]
-
-
-def _question(path: RunPath, asked: QuestionAsked) -> Question:
-    return Question(
-        path=path, step=asked.step, name=asked.name, question=asked.question, id=asked.id
-    )
-
-
-def own_questions(path: RunPath, asked: Iterable[QuestionAsked]) -> list[Question]:
-    """Return what a run has asked by itself."""
-    return [_question(path, one) for one in asked]
 
 
 # -- answers -------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ class RunHandle(Generic[S]):
     def questions(self) -> Sequence[Question]:
         """What it waits for, if it is halted."""
         self._check_begun()
-        return self._run.questions if self.status == "halted" else ()
+        return self._run.open_questions if self.status == "halted" else ()
 
     @property
     def is_interrupted(self) -> bool:

@@ -1,4 +1,4 @@
-"""Partial items: what an attempt of an action gives before it returns. Imports actions and anyio.
+"""Partial items: what an attempt of an action gives before it returns. Imports runs; anyio.
 
 Invariants:
 - The items of an attempt are told one at a time, counted from 0, and only while it runs: whoever is
@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable
 from functools import partial
 from types import AsyncGeneratorType
-from typing import Protocol, cast, final
+from typing import cast, final
 
 from anyio import CancelScope, Lock
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
@@ -24,34 +24,13 @@ from ._action import Result
 from ._cancel import cancelled, ki_protected, ki_unprotected
 from ._closing import closed_after
 from ._errors import BadUse, IncompleteStream, RunCancelled, brief
-from ._ids import RunPath
+from ._run import Run
+from ._telling import is_item_heard, publish_item
 
 logger = logging.getLogger("shoal")
 
 ITEMS = 64
 """Items that an attempt gives without passing a checkpoint, if it never waits."""
-
-
-class Emitter(Protocol):
-    """What hears of items, and has others hear: a run. Layer 2 implements it."""
-
-    @property
-    def path(self) -> RunPath:
-        """Its identity."""
-        ...
-
-    @property
-    def hears_items(self) -> bool:
-        """Whether anybody does now."""
-        ...
-
-    def emit(self, item: object, step: str, attempt: int, index: int) -> Awaitable[None] | None:
-        """Tell ``item``; return what is to be awaited before the next one, if anything is."""
-        ...
-
-    def hide_secrets(self, error: BaseException) -> None:
-        """Mask what is secret in an error that is about to be told."""
-        ...
 
 
 @final
@@ -60,7 +39,7 @@ class Items:
 
     __slots__ = ("_over", "_run", "_stopped", "_turn", "attempt", "count", "step")
 
-    def __init__(self, run: Emitter, step: str, attempt: int = 1) -> None:
+    def __init__(self, run: Run, step: str, attempt: int = 1) -> None:
         """Begin with none.
 
         Args:
@@ -83,7 +62,7 @@ class Items:
 
     def hide_secrets(self, error: BaseException) -> None:
         """Mask what is secret in an error of the attempt that is about to be told."""
-        self._run.hide_secrets(error)
+        self._run.setting.secrets.hide(error)
 
     def give(self, item: object) -> Awaitable[None] | None:
         """Take the next item; return what tells it, if it has to be awaited.
@@ -91,7 +70,7 @@ class Items:
         Raises:
             BadUse: The attempt has ended.
         """
-        if self._run.hears_items:  # by now: who follows a run may have come meanwhile
+        if is_item_heard(self._run):  # by now: who follows a run may have come meanwhile
             return self._tell(item)
         self._next()
         return self._pause() if self.count % ITEMS == 0 else None
@@ -113,7 +92,7 @@ class Items:
         else:
             turn.acquire_nowait()
         try:
-            pending = self._run.emit(item, self.step, self.attempt, self._next())
+            pending = publish_item(self._run, item, self.step, self.attempt, self._next())
             if pending is not None:
                 await pending
             await self._pause()

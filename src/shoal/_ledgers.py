@@ -40,7 +40,8 @@ async def recall_ledgers(
     played = run.playback
     assert played is not None, "it goes on"
     way = _Way(dict(played.began.visits), dict(played.decided), dict(played.own))
-    if run.record is not None and run.record.status == "succeeded":
+    record = None if run.resume is None else run.resume.record
+    if record is not None and record.status == "succeeded":
         now = played.step_under_way
         way.under_way, way.last = set() if now is None else {now}, played.began.step
     known = await _children_of(run, run.path) if done is None else (done, children)

@@ -27,6 +27,7 @@ from ._gate import Gate
 from ._rate import Limits
 from ._run import Run
 from ._seat import Seat
+from ._telling import publish_waiting
 
 AHEAD = 4
 """Children that may wait besides those in flight, for each of these..."""
@@ -230,7 +231,7 @@ class Lobby:
         unsaid, self._unsaid = self._unsaid, []
         for child, seat in unsaid:
             if child in self._waiting:
-                await child.tell_waiting(seat)
+                await publish_waiting(child, seat)
 
     def __repr__(self) -> str:
         return f"<Lobby, {self.in_flight} in flight, {self.waiting} waiting>"

@@ -12,16 +12,20 @@ from __future__ import annotations
 import logging
 from contextvars import copy_context
 
-from ._cancel import as_failure, drive, ki_protected
+from ._cancel import absorb_stray_cancel, as_failure, drive, ki_protected
 from ._child import check_depth, child_setting, narrowed
+from ._committing import Write, begin_anew, commit, commit_unapplied
 from ._errors import HookFailed, brief, note
 from ._events import Update
 from ._graph import Graph
-from ._halting import has_halted
+from ._halting import halt_for, has_halted
 from ._ledgers import recall_ledgers
 from ._recorded import recorded_children
+from ._resuming import load_end, load_history
 from ._run import Run
 from ._state import NO_CHANGE, Change, Drop, Set
+from ._telling import publish_child_started
+from ._walk import complete_last, walk
 
 logger = logging.getLogger("shoal")
 
@@ -51,20 +55,20 @@ async def enter(graph: Graph, run: Run) -> Change:
         visit, store = run.visit(graph.name), run.setting.store
         recorded = await recorded_children(run, graph.name, visit, store)
     if recorded is not None:
-        fate, child.record = recorded.judge(child)
+        fate, record = recorded.judge(child)
         if fate == "rests":
-            assert child.record is not None, "it is what says so"
-            child.rest(child.record)
-            run.halt_below(graph.name, (child,))
+            assert record is not None, "it is what says so"
+            child.rest(record)
+            halt_for(run, graph.name, (child,))
         if fate == "runs anew":
-            child.record = None
-            await child.rerun(graph.name, run)
-        elif child.record is not None:
+            await begin_anew(child, run, graph.name)
+        elif record is not None:
             if fate == "is done":
-                child.take_over(child.record)
-                await child.recall_end()
+                child.take_over(record)
+                await load_end(child)
             else:
-                await child.recall()
+                child.resume_state().record = record
+                await load_history(child)
             if child.playback is not None:  # else its graph has changed, and it begins anew
                 await recall_ledgers(child)
         if fate == "is kept":
@@ -74,7 +78,7 @@ async def enter(graph: Graph, run: Run) -> Change:
         await _live(graph, run, child)
     else:
         _take_ledgers(run, child)
-    await run.settle()
+    await absorb_stray_cancel(run.setting.services.native_cancels)
     try:
         change = _change(graph, child)
         if run.setting.schema is not None:
@@ -86,7 +90,7 @@ async def enter(graph: Graph, run: Run) -> Change:
         raise
     try:
         update = Update(run.number + 1, graph.name, change.operations)
-        await run.commit((update,), change.applied_to(run.data), applied=(child,))
+        await commit(run, Write((update,), change.applied_to(run.data), applied=(child,)))
     except HookFailed:
         raise  # it is saved, and everybody was told
     except Exception as error:
@@ -101,24 +105,26 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
     """Have ``child``, which executes the graph, live to its end."""
     try:
         if run.setting.hooks.child_started:
-            await run.tell_child_started(child)
-        await drive(copy_context(), child.advance(), _nothing)
+            await publish_child_started(run, child)
+        await drive(copy_context(), walk(child), _nothing)
         try:
             child.succeed()
         except Exception:
-            await child.complete_last()
+            await complete_last(child)
             raise
     except BaseException as error:  # noqa: BLE001 # raised again below
         halts = has_halted(child, error)
         failure = None if halts else as_failure(error)
         if halts:
             child.halt()
-            await run.settle()
+            await absorb_stray_cancel(run.setting.services.native_cancels)
         elif failure is None:
             child.cancel(run.reason or "its parent was cancelled")
         else:
             child.fail(failure)
-            await run.settle()  # what the child left on the task must not tear the save
+            await absorb_stray_cancel(
+                run.setting.services.native_cancels
+            )  # what the child left on the task must not tear the save
         await _record(run, child, error)
         child.let_go()
         run.keep(graph.name, child)
@@ -132,12 +138,12 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
     finally:
         _take_ledgers(run, child)
     if child.is_halting:
-        run.halt_below(graph.name, (child,))
+        halt_for(run, graph.name, (child,))
 
 
 def _change(graph: Graph, child: Run) -> Change:
     """Say what the child wrote, in terms of the parent's state; its model's defaults are not."""
-    first, final = child.first, child.final_data()
+    first, final = child.initial, child.final_data()
     fields = sorted(graph.writes)
     written = {
         field: final[field]
@@ -167,7 +173,7 @@ async def _record(run: Run, child: Run, error: BaseException) -> None:
     if child.disposition.is_saved:
         return
     try:
-        await run.end_unapplied((child,))
+        await commit_unapplied(run, (child,))
     except Exception as failure:
         logger.exception("while %r of run %s ended", child.setting.act, run.path.id)
         note(error, f"shoal: while the graph ended, {brief(failure)} was raised")

@@ -331,7 +331,7 @@ class _Ending:
 
 def _has_completed_all(run: Run) -> bool:
     """Tell whether a run that has ended has completed each step it has begun."""
-    return run.status == "succeeded" or (run.status == "halted" and run.current_step is None)
+    return run.status == "succeeded" or (run.status == "halted" and run.step is None)
 
 
 @final

@@ -22,6 +22,7 @@ from typing import final
 
 from ._carrying import Carrier
 from ._child import check_depth, child_setting, children_of, circuits_of, is_revisited
+from ._committing import Write, commit, commit_unapplied
 from ._contest import Streams, contest
 from ._elements import choose_acts, make_elements
 from ._entries import Kind
@@ -30,6 +31,7 @@ from ._events import ChildName, Done, Failed, Outcome, Status, Update
 from ._fanout import FanOut
 from ._graph import Graph
 from ._group import Group
+from ._halting import halt_for
 from ._join import Draft
 from ._ledger import new_ledger
 from ._parallel_base import Parallel, stores_within
@@ -438,7 +440,7 @@ class ParallelStep(Carrier):
         updates = (
             [Update(run.number + 1, self.act.name, change.operations)] if change.values else []
         )
-        await run.commit(updates, change.applied_to(run.data), decision=decision)
+        await commit(run, Write(updates, change.applied_to(run.data), decision=decision))
         self.decision = decision
         self._group.winner = decision.winner
         return decision.reason
@@ -467,7 +469,7 @@ class ParallelStep(Carrier):
         else:
             self._group.go_on()
         try:
-            await self.parent.commit(
+            write = Write(
                 draft.updates,
                 draft.finished_data(),
                 applied=draft.applied,
@@ -475,6 +477,7 @@ class ParallelStep(Carrier):
                 decision=draft.decision,
                 step_begun=self._declares,
             )
+            await commit(self.parent, write)
             self._declares = None
         except HookFailed:
             raise  # it is saved, and everybody was told
@@ -552,7 +555,7 @@ class ParallelStep(Carrier):
         leader, decision = elected
         self._group.shut()
         declares, self._declares = self._declares, None
-        await self.parent.commit((), self.parent.data, decision=decision, step_begun=declares)
+        await commit(self.parent, Write(decision=decision, step_begun=declares))
         self.decision = decision
         if self._staggered is not None:
             self._staggered.learn_first(leader, self._group.living())
@@ -608,7 +611,7 @@ class ParallelStep(Carrier):
         ended = [child for child in late if not child.disposition.is_saved]
         try:
             if ended:
-                await self.parent.end_unapplied(ended)
+                await commit_unapplied(self.parent, ended)
         finally:
             for child in late:
                 self.ledger.enter(child, raised=is_open or self._is_failing)
@@ -646,7 +649,7 @@ class ParallelStep(Carrier):
         if self._runs_again():
             return
         if self._resting and not self._is_failing and not self._is_lost(0):
-            self.parent.halt_below(self.act.name, self._resting)
+            halt_for(self.parent, self.act.name, self._resting)
         if self._contest is not None:
             defeat = self._contest.defeat(self.ledger, self.ledger.total, self._possible())
             try:

@@ -62,6 +62,8 @@ class Services:
     admission: Admission
     host: Callable[[Work, Callable[[str], None]], Hosted]
     """Starts work in a task of the runtime's; the second function is told why it is cancelled."""
+    call: Callable[[Any, FunctionAction[..., Any]], Awaitable[Change]]
+    """Has a run execute a function action."""
     enter: Callable[[Any, Any], Awaitable[Change]]
     """Has a run execute a graph that is a node of its own graph."""
     fan_out: Callable[[Any, Any], Awaitable[Change]]

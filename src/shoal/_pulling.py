@@ -26,7 +26,6 @@ from typing import Any, Literal, final
 from anyio import TaskHandle
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from ._attempts import live_child
 from ._backend import Waiter
 from ._cancel import (
     absorb_native_cancel,
@@ -36,13 +35,17 @@ from ._cancel import (
     is_cancellation,
     ki_protected,
 )
+from ._committing import begin_anew
 from ._ending import DONE, LIVE
 from ._entries import Dropped, Source
 from ._events import ChildName
 from ._halting import has_halted
 from ._lobby import Lobby
+from ._resuming import load_end
 from ._run import Run
 from ._stopping import Stopper
+from ._telling import publish_child_started
+from ._walk import complete_last, live_child, walk
 from ._watch import Part
 
 SPREAD = 8
@@ -248,26 +251,26 @@ class Crew(Stopper, ABC):
             is_live = child.disposition is LIVE  # a property would be a call for each child
             tells = is_live and bool(self._parent.setting.hooks.child_started)
             try:
-                if child.is_afresh:
-                    await child.rerun(child.setting.step, self._parent)
+                if child.resume is not None and child.resume.is_afresh:
+                    await begin_anew(child, self._parent, child.setting.step)
             finally:  # its end is told even where that could not be saved, and so is its start
                 if tells:
-                    await self._parent.tell_child_started(child)
+                    await publish_child_started(self._parent, child)
             if tells:
                 await checkpoint_if_cancelled()  # while hooks, or by them: its work never begins
             each = child.setting.each
             if not is_live:
-                living = child.recall_end()
+                living = load_end(child)
             elif each is None:
-                living = child.advance()
+                living = walk(child)
             else:
-                living = live_child(child, each, child.setting.services)
+                living = live_child(child, each)
             waited = await drive(self._context.copy(), living, self._engage_some)
             if is_live:
                 try:
                     child.succeed()
                 except Exception:
-                    await child.complete_last()
+                    await complete_last(child)
                     raise
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
             if not self._end_without_success(child, puller, error):

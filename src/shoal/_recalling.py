@@ -1,26 +1,27 @@
-"""What a run does about actions with ``cache=``. Imports settings, trials and digests.
+"""Results of actions with ``cache=``: looked up before one is executed, stored afterwards.
+
+Imports runs and digests.
 
 Invariants:
-- Only what has succeeded is remembered, would be allowed to be written, and holds no secret.
-- What is remembered is looked for before anything is waited for, and once more by who had to wait:
-  who had the seat before has remembered it by then.
+- Only what has succeeded is stored, would be allowed to be written, and holds no secret.
+- A result is looked up before anything is waited for, and once more after a wait: the attempt that
+  had the slot before has stored it by then.
 - A result is found by what its action reads, the action's name, its version and the names of what
   it writes; never by inputs, nor by fields that it doesn't read.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ._action import Act, FunctionAction
+from ._cancel import absorb_stray_cancel
 from ._digest import combined, named, written
 from ._errors import NotData, UpdateTooLarge
-from ._setting import Setting
+from ._run import Run
 from ._state import Change, change_of
 from ._store import CachesResults
-from ._trials import Trials
 
 
 def result_key(act: Act, data: Mapping[str, object]) -> str:
@@ -43,69 +44,47 @@ def result_key(act: Act, data: Mapping[str, object]) -> str:
     return combined(parts)
 
 
-class Recaller:
-    """The part of a run that recalls results."""
+async def lookup(run: Run, action: FunctionAction[..., Any]) -> Change | None:
+    """Return the stored result of ``action``, the current step of ``run``; None if there is none.
 
-    __slots__ = ()
-    setting: Setting
-    _head: tuple[int, Mapping[str, object]]
-    _trials: Trials | None
+    Raises:
+        StoreFailed: The store did not say.
+    """
+    retries = run.retry_state()
+    recalling = _cache_of(run).recall(retries.result_key)
+    what = f"the result of {action.name!r}"
+    operations = await run.setting.execution.ask(recalling, what)
+    if operations is None:
+        return None
+    retries.is_cached = True
+    return change_of(run.head[1], operations)
 
-    @abstractmethod
-    def _remember(self) -> Trials:
-        """Return its trials, from now on if it had none."""
 
-    @abstractmethod
-    def _execute(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
-        """Execute a function action on the state as it is."""
+async def store_result(
+    run: Run, action: FunctionAction[..., Any], change: Change, seconds: float
+) -> Change:
+    """Return the result of ``action``, the current step of ``run``, once it is stored.
 
-    @abstractmethod
-    async def settle(self) -> None:
-        """Drop native cancellation that user code has left on this task."""
+    Cancelled meanwhile, it was or it wasn't: the step isn't completed, and a resume may find that
+    the action needn't be executed.
 
-    @property
-    def is_cached(self) -> bool:
-        """Whether its current step is not executed, for what it comes to was remembered."""
-        return self._trials is not None and self._trials.is_cached
+    Raises:
+        InvalidState: The model of the state refuses it.
+        SecretLeaked: It holds what is secret.
+        StoreFailed: It could not be stored.
+    """
+    setting, what = run.setting, f"room for a result of {action.name!r}"
+    if setting.schema is not None:  # what it refuses is no result
+        setting.schema.checked(change, run.head[1], f"action {action.name!r}")
+    if setting.secrets.names:
+        setting.secrets.refuse(change.operations, f"what action {action.name!r} has come to")
+    await absorb_stray_cancel(setting.services.native_cancels)
+    key = run.retry_state().result_key
+    remembering = _cache_of(run).remember(key, change.operations, seconds)
+    await setting.execution.ask(remembering, what, (NotData, UpdateTooLarge))
+    return change
 
-    async def recall_or_execute(self, action: FunctionAction[..., object]) -> Change:
-        """Take what is remembered of ``action``; else execute it, which has it remembered."""
-        trials = self._remember()
-        trials.result_key, trials.is_cached = result_key(action, self._head[1]), False
-        change = await self.recall_result(action)
-        return await self._execute(action) if change is None else change
 
-    async def remember_result(
-        self, action: FunctionAction[..., Any], change: Change, seconds: float
-    ) -> Change:
-        """Return what ``action``, its current step, has come to, once that is remembered.
-
-        Cancelled meanwhile, it was or it wasn't: the step isn't completed, and a resume may find
-        that it needn't be executed.
-        """
-        setting, what = self.setting, f"room for a result of {action.name!r}"
-        if setting.schema is not None:  # what it refuses is no result
-            setting.schema.checked(change, self._head[1], f"action {action.name!r}")
-        if setting.secrets.names:
-            setting.secrets.refuse(change.operations, f"what action {action.name!r} has come to")
-        await self.settle()
-        key = self._remember().result_key
-        remembering = self._results.remember(key, change.operations, seconds)
-        await setting.execution.ask(remembering, what, (NotData, UpdateTooLarge))
-        return change
-
-    async def recall_result(self, action: FunctionAction[..., Any]) -> Change | None:
-        """Look whether what ``action``, its current step, comes to is remembered."""
-        trials = self._remember()
-        recalling = self._results.recall(trials.result_key)
-        what = f"the result of {action.name!r}"
-        operations = await self.setting.execution.ask(recalling, what)
-        if operations is None:
-            return None
-        trials.is_cached = True
-        return change_of(self._head[1], operations)
-
-    @property
-    def _results(self) -> CachesResults:
-        store = self.setting.store
-        return store if isinstance(store, CachesResults) else self.setting.services.results
+def _cache_of(run: Run) -> CachesResults:
+    store = run.setting.store
+    return store if isinstance(store, CachesResults) else run.setting.services.results

@@ -44,7 +44,6 @@ from ._events import (
 )
 from ._execution import Execution
 from ._graph import Graph
-from ._halting import own_questions, recorded_questions
 from ._history import Entry, Playback, Rewound, play
 from ._ids import Key, RunPath
 from ._parts import read_done, read_history
@@ -52,6 +51,7 @@ from ._records import UNREAD, Conflicts, Records, was_started
 from ._run import Run
 from ._state import State, make_state
 from ._store import Beginning, Browses, ChildRecord, DoneChild, NullStore, ReadsInParts, Store
+from ._trials import own_questions, recorded_questions
 
 Fate = Literal["new", "begins again", "goes on", "runs anew", "is done", "is kept", "rests"]
 """What becomes of a child in this execution."""

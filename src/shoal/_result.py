@@ -127,7 +127,7 @@ def result_of(run: Run) -> RunResult[Any]:
         run_id=run.path.id,
         state=run.state,
         status="halted" if halted else "succeeded",
-        questions=run.questions if halted else (),
+        questions=run.open_questions if halted else (),
         _ledgers=run.ledgers,
         _run=run,
     )

@@ -13,18 +13,22 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from typing import final
 
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._cancel import ki_protected
+from ._cancel import as_failure, drive, ki_protected
+from ._committing import Write, commit, end_below
 from ._errors import BadUse
 from ._execution import Execution
 from ._graph import Graph
-from ._halting import Answers, resolved
+from ._halting import Answers, has_halted, resolved
 from ._history import Playback, Rewound, play
 from ._hooks import Hook
 from ._host import Hosted
@@ -33,12 +37,17 @@ from ._ledgers import recall_ledgers
 from ._parallel_base import Parallel, stores_within
 from ._parts import read_children
 from ._recorded import recorded_asked, recorded_history
+from ._resuming import refuse_other_way, stand_at
 from ._run import Run
 from ._start import First, Start, refuse_conflict, refuse_missing
 from ._state import Change, Drop, Set
 from ._store import ChildRecord, NullStore
 from ._suspects import Suspects
 from ._takeup import refuse_left_steps, refuse_retry
+from ._telling import publish_run_ended
+from ._walk import complete_step, walk
+
+logger = logging.getLogger("shoal")
 
 
 @final
@@ -147,7 +156,7 @@ class Root:
                 self.run = await self._begin()
                 self.begun.set()
             if self.run.status is None:
-                await self.run.live()
+                await _live(self.run)
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
             self.error = error
         finally:
@@ -184,9 +193,9 @@ class Root:
             resolved(self._answers, (), {}, run_id)  # refuses any
             run, begun = self._make_run(wanted.fields), wanted.beginning
             if begun.forked_from is not None:
-                run.go_on_from(play(run.data, (), after=begun.after, visits=begun.visits))
+                stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
                 await recall_ledgers(run, {}, ())
-            await run.commit((), run.data, begun=begun)
+            await commit(run, Write(begun=begun))
             return run
         wanted, known = wanted.declaring(record.beginning.secret), record.beginning
         refuse_conflict(run_id, known, wanted)
@@ -212,23 +221,23 @@ class Root:
         )
         has_failed = record.status == "failed"
         answered = resolved(self._answers, asked, played.answers, run_id, has_failed=has_failed)
-        run.has_stood_here = record.status == "halted"
+        run.resume_state().has_halted_here = record.status == "halted"
         if self._retries_failed:
             now = played.data
             rewound = self._failed_step(run.setting.graph, played, children)
             played.add(rewound)
-            run.refuse_other_way(played)
+            refuse_other_way(run, played)
             act = run.setting.graph.find(rewound.step)
             if isinstance(act, Parallel):
                 refuse_retry(self.path, act._join(), played)
-            run.rewound = rewound, _back(now, played.restored)
+            run.resume_state().rewind = rewound, _back(now, played.restored)
         execution.forks_at = played.began.number
-        run.go_on_from(played)
+        stand_at(run, played)
         await recall_ledgers(run, done, children)
         if is_over:
             run.status = "succeeded"
         elif answered:
-            await run.commit((), run.data, questions=answered)
+            await commit(run, Write(questions=answered))
             execution.answers.update((one.id, one.value) for one in answered)
         return run
 
@@ -271,3 +280,83 @@ def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
     dropped = tuple(field for field in now if field not in then)
     sets = tuple(Set(field, value) for field, value in values.items())
     return Change((*sets, *map(Drop, dropped)), values, dropped)
+
+
+@ki_protected
+async def _live(run: Run) -> None:
+    """Live the whole life of a root run; how it ended is in ``status`` and ``error``.
+
+    Raises:
+        BaseException: A cancellation of the scope around it, or a KeyboardInterrupt or
+            SystemExit from inside; the end is saved and published before it travels on.
+    """
+    is_saved = False
+
+    async def to_end() -> None:
+        nonlocal is_saved
+        is_saved = await _walk_to_end(run)
+
+    try:
+        await drive(copy_context(), to_end(), _nothing)
+    except BaseException as error:
+        if has_halted(run, error):
+            run.halt()
+            await _finish(run)
+            return
+        failure = as_failure(error)
+        if failure is None:
+            run.cancel(run.reason or type(error).__name__)
+            await _finish(run)
+            raise
+        run.fail(failure)
+        del failure  # no cycle from the exception through its traceback to this frame
+    await _finish(run, is_saved=is_saved)
+
+
+async def _walk_to_end(run: Run) -> bool:
+    """Return whether it is saved already that it succeeded.
+
+    It is saved with the last step, unless somebody hears of that step first, and may object, or
+    be cancelled meanwhile.
+    """
+    await walk(run)
+    change, run.pending = run.pending, None
+    assert change is not None, "the walk leaves the last change, even if it is none"
+    if run.step is not None:  # else an earlier execution has completed all of them
+        is_saved = not run.setting.hooks.listening
+        await complete_step(run, change, ended="succeeded" if is_saved else None)
+    else:
+        is_saved = False
+    run.succeed()
+    return is_saved
+
+
+async def _finish(run: Run, *, is_saved: bool = False) -> None:
+    """Save and publish how the run ended; a failure to do so is the run's, if it has no other.
+
+    Nothing in here can be cancelled, so no end is ever lost.
+    """
+    save = partial(_save_end, run)
+    publish = partial(publish_run_ended, run)
+    for end in (publish,) if is_saved else (save, publish):
+        try:
+            await end()
+        except Exception as error:
+            if run.status not in ("succeeded", "halted"):
+                logger.exception("at the end of run %s, which %s", run.path.id, run.status)
+            else:
+                run.fail(error, "succeeded", "halted")
+
+
+async def _save_end(run: Run) -> None:
+    execution = run.setting.execution
+    if execution.is_interrupted and run.status not in ("succeeded", "halted"):
+        return  # for whoever resumes it this is no end
+    if run.status == "succeeded" or not execution.unsaved:
+        if execution.is_resumed and run.status in ("failed", "cancelled"):
+            await end_below(run)
+        await commit(run, Write(ended=run.status))
+
+
+def _nothing() -> None:
+    """Stand in for a callback that nobody needs."""

@@ -53,8 +53,10 @@ from ._root import Root
 from ._roots import Roots
 from ._shielded import lived_within
 from ._state import S
+from ._step import call_action
 from ._store import NullStore, Store, check_store
 from ._suspects import MAX_CRASHES
+from ._telling import publish_grace_exceeded
 from ._threads import Threads
 from ._watch import GRACE, Watchdog
 
@@ -225,7 +227,9 @@ class Runtime:
             threads=self._threads,
             takes_foreign=backend.alarm is not None,
         )
-        self._watchdog = Watchdog(backend.clock, self._grace, alarm, self._start_task)
+        self._watchdog = Watchdog(
+            backend.clock, self._grace, alarm, self._start_task, publish_grace_exceeded
+        )
         self.services: Services = Services(
             clock=backend.clock,
             waiter=backend.waiter,
@@ -238,6 +242,7 @@ class Runtime:
             results=Results(backend.clock, SIZE),
             admission=self._admission,
             host=self._host,
+            call=call_action,
             enter=enter,
             fan_out=fan_out,
             context=Context,

@@ -386,7 +386,7 @@ class Elements:
                 self._beyond += 1
                 return "dropped"
             self._started += 1
-        child.is_afresh = True
+        child.resume_state().is_afresh = True
         child.count_on(self.tried.get(name, 0))
         return child
 
@@ -400,10 +400,10 @@ class Elements:
         if fate == "begins again":
             return child
         if fate == "runs anew":
-            child.is_afresh = True
+            child.resume_state().is_afresh = True
             return child
         if fate == "goes on":
-            child.record = record
+            child.resume_state().record = record
             return child
         if fate == "is done":
             child.take_over(record)

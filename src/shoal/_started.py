@@ -119,13 +119,13 @@ class Started:
         if self.recorded is not None:
             fate, record = self.recorded.judge(child)
             if fate == "runs anew":
-                child.is_afresh = True
+                child.resume_state().is_afresh = True
             elif fate == "rests" and record is not None:
                 child.rest(record)
             elif fate == "is done" and record is not None:
                 child.take_over(record)
             elif fate != "begins again":
-                child.record = record
+                child.resume_state().record = record
         return child
 
     def take_back(self, child: Run) -> None:

@@ -1,4 +1,4 @@
-"""One step of a function action: bind, call, check, maybe again. Imports everything above; anyio.
+"""One step of a function action: bind, call, check, maybe again. Imports runs and attempts; anyio.
 
 Invariants:
 - An action's function gets exactly what its parameters name, and what it returns is checked against
@@ -13,23 +13,34 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import AsyncGeneratorType, CoroutineType
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, cast
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._action import FunctionAction, Result
-from ._admission import Admission
-from ._attempts import Tried, try_step, within
-from ._cancel import as_failure, cancelled, ki_protected, ki_unprotected
-from ._errors import BadResult, MissingField, RetryLater, UndeclaredWrite, brief, kind_of, note
-from ._halting import Asking, or_halt
-from ._ids import RunPath
-from ._items import Emitter, Items, stream
-from ._limiter import Limiter
-from ._ports import Services
+from ._attempts import try_step, within
+from ._cancel import absorb_stray_cancel, as_failure, cancelled, ki_protected, ki_unprotected
+from ._committing import SAVE, commit
+from ._errors import (
+    BadResult,
+    Halting,
+    MissingField,
+    RetryLater,
+    UndeclaredWrite,
+    brief,
+    kind_of,
+    note,
+)
+from ._halting import halting_attempt, is_blocked
+from ._holding import pause_keys, take_permit, wait_for_later, wait_turn_without_slot
+from ._items import Items, stream
+from ._recalling import lookup, result_key, store_result
+from ._run import Run
 from ._seat import Seat
 from ._secret import Secret
 from ._state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+from ._suspects import Suspects
+from ._telling import publish_grace_exceeded, publish_waiting
 from ._threads import Thread
 
 logger = logging.getLogger("shoal")
@@ -38,116 +49,113 @@ LATER = 10
 """``RetryLater`` in a row that fail an action."""
 
 
-class Caller(Tried, Emitter, Asking, Protocol):
-    """What calls an action: a run."""
+def call_action(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
+    """Execute ``action`` on the state of ``run``, as its current step, and return what it changed.
 
-    @property
-    def path(self) -> RunPath:
-        """Its identity."""
-        ...
-
-    @property
-    def attempt(self) -> int:
-        """Which try of the current step this is, counted from 1."""
-        ...
-
-    def take_seat(self, action: FunctionAction[..., Any]) -> Seat | None:
-        """Take the seat for an attempt, which may have to wait; None if nothing limits it."""
-        ...
-
-    async def tell_waiting(self, seat: Seat) -> None:
-        """Publish that it waits for a limit."""
-        ...
-
-    def pause(self, seconds: float, seat: Seat | None) -> bool:
-        """Let nothing more start for a while with the keys of an attempt, if it has any."""
-        ...
-
-    async def recall_result(self, action: FunctionAction[..., Any]) -> Change | None:
-        """Return what an action with ``cache=`` has come to before, if that is remembered."""
-        ...
-
-    async def remember_result(
-        self, action: FunctionAction[..., Any], change: Change, seconds: float
-    ) -> Change:
-        """Return what an action with ``cache=`` has come to, once that is remembered."""
-        ...
-
-    async def wait_for_later(self, seconds: float, *, is_paused: bool) -> None:
-        """Hold nothing until an action that asked for it may be tried again."""
-        ...
-
-
-def call_function(
-    action: FunctionAction[..., object],
-    data: Mapping[str, object],
-    inputs: Mapping[str, object],
-    services: Services,
-    *,
-    scopes: tuple[Limiter, ...],
-    run: Caller,
-) -> Awaitable[Change]:
-    """Execute ``action`` on the state ``data`` and return what it changed.
-
-    It starts when the limits that apply let it. Cancellation goes straight to the function; one
+    It starts when the limits that apply let it. A cancellation goes straight to the function; one
     that runs in a thread is waited for, as long as the grace. If it fails, it is executed again
     as its ``retry`` has it; meanwhile it holds nothing.
-
-    Args:
-        action: What to execute.
-        data: The state's fields.
-        inputs: What the function may take besides.
-        services: The runtime's.
-        scopes: What limits the run.
-        run: The run itself, for its context, its attempts and their partial items.
 
     Raises:
         MissingField: A field that it reads is not there.
         BadResult: It returned what its declaration doesn't allow.
         IncompleteStream: It streams, and did not end with its only ``Result``.
+        Halting: It waits for an answer.
     """
+    return _execute(run, action) if action.cache is None else _look_up_or_execute(run, action)
+
+
+async def _look_up_or_execute(run: Run, action: FunctionAction[..., object]) -> Change:
+    """Take what is stored of ``action``; else execute it, which has it stored."""
+    retries = run.retry_state()
+    retries.result_key, retries.is_cached = result_key(action, run.head[1]), False
+    change = await lookup(run, action)
+    return await _execute(run, action) if change is None else change
+
+
+def _execute(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
+    setting = run.setting
+    if action.takes_context and run.questions is not None and is_blocked(run):
+        return _halt(run)
+    if setting.execution.suspects is not None and setting.keeps:
+        return _call_suspect(run, action, setting.execution.suspects)
+    return _call_tried(run, action)
+
+
+async def _halt(run: Run) -> Change:
+    raise Halting(f"run {run.path.id} waits for answers")
+
+
+async def _call_suspect(
+    run: Run, action: FunctionAction[..., object], suspects: Suspects
+) -> Change:
+    """Execute it, and have that saved before: a process has died, and may do so again."""
+    retries = run.retry_state()
+    before = retries.crashes - retries.is_suspect
+    turn = suspects.wait_turn(retries, before)
+    if suspects.is_free(before):
+        await turn
+    else:  # the child that is at work may wait for just what this one holds
+        if run.seat is not None:
+            run.seat.cancel()
+            run.seat = None
+        await wait_turn_without_slot(run, turn)
+    try:
+        if not retries.is_suspect:
+            retries.crashes, retries.is_suspect = retries.crashes + 1, True
+            await commit(run, SAVE)
+        return await _call_tried(run, action)
+    finally:
+        suspects.leave(retries)
+
+
+async def pass_blame(run: Run) -> None:
+    """Count crashes against ``run`` no more: its own children do the work, and are counted."""
+    retries, suspects = run.retries, run.setting.execution.suspects
+    if suspects is None or retries is None or not retries.is_suspect:
+        return
+    suspects.leave(retries)
+    retries.clear_crashes(retries.crashes - 1)
+    await commit(run, SAVE)
+
+
+def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
+    """Make attempts as ``retry`` and limits have it: most actions have neither."""
     if action.retry is not None:
-        attempt = partial(_call_seated, action, data, inputs, services, run)
-        return try_step(run, action.retry, services, attempt)
-    if scopes or action.is_governed:
-        return _call_seated(action, data, inputs, services, run)
-    return _call(action, data, inputs, free=(services, run))
+        return try_step(run, action.retry, partial(_call_seated, run, action))
+    if run.setting.scopes or action.is_governed:
+        return _call_seated(run, action)
+    return _call(run, action, is_free=True)
 
 
 @ki_protected
-async def _call_seated(  # noqa: PLR0917 # once for each attempt
+async def _call_seated(
+    run: Run,
     action: FunctionAction[..., object],
-    data: Mapping[str, object],
-    inputs: Mapping[str, object],
-    services: Services,
-    run: Caller,
     on_admitted: Callable[[], None] | None = None,
     later: RetryLater | None = None,
 ) -> Change:
     """Make one attempt; again, as long as it asks to be tried later.
 
     Args:
+        run: Whose current step it is.
         action: What to execute.
-        data: The state's fields.
-        inputs: What the function may take besides.
-        services: The runtime's.
-        run: The run itself.
         on_admitted: Called when the attempt begins.
         later: What it has asked for already.
     """
     asked = 0
-    paused: list[bool] = [] if later is None else [run.pause(later.after, None)]
+    paused: list[bool] = [] if later is None else [pause_keys(run, later.after, None)]
     while True:
         if later is not None:
             asked += 1
-            await run.settle()
-            await run.wait_for_later(later.after, is_paused=paused.pop())
+            await absorb_stray_cancel(run.setting.services.native_cancels)
+            await wait_for_later(run, later.after, is_paused=paused.pop())
             later = None
-        seat = run.take_seat(action)
+        seat = take_permit(run, action)
         try:
-            return await _attempt(action, data, inputs, services, run, seat, on_admitted, paused)
+            return await _attempt(run, action, seat, on_admitted, paused)
         except RetryLater as error:
-            if asked + 1 >= LATER or not paused or run.is_doomed or cancelled():
+            if asked + 1 >= LATER or not paused or run.setting.execution.is_doomed or cancelled():
                 note(error, f"shoal: asked for it {asked + 1} times in a row")
                 raise
             later = error
@@ -155,12 +163,9 @@ async def _call_seated(  # noqa: PLR0917 # once for each attempt
 
 
 @ki_protected
-async def _attempt(  # noqa: PLR0917 # once for each attempt
+async def _attempt(
+    run: Run,
     action: FunctionAction[..., object],
-    data: Mapping[str, object],
-    inputs: Mapping[str, object],
-    services: Services,
-    run: Caller,
     seat: Seat | None,
     on_admitted: Callable[[], None] | None,
     paused: list[bool],
@@ -170,16 +175,17 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
     If it asks to be tried later, its keys are paused before it gives back its slots, and ``paused``
     says whether it has any. What adapts its limits is told how it ended, and may fail it.
     """
+    services = run.setting.services
     thread: Thread | None = None
     failure: BaseException | None = None
     begun = False
     try:
         if seat is not None and not seat.granted:
-            await run.tell_waiting(seat)
+            await publish_waiting(run, seat)
             await seat.wait()
             await checkpoint_if_cancelled()  # in the tick of the grant, or while hooks were told
             if action.cache is not None:  # somebody may have come to it meanwhile
-                recalled = await run.recall_result(action)
+                recalled = await lookup(run, action)
                 if recalled is not None:
                     return recalled
         begun = True
@@ -189,34 +195,32 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
             on_admitted()
         if action.takes_context or action.is_streaming:
             make_context = partial(services.context, run, action, seat)
-            attempt = partial(
-                _call_emitting, action, data, inputs, make_context, run=run, thread=thread
-            )
+            attempt = partial(_call_emitting, run, action, make_context, thread=thread)
         else:
-            attempt = partial(_call, action, data, inputs, thread=thread)
+            attempt = partial(_call, run, action, thread=thread)
         timed: Callable[[], Awaitable[Change]] = attempt
         if action.timeout is not None:
-            what = partial(_what, action.name, run)
-            timed = partial(within, action.timeout, attempt, run, services, what=what)
+            what = partial(_what, run, action.name)
+            timed = partial(within, action.timeout, attempt, run, what=what)
         if action.takes_context:
-            return await or_halt(run, timed)
+            return await halting_attempt(run, timed)
         if action.cache is not None:  # while it has its seat: whoever has it next looks again
-            return await run.remember_result(action, await timed(), action.cache)
+            return await store_result(run, action, await timed(), action.cache)
         return await timed()
     except BaseException as error:
         failure = error
         if isinstance(error, RetryLater):
-            paused.append(run.pause(error.after, seat))
+            paused.append(pause_keys(run, error.after, seat))
         raise
     finally:
         try:
             # What waits for a person says nothing of whoever the limit protects.
             if seat is not None and begun and seat.since is not None and not run.is_halting:
-                _adapt(services.admission, seat, failure, run)
+                _adapt(run, seat, failure)
         finally:  # whatever the user's policy does, see test_a_policy_that_raises_fails_the_attempt
             failure = None  # no cycle from the exception through its traceback to this frame
             if seat is not None and thread is not None:
-                await _leave_thread(thread, seat, run)
+                await _leave_thread(run, thread, seat)
             elif seat is not None and begun:
                 seat.leave()
             elif seat is not None:
@@ -224,7 +228,7 @@ async def _attempt(  # noqa: PLR0917 # once for each attempt
 
 
 @ki_protected
-def _adapt(admission: Admission, seat: Seat, failure: BaseException | None, run: Caller) -> None:
+def _adapt(run: Run, seat: Seat, failure: BaseException | None) -> None:
     """Tell what adapts limits how an attempt ended.
 
     Raises:
@@ -232,7 +236,7 @@ def _adapt(admission: Admission, seat: Seat, failure: BaseException | None, run:
             else must travel on.
     """
     try:
-        admission.adapt(seat, failure)
+        run.setting.services.admission.adapt(seat, failure)
     except Exception:
         if failure is None or as_failure(failure) is not None:
             raise
@@ -241,37 +245,35 @@ def _adapt(admission: Admission, seat: Seat, failure: BaseException | None, run:
 
 
 @ki_protected
-async def _leave_thread(thread: Thread, seat: Seat, run: Caller) -> None:
+async def _leave_thread(run: Run, thread: Thread, seat: Seat) -> None:
     """Leave the seat as soon as the function has returned, and don't wait for that."""
     try:
         if thread.is_running:  # nobody waits for it any more
-            await run.tell_grace_exceeded(thread.place, thread.grace, abandoned=True)
+            await publish_grace_exceeded(run, thread.place, thread.grace, abandoned=True)
     finally:
         thread.leave(seat.leave)
 
 
 @ki_protected
 async def _call_emitting(
+    run: Run,
     action: FunctionAction[..., object],
-    data: Mapping[str, object],
-    inputs: Mapping[str, object],
     make_context: Callable[[Items], object],
     *,
-    run: Caller,
     thread: Thread | None,
 ) -> Change:
     """Make an attempt that may give partial items."""
     items = Items(run, action.name, run.attempt)
     context = make_context(items) if action.takes_context else None
     try:
-        return await _call(action, data, inputs, context=context, items=items, thread=thread)
+        return await _call(run, action, context=context, items=items, thread=thread)
     finally:
         being_told = items.end()
         if being_told is not None:
             await being_told
 
 
-def _what(name: str, run: Tried) -> str:
+def _what(run: Run, name: str) -> str:
     path = run.path
     key = "" if path.parent is None else f" (key {brief(path.key)} of {path.step!r})"
     return f"action {name!r} of run {path.id}{key}"
@@ -279,16 +281,16 @@ def _what(name: str, run: Tried) -> str:
 
 @ki_unprotected
 async def _call(
+    run: Run,
     action: FunctionAction[..., object],
-    data: Mapping[str, object],
-    inputs: Mapping[str, object],
     *,
     context: object = None,
     items: Items | None = None,
     thread: Thread | None = None,
-    free: tuple[Services, Caller] | None = None,
+    is_free: bool = False,
 ) -> Change:
-    """Call the function, and check what it returns; ``free``: nothing limits it so far."""
+    """Call the function, and check what it returns; ``is_free``: nothing limits it so far."""
+    data = run.head[1]
     kwargs: dict[str, Any] = {}
     try:
         for name in action.fields:
@@ -296,12 +298,13 @@ async def _call(
             kwargs[name] = value.value if type(value) is Secret else value
     except KeyError as missing:
         raise _missing(action, missing.args[0], data) from None
-    bound = action.bound
-    for name in action.input_names:
-        if name in inputs:
-            kwargs[name] = inputs[name]
-        elif name in bound:
-            kwargs[name] = bound[name]
+    if action.input_names:
+        inputs, bound = run.setting.inputs, action.bound
+        for name in action.input_names:
+            if name in inputs:
+                kwargs[name] = inputs[name]
+            elif name in bound:
+                kwargs[name] = bound[name]
     base = None
     if action.takes_state:
         base = make_state(data, action.permit)
@@ -324,11 +327,11 @@ async def _call(
         else:
             result = action.function(**kwargs)
     except RetryLater as error:
-        if free is None:
+        if not is_free:
             raise
         later = error
-    if later is not None and free is not None:
-        return await _call_seated(action, data, inputs, *free, later=later)
+    if later is not None:
+        return await _call_seated(run, action, later=later)
     if not (action.is_async or action.is_streaming):
         refuse_awaitable(result, f"action {action.name!r}")
     if isinstance(result, _MISTAKES):

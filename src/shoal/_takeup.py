@@ -17,6 +17,7 @@ from collections.abc import Set as AbstractSet
 from typing import Literal, cast
 
 from ._collections import StateMap
+from ._committing import record_ends
 from ._errors import BadUse, RunConflict, ShoalError, fork_advice
 from ._events import ChildName, Decision, Done, Outcome, Update
 from ._graph import Graph
@@ -549,7 +550,7 @@ async def end_losers(
             recorded.drop(name)
             lost.append(loser)
     if lost:
-        await run.note_ends(lost)
+        await record_ends(run, lost)
     return [one.outcome for one in lost]
 
 
@@ -575,7 +576,7 @@ def _unrecorded(source: Elements, recorded: Recorded, decision: Decision, room: 
             if child is None:
                 break
             if child != "dropped":
-                child.is_afresh = False
+                child.resume_state().is_afresh = False
                 child.never_start(decision.reason, decision.winner)
                 lost.append(child)
     except Exception:  # it is decided, and needs no source: what that raises must not undo it

@@ -100,7 +100,7 @@ class TaskElements(Elements):
         return bool(self._keyed)
 
     def _hide(self, error: BaseException) -> None:
-        self._parent.hide_secrets(error)
+        self._parent.setting.secrets.hide(error)
 
     def _graph(self, act: Act) -> Graph:
         """Make the graph of an act; by identity, since what is bound differently may be equal."""

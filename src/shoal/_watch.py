@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
 from traceback import walk_tb
 from types import CodeType, FrameType, TracebackType
-from typing import Any, NamedTuple, Protocol, TypeVar, final
+from typing import Any, NamedTuple, TypeVar, final
 
 from ._cancel import drive
 
@@ -31,18 +31,10 @@ SPARE = 64
 _MACHINERY = {"anyio", "asyncio", "outcome", "trio", "shoal"}
 
 
-class Straggler(Protocol):
-    """A run, as far as it matters here."""
-
-    def tell_grace_exceeded(self, place: str, seconds: float) -> Awaitable[None]:
-        """Warn that the run still runs so long after it was cancelled, and tell hooks."""
-        ...
-
-
 class Part(NamedTuple):
     """A coroutine, and the run that it is part of, if that is known."""
 
-    run: Straggler | None
+    run: object | None
     coroutine: object
 
 
@@ -85,7 +77,7 @@ def is_aware(function: F) -> F:
     return function
 
 
-def standing(part: Part) -> Iterator[tuple[Straggler | None, str]]:
+def standing(part: Part) -> Iterator[tuple[object | None, str]]:
     """Find where a suspended coroutine stands, and what it waits for in other tasks."""
     # Looked up each time: on trio, functions get other code when a runtime is opened.
     codes: dict[CodeType, Leads] = {marked.__code__: leads for marked, leads in _leads.items()}
@@ -159,7 +151,7 @@ class Watched:
         """Begin; ``parts`` finds what is to end."""
         self.parts: Callable[[], Iterable[Part]] = parts
         self.is_over: bool = False
-        self.named: list[Straggler] = []
+        self.named: list[object] = []
 
 
 @final
@@ -172,6 +164,7 @@ class Watchdog:
         grace: float,
         alarm: Callable[[float, Callable[[], None]], Callable[[], object]],
         start: Callable[[Callable[[], Coroutine[Any, Any, None]]], object],
+        report: Callable[[Any, str, float], Coroutine[Any, Any, None]],
     ) -> None:
         """Watch nothing yet.
 
@@ -180,15 +173,17 @@ class Watchdog:
             grace: Seconds that something may take to end.
             alarm: Has a function called at a time by that clock; returns what calls that off.
             start: Starts a task of the runtime's.
+            report: Says of a run where it stands, so many seconds after it was cancelled.
         """
         self._clock = clock
         self._grace = grace
         self._alarm = alarm
         self._start = start
+        self._report = report
         self._entries: list[tuple[float, int, Watched]] = []  # a heap, by when they are due
         self._numbers = count()
         self._watched = 0  # what has not ended
-        self._named: dict[int, Straggler] = {}  # by identity
+        self._named: dict[int, object] = {}  # by identity
         self._looks_at = math.inf
         self._call_off: Callable[[], object] | None = None
 
@@ -248,8 +243,4 @@ class Watchdog:
                 elif id(run) not in self._named:
                     self._named[id(run)] = run
                     watched.named.append(run)
-                    self._start(partial(_tell, run, place, self._grace))
-
-
-async def _tell(run: Straggler, place: str, seconds: float) -> None:
-    await run.tell_grace_exceeded(place, seconds)
+                    self._start(partial(self._report, run, place, self._grace))

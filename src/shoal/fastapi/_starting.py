@@ -149,7 +149,7 @@ def _stopping(run_id: str) -> HTTPException:
 
 def _record(runs: Runs, handle: RunHandle[Any]) -> RunRecord:
     """Say what a run that goes on here was started with, also where no store knows."""
-    first = handle._run.first
+    first = handle._run.initial
     begun = Beginning(application=handle.application, version=runs.app.version, first=first)
     return RunRecord(beginning=Start.of(begun).beginning, status=None)
 
