@@ -22,7 +22,7 @@ import anyio
 import pytest
 from blockbuster import blockbuster_ctx
 
-from shoal.stores import _claims
+from shoal.stores._sql import leases as _claims
 from shoal.testing import virtual_backend
 from tests.durable import find_programs
 from tests.postgres import QUICK, PostgresServer, private_server

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pytest
 
 from shoal import PostgresStore, SQLiteStore
-from shoal.stores._durable import DurableStore
+from shoal.stores._sql.store import DurableStore
 from tests.postgres import PostgresServer, programs
 
 

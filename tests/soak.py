@@ -35,8 +35,8 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._ids import RunPath
-from shoal.stores._durable import DurableStore
+from shoal._events.identity import RunPath
+from shoal.stores._sql.store import DurableStore
 
 WIDTH = 5
 """Children in flight of each run: as many effects may be lost with its worker, and happen again."""

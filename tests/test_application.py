@@ -40,8 +40,8 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._errors import kind_of
-from shoal._store import Batch, NullStore
+from shoal._errors.exceptions import kind_of
+from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -34,7 +34,7 @@ from shoal import (
     fan_out,
     race,
 )
-from shoal._breaker import Circuits
+from shoal._limits.breaker import Circuits
 from shoal.testing import RecordingHook, cancel_everywhere, no_leaks
 
 pytestmark = pytest.mark.anyio

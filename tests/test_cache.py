@@ -41,9 +41,9 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._recalling import result_key
-from shoal._results import Results
-from shoal._store import NullStore
+from shoal._engine.result_cache import result_key
+from shoal.stores._protocol import NullStore
+from shoal.stores._results import Results
 from shoal.testing import (
     Attempt,
     RecordingHook,

@@ -52,11 +52,11 @@ from shoal import (
     fan_out,
     replay,
 )
-from shoal._host import Hosted
-from shoal._root import Root
-from shoal._run import Run
-from shoal._runtime import Runtime
-from shoal._store import Batch, NullStore
+from shoal._concurrency.background import Hosted
+from shoal._engine.run import Run
+from shoal._runtime.root_run import Root
+from shoal._runtime.runtime import Runtime
+from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
 from tests.sweeps import EVERYWHERE, at_any_turn
 

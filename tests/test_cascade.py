@@ -34,7 +34,7 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._store import Batch
+from shoal.stores._protocol import Batch
 from shoal.testing import RecordingHook, no_leaks, run_virtual
 
 pytestmark = pytest.mark.anyio

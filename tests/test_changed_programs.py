@@ -44,7 +44,7 @@ from shoal import (
     first,
     quorum,
 )
-from shoal._store import Batch
+from shoal.stores._protocol import Batch
 from shoal.testing import RecordingHook
 
 pytestmark = pytest.mark.anyio

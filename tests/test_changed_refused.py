@@ -27,7 +27,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._ids import RunPath
+from shoal._events.identity import RunPath
 from shoal.testing import RecordingHook
 
 pytestmark = pytest.mark.anyio

@@ -28,10 +28,10 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal.stores import _holders
-from shoal.stores._durable import DurableStore
-from shoal.stores._writer import Job, Writer
-from shoal.stores._writing import Claiming, Releasing
+from shoal.stores._sql import holders as _holders
+from shoal.stores._sql.store import DurableStore
+from shoal.stores._sql.writer_thread import Job, Writer
+from shoal.stores._sql.writing import Claiming, Releasing
 from shoal.testing._hand_made import BEGINNING, save, update_of
 from tests.durable import InFile, InSchema, Kept
 

@@ -51,8 +51,8 @@ from shoal import (
     StateMap,
     UpdateTooLarge,
 )
-from shoal._tags import MAX_DEPTH, UNPACKERS
-from shoal.stores._sizes import LARGE, UpdateSizes, size_of
+from shoal.stores._codec.tags import MAX_DEPTH, UNPACKERS
+from shoal.stores._sql.sizes import LARGE, UpdateSizes, size_of
 
 HERE = __name__
 T = TypeVar("T")

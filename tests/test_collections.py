@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from shoal import PositionedList, StateList, StateMap
-from shoal._plain import to_plain
+from shoal._state.plain import to_plain
 
 T = TypeVar("T")
 

@@ -25,8 +25,8 @@ from psycopg.conninfo import conninfo_to_dict
 import shoal
 from shoal import Application, Context, Graph, SQLiteStore, action, fan_out
 from shoal.__main__ import main
-from shoal._store import NullStore, Store
 from shoal.commands import runs
+from shoal.stores._protocol import NullStore, Store
 from tests.postgres import PostgresServer
 
 
@@ -634,8 +634,8 @@ def test_output_that_can_not_be_written_has_a_code_of_its_own(
 
 SLOW_PRUNE = """
     import sys, time
-    import shoal.stores._durable as durable
-    from shoal.stores._sqlite_database import SQLiteDatabase
+    import shoal.stores._sql.store as durable
+    from shoal.stores._sqlite.database import SQLiteDatabase
     from shoal.__main__ import main
 
     durable.SOME, durable.PAUSE = 1, 0.01

@@ -57,8 +57,8 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._children import ChildGroup
-from shoal._store import Batch
+from shoal._engine.fanout.action_group import ChildGroup
+from shoal.stores._protocol import Batch
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 from tests.test_cancellation import Keeping, Watched, seen_runs
 

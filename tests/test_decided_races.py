@@ -39,8 +39,8 @@ from shoal import (
     quorum,
     race,
 )
-from shoal._store import Batch
-from shoal._until import Until
+from shoal._graph.until import Until
+from shoal.stores._protocol import Batch
 from shoal.testing import RecordingHook
 
 pytestmark = pytest.mark.anyio

@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, PrivateAttr
 
 from shoal import NotData, PositionedList, State, StateList, StateMap
-from shoal._digest import combined, digest, written
-from shoal._digest import named as digest_of
+from shoal._state.digest import combined, digest, written
+from shoal._state.digest import named as digest_of
 
 
 class Color(Enum):

@@ -44,9 +44,10 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
-from shoal.stores import _holders, _writer
-from shoal.stores._durable import DurableStore
+from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
+from shoal.stores._sql import holders as _holders
+from shoal.stores._sql import writer_thread as _writer
+from shoal.stores._sql.store import DurableStore
 from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
 from shoal.testing._hand_made import BEGINNING, ROOT, claimed, save, update_of
 from tests.durable import InFile, InSchema, Kept, stopped

@@ -21,9 +21,9 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal import _hooks as hooks_module
-from shoal._events import COMMIT_METHODS, HOOK_METHODS
-from shoal._hooks import Hooks
+from shoal._events import hooks as hooks_module
+from shoal._events.events import COMMIT_METHODS, HOOK_METHODS
+from shoal._events.hooks import Hooks
 
 pytestmark = pytest.mark.anyio
 

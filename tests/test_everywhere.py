@@ -38,7 +38,7 @@ from shoal import (
     when,
 )
 from shoal import first as first_of
-from shoal._events import Status
+from shoal._events.events import Status
 from shoal.testing import Attempt, cancel_everywhere
 from tests.test_cancellation import RUNS, Watched, seen_runs
 

@@ -42,7 +42,7 @@ from shoal import (
     fan_out,
     replay,
 )
-from shoal._errors import kind_of
+from shoal._errors.exceptions import kind_of
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -49,7 +49,7 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._store import NullStore
+from shoal.stores._protocol import NullStore
 from shoal.testing import (
     Attempt,
     RecordingHook,

@@ -36,12 +36,12 @@ from shoal import (
     Runtime,
     State,
     StepTimeout,
-    _watch,
     action,
     fan_out,
 )
-from shoal._threads import Threads
-from shoal._watch import SPARE, Part, Watchdog, standing
+from shoal._concurrency import watchdog as _watch
+from shoal._concurrency.watchdog import SPARE, Part, Watchdog, standing
+from shoal._concurrency.worker_threads import Threads
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

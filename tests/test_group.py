@@ -10,7 +10,7 @@ import trio.testing
 from anyio.lowlevel import checkpoint
 
 from shoal import END, Application, Graph, Limits, Outcome, Runtime, State, action, fan_out, when
-from shoal._store import Batch, NullStore
+from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import VirtualTimeLoop, no_leaks
 
 pytestmark = pytest.mark.anyio

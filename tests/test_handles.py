@@ -37,10 +37,10 @@ from shoal import (
     StateUpdated,
     StepStarted,
     StoreFailed,
-    _recovery,
     action,
     fan_out,
 )
+from shoal._runtime import recovery as _recovery
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

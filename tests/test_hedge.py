@@ -35,7 +35,7 @@ from shoal import (
     quorum,
     race,
 )
-from shoal._hedge import ENOUGH, WINDOW, Experience
+from shoal._engine.fanout.hedge import ENOUGH, WINDOW, Experience
 from shoal.testing import run_virtual
 from tests.test_cancellation import Watched, seen_runs
 from tests.test_stagger import Starts, watched_race

@@ -31,8 +31,8 @@ from shoal import (
     StateMap,
     Update,
 )
-from shoal._history import Playback, play
-from shoal._state import make_state, replay, replay_all
+from shoal._state.state import make_state, replay, replay_all
+from shoal.stores._history import Playback, play
 
 
 def update(number: int, step: str, **fields: object) -> Update:

@@ -35,13 +35,13 @@ from shoal import (
     StepEnded,
     StepStarted,
     Update,
-    _run,
-    _telling,
-    _walk,
     action,
     fan_out,
 )
-from shoal._store import Batch, NullStore
+from shoal._engine import publish as _telling
+from shoal._engine import run as _run
+from shoal._engine import walk as _walk
+from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook
 from tests.test_cancellation import cancellation
 

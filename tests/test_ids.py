@@ -28,11 +28,11 @@ from shoal import (
     RunPath,
     SQLiteStore,
     State,
-    _ids,
     action,
     fan_out,
 )
-from shoal._ids import child_id, new_run_id, plain_key
+from shoal._events import identity as _ids
+from shoal._events.identity import child_id, new_run_id, plain_key
 from shoal.testing import RecordingHook
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=300)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shoal import END, Application, Context, Graph, MemoryStore, SQLiteStore, action, fan_out, when
-from shoal._ledger import Ledger
+from shoal._engine.fanout.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
 

@@ -34,10 +34,10 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._admission import Admission
-from shoal._gate import Gate
-from shoal._queue import Queue
-from shoal._seat import Seat
+from shoal._limits.admission import Admission
+from shoal._limits.gates import Gate
+from shoal._limits.permits import Seat
+from shoal._limits.scheduler import Queue
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 
 pytestmark = pytest.mark.anyio

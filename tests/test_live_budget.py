@@ -27,8 +27,8 @@ from shoal import (
     fan_out,
     race,
 )
-from shoal._execution import MAX_DEPTH, MAX_LIVE
-from shoal._group import Group
+from shoal._engine.execution import MAX_DEPTH, MAX_LIVE
+from shoal._engine.fanout.group import Group
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

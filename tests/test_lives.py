@@ -37,7 +37,7 @@ from shoal import (
     fan_out,
     first_item,
 )
-from shoal._store import Batch
+from shoal.stores._protocol import Batch
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._store import NullStore
+from shoal.stores._protocol import NullStore
 from shoal.testing import HandMadeRun, child_run
 from shoal.testing._hand_made import BEGINNING, ROOT, update_of
 

@@ -38,7 +38,7 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._store import Batch, NullStore
+from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
 from tests.test_cancellation import Watched, seen_runs
 

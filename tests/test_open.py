@@ -45,7 +45,7 @@ from shoal import (
     fan_out,
     replay,
 )
-from shoal._store import Batch, NullStore
+from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
 from tests.sweeps import EVERYWHERE, at_any_turn
 

@@ -29,7 +29,7 @@ from shoal import (
     fan_out,
     race,
 )
-from shoal._suspects import Suspects
+from shoal._engine.crash_suspects import Suspects
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -34,7 +34,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal.stores import _postgres_schema
+from shoal.stores._postgres import schema as _postgres_schema
 from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
 from shoal.testing._hand_made import ROOT, claimed, save, update_of
 from tests.durable import InSchema

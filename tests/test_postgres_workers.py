@@ -30,13 +30,14 @@ from shoal import (
     RunClaimed,
     Runtime,
     StoreFailed,
-    _execution,
     action,
     fan_out,
 )
-from shoal._ids import RunPath
-from shoal._state import Set
-from shoal.stores import _durable, _postgres_server
+from shoal._engine import execution as _execution
+from shoal._events.identity import RunPath
+from shoal._state.state import Set
+from shoal.stores._postgres import server as _postgres_server
+from shoal.stores._sql import store as _durable
 from shoal.testing import HandMadeRun, child_run
 from shoal.testing._hand_made import BEGINNING, ROOT, claimed, save, update_of
 from tests.durable import InSchema, stopped

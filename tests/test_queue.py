@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from shoal import Limits, Rate
-from shoal._gate import Gate
-from shoal._meters import CREDIT, MARKS, Meter
-from shoal._queue import AT_ONCE, Queue
-from shoal._seat import Seat
+from shoal._limits.gates import Gate
+from shoal._limits.meters import CREDIT, MARKS, Meter
+from shoal._limits.permits import Seat
+from shoal._limits.scheduler import AT_ONCE, Queue
 
 TICK = 1 / 8  # times, intervals and costs are multiples of powers of 2: sums of them are exact
 

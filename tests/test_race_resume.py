@@ -36,7 +36,7 @@ from shoal import (
     quorum,
     race,
 )
-from shoal._until import Until
+from shoal._graph.until import Until
 from shoal.testing import Recovery, crash_everywhere
 from tests.test_first_item import stream
 from tests.test_until import sleeper

@@ -29,7 +29,7 @@ from shoal import (
     first_item,
     race,
 )
-from shoal._until import OnBreak
+from shoal._graph.until import OnBreak
 from shoal.testing import RecordingHook
 
 pytestmark = pytest.mark.anyio

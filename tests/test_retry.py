@@ -52,8 +52,8 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._retry import Account
-from shoal._store import Batch, NullStore
+from shoal._limits.retry import Account
+from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import (
     Attempt,
     RecordingHook,

@@ -43,12 +43,12 @@ from shoal import (
     StateError,
     StateList,
     StateMap,
-    _schema,
     action,
     replay,
 )
-from shoal._schema import Schema
-from shoal._state import Change, change_between
+from shoal._state import schema as _schema
+from shoal._state.schema import Schema
+from shoal._state.state import Change, change_between
 
 T = TypeVar("T")
 Links = TypeAliasType("Links", list[int])

@@ -32,7 +32,7 @@ from shoal import (
     fan_out,
     reckon,
 )
-from shoal._shared import AHEAD, GUARD, HOLD, SLACK, SharedMeter
+from shoal._limits.shared_rates import AHEAD, GUARD, HOLD, SLACK, SharedMeter
 from shoal.rates import MemoryRates
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 

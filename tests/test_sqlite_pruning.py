@@ -21,8 +21,11 @@ import anyio
 import pytest
 
 from shoal import Application, Codec, Graph, RunClaimed, RunPath, Set, SQLiteStore, action, fan_out
-from shoal.stores import _browsing, _cached, _durable, _pruning
-from shoal.stores._sqlite_database import SQLITE, SQLiteDatabase
+from shoal.stores._sql import browsing as _browsing
+from shoal.stores._sql import pruning as _pruning
+from shoal.stores._sql import results as _cached
+from shoal.stores._sql import store as _durable
+from shoal.stores._sqlite.database import SQLITE, SQLiteDatabase
 from shoal.testing import HandMadeRun, child_run, no_leaks
 from shoal.testing._hand_made import ROOT, claimed, save, update_of
 

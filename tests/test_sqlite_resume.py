@@ -16,9 +16,9 @@ from typing import Any, Literal
 import pytest
 
 from shoal import Batch, ChildRecord, Entry, MemoryStore, RunPath, RunRecord, SQLiteStore
-from shoal._parts import is_done
-from shoal._store import DoneChild, ReadsInParts, SavedRun
-from shoal.stores import _reading
+from shoal._engine.parts import is_done
+from shoal.stores._protocol import DoneChild, ReadsInParts, SavedRun
+from shoal.stores._sql import reading as _reading
 from shoal.testing import run_virtual
 from tests.test_resume import PROGRAMS, WATCH, Subject, kept_runs
 

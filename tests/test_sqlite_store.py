@@ -47,8 +47,11 @@ from shoal import (
     fan_out,
     race,
 )
-from shoal.stores import _claims, _holders, _sqlite_database, _sqlite_file
-from shoal.stores._sqlite_file import Synchronous, connect
+from shoal.stores._sql import holders as _holders
+from shoal.stores._sql import leases as _claims
+from shoal.stores._sqlite import database as _sqlite_database
+from shoal.stores._sqlite import file as _sqlite_file
+from shoal.stores._sqlite.file import Synchronous, connect
 from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
 from shoal.testing._hand_made import ROOT, claimed, save, update_of
 from tests.durable import stopped
@@ -370,7 +373,7 @@ def test_the_name_of_a_new_file_is_waited_for_unless_the_first_save_does_that(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from shoal.stores._sqlite_file import connect
+from shoal.stores._sqlite.file import connect
 
 def killed(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -39,7 +39,7 @@ from shoal import (
     fan_out,
     replay,
 )
-from shoal._state import NO_CHANGE, Permit, change_between, make_state
+from shoal._state.state import NO_CHANGE, Permit, change_between, make_state
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=150)
 

@@ -43,15 +43,15 @@ from shoal import (
     replay,
     when,
 )
-from shoal._execution import Execution
-from shoal._graph import as_graph
-from shoal._hooks import Hooks
-from shoal._root import Root
-from shoal._run import Run
-from shoal._runtime import Runtime
-from shoal._setting import Setting
-from shoal._start import Start
-from shoal._store import Batch, Beginning, NullStore
+from shoal._engine.config import Setting
+from shoal._engine.execution import Execution
+from shoal._engine.run import Run
+from shoal._events.hooks import Hooks
+from shoal._graph.graph import as_graph
+from shoal._runtime.root_run import Root
+from shoal._runtime.runtime import Runtime
+from shoal._runtime.start import Start
+from shoal.stores._protocol import Batch, Beginning, NullStore
 from shoal.testing import RecordingHook, run_virtual
 
 pytestmark = pytest.mark.anyio

@@ -45,15 +45,15 @@ from shoal import (
     StepStarted,
     StepTimeout,
     UndeclaredWrite,
-    _telling,
     action,
     fan_out,
 )
 from shoal import Result as StreamResult
-from shoal._child import child_setting
-from shoal._closing import CLOSING_SECONDS, CLOSINGS
-from shoal._items import ITEMS
-from shoal._run import Run
+from shoal._concurrency.closing import CLOSING_SECONDS, CLOSINGS
+from shoal._engine import publish as _telling
+from shoal._engine.fanout.children import child_setting
+from shoal._engine.run import Run
+from shoal._engine.streaming import ITEMS
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
 from tests.test_cancellation import Watched, seen_runs
 
@@ -1258,10 +1258,10 @@ class Listening(Act):
         raise NotImplementedError
 
     async def perform(self, run: Any) -> Any:
-        from shoal._committing import Write, commit
-        from shoal._group import Group
-        from shoal._source import Elements, Kind
-        from shoal._state import NO_CHANGE
+        from shoal._engine.commit import Write, commit
+        from shoal._engine.fanout.group import Group
+        from shoal._engine.fanout.source import Elements, Kind
+        from shoal._state.state import NO_CHANGE
 
         setting = child_setting(run, self.name, self.graph, on_item=self.hear)
         source = Elements([1], who=self.name, kinds=[Kind(setting, dict(run.data))], item="item")

@@ -23,7 +23,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._runtime import THREADS, Runtime
+from shoal._runtime.runtime import THREADS, Runtime
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = [pytest.mark.anyio, pytest.mark.realtime]

@@ -40,7 +40,7 @@ from shoal import (
     first_item,
     race,
 )
-from shoal._store import Batch, NullStore
+from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
 
 pytestmark = pytest.mark.anyio

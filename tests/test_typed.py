@@ -38,7 +38,7 @@ from shoal import (
     replay,
     when,
 )
-from shoal._store import Batch, NullStore
+from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -27,7 +27,7 @@ from shoal import (
     fan_out,
     first,
 )
-from shoal._store import Batch
+from shoal.stores._protocol import Batch
 
 pytestmark = pytest.mark.anyio
 

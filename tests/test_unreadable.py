@@ -22,7 +22,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._errors import brief
+from shoal._errors.exceptions import brief
 
 anyio_test = pytest.mark.anyio
 

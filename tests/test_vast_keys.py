@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from shoal import Application, Failed, MemoryStore, SQLiteStore, action, fan_out
-from shoal._errors import brief
-from shoal._ids import RunPath, child_id
-from shoal._store import Store
+from shoal._errors.exceptions import brief
+from shoal._events.identity import RunPath, child_id
+from shoal.stores._protocol import Store
 
 VAST = 10**5000
 

@@ -12,10 +12,10 @@ from typing import Any, TypeVar, cast
 import anyio
 
 from shoal import MemoryStore, RunPath, SQLiteStore
-from shoal._history import Entry
-from shoal._store import Batch, ChildRecord, RunRecord, SavedRun
+from shoal.stores._history import Entry
 from shoal.stores._memory import _Kept
-from shoal.stores._writer import Job
+from shoal.stores._protocol import Batch, ChildRecord, RunRecord, SavedRun
+from shoal.stores._sql.writer_thread import Job
 
 from .world import World
 

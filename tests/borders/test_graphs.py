@@ -59,7 +59,7 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._policy import OnError
+from shoal._graph.policy import OnError
 from tests.test_cancellation import RUNS, Watched, cancellation, seen_runs, this_task
 
 from .interrupted import MOMENTS, Backend, fuzz, nap
