@@ -60,7 +60,7 @@ from shoal import (
     when,
 )
 from shoal._graph.policy import OnError
-from tests.test_cancellation import RUNS, Watched, cancellation, seen_runs, this_task
+from tests.engine.test_cancellation import RUNS, Watched, cancellation, seen_runs, this_task
 
 from .interrupted import MOMENTS, Backend, fuzz, nap
 

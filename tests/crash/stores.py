@@ -20,7 +20,7 @@ import psycopg
 from shoal import PostgresStore, SQLiteStore, Store
 from shoal._events.identity import Key, child_id
 from shoal.stores._sql.writing import Database
-from tests.postgres import QUICK, PostgresServer, private_server, programs
+from tests.stores.postgres import QUICK, PostgresServer, private_server, programs
 
 from .life import Life
 
