@@ -16,7 +16,7 @@ caller as it is, with a note that names the run, the step and the key. These are
     ├── SecretLeaked         the text of a secret field was about to be saved or given to hooks
     ├── NoTransition         none of the edges that leave an act is true of the state
     ├── TooManySteps         a run takes more steps than allowed
-    ├── BadResult            an action, reducer or grow returned a value of the wrong type
+    ├── BadResult            an action, reducer or grow returned an invalid value
     ├── IncompleteStream     a streaming action ended without its Result, or went on after it
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
     ├── DepthExceeded        fan-outs nested deeper than allowed
@@ -30,8 +30,6 @@ caller as it is, with a note that names the run, the step and the key. These are
     ├── HookFailed           a guarding hook raised; the update of its event stays saved
     ├── NotData              a value can't be saved, or compared with another one after a crash
     │   └── NotEncodable         ...and this is where it stands
-    ├── NotData              a value that is no data can't be kept, or told from another one
-    │   └── NotEncodable         ...and this is where in it
     ├── NotDecodable         a saved value can't be read: its type is gone, or has a newer version
     ├── UpdateTooLarge       an update is larger than the store takes
     ├── SavedError           stands in for a saved exception that can't be made again
@@ -147,7 +145,7 @@ class TooManySteps(ShoalError):
 
 
 class BadResult(ShoalError):
-    """An action, reducer or ``grow`` returned a value of the wrong type."""
+    """An action, reducer or ``grow`` returned an invalid value."""
 
 
 class IncompleteStream(ShoalError):
