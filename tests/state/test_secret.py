@@ -485,7 +485,7 @@ LEAKING: dict[str, tuple[Any, str]] = {
     "a value": (returns, "step 'returns'.*contains the text of secret field 'token'"),
     "a value of a child": (fan_out([returns], into="outs"), "what 'returns' has come to"),
     "an item": (yields, "a partial item of action 'yields'"),
-    "a question": (asks, "a question of run x, or an answer, holds"),
+    "a question": (asks, "a question of run x, or an answer, contains"),
     "a remembered result": (knows.bind(key=CANARY), "what action 'knows' has come to"),
     "a key": (keys, "step 'keys'"),
     "a span": (spans, "span 'part' of action 'spans'"),
