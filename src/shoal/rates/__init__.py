@@ -1,6 +1,6 @@
-"""What keeps rates that are shared: in this process, or at a server for several.
+"""Backends for shared rates: one in this process, and one on a server for several processes.
 
-``shoal.rates.redis`` needs the extra ``redis``; it is imported by that name.
+Import ``shoal.rates.redis`` by that name; it needs the extra ``redis``.
 """
 
 from __future__ import annotations
