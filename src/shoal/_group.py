@@ -390,7 +390,7 @@ class Group(Crew):
             if failure is None:
                 self._fell(error)
             else:
-                child.spoil(failure)
+                child.replace_end(failure)
         finally:
             if child.status in self._decisive:
                 self._is_held = True

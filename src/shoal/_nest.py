@@ -45,7 +45,7 @@ async def enter(graph: Graph, run: Run) -> Change:
     # what its fan-outs have done already: inputs minus outputs
     base |= {field: data[field] for field in graph.continues if field in data}
     child = Run(child_setting(run, graph.name, graph, host=run.lodger), base)
-    kept = run.take_kept(graph.name)
+    kept = run.take_retained(graph.name)
     recorded = None
     if kept is not None:  # an attempt before this one got so far
         assert isinstance(kept, Run)
@@ -84,9 +84,9 @@ async def enter(graph: Graph, run: Run) -> Change:
         if run.setting.schema is not None:
             change = run.setting.schema.checked(change, run.data, f"graph {graph.name!r}")
     except Exception as error:
-        child.miss()
+        child.discard_result()
         await _record(run, child, error)
-        run.keep(graph.name, child)
+        run.retain(graph.name, child)
         raise
     try:
         update = Update(run.number + 1, graph.name, change.operations)
@@ -94,9 +94,9 @@ async def enter(graph: Graph, run: Run) -> Change:
     except HookFailed:
         raise  # it is saved, and everybody was told
     except Exception as error:
-        child.miss()
+        child.discard_result()
         await _record(run, child, error)
-        run.keep(graph.name, child)
+        run.retain(graph.name, child)
         raise
     return NO_CHANGE
 
@@ -126,8 +126,8 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
                 run.setting.services.native_cancels
             )  # what the child left on the task must not tear the save
         await _record(run, child, error)
-        child.let_go()
-        run.keep(graph.name, child)
+        child.release_error()
+        run.retain(graph.name, child)
         try:
             if failure is not None and failure is not error:
                 raise failure from failure.__cause__

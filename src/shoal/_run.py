@@ -65,7 +65,27 @@ logger = logging.getLogger("shoal")
 class Run:
     """One life of an application or a child: a state, and where in the graph it is.
 
-    Made cheap, since a fan-out makes one per element: whatever can be derived is derived on demand.
+    Made cheap, since a fan-out makes one per element: it is one object, what can be derived is
+    derived when asked for, and what few runs need stands in records that are made on first use.
+
+    How its status changes:
+
+    =================  ====================  =========  =====================================
+    by                 from                  to         when
+    =================  ====================  =========  =====================================
+    ``succeed``        no end                succeeded  it has come to the end of its graph
+    ``fail``           no end                failed     a step has raised
+    ``cancel``         no end                cancelled  a cancellation has reached it
+    ``never_start``    no end                cancelled  it waited to start until then
+    ``halt``           no end                halted     it waits for answers, or is to stop
+    ``give_up``        halted                cancelled  its answers are not needed any more
+    ``replace_end``    succeeded, failed     failed     what was told of its end has raised
+    ``revoke_end``     any, or skipped       cancelled  its end could not be saved
+    ``reopen``         any that isn't final  no end     its parent is tried again
+    ``take_over``      no end                succeeded  a record says so, not applied yet
+    ``keep_recorded``  no end                succeeded  a record says so, applied long ago
+    ``rest``           no end                halted     a record says so, nothing is answered
+    =================  ====================  =========  =====================================
     """
 
     __slots__ = (
@@ -345,30 +365,30 @@ class Run:
         return self.retries is not None and self.retries.is_cached
 
     def begin_attempt(self) -> None:
-        """Hear that its current step is tried once more."""
-        trials = self.retry_state()
-        trials.attempt += 1
-        trials.further += 1
+        """Count one more attempt of its current step."""
+        retries = self.retry_state()
+        retries.attempt += 1
+        retries.further += 1
 
-    def count_on(self, tries: int) -> None:
-        """Hear that so many were made before, in earlier rounds of a race: they are counted on.
+    def count_earlier_attempts(self, attempts: int) -> None:
+        """Count on from so many attempts, which were made in earlier rounds of a race.
 
         So what it gives now is not taken for what it gave then. Which steps it came to then is not
         known, so each of them counts on.
         """
-        if tries:
-            trials = self.retry_state()
-            trials.before = trials.further = tries
-            trials.attempt = tries + 1
+        if attempts:
+            retries = self.retry_state()
+            retries.before = retries.further = attempts
+            retries.attempt = attempts + 1
 
-    def keep(self, step: str, what: object) -> None:
-        """Remember what a step that has failed is to go on with, if it may be tried again."""
+    def retain(self, step: str, what: object) -> None:
+        """Retain what a step that has failed is to go on with, if it may be tried again."""
         if self.setting.is_resumable:
-            self.retry_state().kept[step] = what
+            self.retry_state().retained[step] = what
 
-    def take_kept(self, step: str) -> object:
+    def take_retained(self, step: str) -> object:
         """Return what a step is to go on with; None: it begins."""
-        return None if self.retries is None else self.retries.kept.pop(step, None)
+        return None if self.retries is None else self.retries.retained.pop(step, None)
 
     @property
     def is_halting(self) -> bool:
@@ -506,7 +526,7 @@ class Run:
                 raise AssertionError(msg)
 
     def _end(self, status: Status, *after: Status) -> None:
-        """Set how it ended, and after how long. Nothing else sets a status but ``Run.succeed``.
+        """Set how it ended, and after how long; see the table of ``Run``.
 
         Args:
             status: How.
@@ -541,10 +561,10 @@ class Run:
         self.error = error
         self._note(error)
 
-    def spoil(self, error: Exception) -> None:
+    def replace_end(self, error: Exception) -> None:
         """Note that it ended with ``error`` after all: what was told of its end has raised that.
 
-        That is never instead of a cancellation, and nothing for who waits for an answer.
+        A cancellation is never replaced, nor a run that is halted.
         """
         if self.disposition.is_final or self.status not in ("succeeded", "failed"):
             path, status = self.path, self.status
@@ -610,21 +630,12 @@ class Run:
         self.cancel(reason, winner, "halted")
         self.elapsed = elapsed
 
-    def forget(self) -> None:
-        """Let go of the error that it ended with, whose traceback leads back to here."""
-        self.error = None
-        self.setting.execution.forget()
-
-    def let_go(self) -> None:
-        """Let go of its outcome, which somebody has taken: an error's frames lead back to here."""
+    def release_error(self) -> None:
+        """Release its outcome, which was handed over: the frames of an error lead back to here."""
         self.error = None
         self._outcome = None
 
-    def give_reason(self, reason: str) -> None:
-        """Hear why it is about to be cancelled."""
-        self.reason = reason
-
-    def lose(self) -> None:
+    def revoke_end(self) -> None:
         """Note that the run's end could not be saved: for everybody else it did not end well.
 
         Neither was it skipped or deferred, if nobody can know that later.
@@ -674,7 +685,7 @@ class Run:
         """Whether it is lived, and not skipped, kept or Done before."""
         return self.disposition is LIVE
 
-    def miss(self) -> None:
+    def discard_result(self) -> None:
         """Note that the parent doesn't take what the child returned, if it hasn't long ago.
 
         One that is skipped returns nothing: its key has a result, which stays.
