@@ -380,7 +380,7 @@ class Group(Crew):
     def _leave(self, child: Run) -> None:
         try:
             try:
-                if child.seat is not None or child.stake is not None:  # most hold nothing
+                if child.permits is not None:  # most hold nothing
                     self._lobby.end(child)
             finally:
                 if self._circuits is not None:

@@ -44,7 +44,7 @@ async def enter(graph: Graph, run: Run) -> Change:
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
     # what its fan-outs have done already: inputs minus outputs
     base |= {field: data[field] for field in graph.continues if field in data}
-    child = Run(child_setting(run, graph.name, graph, host=run.lodger), base)
+    child = Run(child_setting(run, graph.name, graph, host=run.slot_owner), base)
     kept = run.take_retained(graph.name)
     recorded = None
     if kept is not None:  # an attempt before this one got so far

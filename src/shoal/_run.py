@@ -41,11 +41,10 @@ from ._events import (
     Status,
     Update,
 )
-from ._execution import Execution
 from ._history import Playback
 from ._ids import Key, RunPath
 from ._raised import context_of, set_context
-from ._seat import Party, Seat, Stake
+from ._seat import HeldPermits
 from ._setting import Setting
 from ._state import NO_CHANGE, Change, State, held, make_state, typed
 from ._store import ChildRecord
@@ -102,14 +101,13 @@ class Run:
         "key",
         "packed",
         "pending",
+        "permits",
         "position",
         "questions",
         "reason",
         "resume",
         "retries",
-        "seat",
         "setting",
-        "stake",
         "started_at",
         "status",
         "step",
@@ -155,8 +153,7 @@ class Run:
         self.questions: PendingQuestions | None = None
         self.resume: ResumeState | None = None
         self.steps: StepCounts | None = None
-        self.stake: Stake | None = None
-        self.seat: Seat | None = None
+        self.permits: HeldPermits | None = None
         self._path = path
         self._outcome: Outcome | None = None
         if setting.secrets.names and setting.parent is not None:
@@ -285,26 +282,15 @@ class Run:
     # -- what it takes turns for, and holds -----------------------------------------------------
 
     @property
-    def lodger(self) -> Run:
+    def slot_owner(self) -> Run:
         """The child of a fan-out that it is part of, or itself."""
         return self.setting.host or self
 
-    @property
-    def above(self) -> Party | None:
-        """The child of a fan-out that started it, if it is a child of a child."""
-        entrance = self.setting.entrance
-        return None if entrance is None else entrance.above
-
-    @property
-    def unit(self) -> Execution:
-        """What takes turns with others at limits."""
-        return self.setting.execution
-
-    def make_stake(self) -> Stake | None:
-        """Say what it holds in flight from now on, if it is a child of a fan-out."""
-        if self.stake is None and self.setting.entrance is not None:
-            self.stake = self.setting.entrance.stake(self)
-        return self.stake
+    def held_permits(self) -> HeldPermits:
+        """Return what it holds of limits, made on first use."""
+        if self.permits is None:
+            self.permits = HeldPermits(self.setting.execution, self.setting.in_flight)
+        return self.permits
 
     @property
     def is_starting(self) -> bool:
@@ -453,7 +439,7 @@ class Run:
 
         What is Done stays so, and what is skipped: all that lacks is its parent's update.
         """
-        self.seat = self.stake = None  # those were of the group before, which has given them back
+        self.permits = None  # those were of the group before, which has given them back
         self.used = True
         self._outcome = None
         if self.disposition.is_saved or self.disposition is SKIPPED:
