@@ -96,11 +96,15 @@ class Entrance:
 
     def leave(self, children: Sequence[Run]) -> None:
         """Give back what children held in flight."""
-        in_flight = self.in_flight
+        in_flight, place = self.in_flight, self.in_flight.place
         for child in children:
-            in_flight.release(child.permits)
-        if in_flight.place.posted:
-            self._queue.serve(in_flight.place)
+            permits = child.permits
+            if permits is None or permits.stake is None:  # as most: a place alone, not even a call
+                place.used -= 1
+            else:
+                in_flight.release(permits)
+        if place.posted:
+            self._queue.serve(place)
 
     def give_up(self, permits: HeldPermits, seat: Seat | None) -> None:
         """Give back what a child took, or stood in line for, that never started."""

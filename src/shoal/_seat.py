@@ -164,18 +164,16 @@ class InFlight:
         self._holders[stake] = holder
         return stake
 
-    def release(self, holder: HeldPermits | None, *, refunds: bool = False) -> None:
-        """Give back for good what a child has in flight.
+    def release(self, holder: HeldPermits, *, refunds: bool = False) -> None:
+        """Give back for good the stake of a child, if it has one.
 
         Args:
-            holder: What it holds; None: a place alone.
+            holder: What it holds.
             refunds: Whether it never started, so that what was charged for it is given back, too.
         """
-        stake = None if holder is None else holder.stake
-        if holder is None or stake is None:
-            self.place.used -= 1
+        stake, holder.stake = holder.stake, None
+        if stake is None:
             return
-        holder.stake = None
         del self._holders[stake]
         if refunds:
             stake.refund()
