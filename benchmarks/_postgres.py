@@ -17,7 +17,7 @@ import psycopg
 
 from benchmarks.map import LIMIT, by_shoal, doubles
 from shoal import Application, PostgresStore
-from tests.postgres import private_server, programs
+from tests.stores.postgres import private_server, programs
 
 SCHEMA = "shoal_benchmark"
 HOW: dict[str, dict[str, Any]] = {

@@ -22,11 +22,11 @@ import anyio
 import pytest
 from blockbuster import blockbuster_ctx
 
-from shoal.stores import _claims
+from shoal.stores._sql import leases as _claims
 from shoal.testing import virtual_backend
-from tests.durable import find_programs
-from tests.postgres import QUICK, PostgresServer, private_server
 from tests.starters import ON_ASYNCIO, STARTERS, start
+from tests.stores.durable import find_programs
+from tests.stores.postgres import QUICK, PostgresServer, private_server
 
 VIRTUAL = ("asyncio", "trio")
 REAL = ("asyncio-real", "uvloop", "trio-real") + (("eager",) if sys.version_info >= (3, 12) else ())

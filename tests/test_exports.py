@@ -16,7 +16,9 @@ import pytest
 
 import shoal
 import shoal.testing
-from shoal import _collections, _errors, _events
+from shoal._errors import exceptions as _errors
+from shoal._events import events as _events
+from shoal._state import collections as _collections
 
 OPEN = {  # classes meant for subclassing, exceptions aside
     "Act",

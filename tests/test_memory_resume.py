@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import pytest
 
-from shoal import Application, Done, FanOut, Limits, SQLiteStore, State, _history, action, fan_out
-from shoal.stores import _reading
+from shoal import Application, Done, FanOut, Limits, SQLiteStore, State, action, fan_out
+from shoal.stores import _history
+from shoal.stores._sql import reading as _reading
 
 Backend = Literal["asyncio", "trio"]
 

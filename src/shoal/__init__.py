@@ -20,15 +20,11 @@ from __future__ import annotations
 import importlib
 import typing
 
-from ._action import Act, FunctionAction, Input, Result, action
-from ._action_class import Action
-from ._application import Application
-from ._breaker import Breaker, BreakerStatistics, Circuits
-from ._children import ChildGroup
-from ._collections import PositionedList, StateList, StateMap
-from ._condition import Condition, when
-from ._context import Context
-from ._errors import (
+from shoal._concurrency.shielding import shielded
+from shoal._engine.fanout.action_group import ChildGroup
+from shoal._engine.fanout.context import Context
+from shoal._engine.fanout.ledger import Ledger
+from shoal._errors.exceptions import (
     BadKey,
     BadResult,
     BadUse,
@@ -73,7 +69,7 @@ from ._errors import (
     UnknownRun,
     UpdateTooLarge,
 )
-from ._events import (
+from shoal._events.events import (
     AttemptEnded,
     Cancelled,
     ChildEnded,
@@ -102,27 +98,56 @@ from ._events import (
     Update,
     Waiting,
 )
-from ._fanout import FanOut, fan_out
-from ._flow import END
-from ._graph import Graph
-from ._handle import RunEvents, RunHandle
-from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
-from ._hooks import Hook
-from ._ids import Key, RunPath
-from ._ledger import Ledger
-from ._limiter import Limiter, Statistics
-from ._open import OpenRun
-from ._policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Tolerate
-from ._race import race
-from ._rate import AIMD, Adaptive, Ended, Limits, Rate, SharedRate
-from ._recovery import Recovered
-from ._result import RunResult
-from ._retry import Retry, RetryBudget
-from ._runtime import Runtime
-from ._shared import RateBackend, RateReply, RateRequest, RateState, reckon
-from ._shielded import shielded
-from ._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set, State, replay
-from ._store import (
+from shoal._events.hooks import Hook
+from shoal._events.identity import Key, RunPath
+from shoal._graph.action import Act, FunctionAction, Input, Result, action
+from shoal._graph.action_class import Action
+from shoal._graph.condition import Condition, when
+from shoal._graph.dataflow import END
+from shoal._graph.fan_out import FanOut, fan_out
+from shoal._graph.graph import Graph
+from shoal._graph.policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Tolerate
+from shoal._graph.race import race
+from shoal._graph.task_classes import (
+    MapActions,
+    MapActionsAndStates,
+    MapStates,
+    ParallelAction,
+    Task,
+)
+from shoal._graph.until import All, First, FirstItem, Quorum, Until, all_, first, first_item, quorum
+from shoal._limits.breaker import Breaker, BreakerStatistics, Circuits
+from shoal._limits.limiters import Limiter, Statistics
+from shoal._limits.limits import AIMD, Adaptive, Ended, Limits, Rate, SharedRate
+from shoal._limits.retry import Retry, RetryBudget
+from shoal._limits.shared_rates import RateBackend, RateReply, RateRequest, RateState, reckon
+from shoal._runtime.application import Application
+from shoal._runtime.handle import RunEvents, RunHandle
+from shoal._runtime.open_run import OpenRun
+from shoal._runtime.recovery import Recovered
+from shoal._runtime.result import RunResult
+from shoal._runtime.runtime import Runtime
+from shoal._state.collections import PositionedList, StateList, StateMap
+from shoal._state.state import (
+    Drop,
+    Extend,
+    Increment,
+    Operation,
+    Put,
+    PutWithin,
+    Set,
+    State,
+    replay,
+)
+from shoal.stores._history import (
+    Completed,
+    Entry,
+    QuestionAnswered,
+    QuestionAsked,
+    Rewound,
+    StepBegun,
+)
+from shoal.stores._protocol import (
     Batch,
     Beginning,
     Browses,
@@ -139,15 +164,14 @@ from ._store import (
     SavedRun,
     Store,
 )
-from ._tasks import MapActions, MapActionsAndStates, MapStates, ParallelAction, Task
-from ._until import All, First, FirstItem, Quorum, Until, all_, first, first_item, quorum
+
 from ._version import __version__
 from .stores import MemoryStore
 
 if typing.TYPE_CHECKING:
-    from ._codec import Codec
-    from .stores._postgres import PostgresStore
-    from .stores._sqlite import SQLiteStore
+    from shoal.stores._codec.codec import Codec
+    from shoal.stores._postgres.store import PostgresStore
+    from shoal.stores._sqlite.store import SQLiteStore
 
 __all__ = [
     "AIMD",
@@ -328,9 +352,9 @@ __all__ = [
 
 # Imported when they are asked for, so that `import shoal` loads no database driver.
 _LATER = {
-    "Codec": "shoal._codec",
-    "PostgresStore": "shoal.stores._postgres",
-    "SQLiteStore": "shoal.stores._sqlite",
+    "Codec": "shoal.stores._codec.codec",
+    "PostgresStore": "shoal.stores._postgres.store",
+    "SQLiteStore": "shoal.stores._sqlite.store",
 }
 _EXTRAS = {
     "Codec": "'shoal[sqlite]'",

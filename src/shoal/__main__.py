@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ._errors import ShoalError
+from shoal._errors.exceptions import ShoalError
+
 from ._version import __version__
 from .commands import Refused, Unwritten, flush, runs, shown
 

@@ -82,8 +82,8 @@ class Builder:
         world, row, before, field = self.world, self.row, f"v{at - 1}", f"v{at}"
         mark = "@2" if self.change == "version" else ""
         version = "2" if mark else "1"
-        if row["cache"] == "yes":  # which all runs in a store share
-            version = f"{version} of {world.name}"
+        if row["cache"] == "yes":  # which all runs in a store share, and both programs
+            version = f"{version} of {world.name}{', the last' if last else ''}"
         is_bad = row["bad"] == "all acts" or (row["bad"] == "act" and last)
         asks = row["asks"] == "yes" and last
 
@@ -437,7 +437,8 @@ class Builder:
 
     def _class(self) -> Act:
         child, field = self.child("a")
-        builder, several = self, int(self.row["steps"] in ("2", "3"))
+        builder = self
+        several = self.row["steps"] in ("2", "3") or self.change == "step added"
         options = {k: v for k, v in self.policies("fan").items() if v is not None}
 
         def tasks(self: Any, state: State, inputs: object) -> Iterator[Task]:

@@ -19,7 +19,7 @@ from anyio.lowlevel import checkpoint
 
 from shoal import CommitInDoubt, Graph, Rejected, SpuriousCancel, TooFewChildren
 from shoal.testing import run_virtual
-from tests.test_cancellation import Watched, seen_runs, this_task
+from tests.engine.test_cancellation import Watched, seen_runs, this_task
 
 __all__ = ["seen_runs"]  # a fixture
 

@@ -9,6 +9,7 @@ from shoal import (
     Cancelled,
     ChildEnded,
     ChildName,
+    ChildRerun,
     ChildStarted,
     Completed,
     Decision,
@@ -133,18 +134,24 @@ def _judge_tolerance(world: World) -> None:
     counts: dict[str, tuple[int, int]] = {}  # by run: those that failed, and those that are Done
     places: dict[str, list[int]] = {}  # by run: the positions of those that are Done
     exceeded = set[str]()
+    known = set(world.done_before)
     for event in world.events:
         match event:
             case StepStarted(step="fan"):
                 done = _count_children(event.run_id, world.done_before)
                 failed = _count_children(event.run_id, world.failed_before)
                 counts.setdefault(event.run_id, (failed, done))
+            case ChildRerun(step="fan") if event.run_id in counts:
+                if event.child.id in known:  # what it has come to counts no more
+                    known.discard(event.child.id)
+                    failed, done = counts[event.run_id]
+                    counts[event.run_id] = failed, done - 1
             case ChildEnded(step="fan") if event.run_id in counts:
                 failed, done = counts[event.run_id]
                 outcome = event.outcome
                 if isinstance(outcome, Failed):
                     failed += 1
-                elif isinstance(outcome, Done) and outcome.run_id not in world.done_before:
+                elif isinstance(outcome, Done) and outcome.run_id not in known:
                     done += 1
                     places.setdefault(event.run_id, []).append(outcome.position)
                 counts[event.run_id] = failed, done
@@ -180,6 +187,8 @@ def _judge_kept(
         was = before.get(run_id)
         if was is None or world.has_changed or world.is_rerun(one.path):
             continue
+        if world.is_forgotten(one.path):
+            continue
         if one.history[: len(was.history)] != was.history:
             world.violate(f"the history of {one.path!r} was {was.history}, is {one.history}")
         old, new = was.record, one.record
@@ -190,11 +199,15 @@ def _judge_kept(
         if old.status == "succeeded" and old.applied is not None and new.applied is None:
             world.violate(f"{one.path!r} was applied, and is not any more")
     root = seen.get(root_id)
-    ended = root is not None and root.status in ENDED and end != "stopped"
+    # Where a store has gone wrong, its root run may have the status of an earlier life.
+    was_kept = end != "stopped" and not world.has_lost_store
+    ended = root is not None and root.status in ENDED and was_kept
     if ended and not world.has_changed:
         for one in seen.values():
             path = one.path
             if path.parent is None or world.store_of(path.parent) == "none":
+                continue
+            if not world.is_reached(path):
                 continue
             if one.record is None or one.record.status is None:
                 world.violate(f"{one.path!r} is still running in a run that has {end}")

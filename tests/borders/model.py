@@ -185,8 +185,9 @@ class Model:
         else:
             verdict = self._policy(slots, row["on_error"])
         may_succeed, may_fail = verdict
-        if self.change == "folded" and row["bad"] != "nothing":  # take= and known keys are gone
-            may_succeed, may_fail = True, True
+        may_fold_nothing = not slots or (row["on_error"] == "ignore" and self.is_flaky)
+        if self.change == "folded" and (row["bad"] != "nothing" or may_fold_nothing):
+            may_succeed, may_fail = True, True  # take= and known keys are gone, maybe the field
         if row["bad"] in ("key", "twice", "cost") and slots:
             touched = row["bad"] != "cost" or any(slot.number % 3 == 1 for slot in slots)
             if touched:
@@ -211,22 +212,31 @@ class Model:
         match on_error:
             case "fail":
                 return not bad or early, maybe > 0
-            case "count" | "share" if self.row["result"] == "reduce" and self.is_flaky:
+            case "count" | "share" if self._folds() and self.is_flaky:
                 return True, True  # what reduce= was given, it is not asked about again
             case "count":
                 return bad <= 1 or early, maybe > 1
             case "share":
-                ended = len(slots)
+                is_one = self.row["at_most"] == "few" and self.row["grow"] == "yes"
+                ended = 1 if is_one else len(slots)  # with at_most, nothing that grows is started
                 must = bad > 0.5 * ended
+                if self.row["grow"] == "yes":  # nothing grows from what has failed
+                    is_one = self.row["at_most"] == "few"
+                    ended = 1 if is_one else sum(slot.number < MOST_GROWN for slot in slots)
                 may = maybe >= 2 or (ended < 2 and maybe > 0) or maybe > 0.5 * ended
                 return not must or early, may
             case _:
                 return True, False
 
+    def _folds(self) -> bool:
+        """Tell whether reduce= is given failures: in one of the programs, if it has changed."""
+        return self.row["result"] == "reduce" or self.change == "folded"
+
     def _race(self, slots: Sequence[Slot]) -> tuple[bool, bool]:
         row = self.row
         needed = 2 if row["until"] in ("first2", "quorum") else 1
         good = [slot for slot in slots if slot.may_be_done]
+        good = [slot for slot in good if not self.is_bad(slot.number // MOST_GROWN)]
         if row["bad"] == "accept":
             good = [slot for slot in good if slot.number % 3 != 1]
             if row["form"] == "acts":
@@ -497,9 +507,13 @@ class Model:
             match row["outer_on_error"]:
                 case "fail":
                     may_succeed, may_fail = not bad, maybe > 0
+                case "share" if row["outer_result"] == "reduce" and self.is_flaky:
+                    may_succeed = may_fail = True  # see _policy
                 case "share":
                     may_succeed = bad <= 0.5 * count
                     may_fail = maybe >= 2 or maybe > 0.5 * count
+                    if row["outer_result"] == "reduce" and self.is_flaky:
+                        may_fail = True  # what reduce= was given, it is not asked about again
                 case _:
                     may_succeed, may_fail = True, False
         if self.may_lose_children:

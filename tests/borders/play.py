@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -26,6 +26,7 @@ from shoal import (
     RunClaimed,
     RunConflict,
     StoreFailed,
+    Update,
 )
 from shoal.testing import VirtualDeadlock, run_virtual
 
@@ -77,6 +78,10 @@ class Player:
         self.report = Report(program, backend)
         self.is_changed = False
         self.was_changed = False
+        self.has_reduced = False
+        """Whether the changed program has had results reduced."""
+        self.is_stuck = False
+        """Whether neither program can go on: see docs/changed-programs.md."""
         self.has_died = False
         self.seen: dict[str, Any] = {}
         self.result: Any = None
@@ -109,7 +114,7 @@ class Player:
         while len(ends) - ends.count("halted") < MOST_LIVES and len(ends) < MOST_HALTS:
             end = await self._live()
             ends.append(end)
-            if self.world.violations:
+            if self.world.violations or self.is_stuck:
                 return
             if end == "succeeded":
                 break
@@ -192,6 +197,7 @@ class Player:
             names_left = [task.name for task in anyio.get_running_tasks()]
             world.violate(f"something is alive afterwards: {names_left}")
         self.has_died = world.dead
+        world.claimed = {name for name, store in stores.items() if store.holders}
         for name, store in stores.items():
             if isinstance(store.inner, MemoryStore):
                 claimed = list(store.inner._claims)
@@ -206,10 +212,25 @@ class Player:
         for name in names:
             merge(seen, await look(self.stores[name], self.run_id, told))
         judge.judge_life(world, end, before=self.seen, seen=seen, run_id=self.run_id)
+        if self.is_changed and _reduced(seen) > _reduced(self.seen):
+            self.has_reduced = True
         self.seen = seen
         if end == "refused":
+            self.is_stuck = not self.is_changed
             self.is_changed = False
         return end
+
+    def _may_refuse(self, error: BaseException) -> bool:
+        """Tell whether this program may refuse to go on.
+
+        The former one does only where both have had results reduced, for it could not be known
+        before an element came up that it was one of those.
+        """
+        if self.is_changed or not isinstance(error, InputChanged):
+            return self.is_changed
+        row = self.program.row
+        is_known = row["form"] != "class" and row["source"] in ("list", "field")
+        return self.has_reduced and (not is_known or row["grow"] == "yes")
 
     def _may_stay_claimed(self) -> bool:
         return any(
@@ -306,8 +327,8 @@ class Player:
             self.result = await call()
         except RunCancelled:
             return "cancelled"
-        except (RunConflict, InputChanged):
-            if not self.is_changed:
+        except RunConflict as error:
+            if not self._may_refuse(error):
                 raise
             return "refused"
         except Exception as error:  # judged
@@ -332,10 +353,16 @@ class Player:
             if not self.world.hook_raised:
                 self.world.violate(f"a hook is blamed for nothing: {error!r}")
             return "stopped"
-        if self.is_changed and any(isinstance(e, RunConflict | InputChanged) for e in leaves):
+        if any(isinstance(leaf, RunConflict) and self._may_refuse(leaf) for leaf in leaves):
             return "refused"
         judge.judge_failure(self.world, leaves)
         return "failed"
+
+
+def _reduced(seen: Mapping[str, Any]) -> int:
+    """Count what reduce= has been given, as far as it is kept."""
+    entries = (entry for one in seen.values() for entry in one.history)
+    return sum(isinstance(entry, Update) and entry.step == "fan" for entry in entries)
 
 
 UNEXPECTED = (Exception, BaseExceptionGroup)

@@ -12,10 +12,10 @@ from typing import Any, TypeVar, cast
 import anyio
 
 from shoal import MemoryStore, RunPath, SQLiteStore
-from shoal._history import Entry
-from shoal._store import Batch, ChildRecord, RunRecord, SavedRun
+from shoal.stores._history import Entry
 from shoal.stores._memory import _Kept
-from shoal.stores._writer import Job
+from shoal.stores._protocol import Batch, ChildRecord, RunRecord, SavedRun
+from shoal.stores._sql.writer_thread import Job
 
 from .world import World
 
@@ -43,9 +43,11 @@ class Mortal:
 
     def _check_alive(self) -> None:
         if self.world.dead:
+            self.world.has_lost_store = True
             raise WentWrong("the process of this store is dead")
 
     async def _go_wrong(self, what: str) -> None:
+        self.world.has_lost_store = True
         if what == "hangs":
             await anyio.sleep_forever()
         raise WentWrong(f"the store {what}")
@@ -68,11 +70,16 @@ class Mortal:
         what = self.world.at("save")
         if what or self.delay:
             return self._save(batch, what)
+        self._note(batch)
         pending = self.inner.save(batch)
         if pending is not None:
             return self._saved(pending)
         what = self.world.at("saved")
         return self._go_wrong(what) if what else None
+
+    def _note(self, batch: Batch) -> None:
+        if batch.afresh:
+            self.world.forgotten.add(batch.path.id)
 
     async def _saved(self, pending: Awaitable[None]) -> None:
         await pending
@@ -86,6 +93,7 @@ class Mortal:
         if what:
             await self._go_wrong(what)
         self._check_alive()
+        self._note(batch)
         pending = self.inner.save(batch)
         if pending is not None:
             await pending

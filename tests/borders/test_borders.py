@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shoal._store import Batch
+from shoal.stores._protocol import Batch
 
 from .coverage import Coverage
 from .generate import covering_rows, program

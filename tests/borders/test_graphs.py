@@ -59,8 +59,8 @@ from shoal import (
     fan_out,
     when,
 )
-from shoal._policy import OnError
-from tests.test_cancellation import RUNS, Watched, cancellation, seen_runs, this_task
+from shoal._graph.policy import OnError
+from tests.engine.test_cancellation import RUNS, Watched, cancellation, seen_runs, this_task
 
 from .interrupted import MOMENTS, Backend, fuzz, nap
 

@@ -19,7 +19,7 @@ import pytest
 from shoal import Application, CommitInDoubt, MemoryStore, StoreFailed
 from shoal.testing import RecordingHook, no_leaks, run_virtual
 from shoal.testing._crash import Manner, _Unsteady
-from tests.test_resume import Watch, check_histories, kept_runs
+from tests.engine.test_resume import Watch, check_histories, kept_runs
 
 from .interrupted import EXPECTED, Backend, leaves
 from .test_graphs import ModelFails, Program, Unsure, plain

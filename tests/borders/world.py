@@ -94,7 +94,8 @@ class World:
     ) -> None:
         """Begin another life; what the store has is given."""
         self.life += 1
-        died = self.life > 1 and self.dead
+        # A hook that raised is told nothing more in that life.
+        missed = self.life > 1 and (self.dead or self.hook_raised)
         self.counts = Counter[str]()
         self.pending: dict[str, dict[int, list[Trip]]] = {}
         for trip in self.program.trips:
@@ -105,16 +106,22 @@ class World:
         self.dead = False
         self.hook_raised = False
         self.rude_now = False
+        self.claimed = set[str]()
+        """Stores that this life has claimed its run in, by name."""
         self.visits = visits
         self.completed = completed
         for run_id in self.done_nowhere:
             self.done_runs.pop(run_id, None)
-        if self.has_changed and died:  # what was Done may begin afresh, and nobody was told of that
+        if self.has_changed and missed:  # what was Done may begin afresh, and that was not told
             self.done_runs.clear()
         self.done_runs |= done_runs
         self.done_before = dict(self.done_runs)
         self.done_nowhere = set[str]()
         self.rerun = set[str]()
+        self.has_lost_store = False
+        """Whether a store has gone wrong in this life."""
+        self.forgotten = set[str]()
+        """Runs of which a store was told in this life that what it has counts no more."""
         self.own = set[str]()
         """Runs whose action has had a fan-out of its own in this life."""
         self.events: list[Event] = []
@@ -281,6 +288,13 @@ class World:
             path.root.id in self.rerun or any(above.id in self.rerun for above in lineage(path))
         )
 
+    def is_forgotten(self, path: RunPath) -> bool:
+        """Tell whether a run may have begun afresh though nobody was told.
+
+        Its store was, and something has gone wrong there before hooks could be.
+        """
+        return self.has_lost_store and any(above.id in self.forgotten for above in lineage(path))
+
     def store_of(self, path: RunPath) -> str:
         """Say where a run is kept: in the "main" store, in one of its "own", or in "none"."""
         for above in lineage(path):
@@ -288,6 +302,20 @@ class World:
             if feature is not None and self.program[feature] != "inherit":
                 return self.program[feature]
         return "main"
+
+    def is_reached(self, path: RunPath) -> bool:
+        """Tell whether the engine can know, in this life, which store a run is kept in.
+
+        An action names the store of what it starts by itself, and what is below that, when it is
+        executed: until then, nobody but the action knows that there is one.
+        """
+        hidden = ["own/fan", "outer/outer", *(["fan"] if self.program["place"] == "own" else [])]
+        for above in lineage(path):
+            feature = STORE_OF.get(above.step)
+            if feature is not None and self.program[feature] == "own":
+                name = "own" if feature == "store" else "outer"
+                return above.step not in hidden or name in self.claimed
+        return True
 
     async def rest(self, *who: object) -> None:
         """Take some time, as the program wants it."""

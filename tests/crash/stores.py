@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import psycopg
 
 from shoal import PostgresStore, SQLiteStore, Store
-from shoal._ids import Key, child_id
-from shoal.stores._writing import Database
-from tests.postgres import QUICK, PostgresServer, private_server, programs
+from shoal._events.identity import Key, child_id
+from shoal.stores._sql.writing import Database
+from tests.stores.postgres import QUICK, PostgresServer, private_server, programs
 
 from .life import Life
 

@@ -18,7 +18,7 @@ import pytest
 from tests.crash.harness import BACKENDS, check_effects, check_nothing_ran_again, check_tables
 from tests.crash.life import PHASES, Death, Life, lines
 from tests.crash.stores import Row
-from tests.durable import find_programs
+from tests.stores.durable import find_programs
 
 can_fork = pytest.mark.skipif(
     not hasattr(os, "fork") or not Path("/proc/self/stat").exists(),

@@ -30,8 +30,8 @@ from shoal import (
     Store,
     Update,
 )
-from shoal._execution import Execution
-from shoal._store import Batch
+from shoal._engine.execution import Execution
+from shoal.stores._protocol import Batch
 
 from .life import Life, append, begin, lines
 from .scenarios import SCENARIOS

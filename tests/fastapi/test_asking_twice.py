@@ -15,8 +15,8 @@ from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
 from shoal import Application, MemoryStore, Runtime, SQLiteStore, action
-from shoal._store import NullStore
 from shoal.fastapi import runs_router, runtime_lifespan
+from shoal.stores._protocol import NullStore
 from shoal.testing import no_leaks
 from tests.fastapi.inside import client_of, doubled, jobs, service_of, visitors
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_seriali
 from typing_extensions import TypedDict
 
 from shoal import Application, Graph, StateList, action
-from shoal._store import NullStore
 from shoal.fastapi._models import as_json
+from shoal.stores._protocol import NullStore
 from shoal.testing import no_leaks
 from tests.fastapi.inside import client_of, doubled, jobs, say, service_of
 

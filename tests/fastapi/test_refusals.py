@@ -23,7 +23,7 @@ from shoal import Application, Context, MemoryStore, PostgresStore, SQLiteStore,
 from shoal.fastapi import runs_router
 from shoal.testing import no_leaks
 from tests.fastapi.inside import client_of, service_of, visitors
-from tests.postgres import PostgresServer, programs
+from tests.stores.postgres import PostgresServer, programs
 
 pytestmark = pytest.mark.anyio
 

@@ -23,8 +23,8 @@ import anyio
 from shoal import PostgresStore, SQLiteStore
 from tests.kept.data import kept
 from tests.kept.programs import ANSWERS, ENDS, World, programs, resumed
-from tests.postgres import private_server
-from tests.postgres import programs as postgres_programs
+from tests.stores.postgres import private_server
+from tests.stores.postgres import programs as postgres_programs
 
 NOBODY = "UPDATE claims SET host = 'host', boot = 'boot', pid = 1, started = '1'"
 """Takes what says which machine has written the runs."""

@@ -51,7 +51,7 @@ from shoal import (
     first_item,
     quorum,
 )
-from shoal._digest import digest
+from shoal._state.digest import digest
 
 PACKAGES = ("shoal", "shoal.rates", "shoal.rates.redis", "shoal.stores")
 

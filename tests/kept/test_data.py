@@ -18,8 +18,8 @@ import pytest
 
 import shoal
 from shoal import ErrorInfo, Inherit, NotData, PositionedList, StateList, StateMap
-from shoal._digest import digest
-from shoal._typenames import find, name_of
+from shoal._state.digest import digest
+from shoal.stores._codec.typenames import find, name_of
 from tests.kept.data import DATA, VALUES, public
 
 KEPT = json.loads((Path(__file__).parent / "data.json").read_text())

@@ -16,7 +16,7 @@ import pytest
 
 from shoal import PostgresStore, SQLiteStore, Store
 from tests.kept.programs import ANSWERS, World, programs, resumed, straight
-from tests.postgres import PostgresServer
+from tests.stores.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
 

@@ -31,7 +31,7 @@ from shoal import (
     fan_out,
     reckon,
 )
-from shoal._shared import SLACK
+from shoal._limits.shared_rates import SLACK
 from shoal.rates.redis import RedisRates
 from shoal.testing import no_leaks
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import anyio
 
-from shoal._errors import brief
-from shoal._ids import RunPath
-from shoal._store import ENDED, Browses, FailedChild, Prunes, RunStatus, RunSummary
+from shoal._errors.exceptions import brief
+from shoal._events.identity import RunPath
+from shoal.stores._protocol import ENDED, Browses, FailedChild, Prunes, RunStatus, RunSummary
 
 from ._lines import shown, write, write_fields, write_json, write_table
 from ._store import STORE, Refused, open_store

@@ -30,7 +30,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 
-from shoal._errors import DefinitionError
+from shoal._errors.exceptions import DefinitionError
 
 from ._models import RunId
 from ._problems import refusal, without_values

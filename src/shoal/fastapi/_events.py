@@ -20,11 +20,11 @@ from anyio.lowlevel import checkpoint
 from fastapi import HTTPException, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from shoal._events import Update
-from shoal._handle import RunHandle
-from shoal._ids import RunPath
-from shoal._runtime import Runtime
-from shoal._store import NullStore
+from shoal._events.events import Update
+from shoal._events.identity import RunPath
+from shoal._runtime.handle import RunHandle
+from shoal._runtime.runtime import Runtime
+from shoal.stores._protocol import NullStore
 
 from ._disconnect import CLIENT_HAS_GONE, cancel_on_disconnect
 from ._feed import Feed, Frame, encoded_state, encoded_update, feed_of, lines

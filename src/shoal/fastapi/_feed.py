@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import anyio
 
-from shoal._events import (
+from shoal._events.events import (
     Cancelled,
     ChildEnded,
     ChildStarted,
@@ -34,11 +34,11 @@ from shoal._events import (
     Update,
     in_short,
 )
-from shoal._handle import RunHandle
-from shoal._hooks import Hook
-from shoal._ids import RunPath
-from shoal._root import Root
-from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
+from shoal._events.hooks import Hook
+from shoal._events.identity import RunPath
+from shoal._runtime.handle import RunHandle
+from shoal._runtime.root_run import Root
+from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 
 from ._looking import Seen
 from ._models import as_json, as_plain

@@ -19,10 +19,10 @@ from anyio import Event, create_task_group
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from shoal._backend import current_backend
-from shoal._errors import BadUse
-from shoal._recovery import Secrets
-from shoal._runtime import Runtime
+from shoal._concurrency.backend import current_backend
+from shoal._errors.exceptions import BadUse
+from shoal._runtime.recovery import Secrets
+from shoal._runtime.runtime import Runtime
 
 from ._relay import heed_cancels
 

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple, final
 
 from fastapi import HTTPException
 
-from shoal._application import Application
-from shoal._errors import (
+from shoal._errors.exceptions import (
     BadUse,
     CommitInDoubt,
     DefinitionError,
@@ -33,13 +32,14 @@ from shoal._errors import (
     UnknownRun,
     UpdateTooLarge,
 )
-from shoal._events import Question, in_short
-from shoal._handle import RunHandle
-from shoal._history import Playback, play
-from shoal._ids import RunPath
-from shoal._runtime import Runtime
-from shoal._state import State, make_state
-from shoal._store import Beginning, Browses, NullStore, ReadsInParts, RunSummary, Store
+from shoal._events.events import Question, in_short
+from shoal._events.identity import RunPath
+from shoal._runtime.application import Application
+from shoal._runtime.handle import RunHandle
+from shoal._runtime.runtime import Runtime
+from shoal._state.state import State, make_state
+from shoal.stores._history import Playback, play
+from shoal.stores._protocol import Beginning, Browses, NullStore, ReadsInParts, RunSummary, Store
 
 from ._models import as_plain
 from ._problems import STATE, Place, printable, refusal_of

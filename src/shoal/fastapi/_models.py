@@ -20,13 +20,13 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
-from shoal._application import Application
-from shoal._collections import PositionedList, StateList
-from shoal._errors import brief
-from shoal._model import declaration
-from shoal._secret import without_secrets
-from shoal._state import State, held
-from shoal._store import RunStatus
+from shoal._errors.exceptions import brief
+from shoal._runtime.application import Application
+from shoal._state.collections import PositionedList, StateList
+from shoal._state.declaration import declaration
+from shoal._state.secrets import without_secrets
+from shoal._state.state import State, held
+from shoal.stores._protocol import RunStatus
 
 # Not `.` and `..`, which clients take for the address above; pydantic has no lookahead.
 _ID = r"^(\.{0,2}[A-Za-z0-9_~:@+-]|\.{3})[A-Za-z0-9._~:@+-]*$"

@@ -16,7 +16,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 
-from shoal._errors import (
+from shoal._errors.exceptions import (
     InvalidState,
     MissingField,
     MissingSecret,

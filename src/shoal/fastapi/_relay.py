@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from anyio import move_on_after
 
-from shoal._events import in_short
-from shoal._ids import new_run_id
-from shoal._runtime import Runtime
-from shoal._state import Operation, Set
-from shoal._store import CachesResults, Store
+from shoal._events.events import in_short
+from shoal._events.identity import new_run_id
+from shoal._runtime.runtime import Runtime
+from shoal._state.state import Operation, Set
+from shoal.stores._protocol import CachesResults, Store
 
 logger = logging.getLogger("shoal.fastapi")
 

@@ -18,11 +18,11 @@ from anyio import CancelScope, fail_after
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from pydantic import BaseModel
 
-from shoal._application import Application
-from shoal._errors import DefinitionError, Draining
-from shoal._events import in_short
-from shoal._runtime import Runtime
-from shoal._store import Browses, NullStore, RunStatus, RunSummary
+from shoal._errors.exceptions import DefinitionError, Draining
+from shoal._events.events import in_short
+from shoal._runtime.application import Application
+from shoal._runtime.runtime import Runtime
+from shoal.stores._protocol import Browses, NullStore, RunStatus, RunSummary
 
 from ._disconnect import cancel_on_disconnect
 from ._door import Authorize, authorizing, checked_route, refuse_no_data

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from anyio import move_on_after, sleep
 from fastapi import HTTPException
 
-from shoal._errors import NotData, RunClaimed, RunConflict
-from shoal._handle import RunHandle
-from shoal._runtime import Runtime
-from shoal._start import Start
-from shoal._store import Beginning, RunRecord
+from shoal._errors.exceptions import NotData, RunClaimed, RunConflict
+from shoal._runtime.handle import RunHandle
+from shoal._runtime.runtime import Runtime
+from shoal._runtime.start import Start
+from shoal.stores._protocol import Beginning, RunRecord
 
 from ._looking import RETRY_AFTER, Runs, Seen, as_responses, ask, seen
 

@@ -8,7 +8,7 @@ from typing import final
 from anyio import current_time
 from anyio.lowlevel import checkpoint
 
-from shoal._shared import RateReply, RateRequest, RateState, reckon
+from shoal._limits.shared_rates import RateReply, RateRequest, RateState, reckon
 
 SWEEP = 64
 """Keys that are kept without looking whether some could be forgotten."""

@@ -16,9 +16,9 @@ from typing import Any, Self, cast, final
 
 from anyio import CapacityLimiter, to_thread
 
-from shoal._arguments import is_positive
-from shoal._errors import DefinitionError, kind_of
-from shoal._shared import AHEAD, RateReply, RateRequest
+from shoal._errors.arguments import is_positive
+from shoal._errors.exceptions import DefinitionError, kind_of
+from shoal._limits.shared_rates import AHEAD, RateReply, RateRequest
 
 try:
     from redis import Redis

@@ -15,13 +15,13 @@ from typing import final
 from anyio import current_time
 from anyio.lowlevel import RunVar
 
-from shoal._errors import LeaseLost, RunClaimed
-from shoal._events import Decision, Status, Update, in_short
-from shoal._history import Entry
-from shoal._ids import Key, RunPath
-from shoal._results import Results
-from shoal._state import Operation
-from shoal._store import (
+from shoal._errors.exceptions import LeaseLost, RunClaimed
+from shoal._events.events import Decision, Status, Update, in_short
+from shoal._events.identity import Key, RunPath
+from shoal._state.state import Operation
+
+from ._history import Entry
+from ._protocol import (
     ENDED,
     Batch,
     Beginning,
@@ -34,6 +34,7 @@ from shoal._store import (
     RunSummary,
     SavedRun,
 )
+from ._results import Results
 
 # Unlike an id, these are at hand without hashing; and a visit's children are found without a look
 # at those of all others.

@@ -10,12 +10,19 @@ from typing import Any
 
 import anyio
 
-from shoal._errors import LeaseLost, NotData, RunClaimed
-from shoal._events import ChildName, Decision, Status, Update
-from shoal._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
-from shoal._ids import Key, RunPath
-from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
-from shoal._store import Batch, Beginning, ChildRecord, Store
+from shoal._errors.exceptions import LeaseLost, NotData, RunClaimed
+from shoal._events.events import ChildName, Decision, Status, Update
+from shoal._events.identity import Key, RunPath
+from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
+from shoal.stores._history import (
+    Completed,
+    Entry,
+    QuestionAnswered,
+    QuestionAsked,
+    Rewound,
+    StepBegun,
+)
+from shoal.stores._protocol import Batch, Beginning, ChildRecord, Store
 
 from ._conformance_applications import ApplicationConformance
 from ._hand_made import (

@@ -7,13 +7,13 @@ from typing import Any
 
 from anyio.lowlevel import checkpoint
 
-from shoal._action import action
-from shoal._application import Application
-from shoal._events import Done
-from shoal._fanout import fan_out
-from shoal._graph import Graph
-from shoal._state import State
-from shoal._store import Store
+from shoal._events.events import Done
+from shoal._graph.action import action
+from shoal._graph.fan_out import fan_out
+from shoal._graph.graph import Graph
+from shoal._runtime.application import Application
+from shoal._state.state import State
+from shoal.stores._protocol import Store
 
 from ._conformance_besides import OptionalConformance
 

@@ -7,12 +7,20 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any, cast
 
-from shoal._errors import NotData
-from shoal._events import Update
-from shoal._history import QuestionAsked
-from shoal._ids import RunPath
-from shoal._state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
-from shoal._store import Browses, CachesResults, FindsOrphans, Orphan, Prunes, ReadsInParts, Store
+from shoal._errors.exceptions import NotData
+from shoal._events.events import Update
+from shoal._events.identity import RunPath
+from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
+from shoal.stores._history import QuestionAsked
+from shoal.stores._protocol import (
+    Browses,
+    CachesResults,
+    FindsOrphans,
+    Orphan,
+    Prunes,
+    ReadsInParts,
+    Store,
+)
 
 from ._hand_made import BEGINNING, ROOT, HandMadeRun, child_run, claimed, keys, save, update_of
 

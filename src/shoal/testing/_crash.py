@@ -24,11 +24,11 @@ from typing import Generic, Literal, NoReturn, TypeVar, cast, final
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint
 
-from shoal._errors import CommitInDoubt, RunClaimed, StoreFailed, brief
-from shoal._history import Entry
-from shoal._ids import RunPath
-from shoal._store import Batch, ChildRecord, RunRecord, SavedRun, Store
+from shoal._errors.exceptions import CommitInDoubt, RunClaimed, StoreFailed, brief
+from shoal._events.identity import RunPath
 from shoal.stores import MemoryStore
+from shoal.stores._history import Entry
+from shoal.stores._protocol import Batch, ChildRecord, RunRecord, SavedRun, Store
 from shoal.testing._clock import run_virtual
 from shoal.testing._everywhere import places
 from shoal.testing._leaks import Census, judge

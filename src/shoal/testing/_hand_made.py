@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from shoal._events import ChildName, Outcome, Status, Update
-from shoal._history import Entry
-from shoal._ids import Key, RunPath
-from shoal._state import Set
-from shoal._store import Batch, Beginning, SavedRun, Store
+from shoal._events.events import ChildName, Outcome, Status, Update
+from shoal._events.identity import Key, RunPath
+from shoal._state.state import Set
+from shoal.stores._history import Entry
+from shoal.stores._protocol import Batch, Beginning, SavedRun, Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar, final
 
-from shoal._events import (
+from shoal._events.events import (
     ChildEnded,
     ChildHalted,
     ChildStarted,
@@ -14,7 +14,7 @@ from shoal._events import (
     StepEnded,
     StepStarted,
 )
-from shoal._hooks import Hook
+from shoal._events.hooks import Hook
 
 E = TypeVar("E", bound=Event)
 

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from types import FrameType
 
-from shoal._cancel import drive
+from shoal._concurrency.cancellation import drive
 
 _SHOWN = 8  # innermost frames; the rest is how the test got there
 _MACHINERY = {"anyio", "asyncio", "trio"}

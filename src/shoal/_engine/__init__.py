@@ -1,0 +1,17 @@
+"""The engine: one run, from its first step to its end.
+
+Data: ``run`` is one run, ``config`` what it shares with its siblings, ``execution`` what all runs
+below one root run share in this process, ``services`` what all runs of a runtime share.
+
+Functions over a run:
+
+- ``walk`` goes along the graph, step after step.
+- ``call`` executes one step; ``attempts`` bounds and retries it, ``streaming`` reads its items.
+- ``commit`` is the only way to change a state; ``publish`` sends events to hooks, in order.
+- ``replay`` finds the step at which an earlier execution stopped.
+- ``questions``: runs that ask, and wait for answers. ``permits``: what a run holds of limits.
+- ``disposition``: whether a child is executed, and why not.
+- ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``: needed by few runs.
+
+``fanout``, a package of its own, executes many runs under one.
+"""

@@ -1,0 +1,568 @@
+"""The children that an action starts by itself: ``context.fan_out``. Imports everything above.
+
+Invariants:
+- Hosted. The children live in a task of the engine's, not in the action's: a native cancel of the
+  action reaches only its waits, never the group.
+- Structured. The block is left only after all children have ended, cleanup included.
+- An attempt that is inside the block holds no slots: it can't be what its children wait for.
+- Lazy. ``start_each`` pulls an element only while the children that are in flight or wait for room,
+  and the outcomes that the action has not consumed, are together fewer than the limit. So a slow
+  consumer slows the source down.
+- When nothing is left but children that wait for answers, the action is halted, where it waits for
+  an outcome next, or leaves the block.
+- A save or a guarding hook that fails ends the step, also where the action hides it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, NoReturn, Self, final
+
+import anyio
+
+from shoal._concurrency.background import Hosted
+from shoal._concurrency.cancellation import cancelled, ki_protected
+from shoal._engine.call import pass_blame
+from shoal._engine.commit import Write, commit, commit_unapplied
+from shoal._engine.config import Setting
+from shoal._engine.disposition import RESTING
+from shoal._engine.questions import halt_for
+from shoal._engine.replay import load_end
+from shoal._engine.run import Run
+from shoal._engine.unended import Left, end_children, is_left
+from shoal._errors.exceptions import BadUse, DefinitionError, HookFailed, brief, note
+from shoal._events.events import Failed, Outcome
+from shoal._events.hooks import Hook
+from shoal._events.identity import Key
+from shoal._graph.action import Act, FunctionAction
+from shoal._graph.graph import as_graph
+from shoal._graph.parallel import stores_within
+from shoal._graph.policy import Each, Inherit
+from shoal._limits.limits import Limits
+from shoal._limits.permits import Seat
+from shoal._state.functions import require_plain
+from shoal._state.secrets import without_secrets
+from shoal._state.state import held
+from shoal.stores._protocol import Store
+
+from .children import (
+    check_depth,
+    child_setting,
+    children_of,
+    circuits_of,
+    narrowed,
+    only_write_reader,
+    refuse_exposing,
+)
+from .entries import Kind
+from .group import Group
+from .ledger import Ledger, new_ledger
+from .recorded import recorded_children
+from .started import Started, StartedEach
+
+logger = logging.getLogger("shoal")
+
+ACTS = 64
+"""Acts of one fan-out of an action whose settings are remembered."""
+
+
+@final
+class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcome]):
+    """The children that an action starts by itself. Made by ``context.fan_out``.
+
+    Inside ``async with``, ``start`` and ``start_each`` add children, and ``async for`` gives their
+    outcomes as they end, in any order, failures too; it ends when all that were started have ended.
+
+    Leaving the block awaits the children whose outcomes were not consumed, and raises the failures
+    among them as one ``ExceptionGroup``, in the order they were started. Leaving it by an exception
+    cancels the children, awaits their end, and lets the exception go on. An ``await`` in a
+    ``finally`` of theirs is cancelled again at once, unless ``shielded`` is around it.
+
+    Examples:
+        >>> @action(reads=["n"], writes=["square"])
+        ... async def square(n: int) -> int:
+        ...     return n * n
+        >>> @action(writes=["found"])
+        ... async def search(context: Context) -> int:
+        ...     async with context.fan_out(name="tries") as group:
+        ...         group.start_each(square, over=range(100), item="n")
+        ...         async for outcome in group:
+        ...             if isinstance(outcome, Done) and outcome.value > 50:
+        ...                 group.cancel("found one")
+        ...                 return outcome.value
+        ...     return 0
+        >>> Application(search).run_sync().state["found"] > 50
+        True
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        action: FunctionAction[..., Any],
+        seat: Seat | None,
+        *,
+        name: str,
+        limits: Limits,
+        each: Each | None,
+        timeout: float | None,
+        store: Store | Inherit | None,
+        hooks: Sequence[Hook] | Inherit,
+    ) -> None:
+        """Use ``context.fan_out``."""
+        self._run = run
+        self._action = action
+        self._seat = seat
+        self.name: str = f"{action.name}/{name}"
+        self._limits = limits
+        self._limit = limits.in_flight
+        self._store, self._hooks = children_of(run, store, hooks)
+        self._each = each
+        self._timeout = timeout
+        self._source = Started(
+            repr(self),
+            has_room=self._has_room,
+            unconsumed=lambda: self._unconsumed,
+            tell=self._tell,
+        )
+        self._ledger = Ledger()
+        self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
+        self._group: Group | None = None
+        self._hosted: Hosted | None = None
+        self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
+        self._refused: BadUse | None = None  # what the action was told that went on after that
+        self._ended: deque[Outcome] = deque()  # not yet consumed
+        self._resting: list[Run] = []  # children that wait for answers
+        self._halts = False  # whether the action halts since they do
+        self._unsaved: list[Run] = []  # a batch that could not be saved
+        self._deadline = math.inf
+        self._news: anyio.Event | None = None  # set while the action waits for an outcome
+        self._delivered = 0
+        self._thread = threading.get_ident()
+        self._over = False  # all have ended
+        self._left = False
+        self._consuming = False
+
+    # -- opening and leaving --------------------------------------------------------------------
+
+    @ki_protected
+    async def __aenter__(self) -> Self:
+        """Begin: the action gives back its slots."""
+        if self._hosted is not None:
+            self._refuse("is entered a second time; call context.fan_out for another one")
+        if self._run.status is not None or self._run.step != self._action.name:
+            self._refuse("is entered after the action has ended")
+        check_depth(self._run, self.name)
+        self._visit = self._run.visit(self._action.name)
+        self._ledger = new_ledger(self._run, self.name, self._visit, self._store)
+        around = anyio.current_effective_deadline()
+        self._source.recorded = await recorded_children(
+            self._run, self.name, self._visit, self._store
+        )
+        services = self._run.setting.services
+        self._deadline = min(around, self._run.setting.deadline)  # its own is the group's scope's
+        self._group = Group(
+            self._run,
+            self._source,
+            self._limits,
+            owner=self._action.definition,
+            name=self.name,
+            among=self.name,
+            timeout=self._timeout,
+            circuits=circuits_of(services, self._action.definition, self._each, self.name),
+        )
+        self._hosted = services.host(self._live, self._group.cancel)
+        if self._seat is not None:
+            self._seat.lend()
+        return self
+
+    @ki_protected
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        frames: TracebackType | None,
+    ) -> None:
+        """Wait for the children, or cancel them; then take the slots again."""
+        assert self._group is not None
+        assert self._hosted is not None
+        self._left = True
+        if error is not None:
+            self._group.cancel(f"the action raised {brief(error)}")
+        self._source.close()
+        self._group.engage()
+        interruption = await self._hosted.wait()
+        fatal = self._hosted.fatal
+        if self._seat is not None:
+            going_on = interruption is None and fatal is None
+            if going_on and (error is None or (isinstance(error, Exception) and not cancelled())):
+                await self._seat.regain()  # if it has to wait, a cancellation is noticed there
+            else:  # being cancelled, which must not wait
+                self._seat.reclaim()
+        failed = sorted(
+            (outcome for outcome in self._ended if isinstance(outcome, Failed)),
+            key=lambda outcome: outcome.position,
+        )
+        self._ended.clear()
+        failure, self._failure = self._failure, None
+        explains = error is None or (failure is not None and self._explains(failure, error))
+        try:
+            if fatal is not None:
+                raise fatal  # nothing outranks a KeyboardInterrupt
+            if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
+                raise interruption  # else the action's own is under way already
+            if failure is not None and explains:
+                raise failure
+            if error is not None:
+                return
+        finally:
+            del error, fatal, failure, interruption  # no cycle from the exception to this frame
+        if failed:
+            count = "a child" if len(failed) == 1 else f"{len(failed)} children"
+            msg = f"{count} of fan-out {self.name!r} failed"
+            raise ExceptionGroup(msg, [outcome.error for outcome in failed])
+        if self._resting:
+            self._halt()
+
+    def _explains(self, failure: BaseException, error: BaseException) -> bool:
+        """Tell whether the fan-out's own failure is raised where the action has raised ``error``.
+
+        A save or a guarding hook that failed ends the run: the action can't know, and what it
+        raises about children that were cancelled for it is a consequence. So is being refused.
+        """
+        if not isinstance(error, Exception) or error is failure:
+            return False
+        return error is self._refused or self._run.setting.execution.ended_by(failure)
+
+    def _halt(self) -> NoReturn:
+        """Have the action halt, since nothing is left but children that wait for answers."""
+        self._halts = True
+        halt_for(self._run, self.name, self._resting)
+
+    @ki_protected
+    async def _live(self) -> None:
+        """Live the children; runs in the engine's own task."""
+        group = self._group
+        assert group is not None
+        try:
+            try:
+                await pass_blame(self._run)
+                await group.live(self._apply)
+            except Exception as error:  # noqa: BLE001 # raised where the action waits next
+                self._failure = error
+            finally:
+                await self._wind_up(group)
+        finally:
+            self._over = True
+            self._tell()
+
+    async def _apply(self, batch: list[Run]) -> None:
+        try:
+            ended = [child for child in batch if not child.disposition.is_saved]
+            if ended:
+                await commit(self._run, Write(unapplied=ended))
+        except HookFailed:
+            self._deliver(batch)
+            raise
+        except Exception:
+            self._unsaved = batch
+            raise
+        self._deliver(batch)
+
+    async def _wind_up(self, group: Group) -> None:
+        """Record and close what there is; what goes wrong in it must not hide what did before."""
+        try:
+            try:
+                await self._record_rest(group)
+                await self._end_unended()
+            finally:
+                self._source.end()
+        except Exception as error:
+            if self._failure is None:
+                self._failure = error
+            else:
+                logger.exception("while fan-out %r of run %s ended", self.name, self._run.path.id)
+                note(self._failure, f"shoal: while the fan-out ended, {brief(error)} was raised")
+
+    async def _record_rest(self, group: Group) -> None:
+        """Record and deliver how those ended that were cancelled, or never began."""
+        late = [*group.inbox, *self._unsaved]
+        if group.was_cancelled and not self._halts:  # nobody waits for them any more
+            late += self._resting
+            self._delivered -= len(self._resting)
+            for child in self._resting:
+                self._ledger.count(child, by=-1)
+            self._resting = []
+            for child in late:
+                if child.status == "halted":
+                    child.give_up(group.reason)
+        late.sort(key=lambda child: child.position)
+        group.inbox.clear()
+        self._unsaved = []
+        try:
+            ended = [child for child in late if not child.disposition.is_saved]
+            if ended:
+                await commit_unapplied(self._run, ended)
+        finally:
+            self._deliver(late)
+            await self._end_left_over(group.reason)
+
+    async def _end_unended(self) -> None:
+        """Record that children have no end which the action has not started again."""
+        setting, recorded = self._run.setting, self._source.recorded
+        if recorded is None or not setting.execution.is_resumed or setting.execution.unsaved:
+            return
+        left = [Left(record, self._store) for record in recorded.rest() if is_left(record)]
+        if left:
+            why = "its action has not started it again"
+            execution, store = setting.execution, setting.store
+            await end_children(execution, store, self._run, left, decided={}, reason=why)
+
+    async def _end_left_over(self, reason: str) -> None:
+        """Record and deliver that what was started and never began is cancelled.
+
+        What an earlier execution has done stays done.
+        """
+        left = self._source.left_over()
+        ended = list[Run]()
+        for child in left:
+            if child.is_live:
+                child.never_start(reason)
+            elif child.disposition is RESTING:
+                child.give_up(reason)
+            elif child.lacks_history and not self._left:  # else nobody looks at its outcome
+                await load_end(child)
+            if not child.disposition.is_saved:
+                ended.append(child)
+        try:
+            if ended:
+                await commit_unapplied(self._run, ended)
+        finally:
+            self._deliver(left)
+
+    def _deliver(self, batch: list[Run]) -> None:
+        for child in batch:
+            self._ledger.count(child)  # the outcome itself is the action's
+            self._delivered += 1
+            if child.status == "halted":
+                self._resting.append(child)
+                continue
+            outcome = child.outcome
+            child.release_error()
+            if not self._left or isinstance(outcome, Failed):
+                self._ended.append(outcome)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wake the action, if it waits for an outcome."""
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+
+    # -- starting -------------------------------------------------------------------------------
+
+    def start(
+        self,
+        act: Act,
+        state: Mapping[str, Any] | None = None,
+        *,
+        key: Key | None = None,
+        inputs: Mapping[str, object] | None = None,
+    ) -> None:
+        """Start a child, as soon as there is room. Never waits.
+
+        Args:
+            act: What it executes: an action, a graph, a fan-out.
+            state: What it starts with, beside what its act reads of the fields that the action
+                reads.
+            key: Names it among the children of this fan-out; by default its position.
+            inputs: What its actions take besides fields. They count before the run's own.
+
+        Raises:
+            BadUse: Not inside the block, after ``cancel``, or in another thread.
+            BadKey: The key was used before, or is neither a str nor an int.
+            MissingField: The act reads a field that nobody brings.
+            MissingInput: The act takes an input that nobody gives.
+        """
+        group = self._check_open("start")
+        given: Mapping[str, Any] = {} if state is None else state
+        if not isinstance(given, Mapping):
+            msg = f"group.start(act, state) takes a mapping of fields to values, not {brief(state)}"
+            raise DefinitionError(msg)
+        # of a state, what the action may read: asking for more would be refused
+        fields = self._run.setting.execution.secrets.hold(held(given))
+        kind = self._kind(act, fields, inputs)
+        refuse_exposing(self._run, self.name, kind.setting.graph)  # which may be one used before
+        self._source.add(kind, key, without_secrets(fields))
+        group.engage()
+
+    def start_each(
+        self,
+        act: Act,
+        *,
+        over: Iterable[Any] | AsyncIterable[Any],
+        item: str = "item",
+        key: Callable[[Any], object] | None = None,
+        inputs: Mapping[str, object] | None = None,
+    ) -> None:
+        """Start a child for each of many elements, pulled as there is room. Never waits.
+
+        Elements are pulled no faster than outcomes are consumed.
+
+        Args:
+            act: What each child executes.
+            over: The elements; infinite ones are fine.
+            item: The field in which a child finds its element.
+            key: A plain function of the element that returns a str or int; without it, positions.
+            inputs: What their actions take besides fields. They count before the run's own.
+
+        Raises:
+            BadUse: Not inside the block, after ``cancel``, or in another thread.
+            MissingField: The act reads a field that nobody brings.
+            MissingInput: The act takes an input that nobody gives.
+        """
+        group = self._check_open("start_each")
+        if key is not None:
+            require_plain(key, f"group.start_each(key=...) of {self.name!r}")
+        kind = self._kind(act, {item: None}, inputs)
+        each = StartedEach(
+            over, who=self.name, kind=kind, item=item, key=key, started_by=self._source
+        )
+        self._source.add_each(each)
+        if each.waits and group.is_live:
+            group.start_feeding(each)
+        group.engage()
+
+    def cancel(self, reason: str = "the action cancelled it") -> None:
+        """Cancel all children that have not ended, for ``reason``. Their outcomes still come."""
+        if self._group is not None and not self._over:
+            self._group.cancel(reason)
+            self._tell()
+
+    def cancel_child(
+        self, key: Key, reason: str = "the action cancelled it", *, act: str | None = None
+    ) -> bool:
+        """Cancel one child, for ``reason``; its siblings don't notice. Its outcome still comes.
+
+        Args:
+            key: Its key, or its position if it was given none.
+            reason: Why.
+            act: Of several children with that key, the one that executes the act of this name.
+
+        Returns whether there was one that had not ended. What ``start_each`` has not pulled yet is
+        not known.
+        """
+        if self._group is None or self._over:
+            return False
+        return self._group.cancel_child(key, reason, act)
+
+    def _kind(
+        self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
+    ) -> Kind:
+        run, permit = self._run, self._action.permit
+        known = self._settings.get(id(act))
+        if known is None or inputs:
+            known = act, self._setting(act, inputs)
+        if not inputs and len(self._settings) < ACTS:
+            self._settings[id(act)] = known  # the act too, so that its id stays taken
+        setting = known[1]
+        graph = setting.graph
+        readable = {field: run.data[field] for field in permit.reads if field in run.data}
+        base = narrowed(
+            readable,
+            graph,
+            given,
+            f"the children of fan-out {self.name!r} that execute {graph.name!r}",
+            f"give it to group.start, or add it to the reads=[...] of {permit.action!r}",
+        )
+        return Kind(setting, base)
+
+    def _setting(self, act: Act, inputs: Mapping[str, object] | None) -> Setting:
+        graph = as_graph(act, f"fan-out {self.name!r}")
+        if self._run.setting.execution.is_resumed:
+            self._run.setting.execution.know_all(stores_within(graph))
+        return child_setting(
+            self._run,
+            self.name,
+            graph,
+            only_write_reader(graph),
+            inputs,
+            visit=self._visit,
+            store=self._store,
+            hooks=self._hooks,
+            deadline=self._deadline,
+            each=self._each,
+        )
+
+    def _check_open(self, what: str) -> Group:
+        if threading.get_ident() != self._thread:
+            self._refuse(
+                f"is used in another thread than the event loop's; from there, call "
+                f"anyio.from_thread.run_sync(group.{what}, ...)"
+            )
+        if self._group is None or self._left:
+            self._refuse(f"is used outside of its block: call {what} inside `async with`")
+        if self._group.is_closing:
+            why = f"was cancelled ({self._group.reason}), so nothing can be started any more"
+            self._refused = self._misuse(why)
+            raise self._refused
+        return self._group
+
+    def _misuse(self, why: str) -> BadUse:
+        return BadUse(f"the fan-out {self.name!r} of action {self._action.name!r} {why}")
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise self._misuse(why)
+
+    # -- consuming ------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        """Wait for the next outcome."""
+        if self._group is None or self._left:
+            self._refuse("is iterated outside of its block")
+        if self._consuming:
+            self._refuse("is iterated by two tasks at once; give each its own fan-out")
+        self._consuming = True
+        try:
+            while not self._ended:
+                if self._failure is not None:
+                    raise self._failure
+                if self._is_idle:
+                    if self._resting:
+                        self._halt()
+                    raise StopAsyncIteration
+                self._news = anyio.Event()
+                await self._news.wait()
+        finally:
+            self._consuming = False
+        outcome = self._ended.popleft()
+        self._group.engage()
+        return outcome
+
+    @property
+    def _unconsumed(self) -> int:
+        """Outcomes that the action has yet to consume; none once it has left the block."""
+        return 0 if self._left else len(self._ended)
+
+    def _has_room(self) -> bool:
+        """Whether an element may be pulled."""
+        assert self._group is not None
+        return self._group.in_flight + self._unconsumed < self._limit
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether all that was started has ended, and its outcomes are here."""
+        if self._resting and self._group is not None and self._group.was_cancelled:
+            return self._over  # who is halted is about to be cancelled
+        return self._over or (self._source.is_exhausted and self._source.made == self._delivered)
+
+    def __repr__(self) -> str:
+        return f"<ChildGroup {self.name!r} of {self._action.name!r}>"

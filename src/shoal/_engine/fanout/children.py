@@ -1,0 +1,247 @@
+"""What the children of a step have in common, however it starts them. Imports runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from shoal._engine.config import Setting
+from shoal._engine.run import Run
+from shoal._engine.services import Services
+from shoal._errors.exceptions import (
+    DefinitionError,
+    DepthExceeded,
+    MissingField,
+    MissingInput,
+    StateError,
+    did_you_mean,
+)
+from shoal._events.hooks import Hook, Hooks
+from shoal._graph.graph import Graph
+from shoal._graph.parallel import Take
+from shoal._graph.policy import Each, Inherit
+from shoal._limits.breaker import Circuits
+from shoal._state.state import refuse_awaitable
+from shoal.stores._protocol import NullStore, Store
+
+
+def check_depth(run: Run, step: str) -> None:
+    """Refuse to nest runs deeper than allowed.
+
+    Raises:
+        DepthExceeded: A child of ``run`` would be too deep.
+    """
+    deepest = run.setting.execution.max_depth
+    if run.path.depth >= deepest:
+        msg = (
+            f"{step!r} would run {run.path.depth + 1} levels below the root; "
+            f"at most {deepest} are allowed (Application(max_depth=...)): does it contain itself?"
+        )
+        raise DepthExceeded(msg)
+
+
+def child_setting(
+    run: Run,
+    step: str,
+    graph: Graph,
+    value_of: Callable[[Run], object] | None = None,
+    inputs: Mapping[str, object] | None = None,
+    *,
+    visit: int | None = None,
+    deadline: float | None = None,
+    store: Store | None = None,
+    hooks: Hooks | None = None,
+    digests: dict[str, tuple[object, bytes]] | None = None,
+    on_item: Callable[[Run, object], None] | None = None,
+    each: Each | None = None,
+    host: Run | None = None,
+) -> Setting:
+    """Describe the children of ``run`` that execute ``graph`` in ``step``.
+
+    A partial item of theirs is one of the run's too, for whoever started that.
+
+    Raises:
+        MissingInput: The graph takes an input that nobody has given.
+        DefinitionError: None of its acts takes one of ``inputs``.
+        StateError: It would have secret fields saved or told.
+    """
+    setting = run.setting
+    refuse_exposing(run, step, graph)
+    unknown = graph.unknown_input(inputs) if inputs else ""
+    if unknown:
+        msg = f"step {step!r} of run {run.path.id} gives {graph.name!r} an input: {unknown}"
+        raise DefinitionError(msg)
+    given = {**setting.inputs, **inputs} if inputs else setting.inputs
+    for name, need in graph.takes.items():
+        if need.required and name not in given:
+            msg = (
+                f"action {need.by!r} in step {step!r} of run {run.path.id} lacks the input "
+                f"{name!r}; give it to run(inputs=...), to the Task, or bind it"
+            )
+            raise MissingInput(msg)
+    return Setting(
+        graph=graph,
+        inputs=given,
+        execution=setting.execution,
+        act=graph.name,
+        parent=run.path,
+        step=step,
+        visit=run.visit(step) if visit is None else visit,
+        value_of=value_of,
+        scopes=setting.scopes,
+        deadline=setting.deadline if deadline is None else deadline,
+        store=setting.store if store is None else store,
+        keeper=setting.store,
+        hooks=setting.hooks if hooks is None else hooks,
+        digests=digests,
+        on_item=on_item if setting.on_item is None else partial(_hand_up, run, on_item),
+        each=each,
+        is_resumable=setting.is_resumable,
+        host=host,
+        begins_host=host is None or run.is_starting,
+    )
+
+
+def refuse_exposing(run: Run, step: str, graph: Graph) -> None:
+    """Refuse to have children execute what was not known when the run started, and is exposing.
+
+    Raises:
+        StateError: It would have secret fields saved or told.
+    """
+    secret = run.setting.execution.secrets.names
+    why = graph.exposing(secret) if secret else ""
+    if why:
+        msg = f"children of {step!r} of run {run.path.id} would expose a secret field: {why}"
+        raise StateError(msg)
+
+
+def circuits_of(
+    services: Services, definition: object, each: Each | None, name: str = ""
+) -> Circuits | None:
+    """Find the circuits of a fan-out, if it has a breaker.
+
+    Args:
+        services: The runtime's.
+        definition: What all its executions have in common.
+        each: May have a breaker.
+        name: Tells the fan-outs of one action apart.
+    """
+    if each is None or each.breaker is None:
+        return None
+    named = services.circuits.setdefault(definition, {})
+    found = named.get(name)
+    if found is None or found.breaker != each.breaker:
+        found = named[name] = Circuits(each.breaker, services.clock)
+    return found
+
+
+def children_of(
+    run: Run, store: Store | Inherit | None, hooks: Iterable[Hook] | Inherit
+) -> tuple[Store, Hooks]:
+    """Find out where the children of a step of ``run`` are kept, and who is told of them."""
+    setting = run.setting
+    kept = setting.store
+    if store is None:
+        kept = kept if isinstance(kept, NullStore) else NullStore()
+    elif not isinstance(store, Inherit):
+        kept = store
+        setting.execution.know_all((store,))
+    told = setting.hooks if isinstance(hooks, Inherit) else setting.hooks.replaced(hooks)
+    return kept, told
+
+
+def _hand_up(
+    run: Run, on_item: Callable[[Run, object], None] | None, child: Run, item: object
+) -> None:
+    if on_item is not None:
+        on_item(child, item)
+    if run.setting.on_item is not None:
+        run.setting.on_item(run, item)
+
+
+def is_revisited(run: Run) -> bool:
+    """Tell whether a run is a graph as a node that its parent, or the one above, has come back to.
+
+    Its own steps are visited for the first time then; but for what it collects into, they are not.
+    """
+    host, path = run.setting.host, run.path
+    while host is not None and path is not host.path and path.parent is not None:
+        if path.visit:
+            return True
+        path = path.parent
+    return False
+
+
+def narrowed(
+    data: Mapping[str, object], graph: Graph, given: Mapping[str, object], who: str, hint: str
+) -> dict[str, object]:
+    """Make the fields that a child starts with: what it is given, and what it reads of ``data``.
+
+    Args:
+        data: The parent's fields.
+        graph: What the child executes.
+        given: Fields that come from elsewhere, and count first.
+        who: Names the children, for the error.
+        hint: Says where else the field could come from, and what to do, for the error.
+
+    Raises:
+        MissingField: It is nowhere, and nothing in the graph can write it first.
+    """
+    base: dict[str, object] = {}
+    for field in graph.reads:
+        if field in given:
+            base[field] = given[field]
+        elif field in data:
+            base[field] = data[field]
+        elif field in graph.needed_by:
+            has = ", ".join(sorted(data)) or "none"
+            msg = (
+                f"{who} read field {field!r}, which the state does not have (it has: {has}); {hint}"
+                f"{did_you_mean(field, given)}"
+            )
+            raise MissingField(msg)
+    return base
+
+
+def only_write_reader(graph: Graph) -> Callable[[Run], object] | None:
+    """Make what reads the only field that ``graph`` writes; a child that didn't has None."""
+    if len(graph.writes) != 1:
+        return None
+    (field,) = graph.writes
+
+    def only_write(child: Run) -> object:
+        try:
+            return child.final_field(field)
+        except KeyError:
+            return None
+
+    return only_write
+
+
+def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
+    """Make what reads a child's value off its final state, as ``take`` says."""
+
+    def field_of(child: Run, field: str) -> object:
+        try:
+            return child.final_field(field)
+        except KeyError:
+            msg = (
+                f"fan-out {who!r} takes field {field!r} of each child, but this one never wrote "
+                f"it; where only some do, take=lambda state: state.get({field!r})"
+            )
+            raise MissingField(msg) from None
+
+    if take is None:
+        return None
+    if isinstance(take, str):
+        return lambda child: field_of(child, take)
+    if callable(take):
+
+        def taken(child: Run) -> object:
+            value: object = take(child.final_state)
+            refuse_awaitable(value, f"take= of fan-out {who!r}")
+            return value
+
+        return taken
+    fields = tuple(take)
+    return lambda child: {field: field_of(child, field) for field in fields}

@@ -1,0 +1,188 @@
+"""Where the children of a ``fan_out`` come from: its acts in one execution, and its elements.
+
+Imports sources, children, and fan-outs as they are declared.
+
+Invariants:
+- Acts that a function chooses are held to the same as those that are given when it is built.
+- Acts are executed under the names that their children are recorded under.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast, final
+
+from shoal._engine.run import Run
+from shoal._errors.exceptions import BadKey, BadResult, DefinitionError, MissingField, brief
+from shoal._graph.action import Act, bind_where_taken
+from shoal._graph.acts import as_graphs, check_acts, check_wanted, resolve_take
+from shoal._graph.checks import check_reads
+from shoal._graph.fan_out import FanOut, shape_of
+from shoal._graph.graph import Graph
+from shoal._graph.parallel import Join, Take
+from shoal._state.state import State, make_state, refuse_awaitable
+
+from .children import narrowed, only_write_reader, value_reader
+from .entries import Kind, MakeTemplate
+from .recorded import Recorded
+from .source import Elements
+from .takeup import as_recorded
+
+
+@final
+class ChosenActs(NamedTuple):
+    """What a fan-out executes in one execution of its step."""
+
+    graphs: Sequence[Graph]
+    join: Join
+    """What becomes of results, which are arranged otherwise for several acts than for one."""
+    take: Take | None
+    """What of a child's final state is its value."""
+
+
+def choose_acts(act: FanOut, join: Join, data: Mapping[str, object]) -> ChosenActs:
+    """Find out what a fan-out executes, by its function if it has one.
+
+    Args:
+        act: The fan-out.
+        join: What becomes of results, as far as it is known.
+        data: The fields of the parent's state when the step began.
+
+    Raises:
+        BadResult: Its function returned what can't be executed.
+        UndeclaredRead: An act reads a field that the fan-out did not declare.
+    """
+    graphs, several = act.acts, act._several
+    if callable(graphs):
+        graphs, several = _chosen(act, graphs, make_state(data, join.permit), data)
+    if several != act._several:
+        join = replace(join, shape=shape_of(act.over, act.key, join.until, several=several))
+    take = act._take
+    if take is None and not several:
+        take = resolve_take(None, join.into, graphs[0], act.name)
+    return ChosenActs(graphs, join, take)
+
+
+def _chosen(
+    act: FanOut,
+    choose: Callable[[State], Act | Sequence[Act]],
+    state: State,
+    data: Mapping[str, object],
+) -> tuple[Sequence[Graph], bool]:
+    """Return the acts that a function chooses, and whether they are several."""
+    found = choose(state)
+    refuse_awaitable(found, f"the function that chooses the acts of fan-out {act.name!r}")
+    try:
+        graphs, several = as_graphs(found, f"fan-out {act.name!r}, whose acts are chosen,")
+        if act.over is None:
+            check_wanted(f"fan-out {act.name!r}", act.join.until, len(graphs))
+        check_acts(graphs, act._brought, act._take, act.join.into, act.name)
+    except DefinitionError as error:
+        hint = "; if the function itself was meant to be the action, decorate it"
+        msg = f"{error}{'' if isinstance(found, Act | Sequence) else hint}"
+        raise BadResult(msg) from None
+    graphs = [bind_where_taken(graph, act._bound) for graph in graphs]
+    for graph in graphs:
+        check_reads(f"fan-out {act.name!r}", graph, act.join.permit.reads, act._brought, data)
+    return graphs, several
+
+
+def make_elements(
+    act: FanOut,
+    chosen: ChosenActs,
+    *,
+    parent: Run,
+    data: Mapping[str, object],
+    recorded: Recorded | None,
+    make_template: MakeTemplate,
+) -> Elements:
+    """Begin to make the children of a fan-out; nothing is pulled yet.
+
+    Args:
+        act: The fan-out.
+        chosen: What it executes.
+        parent: The run whose step it is.
+        data: The fields of that run's state when the step began.
+        recorded: What earlier executions have left.
+        make_template: Describes the children of one act.
+
+    Raises:
+        BadResult: What it runs over is no iterable.
+        MissingField: The state lacks a field that it runs over, or that a child can't do without.
+        RunConflict: There are results of acts that it doesn't have any more.
+    """
+    join = chosen.join
+    graphs = as_recorded(chosen.graphs, join.shape, parent, act.name, recorded)
+    kinds = [_kind(act, graph, data, make_template) for graph in graphs]
+    return Elements(
+        (None,) if act.over is None else _over(act, make_state(data, join.permit), data),
+        who=act.name,
+        kinds=kinds,
+        item=None if act.over is None else act.item,
+        key_of=_key_reader(act),
+        grows=join.grow is not None,
+        at_most=act.at_most,
+        done_in=join.into,
+        recorded=recorded,
+    )
+
+
+def _kind(
+    act: FanOut, graph: Graph, data: Mapping[str, object], make_template: MakeTemplate
+) -> Kind:
+    brought = "pass it to run(), or write it in an earlier action"
+    if act.over is not None:
+        brought = (
+            f"pass it to run(), or write it in an earlier action, or, if it is what they run "
+            f"over, name it so: item={act.item!r} is what they get now"
+        )
+    comes_later = dict.fromkeys(act._brought)
+    base = narrowed(data, graph, comes_later, f"the children of fan-out {act.name!r}", brought)
+    take = resolve_take(act._take, act.join.into, graph, act.name)
+    reader = only_write_reader(graph) if take is None else value_reader(take, act.name)
+    return make_template(graph, base, reader, None)
+
+
+def _over(act: FanOut, state: State, data: Mapping[str, object]) -> object:
+    """Return what a fan-out runs over."""
+    over = act.over
+    if callable(over):
+        return over(state)
+    assert over is not None, "else there is nothing to run over"
+    try:
+        return data[over]
+    except KeyError:
+        msg = (
+            f"fan-out {act.name!r} runs over field {over!r}, which the state does "
+            f"not have (it has: {', '.join(sorted(data)) or 'none'})"
+        )
+        raise MissingField(msg) from None
+
+
+def _key_reader(act: FanOut) -> Callable[[Any], object] | None:
+    """Make what reads the key of an element; None: elements have none."""
+    if act.over is None:
+        return _only_key
+    key, name = act.key, act.name
+    if not isinstance(key, str):
+        return key
+
+    def key_field(element: object) -> object:
+        try:
+            if isinstance(element, Mapping):
+                return cast("Mapping[str, object]", element)[key]
+            return getattr(element, key)
+        except (KeyError, AttributeError):
+            msg = (
+                f"fan-out {name!r}: key={key!r} names a field of each element, "
+                f"but {brief(cast('object', element))} has none of that name"
+            )
+            raise BadKey(msg) from None
+
+    return key_field
+
+
+def _only_key(_element: object) -> str:
+    """Give all children the same key, where only their acts tell them apart."""
+    return ""

@@ -1,0 +1,698 @@
+"""Where children come from: what a step works on, pulled lazily, keyed, told apart, made into them.
+
+Imports everything above the group; anyio.
+
+Invariants:
+- An element or task is pulled only when there is room for its child.
+- Keys are plain str or int, kept apart. One repeated in ``over`` is refused; with ``grow`` it is
+  dropped and counted.
+- At most ``at_most`` children are started, exactly, over all executions of the step.
+- Positions are those of an earlier execution: what ``grow`` returned then has the places that it
+  got, and what is pulled has the others, in order.
+- Whatever is iterated is closed on every way out, an async iterator in the task that advanced it.
+- What was pulled is somebody's: a child's, or it waits for one. A user's function that raises about
+  an element (``key=``, ``by=``, ``cost=``, ``grow=``, a digest) leaves it to the next attempt.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
+from collections.abc import Set as AbstractSet
+from functools import partial
+from math import inf
+from operator import length_hint
+from typing import Any, Literal, NoReturn, cast
+
+from anyio import CancelScope
+from anyio.lowlevel import checkpoint
+
+from shoal._concurrency.cancellation import ki_unprotected
+from shoal._concurrency.closing import closed_after
+from shoal._engine.config import Setting
+from shoal._engine.disposition import DONE
+from shoal._engine.run import Run
+from shoal._errors.exceptions import BadKey, BadResult, brief, kind_of
+from shoal._events.discovered import Discovered, Known, bring_back
+from shoal._events.events import ChildName, Done, Failed
+from shoal._events.identity import Key, plain_key
+from shoal._state.state import refuse_awaitable
+from shoal.stores._protocol import ChildRecord
+
+from .entries import Dropped, Entry, Kind, Room, entry_of
+from .recorded import Fate, Recorded
+
+FEED_INLINE = 64
+"""Elements that are pulled from an async source without passing a checkpoint."""
+
+
+class Elements:
+    """The source of a fan-out over elements, with a child of each kind for each of them."""
+
+    __slots__ = (
+        "_at_most",
+        "_beyond",
+        "_done_in",
+        "_end",
+        "_ended",
+        "_feeding",
+        "_found_before",
+        "_grows",
+        "_growths",
+        "_item",
+        "_iterator",
+        "_key_of",
+        "_only",
+        "_position",
+        "_recorded",
+        "_reserved_before",
+        "_pulled_before",
+        "_seen",
+        "_seen_before",
+        "_sized",
+        "_started",
+        "_taken",
+        "_last_to_come",
+        "_waiting",
+        "_width",
+        "dropped",
+        "_stopped",
+        "done_before",
+        "given",
+        "kinds",
+        "on_kept",
+        "pick",
+        "to_come",
+        "tried",
+        "who",
+    )
+
+    def __init__(
+        self,
+        elements: object,
+        *,
+        who: str,
+        kinds: Sequence[Kind] = (),
+        item: str | None = None,
+        key_of: Callable[[Any], object] | None = None,
+        grows: bool = False,
+        at_most: int | None = None,
+        done_in: str | None = None,
+        given_by: str = "over",
+        recorded: Recorded | None = None,
+    ) -> None:
+        """Stand before the first element.
+
+        Args:
+            elements: An iterable or async iterable.
+            who: The name of the fan-out, for errors.
+            kinds: The acts that are executed for each element.
+            item: The field that holds the element; None: none does.
+            key_of: Key of an element; None: its place among the elements.
+            grows: Whether ``grow`` may be called, and repeated keys are dropped.
+            at_most: Children to start in all.
+            done_in: The field that has the results of what needs no child.
+            given_by: What gave the elements, for errors.
+            recorded: What earlier executions have left.
+
+        Raises:
+            BadResult: ``elements`` is no iterable.
+        """
+        self.who = who
+        self.kinds = kinds
+        self._only = kinds[0] if len(kinds) == 1 else None
+        self._item = item
+        self._key_of = key_of
+        self._grows = grows
+        self._at_most = at_most
+        self._done_in = done_in
+        self._seen: set[object] = set()
+        self._width = len(kinds) or 1  # positions that an element takes
+        self._position = 0  # of the next child that is pulled, unless it is taken
+        self._taken: deque[tuple[int, int]] = deque()  # ranges of what grow returned, ahead of that
+        self._end = 0  # no position from there on is taken
+        self._recorded = recorded
+        # What may have to be undone of calls of grow: the keys, how many elements were dropped, and
+        # those that were known.
+        self._growths: list[tuple[list[Key], int, list[Known]]] = []
+        self._found_before = Discovered()  # where there are no keys
+        self._seen_before: set[object] = set()  # by the source of an earlier attempt
+        self._pulled_before = 0  # elements without keys, by that source
+        self._reserved_before = 0  # positions before that which grow has given
+        self._started = 0
+        self.to_come: set[ChildName] = set()
+        """Children that rounds before have started, and that have not come up in this one."""
+        self._last_to_come = -1  # the last position of one of them
+        self._stopped = False
+        self.pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
+        """Says of a child, by act and key, whether it is left out or runs anew; None: neither."""
+        self.tried: Mapping[ChildName, int] = {}
+        """Tries of children that run anew, in this execution."""
+        self.done_before: Mapping[ChildName, Done] = {}
+        """Children that are Done in this execution already, whose runs are gone."""
+        self.given = elements
+        self._sized = None if grows else elements
+        self._beyond = 0
+        self.on_kept: Callable[[ChildRecord], None] | None = None
+        """Hears which recorded children need nothing more."""
+        if recorded is not None:
+            self._started = recorded.started
+            self._end = -(-(recorded.last_position + 1) // self._width) * self._width
+        self._waiting: deque[Entry] = deque()  # keyed and told apart already
+        self._iterator: Iterator[object] | None = None
+        self._feeding: AsyncIterator[object] | None = None
+        self._ended = False
+        self.dropped = 0
+        if isinstance(elements, AsyncIterable):
+            self._feeding = aiter(cast("AsyncIterable[object]", elements))
+        elif isinstance(elements, Iterable) and not isinstance(elements, str | bytes):
+            self._iterator = iter(cast("Iterable[object]", elements))
+        else:
+            refuse_awaitable(elements, f"{given_by}= of fan-out {who!r}")
+            one = ", which counts as one element: give a list" if isinstance(elements, str) else ""
+            msg = (
+                f"fan-out {who!r} runs over an iterable of elements, "
+                f"but `{given_by}` gave {kind_of(elements)}"
+                f"{one}"
+            )
+            raise BadResult(msg)
+
+    # -- taking ---------------------------------------------------------------------------------
+
+    @ki_unprotected
+    def take(self) -> Run | Dropped | None:
+        """Make the next child; None if there is none now, ``"dropped"`` if its key is known."""
+        if self._at_most is not None and self._is_full():
+            return None
+        if self._waiting and (self._iterator is None or not self._is_ahead()):
+            return self._child(self._waiting.popleft())
+        if self._iterator is None:
+            return None
+        try:
+            element = next(self._iterator)
+        except StopIteration:
+            self._ended = True
+            self._iterator = None
+            return self._child(self._waiting.popleft()) if self._waiting else None
+        if self._only is not None:
+            return self._take_only(element, self._only)
+        entries = self._place(element)
+        if not entries:
+            return "dropped"
+        if len(entries) > 1:
+            self._waiting.extend(entries[1:])
+        return self._child(entries[0])
+
+    def _is_ahead(self) -> bool:
+        """Tell whether what waits was discovered after what comes next from the source.
+
+        In an earlier execution, that is. It must come after that again: it could return it.
+        """
+        return bool(self._taken) and self._free_position() < self._waiting[0].position
+
+    def left(self) -> int:
+        """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
+        if self._at_most is not None and self._is_full():
+            return 0
+        more = 0
+        if self._iterator is not None:
+            more = length_hint(self._iterator, sys.maxsize) or int(not self._is_exact)
+        return more + len(self._waiting)
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether it has a size, so that its iterator knows when there is no more."""
+        return isinstance(self._sized, Sequence | AbstractSet | Mapping)
+
+    def most(self) -> float:
+        """Say how many more children there can be at most; ``math.inf`` where nobody knows."""
+        if self.dry():
+            return 0
+        more = inf
+        if self._is_exact:
+            size = len(cast("Sized", self._sized))
+            more = size * self._width - self._position + len(self._waiting)
+        if self._at_most is None:
+            return more
+        recorded = 0 if self._recorded is None else self._recorded.left
+        return min(more, self._at_most - self._started + recorded + len(self.to_come))
+
+    @property
+    def may_start(self) -> float:
+        """How many more may be started by ``at_most``; ``math.inf``: any number."""
+        return inf if self._at_most is None else self._at_most - self._started
+
+    def waiting(self) -> int:
+        """Count the elements that were pulled and have no child yet."""
+        return len(self._waiting)
+
+    @property
+    def known(self) -> int:
+        """Elements that are known, for ``grow`` returned them, and have no child yet."""
+        return len(self._waiting) + self._beyond
+
+    def dry(self) -> bool:
+        """Tell whether there will be no more, unless ``grow`` adds some."""
+        has_ended = self._ended or (self._iterator is not None and not self.left())
+        return (has_ended and not self._waiting) or self._is_full()
+
+    def take_back(self, child: Run) -> None:
+        """Have a child be the next that is taken; see ``Source``."""
+        self._started -= 1
+        self._waiting.appendleft(entry_of(child))
+
+    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> list[Run]:
+        """Make the children of what is known and was not taken; they are not to begin."""
+        entries, self._waiting = self._waiting, deque()
+        kept, dropped = list[Entry](), list[Run]()
+        try:
+            while entries:
+                entry = entries.popleft()
+                if not is_meant(entry.kind.setting, entry.key):
+                    kept.append(entry)
+                    continue
+                child = self._child(entry)
+                if child == "dropped":
+                    continue
+                if child.disposition is DONE:
+                    self._started -= 1
+                    kept.append(entry_of(child))
+                else:
+                    dropped.append(child)
+        finally:  # where making one raises, that one is in _waiting again
+            self._waiting = deque((*kept, *self._waiting, *entries))
+        return dropped
+
+    def remade(self, record: ChildRecord) -> Run | None:
+        """Make the child of a record again, if its act is still one of those that are executed."""
+        for kind in self.kinds:
+            if kind.setting.act == record.act:
+                return self._run(record.key, record.position, record.element, kind)
+        return None
+
+    @property
+    def is_next_done(self) -> bool:
+        """Whether the next child is known to be Done, so that it only has to be applied."""
+        child = self._waiting[0].child if self._waiting else None
+        return child is not None and child.disposition is DONE
+
+    def _is_full(self) -> bool:
+        """Tell whether no more may be started, and none that has been is still to come."""
+        if self._at_most is None or self._started < self._at_most:
+            return False
+        last, recorded = self._last_to_come if self.to_come else -1, self._recorded
+        if recorded is not None and recorded.left:
+            last = max(last, recorded.last_position)
+        return last < 0 or (not self._waiting and self._position > last)
+
+    def _take_only(self, element: object, kind: Kind) -> Run | Dropped:
+        """Make the child of an element where it has just one, which is worth being quick about."""
+        position = self._free_position() if self._taken else self._position
+        key = self._key(element, position)
+        if key is None:
+            return "dropped"
+        self._position = position + 1
+        return self._make(key, position, element, kind)
+
+    def _child(self, entry: Entry) -> Run | Dropped:
+        if entry.child is not None:
+            self._started += 1
+            return entry.child
+        return self._make(entry.key, entry.position, entry.element, entry.kind)
+
+    def _make(self, key: Key, position: int, element: object, kind: Kind) -> Run | Dropped:
+        try:
+            return self._make_child(key, position, element, kind)
+        except BaseException:
+            # Its key has come up, and its place is taken: without this, another attempt would pass
+            # over it (see test_an_element_is_not_lost_when_something_raises_about_it).
+            self._waiting.appendleft(Entry(key, position, element, kind))
+            raise
+
+    def _make_child(self, key: Key, position: int, element: object, kind: Kind) -> Run | Dropped:
+        child = self._run(key, position, element, kind)
+        is_counted = bool(self.to_come) and ChildName(kind.setting.act, key) in self.to_come
+        if is_counted:
+            self.to_come.remove(ChildName(kind.setting.act, key))
+        picked = None if self.pick is None else self.pick(kind.setting.act, key)
+        if picked is not None:
+            return self._go_by(picked, child, is_counted=is_counted)
+        if self.done_before and (done := self._done_before(child)) is not None:
+            child.take_over(done)
+            self._started += self._recorded is None and not is_counted
+            return child
+        if self._recorded is not None:
+            fate, record = self._recorded.judge(child)
+            if record is not None:
+                return self._go_on(child, fate, record)
+        if kind.done and key in kind.done:
+            child.skip(f"already in {self._done_in}")
+        elif is_counted:
+            pass
+        elif self._started == self._at_most:  # only what has been started before is looked for
+            self._beyond += 1
+            return "dropped"
+        else:
+            self._started += 1
+        return child
+
+    def _done_before(self, child: Run) -> Done | None:
+        """Return how a child has ended that is Done; not where the store has more of it."""
+        name = ChildName(child.setting.act, child.key)
+        is_recorded = self._recorded is not None and self._recorded.get(name) is not None
+        return None if is_recorded else self.done_before.get(name)
+
+    def _go_by(
+        self, picked: Literal["leave", "anew"], child: Run, *, is_counted: bool
+    ) -> Run | Dropped:
+        """Make of a child what ``pick`` says."""
+        if picked == "leave":
+            return "dropped"
+        name = ChildName(child.setting.act, child.key)
+        if self._recorded is not None and self._recorded.get(name) is not None:
+            self._recorded.drop(name)
+        elif not is_counted:
+            if self._started == self._at_most:
+                self._beyond += 1
+                return "dropped"
+            self._started += 1
+        child.resume_state().is_afresh = True
+        child.count_earlier_attempts(self.tried.get(name, 0))
+        return child
+
+    def _run(self, key: Key, position: int, element: object, kind: Kind) -> Run:
+        item = self._item
+        data = kind.base if item is None else {**kind.base, item: element}
+        return Run(kind.setting, data, key=key, position=position, element=element)
+
+    def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Dropped:
+        """Make of a child what its record says."""
+        if fate == "begins again":
+            return child
+        if fate == "runs anew":
+            child.resume_state().is_afresh = True
+            return child
+        if fate == "goes on":
+            child.resume_state().record = record
+            return child
+        if fate == "is done":
+            child.take_over(record)
+            return child
+        if fate == "rests":
+            child.rest(record)
+            return child
+        if self.on_kept is not None:
+            self.on_kept(record)
+        if self._done_in is None or child.position == record.position:
+            return "dropped"
+        child.keep_recorded(record)  # only its place among the others changes
+        return child
+
+    def _place(self, element: object) -> Sequence[Entry]:
+        """Give an element that was pulled its key and position; none if it may be dropped."""
+        position = self._free_position()
+        entries = self._entries(element, position)
+        if entries:
+            self._position = position + self._width
+        return entries
+
+    def _free_position(self) -> int:
+        """Return the lowest position that nobody has."""
+        while self._taken and self._taken[0][0] <= self._position:
+            start, stop = self._taken.popleft()
+            self._reserved_before += stop - start
+            self._position = stop
+        return self._position
+
+    def _entries(self, element: object, position: int) -> Sequence[Entry]:
+        """Find the key of an element, and make its entries; none if its key may be dropped."""
+        key = self._key(element, position // self._width)
+        if key is None:
+            return ()
+        return [Entry(key, position + at, element, kind) for at, kind in enumerate(self.kinds)]
+
+    def _key(self, element: object, index: int) -> Key | None:
+        """Find the key of an element; None if it is known and may be dropped."""
+        if self._key_of is None:
+            return index
+        key = self._key_of(element)
+        if type(key) is not int and type(key) is not str:
+            key = self._checked_key(key, element, index)
+        if key in self._seen:
+            if self._has_come_before(key):
+                return None
+            if self._grows:
+                self.dropped += 1
+                return None
+            self._refuse_repeated(key, element, index)
+        self._seen.add(key)
+        return key
+
+    def _has_come_before(self, key: object) -> bool:
+        """Tell whether an element is one that the source of an earlier attempt has given.
+
+        That is so once for each key: a repetition is refused in this attempt as it was in that one.
+        With ``grow``, repetitions are dropped, and counted already.
+        """
+        if key not in self._seen_before:
+            return False
+        if not self._grows:
+            self._seen_before.discard(key)
+        return True
+
+    def _checked_key(self, key: object, element: object, index: int) -> Key:
+        plain = plain_key(key)
+        if plain is not None:
+            return plain
+        refuse_awaitable(key, f"key= of fan-out {self.who!r}")
+        msg = (
+            f"fan-out {self.who!r}: the key of element {index} ({brief(element)}) is a "
+            f"{type(key).__name__}; keys are str or int: make key= return one"
+        )
+        raise BadKey(msg)
+
+    def _refuse_repeated(self, key: Key, element: object, index: int) -> NoReturn:
+        msg = (
+            f"fan-out {self.who!r}: element {index} ({brief(element)}) has the key "
+            f"{brief(key)}, which an earlier element has; make key= tell them apart, or remove "
+            f"repetitions"
+        )
+        raise BadKey(msg)
+
+    # -- going on where an earlier attempt has failed ------------------------------------------
+
+    def count_on(self, former: Elements, again: Mapping[ChildName, int]) -> None:
+        """Count the children that the source of the round before has started, in a new round.
+
+        Args:
+            former: That source.
+            again: Those of them that are to come up again, with their positions.
+        """
+        self._started = former._started
+        self.to_come = set(again)
+        self._last_to_come = max(again.values(), default=-1)
+
+    @ki_unprotected
+    def resume(self, former: Elements, unfinished: Iterable[Run]) -> None:
+        """Go on where the source of an earlier attempt of the step stood.
+
+        What that has pulled needs no child any more, but those children that were not finished,
+        which live on, and what waited for one. Those come first.
+
+        Args:
+            former: It was closed.
+            unfinished: Children of that attempt.
+        """
+        # Those that are Done come first: they need no permit of what stands before this source.
+        children = sorted(
+            unfinished, key=lambda child: (child.disposition is not DONE, child.position)
+        )
+        self._waiting.extend(map(entry_of, children))
+        self._waiting.extend(former._waiting)
+        self._seen |= former._seen
+        self._seen_before = set(self._seen)
+        self._position, self._taken, self._end = former._free_position(), former._taken, former._end
+        self._reserved_before, self._recorded = former._reserved_before, former._recorded
+        self._found_before = former._found_before
+        self._started = former._started - len(children)
+        self.to_come, self._last_to_come = former.to_come, former._last_to_come
+        self.dropped = former.dropped
+        if former._is_keyed():
+            return
+        self._pulled_before = (former._position - former._reserved_before) // former._width
+        while self._iterator is not None and self._pulled_before:
+            self._pulled_before -= 1
+            next(self._iterator, None)
+
+    def _is_keyed(self) -> bool:
+        """Tell whether elements are known by their keys, and not by their places."""
+        return self._key_of is not None
+
+    # -- growing --------------------------------------------------------------------------------
+
+    def grow(self, elements: object, cause: Done | Failed) -> list[Entry]:
+        """Tell apart what ``grow`` returned for the outcome ``cause``; return what of it is new.
+
+        It is taken only after ``admit``, so that no child starts before its cause is saved.
+
+        Raises:
+            BadResult: It is no iterable.
+            BadKey: One of them has a bad key.
+        """
+        if not isinstance(elements, Iterable) or isinstance(elements, str | bytes):
+            refuse_awaitable(elements, f"grow= of fan-out {self.who!r}")
+            msg = (
+                f"fan-out {self.who!r}: grow returned {kind_of(elements)} for key "
+                f"{cause.key!r}; it returns an iterable of new elements, which may be empty"
+            )
+            raise BadResult(msg)
+        found: list[Entry] = []
+        start = position = max(self._end, self._free_position())
+        keys, dropped, recorded = list[Key](), self.dropped, self._recorded
+        again, name = list[Known](), ChildName(cause.act, cause.key)
+        # One that had no place in an earlier execution has discovered nothing there.
+        may_know = self._found_before and recorded and cause.position <= recorded.last_position
+        try:
+            for element in cast("Iterable[object]", elements):
+                if may_know and (known := self._found_before.find(element, name)) is not None:
+                    again.append(known)
+                    continue
+                entries = self._entries(element, position)
+                if entries:
+                    keys.append(entries[0].key)
+                if entries and recorded is not None and self._are_done(entries, recorded):
+                    self.dropped += 1  # it keeps the place that it got from the source
+                elif entries:
+                    found += entries
+                    position += self._width
+        finally:
+            self._growths.append((keys, self.dropped - dropped, again))
+        self._reserve(start, position)
+        return found
+
+    @property
+    def growths(self) -> int:
+        """How often ``grow`` was called, also where that raised, since the last ``admit``."""
+        return len(self._growths)
+
+    def ungrow(self, count: int) -> None:
+        """Undo all calls of ``grow`` since the last ``admit`` but the first ``count``.
+
+        What they returned is new again, for whoever finds it next. Their positions stay empty:
+        others may have the next ones already.
+        """
+        for keys, dropped, again in self._growths[: count - 1 if count else None : -1]:
+            self._seen.difference_update(keys)
+            self.dropped -= dropped
+            bring_back(again)
+        del self._growths[count:]
+
+    def _are_done(self, entries: Iterable[Entry], recorded: Recorded) -> bool:
+        return all(recorded.has_done(one.kind.setting.act, one.key) for one in entries)
+
+    def rediscover(
+        self, elements: Iterable[object], position: int, cause: ChildName | None
+    ) -> None:
+        """Let come what ``grow`` has returned in an earlier execution.
+
+        Args:
+            elements: What of it was new then.
+            position: The position of the first of them.
+            cause: The child by whose outcome that was, if it has the same outcome still.
+        """
+        start = position
+        if not self._is_keyed():
+            elements = list(elements)
+            self._found_before.remember(elements, cause)
+        for element in elements:
+            self._waiting.extend(self._entries(element, position))
+            position += self._width
+        self._reserve(start, position)
+
+    def _reserve(self, start: int, stop: int) -> None:
+        self._end = max(self._end, stop)
+        if self._taken and self._taken[-1][1] == start:
+            self._taken[-1] = self._taken[-1][0], stop
+        elif start < stop:
+            self._taken.append((start, stop))
+
+    def admit(self, entries: Iterable[Entry]) -> None:
+        """Let ``entries`` be taken: the update that found them is saved."""
+        self._growths.clear()
+        self._waiting.extend(entries)
+
+    # -- feeding --------------------------------------------------------------------------------
+
+    @property
+    def waits(self) -> bool:
+        """Whether elements must be waited for."""
+        return self._feeding is not None
+
+    def feeds(self) -> Sequence[Elements]:
+        """Return what must be fed in tasks of their own."""
+        return [self] if self.waits else []
+
+    async def feed(self, group: Room) -> None:
+        """Bring elements in, one whenever there is room; return when all are in."""
+        source = self._feeding
+        assert source is not None
+        feed = partial(self._feed, source, group)
+        await closed_after(source, feed, f"the source of fan-out {self.who!r}", hide=self._hide)
+
+    @ki_unprotected
+    async def _feed(self, source: AsyncIterator[object], group: Room, _scope: CancelScope) -> None:
+        # elements that still need a child; None: any number
+        wanted = None if self._recorded is not None or self.to_come else self._at_most
+        if wanted is not None:
+            known = sum(entry.key not in entry.kind.done for entry in self._waiting)
+            wanted = max(0, wanted - self._started - known)
+        pulled = 0
+        while wanted != 0 and not self.dry() and await group.wait_for_room():
+            pulled += 1
+            if pulled % FEED_INLINE == 0:
+                await checkpoint()  # where elements come without waiting, others wait for us
+            try:
+                element = await anext(source)
+            except StopAsyncIteration:
+                break
+            if self._stopped:
+                break
+            if self._pulled_before:
+                self._pulled_before -= 1
+                continue
+            for entry in self._place(element):
+                if wanted is not None and entry.key not in entry.kind.done:
+                    wanted = max(0, wanted - 1)
+                self._waiting.append(entry)
+                group.new_element()
+        # Not where it was cancelled: the parent may take a last end in that very tick, and would
+        # count the step as completed, see test_a_cancelled_source_has_not_ended.
+        self._ended = True
+
+    def _hide(self, error: BaseException) -> None:
+        """Mask what is secret in an error that is about to be told."""
+        for kind in self.kinds[:1]:
+            kind.setting.secrets.hide(error)
+
+    def stop(self) -> None:
+        """Make no more children."""
+        self._stopped = self._ended = True
+        self._waiting.clear()
+        self.close()
+
+    def close(self) -> None:
+        """Close a generator that was not exhausted."""
+        iterator, self._iterator = self._iterator, None
+        if isinstance(iterator, Generator):
+            cast("Generator[object, None, None]", iterator).close()

@@ -1,0 +1,680 @@
+"""Parallel steps: acts whose work is children, and one execution of such an act by one run.
+
+Imports everything above.
+
+Invariants:
+- A batch of outcomes is one save, made in the parent's task; what ended unapplied is saved too.
+- A decision and the update of the child that decided are one save. Everybody sees the winner; then
+  the others are cancelled, once, and awaited to the end of their cleanup; then they are recorded.
+- A child starts from the parent's state as it was when the step began, narrowed to what its graph
+  needs; siblings don't see each other's results.
+- A step that an earlier execution has begun goes on where it stood; see ``_recorded``.
+- A child that is halted takes no place, and neither wins nor fails. When there are no others left,
+  and it is still needed, the step halts; if it is not, it is cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import final
+
+from shoal._engine.commit import Write, commit, commit_unapplied
+from shoal._engine.parts import is_done
+from shoal._engine.questions import halt_for
+from shoal._engine.run import Run
+from shoal._errors.exceptions import HookFailed, InvalidState, brief, note
+from shoal._events.events import ChildName, Done, Failed, Outcome, Status, Update
+from shoal._graph.fan_out import FanOut
+from shoal._graph.graph import Graph
+from shoal._graph.parallel import Parallel, stores_within
+from shoal._graph.policy import Tolerate
+from shoal._graph.task_classes import ParallelAction
+from shoal._graph.until import FirstItem
+from shoal._state.state import NO_CHANGE, Change, Set, make_state
+from shoal.stores._protocol import ChildRecord, NullStore
+
+from .batch import Draft
+from .carrying import Carrier
+from .children import check_depth, child_setting, children_of, circuits_of, is_revisited
+from .elements import choose_acts, make_elements
+from .entries import Kind
+from .group import Group
+from .ledger import new_ledger
+from .race import Streams, contest
+from .recorded import outcome_of
+from .rounds import Rounds
+from .source import Elements
+from .stagger import Staggered, stagger
+from .takeup import Declared, declared, only, refuse_lost, refuse_other_decision
+from .task_source import TaskElements
+
+logger = logging.getLogger("shoal")
+
+
+@final
+class ParallelStep(Carrier):
+    """One execution of a parallel act by one run.
+
+    Where it has failed, and something around it is tried again, it is executed again, and goes on:
+    children that are done, and what was applied of them, stay; others live on where they stood.
+    That holds wherever it has failed: also before its first child, and where a user's function
+    raises in a later attempt that did not in the one before.
+    """
+
+    def __init__(self, act: Parallel, run: Run) -> None:
+        """Begin: from now on the state as it is counts for all children."""
+        check_depth(run, act.name)
+        self.act = act
+        store, self._hooks = children_of(run, act.store, act.hooks)
+        super().__init__(run, act.name, act._join(), store)
+        self._staggered: Staggered | None = None
+        self._rounds = Rounds()
+        self._digests: dict[str, tuple[object, bytes]] = {}
+        self.acts: Sequence[str] | None = None  # their names in the program
+        self.versions: Sequence[str] | None = None  # and those of their steps
+        self._is_recalled = False  # whether the store was asked what there is
+        self._is_over = False  # whether all that is left is to complete it
+        self._has_opened = False  # whether the collections are started
+        self.take: object = None
+        self._done: Mapping[object, object] = {}  # results that were there from the start
+        self._is_failing = False
+        self._ends_at = 0.0  # where there is a timeout
+        self._unsaved: list[Run] = []  # a batch that could not be saved
+        self._resting: list[Run] = []  # children that wait for answers
+        self._unfinished: list[Run] = []  # children that another attempt has to go on with
+
+    def kind(
+        self,
+        graph: Graph,
+        base: Mapping[str, object],
+        value_of: Callable[[Run], object] | None,
+        inputs: Mapping[str, object] | None = None,
+    ) -> Kind:
+        """Describe the children that execute ``graph``.
+
+        Args:
+            graph: What they execute.
+            base: The fields that each of them starts with.
+            value_of: Reads a child's value off its final state.
+            inputs: What they take besides those of the run.
+
+        Raises:
+            MissingInput: The graph takes an input that nobody has given.
+        """
+        if self.parent.setting.execution.is_resumed:  # chosen by a function, maybe
+            self.parent.setting.execution.know_all(stores_within(graph))
+        setting = child_setting(
+            self.parent,
+            self.act.name,
+            graph,
+            value_of,
+            inputs,
+            store=self._store,
+            hooks=self._hooks,
+            digests=self._digests,
+            each=self.act.each,
+            on_item=self._hear_item if isinstance(self._contest, Streams) else None,
+        )
+        return Kind(setting, base)
+
+    def _make_source(self) -> Elements:
+        act = self.act
+        if isinstance(act, FanOut):
+            chosen = choose_acts(act, self.join, self.data)
+            self.join, self.take = chosen.join, chosen.take
+            self.acts = [graph.name for graph in chosen.graphs]
+            self.versions = [graph.version for graph in chosen.graphs]
+            return make_elements(
+                act,
+                chosen,
+                parent=self.parent,
+                data=self.data,
+                recorded=self.recorded,
+                make_template=self.kind,
+            )
+        assert isinstance(act, ParallelAction), "there is no other parallel act"
+        return TaskElements(
+            act,
+            parent=self.parent,
+            permit=self.join.permit,
+            data=self.data,
+            recorded=self.recorded,
+            make_template=self.kind,
+        )
+
+    def _room_of(self, source: Elements) -> int:
+        return len(source.kinds) if self.act._unlimited else self.act.limits.in_flight
+
+    def _declared(self) -> Declared:
+        return declared(
+            self.join,
+            acts=self.acts,
+            versions=self.versions,
+            is_keyed=self.act._is_keyed,
+            take=self.take,
+        )
+
+    async def execute(self) -> Change:
+        """Run all children, and return the change that completes the step."""
+        former = self.source
+        if not self._is_recalled:
+            self._contest = contest(self.act.name, self.join.until)
+            await self._recall()
+            self._is_recalled = True
+            is_settled = self._is_settled()
+            if self.decision is not None:
+                await self._end_losers(self.decision, makes=True)
+            if is_settled and self.decision is not None:
+                self._refuse_changed()
+                self._count_rest(self.decision)
+                self._is_over = True
+        if former is not None and self._is_won:
+            # Something raised behind the decision, which is saved: all that is left is to complete
+            # it, see test_a_race_that_is_decided_stays_decided_when_something_raises_behind_it.
+            self.ledger.let_go()
+            await self._clear_up()
+            await self._end_left_behind()
+            self._is_over = True
+        if not self._is_over:
+            if former is not None and self._has_opened and self._may_restart:
+                self.ledger.settle()
+                self._begin_again(self.ledger, among_all=True)
+                former = None
+            await self._live_round(former, begins=True)
+            while self._runs_again():
+                self._begin_again(self.ledger)
+                await self._live_round()
+            self._is_over = True
+        self.ledger.is_decided = self.decision is not None
+        return self.act._finished(make_state(self.parent.data, self.join.permit))
+
+    async def _live_round(self, former: Elements | None = None, *, begins: bool = False) -> None:
+        """Run the children, all of them or, after a ``former`` source, what that has left.
+
+        Args:
+            former: The source of an attempt that has failed.
+            begins: Whether an attempt begins with this, and its time with that.
+        """
+        try:
+            source = self._make_source()
+        except BaseException:
+            # What there is already is gone on with by the next attempt, see
+            # test_what_is_applied_stays_when_over_raises_in_another_attempt.
+            self.parent.retain(self.act.name, self)
+            raise
+        await self._live_from(source, former, begins=begins)
+
+    async def _live_from(self, source: Elements, former: Elements | None, *, begins: bool) -> None:
+        act, clock = self.act, self.parent.setting.services.clock
+        self.source = source
+        self._rounds.prepare(source)
+        lacking = 1 if self._contest is None else self._contest.lacking
+        services, definition = self.parent.setting.services, act.definition
+        # One that was decided runs its winner alone, see test_a_decided_race_is_not_staggered.
+        how = act.stagger if self.decision is None else None
+        staggered = self._staggered = stagger(how, source, services, definition, lacking)
+        if act.timeout is not None and begins:
+            self._ends_at = clock() + act.timeout
+        group = self._group = Group(
+            self.parent,
+            source if staggered is None else staggered,
+            act.limits,
+            limit=self._room_of(source),
+            owner=act.definition,
+            name=act.name,
+            timeout=act.timeout,
+            ends_at=None if act.timeout is None else self._ends_at,
+            circuits=circuits_of(services, definition, act.each),
+            decisive=self._decisive,
+        )
+        try:
+            if not self._has_opened:
+                await self._open()
+                self._has_opened = True
+            elif former is not None:
+                self._go_on(former)
+            self._leave_out_done()
+            if not self._is_lost(0):
+                self._decide_by_recorded()
+                await group.live(self._apply)
+                await self._record_unapplied(group)
+            self._judge()
+            if not self._runs_again():
+                await self._clear_up()
+                await self._end_left_behind()
+                refuse_lost(self.parent, self.join, self.ledger, self.recorded)
+        except BaseException as error:
+            await self._wind_up(group, error)
+            self.parent.retain(act.name, self)
+            if self._contest is not None and not self.parent.setting.is_resumable:
+                self._contest.forget()
+                self._rounds.forget()
+            raise
+        finally:
+            if staggered is not None:
+                staggered.close()
+            self.ledger.dropped = source.dropped
+            self.ledger.left = source.known
+            # No cycle: an error's frames lead to the source.
+            source.on_kept = None
+        source.close()
+
+    @property
+    def _decisive(self) -> Collection[Status | None]:
+        """What an end has to be to decide, maybe, that the rest is cancelled."""
+        if self._contest is not None:
+            return ("succeeded", "failed", "cancelled", None)
+        return () if self.join.on_error in ("collect", "ignore") else ("failed",)
+
+    def _go_on(self, former: Elements) -> None:
+        """Go on where the attempt before has failed."""
+        assert self.source is not None
+        unfinished, self._unfinished = self._unfinished, []
+        self._is_failing = False
+        self._resting.clear()
+        name, ledger = self.act.name, self.ledger.without(unfinished)
+        self.ledger = new_ledger(self.parent, name, self.parent.visit(name), self._store, ledger)
+        if isinstance(self._contest, Streams):  # nobody leads: the race is run again
+            self._contest, self.decision = contest(name, self.join.until), None
+        elif self._contest is not None:
+            self._contest.reopen()
+        for child in unfinished:
+            child.reopen()
+        self.source.resume(former, unfinished)
+
+    async def _wind_up(self, group: Group, error: BaseException) -> None:
+        """Record and close what there is; what goes wrong in it must not hide ``error``."""
+        assert self.source is not None
+        try:
+            try:
+                await self._record_unapplied(group)
+            finally:
+                self.source.close()
+        except Exception as failure:
+            logger.exception("while fan-out %r of run %s ended", self.act.name, self.parent.path.id)
+            note(error, f"shoal: while the fan-out ended, {brief(failure)} was raised")
+
+    # -- what was decided before ----------------------------------------------------------------
+
+    def _is_settled(self) -> bool:
+        """Tell whether an earlier execution has decided it, so that nothing is left to be done."""
+        decision = None if self._begun is None else self._begun.decision
+        if decision is None or self._begun is None:
+            return False
+        refuse_other_decision(self.parent, self.join, decision, self._begun)
+        until, winner, recorded = self.join.until, decision.winner, self.recorded
+        record = None if recorded is None else recorded.get(winner)
+        applied = recorded is not None and record is not None and recorded.is_applied(record)
+        if isinstance(until, FirstItem) and not applied:
+            if until.on_break == "restart" and record is not None and record.status == "failed":
+                self.decision = decision
+                self._begin_again(())
+                return False
+            # Only the winner runs again, from its start, unless all that lacks is its update.
+            self._contest = Streams(self.act.name, until, winner)
+            goes_on = record is not None and record.status in ("succeeded", "halted")
+            self._rounds.pick = partial(only, winner, anew=not goes_on)
+            self.decision = decision
+            return False
+        self.decision = decision
+        return True
+
+    @property
+    def _may_restart(self) -> bool:
+        """Whether it is a race among streams that is run again where its winner breaks off."""
+        until = self.join.until
+        return isinstance(until, FirstItem) and until.on_break == "restart"
+
+    def _runs_again(self) -> bool:
+        """Tell whether a race is run again, without those that have failed.
+
+        That is where its winner has failed; or where nobody is left but those that have failed in
+        an earlier execution: what has failed runs again when it is resumed, here as elsewhere.
+        """
+        if not self._may_restart or not isinstance(self._contest, Streams):
+            return False
+        if self._contest.is_broken:
+            return True
+        return self._rounds.may_readmit and not self._is_won and self._is_lost(0)
+
+    def _begin_again(self, ended: Iterable[Outcome], *, among_all: bool = False) -> None:
+        """Prepare to run a race from its start; see ``Rounds.begin_again``.
+
+        Of those that an earlier execution has left, and that have not come up, one that waits for
+        answers rests, or goes on with them, until a round in this execution has started it.
+        """
+        rest = () if self.decision is None else self._rest(self.decision)
+        before = [outcome for record, outcome in rest if record.status != "halted"]
+        ended = [*before, *ended]
+        out = self._rounds.begin_again(
+            ended, self._resting, self._contest, self.source, among_all=among_all
+        )
+        self._rounds.failed_before(before)
+        name, visit = self.act.name, self.parent.visit(self.act.name)
+        self.ledger = new_ledger(self.parent, name, visit, self._store)
+        for outcome in out:
+            self.ledger.add(outcome)
+            if self.recorded is not None:
+                self.recorded.drop(ChildName(outcome.act, outcome.key))
+        self._contest, self.decision = contest(self.act.name, self.join.until), None
+        self._unfinished = []
+        self._resting.clear()
+
+    async def _end_left_behind(self) -> None:
+        """Count contestants that have not come up in the last round, for it was decided before.
+
+        They have ended as they did in the last round that they came up in. One that has waited in
+        that for an answer has lost now.
+        """
+        assert self.source is not None
+        recorded, decision, lost = self.recorded, self.decision, list[Run]()
+        for one in self._rounds.left_behind(self.source):
+            if isinstance(one, Run):
+                if decision is not None:
+                    one.give_up(decision.reason, decision.winner)
+                    lost.append(one)
+            elif recorded is None or recorded.get(ChildName(one.act, one.key)) is None:
+                self.ledger.add(one)
+        if lost:
+            await commit_unapplied(self.parent, lost)
+        for child in lost:
+            self.ledger.enter(child, raised=False)
+        self.ledger.settle()
+
+    # -- opening --------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        """Start the collections; what is in them already needs no child: inputs minus outputs."""
+        run, name = self.parent, self.act.name
+        schema = run.setting.schema
+        why = "" if schema is None else self.join.misfit(schema)
+        if why:  # known only now: its acts were chosen by a function
+            msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
+            raise InvalidState(msg)
+        first_visit = run.visit(name) == 0 and not is_revisited(run)
+        values, self._done = self.join.collections(self.data, first_visit=first_visit)
+        if not isinstance(run.setting.store, NullStore):
+            self._declares = self._refuse_changed()
+            if self.decision is None:
+                await self._foresee()
+        if self._begun is not None and self._begun.under_way:
+            values = self._reopen(self._begun)
+        await self._set(values)
+
+    def _leave_out_done(self) -> None:
+        assert self.source is not None
+        self.source.on_kept = self._keep
+        if self._done:
+            for kind in self.source.kinds:
+                kind.done = self.join.done_keys(self._done, kind.setting.act)
+
+    def _keep(self, record: ChildRecord) -> None:
+        """Count a child that an earlier execution has done all about."""
+        if self._contest is None and is_done(record):  # as most are, so without its outcome
+            self.ledger.done += self.recorded is None or not self.recorded.is_folded(record)
+            return
+        self._count(record, outcome_of(record, self.parent.path))
+
+    def _decide_by_recorded(self) -> None:
+        """Have it decided without another child, if what was accepted before is enough by now."""
+        contest = self._contest
+        if contest is not None and self._accepted and not self.decision and contest.lacking <= 0:
+            self._group.shut()
+            last = list(self._accepted.values())[-1]
+            self._group.have_done(partial(self._decide, last))
+
+    async def _decide(self, last: Done) -> str | None:
+        """Save that a recorded result has decided; return why the rest is cancelled."""
+        if self.decision is not None or self._contest is None:
+            return None
+        self._group.shut()
+        run, chosen, field = self.parent, self._contest.chosen, self.join.into
+        decision = self._contest.decided_by(last)
+        change = NO_CHANGE
+        if chosen is not None and field is not None and self.join.shape == "one":
+            change = Change((Set(field, chosen.value),), {field: chosen.value})
+            if run.setting.schema is not None:
+                who = f"key {brief(chosen.key)} of fan-out {self.act.name!r}"
+                change = run.setting.schema.checked(change, run.data, who)
+        updates = (
+            [Update(run.number + 1, self.act.name, change.operations)] if change.values else []
+        )
+        await commit(run, Write(updates, change.applied_to(run.data), decision=decision))
+        self.decision = decision
+        self._group.winner = decision.winner
+        return decision.reason
+
+    # -- applying -------------------------------------------------------------------------------
+
+    async def _apply(self, batch: list[Run]) -> str | None:
+        """Commit what ended; return why the rest is to be cancelled, if it is to be."""
+        assert self.source is not None
+        self._withdraw_reruns()
+        done_before = 0 if self.recorded is None else self.recorded.done_left
+        reruns = set[ChildName]() if self.recorded is None else self.recorded.reruns
+        draft = Draft(
+            self.join,
+            self.parent,
+            self.source,
+            self.ledger,
+            self._contest,
+            done_before=done_before,
+            reruns=reruns,
+        )
+        error = draft.add_all(batch)
+        self._is_failing = self._is_failing or draft.is_failing
+        if draft.decision is not None or draft.is_failing:
+            self._group.shut()
+        else:
+            self._group.go_on()
+        try:
+            write = Write(
+                draft.updates,
+                draft.finished_data(),
+                applied=draft.applied,
+                unapplied=[child for child in draft.unapplied if not child.disposition.is_saved],
+                decision=draft.decision,
+                step_begun=self._declares,
+            )
+            await commit(self.parent, write)
+            self._declares = None
+        except HookFailed:
+            raise  # it is saved, and everybody was told
+        except Exception:  # KeyboardInterrupt waits for the end of a commit
+            draft.withdraw()
+            self._unsaved = batch
+            raise
+        if draft.decision is not None:
+            self.decision = draft.decision
+        if reruns:
+            new = (child for child in draft.applied if child.status == "succeeded")
+            reruns.difference_update(ChildName(one.setting.act, one.key) for one in new)
+        self.source.admit(draft.admitted)
+        left = self._group.under_way - len(batch)
+        if isinstance(self._contest, Streams):
+            self._contest.lose(batch)
+        self._tell_stagger(batch, left)
+        reason = self._reason_to_stop(draft, left)
+        # Others that have failed are tolerated. Those behind one that could not be applied were
+        # not judged at all.
+        if error is not None:  # before the ledger lets go of what they have failed with
+            draft.note_missed(error)
+        fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
+        for child in batch:
+            self.ledger.enter(child, raised=is_open or id(child) in fatal)
+        self._resting += [child for child in batch if child.status == "halted"]
+        if self.parent.setting.is_resumable:
+            self._unfinished += [
+                child
+                for child in draft.unapplied
+                if child.status != "failed" or is_open or id(child) in fatal
+            ]
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # no cycle from the exception to this frame
+        return reason
+
+    def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
+        """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
+        if draft.decision is not None:
+            self._group.winner = draft.decision.winner
+            return draft.decision.reason
+        if self._is_lost(left):
+            return f"fan-out {self.act.name!r} can't be decided any more"
+        if not draft.is_failing:
+            return None
+        if not draft.failures:
+            return f"too many children of fan-out {self.act.name!r} failed"
+        first = draft.failures[0]
+        return f"key {brief(first.key)} of fan-out {self.act.name!r} failed: {brief(first.error)}"
+
+    def _tell_stagger(self, batch: Sequence[Run], left: int) -> None:
+        if self._staggered is None:
+            return
+        if not isinstance(self._contest, Streams):  # there it is the first item that counts
+            self._staggered.learn(batch)
+        if self.decision is None:
+            lacking = 1 if self._contest is None else self._contest.lacking
+            self._staggered.hear(batch, left, lacking)
+
+    def _hear_item(self, run: Run, item: object) -> None:
+        """Hear of a partial item. Called where a child gives it, so the parent has to decide."""
+        assert isinstance(self._contest, Streams)
+        if self._contest.hear_item(run, item):
+            self._group.have_done(self._elect)
+
+    async def _elect(self) -> str | None:
+        """Save that the first item has decided; then cancel the others."""
+        assert isinstance(self._contest, Streams)
+        elected = self._contest.elect()
+        if elected is None:
+            return None
+        leader, decision = elected
+        self._group.shut()
+        declares, self._declares = self._declares, None
+        await commit(self.parent, Write(decision=decision, step_begun=declares))
+        self.decision = decision
+        if self._staggered is not None:
+            self._staggered.learn_first(leader, self._group.living())
+        assert self.source is not None
+        self.source.stop()
+        self._group.spare(leader, decision.reason, decision.winner)
+        return None
+
+    @property
+    def _is_won(self) -> bool:
+        """Whether it was decided, and the winner's result is here."""
+        return self.decision is not None and (
+            not isinstance(self._contest, Streams) or self._contest.chosen is not None
+        )
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether it is a race that may be lost: nobody knows yet if its failures are raised."""
+        return self.join.is_race and not self._is_won
+
+    def _is_lost(self, in_flight: int) -> bool:
+        """Tell whether nobody can win any more, with ``in_flight`` children that may."""
+        if self._contest is None or (in_flight and self.join.grow is not None):
+            return False
+        return self._contest.is_lost(in_flight + self._possible())
+
+    def _possible(self) -> float:
+        """Count the children that may still succeed besides those in flight, at most."""
+        assert self.source is not None
+        return self.source.most() + len(self._resting)
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    async def _record_unapplied(self, group: Group) -> None:
+        """Record how those ended that were cancelled, or came too late to be applied."""
+        late = [*group.inbox, *self._unsaved]
+        group.inbox.clear()
+        self._unsaved = []
+        lost = self._give_up_resting(late)
+        late = sorted((*late, *lost), key=lambda child: child.position)
+        if not late:
+            return
+        if self._staggered is not None and not isinstance(self._contest, Streams):
+            self._staggered.learn(late)
+        is_open = self._is_open
+        for child in late:
+            if child.status == "succeeded":
+                child.discard_result()
+            elif child.status != "failed" or self.decision is not None:
+                pass  # what fails after the decision changes nothing
+            elif self.join.on_error == "fail":
+                self._is_failing = True
+        ended = [child for child in late if not child.disposition.is_saved]
+        try:
+            if ended:
+                await commit_unapplied(self.parent, ended)
+        finally:
+            for child in late:
+                self.ledger.enter(child, raised=is_open or self._is_failing)
+            if self.parent.setting.is_resumable:
+                self._unfinished = [one for one in self._unfinished if one not in lost] + late
+
+    def _give_up_resting(self, late: Iterable[Run]) -> list[Run]:
+        """Cancel children that wait for answers, and lose by what was decided.
+
+        Args:
+            late: Others that have ended, and that nobody has counted yet.
+
+        Returns those that were counted before.
+        """
+        decision, resting, lost = self.decision, self._resting, list[Run]()
+        self._resting = []
+        for child in (*resting, *late):
+            if child.status != "halted":
+                continue
+            if decision is None or ChildName(child.setting.act, child.key) == decision.winner:
+                self._resting.append(child)
+                continue
+            if child in resting:
+                self.ledger.count(child, by=-1)
+                lost.append(child)
+            child.give_up(decision.reason, decision.winner)
+        return lost
+
+    def _judge(self) -> None:
+        """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
+        self.ledger.settle()
+        if self._is_won:
+            self.ledger.let_go()
+            return
+        if self._runs_again():
+            return
+        if self._resting and not self._is_failing and not self._is_lost(0):
+            halt_for(self.parent, self.act.name, self._resting)
+        if self._contest is not None:
+            defeat = self._contest.defeat(self.ledger, self.ledger.total, self._possible())
+            try:
+                if defeat is not None:
+                    raise defeat
+            finally:
+                del defeat  # no cycle from the exception to this frame
+        tolerance, ledger = self.join.on_error, self.ledger
+        if isinstance(tolerance, Tolerate) and not self._is_failing:
+            ended = ledger.failed + ledger.done
+            if self.recorded is not None and not self.join.is_listed:
+                ended += self.recorded.done_elsewhere()
+            self._is_failing = tolerance.is_exceeded(ledger.failed, ended, at_end=True)
+        if self._is_failing:
+            errors = [outcome.error for outcome in ledger if isinstance(outcome, Failed)]
+            count = "a child" if len(errors) == 1 else f"{len(errors)} children"
+            msg = f"{count} of fan-out {self.act.name!r} failed"
+            raise ExceptionGroup(msg, errors)
+
+
+async def fan_out(act: Parallel, run: Run) -> Change:
+    """Have ``run`` execute ``act`` as one of its steps, from where an attempt before has failed."""
+    step = run.take_retained(act.name)
+    if step is None:
+        step = ParallelStep(act, run)
+    assert isinstance(step, ParallelStep), "nothing else is kept for a parallel act"
+    return await step.execute()

@@ -1,0 +1,184 @@
+"""A graph as a node of another graph: one child, executed in the parent's own task.
+
+Imports everything above.
+
+Invariants:
+- The child's end, and the parent's update that takes over what it wrote, are one save.
+- What fails in it, fails as it is: it is one step, not a fan-out.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextvars import copy_context
+
+from shoal._concurrency.cancellation import absorb_stray_cancel, as_failure, drive, ki_protected
+from shoal._engine.commit import Write, begin_anew, commit, commit_unapplied
+from shoal._engine.publish import publish_child_started
+from shoal._engine.questions import halt_for, has_halted
+from shoal._engine.replay import load_end, load_history
+from shoal._engine.run import Run
+from shoal._engine.walk import complete_last, walk
+from shoal._errors.exceptions import HookFailed, brief, note
+from shoal._events.events import Update
+from shoal._graph.graph import Graph
+from shoal._state.state import NO_CHANGE, Change, Drop, Set
+
+from .children import check_depth, child_setting, narrowed
+from .read_ledgers import recall_ledgers
+from .recorded import recorded_children
+
+logger = logging.getLogger("shoal")
+
+
+@ki_protected
+async def enter(graph: Graph, run: Run) -> Change:
+    """Have ``run`` execute ``graph`` as one of its steps.
+
+    The child sees what the graph reads of the parent's state; what it has written is written to the
+    parent's when it ends, by one update. Cancelled or failed, it leaves nothing there.
+    """
+    check_depth(run, graph.name)
+    hint = "pass it to run(), or write it in an earlier action"
+    begun = run.playback
+    data = run.data if begun is None else begun.began.data
+    base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
+    # what its fan-outs have done already: inputs minus outputs
+    base |= {field: data[field] for field in graph.continues if field in data}
+    child = Run(child_setting(run, graph.name, graph, host=run.slot_owner), base)
+    kept = run.take_retained(graph.name)
+    recorded = None
+    if kept is not None:  # an attempt before this one got so far
+        assert isinstance(kept, Run)
+        child = kept
+        child.reopen()
+    else:
+        visit, store = run.visit(graph.name), run.setting.store
+        recorded = await recorded_children(run, graph.name, visit, store)
+    if recorded is not None:
+        fate, record = recorded.judge(child)
+        if fate == "rests":
+            assert record is not None, "it is what says so"
+            child.rest(record)
+            halt_for(run, graph.name, (child,))
+        if fate == "runs anew":
+            await begin_anew(child, run, graph.name)
+        elif record is not None:
+            if fate == "is done":
+                child.take_over(record)
+                await load_end(child)
+            else:
+                child.resume_state().record = record
+                await load_history(child)
+            if child.playback is not None:  # else its graph has changed, and it begins anew
+                await recall_ledgers(child)
+        if fate == "is kept":
+            _take_ledgers(run, child)
+            return NO_CHANGE
+    if child.is_live:
+        await _live(graph, run, child)
+    else:
+        _take_ledgers(run, child)
+    await absorb_stray_cancel(run.setting.services.native_cancels)
+    try:
+        change = _change(graph, child)
+        if run.setting.schema is not None:
+            change = run.setting.schema.checked(change, run.data, f"graph {graph.name!r}")
+    except Exception as error:
+        child.discard_result()
+        await _record(run, child, error)
+        run.retain(graph.name, child)
+        raise
+    try:
+        update = Update(run.number + 1, graph.name, change.operations)
+        await commit(run, Write((update,), change.applied_to(run.data), applied=(child,)))
+    except HookFailed:
+        raise  # it is saved, and everybody was told
+    except Exception as error:
+        child.discard_result()
+        await _record(run, child, error)
+        run.retain(graph.name, child)
+        raise
+    return NO_CHANGE
+
+
+async def _live(graph: Graph, run: Run, child: Run) -> None:
+    """Have ``child``, which executes the graph, live to its end."""
+    try:
+        if run.setting.hooks.child_started:
+            await publish_child_started(run, child)
+        await drive(copy_context(), walk(child), _nothing)
+        try:
+            child.succeed()
+        except Exception:
+            await complete_last(child)
+            raise
+    except BaseException as error:  # noqa: BLE001 # raised again below
+        halts = has_halted(child, error)
+        failure = None if halts else as_failure(error)
+        if halts:
+            child.halt()
+            await absorb_stray_cancel(run.setting.services.native_cancels)
+        elif failure is None:
+            child.cancel(run.reason or "its parent was cancelled")
+        else:
+            child.fail(failure)
+            await absorb_stray_cancel(
+                run.setting.services.native_cancels
+            )  # what the child left on the task must not tear the save
+        await _record(run, child, error)
+        child.release_error()
+        run.retain(graph.name, child)
+        try:
+            if failure is not None and failure is not error:
+                raise failure from failure.__cause__
+            if not halts:
+                raise
+        finally:
+            del failure  # no cycle from the exception through its traceback to this frame
+    finally:
+        _take_ledgers(run, child)
+    if child.is_halting:
+        halt_for(run, graph.name, (child,))
+
+
+def _change(graph: Graph, child: Run) -> Change:
+    """Say what the child wrote, in terms of the parent's state; its model's defaults are not."""
+    first, final = child.initial, child.final_data()
+    fields = sorted(graph.writes)
+    written = {
+        field: final[field]
+        for field in fields
+        if field in final and (field not in first or final[field] is not first[field])
+    }
+    dropped = tuple(
+        field
+        for field in fields
+        if field not in final and (field in first or field in graph.sure_writes)
+    )
+    operations = (
+        *(Set(field, value) for field, value in written.items()),
+        *(Drop(field) for field in dropped),
+    )
+    return Change(operations, written, dropped)
+
+
+def _take_ledgers(run: Run, child: Run) -> None:
+    """Let the result of ``run`` say how the children of ``child`` ended."""
+    for step, ledgers in child.ledgers.items():
+        run.ledgers.setdefault(f"{child.setting.act}/{step}", []).extend(ledgers)
+
+
+async def _record(run: Run, child: Run, error: BaseException) -> None:
+    """Record an end that the parent doesn't apply; what goes wrong must not hide ``error``."""
+    if child.disposition.is_saved:
+        return
+    try:
+        await commit_unapplied(run, (child,))
+    except Exception as failure:
+        logger.exception("while %r of run %s ended", child.setting.act, run.path.id)
+        note(error, f"shoal: while the graph ended, {brief(failure)} was raised")
+
+
+def _nothing() -> None:
+    """Stand in for a callback that nobody needs."""

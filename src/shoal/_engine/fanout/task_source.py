@@ -1,0 +1,144 @@
+"""Where the children of a parallel action come from: the tasks that it makes up.
+
+Imports sources, children, and parallel actions as they are declared.
+
+Invariants:
+- Tasks are pulled as there is room for their children, like elements.
+- No two tasks of a step have the same act and key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import final
+
+from shoal._engine.run import Run
+from shoal._errors.exceptions import BadKey, BadResult, brief
+from shoal._events.identity import Key, plain_key
+from shoal._graph.action import Act, bind_where_taken
+from shoal._graph.checks import check_reads
+from shoal._graph.graph import Graph, as_graph
+from shoal._graph.task_classes import ParallelAction, Task
+from shoal._state.secrets import without_secrets
+from shoal._state.state import Permit, held, make_state, refuse_awaitable
+
+from .children import narrowed, only_write_reader
+from .entries import Entry, MakeTemplate
+from .recorded import Recorded
+from .source import Elements
+
+GRAPHS = 64
+"""Acts of one step whose graphs are remembered."""
+
+
+@final
+class TaskElements(Elements):
+    """The source of a fan-out over tasks."""
+
+    __slots__ = ("_act", "_data", "_graphs", "_keyed", "_make_template", "_parent", "_permit")
+
+    def __init__(
+        self,
+        act: ParallelAction,
+        *,
+        parent: Run,
+        permit: Permit,
+        data: Mapping[str, object],
+        recorded: Recorded | None,
+        make_template: MakeTemplate,
+    ) -> None:
+        """Have ``act`` begin to make its tasks, and stand before the first.
+
+        Args:
+            act: What makes them.
+            parent: The run whose step it is.
+            permit: What the act's methods may do with the parent's state.
+            data: The fields of that state when the step began.
+            recorded: What earlier executions have left.
+            make_template: Describes the children of one act.
+
+        Raises:
+            BadResult: What the act gives is no iterable.
+        """
+        tasks = act.tasks(make_state(data, permit), {**act._bound, **parent.setting.inputs})
+        super().__init__(
+            tasks, who=act.name, at_most=act.at_most, given_by="tasks", recorded=recorded
+        )
+        self._act = act
+        self._parent = parent
+        self._permit = permit
+        self._data = data
+        self._make_template = make_template
+        self._keyed: bool | None = None
+        self._graphs: dict[int, tuple[Act, Graph]] = {}
+
+    def _entries(self, element: object, position: int) -> tuple[Entry, ...]:
+        if not isinstance(element, Task):
+            refuse_awaitable(element, f"tasks of {self.who!r}")
+            msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
+            raise BadResult(msg)
+        graph = self._graph(element.act)
+        if element.key is not None and self._has_come_before((graph.name, element.key)):
+            return ()
+        given = self._parent.setting.execution.secrets.hold(held(element.state))
+        base = narrowed(
+            self._data,
+            graph,
+            given,
+            f"the children of {self.who!r} that execute {graph.name!r}",
+            "give it to the Task: Task(act, {field: ...})",
+        )
+        check_reads(repr(self.who), graph, self._permit.reads, given, self._data)
+        kind = self._make_template(graph, base, only_write_reader(graph), element.inputs)
+        about = element.element
+        if about is None:
+            shown = without_secrets(given)
+            about = element.state if shown is given else shown
+        key = self._task_key(element, graph)  # last: from now on it has come up
+        return (Entry(key, position, about, kind),)
+
+    def _is_keyed(self) -> bool:
+        return bool(self._keyed)
+
+    def _hide(self, error: BaseException) -> None:
+        self._parent.setting.secrets.hide(error)
+
+    def _graph(self, act: Act) -> Graph:
+        """Make the graph of an act; by identity, since what is bound differently may be equal."""
+        known = self._graphs.get(id(act))
+        if known is not None:
+            return known[1]
+        if len(self._graphs) >= GRAPHS:  # acts that are made for one task each
+            self._graphs.clear()
+        graph = bind_where_taken(as_graph(act, f"tasks of {self.who!r}"), self._act._bound)
+        self._graphs[id(act)] = (act, graph)
+        return graph
+
+    def _task_key(self, task: Task, graph: Graph) -> Key:
+        keyed = task.key is not None
+        if self._keyed is None:
+            self._keyed = keyed
+        if self._keyed != keyed:
+            msg = (
+                f"tasks of {self.who!r}: some have a key= and some have none, so that a position "
+                f"could be taken for a key; give all of them one, or none"
+            )
+            raise BadKey(msg)
+        if task.key is None:
+            return self._position
+        key = plain_key(task.key)
+        if key is None:
+            msg = (
+                f"tasks of {self.who!r}: the key of task {self._position} ({graph.name!r}) is a "
+                f"{type(task.key).__name__}; keys are str or int"
+            )
+            raise BadKey(msg)
+        if (graph.name, key) in self._seen:
+            msg = (
+                f"tasks of {self.who!r}: task {self._position} has the act {graph.name!r} and the "
+                f"key {brief(key)}, which an earlier task has; give it another key=, or its "
+                f"act another name: act.bind(name=...)"
+            )
+            raise BadKey(msg)
+        self._seen.add((graph.name, key))
+        return key

@@ -1,0 +1,301 @@
+"""Publishing: what hooks are told of a run, in which order. Imports runs and hooks.
+
+Invariants:
+- Starts and ends are told in pairs: what has begun is told to have ended, once.
+- Nothing that is secret is told: an error is masked first, and what else has some is refused.
+- All events of one commit are told, also where a guarding hook raises at one of them.
+- An update is told after the end of the child that it applies, and before that the child has ended
+  for its parent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from itertools import zip_longest
+
+from shoal._errors.exceptions import HookFailed, brief
+from shoal._errors.inspection import first_of
+from shoal._events.events import (
+    AttemptEnded,
+    ChildEnded,
+    ChildHalted,
+    ChildRerun,
+    ChildStarted,
+    Event,
+    GraceExceeded,
+    Item,
+    RunEnded,
+    StateUpdated,
+    Status,
+    StepEnded,
+    Update,
+    Waiting,
+)
+from shoal._events.hooks import Hooks, Listeners
+from shoal._limits.permits import Seat
+
+from .run import Run
+from .services import Services
+
+logger = logging.getLogger("shoal")
+
+
+def refuse_secrets(run: Run, value: object, what: str) -> None:
+    """Refuse ``value``, which is about to be kept or told, if it holds what is secret.
+
+    Raises:
+        SecretLeaked: It does; ``what`` names it.
+    """
+    if run.setting.secrets.names:
+        run.setting.secrets.refuse(value, what)
+
+
+def is_item_heard(run: Run) -> bool:
+    """Tell whether anybody listens to partial items of ``run``."""
+    return run.setting.on_item is not None or bool(run.setting.hooks.item)
+
+
+def publish_item(
+    run: Run, item: object, step: str, attempt: int, index: int
+) -> Awaitable[None] | None:
+    """Publish a partial item; return what is to be awaited before the next one, if anything is.
+
+    Args:
+        run: Its action gives the item.
+        item: The item.
+        step: The name of the action.
+        attempt: Which attempt of the step it is.
+        index: Its place among the items of the attempt.
+
+    Raises:
+        SecretLeaked: The item holds what is secret.
+    """
+    setting = run.setting
+    refuse_secrets(run, item, f"a partial item of action {step!r}")
+    if setting.on_item is not None:
+        setting.on_item(run, item)
+    hooks = setting.hooks
+    if not hooks.item:
+        return None
+    event = Item(path=run.path, step=step, item=item, attempt=attempt, index=index)
+    told = hooks.tell_at_once(hooks.item, event)
+    return None if told is None else out_of_reach(setting.services, told)
+
+
+async def publish_child_started(run: Run, child: Run) -> None:
+    """Publish that a fan-out of ``run`` started ``child``."""
+    hooks = run.setting.hooks
+    assert run.step is not None
+    event = ChildStarted(
+        path=run.path,
+        step=run.step,
+        child=child.path,
+        position=child.position,
+        element=child.element,
+    )
+    await hooks.tell(hooks.child_started, event)
+
+
+async def publish_child_rerun(run: Run, child: Run, step: str) -> None:
+    """Publish that ``child`` of ``step`` of ``run`` runs anew: what was kept of it is void."""
+    hooks = run.setting.hooks
+    if hooks.child_rerun:
+        event = ChildRerun(
+            path=run.path,
+            step=step,
+            child=child.path,
+            position=child.position,
+            element=child.element,
+        )
+        await hooks.tell(hooks.child_rerun, event)
+
+
+async def publish_waiting(run: Run, seat: Seat) -> None:
+    """Publish that ``run`` waits for a limit: to start, or with an attempt of its current step."""
+    hooks = run.setting.hooks
+    if not hooks.waiting or seat.granted:
+        return
+    limit, key = seat.awaited
+    event = Waiting(
+        path=run.path, step=run.step or "", limit=limit, key=key, since=run.setting.services.clock()
+    )
+    await hooks.tell(hooks.waiting, event)
+
+
+async def publish_attempt_ended(run: Run, error: Exception | None, next_in: float | None) -> None:
+    """Publish how an attempt of the current step ended, and when the next begins."""
+    hooks = run.setting.hooks
+    if hooks.attempt_ended:
+        if error is not None:
+            run.setting.secrets.hide(error)
+        event = AttemptEnded(
+            path=run.path, step=run.step or "", attempt=run.attempt, error=error, next_in=next_in
+        )
+        await hooks.tell(hooks.attempt_ended, event)
+
+
+async def publish_grace_exceeded(
+    run: Run, place: str, seconds: float, *, abandoned: bool = False
+) -> None:
+    """Warn that its action still runs so long after it was cancelled; tell hooks where."""
+    path, step, hooks = run.path, run.step or "", run.setting.hooks
+    if abandoned:
+        run.retry_state().abandoned = True
+    key = "" if path.parent is None else f" (key {brief(path.key)} of {path.step!r})"
+    logger.log(
+        logging.WARNING if seconds else logging.INFO,
+        "action %r of run %s%s was cancelled %g s ago and still runs, at %s; %s",
+        *(step, path.id, key, seconds, place),
+        "its thread is left behind" if abandoned else "it is waited for",
+    )
+    if hooks.grace_exceeded:
+        event = GraceExceeded(
+            path=path, step=step, place=place, seconds=seconds, abandoned=abandoned
+        )
+        with suppress(HookFailed):  # which ends the execution all the same
+            await hooks.tell(hooks.grace_exceeded, event)
+
+
+async def _publish_child_ended(run: Run, telling: _Telling, child: Run) -> None:
+    listeners = telling.hooks.child_ended
+    if child.status == "halted":
+        listeners = telling.hooks.child_halted
+        if listeners:
+            halted = ChildHalted(path=run.path, step=run.step or "", halted=child.halted)
+            await telling.tell(listeners, halted)
+        return
+    if listeners:
+        event = ChildEnded(path=run.path, step=run.step or "", outcome=child.outcome)
+        await telling.tell(listeners, event)
+
+
+async def publish_step_ended(run: Run, status: Status) -> None:
+    step, run.step = run.step, None
+    listeners = run.setting.hooks.step_ended
+    if listeners and step is not None:
+        event = StepEnded(
+            path=run.path, step=step, status=status, error=run.error, cached=run.is_cached
+        )
+        await run.setting.hooks.tell(listeners, event)
+
+
+async def publish_run_ended(run: Run) -> None:
+    """Publish the run's last update, and the end of its last step, and its own end."""
+    if not run.began:
+        return
+    assert run.status is not None, "only what has ended is told to have"
+    telling = _Telling(run.setting.hooks)
+    hooks, path, status, error = telling.hooks, run.path, run.status, run.error
+    update = run.last_update
+    if update is not None and hooks.state_updated:
+        await telling.tell(hooks.state_updated, StateUpdated(path=path, update=update))
+    if run.step is not None and hooks.step_ended:
+        step_ended = StepEnded(
+            path=path, step=run.step, status=status, error=error, cached=run.is_cached
+        )
+        await telling.tell(hooks.step_ended, step_ended)
+    if hooks.run_ended:
+        reason = run.reason if status == "cancelled" else ""
+        questions = run.open_questions if status == "halted" else ()
+        ended = RunEnded(path=path, status=status, error=error, reason=reason, questions=questions)
+        await telling.tell(hooks.run_ended, ended)
+    if status == "halted":
+        run.began = False  # what becomes of it now, without being lived, is told by its parent
+    telling.close()
+
+
+async def publish_commit(
+    run: Run,
+    updates: Sequence[Update],
+    applied: Sequence[Run],
+    unapplied: Sequence[Run],
+    rerun: Sequence[Run] = (),
+) -> None:
+    """Publish what was saved in one batch.
+
+    Args:
+        run: Whose state it has changed.
+        updates: What has changed the state.
+        applied: The children that they apply, one by one.
+        unapplied: Other children that have ended.
+        rerun: Of these, those that were to run anew and have not begun: what was kept of them
+            counts no more all the same, see
+            test_it_is_told_that_what_was_kept_of_a_child_is_void_though_it_never_starts.
+    """
+    telling = _Telling(run.setting.hooks)
+    for child in rerun:
+        await telling.listen(publish_child_rerun(run, child, child.setting.step))
+    for update, child in zip_longest(updates, applied):
+        if child is not None:
+            await telling.listen(publish_run_ended(child))
+        if telling.hooks.state_updated:
+            outcome = None if child is None or child.disposition.is_kept else child.outcome
+            event = StateUpdated(path=run.path, update=update, outcome=outcome)
+            await telling.tell(telling.hooks.state_updated, event)
+        # The end of one that is Done was told when it was saved, see
+        # test_what_is_done_is_told_to_have_ended_once.
+        if child is not None and not child.disposition.is_saved:
+            await _publish_child_ended(run, telling, child)
+    for child in unapplied:
+        await telling.listen(publish_run_ended(child))
+        await _publish_child_ended(run, telling, child)
+    telling.close()
+
+
+class _Telling:
+    """Telling several events in a row, all of them, also where a guarding hook raises."""
+
+    __slots__ = ("_failure", "hooks")
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.hooks = hooks
+        self._failure: HookFailed | None = None
+
+    async def tell(self, listeners: Listeners, event: Event) -> None:
+        await self.listen(self.hooks.tell(listeners, event))
+
+    async def listen(self, told: Awaitable[None]) -> None:
+        try:
+            await told
+        except HookFailed as error:
+            self._failure = first_of(self._failure, error)
+
+    def close(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # no cycle from the exception to this frame
+
+
+def is_listening(children: Sequence[Run]) -> bool:
+    """Tell whether somebody listens to children who doesn't to their parent."""
+    return bool(children) and children[0].setting.hooks.listening
+
+
+async def out_of_reach(services: Services, work: Awaitable[None]) -> None:
+    """Await ``work``, while an action runs, where no native cancel of the action's reaches it."""
+    failure: Exception | None = None
+
+    async def live() -> None:
+        nonlocal failure
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 # raised below
+            failure = error
+
+    hosted = services.host(live, _ignore)
+    interruption = await hosted.wait()
+    try:
+        for raised in (hosted.fatal, interruption, failure):
+            if raised is not None:
+                raise raised
+    finally:
+        del failure, interruption  # no cycle from an exception to this frame
+
+
+def _ignore(_reason: str) -> None:
+    """Stand in for whoever hears why work is cancelled: telling hooks is shielded."""

@@ -1,0 +1,9 @@
+"""Errors: the exception tree, the parts of error messages, and checks of arguments.
+
+This package imports nothing else of shoal.
+
+- ``exceptions``: every exception that shoal raises; ``brief``, ``note`` and ``did_you_mean`` build
+  their messages.
+- ``inspection``: questions about a user's exception, answered without running its own code.
+- ``arguments``: checks of numbers that users give.
+"""

@@ -1,0 +1,8 @@
+"""Events: the identity of runs, how runs ended, and the hooks that receive events.
+
+- ``identity``: ``RunPath``. The id of a run is a hash of its path.
+- ``events``: outcomes, ``Update``, and every event class, which names its method of ``Hook``.
+- ``hooks``: ``Hook``, and calling hooks in order.
+- ``stream``: a hook that keeps events for one reader, and slows the run down to the reader's pace.
+- ``discovered``: elements that ``grow`` returned in earlier executions.
+"""

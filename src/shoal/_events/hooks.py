@@ -1,0 +1,439 @@
+"""Hooks, and telling them in order. Imports values and anyio.
+
+Invariants:
+- Hooks are told of an event one after the other, in the order they were given. A run's own updates
+  and ends are told one at a time; starts of children, and events of different runs, may overlap
+  where a hook waits.
+- Nothing is built or called for an event that no hook listens to.
+- A guarding hook that raises fails the run. An observer that raises is reported once and then left
+  alone; the run doesn't notice.
+- Whoever joins later is told what happens from then on, of the run and of all its descendants.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractContextManager
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, final
+from weakref import WeakSet
+
+from anyio import CancelScope, move_on_after
+
+from shoal._concurrency.cancellation import as_failure, shielded_wait
+from shoal._errors.exceptions import DefinitionError, HookFailed, brief, kind_of
+
+from .events import (
+    COMMIT_METHODS,
+    HOOK_METHODS,
+    AttemptEnded,
+    ChildEnded,
+    ChildHalted,
+    ChildRerun,
+    ChildStarted,
+    Event,
+    GraceExceeded,
+    Item,
+    RunEnded,
+    RunStarted,
+    SpanStarted,
+    StateUpdated,
+    StepEnded,
+    StepStarted,
+    Waiting,
+)
+
+logger = logging.getLogger("shoal.hooks")
+Told = Awaitable[None] | None
+
+HOOK_DEADLINE = 30.0
+"""Seconds an asynchronous hook may take for one event. It can't be cancelled by what goes on around
+it, so that starts and ends are told in pairs; this bound keeps it from holding a run for ever."""
+
+
+class Hook:
+    """Base class of what watches runs: override what you want to be told.
+
+    Every method is told one event and may be a plain function or a coroutine function. A hook is
+    told of a run and of all its descendants, at most once, after what it is told of has been saved.
+    Asynchronous hooks are shielded from cancellation and have 30 seconds for one event.
+    What comes out of a run's last event can't change any more how the run is saved to have ended.
+
+    A hook guards the run unless its class says ``observer = True``: what a guard raises fails the
+    run with ``HookFailed`` (the update it was told of stays); what an observer raises is logged.
+    Either is told nothing more.
+
+    ``on_event`` is told every event that the class has no method of its own for.
+    """
+
+    observer: ClassVar[bool] = False
+    _deadline: ClassVar[float] = HOOK_DEADLINE
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a method that would never be told anything, for its name is nearly right."""
+        super().__init_subclass__(**options)
+        known = [name for name in vars(Hook) if name.startswith(("on_", "around_"))]
+        for name in vars(cls).keys() - known:
+            for meant in get_close_matches(name, known, n=1, cutoff=0.85):
+                msg = f"nothing calls {cls.__name__}.{name}; did you mean {meant!r}?"
+                raise DefinitionError(msg)
+
+    def on_event(self, event: Event) -> Told:
+        """Hear of any event that the class has no method of its own for."""
+
+    def on_run_started(self, event: RunStarted) -> Told:
+        """Hear that a run began."""
+        return self.on_event(event)
+
+    def on_step_started(self, event: StepStarted) -> Told:
+        """Hear that a run is about to execute an action."""
+        return self.on_event(event)
+
+    def on_waiting(self, event: Waiting) -> Told:
+        """Hear that a child or an attempt of an action begins to wait for a limit."""
+        return self.on_event(event)
+
+    def on_item(self, event: Item) -> Told:
+        """Hear of a partial item of an action that runs. It isn't saved."""
+        return self.on_event(event)
+
+    def on_attempt_ended(self, event: AttemptEnded) -> Told:
+        """Hear that a try of a step ended that may be tried again, and when the next begins."""
+        return self.on_event(event)
+
+    def on_state_updated(self, event: StateUpdated) -> Told:
+        """Hear that a run's state changed, and how."""
+        return self.on_event(event)
+
+    def on_child_started(self, event: ChildStarted) -> Told:
+        """Hear that a fan-out started a child."""
+        return self.on_event(event)
+
+    def on_child_rerun(self, event: ChildRerun) -> Told:
+        """Hear that a child runs anew, since what it works on is not what the store knows."""
+        return self.on_event(event)
+
+    def on_child_halted(self, event: ChildHalted) -> Told:
+        """Hear that a child waits for answers, and for which; its siblings go on."""
+        return self.on_event(event)
+
+    def on_child_ended(self, event: ChildEnded) -> Told:
+        """Hear how a child ended, after the parent's update that applies it."""
+        return self.on_event(event)
+
+    def on_step_ended(self, event: StepEnded) -> Told:
+        """Hear that an action ended, well or not."""
+        return self.on_event(event)
+
+    def on_run_ended(self, event: RunEnded) -> Told:
+        """Hear that an execution of a run ended, well or not."""
+        return self.on_event(event)
+
+    def on_grace_exceeded(self, event: GraceExceeded) -> Told:
+        """Hear that an action still runs long after it was cancelled, and where it stands."""
+        return self.on_event(event)
+
+    def around_step(self, event: StepStarted) -> AbstractContextManager[object]:
+        """Return a context manager that is entered around the step, in the step's own context.
+
+        Everything that the step does happens inside, its children too; so spans nest.
+        """
+        raise NotImplementedError
+
+    def around_span(self, event: SpanStarted) -> AbstractContextManager[object]:
+        """Return a context manager that is entered around a part of an action: ``context.span``.
+
+        It is entered where the action runs, which may be a worker thread.
+        """
+        raise NotImplementedError
+
+
+E_contra = TypeVar("E_contra", bound=Event, contravariant=True)
+Managers = Sequence[tuple[Hook, Callable[[E_contra], AbstractContextManager[object]]]]
+Listener = tuple[Hook, Callable[[Any], Told]]
+Listeners = tuple[Listener, ...]
+
+
+@final
+class Hooks:
+    """The hooks of one execution, sorted by what they listen to.
+
+    ``failures`` are those that guarding hooks have caused.
+    """
+
+    if TYPE_CHECKING:
+        # The listeners to each class of events are an attribute: ``child_ended`` holds those that
+        # ``on_child_ended`` is called of. It is empty, so falsy, if there are none.
+        def __getattr__(self, name: str) -> Listeners: ...
+
+    around_step: Managers[StepStarted]
+    around_span: Managers[SpanStarted]
+
+    def __init__(self, hooks: Iterable[Hook] = (), *, always: Sequence[Hook] = ()) -> None:
+        """Sort ``hooks``.
+
+        Args:
+            hooks: What a user gave.
+            always: Told after those, of all runs, whatever hooks a fan-out has for its children.
+
+        Raises:
+            DefinitionError: One of them is no ``Hook``.
+        """
+        given: object = hooks
+        if not isinstance(given, Iterable):
+            _check_hook(given)
+            msg = f"hooks= takes a list: hooks=[{type(given).__name__}(...)]"
+            raise DefinitionError(msg)
+        self._given: tuple[Hook, ...] = tuple(hooks)
+        self._detached: set[int] = set()  # by identity: a hook may be equal to another one
+        self._others: WeakSet[Hooks] | None = None  # what fan-outs have instead; shared by all
+        self.failures: list[HookFailed] = []
+        for hook in self._given:
+            _check_hook(hook)
+        self._sort(always)
+
+    def _sort(self, always: Sequence[Hook]) -> None:
+        self._always = always
+        self.hooks: tuple[Hook, ...] = (*self._given, *always)
+        for method in HOOK_METHODS:
+            setattr(self, method.removeprefix("on_"), self._listeners(method))
+        self.around_step = self._listeners("around_step")
+        self.around_span = self._listeners("around_span")
+        # whether anybody wants to know when a step begins, or how it went
+        self.watching_steps: bool = bool(
+            self.step_started or self.around_step or self.attempt_ended
+        )
+        # whether anybody listens to what a commit publishes
+        self.listening: bool = any(
+            getattr(self, method.removeprefix("on_")) for method in COMMIT_METHODS
+        )
+
+    def replaced(self, hooks: Iterable[Hook]) -> Hooks:
+        """Return what tells ``hooks`` instead, in the same execution."""
+        other = Hooks(hooks, always=self._always)
+        other._detached, other.failures = self._detached, self.failures
+        if self._others is None:
+            self._others = WeakSet()
+        other._others = self._others
+        self._others.add(other)
+        return other
+
+    def join(self, hook: Hook) -> None:
+        """Tell ``hook`` as well from now on, after all others, whatever hooks a fan-out has.
+
+        To be called on the hooks of the root run.
+        """
+        for hooks in (self, *(self._others or ())):
+            hooks._sort((*hooks._always, hook))
+
+    def leave(self, hook: Hook) -> None:
+        """Tell ``hook`` nothing more."""
+        for hooks in (self, *(self._others or ())):
+            hooks._sort([one for one in hooks._always if one is not hook])
+
+    def _listeners(self, method: str) -> tuple[Any, ...]:
+        own, any_event = getattr(Hook, method), Hook.on_event
+        listeners: list[Listener] = []
+        for hook in self.hooks:
+            kind = type(hook)
+            if getattr(kind, method) is not own:
+                listeners.append((hook, getattr(hook, method)))
+            elif method in HOOK_METHODS and kind.on_event is not any_event:
+                listeners.append((hook, hook.on_event))
+        return tuple(listeners)
+
+    async def tell(self, listeners: Listeners, event: Event) -> None:
+        """Tell ``event`` to each listener in turn, whatever is cancelled meanwhile.
+
+        All of them are told, also where a guard raises.
+
+        Raises:
+            HookFailed: A guarding hook raised, or took longer than 30 seconds.
+        """
+        failed: HookFailed | None = None
+        for hook, method in listeners:
+            if self._detached and id(hook) in self._detached:
+                continue
+            try:
+                pending = method(event)
+                if pending is not None:
+                    await _finish(pending, hook._deadline)
+            except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+                failed = self.blame(hook, event, error) or failed
+        try:
+            if failed is not None:
+                raise failed
+        finally:
+            del failed  # no cycle from the exception to this frame
+
+    def tell_at_once(self, listeners: Listeners, event: Event) -> Coroutine[Any, Any, None] | None:
+        """Tell ``event`` to each listener in turn, as far as none has to be awaited.
+
+        Returns what awaits the first that has to be, and tells the others; None if all were told.
+
+        Raises:
+            HookFailed: All were told, and a guarding hook raised.
+        """
+        failed: HookFailed | None = None
+        try:
+            for place, (hook, method) in enumerate(listeners):
+                if self._detached and id(hook) in self._detached:
+                    continue
+                try:
+                    pending = method(event)
+                except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+                    failed = self.blame(hook, event, error) or failed
+                    continue
+                if pending is not None:
+                    return self._tell_rest(hook, pending, listeners[place + 1 :], event, failed)
+            if failed is not None:
+                raise failed
+            return None
+        finally:
+            del failed  # no cycle from the exception to this frame
+
+    async def _tell_rest(
+        self,
+        hook: Hook,
+        pending: Awaitable[None],
+        others: Listeners,
+        event: Event,
+        failed: HookFailed | None,
+    ) -> None:
+        try:
+            await _finish(pending, hook._deadline)
+        except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+            failed = self.blame(hook, event, error) or failed
+        try:
+            await self.tell(others, event)
+            if failed is not None:
+                raise failed
+        finally:
+            del failed  # no cycle from the exception to this frame
+
+    def blame(self, hook: Hook, event: Event, error: BaseException) -> HookFailed | None:
+        """Deal with what a hook raised: it is told no more, and a guard's failure is returned.
+
+        Raises:
+            BaseException: ``error`` itself, if it is a KeyboardInterrupt or the like.
+        """
+        # Hooks are plain functions, or shielded: whatever is cancelled around them, they raise no
+        # cancellation, see test_an_observer_that_raises_a_cancellation_while_all_is_cancelled.
+        cause = as_failure(error, cancellable=False)
+        if cause is None:
+            raise error
+        name, told = type(hook).__name__, type(event).__name__
+        first = id(hook) not in self._detached
+        self._detached.add(id(hook))
+        if hook.observer:
+            if first:
+                logger.error("observer %s failed on %s, told no more", name, told, exc_info=cause)
+            return None
+        what = (
+            f"took longer than {HOOK_DEADLINE:g} s"
+            if _timed_out(cause)
+            else f"raised {brief(cause)}"
+        )
+        failure = HookFailed(
+            f"hook {name} {what} when told {told} of run {event.run_id}; the run ends here, what "
+            f"it was told of stays saved (observer = True on its class lets a run go on)"
+        )
+        failure.__cause__ = cause
+        self.failures.append(failure)
+        return failure
+
+    def enter_around(self, managers: Managers[E_contra], event: E_contra) -> Around:
+        """Enter what the hooks put around a step or a span.
+
+        Raises:
+            HookFailed: A guarding hook raised; what had been entered was left again.
+        """
+        around = Around(self, event)
+        for hook, method in managers:
+            if (
+                id(hook) not in self._detached
+                and (failure := around.enter(hook, method)) is not None
+            ):
+                around.leave(failure)
+                raise failure
+        return around
+
+
+@final
+class Around:
+    """What the hooks put around one step or span, entered."""
+
+    __slots__ = ("_entered", "_event", "_hooks")
+
+    def __init__(self, hooks: Hooks, event: Event) -> None:
+        """Enter nothing yet."""
+        self._hooks = hooks
+        self._event = event
+        self._entered: list[tuple[Hook, AbstractContextManager[object]]] = []
+
+    def enter(
+        self, hook: Hook, method: Callable[[Any], AbstractContextManager[object]]
+    ) -> HookFailed | None:
+        """Enter what ``hook`` puts around it; return a guard's failure."""
+        try:
+            manager = method(self._event)
+            manager.__enter__()
+        except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
+            return self._hooks.blame(hook, self._event, error)
+        self._entered.append((hook, manager))
+        return None
+
+    def leave(self, error: BaseException | None) -> HookFailed | None:
+        """Leave it all, last entered first; return a guard's failure.
+
+        The step's own ``error`` travels on whatever the hooks do: they watch, they don't handle.
+        """
+        failed: HookFailed | None = None
+        details = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+        while self._entered:
+            hook, manager = self._entered.pop()
+            try:
+                manager.__exit__(*details)
+            except BaseException as raised:  # noqa: BLE001 # as above
+                if raised is not error:
+                    failed = self._hooks.blame(hook, self._event, raised) or failed
+        return failed
+
+
+def _check_hook(hook: object) -> None:
+    if not isinstance(hook, Hook):
+        what = "a class: write it with ()" if isinstance(hook, type) else "none"
+        msg = f"hooks= takes a list of instances of shoal.Hook; {hook!r} is {what}"
+        raise DefinitionError(msg)
+
+
+def _timed_out(cause: BaseException) -> bool:
+    return isinstance(cause, _HookTimeout)
+
+
+class _HookTimeout(TimeoutError):
+    pass
+
+
+async def _finish(pending: object, deadline: float) -> None:
+    if not isinstance(pending, Awaitable):
+        msg = (
+            f"it returned {kind_of(pending)}; a hook's method returns None or is a "
+            f"coroutine function"
+        )
+        raise TypeError(msg)
+    with CancelScope(shield=True):
+        with move_on_after(deadline) as scope:
+            try:
+                await shielded_wait(cast("Awaitable[object]", pending))
+            except BaseException as error:  # noqa: BLE001 # raised again, as what it is
+                failure = as_failure(error)  # judged here, where no outer cancellation is seen
+                try:
+                    if failure is None:
+                        raise
+                    raise failure from failure.__cause__
+                finally:
+                    del failure  # no cycle from the exception to this frame
+        if scope.cancelled_caught:
+            raise _HookTimeout

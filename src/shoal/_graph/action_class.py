@@ -1,0 +1,154 @@
+"""Actions as classes. Imports actions.
+
+Invariants:
+- A class that can't work is refused where it is defined.
+- What ``run`` reads, takes and returns means what it does for a function that is decorated.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, Literal
+
+from shoal._errors.exceptions import DefinitionError
+from shoal._limits.limits import Limits
+from shoal._limits.retry import Retry
+from shoal._state.state import Change
+
+from .action import Act, FunctionAction, Input, Performer, field_names, make_action
+
+
+class Action(Act):
+    """Base class of actions that need more than a function: settings, helpers, several variants.
+
+    A subclass says what it reads and writes, and has a method ``run``, whose parameters are bound
+    by name like those of a function decorated with ``@action``; it may be a coroutine function, an
+    async generator function, or a plain one, which runs in a worker thread. An instance is what
+    goes into a graph. It may have settings of its own, but keeps nothing between two runs: many may
+    execute it at once.
+
+    The class attributes ``name`` (by default the class's own), ``version``, ``run_in``, ``limits``,
+    ``timeout``, ``retry``, ``abandon`` and ``cache`` mean what they mean for ``@action``.
+
+    Raises:
+        DefinitionError: Where the subclass is defined, if it can't work, and why.
+
+    Examples:
+        >>> class Greet(Action):
+        ...     reads = ["name"]
+        ...     writes = ["greeting"]
+        ...
+        ...     def __init__(self, word: str) -> None:
+        ...         self.word = word
+        ...
+        ...     async def run(self, name: str) -> str:
+        ...         return f"{self.word}, {name}"
+        >>> Application(Greet("hello")).run_sync({"name": "shoal"}).state["greeting"]
+        'hello, shoal'
+    """
+
+    run_in: Literal["thread", "loop"] = "thread"
+    limits: Limits | None = None
+    timeout: float | None = None
+    retry: Retry | None = None
+    abandon: bool = False
+    cache: float | None = None
+    _bound: Mapping[str, object] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check the subclass where it is defined."""
+        super().__init_subclass__(**options)
+        check_class(cls, "reads", "writes")
+        if not isinstance(cls.version, str):
+            msg = f"class {cls.__name__}: version is a string, not {cls.version!r}"
+            raise DefinitionError(msg)
+        if cls.run is not Action.run:
+            cls._definition = _function_of(cls, cls.run, cls.__name__, method=True)
+            cls.sure_writes: Collection[str] = cls._definition.sure_writes
+
+    @abstractmethod
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Do the work: parameters and return value as for ``@action``."""
+
+    _definition: FunctionAction[..., Any]
+
+    @functools.cached_property
+    def _function(self) -> FunctionAction[..., Any]:
+        if self.limits is not type(self).limits:
+            msg = (
+                f"action {self.name!r} has limits of its own; limits are counted for all instances "
+                f"of {type(self).__name__} together, so they are an attribute of the class"
+            )
+            raise DefinitionError(msg)
+        function = _function_of(self, self.run, self.name, method=False)
+        function._bind(self.name, self._bound)
+        function.definition = self._definition
+        return function
+
+    @property
+    def takes(self) -> Mapping[str, Input]:
+        """What it takes besides fields, by name."""
+        return self._function.takes
+
+    @property
+    def needed_by(self) -> Mapping[str, str]:
+        """The fields that parameters of ``run`` are named for."""
+        return self._function.needed_by
+
+    def perform(self, run: Performer) -> Awaitable[Change]:
+        """Execute one step of ``run``; see ``Act.perform``."""
+        return run.call(self._function)
+
+    def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
+        vars(self).pop("_function", None)
+        bind_instance(self, name, {**inputs, **self._bound})
+
+    def __repr__(self) -> str:
+        return f"<action {self.name} reads={sorted(self.reads)} writes={sorted(self.writes)}>"
+
+
+def _function_of(
+    owner: Action | type[Action], function: Callable[..., Any], name: str, *, method: bool
+) -> FunctionAction[..., Any]:
+    return make_action(
+        function,
+        name=name,
+        reads=field_names(owner.reads, "reads"),
+        writes=field_names(owner.writes, "writes"),
+        version=owner.version,
+        run_in=owner.run_in,
+        limits=owner.limits,
+        timeout=owner.timeout,
+        retry=owner.retry,
+        abandon=owner.abandon,
+        cache=owner.cache,
+        method=method,
+    )
+
+
+def check_class(cls: type[Act], *attributes: str) -> None:
+    """Check the name of a class of acts, and those attributes that list names; freeze these."""
+    own = vars(cls)
+    if "name" not in own and "name" not in own.get("__annotations__", ()):
+        cls.name = cls.__name__
+    name: object = own.get("name", "")
+    if not isinstance(name, str) and not hasattr(type(name), "__get__"):  # each instance has one
+        msg = f"class {cls.__name__}: name is a string, not {name!r}"
+        raise DefinitionError(msg)
+    for attribute in attributes:
+        given = getattr(cls, attribute)
+        try:
+            fields = field_names(given, attribute)
+        except DefinitionError as error:
+            msg = f"class {cls.__name__}: {error}"
+            raise DefinitionError(msg) from None
+        if given:  # else a base class that says nothing would hide a mixin
+            setattr(cls, attribute, fields)
+
+
+def bind_instance(act: Act, name: str, bound: Mapping[str, object]) -> None:
+    """Give an instance of a user's class its name and what is bound to it."""
+    for attribute, value in (("name", name), ("_bound", bound)):
+        object.__setattr__(act, attribute, value)  # past a frozen dataclass, into its slot if any

@@ -1,0 +1,112 @@
+"""The acts of a fan-out: one or several, as graphs, and what they must be for its children.
+
+Imports graphs, and how outcomes are joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeGuard, cast
+
+from shoal._errors.exceptions import DefinitionError, brief, did_you_mean
+from shoal._state.state import State
+
+from .action import Act
+from .graph import Graph, as_graph
+from .parallel import Take
+from .until import First, Quorum, Until, name_of
+
+Acts = Act | Sequence[Act] | Callable[[State], Act | Sequence[Act]]
+
+
+def as_graphs(found: object, where: str) -> tuple[list[Graph], bool]:
+    """Take an act, or a list of them; tell whether it was a list.
+
+    Raises:
+        DefinitionError: It is neither, or two of the acts have the same name.
+    """
+    if isinstance(found, Act) or not _is_list(found):
+        return [as_graph(cast("Act", found), where)], False
+    if not found:
+        msg = f"{where} takes at least one act; the list is empty"
+        raise DefinitionError(msg)
+    by_name: dict[str, Graph] = {}
+    for act in found:
+        if _is_list(act):
+            msg = f"{where} takes one list of acts, in which {brief(act)} is another; flatten it"
+            raise DefinitionError(msg)
+        graph = as_graph(cast("Act", act), where)
+        if graph.name in by_name:
+            msg = (
+                f"{where}: two acts are named {graph.name!r}; "
+                f"rename one of them: act.bind(name=...)"
+            )
+            raise DefinitionError(msg)
+        by_name[graph.name] = graph
+    return list(by_name.values()), True
+
+
+def _is_list(found: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(found, Sequence) and not isinstance(found, str | bytes)
+
+
+def check_acts(
+    graphs: Iterable[Graph], brought: Collection[str], take: Take | None, into: str | None, who: str
+) -> None:
+    """Refuse acts that the children of the fan-out ``who`` can't execute.
+
+    Raises:
+        DefinitionError: One writes over what is brought, or has no value to be taken.
+    """
+    for graph in graphs:
+        for field in brought:
+            if field in graph.writes:
+                msg = (
+                    f"fan_out {who!r}: {graph.name!r} writes {field!r}, the field that holds its "
+                    f"element"
+                )
+                raise DefinitionError(msg)
+        resolve_take(take, into, graph, who)
+
+
+def check_wanted(who: str, until: Until, count: int) -> None:
+    """Refuse to want more results than there can be children.
+
+    Raises:
+        DefinitionError: It needs more than ``count``.
+    """
+    if isinstance(until, First | Quorum) and until.n > count:
+        msg = (
+            f"{who}: until={name_of(until)}({until.n}) can't be reached by at most {count} children"
+        )
+        raise DefinitionError(msg)
+
+
+def resolve_take(take: Take | None, into: str | None, graph: Graph, who: str) -> Take | None:
+    """Find out what of a child's final state is its value; None: nothing was said, or needed.
+
+    Raises:
+        DefinitionError: It can't be known, or the child never has it.
+    """
+    writes = ", ".join(sorted(graph.writes)) or "none"
+    if take is None:
+        if into is None:
+            return None
+        if into in graph.writes:
+            return into
+        if len(graph.writes) == 1:
+            return next(iter(graph.writes))
+        msg = (
+            f"fan_out {who!r}: which of the fields that {graph.name!r} writes ({writes}) goes into "
+            f"{into!r}? give take=..."
+        )
+        raise DefinitionError(msg)
+    fields = (take,) if isinstance(take, str) else () if callable(take) else tuple(take)
+    for field in fields:
+        if field not in graph.writes and field not in graph.reads:
+            msg = (
+                f"fan_out {who!r}: take={field!r} is no field that {graph.name!r} writes "
+                f"(it writes: {writes}){did_you_mean(str(field), graph.writes)}"
+            )
+            raise DefinitionError(msg)
+    return take

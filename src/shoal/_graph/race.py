@@ -1,0 +1,126 @@
+"""Races: several acts at once, of which the first good answer counts. Imports the fan-out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from shoal._errors.exceptions import DefinitionError
+from shoal._events.events import Done
+from shoal._events.hooks import Hook
+from shoal._limits.limits import Limits
+from shoal._state.state import State
+from shoal.stores._protocol import Store
+
+from .action import Act
+from .acts import check_wanted
+from .checks import check_stagger
+from .fan_out import FanOut, fan_out
+from .parallel import Take
+from .policy import INHERIT, Each, Inherit, Stagger
+from .until import Until, check_until, first
+
+
+def race(
+    *acts: Act | Callable[[State], Sequence[Act]],
+    into: str | None = None,
+    take: Take | None = None,
+    accept: Callable[[Any], object] | None = None,
+    until: Until | None = None,
+    reduce: Callable[[State, Done], State] | None = None,
+    stagger: Stagger | None = None,
+    limits: Limits | None = None,
+    each: Each | None = None,
+    timeout: float | None = None,
+    name: str | None = None,
+    reads: Iterable[str] | None = None,
+    writes: Iterable[str] = (),
+    store: Store | Inherit | None = INHERIT,
+    hooks: Sequence[Hook] | Inherit = INHERIT,
+) -> FanOut:
+    """Make an act that runs several acts at once and takes the first good answer.
+
+    It is a ``fan_out`` over a list of acts with ``until=first(accept=accept)``. Each act is a child
+    run of its own. The first result that is accepted is applied to the state: saved, and published
+    to hooks. Only then are the others cancelled, and the step ends when they have, their
+    ``finally`` blocks included; an ``await`` in there is cancelled again at once, unless
+    ``shielded`` is around it. An act that fails, or is refused, only leaves the race; if none is
+    left, the step raises ``NobodyAccepted``. ``result.outcomes(name)`` says how the losers ended.
+
+    Args:
+        acts: Who races: actions, graphs, other races; or one plain function of the state that
+            returns a list of them, called when the step begins.
+        into: The field for the winning value itself.
+        take: What of a child's final state is its value: a field, a list of fields (for a dict of
+            them), or a plain function of that state. By default the field that is called as
+            ``into``, or the only one that the act writes.
+        accept: A plain function of that value: whether it counts. One that raises refuses.
+        until: What decides instead: ``first(n)``, ``quorum(n)``, or a function; see ``fan_out``.
+        reduce: Instead of ``into``: a plain function ``(state, outcome) -> state``, called for each
+            accepted result.
+        stagger: Seconds from the start of one act to the start of the next, in the order given; the
+            next starts at once when one fails or is refused. ``math.inf``: an ordered fallback, one
+            at a time. ``Hedge(...)`` learns the delay. By default all start at once.
+        limits: How many are in flight; all by default.
+        each: What goes for each child by itself; see ``Each``.
+        timeout: Seconds that the whole step may take until it is decided, waits included. Then all
+            are cancelled, and it raises ``StepTimeout``.
+        name: What the race is called; by default the name in ``into``.
+        reads: Fields that ``acts`` (if a function, where it must be given) and ``reduce`` read.
+        writes: Fields that ``reduce`` writes.
+        store: Where the children are kept; see ``fan_out``.
+        hooks: Who is told of the children; see ``fan_out``.
+
+    Raises:
+        DefinitionError: Nobody races, or the arguments don't fit together, and why.
+
+    Examples:
+        >>> import anyio
+        >>> @action(reads=["question"], writes=["answer"])
+        ... async def ask(question: str, model: str, seconds: float) -> str:
+        ...     await anyio.sleep(seconds)
+        ...     return f"{model}: {question}!"
+        >>> slow = ask.bind(name="slow", model="large-7", seconds=3600.0)
+        >>> quick = ask.bind(name="quick", model="small-1", seconds=0.01)
+        >>> result = Application(race(slow, quick, into="answer")).run_sync({"question": "why"})
+        >>> result.state["answer"]
+        'small-1: why!'
+        >>> [(outcome.act, outcome.reason) for outcome in result.outcomes("answer")]
+        [('slow', "'quick' decided fan-out 'answer'")]
+    """
+    label = name or into or "race"
+    if not acts:
+        msg = f"race {label!r}: nobody races; give it acts: race(one, another, ...)"
+        raise DefinitionError(msg)
+    if accept is not None and until is not None:
+        msg = (
+            f"race {label!r}: until= says what decides, so give accept= to it: "
+            f"until=first(n, accept=...)"
+        )
+        raise DefinitionError(msg)
+    for act in acts:
+        if isinstance(act, Sequence):
+            msg = f"race {label!r} takes acts one by one, and not a list of them: race(*acts)"
+            raise DefinitionError(msg)
+    chosen = len(acts) == 1 and not isinstance(acts[0], Act)
+    decides = first(accept=accept) if until is None else until
+    check_until(f"race {label!r}", decides)  # here, so that messages don't speak of a fan_out
+    check_stagger(f"race {label!r}", stagger, decides)
+    if not chosen:
+        check_wanted(f"race {label!r}", decides, len(acts))
+    return fan_out(
+        acts[0] if chosen else acts,  # pyright: ignore[reportArgumentType] # fan_out refuses what is none
+        into=into,
+        take=take,
+        reduce=reduce,
+        until=decides,
+        stagger=stagger,
+        limits=limits,
+        each=each,
+        timeout=timeout,
+        name=name,
+        reads=reads,
+        writes=writes,
+        store=store,
+        hooks=hooks,
+    )

@@ -1,0 +1,388 @@
+"""Fan-outs as classes: tasks that they make up themselves.
+
+Imports acts and policies. What becomes of tasks in a run is said in ``_task_source``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar, cast, final
+
+from shoal._errors.exceptions import DefinitionError, brief
+from shoal._events.events import Done, Failed
+from shoal._events.identity import Key
+from shoal._state.functions import is_async, require_plain
+from shoal._state.state import Change, Permit, State, change_between
+
+from .action import Act, Input
+from .action_class import bind_instance, check_class
+from .checks import check_policies, check_stagger
+from .graph import no_act
+from .parallel import Join, Parallel
+from .policy import OnError
+from .until import ALL, Race, Until, check_until
+
+T = TypeVar("T")
+
+NOTHING: Mapping[str, Any] = {}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One child to be.
+
+    Args:
+        act: What it executes: an action, a graph, a fan-out.
+        state: What it starts with beside what its act reads of the parent's state: a mapping, or a
+            State made from the one that ``tasks`` was given. It counts before the parent's.
+        key: Names it among the tasks of its act; by default its position.
+        inputs: What its actions take besides fields. They count before the run's own.
+        element: What its outcome is said to be about; by default ``state``.
+
+    Raises:
+        DefinitionError: ``act`` is no act, or ``state`` or ``inputs`` is no mapping.
+
+    Examples:
+        >>> @action(reads=["name"], writes=["greeting"])
+        ... async def greet(name: str) -> str:
+        ...     return f"hello, {name}"
+        >>> Task(greet, {"name": "shoal"}, key="shoal").key
+        'shoal'
+    """
+
+    act: Act
+    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    key: Key | None = field(default=None, kw_only=True)
+    inputs: Mapping[str, object] = field(default_factory=dict[str, object], kw_only=True)
+    element: Any = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be run."""
+        if not isinstance(self.act, Act):
+            raise DefinitionError(no_act(self.act, "Task"))
+        for name, given in (("state", self.state), ("inputs", self.inputs)):
+            if not isinstance(given, Mapping):
+                msg = f"Task({name}=...) takes a mapping of names to values, not {brief(given)}"
+                raise DefinitionError(msg)
+
+
+class ParallelAction(Parallel):
+    """Base class of parallel actions that make up their own tasks.
+
+    A subclass says what it reads and writes, makes tasks, and reduces their results; each child is
+    a run of its own, and each result is applied to the parent's state the moment it arrives. All
+    methods are plain functions called on the event loop, but ``tasks``, which may be an async
+    generator. An instance is what goes into a graph.
+
+    Class attributes: ``reads`` and ``writes`` (of ``tasks``, ``reduce``, ``finish`` and the
+    children), ``inputs`` (names of inputs that ``tasks`` or the children can't do without),
+    ``name`` (by default the class's own), ``limits`` (how many children are in flight),
+    ``until``, ``stagger``, ``on_error``, ``at_most``, ``each``, ``timeout``, ``store`` and
+    ``hooks`` (as for ``fan_out``; ``until`` may be a method as well).
+
+    Examples:
+        >>> @action(reads=["word"], writes=["length"])
+        ... async def measure(word: str) -> int:
+        ...     return len(word)
+        >>> class Longest(ParallelAction):
+        ...     reads = ["words"]
+        ...     writes = ["longest"]
+        ...
+        ...     def tasks(self, state, inputs):
+        ...         for word in state["words"]:
+        ...             yield Task(measure, {"word": word}, key=word)
+        ...
+        ...     def reduce(self, state, outcome):
+        ...         return state.put("longest", outcome.key, outcome.value)
+        ...
+        ...     def finish(self, state):
+        ...         return state.update(longest=max(state["longest"].values(), default=0))
+        >>> Application(Longest()).run_sync({"words": ["cod", "shark"]}).state["longest"]
+        5
+    """
+
+    inputs: Collection[str] = ()
+    until: Until | Callable[..., bool] = ALL
+    on_error: OnError = "fail"
+    at_most: int | None = None
+    _bound: Mapping[str, object] = NOTHING
+    _plain: ClassVar[Collection[str]] = ("reduce", "finish")
+    """Methods that are plain functions."""
+    _making: ClassVar[Collection[str]] = ("tasks",)
+    """Methods that make things one by one: generators, also async ones."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check the subclass where it is defined."""
+        super().__init_subclass__(**options)
+        check_class(cls, "reads", "writes", "inputs")
+        for method in cls._plain:
+            require_plain(getattr(cls, method), f"{cls.__name__}.{method}")
+        for method in cls._making:
+            if is_async(getattr(cls, method)):
+                msg = (
+                    f"{cls.__name__}.{method} is a coroutine function; make it an async generator, "
+                    f"which yields what it makes"
+                )
+                raise DefinitionError(msg)
+        who = f"class {cls.__name__}"
+        check_policies(
+            who,
+            on_error=cls.on_error,
+            at_most=cls.at_most,
+            limits=cls.limits,
+            store=cls.store,
+            hooks=cls.hooks,
+            each=cls.each,
+            timeout=cls.timeout,
+        )
+        check_until(who, cls.until)
+        check_stagger(who, cls.stagger, cls.until)
+        if isinstance(cls.until, Race) and _says(cls, "on_error"):
+            msg = (
+                f"{who}: with such an until a failure only removes a contestant, so on_error can't "
+                f"be given; result.outcomes(name) tells who failed"
+            )
+            raise DefinitionError(msg)
+
+    @abstractmethod
+    def tasks(
+        self, state: State, inputs: Mapping[str, Any]
+    ) -> Iterable[Task] | AsyncIterable[Task]:
+        """Make the tasks: pulled one by one, as there is room.
+
+        Args:
+            state: As it was when the step began, narrowed to ``reads`` and ``writes``.
+            inputs: Everything that the run was given.
+        """
+
+    @abstractmethod
+    def reduce(self, state: State, outcome: Done | Failed) -> State:
+        """Return the state after a child's result; called as each arrives.
+
+        With ``on_error="fail"`` or ``"ignore"`` outcomes are always ``Done``. A child's ``value``
+        is its only write, if it has just one; ``outcome.state`` has everything.
+        """
+
+    def finish(self, state: State) -> State:
+        """Return the state after all results were reduced; the step is completed by that."""
+        return state
+
+    @property
+    def definition(self) -> object:
+        """What all its instances have in common."""
+        return type(self)
+
+    @property
+    def takes(self) -> Mapping[str, Input]:
+        """What it takes besides fields, by name."""
+        return {name: Input(self.name, name not in self._bound) for name in self.inputs}
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether it may take inputs that nobody knows before it runs."""
+        return True
+
+    def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
+        bind_instance(self, name, {**inputs, **self._bound})
+
+    @property
+    def _permit(self) -> Permit:
+        writes = frozenset(self.writes)
+        return Permit(self.name, frozenset(self.reads) | writes, writes)
+
+    def _join(self) -> Join:
+        is_race = isinstance(self.until, Race)
+        return Join(
+            name=self.name,
+            permit=self._permit,
+            reduce=self.reduce,
+            on_error="ignore" if is_race else self.on_error,
+            until=self.until,
+        )
+
+    def _finished(self, state: State) -> Change:
+        return change_between(state, self.finish(state), f"finish of {self.name!r}")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+def _says(cls: type[ParallelAction], attribute: str) -> bool:
+    """Tell whether a subclass gives ``attribute`` itself."""
+    above = cls.__mro__[: cls.__mro__.index(ParallelAction)]
+    return any(attribute in vars(each) for each in above)
+
+
+class MapStates(ParallelAction):
+    """A parallel action that runs one act over many states.
+
+    A subclass has ``action`` and ``states``, and ``reduce``; see ``ParallelAction``.
+
+    Examples:
+        >>> @action(reads=["n"], writes=["square"])
+        ... async def square(n: int) -> int:
+        ...     return n * n
+        >>> class Squares(MapStates):
+        ...     reads = ["numbers"]
+        ...     writes = ["sum"]
+        ...
+        ...     def action(self, state, inputs):
+        ...         return square
+        ...
+        ...     def states(self, state, inputs):
+        ...         for n in state["numbers"]:
+        ...             yield {"n": n}
+        ...
+        ...     def reduce(self, state, outcome):
+        ...         return state.increment(sum=outcome.value)
+        >>> Application(Squares()).run_sync({"numbers": [1, 2, 3]}).state["sum"]
+        14
+    """
+
+    _plain = (*ParallelAction._plain, "action", "key")
+    _making = ("tasks", "states")
+
+    @abstractmethod
+    def action(self, state: State, inputs: Mapping[str, Any]) -> Act:
+        """Return what every child executes."""
+
+    @abstractmethod
+    def states(
+        self, state: State, inputs: Mapping[str, Any]
+    ) -> Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]:
+        """Make what the children start with, one by one; see ``Task``."""
+
+    def key(self, state: Mapping[str, Any]) -> Key | None:
+        """Name the child that starts with ``state``; None: its position."""
+        return None
+
+    def tasks(
+        self, state: State, inputs: Mapping[str, Any]
+    ) -> Iterable[Task] | AsyncIterable[Task]:
+        """Make a task for each state."""
+        acts, states = [self.action(state, inputs)], self.states(state, inputs)
+        return _each(states, lambda start: _tasks_for(acts, start, self.key(start)))
+
+
+class MapActions(ParallelAction):
+    """A parallel action that runs many acts over one state.
+
+    A subclass has ``actions`` and ``reduce``; see ``ParallelAction``.
+
+    Examples:
+        >>> @action(reads=["question"], writes=["answer"])
+        ... async def ask(question: str, model: str) -> str:
+        ...     return f"{model}: {question}!"
+        >>> class AskAll(MapActions):
+        ...     reads = ["question"]
+        ...     writes = ["answers"]
+        ...
+        ...     def actions(self, state, inputs):
+        ...         for model in ("large", "small"):
+        ...             yield ask.bind(name=model, model=model)
+        ...
+        ...     def reduce(self, state, outcome):
+        ...         return state.put("answers", outcome.act, outcome.value)
+        >>> Application(AskAll()).run_sync({"question": "why"}).state["answers"]
+        {'large': 'large: why!', 'small': 'small: why!'}
+    """
+
+    _plain = (*ParallelAction._plain, "state")
+    _making = ("tasks", "actions")
+
+    @abstractmethod
+    def actions(
+        self, state: State, inputs: Mapping[str, Any]
+    ) -> Iterable[Act] | AsyncIterable[Act]:
+        """Make what the children execute, one by one."""
+
+    def state(self, state: State, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what every child starts with; see ``Task``."""
+        return state
+
+    def tasks(
+        self, state: State, inputs: Mapping[str, Any]
+    ) -> Iterable[Task] | AsyncIterable[Task]:
+        """Make a task for each act."""
+        acts, start = self.actions(state, inputs), self.state(state, inputs)
+        return _each(acts, lambda act: _tasks_for([act], start, ""))
+
+
+class MapActionsAndStates(ParallelAction):
+    """A parallel action that runs each of several acts over each of many states.
+
+    A subclass has ``actions``, ``states`` and ``reduce``; see ``ParallelAction``. Actions are made
+    once, states are pulled as there is room.
+    """
+
+    _plain = (*ParallelAction._plain, "actions", "key")
+    _making = ("tasks", "states")
+
+    @abstractmethod
+    def actions(self, state: State, inputs: Mapping[str, Any]) -> Iterable[Act]:
+        """Return what is executed for each state."""
+
+    @abstractmethod
+    def states(
+        self, state: State, inputs: Mapping[str, Any]
+    ) -> Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]:
+        """Make what the children start with, one by one; see ``Task``."""
+
+    def key(self, state: Mapping[str, Any]) -> Key | None:
+        """Name the children that start with ``state``; None: by their positions."""
+        return None
+
+    def tasks(
+        self, state: State, inputs: Mapping[str, Any]
+    ) -> Iterable[Task] | AsyncIterable[Task]:
+        """Make a task for each state and act."""
+        acts, states = list(self.actions(state, inputs)), self.states(state, inputs)
+        return _each(states, lambda start: _tasks_for(acts, start, self.key(start)))
+
+
+def _tasks_for(acts: Iterable[Act], start: Mapping[str, Any], key: Key | None) -> Iterable[Task]:
+    return (Task(act, start, key=key) for act in acts)
+
+
+def _each(
+    made: Iterable[T] | AsyncIterable[T], tasks_of: Callable[[T], Iterable[Task]]
+) -> Iterable[Task] | AsyncIterable[Task]:
+    """Make tasks of what a subclass makes; what is no iterable is left to be refused."""
+    if isinstance(made, AsyncIterable):
+        return _each_later(made, tasks_of)
+    return _each_now(made, tasks_of) if isinstance(made, Iterable) else made
+
+
+def _each_now(made: Iterable[T], tasks_of: Callable[[T], Iterable[Task]]) -> Iterator[Task]:
+    try:
+        for one in made:
+            yield from tasks_of(one)
+    finally:
+        if isinstance(made, Generator):  # nobody else knows it
+            cast("Generator[T]", made).close()
+
+
+async def _each_later(
+    made: AsyncIterable[T], tasks_of: Callable[[T], Iterable[Task]]
+) -> AsyncIterator[Task]:
+    source = aiter(made)
+    try:
+        async for one in source:
+            for task in tasks_of(one):
+                yield task
+    finally:
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            await close()

@@ -1,0 +1,221 @@
+"""What ends a fan-out before its last child, as its user said. Imports outcomes and states.
+
+Invariants:
+- Values, and nothing else: who is accepted and when it is decided is judged in ``_contest``.
+- What can't be meant is refused where it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+from shoal._errors.exceptions import DefinitionError, brief
+from shoal._events.events import Outcome
+from shoal._state.functions import require_plain
+from shoal._state.state import State
+
+OnBreak = Literal["fail", "restart"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every child is awaited."""
+
+
+ALL = All()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class First:
+    """The first accepted results decide; made by ``first``."""
+
+    n: int = 1
+    accept: Callable[[Any], object] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be judged."""
+        _check_count("first", self.n)
+        _check_function("first(accept=...)", self.accept)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """Results that agree decide; made by ``quorum``."""
+
+    n: int
+    by: Callable[[Any], object] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be judged."""
+        _check_count("quorum", self.n)
+        _check_function("quorum(by=...)", self.by)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FirstItem:
+    """The first partial item decides; made by ``first_item``."""
+
+    when: Callable[[Any], object] | None = None
+    on_break: OnBreak = "fail"
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be judged."""
+        _check_function("first_item(when=...)", self.when)
+        if self.on_break not in ("fail", "restart"):
+            msg = f"first_item(on_break=...) is 'fail' or 'restart', not {brief(self.on_break)}"
+            raise DefinitionError(msg)
+
+
+Asked = Callable[[State, Outcome], bool]
+Until = All | First | Quorum | FirstItem | Asked
+"""What ends a fan-out: ``all_()``, ``first(...)``, ``quorum(...)``, ``first_item(...)``, or a
+function."""
+Race = First | Quorum | FirstItem
+"""What somebody has to win; a failure only removes a contestant."""
+
+
+def all_() -> All:
+    """Wait for all children: what a fan-out does unless ``until=`` says otherwise."""
+    return ALL
+
+
+def first(n: int = 1, *, accept: Callable[[Any], object] | None = None) -> First:
+    """End a fan-out with its first ``n`` accepted results, and cancel the rest.
+
+    The rest are awaited, their ``finally`` blocks included; see ``shielded`` for those that await.
+    Children that fail, or whose result is refused, only leave the contest. As soon as too few are
+    left the step raises ``NobodyAccepted``. Of children that end at the same moment, those of lower
+    position come first. ``into`` holds the winning value itself; with ``n`` above 1, what a fan-out
+    over all children collects.
+
+    Args:
+        n: How many.
+        accept: A plain function of a child's value, as ``take`` names it: whether it counts. One
+            that raises refuses, for that reason. Without it, every result counts.
+
+    Raises:
+        DefinitionError: ``n`` is no number of children, or ``accept`` no plain function.
+
+    Examples:
+        >>> @action(reads=["n"], writes=["square"])
+        ... async def square(n: int) -> int:
+        ...     return n * n
+        >>> found = fan_out(
+        ...     square, over="ns", item="n", into="found", until=first(accept=lambda s: s > 50)
+        ... )
+        >>> Application(found).run_sync({"ns": range(100)}).state["found"]
+        64
+    """
+    return First(n, accept)
+
+
+def quorum(n: int, *, by: Callable[[Any], object] | None = None) -> Quorum:
+    """End a fan-out as soon as ``n`` of its results agree, and cancel the rest.
+
+    Children that fail only leave the contest; as soon as no ``n`` can agree any more the step
+    raises ``NobodyAccepted``. ``into`` holds the value that was agreed on; of several that count as
+    equal, that of the lowest position. Each vote that was counted is ``used``, the outvoted ones
+    as well: so the ledger, which iterates over losers, has none of them.
+
+    Args:
+        n: How many have to agree.
+        by: A plain function of a child's value, as ``take`` names it: what has to be equal. One
+            that raises refuses the value, for that reason. Without it, the values themselves; one
+            that can't be compared is refused.
+
+    Raises:
+        DefinitionError: ``n`` is no number of children, or ``by`` no plain function.
+
+    Examples:
+        >>> @action(writes=["answer"])
+        ... async def ask(model: str) -> str:
+        ...     return "Yes" if model != "small" else "No"
+        >>> models = [ask.bind(name=name, model=name) for name in ("small", "medium", "large")]
+        >>> agreed = fan_out(models, into="answer", until=quorum(2, by=str.lower))
+        >>> Application(agreed).run_sync().state["answer"]
+        'Yes'
+    """
+    return Quorum(n, by)
+
+
+def first_item(
+    *, when: Callable[[Any], object] | None = None, on_break: OnBreak = "fail"
+) -> FirstItem:
+    """Let the first partial item of a streaming action decide a race.
+
+    The first child that yields an item wins and goes on streaming; that is saved, and the others
+    are cancelled. Its result is then applied; ``into`` holds it as it is. Items of several are
+    never mixed: each event names the child whose item it is. A child that ends well without an item
+    has won by that. Children that fail before only leave the contest; if none is left the step
+    raises ``NobodyAccepted``. After a crash only the winner runs again, from its
+    start.
+
+    Args:
+        when: A plain function of an item: whether it counts. Without it, every item does. What it
+            raises fails the child.
+        on_break: What happens if the winner fails afterwards. ``"fail"``: the step raises
+            ``NobodyAccepted``. ``"restart"``: the race is run again from its start, among those
+            that have not failed.
+
+    Raises:
+        DefinitionError: ``when`` is no plain function, or ``on_break`` neither of the two.
+
+    Examples:
+        >>> import anyio
+        >>> @action(writes=["story"])
+        ... async def tell(model: str, seconds: float):
+        ...     await anyio.sleep(seconds)
+        ...     yield "Once"
+        ...     await anyio.sleep(0.01)
+        ...     yield "upon a time"
+        ...     yield Result(f"a story by {model}")
+        >>> slow = tell.bind(name="slow", model="large-7", seconds=3600.0)
+        >>> quick = tell.bind(name="quick", model="small-1", seconds=0.0)
+        >>> story = race(slow, quick, into="story", until=first_item())
+        >>> Application(story).run_sync().state["story"]
+        'a story by small-1'
+    """
+    return FirstItem(when, on_break)
+
+
+def check_until(who: str, until: object) -> None:
+    """Refuse what is no condition of an end.
+
+    Raises:
+        DefinitionError: Naming ``who`` was given it.
+    """
+    if isinstance(until, All | First | Quorum | FirstItem):
+        return
+    if any(until is makes for makes in (all_, first, quorum, first_item)):
+        name = getattr(until, "__name__", "")
+        msg = f"{who}: until= takes what {name}(...) returns; call it: until={name}()"
+        raise DefinitionError(msg)
+    if not callable(until):
+        msg = (
+            f"{who}: until= takes all_(), first(n), quorum(n), first_item() or a function "
+            f"(state, outcome) -> bool, not {brief(until)}"
+        )
+        raise DefinitionError(msg)
+    require_plain(until, f"{who}: until=")
+
+
+def name_of(until: Race) -> str:
+    """Say which one it is, in a message."""
+    return {First: "first", Quorum: "quorum", FirstItem: "first_item"}[type(until)]
+
+
+def _check_count(what: str, n: object) -> None:
+    if type(n) is not int or n < 1:
+        msg = f"{what}(n) takes a whole number of at least 1, not {brief(n)}"
+        raise DefinitionError(msg)
+
+
+def _check_function(what: str, function: object) -> None:
+    if function is not None:
+        require_plain(function, what)

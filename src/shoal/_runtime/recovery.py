@@ -1,0 +1,400 @@
+"""What dead processes have left: found, and resumed. Imports ports, values and errors; anyio.
+
+Invariants:
+- A run that can't be resumed, or fails again, does nothing to the others.
+- At most ``AT_ONCE`` are under way at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, cast, final
+
+from anyio import Event, create_task_group, move_on_after
+
+from shoal._errors.exceptions import (
+    BadResult,
+    BadUse,
+    DefinitionError,
+    Draining,
+    NoApplication,
+    StoreFailed,
+    brief,
+    did_you_mean,
+    kind_of,
+)
+from shoal._events.events import in_short
+from shoal._state.state import held
+from shoal.stores._protocol import FindsOrphans, NullStore, Orphan, Store
+
+from .start import refuse_missing
+
+logger = logging.getLogger("shoal")
+
+AT_ONCE = 100
+"""Runs that are recovered at once."""
+
+
+class Recoverable(Protocol):
+    """What a runtime recovers runs of: an application."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Which version of its definition it is."""
+        ...
+
+    @property
+    def store(self) -> Store | None:
+        """Where its runs are kept; None: where the runtime keeps them."""
+        ...
+
+    def recover(
+        self, run_id: str, state: Mapping[str, object] | None = None, *, runtime: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Resume a run that has no end, if nobody executes it; return None if somebody does.
+
+        ``state`` is what is secret in it.
+        """
+        ...
+
+    def take_over(
+        self, run_id: str, state: Mapping[str, object] | None = None, *, runtime: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Do the same, and return a handle once the run goes on."""
+        ...
+
+
+GivenSecrets = Mapping[str, object] | Awaitable[Mapping[str, object]]
+"""What is secret in a run, or what looks it up."""
+Secrets = Mapping[str, object] | Callable[[Orphan], GivenSecrets]
+"""What is secret in all of them, or a function that says what is in one."""
+
+Found = tuple[Orphan, Recoverable | None]
+"""A run nobody executes, and what it is to be resumed under; None: nothing fits."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """What became of a run that a dead process had left: its result, or why it has none."""
+
+    run_id: str
+    application: str
+    """The name of its application."""
+    version: str
+    """The version of that, as the run was started with."""
+    result: Any = None
+    """What it came to: a ``RunResult``; None if it has come to nothing."""
+    error: Exception | None = None
+    """What it failed with, or why it was not resumed; None if it has succeeded."""
+
+
+@final
+class Recoverables:
+    """The applications of a runtime, and where their runs are kept."""
+
+    def __init__(self, apps: Iterable[Recoverable], store: Store) -> None:
+        """Check them.
+
+        Args:
+            apps: The applications.
+            store: Where runs are kept whose application has no store of its own.
+
+        Raises:
+            DefinitionError: One is none, or two have one name and version.
+        """
+        self._store = store
+        self.by_name: Mapping[tuple[str, str], Recoverable] = _by_name(apps)
+
+    @property
+    def have_orphans(self) -> bool:
+        """Whether there are applications, and their stores can say what nobody executes."""
+        stores = [self._store_of(app) for app in self.by_name.values()]
+        return bool(stores) and all(isinstance(store, FindsOrphans) for store in stores)
+
+    def stores(self) -> Sequence[Store]:
+        """Return where runs are kept, each store once; nothing that keeps nothing."""
+        stores = [self._store, *(self._store_of(app) for app in self.by_name.values())]
+        by_identity = {id(store): store for store in stores if not isinstance(store, NullStore)}
+        return list(by_identity.values())
+
+    def _store_of(self, app: Recoverable) -> Store:
+        return self._store if app.store is None else app.store
+
+    def check(self) -> None:
+        """Refuse to look for orphans where nobody could know of them.
+
+        Raises:
+            BadUse: There are no applications, or one whose store knows of no orphans.
+        """
+        if not self.by_name:
+            msg = "this runtime can recover nothing, it has no applications: Runtime(apps=[...])"
+            raise BadUse(msg)
+        for app in self.by_name.values():
+            store = self._store_of(app)
+            if not isinstance(store, FindsOrphans):
+                is_kept = not isinstance(store, NullStore)
+                why = f"{brief(store)} has no orphans()" if is_kept else "nothing keeps them"
+                msg = (
+                    f"the runs of application {app.name!r} can't be recovered, for {why}; give it, "
+                    f"or the runtime, a store that can say what nobody executes, as SQLiteStore can"
+                )
+                raise BadUse(msg)
+
+    async def orphans(self) -> list[Found]:
+        """Ask each store once; say which application each orphan is to be resumed under.
+
+        Raises:
+            StoreFailed: A store could not say which runs there are.
+        """
+        stores: dict[int, tuple[FindsOrphans, dict[tuple[str, str], Recoverable]]] = {}
+        for name, app in self.by_name.items():
+            store = self._store_of(app)
+            assert isinstance(store, FindsOrphans), "others were refused"
+            stores.setdefault(id(store), (store, {}))[1][name] = app
+        found: list[Found] = []
+        for store, apps in stores.values():
+            try:
+                orphans = await store.orphans()
+            except StoreFailed:
+                raise
+            except Exception as error:
+                msg = f"{brief(store)} could not be asked for orphans: {brief(error)}"
+                raise StoreFailed(msg) from error
+            found += [(one, apps.get((one.application, one.version))) for one in orphans]
+        return found
+
+    def why_none(self, orphan: Orphan) -> NoApplication:
+        """Say why no application fits."""
+        run_id, name, version, _ = orphan
+        versions = [repr(other) for named, other in self.by_name if named == name]
+        if versions:
+            return NoApplication(
+                f"run {run_id} was started with version {version!r} of application {name!r}, and "
+                f"the runtime has {', '.join(versions)} alone; resume it where that version runs, "
+                f"or start a new run from what it has: fork({run_id!r})"
+            )
+        names = sorted({named for named, _ in self.by_name})
+        return NoApplication(
+            f"run {run_id} is of application {name!r}, which the runtime does not have (it has: "
+            f"{', '.join(names)}){did_you_mean(name, names)}; name it in Runtime(apps=[...])"
+        )
+
+
+@final
+class Recovery:
+    """Orphans that are resumed, some at once, until all have ended."""
+
+    def __init__(
+        self,
+        recoverables: Recoverables,
+        orphans: Sequence[Found],
+        runtime: object,
+        report: Callable[[Recovered], object],
+        secrets: Secrets | None,
+    ) -> None:
+        """Plan it; each orphan that nobody else resumes is told to ``report``."""
+        self._recoverables = recoverables
+        self._left = iter(orphans)
+        self._at_once = min(len(orphans), AT_ONCE)
+        self._runtime = runtime
+        self._report = report
+        self._secrets = secrets
+
+    def hear(self, reason: str) -> None:
+        """Hear why it is cancelled: each run's own wait says so to it."""
+
+    async def live(self) -> None:
+        """Resume them all."""
+        async with create_task_group() as tasks:
+            for _ in range(self._at_once):
+                tasks.start_soon(self._work)
+
+    async def _work(self) -> None:
+        for orphan, app in self._left:
+            recovered = await self._recover(orphan, app)
+            if recovered is not None:
+                self._report(recovered)
+
+    async def _recover(self, orphan: Orphan, app: Recoverable | None) -> Recovered | None:
+        run_id, name, version, _ = orphan
+        tell = partial(Recovered, run_id=run_id, application=name, version=version)
+        if app is None:
+            return tell(error=self._recoverables.why_none(orphan))
+        try:
+            state = await _secrets_of(orphan, self._secrets)
+            result = await app.recover(run_id, state, runtime=self._runtime)
+        except Exception as error:  # noqa: BLE001 # the caller reads it in what is returned
+            return tell(error=error)
+        return None if result is None else tell(result=result)
+
+
+@final
+class Watch:
+    """Looks for orphans again and again, and has those go on that it finds."""
+
+    def __init__(
+        self,
+        recoverables: Recoverables,
+        runtime: object,
+        over: Event,
+        secrets: Secrets | None = None,
+    ) -> None:
+        """Plan it; it ends when ``over`` is set."""
+        self._secrets = secrets
+        self._recoverables = recoverables
+        self._runtime = runtime
+        self._over = over
+        self._under_way: set[str] = set()
+        self._refused: set[str] = set()  # of whom it was said why, so once
+        self._others: set[tuple[str, str]] = set()  # applications, with versions, not had here
+        self._freed = Event()
+
+    async def keep(self, every: float) -> None:
+        """Look every so many seconds; sooner where more were found than may go on at once."""
+        async with create_task_group() as tasks:
+            while not self._over.is_set():
+                found = await self._look()
+                self._tell_of_others([orphan for orphan, app in found if app is None])
+                for orphan, app in found:
+                    if app is None:
+                        continue
+                    if orphan.run_id not in self._under_way:
+                        await self._room()
+                        if self._over.is_set():
+                            break
+                        self._under_way.add(orphan.run_id)
+                        tasks.start_soon(self._resume, orphan, app)
+                with move_on_after(every):
+                    await self._over.wait()
+
+    async def _room(self) -> None:
+        """Wait until one more may go on."""
+        while len(self._under_way) >= AT_ONCE and not self._over.is_set():
+            self._freed = Event()
+            async with create_task_group() as tasks:
+                for event in (self._freed, self._over):
+                    tasks.start_soon(_wake, event, tasks.cancel_scope.cancel)
+
+    async def _look(self) -> Sequence[Found]:
+        try:
+            return await self._recoverables.orphans()
+        except StoreFailed as error:
+            logger.warning("what dead processes have left is not known now: %s", error)
+            return ()
+
+    async def _resume(self, orphan: Orphan, app: Recoverable) -> None:
+        run_id = orphan.run_id
+        try:
+            state = await _secrets_of(orphan, self._secrets)
+            handle = await app.take_over(run_id, state, runtime=self._runtime)
+            if handle is not None:
+                logger.info("run %s of %r was left by a process; it goes on", run_id, app.name)
+                await handle.wait_ended()
+        except Draining:
+            pass  # another process will see to it
+        except Exception as error:  # noqa: BLE001 # one does nothing to the others
+            self._refuse(orphan, error)
+        finally:
+            self._under_way.discard(run_id)
+            self._freed.set()
+
+    def _tell_of_others(self, orphans: Sequence[Orphan]) -> None:
+        """Warn of runs that no application here fits: once, however many and at every look.
+
+        Where services share a store, they are mostly another one's.
+        """
+        of_them: dict[tuple[str, str], list[Orphan]] = {}
+        for one in orphans:
+            of_them.setdefault((one.application, one.version), []).append(one)
+        new = {kind: found for kind, found in of_them.items() if kind not in self._others}
+        self._others |= new.keys()
+        if not new:
+            return
+        first = next(iter(new.values()))[0]
+        if sum(map(len, new.values())) == 1:
+            self._refuse(first, self._recoverables.why_none(first))
+            return
+        kinds = [
+            f"{len(found)} of version {version!r} of application {name!r}"
+            for (name, version), found in new.items()
+        ]
+        logger.warning(
+            "runs are left where they stand, for this runtime has no application that fits: %s. "
+            "That is said once; run %s, for one: %s",
+            ", ".join(kinds),
+            first.run_id,
+            in_short(self._recoverables.why_none(first)),
+        )
+
+    def _refuse(self, orphan: Orphan, why: Exception) -> None:
+        if orphan.run_id not in self._refused:
+            self._refused.add(orphan.run_id)
+            logger.warning("run %s is left where it stands: %s", orphan.run_id, in_short(why))
+
+
+async def _wake(event: Event, call: Callable[[], object]) -> None:
+    await event.wait()
+    call()
+
+
+def check_secrets(secrets: object, where: str) -> None:
+    """Refuse what can't say what is secret in a run.
+
+    Raises:
+        BadUse: It is neither a mapping nor a function.
+    """
+    if not (secrets is None or isinstance(secrets, Mapping) or callable(secrets)):
+        msg = f"{where}(secrets=...) takes a mapping or a function, not {kind_of(secrets)}"
+        raise BadUse(msg)
+
+
+async def _secrets_of(orphan: Orphan, secrets: Secrets | None) -> Mapping[str, object] | None:
+    """Find what is secret in a run, before anybody claims it; None: nothing is.
+
+    Raises:
+        MissingSecret: Not all of it is given.
+        BadResult: The function that looks it up has returned no mapping.
+    """
+    if not orphan.secret:
+        return None
+    given: object = secrets
+    if callable(given):
+        given = given(orphan)
+        if isinstance(given, Awaitable):
+            given = await cast("Awaitable[object]", given)
+    if given is None:
+        given = {}
+    if not isinstance(given, Mapping):
+        msg = (
+            f"recover(secrets=...) returned {kind_of(given)} for run {orphan.run_id}; it "
+            f"returns a mapping of secret fields to values"
+        )
+        raise BadResult(msg)
+    found = held(cast("Mapping[str, object]", given))
+    refuse_missing(orphan.run_id, orphan.secret, found)
+    return {name: found[name] for name in orphan.secret}
+
+
+def _by_name(apps: Iterable[Recoverable]) -> Mapping[tuple[str, str], Recoverable]:
+    found: dict[tuple[str, str], Recoverable] = {}
+    for app in apps:
+        if isinstance(app, type) or not callable(getattr(app, "recover", None)):
+            msg = f"Runtime(apps=...) takes a list of applications, not of {brief(app)}"
+            raise DefinitionError(msg)
+        if (app.name, app.version) in found:
+            msg = (
+                f"Runtime(apps=...) has two applications {app.name!r} of version {app.version!r}; "
+                f"whose runs are whose can't be told: give one another name, or version"
+            )
+            raise DefinitionError(msg)
+        found[app.name, app.version] = app
+    return found

@@ -1,0 +1,133 @@
+"""What a root run came to, for whoever asked for it. Imports everything above."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, final
+
+from shoal._engine.fanout.ledger import Ledger
+from shoal._engine.fanout.recorded import read_outcomes
+from shoal._engine.run import Run
+from shoal._errors.exceptions import BadUse
+from shoal._events.events import Failed, Outcome, Question
+from shoal._graph.graph import Graph
+from shoal._state.state import S, State
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult(Generic[S]):
+    """What a run came to."""
+
+    run_id: str
+    """The run's id."""
+    state: State[S]
+    """Its final state; ``state.data`` is an instance of the application's model. If the run is
+    halted, the state as it was committed last."""
+    status: Literal["succeeded", "halted"] = "succeeded"
+    """``"halted"`` if it waits: for answers to its ``questions``, or, where it has none, since it
+    was told to halt between two steps."""
+    questions: Sequence[Question] = ()
+    """What it and its descendants wait for; of siblings, in order of their positions."""
+    _ledgers: Mapping[str, Sequence[Ledger]] = field(repr=False)
+    _run: Run = field(repr=False, compare=False)
+
+    def outcomes(self, step: str, visit: int = -1) -> Ledger:
+        """Return how the children of the fan-out ``step`` ended: counts, and who is not Done.
+
+        Those that are Done are in the state, where ``into`` or ``reduce`` has put them;
+        ``all_outcomes`` reads them from the store. Of an action's own fan-out there are counts
+        alone, for the action has dealt with the rest; ``all_outcomes`` has them too.
+
+        Args:
+            step: The fan-out's name; inside of a graph that is a node, ``"graph/fan-out"``; of an
+                action's own fan-out, ``"action/fan-out"``.
+            visit: Which execution of it, counted from 0; by default the last one.
+
+        Raises:
+            KeyError: The run executed no fan-out of that name, or not so often.
+        """
+        try:
+            ledgers = self._ledgers[step]
+        except KeyError:
+            names = ", ".join(sorted(self._ledgers)) or "none"
+            msg = f"run {self.run_id} executed no fan-out named {step!r} (it did: {names})"
+            raise KeyError(msg) from None
+        try:
+            return ledgers[visit]
+        except IndexError:
+            msg = f"run {self.run_id} executed {step!r} {len(ledgers)} times; no visit {visit}"
+            raise KeyError(msg) from None
+
+    def all_outcomes(self, step: str, visit: int = -1) -> AsyncIterator[Outcome]:
+        """Read how each child of the fan-out ``step`` ended from the store, in input order.
+
+        Read lazily: ``async for outcome in result.all_outcomes("titles")``. The ``state`` of a
+        child that is Done holds the fields that it has written; not where the children are kept
+        nowhere, and of an action's own fan-out with a ``store=`` only in the execution that ran it.
+
+        Args:
+            step: The name of one of the run's own fan-outs; of an action's, ``"action/fan-out"``.
+                Inside of a graph that is a node, only ``outcomes`` can tell.
+            visit: Which execution of it, counted from 0; by default the last one.
+
+        Raises:
+            KeyError: The run executed no fan-out of that name, or not so often.
+            BadUse: The run has no store, or the fan-out is one inside of a graph that is a node.
+            StoreFailed: The store did not say.
+        """
+        ledger = self.outcomes(step, visit)
+        self._refuse_inner(step)
+        count = len(self._ledgers[step])
+        return read_outcomes(self._run, step, visit % count, ledger.kept_in)
+
+    def _refuse_inner(self, step: str) -> None:
+        graph = self._run.setting.graph
+        node, _, inner = step.partition("/")
+        if graph.find(step) is None and isinstance(graph.find(node), Graph):
+            msg = (
+                f"run {self.run_id}: {inner!r} is a fan-out of {node!r}, which is a graph and so a "
+                f"run of its own, and only the run's own children can be read back; "
+                f"outcomes({step!r}) has their counts and what brought nothing, and what they came "
+                f"to is in the state, if {node!r} writes it"
+            )
+            raise BadUse(msg)
+
+    def raise_for_failures(self) -> None:
+        """Raise the failures that were collected or ignored, if there are any.
+
+        For a program that collects failures and, in the end, wants none. Three kinds of failures
+        are not among them: those of the losers of a race that was decided, for somebody has won
+        (``outcomes`` has them); those below a child that put up with them, for that child is Done;
+        and those in an action's own fan-out, for they were raised there, or handed to the action.
+
+        Raises:
+            ExceptionGroup: All these failures of the run's fan-outs, in the order of the steps and,
+                within each, of the input.
+        """
+        errors = [
+            outcome.error
+            for ledgers in self._ledgers.values()
+            for ledger in ledgers
+            if not ledger.is_decided
+            for outcome in ledger
+            if isinstance(outcome, Failed)
+        ]
+        if errors:
+            count = "a child" if len(errors) == 1 else f"{len(errors)} children"
+            msg = f"{count} of run {self.run_id} failed"
+            raise ExceptionGroup(msg, errors)
+
+
+def result_of(run: Run) -> RunResult[Any]:
+    """Make the result of a root run that has succeeded, or is halted."""
+    halted = run.status == "halted"
+    return RunResult(
+        run_id=run.path.id,
+        state=run.state,
+        status="halted" if halted else "succeeded",
+        questions=run.open_questions if halted else (),
+        _ledgers=run.ledgers,
+        _run=run,
+    )

@@ -1,0 +1,710 @@
+"""The runtime: what runs share while a process lives. Imports everything above; anyio.
+
+Invariants:
+- A root run is hosted: it lives in a task of the runtime's, never in its caller's (see ``_host``).
+- One run that can't be recovered, or fails, does nothing to the others that are.
+- Structured. The block ends after all runs in it. Left by an exception or cancelled, it cancels
+  them; what the block raised goes on as it is, in no group.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import Context as ContextVars
+from contextvars import copy_context
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, TypeVar, final
+
+from anyio import (
+    CancelScope,
+    Event,
+    create_task_group,
+    get_cancelled_exc_class,
+    move_on_after,
+    sleep_until,
+)
+from anyio.abc import TaskGroup
+
+from shoal._concurrency.backend import current_backend, protect_from_ctrl_c, startable
+from shoal._concurrency.background import Hosted, MadeLate, Work
+from shoal._concurrency.cancellation import is_exit
+from shoal._concurrency.shielding import lived_within
+from shoal._concurrency.watchdog import GRACE, Watchdog
+from shoal._concurrency.worker_threads import Threads
+from shoal._engine.call import call_action
+from shoal._engine.crash_suspects import MAX_CRASHES
+from shoal._engine.fanout.context import Context
+from shoal._engine.fanout.step import fan_out
+from shoal._engine.fanout.subgraph import enter
+from shoal._engine.publish import publish_grace_exceeded
+from shoal._engine.questions import Answers
+from shoal._engine.services import Retries, Services
+from shoal._errors.arguments import is_positive
+from shoal._errors.exceptions import BadUse, DefinitionError, Draining, kind_of
+from shoal._errors.inspection import first_of
+from shoal._graph.action import Act
+from shoal._graph.parallel import Parallel
+from shoal._limits.admission import Admission
+from shoal._limits.breaker import Circuits
+from shoal._limits.limiters import Limiter
+from shoal._limits.limits import Limits
+from shoal._state.state import S
+from shoal.stores._protocol import NullStore, Store, check_store
+from shoal.stores._results import SIZE, Results
+
+from .handle import RunHandle
+from .recovery import Recoverable, Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
+from .registry import Roots
+from .root_run import Root
+
+R_co = TypeVar("R_co", covariant=True)
+
+THREADS = 40  # worker threads that plain functions of one runtime may use at once
+logger = logging.getLogger("shoal")
+
+COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
+
+
+class Runnable(Protocol[R_co]):
+    """What a runtime runs: an application."""
+
+    async def run(
+        self,
+        state: Any = None,
+        *,
+        id: str | None = None,
+        inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
+        runtime: Runtime | None = None,
+    ) -> R_co:
+        """Run it in ``runtime``."""
+        ...
+
+
+class Startable(Protocol[S]):
+    """What a runtime starts: an application."""
+
+    async def start(
+        self,
+        state: Any = None,
+        *,
+        id: str | None = None,
+        inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
+        runtime: Runtime,
+    ) -> RunHandle[S]:
+        """Have it run in ``runtime``."""
+        ...
+
+
+@final
+class Runtime:
+    """What runs share while a process lives: inputs, limits, threads, a store.
+
+    ``app.run(...)`` opens one for itself; a service opens one for all. Leaving its block waits for
+    the runs in it to end. Leaving it by an exception, or being cancelled meanwhile, cancels them,
+    and who awaits one of them gets ``RunCancelled``. It has one block at a time.
+
+    What is cancelled is always awaited, cleanup included; what still runs after ``grace`` seconds
+    is named in a warning, with the place where it stands. Only worker threads, which nobody can
+    interrupt, are left behind then: their runs end, and so may the block and the event loop, while
+    they go on. (Python itself may wait for them when the process exits.)
+
+    Examples:
+        >>> import anyio
+        >>> @action(reads=["name"], writes=["greeting"])
+        ... async def greet(name: str, word: str) -> str:
+        ...     return f"{word}, {name}"
+        >>> app = Application(greet)
+        >>> async def main() -> str:
+        ...     async with Runtime(inputs={"word": "hello"}, limits=Limits(10)) as runtime:
+        ...         result = await runtime.run(app, {"name": "shoal"})
+        ...     return result.state["greeting"]
+        >>> anyio.run(main)
+        'hello, shoal'
+    """
+
+    def __init__(
+        self,
+        *,
+        apps: Iterable[Recoverable] = (),
+        inputs: Mapping[str, object] | None = None,
+        limits: Limits | None = None,
+        store: Store | None = None,
+        threads: int = THREADS,
+        commit_deadline: float = COMMIT_DEADLINE,
+        grace: float = GRACE,
+        max_crashes: int = MAX_CRASHES,
+        seed: int | None = None,
+    ) -> None:
+        """Describe it; nothing is opened yet.
+
+        Args:
+            apps: The applications whose runs ``recover`` resumes.
+            inputs: What actions take besides fields, for all applications that are run in it.
+            limits: How many attempts of actions run at once, in all runs together.
+            store: Where runs are kept whose application has no store of its own; None: nowhere.
+            threads: Worker threads at once. Who waits for one holds no slot of any ``Limits``, and
+                has taken nothing of a rate; runs take turns for them.
+            commit_deadline: Seconds that the store has to acknowledge a save.
+            grace: Seconds that cleanup may take before it is warned of, and threads are left
+                behind.
+            max_crashes: Executions of a run that may die in a row while one of its children is at
+                work; then that child isn't started again, and fails with ``Poisoned``. Children are
+                counted only after a first crash, so the process dies ``max_crashes + 1`` times. A
+                child has its last chance alone, so that others which just were at work live on.
+                Needs a store; a child that gets further is counted anew. ``on_error`` treats
+                ``Poisoned`` as it does any failure, but no ``Retry`` does.
+            seed: Makes what is left to chance, such as the delays of retries, repeatable.
+
+        Raises:
+            DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
+                ``grace`` or ``commit_deadline`` no number of seconds, ``threads`` or
+                ``max_crashes`` no count of at least 1; or ``apps`` has something else than
+                applications, or two of one name and version.
+        """
+        if inputs is not None and not isinstance(inputs, Mapping):
+            msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
+            raise DefinitionError(msg)
+        if limits is not None and not isinstance(limits, Limits):
+            msg = f"Runtime(limits=...) takes Limits(n), not {limits!r}"
+            raise DefinitionError(msg)
+        if store is not None:
+            check_store(store, "Runtime(store=...)")
+        for name, seconds in (("commit_deadline", commit_deadline), ("grace", grace)):
+            if not is_positive(seconds):
+                msg = f"Runtime({name}=...) takes a number of seconds above 0, not {seconds!r}"
+                raise DefinitionError(msg)
+        for name, count in (("threads", threads), ("max_crashes", max_crashes)):
+            if type(count) is not int or count < 1:
+                msg = f"Runtime({name}=...) takes a whole number, at least 1, not {count!r}"
+                raise DefinitionError(msg)
+        self._max_crashes = max_crashes
+        self.inputs: Mapping[str, object] = dict(inputs or {})
+        self.limits: Limits | None = limits
+        self.store: Store = store if store is not None else NullStore()
+        self._recoverables = Recoverables(apps, self.store)
+        self._threads = threads
+        self._commit_deadline = commit_deadline
+        self._grace = grace
+        self._seed = seed
+        self._tasks: TaskGroup | None = None
+        self._roots: Roots = Roots()
+        self._fatal: BaseException | None = None  # what came out of a run that nobody awaits
+        self._status: Literal["new", "open", "closing", "closed"] = "new"
+
+    async def __aenter__(self) -> Self:
+        """Open it.
+
+        Raises:
+            BadUse: It is open already.
+        """
+        if self._status in ("open", "closing"):
+            msg = "the runtime is open already: another block needs another Runtime(...)"
+            raise BadUse(msg)
+        self._status = "open"
+        backend = current_backend()
+        protect_from_ctrl_c(backend)
+        self._library, self._context = backend.library, startable(copy_context(), backend.library)
+        self._draining = Event()
+        self._ends: list[Callable[[], None]] = []  # called when it begins to drain
+        self._fatal = None
+        alarm = backend.alarm or self._alarm
+        retries = Retries(backend.clock, self._seed)
+        self._admission = Admission(
+            backend.waiter,
+            backend.clock,
+            alarm,
+            self._start_task,
+            retries.chance,
+            threads=self._threads,
+            takes_foreign=backend.alarm is not None,
+        )
+        self._watchdog = Watchdog(
+            backend.clock, self._grace, alarm, self._start_task, publish_grace_exceeded
+        )
+        self.services: Services = Services(
+            clock=backend.clock,
+            waiter=backend.waiter,
+            threads=Threads(self._grace, backend.call_soon),
+            watchdog=self._watchdog,
+            retries=retries,
+            native_cancels=backend.native_cancels,
+            commit_deadline=self._commit_deadline,
+            max_crashes=self._max_crashes,
+            results=Results(backend.clock, SIZE),
+            admission=self._admission,
+            host=self._host,
+            call=call_action,
+            enter=enter,
+            fan_out=fan_out,
+            context=Context,
+        )
+        self._tasks = await create_task_group().__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        frames: TracebackType | None,
+    ) -> None:
+        """Close it, once everything in it has ended."""
+        tasks = self._tasks
+        assert tasks is not None
+        self._status = "closing"
+        interruption = await self._wait_ended(cancelling=error is not None)
+        self._admission.close()
+        self._watchdog.close()
+        try:
+            # The task group never sees what the block raised: it would wrap it in a group.
+            await tasks.__aexit__(None, None, None)
+        except get_cancelled_exc_class() as cancelled:
+            interruption = first_of(interruption, cancelled)
+        finally:
+            self._status = "closed"
+            self._tasks = None
+            del self.services, self._watchdog  # which lead back here
+        fatal, self._fatal = self._fatal, None
+        try:
+            if fatal is not None and not is_exit(error):
+                raise fatal from None
+            if interruption is not None and error is None:
+                raise interruption
+        finally:
+            del error, fatal, interruption  # no cycle from the exception to this frame
+
+    async def _wait_ended(self, *, cancelling: bool) -> BaseException | None:
+        """Wait for the runs to end; cancel them if interrupted. Return the first interruption."""
+        interruption: BaseException | None = None
+        while self._roots:
+            if cancelling:
+                self._roots.interrupt("the runtime was closed")
+            try:
+                with CancelScope(shield=cancelling):
+                    await self._roots.wait_for_first()
+            except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
+                interruption = first_of(interruption, error)
+                cancelling = True
+        try:
+            return interruption
+        finally:
+            del interruption  # no cycle from the exception to this frame
+
+    def scopes(self, owner: object, limits: Limits | None) -> tuple[Limiter, ...]:
+        """Return what limits the attempts of a run of ``owner``: its limits and the runtime's."""
+        found = ((self, self.limits), (owner, limits))
+        admission = self._admission
+        return tuple(admission.limiter(who, given) for who, given in found if given is not None)
+
+    def limiter(self, owner: object = None) -> Limiter:
+        """Return what counts the limits that stand on ``owner``: to look at, and to change.
+
+        Args:
+            owner: An application, an action or a fan-out; by default the runtime itself.
+
+        Raises:
+            BadUse: The runtime is not open, or ``owner`` has no limits that are shared here.
+
+        Examples:
+            >>> import anyio
+            >>> @action(reads=["n"], writes=["square"], limits=Limits(2))
+            ... async def square(n: int) -> int:
+            ...     return n * n
+            >>> async def main() -> None:
+            ...     async with Runtime(limits=Limits(8)) as runtime:
+            ...         runtime.limiter().change(Limits(4))
+            ...         await runtime.run(Application(square), {"n": 3})
+            ...         print(runtime.limiter(square).statistics()[0].slots)
+            >>> anyio.run(main)
+            2
+        """
+        self.check_open()
+        found: object = self if owner is None else owner
+        if found is self and self.limits is not None:
+            return self._admission.limiter(self, self.limits)
+        limits = getattr(found, "limits", None)
+        if isinstance(limits, Limits) and isinstance(found, Parallel):
+            limits = limits.shared
+        if not isinstance(limits, Limits):
+            msg = (
+                f"{owner!r} has no limits that are counted here: give it limits=Limits(...); those "
+                f"of a fan-out are, if they have a rate or count by key"
+            )
+            raise BadUse(msg)
+        return self._admission.limiter(getattr(found, "definition", found), limits)
+
+    def limiters(self) -> Mapping[str, Limiter]:
+        """Return what counts limits here so far, by the names of what they stand on.
+
+        The runtime's own is called ``""``. Of several things of one name, each counts by itself;
+        the later ones have a number behind theirs.
+        """
+        self.check_open()
+        if self.limits is not None:
+            self._admission.limiter(self, self.limits)
+        found: dict[str, Limiter] = {}
+        for owner, named in self._admission.limiters.by_owner.items():
+            name = "" if owner is self else str(getattr(owner, "name", type(owner).__name__))
+            for among, limiter in named.items():
+                base = f"{name}/{among}" if among else name
+                label, count = base, 1
+                while label in found:
+                    count += 1
+                    label = f"{base} {count}"
+                found[label] = limiter
+        return found
+
+    def circuits(self, owner: Act, name: str = "") -> Circuits:
+        """Return the circuits of a fan-out that has a breaker: to look at.
+
+        Args:
+            owner: The fan-out; or an action, of whose own fan-outs...
+            name: ...it is the one of that name.
+
+        Raises:
+            BadUse: The runtime is not open, or that fan-out has no breaker, or not run here yet.
+        """
+        self.check_open()
+        definition = getattr(owner, "definition", owner)
+        full_name = f"{owner.name}/{name}" if name else ""
+        found = self.services.circuits.get(definition, {}).get(full_name)
+        if found is None:
+            msg = (
+                f"nothing is known of circuits of {full_name or owner.name!r}: give it "
+                f"each=Each(breaker=Breaker(...)), and run it here first"
+            )
+            raise BadUse(msg)
+        return found
+
+    async def run(
+        self,
+        app: Runnable[R_co],
+        state: Any = None,
+        *,
+        id: str | None = None,
+        inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
+    ) -> R_co:
+        """Run an application here; see ``Application.run``.
+
+        Several at once share the runtime's inputs, limits, threads and store. One that fails, or
+        whose caller is cancelled, does nothing to the others.
+        """
+        return await app.run(
+            state,
+            id=id,
+            inputs=inputs,
+            answers=answers,
+            halt_before=halt_before,
+            halt_after=halt_after,
+            runtime=self,
+        )
+
+    async def start(
+        self,
+        app: Startable[S],
+        state: Any = None,
+        *,
+        id: str | None = None,
+        inputs: Mapping[str, object] | None = None,
+        answers: Answers | None = None,
+        halt_before: Iterable[Act | str] = (),
+        halt_after: Iterable[Act | str] = (),
+    ) -> RunHandle[S]:
+        """Have an application run here, and return once it does: work that outlives its caller.
+
+        With a store, its beginning is saved by then, or what the store has of it was read: so what
+        was started is not lost. The run goes on whatever becomes of the caller; it ends with the
+        runtime at the latest. One that fails does nothing to the runtime or to other runs: its
+        failure is in the handle. A KeyboardInterrupt or SystemExit from inside is raised by the
+        runtime's block, which it cancels.
+
+        Args:
+            app: The application.
+            state: As for ``Application.run``; so are the others.
+            id: Names the run, which goes on if the store has it; by default a random one.
+            inputs: What the actions take besides fields.
+            answers: To questions that the run has asked before.
+            halt_before: Acts of the graph before which the run is to halt...
+            halt_after: ...and after which it is.
+
+        Raises:
+            Draining: The runtime takes no more runs.
+            RunConflict: The store has a run of that id which was started with something else.
+            RunClaimed: Another execution of the run goes on.
+            Exception: What else ``Application.run`` raises before an action starts. Cancelled
+                until then, the run is cancelled too, and awaited.
+        """
+        return await app.start(
+            state,
+            id=id,
+            inputs=inputs,
+            answers=answers,
+            halt_before=halt_before,
+            halt_after=halt_after,
+            runtime=self,
+        )
+
+    def stores(self) -> Sequence[Store]:
+        """Return where runs are kept, its own and those of its applications; each store once."""
+        return self._recoverables.stores()
+
+    def find(self, run_id: str) -> RunHandle[Any] | None:
+        """Return a root run that goes on here, however it was started; None if there is none.
+
+        Of several that have one id, as runs without a store may, it is the one that began first.
+        """
+        root = self._roots.find(run_id)
+        return None if root is None else RunHandle(root)
+
+    def runs(self) -> Sequence[RunHandle[Any]]:
+        """Return the root runs that go on here, those that have begun first first."""
+        return [RunHandle(root) for root in self._roots]
+
+    # -- its end --------------------------------------------------------------------------------
+
+    @property
+    def healthy(self) -> bool:
+        """Whether runs can live here: it is open, drained or not, and nothing of its own failed."""
+        tasks = self._tasks
+        return self._status == "open" and tasks is not None and not tasks.cancel_scope.cancel_called
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no more runs, for it is about to be closed."""
+        return self._status != "new" and self._draining.is_set()
+
+    async def wait_draining(self) -> None:
+        """Wait until it takes no more runs: what never ends by itself is to end then."""
+        self.check_open()
+        await self._draining.wait()
+
+    @contextmanager
+    def on_draining(self, call: Callable[[], None]) -> Generator[None]:
+        """Within, have ``call`` called when it takes no more runs, at once if that is so already.
+
+        What never ends by itself, such as a stream of events, is to end then. Works across the
+        yields of an async generator, where a task may not wait.
+        """
+        self._ends.append(call)
+        if self._draining.is_set():
+            call()
+        try:
+            yield
+        finally:
+            self._ends.remove(call)
+
+    async def drain(self, within: float = math.inf) -> None:
+        """Take no more runs, and wait for those that go on; after a while, cancel and await them.
+
+        Runs that are cancelled so have no end in their store: they are left as by a process that
+        has died, so that another one resumes them by ``recover``.
+
+        Called again, it waits as well, and the earliest time counts. Cancelled, it has cancelled
+        nothing; the runtime takes no more runs all the same.
+
+        Args:
+            within: Seconds that runs have to end by themselves; 0: they are cancelled at once.
+
+        Raises:
+            BadUse: The runtime is not open.
+        """
+        if within != 0 and not is_positive(within) and within != math.inf:
+            msg = f"drain(within=...) takes a number of seconds, at least 0, not {within!r}"
+            raise BadUse(msg)
+        if self._status != "closing":
+            self.check_open()
+        if not self._draining.is_set():
+            self._draining.set()
+            for call in tuple(self._ends):
+                call()
+        with move_on_after(within):
+            while self._roots:
+                await self._roots.wait_for_first()
+        while self._roots:
+            self._roots.interrupt("the runtime is being drained")
+            await self._roots.wait_for_first()
+
+    # -- what dead processes have left ----------------------------------------------------------
+
+    @property
+    def can_recover(self) -> bool:
+        """Whether it has applications whose stores can say what nobody executes."""
+        return self._recoverables.have_orphans
+
+    async def recover(self, *, secrets: Secrets | None = None) -> Sequence[Recovered]:
+        """Resume what dead processes have left, and return what became of it.
+
+        That are the root runs in the runtime's store, and in those of its ``apps``, which have
+        begun and not ended, and which nobody executes: their process is gone, or gives no sign of
+        life for as long as its lease, or has lost its store. Each is resumed under the application
+        of its name and version. Runs that have failed or were cancelled have ended, and stay; so
+        do those that are halted, which wait for somebody. What is resumed may come to be halted.
+
+        A run that fails, or can't be resumed, does nothing to the others: the error is in what is
+        returned for it. Where several processes recover at once, each run goes to one of them, and
+        is returned there alone.
+
+        Up to 100 runs are under way at once. They live in the runtime's tasks; where whoever awaits
+        this is cancelled, they are cancelled, awaited, and left consistent. A service has it
+        awaited in a task beside its work.
+
+        Args:
+            secrets: The secret fields of the runs that have some, for they are saved nowhere: a
+                mapping, the same for all; or a function, also an async one, that is given an
+                ``Orphan`` (``run_id``, ``application``, ``version`` and ``secret``, the names) and
+                returns what it has. A run that lacks some is left as it is, with ``MissingSecret``.
+
+        Raises:
+            BadUse: The runtime is not open, or has no ``apps``, or no store that knows of orphans.
+            StoreFailed: A store could not say which runs there are; nothing was resumed.
+
+        Examples:
+            >>> import anyio
+            >>> @action(reads=["n"], writes=["square"])
+            ... async def square(n: int) -> int:
+            ...     return n * n
+            >>> async def main() -> None:
+            ...     app = Application(square, store=MemoryStore())
+            ...     async with Runtime(apps=[app]) as runtime:
+            ...         for run in await runtime.recover():
+            ...             print(run.run_id, run.error or "succeeded")
+            >>> anyio.run(main)
+        """
+        self.check_open()
+        check_secrets(secrets, "recover")
+        self._recoverables.check()
+        found = await self._recoverables.orphans()
+        recovered: list[Recovered] = []
+        if found:
+            recovery = Recovery(self._recoverables, found, self, recovered.append, secrets)
+            hosted = self._host(recovery.live, recovery.hear)
+            interruption = await hosted.wait()
+            try:
+                interruption = first_of(hosted.fatal, interruption)
+                if interruption is not None:
+                    raise interruption
+            finally:
+                del interruption  # no cycle from the exception to this frame
+        return recovered
+
+    async def keep_recovering(self, every: float = 10.0, *, secrets: Secrets | None = None) -> None:
+        """Resume what dead processes leave, again and again, until the runtime is drained.
+
+        As ``recover``, but what it finds belongs to the runtime, as if it had been started here;
+        and what becomes of it is seen in its store. What can't be resumed is logged, once. A
+        service has it awaited in a task beside its work. Cancelled, it looks for no more; what it
+        has resumed goes on.
+
+        Args:
+            every: Seconds from one look to the next.
+            secrets: As for ``recover``.
+
+        Raises:
+            BadUse: As ``recover``.
+        """
+        self.check_open()
+        if not is_positive(every):
+            msg = f"keep_recovering(every=...) takes a number of seconds above 0, not {every!r}"
+            raise BadUse(msg)
+        check_secrets(secrets, "keep_recovering")
+        self._recoverables.check()
+        await Watch(self._recoverables, self, self._draining, secrets).keep(every)
+
+    # -- the tasks in it ------------------------------------------------------------------------
+
+    def begin(self, root: Root, *, is_detached: bool = False) -> Hosted:
+        """Have a root run live in a task of its own.
+
+        Args:
+            root: The run. How it ends is in itself, or in ``Hosted.fatal``.
+            is_detached: Whether nobody awaits ``Hosted.wait``.
+
+        Raises:
+            Draining: The runtime takes no more runs.
+        """
+        self.check_open()
+        if self.draining:
+            msg = (
+                f"run {root.path.id} was not started: this runtime is being drained, for its "
+                f"process is about to stop; start it in another process, or later"
+            )
+            raise Draining(msg)
+        self._roots.add(root)
+        root.hosted = Hosted(
+            partial(lived_within, self._grace, root.path.id, root.live),
+            root.give_reason,
+            self._watchdog,
+            start=self._start_here,
+            start_again=partial(self._start_in, copy_context()),
+            on_ended=partial(self._hear_ended, root, is_detached=is_detached),
+        )
+        return root.hosted
+
+    def _hear_ended(self, root: Root, *, is_detached: bool) -> None:
+        """Hear that a root run has ended."""
+        root.tell_ended()
+        self._roots.remove(root)
+        assert root.hosted is not None, "it has lived"
+        fatal = root.hosted.fatal if is_detached else None
+        if is_exit(fatal):
+            # Nobody awaits it, so the block does. Not raised here: a SystemExit in a task would
+            # break off the event loop itself, with everything else that lives there.
+            self._fatal = first_of(self._fatal, fatal)
+            assert self._tasks is not None
+            self._tasks.cancel_scope.cancel()
+        elif fatal is not None:
+            told = "run %s was ended by %s, no Exception: whoever asks for its result gets it"
+            logger.error(told, root.path.id, kind_of(fatal))
+
+    def _host(self, work: Work, on_cancel: Callable[[str], None]) -> Hosted:
+        """Start ``work`` of a run in a task of its own; the run sees to it that it ends."""
+        again = partial(self._start_in, copy_context())
+        return Hosted(work, on_cancel, self._watchdog, start=self._start_here, start_again=again)
+
+    def _start_here(self, work: Work) -> None:
+        """Start a task in a copy of the current task's context."""
+        assert self._tasks is not None, "the block ends after them"
+        self._tasks.start_soon(MadeLate, work, name=getattr(work, "__qualname__", "shoal"))
+
+    def _start_in(self, context: ContextVars, work: Work) -> None:
+        """Start a task in a copy of ``context``; callable in callbacks of the loop, too."""
+        startable(context, self._library).run(self._start_here, work)
+
+    def _start_task(self, work: Work) -> None:
+        """Start a task of the runtime's own; callable in callbacks of the loop, too."""
+        self._context.copy().run(self._start_here, work)
+
+    def _alarm(self, at: float, call: Callable[[], None]) -> Callable[[], object]:
+        """Have ``call`` called at a time, by a task."""
+        scope = CancelScope(shield=True)
+
+        async def wait() -> None:
+            with scope:
+                await sleep_until(at)
+                call()
+
+        self._start_task(wait)
+        return scope.cancel
+
+    def check_open(self) -> None:
+        """Refuse to be used outside of its block.
+
+        Raises:
+            BadUse: It is not yet open, or closed, or its block has been left.
+        """
+        if self._status != "open":
+            how = "not open yet" if self._status == "new" else "closed"
+            msg = f"the runtime is {how}: use it inside `async with Runtime(...) as runtime`"
+            raise BadUse(msg)

@@ -1,0 +1,10 @@
+"""State: immutable values, the operations that lead from one to the next, and their types.
+
+- ``state``: ``State``, its operations, ``Change`` and ``replay``. Start here.
+- ``collections``: the persistent collections behind ``append`` and ``put``.
+- ``plain``: the content of a state as plain dicts and lists.
+- ``declaration`` reads a user's model; ``schema`` holds updates to it.
+- ``secrets``: boxes that hide their value, and the refusal of texts that contain a secret.
+- ``digest``: a hash of data that is the same in every process.
+- ``functions`` tells apart the functions that users give, by how they are called.
+"""

@@ -1,0 +1,286 @@
+"""Digests of data: whether what a child starts with is what it started with before.
+
+Imports errors.
+
+Invariants:
+- Equal data has one digest, in every process and on every machine: nothing depends on hash seeds,
+  addresses or the order in which a mapping was filled.
+- A list, a tuple and any other sequence of the same items are equal; so are mappings of all kinds.
+  ``1``, ``1.0``, ``True`` and ``"1"`` are different.
+- Of a dataclass, those fields count that it compares. Any other object is what it would be pickled
+  as: a class, and a state. Classes and functions are their names, so a function must have one.
+- Where a class or a function of shoal is defined doesn't count: its name in digests is fixed (see
+  test_a_class_that_moves_keeps_its_digest).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import PurePath
+from types import FunctionType
+from typing import Any, cast
+
+from shoal._errors.exceptions import NotData, brief, kind_of
+
+BYTES = 16
+NAMES = 1024
+"""Names that are kept as written: those of fields come up with each child."""
+
+_NO_DATA = (
+    "{} is no data: what is saved, and compared after a crash, is made of numbers, strings, lists, "
+    "mappings and objects that hold such; give services to inputs= instead"
+)
+_UNSAVED = ("__pydantic_fields_set__",)  # of a model: which fields were given, not what they hold
+
+_OURS = __name__.partition(".")[0]
+_HOMES = {
+    "_action": "Act FunctionAction Input Result action",
+    "_action_class": "Action",
+    "_application": "Application",
+    "_breaker": "Breaker BreakerStatistics Circuits",
+    "_children": "ChildGroup",
+    "_codec": "Codec",
+    "_collections": "PositionedList StateList StateMap",
+    "_condition": "Condition when",
+    "_context": "Context",
+    "_events": (
+        "AttemptEnded Cancelled ChildEnded ChildHalted ChildName ChildRerun ChildStarted "
+        "Decision Done ErrorInfo Event Failed GraceExceeded Halted Item Missed Question "
+        "RunEnded RunStarted Skipped SpanStarted StateUpdated StepEnded StepStarted Update "
+        "Waiting"
+    ),
+    "_fanout": "FanOut fan_out",
+    "_flow": "END End",
+    "_graph": "Graph",
+    "_handle": "RunEvents RunHandle",
+    "_history": "Completed QuestionAnswered QuestionAsked Rewound StepBegun",
+    "_hooks": "Hook",
+    "_ids": "RunPath",
+    "_ledger": "Ledger",
+    "_limiter": "Limiter Statistics",
+    "_open": "OpenRun",
+    "_policy": "Each Hedge Inherit Tolerate",
+    "_race": "race",
+    "_rate": "AIMD Adaptive Ended Limits Part Rate SharedRate",
+    "_recovery": "Recovered",
+    "_result": "RunResult",
+    "_retry": "Retry RetryBudget",
+    "_runtime": "Runtime",
+    "_shared": "RateBackend RateReply RateRequest RateState reckon",
+    "_shielded": "shielded",
+    "_state": "Drop Extend Increment Permit Put PutWithin Set State replay",
+    "_store": (
+        "Batch Beginning Browses CachesResults ChildRecord DoneChild FailedChild FindsOrphans "
+        "NullStore Orphan Prunes ReadsInParts RunRecord RunSummary SavedRun Store"
+    ),
+    "_tasks": "MapActions MapActionsAndStates MapStates ParallelAction Task",
+    "_until": "All First FirstItem Quorum all_ first first_item quorum",
+    "rates._memory": "MemoryRates",
+    "rates.redis": "RedisRates",
+    "stores._memory": "MemoryStore",
+    "stores._postgres": "PostgresStore",
+    "stores._sqlite": "SQLiteStore",
+}
+"""Names of shoal that digests in stores hold, by the module that they stood in when this table was
+made. A name that is not in it needs no row: it is written as if ``shoal`` itself defined it."""
+_FIXED = {name: f"{_OURS}.{home}" for home, names in _HOMES.items() for name in names.split()}
+
+
+def digest(value: object) -> bytes:
+    """Hash ``value`` into 16 bytes (BLAKE2b).
+
+    Raises:
+        NotData: It holds something that is no data: a lock, a socket, a generator.
+    """
+    out = bytearray()
+    try:
+        _write(out, value, ())
+    except RecursionError:
+        msg = f"{kind_of(value)} is nested too deeply to be told from others of its kind"
+        raise NotData(msg) from None
+    return blake2b(out, digest_size=BYTES).digest()
+
+
+def place_of_no_data(value: object, path: str) -> str:
+    """Say where in ``value``, which is called ``path``, something stands that is no data."""
+    inner: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        inner = cast("Mapping[object, object]", value).items()
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+        inner = enumerate(cast("Sequence[object]", value))
+    for key, one in inner:
+        try:
+            digest(one)
+        except NotData:
+            return place_of_no_data(one, f"{path}[{brief(key)}]")
+    return path
+
+
+def named(name: str, value: object) -> bytes:
+    """Hash ``value``, and write its name before that.
+
+    Raises:
+        NotData: As ``digest``.
+    """
+    return written(name) + digest(value)
+
+
+@lru_cache(NAMES)
+def written(*names: str) -> bytes:
+    """Write ``names`` so that no others are written alike."""
+    out = bytearray()
+    for name in names:
+        _write_str(out, name)
+    return bytes(out)
+
+
+def combined(parts: Iterable[bytes]) -> str:
+    """Hash what is ``written``, and values that are ``named``, into 32 hexadecimal digits."""
+    return blake2b(b"".join(parts), digest_size=BYTES).hexdigest()
+
+
+# Each value is written behind a letter for its kind and, where it could run on, its length: so no
+# two different values are written alike.
+
+
+def _write(out: bytearray, value: object, around: tuple[int, ...]) -> None:
+    writer = _WRITERS.get(type(value))
+    if writer is not None:
+        writer(out, value)
+        return
+    if id(value) in around:  # a cycle: how far up it leads says which
+        out += b"^%d;" % (len(around) - around.index(id(value)))
+        return
+    around = (*around, id(value))
+    if isinstance(value, Enum):
+        _write_global(out, type(value), f".{value._name_ or value._value_}")
+    elif isinstance(value, str):
+        _write_str(out, value)
+    elif isinstance(value, bytes | bytearray | memoryview):
+        _write_bytes(out, bytes(cast("bytes", value)))
+    elif isinstance(value, Mapping):
+        _write_mapping(out, cast("Mapping[object, object]", value), around)
+    elif isinstance(value, AbstractSet):
+        members = cast("AbstractSet[object]", value)
+        _write_sorted(out, b"e", [_written(member, around) for member in members])
+    elif isinstance(value, Sequence):
+        items = cast("Sequence[object]", value)
+        out += b"l%d;" % len(items)
+        for item in items:
+            _write(out, item, around)
+    elif isinstance(value, type):
+        _write_global(out, value)
+    elif isinstance(value, FunctionType):
+        if "<" in value.__qualname__:  # <lambda>, <locals>: it may hold anything
+            raise NotData(_NO_DATA.format(f"the function {value.__qualname__}, which has no name,"))
+        _write_global(out, value)
+    elif isinstance(value, PurePath):  # pickled differently by different versions of Python
+        out += b"p"
+        _write_global(out, type(value))
+        _write_str(out, str(value))
+    elif is_dataclass(value) and not isinstance(value, type) and _compares(value):
+        compared = [one.name for one in fields(value) if one.compare]
+        out += b"d%d;" % len(compared)
+        _write_global(out, type(value))
+        for name in compared:
+            _write_str(out, name)
+            _write(out, getattr(value, name), around)
+    else:
+        _write_object(out, value, around)
+
+
+def _written(value: object, around: tuple[int, ...]) -> bytes:
+    out = bytearray()
+    _write(out, value, around)
+    return bytes(out)
+
+
+def _write_str(out: bytearray, value: str) -> None:
+    text = str.encode(value, "utf-8", "surrogatepass")
+    out += b"s%d;" % len(text)
+    out += text
+
+
+def _write_bytes(out: bytearray, value: bytes) -> None:
+    out += b"b%d;" % len(value)
+    out += value
+
+
+def _write_global(out: bytearray, value: Any, more: str = "") -> None:
+    name = f"{value.__qualname__}{more}"
+    text = f"{_home(value.__module__, name)}.{name}".encode("utf-8", "surrogatepass")
+    out += b"g%d;" % len(text)
+    out += text
+
+
+def _home(module: str | None, name: str) -> str | None:
+    """Tell the module that a name is written with; of a name of shoal, that is a fixed one."""
+    if module is None or module.partition(".")[0] != _OURS:
+        return module
+    return _FIXED.get(name.partition(".")[0], _OURS)
+
+
+def _write_int(out: bytearray, value: int) -> None:
+    out += b"i%x;" % value  # of any size: the decimal digits of a huge one are refused
+
+
+def _write_float(out: bytearray, value: float) -> None:
+    out += f"f{value!r};".encode()
+
+
+def _write_constant(out: bytearray, value: object) -> None:
+    out += {None: b"n", True: b"t", False: b"u"}[cast("bool | None", value)]
+
+
+def _write_mapping(out: bytearray, value: Mapping[object, object], around: tuple[int, ...]) -> None:
+    pairs = [_written(key, around) + _written(item, around) for key, item in value.items()]
+    _write_sorted(out, b"m", pairs)
+
+
+def _write_sorted(out: bytearray, kind: bytes, written: list[bytes]) -> None:
+    out += b"%b%d;" % (kind, len(written))
+    for one in sorted(written):
+        out += one
+
+
+def _write_object(out: bytearray, value: object, around: tuple[int, ...]) -> None:
+    """Write what an object says of itself when it is to be copied or pickled: class and state."""
+    try:
+        reduced: Any = value.__reduce_ex__(4)
+    except Exception as error:
+        raise NotData(_NO_DATA.format(kind_of(value))) from error
+    if isinstance(reduced, str):  # a global of that name
+        _write_str(out, f"{_home(getattr(value, '__module__', None), reduced)}.{reduced}")
+        return
+    out += b"o"
+    for part in reduced[:3]:
+        _write(out, _saved(part), around)
+    for items in reduced[3:5]:  # of what is a list or a dict besides
+        _write(out, None if items is None else list(items), around)
+
+
+def _compares(value: object) -> bool:
+    """Tell whether a dataclass is compared by its fields."""
+    return bool(getattr(type(value), "__dataclass_params__").eq)  # noqa: B009 # untyped
+
+
+def _saved(state: object) -> object:
+    if not isinstance(state, dict):
+        return state
+    held = cast("dict[object, object]", state)
+    return {name: value for name, value in held.items() if name not in _UNSAVED}
+
+
+_WRITERS: dict[type, Callable[[bytearray, Any], None]] = {
+    str: _write_str,
+    int: _write_int,
+    float: _write_float,
+    bytes: _write_bytes,
+    bool: _write_constant,
+    type(None): _write_constant,
+}

@@ -1,0 +1,38 @@
+"""The plain form of what a state holds: dicts and lists, all the way down. Imports collections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from .collections import PositionedList, StateList, StateMap
+
+
+class HasPlainForm:
+    """A value of the library's own that is no collection and that JSON can express."""
+
+    __slots__ = ()
+
+    def to_plain(self) -> dict[str, Any]:
+        """Copy it into a plain dict."""
+        raise NotImplementedError
+
+
+def to_plain(value: object, *, for_json: bool = False) -> object:
+    """Copy ``value`` into plain lists and dicts, all the way down; leave what else there is.
+
+    Args:
+        value: What to copy.
+        for_json: Whether the library's own values, states and errors as data, become dicts too.
+    """
+    match value:
+        case StateList() | PositionedList() | list():
+            items = cast("Sequence[object]", value)
+            return [to_plain(item, for_json=for_json) for item in items]
+        case StateMap() | dict():
+            pairs = cast("Mapping[object, object]", value).items()
+            return {key: to_plain(item, for_json=for_json) for key, item in pairs}
+        case HasPlainForm() if for_json:
+            return value.to_plain()
+        case _:
+            return value

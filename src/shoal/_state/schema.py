@@ -1,0 +1,558 @@
+"""Typed states: a run's fields, held to a user's model. Imports the model and the state.
+
+A field of the model is a field of the state. pydantic does the checking, whatever the model is; it
+is imported when a ``Schema`` is made, and not before.
+
+Invariants:
+- A check costs what the update costs: the new items of a list, never the list they go to.
+- A value that fits as it is stays the very object that was given, collections included.
+- An update is checked against the types and constraints of the fields it changes. The model's own
+  validators (``field_validator``, ``model_validator``, ``__post_init__``) see the whole, in
+  ``build``; those in an ``Annotated`` belong to the type, and run on what has passed them before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import abc
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from inspect import formatannotation
+from math import inf
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
+
+from shoal._errors.exceptions import (
+    DefinitionError,
+    InvalidState,
+    StateError,
+    did_you_mean,
+    kind_of,
+)
+
+from .collections import PositionedList
+from .declaration import OURS, Declared, any_of, collections_in, declaration, explained, shown
+from .plain import to_plain
+from .secrets import Secret, reveal
+from .state import Change, Drop, Extend, Operation, Put, Set, State, held, replay
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict, ValidationError
+
+S = TypeVar("S")
+
+_Check = Callable[[object], object]
+"""Returns the value as it fits, the same object if it fits as it is; else a ValidationError."""
+
+_MAX_REASONS = 3  # that a message gives
+
+
+@final
+class Schema(Generic[S]):
+    """The fields of a run's state, as a pydantic model, a dataclass or a TypedDict declares them.
+
+    State fields go by the names of the model's attributes; aliases are for the world outside.
+    Fields that the model doesn't declare are refused, whatever its ``extra`` says.
+
+    Args:
+        model: The class.
+
+    Raises:
+        DefinitionError: It is none of the three, or has an annotation that can't be checked; or
+            pydantic is missing.
+    """
+
+    __slots__ = ("_fields", "_instances", "_make", "derived", "fields", "model", "name", "required")
+
+    model: type[S]
+    name: str
+    """The model's, for messages."""
+    fields: frozenset[str]
+    required: frozenset[str]
+    """Fields without a default."""
+    derived: frozenset[str]
+    """What an instance has besides, and can't be made with: ``field(init=False)``."""
+
+    def __init__(self, model: type[S]) -> None:
+        declared = declaration(model)
+        self.model = model
+        self.name = model.__name__
+        self._instances = declared.instances
+        self._make = declared.make
+        self._fields = {
+            name: _field(f"{self.name}.{name}", each, declared.config)
+            for name, each in declared.fields.items()
+        }
+        self.fields = frozenset(self._fields)
+        self.derived = declared.derived
+        self.required = frozenset(name for name, each in declared.fields.items() if each.required)
+
+    def __repr__(self) -> str:
+        return f"Schema({self.name})"
+
+    # -- into the state -----------------------------------------------------------------------
+
+    def initial(
+        self, given: object, who: str = "the initial state", *, complete: bool = False
+    ) -> dict[str, object]:
+        """Make the fields of a first state: what is given, checked, and the model's defaults.
+
+        Args:
+            given: An instance of the model, or a mapping.
+            who: What messages call the state.
+            complete: Whether every required field must be there. Otherwise those that aren't stay
+                absent, for an action to write.
+
+        Raises:
+            StateError: What is given is neither, or has fields that the model hasn't; or it has
+                not all required ones, with ``complete``.
+            InvalidState: A value doesn't fit.
+        """
+        known = self.read(given)
+        unknown = sorted((name for name in known if name not in self._fields), key=str)
+        if unknown:
+            raise StateError(f"{who} has {self._unknown(unknown)}")
+        fields: dict[str, object] = {}
+        for name, field in self._fields.items():
+            if name in known:
+                value = known[name]
+                is_secret = type(value) is Secret
+                fit = self._fit_secret if is_secret else self._fit
+                fields[name] = fit(field.check, value, who, name)
+            elif field.default is not None:
+                fields[name] = field.default({one: reveal(fields[one]) for one in fields})
+        if complete:
+            self._require(fields, who)
+        return fields
+
+    def checked(self, change: Change, data: Mapping[str, object], who: str) -> Change:
+        """Return ``change`` with every value as it fits: ``change`` itself, nearly always.
+
+        Values that had to be converted are so in the operations, and in what they lead to. That is
+        found by replaying the operations on the fields concerned, which copies a collection that
+        items were added to: once in a while no matter, for every item of a long list it is.
+
+        Args:
+            change: What was done to ``data``.
+            data: The fields it was done to. They fit.
+            who: Did it, as messages put it: "action 'parse'".
+
+        Raises:
+            InvalidState: A value doesn't fit, a field isn't declared, or a required one is dropped.
+        """
+        given = change.operations
+        operations = [self._operation(each, change, data, who) for each in given]
+        for name in change.dropped:
+            if name in self.required:
+                msg = f"{who} drops field {name!r}, which {self.name} requires"
+                raise InvalidState(msg)
+        values = change.values
+        converted = {
+            now.field for was, now in zip(given, operations, strict=True) if was is not now
+        }
+        if converted:
+            before = State({name: data[name] for name in converted if name in data})
+            again = (each for each in operations if each.field in converted)
+            values = {**values, **replay(before, again)}
+        for each in tuple(operations):
+            name = each.field
+            if not isinstance(each, Set | Drop) and name in values:
+                result = self._result(each, values[name], who)
+                if result is not values[name]:
+                    operations.append(Set(name, result))
+                    values = {**values, name: result}
+        if values is change.values:
+            return change
+        return Change(tuple(operations), values, change.dropped)
+
+    def item(self, field: str, value: object, who: str) -> object:
+        """Return ``value`` as it fits into the list in ``field``; into the mapping, if it is none.
+
+        Raises:
+            InvalidState: It doesn't fit, or the field takes no items.
+        """
+        declared = self._field(field, who)
+        check = declared.listed_item or declared.mapped_item
+        if check is None:
+            msg = (
+                f"{who} gives field {field!r} an item, and {declared.label} takes none: "
+                f"declare a list or a mapping"
+            )
+            raise InvalidState(msg)
+        return self._fit(check, value, who, field, "an item of ")
+
+    def entry(self, field: str, key: object, value: object, who: str) -> object:
+        """Return ``value`` as it fits into the mapping in ``field`` under ``key``.
+
+        Raises:
+            InvalidState: It doesn't, or the key would have to be converted: it is an identity.
+        """
+        declared = self._field(field, who)
+        self._hold_key(declared.key, field, key, who)
+        if declared.mapped_item is None:
+            return self.item(field, value, who)
+        return self._fit(declared.mapped_item, value, who, field, "an item of ")
+
+    def inner_entry(
+        self, field: str, key: object, inner_key: object, value: object, who: str
+    ) -> object:
+        """Return ``value`` as it fits under ``inner_key`` of the mapping under ``key``.
+
+        Args:
+            field: It holds a mapping of mappings, or a list of them.
+            key: None: the field holds a list.
+            inner_key: A key of the mapping inside.
+            value: What that has under it.
+            who: Did it.
+
+        Raises:
+            InvalidState: It doesn't fit, or a key would have to be converted.
+        """
+        declared = self._field(field, who)
+        if key is not None:
+            self._hold_key(declared.key, field, key, who)
+        if declared.inner_item is None:
+            raise InvalidState(f"{who}: {self.why_not_grown(field, mapping=None, nested=True)}")
+        self._hold_key(declared.inner_key, field, inner_key, who)
+        return self._fit(declared.inner_item, value, who, field, "an item of an item of ")
+
+    def _hold_key(self, check: _Check | None, field: str, key: object, who: str) -> None:
+        if check is None:
+            return
+        result = self._fit(check, key, who, field, "a key of ")
+        if result is not key:
+            msg = (
+                f"{who} puts {shown(key)} into field {field!r} as a key, which does not fit "
+                f"{self._fields[field].label}: keys stay as they are, and this one would have to "
+                f"become {shown(result)}"
+            )
+            raise InvalidState(msg)
+
+    def most(self, field: str) -> float:
+        """Return how many items a field may have."""
+        return self._fields[field].most
+
+    def why_not_grown(self, field: str, *, mapping: bool | None, nested: bool = False) -> str:
+        """Say why a field can't collect items, if it can't.
+
+        Args:
+            field: One that the model declares.
+            mapping: Whether it is to be a mapping, or a list; None: no matter.
+            nested: Whether each item is a mapping in turn.
+        """
+        declared = self._fields[field]
+        wanted = "a list" if mapping is False else "a mapping"
+        fits = declared.key is not None if mapping else declared.listed or mapping is None
+        if nested:
+            wanted += " of mappings"
+            fits = fits and declared.inner_item is not None
+        if fits and declared.has_items:
+            return ""
+        return f"it collects {wanted} into {field!r}, and {declared.label} is none"
+
+    def _operation(
+        self, operation: Operation, change: Change, data: Mapping[str, object], who: str
+    ) -> Operation:
+        """Return an operation with its values as they fit: itself, if they fit as they are."""
+        name = operation.field
+        field = self._field(name, who)
+        match operation:
+            case Set(_, value) if value is not data.get(name, _NOTHING):
+                result = self._fit(field.check, value, who, name)
+                return operation if result is value else Set(name, result)
+            case Extend(_, values) if field.listed_item is not None:
+                item = field.listed_item
+                results = tuple(self._fit(item, each, who, name, "an item of ") for each in values)
+                if all(map(_is, values, results)):
+                    return operation
+                return Extend(name, results)
+            case Put(_, key, value, position) if field.has_items:
+                item = field.mapped_item or field.listed_item
+                if _positioned(change.values.get(name)):
+                    item = field.listed_item or field.mapped_item
+                elif field.key is not None:
+                    key = self._fit(field.key, key, who, name, "a key of ")
+                assert item is not None, "it has one of them"
+                result = self._fit(item, value, who, name, "an item of ")
+                if key is operation.key and result is value:
+                    return operation
+                return Put(name, key, result, position)
+            case _:  # judged by what it leads to
+                return operation
+
+    def _result(self, operation: Operation, value: object, who: str) -> object:
+        """Return what a field holds after an operation that isn't Set, as it fits."""
+        name = operation.field
+        field = self._fields[name]
+        match operation:
+            case Extend() if field.listed:
+                pass
+            case Put() if field.key is not None or (field.listed and _positioned(value)):
+                pass
+            case _:  # a number, or a collection whose items differ in type: a tuple, a TypedDict
+                return self._fit(field.check, value, who, name)
+        if isinstance(value, abc.Sized) and len(value) > field.most:
+            msg = (
+                f"{who} makes field {name!r} {len(value)} items long, "
+                f"and {field.label} takes at most {field.most}"
+            )
+            raise InvalidState(msg)
+        return value
+
+    # -- out of the state ---------------------------------------------------------------------
+
+    def build(self, data: Mapping[str, object]) -> S:
+        """Make an instance of the model, with all its own validators; a TypedDict is a plain dict.
+
+        What an own ``__init__`` or ``__post_init__`` raises is left as it is.
+
+        Args:
+            data: A state's fields. Others than the model's are left out.
+
+        Raises:
+            StateError: A required field is missing.
+            InvalidState: The model's validators refuse the fields.
+        """
+        self._require(data, "the state")
+        fields = {
+            name: self._plain(name, reveal(data[name]))
+            for name in self._fields  # in the model's order
+            if name in data
+        }
+        try:
+            return cast("S", self._make(fields))
+        except ValueError as error:
+            refusal = _validation_error(error)
+            if refusal is None:
+                raise
+            msg = f"the state does not make a valid {self.name}: {_reasons(refusal, 0)}"
+            raise InvalidState(msg) from error
+
+    def _plain(self, name: str, value: object) -> object:
+        plain = to_plain(value)
+        if type(plain) is not type(value):  # grown: as a list, though it may be declared a tuple
+            return self._fit(self._fields[name].check, plain, "the state", name)
+        return plain
+
+    def _require(self, data: Mapping[str, object], who: str) -> None:
+        missing = sorted(name for name in self.required if name not in data)
+        if missing:
+            msg = (
+                f"{who} has no {_fields_named(missing)}, which {self.name} requires: "
+                f"give a value at the start, let an action write one, or declare a default"
+            )
+            raise StateError(msg)
+
+    # -- both ---------------------------------------------------------------------------------
+
+    def read(self, given: object) -> Mapping[Any, object]:
+        """Take what was given as a mapping of fields; what is secret of a state stays in its box.
+
+        Raises:
+            StateError: It is neither an instance of the model nor a mapping.
+        """
+        if isinstance(given, self._instances):
+            extra: Mapping[str, object] | None = getattr(given, "__pydantic_extra__", None)
+            found = {name: getattr(given, name, _NOTHING) for name in self._fields}
+            return {
+                **{name: value for name, value in found.items() if value is not _NOTHING},
+                **(extra or {}),
+            }
+        if isinstance(given, Mapping):
+            return held(cast("Mapping[str, object]", given))
+        wanted = f"an instance of {self.name} or a mapping" if self._instances else "a mapping"
+        msg = f"give {wanted} of the fields of {self.name}, not {shown(given)}"
+        raise StateError(msg)
+
+    def _field(self, name: str, who: str) -> _Field:
+        try:
+            return self._fields[name]
+        except KeyError:
+            raise InvalidState(f"{who} writes {self._unknown([name])}") from None
+
+    def _unknown(self, names: list[str]) -> str:
+        for name in names:
+            if name in self.derived:
+                return f"{_fields_named([name])}, which {self.why_undeclared(name)}"
+        hints: list[str] = []
+        for name in names:
+            hints += get_close_matches(str(name), self._fields, n=1)
+        meant = f"; did you mean {' and '.join(map(repr, hints))}?" if hints else ""
+        return (
+            f"{_fields_named(names)}, which {self.name} does not declare{meant} "
+            f"(it has: {', '.join(sorted(self._fields)) or 'none'})"
+        )
+
+    def why_undeclared(self, field: str) -> str:
+        """Say why the model has no such field for a state, and what to do."""
+        if field in self.derived:
+            return (
+                f"{self.name} sets by itself, since it is declared with init=False: a state holds "
+                f"what an instance is made with, so leave that out, or the field"
+            )
+        meant = did_you_mean(field, self.fields) or "; declare it there"
+        return f"{self.name} does not declare{meant}"
+
+    def _fit(self, check: _Check, value: object, who: str, name: str, part: str = "") -> object:
+        try:
+            return check(value)
+        except ValueError as error:
+            refusal = _validation_error(error)
+            if refusal is None:
+                raise
+            msg = (
+                f"{who} gives {part}field {name!r} {shown(value)}, which does not fit "
+                f"{self._fields[name].label}: {_reasons(refusal, 1)}"
+            )
+            raise InvalidState(msg) from error
+
+    def _fit_secret(self, check: _Check, value: object, who: str, name: str) -> object:
+        """Fit what is in a box; what doesn't is not shown, also not by pydantic."""
+        found = reveal(value)
+        try:
+            fitting = check(found)
+        except ValueError as error:
+            if _validation_error(error) is None:
+                raise
+        else:
+            return value if fitting is found else Secret(fitting)
+        msg = (
+            f"{who} gives secret field {name!r} {kind_of(found)} which does not fit "
+            f"{self._fields[name].label}"
+        )
+        raise InvalidState(msg)
+
+
+_NOTHING = object()
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _positioned(value: object) -> bool:
+    """Tell a list that is put into by position: its keys are the engine's, not the user's."""
+    return isinstance(value, PositionedList)
+
+
+def _fields_named(names: list[str]) -> str:
+    return f"field{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
+
+
+def _validation_error(error: ValueError) -> ValidationError | None:
+    """Tell pydantic's refusals from errors that only passed through."""
+    from pydantic import ValidationError  # noqa: PLC0415 # optional
+
+    return error if isinstance(error, ValidationError) else None
+
+
+def _reasons(error: ValidationError, depth: int) -> str:
+    """Say why pydantic refused, and where; ``depth`` is how deep we had wrapped the value."""
+    reasons: list[str] = []
+    for each in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(step) for step in each["loc"][depth:])
+        reasons.append(f"at {where}: {each['msg']}" if where else each["msg"])
+    more = len(reasons) - _MAX_REASONS
+    return "; ".join(reasons[:_MAX_REASONS]) + (f" (and {more} more)" if more > 0 else "")
+
+
+# -- a field -------------------------------------------------------------------------------------
+
+
+@final
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Field:
+    """How one field is checked."""
+
+    label: str
+    """For messages: "Crawl.title: str"."""
+    check: _Check
+    """For all of the value."""
+    listed_item: _Check | None
+    """For one item, if it may be a list."""
+    mapped_item: _Check | None
+    """For one value, if it may be a mapping."""
+    key: _Check | None
+    """For a key, if it may be a mapping."""
+    inner_item: _Check | None
+    """For one value of an item, if items may be mappings."""
+    inner_key: _Check | None
+    """For a key of an item."""
+    most: float
+    """How many items it may have."""
+    default: Callable[[dict[str, object]], object] | None
+    """Makes the default, given the fields before this one."""
+
+    @property
+    def has_items(self) -> bool:
+        """Whether it may be a list or a mapping."""
+        return self.listed_item is not None or self.mapped_item is not None
+
+    @property
+    def listed(self) -> bool:
+        """Whether it may be a list."""
+        return self.listed_item is not None
+
+
+def _field(place: str, declared: Declared, config: ConfigDict) -> _Field:
+    annotation = declared.annotation
+    label = f"{place}: {formatannotation(annotation)}"
+    try:
+        kinds = list(collections_in(annotation))
+        listed = [each.item for each in kinds if not each.mapping]
+        mapped = [each.item for each in kinds if each.mapping]
+        keys = [each.key for each in kinds if each.mapping]
+        inner = [one for each in kinds for one in collections_in(each.item) if one.mapping]
+        return _Field(
+            label=label,
+            check=_checker(annotation, config),
+            listed_item=_checker(any_of(listed), config) if listed else None,
+            mapped_item=_checker(any_of(mapped), config) if mapped else None,
+            key=_checker(any_of(keys), config) if keys else None,
+            inner_item=_checker(any_of([one.item for one in inner]), config) if inner else None,
+            inner_key=_checker(any_of([one.key for one in inner]), config) if inner else None,
+            most=max((each.most for each in kinds), default=inf),
+            default=declared.default,
+        )
+    except DefinitionError as error:
+        raise DefinitionError(f"field {label} {error}") from None
+    except Exception as error:  # pydantic's, of several kinds, and whatever an annotation raises
+        msg = f"field {label} can't be checked: {explained(error)}"
+        raise DefinitionError(msg) from error
+
+
+def _checker(annotation: object, config: ConfigDict) -> _Check:
+    """Make a check of a type.
+
+    It is wrapped in a tuple of one, since pydantic takes no settings for a bare model: the wrapper
+    holds them, and whatever is in it has them unless it has its own, as a model's field would.
+    """
+    from pydantic import TypeAdapter  # noqa: PLC0415 # optional
+
+    wrapper = cast("Any", tuple)[annotation]
+    adapter = TypeAdapter[tuple[object]](wrapper, config=config)
+    validate = adapter.validator.validate_python
+
+    def check(value: object) -> object:
+        plain = to_plain(value) if type(value) in OURS else value
+        (result,) = validate((plain,))
+        return value if result is plain or _same(plain, result) else result
+
+    return check
+
+
+def _same(given: object, result: object) -> bool:
+    """Tell whether checking has only copied. 1 and 1.0 and True are not the same."""
+    kind = type(given)
+    if kind is not type(result):
+        return False
+    if kind in (int, float, complex, str, bytes):
+        return given == result
+    if kind in (list, tuple):
+        ours, theirs = cast("list[object]", given), cast("list[object]", result)
+        return len(ours) == len(theirs) and all(
+            one is other or _same(one, other) for one, other in zip(ours, theirs, strict=True)
+        )
+    if kind is dict:
+        items = cast("dict[object, object]", given).items()
+        return _same(list(items), list(cast("dict[object, object]", result).items()))
+    return False

@@ -1,0 +1,640 @@
+"""State, and the updates that lead from one state to the next. Imports collections and secrets.
+
+Invariants:
+- A state never changes. Every method returns a new state that remembers the operations which made
+  it, so that an update, not a copy of the whole state, is what is saved and published.
+- A state narrowed to an action shows what the action reads (and what it has just written itself),
+  and takes what it declares to write; anything else is an error that names action and field.
+- No bookkeeping lives among the user's fields.
+- A secret field is read like any other, and is in nothing that shows, copies or pickles a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, cast, final
+
+from shoal._errors.exceptions import (
+    BadResult,
+    MissingField,
+    StateError,
+    UndeclaredRead,
+    UndeclaredWrite,
+    brief,
+    did_you_mean,
+    kind_of,
+)
+
+from .collections import PositionedList, StateList, StateMap
+from .plain import HasPlainForm, to_plain
+from .secrets import Secret, boxed, without_secrets
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    S = TypeVar("S", default=Any)
+    S_co = TypeVar("S_co", covariant=True)
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
+    S_co = TypeVar("S_co", covariant=True)
+
+# Operations are named tuples, not frozen dataclasses: one is made per child of a fan-out, and a
+# frozen dataclass takes three times as long to make.
+
+
+@final
+class Set(NamedTuple):
+    """Give a field a value, whatever it had."""
+
+    field: str
+    value: object
+
+
+@final
+class Extend(NamedTuple):
+    """Add values at the end of a list field."""
+
+    field: str
+    values: tuple[object, ...]
+
+
+@final
+class Put(NamedTuple):
+    """Give a key of a mapping field a value; ``position`` says where it stands among the others."""
+
+    field: str
+    key: object
+    value: object
+    position: float | None = None
+
+
+@final
+class PutWithin(NamedTuple):
+    """The same one level down: ``key`` of the field holds a mapping, which is made if missing."""
+
+    field: str
+    key: object
+    inner_key: object
+    value: object
+    position: float | None = None
+    """Where ``key`` stands among the others."""
+    inner_position: float | None = None
+    """Where ``inner_key`` stands in the mapping that ``key`` has."""
+
+
+@final
+class Increment(NamedTuple):
+    """Add to a number."""
+
+    field: str
+    by: float
+
+
+@final
+class Drop(NamedTuple):
+    """Remove a field."""
+
+    field: str
+
+
+Operation = Set | Extend | Put | PutWithin | Increment | Drop
+"""One change to one field."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What one action may do with the state it is given."""
+
+    action: str
+    reads: frozenset[str]
+    writes: frozenset[str]
+
+
+class _Derivation(NamedTuple):
+    """The operations that led here from a base state, newest first: a linked list."""
+
+    base: State
+    operation: Operation
+    before: _Derivation | None
+
+
+class Model(Protocol[S_co]):
+    """What a typed state is held to: a schema."""
+
+    name: str
+
+    def build(self, data: Mapping[str, object]) -> S_co:
+        """Make an instance of the user's model from the fields of a state."""
+        ...
+
+
+@final
+class State(HasPlainForm, Mapping[str, Any], Generic[S]):
+    """An immutable mapping of field names to values.
+
+    Its methods return new states and leave this one as it is. Values are to be treated as
+    immutable too: use ``append``, ``extend`` and ``put`` for what grows; a thousand of them in a
+    row cost a thousand times one, since the collections behind them share structure.
+
+    A field that is *secret* is read like any other, by whoever may read it. It is in nothing that
+    is saved, told to hooks, shown or pickled, nor in ``to_plain()``; a run that goes on later is
+    given it again. It stays secret in every state that is made of this one.
+
+    Examples:
+        >>> state = State({"count": 1}).increment(count=2).append(log="counted")
+        >>> state["count"], state["log"]
+        (3, ['counted'])
+        >>> State({"url": "https://example.org", "token": "abc-123"}, secret={"token"})
+        State({'url': 'https://example.org', 'token': <secret>})
+    """
+
+    __slots__ = ("_data", "_derivation", "_model", "_permit")
+
+    if TYPE_CHECKING:  # at runtime they would be looked up in the module that __module__ names
+        _data: Mapping[str, object]
+        _model: Model[S]  # only where there is one: the state of an application with a model
+        _permit: Permit | None
+        _derivation: _Derivation | None
+
+    def __init__(
+        self,
+        fields: Mapping[str, object] | None = None,
+        /,
+        *,
+        secret: Collection[str] = (),
+        **more: object,
+    ) -> None:
+        """Hold ``fields`` and ``more``.
+
+        Args:
+            fields: Field names and their values. What is secret of a state stays so.
+            secret: Names of fields that are secret.
+            more: Fields, as keywords.
+
+        Raises:
+            StateError: A field name is not a string, or there is no field that ``secret`` names.
+        """
+        data = {**({} if fields is None else held(fields)), **more}
+        for name in data:
+            _check_name(name)
+        self._data = boxed(data, _secret_names(secret, data)) if secret else data
+        self._permit = None
+        self._derivation = None
+
+    # -- changing -----------------------------------------------------------------------------
+
+    def update(self, fields: Mapping[str, object] | None = None, /, **more: object) -> State[S]:
+        """Return a state in which each named field has the given value."""
+        state: State[S] = self
+        for field, value in {**({} if fields is None else held(fields)), **more}.items():
+            kept = Secret(value) if type(self._data.get(field)) is Secret else value
+            state = state._derive(Set(field, kept), kept)
+        return state
+
+    def append(self, /, **items: object) -> State[S]:
+        """Return a state with each item at the end of the list field it names.
+
+        A field that isn't there yet starts as an empty list.
+
+        Raises:
+            StateError: The field is not a list.
+        """
+        state: State[S] = self
+        for field, item in items.items():
+            state = state._extend(field, (item,), "append")
+        return state
+
+    def extend(self, /, **items: Iterable[object]) -> State[S]:
+        """Return a state with all the items at the end of the list field they are named for.
+
+        A field that isn't there yet starts as an empty list.
+
+        Raises:
+            StateError: The field is not a list, or what to add is no iterable (or a string).
+        """
+        state: State[S] = self
+        for field, more in items.items():
+            if not isinstance(more, Iterable) or isinstance(more, str | bytes):
+                self._refuse("extend", field, "an iterable of items for", more)
+            state = state._extend(field, tuple(more), "extend")
+        return state
+
+    def put(
+        self, field: str, key: object, value: object, position: float | None = None
+    ) -> State[S]:
+        """Return a state in which ``key`` of the mapping in ``field`` has ``value``.
+
+        A field that isn't there yet starts as an empty mapping.
+
+        Args:
+            field: The field that holds the mapping.
+            key: Any hashable.
+            value: What the key maps to afterwards.
+            position: Where the key stands among the others when the mapping is read. Without it,
+                a new key stands last and a known one stays where it is.
+
+        Raises:
+            StateError: The field is not a mapping.
+        """
+        found = self._current(field, {})
+        try:
+            hash(key)
+        except TypeError:
+            self._refuse("put", field, "a hashable key for", key)
+        match _growable(found):
+            case StateMap() as mapping:
+                after: object = mapping.put(key, value, position)
+            case PositionedList() as values if isinstance(key, int):
+                after = values.put_all(((key, value, position),))
+            case _:
+                self._refuse("put", field, "a mapping in", found)
+        return self._derive(Put(field, key, value, position), after)
+
+    def _put_within(self, operation: PutWithin) -> State[S]:
+        after = put_within(self._current(operation.field, {}), operation)
+        if after is None:
+            found = self._current(operation.field, {})
+            self._refuse("put", operation.field, "a mapping of mappings in", found)
+        return self._derive(operation, after)
+
+    def increment(self, /, **by: float) -> State[S]:
+        """Return a state with each named number raised by the given amount.
+
+        A field that isn't there yet starts at 0.
+
+        Raises:
+            StateError: The field, or what to add, is not a number.
+        """
+        state: State[S] = self
+        for field, amount in by.items():
+            number = self._current(field, 0)
+            for operand in (number, amount):
+                if not isinstance(operand, int | float) or isinstance(operand, bool):
+                    self._refuse("increment", field, "a number for", operand)
+            state = state._derive(Increment(field, amount), cast("float", number) + amount)
+        return state
+
+    def drop(self, *fields: str) -> State[S]:
+        """Return a state without the named fields. A field that isn't there is no error."""
+        state: State[S] = self
+        for field in fields:
+            state = state._derive(Drop(field))
+        return state
+
+    def _extend(self, field: str, items: tuple[object, ...], verb: str) -> State[S]:
+        found = self._current(field, [])
+        match _growable(found):
+            case StateList() as values:
+                after = values.extend(items)
+            case PositionedList() as values:  # from now on in the order of what was appended
+                after = StateList[Any](values).extend(items)
+            case _:
+                self._refuse(verb, field, "a list in", found)
+        return self._derive(Extend(field, items), after)
+
+    def _current(self, field: str, missing: object) -> object:
+        """Return what an operation changes: a declared write may be changed without being read."""
+        self._check_write(field)
+        return self._data.get(field, missing)
+
+    def _refuse(self, verb: str, field: str, wanted: str, found: object) -> NoReturn:
+        msg = f"{verb} needs {wanted} field {field!r}, and found {_brief(found)}"
+        raise StateError(msg)
+
+    def _check_write(self, field: str) -> None:
+        _check_name(field)
+        permit = self._permit
+        if permit is not None and field not in permit.writes:
+            msg = (
+                f"action {permit.action!r} writes field {field!r}, which it does not declare; "
+                f"add it to writes=[...] (declared: {_names(permit.writes)})"
+            )
+            raise UndeclaredWrite(msg)
+
+    def _derive(self, operation: Operation, *value: object) -> State[S]:
+        """Make the state after ``operation``; ``value`` is what its field holds then, if any."""
+        field = operation.field
+        self._check_write(field)
+        data = dict(self._data)
+        if value:
+            data[field] = value[0]
+        else:
+            data.pop(field, None)
+        permit = self._permit
+        if permit is not None and field not in permit.reads:  # one's own writes can be read
+            permit = Permit(permit.action, permit.reads | {field}, permit.writes)
+        before = self._derivation
+        base = self if before is None else before.base
+        derived = make_state(data, permit, _Derivation(base, operation, before))
+        model = getattr(self, "_model", None)
+        if model is not None:
+            derived._model = model
+        return derived
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def __getitem__(self, field: str) -> Any:  # an untyped state holds anything
+        permit = self._permit
+        if permit is not None and field not in permit.reads:
+            msg = (
+                f"action {permit.action!r} reads field {field!r}, which it does not declare; "
+                f"add it to reads=[...] (declared: {_names(permit.reads)})"
+            )
+            raise UndeclaredRead(msg)
+        try:
+            value = self._data[field]
+        except KeyError:
+            who = "" if permit is None else f" that action {permit.action!r} reads"
+            msg = f"the state has no field {field!r}{who} (it has: {_names(self)})"
+            raise MissingField(msg) from None
+        return value.value if type(value) is Secret else value
+
+    def __iter__(self) -> Iterator[str]:
+        permit = self._permit
+        if permit is None:
+            return iter(self._data)
+        return (field for field in self._data if field in permit.reads)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"State({held(self)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return State, (without_secrets(held(self)),)
+
+    @property
+    def data(self) -> S:
+        """The fields as an instance of the application's model; without one, as a plain dict.
+
+        Made anew, and checked as a whole, each time it is asked for. The instance has the secret
+        fields too, for it could not be made without them; the dict doesn't.
+
+        Raises:
+            StateError: The state is narrowed to an action, or lacks a field of the model.
+            InvalidState: The model's own validators refuse it.
+        """
+        permit = self._permit
+        if permit is not None:
+            msg = (
+                f"action {permit.action!r} sees only a part of the state, of which no model can be "
+                f"made; read its fields: state[...]"
+            )
+            raise StateError(msg)
+        model = getattr(self, "_model", None)
+        return cast("S", self.to_plain() if model is None else model.build(self._data))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Copy the state into plain dicts and lists, all the way down: the way out for JSON.
+
+        Without what is secret. Whatever the library itself puts into a state is plain then:
+        collections, states, and the errors that ``errors_into`` collects. Values of other types
+        are left as they are, so ``json.dumps`` needs a ``default=`` for a date, say.
+        """
+        fields = without_secrets(held(self))
+        return {field: to_plain(value, for_json=True) for field, value in fields.items()}
+
+
+def make_state(
+    data: Mapping[str, object], permit: Permit | None = None, derivation: _Derivation | None = None
+) -> State:
+    """Make a state on ``data`` itself, uncopied: the caller must never change it again."""
+    state = State.__new__(State)
+    state._data = data
+    state._permit = permit
+    state._derivation = derivation
+    return state
+
+
+def held(fields: Mapping[str, object]) -> Mapping[str, object]:
+    """Return fields as runs hold them: those of a state that are secret in their boxes."""
+    if not isinstance(fields, State):
+        return fields
+    state = cast("State[Any]", fields)
+    return {field: state._data[field] for field in state}
+
+
+def typed(state: State, model: Model[S]) -> State[S]:
+    """Return ``state`` as one that ``data`` can make an instance of the model of."""
+    held = cast("State[S]", make_state(state._data))
+    held._model = model
+    return held
+
+
+@final
+class Change(NamedTuple):
+    """What one action (or one reducer call) did to the state it was given."""
+
+    operations: tuple[Operation, ...]
+    values: Mapping[str, object]
+    """What the changed fields hold afterwards."""
+    dropped: tuple[str, ...] = ()
+    """Changed fields that are gone afterwards."""
+
+    def applied_to(self, data: Mapping[str, object]) -> Mapping[str, object]:
+        """Return ``data`` after the change. Only true for the data that the change was made on."""
+        if not self.values and not self.dropped:
+            return data
+        after = {**data, **self.values}
+        for field in self.dropped:
+            after.pop(field, None)
+        return after
+
+
+NO_CHANGE = Change((), {})
+
+
+def change_between(base: State, result: object, who: str) -> Change:
+    """Read off the change that led from ``base`` to ``result``.
+
+    Raises:
+        BadResult: ``result`` is no State made from ``base``.
+    """
+    if not isinstance(result, State):
+        refuse_awaitable(result, who)
+        msg = (
+            f"{who} returned {_brief(result)}, but it takes the state and so must return one: "
+            f"return state.update(...), or the state as it was"
+        )
+        raise BadResult(msg)
+    if result is base:
+        return NO_CHANGE
+    link = result._derivation
+    if link is None or link.base is not base:
+        msg = (
+            f"{who} returned a State that was not made from the one it was given, so what it "
+            f"changed can't be known: return state.update(...) of the state passed in"
+        )
+        raise BadResult(msg)
+    operations: list[Operation] = []
+    while link is not None:
+        operations.append(link.operation)
+        link = link.before
+    operations.reverse()
+    return _change_to(result._data, tuple(operations))
+
+
+def change_of(data: Mapping[str, object], operations: Sequence[Operation]) -> Change:
+    """Return the change that ``operations`` make on ``data``."""
+    return _change_to(replay(make_state(data), operations)._data, tuple(operations))
+
+
+def _change_to(after: Mapping[str, object], operations: tuple[Operation, ...]) -> Change:
+    fields = dict.fromkeys(operation.field for operation in operations)
+    return Change(
+        operations,
+        {field: after[field] for field in fields if field in after},
+        tuple(field for field in fields if field not in after),
+    )
+
+
+def refuse_awaitable(result: object, who: str) -> None:
+    """Refuse what a plain function returned to be awaited, and close it if it is a coroutine.
+
+    Raises:
+        BadResult: ``result`` is an awaitable.
+    """
+    if isinstance(result, Awaitable):
+        if isinstance(result, Coroutine):
+            cast("Coroutine[Any, Any, Any]", result).close()
+        msg = (
+            f"{who} is a plain function and returned something to be awaited; "
+            f"only actions may be coroutine functions, declared as such with async def"
+        )
+        raise BadResult(msg)
+
+
+Growable = StateList[Any] | StateMap[Any, Any] | PositionedList[Any]
+
+
+def _growable(value: object) -> Growable | None:
+    """Take a collection that grows cheaply, or make one of a plain list or dict."""
+    if isinstance(value, list):
+        return StateList(cast("list[Any]", value))
+    if isinstance(value, dict):
+        return StateMap(cast("dict[Any, Any]", value))
+    if isinstance(value, StateList | StateMap | PositionedList):
+        return cast("Growable", value)
+    return None
+
+
+def put_within(collection: object, operation: PutWithin) -> Growable | None:
+    """Return ``collection`` after the operation; None if it is no mapping of mappings."""
+    _, key, inner_key, value, position, inner_position = operation
+    outer = _growable(collection)
+    if isinstance(outer, StateMap):
+        inner = _growable(outer.get(key, {}))
+    elif isinstance(outer, PositionedList) and isinstance(key, int):
+        inner = _growable(outer.at(key, {}))
+    else:
+        return None
+    if not isinstance(inner, StateMap):
+        return None
+    inner = inner.put(inner_key, value, inner_position)
+    entry: tuple[Any, StateMap[Any, Any], float | None] = (key, inner, position)
+    return outer.put_all((entry,))
+
+
+def replay(state: State, operations: Iterable[Operation]) -> State:
+    """Apply recorded operations to ``state``, as an update event or a store holds them."""
+    for operation in operations:
+        match operation:
+            case Set(field, value):
+                state = state.update({field: value})
+            case Extend(field, values):
+                state = state.extend(**{field: values})
+            case Put(field, key, value, position):
+                state = state.put(field, key, value, position)
+            case PutWithin():
+                state = state._put_within(operation)
+            case Increment(field, by):
+                state = state.increment(**{field: by})
+            case Drop(field):
+                state = state.drop(field)
+    return state
+
+
+def replay_all(data: Mapping[str, object], operations: Iterable[Operation]) -> Mapping[str, object]:
+    """Apply a long history to the fields of a state, without a state for each operation.
+
+    What is put into one collection is put there at once. ``data`` itself is not changed.
+    """
+    after = dict(data)
+    for field, some in groupby(operations, _put_into):
+        collection = None if field is None else _growable(after.get(field, {}))
+        if field is not None and isinstance(collection, StateMap | PositionedList):
+            entries = cast("Iterable[Any]", (operation[1:] for operation in some))
+            after[field] = collection.put_all(entries)
+            continue
+        for operation in some:
+            if not _applied_in_place(after, operation):
+                after = dict(replay(make_state(after), (operation,))._data)
+    return after
+
+
+def _applied_in_place(data: dict[str, Any], operation: Operation) -> bool:
+    """Apply an operation to fields; return False if that needs to be looked at more closely."""
+    field = operation.field
+    match operation:
+        case Set():
+            data[field] = operation.value
+        case Increment(_, by):
+            number = data.get(field, 0)
+            if type(number) not in _NUMBERS:
+                return False
+            data[field] = number + by
+        case Extend(_, values):
+            found = data.get(field)
+            if type(found) is not StateList:
+                return False
+            data[field] = cast("StateList[object]", found).extend(values)
+        case Drop():
+            data.pop(field, None)
+        case _:
+            return False
+    return True
+
+
+_NUMBERS = (int, float)
+
+
+def _put_into(operation: Operation) -> str | None:
+    return operation.field if type(operation) is Put else None
+
+
+def _check_name(field: object) -> None:
+    if not isinstance(field, str):
+        msg = f"field names are strings, not {field!r}"
+        raise StateError(msg)
+
+
+def _secret_names(secret: object, data: Mapping[str, object]) -> Collection[str]:
+    """Check what was said to be secret.
+
+    Raises:
+        StateError: It is no list of names, or names a field that isn't there.
+    """
+    if isinstance(secret, str) or not isinstance(secret, Collection):
+        msg = f"State(secret=...) takes a set of field names, not {kind_of(secret)}"
+        raise StateError(msg)
+    names = cast("Collection[str]", secret)
+    for name in names:
+        _check_name(name)
+        if name not in data:
+            msg = f"field {name!r} is to be secret, and the state does not have it"
+            raise StateError(f"{msg} (it has: {_names(data)}){did_you_mean(name, data)}")
+    return names
+
+
+def _names(fields: Iterable[str]) -> str:
+    return ", ".join(sorted(fields)) or "none"
+
+
+def _brief(value: object) -> str:
+    return f"{brief(value)} ({type(value).__name__})"

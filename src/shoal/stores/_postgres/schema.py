@@ -1,0 +1,206 @@
+"""The tables of a ``PostgresStore``: their layout, and how they come to be. Imports the connection.
+
+docs/store-layout.md describes it to whoever wants to query it.
+
+Invariants:
+- A schema that has anything else in it, or that was made by a newer version, is refused, and
+  nothing is written to it.
+- A schema of an older version is brought to this one by a step for each version between, all in one
+  transaction, by one process at a time. Steps are never changed, only added.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from shoal._errors.exceptions import StoreFailed
+
+from .server import Link, Server
+
+MIGRATIONS = (
+    """
+    CREATE TABLE layout (version integer NOT NULL);
+    INSERT INTO layout VALUES (0);
+    CREATE TABLE runs (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        parent bigint NOT NULL,
+        position bigint,
+        applied bigint,
+        elapsed double precision,
+        place integer NOT NULL,
+        form integer,
+        attempts integer,
+        crashes integer,
+        used smallint,
+        abandoned smallint,
+        key text COLLATE "C" NOT NULL,
+        status text COLLATE "C",
+        digest text COLLATE "C",
+        element json,
+        value json,
+        change json,
+        own json,
+        error json,
+        reason text,
+        winner_act text,
+        winner_key text,
+        long_key text
+    );
+    CREATE UNIQUE INDEX runs_by_key ON runs (parent, place, key);
+    CREATE INDEX runs_by_status ON runs (parent, status, applied NULLS FIRST);
+    CREATE TABLE places (
+        id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        step text COLLATE "C" NOT NULL, visit bigint NOT NULL, act text COLLATE "C" NOT NULL,
+        UNIQUE (step, visit, act)
+    );
+    CREATE TABLE forms (
+        id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY, form text COLLATE "C" NOT NULL UNIQUE
+    );
+    CREATE TABLE roots (
+        run bigint PRIMARY KEY,
+        application text NOT NULL,
+        version text NOT NULL,
+        began_at double precision NOT NULL,
+        ended_at double precision,
+        first json NOT NULL,
+        after text,
+        visits json NOT NULL,
+        forked_from text,
+        forked_at bigint,
+        error text
+    );
+    CREATE TABLE history (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        run bigint NOT NULL,
+        number bigint NOT NULL,
+        kind text COLLATE "C" NOT NULL,
+        step text NOT NULL,
+        data json NOT NULL
+    );
+    CREATE INDEX history_by_number ON history (run, number);
+    CREATE TABLE claims (
+        run_id text COLLATE "C" PRIMARY KEY,
+        epoch bigint NOT NULL,
+        saves bigint NOT NULL,
+        execution text,
+        host text NOT NULL,
+        boot text NOT NULL,
+        pid bigint NOT NULL,
+        started text NOT NULL,
+        lease double precision NOT NULL,
+        seen_at double precision NOT NULL
+    ) WITH (fillfactor = 50);
+    CREATE TABLE results (
+        key text COLLATE "C" PRIMARY KEY, ends_at double precision, operations json NOT NULL
+    );
+    CREATE INDEX results_by_end ON results (ends_at) WHERE ends_at IS NOT NULL;
+    CREATE TABLE deletions (count bigint NOT NULL);
+    INSERT INTO deletions VALUES (0);
+    CREATE VIEW root_runs AS
+        SELECT runs.id, coalesce(long_key, key) AS run_id, application, version,
+            coalesce(status, 'running') AS status, reason,
+            to_timestamp(began_at) AS began_at, to_timestamp(ended_at) AS ended_at,
+            first, forked_from, forked_at, roots.error
+        FROM runs JOIN roots ON roots.run = runs.id;
+    CREATE VIEW child_runs AS
+        SELECT runs.id, parent, step, visit, act, coalesce(long_key, key) AS key, position,
+            coalesce(status, 'running') AS status, element, value,
+            error ->> '@type' AS error_type, error ->> 'text' AS error_text, error, reason,
+            applied, used, attempts, elapsed, abandoned
+        FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL;
+    """,
+    "ALTER TABLE roots ADD COLUMN secret text NOT NULL DEFAULT '[]'",
+    "DROP TABLE deletions",
+    # No table changes, but histories have entries of the kind "begun" from here on. A version of
+    # shoal that doesn't know them must refuse the file, and not fail in the middle of a run.
+    "SELECT 1",
+)
+"""What leads from each version of the layout to the next; the first makes it."""
+
+VERSION = len(MIGRATIONS)
+
+MAKING = 60.0
+"""Seconds that the server may take for each step of that. A hundred files are made, and another
+process may be about it: that takes longer than the answers to a save, and happens once."""
+
+_MAKING = 0x73686F61  # what all who make or migrate a schema wait for: "shoa"
+
+
+def has_tables(link: Link, server: Server) -> bool:
+    """Tell whether the tables are there, and of this version.
+
+    Raises:
+        StoreFailed: The schema was made by a newer version, or holds something else.
+    """
+    found = _version(link, server)
+    if found is None:
+        tables = _tables(link, server.schema)
+        if not tables:
+            return False
+        found = _version(link, server)  # somebody may just have made them
+        if found is None:
+            msg = (
+                f"the schema {server.schema!r} of {server.label} is no store of shoal's (tables: "
+                f"{', '.join(tables)}); it was left as it is: give PostgresStore one of its own"
+            )
+            raise StoreFailed(msg)
+    if found > VERSION:
+        msg = (
+            f"the schema {server.schema!r} of {server.label} was made by a newer shoal (its layout "
+            f"is {found}, and this one knows {VERSION}); it was left as it is: upgrade shoal, or "
+            f"use another schema"
+        )
+        raise StoreFailed(msg)
+    return found == VERSION
+
+
+def make_tables(link: Link, server: Server) -> None:
+    """Make the tables, or bring them to this version, unless another process has meanwhile.
+
+    Raises:
+        StoreFailed: The database is of another encoding than UTF-8.
+    """
+    link.timeout = max(MAKING, server.timeout)
+    # A process that stops in the middle of it doesn't hold up others for ever.
+    link.begin(settings={"idle_in_transaction_session_timeout": ceil(link.timeout * 1000)})
+    link.execute("SELECT pg_advisory_xact_lock(hashtextextended(?, ?))", (server.schema, _MAKING))
+    if not has_tables(link, server):
+        version = _version(link, server) or 0
+        (encoding,) = link.execute("SHOW server_encoding").fetchone() or ("",)
+        if encoding != "UTF8":
+            msg = (
+                f"{server.label} keeps texts as {encoding}, which doesn't have all letters: make "
+                f"a database with ENCODING 'UTF8'"
+            )
+            raise StoreFailed(msg)
+        known = link.execute("SELECT FROM pg_namespace WHERE nspname = ?", (server.schema,))
+        if not known.rowcount:  # else it needn't be permitted to make one
+            link.execute(f"CREATE SCHEMA {server.quoted}")
+        for migration in MIGRATIONS[version:]:
+            link.execute(migration)
+        link.execute("UPDATE layout SET version = ?", (VERSION,))
+    link.commit()
+    link.timeout = server.timeout
+
+
+def _version(link: Link, server: Server) -> int | None:
+    """Return the version of the layout; None: there is none."""
+    found = link.execute(
+        "SELECT FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid "
+        "JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+        "WHERE nspname = ? AND relname = 'layout' AND attname = 'version'",
+        (server.schema,),
+    )
+    if not found.rowcount:
+        return None
+    (version,) = link.execute(f"SELECT version FROM {server.quoted}.layout").fetchone() or (0,)
+    return int(version)
+
+
+def _tables(link: Link, schema: str) -> list[str]:
+    found = link.execute(
+        "SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+        "WHERE nspname = ? AND relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY relname LIMIT 5",
+        (schema,),
+    )
+    return [name for (name,) in found]

@@ -1,0 +1,85 @@
+"""Runs in the tables of a store, listed and counted. Imports in what databases differ.
+
+Invariants:
+- Each query is answered from an index, in the order of that: it takes as long as what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from shoal.stores._protocol import ChildStatus, RunStatus, RunSummary
+
+from .dialect import Connection, Dialect
+
+_RUN = (
+    "SELECT {key}, application, version, coalesce(status, 'running'), began_at, ended_at, "
+    "coalesce(reason, ''), coalesce(roots.error, ''), forked_from, {held} "
+)
+_CLAIMS = "LEFT JOIN claims ON claims.run_id = runs.key"
+_FROM_ROOTS = f"{_RUN}FROM roots JOIN runs ON runs.id = roots.run {_CLAIMS}"
+_FROM_RUNS = f"{_RUN}FROM runs JOIN roots ON roots.run = runs.id {_CLAIMS}"
+_ROOT = "parent = 0 AND place = 0 AND runs.key = ?"
+
+
+def runs(
+    sql: Connection, dialect: Dialect, status: RunStatus | None, limit: int, after: str | None
+) -> list[RunSummary]:
+    """Return root runs, those that have begun last first."""
+    query, number = (_FROM_ROOTS, "roots.run") if status is None else (_FROM_RUNS, "runs.id")
+    conditions, values = ["TRUE"], list[Any]()
+    if status == "running":
+        conditions.append("parent = 0 AND status IS NULL AND applied IS NULL")
+    elif status is not None:
+        conditions.append("parent = 0 AND status = ? AND applied IS NULL")
+        values.append(status)
+    if after is not None:
+        conditions.append(f"{number} < (SELECT id FROM runs WHERE {_ROOT})")
+        values.append(dialect.index_of(after))
+    where = f"{' AND '.join(conditions)} ORDER BY {number} DESC LIMIT ?"
+    return _summaries(sql, dialect, query, where, *values, limit)
+
+
+def summary(sql: Connection, dialect: Dialect, run_id: str) -> RunSummary | None:
+    """Return one root run; None if it is not known."""
+    found = _summaries(sql, dialect, _FROM_RUNS, _ROOT, dialect.index_of(run_id))
+    return found[0] if found else None
+
+
+def _summaries(
+    sql: Connection, dialect: Dialect, query: str, where: str, *values: object
+) -> list[RunSummary]:
+    query = query.format(key=dialect.key, held=dialect.held)
+    summaries: list[RunSummary] = []
+    for row in sql.execute(f"{query} WHERE {where}", values):
+        key, application, version, status, began_at, ended_at, reason, error, forked, *held = row
+        claim = None if held[0] is None else dialect.held_of(held)
+        summaries.append(
+            RunSummary(
+                run_id=dialect.run_id_of(key),
+                application=application,
+                version=version,
+                status=status,
+                began_at=began_at,
+                ended_at=ended_at,
+                reason=reason,
+                error=error,
+                holder=str(claim.holder) if claim is not None and claim.seconds_left else "",
+                forked_from=None if forked is None else dialect.run_id_of(forked),
+            )
+        )
+    return summaries
+
+
+def counts(sql: Connection, run: int) -> Mapping[ChildStatus, int]:
+    """Count the children of a run by how they stand."""
+    found = sql.execute(
+        "SELECT coalesce(status, 'running'), count(*) FROM runs WHERE parent = ? GROUP BY status",
+        (run,),
+    )
+    return {cast("ChildStatus", status): number for status, number in found}
+
+
+FAILURES = "parent = ? AND status = 'failed' ORDER BY applied NULLS FIRST, runs.id LIMIT ? OFFSET ?"
+"""Which children have failed, in the order in which they were applied; others first."""

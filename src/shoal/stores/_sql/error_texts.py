@@ -1,0 +1,38 @@
+"""What was saved of an error, said in short. Imports events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shoal._events.events import LEAVES, shortened
+
+
+def error_in_short(packed: Mapping[str, Any]) -> str:
+    """Say what an error is as ``in_short`` does, by what was saved of it."""
+    text = _text_of(packed)
+    leaves = list(_leaves_of(packed))
+    if leaves != [packed]:
+        more = f"; and {len(leaves) - LEAVES} more" if len(leaves) > LEAVES else ""
+        shown = [f"{_kind_of(leaf)}: {_text_of(leaf)}" for leaf in leaves[:LEAVES]]
+        text = f"{packed['args'][0]}: {'; '.join(shown)}{more}"
+    return shortened(f"{_kind_of(packed)}: {text}")
+
+
+def _kind_of(packed: Mapping[str, Any]) -> str:
+    return str(packed.get("@type", "")).rpartition(":")[2].rpartition(".")[2]
+
+
+def _text_of(packed: Mapping[str, Any]) -> str:
+    text = packed.get("text", "")
+    return text if isinstance(text, str) else json.dumps(text)  # it holds what JSON can't
+
+
+def _leaves_of(packed: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    match packed:
+        case {"args": [_, [{"@": "error"}, *_] as errors]}:
+            for error in errors:
+                yield from _leaves_of(error)
+        case _:
+            yield packed

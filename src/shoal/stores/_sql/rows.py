@@ -1,0 +1,525 @@
+"""What any database keeps of runs: a save turned into rows. ``_unpacking`` leads back.
+
+Imports the ports and the codec. What is particular to one database isn't here: names of tables,
+keys, transactions.
+
+Invariants:
+- Everything is encoded when a save is handed over, on the event loop: so what can't be encoded is
+  refused at the step that made it, and nothing that changes later changes what is kept.
+- A child's result is written once, though three say it: the child's last update, its outcome, and
+  the parent's update that applies it. Where those follow from the result, they are a *form*, which
+  all children of a fan-out share.
+- A save costs what it changes: the items that were added to a collection, never the collection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, final
+
+from shoal._errors.exceptions import NotEncodable, brief, note
+from shoal._events.events import Status, Update, in_short
+from shoal._events.identity import Key, RunPath
+from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
+from shoal.stores._codec.codec import Codec
+from shoal.stores._history import QuestionAnswered, QuestionAsked
+from shoal.stores._protocol import Batch, Beginning, SavedRun
+
+from .sizes import LARGE, UpdateSizes
+
+FORMS = 1000  # that are remembered: steps of loops are numbered each anew
+
+Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered", "begun"]
+"""What a row of a history holds."""
+
+
+@final
+class Place(NamedTuple):
+    """What all children that execute one act in one visit of a step have in common."""
+
+    step: str
+    visit: int
+    act: str
+
+
+@final
+class Begun(NamedTuple):
+    """What a root run starts from."""
+
+    application: str
+    version: str
+    first: str
+    """JSON of the fields it starts with."""
+    after: str | None
+    visits: str
+    forked_from: str | None
+    forked_at: int | None
+    secret: str
+    """JSON of the names of its secret fields."""
+
+
+@final
+class History(NamedTuple):
+    """One entry in the history of a run."""
+
+    number: int
+    """Of the update; of anything else, of the last update before it."""
+    kind: Kind
+    step: str
+    data: str
+
+
+@final
+class Child(NamedTuple):
+    """A child, as its row has it. Plain texts but for those said to be JSON."""
+
+    step: str
+    visit: int
+    act: str
+    key: Key
+    position: int
+    element: str
+    """JSON."""
+    digest: str
+    status: str | None = None
+    applied: int | None = None
+    used: int = 1
+    value: str | None = None
+    """JSON; None: it has none."""
+    form: str | None = None
+    """JSON: how its last update, and the parent's that applied it, follow from its value."""
+    change: str | None = None
+    """JSON: the parent's update that applied it, where it doesn't follow from the value."""
+    own: str | None = None
+    """JSON: its own last update, where that doesn't."""
+    reason: str | None = None
+    winner_act: str | None = None
+    winner_key: Key | None = None
+    error: str | None = None
+    """JSON."""
+    attempts: int = 1
+    elapsed: float = 0.0
+    abandoned: int = 0
+    crashes: int = 0
+
+
+@final
+class Applied(NamedTuple):
+    """Of a child's row, what the update that applied it is made of."""
+
+    step: str
+    act: str
+    key: Key
+    position: int
+    applied: int | None
+    value: str | None
+    form: str | None
+    change: str | None
+
+
+@final
+class Rows(NamedTuple):
+    """All that one save writes."""
+
+    root: str
+    """The id of the root run."""
+    holder: str
+    """The execution that saves."""
+    path: tuple[tuple[Place, Key], ...]
+    """Where the run stands, from below the root down."""
+    run: Child | None
+    """The run itself as one that is under way, unless it is a root run."""
+    begun: Begun | None
+    status: Status | None
+    """Of a root run: how its execution ended, if it has."""
+    reason: str
+    error: str | None
+    """What a root run has failed with, in short."""
+    afresh: bool
+    history: Sequence[History]
+    children: Sequence[Child]
+
+
+@final
+class Packed(NamedTuple):
+    """What a save holds of a child that ended well, but for what its parent makes of it."""
+
+    element: str
+    value: str | None
+    own: str | None
+    """JSON of its last update, unless that is to follow from the value..."""
+    form: tuple[int, str, str] | None
+    """...by this: the number of the update, its step and its field."""
+
+
+@final
+class Packer:
+    """Turns saves into rows."""
+
+    def __init__(self, codec: Codec, sizes: UpdateSizes) -> None:
+        """Encode with ``codec``, and refuse updates that are too large for ``sizes``."""
+        self._encode: Callable[[object, str], str] = codec.encode
+        self._sizes = sizes
+        self._small = min(LARGE, sizes.max_update) // 4  # characters that are surely few enough
+        # Of one fan-out all children have the same form, so there are few of them in a row.
+        self._forms: dict[tuple[object, ...], str] = {}
+        # Names of steps and acts that any database takes; a run has few, and names them each time.
+        self._names = set[str]()
+
+    def pack(self, child: SavedRun) -> Packed:
+        """Encode what a child has come to.
+
+        Raises:
+            NotEncodable: Some of it can't be kept.
+            UpdateTooLarge: It is too large to be kept.
+        """
+        value, update = child.value, child.last_update
+        element = self._encode(child.element, "element")
+        form: tuple[int, str, str] | None = None
+        own: str | None = None
+        encoded: str | None = None
+        if update is not None:
+            operations = update.operations
+            first = operations[0]
+            if len(operations) == 1 and type(first) is Set and first.value is value:
+                form = update.number, update.step, first.field
+                encoded = self._encode(value, f"state[{first.field!r}]")
+            else:
+                own = self._update(update)
+                self._check(own, child.path, update.step)
+        if encoded is None and value is not None:
+            encoded = self._encode(value, "value")
+        if encoded is not None:
+            self._check(encoded, child.path, "" if update is None else update.step)
+        return Packed(element, encoded, own, form)
+
+    def save(self, batch: Batch) -> Rows:
+        """Encode a save.
+
+        Raises:
+            NotEncodable: Something in it can't be kept.
+            UpdateTooLarge: An update is too large to be kept.
+        """
+        run, updates, applied = batch.run, batch.updates, batch.applied
+        path = run.path
+        if batch.begun is not None:
+            self._check_names(batch.begun.application, batch.begun.version)
+        if batch.step_completed is not None:
+            self._check_names(batch.step_completed)
+        for update in updates:
+            if update.step not in self._names:
+                self._check_names(update.step)
+        for child in (run, *applied, *batch.unapplied):
+            name = child.path
+            if name.step not in self._names or name.act not in self._names:
+                self._check_names(name.step, name.act)
+        children: list[Child] = []
+        plain = updates
+        if applied or batch.unapplied:
+            plain = updates[len(applied) :]
+            children = [
+                self._ended(child, update) for child, update in zip(applied, updates, strict=False)
+            ]
+            children += [self._ended(child, None) for child in batch.unapplied]
+        is_root = path.parent is None
+        return Rows(
+            root=path.root.id,
+            holder=batch.holder,
+            path=() if is_root else chain(path),
+            run=None if is_root else self._under_way(run),
+            begun=None if batch.begun is None else self._begun(batch.begun),
+            status=batch.ended,
+            reason=_clean(run.reason) if is_root and batch.ended is not None else "",
+            error=_failure(run) if is_root and batch.ended == "failed" else None,
+            afresh=batch.afresh,
+            history=self._history(batch, plain),
+            children=children,
+        )
+
+    def _check_names(self, *names: str) -> None:
+        """Refuse names that not every database has letters for, before they reach the writer.
+
+        There they would fail the transaction, in which saves of other runs are, too.
+        """
+        for name in names:
+            if _clean(name) != name:
+                msg = (
+                    f"the name {name!r}, of a step, an act, an application or its version, holds "
+                    f"half a surrogate pair or a NUL, which databases have no letters for: name it "
+                    f"otherwise; values and keys may hold both"
+                )
+                raise NotEncodable(msg)
+        if len(self._names) > FORMS:
+            self._names.clear()
+        self._names.update(names)
+
+    def result(self, operations: Sequence[Operation]) -> str:
+        """Encode what an action has come to, for others to use.
+
+        Raises:
+            NotEncodable: Some of it can't be kept.
+            UpdateTooLarge: It is too large to be kept.
+        """
+        text = self._update(Update(0, "", tuple(operations)))
+        if len(text) > self._small:
+            self._sizes.check(text, "what an action with cache= has written")
+        return text
+
+    def _history(self, batch: Batch, plain: Sequence[Update]) -> list[History]:
+        rows: list[History] = []
+        updates, rewound, completed = batch.updates, batch.rewound, batch.step_completed
+        before = updates[0].number - 1 if updates else batch.before
+        last = updates[-1].number if updates else batch.before
+        if rewound is not None:
+            rows.append(History(before, "rewound", rewound.step, str(rewound.visit)))
+        if batch.step_begun is not None:
+            step, declared = batch.step_begun
+            rows.append(History(before, "begun", step, self._encode(declared, "what is declared")))
+        for update in plain:
+            text = self._update(update)
+            self._check(text, batch.path, update.step)
+            rows.append(History(update.number, "update", update.step, text))
+        decision = batch.decision
+        if decision is not None:
+            data = [list(decision.winner), list(map(list, decision.winners)), decision.reason]
+            rows.append(History(last, "decision", decision.step, self._encode(data, "decision")))
+        if completed is not None:
+            rows.append(History(last, "completed", completed, str(batch.before)))
+        for one in batch.questions:
+            if isinstance(one, QuestionAsked):
+                rows.append(self._asked(last, one))
+                self._check(rows[-1].data, batch.path, one.step)
+            else:
+                rows.append(self._answered(last, one))
+                self._sizes.check(rows[-1].data, f"an answer to what run {batch.path.id} asks")
+        return rows
+
+    def _asked(self, number: int, asked: QuestionAsked) -> History:
+        question = self._encode(asked.question, "question")
+        name = self._encode(asked.name, "the name of a question")
+        data = f"[{name},{question},{json.dumps(asked.id)}]"
+        return History(number, "asked", asked.step, data)
+
+    def _answered(self, number: int, answered: QuestionAnswered) -> History:
+        data = f"[{json.dumps(answered.id)},{self._encode(answered.value, 'answer')}]"
+        return History(number, "answered", "", data)
+
+    def _begun(self, begun: Beginning) -> Begun:
+        run_id, number = begun.forked_from or (None, None)
+        return Begun(
+            application=begun.application,
+            version=begun.version,
+            first=self._encode(dict(begun.first), "state"),
+            after=begun.after,
+            visits=json.dumps(dict(begun.visits)),
+            forked_from=run_id,
+            forked_at=number,
+            secret=json.dumps(sorted(begun.secret)),
+        )
+
+    def _under_way(self, run: SavedRun) -> Child:
+        path = run.path
+        return Child(
+            path.step,
+            path.visit,
+            path.act,
+            path.key,
+            run.position,
+            self._encode(run.element, "element"),
+            run.digest,
+            crashes=run.crashes,
+        )
+
+    def _ended(self, child: SavedRun, update: Update | None) -> Child:
+        """Make the row of a child that has ended, and was applied by ``update``, if it was."""
+        path, status = child.path, child.status
+        packed = child.packed if status == "succeeded" else None
+        if not isinstance(packed, Packed):  # a store elsewhere may have made another one
+            packed = self.pack(child) if status == "succeeded" else self._what_is_left(child)
+        form: str | None = None
+        change: str | None = None
+        if update is not None:
+            put = _put_of(child, path, update)
+            if put is not None:
+                form = self._form(put, packed.form)
+            else:
+                change = self._update_for(update, path)
+        if form is None and packed.form is not None:
+            form = self._form(None, packed.form)
+        winner = child.winner
+        return Child(
+            path.step,
+            path.visit,
+            path.act,
+            path.key,
+            child.position,
+            packed.element,
+            child.digest,
+            "skipped" if status is None else status,
+            None if update is None else update.number,
+            int(child.used),
+            packed.value,
+            form,
+            change,
+            packed.own,
+            _clean(child.reason) if child.reason else None,
+            None if winner is None else winner.act,
+            None if winner is None else winner.key,
+            self._encode(child.error, "error") if isinstance(child.error, Exception) else None,
+            child.attempts,
+            child.elapsed,
+            int(child.abandoned),
+            child.crashes,
+        )
+
+    def _what_is_left(self, child: SavedRun) -> Packed:
+        """Encode what there is of a child that did not end well: maybe just because it can't be."""
+        try:
+            element = self._encode(child.element, "element")
+        except NotEncodable:  # as it failed with that, which its error says
+            element = "null"
+        value = None if child.value is None else self._encode(child.value, "value")
+        update = child.last_update
+        return Packed(element, value, None if update is None else self._update(update), None)
+
+    def _form(self, put: tuple[str, str] | None, own: tuple[int, str, str] | None) -> str:
+        known = self._forms.get((put, own))
+        if known is None:
+            if len(self._forms) > FORMS:
+                self._forms.clear()
+            known = self._forms[put, own] = json.dumps({"applied": put, "own": own})
+        return known
+
+    def _update_for(self, update: Update, child: RunPath) -> str:
+        try:
+            text = self._update(update)
+            self._check(text, child, update.step)
+        except Exception as error:
+            note(error, f"shoal: in what step {update.step!r} makes of key {brief(child.key)}")
+            raise
+        return text
+
+    def _update(self, update: Update) -> str:
+        operations = [_operation(one) for one in update.operations]
+        data: dict[str, object] = {"number": update.number, "do": operations}
+        data["step"] = update.step
+        if update.discovered:
+            data["found"], data["at"] = list(update.discovered), update.discovered_at
+        try:
+            return self._encode(data, "update")
+        except NotEncodable:
+            return self._in_parts(update)
+
+    def _in_parts(self, update: Update) -> str:
+        """Encode an update value by value: so each is called what users know it by.
+
+        And none is nested too deeply because of what is around it here.
+        """
+        operations = ",".join(map(self._operation_in_parts, update.operations))
+        step = self._encode(update.step, "step")
+        text = f'{{"number":{update.number},"do":[{operations}],"step":{step}'
+        if update.discovered:
+            found = self._list(update.discovered, "what grow returned")
+            text += f',"found":{found},"at":{update.discovered_at}'
+        return f"{text}}}"
+
+    def _operation_in_parts(self, operation: Operation) -> str:
+        texts = [self._encode(_NAMES[type(operation)], "operation")]
+        for path, part in _parts(operation):
+            is_list = isinstance(operation, Extend) and part is operation.values
+            texts.append(self._list(part, path) if is_list else self._encode(part, path))
+        return f"[{','.join(texts)}]"
+
+    def _list(self, values: Iterable[object], path: str) -> str:
+        texts = [self._encode(value, f"{path}[{at}]") for at, value in enumerate(values)]
+        return f"[{','.join(texts)}]"
+
+    def _check(self, text: str, path: RunPath, step: str) -> None:
+        if len(text) > self._small:
+            child = f", key {brief(path.key)} of {path.step!r}," if path.parent is not None else ""
+            self._sizes.check(text, f"what step {step!r} of run {path.id}{child} has written")
+
+
+def names_of(secret: str) -> frozenset[str]:
+    """Return the names of the secret fields that a row has."""
+    return frozenset(json.loads(secret))
+
+
+def _failure(run: SavedRun) -> str | None:
+    return None if run.error is None else _clean(in_short(run.error))
+
+
+def _clean(text: str) -> str:
+    """Return what any database takes: no half surrogate pair, no NUL."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def chain(path: RunPath) -> tuple[tuple[Place, Key], ...]:
+    links: list[tuple[Place, Key]] = []
+    at = path
+    while at.parent is not None:
+        links.append((Place(at.step, at.visit, at.act), at.key))
+        at = at.parent
+    return tuple(reversed(links))
+
+
+def _put_of(child: SavedRun, path: RunPath, update: Update) -> tuple[str, str] | None:
+    """Say how an update follows from the value of the child that it applies; None: it doesn't."""
+    operations = update.operations
+    if len(operations) != 1 or update.discovered or update.step != path.step:
+        return None
+    first = operations[0]
+    if child.status != "succeeded" or first.__class__ not in (Put, PutWithin):
+        return None
+    position = child.position
+    if type(first) is Put and first.value is child.value and first.position == position:
+        if first.key is path.key:
+            return "put", first.field
+        if first.key is path.act:
+            return "act", first.field
+    if (
+        type(first) is PutWithin
+        and first.value is child.value
+        and first.position == position
+        and first.inner_position == position
+        and first.key is path.key
+        and first.inner_key is path.act
+    ):
+        return "within", first.field
+    return None
+
+
+_NAMES: dict[type, str] = {
+    Set: "set",
+    Extend: "extend",
+    Put: "put",
+    PutWithin: "within",
+    Increment: "add",
+    Drop: "drop",
+}
+OPERATIONS: dict[str, Callable[..., Operation]] = {name: kind for kind, name in _NAMES.items()}
+
+
+def _operation(operation: Operation) -> list[object]:
+    kind = _NAMES[type(operation)]
+    if isinstance(operation, Extend):
+        return [kind, operation.field, list(operation.values)]
+    return [kind, *operation]
+
+
+def _parts(operation: Operation) -> Iterator[tuple[str, Any]]:
+    """Go through what an operation holds, and where that will be."""
+    path = place = f"state[{operation.field!r}]"
+    match operation:
+        case Put(_, key):
+            place = f"{path}[{brief(key)}]"
+        case PutWithin(_, key, inner_key):
+            place = f"{path}[{brief(key)}][{brief(inner_key)}]"
+        case _:  # the others have no inner place
+            pass
+    for name, part in zip(operation._fields, operation, strict=True):
+        yield f"a key of {path}" if name in ("key", "inner_key") else place, part
+
+
+# -- and back --------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""``SQLiteStore``: its ``file`` (layout, migrations, errors), ``database``, and ``store``."""

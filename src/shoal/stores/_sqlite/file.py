@@ -1,0 +1,312 @@
+"""The file of an ``SQLiteStore``: its layout, and opening it. Imports errors.
+
+docs/store-layout.md describes it to whoever wants to query it.
+
+Invariants:
+- A file that is no store of ours, is damaged, or was written by a newer version is refused, and
+  nothing is written to it.
+- A file of an older version is brought to this one by a step for each version between, all in one
+  transaction. Steps are never changed, only added.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple, final
+
+from shoal._errors.exceptions import StoreFailed
+
+Synchronous = Literal["full", "normal"]
+
+APPLICATION_ID = 0x73686F61
+"""Marks the file as ours: "shoa"."""
+
+MIGRATIONS = (
+    """
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY,
+        parent INTEGER NOT NULL,
+        place INTEGER NOT NULL,
+        key NOT NULL,
+        position INTEGER,
+        status TEXT,
+        applied INTEGER,
+        used INTEGER,
+        attempts INTEGER,
+        elapsed REAL,
+        abandoned INTEGER,
+        crashes INTEGER,
+        digest TEXT,
+        form INTEGER,
+        element TEXT,
+        value TEXT,
+        change TEXT,
+        own TEXT,
+        error TEXT,
+        reason TEXT,
+        winner_act TEXT,
+        winner_key
+    );
+    CREATE UNIQUE INDEX runs_by_key ON runs (parent, place, key);
+    CREATE INDEX runs_by_status ON runs (parent, status, applied);
+    CREATE TABLE places (
+        id INTEGER PRIMARY KEY, step TEXT NOT NULL, visit INTEGER NOT NULL, act TEXT NOT NULL,
+        UNIQUE (step, visit, act)
+    );
+    CREATE TABLE forms (id INTEGER PRIMARY KEY, form TEXT NOT NULL UNIQUE);
+    CREATE TABLE roots (
+        run INTEGER PRIMARY KEY,
+        application TEXT NOT NULL,
+        version TEXT NOT NULL,
+        began_at REAL NOT NULL,
+        ended_at REAL,
+        first TEXT NOT NULL,
+        after TEXT,
+        visits TEXT NOT NULL,
+        forked_from TEXT,
+        forked_at INTEGER
+    );
+    CREATE TABLE history (
+        id INTEGER PRIMARY KEY,
+        run INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        step TEXT NOT NULL,
+        data TEXT NOT NULL
+    );
+    CREATE INDEX history_by_number ON history (run, number);
+    CREATE TABLE claims (
+        run_id TEXT PRIMARY KEY,
+        epoch INTEGER NOT NULL,
+        execution TEXT,
+        host TEXT NOT NULL,
+        boot TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        started TEXT NOT NULL,
+        lease REAL NOT NULL,
+        seen_at REAL NOT NULL,
+        seen_uptime REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE VIEW root_runs AS
+        SELECT runs.id, runs.key AS run_id, application, version,
+            coalesce(status, 'running') AS status, reason, began_at, ended_at, first,
+            forked_from, forked_at
+        FROM runs JOIN roots ON roots.run = runs.id;
+    CREATE VIEW child_runs AS
+        SELECT runs.id, parent, step, visit, act, key, position,
+            coalesce(status, 'running') AS status, element, value,
+            error ->> '@type' AS error_type, error ->> 'text' AS error_text, error, reason,
+            applied, used, attempts, elapsed, abandoned
+        FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL;
+    """,
+    """
+    CREATE TABLE results (key TEXT PRIMARY KEY, ends_at REAL, operations TEXT NOT NULL);
+    CREATE INDEX results_by_end ON results (ends_at) WHERE ends_at IS NOT NULL;
+    CREATE TABLE deletions (count INTEGER NOT NULL);
+    INSERT INTO deletions VALUES (0);
+    ALTER TABLE roots ADD COLUMN error TEXT;
+    DROP VIEW root_runs;
+    CREATE VIEW root_runs AS
+        SELECT runs.id, runs.key AS run_id, application, version,
+            coalesce(status, 'running') AS status, reason, began_at, ended_at, first,
+            forked_from, forked_at, roots.error
+        FROM runs JOIN roots ON roots.run = runs.id;
+    """,
+    "ALTER TABLE roots ADD COLUMN secret TEXT NOT NULL DEFAULT '[]'",
+    "DROP TABLE deletions",
+    # No table changes, but histories have entries of the kind "begun" from here on. A version of
+    # shoal that doesn't know them must refuse the file, and not fail in the middle of a run.
+    "SELECT 1",
+)
+"""What leads from each version of the layout to the next; the first makes it."""
+
+VERSION = len(MIGRATIONS)
+
+
+def connect(
+    path: Path, *, patience: float, synchronous: Synchronous, reads_only: bool = False
+) -> sqlite3.Connection:
+    """Open the file; make it, if there is none.
+
+    Raises:
+        StoreFailed: It can't be opened, is damaged, no store of ours, or of a newer version.
+    """
+    if not path.exists():
+        _make_aside(path, synchronous)
+    try:
+        connection = sqlite3.connect(
+            path, timeout=patience, isolation_level=None, check_same_thread=False
+        )
+    except sqlite3.Error as error:
+        raise Faults(path, patience).explained(error) from error
+    try:
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        if _is_new(connection, path):
+            _make(connection)
+        _check(connection, path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA cache_size = -16000")  # KiB
+        if reads_only:
+            connection.execute("PRAGMA query_only = 1")
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise Faults(path, patience).explained(error) from error
+        raise
+    return connection
+
+
+def _make_aside(path: Path, synchronous: Synchronous) -> None:
+    """Make the file without a name, and give it its name when it is whole.
+
+    That waits for the disk once or twice, while making it in its place does so six times. What has
+    no name is gone when its maker is killed (see
+    test_a_kill_while_a_file_is_made_leaves_nothing_behind). Where the system can't do that, or
+    another process was faster, nothing has happened.
+    """
+    try:
+        with ExitStack() as opened:
+            folder = os.open(path.parent, os.O_RDONLY)
+            opened.callback(os.close, folder)
+            unnamed = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)  # less the umask
+            with os.fdopen(unnamed, "wb") as file:
+                file.write(_image(MIGRATIONS))
+                file.flush()
+                os.fsync(unnamed)
+                # Given a directory, Python calls linkat(), which follows the link to the file.
+                os.link(f"/proc/self/fd/{unnamed}", path, src_dir_fd=folder)
+            if synchronous != "full":  # else SQLite does so, with the log beside it: at first save
+                os.fsync(folder)
+    except (OSError, sqlite3.Error, AttributeError):
+        return  # it is made in its place then, and what is wrong is told
+
+
+@cache
+def _image(_: Sequence[str]) -> bytes:
+    """Return what is in a new file of this layout; made in memory, once in a process.
+
+    Raises:
+        AttributeError: This SQLite can't give what is in memory.
+    """
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        _make(connection)
+        image = bytearray(connection.serialize())
+    image[18:20] = b"\2\2"  # in WAL mode, which nothing in memory is: sqlite.org/fileformat.html
+    return bytes(image)
+
+
+def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
+    """Tell whether there is nothing in the file yet."""
+    with suppress(FileNotFoundError):  # then it is about to be made
+        if os.stat(path).st_size:  # noqa: PTH116 # what blockbuster knows of
+            return not _tables(connection) and not _pragma(connection, "application_id")
+    return True
+
+
+def _tables(connection: sqlite3.Connection) -> list[str]:
+    found = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
+    return [name for (name,) in found]
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    with closing(connection.execute(f"PRAGMA {name}")) as found:
+        (value,) = found.fetchone()
+    return int(value)
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that space can be given back
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        if not _tables(connection):  # else another process was faster
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            _migrate(connection, 0)
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    for migration in MIGRATIONS[version:]:
+        for statement in migration.split(";"):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that is no store of ours; bring an old one to this version."""
+    if _pragma(connection, "application_id") != APPLICATION_ID:
+        tables = ", ".join(_tables(connection)[:5]) or "none"
+        msg = (
+            f"{path} is a database, but no store of shoal's (tables: {tables}); it was left as it "
+            f"is: give SQLiteStore a file of its own"
+        )
+        raise StoreFailed(msg)
+    version = _pragma(connection, "user_version")
+    if version > VERSION:
+        msg = (
+            f"{path} was written by a newer shoal (its layout is {version}, and this one knows "
+            f"{VERSION}); it was left as it is: upgrade shoal, or use another file"
+        )
+        raise StoreFailed(msg)
+    if version < VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            _migrate(connection, _pragma(connection, "user_version"))
+
+
+@final
+class Faults(NamedTuple):
+    """What errors of SQLite's mean."""
+
+    path: Path
+    patience: float
+
+    @property
+    def errors(self) -> type[Exception]:
+        return sqlite3.Error
+
+    def may_pass(self, error: Exception) -> bool:
+        return code_of(error) == sqlite3.SQLITE_FULL  # SQLite itself waits for a lock
+
+    def is_general(self, error: Exception) -> bool:
+        return code_of(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+    def explained(self, error: Exception) -> StoreFailed:
+        match code_of(error):
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                why = (
+                    f"is locked: another program has been writing to it for {self.patience:g} s "
+                    f"(SQLiteStore(patience=...) waits longer)"
+                )
+            case sqlite3.SQLITE_FULL:
+                why = (
+                    f"can't grow: the disk is full, and has been for {self.patience:g} s; free "
+                    f"some space"
+                )
+            case sqlite3.SQLITE_NOTADB:
+                why = (
+                    "is no SQLite database; it was left as it is: give SQLiteStore a file of its "
+                    "own"
+                )
+            case sqlite3.SQLITE_CORRUPT:
+                why = (
+                    f"is damaged ({error}); it was left as it is: restore a backup, or save what "
+                    f"can be read with `sqlite3 FILE .recover`"
+                )
+            case sqlite3.SQLITE_CANTOPEN:
+                why = "can't be opened: does its directory exist, and may this process write there?"
+            case sqlite3.SQLITE_READONLY:
+                why = "can't be written to: this process may only read it"
+            case _:
+                name = getattr(error, "sqlite_errorname", type(error).__name__)
+                why = f"could not be used: {error} ({name})"
+        return StoreFailed(f"{self.path} {why}")
+
+
+def code_of(error: Exception) -> int:
+    """Return the code of an error of SQLite's, without what it says in detail."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF

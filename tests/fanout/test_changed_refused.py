@@ -1,0 +1,235 @@
+"""What a program leaves of a run that refuses it, and what it takes up of a run that doesn't."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import pytest
+
+from shoal import (
+    Application,
+    ChildEnded,
+    ChildRerun,
+    Done,
+    FanOut,
+    Graph,
+    InputChanged,
+    Limits,
+    MemoryStore,
+    Rate,
+    RunConflict,
+    SQLiteStore,
+    State,
+    StepBegun,
+    action,
+    fan_out,
+)
+from shoal._events.identity import RunPath
+from shoal.testing import RecordingHook
+
+pytestmark = pytest.mark.anyio
+
+NS = [1, 2, 3]
+slow: set[int] = set()
+bad: set[int] = set()
+calls: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _first_life() -> None:
+    slow.clear()
+    bad.clear()
+    calls.clear()
+
+
+async def _work(n: int) -> str:
+    calls.append(f"work {n}")
+    if n in slow:
+        await anyio.sleep(3600)
+    if n in bad:
+        raise OSError(f"{n} is bad")
+    return f"work {n}"
+
+
+async def _more(n: int) -> str:
+    if n in bad:
+        raise OSError(f"{n} is bad")
+    return f"more {n}"
+
+
+work = action(reads=["n"], writes=["v"], name="work")(_work)
+work_2 = action(reads=["n"], writes=["v"], name="work", version="2")(_work)
+more = action(reads=["n"], writes=["w"], name="more")(_more)
+
+
+def put(state: State, outcome: Any) -> State:
+    return state.put("sums", outcome.key, outcome.value)
+
+
+def folding(*steps: Any, over: Any = "ns", limit: int = 3) -> FanOut:
+    act = steps[0] if len(steps) == 1 else Graph.chain(*steps, name="page")
+    take = "v" if len(steps) == 1 else "w"
+    return fan_out(
+        act, over=over, item="n", key=str, name="fan", reads=["ns", "sums"], reduce=put,
+        writes=["sums"], take=take, limits=Limits(limit),
+    )  # fmt: skip
+
+
+def collecting(take: Any, limit: int = 3) -> FanOut:
+    return fan_out(
+        Graph.chain(work, more, name="page"), over="ns", item="n", key=str, name="fan",
+        into="out", take=take, limits=Limits(limit),
+    )  # fmt: skip
+
+
+def generated(state: State) -> Iterator[int]:
+    yield from state["ns"]
+
+
+def given() -> dict[str, Any]:
+    return {"ns": NS, "sums": {}}
+
+
+async def began(act: Any, store: Any, *, under_way: int) -> None:
+    """Have a run end where all children are done but one."""
+    slow.add(under_way)
+    app = Application(act, store=store, name="app")
+    with anyio.move_on_after(1):
+        await app.run(given(), id="x")
+    slow.clear()
+    calls.clear()
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(lambda: folding(work), lambda: folding(work_2, limit=1), id="reduced"),
+        pytest.param(lambda: folding(work), lambda: folding(work, more, limit=1), id="step added"),
+        pytest.param(lambda: collecting("v"), lambda: collecting("w", limit=1), id="collected"),
+    ],
+)
+async def test_the_former_program_goes_on_after_a_refusal(
+    before: Callable[[], Any], after: Callable[[], Any], kind: str, tmp_path: Any
+):
+    """The child that comes up first is not done, so the changed program could execute it."""
+    path = tmp_path / "runs.db"
+    store: Any = MemoryStore() if kind == "memory" else SQLiteStore(path, synchronous="normal")
+    await began(before(), store, under_way=1)
+    kept = await store.read(RunPath(run_id="x"))
+    for _ in range(2):
+        with pytest.raises(RunConflict):
+            await Application(after(), store=store, name="app").run(id="x")
+    assert not calls, "what comes up before that is not executed"
+    assert await store.read(RunPath(run_id="x")) == kept
+    result = await Application(before(), store=store, name="app").run(id="x")
+    clean = await Application(before(), name="app").run(given())
+    assert result.state == clean.state
+    assert calls == ["work 1", "work 1", "work 2", "work 3"], "once, and each of the clean run"
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_the_former_program_goes_on_after_a_refusal_that_came_late(kind: str, tmp_path: Any):
+    """Elements of a generator are not known before they come up; and one failed before that."""
+    path = tmp_path / "runs.db"
+    store: Any = MemoryStore() if kind == "memory" else SQLiteStore(path, synchronous="normal")
+    root = RunPath(run_id="x")
+
+    def before() -> FanOut:
+        return folding(work, over=generated)
+
+    def after() -> FanOut:
+        return folding(work, more, over=generated, limit=1)
+
+    await began(before(), store, under_way=1)
+    bad.add(1)
+    with pytest.raises(ExceptionGroup, match="a child of fan-out"):
+        await Application(after(), store=store, name="app").run(id="x")
+    bad.clear()
+    said = [one.declared["take"] for one in await store.read(root) if isinstance(one, StepBegun)]
+    assert said == ["v", "w"]
+    result = await Application(before(), store=store, name="app").run(id="x")
+    assert dict(result.state["sums"]) == {f"{n}": f"work {n}" for n in NS}
+
+
+async def test_neither_program_goes_on_where_both_have_had_results_reduced():
+    """What a generator brings is not known before: a fork is what remains, as the error says."""
+    store = MemoryStore()
+    await began(folding(work, over=generated), store, under_way=1)
+    changed = Application(folding(work_2, over=generated, limit=1), store=store, name="app")
+    former = Application(folding(work, over=generated), store=store, name="app")
+    for app, key in ((changed, "2"), (former, "1"), (changed, "2")):
+        with pytest.raises(InputChanged, match=rf"key '{key}' .*fork\('x', number=0\)"):
+            await app.run(id="x")
+    forked = await changed.fork("x", number=0)
+    assert dict(forked.state["sums"]) == {f"{n}": f"work {n}" for n in NS}
+
+
+async def test_an_element_that_comes_up_no_more_does_not_refuse_another_version():
+    """As where the source leaves out what is done; so does a generator, which can't be seen."""
+    store = MemoryStore()
+    await began(folding(work), store, under_way=1)
+
+    def rest(_: State) -> list[int]:
+        return [1]
+
+    changed = Application(folding(work_2, over=rest), store=store, name="app")
+    result = await changed.run(id="x")
+    assert set(result.state["sums"]) == {"1", "2", "3"}
+    assert calls == ["work 1"]
+
+
+async def test_children_of_an_act_that_is_gone_take_no_place_of_at_most():
+    def pages(*names: str) -> FanOut:
+        acts = [work.bind(name=name, n=n) for n, name in enumerate(names, 1)]
+        return fan_out(acts, into="out", take="v", name="fan", at_most=1)
+
+    @action(writes=["v"], name="work")
+    async def work(n: int) -> str:
+        return await _work(n)
+
+    store = MemoryStore()
+    bad.add(1)
+    with suppress(ExceptionGroup):
+        await Application(pages("a", "b"), store=store, name="app").run({}, id="x")
+    bad.clear()
+    result = await Application(pages("c", "d"), store=store, name="app").run(id="x")
+    clean = await Application(pages("c", "d"), name="app").run({})
+    assert result.state == clean.state
+    assert dict(result.state["out"]) == {"c": "work 1"}
+
+
+async def test_what_counts_no_more_is_told_though_it_is_cancelled_before_it_starts():
+    """Else a hook that counts what is done would count what it has done below it twice."""
+
+    def application(act: Any, hook: RecordingHook) -> Application[Any]:
+        inner = fan_out(act, over="ns", item="n", key=str, into="out", take="v", name="inner")
+        outer = fan_out(
+            Graph.chain(inner, name="both"), over="names", item="name", key=str, into="all",
+            take="out", limits=Limits(rate=Rate(2)), name="outer", reads=["ns", "names"],
+        )  # fmt: skip
+        return Application(outer, store=store, hooks=[hook], name="app")
+
+    store, hooks = MemoryStore(), [RecordingHook() for _ in range(3)]
+    slow.update([3])
+    with anyio.move_on_after(1):
+        await application(work, hooks[0]).run({"names": ["a", "b"], "ns": NS}, id="x")
+    assert sum(_is_done(event) for event in hooks[0].events) == 4
+    with anyio.move_on_after(0.25):  # b waits for its turn
+        await application(work_2, hooks[1]).run(id="x")
+    slow.clear()
+    await application(work_2, hooks[2]).run(id="x")
+    told = [
+        [event.child.key for event in hook.events if isinstance(event, ChildRerun)]
+        for hook in hooks
+    ]
+    assert told == [[], ["a", "b"], []]
+    for hook in hooks:
+        hook.assert_paired()
+
+
+def _is_done(event: Any) -> bool:
+    return isinstance(event, ChildEnded) and isinstance(event.outcome, Done)

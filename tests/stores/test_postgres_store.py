@@ -1,0 +1,782 @@
+"""What is PostgresStore's own: its schema, its server, and what happens to the connection."""
+
+# pyright: reportPrivateUsage=false
+# Connections are looked at and cut in the middle of what they do.
+
+from __future__ import annotations
+
+import signal
+import socket
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+
+from shoal import (
+    Application,
+    Batch,
+    Codec,
+    CommitInDoubt,
+    DefinitionError,
+    LeaseLost,
+    Limits,
+    PostgresStore,
+    RunClaimed,
+    StoreFailed,
+    action,
+    fan_out,
+)
+from shoal.stores._postgres import schema as _postgres_schema
+from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
+from shoal.testing._hand_made import ROOT, claimed, save, update_of
+
+from .durable import InSchema
+from .postgres import PostgresServer
+from .postgres_proxy import Proxy
+
+anyio_test = pytest.mark.anyio
+services = pytest.mark.services
+
+SECRET = "open-sesame"
+
+
+@action(reads=["item"], writes=["out"])
+async def same(item: Any) -> Any:
+    return item
+
+
+outs = fan_out(same, over="items", key=str, into="outs", limits=Limits(3))
+
+
+@pytest.fixture
+def place(postgres: PostgresServer) -> InSchema:
+    return InSchema(postgres)
+
+
+def batch(number: int) -> Batch:
+    return Batch(HandMadeRun(), (update_of(number),), holder="me")
+
+
+# -- being made ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"durability": "none"}, "durability= is 'sync', 'relaxed' or 'end', not 'none'"),
+        ({"lease": 0}, r"PostgresStore\(lease=...\) takes a number of seconds, not 0"),
+        ({"patience": "5"}, r"PostgresStore\(patience=...\) takes a number of seconds"),
+        ({"lease": 5, "heartbeat": 5}, "a heartbeat every 5 s can't keep up a lease of 5 s"),
+        ({"max_update": 0}, r"PostgresStore\(max_update=...\) takes a number of bytes, not 0"),
+        ({"max_update": -1}, r"PostgresStore\(max_update=...\) takes a number of bytes, not -1"),
+        (
+            {"max_update": True},
+            r"PostgresStore\(max_update=...\) takes a number of bytes, not True",
+        ),
+        ({"max_update": 1.5}, r"PostgresStore\(max_update=...\) takes a number of bytes, not 1.5"),
+        ({"max_update": "x"}, r"PostgresStore\(max_update=...\) takes a number of bytes, not 'x'"),
+        (
+            {"max_update": None},
+            r"PostgresStore\(max_update=...\) takes a number of bytes, not None",
+        ),
+        ({"codec": 3}, r"PostgresStore\(codec=...\) takes a Codec, not 3"),
+        ({"codec": Codec}, r"PostgresStore\(codec=...\) takes a Codec, not <class 'shoal"),
+        ({"schema": ""}, r"PostgresStore\(schema=...\) takes the name of a schema, not ''"),
+        ({"schema": "pg_temp"}, "takes the name of a schema, not 'pg_temp'"),
+    ],
+)
+def test_what_is_no_option_is_refused(more: Any, message: str):
+    with pytest.raises(DefinitionError, match=message):
+        PostgresStore("postgresql://localhost/runs", **more)
+
+
+def test_an_address_that_is_none_is_refused_and_not_shown():
+    with pytest.raises(DefinitionError, match="takes an address, such as 'postgresql:") as raised:
+        PostgresStore(f"postgresql://me:{SECRET}@[localhost/runs")
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
+def test_describing_it_connects_to_nothing_and_shows_no_password():
+    store = PostgresStore(f"postgresql://me:{SECRET}@nowhere.invalid:99/runs", schema="mine")
+    assert repr(store) == (
+        "<PostgresStore 'postgresql://nowhere.invalid:99/runs', schema 'mine', 0 runs claimed>"
+    )
+
+
+# -- servers it can't use --------------------------------------------------------------------------
+
+
+async def refusal(store: PostgresStore) -> str:
+    """Try to use it in all ways; return why that isn't possible."""
+    messages: list[str] = []
+    async with no_leaks():
+        for use in (store.__aenter__, lambda: store.load("root"), lambda: store.claim("x", "me")):
+            with pytest.raises(StoreFailed) as raised:
+                await use()
+            assert SECRET not in "".join(traceback.format_exception(raised.value))
+            messages.append(str(raised.value))
+        with pytest.raises(StoreFailed) as raised:
+            await Application(outs, store=store).run({"items": [1]}, id="x")
+        assert SECRET not in "".join(traceback.format_exception(raised.value))
+    return messages[0]
+
+
+@pytest.fixture
+def reachable(postgres: PostgresServer) -> Callable[..., str]:
+    """Say how the server is reached through the network, where it wants a password."""
+    with suppress(psycopg.errors.DuplicateObject):
+        postgres.execute(f"CREATE ROLE guest LOGIN PASSWORD '{SECRET}' CONNECTION LIMIT 2")
+    given = {"host": "127.0.0.1", "user": "guest", "password": SECRET}
+
+    def address(**more: str) -> str:
+        return postgres.address(**{**given, **more})
+
+    return address
+
+
+@anyio_test
+@services
+async def test_a_wrong_password_is_refused_at_once(place: InSchema, reachable: Any):
+    message = await refusal(place.store(reachable(password=f"no {SECRET}"), patience=1000))
+    assert "could not be connected to, and can't be like this" in message
+    assert 'password authentication failed for user "guest"' in message
+
+
+@anyio_test
+@services
+async def test_a_database_that_is_not_there_is_refused_at_once(place: InSchema, reachable: Any):
+    message = await refusal(place.store(reachable(database="nothing"), patience=1000))
+    assert 'database "nothing" does not exist' in message
+
+
+@anyio_test
+@services
+async def test_a_user_who_may_make_no_schema_is_told(place: InSchema, reachable: Any):
+    store = place.store(reachable(), patience=1000)
+    with pytest.raises(StoreFailed, match="does not permit it: permission denied for database"):
+        await store.claim("x", "me")
+
+
+@anyio_test
+async def test_a_server_that_is_not_there_is_waited_for_in_vain(caplog: pytest.LogCaptureFixture):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    store = PostgresStore(f"postgresql://me:{SECRET}@127.0.0.1:{port}/runs", patience=0.12)
+    message = r"runs could not be reached for 0.12 s \(PostgresStore\(patience=...\) waits longer\)"
+    for use in (lambda: store.claim("x", "me"), lambda: store.load("x")):
+        with pytest.raises(StoreFailed, match=f"{message}: .*Connection refused") as raised:
+            await use()
+        assert SECRET not in "".join(traceback.format_exception(raised.value))
+    told = [record.message for record in caplog.records if record.name == "shoal"]
+    assert "Connection refused" in told[0]
+    assert [one.partition(":")[0] for one in told] == [
+        "saves wait 0.12 s at most",
+        "readers wait 0.12 s at most",
+    ]
+
+
+@anyio_test
+@services
+async def test_a_free_connection_is_waited_for(place: InSchema, reachable: Any):
+    place.rows(f"CREATE SCHEMA {place.schema} AUTHORIZATION guest")
+    with ended(place), closing(psycopg.connect(reachable())):
+        taken = psycopg.connect(reachable())
+        with pytest.raises(StoreFailed, match="has no connection left, and has had none for"):
+            await place.store(reachable(), patience=0.1).claim("root", "me")
+        store = place.store(reachable(), patience=30)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.claim, "root", "me")
+            await anyio.to_thread.run_sync(time.sleep, 0.05)
+            taken.close()
+        await store.release("root", "me")
+
+
+@contextmanager
+def ended(place: InSchema) -> Generator[None]:
+    """Leave no schema of somebody else's behind, nor connections of his."""
+    try:
+        yield
+    finally:
+        place.rows(f"DROP SCHEMA {place.schema} CASCADE")
+
+
+@anyio_test
+@services
+async def test_a_schema_of_something_else_is_refused(place: InSchema):
+    place.rows(f"CREATE SCHEMA {place.schema}")
+    place.rows("CREATE TABLE albums (title text)")
+    message = await refusal(place.store())
+    assert f"the schema '{place.schema}' of postgresql://" in message
+    assert "is no store of shoal's (tables: albums); it was left as it is" in message
+    assert place.rows(f"{TABLES}'{place.schema}'") == [("albums",)]
+
+
+TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = "
+
+
+@anyio_test
+@services
+async def test_a_schema_of_a_newer_version_is_refused(place: InSchema):
+    async with place.store():
+        pass
+    place.rows("UPDATE layout SET version = 99")
+    message = await refusal(place.store())
+    known = _postgres_schema.VERSION
+    assert f"was made by a newer shoal (its layout is 99, and this one knows {known})" in message
+    assert place.rows("SELECT version FROM layout") == [(99,)]
+
+
+@anyio_test
+@services
+async def test_a_schema_of_an_older_version_is_brought_to_this_one(
+    place: InSchema, monkeypatch: pytest.MonkeyPatch
+):
+    async with place.store() as store, claimed(store):
+        await save(store, updates=(update_of(1),))
+    further = ("CREATE TABLE further (x int); CREATE TABLE more (x int)", "DROP TABLE more")
+    monkeypatch.setattr(_postgres_schema, "MIGRATIONS", (*_postgres_schema.MIGRATIONS, *further))
+    monkeypatch.setattr(_postgres_schema, "VERSION", len(_postgres_schema.MIGRATIONS))
+    async with place.store() as store:
+        assert list(await store.read(ROOT)) == [update_of(1)]
+    assert place.rows("SELECT version FROM layout") == [(_postgres_schema.VERSION,)]
+    assert place.rows("SELECT to_regclass('further')::text, to_regclass('more')") == [
+        ("further", None)
+    ]
+
+
+@anyio_test
+@services
+async def test_a_migration_that_fails_leaves_the_schema_as_it_was(
+    place: InSchema, monkeypatch: pytest.MonkeyPatch
+):
+    async with place.store():
+        pass
+    before = _postgres_schema.VERSION
+    further = ("CREATE TABLE further (x int)", "ALTER TABLE nowhere ADD COLUMN y int")
+    monkeypatch.setattr(_postgres_schema, "MIGRATIONS", (*_postgres_schema.MIGRATIONS, *further))
+    monkeypatch.setattr(_postgres_schema, "VERSION", len(_postgres_schema.MIGRATIONS))
+    with pytest.raises(StoreFailed, match='relation "nowhere" does not exist'):
+        await place.store().claim("x", "me")
+    assert place.rows("SELECT version, to_regclass('further') FROM layout") == [(before, None)]
+
+
+@anyio_test
+@services
+async def test_several_processes_make_one_schema(place: InSchema):
+    """Stores are as good: each has a connection of its own."""
+    stores = [place.store() for _ in range(6)]
+    async with anyio.create_task_group() as tasks:
+        for number, store in enumerate(stores):
+            tasks.start_soon(store.claim, f"run{number}", "me")
+    assert place.rows("SELECT version FROM layout") == [(_postgres_schema.VERSION,)]
+    assert place.rows("SELECT count(*) FROM claims") == [(6,)]
+    for number, store in enumerate(stores):
+        await store.release(f"run{number}", "me")
+
+
+@anyio_test
+@services
+async def test_a_schema_may_take_longer_to_make_than_an_answer_may(place: InSchema):
+    """Else a slow disk would keep a service from ever starting; so would others that start."""
+    database = f"slow_{place.schema}"
+    place.rows(f"CREATE DATABASE {database}")
+    address = place.server.address(database)
+    place.server.execute(
+        "CREATE FUNCTION wait() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.3); END $$; "
+        "CREATE EVENT TRIGGER waits ON ddl_command_start WHEN TAG IN ('CREATE SCHEMA') "
+        "EXECUTE FUNCTION wait()",
+        address=address,
+    )
+    stores = [place.store(address, patience=0.01, answers=0.15) for _ in range(3)]
+    async with anyio.create_task_group() as tasks:
+        for number, store in enumerate(stores):
+            tasks.start_soon(store.claim, f"run{number}", "me")
+    found = place.server.execute(f"SELECT count(*) FROM {place.schema}.claims", address=address)
+    assert found == [(3,)]
+    for number, store in enumerate(stores):
+        await store.release(f"run{number}", "me")
+
+
+# -- connections that are lost ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy(postgres: PostgresServer) -> Iterator[Proxy]:
+    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
+        proxy = Proxy(postgres, folder)
+        try:
+            yield proxy
+        finally:
+            proxy.close()
+
+
+@anyio_test
+@services
+@pytest.mark.parametrize("when", ["before", "after", "silent"])
+async def test_what_a_lost_connection_was_about_to_commit_is_kept_once(
+    place: InSchema, proxy: Proxy, when: str
+):
+    store = place.store(proxy.address, patience=30, answers=0.15 if when == "silent" else 15)
+    async with claimed(store):
+        # so that the name of the step is known, which has a transaction of its own
+        await save(store, updates=(update_of(1),), unapplied=[child_run("first")])
+        proxy.cut(when)
+        await save(store, updates=(update_of(2),), unapplied=[child_run(n) for n in range(20)])
+        assert proxy.cuts == 1
+        await save(store, updates=(update_of(3),))
+        assert place.kept() == [1, 2, 3]
+        assert len(await store.children(ROOT)) == 21
+
+
+@anyio_test
+@services
+@pytest.mark.parametrize("what", ["claims", "set_config", "INSERT INTO history", "COPY runs"])
+async def test_a_connection_may_be_lost_before_anything_is_committed(
+    place: InSchema, proxy: Proxy, what: str
+):
+    store = place.store(proxy.address, patience=30)
+    async with claimed(store):
+        await save(store, unapplied=[child_run(n) for n in range(20)])
+        proxy.cut("after", what)
+        many = [child_run(n, step="next") for n in range(20)]
+        await save(store, updates=(update_of(1),), unapplied=many)
+        assert proxy.cuts == 1
+        assert place.kept() == [1]
+        assert len(await store.children(ROOT)) == 40
+
+
+@anyio_test
+@services
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_claim_and_its_return_survive_a_lost_connection(
+    place: InSchema, proxy: Proxy, when: str
+):
+    store = place.store(proxy.address, patience=30)
+    async with store:
+        proxy.cut(when)
+        assert await store.claim("root", "me") is False
+        await save(store, updates=(update_of(1),))
+        proxy.cut(when)
+        await store.release("root", "me")
+        assert proxy.cuts == 2
+    assert place.rows("SELECT epoch, execution FROM claims") == [(1, None)]
+
+
+@anyio_test
+@services
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_what_can_not_be_found_out_is_in_doubt(place: InSchema, proxy: Proxy, when: str):
+    async with place.store():  # makes the schema, however long that takes
+        store = place.store(proxy.address, patience=0.1, answers=15)
+    async with store, claimed(store):
+        await save(store, updates=(update_of(1),))
+        proxy.cut(when, for_good=True)
+        with pytest.raises(CommitInDoubt, match="whether a save is kept is unknown: the connect"):
+            await save(store, updates=(update_of(2),))
+        proxy.is_down = False
+        with pytest.raises(CommitInDoubt):
+            await save(store, updates=(update_of(3),))
+        assert place.kept() == ([1] if when == "before" else [1, 2])
+
+
+@anyio_test
+@services
+async def test_what_was_surely_not_kept_is_not_in_doubt(place: InSchema, proxy: Proxy):
+    async with place.store():  # makes the schema, however long that takes
+        store = place.store(proxy.address, patience=0.1, answers=15)
+    async with store, claimed(store):
+        proxy.cut("before", "COPY runs", for_good=True)
+        with pytest.raises(StoreFailed, match="could not be reached for"):
+            await save(store, updates=(update_of(1),), unapplied=[child_run(n) for n in range(20)])
+        proxy.is_down = False
+        assert place.kept() == []
+
+
+@anyio_test
+@services
+async def test_who_was_taken_over_while_the_connection_was_lost_is_told(
+    place: InSchema, proxy: Proxy
+):
+    store = place.store(proxy.address, patience=30)
+    other = place.store()
+    await store.claim("root", "me")
+    await save(store, updates=(update_of(1),))
+    proxy.is_down = True
+    proxy.cut("after")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(save_and_lose, store)
+        await anyio.to_thread.run_sync(wait_for, lambda: proxy.cuts)
+        place.rows("UPDATE claims SET pid = 1, started = '1'")
+        assert await other.claim("root", "you") is True
+        proxy.is_down = False
+    assert place.kept() == [1, 2]
+    await other.release("root", "you")
+    await store.release("root", "me")
+
+
+async def save_and_lose(store: PostgresStore) -> None:
+    with pytest.raises(LeaseLost):
+        await save(store, updates=(update_of(2),))
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    until = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+@anyio_test
+@services
+async def test_a_server_that_has_forgotten_what_it_acknowledged_is_found(place: InSchema):
+    """As one may that takes over and was not quite up to date."""
+    store = place.store()
+    async with claimed(store):
+        await save(store, updates=(update_of(1),))
+        place.rows("DELETE FROM history")
+        place.rows("UPDATE claims SET saves = saves - 1")
+        message = r"says that run root was saved 1 times, where it has acknowledged 2"
+        with pytest.raises(StoreFailed, match=message):
+            await save(store, updates=(update_of(2),))
+        with pytest.raises(StoreFailed, match=message):
+            await save(store, updates=(update_of(3),))
+    assert place.kept() == []
+
+
+@anyio_test
+@services
+async def test_a_backend_that_is_terminated_at_its_commit_loses_nothing(place: InSchema):
+    """By the server itself, in the middle of what it does there."""
+    store = place.store(patience=30)
+    async with claimed(store):
+        place.rows(
+            "CREATE SEQUENCE passes; CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ "
+            "BEGIN IF nextval('passes') % 3 = 1 THEN "
+            "PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NULL; END $$; "
+            "CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON history DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION die()"
+        )
+        for number in range(1, 7):
+            await save(store, updates=(update_of(number),))
+        assert place.kept() == [1, 2, 3, 4, 5, 6]
+        assert place.rows("SELECT last_value FROM passes") == [(9,)], "three of nine were killed"
+
+
+@anyio_test
+@services
+async def test_a_run_goes_on_though_its_connections_are_cut_all_the_time(
+    place: InSchema, proxy: Proxy
+):
+    begun = list[int]()
+
+    @action(reads=["item"], writes=["out"])
+    async def cut(item: int) -> int:
+        begun.append(item)
+        proxy.cut(("before", "after")[item % 2], ("COMMIT", "runs", "claims")[item % 3])
+        return item
+
+    act = fan_out(cut, over="items", key=int, into="outs", limits=Limits(2))
+    hook = RecordingHook()
+    app = Application(act, store=place.store(proxy.address, patience=30), hooks=[hook])
+    result = await app.run({"items": range(20)}, id="x")
+    hook.assert_paired()
+    assert begun == list(result.state["outs"]) == list(range(20))
+    assert proxy.cuts > 5
+    found = place.rows("SELECT applied FROM runs WHERE parent <> 0 ORDER BY applied")
+    assert [number for (number,) in found] == list(range(2, 22))
+    await anyio.to_thread.run_sync(wait_for, lambda: not place.backends())
+
+
+@anyio_test
+@services
+@pytest.mark.parametrize("how", ["fast", "immediate"])
+async def test_a_run_goes_on_when_the_server_was_restarted(place: InSchema, how: str):
+    begun = list[int]()
+
+    @action(reads=["item"], writes=["out"])
+    async def restart(item: int) -> int:
+        begun.append(item)
+        if item == 4:
+            await anyio.to_thread.run_sync(place.server.stop, how)
+            start = threading.Thread(target=place.server.start)
+            start.start()
+        return item
+
+    act = fan_out(restart, over="items", key=int, into="outs", limits=Limits(2))
+    app = Application(act, store=place.store(patience=30))
+    result = await app.run({"items": range(10)}, id="x")
+    assert begun == list(result.state["outs"]) == list(range(10))
+    again = await app.run(id="x")
+    assert dict(again.state["outs"]) == dict(result.state["outs"])
+
+
+@anyio_test
+@services
+async def test_who_asks_is_answered_by_another_connection(place: InSchema):
+    async with place.store(patience=30) as store, claimed(store):
+        await save(store, updates=(update_of(1),))
+        assert list(await store.read(ROOT)) == [update_of(1)]
+        assert len(place.backends()) == 2
+        for pid in place.backends():
+            place.rows("SELECT pg_terminate_backend(?)", pid)
+        assert list(await store.read(ROOT)) == [update_of(1)]
+        await save(store, updates=(update_of(2),))
+        assert place.kept() == [1, 2]
+
+
+@anyio_test
+@services
+async def test_who_asks_a_server_that_is_not_there_may_be_cancelled(place: InSchema, proxy: Proxy):
+    store = place.store(proxy.address, patience=1000)
+    proxy.is_down = True
+    with anyio.move_on_after(0.05) as scope:
+        await store.load("root")
+    assert scope.cancelled_caught
+
+
+@anyio_test
+@services
+async def test_a_server_that_says_nothing_is_waited_for(place: InSchema):
+    store = place.store(patience=30)
+    async with claimed(store):
+        place.server.signal_all(signal.SIGSTOP)
+        pending = store.save(batch(1))
+        assert pending is not None
+        await anyio.to_thread.run_sync(time.sleep, 0.05)
+        place.server.signal_all(signal.SIGCONT)
+        await pending
+        assert place.kept() == [1]
+
+
+@anyio_test
+@services
+@pytest.mark.slow
+async def test_a_server_that_goes_on_saying_nothing_ends_the_execution(place: InSchema):
+    store = place.store(patience=0.3, lease=0.5)
+    async with store, claimed(store):
+        place.server.signal_all(signal.SIGSTOP)
+        try:
+            with pytest.raises(
+                StoreFailed, match=r"the server has said nothing for 0.15 s|timeout"
+            ):
+                await save(store, updates=(update_of(1),))
+        finally:
+            place.server.signal_all(signal.SIGCONT)
+        assert place.kept() == []
+
+
+@anyio_test
+@services
+async def test_a_server_that_may_only_be_read_is_waited_for(place: InSchema):
+    """Until the address leads to one that may be written to."""
+    async with place.store():
+        pass
+    role = f"fickle_{place.schema}"
+    place.rows(f"CREATE ROLE {role} LOGIN SUPERUSER")
+    place.rows(f"ALTER ROLE {role} SET default_transaction_read_only = on")
+    address = place.server.address(user=role)
+    with pytest.raises(StoreFailed, match=r"lets itself be read only, for 0.02 s"):
+        await place.store(address, patience=0.02, answers=15).claim("root", "me")
+    store = place.store(address, patience=30)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.claim, "root", "me")
+        await anyio.to_thread.run_sync(time.sleep, 0.05)
+        place.rows(f"ALTER ROLE {role} RESET default_transaction_read_only")
+    await store.release("root", "me")
+
+
+@anyio_test
+@services
+async def test_tables_that_are_gone_fail_saves_and_nothing_else(place: InSchema):
+    store = place.store(patience=30, heartbeat=0.01)
+    await store.claim("root", "me")
+    place.rows(f"DROP SCHEMA {place.schema} CASCADE")
+    place.rows(f"CREATE SCHEMA {place.schema}")
+    place.rows("CREATE TABLE albums (title text)")
+    for pid in place.backends():
+        place.rows("SELECT pg_terminate_backend(?)", pid)
+    await anyio.to_thread.run_sync(time.sleep, 0.05)  # signs of life are in vain
+    with pytest.raises(StoreFailed, match="is no store of shoal's"):
+        await save(store, updates=(update_of(1),))
+    with pytest.raises(StoreFailed, match="is no store of shoal's"):
+        await store.release("root", "me")
+
+
+# -- what others hold ------------------------------------------------------------------------------
+
+
+@anyio_test
+@services
+async def test_what_another_transaction_holds_is_waited_for(place: InSchema):
+    store = place.store(patience=30, answers=0.05)
+    async with claimed(store):
+        with psycopg.connect(place.server.address()) as other:
+            other.execute(place.lock)
+            pending = store.save(batch(1))
+            assert pending is not None
+            await anyio.to_thread.run_sync(time.sleep, 0.1)  # several tries are given up
+        await pending
+        assert place.kept() == [1]
+
+
+@anyio_test
+@services
+async def test_what_another_transaction_goes_on_holding_ends_the_execution(place: InSchema):
+    store = place.store(patience=0.1)
+    store._server = store._server._replace(timeout=15)
+    async with claimed(store):
+        store._server = store._server._replace(timeout=0.05)
+        assert store._writer is not None
+        store._writer._database._server = store._server
+        with psycopg.connect(place.server.address()) as other:
+            other.execute(place.lock)
+            with pytest.raises(StoreFailed, match="has not done what it was asked for"):
+                await save(store, updates=(update_of(1),))
+        assert place.kept() == []
+
+
+@anyio_test
+@services
+async def test_who_stops_in_a_transaction_holds_nobody_up_for_longer_than_a_lease(place: InSchema):
+    store, other = place.store(lease=0.3, patience=30), place.store(patience=30)
+    await store.claim("root", "me")
+    assert store._writer is not None
+    data: Any = store._writer._database
+    stopped, go, append = threading.Event(), threading.Event(), data._append
+
+    def stop(entries: Any) -> None:
+        stopped.set()
+        go.wait()
+        append(entries)
+
+    data._append = stop
+    pending = store.save(batch(1))
+    await anyio.to_thread.run_sync(stopped.wait)
+    place.rows("UPDATE claims SET host = 'far', boot = 'far'")  # which waits, too
+    assert await other.claim("root", "you") is True
+    go.set()
+    assert pending is not None
+    with pytest.raises(LeaseLost):
+        await pending
+    assert place.kept() == []
+    await store.release("root", "me")
+    await other.release("root", "you")
+
+
+@anyio_test
+@services
+async def test_a_server_that_was_started_anew_gives_all_a_lease_to_come_back(place: InSchema):
+    store, other = place.store(lease=1e6), place.store()
+    await store.claim("root", "me")
+    place.rows("UPDATE claims SET seen_at = 0, host = 'far', boot = 'far'")
+    with pytest.raises(RunClaimed):
+        await other.claim("root", "you")
+    place.rows("UPDATE claims SET lease = 0")
+    await other.claim("root", "you")
+    await other.release("root", "you")
+    await store.release("root", "me")
+
+
+# -- what is there ---------------------------------------------------------------------------------
+
+
+@anyio_test
+@services
+async def test_it_is_connected_while_a_run_is_claimed(place: InSchema):
+    store = place.store()
+    async with no_leaks():
+        await store.claim("root", "me")
+        await store.claim("other", "me")
+        await store.release("root", "me")
+        assert len(place.backends()) == 1
+        await store.release("other", "me")
+        await anyio.to_thread.run_sync(wait_for, lambda: not place.backends())
+
+
+@anyio_test
+@services
+async def test_reading_makes_no_schema(place: InSchema):
+    assert await place.store().load("root") is None
+    assert place.rows("SELECT FROM pg_namespace WHERE nspname = ?", place.schema) == []
+
+
+@anyio_test
+@services
+async def test_keys_of_any_length_are_kept(place: InSchema):
+    keys: list[Any] = ["#", "#1", '#"', "x" * 5000, "ü" * 3000, "x" * 5001, "\0" * 2000, 7**3000]
+    async with place.store() as store, claimed(store):
+        await save(store, unapplied=[child_run(key) for key in keys])
+        await save(store, unapplied=[child_run(key, status="failed") for key in keys])
+        found = await store.children(ROOT)
+        assert [one.key for one in found] == keys
+        assert {one.status for one in found} == {"failed"}
+    texts = [text for (text,) in place.rows("SELECT key FROM child_runs ORDER BY id")]
+    assert texts[3:6] == keys[3:6]
+
+
+@anyio_test
+@services
+async def test_what_postgres_has_no_letters_for_is_kept(place: InSchema):
+    values = ["\0", "a\0b", {"\0": ["\ud800"]}, float("nan"), 10**40, 1e300, 0.1, {"b": 1, "a": 2}]
+    async with place.store() as store, claimed(store):
+        await save(store, unapplied=[child_run(n, value=value) for n, value in enumerate(values)])
+        found = [one.value for one in await store.children(ROOT)]
+    assert repr(found) == repr(values)
+    (told,) = place.rows("SELECT count(value ->> 0), count(error_type) FROM child_runs")
+    assert told[1] == 0
+
+
+# -- the layout ------------------------------------------------------------------------------------
+
+
+def queries() -> dict[str, str]:
+    """The examples in the documentation, by their headings."""
+    text = (Path(__file__).parents[2] / "docs" / "store-layout.md").read_text()
+    found: dict[str, str] = {}
+    for part in text.partition("\n## In PostgreSQL")[2].split("\n#### ")[1:]:
+        title, _, body = part.partition("\n")
+        found[title] = body.partition("```sql\n")[2].partition("```")[0]
+    return found
+
+
+ANSWERS: dict[str, Any] = {
+    "Runs": [("crawl-1", "crawl", "succeeded")],
+    "Counts by status": [("failed", 1), ("succeeded", 2)],
+    "The first page of failures": [("b", "builtins:LookupError", "no such page")],
+    "Into a child's value": [("a", "A"), ("c", "C")],
+    "Who has claimed what": [],
+    "Space": None,
+}
+
+
+@services
+def test_examples_of_queries_are_right(place: InSchema):
+    @action(reads=["url"], writes=["page"])
+    async def fetch(url: str) -> dict[str, Any]:
+        if url == "b":
+            raise LookupError("no such page")
+        return {"title": url.upper()}
+
+    act = fan_out(
+        fetch, over="urls", item="url", key=str, into="pages", errors_into="bad", on_error="collect"
+    )
+    app = Application(act, store=place.store(), name="crawl")
+    app.run_sync({"urls": ["a", "b", "c"]}, id="crawl-1")
+    assert list(queries()) == list(ANSWERS)
+    for title, query in queries().items():
+        found = place.rows(query.replace("'shoal'", f"'{place.schema}'"))
+        if ANSWERS[title] is not None:
+            assert [row[: len(ANSWERS[title][0])] if row else row for row in found] == ANSWERS[
+                title
+            ]
+        else:
+            assert found, title
