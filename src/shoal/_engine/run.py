@@ -126,8 +126,8 @@ class Run:
         self.key: Key = key
         self.position: int = position
         self.element: object = element
-        # How far it is. The number of the last update, and the state after it: one attribute, so that not even a
-        # KeyboardInterrupt between two bytecodes tears them apart.
+        # How far it is. The number of the last update, and the state after it: one attribute, so
+        # that not even a KeyboardInterrupt between two bytecodes tears them apart.
         self.head: tuple[int, Mapping[str, object]] = (0, data)
         self.pending: Change | None = None  # the last step's change: decided, not yet committed
         self.initial: Mapping[str, object] = data
