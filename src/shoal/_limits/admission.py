@@ -16,7 +16,7 @@ from shoal._concurrency.backend import Clock, Waiter
 
 from .limiters import Limiter, Limiters
 from .limits import Limits
-from .permits import Party, Seat, Stake
+from .permits import HeldPermits, Seat, Stake
 from .scheduler import Queue
 from .shared_rate_client import StartTask
 from .timers import SetAlarm
@@ -59,7 +59,7 @@ class Admission:
         self,
         scopes: tuple[Limiter, ...],
         data: Mapping[str, object],
-        party: Party | None = None,
+        holder: HeldPermits | None = None,
         *,
         owner: object,
         limits: Limits | None,
@@ -70,24 +70,24 @@ class Admission:
         Args:
             scopes: What limits the run that the attempt belongs to.
             data: The fields of the state that the attempt starts from.
-            party: The run that takes the seat: the child of a fan-out, if it is part of one.
+            holder: What the run holds; the child of a fan-out, if it is part of one.
             owner: What the limits of the action are counted by: its definition.
             limits: Those limits, if the action has any.
             in_thread: Whether the attempt needs a worker thread.
 
         Returns None where nothing limits the attempt.
         """
-        stake = None if party is None else party.stake
+        stake = None if holder is None else holder.stake
         limiters = self.limiters.of_attempt(scopes, owner, limits)
         thread = self.limiters.threads if in_thread else None
         if not limiters and thread is None and (stake is None or stake.is_held):
             return None
         needed, costs = self.limiters.gates(limiters, data)
-        return Seat(self.queue, needed, costs, party, stake=stake, thread=thread)
+        return Seat(self.queue, needed, costs, holder, stake=stake, thread=thread)
 
-    def place(self, party: Party) -> Seat:
+    def place(self, holder: HeldPermits) -> Seat:
         """Take again what a child holds in flight, which has stepped aside."""
-        return Seat(self.queue, (), None, party, stake=party.stake)
+        return Seat(self.queue, (), None, holder, stake=holder.stake)
 
     def charge(self, seat: Seat | None, stake: Stake | None, actual: float) -> None:
         """Correct what an attempt was charged, and its child, wherever ``cost=`` said it."""
@@ -95,16 +95,18 @@ class Admission:
             if held is not None:
                 self.queue.charge(held, actual)
 
-    def pause(self, seat: Seat | None, party: Party, seconds: float) -> bool:
+    def pause(self, seat: Seat | None, holder: HeldPermits, seconds: float) -> bool:
         """Let nothing start for a while with the keys of an attempt.
 
-        These are those of its action, application and runtime, of the child that ``party`` is, and
-        of the children which that is part of. Returns whether they keep the next attempt waiting:
-        whether the first two have any. Those further up only keep others.
+        These are those of its action, application and runtime, of the child that ``holder`` is of,
+        and of the children which that is part of. Returns whether they keep the next attempt
+        waiting: whether the first two have any. Those further up only keep others.
         """
         until = self.queue.clock() + seconds
-        paused = [self.queue.pause(held, until) for held in (seat, party.stake) if held is not None]
-        above = party.above
+        paused = [
+            self.queue.pause(held, until) for held in (seat, holder.stake) if held is not None
+        ]
+        above = holder.above
         while above is not None:
             if above.stake is not None:
                 self.queue.pause(above.stake, until)

@@ -13,33 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol, final
+from typing import final
 
 from shoal._concurrency.backend import Waiter
 
 from .gates import Claim, Gate, Held, Unit
 from .scheduler import Queue
-
-
-class Party(Protocol):
-    """What holds seats and stakes: a run, as far as limits know it."""
-
-    stake: Stake | None
-    """What it holds while it is in flight, if it is a child and that is known already."""
-
-    @property
-    def unit(self) -> Unit:
-        """What takes turns with others: its execution."""
-        ...
-
-    @property
-    def above(self) -> Party | None:
-        """Whose child it is; None if it is a root run, or the fan-out has ended."""
-        ...
-
-    def make_stake(self) -> Stake | None:
-        """Return what it holds in flight, made when it is first asked for; None for a root run."""
-        ...
 
 
 @final
@@ -141,16 +120,120 @@ def ignore_aside(by: int) -> None:
 
 
 @final
+class InFlight:
+    """The children in flight of one execution of a fan-out, and their stakes, while it lasts."""
+
+    __slots__ = ("_holders", "_on_aside", "_queue", "above", "place")
+
+    def __init__(
+        self,
+        queue: Queue,
+        places: int,
+        on_aside: Callable[[int], None],
+        above: HeldPermits | None = None,
+    ) -> None:
+        """Have no child in flight.
+
+        Args:
+            queue: Where children wait.
+            places: How many of them may be in flight.
+            on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
+            above: What is held by the run that has started them.
+        """
+        self._queue = queue
+        self._on_aside = on_aside
+        # By stake, what holds it. A child must not keep the stake of a group that is gone: when
+        # something around it is retried, another group lives it, whose places these are not. See
+        # test_a_retried_child_waits_for_no_place_of_a_group_that_is_gone.
+        self._holders: dict[Stake, HeldPermits] = {}
+        self.above: HeldPermits | None = above
+        """What is held by the run that has started them; None once the fan-out has ended."""
+        self.place: Gate = Gate(places)
+        """Counts the children in flight. Those without a stake are counted by the group."""
+
+    def make_stake(
+        self,
+        holder: HeldPermits,
+        gates: tuple[Gate, ...] = (),
+        costs: tuple[float, ...] = (),
+        *,
+        is_held: bool,
+    ) -> Stake:
+        """Make the stake of a child: its place, and ``gates``, which are its fan-out's."""
+        needed = (self.place, *gates)
+        stake = Stake(self._queue, needed, (1.0, *costs), self._on_aside, is_held=is_held)
+        self._holders[stake] = holder
+        return stake
+
+    def release(self, holder: HeldPermits, *, refunds: bool = False) -> None:
+        """Give back for good the stake of a child, if it has one.
+
+        Args:
+            holder: What it holds.
+            refunds: Whether it never started, so that what was charged for it is given back, too.
+        """
+        stake, holder.stake = holder.stake, None
+        if stake is None:
+            return
+        del self._holders[stake]
+        if refunds:
+            stake.refund()
+        stake.leave()
+
+    def close(self) -> None:
+        """Give back what is held by children that nobody has applied, and take it from them."""
+        self._on_aside = ignore_aside  # no cycle: an error's frames lead to children, and here
+        self.above = None
+        while self._holders:
+            stake, holder = self._holders.popitem()
+            stake.leave()
+            if holder.stake is stake:
+                holder.stake = None
+
+
+@final
+class HeldPermits:
+    """What a run holds of limits: a seat that it has yet to use, and its stake in flight."""
+
+    __slots__ = ("in_flight", "seat", "stake", "unit")
+
+    def __init__(self, unit: Unit, in_flight: InFlight | None = None) -> None:
+        """Hold nothing yet.
+
+        Args:
+            unit: What takes turns with others.
+            in_flight: What a child of a fan-out is counted by.
+        """
+        self.unit: Unit = unit
+        self.in_flight: InFlight | None = in_flight
+        self.stake: Stake | None = None
+        """What a child holds in flight, if that is more than a place, or has to be known."""
+        self.seat: Seat | None = None
+        """Of its first attempt, taken when it was let in."""
+
+    @property
+    def above(self) -> HeldPermits | None:
+        """What is held by the child of a fan-out that has started the run, if there is one."""
+        return None if self.in_flight is None else self.in_flight.above
+
+    def make_stake(self) -> Stake | None:
+        """Return the stake of a child, made on first use; None outside of fan-outs."""
+        if self.stake is None and self.in_flight is not None:
+            self.stake = self.in_flight.make_stake(self, is_held=True)
+        return self.stake
+
+
+@final
 class Seat(Claim):
     """What an attempt holds while it runs: a slot of every limit that applies to it, a thread."""
 
     __slots__ = (
         "_has_thread",
+        "_holder",
         "_is_loaded",
         "_lent",
         "_on_granted",
         "_over",
-        "_party",
         "_queue",
         "_thread",
         "refusal",
@@ -163,7 +246,7 @@ class Seat(Claim):
         queue: Queue,
         needed: tuple[Gate, ...],
         costs: tuple[float, ...] | None = None,
-        party: Party | None = None,
+        holder: HeldPermits | None = None,
         *,
         on_granted: Callable[[], None] | None = None,
         stake: Stake | None = None,
@@ -175,16 +258,16 @@ class Seat(Claim):
             queue: Grants it.
             needed: The gates.
             costs: What it costs at each of them; None: 1.
-            party: Whose it is.
+            holder: What holds it; None: nobody needs to know.
             on_granted: Called when it is granted after a wait, or refused; None: somebody calls
                 ``wait``.
             stake: What has to be held besides.
             thread: The gate of the threads, if it runs in one.
         """
-        super().__init__(needed, costs, None if party is None else party.unit)
+        super().__init__(needed, costs, None if holder is None else holder.unit)
         self.is_returning = stake is not None and stake.returns
         self._queue: Queue = queue
-        self._party: Party | None = party
+        self._holder: HeldPermits | None = holder
         self._on_granted: Callable[[], None] | None = on_granted
         self._lent: int = 0  # how many have asked for it to be given back meanwhile
         self._over: bool = False
@@ -229,11 +312,11 @@ class Seat(Claim):
 
         A slot doesn't: whoever has it runs, and gives it back.
         """
-        if self._is_loaded or self._party is None:
+        if self._is_loaded or self._holder is None:
             return False
         if not any(gate.meter is not None or gate.is_keyed for gate in self.needed):
             return False
-        stake = self._party.make_stake()
+        stake = self._holder.make_stake()
         if stake is not None:
             self._load(stake)
         return stake is not None

@@ -142,7 +142,7 @@ class Root:
         """Hear why it is about to be cancelled."""
         self.reason = reason
         if self.run is not None:
-            self.run.give_reason(reason)
+            self.run.reason = reason
 
     @ki_protected
     async def live(self) -> None:
@@ -170,7 +170,8 @@ class Root:
         if self.hosted is not None:
             self.hosted.fatal = None
         if self.run is not None:
-            self.run.forget()
+            self.run.error = None
+            self._execution.forget()
 
     async def _begin(self) -> Run:
         """Claim the run, learn what is known of it, and make it; one that succeeded has a status.

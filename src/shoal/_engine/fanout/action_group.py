@@ -353,7 +353,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 self._resting.append(child)
                 continue
             outcome = child.outcome
-            child.let_go()
+            child.release_error()
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
         self._tell()

@@ -78,11 +78,11 @@ class Lobby:
         """
         limit = limits.in_flight if limit is None else limit
         setting = parent.setting
-        admission, above = setting.services.admission, parent.lodger
+        admission, above = setting.services.admission, parent.slot_owner.held_permits()
         self._entrance: Entrance = Entrance(
             admission, owner, limits, limit, self._hear_aside, among=among, above=above
         )
-        self.place: Gate = self._entrance.place
+        self.place: Gate = self._entrance.in_flight.place
         """Counts the children in flight."""
         self.aside: int = 0
         """Children that have started, and wait without being in flight."""
@@ -152,7 +152,7 @@ class Lobby:
             Exception: What functions in the fan-out's limits raised.
         """
         entrance, setting = self._entrance, child.setting
-        setting.entrance = entrance
+        setting.in_flight = entrance.in_flight
         if not (entrance.governs_all or setting.is_limited):
             self.place.used += 1
             return True
@@ -170,12 +170,15 @@ class Lobby:
         Raises:
             Exception: What a user's policy raised that was told.
         """
-        if child.seat is not None:  # its first attempt never came
-            child.seat.cancel()
-            child.seat = None
-        if child.stake is not None:
-            child.stake.resume()
-            self._entrance.adapt(child)
+        permits = child.permits
+        if permits is None:
+            return
+        if permits.seat is not None:  # its first attempt never came
+            permits.seat.cancel()
+            permits.seat = None
+        if permits.stake is not None:
+            permits.stake.resume()
+            self._entrance.adapt(child, permits.stake)
 
     def leave(self, batch: Sequence[Run]) -> None:
         """Hear that the parent has committed these."""
@@ -188,9 +191,11 @@ class Lobby:
         """
         for child in children:
             child.never_start(reason, winner)
-            if child.stake is not None:  # else it was not taken from the source yet
+            permits = child.permits
+            if permits is not None and permits.stake is not None:
+                # Else it was not taken from the source yet.
                 self.place.used += 1
-                self._entrance.give_up(child, self._waiting.pop(child, None) or child.seat)
+                self._entrance.give_up(permits, self._waiting.pop(child, None) or permits.seat)
                 self.let_go()
         # Some may have been granted what others gave back.
         self.ready = deque(child for child in self.ready if child.status is None)

@@ -381,7 +381,7 @@ class Group(Crew):
     def _leave(self, child: Run) -> None:
         try:
             try:
-                if child.seat is not None or child.stake is not None:  # most hold nothing
+                if child.permits is not None:  # most hold nothing
                     self._lobby.end(child)
             finally:
                 if self._circuits is not None:
@@ -391,7 +391,7 @@ class Group(Crew):
             if failure is None:
                 self._fell(error)
             else:
-                child.spoil(failure)
+                child.replace_end(failure)
         finally:
             if child.status in self._decisive:
                 self._is_held = True

@@ -202,7 +202,7 @@ class ParallelStep(Carrier):
         except BaseException:
             # What there is already is gone on with by the next attempt, see
             # test_what_is_applied_stays_when_over_raises_in_another_attempt.
-            self.parent.keep(self.act.name, self)
+            self.parent.retain(self.act.name, self)
             raise
         await self._live_from(source, former, begins=begins)
 
@@ -247,7 +247,7 @@ class ParallelStep(Carrier):
                 refuse_lost(self.parent, self.join, self.ledger, self.recorded)
         except BaseException as error:
             await self._wind_up(group, error)
-            self.parent.keep(act.name, self)
+            self.parent.retain(act.name, self)
             if self._contest is not None and not self.parent.setting.is_resumable:
                 self._contest.forget()
                 self._rounds.forget()
@@ -604,7 +604,7 @@ class ParallelStep(Carrier):
         is_open = self._is_open
         for child in late:
             if child.status == "succeeded":
-                child.miss()
+                child.discard_result()
             elif child.status != "failed" or self.decision is not None:
                 pass  # what fails after the decision changes nothing
             elif self.join.on_error == "fail":
@@ -673,7 +673,7 @@ class ParallelStep(Carrier):
 
 async def fan_out(act: Parallel, run: Run) -> Change:
     """Have ``run`` execute ``act`` as one of its steps, from where an attempt before has failed."""
-    step = run.take_kept(act.name)
+    step = run.take_retained(act.name)
     if step is None:
         step = ParallelStep(act, run)
     assert isinstance(step, ParallelStep), "nothing else is kept for a parallel act"

@@ -45,8 +45,8 @@ async def enter(graph: Graph, run: Run) -> Change:
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
     # what its fan-outs have done already: inputs minus outputs
     base |= {field: data[field] for field in graph.continues if field in data}
-    child = Run(child_setting(run, graph.name, graph, host=run.lodger), base)
-    kept = run.take_kept(graph.name)
+    child = Run(child_setting(run, graph.name, graph, host=run.slot_owner), base)
+    kept = run.take_retained(graph.name)
     recorded = None
     if kept is not None:  # an attempt before this one got so far
         assert isinstance(kept, Run)
@@ -85,9 +85,9 @@ async def enter(graph: Graph, run: Run) -> Change:
         if run.setting.schema is not None:
             change = run.setting.schema.checked(change, run.data, f"graph {graph.name!r}")
     except Exception as error:
-        child.miss()
+        child.discard_result()
         await _record(run, child, error)
-        run.keep(graph.name, child)
+        run.retain(graph.name, child)
         raise
     try:
         update = Update(run.number + 1, graph.name, change.operations)
@@ -95,9 +95,9 @@ async def enter(graph: Graph, run: Run) -> Change:
     except HookFailed:
         raise  # it is saved, and everybody was told
     except Exception as error:
-        child.miss()
+        child.discard_result()
         await _record(run, child, error)
-        run.keep(graph.name, child)
+        run.retain(graph.name, child)
         raise
     return NO_CHANGE
 
@@ -127,8 +127,8 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
                 run.setting.services.native_cancels
             )  # what the child left on the task must not tear the save
         await _record(run, child, error)
-        child.let_go()
-        run.keep(graph.name, child)
+        child.release_error()
+        run.retain(graph.name, child)
         try:
             if failure is not None and failure is not error:
                 raise failure from failure.__cause__
