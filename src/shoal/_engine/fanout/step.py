@@ -40,7 +40,7 @@ from .carrying import Carrier
 from .children import check_depth, child_setting, children_of, circuits_of, is_revisited
 from .elements import choose_acts, make_elements
 from .entries import Kind
-from .group import Group
+from .group import ChildTaskGroup
 from .ledger import new_ledger
 from .race import Streams, contest
 from .recorded import outcome_of
@@ -217,7 +217,7 @@ class ParallelStep(Carrier):
         staggered = self._staggered = stagger(how, source, services, definition, lacking)
         if act.timeout is not None and begins:
             self._ends_at = clock() + act.timeout
-        group = self._group = Group(
+        group = self._group = ChildTaskGroup(
             self.parent,
             source if staggered is None else staggered,
             act.limits,
@@ -238,7 +238,7 @@ class ParallelStep(Carrier):
             self._leave_out_done()
             if not self._is_lost(0):
                 self._decide_by_recorded()
-                await group.live(self._apply)
+                await group.run(self._apply)
                 await self._record_unapplied(group)
             self._judge()
             if not self._runs_again():
@@ -284,7 +284,7 @@ class ParallelStep(Carrier):
             child.reopen()
         self.source.resume(former, unfinished)
 
-    async def _wind_up(self, group: Group, error: BaseException) -> None:
+    async def _wind_up(self, group: ChildTaskGroup, error: BaseException) -> None:
         """Record and close what there is; what goes wrong in it must not hide ``error``."""
         assert self.source is not None
         try:
@@ -421,15 +421,15 @@ class ParallelStep(Carrier):
         """Have it decided without another child, if what was accepted before is enough by now."""
         contest = self._contest
         if contest is not None and self._accepted and not self.decision and contest.lacking <= 0:
-            self._group.shut()
+            self._group.stop_starting()
             last = list(self._accepted.values())[-1]
-            self._group.have_done(partial(self._decide, last))
+            self._group.run_in_parent(partial(self._decide, last))
 
     async def _decide(self, last: Done) -> str | None:
         """Save that a recorded result has decided; return why the rest is cancelled."""
         if self.decision is not None or self._contest is None:
             return None
-        self._group.shut()
+        self._group.stop_starting()
         run, chosen, field = self.parent, self._contest.chosen, self.join.into
         decision = self._contest.decided_by(last)
         change = NO_CHANGE
@@ -443,7 +443,7 @@ class ParallelStep(Carrier):
         )
         await commit(run, Write(updates, change.applied_to(run.data), decision=decision))
         self.decision = decision
-        self._group.winner = decision.winner
+        self._group.scope.winner = decision.winner
         return decision.reason
 
     # -- applying -------------------------------------------------------------------------------
@@ -466,9 +466,9 @@ class ParallelStep(Carrier):
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
         if draft.decision is not None or draft.is_failing:
-            self._group.shut()
+            self._group.stop_starting()
         else:
-            self._group.go_on()
+            self._group.resume_starting()
         try:
             write = Write(
                 draft.updates,
@@ -521,7 +521,7 @@ class ParallelStep(Carrier):
     def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
         """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
         if draft.decision is not None:
-            self._group.winner = draft.decision.winner
+            self._group.scope.winner = draft.decision.winner
             return draft.decision.reason
         if self._is_lost(left):
             return f"fan-out {self.act.name!r} can't be decided any more"
@@ -545,7 +545,7 @@ class ParallelStep(Carrier):
         """Hear of a partial item. Called where a child gives it, so the parent has to decide."""
         assert isinstance(self._contest, Streams)
         if self._contest.hear_item(run, item):
-            self._group.have_done(self._elect)
+            self._group.run_in_parent(self._elect)
 
     async def _elect(self) -> str | None:
         """Save that the first item has decided; then cancel the others."""
@@ -554,7 +554,7 @@ class ParallelStep(Carrier):
         if elected is None:
             return None
         leader, decision = elected
-        self._group.shut()
+        self._group.stop_starting()
         declares, self._declares = self._declares, None
         await commit(self.parent, Write(decision=decision, step_begun=declares))
         self.decision = decision
@@ -562,7 +562,7 @@ class ParallelStep(Carrier):
             self._staggered.learn_first(leader, self._group.living())
         assert self.source is not None
         self.source.stop()
-        self._group.spare(leader, decision.reason, decision.winner)
+        self._group.cancel_others(leader, decision.reason, decision.winner)
         return None
 
     @property
@@ -590,7 +590,7 @@ class ParallelStep(Carrier):
 
     # -- ending ---------------------------------------------------------------------------------
 
-    async def _record_unapplied(self, group: Group) -> None:
+    async def _record_unapplied(self, group: ChildTaskGroup) -> None:
         """Record how those ended that were cancelled, or came too late to be applied."""
         late = [*group.inbox, *self._unsaved]
         group.inbox.clear()
