@@ -1,4 +1,4 @@
-"""The children that an action starts by itself: ``context.fan_out``. Imports everything above.
+"""The children that an action starts by itself: ``context.fan_out``.
 
 Invariants:
 - Hosted. The children live in a task of the engine's, not in the action's: a native cancel of the
@@ -15,7 +15,6 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections import deque
@@ -29,14 +28,14 @@ import anyio
 from shoal._concurrency.background import Hosted
 from shoal._concurrency.cancellation import cancelled, ki_protected
 from shoal._engine.call import pass_blame
-from shoal._engine.commit import Write, commit, commit_unapplied
+from shoal._engine.commit import Write, commit
 from shoal._engine.config import Setting
 from shoal._engine.disposition import RESTING
 from shoal._engine.questions import halt_for
 from shoal._engine.replay import load_end
 from shoal._engine.run import Run
 from shoal._engine.unended import Left, end_children, is_left
-from shoal._errors.exceptions import BadUse, DefinitionError, HookFailed, brief, note
+from shoal._errors.exceptions import BadUse, DefinitionError, HookFailed, brief
 from shoal._events.events import Failed, Outcome
 from shoal._events.hooks import Hook
 from shoal._events.identity import Key
@@ -61,12 +60,11 @@ from .children import (
     refuse_exposing,
 )
 from .entries import Kind
+from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
 from .ledger import Ledger, new_ledger
 from .recorded import recorded_children
 from .started import Started, StartedEach
-
-logger = logging.getLogger("shoal")
 
 ACTS = 64
 """Acts of one fan-out of an action whose settings are remembered."""
@@ -223,9 +221,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         finally:
             del error, fatal, failure, interruption  # no cycle from the exception to this frame
         if failed:
-            count = "a child" if len(failed) == 1 else f"{len(failed)} children"
-            msg = f"{count} of fan-out {self.name!r} failed"
-            raise ExceptionGroup(msg, [outcome.error for outcome in failed])
+            raise failure_group(self.name, [outcome.error for outcome in failed])
         if self._resting:
             self._halt()
 
@@ -276,18 +272,21 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     async def _wind_up(self, group: ChildTaskGroup) -> None:
         """Record and close what there is; what goes wrong in it must not hide what did before."""
+        if self._failure is not None:
+            who = f"fan-out {self.name!r} of run {self._run.path.id}"
+            await wind_up(self._end_all(group), self._failure, who, "fan-out")
+            return
         try:
-            try:
-                await self._record_rest(group)
-                await self._end_unended()
-            finally:
-                self._source.end()
-        except Exception as error:
-            if self._failure is None:
-                self._failure = error
-            else:
-                logger.exception("while fan-out %r of run %s ended", self.name, self._run.path.id)
-                note(self._failure, f"shoal: while the fan-out ended, {brief(error)} was raised")
+            await self._end_all(group)
+        except Exception as error:  # noqa: BLE001 # raised where the action waits next
+            self._failure = error
+
+    async def _end_all(self, group: ChildTaskGroup) -> None:
+        try:
+            await self._record_rest(group)
+            await self._end_unended()
+        finally:
+            self._source.end()
 
     async def _record_rest(self, group: ChildTaskGroup) -> None:
         """Record and deliver how those ended that were cancelled, or never began."""
@@ -305,9 +304,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         group.inbox.clear()
         self._unsaved = []
         try:
-            ended = [child for child in late if not child.disposition.is_saved]
-            if ended:
-                await commit_unapplied(self._run, ended)
+            await record_unapplied(self._run, late)
         finally:
             self._deliver(late)
             await self._end_left_over(group.scope.reason)
@@ -329,7 +326,6 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         What an earlier execution has done stays done.
         """
         left = self._source.left_over()
-        ended = list[Run]()
         for child in left:
             if child.is_live:
                 child.never_start(reason)
@@ -337,11 +333,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 child.give_up(reason)
             elif child.lacks_history and not self._left:  # else nobody looks at its outcome
                 await load_end(child)
-            if not child.disposition.is_saved:
-                ended.append(child)
         try:
-            if ended:
-                await commit_unapplied(self._run, ended)
+            await record_unapplied(self._run, left)
         finally:
             self._deliver(left)
 

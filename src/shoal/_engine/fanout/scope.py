@@ -68,7 +68,7 @@ class GroupScope:
         self.interrupted: bool = False
         """Whether a child was truly cancelled, or something fatal came out of it..."""
         self.cancelled_by: type[BaseException] | None = None
-        """...and the type of the cancellation, if it was one: a cancelled scope stays so."""
+        """...and the type of that cancellation, if it came alone."""
         self.context: Context = copy_context()
         """Each child lives in a copy of it."""
         self._tasks: TaskGroup | None = None
@@ -194,6 +194,13 @@ class GroupScope:
             self._tasks.cancel_scope.cancel()
             self.watch(self.parts)
         self.wake()
+
+    def interrupt(self, error: BaseException) -> None:
+        """Note that all are cancelled, or interrupted: ``error`` came out of one of them."""
+        self.notice_timeout()
+        self.interrupted = True
+        if is_cancellation(error) and not isinstance(error, BaseExceptionGroup):
+            self.cancelled_by = type(error)
 
     def notice_timeout(self) -> None:
         """Find the reason for a cancellation that came from no code."""

@@ -15,16 +15,15 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import final
 
-from shoal._engine.commit import Write, commit, commit_unapplied
+from shoal._engine.commit import Write, commit
 from shoal._engine.parts import is_done
 from shoal._engine.questions import halt_for
 from shoal._engine.run import Run
-from shoal._errors.exceptions import HookFailed, InvalidState, brief, note
+from shoal._errors.exceptions import HookFailed, InvalidState, brief
 from shoal._events.events import ChildName, Done, Failed, Outcome, Status, Update
 from shoal._graph.fan_out import FanOut
 from shoal._graph.graph import Graph
@@ -40,6 +39,7 @@ from .carrying import Carrier
 from .children import check_depth, child_setting, children_of, circuits_of, is_revisited
 from .elements import choose_acts, make_elements
 from .entries import Kind
+from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
 from .ledger import new_ledger
 from .race import Streams, contest
@@ -49,8 +49,6 @@ from .source import Elements
 from .stagger import Staggered, stagger
 from .takeup import Declared, declared, only, refuse_lost, refuse_other_decision
 from .task_source import TaskElements
-
-logger = logging.getLogger("shoal")
 
 
 @final
@@ -246,7 +244,8 @@ class ParallelStep(Carrier):
                 await self._end_left_behind()
                 refuse_lost(self.parent, self.join, self.ledger, self.recorded)
         except BaseException as error:
-            await self._wind_up(group, error)
+            who = f"fan-out {act.name!r} of run {self.parent.path.id}"
+            await wind_up(self._end(group), error, who, "fan-out")
             self.parent.retain(act.name, self)
             if self._contest is not None and not self.parent.setting.is_resumable:
                 self._contest.forget()
@@ -284,17 +283,13 @@ class ParallelStep(Carrier):
             child.reopen()
         self.source.resume(former, unfinished)
 
-    async def _wind_up(self, group: ChildTaskGroup, error: BaseException) -> None:
-        """Record and close what there is; what goes wrong in it must not hide ``error``."""
+    async def _end(self, group: ChildTaskGroup) -> None:
+        """Record and close what there is."""
         assert self.source is not None
         try:
-            try:
-                await self._record_unapplied(group)
-            finally:
-                self.source.close()
-        except Exception as failure:
-            logger.exception("while fan-out %r of run %s ended", self.act.name, self.parent.path.id)
-            note(error, f"shoal: while the fan-out ended, {brief(failure)} was raised")
+            await self._record_unapplied(group)
+        finally:
+            self.source.close()
 
     # -- what was decided before ----------------------------------------------------------------
 
@@ -378,7 +373,7 @@ class ParallelStep(Carrier):
             elif recorded is None or recorded.get(ChildName(one.act, one.key)) is None:
                 self.ledger.add(one)
         if lost:
-            await commit_unapplied(self.parent, lost)
+            await record_unapplied(self.parent, lost)
         for child in lost:
             self.ledger.enter(child, raised=False)
         self.ledger.settle()
@@ -609,10 +604,8 @@ class ParallelStep(Carrier):
                 pass  # what fails after the decision changes nothing
             elif self.join.on_error == "fail":
                 self._is_failing = True
-        ended = [child for child in late if not child.disposition.is_saved]
         try:
-            if ended:
-                await commit_unapplied(self.parent, ended)
+            await record_unapplied(self.parent, late)
         finally:
             for child in late:
                 self.ledger.enter(child, raised=is_open or self._is_failing)
@@ -666,9 +659,7 @@ class ParallelStep(Carrier):
             self._is_failing = tolerance.is_exceeded(ledger.failed, ended, at_end=True)
         if self._is_failing:
             errors = [outcome.error for outcome in ledger if isinstance(outcome, Failed)]
-            count = "a child" if len(errors) == 1 else f"{len(errors)} children"
-            msg = f"{count} of fan-out {self.act.name!r} failed"
-            raise ExceptionGroup(msg, errors)
+            raise failure_group(self.act.name, errors)
 
 
 async def fan_out(act: Parallel, run: Run) -> Change:

@@ -26,7 +26,6 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from shoal._concurrency.backend import Waiter
 from shoal._concurrency.cancellation import (
     absorb_native_cancel,
-    as_failure,
     cancelled,
     drive,
     is_cancellation,
@@ -34,9 +33,8 @@ from shoal._concurrency.cancellation import (
 )
 from shoal._concurrency.watchdog import Part
 from shoal._engine.commit import begin_anew
-from shoal._engine.disposition import DONE, LIVE
+from shoal._engine.disposition import LIVE
 from shoal._engine.publish import publish_child_started
-from shoal._engine.questions import has_halted
 from shoal._engine.replay import load_end
 from shoal._engine.run import Run
 from shoal._engine.walk import complete_last, live_child, walk
@@ -44,6 +42,7 @@ from shoal._events.events import ChildName
 
 from .admission import ChildAdmission
 from .entries import Dropped, Source
+from .finish import End, settle_end
 from .scope import GroupScope
 
 SPREAD = 8
@@ -204,7 +203,7 @@ class WorkerPool:
                     waited = await self._execute(child, worker)
                     if waited is None:
                         return
-                if worker.reason is not None:  # its child ended before it noticed
+                if worker.cut_off is not None:  # its child ended before it noticed
                     self._replace_cancelled()
                     return
                 self._idle += 1  # about to take again
@@ -302,73 +301,41 @@ class WorkerPool:
         return waited
 
     def _end_without_success(self, child: Run, worker: Worker, error: BaseException) -> bool:
-        """Note how a child has ended that raised ``error``; return whether its worker goes on."""
-        scope = self._scope
-        if child.disposition is DONE:
-            return self._leave_done(child, error)
-        halts = has_halted(child, error)
-        is_cut_off = is_cancellation(error) or (halts and cancelled())
-        if worker.reason is not None and is_cut_off:
-            child.cancel(worker.reason, worker.winner)
-            self._admission.let_out()
-            self._leave(child)
-            self._replace_cancelled()
-            return False
-        if type(error) is scope.cancelled_by or (halts and cancelled()):
-            self._end_with_all(child)  # a scope that is cancelled stays so
-            return False
-        failure = None if halts else as_failure(error)
-        if halts:
-            child.halt()
-        elif failure is not None:
-            child.fail(failure)
-        else:
-            self._end_with_all(child)
-            if is_cancellation(error):
-                scope.cancelled_by = type(error)
-            else:
-                scope.fail(error)
-            return False
-        if child.error is not None and child.setting.execution.ended_by(child.error):
-            scope.fail(child.error)
-        return True
+        """Settle how a child has ended that raised ``error``; return whether its worker goes on.
 
-    def _leave_done(self, child: Run, error: BaseException) -> bool:
-        """Leave a child as it is that was Done before, and whose history could not be read."""
-        if as_failure(error) is not None:
-            self._scope.fail(error)
+        If it doesn't, the child is left to the parent here.
+        """
+        scope = self._scope
+        end = settle_end(child, error, scope=scope, cut_off=worker.cut_off)
+        if end is End.UNREADABLE:
+            scope.fail(error)
             return True
-        if is_cancellation(error):
-            self._scope.cancelled_by = type(error)
-        else:
-            self._scope.fail(error)
-        self._end_with_all(child)
-        return False
-
-    def _end_with_all(self, child: Run) -> None:
-        """End a child that was truly cancelled, or interrupted."""
-        scope = self._scope
-        scope.notice_timeout()
-        if child.disposition is not DONE:
-            child.cancel(scope.reason, scope.winner)
-        scope.interrupted = True
+        if end in (End.FAILED, End.HALTED):
+            if child.error is not None and child.setting.execution.ended_by(child.error):
+                scope.fail(child.error)
+            return True
         self._admission.let_out()
         self._leave(child)
+        if end is End.CANCELLED_ALONE:
+            self._replace_cancelled()
+        elif end is End.INTERRUPTED:
+            scope.fail(error)
+        return False
 
 
 @final
 class Worker:
     """A task that executes children, one after the other."""
 
-    __slots__ = ("child", "handle", "reason", "task", "winner")
+    __slots__ = ("child", "cut_off", "handle", "task")
     handle: TaskHandle[None]
     task: CoroutineType[Any, Any, None]
 
     def __init__(self) -> None:
         """Execute none yet."""
         self.child: Run | None = None  # the last one it has taken
-        self.reason: str | None = None  # why that is cancelled alone
-        self.winner: ChildName | None = None
+        self.cut_off: tuple[str, ChildName | None] | None = None
+        """Why that is cancelled alone, and the child that had won."""
 
     @property
     def lives(self) -> Run | None:
@@ -377,8 +344,8 @@ class Worker:
 
     def cancel_alone(self, reason: str, winner: ChildName | None) -> None:
         """Cancel the task, and with it the child; the first reason counts."""
-        if self.reason is None:
-            self.reason, self.winner = reason, winner
+        if self.cut_off is None:
+            self.cut_off = reason, winner
             self.handle.cancel()
 
 
