@@ -1260,18 +1260,18 @@ class Listening(Act):
 
     async def perform(self, run: Any) -> Any:
         from shoal._engine.commit import Write, commit
-        from shoal._engine.fanout.group import Group
+        from shoal._engine.fanout.group import ChildTaskGroup
         from shoal._engine.fanout.source import Elements, Kind
         from shoal._state.state import NO_CHANGE
 
         setting = child_setting(run, self.name, self.graph, on_item=self.hear)
         source = Elements([1], who=self.name, kinds=[Kind(setting, dict(run.data))], item="item")
-        self.group = group = Group(run, source, Limits(1), name="listening", owner=self)
+        self.group = group = ChildTaskGroup(run, source, Limits(1), name="listening", owner=self)
 
         async def apply(batch: list[Run]) -> None:
             await commit(run, Write(unapplied=batch))
 
-        await group.live(apply)
+        await group.run(apply)
         await commit(run, Write(unapplied=[*group.inbox]))
         return NO_CHANGE
 
