@@ -1133,7 +1133,7 @@ async def test_a_guard_that_fails_ends_the_run_also_where_the_action_hides_it():
             await context.emit(1)
         return 1
 
-    with pytest.raises(HookFailed, match="when told Item of run"):
+    with pytest.raises(HookFailed, match="on Item of run"):
         await run(talk, Telling(fails_at_once))
 
 
