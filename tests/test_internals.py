@@ -38,6 +38,7 @@ NAME = r"(?<![\w/-])(?:_\w+|[a-z]+(?:_\w+)+|[A-Z][a-z]+[A-Z]\w+)"
 """Words that can only be names of Python: with an underscore, or with a capital inside."""
 
 COMING = {
+    "_JUDGES": "contest",
     "AdmissionController": "Admission",
     "AppDefinition": "Launcher",
     "AttemptPermit": "Seat",
@@ -49,6 +50,7 @@ COMING = {
     "ChildTemplate": "Kind",
     "CrashSuspects": "Suspects",
     "ElementSource": "Elements",
+    "EndCondition": "FirstItem",
     "ErrorPolicy": "Faults",
     "FairScheduler": "Queue",
     "FanOutStep": "ParallelStep",
