@@ -51,6 +51,8 @@ COMING = {
     "CrashSuspects": "Suspects",
     "ElementSource": "Elements",
     "EndCondition": "FirstItem",
+    "by_item": "FirstItem",
+    "picks_one": "FirstItem",
     "ErrorPolicy": "Faults",
     "FairScheduler": "Queue",
     "FanOutStep": "ParallelStep",
