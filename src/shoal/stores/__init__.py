@@ -1,4 +1,4 @@
-"""Stores: where runs are kept, so that they can go on after a crash."""
+"""Stores keep runs, so that they can be resumed after a crash."""
 
 from __future__ import annotations
 
