@@ -14,15 +14,14 @@ from typing import Generic, cast, final
 
 from shoal._engine.fanout.group import Group
 from shoal._engine.run import Run
-from shoal._errors.exceptions import BadUse, DefinitionError, RunCancelled
-from shoal._errors.inspection import first_of
+from shoal._errors.exceptions import DefinitionError
 from shoal._events.events import Event, Question, Status
 from shoal._events.identity import Key, RunPath
 from shoal._events.stream import Stream
 from shoal._state.state import S, State
 
-from .result import RunResult, result_of
-from .root_run import Root
+from .result import RunResult
+from .root_run import RootRun
 
 BUFFER = 1000
 """Events that may wait to be read."""
@@ -51,7 +50,7 @@ class RunHandle(Generic[S]):
         succeeded 6
     """
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: RootRun) -> None:
         """Use ``Runtime.start`` or ``Runtime.find``."""
         self._path = root.path
         self._root = root
@@ -94,7 +93,7 @@ class RunHandle(Generic[S]):
     def error(self) -> BaseException | None:
         """What it has failed with; None if it has not."""
         self._check_begun()
-        return self._failure()
+        return self._root.failure
 
     @property
     def reason(self) -> str:
@@ -150,11 +149,7 @@ class RunHandle(Generic[S]):
         Cancelling this cancels the wait, not the run.
         """
         self._check_begun()
-        hosted = self._root.hosted
-        assert hosted is not None, "it has begun"
-        await hosted.ended.wait()
-        status = self._run.status
-        return "failed" if status is None else status  # None: a KeyboardInterrupt before its end
+        return await self._root.wait_ended()
 
     async def result(self) -> RunResult[S]:
         """Wait for the run's end, and return what it came to.
@@ -169,14 +164,7 @@ class RunHandle(Generic[S]):
         """
         await self.wait_ended()
         self._raise_failure()
-        run = self._run
-        if run.status in ("succeeded", "halted"):
-            return result_of(run)
-        if run.status == "cancelled":
-            msg = f"run {self._path.id} has no result, it was cancelled: {run.reason}"
-            raise RunCancelled(msg)
-        msg = f"run {self._path.id} failed; what with was raised until its block was left"
-        raise BadUse(msg)
+        return self._root.result()
 
     def cancel(self, reason: str) -> None:
         """Cancel the run, at once and without waiting; if it has ended, nothing happens.
@@ -244,12 +232,8 @@ class RunHandle(Generic[S]):
     def _check_begun(self) -> None:
         """Refuse to say anything of what isn't there yet."""
 
-    def _failure(self) -> BaseException | None:
-        hosted = self._root.hosted
-        return first_of(None if hosted is None else hosted.fatal, self._run.error)
-
     def _raise_failure(self) -> None:
-        failure = self._failure()
+        failure = self._root.failure
         if failure is not None:
             try:
                 raise failure
@@ -282,31 +266,6 @@ class RunEvents(AsyncIterator[Event]):
     def end(self) -> None:
         """End them now, once what has happened so far was read; whatever the run does."""
         self._stream.end()
-
-
-async def wait_begun(root: Root) -> None:
-    """Wait until a run goes on, or is known to have ended long ago; cancelled, cancel it.
-
-    Raises:
-        RunCancelled: It was cancelled before it began.
-        Exception: It could not begin.
-    """
-    hosted = root.hosted
-    assert hosted is not None, "it is alive"
-    if root.run is None:
-        try:
-            await root.begun.wait()
-        except BaseException:
-            hosted.cancel("closed")
-            await hosted.wait()
-            raise
-    if root.run is None:
-        await hosted.wait()
-        never = RunCancelled(f"run {root.path.id} was cancelled before it began: {root.reason}")
-        try:
-            raise first_of(hosted.fatal, root.error) or never
-        finally:
-            root.error = None  # no cycle from the exception to this frame
 
 
 def check_buffer(buffer: object, where: str) -> None:

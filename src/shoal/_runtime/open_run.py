@@ -27,9 +27,9 @@ from shoal._events.identity import RunPath
 from shoal._events.stream import Stream, wake
 from shoal._state.state import S
 
-from .handle import RunHandle, wait_begun
+from .handle import RunHandle
 from .result import RunResult
-from .root_run import Root
+from .root_run import RootRun
 from .runtime import Runtime
 
 Gate = Callable[[str], Awaitable[None]]
@@ -79,7 +79,7 @@ class OpenRun(RunHandle[S]):
         self,
         path: RunPath,
         runtime: AbstractAsyncContextManager[Runtime],
-        plan: Callable[[Runtime, Gate | None], Root],
+        plan: Callable[[Runtime, Gate | None], RootRun],
         *,
         buffer: int,
         stepwise: bool,
@@ -119,7 +119,7 @@ class OpenRun(RunHandle[S]):
             root.follow(_Ending(root, self._stream, self._steps), self._stream)
             runtime.begin(root)
             self._root = root
-            await wait_begun(root)
+            await root.wait_begun()
         except BaseException:
             await self._runtime.__aexit__(None, None, None)  # leaves a shared one open
             raise
@@ -139,11 +139,9 @@ class OpenRun(RunHandle[S]):
             BaseException: What interrupted that, or what the run failed with.
             BadUse: The block was entered in another task; the run has ended all the same.
         """
-        hosted = self._root.hosted
-        assert hosted is not None, "it was entered"
-        hosted.cancel("closed")
+        self._root.cancel("closed")
         self._stream.close()
-        interruption = await hosted.wait()
+        interruption = await self._root.task.wait()
         if get_current_task().id != self._owner:
             msg = (
                 f"the block of run {self._path.id} is left in another task than it was entered in "
@@ -162,7 +160,7 @@ class OpenRun(RunHandle[S]):
 
     def _leave(self, error: BaseException | None, interruption: BaseException | None) -> None:
         """Raise what goes before ``error``, which the block raised and which goes on by itself."""
-        failure = None if self._told else self._failure()
+        failure = None if self._told else self._root.failure
         try:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 return
@@ -179,7 +177,7 @@ class OpenRun(RunHandle[S]):
                 raise ExceptionGroup(msg, [error, failure]) from None
         finally:
             if not self._stream.waiting:  # else somebody is about to be told as well
-                self._root.forget()
+                self._root.release_error()
             del error, failure, interruption
 
     def __del__(self) -> None:
@@ -280,7 +278,7 @@ class OpenRun(RunHandle[S]):
     # -- helpers --------------------------------------------------------------------------------
 
     def _raise_failure(self) -> None:
-        self._told = self._told or self._failure() is not None
+        self._told = self._told or self._root.failure is not None
         super()._raise_failure()
 
     def _check_begun(self) -> None:
@@ -318,7 +316,7 @@ class _Ending:
 
     __slots__ = ("_root", "_steps", "_stream")
 
-    def __init__(self, root: Root, stream: Stream, steps: _Steps | None) -> None:
+    def __init__(self, root: RootRun, stream: Stream, steps: _Steps | None) -> None:
         self._root = root
         self._stream = stream
         self._steps = steps

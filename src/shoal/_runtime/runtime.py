@@ -58,8 +58,8 @@ from shoal.stores._results import SIZE, Results
 
 from .handle import RunHandle
 from .recovery import Recoverable, Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
-from .registry import Roots
-from .root_run import Root
+from .registry import RunRegistry
+from .root_run import RootRun
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -197,7 +197,7 @@ class Runtime:
         self._grace = grace
         self._seed = seed
         self._tasks: TaskGroup | None = None
-        self._roots: Roots = Roots()
+        self._roots = RunRegistry()
         self._fatal: BaseException | None = None  # what came out of a run that nobody awaits
         self._status: Literal["new", "open", "closing", "closed"] = "new"
 
@@ -261,7 +261,8 @@ class Runtime:
         tasks = self._tasks
         assert tasks is not None
         self._status = "closing"
-        interruption = await self._wait_ended(cancelling=error is not None)
+        reason = "the runtime was closed"
+        interruption = await self._roots.close(reason, cancelling=error is not None)
         self._admission.close()
         self._watchdog.close()
         try:
@@ -281,23 +282,6 @@ class Runtime:
                 raise interruption
         finally:
             del error, fatal, interruption  # no cycle from the exception to this frame
-
-    async def _wait_ended(self, *, cancelling: bool) -> BaseException | None:
-        """Wait for the runs to end; cancel them if interrupted. Return the first interruption."""
-        interruption: BaseException | None = None
-        while self._roots:
-            if cancelling:
-                self._roots.interrupt("the runtime was closed")
-            try:
-                with CancelScope(shield=cancelling):
-                    await self._roots.wait_for_first()
-            except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
-                interruption = first_of(interruption, error)
-                cancelling = True
-        try:
-            return interruption
-        finally:
-            del interruption  # no cycle from the exception to this frame
 
     def scopes(self, owner: object, limits: Limits | None) -> tuple[Limiter, ...]:
         """Return what limits the attempts of a run of ``owner``: its limits and the runtime's."""
@@ -530,11 +514,8 @@ class Runtime:
             for call in tuple(self._ends):
                 call()
         with move_on_after(within):
-            while self._roots:
-                await self._roots.wait_for_first()
-        while self._roots:
-            self._roots.interrupt("the runtime is being drained")
-            await self._roots.wait_for_first()
+            await self._roots.wait_empty()
+        await self._roots.interrupt_all("the runtime is being drained")
 
     # -- what dead processes have left ----------------------------------------------------------
 
@@ -624,7 +605,7 @@ class Runtime:
 
     # -- the tasks in it ------------------------------------------------------------------------
 
-    def begin(self, root: Root, *, is_detached: bool = False) -> Hosted:
+    def begin(self, root: RootRun, *, is_detached: bool = False) -> Hosted:
         """Have a root run live in a task of its own.
 
         Args:
@@ -642,22 +623,21 @@ class Runtime:
             )
             raise Draining(msg)
         self._roots.add(root)
-        root.hosted = Hosted(
-            partial(lived_within, self._grace, root.path.id, root.live),
-            root.give_reason,
+        root.task = Hosted(
+            partial(lived_within, self._grace, root.path.id, root.execute),
+            root.on_cancel,
             self._watchdog,
             start=self._start_here,
             start_again=partial(self._start_in, copy_context()),
-            on_ended=partial(self._hear_ended, root, is_detached=is_detached),
+            on_ended=partial(self._on_ended, root, is_detached=is_detached),
         )
-        return root.hosted
+        return root.task
 
-    def _hear_ended(self, root: Root, *, is_detached: bool) -> None:
-        """Hear that a root run has ended."""
-        root.tell_ended()
+    def _on_ended(self, root: RootRun, *, is_detached: bool) -> None:
+        """Notify the followers of a root run that has ended, and deal with what ended it."""
+        root.notify_ended()
         self._roots.remove(root)
-        assert root.hosted is not None, "it has lived"
-        fatal = root.hosted.fatal if is_detached else None
+        fatal = root.task.fatal if is_detached else None
         if is_exit(fatal):
             # Nobody awaits it, so the block does. Not raised here: a SystemExit in a task would
             # break off the event loop itself, with everything else that lives there.
