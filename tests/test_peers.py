@@ -690,7 +690,7 @@ def test_replay_pairs_results_with_their_branches(seed: int):
     run_virtual(main, seed=seed)
 
 
-# Fails where Root._begin doesn't look at how the run has ended.
+# Fails where RootRun._begin doesn't look at how the run has ended.
 async def test_a_run_that_has_succeeded_is_not_run_on_when_it_is_asked_for_again():
     """LangGraph: reducers append once more when a finished thread is invoked again."""
     store, ran = MemoryStore(), list[int]()
