@@ -404,6 +404,12 @@ class Halting(BaseException):
     """
 
 
+# Tracebacks, ``ErrorInfo.type`` and pickles name them by ``shoal``, wherever they are defined (see
+# test_errors_show_their_public_name).
+for _one in [*globals().values()]:
+    if isinstance(_one, type) and issubclass(_one, ShoalError | Halting):
+        _one.__module__ = "shoal"
+
 _SHOWN = 300
 """Characters of a value that a message shows."""
 

@@ -184,6 +184,8 @@ class Halted(_Ended):
 class ErrorInfo(HasPlainForm):
     """An error as data: what ``errors_into`` collects."""
 
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
+
     type: str
     """The exception's class, with its module unless that is builtins."""
     message: str
@@ -243,7 +245,7 @@ class Update(NamedTuple):
     step: str
     """The step that made it."""
     operations: tuple[Operation, ...]
-    """What changed; ``shoal.replay(state, operations)`` applies them."""
+    """What changed; ``shoal.stores.replay(state, operations)`` applies them."""
     discovered: Sequence[object] = ()
     """New elements that ``grow`` returned for the child that it applies."""
     discovered_at: int = 0
