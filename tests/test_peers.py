@@ -24,7 +24,6 @@ from shoal import (
     END,
     Application,
     Cancelled,
-    ChildEnded,
     Context,
     Done,
     Failed,
@@ -32,19 +31,15 @@ from shoal import (
     Hook,
     Limits,
     MemoryStore,
-    RunEnded,
     RunPath,
-    RunStarted,
     Runtime,
     State,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
     StoreFailed,
     action,
     fan_out,
     when,
 )
+from shoal.events import ChildEnded, RunEnded, RunStarted, StateUpdated, StepEnded, StepStarted
 from shoal.testing import RecordingHook, no_leaks, run_virtual
 from shoal.testing._leaks import _open_descriptors
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from shoal import PostgresStore, SQLiteStore, Store
+from shoal import PostgresStore, SQLiteStore
 from shoal._events.identity import Key, child_id
+from shoal.stores import Store
 from shoal.stores._sql.writing import Database
 from tests.stores.postgres import QUICK, PostgresServer, private_server, programs
 
