@@ -16,34 +16,27 @@ from shoal import (
     AIMD,
     END,
     Application,
-    AttemptEnded,
-    BadUse,
     Breaker,
-    ChildEnded,
     Context,
     Each,
     Failed,
     Graph,
-    Halting,
     Hook,
-    HookFailed,
-    Item,
     Limits,
     MemoryStore,
-    NotData,
     Result,
     Retry,
     RetryLater,
     RunCancelled,
-    RunEnded,
     RunResult,
     Runtime,
-    StepEnded,
     UnknownQuestion,
     action,
     fan_out,
     when,
 )
+from shoal.errors import BadUse, Halting, HookFailed, NotData
+from shoal.events import AttemptEnded, ChildEnded, Item, RunEnded, StepEnded
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -18,29 +18,22 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from shoal import (
-    Application,
+from shoal import Application, Done, Failed, Graph, Hook, action, fan_out
+from shoal._engine import publish as _telling
+from shoal._engine import run as _run
+from shoal._engine import walk as _walk
+from shoal.errors import DefinitionError, HookFailed
+from shoal.events import (
     ChildEnded,
     ChildStarted,
-    DefinitionError,
-    Done,
     Event,
-    Failed,
-    Graph,
-    Hook,
-    HookFailed,
     RunEnded,
     RunStarted,
     StateUpdated,
     StepEnded,
     StepStarted,
     Update,
-    action,
-    fan_out,
 )
-from shoal._engine import publish as _telling
-from shoal._engine import run as _run
-from shoal._engine import walk as _walk
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook
 from tests.engine.test_cancellation import cancellation

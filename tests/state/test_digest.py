@@ -27,9 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, PrivateAttr
 
-from shoal import NotData, PositionedList, State, StateList, StateMap
+from shoal import PositionedList, State, StateList, StateMap
 from shoal._state.digest import combined, digest, written
 from shoal._state.digest import named as digest_of
+from shoal.errors import NotData
 
 
 class Color(Enum):

@@ -21,44 +21,48 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, SecretStr
 
 from shoal import (
     Application,
-    AttemptEnded,
-    BadUse,
     Breaker,
     Cancelled,
-    ChildEnded,
-    ChildRerun,
-    ChildStarted,
     Codec,
     Context,
-    DefinitionError,
     Done,
     Each,
     Failed,
     Graph,
     Hook,
-    InvalidState,
     Limits,
     MapActions,
     MemoryStore,
-    MissingField,
     MissingSecret,
-    Orphan,
     Result,
     Retry,
     RunConflict,
     Runtime,
-    SecretLeaked,
-    SpanStarted,
     SQLiteStore,
     State,
-    StateError,
-    StepStarted,
     Task,
     action,
     fan_out,
     race,
     when,
 )
+from shoal.errors import (
+    BadUse,
+    DefinitionError,
+    InvalidState,
+    MissingField,
+    SecretLeaked,
+    StateError,
+)
+from shoal.events import (
+    AttemptEnded,
+    ChildEnded,
+    ChildRerun,
+    ChildStarted,
+    SpanStarted,
+    StepStarted,
+)
+from shoal.stores import Orphan
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -394,6 +394,12 @@ class Halting(BaseException):
     """
 
 
+# Tracebacks, ``ErrorInfo.type`` and pickles name them by ``shoal``, wherever they are defined (see
+# test_errors_show_their_public_name).
+for _one in [*globals().values()]:
+    if isinstance(_one, type) and issubclass(_one, ShoalError | Halting):
+        _one.__module__ = "shoal"
+
 _SHOWN = 300
 """The most characters of a value in a message: about four lines of a terminal."""
 

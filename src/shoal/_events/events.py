@@ -181,6 +181,8 @@ class Halted(_Ended):
 class ErrorInfo(HasPlainForm):
     """An error as data, as ``errors_into`` collects it."""
 
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
+
     type: str
     """The exception's class, with its module unless that is ``builtins``."""
     message: str
@@ -240,7 +242,7 @@ class Update(NamedTuple):
     step: str
     """The step that made it."""
     operations: tuple[Operation, ...]
-    """The operations of the change; ``shoal.replay(state, operations)`` applies them."""
+    """The operations of the change; ``shoal.stores.replay(state, operations)`` applies them."""
     discovered: Sequence[object] = ()
     """New elements that ``grow`` returned for the child whose result this update applies."""
     discovered_at: int = 0

@@ -46,6 +46,8 @@ class StateList(Sequence[T]):
     Equal to a list of the same content. Reads cost what a list's do.
     """
 
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
+
     __slots__ = ("_journal", "_size")
 
     if TYPE_CHECKING:  # at run time they would be looked up in the module that __module__ names
@@ -146,6 +148,8 @@ class StateMap(Mapping[K, V]):
     the start first, entries without a position last. Equal to a dict of the same content, in any
     order.
     """
+
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
 
     __slots__ = ("_count", "_journal", "_last", "_order", "_size")
 
@@ -300,6 +304,8 @@ class PositionedList(Sequence[T]):
 
     Equal to a list of the same content.
     """
+
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
 
     __slots__ = ("_map",)
 

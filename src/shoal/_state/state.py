@@ -154,6 +154,8 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         State({'url': 'https://example.org', 'token': <secret>})
     """
 
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
+
     __slots__ = ("_data", "_derivation", "_model", "_permit")
 
     if TYPE_CHECKING:  # at run time they would be looked up in the module that __module__ names
