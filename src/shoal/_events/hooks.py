@@ -258,6 +258,8 @@ class Hooks:
         Raises:
             HookFailed: A guarding hook raised, or took longer than 30 seconds.
         """
+        # Raised only after the last listener: the hooks behind a failing one must also receive the
+        # event, or they would see a start without an end.
         failed: HookFailed | None = None
         for hook, method in listeners:
             if self._detached and id(hook) in self._detached:
@@ -332,6 +334,7 @@ class Hooks:
         if cause is None:
             raise error
         name, event_name = type(hook).__name__, type(event).__name__
+        # The hook may overlap with itself, in events of two runs, and fail in both: report it once.
         first = id(hook) not in self._detached
         self._detached.add(id(hook))
         if hook.observer:

@@ -98,8 +98,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self, *, start_at: float = 0.0, seed: int | None = None) -> None:
         self._now = start_at
         self._order = None if seed is None else _StepOrder(seed)
-        self._outside_jobs = 0
-        self._bystanders = frozenset(working_threads())
+        self._outside_jobs = 0  # what waits for the real world: jobs, and blocks of `real_time`
+        self._bystanders = frozenset(working_threads())  # older than the loop: they don't call it
         self._turns = _TurnSelector()
         super().__init__(self._turns)
         self._own_descriptors = len(self._turns.get_map())  # the pipe for calls from threads
