@@ -378,7 +378,7 @@ class ParallelStep(Carrier):
             elif recorded is None or recorded.get(ChildName(one.act, one.key)) is None:
                 self.ledger.add(one)
         if lost:
-            await self.parent.end_unapplied(lost)
+            await commit_unapplied(self.parent, lost)
         for child in lost:
             self.ledger.enter(child, raised=False)
         self.ledger.settle()
