@@ -355,7 +355,7 @@ class StartCheck:
             raise TypeError(msg)
         if answers:
             if call.id is None:
-                msg = f"{call.where}(answers=...) takes id= as well: whose questions are answered?"
+                msg = f"{call.where}(answers=...) takes id= as well: which run has asked?"
                 raise BadUse(msg)
             self.require_store(call, "answers=...")
         return cast("Answers | None", answers)

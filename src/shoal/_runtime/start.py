@@ -86,9 +86,9 @@ def only_secrets(
         BadUse: A field is not secret in that run.
     """
     for name in sorted(fields.keys() - known.secret):
-        names = ", ".join(map(repr, sorted(known.secret))) or "nothing"
+        names = ", ".join(map(repr, sorted(known.secret))) or "none"
         msg = (
-            f"{where}(state) takes what is secret in the run, which is {names}, and not {name!r}: "
+            f"{where}(state) takes the secret fields of the run ({names}), and not {name!r}: "
             f"the rest is saved"
         )
         raise BadUse(msg)
@@ -238,7 +238,7 @@ class OrphanStart:
             RunClaimed: The run has ended meanwhile, or the store no longer has it.
         """
         if known is None or known.status is not None:
-            msg = f"run {self._run_id} was recovered by somebody else, and has ended since"
+            msg = f"run {self._run_id} was recovered by another process, and has ended since"
             raise RunClaimed(msg)
         self._is_ours = True
         return self._same(known, only_secrets(self._secrets, known.beginning, "recover"))
