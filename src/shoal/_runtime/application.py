@@ -18,7 +18,6 @@ from anyio import NoEventLoopError, get_cancelled_exc_class
 
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from shoal._engine.fanout.recorded import read_questions
-from shoal._engine.questions import Answers
 from shoal._errors.exceptions import BadUse
 from shoal._events.events import Question
 from shoal._events.hooks import Hook, Hooks
@@ -29,6 +28,7 @@ from shoal._limits.limits import Limits
 from shoal._state.state import S
 from shoal.stores._protocol import Store
 
+from .answers import Answers
 from .definition import define
 from .handle import BUFFER, RunHandle, check_buffer
 from .inputs import Call, StartCheck

@@ -104,7 +104,10 @@ class Recoverables:
             BadUse: There are no applications, or the store of one can't find orphans.
         """
         if not self.by_name:
-            msg = "this runtime can recover no runs, because it has no applications: Runtime(apps=[...])"
+            msg = (
+                "this runtime can recover no runs, because it has no applications: "
+                "Runtime(apps=[...])"
+            )
             raise BadUse(msg)
         for app in self.by_name.values():
             store = self._store_of(app)

@@ -31,7 +31,7 @@ from shoal._engine.fanout.recorded import recorded_asked, recorded_history
 from shoal._engine.fanout.takeup import refuse_left_steps, refuse_retry
 from shoal._engine.parts import read_children
 from shoal._engine.publish import publish_run_ended
-from shoal._engine.questions import Answers, has_halted, resolved
+from shoal._engine.questions import has_halted
 from shoal._engine.replay import refuse_other_way, stand_at
 from shoal._engine.run import Run
 from shoal._engine.walk import complete_step, walk
@@ -46,6 +46,7 @@ from shoal._state.state import Change, Drop, Set
 from shoal.stores._history import Playback, Rewound, play
 from shoal.stores._protocol import ChildRecord, NullStore, RunRecord
 
+from .answers import Answers, resolve_answers
 from .result import RunResult, result_of
 from .start import RunRequest, RunStart, refuse_conflict, refuse_missing
 
@@ -263,7 +264,7 @@ class RootRun:
 
     async def _begin_new(self, wanted: RunStart) -> Run:
         """Make a run that the store doesn't have, and save its beginning."""
-        resolved(self._answers, (), {}, self.path.id)  # refuses any: nothing was asked
+        resolve_answers(self._answers, (), {}, self.path.id)  # refuses any: nothing was asked
         run, begun = self._make_run(wanted.fields), wanted.beginning
         if begun.forked_from is not None:
             stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
@@ -305,7 +306,9 @@ class RootRun:
             else recorded_asked(self.path, run.setting.graph, played, children)
         )
         has_failed = record.status == "failed"
-        answered = resolved(self._answers, asked, played.answers, run_id, has_failed=has_failed)
+        answered = resolve_answers(
+            self._answers, asked, played.answers, run_id, has_failed=has_failed
+        )
         run.resume_state().has_halted_here = record.status == "halted"
         if retries_failed:
             now = played.data

@@ -25,7 +25,6 @@ from shoal._concurrency.cancellation import is_exit
 from shoal._concurrency.shielding import lived_within
 from shoal._concurrency.watchdog import GRACE
 from shoal._engine.crash_suspects import MAX_CRASHES
-from shoal._engine.questions import Answers
 from shoal._engine.services import Services
 from shoal._errors.arguments import is_positive
 from shoal._errors.exceptions import BadUse, DefinitionError, Draining, kind_of
@@ -38,6 +37,7 @@ from shoal._limits.limits import Limits
 from shoal._state.state import S
 from shoal.stores._protocol import NullStore, Store, check_store
 
+from .answers import Answers
 from .apps import R_co, Recoverable, Runnable, Startable
 from .binding import RuntimeOptions, bind_services
 from .draining import DrainSignal

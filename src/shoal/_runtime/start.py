@@ -13,7 +13,6 @@ from typing import NamedTuple, TypeVar, final
 
 from shoal._engine.config import Halts
 from shoal._engine.execution import Execution
-from shoal._engine.questions import Answers
 from shoal._errors.exceptions import (
     BadUse,
     MissingSecret,
@@ -27,6 +26,8 @@ from shoal._graph.graph import Graph
 from shoal._state.digest import digest
 from shoal._state.secrets import Secret, Secrets, boxed, reveal, secrets_in, without_secrets
 from shoal.stores._protocol import Beginning, RunRecord
+
+from .answers import Answers
 
 T = TypeVar("T")
 
