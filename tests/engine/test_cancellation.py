@@ -27,35 +27,35 @@ from anyio.lowlevel import checkpoint
 from shoal import (
     Application,
     Cancelled,
-    ChildEnded,
-    ChildStarted,
-    CommitInDoubt,
     Context,
-    Decision,
     Done,
-    Event,
     Failed,
     Graph,
     Hook,
-    HookFailed,
     Limits,
     Outcome,
-    RunEnded,
-    RunStarted,
-    SpuriousCancel,
     State,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
-    Update,
     action,
     fan_out,
-    replay,
 )
 from shoal._concurrency.background import Hosted
 from shoal._engine.run import Run
 from shoal._runtime.root_run import RootRun
 from shoal._runtime.runtime import Runtime
+from shoal.errors import CommitInDoubt, HookFailed, SpuriousCancel
+from shoal.events import (
+    ChildEnded,
+    ChildStarted,
+    Decision,
+    Event,
+    RunEnded,
+    RunStarted,
+    StateUpdated,
+    StepEnded,
+    StepStarted,
+    Update,
+)
+from shoal.stores import replay
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
 from tests.sweeps import EVERYWHERE, at_any_turn

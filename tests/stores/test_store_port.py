@@ -17,30 +17,17 @@ import pytest
 
 from shoal import (
     Application,
-    ChildEnded,
-    CommitInDoubt,
     Done,
-    FanOut,
     Graph,
     Hook,
-    HookFailed,
     Limits,
-    NoTransition,
     Outcome,
-    Put,
-    RunEnded,
     RunPath,
-    Set,
     State,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
     StoreFailed,
-    Update,
     action,
     fan_out,
     first,
-    replay,
     when,
 )
 from shoal._engine.config import Setting
@@ -51,8 +38,21 @@ from shoal._graph.graph import as_graph
 from shoal._runtime.root_run import RootRun
 from shoal._runtime.runtime import Runtime
 from shoal._runtime.start import RunRequest, RunStart
+from shoal.errors import CommitInDoubt, HookFailed, NoTransition
+from shoal.events import (
+    ChildEnded,
+    Put,
+    RunEnded,
+    Set,
+    StateUpdated,
+    StepEnded,
+    StepStarted,
+    Update,
+)
+from shoal.stores import replay
 from shoal.stores._protocol import Batch, Beginning, NullStore
 from shoal.testing import RecordingHook, run_virtual
+from shoal.types import FanOut
 
 pytestmark = pytest.mark.anyio
 

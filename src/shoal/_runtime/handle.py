@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
 from typing import Generic, cast, final
 
-from shoal._engine.fanout.group import Group
+from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
 from shoal._errors.exceptions import DefinitionError
 from shoal._events.events import Event, Question, Status
@@ -203,7 +203,7 @@ class RunHandle(Generic[S]):
         if not isinstance(reason, str):
             msg = f"cancel_child(child, reason) takes a string as reason, not {reason!r}"
             raise TypeError(msg)
-        groups = cast("set[Group]", self._run.setting.execution.groups)
+        groups = cast("set[ChildTaskGroup]", self._run.setting.execution.groups)
         if isinstance(child, RunPath):
             of_parent = [group for group in groups if group.parent.path == child.parent]
             key, act, step = child.key, child.act, child.step

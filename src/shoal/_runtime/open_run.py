@@ -60,6 +60,7 @@ class OpenRun(RunHandle[S]):
 
     Examples:
         >>> import anyio
+        >>> from shoal.events import ChildEnded
         >>> @action(reads=["n"], writes=["double"])
         ... async def double(n: int) -> int:
         ...     return 2 * n
