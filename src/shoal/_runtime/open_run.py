@@ -267,7 +267,7 @@ class OpenRun(RunHandle[S]):
 
         Raises:
             Exception: The run's failure, unwrapped.
-            BadUse: The run was not opened with ``stepwise=True``, or somebody steps it already.
+            BadUse: The run was not opened with ``stepwise=True``, or another task steps it.
         """
         self._check_begun()
         if self._steps is None:

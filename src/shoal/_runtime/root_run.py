@@ -31,7 +31,7 @@ from shoal._engine.fanout.recorded import recorded_asked, recorded_history
 from shoal._engine.fanout.takeup import refuse_left_steps, refuse_retry
 from shoal._engine.parts import read_children
 from shoal._engine.publish import publish_run_ended
-from shoal._engine.questions import Answers, has_halted, resolved
+from shoal._engine.questions import has_halted
 from shoal._engine.replay import refuse_other_way, stand_at
 from shoal._engine.run import Run
 from shoal._engine.walk import complete_step, walk
@@ -44,8 +44,9 @@ from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel, stores_within
 from shoal._state.state import Change, Drop, Set
 from shoal.stores._history import Playback, Rewound, play
-from shoal.stores._protocol import ChildRecord, NullStore
+from shoal.stores._protocol import ChildRecord, NullStore, RunRecord
 
+from .answers import Answers, resolve_answers
 from .result import RunResult, result_of
 from .start import RunRequest, RunStart, refuse_conflict, refuse_missing
 
@@ -213,7 +214,7 @@ class RootRun:
             msg = f"run {self.path.id} has no result, it was cancelled: {self.reason}"
             raise RunCancelled(msg)
         if run.status not in ("succeeded", "halted"):
-            msg = f"run {self.path.id} failed; what with was raised until its block was left"
+            msg = f"run {self.path.id} failed; its error was raised while its block lasted"
             raise BadUse(msg)
         return result_of(run)
 
@@ -250,7 +251,7 @@ class RootRun:
             StoreFailed: The store could not be read.
         """
         execution, run_id = self._execution, self.path.id
-        store, retries_failed = execution.store, self._request.retries_failed
+        store = execution.store
         has_died = await execution.claim(store, run_id)
         await checkpoint_if_cancelled()
         record = await execution.ask(store.load(run_id), f"run {run_id}")
@@ -258,13 +259,29 @@ class RootRun:
         if not isinstance(wanted, RunStart):
             wanted = await wanted(execution, record)
         if record is None:
-            resolved(self._answers, (), {}, run_id)  # refuses any
-            run, begun = self._make_run(wanted.fields), wanted.beginning
-            if begun.forked_from is not None:
-                stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
-                await recall_ledgers(run, {}, ())
-            await commit(run, Write(begun=begun))
-            return run
+            return await self._begin_new(wanted)
+        return await self._resume(record, wanted, has_died=has_died)
+
+    async def _begin_new(self, wanted: RunStart) -> Run:
+        """Make a run that the store doesn't have, and save its beginning."""
+        resolve_answers(self._answers, (), {}, self.path.id)  # refuses any: nothing was asked
+        run, begun = self._make_run(wanted.fields), wanted.beginning
+        if begun.forked_from is not None:
+            stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
+            await recall_ledgers(run, {}, ())
+        await commit(run, Write(begun=begun))
+        return run
+
+    async def _resume(self, record: RunRecord, wanted: RunStart, *, has_died: bool) -> Run:
+        """Make a run that the store has, and let it stand where its record ends.
+
+        Args:
+            record: What the store has.
+            wanted: What the caller started it with.
+            has_died: Whether its claim was held by an execution that has died.
+        """
+        execution, run_id = self._execution, self.path.id
+        store, retries_failed = execution.store, self._request.retries_failed
         wanted, known = wanted.declaring(record.beginning.secret), record.beginning
         refuse_conflict(run_id, known, wanted)
         is_over = record.status == "succeeded" and not retries_failed
@@ -272,6 +289,7 @@ class RootRun:
             refuse_missing(run_id, known.secret, wanted.secrets)
         execution.is_resumed = True
         if has_died and record.status is None:
+            # Not before the first crash, so that runs that never crash do not pay for counting.
             execution.suspects = Suspects(execution.services.max_crashes)
         known = replace(known, first={**known.first, **wanted.secrets})
         run = self._make_run(known.first)
@@ -288,7 +306,9 @@ class RootRun:
             else recorded_asked(self.path, run.setting.graph, played, children)
         )
         has_failed = record.status == "failed"
-        answered = resolved(self._answers, asked, played.answers, run_id, has_failed=has_failed)
+        answered = resolve_answers(
+            self._answers, asked, played.answers, run_id, has_failed=has_failed
+        )
         run.resume_state().has_halted_here = record.status == "halted"
         if retries_failed:
             now = played.data
@@ -334,8 +354,9 @@ class RootRun:
                 raise BadUse(msg)
         msg = (
             f"run {path.id} has completed no fan-out with failures, so there is none to retry; "
-            f"what a child, or a graph as a node, has put up with below itself stays, for it has "
-            f"succeeded; a run that has not goes on with run(id={path.id!r})"
+            f"failures that a child, or a graph as a node, has tolerated below itself stay, "
+            f"because it has succeeded; a run that has not succeeded goes on with "
+            f"run(id={path.id!r})"
         )
         raise BadUse(msg)
 
