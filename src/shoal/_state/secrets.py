@@ -10,8 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -19,7 +17,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from types import GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any, NoReturn, cast, final
-from urllib.parse import quote, quote_plus
 
 from shoal._errors.exceptions import SavedError, SecretLeaked
 from shoal._errors.inspection import (
@@ -242,6 +239,10 @@ def refuse_key(key: object, data: Mapping[str, object], who: str) -> None:
 
 def _written(text: str) -> Iterator[str]:
     """Go through the ways in which a text is written: as it is, quoted, in a URL."""
+    # Most programs have no secrets, and these would take a twentieth of the time to import shoal.
+    import json  # noqa: PLC0415
+    from urllib.parse import quote, quote_plus  # noqa: PLC0415
+
     yield text
     yield repr(text)[1:-1]
     yield json.dumps(text)[1:-1]
@@ -344,6 +345,8 @@ _class: Any = vars(object)["__class__"]
 
 def _copied_of(error: BaseException) -> Iterator[str]:
     """Go through the text that a copy of an error in another process would be made of."""
+    import pickle  # noqa: PLC0415 # as in _written
+
     with suppress(Exception):  # there can be none
         yield pickle.dumps(error).decode("utf-8", "replace")
 
