@@ -1343,7 +1343,7 @@ async def test_a_listener_may_end_it(how: str):
     def hear(run: Run, item: object) -> None:
         if how == "raises":
             raise LookupError("of the listener")
-        act.group.cancel("decided")
+        act.group.scope.cancel("decided")
 
     act = Listening(Graph.chain(streaming(talk)), hear)
     async with nothing_left():

@@ -8,6 +8,6 @@
 - ``source``, ``elements``, ``task_source``, ``entries`` make children; ``stagger`` delays them.
 - ``batch`` applies outcomes to the parent's state; ``ledger`` and ``read_ledgers`` count them.
 - ``race`` judges results, ``rounds`` runs a race again, ``hedge`` starts extra children.
-- ``recorded``, ``takeup``, ``carrying``: what earlier executions left of a step.
+- ``recorded``, ``takeup``, ``step_resume``: what earlier executions left of a step.
 - ``context``: ``Context``, which tells an action where it runs.
 """
