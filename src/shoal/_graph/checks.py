@@ -13,7 +13,7 @@ from shoal.stores._protocol import check_store
 
 from .graph import Graph
 from .policy import INHERIT, Each, Hedge, Tolerate, check_timeout
-from .until import Race
+from .until import EndCondition
 
 
 def check_policies(
@@ -48,14 +48,14 @@ def check_policies(
     check_timeout(f"{who}: timeout=", timeout)
 
 
-def check_stagger(who: str, stagger: object, until: object) -> None:
+def check_stagger(who: str, stagger: object, until: EndCondition) -> None:
     """Refuse what doesn't say when children start.
 
     Raises:
         DefinitionError: Naming ``who`` was given it.
     """
     if isinstance(stagger, Hedge):
-        if not isinstance(until, Race):
+        if not until.is_race:
             msg = (
                 f"{who}: stagger=Hedge(...) starts more children than are needed, and here all "
                 f"are: give until=first(), or, to hedge each child, run over the elements a race "
