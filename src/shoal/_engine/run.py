@@ -24,7 +24,6 @@ from shoal._events.events import (
     ChildName,
     Done,
     Failed,
-    Halted,
     Outcome,
     Question,
     Skipped,
@@ -49,14 +48,7 @@ from .disposition import (
     SKIPPED,
     Disposition,
 )
-from .progress import (
-    PendingQuestions,
-    ResumeState,
-    RetryState,
-    StepCounts,
-    plain,
-    recorded_questions,
-)
+from .progress import PendingQuestions, ResumeState, RetryState, StepCounts, plain
 
 logger = logging.getLogger("shoal")
 
@@ -129,19 +121,21 @@ class Run:
         path: RunPath | None = None,
     ) -> None:
         """Stand at the beginning, with the state ``data``."""
+        # Who it is.
         self.setting: Setting = setting
         self.key: Key = key
         self.position: int = position
         self.element: object = element
-        # The number of the last update, and the state after it: one attribute, so that not even a
-        # KeyboardInterrupt between two bytecodes tears them apart.
+        # How far it is. The number of the last update, and the state after it: one attribute, so
+        # that not even a KeyboardInterrupt between two bytecodes tears them apart.
         self.head: tuple[int, Mapping[str, object]] = (0, data)
         self.pending: Change | None = None  # the last step's change: decided, not yet committed
-        self.initial: Mapping[str, object] = data  # what it started with
+        self.initial: Mapping[str, object] = data
         self.step: str | None = None  # the one that has started and not ended; a child's last stays
+        self.began: bool = False  # whether its start was published, and its end is to be
+        # How it ended: see the table for what may follow what.
         self.status: Status | None = None
         self.disposition: Disposition = LIVE
-        self.began: bool = False  # whether its start was published, and its end is to be
         self.error: BaseException | None = None
         self.reason: str = ""
         self.value: object = None
@@ -150,11 +144,13 @@ class Run:
         self.winner: ChildName | None = None
         self.started_at: float = setting.services.clock()
         self.packed: object = None  # what the parent's store has made of its end
+        # What few runs need: made on first use, by the methods of similar names.
         self.retries: RetryState | None = None
         self.questions: PendingQuestions | None = None
         self.resume: ResumeState | None = None
         self.steps: StepCounts | None = None
         self.permits: HeldPermits | None = None
+        # Made when asked for, and most children are never asked.
         self._path = path
         self._outcome: Outcome | None = None
         if setting.secrets.names and setting.parent is not None:
@@ -186,7 +182,7 @@ class Run:
 
     @property
     def ledgers(self) -> dict[str, list[Any]]:
-        """What layer 3 keeps of each fan-out step: how its children ended, for each visit."""
+        """How the children of each fan-out step ended, for each visit: they are ``Ledger``s."""
         return self.step_counts().ledgers
 
     @property
@@ -235,10 +231,9 @@ class Run:
     @property
     def begins_anew(self) -> bool:
         """Whether it begins at its entry, as far as it is known before it lives."""
-        resume = self.resume
+        is_first, resume = self.retries is None and self.questions is None, self.resume
         if resume is None:
-            return self.retries is None and self.questions is None
-        is_first = self.retries is None and self.questions is None
+            return is_first
         return resume.record is None and (is_first or resume.is_afresh)
 
     @property
@@ -385,17 +380,9 @@ class Run:
     @property
     def open_questions(self) -> tuple[Question, ...]:
         """What it and its descendants wait for: its own first, then those of its children."""
-        questions = self.questions
-        return (
-            ()
-            if questions is None
-            else questions.in_order(self.path, self.setting.execution.answers)
-        )
-
-    @property
-    def waits_for(self) -> tuple[Question, ...]:
-        """What a child that is halted waits for, also where an earlier execution has halted it."""
-        return recorded_questions(self.value, self.path)
+        if self.questions is None:
+            return ()
+        return self.questions.in_order(self.path, self.setting.execution.answers)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -481,13 +468,8 @@ class Run:
             self._outcome = self._make_outcome()
         return self._outcome
 
-    @property
-    def halted(self) -> Halted:
-        """How it rests, as a value."""
-        return Halted(**self._what_all_say(), questions=self.waits_for)
-
-    def _what_all_say(self) -> dict[str, Any]:
-        return {
+    def _make_outcome(self) -> Outcome:
+        common: dict[str, Any] = {
             "path": self.path,
             "position": self.position,
             "element": self.element,
@@ -495,9 +477,6 @@ class Run:
             "attempts": self.attempts,
             "abandoned": self.abandoned,
         }
-
-    def _make_outcome(self) -> Outcome:
-        common = self._what_all_say()
         match self.status:
             case "succeeded":
                 return Done(**common, value=self.value, state=self.final_state, used=self.used)
