@@ -109,7 +109,7 @@ class FanOutStep:
             hooks=self._hooks,
             digests=self._digests,
             each=self.act.each,
-            on_item=self._hear_item if isinstance(self._contest, Streams) else None,
+            on_item=self._hear_item if self.join.until.by_item else None,
         )
         return Kind(setting, base)
 
@@ -180,7 +180,7 @@ class FanOutStep:
             await self._end_left_behind()
             self._is_over = True
         if not self._is_over:
-            if former is not None and self._has_opened and self._may_restart:
+            if former is not None and self._has_opened and self.join.until.restarts:
                 self.ledger.settle()
                 self._begin_again(self.ledger, among_all=True)
                 former = None
@@ -279,7 +279,7 @@ class FanOutStep:
         self._resting.clear()
         name, ledger = self.act.name, self.ledger.without(unfinished)
         self.ledger = new_ledger(self.parent, name, self.parent.visit(name), self._store, ledger)
-        if isinstance(self._contest, Streams):  # nobody leads: the race is run again
+        if self.join.until.by_item:  # nobody leads: the race is run again
             self._contest, self.decision = contest(name, self.join.until), None
         elif self._contest is not None:
             self._contest.reopen()
@@ -321,7 +321,7 @@ class FanOutStep:
         record = None if recorded is None else recorded.get(winner)
         applied = recorded is not None and record is not None and recorded.is_applied(record)
         if isinstance(until, FirstItem) and not applied:
-            if until.on_break == "restart" and record is not None and record.status == "failed":
+            if until.restarts and record is not None and record.status == "failed":
                 self.decision = decision
                 self._begin_again(())
                 return False
@@ -334,19 +334,13 @@ class FanOutStep:
         self.decision = decision
         return True
 
-    @property
-    def _may_restart(self) -> bool:
-        """Whether it is a race among streams that is run again where its winner breaks off."""
-        until = self.join.until
-        return isinstance(until, FirstItem) and until.on_break == "restart"
-
     def _runs_again(self) -> bool:
         """Tell whether a race is run again, without those that have failed.
 
         That is where its winner has failed; or where nobody is left but those that have failed in
         an earlier execution: what has failed runs again when it is resumed, here as elsewhere.
         """
-        if not self._may_restart or not isinstance(self._contest, Streams):
+        if self._contest is None or not self.join.until.restarts:
             return False
         if self._contest.is_broken:
             return True
@@ -550,7 +544,7 @@ class FanOutStep:
     def _tell_stagger(self, batch: Sequence[Run], left: int) -> None:
         if self._staggered is None:
             return
-        if not isinstance(self._contest, Streams):  # there it is the first item that counts
+        if not self.join.until.by_item:  # there it is the first item that counts
             self._staggered.learn(batch)
         if self.decision is None:
             lacking = 1 if self._contest is None else self._contest.lacking
@@ -583,9 +577,8 @@ class FanOutStep:
     @property
     def _is_won(self) -> bool:
         """Whether it was decided, and the winner's result is here."""
-        return self.decision is not None and (
-            not isinstance(self._contest, Streams) or self._contest.chosen is not None
-        )
+        chosen = None if self._contest is None else self._contest.chosen
+        return self.decision is not None and (chosen is not None or not self.join.until.by_item)
 
     @property
     def _is_open(self) -> bool:
@@ -628,7 +621,7 @@ class FanOutStep:
         late = sorted((*late, *lost), key=lambda child: child.position)
         if not late:
             return
-        if self._staggered is not None and not isinstance(self._contest, Streams):
+        if self._staggered is not None and not self.join.until.by_item:
             self._staggered.learn(late)
         is_open = self._is_open
         for child in late:
