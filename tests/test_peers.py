@@ -24,7 +24,6 @@ from shoal import (
     END,
     Application,
     Cancelled,
-    ChildEnded,
     Context,
     Done,
     Failed,
@@ -32,19 +31,15 @@ from shoal import (
     Hook,
     Limits,
     MemoryStore,
-    RunEnded,
     RunPath,
-    RunStarted,
     Runtime,
     State,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
     StoreFailed,
     action,
     fan_out,
     when,
 )
+from shoal.events import ChildEnded, RunEnded, RunStarted, StateUpdated, StepEnded, StepStarted
 from shoal.testing import RecordingHook, no_leaks, run_virtual
 from shoal.testing._leaks import _open_descriptors
 
@@ -690,7 +685,7 @@ def test_replay_pairs_results_with_their_branches(seed: int):
     run_virtual(main, seed=seed)
 
 
-# Fails where Root._begin doesn't look at how the run has ended.
+# Fails where RootRun._begin doesn't look at how the run has ended.
 async def test_a_run_that_has_succeeded_is_not_run_on_when_it_is_asked_for_again():
     """LangGraph: reducers append once more when a finished thread is invoked again."""
     store, ran = MemoryStore(), list[int]()

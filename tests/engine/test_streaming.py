@@ -21,30 +21,16 @@ from anyio.lowlevel import checkpoint
 from pydantic import BaseModel
 
 from shoal import (
-    Act,
     Action,
     Application,
-    BadResult,
-    BadUse,
     Context,
     Done,
-    Event,
-    FunctionAction,
     Graph,
     Hook,
-    HookFailed,
-    IncompleteStream,
-    InvalidState,
-    Item,
     Limits,
     Retry,
-    RunEnded,
-    SpuriousCancel,
     State,
-    StepEnded,
-    StepStarted,
     StepTimeout,
-    UndeclaredWrite,
     action,
     fan_out,
 )
@@ -54,7 +40,18 @@ from shoal._engine import publish as _telling
 from shoal._engine.fanout.children import child_setting
 from shoal._engine.run import Run
 from shoal._engine.streaming import ITEMS
+from shoal.errors import (
+    BadResult,
+    BadUse,
+    HookFailed,
+    IncompleteStream,
+    InvalidState,
+    SpuriousCancel,
+    UndeclaredWrite,
+)
+from shoal.events import Event, Item, RunEnded, StepEnded, StepStarted
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
+from shoal.types import Act, FunctionAction
 
 from .test_cancellation import Watched, seen_runs
 
@@ -1133,7 +1130,7 @@ async def test_a_guard_that_fails_ends_the_run_also_where_the_action_hides_it():
             await context.emit(1)
         return 1
 
-    with pytest.raises(HookFailed, match="when told Item of run"):
+    with pytest.raises(HookFailed, match="on Item of run"):
         await run(talk, Telling(fails_at_once))
 
 

@@ -15,13 +15,11 @@ import pytest
 from shoal import (
     Application,
     Context,
-    DepthExceeded,
     Done,
     Failed,
     Graph,
     Limits,
     Rate,
-    RunStarted,
     State,
     action,
     fan_out,
@@ -29,6 +27,8 @@ from shoal import (
 )
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE
 from shoal._engine.fanout.workers import WorkerPool
+from shoal.errors import DepthExceeded
+from shoal.events import RunStarted
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -21,34 +21,29 @@ from pydantic import AfterValidator, TypeAdapter
 from shoal import (
     Application,
     Breaker,
-    ChildEnded,
-    ChildStarted,
     Context,
     Done,
     Each,
     Failed,
     Graph,
     Hook,
-    HookFailed,
-    InputChanged,
-    InvalidState,
     Limits,
     MemoryStore,
-    NotData,
     Rate,
     Result,
     Retry,
     RunPath,
     SQLiteStore,
     State,
-    StateUpdated,
-    Store,
     Tolerate,
     action,
     fan_out,
     first,
     first_item,
 )
+from shoal.errors import HookFailed, InputChanged, InvalidState, NotData
+from shoal.events import ChildEnded, ChildStarted, StateUpdated
+from shoal.stores import Store
 from shoal.testing import Attempt, RecordingHook, Recovery, cancel_everywhere, crash_everywhere
 
 pytestmark = pytest.mark.anyio

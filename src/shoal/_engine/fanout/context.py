@@ -187,6 +187,7 @@ class Context:
             BadUse: The action has ended, or is a plain function and calls this itself.
 
         Examples:
+            >>> from shoal.events import Item
             >>> @action(reads=["n"], writes=["total"])
             ... async def add_up(n: int, context: Context) -> int:
             ...     total = 0
