@@ -21,7 +21,7 @@ from typing import Any, final
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from shoal._concurrency.background import Hosted
+from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import as_failure, drive, ki_protected
 from shoal._engine.commit import Write, commit, end_below
 from shoal._engine.crash_suspects import Suspects
@@ -79,7 +79,7 @@ class RootRun:
         """The run, once it has begun; None before that, and for good if it could not begin."""
         self.begun: Event = Event()
         """Set once ``run`` is there, or never will be."""
-        self._task: Hosted | None = None  # from when a runtime has started it
+        self._task: BackgroundTask | None = None  # from when a runtime has started it
         self._error: Exception | None = None  # why it could not begin
         self._reason: str = ""  # why it was cancelled; the run, once there, has its own
         self._followers: list[Callable[[], None]] = []
@@ -91,13 +91,13 @@ class RootRun:
     # -- its task -------------------------------------------------------------------------------
 
     @property
-    def task(self) -> Hosted:
+    def task(self) -> BackgroundTask:
         """The task that executes it."""
         assert self._task is not None, "a runtime has begun it"
         return self._task
 
     @task.setter
-    def task(self, task: Hosted) -> None:
+    def task(self, task: BackgroundTask) -> None:
         self._task = task
 
     @property
