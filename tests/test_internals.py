@@ -42,7 +42,6 @@ COMING = {
     "AdmissionController": "Admission",
     "AppDefinition": "Launcher",
     "AttemptPermit": "Seat",
-    "BackgroundTask": "Hosted",
     "BatchJoin": "Draft",
     "ChildAdmission": "Lobby",
     "ChildSource": "Source",

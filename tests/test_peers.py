@@ -181,7 +181,7 @@ async def test_end_events_have_the_error():
 # -- cancellation ----------------------------------------------------------------------------------
 
 
-# Fails where Hosted.wait returns without cancelling.
+# Fails where BackgroundTask.wait returns without cancelling.
 @pytest.mark.parametrize("shape", ["flat", "nested", "graph", "by hand"])
 async def test_nothing_is_orphaned_inside_a_cancel_scope(shape: str):
     """LangGraph: in an anyio scope all node tasks lived on, and took effect 0.5 s later."""
@@ -251,7 +251,7 @@ def test_a_cancelled_child_is_cancelled_once(by: str):
         assert [n for n in cleaned if n] == [1, 2, 3], backend
 
 
-# Fails where Hosted.wait doesn't wait after it was interrupted.
+# Fails where BackgroundTask.wait doesn't wait after it was interrupted.
 async def test_a_timeout_is_raised_after_the_cleanup():
     """LangGraph: the timeout was raised first, so that a retry could overlap the old attempt."""
     log: list[str] = []

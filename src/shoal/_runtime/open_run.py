@@ -144,7 +144,7 @@ class OpenRun(RunHandle[S]):
             BadUse: The block was entered in another task; the run has ended all the same.
         """
         self._root.cancel("closed")
-        self._stream.close()
+        self._stream.close()  # before the wait: the run may be held back until an event is read
         interruption = await self._root.task.wait()
         if get_current_task().id != self._owner:
             msg = (

@@ -21,7 +21,7 @@ from typing import Any, final
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from shoal._concurrency.background import Hosted
+from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import as_failure, drive, ki_protected
 from shoal._engine.commit import Write, commit, end_below
 from shoal._engine.crash_suspects import Suspects
@@ -76,10 +76,10 @@ class RootRun:
         self._make_run = make_run
         self._answers: Answers = request.answers or {}
         self.run: Run | None = None
-        """The run, from when it has begun; None while that is open, and if it could not begin."""
+        """The run, once it has begun; None before that, and for good if it could not begin."""
         self.begun: Event = Event()
         """Set once ``run`` is there, or never will be."""
-        self._task: Hosted | None = None  # from when a runtime has started it
+        self._task: BackgroundTask | None = None  # from when a runtime has started it
         self._error: Exception | None = None  # why it could not begin
         self._reason: str = ""  # why it was cancelled; the run, once there, has its own
         self._followers: list[Callable[[], None]] = []
@@ -91,13 +91,13 @@ class RootRun:
     # -- its task -------------------------------------------------------------------------------
 
     @property
-    def task(self) -> Hosted:
+    def task(self) -> BackgroundTask:
         """The task that executes it."""
         assert self._task is not None, "a runtime has begun it"
         return self._task
 
     @task.setter
-    def task(self, task: Hosted) -> None:
+    def task(self, task: BackgroundTask) -> None:
         self._task = task
 
     @property
@@ -121,7 +121,7 @@ class RootRun:
         self.task.cancel(reason)
 
     def on_cancel(self, reason: str) -> None:
-        """Keep why it is about to be cancelled."""
+        """Note why it is about to be cancelled; called once, before its scope is cancelled."""
         self._reason = reason
         if self.run is not None:
             self.run.reason = reason
@@ -237,7 +237,7 @@ class RootRun:
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
             self._error = error
         finally:
-            self.begun.set()
+            self.begun.set()  # also where it could not begin: `wait_begun` then raises why
             await self._execution.release()
 
     async def _begin(self) -> Run:
@@ -250,6 +250,8 @@ class RootRun:
             UnknownQuestion: It has not asked the question that is answered.
             StoreFailed: The store could not be read.
         """
+        # Claimed before it is loaded: otherwise another execution could go on meanwhile, and what
+        # was loaded would be old.
         execution, run_id = self._execution, self.path.id
         store = execution.store
         has_died = await execution.claim(store, run_id)
@@ -362,7 +364,7 @@ class RootRun:
 
 
 def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
-    """Make the change that leads from the fields ``now`` to those of ``then``."""
+    """Return the change that leads from the fields ``now`` back to those of ``then``."""
     values = {
         field: value for field, value in then.items() if field not in now or now[field] is not value
     }
@@ -412,6 +414,7 @@ async def _walk_to_end(run: Run) -> bool:
     change, run.pending = run.pending, None
     assert change is not None, "the walk leaves the last change, even if it is none"
     if run.step is not None:  # else an earlier execution has completed all of them
+        # One save for the last step and the end, if nothing can come between the two.
         is_saved = not run.setting.hooks.listening
         await complete_step(run, change, ended="succeeded" if is_saved else None)
     else:
@@ -441,8 +444,12 @@ async def _save_end(run: Run) -> None:
     execution = run.setting.execution
     if execution.is_interrupted and run.status not in ("succeeded", "halted"):
         return  # the process stops: the run has no end, and another process resumes it
+    # After a save that failed nothing can be saved. A run that succeeded all the same tries to, and
+    # fails with that error: what could not be saved did not end well.
     if run.status == "succeeded" or not execution.unsaved:
         if execution.is_resumed and run.status in ("failed", "cancelled"):
+            # Children that an earlier execution has left without an end, and that this one has not
+            # reached, would stay under way in the store for ever.
             await end_below(run)
         await commit(run, Write(ended=run.status))
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self, final
 from anyio import get_cancelled_exc_class, move_on_after
 
 from shoal._concurrency.backend import current_backend, protect_from_ctrl_c
-from shoal._concurrency.background import Hosted, Work
+from shoal._concurrency.background import BackgroundTask, Work
 from shoal._concurrency.cancellation import is_exit
 from shoal._concurrency.shielding import lived_within
 from shoal._concurrency.watchdog import GRACE
@@ -477,10 +477,10 @@ class Runtime:
         recovered: list[Recovered] = []
         if found:
             recovery = Recovery(self._recoverables, found, self, recovered.append, secrets)
-            hosted = self._host(recovery.run, recovery.on_cancel)
-            interruption = await hosted.wait()
+            task = self._host(recovery.run, recovery.on_cancel)
+            interruption = await task.wait()
             try:
-                interruption = first_of(hosted.fatal, interruption)
+                interruption = first_of(task.fatal, interruption)
                 if interruption is not None:
                     raise interruption
             finally:
@@ -512,7 +512,7 @@ class Runtime:
 
     # -- the tasks in it ------------------------------------------------------------------------
 
-    def begin(self, root: RootRun, *, is_detached: bool = False) -> Hosted:
+    def begin(self, root: RootRun, *, is_detached: bool = False) -> BackgroundTask:
         """Start a task that executes a root run.
 
         Args:
@@ -558,10 +558,10 @@ class Runtime:
         work: Work,
         on_cancel: Callable[[str], None],
         on_ended: Callable[[], None] | None = None,
-    ) -> Hosted:
-        """Start ``work`` in a task of its own; see ``Hosted``."""
+    ) -> BackgroundTask:
+        """Start ``work`` in a task of its own; see ``BackgroundTask``."""
         assert self._tasks is not None, "the block ends after them"
-        return Hosted(
+        return BackgroundTask(
             work,
             on_cancel,
             self.services.watchdog,
