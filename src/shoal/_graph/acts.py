@@ -1,7 +1,4 @@
-"""The acts of a fan-out: one or several, as graphs, and what they must be for its children.
-
-Imports graphs, and how outcomes are joined.
-"""
+"""The acts of a fan-out: made into graphs, and checked against the fan-out's arguments."""
 
 from __future__ import annotations
 
@@ -20,10 +17,10 @@ Acts = Act | Sequence[Act] | Callable[[State], Act | Sequence[Act]]
 
 
 def as_graphs(found: object, where: str) -> tuple[list[Graph], bool]:
-    """Take an act, or a list of them; tell whether it was a list.
+    """Return the graphs of an act or a list of acts, and whether it was a list.
 
     Raises:
-        DefinitionError: It is neither, or two of the acts have the same name.
+        DefinitionError: ``found`` is neither, or two of the acts have the same name.
     """
     if isinstance(found, Act) or not _is_list(found):
         return [as_graph(cast("Act", found), where)], False
@@ -53,10 +50,10 @@ def _is_list(found: object) -> TypeGuard[Sequence[object]]:
 def check_acts(
     graphs: Iterable[Graph], brought: Collection[str], take: Take | None, into: str | None, who: str
 ) -> None:
-    """Refuse acts that the children of the fan-out ``who`` can't execute.
+    """Check that the children of the fan-out ``who`` can execute each of ``graphs``.
 
     Raises:
-        DefinitionError: One writes over what is brought, or has no value to be taken.
+        DefinitionError: A graph writes a field in ``brought``, or has no value to take.
     """
     for graph in graphs:
         for field in brought:
@@ -70,7 +67,7 @@ def check_acts(
 
 
 def check_wanted(who: str, until: EndCondition, count: int) -> None:
-    """Refuse to want more results than there can be children.
+    """Check that ``until`` needs no more results than there can be children.
 
     Raises:
         DefinitionError: It needs more than ``count``.
@@ -81,10 +78,10 @@ def check_wanted(who: str, until: EndCondition, count: int) -> None:
 
 
 def resolve_take(take: Take | None, into: str | None, graph: Graph, who: str) -> Take | None:
-    """Find out what of a child's final state is its value; None: nothing was said, or needed.
+    """Return what to take from a child's final state; None if neither take nor into is given.
 
     Raises:
-        DefinitionError: It can't be known, or the child never has it.
+        DefinitionError: It isn't clear which field is meant, or the child never has that field.
     """
     writes = ", ".join(sorted(graph.writes)) or "none"
     if take is None:
