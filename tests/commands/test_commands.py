@@ -479,13 +479,13 @@ def test_an_empty_file(tmp_path: Path, capsys: Any):
 def test_a_file_of_something_else(tmp_path: Path, capsys: Any):
     (tmp_path / "runs.db").write_text("title,author\n" * 1000)
     (why,) = refusals(tmp_path / "runs.db", capsys)
-    assert "is no SQLite database; it was left as it is" in why
+    assert "is not an SQLite database; it was left unchanged" in why
 
 
 def test_a_database_of_something_else(tmp_path: Path, capsys: Any):
     change(tmp_path / "runs.db", "CREATE TABLE albums (title)")
     (why,) = refusals(tmp_path / "runs.db", capsys)
-    assert "is a database, but no store of shoal's (tables: albums)" in why
+    assert "is a database, but not a shoal store (tables: albums)" in why
 
 
 def test_a_file_of_a_newer_shoal(path: Path, capsys: Any):

@@ -58,8 +58,8 @@ def _arm(life: Life) -> None:
     save, transact = Database.save, Database._transact
     passed = list[str]()  # in the transaction under way
 
-    def saving(self: Database, rows: Any, claim: Any) -> None:
-        save(self, rows, claim)
+    def saving(self: Database, rows: Any, lease: Any) -> None:
+        save(self, rows, lease)
         decided = any(entry.kind == "decision" for entry in rows.history)
         ended = rows.status is not None
         passed.append("decision" if decided else "finish" if ended else "batch save")

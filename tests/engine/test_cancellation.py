@@ -40,7 +40,7 @@ from shoal import (
 )
 from shoal._concurrency.background import Hosted
 from shoal._engine.run import Run
-from shoal._runtime.root_run import Root
+from shoal._runtime.root_run import RootRun
 from shoal._runtime.runtime import Runtime
 from shoal.errors import CommitInDoubt, HookFailed, SpuriousCancel
 from shoal.events import (
@@ -146,7 +146,7 @@ RUNS = dict[str, Run]()  # the engine's: what state they stand at is not public 
 def seen_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = Runtime.begin
 
-    def spy(self: Runtime, root: Root, *, is_detached: bool = False) -> Hosted:
+    def spy(self: Runtime, root: RootRun, *, is_detached: bool = False) -> Hosted:
         assert root.run is not None, "these stores are asked for nothing before a run begins"
         RUNS[root.path.id] = root.run
         return begin(self, root, is_detached=is_detached)

@@ -1130,7 +1130,7 @@ async def test_a_guard_that_fails_ends_the_run_also_where_the_action_hides_it():
             await context.emit(1)
         return 1
 
-    with pytest.raises(HookFailed, match="when told Item of run"):
+    with pytest.raises(HookFailed, match="on Item of run"):
         await run(talk, Telling(fails_at_once))
 
 
@@ -1257,18 +1257,18 @@ class Listening(Act):
 
     async def perform(self, run: Any) -> Any:
         from shoal._engine.commit import Write, commit
-        from shoal._engine.fanout.group import Group
+        from shoal._engine.fanout.group import ChildTaskGroup
         from shoal._engine.fanout.source import Elements, Kind
         from shoal._state.state import NO_CHANGE
 
         setting = child_setting(run, self.name, self.graph, on_item=self.hear)
         source = Elements([1], who=self.name, kinds=[Kind(setting, dict(run.data))], item="item")
-        self.group = group = Group(run, source, Limits(1), name="listening", owner=self)
+        self.group = group = ChildTaskGroup(run, source, Limits(1), name="listening", owner=self)
 
         async def apply(batch: list[Run]) -> None:
             await commit(run, Write(unapplied=batch))
 
-        await group.live(apply)
+        await group.run(apply)
         await commit(run, Write(unapplied=[*group.inbox]))
         return NO_CHANGE
 
@@ -1340,7 +1340,7 @@ async def test_a_listener_may_end_it(how: str):
     def hear(run: Run, item: object) -> None:
         if how == "raises":
             raise LookupError("of the listener")
-        act.group.cancel("decided")
+        act.group.scope.cancel("decided")
 
     act = Listening(Graph.chain(streaming(talk)), hear)
     async with nothing_left():

@@ -1080,7 +1080,7 @@ async def test_what_is_done_can_not_end_in_any_other_way():
     ):
         with pytest.raises(AssertionError, match="has ended"):
             end()
-    run.lose()
-    run.spoil(ValueError())
+    run.revoke_end()
+    run.replace_end(ValueError())
     assert isinstance(run.outcome, Done)
     assert (run.outcome.value, run.outcome.state["y"]) == (6, 3)

@@ -144,9 +144,9 @@ def test_jitter_is_a_share_of_the_delay_and_spreads_evenly():
 @pytest.mark.parametrize(
     ("why", "options"),
     [
-        ("attempts in all", {"attempts": 0}),
-        ("attempts in all", {"attempts": True}),
-        ("attempts in all", {"attempts": 1.5}),
+        ("number of attempts", {"attempts": 0}),
+        ("number of attempts", {"attempts": True}),
+        ("number of attempts", {"attempts": 1.5}),
         ("exception classes", {"on": "OSError"}),
         ("exception classes", {"on": (OSError, "x")}),
         ("ends a run", {"on": KeyboardInterrupt}),

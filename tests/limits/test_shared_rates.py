@@ -136,7 +136,7 @@ def test_a_shared_rate_that_makes_no_sense_is_refused():
     rate, rates = Rate(5), MemoryRates()
     for make, says in (
         (lambda: SharedRate(5, "x", rates), "rate=...\\) takes a Rate, not an int"),  # pyright: ignore[reportArgumentType]
-        (lambda: SharedRate(rate, "", rates), "the name it is known by"),
+        (lambda: SharedRate(rate, "", rates), "names the rate"),
         (lambda: SharedRate(rate, "x", None), "RedisRates\\(url\\), not None"),  # pyright: ignore[reportArgumentType]
         (lambda: SharedRate(rate, "x", MemoryRates), "RedisRates"),  # pyright: ignore[reportArgumentType]
         (lambda: SharedRate(rate, "x", rates, alone=3), "alone=...\\) takes a Rate"),  # pyright: ignore[reportArgumentType]

@@ -592,7 +592,8 @@ async def test_it_is_healthy_until_something_of_its_own_fails():
     with pytest.raises(BaseExceptionGroup):
         async with runtime:
             health.append(runtime.healthy)
-            runtime._start_task(breaks)
+            assert runtime._tasks is not None
+            runtime._tasks.start_own(breaks)
             try:
                 await anyio.sleep(1)
             finally:

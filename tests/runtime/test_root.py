@@ -131,7 +131,7 @@ async def test_claimed_by_a_live_execution_so_it_is_refused():
     store = MemoryStore()
     app = application(store)
     async with app.open({"n": 1}, id="x") as run:
-        with pytest.raises(RunClaimed, match="run x goes on in this process already"):
+        with pytest.raises(RunClaimed, match="run x is already running in this process"):
             await app.run({"n": 1}, id="x")
         for attempt in (lambda: app.run(id="x"), lambda: app.retry_failed("x")):
             with pytest.raises(RunClaimed):

@@ -265,7 +265,7 @@ def test_what_is_used_twice_is_no_cycle():
     ids=["lock", "generator", "file", "module", "lambda", "within", "key"],
 )
 def test_what_is_no_data_is_named(value: object, named_so: str):
-    with pytest.raises(NotData, match=f"{named_so}.* is no data.*inputs="):
+    with pytest.raises(NotData, match=f"{named_so}.* is not data.*inputs="):
         digest(value)
 
 

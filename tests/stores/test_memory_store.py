@@ -34,7 +34,7 @@ async def keys(store: MemoryStore, *where: Any) -> list[Key]:
 
 async def test_who_has_a_run_is_told():
     store = await begun()
-    with pytest.raises(RunClaimed, match="run root goes on in this process already"):
+    with pytest.raises(RunClaimed, match="run root is already running in this process"):
         await store.claim("root", "you")
     with pytest.raises(LeaseLost, match="run root was taken over"):
         store.save(Batch(HandMadeRun(), begun=BEGINNING, holder="you"))

@@ -106,7 +106,7 @@ async def test_looking_waits_for_no_lock(place: InSchema):
         with psycopg.connect(place.server.address()) as third:
             third.execute(place.lock)
             for _ in range(3):
-                with pytest.raises(RunClaimed, match="goes on in this process already"):
+                with pytest.raises(RunClaimed, match="is already running in this process"):
                     await other.claim("root", "you")
             assert await other.load("root") is not None
             assert not await other.orphans()
@@ -226,13 +226,13 @@ def wait_for(what: Any) -> None:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """Count how often the server is waited for."""
     counted = list[None]()
-    wait = _postgres_server._Connection.wait
+    wait = _postgres_server._PsycopgConnection.wait
 
     def count(self: Any, *args: Any, **more: Any) -> Any:
         counted.append(None)
         return wait(self, *args, **more)
 
-    monkeypatch.setattr(_postgres_server._Connection, "wait", count)
+    monkeypatch.setattr(_postgres_server._PsycopgConnection, "wait", count)
     return counted
 
 
@@ -380,7 +380,7 @@ async def test_a_server_that_lacks_the_claim_under_which_it_saved_is_found(place
     async with claimed(store):
         await save(store, updates=(update_of(1),))
         place.rows(OLDER)
-        message = "says that run root was saved 0 times, where it has acknowledged 2"
+        message = "says that run root was saved 0 times, but it acknowledged 2"
         with pytest.raises(StoreFailed, match=message):
             await save(store, updates=(update_of(2),))
 

@@ -35,9 +35,9 @@ from shoal._engine.execution import Execution
 from shoal._engine.run import Run
 from shoal._events.hooks import Hooks
 from shoal._graph.graph import as_graph
-from shoal._runtime.root_run import Root
+from shoal._runtime.root_run import RootRun
 from shoal._runtime.runtime import Runtime
-from shoal._runtime.start import Start
+from shoal._runtime.start import RunRequest, RunStart
 from shoal.errors import CommitInDoubt, HookFailed, NoTransition
 from shoal.events import (
     ChildEnded,
@@ -180,7 +180,8 @@ async def live(
         if made is not None:
             made.append(run)
         beginning = Beginning(application="app", version="1", first=state)
-        root = runtime.begin(Root(run.path, execution, lambda _: run, Start.of(beginning)))
+        request = RunRequest(RunStart.of(beginning), {}, run.path)
+        root = runtime.begin(RootRun(request, execution, lambda _: run))
         interruption = await root.wait() or root.fatal
     if interruption is not None:
         raise interruption

@@ -1,15 +1,18 @@
-"""What ends a fan-out before its last child, as its user said. Imports outcomes and states.
+"""When a fan-out is decided, as values: all, the first good ones, a quorum, a first item.
+
+A condition is two classes: its value here, which says what the rest of shoal asks of it, and its
+judge in ``_engine.fanout.race``, which a table there finds by the type of the value.
 
 Invariants:
-- Values, and nothing else: who is accepted and when it is decided is judged in ``_contest``.
-- What can't be meant is refused where it is written.
+- These are values. They count nothing and judge no result.
+- A mistake is refused where it is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, cast, final
 
 from shoal._errors.exceptions import DefinitionError, brief
 from shoal._events.events import Outcome
@@ -19,10 +22,51 @@ from shoal._state.state import State
 OnBreak = Literal["fail", "restart"]
 
 
+class EndCondition:
+    """Base class of the conditions under which a fan-out is decided."""
+
+    __slots__ = ()
+
+    name: ClassVar[str] = ""
+    """What users call to make one; a message names it so."""
+    is_race: ClassVar[bool] = True
+    """Whether a child has to win. If so, a failure only removes a contestant."""
+    by_item: ClassVar[bool] = False
+    """Whether a partial item decides, while no child has a result yet."""
+    may_decide: ClassVar[bool] = True
+    """Whether it may end a fan-out before the last child has ended."""
+
+    @property
+    def wanted(self) -> int | None:
+        """The results that it takes; None if that depends on the results."""
+        return 1
+
+    @property
+    def picks_one(self) -> bool:
+        """Whether ``into`` holds the value of one child as it is, not a collection of values."""
+        return self.is_race
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the race is run again if its winner fails afterwards."""
+        return False
+
+    def __str__(self) -> str:
+        """Return the text that a store keeps, which a changed program is compared by."""
+        return self.name
+
+
 @final
 @dataclass(frozen=True, slots=True)
-class All:
+class All(EndCondition):
     """Every child is awaited."""
+
+    name = "all"
+    is_race = may_decide = False
+
+    @property
+    def wanted(self) -> None:
+        """All of them."""
 
 
 ALL = All()
@@ -30,9 +74,10 @@ ALL = All()
 
 @final
 @dataclass(frozen=True, slots=True)
-class First:
+class First(EndCondition):
     """The first accepted results decide; made by ``first``."""
 
+    name = "first"
     n: int = 1
     accept: Callable[[Any], object] | None = None
 
@@ -41,12 +86,27 @@ class First:
         _check_count("first", self.n)
         _check_function("first(accept=...)", self.accept)
 
+    @property
+    def wanted(self) -> int:
+        """The results that have to be accepted."""
+        return self.n
+
+    @property
+    def picks_one(self) -> bool:
+        """Whether one result is enough."""
+        return self.n == 1
+
+    def __str__(self) -> str:
+        """Return the text that a store keeps."""
+        return f"first({self.n})"
+
 
 @final
 @dataclass(frozen=True, slots=True)
-class Quorum:
+class Quorum(EndCondition):
     """Results that agree decide; made by ``quorum``."""
 
+    name = "quorum"
     n: int
     by: Callable[[Any], object] | None = None
 
@@ -55,12 +115,23 @@ class Quorum:
         _check_count("quorum", self.n)
         _check_function("quorum(by=...)", self.by)
 
+    @property
+    def wanted(self) -> int:
+        """The results that have to agree."""
+        return self.n
+
+    def __str__(self) -> str:
+        """Return the text that a store keeps."""
+        return f"quorum({self.n})"
+
 
 @final
 @dataclass(frozen=True, slots=True)
-class FirstItem:
+class FirstItem(EndCondition):
     """The first partial item decides; made by ``first_item``."""
 
+    name = "first_item"
+    by_item = True
     when: Callable[[Any], object] | None = None
     on_break: OnBreak = "fail"
 
@@ -71,13 +142,32 @@ class FirstItem:
             msg = f"first_item(on_break=...) is 'fail' or 'restart', not {brief(self.on_break)}"
             raise DefinitionError(msg)
 
+    @property
+    def restarts(self) -> bool:
+        """Whether ``on_break="restart"`` was given."""
+        return self.on_break == "restart"
+
 
 Asked = Callable[[State, Outcome], bool]
-Until = All | First | Quorum | FirstItem | Asked
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ByFunction(EndCondition):
+    """A user's function decides; it is asked after each update. Without a decision all end."""
+
+    name = "a function"
+    is_race = False
+    function: Asked
+
+    @property
+    def wanted(self) -> None:
+        """Any further update may satisfy the function."""
+
+
+Until = EndCondition | Asked
 """What ends a fan-out: ``all_()``, ``first(...)``, ``quorum(...)``, ``first_item(...)``, or a
 function."""
-Race = First | Quorum | FirstItem
-"""What somebody has to win; a failure only removes a contestant."""
 
 
 def all_() -> All:
@@ -184,18 +274,19 @@ def first_item(
     return FirstItem(when, on_break)
 
 
-def check_until(who: str, until: object) -> None:
-    """Refuse what is no condition of an end.
+def as_condition(who: str, until: object) -> EndCondition:
+    """Return the condition that a user gave as ``until=``; a function becomes one.
 
     Raises:
-        DefinitionError: Naming ``who`` was given it.
+        DefinitionError: Naming ``who`` was given something else.
     """
-    if isinstance(until, All | First | Quorum | FirstItem):
-        return
-    if any(until is makes for makes in (all_, first, quorum, first_item)):
-        name = getattr(until, "__name__", "")
-        msg = f"{who}: until= takes what {name}(...) returns; call it: until={name}()"
-        raise DefinitionError(msg)
+    if isinstance(until, EndCondition):
+        return until
+    for makes in (all_, first, quorum, first_item):
+        if until is makes:
+            name = makes.__name__
+            msg = f"{who}: until= takes what {name}(...) returns; call it: until={name}()"
+            raise DefinitionError(msg)
     if not callable(until):
         msg = (
             f"{who}: until= takes all_(), first(n), quorum(n), first_item() or a function "
@@ -203,11 +294,7 @@ def check_until(who: str, until: object) -> None:
         )
         raise DefinitionError(msg)
     require_plain(until, f"{who}: until=")
-
-
-def name_of(until: Race) -> str:
-    """Say which one it is, in a message."""
-    return {First: "first", Quorum: "quorum", FirstItem: "first_item"}[type(until)]
+    return ByFunction(cast("Asked", until))
 
 
 def _check_count(what: str, n: object) -> None:
