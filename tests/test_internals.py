@@ -42,7 +42,6 @@ COMING = {
     "AdmissionController": "Admission",
     "AppDefinition": "Launcher",
     "AttemptPermit": "Seat",
-    "BackgroundTask": "Hosted",
     "BatchJoin": "Draft",
     "ChildAdmission": "Lobby",
     "ChildSource": "Source",
@@ -67,13 +66,14 @@ COMING = {
     "RootRun": "Root",
     "RunConfig": "Setting",
     "RunRegistry": "Roots",
+    "RunRequest": "AskedFor",
+    "DrainSignal": "Runtime",
     "RunStart": "Start",
     "SharedRateClient": "Supply",
     "StaggeredSource": "Staggered",
     "StartCheck": "Given",
     "StepResume": "Carrier",
     "WorkerPool": "Crew",
-    "action_source": "started",
     "hand_blame_to_children": "pass_blame",
     "hedge_statistics": "learned",
     "replace_end": "spoil",
@@ -83,8 +83,11 @@ COMING = {
 }
 """Names that the pages have already, and the names that they replace in the source."""
 
-COMING_MODULES = {"action_source", "finish", "step_resume"}
-GOING_MODULES = {"carrying", "entrance", "started"}
+COMING_MODULES = {
+    *{"finish", "step_resume"},
+    *{"answers", "apps", "binding", "definition", "draining", "tasks"},
+}
+GOING_MODULES = {"carrying", "entrance"}
 
 
 def spans(page: Path) -> Iterator[str]:
