@@ -46,7 +46,6 @@ COMING = {
     "CrashSuspects": "Suspects",
     "ElementSource": "Elements",
     "FairScheduler": "Queue",
-    "FanOutStep": "ParallelStep",
     "GateTimers": "Alarms",
     "InFlightSlot": "Stake",
     "JoinSpec": "Join",
@@ -57,15 +56,13 @@ COMING = {
     "RunConfig": "Setting",
     "SharedRateClient": "Supply",
     "StaggeredSource": "Staggered",
-    "StepResume": "Carrier",
     "hand_blame_to_children": "pass_blame",
     "hedge_statistics": "learned",
-    "step_resume": "carrying",
 }
 """Names that the pages have already, and the names that they replace in the source."""
 
-COMING_MODULES = {"answers", "keys", "step_resume"}
-GOING_MODULES = {"carrying"}
+COMING_MODULES = {"action_source"}
+GOING_MODULES = {"started"}
 
 
 def spans(page: Path) -> Iterator[str]:
