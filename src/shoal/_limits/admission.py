@@ -103,6 +103,7 @@ class Admission:
         enclosing children are in flight already.
         """
         until = self.queue.clock() + seconds
+        # A list, not a generator: `any` would stop at the first, and all must be paused.
         paused = [self.queue.pause(held, until) for held in (seat, party.stake) if held is not None]
         above = party.above
         while above is not None:

@@ -22,7 +22,7 @@ from typing import Protocol, final
 
 from shoal._concurrency.backend import Waiter
 
-from .gates import Claim, Gate, Held, Unit
+from .gates import Claim, FairShare, Gate, Held
 from .scheduler import Queue
 
 
@@ -33,7 +33,7 @@ class Party(Protocol):
     """The run's in-flight slot; None for a root run, and until ``make_stake`` is first called."""
 
     @property
-    def unit(self) -> Unit:
+    def unit(self) -> FairShare:
         """The fair share of the run's execution."""
         ...
 
@@ -52,8 +52,8 @@ class Stake(Held):
     """The in-flight slot of a child: its place in the fan-out, and the fan-out's own gates.
 
     A child that must wait for something else *steps aside*: it releases the slot meanwhile. The
-    permit for which it waits then includes the in-flight slot (the permit is *loaded* with it), so
-    that both are granted in the same moment.
+    permit for which it waits then includes the in-flight slot, so that both are granted in the same
+    moment.
     """
 
     __slots__ = ("_on_aside", "_queue", "is_aside", "is_due", "is_held", "returns")
@@ -156,17 +156,17 @@ class Seat(Claim):
 
     Its life, and the attributes that tell where it stands:
 
-    - waiting: ``line`` is set. ``cancel`` and ``leave`` end the wait.
+    - waiting: ``wait_queue`` is set. ``cancel`` and ``leave`` end the wait.
     - granted: ``granted`` is set. ``lend`` releases the slots for a time.
-    - lent: neither is set, ``_lent`` is above 0. ``regain`` waits in line, ``reclaim`` doesn't.
+    - lent: neither is set, ``_lent`` is above 0. ``regain`` waits, ``reclaim`` doesn't.
     - over: ``_over`` is set, by ``leave`` alone, and stays.
     """
 
     __slots__ = (
         "_has_thread",
-        "_is_loaded",
+        "_includes_slot",
         "_lent",
-        "_on_granted",
+        "_notify",
         "_over",
         "_party",
         "_queue",
@@ -203,14 +203,14 @@ class Seat(Claim):
         self.is_returning = stake is not None and stake.returns
         self._queue: Queue = queue
         self._party: Party | None = party
-        self._on_granted: Callable[[], None] | None = on_granted
+        self._notify: Callable[[], None] | None = on_granted
         # Calls of `lend` that `regain` or `reclaim` has not matched yet. Several tasks of one
         # attempt may fan out at overlapping times; the slots are needed when the last is back.
         self._lent: int = 0
         self._over: bool = False
         # Whether `needed` and `costs` begin with those of the in-flight slot. Only between the
         # constructor and the first grant.
-        self._is_loaded: bool = False
+        self._includes_slot: bool = False
         # The future that a task awaits in `wait` or `regain`; None while no task does. Of tasks
         # that reacquire the same permit, the last one has it.
         self.waiter: Waiter | None = None
@@ -220,67 +220,67 @@ class Seat(Claim):
         self._has_thread: bool = False  # whether a slot of `_thread` is held
         for gate in needed:
             gate.users += 1
-        # The order in `needed` is: in-flight slot, the attempt's own gates, thread. `settle` takes
-        # both ends off again, so that releasing the permit for children keeps the thread.
+        # The order in `needed` is: in-flight slot, the attempt's own gates, thread. `on_granted`
+        # splits off both ends, so that a permit released for children keeps them.
         if thread is not None:
             self.needed = (*needed, thread)
             self.costs = None if costs is None else (*costs, 1.0)
         if stake is not None and not stake.is_held:
-            self._load(stake)
+            self._include(stake)
         queue.enter(self)
         if self.granted:
-            self._on_granted = None
+            self._notify = None
 
     # -- the in-flight slot ---------------------------------------------------------------------
 
-    def _load(self, stake: Stake) -> None:
+    def _include(self, stake: Stake) -> None:
         """Add the gates of the in-flight slot, at no cost where it is paid already."""
         own = (1.0,) * len(self.needed) if self.costs is None else self.costs
         self.stake = stake
         self.needed = (*stake.needed, *self.needed)
         self.costs = (*stake.price, *own)
-        self._is_loaded = True
+        self._includes_slot = True
 
-    def _unload(self) -> Stake:
+    def _split_off_slot(self) -> Stake:
         stake = self.stake
-        assert stake is not None, "it is loaded with one"
+        assert stake is not None, "the permit includes one"
         assert self.costs is not None
-        self._is_loaded = False
+        self._includes_slot = False
         self.needed = self.needed[len(stake.needed) :]
         self.costs = self.costs[len(stake.needed) :]
         return stake
 
-    def load(self) -> bool:
+    def include_slot(self) -> bool:
         """Add the in-flight slot of a child that must wait for a rate or a key.
 
         Such a wait may be long, and other children should run meanwhile. A wait for a mere slot is
         as short as the attempt that holds it, so the child keeps its place for that. See
         test_who_waits_holds_no_place_in_flight.
         """
-        if self._is_loaded or self._party is None:
+        if self._includes_slot or self._party is None:
             return False
         if not any(gate.meter is not None or gate.is_keyed for gate in self.needed):
             return False
         stake = self._party.make_stake()
         if stake is not None:
-            self._load(stake)
+            self._include(stake)
         return stake is not None
 
-    def stand(self) -> None:
+    def suspend_slot(self) -> None:
         """Release the child's in-flight slot, now that the permit waits for it as well."""
-        if self._is_loaded and self.stake is not None and self.stake.is_held:
+        if self._includes_slot and self.stake is not None and self.stake.is_held:
             self.stake.step_aside()
 
-    def settle(self, since: float | None) -> None:
+    def on_granted(self, since: float | None) -> None:
         """Split off the thread and the in-flight slot, which are released at other times."""
         self.since = since
         if self._thread is not None:
-            self._set_thread_apart()
+            self._split_off_thread()
             self._has_thread = True
-        if self._is_loaded:
-            self._unload().hold(since=since, taken_at=self.taken_at)
+        if self._includes_slot:
+            self._split_off_slot().hold(since=since, taken_at=self.taken_at)
 
-    def _set_thread_apart(self) -> None:
+    def _split_off_thread(self) -> None:
         self.needed = self.needed[:-1]
         self.costs = None if self.costs is None else self.costs[:-1]
 
@@ -295,7 +295,7 @@ class Seat(Claim):
         try:
             # The condition is looked at again after each wait: a permit that was granted may be
             # lent before its task runs.
-            while self.line is not None or self.waiter is not None:
+            while self.wait_queue is not None or self.waiter is not None:
                 waiter = self.waiter
                 if waiter is None:
                     waiter = self.waiter = self._queue.waiter()
@@ -320,12 +320,12 @@ class Seat(Claim):
         self.wake()
 
     def wake(self) -> None:
-        """Resume the waiting task, or call ``on_granted``."""
-        if self._on_granted is not None:
+        """Resume the waiting task, or call the constructor's ``on_granted``."""
+        if self._notify is not None:
             # Not after `leave`: nothing was granted then, and the run is ending.
             if self.granted or self.refusal is not None:
-                on_granted, self._on_granted = self._on_granted, None  # called once
-                on_granted()
+                notify, self._notify = self._notify, None  # called once
+                notify()
         elif self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
@@ -337,7 +337,7 @@ class Seat(Claim):
     @property
     def awaited(self) -> tuple[str, object]:
         """The limit that the permit waits for, and the key."""
-        gate = None if self.line is None else self.line.gate
+        gate = None if self.wait_queue is None else self.wait_queue.gate
         if gate is not None and gate is self._thread:
             return "threads", None
         if gate is None or gate.part is None:
@@ -361,8 +361,8 @@ class Seat(Claim):
         self._queue.leave(self)
         # Never granted: what was added for the grant is taken off, so that `needed` is what `users`
         # was counted for. The child needs its place again, since it goes on to its end.
-        if self._is_loaded:
-            self._unload().resume()
+        if self._includes_slot:
+            self._split_off_slot().resume()
         if self._thread is not None:
             self._leave_thread(self._thread)
         for gate in self.needed:
@@ -377,7 +377,7 @@ class Seat(Claim):
             thread.used -= 1
             self._queue.serve(thread)
         else:  # never granted
-            self._set_thread_apart()
+            self._split_off_thread()
 
     # -- released for children ------------------------------------------------------------------
 
@@ -397,7 +397,7 @@ class Seat(Claim):
         self._lent -= 1
         if self._is_vacant():
             self._queue.enter(self, ahead=True)
-            while self.line is not None:
+            while self.wait_queue is not None:
                 self.waiter = self._queue.waiter()
                 try:
                     await self.waiter
@@ -424,10 +424,10 @@ class Seat(Claim):
 
     def _claim(self) -> None:
         if self._is_vacant():
-            # Out of the line first: a claim is never granted and waiting at once.
+            # Out of the wait queue first: a claim is never granted and waiting at once.
             self._queue.leave(self)
             self._queue.take(self)
 
     def __repr__(self) -> str:
-        state = "granted" if self.granted else "free" if self.line is None else "waiting"
+        state = "granted" if self.granted else "free" if self.wait_queue is None else "waiting"
         return f"<Seat {state}, needs {self.needed}>"
