@@ -99,7 +99,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def layers(session: nox.Session) -> None:
-    """Check that imports only go down the spine."""
+    """Check that imports only go down, between packages and inside them."""
     install(session, "layers")
     session.run("lint-imports", "--no-logo", *session.posargs)
 

@@ -24,7 +24,6 @@ from shoal import (
     END,
     Application,
     Cancelled,
-    ChildEnded,
     Context,
     Done,
     Failed,
@@ -32,19 +31,15 @@ from shoal import (
     Hook,
     Limits,
     MemoryStore,
-    RunEnded,
     RunPath,
-    RunStarted,
     Runtime,
     State,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
     StoreFailed,
     action,
     fan_out,
     when,
 )
+from shoal.events import ChildEnded, RunEnded, RunStarted, StateUpdated, StepEnded, StepStarted
 from shoal.testing import RecordingHook, no_leaks, run_virtual
 from shoal.testing._leaks import _open_descriptors
 
@@ -74,7 +69,7 @@ class Peak:
 # -- failure ---------------------------------------------------------------------------------------
 
 
-# Fails where Group._stop doesn't cancel its scope.
+# Fails where GroupScope.stop doesn't cancel its scope.
 async def test_siblings_do_not_run_on_after_one_failed():
     """Burr: `gather` without a scope; raised at 0.05 s, and siblings took effect at 0.4 s."""
     effects: list[int] = []
@@ -96,7 +91,7 @@ async def test_siblings_do_not_run_on_after_one_failed():
     assert effects == []
 
 
-# Fails where Group._attend goes on when it is told why the rest is to be cancelled.
+# Fails where ChildTaskGroup._consume goes on when it is told why the rest is to be cancelled.
 @pytest.mark.realtime
 async def test_plain_functions_that_have_not_begun_do_not_begin_after_one_failed():
     """LangGraph: its synchronous way can't cancel: siblings all ran, and it raised 0.55 s late."""
@@ -219,8 +214,8 @@ async def test_nothing_is_orphaned_inside_a_cancel_scope(shape: str):
     assert effects == []
 
 
-# Fails where Group._stop also cancels tasks natively, and where a root run lives in its caller's
-# task.
+# Fails where GroupScope.stop also cancels tasks natively, and where a root run lives in the task of
+# its caller.
 @pytest.mark.parametrize("by", ["failing sibling", "native cancels"])
 def test_a_cancelled_child_is_cancelled_once(by: str):
     """LangGraph and LlamaIndex: losers got a second cancel, which killed their async cleanup."""
@@ -329,7 +324,7 @@ async def test_a_parent_does_not_hold_the_slot_that_its_child_waits_for():
     assert result.state["total"] == 2**5 - 1
 
 
-# Fails where Elements makes a list of what it is given, and where Group doubles its limit.
+# Fails where Elements makes a list of what it is given, and where ChildTaskGroup doubles its limit.
 async def test_an_infinite_generator_is_pulled_as_there_is_room():
     """pydantic-graph: sync iterables were drained on the loop; Burr: all tasks are made first."""
     pulled = 0
@@ -354,7 +349,7 @@ async def test_an_infinite_generator_is_pulled_as_there_is_room():
     assert 500 <= pulled <= 505
 
 
-# Fails where Group has twenty times its limit.
+# Fails where ChildTaskGroup has twenty times its limit.
 async def test_descriptors_and_tasks_do_not_grow_with_the_number_of_children():
     """Burr: an open log file for each child, 150 children had 160 descriptors."""
     tasks: list[int] = []
@@ -690,7 +685,7 @@ def test_replay_pairs_results_with_their_branches(seed: int):
     run_virtual(main, seed=seed)
 
 
-# Fails where Root._begin doesn't look at how the run has ended.
+# Fails where RootRun._begin doesn't look at how the run has ended.
 async def test_a_run_that_has_succeeded_is_not_run_on_when_it_is_asked_for_again():
     """LangGraph: reducers append once more when a finished thread is invoked again."""
     store, ran = MemoryStore(), list[int]()

@@ -8,17 +8,9 @@ from typing import Any
 
 import pytest
 
-from shoal import (
-    BadResult,
-    Condition,
-    DefinitionError,
-    MissingField,
-    State,
-    UndeclaredRead,
-    UndeclaredWrite,
-    action,
-    when,
-)
+from shoal import State, action, when
+from shoal.errors import BadResult, DefinitionError, MissingField, UndeclaredRead, UndeclaredWrite
+from shoal.types import Condition
 
 
 def is_good(score: float, limit: float = 0.9) -> bool:

@@ -11,31 +11,18 @@ from typing import Any, cast
 
 import pytest
 
-from shoal import (
-    END,
-    Act,
-    Action,
-    Application,
+from shoal import END, Action, Application, Graph, Outcome, State, action, fan_out, when
+from shoal.errors import (
     BadResult,
     DefinitionError,
-    FunctionAction,
-    Graph,
-    Input,
     MissingField,
     MissingInput,
     NoTransition,
-    Outcome,
-    RunEnded,
-    State,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
     TooManySteps,
-    action,
-    fan_out,
-    when,
 )
+from shoal.events import RunEnded, StateUpdated, StepEnded, StepStarted
 from shoal.testing import RecordingHook
+from shoal.types import Act, FunctionAction, Input
 
 pytestmark = pytest.mark.anyio
 

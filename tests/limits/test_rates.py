@@ -16,12 +16,8 @@ import pytest
 from shoal import (
     AIMD,
     Application,
-    BadResult,
-    BadUse,
     Context,
-    DefinitionError,
     Each,
-    Ended,
     Failed,
     Graph,
     Hook,
@@ -31,11 +27,13 @@ from shoal import (
     RetryLater,
     Runtime,
     State,
-    Waiting,
     action,
     fan_out,
 )
+from shoal.errors import BadResult, BadUse, DefinitionError
+from shoal.events import Waiting
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
+from shoal.types import Ended
 
 pytestmark = pytest.mark.anyio
 
@@ -858,7 +856,8 @@ async def size(n: bytes) -> int:
 
 @pytest.mark.parametrize("slow", ["reducer", "events", "store"])
 async def test_whatever_is_slow_slows_the_source_down(slow: str):
-    from shoal import Batch, MemoryStore
+    from shoal import MemoryStore
+    from shoal.stores import Batch
 
     source, ahead, done = Source(2000), 0, 0
 

@@ -17,42 +17,40 @@ from hypothesis import strategies as st
 
 from shoal import (
     Application,
-    AttemptEnded,
-    BadResult,
-    ChildEnded,
     Context,
-    DefinitionError,
     Done,
     Each,
     Failed,
     Graph,
     Hook,
-    HookFailed,
     Limits,
     MapStates,
     MemoryStore,
-    NoTransition,
     Outcome,
     Rate,
     Retry,
     RetryBudget,
     RetryLater,
-    RunEnded,
-    RunStarted,
     Runtime,
     State,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
     StepTimeout,
-    Store,
     StoreFailed,
-    TooManySteps,
     action,
     fan_out,
     when,
 )
 from shoal._limits.retry import Account
+from shoal.errors import BadResult, DefinitionError, HookFailed, NoTransition, TooManySteps
+from shoal.events import (
+    AttemptEnded,
+    ChildEnded,
+    RunEnded,
+    RunStarted,
+    StateUpdated,
+    StepEnded,
+    StepStarted,
+)
+from shoal.stores import Store
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import (
     Attempt,

@@ -12,28 +12,22 @@ import pytest
 
 from shoal import (
     Application,
-    BadResult,
     Context,
-    DefinitionError,
     Each,
     Graph,
     Limits,
     Rate,
-    RateReply,
-    RateRequest,
-    RateState,
-    RateUnavailable,
     Retry,
     Runtime,
     SharedRate,
     State,
-    Waiting,
     action,
     fan_out,
-    reckon,
 )
 from shoal._limits.shared_rates import AHEAD, GUARD, HOLD, SLACK, SharedMeter
-from shoal.rates import MemoryRates
+from shoal.errors import BadResult, DefinitionError, RateUnavailable
+from shoal.events import Waiting
+from shoal.rates import MemoryRates, RateReply, RateRequest, RateState, reckon
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 
 pytestmark = pytest.mark.anyio

@@ -7,24 +7,21 @@ from typing import Any, final
 import pytest
 
 from shoal import (
-    Act,
     Application,
-    BadResult,
     Context,
-    DefinitionError,
     Done,
     ErrorInfo,
     Failed,
     Graph,
     Hook,
-    InvalidState,
     Limits,
     MapStates,
-    MissingField,
     State,
     action,
     fan_out,
 )
+from shoal.errors import BadResult, DefinitionError, InvalidState, MissingField
+from shoal.types import Act
 
 pytestmark = pytest.mark.anyio
 

@@ -14,14 +14,7 @@ import pytest
 
 from shoal import (
     Application,
-    BadUse,
-    Batch,
-    DefinitionError,
     MemoryStore,
-    MissingInput,
-    NoApplication,
-    Orphan,
-    Recovered,
     RunClaimed,
     Runtime,
     SQLiteStore,
@@ -29,7 +22,10 @@ from shoal import (
     action,
     fan_out,
 )
+from shoal.errors import BadUse, DefinitionError, MissingInput, NoApplication
+from shoal.stores import Batch, Orphan
 from shoal.testing import no_leaks
+from shoal.types import Recovered
 
 pytestmark = pytest.mark.anyio
 

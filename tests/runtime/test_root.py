@@ -18,34 +18,30 @@ from anyio.lowlevel import checkpoint
 
 from shoal import (
     Application,
-    Batch,
-    ChildStarted,
-    CommitInDoubt,
     Failed,
     Graph,
     Hook,
-    HookFailed,
-    LeaseLost,
     MemoryStore,
-    MissingField,
-    NoTransition,
     RunClaimed,
     RunConflict,
-    RunEnded,
     RunPath,
-    RunStarted,
     Runtime,
-    SavedRun,
     Skipped,
-    StateUpdated,
-    StepStarted,
-    Store,
     StoreFailed,
-    TooManySteps,
     action,
     fan_out,
     when,
 )
+from shoal.errors import (
+    CommitInDoubt,
+    HookFailed,
+    LeaseLost,
+    MissingField,
+    NoTransition,
+    TooManySteps,
+)
+from shoal.events import ChildStarted, RunEnded, RunStarted, StateUpdated, StepStarted
+from shoal.stores import Batch, SavedRun, Store
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -135,7 +131,7 @@ async def test_claimed_by_a_live_execution_so_it_is_refused():
     store = MemoryStore()
     app = application(store)
     async with app.open({"n": 1}, id="x") as run:
-        with pytest.raises(RunClaimed, match="run x goes on in this process already"):
+        with pytest.raises(RunClaimed, match="run x is already running in this process"):
             await app.run({"n": 1}, id="x")
         for attempt in (lambda: app.run(id="x"), lambda: app.retry_failed("x")):
             with pytest.raises(RunClaimed):

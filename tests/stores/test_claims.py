@@ -18,16 +18,9 @@ from typing import Any, cast
 
 import pytest
 
-from shoal import (
-    Application,
-    LeaseLost,
-    MemoryStore,
-    RunClaimed,
-    Store,
-    StoreFailed,
-    action,
-    fan_out,
-)
+from shoal import Application, MemoryStore, RunClaimed, StoreFailed, action, fan_out
+from shoal.errors import LeaseLost
+from shoal.stores import Store
 from shoal.stores._sql import holders as _holders
 from shoal.stores._sql.store import DurableStore
 from shoal.stores._sql.writer_thread import Job, Writer
@@ -148,7 +141,7 @@ async def test_it_is_not_taken_over_by_another_process(kept: Kept):
     for column in ("boot", "host"):
         ((before,),) = kept.rows(f"SELECT {column} FROM claims")
         kept.rows(f"UPDATE claims SET {column} = ?", "another")
-        with pytest.raises(RunClaimed, match="goes on in process"):
+        with pytest.raises(RunClaimed, match="already running in process"):
             await store.claim("root", "second")
         kept.rows(f"UPDATE claims SET {column} = ?", before)
     await store.claim("root", "second")
@@ -160,7 +153,7 @@ async def test_what_goes_on_in_this_process_is_refused_whichever_object_asks(kep
     store, other = kept.store(lease=1000), kept.store(lease=1000)
     await store.claim("root", "first")
     for asked in (store, other):
-        with pytest.raises(RunClaimed, match="run root goes on in this process already"):
+        with pytest.raises(RunClaimed, match="run root is already running in this process"):
             await asked.claim("root", "second")
     await store.release("root", "first")
 
@@ -174,7 +167,7 @@ async def test_an_execution_goes_on_as_long_as_it_has_a_claim_in_any_store(
     await store.claim("root", "first")
     await elsewhere.claim("root", "first")
     await left_claimed(elsewhere, "first")
-    with pytest.raises(RunClaimed, match="goes on in this process already"):
+    with pytest.raises(RunClaimed, match="is already running in this process"):
         await elsewhere.claim("root", "second")
     await store.release("root", "first")
     await elsewhere.claim("root", "second")
@@ -229,7 +222,7 @@ def test_a_run_is_nobodys_once_its_event_loop_was_closed(kept: Kept, by_another_
     async def begin() -> None:
         await store.claim("root", "first")
         await save(store, begun=BEGINNING, holder="first")
-        with pytest.raises(RunClaimed, match="goes on in this process already"):
+        with pytest.raises(RunClaimed, match="is already running in this process"):
             await other.claim("root", "second")
 
     async def go_on() -> None:

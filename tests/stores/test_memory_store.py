@@ -7,22 +7,13 @@ from typing import Any
 
 import pytest
 
-from shoal import (
-    Application,
-    Batch,
-    Graph,
-    Key,
-    LeaseLost,
-    MemoryStore,
-    NotData,
-    RunClaimed,
-    StoreFailed,
-    action,
-    fan_out,
-)
+from shoal import Application, Graph, MemoryStore, RunClaimed, StoreFailed, action, fan_out
+from shoal.errors import LeaseLost, NotData
+from shoal.stores import Batch
 from shoal.stores._protocol import NullStore
 from shoal.testing import HandMadeRun, child_run
 from shoal.testing._hand_made import BEGINNING, ROOT, update_of
+from shoal.types import Key
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +34,7 @@ async def keys(store: MemoryStore, *where: Any) -> list[Key]:
 
 async def test_who_has_a_run_is_told():
     store = await begun()
-    with pytest.raises(RunClaimed, match="run root goes on in this process already"):
+    with pytest.raises(RunClaimed, match="run root is already running in this process"):
         await store.claim("root", "you")
     with pytest.raises(LeaseLost, match="run root was taken over"):
         store.save(Batch(HandMadeRun(), begun=BEGINNING, holder="you"))

@@ -21,9 +21,6 @@ import pytest
 
 from shoal import (
     Application,
-    Batch,
-    CommitInDoubt,
-    LeaseLost,
     Limits,
     PostgresStore,
     RunCancelled,
@@ -36,6 +33,8 @@ from shoal import (
 from shoal._engine import execution as _execution
 from shoal._events.identity import RunPath
 from shoal._state.state import Set
+from shoal.errors import CommitInDoubt, LeaseLost
+from shoal.stores import Batch
 from shoal.stores._postgres import server as _postgres_server
 from shoal.stores._sql import store as _durable
 from shoal.testing import HandMadeRun, child_run
@@ -107,7 +106,7 @@ async def test_looking_waits_for_no_lock(place: InSchema):
         with psycopg.connect(place.server.address()) as third:
             third.execute(place.lock)
             for _ in range(3):
-                with pytest.raises(RunClaimed, match="goes on in this process already"):
+                with pytest.raises(RunClaimed, match="is already running in this process"):
                     await other.claim("root", "you")
             assert await other.load("root") is not None
             assert not await other.orphans()
@@ -227,13 +226,13 @@ def wait_for(what: Any) -> None:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """Count how often the server is waited for."""
     counted = list[None]()
-    wait = _postgres_server._Connection.wait
+    wait = _postgres_server._PsycopgConnection.wait
 
     def count(self: Any, *args: Any, **more: Any) -> Any:
         counted.append(None)
         return wait(self, *args, **more)
 
-    monkeypatch.setattr(_postgres_server._Connection, "wait", count)
+    monkeypatch.setattr(_postgres_server._PsycopgConnection, "wait", count)
     return counted
 
 
@@ -381,7 +380,7 @@ async def test_a_server_that_lacks_the_claim_under_which_it_saved_is_found(place
     async with claimed(store):
         await save(store, updates=(update_of(1),))
         place.rows(OLDER)
-        message = "says that run root was saved 0 times, where it has acknowledged 2"
+        message = "says that run root was saved 0 times, but it acknowledged 2"
         with pytest.raises(StoreFailed, match=message):
             await save(store, updates=(update_of(2),))
 

@@ -24,29 +24,23 @@ import pytest
 
 from shoal import (
     Application,
-    Batch,
     Codec,
-    CommitInDoubt,
     Context,
-    DefinitionError,
     Each,
     Failed,
     Graph,
-    NotData,
-    NotEncodable,
     Retry,
     RunClaimed,
-    Set,
     SQLiteStore,
     State,
-    StateUpdated,
     StoreFailed,
-    Update,
-    UpdateTooLarge,
     action,
     fan_out,
     race,
 )
+from shoal.errors import CommitInDoubt, DefinitionError, NotData, NotEncodable, UpdateTooLarge
+from shoal.events import Set, StateUpdated, Update
+from shoal.stores import Batch
 from shoal.stores._sql import holders as _holders
 from shoal.stores._sql import leases as _claims
 from shoal.stores._sqlite import database as _sqlite_database
@@ -224,7 +218,7 @@ async def refusal(path: Path) -> str:
 @anyio_test
 async def test_a_file_that_is_no_database_is_refused(path: Path):
     path.write_text("dear diary" * 1000)
-    assert "runs.db is no SQLite database; it was left as it is" in await refusal(path)
+    assert "runs.db is not an SQLite database; it was left unchanged" in await refusal(path)
 
 
 @anyio_test
@@ -232,9 +226,7 @@ async def test_a_database_of_something_else_is_refused(path: Path):
     with database(path) as connection:
         connection.execute("CREATE TABLE albums (title)")
     message = await refusal(path)
-    assert (
-        "is a database, but no store of shoal's (tables: albums); it was left as it is" in message
-    )
+    assert "is a database, but not a shoal store (tables: albums); it was left unchanged" in message
 
 
 @anyio_test
@@ -551,7 +543,7 @@ async def test_whether_a_commit_that_failed_is_kept_is_unknown(path: Path):
         data = store._writer._database
         connection = data._connection
         data._connection = Failing(connection, "COMMIT", sqlite3.SQLITE_IOERR)
-        with pytest.raises(CommitInDoubt, match="whether a save is kept is unknown"):
+        with pytest.raises(CommitInDoubt, match="it is unknown whether a save was kept"):
             await save(store, updates=(update_of(1),))
         data._connection = connection
         await save(store, updates=(update_of(1),))
@@ -734,7 +726,7 @@ async def test_what_reduce_makes_fails_the_step(path: Path):
     with pytest.raises(NotEncodable) as raised:
         await Application(act, store=store).run({"items": [1, 2], "log": []}, id="x")
     assert raised.value.path == "state['log'][0]"
-    assert "in what step 'folded' makes of key 0" in "".join(raised.value.__notes__)
+    assert "in the update of step 'folded' for key 0" in "".join(raised.value.__notes__)
     assert rows(path, "SELECT status FROM root_runs") == [("failed",)]
     assert rows(path, "SELECT status, applied, used FROM child_runs") == [
         ("succeeded", None, 0), ("succeeded", None, 0),
@@ -767,7 +759,7 @@ async def test_large_updates_are_warned_of_once_and_too_large_ones_refused(path:
     assert "step 'long' of run" in str(failed.error)
     assert "key 2000000 of 'outs'" in str(failed.error)
     (warning,) = [one for one in caught if one.category is UserWarning]
-    assert "is an update of 1,100,00" in str(warning.message)
+    assert "has 1,100,00" in str(warning.message)
 
 
 @anyio_test

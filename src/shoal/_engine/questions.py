@@ -34,6 +34,7 @@ from shoal.stores._history import QuestionAnswered, QuestionAsked
 from shoal.stores._protocol import NullStore
 
 from .commit import Write, commit
+from .progress import recorded_questions
 from .publish import out_of_reach
 from .run import Run
 
@@ -147,7 +148,9 @@ def halt_for(run: Run, step: str, children: Iterable[Run]) -> NoReturn:
     """
     ordered = sorted(children, key=lambda child: child.position)
     questions = run.pending_questions()
-    questions.below[step] = tuple(one for child in ordered for one in child.waits_for)
+    questions.below[step] = tuple(
+        one for child in ordered for one in recorded_questions(child.value, child.path)
+    )
     questions.is_halting = True
     raise Halting(f"children of {step!r} in run {run.path.id} wait for answers")
 

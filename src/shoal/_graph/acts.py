@@ -11,7 +11,7 @@ from shoal._state.state import State
 from .action import Act
 from .graph import Graph, as_graph
 from .parallel import Take
-from .until import First, Quorum, Until, name_of
+from .until import EndCondition
 
 Acts = Act | Sequence[Act] | Callable[[State], Act | Sequence[Act]]
 
@@ -66,16 +66,14 @@ def check_acts(
         resolve_take(take, into, graph, who)
 
 
-def check_wanted(who: str, until: Until, count: int) -> None:
+def check_wanted(who: str, until: EndCondition, count: int) -> None:
     """Check that ``until`` needs no more results than there can be children.
 
     Raises:
         DefinitionError: It needs more than ``count``.
     """
-    if isinstance(until, First | Quorum) and until.n > count:
-        msg = (
-            f"{who}: until={name_of(until)}({until.n}) can't be reached by at most {count} children"
-        )
+    if until.wanted is not None and until.wanted > count:
+        msg = f"{who}: until={until} can't be reached by at most {count} children"
         raise DefinitionError(msg)
 
 

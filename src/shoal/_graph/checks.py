@@ -13,7 +13,7 @@ from shoal.stores._protocol import check_store
 
 from .graph import Graph
 from .policy import INHERIT, Each, Hedge, Tolerate, check_timeout
-from .until import Race
+from .until import EndCondition
 
 
 def check_policies(
@@ -48,14 +48,14 @@ def check_policies(
     check_timeout(f"{who}: timeout=", timeout)
 
 
-def check_stagger(who: str, stagger: object, until: object) -> None:
+def check_stagger(who: str, stagger: object, until: EndCondition) -> None:
     """Check a user's ``stagger=``.
 
     Raises:
         DefinitionError: It is invalid, or doesn't go with ``until``; the message names ``who``.
     """
     if isinstance(stagger, Hedge):
-        if not isinstance(until, Race):
+        if not until.is_race:
             msg = (
                 f"{who}: stagger=Hedge(...) starts more children than are needed, but here all "
                 f"are needed: give until=first(); or, to hedge each child, fan out a race of its "

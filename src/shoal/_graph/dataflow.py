@@ -20,6 +20,8 @@ from .condition import Condition
 class End:
     """The type of ``END``, its only instance."""
 
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
+
     __slots__ = ()
 
     def __repr__(self) -> str:

@@ -21,7 +21,7 @@ from .checks import check_policies, check_stagger
 from .graph import Graph, no_act
 from .parallel import Grow, Join, Parallel, Reduce, Shape, Take
 from .policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
-from .until import ALL, All, Asked, First, FirstItem, Race, Until, check_until, name_of
+from .until import ALL, All, Asked, EndCondition, Until, as_condition
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
 
@@ -161,9 +161,9 @@ class FanOut(Parallel):
         return f"<fan_out {self.name} of {acts}>"
 
 
-def shape_of(over: Over | None, key: object, until: Until, *, several: bool) -> Shape:
+def shape_of(over: Over | None, key: object, until: EndCondition, *, several: bool) -> Shape:
     """Return how results are arranged in ``into``."""
-    if isinstance(until, Race) and not (isinstance(until, First) and until.n > 1):
+    if until.picks_one:
         return "one"
     if over is None:
         return "by act"
@@ -357,15 +357,14 @@ def fan_out(
         grow=grow,
     )
     checks.declared(act, over, reads)
-    until = ALL if until is None else until
-    checks.until(until, on_error, errors_into)
-    if isinstance(until, FirstItem) and grow is not None:
+    ends = ALL if until is None else as_condition(f"fan_out {label!r}", until)
+    checks.race(ends, on_error, errors_into)
+    if ends.by_item and grow is not None:
         checks.refuse("until=first_item() decides before there are results for grow= to receive")
-    is_race = isinstance(until, Race)
     if on_error is None:
-        on_error = "ignore" if is_race else "fail"
+        on_error = "ignore" if ends.is_race else "fail"
     checks.results(into, errors_into, reduce, on_error)
-    limited = limits is not None or over is not None or not is_race
+    limited = limits is not None or over is not None or not ends.is_race
     limits = DEFAULT_LIMITS if limits is None else limits
     check_policies(
         f"fan_out {label!r}",
@@ -377,14 +376,14 @@ def fan_out(
         each=each,
         timeout=timeout,
     )
-    check_stagger(f"fan_out {label!r}", stagger, until)
-    checks.again(again, key, into, grow, is_race=is_race)
+    check_stagger(f"fan_out {label!r}", stagger, ends)
+    checks.again(again, key, into, grow, is_race=ends.is_race)
     brought = set[str]() if over is None else {item}
     known = () if callable(graphs) else graphs
     if known and over is None:
-        check_wanted(f"fan_out {label!r}", until, len(known))
+        check_wanted(f"fan_out {label!r}", ends, len(known))
     if at_most is not None:
-        check_wanted(f"fan_out {label!r}", until, at_most)
+        check_wanted(f"fan_out {label!r}", ends, at_most)
     check_acts(known, brought, cast("Take | None", take), into, label)
     writable = checks.writes(writes, reduce) | {f for f in (into, errors_into) if f is not None}
     readable = field_names(reads or (), "reads") | ({over} if isinstance(over, str) else set[str]())
@@ -394,11 +393,11 @@ def fan_out(
         permit=Permit(label, readable | writable, writable),
         into=into,
         errors_into=errors_into,
-        shape=shape_of(over, key, until, several=several),
+        shape=shape_of(over, key, ends, several=several),
         reduce=reduce,
         grow=grow,
         on_error=on_error,
-        until=until,
+        until=ends,
         again=again,
     )
     return FanOut(
@@ -501,16 +500,14 @@ class _Checks(NamedTuple):
         if into is not None and into == errors_into:
             self.refuse(f"into= and errors_into= are both {into!r}; name two fields")
 
-    def until(self, until: object, on_error: object, errors_into: object) -> None:
-        check_until(f"fan_out {self.name!r}", until)
-        if not isinstance(until, Race):
+    def race(self, until: EndCondition, on_error: object, errors_into: object) -> None:
+        if not until.is_race:
             return
-        what = name_of(until)
         for parameter, value in (("on_error", on_error), ("errors_into", errors_into)):
             if value is not None:
                 self.refuse(
-                    f"with until={what}(...) a failure only removes a contestant, so {parameter}= "
-                    f"can't be given; result.outcomes({self.name!r}) has the failures"
+                    f"with until={until.name}(...) a failure only removes a contestant, so "
+                    f"{parameter}= can't be given; result.outcomes({self.name!r}) has the failures"
                 )
 
     def again(

@@ -27,7 +27,7 @@ from shoal.stores._protocol import Store
 from .action import Act, Performer
 from .graph import Graph
 from .policy import INHERIT, Each, Inherit, OnError, Stagger
-from .until import ALL, Race, Until
+from .until import ALL, EndCondition
 
 Reduce = Callable[[State, Done | Failed], State]
 Grow = Callable[[State, Done | Failed], Iterable[Any]]
@@ -55,14 +55,14 @@ class Join:
     reduce: Reduce | None = None
     grow: Grow | None = None
     on_error: OnError = "fail"
-    until: Until = ALL
+    until: EndCondition = ALL
     again: bool | None = None
     """Whether elements with a collected result run again; None: except on the first visit."""
 
     @property
     def is_race(self) -> bool:
         """Whether a child must win, so that a failure only removes a contestant."""
-        return isinstance(self.until, Race)
+        return self.until.is_race
 
     def collections(
         self, data: Mapping[str, object], *, first_visit: bool

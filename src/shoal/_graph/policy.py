@@ -76,6 +76,8 @@ class Tolerate:
 class Inherit(Enum):
     """The type of ``INHERIT``, its only member."""
 
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
+
     INHERIT = "inherit"
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ from .checks import check_stagger
 from .fan_out import FanOut, fan_out
 from .parallel import Take
 from .policy import INHERIT, Each, Inherit, Stagger
-from .until import Until, check_until, first
+from .until import Until, as_condition, first
 
 
 def race(
@@ -107,8 +107,8 @@ def race(
             msg = f"race {label!r} takes acts one by one, and not a list of them: race(*acts)"
             raise DefinitionError(msg)
     chosen = len(acts) == 1 and not isinstance(acts[0], Act)
-    decides = first(accept=accept) if until is None else until
-    check_until(f"race {label!r}", decides)  # here, so that messages don't speak of a fan_out
+    # Checked here, so that messages don't speak of a fan_out.
+    decides = first(accept=accept) if until is None else as_condition(f"race {label!r}", until)
     check_stagger(f"race {label!r}", stagger, decides)
     if not chosen:
         check_wanted(f"race {label!r}", decides, len(acts))

@@ -28,7 +28,7 @@ from .checks import check_policies, check_stagger
 from .graph import no_act
 from .parallel import Join, Parallel
 from .policy import OnError
-from .until import ALL, Race, Until, check_until
+from .until import ALL, Until, as_condition
 
 T = TypeVar("T")
 
@@ -144,9 +144,9 @@ class ParallelAction(Parallel):
             each=cls.each,
             timeout=cls.timeout,
         )
-        check_until(who, cls.until)
-        check_stagger(who, cls.stagger, cls.until)
-        if isinstance(cls.until, Race) and _says(cls, "on_error"):
+        until = as_condition(who, cls.until)
+        check_stagger(who, cls.stagger, until)
+        if until.is_race and _says(cls, "on_error"):
             msg = (
                 f"{who}: with such an until a failure only removes a contestant, so on_error can't "
                 f"be given; result.outcomes(name) has the failures"
@@ -200,13 +200,13 @@ class ParallelAction(Parallel):
         return Permit(self.name, frozenset(self.reads) | writes, writes)
 
     def _join(self) -> Join:
-        is_race = isinstance(self.until, Race)
+        until = as_condition(self.name, self.until)
         return Join(
             name=self.name,
             permit=self._permit,
             reduce=self.reduce,
-            on_error="ignore" if is_race else self.on_error,
-            until=self.until,
+            on_error="ignore" if until.is_race else self.on_error,
+            until=until,
         )
 
     def _finished(self, state: State) -> Change:

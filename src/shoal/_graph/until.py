@@ -1,7 +1,10 @@
-"""Conditions that end a fan-out before its last child: ``until=``.
+"""Conditions under which a fan-out is decided, ``until=``: all, the first, a quorum, a first item.
+
+A condition is two classes: its value here, with the properties that the rest of shoal reads, and
+its judge in ``_engine.fanout.race``, which is found there by the type of the value.
 
 Invariants:
-- These are values. The engine evaluates them.
+- These are values. They count nothing and judge no result.
 - Invalid arguments are refused where they are written.
 """
 
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, cast, final
 
 from shoal._errors.exceptions import DefinitionError, brief
 from shoal._events.events import Outcome
@@ -19,10 +22,51 @@ from shoal._state.state import State
 OnBreak = Literal["fail", "restart"]
 
 
+class EndCondition:
+    """Base class of the conditions under which a fan-out is decided."""
+
+    __slots__ = ()
+
+    name: ClassVar[str] = ""
+    """The function that makes one, for messages."""
+    is_race: ClassVar[bool] = True
+    """Whether a child must win, so that a failure only removes a contestant."""
+    by_item: ClassVar[bool] = False
+    """Whether a partial item decides, while no child has a result yet."""
+    may_decide: ClassVar[bool] = True
+    """Whether it may end a fan-out before the last child has ended."""
+
+    @property
+    def wanted(self) -> int | None:
+        """The number of results that it needs; None if that depends on the results."""
+        return 1
+
+    @property
+    def picks_one(self) -> bool:
+        """Whether ``into`` holds the value of one child itself, not a collection of values."""
+        return self.is_race
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the race runs again if its winner fails afterwards."""
+        return False
+
+    def __str__(self) -> str:
+        """Return the text that a store keeps, with which a changed program is compared."""
+        return self.name
+
+
 @final
 @dataclass(frozen=True, slots=True)
-class All:
+class All(EndCondition):
     """All children are awaited; made by ``all_``."""
+
+    name = "all"
+    is_race = may_decide = False
+
+    @property
+    def wanted(self) -> None:
+        """None: all of them."""
 
 
 ALL = All()
@@ -30,9 +74,10 @@ ALL = All()
 
 @final
 @dataclass(frozen=True, slots=True)
-class First:
+class First(EndCondition):
     """The first accepted results decide; made by ``first``."""
 
+    name = "first"
     n: int = 1
     accept: Callable[[Any], object] | None = None
 
@@ -40,12 +85,27 @@ class First:
         _check_count("first", self.n)
         _check_function("first(accept=...)", self.accept)
 
+    @property
+    def wanted(self) -> int:
+        """The number of results that must be accepted."""
+        return self.n
+
+    @property
+    def picks_one(self) -> bool:
+        """Whether one result is enough."""
+        return self.n == 1
+
+    def __str__(self) -> str:
+        """Return the text that a store keeps."""
+        return f"first({self.n})"
+
 
 @final
 @dataclass(frozen=True, slots=True)
-class Quorum:
+class Quorum(EndCondition):
     """Results that agree decide; made by ``quorum``."""
 
+    name = "quorum"
     n: int
     by: Callable[[Any], object] | None = None
 
@@ -53,12 +113,23 @@ class Quorum:
         _check_count("quorum", self.n)
         _check_function("quorum(by=...)", self.by)
 
+    @property
+    def wanted(self) -> int:
+        """The number of results that must agree."""
+        return self.n
+
+    def __str__(self) -> str:
+        """Return the text that a store keeps."""
+        return f"quorum({self.n})"
+
 
 @final
 @dataclass(frozen=True, slots=True)
-class FirstItem:
+class FirstItem(EndCondition):
     """The first partial item decides; made by ``first_item``."""
 
+    name = "first_item"
+    by_item = True
     when: Callable[[Any], object] | None = None
     on_break: OnBreak = "fail"
 
@@ -68,12 +139,31 @@ class FirstItem:
             msg = f"first_item(on_break=...) is 'fail' or 'restart', not {brief(self.on_break)}"
             raise DefinitionError(msg)
 
+    @property
+    def restarts(self) -> bool:
+        """Whether ``on_break="restart"`` was given."""
+        return self.on_break == "restart"
+
 
 Asked = Callable[[State, Outcome], bool]
-Until = All | First | Quorum | FirstItem | Asked
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ByFunction(EndCondition):
+    """A user's function decides; it is called after each update. It may never decide."""
+
+    name = "a function"
+    is_race = False
+    function: Asked
+
+    @property
+    def wanted(self) -> None:
+        """None: any further update may satisfy the function."""
+
+
+Until = EndCondition | Asked
 """``all_()``, ``first(...)``, ``quorum(...)``, ``first_item(...)``, or a function."""
-Race = First | Quorum | FirstItem
-"""Conditions under which a child must win, so that a failure only removes a contestant."""
 
 
 def all_() -> All:
@@ -180,18 +270,19 @@ def first_item(
     return FirstItem(when, on_break)
 
 
-def check_until(who: str, until: object) -> None:
-    """Check a user's ``until=``.
+def as_condition(who: str, until: object) -> EndCondition:
+    """Check a user's ``until=``; return the condition, which is made of a function if it is one.
 
     Raises:
         DefinitionError: It is invalid; the message names ``who``, the act.
     """
-    if isinstance(until, All | First | Quorum | FirstItem):
-        return
-    if any(until is makes for makes in (all_, first, quorum, first_item)):
-        name = getattr(until, "__name__", "")
-        msg = f"{who}: until= takes the result of {name}(...); call it: until={name}()"
-        raise DefinitionError(msg)
+    if isinstance(until, EndCondition):
+        return until
+    for makes in (all_, first, quorum, first_item):
+        if until is makes:
+            name = makes.__name__
+            msg = f"{who}: until= takes the result of {name}(...); call it: until={name}()"
+            raise DefinitionError(msg)
     if not callable(until):
         msg = (
             f"{who}: until= takes all_(), first(n), quorum(n), first_item() or a function "
@@ -199,11 +290,7 @@ def check_until(who: str, until: object) -> None:
         )
         raise DefinitionError(msg)
     require_plain(until, f"{who}: until=")
-
-
-def name_of(until: Race) -> str:
-    """Return the name of the function that makes it, for a message."""
-    return {First: "first", Quorum: "quorum", FirstItem: "first_item"}[type(until)]
+    return ByFunction(cast("Asked", until))
 
 
 def _check_count(what: str, n: object) -> None:

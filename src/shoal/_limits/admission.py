@@ -15,7 +15,7 @@ from shoal._concurrency.backend import Clock, Waiter
 
 from .limiters import Limiter, Limiters
 from .limits import Limits
-from .permits import Party, Seat, Stake
+from .permits import HeldPermits, Seat, Stake
 from .scheduler import Queue
 from .shared_rate_client import StartTask
 from .timers import SetAlarm
@@ -58,7 +58,7 @@ class Admission:
         self,
         scopes: tuple[Limiter, ...],
         data: Mapping[str, object],
-        party: Party | None = None,
+        holder: HeldPermits | None = None,
         *,
         owner: object,
         limits: Limits | None,
@@ -69,25 +69,25 @@ class Admission:
         Args:
             scopes: The limiters of the runtime and the application that the run belongs to.
             data: The fields of the state that the attempt starts from.
-            party: The run that the attempt belongs to.
+            holder: The permits of the run that the attempt belongs to.
             owner: The definition of the action, by which its limits are counted.
             limits: The limits of the action, if it has any.
             in_thread: Whether the attempt needs a worker thread.
 
         Returns None if nothing limits the attempt.
         """
-        stake = None if party is None else party.stake
+        stake = None if holder is None else holder.stake
         limiters = self.limiters.of_attempt(scopes, owner, limits)
         thread = self.limiters.threads if in_thread else None
         # An in-flight slot that was released while the child waited is reacquired with the permit.
         if not limiters and thread is None and (stake is None or stake.is_held):
             return None
         needed, costs = self.limiters.gates(limiters, data)
-        return Seat(self.queue, needed, costs, party, stake=stake, thread=thread)
+        return Seat(self.queue, needed, costs, holder, stake=stake, thread=thread)
 
-    def place(self, party: Party) -> Seat:
+    def place(self, holder: HeldPermits) -> Seat:
         """Return a permit for the in-flight slot alone, of a child that has stepped aside."""
-        return Seat(self.queue, (), None, party, stake=party.stake)
+        return Seat(self.queue, (), None, holder, stake=holder.stake)
 
     def charge(self, seat: Seat | None, stake: Stake | None, actual: float) -> None:
         """Replace the units that ``cost=`` functions charged an attempt and its child."""
@@ -95,7 +95,7 @@ class Admission:
             if held is not None:
                 self.queue.charge(held, actual)
 
-    def pause(self, seat: Seat | None, party: Party, seconds: float) -> bool:
+    def pause(self, seat: Seat | None, holder: HeldPermits, seconds: float) -> bool:
         """Pause the keys of an attempt: those of its permit, its child, and enclosing children.
 
         Returns whether the pause also delays the next attempt of this one. The keys of the permit
@@ -104,8 +104,10 @@ class Admission:
         """
         until = self.queue.clock() + seconds
         # A list, not a generator: `any` would stop at the first, and all must be paused.
-        paused = [self.queue.pause(held, until) for held in (seat, party.stake) if held is not None]
-        above = party.above
+        paused = [
+            self.queue.pause(held, until) for held in (seat, holder.stake) if held is not None
+        ]
+        above = holder.above
         while above is not None:
             if above.stake is not None:
                 self.queue.pause(above.stake, until)

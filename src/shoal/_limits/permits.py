@@ -18,33 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol, final
+from typing import final
 
 from shoal._concurrency.backend import Waiter
 
 from .gates import Claim, FairShare, Gate, Held
 from .scheduler import Queue
-
-
-class Party(Protocol):
-    """A run, as far as limits know it: the owner of permits and of an in-flight slot."""
-
-    stake: Stake | None
-    """The run's in-flight slot; None for a root run, and until ``make_stake`` is first called."""
-
-    @property
-    def unit(self) -> FairShare:
-        """The fair share of the run's execution."""
-        ...
-
-    @property
-    def above(self) -> Party | None:
-        """The run whose fan-out this is a child of; None for a root run or an ended fan-out."""
-        ...
-
-    def make_stake(self) -> Stake | None:
-        """Return the run's in-flight slot, creating it on first use; None for a root run."""
-        ...
 
 
 @final
@@ -151,6 +130,110 @@ def ignore_aside(by: int) -> None:
 
 
 @final
+class InFlight:
+    """The children in flight of one execution of a fan-out, and their in-flight slots."""
+
+    __slots__ = ("_holders", "_on_aside", "_queue", "above", "place")
+
+    def __init__(
+        self,
+        queue: Queue,
+        places: int,
+        on_aside: Callable[[int], None],
+        above: HeldPermits | None = None,
+    ) -> None:
+        """Create the counter, with no child in flight.
+
+        Args:
+            queue: The queue in which children wait.
+            places: How many children may be in flight.
+            on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
+            above: The permits of the run that starts the children.
+        """
+        self._queue = queue
+        self._on_aside = on_aside
+        # Slots and their holders. `close` takes them away, because a child must not keep a slot of
+        # a group that is gone: if a step around it is retried, another group, with places of its
+        # own, runs the child. See test_a_retried_child_waits_for_no_place_of_a_group_that_is_gone.
+        self._holders: dict[Stake, HeldPermits] = {}
+        self.above: HeldPermits | None = above
+        """The permits of the run that started the children; None once the fan-out has ended."""
+        self.place: Gate = Gate(places)
+        """Counts the children in flight. The group counts those without a ``Stake``."""
+
+    def make_stake(
+        self,
+        holder: HeldPermits,
+        gates: tuple[Gate, ...] = (),
+        costs: tuple[float, ...] = (),
+        *,
+        is_held: bool,
+    ) -> Stake:
+        """Create the in-flight slot of a child: its place, and ``gates``, those of its fan-out."""
+        needed = (self.place, *gates)
+        stake = Stake(self._queue, needed, (1.0, *costs), self._on_aside, is_held=is_held)
+        self._holders[stake] = holder
+        return stake
+
+    def release(self, holder: HeldPermits, *, refunds: bool = False) -> None:
+        """Release the in-flight slot of a child for good, if it has one.
+
+        Args:
+            holder: The permits of the child.
+            refunds: Whether to refund its units, because the child never started.
+        """
+        stake, holder.stake = holder.stake, None
+        if stake is None:
+            return
+        del self._holders[stake]
+        if refunds:
+            stake.refund()
+        stake.leave()
+
+    def close(self) -> None:
+        """Release the in-flight slots of all children whose results were not applied."""
+        self._on_aside = ignore_aside  # breaks a cycle: frames of an error, child, slot, group
+        self.above = None
+        while self._holders:
+            stake, holder = self._holders.popitem()
+            stake.leave()
+            if holder.stake is stake:
+                holder.stake = None
+
+
+@final
+class HeldPermits:
+    """The permits of a run: one that its first attempt has yet to use, and its in-flight slot."""
+
+    __slots__ = ("in_flight", "seat", "stake", "unit")
+
+    def __init__(self, unit: FairShare, in_flight: InFlight | None = None) -> None:
+        """Create the record; nothing is held yet.
+
+        Args:
+            unit: The fair share of the run's execution.
+            in_flight: The children in flight among which the run is counted; None for a root run.
+        """
+        self.unit: FairShare = unit
+        self.in_flight: InFlight | None = in_flight
+        self.stake: Stake | None = None
+        """The in-flight slot of a child; None until it is needed: the group counts the child."""
+        self.seat: Seat | None = None
+        """The permit of the first attempt, which was acquired when the child was admitted."""
+
+    @property
+    def above(self) -> HeldPermits | None:
+        """The permits of the run that started this one, if that is a child of a fan-out."""
+        return None if self.in_flight is None else self.in_flight.above
+
+    def make_stake(self) -> Stake | None:
+        """Return the in-flight slot, creating it on first use; None outside a fan-out."""
+        if self.stake is None and self.in_flight is not None:
+            self.stake = self.in_flight.make_stake(self, is_held=True)
+        return self.stake
+
+
+@final
 class Seat(Claim):
     """The permit of an attempt: a slot of every limit that applies to it, and of the threads.
 
@@ -164,11 +247,11 @@ class Seat(Claim):
 
     __slots__ = (
         "_has_thread",
+        "_holder",
         "_includes_slot",
         "_lent",
         "_notify",
         "_over",
-        "_party",
         "_queue",
         "_thread",
         "refusal",
@@ -181,7 +264,7 @@ class Seat(Claim):
         queue: Queue,
         needed: tuple[Gate, ...],
         costs: tuple[float, ...] | None = None,
-        party: Party | None = None,
+        holder: HeldPermits | None = None,
         *,
         on_granted: Callable[[], None] | None = None,
         stake: Stake | None = None,
@@ -193,16 +276,16 @@ class Seat(Claim):
             queue: The queue that grants it.
             needed: The gates, each once.
             costs: The units that each of them charges; None: 1 each.
-            party: The run that the attempt belongs to.
+            holder: The permits of the run that the attempt belongs to; None: a claim without a run.
             on_granted: Called once, when the permit is granted after a wait, or refused. None: the
                 attempt's task calls ``wait``.
             stake: The in-flight slot of the run, if it must be held as well.
             thread: The gate of the worker threads, if the attempt runs in one.
         """
-        super().__init__(needed, costs, None if party is None else party.unit)
+        super().__init__(needed, costs, None if holder is None else holder.unit)
         self.is_returning = stake is not None and stake.returns
         self._queue: Queue = queue
-        self._party: Party | None = party
+        self._holder: HeldPermits | None = holder
         self._notify: Callable[[], None] | None = on_granted
         # Calls of `lend` that `regain` or `reclaim` has not matched yet. Several tasks of one
         # attempt may fan out at overlapping times; the slots are needed when the last is back.
@@ -257,11 +340,11 @@ class Seat(Claim):
         as short as the attempt that holds it, so the child keeps its place for that. See
         test_who_waits_holds_no_place_in_flight.
         """
-        if self._includes_slot or self._party is None:
+        if self._includes_slot or self._holder is None:
             return False
         if not any(gate.meter is not None or gate.is_keyed for gate in self.needed):
             return False
-        stake = self._party.make_stake()
+        stake = self._holder.make_stake()
         if stake is not None:
             self._include(stake)
         return stake is not None

@@ -265,7 +265,7 @@ class Supply:
 
 def _check(request: RateRequest, reply: RateReply) -> None:
     if not isinstance(reply, RateReply) or len(reply.turns) > len(request.costs):
-        msg = f"settle() answered {brief(reply)} to {brief(request)}; see shoal.RateBackend"
+        msg = f"settle() answered {brief(reply)} to {brief(request)}; see shoal.rates.RateBackend"
         raise TypeError(msg)
 
 

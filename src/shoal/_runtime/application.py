@@ -8,46 +8,38 @@ Invariants:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast, final, overload
+from typing import Any, Generic, Literal, final, overload
 
 import anyio
 from anyio import NoEventLoopError, get_cancelled_exc_class
 
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
-from shoal._engine.fanout.recorded import (
-    read_questions,
-    recorded_beginning,
-    recorded_history,
-    unknown_run,
-)
-from shoal._engine.fanout.takeup import has_folded, refuse_fork
+from shoal._engine.fanout.recorded import read_questions
 from shoal._engine.questions import Answers
-from shoal._errors.exceptions import BadUse, DefinitionError, RunClaimed, kind_of
+from shoal._errors.exceptions import BadUse
 from shoal._events.events import Question
 from shoal._events.hooks import Hook, Hooks
 from shoal._events.identity import RunPath
-from shoal._graph.action import Act, field_names
-from shoal._graph.graph import Graph, as_graph
+from shoal._graph.action import Act
+from shoal._graph.graph import Graph
 from shoal._limits.limits import Limits
-from shoal._state.secrets import boxed
 from shoal._state.state import S
-from shoal.stores._protocol import Beginning, RunRecord, Store, check_store
+from shoal.stores._protocol import Store
 
+from .definition import define
 from .handle import BUFFER, RunHandle, check_buffer
-from .inputs import fields_of
-from .launch import Launcher
-from .open_run import Gate, OpenRun
+from .inputs import Call, StartCheck
+from .launch import Launcher, opened
+from .open_run import OpenRun
 from .result import RunResult
-from .root_run import Root
 from .runtime import Runtime
-from .start import Left, Start, only_secrets, refuse_missing
 
 
 @final
-class Application(Launcher[S]):
+class Application(Generic[S]):
     """A graph with its settings: built once, run as often as wanted.
 
     Args:
@@ -150,68 +142,95 @@ class Application(Launcher[S]):
         max_live: int = MAX_LIVE,
     ) -> None:
         """Check and keep the definition; see the class."""
-        walked = as_graph(graph, "Application")
-        if name is not None and (not isinstance(name, str) or not name):
-            msg = f"Application(name=...) takes a name, not {name!r}"
-            raise DefinitionError(msg)
-        self.name: str = name if name is not None else walked.name
-        if not isinstance(version, str):
-            self._refuse(f"version= takes a string, not {version!r}")
-        if store is not None:
-            check_store(store, f"application {self.name!r}: store=")
-        self.version: str = version
-        self.store: Store | None = store
-        if isinstance(state, type):
-            if walked.schema is not None and walked.schema.model is not state:
-                msg = (
-                    f"application {self.name!r}: its graph has a model of the state already, "
-                    f"{walked.schema.name}; leave out state={state.__name__}"
-                )
-                raise DefinitionError(msg)
-            walked = walked.typed(state)
-        self.graph: Graph = walked
-        self.hooks: tuple[Hook, ...] = Hooks(hooks).hooks
-        if limits is not None and not isinstance(limits, Limits):
-            self._refuse(f"limits= takes Limits(n), not {limits!r}")
-        self.limits: Limits | None = limits
-        self.max_steps: int = self._count("max_steps", max_steps)
-        self.max_depth: int = self._count("max_depth", max_depth)
-        self.max_live: int = self._count("max_live", max_live)
-        self.inputs: Mapping[str, object] = {}
-        self._take_inputs(inputs)
-        self.secret: frozenset[str] = frozenset(field_names(secret, "secret"))
-        why = self.graph.exposing(self.secret) or self._unknown_secret()
-        if why:
-            self._refuse(f"secret=...: {why}")
-        if state is not None and not isinstance(state, type):
-            if not isinstance(state, Collection):
-                self._refuse(
-                    f"state= takes a model, which is a class, or a list of field names, "
-                    f"not {kind_of(state)}"
-                )
-            _, missing = self._missing_field(field_names(cast("Collection[str]", state), "state"))
-            if missing:
-                self._refuse(missing)
+        self._definition = define(
+            graph,
+            name=name,
+            state=state,
+            inputs=inputs,
+            secret=secret,
+            version=version,
+            store=store,
+            hooks=hooks,
+            limits=limits,
+            max_steps=max_steps,
+            max_depth=max_depth,
+            max_live=max_live,
+        )
 
-    def _count(self, parameter: str, value: object) -> int:
-        if type(value) is not int or value < 1:
-            self._refuse(f"{parameter}= takes a whole number of at least 1, not {value!r}")
-        return cast("int", value)
+    # -- what it is -----------------------------------------------------------------------------
 
-    def _take_inputs(self, inputs: object) -> None:
-        if inputs is None:
-            return
-        if isinstance(inputs, Mapping):
-            self.inputs = dict(cast("Mapping[str, object]", inputs))
-            lacking = ""  # others may come with the run
-        else:
-            inputs = field_names(cast("Collection[str]", inputs), "inputs")
-            lacking = self._missing_inputs(inputs)
-        unknown = self.graph.unknown_input(cast("Collection[str]", inputs))
-        if unknown:
-            self._refuse(unknown)
-        if lacking:
-            self._refuse(f"lacks the input {lacking}; name it in inputs=[...], or bind it")
+    @property
+    def name(self) -> str:
+        """What the application is called."""
+        return self._definition.name
+
+    @property
+    def version(self) -> str:
+        """The version of its definition."""
+        return self._definition.version
+
+    @property
+    def graph(self) -> Graph:
+        """What a run walks."""
+        return self._definition.graph
+
+    @property
+    def store(self) -> Store | None:
+        """Where runs are saved; None: in the runtime's store. Setting it affects later runs."""
+        return self._definition.store
+
+    @store.setter
+    def store(self, store: Store | None) -> None:
+        self._definition = replace(self._definition, store=store)
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """What receives the events of every run. Setting it affects later runs."""
+        return self._definition.hooks
+
+    @hooks.setter
+    def hooks(self, hooks: tuple[Hook, ...]) -> None:
+        self._definition = replace(self._definition, hooks=hooks)
+
+    @property
+    def inputs(self) -> Mapping[str, object]:
+        """The inputs that it binds."""
+        return self._definition.inputs
+
+    @property
+    def secret(self) -> frozenset[str]:
+        """The fields of the initial state that are secret in every run."""
+        return self._definition.secret
+
+    @property
+    def limits(self) -> Limits | None:
+        """How many attempts of actions run at once, in all runs of a runtime together."""
+        return self._definition.limits
+
+    @property
+    def max_steps(self) -> int:
+        """Steps that a run may take."""
+        return self._definition.max_steps
+
+    @property
+    def max_depth(self) -> int:
+        """How deep runs may be nested."""
+        return self._definition.max_depth
+
+    @property
+    def max_live(self) -> int:
+        """Children of one run that are alive at once."""
+        return self._definition.max_live
+
+    @property
+    def _check(self) -> StartCheck:
+        return StartCheck(self._definition)
+
+    @property
+    def _launcher(self) -> Launcher[S]:
+        # Made for each call. A launcher that was kept would refer back here, and a runtime would
+        # then keep what it counts for an application until the garbage collector has found it.
+        return Launcher(self._definition, self)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -272,11 +291,15 @@ class Application(Launcher[S]):
             ExceptionGroup: Children of a fan-out failed.
             Exception: Whatever the failing action raised, with a note saying where.
         """
-        first, given, path = self._check(state, id, inputs, runtime, "run")
-        asked_for = self._check_halting(
-            "run", id, runtime, answers=answers, halt_before=halt_before, halt_after=halt_after
+        request = self._check.run_request(
+            Call("run", id, runtime),
+            state,
+            inputs,
+            answers=answers,
+            halt_before=halt_before,
+            halt_after=halt_after,
         )
-        return await self._run(first, given, path, runtime, **asked_for)
+        return await self._launcher.run(request, runtime)
 
     async def questions(self, run_id: str, *, runtime: Runtime | None = None) -> Sequence[Question]:
         """Say what a run, and its descendants, have asked and nobody has answered: from its store.
@@ -307,11 +330,11 @@ class Application(Launcher[S]):
             >>> anyio.run(main)
             ('visitor', 'name') who are you?
         """
-        self._require_store(run_id, runtime, "questions")
+        self._check.require_store(Call("questions", run_id, runtime))
         path = RunPath(run_id=run_id, act=self.name)
-        async with self._runtime(runtime) as opened:
-            store = opened.store if self.store is None else self.store
-            execution = Execution(opened.services, Hooks(), store)
+        async with opened(runtime) as where:
+            store = where.store if self.store is None else self.store
+            execution = Execution(where.services, Hooks(), store)
             record = await execution.ask(store.load(run_id), f"run {run_id}")
             if record is not None and record.status == "succeeded":
                 return []
@@ -366,33 +389,9 @@ class Application(Launcher[S]):
             >>> anyio.run(main)
             16
         """
-        self._require_store(id, runtime, "fork")
-        changed = fields_of(update, "update", "fork")
-        self._refuse_in_id(id, changed)
-        given, path = self._check_inputs(id, inputs, runtime, "fork")
-
-        async def first(execution: Execution, _known: RunRecord | None) -> Start:
-            """Make a beginning of what the other run has come to."""
-            other = RunPath(run_id=run_id, act=self.name)
-            begun = await recorded_beginning(execution, other)
-            refuse_missing(run_id, begun.secret, changed)
-            played = await recorded_history(execution, other, begun, upto=number)
-            if number is None and has_folded(played):
-                upto = played.began.number
-                played = await recorded_history(execution, other, begun, upto=upto)
-            refuse_fork(run_id, self.graph, played)
-            secret = begun.secret | self.secret
-            beginning = Beginning(
-                application=self.name,
-                version=self.version,
-                first=self._checked(boxed({**played.data, **changed}, secret)),
-                after=played.began.step,
-                visits=played.began.visits,
-                forked_from=(run_id, played.number),
-            )
-            return Start.of(beginning, secret)
-
-        return await self._run(first, given, path, runtime)
+        call = Call("fork", id, runtime)
+        request = self._check.fork_request(call, run_id, update, inputs, number)
+        return await self._launcher.run(request, runtime)
 
     async def retry_failed(
         self,
@@ -426,17 +425,9 @@ class Application(Launcher[S]):
                 failures, or ``state`` has a field that isn't secret.
             Exception: Everything that ``run`` raises.
         """
-        self._require_store(run_id, runtime, "retry_failed")
-        secrets = fields_of(state, "state", "retry_failed")
-        given, path = self._check_inputs(run_id, inputs, runtime, "retry_failed")
-
-        async def first(execution: Execution, known: RunRecord | None) -> Start:
-            """Leave it to the store."""
-            if known is None:
-                raise await unknown_run(execution, run_id)
-            return self._same(known, only_secrets(secrets, known.beginning, "retry_failed"))
-
-        return await self._run(first, given, path, runtime, retries_failed=True)
+        call = Call("retry_failed", run_id, runtime)
+        request = self._check.retry_request(call, run_id, state, inputs)
+        return await self._launcher.run(request, runtime)
 
     async def recover(
         self,
@@ -463,16 +454,9 @@ class Application(Launcher[S]):
             BadUse: ``state`` has a field that isn't secret.
             Exception: Everything that ``run`` raises, but ``RunClaimed`` for the run itself.
         """
-        self._require_store(run_id, runtime, "recover")
-        secrets = fields_of(state, "state", "recover")
-        given, path = self._check_inputs(run_id, inputs, runtime, "recover")
-        left = Left(run_id, secrets, self._same)
-        try:
-            return await self._run(left.first, given, path, runtime)
-        except RunClaimed:
-            if left.is_ours:  # a store of its children's refuses them
-                raise
-            return None
+        call = Call("recover", run_id, runtime)
+        orphan, request = self._check.orphan_request(call, run_id, state, inputs)
+        return await orphan.unless_taken(self._launcher.run(request, runtime))
 
     async def take_over(
         self,
@@ -494,17 +478,9 @@ class Application(Launcher[S]):
             Exception: As ``Runtime.start``, but ``RunClaimed`` for the run itself.
         """
         runtime.check_open()
-        self._require_store(run_id, runtime, "take_over")
-        secrets = fields_of(state, "state", "take_over")
-        given, path = self._check_inputs(run_id, inputs, runtime, "take_over")
-        left = Left(run_id, secrets, self._same)
-        try:
-            root = self._plan(runtime, left.first, given, path, deadline=math.inf)
-            return await self._begin(root, runtime)
-        except RunClaimed:
-            if left.is_ours:
-                raise
-            return None
+        call = Call("take_over", run_id, runtime)
+        orphan, request = self._check.orphan_request(call, run_id, state, inputs)
+        return await orphan.unless_taken(self._launcher.start(request, runtime))
 
     async def start(
         self,
@@ -532,12 +508,15 @@ class Application(Launcher[S]):
             Exception: As ``Runtime.start``.
         """
         runtime.check_open()
-        first, given, path = self._check(state, id, inputs, runtime, "start")
-        asked_for = self._check_halting(
-            "start", id, runtime, answers=answers, halt_before=halt_before, halt_after=halt_after
+        request = self._check.run_request(
+            Call("start", id, runtime),
+            state,
+            inputs,
+            answers=answers,
+            halt_before=halt_before,
+            halt_after=halt_after,
         )
-        root = self._plan(runtime, first, given, path, deadline=math.inf, **asked_for)
-        return await self._begin(root, runtime)
+        return await self._launcher.start(request, runtime)
 
     def open(
         self,
@@ -591,16 +570,16 @@ class Application(Launcher[S]):
             double {'n': 4}
             show {'n': 4, 'text': 'it is 4'}
         """
-        first, given, path = self._check(state, id, inputs, runtime, "open")
-        asked_for = self._check_halting(
-            "open", id, runtime, answers=answers, halt_before=halt_before, halt_after=halt_after
+        request = self._check.run_request(
+            Call("open", id, runtime),
+            state,
+            inputs,
+            answers=answers,
+            halt_before=halt_before,
+            halt_after=halt_after,
         )
         check_buffer(buffer, "open")
-
-        def plan(opened: Runtime, gate: Gate | None) -> Root:
-            return self._plan(opened, first, given, path, gate=gate, **asked_for)
-
-        return OpenRun(path, self._runtime(runtime), plan, buffer=buffer, stepwise=stepwise)
+        return self._launcher.open(request, runtime, buffer=buffer, stepwise=stepwise)
 
     def run_sync(
         self,

@@ -13,96 +13,44 @@ import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import Context as ContextVars
-from contextvars import copy_context
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar, final
+from typing import Any, Literal, Self, final
 
-from anyio import (
-    CancelScope,
-    Event,
-    create_task_group,
-    get_cancelled_exc_class,
-    move_on_after,
-    sleep_until,
-)
-from anyio.abc import TaskGroup
+from anyio import get_cancelled_exc_class, move_on_after
 
-from shoal._concurrency.backend import current_backend, protect_from_ctrl_c, startable
-from shoal._concurrency.background import Hosted, MadeLate, Work
+from shoal._concurrency.backend import current_backend, protect_from_ctrl_c
+from shoal._concurrency.background import Hosted, Work
 from shoal._concurrency.cancellation import is_exit
 from shoal._concurrency.shielding import lived_within
-from shoal._concurrency.watchdog import GRACE, Watchdog
-from shoal._concurrency.worker_threads import Threads
-from shoal._engine.call import call_action
+from shoal._concurrency.watchdog import GRACE
 from shoal._engine.crash_suspects import MAX_CRASHES
-from shoal._engine.fanout.context import Context
-from shoal._engine.fanout.step import fan_out
-from shoal._engine.fanout.subgraph import enter
-from shoal._engine.publish import publish_grace_exceeded
 from shoal._engine.questions import Answers
-from shoal._engine.services import Retries, Services
+from shoal._engine.services import Services
 from shoal._errors.arguments import is_positive
 from shoal._errors.exceptions import BadUse, DefinitionError, Draining, kind_of
 from shoal._errors.inspection import first_of
 from shoal._graph.action import Act
 from shoal._graph.parallel import Parallel
-from shoal._limits.admission import Admission
 from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
 from shoal._state.state import S
 from shoal.stores._protocol import NullStore, Store, check_store
-from shoal.stores._results import SIZE, Results
 
+from .apps import R_co, Recoverable, Runnable, Startable
+from .binding import RuntimeOptions, bind_services
+from .draining import DrainSignal
 from .handle import RunHandle
-from .recovery import Recoverable, Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
-from .registry import Roots
-from .root_run import Root
-
-R_co = TypeVar("R_co", covariant=True)
+from .recovery import Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
+from .registry import RunRegistry
+from .root_run import RootRun
+from .tasks import RuntimeTasks
 
 THREADS = 40  # worker threads that plain functions of one runtime may use at once
 logger = logging.getLogger("shoal")
 
 COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
-
-
-class Runnable(Protocol[R_co]):
-    """What a runtime runs: an application."""
-
-    async def run(
-        self,
-        state: Any = None,
-        *,
-        id: str | None = None,
-        inputs: Mapping[str, object] | None = None,
-        answers: Answers | None = None,
-        halt_before: Iterable[Act | str] = (),
-        halt_after: Iterable[Act | str] = (),
-        runtime: Runtime | None = None,
-    ) -> R_co:
-        """Run it in ``runtime``."""
-        ...
-
-
-class Startable(Protocol[S]):
-    """What a runtime starts: an application."""
-
-    async def start(
-        self,
-        state: Any = None,
-        *,
-        id: str | None = None,
-        inputs: Mapping[str, object] | None = None,
-        answers: Answers | None = None,
-        halt_before: Iterable[Act | str] = (),
-        halt_after: Iterable[Act | str] = (),
-        runtime: Runtime,
-    ) -> RunHandle[S]:
-        """Have it run in ``runtime``."""
-        ...
 
 
 @final
@@ -179,25 +127,20 @@ class Runtime:
             raise DefinitionError(msg)
         if store is not None:
             check_store(store, "Runtime(store=...)")
-        for name, seconds in (("commit_deadline", commit_deadline), ("grace", grace)):
-            if not is_positive(seconds):
-                msg = f"Runtime({name}=...) takes a number of seconds above 0, not {seconds!r}"
-                raise DefinitionError(msg)
-        for name, count in (("threads", threads), ("max_crashes", max_crashes)):
-            if type(count) is not int or count < 1:
-                msg = f"Runtime({name}=...) takes a whole number, at least 1, not {count!r}"
-                raise DefinitionError(msg)
-        self._max_crashes = max_crashes
+        self._options = RuntimeOptions(
+            threads=threads,
+            commit_deadline=commit_deadline,
+            grace=grace,
+            max_crashes=max_crashes,
+            seed=seed,
+        )
+        self._options.check()
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
         self.store: Store = store if store is not None else NullStore()
         self._recoverables = Recoverables(apps, self.store)
-        self._threads = threads
-        self._commit_deadline = commit_deadline
-        self._grace = grace
-        self._seed = seed
-        self._tasks: TaskGroup | None = None
-        self._roots: Roots = Roots()
+        self._tasks: RuntimeTasks | None = None
+        self._roots = RunRegistry()
         self._fatal: BaseException | None = None  # what came out of a run that nobody awaits
         self._status: Literal["new", "open", "closing", "closed"] = "new"
 
@@ -213,42 +156,12 @@ class Runtime:
         self._status = "open"
         backend = current_backend()
         protect_from_ctrl_c(backend)
-        self._library, self._context = backend.library, startable(copy_context(), backend.library)
-        self._draining = Event()
-        self._ends: list[Callable[[], None]] = []  # called when it begins to drain
+        self._drain = DrainSignal()
         self._fatal = None
-        alarm = backend.alarm or self._alarm
-        retries = Retries(backend.clock, self._seed)
-        self._admission = Admission(
-            backend.waiter,
-            backend.clock,
-            alarm,
-            self._start_task,
-            retries.chance,
-            threads=self._threads,
-            takes_foreign=backend.alarm is not None,
-        )
-        self._watchdog = Watchdog(
-            backend.clock, self._grace, alarm, self._start_task, publish_grace_exceeded
-        )
-        self.services: Services = Services(
-            clock=backend.clock,
-            waiter=backend.waiter,
-            threads=Threads(self._grace, backend.call_soon),
-            watchdog=self._watchdog,
-            retries=retries,
-            native_cancels=backend.native_cancels,
-            commit_deadline=self._commit_deadline,
-            max_crashes=self._max_crashes,
-            results=Results(backend.clock, SIZE),
-            admission=self._admission,
-            host=self._host,
-            call=call_action,
-            enter=enter,
-            fan_out=fan_out,
-            context=Context,
-        )
-        self._tasks = await create_task_group().__aenter__()
+        tasks = RuntimeTasks(backend)
+        self.services: Services = bind_services(backend, tasks, self._host, self._options)
+        self._admission = self.services.admission
+        self._tasks = await tasks.__aenter__()
         return self
 
     async def __aexit__(
@@ -261,9 +174,10 @@ class Runtime:
         tasks = self._tasks
         assert tasks is not None
         self._status = "closing"
-        interruption = await self._wait_ended(cancelling=error is not None)
+        reason = "the runtime was closed"
+        interruption = await self._roots.close(reason, cancelling=error is not None)
         self._admission.close()
-        self._watchdog.close()
+        self.services.watchdog.close()
         try:
             # The task group never sees what the block raised: it would wrap it in a group.
             await tasks.__aexit__(None, None, None)
@@ -272,7 +186,7 @@ class Runtime:
         finally:
             self._status = "closed"
             self._tasks = None
-            del self.services, self._watchdog  # which lead back here
+            del self.services  # they lead back here
         fatal, self._fatal = self._fatal, None
         try:
             if fatal is not None and not is_exit(error):
@@ -281,23 +195,6 @@ class Runtime:
                 raise interruption
         finally:
             del error, fatal, interruption  # no cycle from the exception to this frame
-
-    async def _wait_ended(self, *, cancelling: bool) -> BaseException | None:
-        """Wait for the runs to end; cancel them if interrupted. Return the first interruption."""
-        interruption: BaseException | None = None
-        while self._roots:
-            if cancelling:
-                self._roots.interrupt("the runtime was closed")
-            try:
-                with CancelScope(shield=cancelling):
-                    await self._roots.wait_for_first()
-            except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
-                interruption = first_of(interruption, error)
-                cancelling = True
-        try:
-            return interruption
-        finally:
-            del interruption  # no cycle from the exception to this frame
 
     def scopes(self, owner: object, limits: Limits | None) -> tuple[Limiter, ...]:
         """Return what limits the attempts of a run of ``owner``: its limits and the runtime's."""
@@ -477,18 +374,17 @@ class Runtime:
     @property
     def healthy(self) -> bool:
         """Whether runs can live here: it is open, drained or not, and nothing of its own failed."""
-        tasks = self._tasks
-        return self._status == "open" and tasks is not None and not tasks.cancel_scope.cancel_called
+        return self._status == "open" and self._tasks is not None and not self._tasks.is_cancelled
 
     @property
     def draining(self) -> bool:
         """Whether it takes no more runs, for it is about to be closed."""
-        return self._status != "new" and self._draining.is_set()
+        return self._status != "new" and self._drain.is_set
 
     async def wait_draining(self) -> None:
         """Wait until it takes no more runs: what never ends by itself is to end then."""
         self.check_open()
-        await self._draining.wait()
+        await self._drain.event.wait()
 
     @contextmanager
     def on_draining(self, call: Callable[[], None]) -> Generator[None]:
@@ -497,13 +393,8 @@ class Runtime:
         What never ends by itself, such as a stream of events, is to end then. Works across the
         yields of an async generator, where a task may not wait.
         """
-        self._ends.append(call)
-        if self._draining.is_set():
-            call()
-        try:
+        with self._drain.calling(call):
             yield
-        finally:
-            self._ends.remove(call)
 
     async def drain(self, within: float = math.inf) -> None:
         """Take no more runs, and wait for those that go on; after a while, cancel and await them.
@@ -525,16 +416,10 @@ class Runtime:
             raise BadUse(msg)
         if self._status != "closing":
             self.check_open()
-        if not self._draining.is_set():
-            self._draining.set()
-            for call in tuple(self._ends):
-                call()
+        self._drain.set()
         with move_on_after(within):
-            while self._roots:
-                await self._roots.wait_for_first()
-        while self._roots:
-            self._roots.interrupt("the runtime is being drained")
-            await self._roots.wait_for_first()
+            await self._roots.wait_empty()
+        await self._roots.interrupt_all("the runtime is being drained")
 
     # -- what dead processes have left ----------------------------------------------------------
 
@@ -589,7 +474,7 @@ class Runtime:
         recovered: list[Recovered] = []
         if found:
             recovery = Recovery(self._recoverables, found, self, recovered.append, secrets)
-            hosted = self._host(recovery.live, recovery.hear)
+            hosted = self._host(recovery.run, recovery.on_cancel)
             interruption = await hosted.wait()
             try:
                 interruption = first_of(hosted.fatal, interruption)
@@ -620,16 +505,17 @@ class Runtime:
             raise BadUse(msg)
         check_secrets(secrets, "keep_recovering")
         self._recoverables.check()
-        await Watch(self._recoverables, self, self._draining, secrets).keep(every)
+        await Watch(self._recoverables, self, self._drain.event, secrets).keep(every)
 
     # -- the tasks in it ------------------------------------------------------------------------
 
-    def begin(self, root: Root, *, is_detached: bool = False) -> Hosted:
+    def begin(self, root: RootRun, *, is_detached: bool = False) -> Hosted:
         """Have a root run live in a task of its own.
 
         Args:
-            root: The run. How it ends is in itself, or in ``Hosted.fatal``.
-            is_detached: Whether nobody awaits ``Hosted.wait``.
+            root: The run. It says itself how it ends; see ``RootRun.failure``.
+            is_detached: Whether nothing awaits the task, so that a KeyboardInterrupt or SystemExit
+                out of the run is raised by the runtime's block.
 
         Raises:
             Draining: The runtime takes no more runs.
@@ -642,61 +528,44 @@ class Runtime:
             )
             raise Draining(msg)
         self._roots.add(root)
-        root.hosted = Hosted(
-            partial(lived_within, self._grace, root.path.id, root.live),
-            root.give_reason,
-            self._watchdog,
-            start=self._start_here,
-            start_again=partial(self._start_in, copy_context()),
-            on_ended=partial(self._hear_ended, root, is_detached=is_detached),
+        root.task = self._host(
+            partial(lived_within, self._options.grace, root.path.id, root.execute),
+            root.on_cancel,
+            partial(self._on_ended, root, is_detached=is_detached),
         )
-        return root.hosted
+        return root.task
 
-    def _hear_ended(self, root: Root, *, is_detached: bool) -> None:
-        """Hear that a root run has ended."""
-        root.tell_ended()
+    def _on_ended(self, root: RootRun, *, is_detached: bool) -> None:
+        """Notify the followers of a root run that has ended; see to what came out of it."""
+        root.notify_ended()
         self._roots.remove(root)
-        assert root.hosted is not None, "it has lived"
-        fatal = root.hosted.fatal if is_detached else None
+        fatal = root.task.fatal if is_detached else None
         if is_exit(fatal):
-            # Nobody awaits it, so the block does. Not raised here: a SystemExit in a task would
-            # break off the event loop itself, with everything else that lives there.
+            # Nothing awaits the run, so the block raises it. Not raised here: a SystemExit in a
+            # task would break off the event loop itself, with everything else that lives there.
             self._fatal = first_of(self._fatal, fatal)
-            assert self._tasks is not None
-            self._tasks.cancel_scope.cancel()
+            assert self._tasks is not None, "the block ends after them"
+            self._tasks.cancel()
         elif fatal is not None:
             told = "run %s was ended by %s, no Exception: whoever asks for its result gets it"
             logger.error(told, root.path.id, kind_of(fatal))
 
-    def _host(self, work: Work, on_cancel: Callable[[str], None]) -> Hosted:
-        """Start ``work`` of a run in a task of its own; the run sees to it that it ends."""
-        again = partial(self._start_in, copy_context())
-        return Hosted(work, on_cancel, self._watchdog, start=self._start_here, start_again=again)
-
-    def _start_here(self, work: Work) -> None:
-        """Start a task in a copy of the current task's context."""
+    def _host(
+        self,
+        work: Work,
+        on_cancel: Callable[[str], None],
+        on_ended: Callable[[], None] | None = None,
+    ) -> Hosted:
+        """Start ``work`` in a task of its own; see ``Hosted``."""
         assert self._tasks is not None, "the block ends after them"
-        self._tasks.start_soon(MadeLate, work, name=getattr(work, "__qualname__", "shoal"))
-
-    def _start_in(self, context: ContextVars, work: Work) -> None:
-        """Start a task in a copy of ``context``; callable in callbacks of the loop, too."""
-        startable(context, self._library).run(self._start_here, work)
-
-    def _start_task(self, work: Work) -> None:
-        """Start a task of the runtime's own; callable in callbacks of the loop, too."""
-        self._context.copy().run(self._start_here, work)
-
-    def _alarm(self, at: float, call: Callable[[], None]) -> Callable[[], object]:
-        """Have ``call`` called at a time, by a task."""
-        scope = CancelScope(shield=True)
-
-        async def wait() -> None:
-            with scope:
-                await sleep_until(at)
-                call()
-
-        self._start_task(wait)
-        return scope.cancel
+        return Hosted(
+            work,
+            on_cancel,
+            self.services.watchdog,
+            start=self._tasks.start,
+            start_again=self._tasks.start_again(),
+            on_ended=on_ended,
+        )
 
     def check_open(self) -> None:
         """Refuse to be used outside of its block.

@@ -26,7 +26,7 @@ from ._lines import shown, write, write_fields, write_json, write_table
 from ._store import STORE, Refused, open_store
 
 if TYPE_CHECKING:
-    from shoal import Store
+    from shoal.stores import Store
 
 P = TypeVar("P")
 
@@ -109,7 +109,7 @@ def _seconds(text: str) -> float:
 
 def _that(store: Store, protocol: type[P], what: str) -> P:
     if not isinstance(store, protocol):
-        msg = f"{type(store).__name__} can't {what} (it is no shoal.{protocol.__name__})"
+        msg = f"{type(store).__name__} can't {what} (it is no shoal.stores.{protocol.__name__})"
         raise Refused(msg)
     return store
 

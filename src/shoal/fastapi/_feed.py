@@ -37,7 +37,7 @@ from shoal._events.events import (
 from shoal._events.hooks import Hook
 from shoal._events.identity import RunPath
 from shoal._runtime.handle import RunHandle
-from shoal._runtime.root_run import Root
+from shoal._runtime.root_run import RootRun
 from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 
 from ._looking import Seen
@@ -131,7 +131,7 @@ class Feed(Hook):
         self._state: tuple[int, bytes] | None = None  # the last one that was sent whole
 
     @contextmanager
-    def follower(self, root: Root, most: int) -> Generator[Follower]:
+    def follower(self, root: RootRun, most: int) -> Generator[Follower]:
         """Within, have one follower more, of at most so many events."""
         follower = Follower(most)
         if not self._followers:
@@ -192,7 +192,7 @@ class Feed(Hook):
         self._tell_own(event)
 
 
-_feeds: WeakKeyDictionary[Root, Feed] = WeakKeyDictionary()
+_feeds: WeakKeyDictionary[RootRun, Feed] = WeakKeyDictionary()
 """Those of runs that somebody follows, or has followed, by the runs' executions: one each, whatever
 router of a service a follower comes by."""
 

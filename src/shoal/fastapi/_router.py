@@ -259,7 +259,7 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
                 return Json(found.info(), 202)
         msg = (
             f"run {run_id!r} goes on in another process, and its store can't pass on that it is to "
-            f"be cancelled (see shoal.CachesResults)"
+            f"be cancelled (see shoal.stores.CachesResults)"
         )
         raise HTTPException(409, msg)
 

@@ -17,7 +17,7 @@ from fastapi import HTTPException
 from shoal._errors.exceptions import NotData, RunClaimed, RunConflict
 from shoal._runtime.handle import RunHandle
 from shoal._runtime.runtime import Runtime
-from shoal._runtime.start import Start
+from shoal._runtime.start import RunStart
 from shoal.stores._protocol import Beginning, RunRecord
 
 from ._looking import RETRY_AFTER, Runs, Seen, as_responses, ask, seen
@@ -46,7 +46,7 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
     """
     tries = TRIES
     with as_responses():  # before the id is looked up, and may be named in another refusal
-        runs.app._refuse_in_id(run_id, state)
+        runs.app._check.refuse_in_id(run_id, state)
     while True:
         handle = None if run_id is None else runs.here(runtime, run_id)
         with as_responses():
@@ -151,12 +151,12 @@ def _record(runs: Runs, handle: RunHandle[Any]) -> RunRecord:
     """Say what a run that goes on here was started with, also where no store knows."""
     first = handle._run.initial
     begun = Beginning(application=handle.application, version=runs.app.version, first=first)
-    return RunRecord(beginning=Start.of(begun).beginning, status=None)
+    return RunRecord(beginning=RunStart.of(begun).beginning, status=None)
 
 
 def _refuse_other(runs: Runs, run_id: str, state: Any, known: RunRecord) -> None:
     try:
-        runs.app._refuse_other(run_id, state, known)
+        runs.app._check.refuse_other(run_id, state, known)
     except NotData as error:
         what = f"run {run_id} exists, and whether it was started with the same can't be told"
         raise RunConflict(str(error), what) from error

@@ -31,7 +31,7 @@ except ModuleNotFoundError as _missing:
 __all__ = ["RedisRates"]
 
 SCRIPT = """
--- shoal.reckon(), step by step: the tests hold one against the other.
+-- shoal.rates.reckon(), step by step: the tests hold one against the other.
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local ahead, slack = tonumber(ARGV[1]), tonumber(ARGV[2])

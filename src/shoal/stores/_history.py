@@ -1,10 +1,10 @@
-"""What is kept of a run, in the order of its saves, and playing it back. Imports states and events.
+"""Define the entries of a run's history, and replay them.
 
 Invariants:
-- A history is only added to. What counts no more is followed by a ``Rewound`` that says so.
-- Played back, it leads to the state that the run had committed, and to the step it stood in.
-- Played back, it takes the memory of the states that it leads to, however many updates it has: an
-  update is let go once its operations are part of the state (see
+- A history only grows. A ``Rewound`` after some entries makes them void.
+- Replaying a history yields the state that the run had committed, and the step that was under way.
+- Replaying takes the memory of the states, however many updates there are: an update is dropped
+  once its operations are part of the state (see
   test_what_is_played_back_takes_no_memory_for_each_update).
 """
 
@@ -21,7 +21,7 @@ from shoal._state.state import replay_all
 
 @final
 class Completed(NamedTuple):
-    """A step was completed. Its last update, if that completed it, stands just before."""
+    """A step was completed. If an update completed it, that is the entry just before this one."""
 
     step: str
     number: int
@@ -30,13 +30,13 @@ class Completed(NamedTuple):
 
 @final
 class StepBegun(NamedTuple):
-    """A fan-out saves something for the first time in an execution of the run: what it declares.
+    """The declaration of a fan-out, written with its first save in an execution of the run.
 
-    A later execution compares that with its own program, which may have changed. Stores that were
-    written before there was such an entry have none.
+    A later execution compares it with its own program, which may have changed. Stores written by
+    older versions have no such entries.
 
-    An action declares the fan-outs of its own that have started nothing, when it is completed: of
-    all others their children are kept.
+    An action writes one too, when it is completed: it names those of its own fan-outs that have
+    started no child. Fan-outs that have started children are known by them.
     """
 
     step: str
@@ -45,20 +45,20 @@ class StepBegun(NamedTuple):
 
 
 def own_declared(names: Sequence[str]) -> Mapping[str, object]:
-    """Declare an action's own fan-outs, by name: those that have started nothing."""
+    """Return the declaration of an action whose own fan-outs ``names`` have started no child."""
     return {"own": list(names)}
 
 
 def own_of(begun: StepBegun | None) -> Sequence[str]:
-    """Return an action's own fan-outs that have started nothing, if that is what was declared."""
+    """Return the names that ``own_declared`` was given; empty for any other declaration."""
     return () if begun is None else cast("Sequence[str]", begun.declared.get("own", ()))
 
 
 @final
 class Rewound(NamedTuple):
-    """The run went back into a step that it had completed; what came after that counts no more.
+    """The run went back into a step that it had completed; the entries after that step are void.
 
-    The state as it was then is brought back by the next update.
+    The next update restores the state of that moment.
     """
 
     step: str
@@ -68,47 +68,49 @@ class Rewound(NamedTuple):
 
 @final
 class QuestionAsked(NamedTuple):
-    """An action of the run has asked a person. One of the same id, later on, stands for it."""
+    """An action of the run has asked a question. A later entry of the same id replaces this one."""
 
     step: str
     name: str
-    """What the question is called, within this execution of the step."""
+    """The question's name, unique within this execution of the step."""
     question: object
     id: str
-    """Tells it apart from all others; answers name it. What is asked again in the same state, by a
-    run that begins anew, is the same question."""
+    """The question's identity, which answers refer to. If a run begins anew and asks again in the
+    same state, the question has the same id."""
 
 
 @final
 class QuestionAnswered(NamedTuple):
-    """A question of the run or of a descendant was answered; in the histories of root runs only."""
+    """A question of the run or of a descendant was answered. Only root runs have these entries."""
 
     id: str
     value: object
 
 
 Entry = Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered | StepBegun
-"""What a history is made of. A decision stands behind the update that it is saved with."""
+"""An entry of a history. A decision follows the update that it is saved with."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """A run between two steps, as far as its history goes."""
+    """A run between two steps."""
 
     step: str | None
-    """The step that was completed last."""
+    """The step that was completed last; None before the first."""
     number: int
     data: Mapping[str, object]
     visits: Mapping[str, int]
 
 
 _SAVED_AT_ONCE = 1_000
-"""Updates that may be those of one save, as many outcomes as a parent takes at once: they are not
-played before it is known whether that save has completed the step."""
+"""The most updates of one save: as many outcomes as a parent takes at once. The last so many
+updates are not applied yet, because a later entry may say that their save completed the step, and
+then the state before that save is needed."""
 
 _MOST_KINDS = 100
-"""Kinds of updates of which one is kept: ``reduce`` may change other fields each time."""
+"""The most kinds of updates of which one example is kept. A step has a handful of kinds, except
+where ``reduce`` changes other fields each time; the bound keeps that from taking memory."""
 
 
 class _Ended(NamedTuple):
@@ -116,9 +118,9 @@ class _Ended(NamedTuple):
 
     completed: Completed
     began: _Moment
-    """The moment in which it began."""
+    """The moment when the step began."""
     restored: Mapping[str, object]
-    """The fields of the state before the save that completed it."""
+    """The fields of the state before the save that completed the step."""
     under_way: list[Update]
     declarations: list[tuple[int, StepBegun]]
 
@@ -126,52 +128,52 @@ class _Ended(NamedTuple):
 @final
 @dataclass(slots=True)
 class Playback:
-    """Where a history has led to so far."""
+    """The position of a replay: the state, the step under way, and what it has saved so far."""
 
     _data: Mapping[str, object]
-    _unplayed: list[Update] = field(default_factory=list[Update])  # which come after that
+    _unplayed: list[Update] = field(default_factory=list[Update])  # newer than ``_data``
     number: int = 0
     """The number of the last update."""
     first_after: str | None = None
-    """The step after which the run started; None: before its first."""
+    """The step after which the run started; None if it started before its first step."""
     began: _Moment = field(init=False)
-    """The moment in which the step under way began."""
+    """The moment when the step under way began."""
     under_way: list[Update] = field(default_factory=list[Update])
-    """Of the updates that the step under way has made: the first of each kind, by the fields and
-    operations, and those that have discovered elements. The others are in the state, and nothing
-    else is asked of them."""
+    """Some updates of the step under way: the first of each kind (by fields and operations), and
+    those that have discovered elements. The others are part of the state and not needed again."""
+    # The kinds of updates that ``under_way`` has; cleared when a step begins.
     _kinds: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
     declarations: list[tuple[int, StepBegun]] = field(default_factory=list[tuple[int, StepBegun]])
-    """What the step under way has declared, if it is a fan-out that has saved something: once for
-    each program that has executed it, with the number of the last update before that."""
+    """The declarations of the step under way, if it is a fan-out that has saved: one for each
+    program that executed it, with the number of the last update before it."""
     decision: Decision | None = None
-    """How the step under way was decided, if it is a race and was."""
+    """How the step under way was decided, if it is a race that has been decided."""
     decided: dict[tuple[str, int], Decision] = field(
         default_factory=dict[tuple[str, int], Decision]
     )
-    """How visits of steps were decided, of those that were."""
+    """The decisions of races, by step and visit."""
     own: dict[tuple[str, int], Sequence[str]] = field(
         default_factory=dict[tuple[str, int], Sequence[str]]
     )
-    """By visits of actions: their own fan-outs that have started nothing, if there were some."""
+    """The own fan-outs of actions that have started no child, by step and visit."""
     undone: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
-    """Ranges of updates that count no more: those behind the first number, up to the second."""
+    """Ranges of void updates: those after the first number, up to and including the second."""
     restored: Mapping[str, object] = field(default_factory=dict[str, object])
-    """The fields of the state as they were where the history last went back to."""
+    """The fields of the state at the moment that the last ``Rewound`` went back to."""
     asked: dict[str, QuestionAsked] = field(default_factory=dict[str, QuestionAsked])
-    """What the step under way has asked, by name."""
+    """The questions of the step under way, by name."""
     answers: dict[str, object] = field(default_factory=dict[str, object])
-    """All answers that were ever given, by the questions' ids."""
-    _ended: list[_Ended] = field(default_factory=list[_Ended])
+    """All answers, by the questions' ids."""
+    _ended: list[_Ended] = field(default_factory=list[_Ended])  # the completed steps, in order
 
     @property
     def begun(self) -> StepBegun | None:
-        """What the step under way declared last; None if it is no fan-out that has saved."""
+        """The last declaration of the step under way; None if there is none."""
         return self.declarations[-1][1] if self.declarations else None
 
     @property
     def step_under_way(self) -> str | None:
-        """The step under way, as far as it has saved anything of its own."""
+        """The name of the step under way; None if it has saved nothing of its own."""
         if self.begun is not None:
             return self.begun.step
         return self.under_way[0].step if self.under_way else None
@@ -183,7 +185,7 @@ class Playback:
         return self._data
 
     def _play(self, upto: int) -> None:
-        """Let the state follow the updates up to that number."""
+        """Apply the updates up to that number to the state."""
         size = bisect_right(self._unplayed, upto, key=lambda update: update.number)
         if size:
             some, self._unplayed = self._unplayed[:size], self._unplayed[size:]
@@ -191,18 +193,19 @@ class Playback:
             self._data = replay_all(self._data, operations)
 
     def is_undone(self, number: int) -> bool:
-        """Tell whether the update of that number counts no more."""
+        """Return whether the update of that number is void."""
         return any(first < number <= last for first, last in self.undone)
 
     def add(self, entry: Entry) -> None:
-        """Go on by one entry."""
+        """Replay one more entry."""
         match entry:
             case Update():
                 self._unplayed.append(entry)
                 self.number = entry.number
                 if entry.discovered or self._is_of_a_new_kind(entry):
                     self.under_way.append(entry)
-                if len(self._unplayed) >= _SAVED_AT_ONCE * 5 // 4:  # not each by itself
+                # Applying a quarter of a save at a time is cheaper than each update by itself.
+                if len(self._unplayed) >= _SAVED_AT_ONCE * 5 // 4:
                     self._play(entry.number - _SAVED_AT_ONCE)
             case Decision():
                 self.decision = entry
@@ -210,6 +213,8 @@ class Playback:
             case StepBegun():
                 self.declarations.append((self.number, entry))
             case Completed():
+                # First up to the save that completed the step, then (by ``self.data``) all of it:
+                # ``before`` is the state that a later ``Rewound`` restores.
                 self._play(entry.number)
                 before = self._data
                 ended = _Ended(entry, self.began, before, self.under_way, self.declarations)
@@ -231,7 +236,7 @@ class Playback:
                 self.answers[entry.id] = entry.value
 
     def _is_of_a_new_kind(self, update: Update) -> bool:
-        """Tell whether the step under way has made no update of the same fields and operations."""
+        """Return whether this is the step's first update with these fields and operations."""
         if not self.under_way:
             self._kinds.clear()
         kind = (update.step, *((type(one), one.field) for one in update.operations))
@@ -241,22 +246,19 @@ class Playback:
         return True
 
     def visit(self, step: str) -> int:
-        """Return how often ``step`` was completed."""
+        """Return the number of completed visits of ``step``."""
         return self.began.visits.get(step, 0)
 
     def completed_visits(self) -> Iterator[tuple[str, int, int]]:
-        """Go through the steps that were completed, in order.
-
-        With the visit of each, and the number of the last update before it.
-        """
+        """Yield the completed steps in order: name, visit, and the last update's number before."""
         for ended in self._ended:
             step = ended.completed.step
             yield step, ended.began.visits.get(step, 0), ended.began.number
 
     def last_behind(self, is_known: Callable[[str], object]) -> int | None:
-        """Return the last number at which the run stood behind a step that is known, or began.
+        """Return the number of the last moment after a step that is known, or at the run's start.
 
-        None: it began behind one that isn't.
+        None if the run started after a step that is not known, and completed no known one.
         """
         moments = (self.began, *(ended.began for ended in reversed(self._ended)))
         return next((at.number for at in moments if at.step is None or is_known(at.step)), None)
@@ -269,7 +271,7 @@ class Playback:
                 self.under_way = [one for one in updates if one.number <= completed.number]
                 self.restored = restored
                 self.decision = None
-                self.asked = {}  # only steps of children are gone back into: they ask nothing
+                self.asked = {}  # runs go back only into fan-outs, which ask nothing themselves
                 self.decided = {
                     (step, visit): decision
                     for (step, visit), decision in self.decided.items()
@@ -288,13 +290,13 @@ def play(
     after: str | None = None,
     visits: Mapping[str, int] | None = None,
 ) -> Playback:
-    """Play a history back.
+    """Replay a history.
 
     Args:
         first: The fields of the state that the run started with.
-        entries: All that is kept, in order.
-        after: The step after which it started; None: before its first.
-        visits: How often it counts as having completed steps before.
+        entries: All entries of the history, in order.
+        after: The step after which the run started; None if it started before its first step.
+        visits: How many visits of each step counted as completed when the run started.
     """
     playback = Playback(first, first_after=after)
     playback.began = _Moment(after, 0, first, dict(visits or {}))

@@ -1,6 +1,6 @@
-"""A store in memory. Imports the ports.
+"""``MemoryStore``: keep runs in memory.
 
-It is the shortest answer to what a store must do, so it is the one to read before writing another.
+This is the shortest complete store, so read it before you write another one.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from ._protocol import (
 )
 from ._results import Results
 
-# Unlike an id, these are at hand without hashing; and a visit's children are found without a look
-# at those of all others.
+# Names in two levels: unlike an id they need no hashing, and the children of a visit are found
+# without looking at those of other visits.
 _Visit = tuple[str, int]  # of a step
 _Child = tuple[str, Key]  # act and key
 
@@ -45,7 +45,7 @@ _wall: RunVar[float] = RunVar("shoal_memory_wall")
 
 
 def _now() -> float:
-    """Return seconds since 1970, as they pass for the event loop that runs: virtually, maybe."""
+    """Return seconds since 1970, by the event loop's clock, which may be a virtual one."""
     at, since = current_time(), _wall.get(None)
     if since is None:
         since = time.time() - at
@@ -55,17 +55,17 @@ def _now() -> float:
 
 @dataclass(slots=True)
 class _Kept:
-    """What is kept of one run; little, as long as that is little: there is one for each child."""
+    """The saved data of one run. There is one for each child, so empty parts take no memory."""
 
     beginning: Beginning | None = None  # of a root run
     status: Status | None = None
     reason: str = ""
     record: ChildRecord | None = None  # of a child
-    history: Sequence[Entry] = ()
+    history: Sequence[Entry] = ()  # of most children one save, whose tuple is shared
     visits: dict[_Visit, dict[_Child, _Kept]] = field(default_factory=dict)
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Add to the history."""
+        """Append entries to the history."""
         if not self.history:
             self.history = entries
             return
@@ -74,7 +74,7 @@ class _Kept:
         self.history += entries
 
     def child(self, path: RunPath) -> _Kept:
-        """Find what is kept of a child; make room for it, if it is new."""
+        """Return the data of a child; create it, if the child is new."""
         visit = self.visits.setdefault((path.step, path.visit), {})
         name = path.act, path.key
         found = visit.get(name)
@@ -100,13 +100,13 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Life:
-    """What there is to be told of a root run besides."""
+    """The further data of a root run that ``Browses`` and ``Prunes`` need."""
 
     began_at: float
-    saved_at: float = 0.0  # the last time
+    saved_at: float = 0.0  # the time of the last save
     error: str = ""
 
-    def hear(self, batch: Batch) -> None:
+    def note(self, batch: Batch) -> None:
         error = batch.run.error
         self.saved_at = _now()
         self.error = in_short(error) if error is not None and batch.ended == "failed" else ""
@@ -114,11 +114,11 @@ class _Life:
 
 @final
 class MemoryStore:
-    """Keeps runs in memory: they survive what ends a run, but not the end of the process.
+    """Keeps runs in memory: they survive failures and cancellation, but not the end of the process.
 
     For tests, and for services that want to retry and look up runs without a database. Values are
-    kept as they are, not copied: like everything in a state they are to be treated as immutable.
-    It never forgets a run; ``discard`` and ``prune`` do.
+    kept as they are, not copied; treat them as immutable, like everything in a state. Runs are kept
+    until ``discard`` or ``prune`` deletes them.
 
     Examples:
         >>> import anyio
@@ -135,17 +135,19 @@ class MemoryStore:
     """
 
     def __init__(self) -> None:
-        """Start with nothing."""
-        self._roots: dict[str, _Kept] = {}
-        self._claims: dict[str, str] = {}  # who holds each root run
-        self._died: set[str] = set()  # of the copied store, what was claimed
-        self._lives: dict[str, _Life] = {}  # of root runs that have begun, in that order
+        """Create an empty store."""
+        self._roots: dict[str, _Kept] = {}  # by run id
+        self._claims: dict[str, str] = {}  # the execution that holds each claimed root run
+        # Runs that were claimed when this store was copied from another one: their executions count
+        # as dead.
+        self._died: set[str] = set()
+        self._lives: dict[str, _Life] = {}  # by run id, in the order in which the runs began
         self._results = Results(_now)
 
     def copy(self) -> MemoryStore:
         """Return another store with the same runs, all of them unclaimed.
 
-        That is what would be found if the process ended now.
+        It has the data that a durable store would have if the process died now.
         """
         other = MemoryStore()
         other._roots = {run_id: kept.copy() for run_id, kept in self._roots.items()}
@@ -155,10 +157,10 @@ class MemoryStore:
         return other
 
     def discard(self, run_id: str) -> None:
-        """Forget a root run and all its descendants; one that is not known is no error.
+        """Delete a root run and all its descendants. An unknown run is no error.
 
         Raises:
-            RunClaimed: An execution of it goes on.
+            RunClaimed: The run is being executed.
         """
         self._refuse_claimed(run_id)
         self._forget(run_id)
@@ -174,10 +176,10 @@ class MemoryStore:
     def __repr__(self) -> str:
         return f"<MemoryStore of {len(self._roots)} runs, {len(self._claims)} of them claimed>"
 
-    # -- what the engine asks of a store --------------------------------------------------------
+    # -- ``Store`` and ``FindsOrphans``: called by the engine -----------------------------------
 
     async def claim(self, run_id: str, holder: str) -> bool:
-        """Let ``holder`` have the run; see ``Store``."""
+        """Give ``holder`` the run; see ``Store``."""
         self._refuse_claimed(run_id)
         self._claims[run_id] = holder
         has_died = run_id in self._died
@@ -187,28 +189,29 @@ class MemoryStore:
     def _refuse_claimed(self, run_id: str) -> None:
         if run_id in self._claims:
             msg = (
-                f"run {run_id} goes on in this process already, and each run is executed once at a "
-                f"time: wait for that execution to end, or cancel it"
+                f"run {run_id} is already running in this process, and a run has one execution at "
+                f"a time: wait for that execution to end, or cancel it"
             )
             raise RunClaimed(msg)
 
     async def load(self, run_id: str) -> RunRecord | None:
-        """Say what is known of a root run; see ``Store``."""
+        """Return a root run; see ``Store``."""
         kept = self._roots.get(run_id)
         if kept is None or kept.beginning is None:
             return None
         return RunRecord(beginning=kept.beginning, status=kept.status, reason=kept.reason)
 
     def pack(self, child: SavedRun) -> None:
-        """Prepare nothing: values are kept as they are."""
+        """Prepare nothing, because values are kept as they are."""
 
     def save(self, batch: Batch) -> None:
-        """Keep ``batch``; see ``Store``."""
+        """Save ``batch``; see ``Store``."""
         root = batch.path.root.id
         if self._claims.get(root) != batch.holder:
             msg = f"run {root} was taken over by another execution; this one can't save any more"
             raise LeaseLost(msg)
-        # What could fail comes first: a digest may meet what is no data.
+        # First everything that may raise (a digest of a value that is not data raises ``NotData``),
+        # so that a failed save has changed nothing.
         kept = self._find(batch.path, batch.run, afresh=batch.afresh)
         ends = [
             (child, _ended(child, update.number))
@@ -221,9 +224,9 @@ class MemoryStore:
             kept.beginning = batch.begun
             self._lives[root] = _Life(_now())
         if batch.path.parent is None and root in self._lives:
-            self._lives[root].hear(batch)
+            self._lives[root].note(batch)
         kept.add(batch.entries)
-        kept.status = batch.ended  # None: it goes on
+        kept.status = batch.ended  # None while it runs
         kept.reason = batch.run.reason
         for child, record in ends:
             found = kept.child(child.path)
@@ -245,7 +248,7 @@ class MemoryStore:
     async def children(
         self, path: RunPath, step: str | None = None, visit: int | None = None
     ) -> Sequence[ChildRecord]:
-        """Return what is known of the children of a run; see ``Store``."""
+        """Return the records of a run's children; see ``Store``."""
         kept = self._known(path)
         if kept is None:
             return []
@@ -253,7 +256,7 @@ class MemoryStore:
         return [child.record for child in found if child.record is not None]
 
     async def orphans(self) -> Sequence[Orphan]:
-        """Return the runs that have no end and that nobody executes; see ``FindsOrphans``."""
+        """Return the runs without an end that are not claimed; see ``FindsOrphans``."""
         return [
             Orphan(run_id, begun.application, begun.version, begun.secret)
             for run_id, kept in self._roots.items()
@@ -263,24 +266,24 @@ class MemoryStore:
         ]
 
     async def release(self, run_id: str, holder: str) -> None:
-        """Give the run back; see ``Store``."""
+        """Release the run; see ``Store``."""
         if self._claims.get(run_id) == holder:
             del self._claims[run_id]
 
-    # -- what it may be asked besides -----------------------------------------------------------
+    # -- ``CachesResults``, ``Prunes`` and ``Browses`` -------------------------------------------
 
     async def recall(self, key: str) -> Sequence[Operation] | None:
-        """Return a result that is remembered; see ``CachesResults``."""
+        """Return a cached result; see ``CachesResults``."""
         return await self._results.recall(key)
 
     async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
-        """Remember a result; see ``CachesResults``."""
+        """Cache a result; see ``CachesResults``."""
         await self._results.remember(key, operations, seconds)
 
     async def prune(
         self, older_than: float, statuses: Collection[RunStatus] = ENDED, *, dry_run: bool = False
     ) -> int:
-        """Forget old runs; see ``Prunes``."""
+        """Delete old runs; see ``Prunes``."""
         until = _now() - older_than
         old = [
             run.run_id
@@ -310,13 +313,13 @@ class MemoryStore:
         return self._summary(run_id) if run_id in self._lives else None
 
     async def counts(self, path: RunPath) -> Mapping[ChildStatus, int]:
-        """Count the children of a run by how they stand; see ``Browses``."""
+        """Count the children of a run by status; see ``Browses``."""
         return Counter(record.status or "running" for record in await self.children(path))
 
     async def failures(
         self, path: RunPath, *, limit: int = 50, skip: int = 0
     ) -> Sequence[FailedChild]:
-        """Return children that have failed; see ``Browses``."""
+        """Return failed children; see ``Browses``."""
         failed = [record for record in await self.children(path) if record.status == "failed"]
         failed.sort(key=lambda record: (record.applied or 0, record.position))
         shown = [_failure(record) for record in failed[skip : skip + limit]]
@@ -367,7 +370,7 @@ class MemoryStore:
         return None if visit is None else visit.get((path.act, path.key))
 
     def _find(self, path: RunPath, run: SavedRun | None = None, *, afresh: bool = False) -> _Kept:
-        """Find what is kept of a run; make room for it, and for its ancestors, if that is new."""
+        """Return the data of a run; create it, and that of its ancestors, if it is new."""
         if path.parent is None:
             return self._roots.setdefault(path.id, _Kept())
         kept = self._find(path.parent).child(path)
@@ -412,7 +415,7 @@ def _under_way(run: SavedRun) -> ChildRecord:
 
 
 def _ended(run: SavedRun, applied: int | None) -> ChildRecord:
-    """Describe a child that has ended."""
+    """Return the record of a child that has ended; ``applied`` is the update's number, if any."""
     path = run.path
     return ChildRecord(
         step=path.step,

@@ -1,6 +1,8 @@
-"""What a store is, and what the engine and it tell each other. Imports events, history and ids.
+"""Define the store port: the ``Store`` protocol, and the values that cross it.
 
-The port of whatever keeps runs. The engine never knows which implementation it talks to.
+The engine calls stores through these protocols alone and never asks which implementation it has.
+A store needs ``Store``; each further protocol (``ReadsInParts``, ``FindsOrphans``,
+``CachesResults``, ``Prunes``, ``Browses``) is optional and enables one feature.
 """
 
 from __future__ import annotations
@@ -18,164 +20,167 @@ from shoal._state.state import Operation
 from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
 
 RunStatus = Status | Literal["running"]
-"""How it stands with a root run. What has no end is running, also where its process has died."""
+"""The status of a root run. A run without a recorded end is running, even if its process died."""
 ChildStatus = RunStatus | Literal["skipped"]
-"""How it stands with a child."""
+"""The status of a child."""
 
 ENDED: tuple[RunStatus, ...] = ("succeeded", "failed", "cancelled")
-"""Runs that wait for nobody: what is pruned unless something else is asked for."""
+"""The statuses that are final: ``prune`` deletes runs with these by default. A halted run is not
+among them, because it waits for an answer."""
 
 
 class SavedRun(Protocol):
-    """A run, as stores see it."""
+    """The view of a run that the engine passes to a store."""
 
     @property
     def path(self) -> RunPath:
-        """Its identity."""
+        """The run's identity."""
         ...
 
     @property
     def position(self) -> int:
-        """A child's place among the others, counted from 0."""
+        """The child's place in input order, counted from 0."""
         ...
 
     @property
     def element(self) -> object:
-        """What a child works on."""
+        """The element that the child works on."""
         ...
 
     @property
     def digest(self) -> str:
-        """A hash of what a child works on: what it starts with, its act and the act's version."""
+        """A hash of the child's input: its initial state, its act and the act's version."""
         ...
 
     @property
     def status(self) -> Status | None:
-        """How it ended; None while it goes on, and for a child that was skipped."""
+        """The run's final status; None while it runs, and for a child that was skipped."""
         ...
 
     @property
     def reason(self) -> str:
-        """Why it was cancelled or skipped, if it was."""
+        """Why the run was cancelled or skipped; empty if it was neither."""
         ...
 
     @property
     def winner(self) -> ChildName | None:
-        """Who decided the race that a child was cancelled for."""
+        """The child that won the race, if this child was cancelled as a loser."""
         ...
 
     @property
     def error(self) -> BaseException | None:
-        """What it failed with, if it did."""
+        """The exception that the run failed with; None if it didn't fail."""
         ...
 
     @property
     def used(self) -> bool:
-        """Whether the parent took what a child returned."""
+        """Whether the parent used the child's result."""
         ...
 
     @property
     def value(self) -> object:
-        """What a child has come to, as its fan-out takes it; if it is halted, what it waits for."""
+        """The child's result, as its fan-out receives it; of a halted child, its questions."""
         ...
 
     @property
     def attempts(self) -> int:
-        """Tries of the step that a child ended in."""
+        """The number of attempts of the step in which the child ended."""
         ...
 
     @property
     def elapsed(self) -> float:
-        """Seconds from its start to its end."""
+        """Seconds from the run's start to its end."""
         ...
 
     @property
     def abandoned(self) -> bool:
-        """Whether a child has left a thread behind that still ran."""
+        """Whether the child left a thread behind that was still running."""
         ...
 
     @property
     def crashes(self) -> int:
-        """In how many executions in a row, which have died, a child was at work at its step.
+        """The number of consecutive executions that died while the child was executing its step.
 
-        Kept with what is known of it, whenever anything of it is saved. Counted beforehand.
+        Saved with every record of the child. The engine counts a crash before the child starts,
+        because a process that dies can't count it afterwards.
         """
         ...
 
     @property
     def outcome(self) -> Outcome:
-        """How a child ended, as a value; made when first asked for."""
+        """The child's end as a value; created when it is first read."""
         ...
 
     @property
     def last_update(self) -> Update | None:
-        """A child's last update, saved with its end; None if there is none."""
+        """The child's last update, saved with its end; None if there is none."""
         ...
 
     @property
     def packed(self) -> object:
-        """What ``Store.pack`` has made of it when it ended well; None: nothing, or it didn't."""
+        """The return value of ``Store.pack``; None if the child didn't succeed."""
         ...
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
-    """What a root run starts from."""
+    """The start of a root run."""
 
     application: str
     """The application's name."""
     version: str
     """The application's version."""
     first: Mapping[str, object]
-    """The fields of the state that it starts with, but for those that are secret."""
+    """The fields of the initial state, without the secret ones."""
     after: str | None = None
-    """The step after which it starts; None: before the first."""
+    """The step after which the run starts; None if it starts before the first step."""
     visits: Mapping[str, int] = field(default_factory=dict[str, int])
-    """How often it counts as having completed steps before."""
+    """How many visits of each step count as completed when the run starts (a fork has some)."""
     forked_from: tuple[str, int] | None = None
-    """The run whose state it starts with, and the number of the update that led there."""
+    """The run whose state this one starts with, and the number of the update that led there."""
     secret: frozenset[str] = frozenset()
-    """The names of its secret fields. What they hold, no store is ever given."""
+    """The names of the secret fields. Their values are never passed to a store."""
 
 
 @final
 class Batch(NamedTuple):
-    """What one save holds: all of it or nothing is kept.
+    """The content of one save. A store keeps all of it or nothing.
 
-    A child's last update and its outcome are saved here, by the parent's update that applies it;
-    the child itself saves only its earlier steps. What is kept of a child that was not known before
-    is its step, visit, act and key (which are in its path), position, element and digest.
+    A child's last update and its outcome are saved in the parent's batch, with the parent's update
+    that applies them; the child itself saves only its earlier steps. For a child that the store
+    doesn't know yet, the batch creates a record: step, visit, act and key (from its path),
+    position, element and digest.
     """
 
     run: SavedRun
     """The run whose state the updates change."""
     updates: Sequence[Update] = ()
-    """In the order of their numbers."""
+    """The run's new updates, in the order of their numbers."""
     applied: Sequence[SavedRun] = ()
-    """Children whose end is saved here, each applied by the update at the same place."""
+    """Children whose end is saved here; ``updates[i]`` applies ``applied[i]``."""
     unapplied: Sequence[SavedRun] = ()
-    """Children that ended without an update of the parent: failed, cancelled, come too late."""
+    """Children that ended without an update of the parent: failed, cancelled, or too late."""
     step_completed: str | None = None
-    """The step that is completed with this: by the last of the updates, if there are any."""
+    """The step that this save completes; the last update, if there is one, completes it."""
     decision: Decision | None = None
-    """How the last of the updates decides a race: who goes on after that has no other winner."""
+    """How the last update decides a race. A later execution keeps that winner."""
     ended: Status | None = None
     """How this execution of the run ended, if this is its last save."""
     before: int = 0
     """The number of the run's last update before this save."""
     begun: Beginning | None = None
-    """What a root run starts from: in its first save."""
+    """The start of the root run; in its first save only."""
     rewound: Rewound | None = None
-    """Where the run goes back to, before the updates."""
+    """The step that the run goes back into, before the updates of this save."""
     afresh: bool = False
-    """Whether what was kept of the run and its descendants before counts no more."""
+    """Whether everything saved before of the run and its descendants is void."""
     holder: str = ""
     """The execution that saves: the one that has claimed the root run."""
     questions: Sequence[QuestionAsked | QuestionAnswered] = ()
-    """What the run has asked with this, or what somebody has answered."""
+    """Questions that the run asks with this save, or answers that arrived."""
     step_begun: StepBegun | None = None
-    """What the fan-out declares whose first save in this execution this is."""
+    """The declaration of a fan-out, in its first save in this execution."""
 
     @property
     def path(self) -> RunPath:
@@ -184,7 +189,7 @@ class Batch(NamedTuple):
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """What the save adds to the history of the run."""
+        """The entries that this save appends to the history of the run."""
         rewound = () if self.rewound is None else (self.rewound,)
         step = self.step_completed
         completed = () if step is None else (Completed(step, self.before),)
@@ -196,26 +201,26 @@ class Batch(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What a store says of a root run."""
+    """A root run, as ``Store.load`` returns it."""
 
     beginning: Beginning
     status: Status | None
-    """How its last execution ended; None: that has not ended, as far as is known."""
+    """How the last execution ended; None if the store has no end of it."""
     reason: str = ""
-    """Why it was cancelled, if it was."""
+    """Why the run was cancelled; empty if it wasn't."""
 
 
 @final
 class Orphan(NamedTuple):
-    """A root run that has begun and not ended, and that nobody executes."""
+    """A root run that has begun and not ended, and that no process executes."""
 
     run_id: str
     application: str
     """The name of its application."""
     version: str
-    """The version of that."""
+    """The version of its application."""
     secret: frozenset[str] = frozenset()
-    """The names of its secret fields, which whoever resumes it has to give again."""
+    """The names of its secret fields; a caller that resumes the run passes their values again."""
 
 
 @final
@@ -226,25 +231,25 @@ class RunSummary(NamedTuple):
     application: str
     """The name of its application."""
     version: str
-    """The version of that."""
+    """The version of its application."""
     status: RunStatus
     began_at: float
     """Seconds since 1970."""
     ended_at: float | None = None
-    """When its last execution has ended; None: it has not."""
+    """When the last execution ended, in seconds since 1970; None if it hasn't ended."""
     reason: str = ""
-    """Why it was cancelled, if it was."""
+    """Why the run was cancelled; empty if it wasn't."""
     error: str = ""
-    """What it failed with, in a line or a few; empty where it didn't, or nobody has kept it."""
+    """The error in a line or a few; empty if the run didn't fail, or the store has no error."""
     holder: str = ""
-    """Who executes it now, for people to read; empty: nobody."""
+    """The process that executes the run now, in words for people; empty if there is none."""
     forked_from: str | None = None
-    """The run that it was forked from."""
+    """The run that this one was forked from."""
 
 
 @final
 class FailedChild(NamedTuple):
-    """A child that has failed, as a list of failures shows it. Its element isn't looked at."""
+    """A failed child, as a list of failures shows it. Made without decoding its element."""
 
     step: str
     visit: int
@@ -252,57 +257,61 @@ class FailedChild(NamedTuple):
     key: Key
     position: int
     error: str
-    """What it failed with, in a line or a few."""
+    """The error, in a line or a few."""
     attempts: int = 1
     elapsed: float = 0.0
-    """Seconds from its start to its end."""
+    """Seconds from the child's start to its end."""
     applied: int | None = None
     """The number of the parent's last update that applied it."""
     lost: bool = False
-    """Whether a sibling has won: it is a loser of a race that was decided, which harms nobody."""
+    """Whether a sibling won the race that the child was in; then its failure is harmless."""
 
 
 @final
 class ChildRecord(NamedTuple):
-    """What a store says of a child. Made for each child, so a named tuple: that costs a third."""
+    """A child, as a store returns it.
+
+    A named tuple, because there is one for each child: it costs a third of a frozen dataclass.
+    """
 
     step: str
-    """The parent's step that started it..."""
+    """The parent's step that started the child."""
     visit: int
-    """...in which visit."""
+    """The visit of that step, counted from 0."""
     act: str
     key: Key
     position: int
     element: object
     digest: str
     status: Status | Literal["skipped"] | None
-    """How it ended; None: it has not, as far as is known."""
+    """How the child ended; None if the store has no end of it."""
     value: object = None
-    """What it has come to, if it succeeded; what it waits for, if it is halted: plain data."""
+    """The result of a succeeded child, or the questions of a halted one, as plain data."""
     applied: int | None = None
     """The number of the parent's last update that applied it."""
     used: bool = True
-    """Whether the parent took what it returned."""
+    """Whether the parent used the child's result."""
     reason: str = ""
-    """Why it was cancelled or skipped, if it was."""
+    """Why the child was cancelled or skipped; empty if it was neither."""
     winner: ChildName | None = None
-    """Who decided the race that it was cancelled for, if it was."""
+    """The child that won the race, if this child was cancelled as a loser."""
     error: Exception | None = None
-    """What it failed with, if it did."""
+    """The exception that the child failed with; None if it didn't fail."""
     attempts: int = 1
     elapsed: float = 0.0
-    """Seconds from its start to its end, in the execution in which it ended."""
+    """Seconds from the child's start to its end, in the execution in which it ended."""
     abandoned: bool = False
-    """Whether it has left a thread behind that still ran."""
+    """Whether the child left a thread behind that was still running."""
     crashes: int = 0
-    """In how many executions in a row, which have died, it was at work at its step."""
+    """The number of consecutive executions that died while the child was executing its step."""
 
 
 @final
 class DoneChild(NamedTuple):
-    """A child that is all about: it succeeded, its parent has taken what it returned, for good.
+    """A child that is done: it succeeded, and its parent has applied and used its result.
 
-    That is what most records say of most children. What they worked on and have come to isn't read.
+    Most children of a long step are done. Their elements and values are not read when a run is
+    resumed.
     """
 
     step: str
@@ -314,110 +323,112 @@ class DoneChild(NamedTuple):
     applied: int
     """The number of the parent's last update that applied it."""
     elapsed: float = 0.0
-    """Seconds from its start to its end, in the execution in which it ended."""
+    """Seconds from the child's start to its end, in the execution in which it ended."""
 
 
 class Store(Protocol):
-    """Where runs are kept: what they start from, their updates, and how their children ended.
+    """The place where runs are saved: their starts, their updates, and the ends of their children.
 
-    A save is kept as a whole or not at all. Nothing that was kept changes; what counts no more is
-    followed by a save that says so. All calls come from the event loop; those that wait may be
-    cancelled, but for ``save``, ``claim`` and ``release``, which are shielded.
+    A save is kept as a whole or not at all. Saved entries never change; to void some of them, the
+    engine saves a further entry that says so. All calls come from the event loop. Calls that wait
+    may be cancelled, except ``save``, ``claim`` and ``release``, which the engine shields.
     """
 
     async def claim(self, run_id: str, holder: str) -> bool | None:
-        """Let the execution ``holder`` have the root run, known or not, and all its descendants.
+        """Give the execution ``holder`` the root run, known or not, and all its descendants.
 
-        Saves of other holders are refused from now on, with ``LeaseLost``.
+        From now on the store refuses saves of other holders with ``LeaseLost``.
 
-        Returns whether the one that had it before has died, for it never gave it back. A store that
+        Returns whether the previous holder died, because it never released the run. A store that
         can't tell returns None; then no child is ever ``Poisoned``.
 
         Raises:
-            RunClaimed: Another execution has it.
+            RunClaimed: Another execution holds the run.
         """
         ...
 
     async def load(self, run_id: str) -> RunRecord | None:
-        """Say what is known of a root run; None if nothing is."""
+        """Return a root run; None if the store doesn't know it."""
         ...
 
     def pack(self, child: SavedRun) -> object:
-        """Prepare to keep what a child has come to, which is about to end well.
+        """Prepare the result of a child that is about to succeed for the save of its end.
 
-        Called on the event loop, before the save that holds the end, where ``child.packed`` is what
-        this has returned. A store that has nothing to prepare returns None.
+        Called on the event loop, before the save that holds the child's end; in that save,
+        ``child.packed`` is the return value. A store that has nothing to prepare returns None.
 
         Raises:
-            NotData: Its value, element or last update can't be kept: so the child fails.
-            UpdateTooLarge: They are larger than the store takes: so the child fails.
+            NotData: The value, element or last update can't be saved; the child fails.
+            UpdateTooLarge: They are larger than the store accepts; the child fails.
         """
         ...
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
-        """Keep ``batch``, all or nothing.
+        """Save all of ``batch``, or nothing.
 
-        Returns None where it is safe already, else an awaitable that ends when it is; raises, at
-        once or when awaited, where it could not be kept. That ends the execution, but for two
-        errors raised at once, which are failures of the step that made what is in the batch.
+        Returns None if the batch is durable already, else an awaitable that ends when it is. An
+        error, raised at once or when awaited, means that the batch wasn't saved. It ends the
+        execution, with two exceptions: ``NotData`` and ``UpdateTooLarge``, raised at once, are
+        failures of the step that made the values in the batch.
 
         Raises:
-            NotData: Something in it can't be kept.
-            UpdateTooLarge: It is larger than the store takes.
+            NotData: A value in the batch can't be saved.
+            UpdateTooLarge: The batch is larger than the store accepts.
             LeaseLost: Another execution has claimed the run.
         """
         ...
 
     async def read(self, path: RunPath, from_number: int = 0) -> Sequence[Entry]:
-        """Return the history of a run, in order; nothing if it is not known.
+        """Return the history of a run, in order; empty if the run is not known.
 
         Args:
             path: The run.
-            from_number: Leave out what came before the update of that number.
+            from_number: Leave out the entries before the update of that number.
         """
         ...
 
     async def children(
         self, path: RunPath, step: str | None = None, visit: int | None = None
     ) -> Sequence[ChildRecord]:
-        """Return what is known of the children of a run, in any order.
+        """Return the records of a run's children, in any order.
 
         Args:
             path: The run.
-            step: Only those of that step.
-            visit: Only those of that visit of the step.
+            step: Only children of that step.
+            visit: Only children of that visit of the step.
         """
         ...
 
     async def release(self, run_id: str, holder: str) -> None:
-        """Give the root run back, if ``holder`` has it."""
+        """Release the root run, if ``holder`` holds it; else do nothing."""
         ...
 
 
 @runtime_checkable
 class ReadsInParts(Protocol):
-    """What a store may have besides: then a run is taken up again in parts of a bounded size.
+    """An optional extension of a store: runs are resumed in parts of a bounded size.
 
-    So the memory of that follows what is in flight, and not what has been done; from other stores
-    everything is read at once. A child counts as *done* if it succeeded, an update of its parent's
-    has applied it, and the parent uses what it returned (see ``DoneChild``).
+    With it, the memory that resuming takes grows with the children in flight, and not with those
+    that are done; without it, the engine reads everything at once. A child is *done* if it
+    succeeded, an update of its parent has applied it, and the parent uses its result (see
+    ``DoneChild``).
 
-    Nobody saves anything of the run between two calls for parts of the same thing, but for children
-    that are done or end meanwhile, which may be left out or not.
+    Between two calls for parts of the same thing nothing of the run is saved, except children that
+    are done or end meanwhile. The store may return those or leave them out.
     """
 
     async def read_part(
         self, path: RunPath, from_number: int = 0
     ) -> tuple[Sequence[Entry], int | None]:
-        """Return a part of what ``read`` returns: its first entries, as many as are convenient.
+        """Return the first part of the entries that ``read`` returns, of a size the store likes.
 
-        Returns them and the ``from_number`` of the next part; None: there is none. All entries of
-        one number are in one part.
+        Returns the entries and the ``from_number`` of the next part, or None after the last part.
+        All entries of one number are in one part.
         """
         ...
 
     async def done(self, path: RunPath) -> Mapping[tuple[str, int], int]:
-        """Count the children of a run that are done: by step and visit."""
+        """Count the children of a run that are done, by step and visit."""
         ...
 
     async def done_part(
@@ -428,140 +439,140 @@ class ReadsInParts(Protocol):
         Args:
             path: The parent.
             step: The step's name.
-            visit: Only those of that visit.
-            after: Only those that a later update than that of this number has applied.
+            visit: Only children of that visit.
+            after: Only children that were applied by an update with a higher number.
 
-        Returns them and the ``after`` of the next part; None: there is none.
+        Returns the children and the ``after`` of the next part, or None after the last part.
         """
         ...
 
     async def not_done(
         self, path: RunPath, step: str | None = None, visit: int | None = None
     ) -> Sequence[ChildRecord]:
-        """Return what ``children`` returns, but for those that are done."""
+        """Return the records that ``children`` returns, without those that are done."""
         ...
 
 
 @runtime_checkable
 class FindsOrphans(Protocol):
-    """What a store may have besides: then ``Runtime.recover`` finds what dead processes left."""
+    """An optional extension of a store: ``Runtime.recover`` finds the runs of dead processes."""
 
     async def orphans(self) -> Sequence[Orphan]:
-        """Return the root runs that have begun, have no end, and that ``claim`` would give away.
+        """Return the root runs that have begun, have no end, and can be claimed.
 
-        In any order. One of them may be claimed by the time that anybody looks at it.
+        In any order. Another process may claim one of them before the caller does.
         """
         ...
 
 
 @runtime_checkable
 class CachesResults(Protocol):
-    """What a store may have besides: then it remembers results of actions with ``cache=``.
+    """An optional extension of a store: it caches the results of actions with ``cache=``.
 
-    All runs in it share them, whichever process they live in.
+    All runs in the store share the cache, in whichever process they are executed.
     """
 
     async def recall(self, key: str) -> Sequence[Operation] | None:
-        """Return what was remembered under ``key``.
+        """Return the operations that are cached under ``key``.
 
-        None: nothing was, its time has run out, or it can't be read any more, for its types are
-        gone.
+        None if there are none, if they have expired, or if they can't be decoded any more because
+        their types are gone.
         """
         ...
 
     async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
-        """Remember ``operations`` for that long; what was there before is replaced.
+        """Cache ``operations`` for that long; they replace an earlier entry of the key.
 
-        What has run out goes in time, with later calls at the latest: so what is kept is bounded by
-        what was remembered in the longest time to live. May be cancelled: then it was remembered or
-        not.
+        Later calls delete expired entries, so the cache is bounded by the number of entries made
+        within the longest time to live. May be cancelled; then the entry was made or not.
 
         Args:
-            key: A hash of what the action has read, of its name and its version.
-            operations: What it has changed in its state.
-            seconds: For how long that counts, by the clock that all processes share; ``math.inf``:
-                until somebody deletes it.
+            key: A hash of the fields that the action read, of its name and its version.
+            operations: The changes that the action made to its state.
+            seconds: The time to live, by the clock that all processes share; ``math.inf`` if the
+                entry never expires.
 
         Raises:
-            NotData: They can't be kept: so the action fails.
-            UpdateTooLarge: They are larger than the store takes: so the action fails.
+            NotData: The operations can't be saved; the action fails.
+            UpdateTooLarge: They are larger than the store accepts; the action fails.
         """
         ...
 
 
 @runtime_checkable
 class Prunes(Protocol):
-    """What a store may have besides: then ``shoal runs prune`` deletes old runs."""
+    """An optional extension of a store: ``shoal runs prune`` deletes old runs."""
 
     async def prune(
         self, older_than: float, statuses: Collection[RunStatus] = ENDED, *, dry_run: bool = False
     ) -> int:
-        """Delete root runs, with all their descendants, and return how many they were.
+        """Delete old root runs with all their descendants, and return their number.
 
-        One that somebody has claimed is never deleted. Results whose time has run out go as well.
-        It may be called while runs are executed, here and elsewhere, and holds none of them up for
-        long. Cancelled or failed, it has deleted some of the runs, each of them as a whole for
-        whoever looks; what else they take up goes with the next call.
+        Claimed runs are never deleted. Expired cache entries are deleted as well. May be called
+        while runs are executed, in this process and others, and delays none of them for long. If it
+        is cancelled or fails, some of the runs are deleted: readers see each run as a whole or not
+        at all, and the next call frees the remaining space.
 
         Args:
-            older_than: Seconds since the run has ended; where it has no end, since it has given its
-                last sign of life.
-            statuses: Only runs that stand so. By default those that have ended, but for halted
-                ones, which wait for somebody's answer; the others may be resumed by somebody.
-            dry_run: Whether nothing is deleted, only counted.
+            older_than: Seconds since the run ended, or, if it has no end, since its last sign of
+                life.
+            statuses: Only runs with one of these statuses. By default those that have ended. Halted
+                runs are not among them, because they wait for an answer; the others may be
+                resumed.
+            dry_run: Count the runs, and delete nothing.
         """
         ...
 
 
 @runtime_checkable
 class Browses(Protocol):
-    """What a store may have besides: then runs in it can be listed, and looked into.
+    """An optional extension of a store: its runs can be listed and inspected.
 
-    Each call takes little time, however many runs and children there are and while they go on.
+    Each call is quick, however many runs and children there are, and also while they run.
     """
 
     async def runs(
         self, *, status: RunStatus | None = None, limit: int = 50, after: str | None = None
     ) -> Sequence[RunSummary]:
-        """Return root runs, those that have begun last first.
+        """Return root runs, the ones that began last first.
 
         Args:
-            status: Only those that stand so.
+            status: Only runs with that status.
             limit: At most so many.
-            after: Only those behind the run of this id: the last of the page before. None at all if
-                it is not known.
+            after: Only runs behind the run of this id, which is the last one of the previous page.
+                If that run is not known, the result is empty.
         """
         ...
 
     async def summary(self, run_id: str) -> RunSummary | None:
-        """Return one root run; None if it is not known."""
+        """Return one root run; None if the store doesn't know it."""
         ...
 
     async def counts(self, path: RunPath) -> Mapping[ChildStatus, int]:
-        """Return how many children of a run stand how; those of none are left out."""
+        """Return the number of a run's children by status, without the statuses that none has."""
         ...
 
     async def failures(
         self, path: RunPath, *, limit: int = 50, skip: int = 0
     ) -> Sequence[FailedChild]:
-        """Return children of a run that have failed, in the order in which it has applied them.
+        """Return the failed children of a run, in the order in which the run applied them.
 
-        Those that it has not applied, since it failed itself then, come first. Types of elements
-        and errors needn't be imported.
+        Children that the run has not applied (because it failed itself at that moment) come first.
+        The types of elements and errors needn't be imported.
 
         Args:
             path: The run.
             limit: At most so many.
-            skip: Leave out so many first.
+            skip: Leave out that many first.
         """
         ...
 
 
 def check_store(store: object, where: str) -> None:
-    """Refuse what is no store.
+    """Refuse an object that is not a store.
 
     Raises:
-        DefinitionError: Naming the methods that it lacks.
+        DefinitionError: The object lacks methods of a store; the message names them.
     """
     calls = ("claim", "load", "pack", "save", "read", "children", "release")
     lacking = [name for name in calls if not callable(getattr(store, name, None))]
@@ -569,45 +580,46 @@ def check_store(store: object, where: str) -> None:
         msg = f"{where} takes a store, and {store.__name__} is a class: write it with ()"
         raise DefinitionError(msg)
     if lacking:
-        msg = f"{where} takes a store; {brief(store)} has no {', '.join(lacking)} (see shoal.Store)"
+        lacks = ", ".join(lacking)
+        msg = f"{where} takes a store; {brief(store)} has no {lacks} (see shoal.stores.Store)"
         if isinstance(store, str | PurePath):
-            msg = f"{where} takes a store, and not where one is: {_named_by(str(store))}"
+            msg = f"{where} takes a store, not its location: {_named_by(str(store))}"
         raise DefinitionError(msg)
 
 
 def _named_by(place: str) -> str:
-    """Say how to write the store that a user has named by its file or URL, without a password."""
+    """Return how to write the store that a user named by its file or URL, without a password."""
     if place.startswith(("postgresql://", "postgres://")):
         return "write PostgresStore(...) with that URL"
     return f"write SQLiteStore({place!r})"
 
 
 class NullStore:
-    """Keeps nothing: what runs use that have no store. A base for stores that only save."""
+    """Keeps nothing. Runs without a store use it; stores that only save derive from it."""
 
     __slots__ = ()
 
     async def claim(self, run_id: str, holder: str) -> None:
-        """Let anybody have it."""
+        """Accept every claim."""
 
     async def load(self, run_id: str) -> RunRecord | None:
-        """Know nothing."""
+        """Return None: no run is known."""
 
     def pack(self, child: SavedRun) -> object:
         """Prepare nothing."""
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
-        """Forget ``batch``."""
+        """Drop ``batch``."""
 
     async def read(self, path: RunPath, from_number: int = 0) -> Sequence[Entry]:
-        """Know nothing."""
+        """Return an empty history."""
         return ()
 
     async def children(
         self, path: RunPath, step: str | None = None, visit: int | None = None
     ) -> Sequence[ChildRecord]:
-        """Know nothing."""
+        """Return no children."""
         return ()
 
     async def release(self, run_id: str, holder: str) -> None:
-        """Hold nothing."""
+        """Do nothing."""

@@ -1,11 +1,11 @@
-"""What is recorded of the children of one visit of a step, in little memory. Imports the store.
+"""Hold the recorded children of one visit of a step in little memory.
 
-Most children of a long step are done: nothing is asked of them but whether their input is what it
-was. So of each of these 20 bytes are kept, and its key, unless that is its position.
+Most children of a long step are done, and resuming needs only their digests, to compare the input.
+So ``Records`` keeps 20 bytes for each of them, and the key unless it is the position.
 
 Invariants:
-- Whatever is asked for is a ``ChildRecord``, made when it is asked for. That of a child that is
-  done says nothing of its element and value, which were not read: see ``UNREAD``.
+- Lookups return a ``ChildRecord``, made on request. The record of a done child has no element and
+  no value, because they were not read from the store: see ``UNREAD``.
 """
 
 from __future__ import annotations
@@ -34,23 +34,27 @@ UNREAD: Final = _Unread()
 
 @final
 class _DoneOfAct:
-    """The children of one act that are done.
+    """The done children of one act.
 
-    One whose key is its position, as it is without ``key=``, is found by that number in arrays. Of
-    others, which a source without order may have, a dict has the key.
+    Children whose key is their position (the default without ``key=``) are in arrays, at that
+    index. All others are in a dict by key.
     """
 
     __slots__ = ("_act", "_applied", "_digests", "_elapsed", "_has", "_places", "_step", "count")
 
     def __init__(self, one: DoneChild) -> None:
-        """Have none yet; ``one`` says of which act."""
+        """Create an empty collection for the act of ``one``."""
         self._step: tuple[str, int] = one.step, one.visit
         self._act: str = one.act
-        self._applied = 0  # the highest number; one stands for all, since all of them count
-        self._has = bytearray()  # by position: whether there is one
+        # The highest number of an update that applied one of them. Records of all of them get it:
+        # done children are kept, so it only matters that an update applied them.
+        self._applied = 0
+        # Three arrays by position, always of the same length (``_digests`` counted in ``BYTES``).
+        self._has = bytearray()  # 1 where there is a child
         self._digests = bytearray()
         self._elapsed: array[float] = array("f")
-        self._places: dict[Key, tuple[int, bytes, float]] = {}  # of the others
+        # The children that the arrays don't hold: position, digest and seconds by key.
+        self._places: dict[Key, tuple[int, bytes, float]] = {}
         self.count: int = 0
 
     def add(self, one: DoneChild) -> None:
@@ -58,7 +62,9 @@ class _DoneOfAct:
         self.count += 1
         self._applied = max(self._applied, one.applied)
         size = len(self._has)
-        # They come nearly in order of position, so that there are never many gaps.
+        # Children arrive nearly in order of position. A position more than twice the present size
+        # would leave a large gap in the arrays (1024: a start for small ones), so it goes into the
+        # dict.
         at = one.position
         is_near = type(key) is int and key == at and at <= 2 * size + 1024
         if not is_near or len(digest) != BYTES:
@@ -86,14 +92,14 @@ class _DoneOfAct:
         return self.get(position) if is_there else None
 
     def positions(self) -> Iterator[tuple[int, Key]]:
-        """Return the positions of the others, each with its key."""
+        """Return the positions of the children that are not in the arrays, each with its key."""
         for key, (position, *_) in self._places.items():
             yield position, key
 
     def drop(self, key: Key) -> None:
         self.count -= 1
         if self._places.pop(key, None) is None:
-            assert type(key) is int, "it is there"
+            assert type(key) is int, "a key that isn't in the dict is a position in the arrays"
             self._has[key] = 0
 
     def __iter__(self) -> Iterator[Key]:
@@ -116,7 +122,7 @@ class _DoneOfAct:
 
 @final
 class Records:
-    """The records of children, by act and key."""
+    """The records of the children of one visit of a step, by act and key."""
 
     __slots__ = (
         "_done",
@@ -130,25 +136,26 @@ class Records:
     )
 
     def __init__(self, others: Iterable[ChildRecord] = ()) -> None:
-        """Have what is said in full."""
+        """Start with the given full records."""
+        # A child is either in ``_done`` or in ``_others``, never in both.
         self._done: dict[str, _DoneOfAct] = {}
         self._others: dict[ChildName, ChildRecord] = {}
-        self._names: dict[int, ChildName] | None = None  # by position; made when asked for
+        self._names: dict[int, ChildName] | None = None  # by position; made by the first ``at``
         self.applied_first: list[ChildRecord] = []
-        """Of children that are done, those that were asked for by the updates that applied them."""
+        """The done children that one of the updates ``first`` of ``add_done`` applied."""
         self.last_position: int = -1
-        """The highest position of any of them, those that were taken out included."""
+        """The highest position of any child, including those that ``pop`` removed."""
         self.started: int = 0
-        """How many were started: all but those that were skipped for their key."""
+        """The number of started children: all but those that were skipped for their key."""
         self.acts: set[str] = set()
-        """The names of the acts that they are of."""
+        """The names of the children's acts."""
         self.acts_done: set[str] = set()
-        """Those of acts that have results."""
+        """The names of the acts that have results."""
         for one in others:
             self.add(one)
 
     def add(self, record: ChildRecord) -> None:
-        """Have a record in full, instead of any other one of that child."""
+        """Add a full record; it replaces any other record of that child."""
         name = ChildName(record.act, record.key)
         self._forget(name)
         self._others[name] = record
@@ -156,7 +163,7 @@ class Records:
         self.started += was_started(record)
 
     def add_done(self, children: Iterable[DoneChild], first: Collection[int] = ()) -> None:
-        """Have children that are done; those that updates ``first`` have applied are told apart."""
+        """Add done children; also list those that one of the updates ``first`` applied."""
         for one in children:
             if one.applied in first:
                 self.applied_first.append(
@@ -178,7 +185,7 @@ class Records:
         self.acts.add(act)
 
     def get(self, name: ChildName) -> ChildRecord | None:
-        """Return what is recorded of a child."""
+        """Return the record of a child; None if there is none."""
         found = self._others.get(name)
         of_act = self._done.get(name.act)
         if found is None and of_act is not None:
@@ -186,7 +193,7 @@ class Records:
         return found
 
     def at(self, position: int) -> ChildRecord | None:
-        """Return what is recorded of a child at a position; of several, one that comes later."""
+        """Return the record of the child at a position; if several share it, the last one."""
         for of_act in self._done.values():
             found = of_act.at(position)
             if found is not None:
@@ -199,7 +206,7 @@ class Records:
         return None if name is None else self.get(name)
 
     def pop(self, name: ChildName) -> ChildRecord | None:
-        """Return it, and have it no more."""
+        """Remove the record of a child and return it."""
         found = self._others.pop(name, None)
         of_act = self._done.get(name.act)
         if found is None and of_act is not None:
@@ -209,11 +216,11 @@ class Records:
         return found
 
     def of(self, acts: Collection[str]) -> Iterator[ChildRecord]:
-        """Go through those of some acts that have no children that are done."""
+        """Iterate over the full records of some acts. The acts have no done children."""
         return (one for one in self._others.values() if one.act in acts)
 
     def _forget(self, name: ChildName) -> None:
-        """Take out what another store, or an earlier attempt, said of a child."""
+        """Remove a child's record that came from another store or an earlier attempt."""
         record = self.pop(name)
         if record is not None:
             self.started -= was_started(record)
@@ -223,16 +230,16 @@ class Records:
 
     @property
     def done(self) -> int:
-        """How many of them are known to be done without having been read in full."""
+        """The number of done children, which were not read in full."""
         return sum(of_act.count for of_act in self._done.values())
 
     @property
     def others(self) -> Iterable[ChildRecord]:
-        """Those that were read in full."""
+        """The records that were read in full."""
         return self._others.values()
 
     def __iter__(self) -> Iterator[ChildRecord]:
-        """Go through all, in input order. Takes memory for each that is left."""
+        """Iterate over all records in input order. Takes memory for each of them."""
         found = list(self._others.values())
         for of_act in self._done.values():
             found += (record for key in of_act if (record := of_act.get(key)) is not None)
@@ -241,25 +248,25 @@ class Records:
 
 @final
 class Conflicts(NamedTuple):
-    """Why results can't be gone on with as they are recorded, since the program has changed.
+    """The reasons why recorded results can't be used as they are, after the program has changed.
 
-    Several programs may have executed a step, and some of them may have been refused. So a result
-    is compared with what was declared when it was made (see
+    Several programs may have executed a step, and some of them may have been refused. So each
+    result is compared with the declaration that was valid when it was made (see
     test_the_former_program_goes_on_after_a_refusal_that_came_late).
     """
 
     kept: Sequence[tuple[int, str]]
-    """For each declaration the number of the last update before it, and why a result that was
-    applied behind that can't stay; empty: it can."""
+    """For each declaration: the number of the last update before it, and the reason why a result
+    that was applied after that number can't stay; empty if it can."""
     of_value: str
-    """Why a result that has yet to be applied can't be; empty: it can."""
+    """The reason why a result that is not yet applied can't be applied; empty if it can."""
 
     def of_kept(self, record: ChildRecord) -> str:
-        """Say why a result that was applied can't stay; empty: it can."""
+        """Return the reason why an applied result can't stay; empty if it can."""
         applied = record.applied or 0
         return next((why for number, why in reversed(self.kept) if number < applied), "")
 
 
 def was_started(record: ChildRecord) -> bool:
-    """Tell whether a child counts as one that was started."""
+    """Return whether a child counts as started."""
     return record.status != "skipped" or not record.used

@@ -1,10 +1,10 @@
-"""What actions have come to, remembered. Imports operations.
+"""Cache results of actions in memory, for one process.
 
-A store that can keeps results for all processes (``CachesResults``); in memory, here.
+A store that implements ``CachesResults`` caches them for all processes instead.
 
 Invariants:
-- What has run out is never returned, and goes in time: what is kept is bounded by what was
-  remembered in the longest time to live, or by a size.
+- Expired results are never returned, and are deleted in time: the cache is bounded by the number
+  of results made within the longest time to live, or by a size.
 """
 
 from __future__ import annotations
@@ -18,29 +18,33 @@ from typing import final
 from shoal._state.state import Operation
 
 SIZE = 1000
-"""Results that a runtime remembers for runs without a store."""
+"""Results that a runtime caches for runs without a store: a bound that needs no setting, since
+nothing else limits the cache of results that never expire."""
 
 
 @final
 class Results:
-    """Results in memory; a ``CachesResults``. Of more than a size, those used last stay."""
+    """A cache of results in memory (``CachesResults``); with a size, the least recently used go."""
 
     __slots__ = ("_clock", "_due", "_kept", "_size")
 
     def __init__(self, clock: Callable[[], float], size: int | None = None) -> None:
-        """Remember nothing yet.
+        """Create an empty cache.
 
         Args:
-            clock: By which results run out.
-            size: How many are kept at most; None: all, until they run out.
+            clock: The clock by which results expire.
+            size: The largest number of results; None keeps all until they expire.
         """
         self._clock = clock
         self._size = size
         self._kept: OrderedDict[str, tuple[float, Sequence[Operation]]] = OrderedDict()
-        self._due: list[tuple[float, str]] = []  # a heap; some are gone or replaced meanwhile
+        # A heap of expiry times and keys. It may hold entries of results that are gone or replaced;
+        # ``expire`` recognizes them by the time, and ``remember`` rebuilds the heap when more than
+        # half of it is stale, so it stays in proportion to ``_kept``.
+        self._due: list[tuple[float, str]] = []
 
     async def recall(self, key: str) -> Sequence[Operation] | None:
-        """Return what was remembered under ``key``; see ``CachesResults``."""
+        """Return the operations cached under ``key``; see ``CachesResults``."""
         until, operations = self._kept.get(key, (-inf, ()))
         if until <= self._clock():
             return None
@@ -48,7 +52,7 @@ class Results:
         return operations
 
     async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
-        """Remember ``operations`` for that long; see ``CachesResults``."""
+        """Cache ``operations`` for that long; see ``CachesResults``."""
         self.expire()
         until = self._clock() + seconds
         self._kept[key] = until, operations
@@ -62,7 +66,7 @@ class Results:
             heapify(self._due)
 
     def expire(self) -> None:
-        """Forget what has run out."""
+        """Delete the expired results."""
         now = self._clock()
         while self._due and self._due[0][0] <= now:
             until, key = heappop(self._due)
@@ -70,7 +74,7 @@ class Results:
                 del self._kept[key]
 
     def copy(self) -> Results:
-        """Return others that remember the same."""
+        """Return another cache with the same results."""
         other = Results(self._clock, self._size)
         other._kept, other._due = self._kept.copy(), self._due.copy()
         return other

@@ -26,8 +26,8 @@ from anyio.lowlevel import cancel_shielded_checkpoint
 
 from shoal._errors.exceptions import CommitInDoubt, RunClaimed, StoreFailed, brief
 from shoal._events.identity import RunPath
-from shoal.stores import MemoryStore
 from shoal.stores._history import Entry
+from shoal.stores._memory import MemoryStore
 from shoal.stores._protocol import Batch, ChildRecord, RunRecord, SavedRun, Store
 from shoal.testing._clock import run_virtual
 from shoal.testing._everywhere import places

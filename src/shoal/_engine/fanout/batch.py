@@ -188,7 +188,7 @@ class Draft:
     def _miss(self, children: list[Run]) -> None:
         """Leave out what comes too late; of those that are kept, it is only a new place."""
         for child in children:
-            child.miss()
+            child.discard_result()
         self.unapplied += children
 
     def finished_data(self) -> Mapping[str, object]:
@@ -252,7 +252,7 @@ class Draft:
 
     def _refuse(self, child: Run) -> None:
         """Leave out a result that doesn't count; but what ``grow`` finds in it does."""
-        child.miss()
+        child.discard_result()
         if self._join.grow is None:
             self.unapplied.append(child)
         else:

@@ -388,7 +388,7 @@ class Elements:
                 return "dropped"
             self._started += 1
         child.resume_state().is_afresh = True
-        child.count_on(self.tried.get(name, 0))
+        child.count_earlier_attempts(self.tried.get(name, 0))
         return child
 
     def _run(self, key: Key, position: int, element: object, kind: Kind) -> Run:

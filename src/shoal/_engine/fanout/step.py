@@ -15,16 +15,15 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import final
 
-from shoal._engine.commit import Write, commit, commit_unapplied
+from shoal._engine.commit import Write, commit
 from shoal._engine.parts import is_done
 from shoal._engine.questions import halt_for
 from shoal._engine.run import Run
-from shoal._errors.exceptions import HookFailed, InvalidState, brief, note
+from shoal._errors.exceptions import HookFailed, InvalidState, brief
 from shoal._events.events import ChildName, Done, Failed, Outcome, Status, Update
 from shoal._graph.fan_out import FanOut
 from shoal._graph.graph import Graph
@@ -40,7 +39,8 @@ from .carrying import Carrier
 from .children import check_depth, child_setting, children_of, circuits_of, is_revisited
 from .elements import choose_acts, make_elements
 from .entries import Kind
-from .group import Group
+from .finish import failure_group, record_unapplied, wind_up
+from .group import ChildTaskGroup
 from .ledger import new_ledger
 from .race import Streams, contest
 from .recorded import outcome_of
@@ -49,8 +49,6 @@ from .source import Elements
 from .stagger import Staggered, stagger
 from .takeup import Declared, declared, only, refuse_lost, refuse_other_decision
 from .task_source import TaskElements
-
-logger = logging.getLogger("shoal")
 
 
 @final
@@ -202,7 +200,7 @@ class ParallelStep(Carrier):
         except BaseException:
             # What there is already is gone on with by the next attempt, see
             # test_what_is_applied_stays_when_over_raises_in_another_attempt.
-            self.parent.keep(self.act.name, self)
+            self.parent.retain(self.act.name, self)
             raise
         await self._live_from(source, former, begins=begins)
 
@@ -217,7 +215,7 @@ class ParallelStep(Carrier):
         staggered = self._staggered = stagger(how, source, services, definition, lacking)
         if act.timeout is not None and begins:
             self._ends_at = clock() + act.timeout
-        group = self._group = Group(
+        group = self._group = ChildTaskGroup(
             self.parent,
             source if staggered is None else staggered,
             act.limits,
@@ -238,7 +236,7 @@ class ParallelStep(Carrier):
             self._leave_out_done()
             if not self._is_lost(0):
                 self._decide_by_recorded()
-                await group.live(self._apply)
+                await group.run(self._apply)
                 await self._record_unapplied(group)
             self._judge()
             if not self._runs_again():
@@ -246,8 +244,9 @@ class ParallelStep(Carrier):
                 await self._end_left_behind()
                 refuse_lost(self.parent, self.join, self.ledger, self.recorded)
         except BaseException as error:
-            await self._wind_up(group, error)
-            self.parent.keep(act.name, self)
+            who = f"fan-out {act.name!r} of run {self.parent.path.id}"
+            await wind_up(self._end(group), error, who, "fan-out")
+            self.parent.retain(act.name, self)
             if self._contest is not None and not self.parent.setting.is_resumable:
                 self._contest.forget()
                 self._rounds.forget()
@@ -284,17 +283,13 @@ class ParallelStep(Carrier):
             child.reopen()
         self.source.resume(former, unfinished)
 
-    async def _wind_up(self, group: Group, error: BaseException) -> None:
-        """Record and close what there is; what goes wrong in it must not hide ``error``."""
+    async def _end(self, group: ChildTaskGroup) -> None:
+        """Record and close what there is."""
         assert self.source is not None
         try:
-            try:
-                await self._record_unapplied(group)
-            finally:
-                self.source.close()
-        except Exception as failure:
-            logger.exception("while fan-out %r of run %s ended", self.act.name, self.parent.path.id)
-            note(error, f"shoal: while the fan-out ended, {brief(failure)} was raised")
+            await self._record_unapplied(group)
+        finally:
+            self.source.close()
 
     # -- what was decided before ----------------------------------------------------------------
 
@@ -378,7 +373,7 @@ class ParallelStep(Carrier):
             elif recorded is None or recorded.get(ChildName(one.act, one.key)) is None:
                 self.ledger.add(one)
         if lost:
-            await self.parent.end_unapplied(lost)
+            await record_unapplied(self.parent, lost)
         for child in lost:
             self.ledger.enter(child, raised=False)
         self.ledger.settle()
@@ -421,15 +416,15 @@ class ParallelStep(Carrier):
         """Have it decided without another child, if what was accepted before is enough by now."""
         contest = self._contest
         if contest is not None and self._accepted and not self.decision and contest.lacking <= 0:
-            self._group.shut()
+            self._group.stop_starting()
             last = list(self._accepted.values())[-1]
-            self._group.have_done(partial(self._decide, last))
+            self._group.run_in_parent(partial(self._decide, last))
 
     async def _decide(self, last: Done) -> str | None:
         """Save that a recorded result has decided; return why the rest is cancelled."""
         if self.decision is not None or self._contest is None:
             return None
-        self._group.shut()
+        self._group.stop_starting()
         run, chosen, field = self.parent, self._contest.chosen, self.join.into
         decision = self._contest.decided_by(last)
         change = NO_CHANGE
@@ -443,7 +438,7 @@ class ParallelStep(Carrier):
         )
         await commit(run, Write(updates, change.applied_to(run.data), decision=decision))
         self.decision = decision
-        self._group.winner = decision.winner
+        self._group.scope.winner = decision.winner
         return decision.reason
 
     # -- applying -------------------------------------------------------------------------------
@@ -466,9 +461,9 @@ class ParallelStep(Carrier):
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
         if draft.decision is not None or draft.is_failing:
-            self._group.shut()
+            self._group.stop_starting()
         else:
-            self._group.go_on()
+            self._group.resume_starting()
         try:
             write = Write(
                 draft.updates,
@@ -521,7 +516,7 @@ class ParallelStep(Carrier):
     def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
         """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
         if draft.decision is not None:
-            self._group.winner = draft.decision.winner
+            self._group.scope.winner = draft.decision.winner
             return draft.decision.reason
         if self._is_lost(left):
             return f"fan-out {self.act.name!r} can't be decided any more"
@@ -545,7 +540,7 @@ class ParallelStep(Carrier):
         """Hear of a partial item. Called where a child gives it, so the parent has to decide."""
         assert isinstance(self._contest, Streams)
         if self._contest.hear_item(run, item):
-            self._group.have_done(self._elect)
+            self._group.run_in_parent(self._elect)
 
     async def _elect(self) -> str | None:
         """Save that the first item has decided; then cancel the others."""
@@ -554,7 +549,7 @@ class ParallelStep(Carrier):
         if elected is None:
             return None
         leader, decision = elected
-        self._group.shut()
+        self._group.stop_starting()
         declares, self._declares = self._declares, None
         await commit(self.parent, Write(decision=decision, step_begun=declares))
         self.decision = decision
@@ -562,7 +557,7 @@ class ParallelStep(Carrier):
             self._staggered.learn_first(leader, self._group.living())
         assert self.source is not None
         self.source.stop()
-        self._group.spare(leader, decision.reason, decision.winner)
+        self._group.cancel_others(leader, decision.reason, decision.winner)
         return None
 
     @property
@@ -590,7 +585,7 @@ class ParallelStep(Carrier):
 
     # -- ending ---------------------------------------------------------------------------------
 
-    async def _record_unapplied(self, group: Group) -> None:
+    async def _record_unapplied(self, group: ChildTaskGroup) -> None:
         """Record how those ended that were cancelled, or came too late to be applied."""
         late = [*group.inbox, *self._unsaved]
         group.inbox.clear()
@@ -604,15 +599,13 @@ class ParallelStep(Carrier):
         is_open = self._is_open
         for child in late:
             if child.status == "succeeded":
-                child.miss()
+                child.discard_result()
             elif child.status != "failed" or self.decision is not None:
                 pass  # what fails after the decision changes nothing
             elif self.join.on_error == "fail":
                 self._is_failing = True
-        ended = [child for child in late if not child.disposition.is_saved]
         try:
-            if ended:
-                await commit_unapplied(self.parent, ended)
+            await record_unapplied(self.parent, late)
         finally:
             for child in late:
                 self.ledger.enter(child, raised=is_open or self._is_failing)
@@ -666,14 +659,12 @@ class ParallelStep(Carrier):
             self._is_failing = tolerance.is_exceeded(ledger.failed, ended, at_end=True)
         if self._is_failing:
             errors = [outcome.error for outcome in ledger if isinstance(outcome, Failed)]
-            count = "a child" if len(errors) == 1 else f"{len(errors)} children"
-            msg = f"{count} of fan-out {self.act.name!r} failed"
-            raise ExceptionGroup(msg, errors)
+            raise failure_group(self.act.name, errors)
 
 
 async def fan_out(act: Parallel, run: Run) -> Change:
     """Have ``run`` execute ``act`` as one of its steps, from where an attempt before has failed."""
-    step = run.take_kept(act.name)
+    step = run.take_retained(act.name)
     if step is None:
         step = ParallelStep(act, run)
     assert isinstance(step, ParallelStep), "nothing else is kept for a parallel act"

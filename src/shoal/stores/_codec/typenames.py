@@ -1,16 +1,20 @@
 """Names of types: how a class is written down, and how it is found again. Imports nothing of ours.
 
 Invariants:
-- Finding a name imports nothing and runs nothing: it looks into ``__dict__`` of modules that are
-  imported already, past their ``__getattr__`` and past descriptors. So what a file says can't load
-  code, and whoever reads values of a type has imported its module.
+- Finding a name of another package imports nothing and runs nothing. It looks into ``__dict__`` of
+  modules that are imported already, past their ``__getattr__`` and past descriptors. So a file
+  can't load code by what it says, and a program that reads values of a type imports its module.
+- A class of shoal that is public, or ever was, is ``shoal:Name``, wherever it is defined and
+  wherever its public home is. A table in ``shoal`` says where, and that module is imported.
 - What was written down in the program's main module is found under the name that others import it
   by, where it has one (``python -m``).
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 
 _OURS = __name__.partition(".")[0]
@@ -35,8 +39,23 @@ def find(name: str) -> object:
     for part in path.split("."):
         if not isinstance(found, ModuleType | type):
             return None
-        found = vars(found).get(part)
+        inside = vars(found)
+        if part not in inside and found is sys.modules[_OURS]:
+            inside = _home_of(part)
+        found = inside.get(part)
     return found
+
+
+def _home_of(name: str) -> Mapping[str, object]:
+    """Return what the home of a public name of shoal holds; nothing if it has none.
+
+    A name is missing in ``shoal`` until a program asks for it, and one that has moved always is.
+    """
+    home: str | None = vars(sys.modules[_OURS])["_HOMES"].get(name)
+    try:
+        return {} if home is None else vars(importlib.import_module(home))
+    except ImportError:  # a store whose driver isn't installed
+        return {}
 
 
 def why_not_found(name: str) -> str:

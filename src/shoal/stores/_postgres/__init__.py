@@ -1,5 +1,6 @@
-"""``PostgresStore``.
+"""``PostgresStore``: keep runs in a PostgreSQL database.
 
-``server`` is one connection, ``schema`` the tables, ``keys`` and ``claims`` the columns and locks
-that only PostgreSQL has, ``database`` the transactions, and ``store`` the class.
+- ``server``: a connection, and the meaning of errors. ``schema``: the tables and migrations.
+- ``keys``: keys and leases as columns. ``claims``: claiming, renewing and releasing runs.
+- ``database``: the writer's transactions, and the order of locks. ``store``: the public class.
 """

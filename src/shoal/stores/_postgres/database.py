@@ -1,20 +1,21 @@
-"""The tables of a ``PostgresStore`` as its threads have them. Imports the schema, and writing.
+"""Write to the tables of a ``PostgresStore``: the writer's transactions.
 
 Invariants:
-- A transaction that saves changes the rows of its claims first. So it has them to itself, and
-  another process that takes a run over waits until the transaction has ended, or is seen by it.
-- A row of ``claims`` counts the transactions that saved under that claim. So where the connection
-  was lost while one was committed, it is found out whether it was; and a server that has forgotten
-  what it had acknowledged, as one that was not quite up to date may when it takes over, is found.
-- To look takes no locks: to load a run, to list, to find orphans, to be refused a claim.
-- Transactions can't wait for each other in a circle, because a transaction waits for a lock only
-  while it holds none that comes later in one order. Those that save, and those that give signs of
-  life, lock rows of ``claims`` in one statement, by ``run_id``; what they lock then belongs to runs
-  that they have claimed. Each claim, each release and each remembered result has a transaction of
-  its own, which locks one row; names that all processes share are written in a transaction of
-  their own, sorted. All else (what deletes) never waits: it skips what is locked.
-- A transaction waits for the server a number of times that doesn't depend on how much it saves.
-- A claim needn't outlast a crash of the server: it is made again, unless there is a newer one.
+- A transaction that saves first changes, and so locks, the rows of its leases in ``claims``. A
+  process that takes a run over either waits until that transaction has ended, or has changed the
+  row before it, and then the save is refused.
+- Each row of ``claims`` counts the transactions that saved under that lease. If the connection is
+  lost during a commit, the count tells whether the commit was made. It also reveals a server that
+  took over without all acknowledged saves.
+- Reading takes no locks: loading or listing runs, finding orphans, refusing a claim.
+- Transactions can't deadlock, because they wait for locks in one order. A transaction that saves or
+  renews leases locks rows of ``claims`` in one statement, sorted by ``run_id``; all further rows
+  that it locks belong to runs that it holds. Each claim, release and cached result has a
+  transaction of its own, which locks one row. Names that all processes share are written in a
+  transaction of their own, sorted. Transactions that delete never wait: they skip locked rows.
+- The number of round trips of a transaction doesn't depend on how much it saves.
+- A lease needn't survive a crash of the server: the process writes it again, unless there is a
+  newer one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from shoal._errors.exceptions import CommitInDoubt
 from shoal._events.identity import Key
 from shoal.stores._protocol import RunStatus
 from shoal.stores._sql.dialect import Connection
-from shoal.stores._sql.leases import Claim, Held, KnownRows
+from shoal.stores._sql.leases import KnownRows, Lease, LeaseState
 from shoal.stores._sql.rows import Child, History, Place
 from shoal.stores._sql.writer_thread import Job
 from shoal.stores._sql.writing import (
@@ -44,16 +45,18 @@ from shoal.stores._sql.writing import (
 )
 
 from .claims import COUNTED, Claimant
-from .keys import POSTGRES, columns_of, held_of, index_of
+from .keys import POSTGRES, columns_of, index_of, lease_state_of
 from .schema import has_tables, make_tables
-from .server import InDoubt, Link, Server, Statement
+from .server import InDoubt, PostgresConnection, Server, Statement
 
-_MADE_UP = (  # a claim that nobody has, if there is none; in any case its row is ours meanwhile
+# Locks the row of a claim; if there is none, inserts one that no execution holds.
+_MADE_UP = (
     "INSERT INTO claims (run_id, epoch, saves, host, boot, pid, started, lease, seen_at) "
     "VALUES (?, 0, 0, '', '', 0, '', 0, 0) "
     "ON CONFLICT (run_id) DO UPDATE SET run_id = excluded.run_id RETURNING "
 )
-_SWEEPING = 0x73776565  # what is locked by the one process that deletes: "swee"
+_SWEEPING = 0x73776565
+"""The number of the lock that the one process holds that deletes rows: "swee"."""
 
 
 _BY_NAME = (
@@ -63,29 +66,31 @@ _BY_NAME = (
 )
 
 
-def connect(server: Server, *, makes: bool, check: Callable[[], None] | None = None) -> Link | None:
-    """Connect; make the tables if there are none, or return None.
+def connect(
+    server: Server, *, makes: bool, check: Callable[[], None] | None = None
+) -> PostgresConnection | None:
+    """Connect. If there are no tables, create them, or return None unless ``makes``.
 
     Raises:
-        psycopg.Error: That is not possible, now or at all.
-        StoreFailed: The schema was made by a newer version, or holds something else.
+        psycopg.Error: Connecting is not possible, at the moment or at all.
+        StoreFailed: The schema was made by a newer version, or has other tables.
     """
-    link = Link(server, check)
+    connection = PostgresConnection(server, check)
     try:
-        if not has_tables(link, server):
+        if not has_tables(connection, server):
             if not makes:
-                link.close()
+                connection.close()
                 return None
-            make_tables(link, server)
+            make_tables(connection, server)
     except BaseException:
-        link.close()
+        connection.close()
         raise
-    return link
+    return connection
 
 
 @final
 class Wanted:
-    """Rows of runs that are looked for, by name: what is known under the claim, and what is new."""
+    """Rows of runs to look up, by name; each with the known rows of its lease."""
 
     __slots__ = ("names",)
 
@@ -93,7 +98,7 @@ class Wanted:
         self.names: dict[tuple[int, int, Key], tuple[KnownRows, Child | None]] = {}
 
     def add(self, name: tuple[int, int, Key], known: KnownRows, child: Child | None) -> None:
-        """Look for a row, unless it is known; where it is new, it is that of ``child``."""
+        """Add a row, unless its id is known. If it doesn't exist, it is created as ``child``."""
         if name not in known.ids:
             self.names.setdefault(name, (known, child))
 
@@ -105,73 +110,79 @@ def _indexed(name: tuple[int, int, Key]) -> tuple[int, int, str]:
 
 @final
 class PostgresDatabase(Claimant):
-    """The tables as the writer's thread has them."""
+    """The tables of a ``PostgresStore``, as the writer thread uses them."""
 
     def __init__(
         self, config: Config, server: Server, take_readers: Callable[[], Iterable[Connection]]
     ) -> None:
-        """Connect to nothing yet; ``take_readers`` gives connections to close with its own."""
+        """Open nothing yet. ``close`` also closes the connections of ``take_readers``."""
         super().__init__(config, server)
         self._take_readers = take_readers
-        self._link: Link | None = None
-        self._counted = set[Claim]()  # under which this transaction saves
-        self._in_doubt: Sequence[Job[Any, Any]] | None = None  # what a lost connection committed
-        self._is_careful = False  # whether children may be there already
+        self._connection: PostgresConnection | None = None
+        # The leases whose rows this transaction has locked and counted: it may save under these.
+        self._counted = set[Lease]()
+        # The jobs whose transaction was being committed when the connection was lost. The retry
+        # first asks the server whether the commit was made.
+        self._in_doubt: Sequence[Job[Any, Any]] | None = None
+        # Whether new children may have rows already. Set only for the second attempt of a
+        # transaction, because looking for rows costs a round trip.
+        self._is_careful = False
 
     @property
-    def _sql(self) -> Link:
-        assert self._link is not None, "a transaction has begun"
-        return self._link
+    def _sql(self) -> PostgresConnection:
+        assert self._connection is not None, "a transaction has begun"
+        return self._connection
 
     def open(self) -> None:
-        """Leave it to the first transaction, which waits for a server that isn't there."""
+        """Do nothing: the first transaction connects, and waits for an unreachable server."""
 
     def close(self) -> None:
-        own = () if self._link is None else (self._link,)
+        own = () if self._connection is None else (self._connection,)
         for connection in (*self._take_readers(), *own):
             connection.close()
 
     # -- transactions ---------------------------------------------------------------------------
 
-    def _connected(self) -> Link:
-        if self._link is None or self._link.is_closed:
-            self._link = connect(self._server, makes=True)
+    def _connected(self) -> PostgresConnection:
+        if self._connection is None or self._connection.is_closed:
+            self._connection = connect(self._server, makes=True)
         return self._sql
 
     def _grouped(self, jobs: Sequence[Job[Any, Any]]) -> Iterator[Sequence[Job[Any, Any]]]:
-        """Yield jobs that may share a transaction, and those that share none but are sent together.
+        """Yield all saves, which share a transaction, then releases, claims, and single jobs.
 
-        Saves come first. All other jobs may wait for them: no save depends on what was asked in the
-        same moment, since a run is saved after it was claimed and before it is released.
+        Releases and claims have a transaction each, but are sent together. Saves may come first,
+        because none depends on another job that is pending: a run is saved after its claim was
+        made, and before its release is asked for.
         """
-        saves, claims, releases, others = (list[Job[Any, Any]]() for _ in range(4))
+        saves, leases, releases, others = (list[Job[Any, Any]]() for _ in range(4))
         for job in jobs:
             kind = type(job.work)
-            known = saves if kind is Save else claims if kind is Claiming else releases
+            known = saves if kind is Save else leases if kind is Claiming else releases
             (known if kind in (Save, Claiming, Releasing) else others).append(job)
-        for group in (saves, releases, claims):
+        for group in (saves, releases, leases):
             if group:
                 yield group
         for job in others:
             yield (job,)
 
     def _transact(self, jobs: Sequence[Job[Any, Any]]) -> None:
-        claims = [(job, job.work.claim) for job in jobs if isinstance(job.work, Claiming)]
-        releases = [job.work.claim for job in jobs if isinstance(job.work, Releasing)]
+        leases = [(job, job.work.lease) for job in jobs if isinstance(job.work, Claiming)]
+        releases = [job.work.lease for job in jobs if isinstance(job.work, Releasing)]
         try:
-            if claims or releases:
-                self._claim_all(claims)
+            if leases or releases:
+                self._claim_all(leases)
                 self._release_all(releases)
             elif self._in_doubt is not jobs or not self._was_kept():
                 self._transact_carefully(jobs)
-        except ReadOnlySqlTransaction:  # another server may be the one to write to by now
+        except ReadOnlySqlTransaction:  # another server may be the primary by now: connect again
             self._sql.close()
             raise
 
     def _transact_carefully(self, jobs: Sequence[Job[Any, Any]]) -> None:
         try:
             super()._transact(jobs)
-        except UniqueViolation:  # an earlier attempt of the same execution has left some
+        except UniqueViolation:  # an earlier attempt of the same execution has left some rows
             if self._is_careful:
                 raise
             self._roll_back()
@@ -182,27 +193,29 @@ class PostgresDatabase(Claimant):
                 self._is_careful = False
 
     def _begin(self, jobs: Sequence[Job[Any, Any]]) -> None:
-        link = self._connected()
+        connection = self._connected()
         saves = [job.work for job in jobs if isinstance(job.work, Save)]
-        saves = [one for one in saves if one.claim.failure is None]
-        claims = {save.claim for save in saves}
+        saves = [one for one in saves if one.lease.failure is None]
+        leases = {save.lease for save in saves}
         lightly = all(job.is_light for job in jobs)
         self._intern_all(saves)
-        self._counted = self._count(link, claims, lightly=lightly)
-        missing = [*(claims - self._counted)]
+        self._counted = self._count(connection, leases, lightly=lightly)
+        missing = [*(leases - self._counted)]
         if missing:
-            forgotten = self._forgotten(link, missing)
+            forgotten = self._forgotten(connection, missing)
             if forgotten:
-                link.abort()  # nothing is waited for while claims are locked
-                self._claim_again(link, forgotten)
-                self._counted = self._count(link, claims, lightly=lightly)
-        self._find_rows([save for save in saves if save.claim in self._counted])
+                connection.abort()  # a transaction that has locked leases must not wait for others
+                self._claim_again(connection, forgotten)
+                self._counted = self._count(connection, leases, lightly=lightly)
+        self._find_rows([save for save in saves if save.lease in self._counted])
 
-    def _count(self, link: Link, claims: Iterable[Claim], *, lightly: bool) -> set[Claim]:
-        """Begin a transaction, and count it for those of ``claims`` that hold; return these."""
-        by_name = {(index_of(claim.run_id), claim.execution): claim for claim in claims}
+    def _count(
+        self, connection: PostgresConnection, leases: Iterable[Lease], *, lightly: bool
+    ) -> set[Lease]:
+        """Begin a transaction, lock the leases that still hold, and count it; return those."""
+        by_name = {(index_of(lease.run_id), lease.execution): lease for lease in leases}
         count = [(COUNTED, self._named(by_name.values(), "saves"))] if by_name else []
-        found = self._begin_on(link, *count, lightly=lightly)
+        found = self._begin_on(connection, *count, lightly=lightly)
         return {by_name[run, execution] for rows in found for run, execution in rows}
 
     def _commit(self, jobs: Sequence[Job[Any, Any]]) -> None:
@@ -211,32 +224,32 @@ class PostgresDatabase(Claimant):
         except InDoubt:
             self._in_doubt = jobs
             raise
-        for claim in self._counted:
-            claim.saves += 1
+        for lease in self._counted:
+            lease.saves += 1
 
     def _was_kept(self) -> bool:
-        """Find out whether the transaction was committed that was about to be.
+        """Return whether the transaction in doubt was committed.
 
-        Its claims say so; for these the server waits until that transaction has ended. Without any,
-        it may be done again.
+        The counts of its leases say so; ``FOR UPDATE`` waits until that transaction has ended. A
+        transaction without leases may be repeated.
         """
-        link, counted = self._connected(), self._counted
-        self._begin_on(link, lightly=True)
+        connection, counted = self._connected(), self._counted
+        self._begin_on(connection, lightly=True)
         kept = False
-        for claim in counted:
-            found = link.execute(
+        for lease in counted:
+            found = connection.execute(
                 "SELECT saves FROM claims WHERE run_id = ? AND epoch = ? AND execution = ? "
                 "FOR UPDATE",
-                (index_of(claim.run_id), claim.epoch, claim.execution),
+                (index_of(lease.run_id), lease.epoch, lease.execution),
             ).fetchone()
-            if found is not None:  # else it was taken over, or was never made
-                kept = found[0] == claim.saves + 1
+            if found is not None:  # None: the run was taken over, or the lease was never written
+                kept = found[0] == lease.saves + 1
                 break
-        link.commit()
+        connection.commit()
         self._in_doubt = None
         if kept:
-            for claim in counted:
-                claim.saves += 1
+            for lease in counted:
+                lease.saves += 1
         return kept
 
     def _fail(self, jobs: Sequence[Job[Any, Any]], error: Exception) -> None:
@@ -245,43 +258,46 @@ class PostgresDatabase(Claimant):
             return
         self._in_doubt = None
         msg = (
-            f"whether a save is kept is unknown: the connection to {self._server.label} was lost "
-            f"when it was about to be, and could not be made again: "
-            f"{self._config.faults.explained(error)}"
+            f"it is unknown whether a save was kept: the connection to {self._server.label} was "
+            f"lost during its commit, and could not be made again: "
+            f"{self._config.error_policy.explained(error)}"
         )
         for job in jobs:
             job.error = CommitInDoubt(msg)
             job.error.__cause__ = error
-            if isinstance(job.work, Save):  # what comes after it could contradict it
-                job.work.claim.failure = job.error
+            if isinstance(job.work, Save):  # later saves of the run could contradict this one
+                job.work.lease.failure = job.error
 
     def _abort(self) -> None:
-        link = self._link
-        if link is None:
+        connection = self._connection
+        if connection is None:
             return
-        if not link.is_closed:
-            with suppress(self._config.faults.errors):  # what it failed with before is what is told
-                link.abort()
+        if not connection.is_closed:
+            # The error that caused the rollback is the one to raise.
+            with suppress(self._config.error_policy.errors):
+                connection.abort()
                 return
-        link.close()
-        self._link = None
+        connection.close()
+        self._connection = None
 
-    # -- claims ----------------------------------------------------------------------------------
+    # -- leases ----------------------------------------------------------------------------------
 
-    def _check(self, claim: Claim) -> None:
-        if claim in self._counted:
+    def _check(self, lease: Lease) -> None:
+        if lease in self._counted:
             return
-        failure = self._failures.pop(claim, None)
+        failure = self._failures.pop(lease, None)
         if failure is not None:
-            claim.failure = failure
+            lease.failure = failure
             raise failure
-        claim.lost = True
-        raise claim.refusal()
+        lease.lost = True
+        raise lease.refusal()
 
-    def _held(self, run_id: str) -> Held:
-        found = self._sql.execute(f"{_MADE_UP}{POSTGRES.held}", (index_of(run_id),)).fetchone()
-        assert found is not None, "a row was made or found"
-        return held_of(found)
+    def _lease_state(self, run_id: str) -> LeaseState:
+        found = self._sql.execute(
+            f"{_MADE_UP}{POSTGRES.lease_columns}", (index_of(run_id),)
+        ).fetchone()
+        assert found is not None, "the statement returns the row it has made or found"
+        return lease_state_of(found)
 
     # -- deleting -------------------------------------------------------------------------------
 
@@ -296,12 +312,13 @@ class PostgresDatabase(Claimant):
                 ("SELECT run_id FROM claims WHERE run_id =", f" {POSTGRES.skips}"),
             )
         )
-        # Nobody claims meanwhile those that are locked; those that others have locked are at work.
+        # A run whose claim this transaction has locked can't be claimed before the transaction
+        # ends. A claim that another transaction has locked belongs to a run in use.
         free = [run_id for run, run_id in ids.items() if run in locked or run not in known]
         return super().discard_old(free, until, statuses)
 
     def sweep(self, limit: int) -> bool:
-        """Delete some of what is known to nobody, unless another process does just now."""
+        """Delete some condemned rows, unless another process is deleting some just now."""
         sql = "SELECT pg_try_advisory_xact_lock(hashtextextended(?, ?))"
         (is_ours,) = self._sql.execute(sql, (self._server.schema, _SWEEPING)).fetchone() or (False,)
         return super().sweep(limit) if is_ours else True
@@ -309,9 +326,10 @@ class PostgresDatabase(Claimant):
     # -- saves ----------------------------------------------------------------------------------
 
     def _intern_all(self, saves: Sequence[Save]) -> None:
-        """Make places and forms known that are new, in a transaction of their own.
+        """Write new places and forms in a transaction of their own.
 
-        Other processes need the same ones: so none of them waits for what else is written.
+        Other processes may need the same rows. They wait only for this short transaction, and not
+        for the saves.
         """
         places, forms = set[Place](), set[str]()
         for rows, _ in saves:
@@ -324,7 +342,7 @@ class PostgresDatabase(Claimant):
         forms -= self._forms.keys()
         if not places and not forms:
             return
-        # In one order, so that no two processes wait for each other.
+        # Sorted, so that two processes lock the rows in the same order and can't deadlock.
         by_place, by_form = list(zip(*sorted(places), strict=True)), sorted(forms)
         statements: list[Statement] = []
         if places:
@@ -349,39 +367,39 @@ class PostgresDatabase(Claimant):
         self._sql.execute_later(sql, values)
 
     def _find_rows(self, saves: Sequence[Save]) -> None:
-        """Find or make the rows of all runs that ``saves`` name, level by level of their trees.
+        """Find or create the rows of all runs that ``saves`` name, with one query for each level.
 
-        So that they aren't looked up one by one. Children that have ended are looked for only where
-        an earlier execution may have left them; else they are taken to be new.
+        Children that have ended are looked up only if an earlier execution may have left them; else
+        they count as new.
         """
         above: list[int | None] = [0] * len(saves)
         for level in range(1 + max((len(rows.path) for rows, _ in saves), default=-1)):
             wanted = Wanted()
             names: list[tuple[int, int, Key] | None] = []
             for save, parent in zip(saves, above, strict=True):
-                rows, claim = save
+                rows, lease = save
                 name: tuple[int, int, Key] | None = None
                 if level <= len(rows.path) and parent is not None:
                     place, key = rows.path[level - 1] if level else (None, rows.root)
                     name = (parent, 0 if place is None else self._places[place], key)
                     child = rows.run if level and level == len(rows.path) else None
-                    wanted.add(name, claim.rows, child)
+                    wanted.add(name, lease.rows, child)
                 names.append(name)
             self._find(wanted)
-            above = [  # None: too many were found for one to be remembered
-                parent if name is None else save.claim.rows.ids.get(name)
+            above = [  # None if ``KNOWN`` was exceeded, and the id forgotten
+                parent if name is None else save.lease.rows.ids.get(name)
                 for save, name, parent in zip(saves, names, above, strict=True)
             ]
         ended = Wanted()
-        for (rows, claim), parent in zip(saves, above, strict=True):
-            if parent is not None and not claim.is_first and not rows.afresh:
+        for (rows, lease), parent in zip(saves, above, strict=True):
+            if parent is not None and not lease.is_first and not rows.afresh:
                 for child in rows.children:
                     place = self._places[Place(*child[:3])]
-                    ended.add((parent, place, child.key), claim.rows, None)
+                    ended.add((parent, place, child.key), lease.rows, None)
         self._find(ended, makes=False)
 
     def _find(self, wanted: Wanted, *, makes: bool = True) -> None:
-        """Find rows by their names, in one round trip; make those that aren't there."""
+        """Look up rows by their names in one round trip; create the missing ones if ``makes``."""
         if not wanted.names:
             return
         keys = ("parent", "place", *POSTGRES.key_columns)
@@ -397,8 +415,8 @@ class PostgresDatabase(Claimant):
                 holes = ", ".join([f"({', '.join('?' * width)})"] * (len(rows) // width))
                 sql = f"INSERT INTO runs ({', '.join((*keys, *columns))}) VALUES {holes} "
                 statements.append((f"{sql}ON CONFLICT DO NOTHING RETURNING id", rows))
-        # One by one, by the index: nobody knows how many rows the table has, least of all the
-        # planner when it is new.
+        # ``_BY_NAME`` looks each name up in the index. A join would leave the choice to the
+        # planner, which has no statistics of a new table and may scan all of it.
         named = [list(column) for column in zip(*map(_indexed, wanted.names), strict=True)]
         statements.append((_BY_NAME, named))
         *made, found = self._sql.execute_all(*statements)
@@ -460,7 +478,7 @@ class PostgresDatabase(Claimant):
     def _told_apart(
         self, parent: int, children: list[tuple[int, Child]]
     ) -> tuple[list[tuple[int, Child]], list[tuple[int, Child]]]:
-        """Return those that have a row already, and those that don't."""
+        """Split children into those that have a row already, and those that don't."""
         found = self._sql.execute(
             "SELECT place, key, id FROM runs WHERE parent = ? AND (place, key) IN "
             "(SELECT * FROM unnest(?::integer[], ?::text[]))",

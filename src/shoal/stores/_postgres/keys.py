@@ -1,4 +1,4 @@
-"""Keys and claims of a ``PostgresStore``, as columns. Imports in what databases differ."""
+"""Write keys and leases of a ``PostgresStore`` as columns."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from typing import Any
 
 from shoal._events.identity import Key
 from shoal.stores._sql.dialect import Connection, Dialect
-from shoal.stores._sql.holders import Holder
-from shoal.stores._sql.leases import Held
+from shoal.stores._sql.holders import LeaseHolder
+from shoal.stores._sql.leases import LeaseState
 
 NOW = "extract(epoch FROM clock_timestamp())::float8"
 """SQL: seconds since 1970, by the server's clock."""
 
 _LONGEST = 1 << 63
-_LONG = 1000  # bytes of a key that are too many for an index
+_LONG = 1000
+"""Longer keys, in bytes, are looked up by their hash: an entry of an index has room for some 2,700
+bytes in all."""
 
 
 def column_of(key: Key) -> str:
-    """Return a key as text: what Postgres has no text for, and integers, are ``#`` and JSON."""
+    """Return a key as text. Integers, and texts that Postgres can't store, are ``#`` and JSON."""
     if isinstance(key, int):
         number = int(key)
         return f"#{number}" if -_LONGEST <= number < _LONGEST else f"#{number:#x}"
@@ -44,7 +46,7 @@ def key_of(column: str) -> Key:
 
 
 def columns_of(key: Key) -> tuple[str, str | None]:
-    """Return what a key is found by, and the whole of it where that is too long for an index."""
+    """Return the text by which a key is looked up, and the full key if it is too long for that."""
     text = column_of(key)
     if 4 * len(text) <= _LONG or len(text.encode()) <= _LONG:
         return text, None
@@ -59,9 +61,9 @@ def _now(sql: Connection) -> float:
     return sql.execute(f"SELECT {NOW}").fetchone()[0]
 
 
-def held_of(row: Sequence[Any]) -> Held:
+def lease_state_of(row: Sequence[Any]) -> LeaseState:
     epoch, execution, host, boot, pid, started, left = row
-    return Held(epoch, execution, Holder(host, boot, pid, started), left)
+    return LeaseState(epoch, execution, LeaseHolder(host, boot, pid, started), left)
 
 
 POSTGRES = Dialect(
@@ -70,10 +72,11 @@ POSTGRES = Dialect(
     columns_of=columns_of,
     column_of=column_of,
     key_of=key_of,
-    # a server that was away, and everybody with it, gives all a lease to come back
-    held=f"epoch, execution, claims.host, boot, pid, started, lease - {NOW} + "
+    # While the server is down no process can renew its lease. So a lease counts from the start of
+    # the server at the earliest, which gives all processes the time to reconnect.
+    lease_columns=f"epoch, execution, claims.host, boot, pid, started, lease - {NOW} + "
     "greatest(seen_at, extract(epoch FROM pg_postmaster_start_time())::float8)",
-    held_of=held_of,
+    lease_state_of=lease_state_of,
     skips="FOR UPDATE SKIP LOCKED",
     now=_now,
 )

@@ -1,12 +1,12 @@
-"""The tables of a ``PostgresStore``: their layout, and how they come to be. Imports the connection.
+"""Create and migrate the tables of a ``PostgresStore``.
 
-docs/store-layout.md describes it to whoever wants to query it.
+docs/store-layout.md describes the layout for those that query it.
 
 Invariants:
-- A schema that has anything else in it, or that was made by a newer version, is refused, and
-  nothing is written to it.
-- A schema of an older version is brought to this one by a step for each version between, all in one
-  transaction, by one process at a time. Steps are never changed, only added.
+- A schema that has other tables in it, or that was made by a newer version, is refused, and nothing
+  is written to it.
+- A schema of an older version is migrated by one step for each version, all in one transaction and
+  by one process at a time. Steps are never changed, only added.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from math import ceil
 
 from shoal._errors.exceptions import StoreFailed
 
-from .server import Link, Server
+from .server import PostgresConnection, Server
 
 MIGRATIONS = (
     """
@@ -115,77 +115,82 @@ MIGRATIONS = (
     # shoal that doesn't know them must refuse the file, and not fail in the middle of a run.
     "SELECT 1",
 )
-"""What leads from each version of the layout to the next; the first makes it."""
+"""The steps from each version of the layout to the next; the first one creates it."""
 
 VERSION = len(MIGRATIONS)
 
 MAKING = 60.0
-"""Seconds that the server may take for each step of that. A hundred files are made, and another
-process may be about it: that takes longer than the answers to a save, and happens once."""
+"""Seconds that the server may take for each step of that. It creates a hundred files, and another
+process may be doing the same: that takes longer than a save, and happens once."""
 
-_MAKING = 0x73686F61  # what all who make or migrate a schema wait for: "shoa"
+_MAKING = 0x73686F61
+"""The number of the lock for which all processes wait that create or migrate a schema: "shoa"."""
 
 
-def has_tables(link: Link, server: Server) -> bool:
-    """Tell whether the tables are there, and of this version.
+def has_tables(connection: PostgresConnection, server: Server) -> bool:
+    """Return whether the tables exist in this version.
 
     Raises:
-        StoreFailed: The schema was made by a newer version, or holds something else.
+        StoreFailed: The schema was made by a newer version, or has other tables.
     """
-    found = _version(link, server)
+    found = _version(connection, server)
     if found is None:
-        tables = _tables(link, server.schema)
+        tables = _tables(connection, server.schema)
         if not tables:
             return False
-        found = _version(link, server)  # somebody may just have made them
+        found = _version(connection, server)  # again: another process may just have created them
         if found is None:
             msg = (
-                f"the schema {server.schema!r} of {server.label} is no store of shoal's (tables: "
-                f"{', '.join(tables)}); it was left as it is: give PostgresStore one of its own"
+                f"the schema {server.schema!r} of {server.label} is not a shoal store (tables: "
+                f"{', '.join(tables)}); it was left unchanged: give PostgresStore one of its own"
             )
             raise StoreFailed(msg)
     if found > VERSION:
         msg = (
             f"the schema {server.schema!r} of {server.label} was made by a newer shoal (its layout "
-            f"is {found}, and this one knows {VERSION}); it was left as it is: upgrade shoal, or "
+            f"is {found}, and this one knows {VERSION}); it was left unchanged: upgrade shoal, or "
             f"use another schema"
         )
         raise StoreFailed(msg)
     return found == VERSION
 
 
-def make_tables(link: Link, server: Server) -> None:
-    """Make the tables, or bring them to this version, unless another process has meanwhile.
+def make_tables(connection: PostgresConnection, server: Server) -> None:
+    """Create or migrate the tables, unless another process has done so meanwhile.
 
     Raises:
-        StoreFailed: The database is of another encoding than UTF-8.
+        StoreFailed: The database has another encoding than UTF-8.
     """
-    link.timeout = max(MAKING, server.timeout)
-    # A process that stops in the middle of it doesn't hold up others for ever.
-    link.begin(settings={"idle_in_transaction_session_timeout": ceil(link.timeout * 1000)})
-    link.execute("SELECT pg_advisory_xact_lock(hashtextextended(?, ?))", (server.schema, _MAKING))
-    if not has_tables(link, server):
-        version = _version(link, server) or 0
-        (encoding,) = link.execute("SHOW server_encoding").fetchone() or ("",)
+    connection.timeout = max(MAKING, server.timeout)
+    # With a timeout, so that a process that stops halfway doesn't block all others forever.
+    connection.begin(
+        settings={"idle_in_transaction_session_timeout": ceil(connection.timeout * 1000)}
+    )
+    connection.execute(
+        "SELECT pg_advisory_xact_lock(hashtextextended(?, ?))", (server.schema, _MAKING)
+    )
+    if not has_tables(connection, server):
+        version = _version(connection, server) or 0
+        (encoding,) = connection.execute("SHOW server_encoding").fetchone() or ("",)
         if encoding != "UTF8":
             msg = (
-                f"{server.label} keeps texts as {encoding}, which doesn't have all letters: make "
+                f"{server.label} has the encoding {encoding}, which lacks some characters: create "
                 f"a database with ENCODING 'UTF8'"
             )
             raise StoreFailed(msg)
-        known = link.execute("SELECT FROM pg_namespace WHERE nspname = ?", (server.schema,))
-        if not known.rowcount:  # else it needn't be permitted to make one
-            link.execute(f"CREATE SCHEMA {server.quoted}")
+        known = connection.execute("SELECT FROM pg_namespace WHERE nspname = ?", (server.schema,))
+        if not known.rowcount:  # only then, because the user may lack the permission to create one
+            connection.execute(f"CREATE SCHEMA {server.quoted}")
         for migration in MIGRATIONS[version:]:
-            link.execute(migration)
-        link.execute("UPDATE layout SET version = ?", (VERSION,))
-    link.commit()
-    link.timeout = server.timeout
+            connection.execute(migration)
+        connection.execute("UPDATE layout SET version = ?", (VERSION,))
+    connection.commit()
+    connection.timeout = server.timeout
 
 
-def _version(link: Link, server: Server) -> int | None:
-    """Return the version of the layout; None: there is none."""
-    found = link.execute(
+def _version(connection: PostgresConnection, server: Server) -> int | None:
+    """Return the version of the layout; None if there are no tables of a store."""
+    found = connection.execute(
         "SELECT FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid "
         "JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE nspname = ? AND relname = 'layout' AND attname = 'version'",
@@ -193,12 +198,14 @@ def _version(link: Link, server: Server) -> int | None:
     )
     if not found.rowcount:
         return None
-    (version,) = link.execute(f"SELECT version FROM {server.quoted}.layout").fetchone() or (0,)
+    (version,) = connection.execute(f"SELECT version FROM {server.quoted}.layout").fetchone() or (
+        0,
+    )
     return int(version)
 
 
-def _tables(link: Link, schema: str) -> list[str]:
-    found = link.execute(
+def _tables(connection: PostgresConnection, schema: str) -> list[str]:
+    found = connection.execute(
         "SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE nspname = ? AND relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY relname LIMIT 5",
         (schema,),

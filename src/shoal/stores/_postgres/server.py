@@ -1,9 +1,9 @@
-"""A connection to the server of a ``PostgresStore``, and what its errors mean. Needs psycopg.
+"""Connect to the server of a ``PostgresStore``, and judge its errors. Needs psycopg.
 
 Invariants:
-- Nobody waits for a server that says nothing for longer than the timeout. A thread that waits looks
-  ten times a second whether its caller still does.
-- No password is shown.
+- No thread waits longer than the timeout for a server that sends nothing. A waiting thread checks
+  ten times a second whether its caller was cancelled.
+- Messages never show a password.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ try:
     from psycopg.pq import TransactionStatus
     from psycopg.rows import TupleRow
     from psycopg.types.string import TextLoader
-except ImportError as _missing:  # of psycopg itself, or of the library that it needs
+except ImportError as _missing:  # psycopg itself is missing, or libpq, which it needs
     _msg = (
         f"PostgresStore needs psycopg: pip install 'shoal[postgres]' 'psycopg[binary]' ({_missing})"
     )
@@ -32,49 +32,52 @@ except ImportError as _missing:  # of psycopg itself, or of the library that it 
 T = TypeVar("T")
 
 FEW = 10
-"""Rows that are not worth a COPY, which takes one more round trip."""
+"""Up to so many rows are inserted with INSERT; COPY is faster for more, but takes one more round
+trip."""
 
 
 @final
 class Server(NamedTuple):
-    """Where a store is."""
+    """The location of a store: a database, and a schema in it."""
 
     conninfo: str
     label: str
-    """What messages call it."""
+    """The server's name in messages, without a password."""
     schema: str
     timeout: float
-    """Seconds that a connection, or an answer, is waited for."""
+    """Seconds to wait for a connection, or for an answer."""
 
     @property
     def quoted(self) -> str:
-        """The schema, as SQL has it."""
+        """The schema as a quoted name of SQL."""
         return '"' + self.schema.replace('"', '""') + '"'
 
 
 def server_at(address: str, schema: str, timeout: float) -> Server:
-    """Understand an address.
+    """Parse an address.
 
     Raises:
-        DefinitionError: It is none. The message doesn't show it, for it may hold a password.
+        DefinitionError: The address is invalid. The message doesn't show it, because it may hold a
+            password.
     """
     try:
         parts = conninfo_to_dict(address)
     except psycopg.Error:
         msg = (
             "PostgresStore takes an address, such as 'postgresql://user@host/database' or "
-            "'host=... dbname=...', and can't understand what it was given (which isn't shown, for "
-            "it may hold a password)"
+            "'host=... dbname=...', and can't parse the given one (which isn't shown, because it "
+            "may hold a password)"
         )
         raise DefinitionError(msg) from None
     host = parts.get("host") or parts.get("hostaddr") or ""
     port = f":{parts['port']}" if parts.get("port") else ""
     label = f"postgresql://{host}{port}/{parts.get('dbname') or ''}"
     given: dict[str, Any] = {"fallback_application_name": "shoal", "client_encoding": "utf8"}
-    if not parts.get("tcp_user_timeout"):  # else a machine that is gone is noticed after minutes
+    # Without it the system notices only after minutes that the server's machine is gone.
+    if not parts.get("tcp_user_timeout"):
         given["tcp_user_timeout"] = max(1, ceil(timeout * 1000))
     if not parts.get("connect_timeout"):
-        given["connect_timeout"] = max(2, ceil(timeout))  # 2 is the least that libpq knows
+        given["connect_timeout"] = max(2, ceil(timeout))  # libpq's minimum is 2
     return Server(make_conninfo(address, **given), label, schema, timeout)
 
 
@@ -83,20 +86,20 @@ Statement = tuple[str, Sequence[Any]]
 
 
 class InDoubt(psycopg.OperationalError):
-    """A connection was lost in the middle of a commit."""
+    """The connection was lost during a commit."""
 
 
-class _Connection(psycopg.Connection[TupleRow]):
-    """One that gives up where the server says nothing."""
+class _PsycopgConnection(psycopg.Connection[TupleRow]):
+    """A connection of psycopg that gives up if the server sends nothing."""
 
     timeout: float = inf
     check: Callable[[], None] | None = None
-    """Called while the server says nothing; raises where the answer isn't wanted any more."""
+    """Called while the server sends nothing; raises if the caller doesn't want the answer."""
 
     @classmethod
     def _connect_gen(cls, *args: Any, **more: Any) -> Any:
-        # A method of psycopg's own. Where psycopg has it no more, a thread that connects notices
-        # only when the connection is made, or is given up, that its caller has gone.
+        # A private method of psycopg. If a later version lacks it, a connecting thread notices only
+        # at the end, when it is connected or has given up, that its caller was cancelled.
         return _unless_unwanted(
             super()._connect_gen(*args, **more), getattr(_caller, "check", None)
         )
@@ -124,19 +127,21 @@ class _Connection(psycopg.Connection[TupleRow]):
         except psycopg.Error:
             raise
         except BaseException:
-            # Before psycopg hears of a cancellation: it would ask the server to cancel, and wait.
+            # Closing comes first: psycopg would react to a cancellation by asking the server to
+            # cancel the query, and wait for that.
             self.close()
             raise
 
 
 _caller = threading.local()
-"""Has the ``check`` of the thread's caller while the thread connects."""
+"""Holds the ``check`` of the thread's caller while the thread connects, because psycopg has no
+parameter for it."""
 
 
 def _unless_unwanted(
     gen: Generator[Any, Any, T], check: Callable[[], None] | None
 ) -> Generator[Any, Any, T]:
-    """Call ``check`` whenever nothing has come for a tenth of a second, which may raise."""
+    """Call ``check``, which may raise, whenever the server has sent nothing for 0.1 seconds."""
     try:
         waits = next(gen)
         while True:
@@ -149,30 +154,34 @@ def _unless_unwanted(
 
 
 @final
-class Link:
-    """A connection, as sqlite3 has it."""
+class PostgresConnection:
+    """A connection with the methods of ``sqlite3.Connection`` that stores use."""
 
     def __init__(self, server: Server, check: Callable[[], None] | None = None) -> None:
         """Connect.
 
         Args:
-            server: To which server.
-            check: Called, ten times a second, by a thread that waits for an answer. What it raises
-                closes the connection, and is raised.
+            server: The server.
+            check: Called ten times a second by a thread that waits for an answer. An exception from
+                it closes the connection and is raised.
 
         Raises:
-            psycopg.OperationalError: That is not possible, now or at all.
+            psycopg.OperationalError: Connecting is not possible, at the moment or at all.
         """
         _caller.check = check
         try:
-            self._connection = connection = _Connection.connect(server.conninfo, autocommit=True)
+            self._connection = connection = _PsycopgConnection.connect(
+                server.conninfo, autocommit=True
+            )
         finally:
             _caller.check = None
         connection.timeout, connection.check = server.timeout, check
-        connection.adapters.register_loader("json", TextLoader)
+        connection.adapters.register_loader("json", TextLoader)  # the codec decodes it
         self._schema = server.quoted
-        self._statements: list[Statement] = []  # to be executed before anything else is asked...
-        self._later: dict[str, list[Sequence[Any]]] = {}  # ...and rows to be inserted behind them
+        # Statements and then rows (by table and columns) that ``flush`` sends: before the next
+        # query, or with the commit. Collecting them saves round trips.
+        self._statements: list[Statement] = []
+        self._later: dict[str, list[Sequence[Any]]] = {}
 
     @property
     def is_closed(self) -> bool:
@@ -180,7 +189,7 @@ class Link:
 
     @property
     def timeout(self) -> float:
-        """Seconds for which an answer is waited for."""
+        """Seconds to wait for an answer."""
         return self._connection.timeout
 
     @timeout.setter
@@ -188,23 +197,23 @@ class Link:
         self._connection.timeout = seconds
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[TupleRow]:
-        """Execute a statement, behind what was left for later."""
+        """Execute a statement, after those that were left for later."""
         self.flush()
         return self._cursor().execute(_translated(sql), values or None)
 
     def _cursor(self) -> psycopg.ClientCursor[TupleRow]:
-        """Make a cursor that leaves nothing with the server, and takes several statements."""
+        """Return a cursor that prepares nothing on the server, and takes several statements."""
         return psycopg.ClientCursor(self._connection)
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Execute it for each row, all in one round trip."""
+        """Execute a statement once for each row, all in one round trip."""
         self.flush()
         statements = [(sql, row) for row in rows]
         if statements:
             self.execute_all(*statements)
 
     def execute_all(self, *statements: Statement) -> list[list[TupleRow]]:
-        """Execute statements in one round trip; return what each has found."""
+        """Execute statements in one round trip; return the rows that each has found."""
         cursor = self._cursor()
         texts = [cursor.mogrify(_translated(sql), values) for sql, values in statements]
         cursor.execute(_as_sql("; ".join(texts)))
@@ -216,7 +225,7 @@ class Link:
     def begin(
         self, *more: Statement, how: str = "", settings: Mapping[str, object] | None = None
     ) -> list[list[TupleRow]]:
-        """Begin a transaction; return what further statements, in the same round trip, found."""
+        """Begin a transaction; return what further statements find, in the same round trip."""
         return self.execute_all(*self.beginning(how, settings), *more)[2:]
 
     def beginning(
@@ -224,34 +233,34 @@ class Link:
     ) -> tuple[Statement, Statement]:
         """Return the two statements that begin a transaction.
 
-        Its settings are its own, and end with it: so poolers may be in between.
+        The settings end with the transaction, so poolers may be in between.
         """
         named = {"search_path": self._schema, **(settings or {})}
         calls = ", ".join(f"set_config('{name}', ?, true)" for name in named)
         return (f"BEGIN {how}", ()), (f"SELECT {calls}", [str(value) for value in named.values()])
 
     def execute_later(self, sql: str, values: Sequence[Any]) -> None:
-        """Execute a statement, of which nothing is to be known: before anything else is asked."""
+        """Execute a statement, whose result is not needed, before the next query or the commit."""
         self._statements.append((sql, values))
 
     def insert_later(self, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Insert rows into ``table (column, ...)``: at the latest when anything else is asked."""
+        """Insert rows into ``table (column, ...)`` before the next query or the commit."""
         if rows:
             self._later.setdefault(columns, []).extend(rows)
 
     def flush(self) -> None:
-        """Insert what was left for later."""
+        """Send the statements and rows that were left for later."""
         if self._later or self._statements:
             few = self._copy_many()
             if few:
                 self.execute_all(*few)
 
     def commit(self) -> None:
-        """Commit, with what was left for later.
+        """Send the statements and rows that were left for later, and commit.
 
         Raises:
-            InDoubt: The connection was lost meanwhile, so whether it is committed is unknown.
-            psycopg.Error: It is not.
+            InDoubt: The connection was lost meanwhile; the transaction may be committed or not.
+            psycopg.Error: The transaction is not committed.
         """
         few = self._copy_many()
         try:
@@ -262,9 +271,10 @@ class Link:
             raise
 
     def _copy_many(self) -> list[Statement]:
-        """Copy many rows that were left for later; return statements for all else that was."""
+        """Send many rows with COPY; return statements for the rest that was left for later."""
         later, self._later = self._later, {}
         few, self._statements = self._statements, []
+        # The statements come before the rows, so they can't be returned if a COPY follows.
         if any(len(rows) > FEW for rows in later.values()) and few:
             self.execute_all(*few)
             few = []
@@ -281,14 +291,14 @@ class Link:
         return few
 
     def abort(self) -> None:
-        """End a transaction that has failed, if there is one."""
+        """Roll a failed transaction back, if there is one."""
         self._later.clear()
         self._statements.clear()
         if self._connection.info.transaction_status != TransactionStatus.IDLE:
             self._connection.execute("ROLLBACK")
 
     def close(self) -> None:
-        """End; also what is left of a connection that was lost."""
+        """Close the connection, and free what is left of it if it was lost."""
         self._connection.close()
         self._connection.pgconn.finish()
 
@@ -299,32 +309,34 @@ def _translated(sql: str) -> Any:
 
 
 def _as_sql(sql: str) -> Any:
-    """Return what psycopg takes literals alone for: here all is made of names of ours."""
+    """Return ``sql`` as psycopg's type for literal SQL: all our texts are made of fixed names."""
     return sql
 
 
 # -- errors ----------------------------------------------------------------------------------------
 
-_NEVER = (  # no more than a text is known of why a connection was refused
+# Texts of errors that don't pass: a refused connection has no code, only a text.
+_NEVER = (
     "authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry",
     "not permitted to log in", "permission denied", "does not support SSL", "certificate",
     "invalid ",
 )  # fmt: skip
+# The beginnings of codes (SQLSTATE) of errors that may pass.
 _PASSES = (
     "08",  # the connection was lost
-    "25006", "25P03", "25P04",  # a replica, or what was the primary; stopped in a transaction
-    "40",  # two transactions wanted the same; also a deadlock
-    "53",  # no connection, memory or disk left
-    "55P03", "57",  # locked for too long; timeouts, and a server that shuts down or starts
-    "58",  # a disk that fails
+    "25006", "25P03", "25P04",  # a replica, or a former primary; a timeout within a transaction
+    "40",  # a conflict of two transactions, or a deadlock
+    "53",  # no connection, memory or disk space left
+    "55P03", "57",  # a lock or a statement timed out; the server shuts down or starts
+    "58",  # an error of the server's disk
 )  # fmt: skip
-_ENDS = ("08", "25P", "57P")  # with it the connection ends
-_OF_ONE = ("22", "23", "54")  # what one save may be to blame for: its data, its size
+_ENDS = ("08", "25P", "57P")  # errors that end the connection
+_OF_ONE = ("22", "23", "54")  # errors that one save may cause: its data, or its size
 
 
 @final
-class PostgresFaults(NamedTuple):
-    """What errors of psycopg's and the server's mean."""
+class PostgresErrorPolicy(NamedTuple):
+    """Judges the errors of psycopg and of the server."""
 
     server: Server
     patience: float
@@ -353,13 +365,13 @@ class PostgresFaults(NamedTuple):
         for_so_long = f"for {self.patience:g} s (PostgresStore(patience=...) waits longer)"
         if state in ("57014", "55P03"):
             return (
-                f"has not done what it was asked {for_so_long}: it is overloaded, or another "
-                f"transaction holds what is needed ({said})"
+                f"has not completed a statement {for_so_long}: it is overloaded, or another "
+                f"transaction holds a lock ({said})"
             )
         if state == "25006":
             return (
-                f"lets itself be read only, {for_so_long}: it is a replica, or has become one; "
-                f"among several hosts 'target_session_attrs=read-write' finds the right one"
+                f"has been read-only {for_so_long}: it is a replica, or has become one; with "
+                f"several hosts in the address, 'target_session_attrs=read-write' finds the primary"
             )
         if state == "53100":
             return f"can't grow: its disk is full, and has been {for_so_long}; free some space"
@@ -368,11 +380,11 @@ class PostgresFaults(NamedTuple):
         if state == "42501" or _says(error, "permission denied"):
             return f"does not permit it: {said}"
         if state.startswith(("08", "57", "58")):
-            return f"was not there {for_so_long}: {said}"
+            return f"was not available {for_so_long}: {said}"
         if state or not isinstance(error, psycopg.OperationalError):
             return f"could not be used: {said} ({state or type(error).__name__})"
         if _says(error, *_NEVER):
-            return f"could not be connected to, and can't be like this: {said}"
+            return f"refuses the connection, and retrying won't help: {said}"
         return f"could not be reached {for_so_long}: {said}"
 
 
@@ -385,5 +397,5 @@ def _says(error: Exception, *words: str) -> bool:
 
 
 def _text(error: Exception) -> str:
-    """Return what an error says, on one line."""
+    """Return the message of an error on one line."""
     return " ".join(str(error).split())

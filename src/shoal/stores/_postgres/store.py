@@ -1,8 +1,4 @@
-"""``PostgresStore``: runs in a PostgreSQL database. Imports what such stores have in common.
-
-What the tables look like is in ``_postgres_schema``; how its threads have them, in
-``_postgres_database``; the connection, and what goes wrong with it, in ``_postgres_server``.
-"""
+"""``PostgresStore``: keep runs in a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -19,10 +15,10 @@ from shoal.stores._sql.store import LEASE, WINDOW, Durability, DurableStore
 
 from .database import PostgresDatabase, connect
 from .keys import POSTGRES
-from .server import Link, PostgresFaults, server_at
+from .server import PostgresConnection, PostgresErrorPolicy, server_at
 
 PATIENCE = 20.0
-"""Seconds that a save waits for a server that isn't there."""
+"""Seconds that a save waits for an unreachable server: enough for a restart."""
 
 
 @final
@@ -30,24 +26,24 @@ class PostgresStore(DurableStore):
     """Keeps runs in a PostgreSQL database, for any number of processes on any number of machines.
 
     Needs the extra ``postgres``, and psycopg's own ``psycopg[binary]`` where the system has no
-    libpq. All that ``SQLiteStore`` says of durability, claims and leases holds here too; a lease is
-    measured by the server's clock.
+    libpq. The documentation of durability, claims and leases at ``SQLiteStore`` holds here, too; a
+    lease is measured by the server's clock.
 
-    The tables are in a schema of their own, which is made when a run is first claimed. They are
+    The tables are in a schema of their own, which is created when a run is first claimed. They are
     documented (docs/store-layout.md), and other programs may read them at any time.
 
-    Where the connection is lost, the server is started anew, or another one takes over, saves wait
-    and are then made, each once: after a connection that was lost in the middle of a commit, the
-    server is asked whether it was made. After ``patience`` seconds the execution ends at its last
-    saved state, with ``StoreFailed``; or with ``CommitInDoubt``, if that is not known. A server
-    that takes over and lacks what was acknowledged is noticed: then the execution ends, too.
+    If the connection is lost, the server restarts or another one takes over, saves wait and are
+    then made exactly once: if the connection was lost during a commit, the store asks the server
+    whether it was made. After ``patience`` seconds the execution ends at its last saved state with
+    ``StoreFailed``, or with ``CommitInDoubt`` if that state is not known. The execution ends, too,
+    if another server has taken over and lacks acknowledged saves.
 
-    One connection writes, for all runs of the process; each thread that reads has one. They are
+    One connection writes for all runs of the process, and each reading thread has one. They are
     open while runs are claimed; a service keeps them open for as long as it lives: ``async with
-    PostgresStore(...) as store``. Nothing of them is kept between transactions, so there may be a
-    pooler in between. An update is on the server's disk when it is acknowledged, if the server is
-    set up so: its ``synchronous_commit`` decides, which an address can set, too
-    (``"... options='-c synchronous_commit=remote_apply'"``).
+    PostgresStore(...) as store``. A connection keeps nothing between transactions, so poolers may
+    be in between. An acknowledged save is on the server's disk if the server's setting
+    ``synchronous_commit`` says so. An address can change that setting:
+    ``"... options='-c synchronous_commit=remote_apply'"``.
 
     Examples:
         >>> from shoal import Application, PostgresStore, action
@@ -76,24 +72,23 @@ class PostgresStore(DurableStore):
         patience: float = PATIENCE,
         max_update: int = MAX_UPDATE,
     ) -> None:
-        """Describe it; nothing is connected yet, and no table made.
+        """Create a store for a database. No connection is opened and no table created yet.
 
         Args:
-            address: Of the database: ``"postgresql://user@host/database"`` or ``"host=..."``, as
-                libpq understands them; what it doesn't say is taken from ``PGHOST`` and the others.
-            schema: Where the tables are; nothing else may be there.
-            codec: Knows the types of values; by default, those that any ``Codec`` knows.
-            durability: How much a crash of this process may take away.
-            window: Seconds of saves that it may, with ``durability="relaxed"``.
+            address: The database: ``"postgresql://user@host/database"`` or ``"host=..."``, as libpq
+                understands them. Missing parts come from ``PGHOST`` and libpq's other variables.
+            schema: The schema of the tables, which must contain nothing else.
+            codec: Encodes the values; by default a ``Codec`` without registered types.
+            durability: How much a crash of this process may lose.
+            window: The seconds of saves that a crash may lose with ``durability="relaxed"``.
             lease: Seconds for which a run stays claimed without a sign of life.
             heartbeat: Seconds between signs of life; by default a third of the lease.
-            patience: Seconds that a save or a question waits while the server isn't there. An
-                answer is waited for half as long. Let it be less than the commit deadline of the
-                runtime.
-            max_update: Bytes that one update may have. Above 1 MB there is a warning, once.
+            patience: Seconds that a save or a query waits while the server is unreachable. A single
+                answer may take half of that. Choose less than the commit deadline of the runtime.
+            max_update: The most bytes of one update. The first one above 1 MB causes a warning.
 
         Raises:
-            DefinitionError: An argument is none of these.
+            DefinitionError: An argument has another type or value.
             ImportError: psycopg or msgspec isn't installed.
         """
         if not schema or "\0" in schema or schema.startswith("pg_"):
@@ -103,7 +98,7 @@ class PostgresStore(DurableStore):
         self._server = server_at(address, schema, timeout)
         super().__init__(
             POSTGRES,
-            PostgresFaults(self._server, patience),
+            PostgresErrorPolicy(self._server, patience),
             codec=codec,
             durability=durability,
             window=window,
@@ -124,9 +119,9 @@ class PostgresStore(DurableStore):
     def _database(self) -> PostgresDatabase:
         return PostgresDatabase(self._config, self._server, self._take_readers)
 
-    def _connect(self) -> Link | None:
+    def _connect(self) -> PostgresConnection | None:
         return connect(self._server, makes=False, check=from_thread.check_cancelled)
 
     def _begin(self, connection: Connection) -> None:
-        assert isinstance(connection, Link), "it is one of ours"
+        assert isinstance(connection, PostgresConnection), "_connect has made it"
         connection.begin(how="ISOLATION LEVEL REPEATABLE READ READ ONLY")

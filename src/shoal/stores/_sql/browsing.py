@@ -1,7 +1,7 @@
-"""Runs in the tables of a store, listed and counted. Imports in what databases differ.
+"""List and count the runs of a store.
 
 Invariants:
-- Each query is answered from an index, in the order of that: it takes as long as what it returns.
+- Each query reads an index in its order, so it takes time in proportion to the rows it returns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _ROOT = "parent = 0 AND place = 0 AND runs.key = ?"
 def runs(
     sql: Connection, dialect: Dialect, status: RunStatus | None, limit: int, after: str | None
 ) -> list[RunSummary]:
-    """Return root runs, those that have begun last first."""
+    """Return root runs, the ones that began last first."""
+    # The order is that of ``runs.id``. Without a status, the index of ``roots`` has it; with one,
+    # ``runs_by_status`` has.
     query, number = (_FROM_ROOTS, "roots.run") if status is None else (_FROM_RUNS, "runs.id")
     conditions, values = ["TRUE"], list[Any]()
     if status == "running":
@@ -50,11 +52,11 @@ def summary(sql: Connection, dialect: Dialect, run_id: str) -> RunSummary | None
 def _summaries(
     sql: Connection, dialect: Dialect, query: str, where: str, *values: object
 ) -> list[RunSummary]:
-    query = query.format(key=dialect.key, held=dialect.held)
+    query = query.format(key=dialect.key, held=dialect.lease_columns)
     summaries: list[RunSummary] = []
     for row in sql.execute(f"{query} WHERE {where}", values):
         key, application, version, status, began_at, ended_at, reason, error, forked, *held = row
-        claim = None if held[0] is None else dialect.held_of(held)
+        lease = None if held[0] is None else dialect.lease_state_of(held)
         summaries.append(
             RunSummary(
                 run_id=dialect.run_id_of(key),
@@ -65,7 +67,7 @@ def _summaries(
                 ended_at=ended_at,
                 reason=reason,
                 error=error,
-                holder=str(claim.holder) if claim is not None and claim.seconds_left else "",
+                holder=str(lease.holder) if lease is not None and lease.seconds_left else "",
                 forked_from=None if forked is None else dialect.run_id_of(forked),
             )
         )
@@ -73,7 +75,7 @@ def _summaries(
 
 
 def counts(sql: Connection, run: int) -> Mapping[ChildStatus, int]:
-    """Count the children of a run by how they stand."""
+    """Count the children of a run by status."""
     found = sql.execute(
         "SELECT coalesce(status, 'running'), count(*) FROM runs WHERE parent = ? GROUP BY status",
         (run,),
@@ -82,4 +84,4 @@ def counts(sql: Connection, run: int) -> Mapping[ChildStatus, int]:
 
 
 FAILURES = "parent = ? AND status = 'failed' ORDER BY applied NULLS FIRST, runs.id LIMIT ? OFFSET ?"
-"""Which children have failed, in the order in which they were applied; others first."""
+"""SQL: the failed children in the order in which they were applied; those never applied first."""

@@ -1,6 +1,7 @@
-"""In what databases differ that are asked in the same words. Imports claims and ids.
+"""Name the differences between SQL databases.
 
-All SQL that is not one database's own is in ``_writing`` and ``_reading``, with ``?`` for values.
+The SQL that databases share is in ``writing``, ``reading``, ``browsing``, ``pruning`` and
+``results``, with ``?`` for values.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from typing import Any, NamedTuple, Protocol, final
 from shoal._errors.exceptions import StoreFailed
 from shoal._events.identity import Key
 
-from .leases import Held
+from .leases import LeaseState
 
 
 class Found(Protocol):
-    """What a statement has found."""
+    """The result of a statement, as a cursor of sqlite3 or psycopg has it."""
 
     @property
     def rowcount(self) -> int:
-        """How many rows it has changed."""
+        """The number of rows that the statement changed."""
         ...
 
     def fetchone(self) -> Any:
@@ -34,69 +35,69 @@ class Found(Protocol):
 
 
 class Connection(Protocol):
-    """A connection, as sqlite3 has it."""
+    """A connection with the methods of ``sqlite3.Connection`` that stores use."""
 
     def execute(self, sql: str, values: Sequence[Any] = (), /) -> Found:
         """Execute a statement."""
         ...
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> object:
-        """Execute it for each row."""
+        """Execute a statement once for each row."""
         ...
 
     def close(self) -> None:
-        """End."""
+        """Close the connection."""
         ...
 
 
 @final
 class Dialect(NamedTuple):
-    """Keys and claims, as columns."""
+    """How a database writes keys and leases as columns."""
 
     key: str
-    """SQL: the key of a row of ``runs``, in full."""
+    """SQL: the full key of a row of ``runs``."""
     key_columns: tuple[str, ...]
-    """What a new row has of its key; the first is what it is found by."""
+    """The columns that a new row has for its key; rows are looked up by the first one."""
     columns_of: Callable[[Key], tuple[Any, ...]]
-    """Gives these of a key."""
+    """Returns the values of ``key_columns`` for a key."""
     column_of: Callable[[Key], Any]
-    """Gives it in full."""
+    """Returns the full key as one column."""
     key_of: Callable[[Any], Key]
-    """Gives the key of that."""
-    held: str
-    """SQL: what a row of ``claims`` says of who has a run."""
-    held_of: Callable[[Sequence[Any]], Held]
-    """Reads these columns."""
+    """Returns the key that ``column_of`` made a column of."""
+    lease_columns: str
+    """SQL: the columns of ``claims`` that ``lease_state_of`` reads."""
+    lease_state_of: Callable[[Sequence[Any]], LeaseState]
+    """Reads those columns."""
     skips: str
-    """SQL, at the end of a query: locks the rows that it finds, without those that are locked."""
+    """SQL for the end of a query: locks the rows found, and skips rows that are locked."""
     now: Callable[[Connection], float]
-    """Seconds since 1970, by the clock that all share who use the database."""
+    """Returns seconds since 1970, by the clock that all users of the database share."""
 
     def run_id_of(self, column: Any) -> str:
-        """Return the id of a root run, given its key's column in full."""
+        """Return the id of a root run from the column of its full key."""
         return str(self.key_of(column))
 
     def index_of(self, key: Key) -> Any:
-        """Return what a key is found by."""
+        """Return the column by which rows with that key are looked up."""
         return self.columns_of(key)[0]
 
 
-class Faults(Protocol):
-    """What the errors of a database mean."""
+class ErrorPolicy(Protocol):
+    """Judges the errors of a database: retry, whose fault, and what to tell the user."""
 
     @property
     def errors(self) -> type[Exception]:
-        """What all of them are."""
+        """The base class of the database's errors."""
         ...
 
     def may_pass(self, error: Exception) -> bool:
-        """Tell whether the same may succeed a little later."""
+        """Return whether the same operation may succeed a little later."""
         ...
 
     def is_general(self, error: Exception) -> bool:
-        """Tell whether all who write now would meet it, whatever they write."""
+        """Return whether every write would fail with it now, whatever its content."""
         ...
 
     def explained(self, error: Exception) -> StoreFailed:
-        """Say what it means, and what to do."""
+        """Return an error that says what happened and what to do."""
         ...

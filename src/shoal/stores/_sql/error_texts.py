@@ -1,4 +1,4 @@
-"""What was saved of an error, said in short. Imports events."""
+"""Shorten saved errors for lists of runs, without decoding them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shoal._events.events import LEAVES, shortened
 
 
 def error_in_short(packed: Mapping[str, Any]) -> str:
-    """Say what an error is as ``in_short`` does, by what was saved of it."""
+    """Return the text that ``in_short`` gives for an error, from the saved form of the error."""
     text = _text_of(packed)
     leaves = list(_leaves_of(packed))
     if leaves != [packed]:
@@ -26,7 +26,7 @@ def _kind_of(packed: Mapping[str, Any]) -> str:
 
 def _text_of(packed: Mapping[str, Any]) -> str:
     text = packed.get("text", "")
-    return text if isinstance(text, str) else json.dumps(text)  # it holds what JSON can't
+    return text if isinstance(text, str) else json.dumps(text)  # tagged: it has a NUL, say
 
 
 def _leaves_of(packed: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

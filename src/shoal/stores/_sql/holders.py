@@ -1,11 +1,9 @@
-"""Who holds a claim: one process, told from all others, and whether it is known to be gone.
-
-Imports nothing of ours.
+"""Identify the process that holds a lease, and tell whether it is known to be gone.
 
 Invariants:
-- A process is held to be gone only where that is certain: on the same machine, not restarted since,
-  and outside of containers or in the same one. Else its lease has to run out.
-- Where two processes share a clock that nobody sets, leases are measured by that one.
+- A process counts as gone only if that is certain: it ran on this machine, since its last boot, and
+  in the same container (or outside of any). Otherwise its lease has to expire.
+- Two processes that share a clock that can't be set (seconds since boot) measure leases with it.
 """
 
 from __future__ import annotations
@@ -20,27 +18,27 @@ from typing import NamedTuple, final
 
 
 @final
-class Holder(NamedTuple):
-    """A process."""
+class LeaseHolder(NamedTuple):
+    """A process, identified uniquely among all machines."""
 
     host: str
     """The name of its machine."""
     boot: str
-    """What tells this start of the machine from others, and processes that can see each other from
-    those of other containers; empty where the system doesn't say."""
+    """The id of the machine's boot and of the process's pid namespace; empty if the system has no
+    such ids. Processes with the same value can see each other."""
     pid: int
     started: str
-    """When it was started, as the system says it. Where the system doesn't even tell its starts
-    apart, something random; so two processes are never equal."""
+    """The start time of the process, as the system counts it. A random text if the system has no
+    boot id; so two processes are never equal."""
 
     @property
     def is_near(self) -> bool:
-        """Whether it is, or was, among the processes that this one can see."""
+        """Whether the process is, or was, among those that this process can see."""
         return bool(self.boot) and self.boot == current_holder().boot
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known to have ended."""
+        """Whether the process is known to have ended."""
         return self.is_near and bool(self.started) and _started(self.pid) != self.started
 
     def __str__(self) -> str:
@@ -49,12 +47,12 @@ class Holder(NamedTuple):
 
 @final
 class Clock(NamedTuple):
-    """What time it is, twice."""
+    """The time by two clocks."""
 
     wall: float
-    """Seconds since 1970. People and time servers set it."""
+    """Seconds since 1970. People and time servers may set this clock."""
     uptime: float
-    """Seconds since the machine was started, sleep included where the system counts it."""
+    """Seconds since boot, including sleep if the system counts it. Nothing can set this clock."""
 
 
 def now() -> Clock:
@@ -65,29 +63,32 @@ def now() -> Clock:
 _UPTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
-def current_holder() -> Holder:
-    """Describe this process."""
+def current_holder() -> LeaseHolder:
+    """Return the identity of this process."""
     return _described(os.getpid())
 
 
-@lru_cache(maxsize=1)
-def _described(pid: int) -> Holder:
+@lru_cache(maxsize=1)  # by pid: a forked process must not inherit its parent's identity
+def _described(pid: int) -> LeaseHolder:
     boot = _boot()
-    return Holder(socket.gethostname(), boot, pid, _started(pid) if boot else os.urandom(8).hex())
+    return LeaseHolder(
+        socket.gethostname(), boot, pid, _started(pid) if boot else os.urandom(8).hex()
+    )
 
 
 def _boot() -> str:
-    with suppress(OSError):  # a system without: then leases have to run out
+    with suppress(OSError):  # a system without /proc: leases have to expire
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 # a name, no file
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 # not a path to a file
     return ""
 
 
 def _started(pid: int) -> str:
-    """Say when a process was started, in ticks since the machine was; empty: there is none."""
-    with suppress(OSError):  # there is none, or nobody can know
+    """Return the start time of a process, in ticks since boot; empty if there is none."""
+    with suppress(OSError):  # there is no such process, or no /proc
         stat = Path(f"/proc/{pid}/stat").read_text()
-        fields = stat.rpartition(")")[2].split()  # before it stands a name, which may hold anything
-        if fields[0] not in ("Z", "X"):  # it has ended, and nobody has asked how
+        # The second field is the program's name in parentheses, which may hold spaces and ")".
+        fields = stat.rpartition(")")[2].split()
+        if fields[0] not in ("Z", "X"):  # a zombie has ended; its parent hasn't waited for it yet
             return fields[19]
     return ""

@@ -1,14 +1,14 @@
-"""Runs deleted from the tables of a store, little by little. Imports in what databases differ.
+"""Delete runs from the tables of a store, little by little.
 
-A run is *condemned* in one small transaction, whatever has become of it: its row leaves the root
-runs, so nobody finds it any more. Its rows and those of its descendants are *swept* away in further
-ones, of a bounded size each, so that no save waits long. Where that is interrupted, whoever prunes
-next goes on.
+A run is *condemned* in one small transaction, however large it is: its row leaves the root runs, so
+no query finds it any more. Its rows and those of its descendants are *swept* away in further
+transactions of a bounded size, so that no save waits long. If that is interrupted, the next call
+that prunes continues.
 
 Invariants:
-- What somebody has claimed is not condemned: that is looked at in the same transaction.
-- Only rows of runs that nobody has claimed are deleted, and what is remembered of rows goes with a
-  claim: their numbers come up again.
+- A claimed run is never condemned; the same transaction checks that.
+- Only rows of runs that are not claimed are deleted. SQLite may use ids of deleted rows again; no
+  process remembers old ones, because ``KnownRows`` is dropped with the lease.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shoal.stores._protocol import RunStatus
 from .dialect import Connection, Dialect
 
 CONDEMNED = -1
-"""What stands instead of a parent."""
+"""The ``parent`` of a condemned run. No run has this id, so nothing finds it as a child."""
 
 _OLD = (
     "SELECT {key}, status, coalesce(ended_at, seen_at, began_at), {held} "
@@ -34,9 +34,9 @@ _ROOT = "parent = 0 AND place = 0 AND runs.key = ?"
 def old_runs(
     sql: Connection, dialect: Dialect, until: float, statuses: Collection[RunStatus]
 ) -> list[str]:
-    """Return the ids of runs that rest since a time, and stand so; those that nobody has claimed.
+    """Return the ids of unclaimed runs with one of the statuses that ended before a time.
 
-    One that has no end rests since its last sign of life.
+    A run without an end counts from its last sign of life.
     """
     found = _old(sql, dialect, "coalesce(ended_at, seen_at, began_at) <= ?", until)
     return [dialect.run_id_of(row[0]) for row in found if _is_free(dialect, row, statuses)]
@@ -49,7 +49,7 @@ def condemn_old(
     until: float,
     statuses: Collection[RunStatus],
 ) -> int:
-    """Condemn those of some runs that still rest, and return how many those are."""
+    """Condemn those of some runs that are still old and unclaimed, and return their number."""
     count = 0
     for run_id in run_ids:
         for row in _old(sql, dialect, _ROOT, dialect.index_of(run_id)):
@@ -60,18 +60,18 @@ def condemn_old(
 
 
 def _old(sql: Connection, dialect: Dialect, where: str, value: object) -> list[Sequence[Any]]:
-    query = _OLD.format(key=dialect.key, held=dialect.held)
+    query = _OLD.format(key=dialect.key, held=dialect.lease_columns)
     return sql.execute(f"{query}{where}", (value,)).fetchall()
 
 
 def _is_free(dialect: Dialect, row: Sequence[Any], statuses: Collection[RunStatus]) -> bool:
     _, status, _, *held = row
-    is_held = held[0] is not None and dialect.held_of(held).seconds_left > 0
+    is_held = held[0] is not None and dialect.lease_state_of(held).seconds_left > 0
     return (status or "running") in statuses and not is_held
 
 
 def condemn(sql: Connection, dialect: Dialect, run_id: str) -> None:
-    """Have a root run found by nobody any more; one that isn't known is no error."""
+    """Condemn a root run, so that no query finds it any more; an unknown one is no error."""
     key = dialect.index_of(run_id)
     sql.execute("DELETE FROM claims WHERE run_id = ?", (key,))
     run = sql.execute(f"SELECT id FROM runs WHERE {_ROOT}", (key,)).fetchone()
@@ -89,7 +89,7 @@ def _condemn(sql: Connection, runs: Iterable[tuple[int]]) -> None:
 
 
 def sweep(sql: Connection, limit: int) -> bool:
-    """Delete some of what is condemned: about so many rows. Return whether there may be more."""
+    """Delete about ``limit`` condemned rows. Return whether there may be more."""
     while limit > 0:
         run: tuple[int] | None = sql.execute(
             "SELECT id FROM runs WHERE parent = ? LIMIT 1", (CONDEMNED,)
@@ -101,7 +101,10 @@ def sweep(sql: Connection, limit: int) -> bool:
 
 
 def _sweep(sql: Connection, run: tuple[int], limit: int) -> int:
-    """Delete some of what is below a run; the run itself, if nothing was left. Count the rows."""
+    """Delete rows below a run, and the run itself if none are left. Return the number of rows.
+
+    Children that have rows below themselves are condemned, and swept by a later call.
+    """
     history = sql.execute(
         "DELETE FROM history WHERE id IN (SELECT id FROM history WHERE run = ? LIMIT ?)",
         (*run, limit),
@@ -114,7 +117,7 @@ def _sweep(sql: Connection, run: tuple[int], limit: int) -> int:
     ).fetchall()
     _condemn(sql, [(child,) for child, has_more in children if has_more])
     bare = [(child,) for child, has_more in children if not has_more]
-    if history + len(children) < limit:  # there was room for more, so there is none
+    if history + len(children) < limit:  # the limits were not reached, so nothing is left below
         bare.append(run)
     sql.executemany("DELETE FROM runs WHERE id = ?", bare)
     return history + len(children) + 1

@@ -1,4 +1,4 @@
-"""Reading from the tables of a store. Imports rows, and in what databases differ."""
+"""Read from the tables of a store."""
 
 from __future__ import annotations
 
@@ -50,18 +50,19 @@ _NOT_DONE = (
     "AND (status IS NULL OR status <> 'succeeded' OR applied IS NULL OR used = 0)"
 )
 _STATUSES = ("succeeded", "failed", "cancelled", "skipped", "halted", None)
-_IN_ORDER = "ORDER BY applied NULLS FIRST"  # as the index of both databases has them
+_IN_ORDER = "ORDER BY applied NULLS FIRST"  # the order of ``runs_by_status`` in both databases
 
 PART = 2_000
-"""Rows of a part: to ask for one takes some 200 µs, to read and decode it some 10 ms, and 2 MB."""
+"""The most rows of a part. Asking for a part takes some 200 µs; reading and decoding one of this
+size takes some 10 ms and 2 MB."""
 CHARACTERS = 4_000_000
-"""What the rows of a part hold, about: where they are large, a part has fewer of them."""
+"""The characters of a part, approximately: a part of large rows has fewer of them."""
 
 _KEY, _WINNER = Child._fields.index("key"), Child._fields.index("winner_key")
 
 
 def children_where(sql: Connection, dialect: Dialect, where: str, *values: Any) -> Iterator[Child]:
-    """Return the children of which something holds."""
+    """Yield the children that the SQL condition ``where`` selects."""
     key_of = dialect.key_of
     for row in sql.execute(f"{_CHILDREN.format(key=dialect.key)}{where}", values):
         child = list(row)
@@ -73,7 +74,7 @@ def children_where(sql: Connection, dialect: Dialect, where: str, *values: Any) 
 
 @final
 class Reader:
-    """What is asked of the tables, by one of the threads that read, at one moment of them."""
+    """Answers the queries of one reading thread within a transaction, so as of one moment."""
 
     def __init__(self, sql: Connection, dialect: Dialect, unpacker: Unpacker, codec: Codec) -> None:
         self._sql = sql
@@ -96,16 +97,17 @@ class Reader:
         return self._unpacker.run(begun, cast("Status | None", found[8]), found[9])
 
     def orphans(self) -> list[Orphan]:
-        run_id_of, held_of = self._dialect.run_id_of, self._dialect.held_of
+        run_id_of, lease_state_of = self._dialect.run_id_of, self._dialect.lease_state_of
         found = self._sql.execute(
-            f"SELECT {self._dialect.key}, application, version, secret, {self._dialect.held} "
-            "FROM runs JOIN roots ON roots.run = runs.id JOIN claims ON claims.run_id = runs.key "
+            f"SELECT {self._dialect.key}, application, version, secret, "
+            f"{self._dialect.lease_columns} FROM runs "
+            "JOIN roots ON roots.run = runs.id JOIN claims ON claims.run_id = runs.key "
             "WHERE parent = 0 AND status IS NULL ORDER BY runs.id"
         )
         return [
             Orphan(run_id_of(key), application, version, names_of(secret))
             for key, application, version, secret, *held in found
-            if not held_of(held).seconds_left
+            if not lease_state_of(held).seconds_left
         ]
 
     def history(self, path: RunPath, from_number: int) -> Sequence[Entry]:
@@ -120,6 +122,8 @@ class Reader:
         run = self._find(path)
         if run is None:
             return (), None
+        # A part ends with the lowest number up to which both sources, the entries of ``history``
+        # and the rows of applied children, are complete.
         rows, last = self._entries(run, from_number)
         applied: list[Applied] = []
         for status in _STATUSES:
@@ -138,7 +142,7 @@ class Reader:
         return entries, None if last == inf else int(last) + 1
 
     def _entries(self, run: int, from_number: int) -> tuple[list[History], float]:
-        """Return entries from a number on, and the last number of which all are there."""
+        """Return entries from a number on, and the last number whose entries are complete."""
         select = "SELECT number, kind, step, data FROM history WHERE run = ? AND number"
         order = "ORDER BY number, kind <> 'update', id"
 
@@ -152,16 +156,16 @@ class Reader:
         if not is_cut_off:
             return rows, inf
         first, cut_off = rows[0].number, rows[-1].number
-        if first == cut_off:
+        if first == cut_off:  # more entries of one number than a part has: read all of that number
             return list(found(f"= ? {order}", first)), first
         return rows, cut_off - 1
 
     def _applied(
         self, run: int, status: str | None, from_number: int, last: float
     ) -> tuple[list[Applied], bool]:
-        """Return children that stand so, and that updates from a number on have applied.
+        """Return children with that status, applied by updates from a number on.
 
-        Return them, and whether there may be more.
+        Also returns whether there may be more of them.
         """
         upto = "" if last == inf else f"AND applied <= {int(last)} "
         where = f"parent = ? AND status {'IS NULL' if status is None else '= ?'} AND applied >= ? "
@@ -226,7 +230,7 @@ class Reader:
         text = _cached.recall(self._sql, key, self._dialect.now(self._sql))
         try:
             return None if text is None else self._unpacker.result(text)
-        except NotDecodable:  # it is as good as none, and will be replaced
+        except NotDecodable:  # the types are gone: treat it as missing; the action replaces it
             return None
 
     def old_runs(self, until: float, statuses: Collection[RunStatus]) -> list[str]:
@@ -254,8 +258,9 @@ class Reader:
     def _decided_visits(self, run: int) -> set[tuple[str, int]]:
         """Return the visits of a run's steps in which a race was decided.
 
-        A decision is saved without its visit. The winner is applied with it or, where the first
-        item has decided, later: so the visit is that of the winner's row that was applied next.
+        A decision is saved without its visit. The winner is applied together with the decision, or
+        later if its first item decided the race. So the visit is that of the winner's row that was
+        applied next.
         """
         rows = self._sql.execute(
             "SELECT number, kind, step, data FROM history WHERE run = ? AND kind = 'decision'",
@@ -264,7 +269,7 @@ class Reader:
         visits = set[tuple[str, int]]()
         for row in rows:
             (entry,) = self._unpacker.history([History._make(row)], ())
-            assert isinstance(entry, Decision), "only these were asked for"
+            assert isinstance(entry, Decision), "the query asks for decisions"
             act, key = entry.winner
             found = self._sql.execute(
                 "SELECT visit FROM runs JOIN places ON places.id = place "
@@ -296,7 +301,7 @@ class Reader:
 
 
 def _of_step(step: str | None, visit: int | None) -> tuple[str, list[object]]:
-    """Return a condition on children, those of a step or visit, and its values."""
+    """Return an SQL condition for the children of a step or visit, and its values."""
     conditions = {"step": step, "visit": visit}
     wanted = {name: value for name, value in conditions.items() if value is not None}
     where = "".join(f" AND place IN (SELECT id FROM places WHERE {name} = ?)" for name in wanted)
@@ -304,7 +309,7 @@ def _of_step(step: str | None, visit: int | None) -> tuple[str, list[object]]:
 
 
 def _some(rows: Iterable[T], size_of: Callable[[T], int]) -> tuple[list[T], bool]:
-    """Take as many rows as a part may have, and say whether there may be more."""
+    """Take as many rows as a part may have; also return whether there may be more."""
     some: list[T] = []
     left = CHARACTERS
     for row in rows:

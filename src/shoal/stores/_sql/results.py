@@ -1,7 +1,7 @@
-"""Results of actions in the tables of a store. Imports in what databases differ.
+"""Cache results of actions in a table.
 
 Invariants:
-- What has run out is never returned, and goes with the next results: a few for each that comes.
+- Expired results are never returned. Each new result deletes a few of them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from math import inf
 from .dialect import Connection, Dialect
 
 _FEW = 10
+"""Expired results that a new one deletes: more than one, so that the table shrinks after a burst;
+few, so that no save waits for it."""
 
 
 def recall(sql: Connection, key: str, at: float) -> str | None:
-    """Return what is kept under ``key`` at a time, as JSON."""
+    """Return the JSON text that is cached under ``key`` at that time; None if there is none."""
     found = sql.execute(
         "SELECT operations FROM results WHERE key = ? AND (ends_at IS NULL OR ends_at > ?)",
         (key, at),
@@ -23,7 +25,7 @@ def recall(sql: Connection, key: str, at: float) -> str | None:
 
 
 def remember(sql: Connection, dialect: Dialect, key: str, text: str, seconds: float) -> None:
-    """Keep ``text`` for some time, and delete a few that have run out."""
+    """Cache ``text`` for some time, and delete a few expired results."""
     at = dialect.now(sql)
     ends_at = None if seconds == inf else at + seconds
     sql.execute(
@@ -31,11 +33,13 @@ def remember(sql: Connection, dialect: Dialect, key: str, text: str, seconds: fl
         "DO UPDATE SET ends_at = excluded.ends_at, operations = excluded.operations",
         (key, ends_at, text),
     )
-    expire(sql, dialect, at, _FEW)  # last: it waits for nobody, see the module of PostgreSQL's
+    # Last: the row above may wait for a lock, and a transaction must hold no lock while it waits
+    # for another one (see ``_postgres.database``). This statement skips locked rows.
+    expire(sql, dialect, at, _FEW)
 
 
 def expire(sql: Connection, dialect: Dialect, at: float, limit: int) -> int:
-    """Delete what has run out, and return how many those were."""
+    """Delete expired results, and return their number."""
     return sql.execute(
         "DELETE FROM results WHERE key IN (SELECT key FROM results WHERE ends_at <= ? "
         f"ORDER BY ends_at LIMIT ? {dialect.skips})",

@@ -1,15 +1,15 @@
-"""What any database keeps of runs: a save turned into rows. ``_unpacking`` leads back.
+"""Turn saves into rows that any database can keep. ``unpacking`` is the way back.
 
-Imports the ports and the codec. What is particular to one database isn't here: names of tables,
-keys, transactions.
+Names of tables, keys as columns and transactions differ between databases and are not here.
 
 Invariants:
-- Everything is encoded when a save is handed over, on the event loop: so what can't be encoded is
-  refused at the step that made it, and nothing that changes later changes what is kept.
-- A child's result is written once, though three say it: the child's last update, its outcome, and
-  the parent's update that applies it. Where those follow from the result, they are a *form*, which
-  all children of a fan-out share.
-- A save costs what it changes: the items that were added to a collection, never the collection.
+- Everything is encoded when a save is handed over, on the event loop. So a value that can't be
+  encoded fails the step that made it, and later changes of an object don't change the save.
+- A child's result is written once, although it occurs three times: in the child's last update, in
+  its outcome, and in the parent's update that applies it. Where the updates follow from the result,
+  the row refers to a *form*, which all children of a fan-out share.
+- A save takes time and space in proportion to what it changes: it has the items that were added to
+  a collection, never the whole collection.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ from shoal.stores._protocol import Batch, Beginning, SavedRun
 
 from .sizes import LARGE, UpdateSizes
 
-FORMS = 1000  # that are remembered: steps of loops are numbered each anew
+FORMS = 1000
+"""Forms, and names, that are cached. A program has a few, but forms hold numbers of updates, so a
+loop makes new ones with each visit."""
 
 Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered", "begun"]
-"""What a row of a history holds."""
+"""The kind of an entry in the table ``history``."""
 
 
 @final
 class Place(NamedTuple):
-    """What all children that execute one act in one visit of a step have in common."""
+    """The place of children: all that execute one act in one visit of a step share it."""
 
     step: str
     visit: int
@@ -45,12 +47,12 @@ class Place(NamedTuple):
 
 @final
 class Begun(NamedTuple):
-    """What a root run starts from."""
+    """The start of a root run, as columns."""
 
     application: str
     version: str
     first: str
-    """JSON of the fields it starts with."""
+    """JSON of the fields of the initial state."""
     after: str | None
     visits: str
     forked_from: str | None
@@ -61,10 +63,10 @@ class Begun(NamedTuple):
 
 @final
 class History(NamedTuple):
-    """One entry in the history of a run."""
+    """One entry in the history of a run, as columns."""
 
     number: int
-    """Of the update; of anything else, of the last update before it."""
+    """The number of the update; for other kinds, of the last update before the entry."""
     kind: Kind
     step: str
     data: str
@@ -72,7 +74,7 @@ class History(NamedTuple):
 
 @final
 class Child(NamedTuple):
-    """A child, as its row has it. Plain texts but for those said to be JSON."""
+    """A child, as its row has it. Texts are plain unless they are described as JSON."""
 
     step: str
     visit: int
@@ -86,13 +88,13 @@ class Child(NamedTuple):
     applied: int | None = None
     used: int = 1
     value: str | None = None
-    """JSON; None: it has none."""
+    """JSON; None if the child has no value."""
     form: str | None = None
-    """JSON: how its last update, and the parent's that applied it, follow from its value."""
+    """JSON: how its last update, and the parent's update that applied it, follow from the value."""
     change: str | None = None
-    """JSON: the parent's update that applied it, where it doesn't follow from the value."""
+    """JSON: the parent's update that applied it, if that doesn't follow from the value."""
     own: str | None = None
-    """JSON: its own last update, where that doesn't."""
+    """JSON: its own last update, if that doesn't follow from the value."""
     reason: str | None = None
     winner_act: str | None = None
     winner_key: Key | None = None
@@ -106,7 +108,7 @@ class Child(NamedTuple):
 
 @final
 class Applied(NamedTuple):
-    """Of a child's row, what the update that applied it is made of."""
+    """The columns of a child's row from which the parent's update that applied it is made."""
 
     step: str
     act: str
@@ -120,22 +122,22 @@ class Applied(NamedTuple):
 
 @final
 class Rows(NamedTuple):
-    """All that one save writes."""
+    """All rows that one save writes."""
 
     root: str
     """The id of the root run."""
     holder: str
     """The execution that saves."""
     path: tuple[tuple[Place, Key], ...]
-    """Where the run stands, from below the root down."""
+    """The run's ancestors and itself, from the root's child down; empty for a root run."""
     run: Child | None
-    """The run itself as one that is under way, unless it is a root run."""
+    """The row of the run itself, as a child under way; None for a root run."""
     begun: Begun | None
     status: Status | None
-    """Of a root run: how its execution ended, if it has."""
+    """How the execution of a root run ended; None if it has not."""
     reason: str
     error: str | None
-    """What a root run has failed with, in short."""
+    """A short text of the error that a root run failed with."""
     afresh: bool
     history: Sequence[History]
     children: Sequence[Child]
@@ -143,14 +145,15 @@ class Rows(NamedTuple):
 
 @final
 class Packed(NamedTuple):
-    """What a save holds of a child that ended well, but for what its parent makes of it."""
+    """The encoded result of a succeeded child, without the parent's update that applies it."""
 
     element: str
     value: str | None
     own: str | None
-    """JSON of its last update, unless that is to follow from the value..."""
+    """JSON of its last update; None if the update follows from the value by ``form``."""
     form: tuple[int, str, str] | None
-    """...by this: the number of the update, its step and its field."""
+    """The number of the last update, its step and its field, if it only sets that field to the
+    value."""
 
 
 @final
@@ -161,18 +164,20 @@ class Packer:
         """Encode with ``codec``, and refuse updates that are too large for ``sizes``."""
         self._encode: Callable[[object, str], str] = codec.encode
         self._sizes = sizes
-        self._small = min(LARGE, sizes.max_update) // 4  # characters that are surely few enough
-        # Of one fan-out all children have the same form, so there are few of them in a row.
+        # Texts of at most so many characters need no check of their size: UTF-8 has at most 4 bytes
+        # for each.
+        self._small = min(LARGE, sizes.max_update) // 4
+        # A cache: all children of one fan-out have the same form.
         self._forms: dict[tuple[object, ...], str] = {}
-        # Names of steps and acts that any database takes; a run has few, and names them each time.
+        # A cache of names of steps and acts that every database accepts: each save names some.
         self._names = set[str]()
 
     def pack(self, child: SavedRun) -> Packed:
-        """Encode what a child has come to.
+        """Encode the result of a child.
 
         Raises:
-            NotEncodable: Some of it can't be kept.
-            UpdateTooLarge: It is too large to be kept.
+            NotEncodable: A part of it can't be saved.
+            UpdateTooLarge: It is too large.
         """
         value, update = child.value, child.last_update
         element = self._encode(child.element, "element")
@@ -198,8 +203,8 @@ class Packer:
         """Encode a save.
 
         Raises:
-            NotEncodable: Something in it can't be kept.
-            UpdateTooLarge: An update is too large to be kept.
+            NotEncodable: A part of it can't be saved.
+            UpdateTooLarge: An update is too large.
         """
         run, updates, applied = batch.run, batch.updates, batch.applied
         path = run.path
@@ -238,16 +243,16 @@ class Packer:
         )
 
     def _check_names(self, *names: str) -> None:
-        """Refuse names that not every database has letters for, before they reach the writer.
+        """Refuse names that some database can't store, before they reach the writer.
 
-        There they would fail the transaction, in which saves of other runs are, too.
+        There they would fail the transaction, and with it the saves of other runs.
         """
         for name in names:
             if _clean(name) != name:
                 msg = (
                     f"the name {name!r}, of a step, an act, an application or its version, holds "
-                    f"half a surrogate pair or a NUL, which databases have no letters for: name it "
-                    f"otherwise; values and keys may hold both"
+                    f"half a surrogate pair or a NUL, which databases can't store in names: choose "
+                    f"another name; values and keys may hold both"
                 )
                 raise NotEncodable(msg)
         if len(self._names) > FORMS:
@@ -255,15 +260,15 @@ class Packer:
         self._names.update(names)
 
     def result(self, operations: Sequence[Operation]) -> str:
-        """Encode what an action has come to, for others to use.
+        """Encode the result of an action for the cache.
 
         Raises:
-            NotEncodable: Some of it can't be kept.
-            UpdateTooLarge: It is too large to be kept.
+            NotEncodable: A part of it can't be saved.
+            UpdateTooLarge: It is too large.
         """
         text = self._update(Update(0, "", tuple(operations)))
         if len(text) > self._small:
-            self._sizes.check(text, "what an action with cache= has written")
+            self._sizes.check(text, "the result of an action with cache=")
         return text
 
     def _history(self, batch: Batch, plain: Sequence[Update]) -> list[History]:
@@ -275,7 +280,8 @@ class Packer:
             rows.append(History(before, "rewound", rewound.step, str(rewound.visit)))
         if batch.step_begun is not None:
             step, declared = batch.step_begun
-            rows.append(History(before, "begun", step, self._encode(declared, "what is declared")))
+            text = self._encode(declared, "the declaration of a fan-out")
+            rows.append(History(before, "begun", step, text))
         for update in plain:
             text = self._update(update)
             self._check(text, batch.path, update.step)
@@ -292,7 +298,7 @@ class Packer:
                 self._check(rows[-1].data, batch.path, one.step)
             else:
                 rows.append(self._answered(last, one))
-                self._sizes.check(rows[-1].data, f"an answer to what run {batch.path.id} asks")
+                self._sizes.check(rows[-1].data, f"an answer to a question of run {batch.path.id}")
         return rows
 
     def _asked(self, number: int, asked: QuestionAsked) -> History:
@@ -332,10 +338,10 @@ class Packer:
         )
 
     def _ended(self, child: SavedRun, update: Update | None) -> Child:
-        """Make the row of a child that has ended, and was applied by ``update``, if it was."""
+        """Make the row of a child that has ended; ``update`` is the one that applied it, if any."""
         path, status = child.path, child.status
         packed = child.packed if status == "succeeded" else None
-        if not isinstance(packed, Packed):  # a store elsewhere may have made another one
+        if not isinstance(packed, Packed):  # the child's own store, of another kind, has packed it
             packed = self.pack(child) if status == "succeeded" else self._what_is_left(child)
         form: str | None = None
         change: str | None = None
@@ -374,10 +380,10 @@ class Packer:
         )
 
     def _what_is_left(self, child: SavedRun) -> Packed:
-        """Encode what there is of a child that did not end well: maybe just because it can't be."""
+        """Encode a child that did not succeed, perhaps because its element can't be encoded."""
         try:
             element = self._encode(child.element, "element")
-        except NotEncodable:  # as it failed with that, which its error says
+        except NotEncodable:  # the child failed for this reason; its error says so
             element = "null"
         value = None if child.value is None else self._encode(child.value, "value")
         update = child.last_update
@@ -396,7 +402,7 @@ class Packer:
             text = self._update(update)
             self._check(text, child, update.step)
         except Exception as error:
-            note(error, f"shoal: in what step {update.step!r} makes of key {brief(child.key)}")
+            note(error, f"shoal: in the update of step {update.step!r} for key {brief(child.key)}")
             raise
         return text
 
@@ -412,9 +418,9 @@ class Packer:
             return self._in_parts(update)
 
     def _in_parts(self, update: Update) -> str:
-        """Encode an update value by value: so each is called what users know it by.
+        """Encode an update value by value, so that an error names the value as users know it.
 
-        And none is nested too deeply because of what is around it here.
+        The nesting depth of each value is counted from the value, too, and not from the update.
         """
         operations = ",".join(map(self._operation_in_parts, update.operations))
         step = self._encode(update.step, "step")
@@ -437,12 +443,12 @@ class Packer:
 
     def _check(self, text: str, path: RunPath, step: str) -> None:
         if len(text) > self._small:
-            child = f", key {brief(path.key)} of {path.step!r}," if path.parent is not None else ""
-            self._sizes.check(text, f"what step {step!r} of run {path.id}{child} has written")
+            child = f", key {brief(path.key)} of {path.step!r}" if path.parent is not None else ""
+            self._sizes.check(text, f"the update of step {step!r} of run {path.id}{child}")
 
 
 def names_of(secret: str) -> frozenset[str]:
-    """Return the names of the secret fields that a row has."""
+    """Return the names of the secret fields from their column."""
     return frozenset(json.loads(secret))
 
 
@@ -451,7 +457,7 @@ def _failure(run: SavedRun) -> str | None:
 
 
 def _clean(text: str) -> str:
-    """Return what any database takes: no half surrogate pair, no NUL."""
+    """Escape the characters that databases refuse: halves of surrogate pairs, and NUL."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
@@ -465,7 +471,10 @@ def chain(path: RunPath) -> tuple[tuple[Place, Key], ...]:
 
 
 def _put_of(child: SavedRun, path: RunPath, update: Update) -> tuple[str, str] | None:
-    """Say how an update follows from the value of the child that it applies; None: it doesn't."""
+    """Return how an update follows from the value of the child that it applies; None if not.
+
+    Values are compared by identity: an equal value of another type would be decoded as the child's.
+    """
     operations = update.operations
     if len(operations) != 1 or update.discovered or update.step != path.step:
         return None
@@ -509,17 +518,14 @@ def _operation(operation: Operation) -> list[object]:
 
 
 def _parts(operation: Operation) -> Iterator[tuple[str, Any]]:
-    """Go through what an operation holds, and where that will be."""
+    """Yield the parts of an operation, each with its place in the state for messages."""
     path = place = f"state[{operation.field!r}]"
     match operation:
         case Put(_, key):
             place = f"{path}[{brief(key)}]"
         case PutWithin(_, key, inner_key):
             place = f"{path}[{brief(key)}][{brief(inner_key)}]"
-        case _:  # the others have no inner place
+        case _:  # the other operations have no inner place
             pass
     for name, part in zip(operation._fields, operation, strict=True):
         yield f"a key of {path}" if name in ("key", "inner_key") else place, part
-
-
-# -- and back --------------------------------------------------------------------------------------

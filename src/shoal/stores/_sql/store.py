@@ -1,12 +1,12 @@
-"""What stores in databases have in common: being open, and who asks whom.
+"""``DurableStore``: open and close a store in a database, and pass calls to its threads.
 
-Imports the ports, the codec, and its neighbours. What a save is as rows is in ``_rows``; how tables
-are written and read, in ``_writing`` and ``_reading``; in what databases differ, in ``_dialect``;
-who may write, in ``_claims``; the thread that does, in ``_writer``.
+Event loops call the methods; one writer thread (``writer_thread``) executes everything that
+writes, and worker threads of anyio execute reads, each with a connection of its own.
 
 Invariants:
 - One thread writes.
-- Nothing is open while nobody has claimed a run or entered the store's block.
+- The database is open only while a run is claimed or a caller is inside of the store's ``async
+  with`` block.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from shoal.stores._protocol import (
     SavedRun,
 )
 
-from .dialect import Connection, Dialect, Faults
-from .leases import Claim, lost
+from .dialect import Connection, Dialect, ErrorPolicy
+from .leases import Lease, lost
 from .reading import Reader
 from .rows import Packer
 from .sizes import UpdateSizes
@@ -57,33 +57,34 @@ T = TypeVar("T")
 Durability = Literal["sync", "relaxed", "end"]
 
 LEASE = 15.0
-"""Seconds for which a claim holds without a sign of life."""
+"""Seconds for which a claim holds without a sign of life: three heartbeats of 5 s, so that one that
+is late by a few seconds loses nothing."""
 WINDOW = 0.05
-"""Seconds of saves that may be lost where durability is relaxed."""
+"""Seconds of saves that may be lost with ``durability="relaxed"``."""
 SOME = 500
-"""Rows, runs or pages that one transaction deletes."""
+"""Rows, runs or pages that one transaction deletes: few enough that saves don't wait long."""
 PAUSE = 0.005
-"""Seconds, at least, between two of these."""
+"""The shortest pause between two such transactions, in seconds, in which other processes write."""
 
 CLOSING = 2.0
-"""Seconds for which a caller waits until a thread that nobody needs any more has ended. A database
+"""Seconds that a caller waits for the writer thread to end when it closes the store. A database
 that answers takes milliseconds; the caller of a run that has ended must not wait for one that
 doesn't."""
 
 MOST_READERS = 4
-"""Connections that are kept for whoever reads next."""
+"""Idle connections that are kept for later reads."""
 
 
 class DurableStore(ABC):
     """Keeps runs in tables."""
 
     _abandons_readers: bool = False
-    """Whether a cancelled caller leaves the thread that reads to itself: a server may be silent."""
+    """Whether a cancelled caller abandons its reading thread, because a server may not answer."""
 
     def __init__(
         self,
         dialect: Dialect,
-        faults: Faults,
+        error_policy: ErrorPolicy,
         *,
         codec: Codec | None,
         durability: Durability,
@@ -93,7 +94,7 @@ class DurableStore(ABC):
         patience: float,
         max_update: int,
     ) -> None:
-        """Check what was asked for; open nothing."""
+        """Check the arguments; open nothing."""
         kind = type(self).__name__
         heartbeat = lease / 3 if heartbeat is None and is_positive(lease) else heartbeat
         for name, seconds in (
@@ -121,7 +122,7 @@ class DurableStore(ABC):
         codec = Codec() if codec is None else codec
         self._config = Config(
             dialect=dialect,
-            faults=faults,
+            error_policy=error_policy,
             codec=codec,
             lease=lease,
             heartbeat=heartbeat,
@@ -135,39 +136,44 @@ class DurableStore(ABC):
         _stores.add(self)
 
     def _forget_all(self) -> None:
-        """Have nothing open, and nothing claimed."""
-        self._claims: dict[tuple[str, str], Claim] = {}
-        self._new = set[str]()  # runs that are claimed, and that nothing was ever saved of
-        self._users = 0  # claims and blocks
+        """Reset to a store that has nothing open and nothing claimed."""
+        # The leases of this process, by run id and execution.
+        self._claims: dict[tuple[str, str], Lease] = {}
+        # Claimed runs that nothing was ever saved of, so that ``load`` needn't ask the database.
+        self._new = set[str]()
+        # Claims and ``async with`` blocks. The store is open while there are any; ``_lock`` guards
+        # this count together with ``_writer``.
+        self._users = 0
         self._writer: Writer[Database] | None = None
-        self._readers: list[Connection] = []  # which nobody uses now
+        self._readers: list[Connection] = []  # the idle ones, guarded by ``_lock``
 
-    # -- what each database does by itself ------------------------------------------------------
+    # -- implemented by each database -----------------------------------------------------------
 
     @property
     @abstractmethod
     def _name(self) -> str:
-        """What the writer's thread is called by."""
+        """The store's name in the name of the writer thread."""
 
     @abstractmethod
     def _database(self) -> Database:
-        """Make what the writer works on; open nothing."""
+        """Return a new database for the writer; open nothing."""
 
     @abstractmethod
     def _connect(self) -> Connection | None:
-        """Open a connection that reads; None: there is nothing yet that could be read."""
+        """Open a connection for reading; None if the database has no tables yet."""
 
     def _begin(self, connection: Connection) -> None:
-        """Begin to look at one moment of the tables."""
+        """Begin a transaction that sees the tables at one moment."""
         connection.execute("BEGIN")
 
     # -- being open -----------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        """Keep it open until the block is left.
+        """Open the store, and keep it open until the block is left.
 
         Raises:
-            StoreFailed: It can't be opened, is damaged, no store, or of a newer version.
+            StoreFailed: The database can't be opened, is damaged, is not a shoal store, or was
+                written by a newer version.
         """
         writer = self._enter()
         try:
@@ -183,15 +189,18 @@ class DurableStore(ABC):
         error: BaseException | None,
         frames: TracebackType | None,
     ) -> None:
-        """Close it, unless runs are claimed."""
+        """Close the store, unless runs are claimed."""
         await self._leave()
 
     def _end_abandoned(self) -> None:
-        """End claims of executions whose event loop was closed. There is another user now."""
-        for key, claim in list(self._claims.items()):
-            if claim.is_abandoned() and self._claims.pop(key, None) is claim:
-                claim.end()
-                self._new.discard(claim.run_id)
+        """End the leases of executions whose event loop was closed.
+
+        Called while the store has another user, so ``_users`` stays above 0.
+        """
+        for key, lease in list(self._claims.items()):
+            if lease.is_abandoned() and self._claims.pop(key, None) is lease:
+                lease.end()
+                self._new.discard(lease.run_id)
                 with self._lock:
                     self._users -= 1
 
@@ -203,95 +212,101 @@ class DurableStore(ABC):
             return self._writer
 
     async def _leave(self) -> None:
-        """Have one user less; close what nobody uses.
+        """Count one user less, and close the store if that was the last one.
 
-        The end of the thread is waited for, also by a caller that is cancelled, for ``CLOSING``
-        seconds. A thread that a silent server holds up for longer ends by itself.
+        The caller waits up to ``CLOSING`` seconds for the writer thread to end, even if it is
+        cancelled. A thread that waits longer for a silent server ends by itself.
         """
         with self._lock:
             self._users -= 1
             if self._users:
                 return
+            # In one step with the count: a new user must find no writer that is about to end.
             writer, self._writer = self._writer, None
         if writer is not None:
             with move_on_after(CLOSING, shield=True):
                 await writer.stop(within=self._config.patience)
 
-    # -- what the engine asks of a store --------------------------------------------------------
+    # -- ``Store``, ``ReadsInParts`` and ``FindsOrphans``: called by the engine -----------------
 
     async def claim(self, run_id: str, holder: str) -> bool:
-        """Let ``holder`` have the run; see ``Store``.
+        """Give ``holder`` the run; see ``Store``.
 
         Raises:
-            RunClaimed: Another execution has it. The message says which process, and until when.
+            RunClaimed: Another execution holds it. The message names its process, and the time when
+                its lease expires.
             StoreFailed: The database can't be used; the message says why.
         """
         if (run_id, holder) in self._claims:
-            msg = f"run {run_id} goes on in this process already, in this very execution"
+            msg = f"run {run_id} is already running in this process, in this very execution"
             raise RunClaimed(msg)
         writer = self._enter()
         self._end_abandoned()
-        claim = self._claims[run_id, holder] = Claim(run_id, holder)
+        lease = self._claims[run_id, holder] = Lease(run_id, holder)
         try:
-            has_died = await writer.ask(Claiming(claim), lightly=True)
+            has_died = await writer.ask(Claiming(lease), lightly=True)
         except Exception:
-            claim.end()  # it may have been made all the same, before the connection was lost
+            # The claim may have been made all the same, before the connection was lost. As its
+            # execution has ended, this process may claim the run again at once.
+            lease.end()
             del self._claims[run_id, holder]
             await self._leave()
             raise
-        if claim.is_first:
+        if lease.is_first:
             self._new.add(run_id)
         return has_died
 
     async def release(self, run_id: str, holder: str) -> None:
-        """Give the run back; see ``Store``.
+        """Release the run; see ``Store``.
 
         If the database can't be reached, the execution is over all the same: the next one of this
-        process takes the run over at once, those of other processes when the lease has run out.
-
-        Cancelled meanwhile, it is given back all the same, as soon as the database answers.
+        process takes the run at once, those of other processes when the lease has expired. If the
+        caller is cancelled, the run is released as soon as the database answers.
 
         Raises:
             StoreFailed: The database can't be used; the message says why.
         """
-        claim = self._claims.pop((run_id, holder), None)
-        if claim is None:
+        lease = self._claims.pop((run_id, holder), None)
+        if lease is None:
             return
         self._new.discard(run_id)
-        assert self._writer is not None, "it is open as long as a run is claimed"
-        claim.given_back = True
-        released = self._writer.ask(Releasing(claim), lightly=True)
+        assert self._writer is not None, "a store is open as long as a run is claimed"
+        lease.given_back = True
+        released = self._writer.ask(Releasing(lease), lightly=True)
         try:
-            await self._leave()  # in one go, where it is the last
+            # Before waiting for the release: the last user's release and the thread's end are then
+            # done in one go.
+            await self._leave()
         finally:
             try:
                 await released
             finally:
-                # Not earlier: what was saved for later, and not waited for, is written before the
-                # release, and another execution of this process may take over from here on (see
+                # Not earlier: saves that were left for later, and that no caller waits for, are
+                # written before the release, and from here on another execution of this process may
+                # take the run (see
                 # test_what_was_left_for_later_is_saved_before_another_execution_takes_over).
-                claim.end()
+                lease.end()
 
     def pack(self, child: SavedRun) -> object:
-        """Encode what a child has come to; see ``Store``."""
+        """Encode the result of a child; see ``Store``."""
         return self._packer.pack(child)
 
     def save(self, batch: Batch) -> Job[Any, None] | None:
-        """Keep ``batch``; see ``Store``."""
+        """Save ``batch``; see ``Store``."""
         run_id = batch.path.root.id
-        claim = self._claims.get((run_id, batch.holder))
-        if claim is None or claim.lost or self._writer is None:
+        lease = self._claims.get((run_id, batch.holder))
+        if lease is None or lease.lost or self._writer is None:
             raise lost(run_id)
-        if claim.failure is not None:
-            raise claim.failure
-        work = Save(self._packer.save(batch), claim)
+        if lease.failure is not None:
+            raise lease.failure
+        work = Save(self._packer.save(batch), lease)
         self._new.discard(run_id)
         if not self._within or batch.ended is not None:
             return self._writer.ask(work)
-        return self._writer.leave(work, self._within, claim.fail)
+        return self._writer.leave(work, self._within, lease.fail)
 
     async def load(self, run_id: str) -> RunRecord | None:
-        """Say what is known of a root run; see ``Store``."""
+        """Return a root run; see ``Store``."""
         if run_id in self._new:
             return None
         return await self._read(lambda reader: reader.load(run_id))
@@ -303,7 +318,7 @@ class DurableStore(ABC):
     async def children(
         self, path: RunPath, step: str | None = None, visit: int | None = None
     ) -> Sequence[ChildRecord]:
-        """Return what is known of the children of a run; see ``Store``."""
+        """Return the records of a run's children; see ``Store``."""
         return await self._read(lambda reader: reader.children(path, step, visit)) or ()
 
     async def read_part(
@@ -331,21 +346,21 @@ class DurableStore(ABC):
     async def not_done(
         self, path: RunPath, step: str | None = None, visit: int | None = None
     ) -> Sequence[ChildRecord]:
-        """Return what is known of the other children of a run; see ``ReadsInParts``."""
+        """Return the records of children that are not done; see ``ReadsInParts``."""
         return await self._read(lambda reader: reader.not_done(path, step, visit)) or ()
 
     async def orphans(self) -> Sequence[Orphan]:
-        """Return the runs that have no end and that nobody executes; see ``FindsOrphans``."""
+        """Return the runs without an end that are not claimed; see ``FindsOrphans``."""
         return await self._read(lambda reader: reader.orphans()) or ()
 
-    # -- what it may be asked besides -----------------------------------------------------------
+    # -- ``CachesResults``, ``Browses`` and ``Prunes`` -------------------------------------------
 
     async def recall(self, key: str) -> Sequence[Operation] | None:
-        """Return a result that is remembered; see ``CachesResults``."""
+        """Return a cached result; see ``CachesResults``."""
         return await self._read(lambda reader: reader.recall(key), flushes=False)
 
     async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
-        """Remember a result; see ``CachesResults``. A loss of power may take it away."""
+        """Cache a result; see ``CachesResults``. A loss of power may remove it."""
         text = self._packer.result(operations)
         await self._ask(lambda database: database.remember(key, text, seconds))
 
@@ -360,23 +375,23 @@ class DurableStore(ABC):
         return await self._read(lambda reader: reader.summary(run_id))
 
     async def counts(self, path: RunPath) -> Mapping[ChildStatus, int]:
-        """Count the children of a run by how they stand; see ``Browses``."""
+        """Count the children of a run by status; see ``Browses``."""
         return await self._read(lambda reader: reader.counts(path)) or {}
 
     async def failures(
         self, path: RunPath, *, limit: int = 50, skip: int = 0
     ) -> Sequence[FailedChild]:
-        """Return children that have failed; see ``Browses``."""
+        """Return failed children; see ``Browses``."""
         return await self._read(lambda reader: reader.failures(path, limit, skip)) or ()
 
     async def discard(self, run_id: str) -> None:
-        """Forget a root run and all its descendants; one that is not known is no error.
+        """Delete a root run and all its descendants. An unknown run is no error.
 
-        From then on nobody finds it. What it takes up is deleted little by little, so that no save
-        waits long; cancelled meanwhile, that is left to the next call.
+        The run disappears at once. Its rows are deleted little by little, so that no save waits
+        long; if the caller is cancelled, the next call deletes the rest.
 
         Raises:
-            RunClaimed: An execution of it goes on.
+            RunClaimed: The run is being executed.
             StoreFailed: The database can't be used.
         """
         async with self:
@@ -407,7 +422,7 @@ class DurableStore(ABC):
         return count
 
     async def _sweep(self) -> None:
-        """Delete what nobody knows any more, and give its room back."""
+        """Delete the rows of condemned runs, and return their space to the disk."""
         steps: tuple[Callable[[Database], bool], ...] = (
             lambda database: database.sweep(SOME),
             lambda database: database.give_back(SOME),
@@ -417,11 +432,12 @@ class DurableStore(ABC):
             while has_more:
                 started_at = time.monotonic()
                 has_more = await self._ask(step)
-                # Other processes look from time to time whether they may write: let them.
+                # Other processes poll for the lock of the file. A pause as long as the transaction
+                # leaves them half of the time.
                 await sleep(max(time.monotonic() - started_at, PAUSE))
 
     async def _ask(self, work: Callable[[Database], T]) -> T:
-        """Have ``work`` done in a transaction that may go with the machine's power."""
+        """Execute ``work`` in a transaction that needn't survive a loss of power."""
         writer = self._enter()
         try:
             return await writer.ask(work, lightly=True)
@@ -429,14 +445,15 @@ class DurableStore(ABC):
             await self._leave()
 
     async def _read(self, look: Callable[[Reader], T], *, flushes: bool = True) -> T | None:
-        """Call ``look`` in a worker thread; without it where there is nothing."""
+        """Call ``look`` in a worker thread; return None if the database has no tables yet."""
         writer = self._writer
         if flushes and self._within and writer is not None:
-            await writer.ask(_nothing, lightly=True)  # what was saved, and left for later, is there
+            # Saves that were left for later are written before this job, so the reader sees them.
+            await writer.ask(_nothing, lightly=True)
         return await to_thread.run_sync(self._look, look, abandon_on_cancel=self._abandons_readers)
 
     def _look(self, look: Callable[[Reader], T]) -> T | None:
-        """Call ``look``, again where the database had no answer; as long as that is waited for."""
+        """Call ``look``; retry errors that may pass for ``patience`` seconds. Runs in a thread."""
         config, until = self._config, time.monotonic() + self._config.patience
         for number, delay in enumerate(delays()):
             connection: Connection | None = None
@@ -450,18 +467,18 @@ class DurableStore(ABC):
             except BaseException as error:
                 if connection is not None:
                     connection.close()
-                if not isinstance(error, config.faults.errors):
+                if not isinstance(error, config.error_policy.errors):
                     raise
-                if not config.faults.may_pass(error) or time.monotonic() > until:
-                    raise config.faults.explained(error) from error
-                if number == 1:
+                if not config.error_policy.may_pass(error) or time.monotonic() > until:
+                    raise config.error_policy.explained(error) from error
+                if number == 1:  # not at the first: a kept connection may have been lost long ago
                     tell_waiting("readers", config.patience, error)
             else:
                 self._give_back(connection)
                 return found
             from_thread.check_cancelled()
             time.sleep(delay)
-        raise AssertionError("it is tried again and again")
+        raise AssertionError("delays() never ends")
 
     def _take_reader(self) -> Connection | None:
         with self._lock:
@@ -475,24 +492,26 @@ class DurableStore(ABC):
         connection.close()
 
     def _take_readers(self) -> Sequence[Connection]:
-        """Return the connections that nobody uses now, for the caller to close."""
+        """Remove and return the idle connections, for the caller to close."""
         with self._lock:
             readers, self._readers = self._readers, []
         return readers
 
 
 def _nothing(_: object) -> None:
-    """Ask for nothing but to be told when it is one's turn."""
+    """Do nothing: a job whose end says that all earlier jobs are done."""
 
 
 # -- forks -----------------------------------------------------------------------------------------
 
 _stores: WeakSet[DurableStore] = WeakSet()
-_inherited: list[object] = []  # never closed: they are the parent process's
+# Connections and threads that belong to the parent process. Keeping them here forever stops Python
+# from closing them: that would end the parent's connection, or drop its locks on a file.
+_inherited: list[object] = []
 
 
 def _start_anew() -> None:
-    """Let go of what a forked process has inherited, without touching any of it."""
+    """Reset all stores in a forked process, without touching connections of its parent."""
     for store in list(_stores):
         _inherited.append((store._writer, store._readers))
         store._lock = Lock()

@@ -1,7 +1,8 @@
-"""Rows of a database turned into what a store returns. Imports the rows.
+"""Turn rows of a database into the values that a store returns.
 
 Invariants:
-- What was encoded is read as it is: types that are gone are no reason to lose a row.
+- Moving updates from a row into ``history`` copies their encoded text without decoding it, so no
+  update is lost if its types are gone.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from .rows import FORMS, OPERATIONS, Applied, Begun, Child, History, names_of
 
 @final
 class Unpacker:
-    """Turns rows into what a store returns."""
+    """Turns rows into the values that a store returns."""
 
     def __init__(self, codec: Codec) -> None:
         """Decode with ``codec``."""
         self._decode: Callable[[str], Any] = codec.decode
 
     def run(self, begun: Begun, status: Status | None, reason: str) -> RunRecord:
-        """Return what is known of a root run."""
+        """Return a root run."""
         forked = None
         if begun.forked_from is not None and begun.forked_at is not None:
             forked = begun.forked_from, begun.forked_at
@@ -53,11 +54,11 @@ class Unpacker:
         return RunRecord(beginning=beginning, status=status, reason=reason)
 
     def result(self, text: str) -> Sequence[Operation]:
-        """Return what an action has come to."""
+        """Return the operations of a cached result."""
         return self._update(text).operations
 
     def child(self, row: Child) -> ChildRecord:
-        """Return what is known of a child."""
+        """Return the record of a child."""
         winner = None
         if row.winner_act is not None and row.winner_key is not None:
             winner = ChildName(row.winner_act, row.winner_key)
@@ -83,7 +84,7 @@ class Unpacker:
         )
 
     def failure(self, row: Child) -> FailedChild:
-        """Return what is known of a child that has failed, without looking at its values."""
+        """Return a failed child for a list of failures, without decoding its values."""
         return FailedChild(
             step=row.step,
             visit=row.visit,
@@ -97,11 +98,11 @@ class Unpacker:
         )
 
     def history(self, rows: Iterable[History], children: Iterable[Applied]) -> list[Entry]:
-        """Return the history of a run: its own entries, and those that applied its children.
+        """Return the history of a run: its own entries, and the updates that applied children.
 
         Args:
-            rows: The entries, in order of their numbers and, of one number, as they were saved.
-            children: Of those that were applied, in order of that.
+            rows: The entries, by number; entries of one number in the order of their saves.
+            children: The applied children, in the order in which they were applied.
         """
         applied = [self.applied(child) for child in children]
         entries: list[Entry] = []
@@ -155,7 +156,7 @@ class Unpacker:
         return Update(row.applied, row.step, (operation,))
 
     def own(self, row: Child) -> Update | None:
-        """Return the last update of a child's own, if that was saved with its end."""
+        """Return a child's own last update; None if none was saved with its end."""
         if row.own is not None:
             return self._update(row.own)
         own = None if row.form is None else _form_of(row.form)["own"]
@@ -166,17 +167,16 @@ class Unpacker:
         return Update(number, step, (Set(field, value),))
 
 
-@lru_cache(FORMS)
+@lru_cache(FORMS)  # all children of a fan-out have the same
 def _form_of(text: str) -> Mapping[str, Any]:
-    """Read a form: many children have the same."""
     return json.loads(text)
 
 
 def outlived(row: Child, codec: Codec) -> list[tuple[bool, History]]:
-    """Return what a child's row says of histories, before it is replaced.
+    """Return the entries of histories that a child's row holds, before it is overwritten.
 
-    That is the update that applied it, marked with True, which is its parent's, and its own last
-    one. What was encoded is taken as it is, for its types may be gone.
+    These are the parent's update that applied it, marked with True, and the child's own last
+    update. Encoded values are copied without decoding them, because their types may be gone.
     """
     value, found = row.value or "null", list[tuple[bool, History]]()
     form: Mapping[str, Any] = {} if row.form is None else _form_of(row.form)

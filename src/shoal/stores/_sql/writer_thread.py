@@ -1,13 +1,13 @@
-"""A thread that does one store's writing: all that was asked meanwhile, in one transaction.
+"""Run one store's writing in a thread: all pending jobs in one transaction.
 
-Imports what is taken from event loops. Knows nothing of any database.
+This module knows no particular database.
 
 Invariants:
-- What was asked is done in that order, but for what a database may do earlier, see
-  ``Database._grouped`` in ``_writing``.
-- Where somebody waits, nothing waits for more to come: while one transaction is committed, the
-  next one fills.
-- Any number of event loops may ask. Each is woken once for all of its that a transaction has done.
+- Jobs are done in the order in which they were asked for. A database may do some of them earlier,
+  see ``Database._grouped`` in ``writing``.
+- If a caller waits for a job, the thread doesn't wait for further ones: jobs that arrive while one
+  transaction is committed share the next one.
+- Any number of event loops may ask. Each is woken once for all of its jobs in a transaction.
 """
 
 from __future__ import annotations
@@ -26,39 +26,41 @@ D = TypeVar("D")
 T = TypeVar("T")
 
 MOST_JOBS = 1000
-"""Saves that may be left for later; further ones are waited for."""
+"""Saves that may be pending without a caller that waits; callers wait for further ones. The bound
+keeps a run that is faster than the disk from filling the memory."""
 
 
 class Database(Protocol):
-    """What the thread works on, and nobody else."""
+    """The database of a writer thread. Only the thread uses it, except for ``end_by``."""
 
     def open(self) -> None:
-        """Begin."""
+        """Open the database."""
         ...
 
     def do(self, jobs: Sequence[Job[Any, Any]]) -> Iterator[Sequence[Job[Any, Any]]]:
-        """Do ``jobs``, and leave in each how that went. Raises nothing.
+        """Do ``jobs``, and set the result or error of each. Raises nothing.
 
-        Yields those that one transaction has done, as soon as it has: they wait for no others.
+        Yields the jobs of each transaction as soon as it has ended, so that their callers don't
+        wait for the others.
         """
         ...
 
     def end_by(self, at: float) -> None:
-        """Try nothing again from a time on, by the monotonic clock. Called by event loops."""
+        """Retry nothing after that moment, by the monotonic clock. Called by event loops."""
         ...
 
     def keep_up(self) -> float:
-        """Do what is due by itself; return when it is next, by the monotonic clock."""
+        """Do periodic work that is due; return when it is due next, by the monotonic clock."""
         ...
 
     def close(self) -> None:
-        """End."""
+        """Close the database."""
         ...
 
 
 @final
 class Job(Generic[D, T]):
-    """What the thread is asked to do. Awaited, it says when that is done, and what came of it."""
+    """A piece of work for the thread. Awaiting it waits for its end, and returns its result."""
 
     __slots__ = (
         "backend",
@@ -73,23 +75,25 @@ class Job(Generic[D, T]):
     )
 
     def __init__(self, work: Callable[[D], T]) -> None:
-        """Ask for ``work``, to be done at once."""
+        """Create a job that is due at once."""
         self.work: Callable[[D], T] = work
         self.due: float = 0.0
-        """When it has to be begun, by the monotonic clock."""
+        """The latest moment for its start, by the monotonic clock."""
+        # The thread sets one of the two, and afterwards wakes the waiter.
         self.result: T | None = None
         self.error: Exception | None = None
         self.is_last: bool = False
+        """Whether the thread ends with this job."""
         self.is_light: bool = False
-        """Whether what it writes may go with the machine's power."""
+        """Whether its changes may be lost if the machine loses power."""
         self.backend: Backend | None = None
-        """The event loop that waits for it, if one does."""
+        """The event loop that waits for it; None if none does."""
         self.waiter: Waiter | None = None
         self.on_failed: Callable[[Exception], None] | None = None
-        """Told of the error where nobody waits."""
+        """Called with the error, in the thread, if no event loop waits."""
 
     def __await__(self) -> Generator[Any, Any, T]:
-        """Wait for the end. Cancelled meanwhile, it is done all the same."""
+        """Wait for the end. If the caller is cancelled, the job is done all the same."""
         if self.waiter is not None:
             yield from self.waiter.__await__()
         error, self.error = self.error, None
@@ -97,29 +101,33 @@ class Job(Generic[D, T]):
             if error is not None:
                 raise error
         finally:
-            del error  # no cycle from the exception to this frame
-        return self.result  # pyright: ignore[reportReturnType] # as the work has left it
+            del error  # breaks the traceback cycle
+        return self.result  # pyright: ignore[reportReturnType] # the work has returned a T
 
 
 @final
 class Writer(threading.Thread, Generic[D]):
-    """The thread. It lives until it is closed."""
+    """The thread that writes. It lives until ``stop`` is called."""
 
     def __init__(self, database: Any, name: str) -> None:
-        """Start it; if the database can't be opened, all jobs fail with the reason."""
+        """Start the thread. If the database can't be opened, all jobs fail with the reason."""
         super().__init__(name=name, daemon=True)
         self._database: Any = database
         self._jobs: SimpleQueue[Job[D, Any]] = SimpleQueue()
-        self._later: list[Job[D, Any]] = []  # to be done, but not yet due
+        # Jobs that the thread has taken from the queue and that are not due yet. It belongs to the
+        # thread; event loops read only its length.
+        self._later: list[Job[D, Any]] = []
+        # The number of unfinished jobs by token of the event loop that waits; no entry for 0. Each
+        # loop changes only its own entry, in its own thread.
         self._owed: dict[object, int] = {}
         self.start()
 
     # -- called on event loops ------------------------------------------------------------------
 
     def ask(self, work: Callable[[D], T], *, lightly: bool = False) -> Job[D, T]:
-        """Have ``work`` done, with the database and inside of a transaction; await what this is.
+        """Do ``work`` with the database, inside of a transaction; await the job for its result.
 
-        Done ``lightly``, it needn't outlast a loss of power.
+        With ``lightly``, its changes may be lost if the machine loses power.
         """
         job: Job[D, T] = Job(work)
         job.is_light = lightly
@@ -127,10 +135,10 @@ class Writer(threading.Thread, Generic[D]):
         return job
 
     def stop(self, within: float) -> Job[D, None]:
-        """Have it end, once it has done what it was asked; await what this is.
+        """End the thread after all jobs are done; await the job to wait for that.
 
-        What fails is tried again for so many seconds at most. A caller that doesn't wait for so
-        long leaves the thread to itself.
+        Failing jobs are retried for ``within`` seconds at most. A caller may stop waiting earlier;
+        the thread then ends by itself.
         """
         self._database.end_by(monotonic() + within)
         job: Job[D, None] = Job(_nothing)
@@ -139,8 +147,8 @@ class Writer(threading.Thread, Generic[D]):
         return job
 
     def _put(self, job: Job[D, Any]) -> None:
-        # Not kept in a RunVar, which would never let go of an event loop that it holds itself (see
-        # test_a_store_keeps_no_event_loop_that_has_ended).
+        # Not kept in a RunVar: a backend refers to its event loop, and the RunVar would keep both
+        # alive forever (see test_a_store_keeps_no_event_loop_that_has_ended).
         backend = job.backend = current_backend()
         job.waiter = backend.waiter()
         self._owed[backend.token] = self._owed.get(backend.token, 0) + 1
@@ -149,10 +157,10 @@ class Writer(threading.Thread, Generic[D]):
     def leave(
         self, work: Callable[[D], object], within: float, on_failed: Callable[[Exception], None]
     ) -> Job[D, Any] | None:
-        """Have ``work`` begun within some seconds; nobody needs to wait for it.
+        """Do ``work`` within some seconds, without a caller that waits; return None.
 
-        Where too much is left already, return what to await all the same. Otherwise ``on_failed``
-        is called, by the thread, if it fails.
+        If it fails, the thread calls ``on_failed``. If too many jobs are pending, return a job that
+        the caller has to await instead.
         """
         if self._jobs.qsize() + len(self._later) >= MOST_JOBS:
             return self.ask(work)
@@ -162,7 +170,7 @@ class Writer(threading.Thread, Generic[D]):
         return None
 
     def owes(self, token: object) -> bool:
-        """Tell whether tasks of an event loop wait for it. Called by that loop's thread."""
+        """Return whether tasks of an event loop wait for jobs. Called in that loop's thread."""
         return bool(self._owed.get(token))
 
     def _release(self, token: object, jobs: Sequence[Job[D, Any]]) -> None:
@@ -171,18 +179,18 @@ class Writer(threading.Thread, Generic[D]):
             del self._owed[token]
         for job in jobs:
             waiter = job.waiter
-            if waiter is not None and not waiter.done():
+            if waiter is not None and not waiter.done():  # done: its task was cancelled
                 waiter.set_result(None)
 
-    # -- the thread's own -----------------------------------------------------------------------
+    # -- called in the thread -------------------------------------------------------------------
 
     def run(self) -> None:
-        """Work until it is told to stop."""
+        """Do jobs until the last one has come."""
         database = self._database
         failure: Exception | None = None
         try:
             database.open()
-        except Exception as error:  # noqa: BLE001 # every job's
+        except Exception as error:  # noqa: BLE001 # every job fails with it
             failure = error
         while True:
             self._gather(inf if failure else database.keep_up())
@@ -205,7 +213,7 @@ class Writer(threading.Thread, Generic[D]):
                 return
 
     def _gather(self, until: float) -> None:
-        """Collect jobs until one is due, the last has come, or that time has."""
+        """Collect jobs until one is due, the last one has come, or that moment has."""
         later = self._later
         due = min((job.due for job in later), default=inf)
         try:
@@ -215,7 +223,7 @@ class Writer(threading.Thread, Generic[D]):
             while not job.is_last:
                 job = self._jobs.get_nowait()
                 later.append(job)
-        except Empty:  # the time has come, or there is nothing more at the moment
+        except Empty:  # the moment has come, or no further job is in the queue
             return
 
     def _hand_back(self, jobs: Sequence[Job[D, Any]]) -> None:
@@ -230,9 +238,9 @@ class Writer(threading.Thread, Generic[D]):
             assert backend is not None
             try:
                 backend.call_soon(partial(self._release, token, done))
-            except RuntimeError:  # that loop has ended, and so has whoever waited
-                self._owed.pop(token, None)  # which would keep the loop
+            except RuntimeError:  # the loop was closed, so none of its tasks waits any more
+                self._owed.pop(token, None)  # the token refers to the loop, and would keep it alive
 
 
 def _nothing(_: object) -> None:
-    """Stand in for the work of the last job."""
+    """Do nothing: the work of the last job."""

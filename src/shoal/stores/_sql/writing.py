@@ -1,9 +1,9 @@
-"""Writing to the tables of a store, in its writer's thread. Imports reading and claims.
+"""Write to the tables of a store, in its writer thread.
 
 Invariants:
-- Every save names its claim, which is looked at in the same transaction: what comes from an
-  execution that the run was taken from is refused, however late it comes.
-- Where a transaction failed, nothing of it is kept, and everybody whose save was in it is told.
+- Every save names its lease, and the same transaction checks it. So saves of an execution that has
+  lost the run are refused, however late they come.
+- If a transaction fails, nothing of it is kept, and each job in it gets the error.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from shoal.stores._protocol import RunStatus
 
 from . import pruning as _pruning
 from . import results as _cached
-from .dialect import Connection, Dialect, Faults
-from .leases import Claim, Held, KnownRows
+from .dialect import Connection, Dialect, ErrorPolicy
+from .leases import KnownRows, Lease, LeaseState
 from .reading import children_where
 from .rows import Begun, Child, History, Place, Rows
 from .unpacking import outlived
 from .writer_thread import Job
 
-KNOWN = 10_000  # rows of a run whose ids are remembered
+KNOWN = 10_000
+"""Ids of rows that are remembered for each run: some 2 MB at most."""
 
 logger = logging.getLogger("shoal")
 
@@ -41,7 +42,8 @@ COLUMNS = (
     "reason", "winner_act", "winner_key", "error", "attempts", "elapsed", "abandoned",
     "crashes",
 )  # fmt: skip
-"""Of ``runs``, what is said of children, but for their names."""
+"""The columns of ``runs`` that describe children, without those of their names. The order is that
+of ``Child`` from ``position`` on."""
 UPDATE = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in COLUMNS)} WHERE id = ?"
 _ROOT = (
     "application",
@@ -61,7 +63,7 @@ _BEGUN = (
 OURS = "run_id = ? AND epoch = ? AND execution = ?"
 IS_KEPT = "EXISTS (SELECT 1 FROM runs WHERE parent = 0 AND place = 0 AND key = ?)"
 SAYS_MORE = "(applied IS NOT NULL OR own IS NOT NULL OR runs.form IS NOT NULL)"
-"""Holds of rows of children that say something of histories."""
+"""SQL: true for rows of children that hold updates, so entries of histories."""
 _BELOW = (
     "WITH RECURSIVE below(id) AS (SELECT id FROM runs WHERE parent = ? UNION ALL "
     "SELECT runs.id FROM runs JOIN below ON runs.parent = below.id) "
@@ -79,22 +81,23 @@ def _new_row(columns: tuple[str, ...]) -> str:
 
 
 def delays() -> Iterator[float]:
-    """Return after how many seconds what may pass is tried again, each time."""
-    return chain((0.0,), repeat(0.1))  # at once: a connection may have been lost long ago
+    """Return the seconds to wait before each retry of an error that may pass; endless."""
+    # The first retry comes at once: the connection may have been lost long ago, while idle.
+    return chain((0.0,), repeat(0.1))
 
 
 def tell_waiting(who: str, patience: float, error: Exception) -> None:
-    """Say, to whoever looks at logs, what is waited for."""
+    """Log which calls wait, for how long, and for the end of which error."""
     logger.warning("%s wait %g s at most: %s", who, patience, " ".join(str(error).split()))
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """How a store was described, and what its database is like."""
+    """The settings of a store, and the properties of its database."""
 
     dialect: Dialect
-    faults: Faults
+    error_policy: ErrorPolicy
     codec: Codec
     lease: float
     heartbeat: float
@@ -103,43 +106,40 @@ class Config:
 
 @final
 class Claiming(NamedTuple):
-    """Work for the writer: to claim a run. Returns whether its last execution gave it back."""
+    """Work for the writer: claim a run. Returns whether its last execution died."""
 
-    claim: Claim
+    lease: Lease
 
     def __call__(self, database: Database) -> bool:
-        """Do it."""
-        return database.claim(self.claim)
+        return database.claim(self.lease)
 
 
 @final
 class Releasing(NamedTuple):
-    """Work for the writer: to give a run back."""
+    """Work for the writer: release a run."""
 
-    claim: Claim
+    lease: Lease
 
     def __call__(self, database: Database) -> None:
-        """Do it."""
-        database.release(self.claim)
+        database.release(self.lease)
 
 
 @final
 class Save(NamedTuple):
-    """Work for the writer: to keep what a save writes, unless the run was taken over."""
+    """Work for the writer: write the rows of a save, unless the run was taken over."""
 
     rows: Rows
-    claim: Claim
+    lease: Lease
 
     def __call__(self, database: Database) -> None:
-        """Do it."""
-        database.save(self.rows, self.claim)
+        database.save(self.rows, self.lease)
 
 
-def refuse_held(run_id: str, held: Held | None) -> tuple[int, bool]:
-    """Return the epoch of the last claim, and whether its execution has died.
+def refuse_held(run_id: str, held: LeaseState | None) -> tuple[int, bool]:
+    """Return the epoch of the last lease, and whether its execution died.
 
     Raises:
-        RunClaimed: Another execution has the run.
+        RunClaimed: Another execution holds the run.
     """
     if held is None:
         return 0, False
@@ -149,75 +149,79 @@ def refuse_held(run_id: str, held: Held | None) -> tuple[int, bool]:
 
 
 class Database(ABC):
-    """The tables, as the writer's thread has them."""
+    """The tables of a store, as the writer thread uses them."""
 
     def __init__(self, config: Config) -> None:
-        """Open nothing yet."""
+        """Create the object; open nothing yet."""
         self._config = config
         self._dialect = config.dialect
-        self._claims: dict[str, Claim] = {}
-        self._next_beat = inf
-        # When nothing is tried again any more, by the monotonic clock. Event loops set it.
+        # The leases that ``keep_up`` renews, by run id: those that the table has.
+        self._claims: dict[str, Lease] = {}
+        self._next_beat = inf  # when they are renewed next, by the monotonic clock
+        # No retry begins after this moment, by the monotonic clock. Event loops set it in
+        # ``end_by``, all else belongs to the writer thread.
         self._ends_at = inf
-        self._rows = KnownRows()  # those of the claim under which is saved now
-        self._touched = list[KnownRows]()  # in this transaction
+        self._rows = KnownRows()  # of the lease whose save is being written
+        # The known rows that this transaction may have added to; cleared when it is rolled back.
+        self._touched = list[KnownRows]()
+        # Ids of rows of ``places`` and ``forms``. Also cleared by a rollback.
         self._places: dict[Place, int] = {}
         self._forms: dict[str, int] = {}
 
-    # -- what each database does by itself ------------------------------------------------------
+    # -- implemented by each database -----------------------------------------------------------
 
     @property
     @abstractmethod
     def _sql(self) -> Connection:
-        """The connection, which is open."""
+        """The open connection."""
 
     @abstractmethod
     def open(self) -> None:
-        """Begin; see the writer's ``Database``."""
+        """Open the database; see ``writer_thread.Database``."""
 
     @abstractmethod
     def close(self) -> None:
-        """End."""
+        """Close the database."""
 
     @abstractmethod
     def _begin(self, jobs: Sequence[Job[Any, Any]]) -> None:
-        """Begin the transaction that does ``jobs``."""
+        """Begin the transaction of ``jobs``."""
 
     @abstractmethod
     def _commit(self, jobs: Sequence[Job[Any, Any]]) -> None:
-        """Commit it; where nobody can know whether it is, leave in ``jobs`` that it is in doubt."""
+        """Commit the transaction; if its fate can't be known, set ``CommitInDoubt`` in ``jobs``."""
 
     @abstractmethod
     def _abort(self) -> None:
-        """End a transaction that has failed, if there is one. Raises nothing."""
+        """Roll a failed transaction back, if there is one. Raises nothing."""
 
     @abstractmethod
-    def _check(self, claim: Claim) -> None:
-        """Refuse the save of an execution that the run was taken from."""
+    def _check(self, lease: Lease) -> None:
+        """Refuse the save of an execution that has lost the run."""
 
     @abstractmethod
-    def _held(self, run_id: str) -> Held | None:
-        """Look who has a run, and let nobody take it until the transaction has ended."""
+    def _lease_state(self, run_id: str) -> LeaseState | None:
+        """Return the last lease on a run, and lock it until the end of the transaction."""
 
     @abstractmethod
-    def _take(self, claim: Claim) -> None:
-        """Write a claim down, with its epoch, instead of the last one."""
+    def _take(self, lease: Lease) -> None:
+        """Write a lease in the place of the last one."""
 
     @abstractmethod
-    def _beat(self) -> list[Claim]:
-        """Give a sign of life of all that is claimed; return what others have taken."""
+    def _beat(self) -> list[Lease]:
+        """Renew all leases; return those that other executions have taken."""
 
     def _write(self, sql: str, values: Sequence[Any]) -> None:
-        """Execute a statement that is not asked what it has found or changed."""
+        """Execute a statement whose result is not needed; it may be delayed until the commit."""
         self._sql.execute(sql, values)
 
     @abstractmethod
     def _append(self, entries: list[tuple[int, History]]) -> None:
-        """Write entries of histories, each with its run."""
+        """Write entries of histories, each with the id of its run."""
 
     @abstractmethod
     def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
-        """Write new rows of children, each with its place; return those that have one already."""
+        """Write new rows of children, each with its place; return those that have a row already."""
 
     # -- transactions ---------------------------------------------------------------------------
 
@@ -225,7 +229,7 @@ class Database(ABC):
         until = time.monotonic() + self._config.patience
         outage: Exception | None = None
         for group in self._grouped(jobs):
-            # An outage is waited for once, and not by each group: the rest fails for that reason.
+            # Only the first group waits for the end of an outage; the others fail with its error.
             if outage is None:
                 outage = self._do(group, until)
             else:
@@ -238,55 +242,55 @@ class Database(ABC):
     def _grouped(
         self, jobs: Sequence[Job[Any, Any]]
     ) -> Iterator[Sequence[Job[Any, Any]]] | Sequence[Sequence[Job[Any, Any]]]:
-        """Return which jobs are done in one transaction each; all in one, by default."""
+        """Split ``jobs`` into groups with a transaction each; one group by default."""
         return (jobs,)
 
     def _do(self, jobs: Sequence[Job[Any, Any]], until: float) -> Exception | None:
-        """Do ``jobs`` in one transaction; return what all that come after them would meet."""
+        """Do ``jobs`` in one transaction; return its error if all later jobs would fail with it."""
         error = self._attempt(jobs)
         for number, delay in enumerate(delays()):
             if error is None or not self._may_pass(error):
                 break
             if time.monotonic() > min(until, self._ends_at):
                 break
-            if number == 1:  # the first one may be a connection that was lost long ago
+            if number == 1:  # not at the first: the connection may have been lost long ago
                 tell_waiting("saves", self._config.patience, error)
             time.sleep(delay)
-            self.keep_up()
+            self.keep_up()  # leases must not expire while saves wait
             error = self._attempt(jobs)
         if error is None:
             return None
-        is_outage = self._may_pass(error) and self._config.faults.is_general(error)
+        is_outage = self._may_pass(error) and self._config.error_policy.is_general(error)
         self._fail(jobs, error)
         return error if is_outage else None
 
     def _attempt(self, jobs: Sequence[Job[Any, Any]]) -> Exception | None:
         try:
             self._transact(jobs)
-        except Exception as error:  # noqa: BLE001 # whoever waits hears of it
+        except Exception as error:  # noqa: BLE001 # each job raises it where it is awaited
             self._roll_back()
             return error
         return None
 
     def _may_pass(self, error: Exception) -> bool:
-        faults = self._config.faults
-        return isinstance(error, faults.errors) and faults.may_pass(error)
+        error_policy = self._config.error_policy
+        return isinstance(error, error_policy.errors) and error_policy.may_pass(error)
 
     def _fail(self, jobs: Sequence[Job[Any, Any]], error: Exception) -> None:
-        """Tell everybody of ``error``; where it may be one job's alone, find out whose."""
-        faults = self._config.faults
-        is_its_own = isinstance(error, faults.errors)
-        if len(jobs) > 1 and not (is_its_own and faults.is_general(error)):
+        """Give ``jobs`` the error; if one job may be the cause, repeat each job by itself."""
+        error_policy = self._config.error_policy
+        is_its_own = isinstance(error, error_policy.errors)
+        if len(jobs) > 1 and not (is_its_own and error_policy.is_general(error)):
             for job in jobs:
                 self._do((job,), time.monotonic() + self._config.patience)
             return
         for job in jobs:
             failure = error
             if is_its_own:
-                failure = faults.explained(error)
+                failure = error_policy.explained(error)
                 failure.__cause__ = error
             job.error = failure
-            if job.on_failed is not None:  # at once: the next job may build on it
+            if job.on_failed is not None:  # at once: the next job may be a save of the same run
                 job.on_failed(failure)
 
     def _transact(self, jobs: Sequence[Job[Any, Any]]) -> None:
@@ -296,7 +300,7 @@ class Database(ABC):
             try:
                 job.error = None
                 job.result = job.work(self)
-            except ShoalError as error:  # raised before anything was written
+            except ShoalError as error:  # raised before the job has written anything
                 job.error = error
         self._commit(jobs)
 
@@ -307,67 +311,74 @@ class Database(ABC):
         self._forms.clear()
         self._abort()
 
-    # -- claims ---------------------------------------------------------------------------------
+    # -- leases ---------------------------------------------------------------------------------
 
-    def claim(self, claim: Claim) -> bool:
-        """Claim a run; return whether its last execution has died before it gave it back."""
-        epoch, has_died = self._refuse_claimed(claim.run_id)
-        claim.epoch = epoch + 1
-        self._take(claim)
-        self._keep_up(claim)
+    def claim(self, lease: Lease) -> bool:
+        """Claim a run; return whether its last execution died before it released the run."""
+        epoch, has_died = self._refuse_claimed(lease.run_id)
+        lease.epoch = epoch + 1
+        self._take(lease)
+        self._keep_up(lease)
         return has_died
 
-    def _keep_up(self, claim: Claim) -> None:
-        """Give signs of life of a claim that was made."""
-        self._claims[claim.run_id] = claim
+    def _keep_up(self, lease: Lease) -> None:
+        """Renew a new lease from now on."""
+        self._claims[lease.run_id] = lease
         self._next_beat = min(self._next_beat, time.monotonic() + self._config.heartbeat)
 
     def _refuse_claimed(self, run_id: str) -> tuple[int, bool]:
-        """Return the epoch of the last claim, and whether its execution has died."""
-        return refuse_held(run_id, self._held(run_id))
+        """Return the epoch of the last lease, and whether its execution died."""
+        return refuse_held(run_id, self._lease_state(run_id))
 
-    def release(self, claim: Claim) -> None:
-        """Give a run back."""
-        key = self._dialect.index_of(claim.run_id)
-        ours = (key, claim.epoch, claim.execution)
-        if not claim.rows.ids:  # maybe nothing was ever saved of it, and nobody would prune that
+    def release(self, lease: Lease) -> None:
+        """Release a run."""
+        key = self._dialect.index_of(lease.run_id)
+        ours = (key, lease.epoch, lease.execution)
+        # If nothing was saved of the run, ``prune`` would never find it, and its claim would stay.
+        if not lease.rows.ids:
             self._sql.execute(f"DELETE FROM claims WHERE {OURS} AND NOT {IS_KEPT}", (*ours, key))
         self._sql.execute(f"UPDATE claims SET execution = NULL WHERE {OURS}", ours)
-        self._let_go(claim)
+        self._let_go(lease)
 
-    def _let_go(self, claim: Claim) -> None:
-        """Give no signs of life any more."""
-        if self._claims.get(claim.run_id) is claim:
-            del self._claims[claim.run_id]
+    def _let_go(self, lease: Lease) -> None:
+        """Renew a lease no longer."""
+        if self._claims.get(lease.run_id) is lease:
+            del self._claims[lease.run_id]
 
     def keep_up(self) -> float:
-        """Give a sign of life of all that is claimed, when it is time."""
-        for claim in [one for one in self._claims.values() if one.lost or one.is_abandoned()]:
-            del self._claims[claim.run_id]
+        """Renew the leases if it is time; return when they are due next, by the monotonic clock."""
+        for lease in [one for one in self._claims.values() if one.lost or one.is_abandoned()]:
+            del self._claims[lease.run_id]
         if not self._claims:
             return inf
         at = time.monotonic()
         if at >= self._next_beat:
             heartbeat = self._config.heartbeat
             try:
-                for claim in self._beat():
-                    claim.lost = True
+                for lease in self._beat():
+                    lease.lost = True
                 self._next_beat = at + heartbeat
-            except (self._config.faults.errors, StoreFailed):  # saves meet the same, and say so
+            except (
+                self._config.error_policy.errors,
+                StoreFailed,
+            ):  # saves meet the same, and say so
                 self._roll_back()
                 self._next_beat = time.monotonic() + heartbeat / 4
         return self._next_beat
 
     # -- saves ----------------------------------------------------------------------------------
 
-    def save(self, rows: Rows, claim: Claim) -> None:
-        """Write ``rows``, unless the run was taken over, or what they build on was not kept."""
-        if claim.failure is not None:
-            msg = f"an earlier save of run {claim.run_id} failed, and nobody waited for it"
-            raise StoreFailed(msg) from claim.failure
-        self._check(claim)
-        self._rows = claim.rows
-        self._touched.append(claim.rows)
+    def save(self, rows: Rows, lease: Lease) -> None:
+        """Write ``rows``, unless the run was taken over or an earlier save of it failed."""
+        if lease.failure is not None:
+            msg = (
+                f"an earlier save of run {lease.run_id}, which no caller waited for, failed; saves "
+                f"that build on it are refused"
+            )
+            raise StoreFailed(msg) from lease.failure
+        self._check(lease)
+        self._rows = lease.rows
+        self._touched.append(lease.rows)
         run, parent = self._root(rows.root), 0
         for above, (place, key) in enumerate(rows.path, 1):
             child = rows.run if above == len(rows.path) else None
@@ -387,7 +398,7 @@ class Database(ABC):
         return self._run(0, 0, run_id)
 
     def _run(self, parent: int, place: int, key: Key, child: Child | None = None) -> int:
-        """Find the row of a run; make it, if it is new: that of a ``child`` under way in full."""
+        """Return the id of a run's row; create it if it is new (for a ``child``, in full)."""
         name = (parent, place, key)
         known = self._rows
         run = known.ids.get(name)
@@ -396,7 +407,7 @@ class Database(ABC):
         if len(known.ids) >= KNOWN:
             known.forget()
         names = (parent, place, *self._dialect.columns_of(key))
-        if child is not None:  # it is new, mostly
+        if child is not None:  # mostly new, so insert first
             run = self._new_row(COLUMNS, (*names, *self._row(child)))
             if run is not None:
                 known.begun[run] = child.crashes
@@ -406,12 +417,12 @@ class Database(ABC):
             ).fetchone() or (None,)
         if run is None:
             run = self._new_row((), names)
-            assert run is not None, "it was not there"
+            assert run is not None, "the select before has found no row"
         known.ids[name] = run
         return run
 
     def _new_row(self, columns: tuple[str, ...], values: Sequence[Any]) -> int | None:
-        """Make the row of a run, of its names and more columns; None: there is one."""
+        """Insert the row of a run, with its names and more columns; None if there is one."""
         sql = _new_row((*self._dialect.key_columns, *columns))
         found = self._sql.execute(sql, values).fetchone()
         return None if found is None else int(found[0])
@@ -456,17 +467,18 @@ class Database(ABC):
             self._rows.is_running = rows.status is None
 
     def _begun(self, begun: Begun) -> Begun:
-        """Return what ``_ROOT`` has of it."""
+        """Return the values of the columns ``_ROOT``, except ``began_at``."""
         if begun.forked_from is None:
             return begun
         return begun._replace(forked_from=self._dialect.column_of(begun.forked_from))
 
     def _note_under_way(self, run: int, parent: int, child: Child, *, afresh: bool) -> None:
-        """Have it known that a child has begun, or has to again."""
+        """Write the row of a child that has begun, or begins again ``afresh``."""
         begun = self._rows.begun
-        if begun.get(run) == child.crashes:
+        if begun.get(run) == child.crashes:  # the row says so already
             return
         if afresh:
+            # First the updates that the old row holds: they belong to the parent's history, too.
             name = self._place(Place(child.step, child.visit, child.act)), child.key
             self._save_updates_of({name: run}, parent)
             self._sql.execute("DELETE FROM history WHERE run = ?", (run,))
@@ -481,7 +493,7 @@ class Database(ABC):
             begun[run] = child.crashes
 
     def _row(self, child: Child) -> tuple[object, ...]:
-        """Return the values of ``COLUMNS``."""
+        """Return the values of the columns ``COLUMNS``."""
         form, winner = self._form(child.form), child.winner_key
         return (
             *child[4:11],
@@ -492,11 +504,11 @@ class Database(ABC):
         )
 
     def _keep_children(self, parent: int, children: Iterable[Child]) -> None:
-        """Write how children ended: new rows mostly, else those of children known already."""
+        """Write children that have ended: mostly as new rows, else into the rows that exist."""
         new: list[tuple[int, Child]] = []
         known: list[tuple[int, Child]] = []
         for child in children:
-            place = self._places.get(child[:3])  # pyright: ignore[reportArgumentType] # equal to it
+            place = self._places.get(child[:3])  # pyright: ignore[reportArgumentType] # equals Place
             if place is None:
                 place = self._place(Place(*child[:3]))
             is_known = (parent, place, child.key) in self._rows.ids
@@ -515,11 +527,11 @@ class Database(ABC):
             self._write(UPDATE, (*self._row(child), run))
 
     def _save_updates_of(self, runs: Mapping[tuple[int, Key], int], parent: int) -> None:
-        """Put what rows of children say of histories there, before they are replaced.
+        """Copy the updates that rows of children hold into ``history``, before overwriting them.
 
         Args:
             runs: The rows, by place and key.
-            parent: Of all of them.
+            parent: The row of the parent of all of them.
         """
         for run in runs.values():
             for child in list(self._children_where(f"runs.id = ? AND {SAYS_MORE}", run)):
@@ -529,7 +541,7 @@ class Database(ABC):
         return children_where(self._sql, self._dialect, where, *values)
 
     def _outlived(self, child: Child, run: int, parent: int) -> list[tuple[int, History]]:
-        """Return what a child's row says of its own history, and of its parent's."""
+        """Return the entries of histories that a child's row holds, each with the id of its run."""
         entries = outlived(child, self._config.codec)
         return [(parent if of_parent else run, entry) for of_parent, entry in entries]
 
@@ -539,33 +551,33 @@ class Database(ABC):
             sql.execute(
                 f"{_BELOW}DELETE FROM {table} WHERE {column} IN (SELECT id FROM below)", (run,)
             )
-        self._rows.forget()  # numbers come up again
+        self._rows.forget()  # SQLite may use the ids of the deleted rows again
 
-    # -- besides --------------------------------------------------------------------------------
+    # -- cached results, and deletion -----------------------------------------------------------
 
     def remember(self, key: str, text: str, seconds: float) -> None:
-        """Keep a result of an action."""
+        """Cache the result of an action."""
         _cached.remember(self._sql, self._dialect, key, text, seconds)
 
     def discard(self, run_id: str) -> None:
-        """Have a root run, and all below it, known to nobody."""
+        """Condemn a root run; see ``pruning``."""
         self._refuse_claimed(run_id)
         _pruning.condemn(self._sql, self._dialect, run_id)
 
     def discard_old(
         self, run_ids: Sequence[str], until: float, statuses: Collection[RunStatus]
     ) -> int:
-        """The same, of runs that rest since a time; return how many those are."""
+        """Condemn those of some runs that ended before a time; return their number."""
         return _pruning.condemn_old(self._sql, self._dialect, run_ids, until, statuses)
 
     def sweep(self, limit: int) -> bool:
-        """Delete some of what is known to nobody; return whether there may be more."""
+        """Delete some condemned rows and expired results; return whether there may be more."""
         expired = _cached.expire(self._sql, self._dialect, self._dialect.now(self._sql), limit)
         return _pruning.sweep(self._sql, limit) or expired == limit
 
     def give_back(self, limit: int) -> bool:
-        """Give some free room back to the disk, so many pages; return whether there may be more.
+        """Return up to ``limit`` free pages to the disk; return whether there may be more.
 
-        A database that does so by itself needs nothing here.
+        A database that does so by itself does nothing here.
         """
         return False

@@ -1,7 +1,8 @@
-"""The file of an ``SQLiteStore`` as its threads have it. Imports the layout, and writing.
+"""Write to the file of an ``SQLiteStore``: transactions, leases, and keys as columns.
 
 Invariants:
-- A transaction that writes has the file to itself from its beginning.
+- A transaction that writes locks the file from its beginning (``BEGIN IMMEDIATE``), so it can't
+  fail halfway because of another writer.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any, final
 from shoal._errors.exceptions import CommitInDoubt
 from shoal._events.identity import Key
 from shoal.stores._sql.dialect import Connection, Dialect
-from shoal.stores._sql.holders import Holder, current_holder, now
-from shoal.stores._sql.leases import Claim, Held
+from shoal.stores._sql.holders import LeaseHolder, current_holder, now
+from shoal.stores._sql.leases import Lease, LeaseState
 from shoal.stores._sql.rows import Child, History
 from shoal.stores._sql.writer_thread import Job
 from shoal.stores._sql.writing import COLUMNS, Config, Database
@@ -31,14 +32,16 @@ _OWN = ("position", "element", "digest", "applied", "value", "elapsed")
 _ALIKE = tuple(name for name in COLUMNS if name not in _OWN)
 _own: Callable[[Child], tuple[Any, ...]] = itemgetter(*map(Child._fields.index, _OWN))
 _alike: Callable[[Child], tuple[Any, ...]] = itemgetter(*map(Child._fields.index, _ALIKE))
-_AT_ONCE = (32, 8, 1)  # rows that statements write; each is prepared once for a connection
+# Numbers of rows that one statement inserts. Each size is another statement, which is prepared once
+# for each connection; so there are three, and any number of rows needs few statements.
+_AT_ONCE = (32, 8, 1)
 
 _ENTRY = "INSERT INTO history (run, number, kind, step, data) VALUES (?, ?, ?, ?, ?)"
 
 
 @final
 class SQLiteDatabase(Database):
-    """The file as the writer's thread has it."""
+    """The tables in the file, as the writer thread uses them."""
 
     def __init__(
         self,
@@ -47,14 +50,14 @@ class SQLiteDatabase(Database):
         synchronous: Synchronous,
         take_readers: Callable[[], Iterable[Connection]],
     ) -> None:
-        """Open nothing yet; ``take_readers`` gives connections to close with its own."""
+        """Open nothing yet. ``close`` also closes the connections of ``take_readers``."""
         super().__init__(config)
         self._path = path
         self._take_readers = take_readers
-        self._checked: set[str] = set()  # claims that were looked at in this transaction
+        self._checked: set[str] = set()  # executions whose lease this transaction has checked
         self._connection: sqlite3.Connection | None = None
-        self._wanted: Synchronous = synchronous
-        self._synchronous: Synchronous = synchronous  # as it is set now
+        self._wanted: Synchronous = synchronous  # the user's setting
+        self._synchronous: Synchronous = synchronous  # the present setting of the connection
 
     @property
     def _sql(self) -> sqlite3.Connection:
@@ -69,7 +72,7 @@ class SQLiteDatabase(Database):
     def close(self) -> None:
         if self._connection is not None:
             for connection in (*self._take_readers(), self._connection):
-                with suppress(sqlite3.Error):  # all that was acknowledged is in the file
+                with suppress(sqlite3.Error):  # every acknowledged save is in the file already
                     connection.close()
 
     # -- transactions ---------------------------------------------------------------------------
@@ -85,76 +88,81 @@ class SQLiteDatabase(Database):
         except sqlite3.Error as error:
             if code_of(error) != sqlite3.SQLITE_IOERR:
                 raise
-            msg = f"whether a save is kept is unknown: {self._path} could not be written ({error})"
+            msg = (
+                f"it is unknown whether a save was kept: {self._path} could not be written "
+                f"({error})"
+            )
+            # After an I/O error at the commit the file may have the transaction or not.
             for job in jobs:
                 job.error = CommitInDoubt(msg)
             self._roll_back()
 
     def _abort(self) -> None:
         if self._sql.in_transaction:
-            with suppress(sqlite3.Error):  # what it failed with before is what is told
+            with suppress(sqlite3.Error):  # the error that caused the rollback is the one to raise
                 self._sql.execute("ROLLBACK")
 
     def _set_synchronous(self, *, lightly: bool) -> None:
-        """Have the next transaction wait for the disk, or not: claims needn't."""
+        """Set whether the next transaction waits for the disk. Claims needn't."""
         wanted: Synchronous = "normal" if lightly else self._wanted
         if wanted != self._synchronous:
             self._sql.execute(f"PRAGMA synchronous = {wanted}")
             self._synchronous = wanted
 
-    # -- room -----------------------------------------------------------------------------------
+    # -- space on the disk ----------------------------------------------------------------------
 
     def give_back(self, limit: int) -> bool:
         sql = self._sql
         (can_shrink,) = sql.execute("PRAGMA auto_vacuum").fetchone()
-        if not can_shrink:  # it was made before files could
+        if not can_shrink:  # the file was made by a version that didn't set auto_vacuum
             return False
         (free,) = sql.execute("PRAGMA freelist_count").fetchone()
         for _ in range(min(free, limit)):
-            sql.execute("PRAGMA incremental_vacuum(1)")  # the module asks for one page at a time
+            # One page for each call: Python's module steps a statement once, and that frees one.
+            sql.execute("PRAGMA incremental_vacuum(1)")
         return free > limit
 
-    # -- claims ---------------------------------------------------------------------------------
+    # -- leases ---------------------------------------------------------------------------------
 
-    def _check(self, claim: Claim) -> None:
-        if claim.execution in self._checked:
+    def _check(self, lease: Lease) -> None:
+        if lease.execution in self._checked:
             return
         found = self._sql.execute(
             "SELECT 1 FROM claims WHERE run_id = ? AND epoch = ? AND execution = ?",
-            (column_of(claim.run_id), claim.epoch, claim.execution),
+            (column_of(lease.run_id), lease.epoch, lease.execution),
         ).fetchone()
         if found is None:
-            claim.lost = True
-            raise claim.refusal()
-        self._checked.add(claim.execution)
+            lease.lost = True
+            raise lease.refusal()
+        self._checked.add(lease.execution)
 
-    def _held(self, run_id: str) -> Held | None:
+    def _lease_state(self, run_id: str) -> LeaseState | None:
         found = self._sql.execute(
-            f"SELECT {SQLITE.held} FROM claims WHERE run_id = ?", (column_of(run_id),)
+            f"SELECT {SQLITE.lease_columns} FROM claims WHERE run_id = ?", (column_of(run_id),)
         ).fetchone()
-        return None if found is None else _held_of(found)
+        return None if found is None else _lease_state_of(found)
 
-    def _take(self, claim: Claim) -> None:
+    def _take(self, lease: Lease) -> None:
         self._sql.execute(
             "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(column_of(claim.run_id), claim.epoch, claim.execution),
+                *(column_of(lease.run_id), lease.epoch, lease.execution),
                 *(*current_holder(), self._config.lease, *now()),
             ),
         )
 
-    def _beat(self) -> list[Claim]:
-        sql, at, lost = self._sql, now(), list[Claim]()
+    def _beat(self) -> list[Lease]:
+        sql, at, lost = self._sql, now(), list[Lease]()
         self._set_synchronous(lightly=True)
         sql.execute("BEGIN IMMEDIATE")
-        for claim in self._claims.values():
+        for lease in self._claims.values():
             done = sql.execute(
                 "UPDATE claims SET seen_at = ?, seen_uptime = ? WHERE run_id = ? AND epoch = ? "
                 "AND execution = ?",
-                (*at, column_of(claim.run_id), claim.epoch, claim.execution),
+                (*at, column_of(lease.run_id), lease.epoch, lease.execution),
             )
             if not done.rowcount:
-                lost.append(claim)
+                lost.append(lease)
         sql.execute("COMMIT")
         return lost
 
@@ -164,9 +172,9 @@ class SQLiteDatabase(Database):
         self._sql.executemany(_ENTRY, [(run, *entry) for run, entry in entries])
 
     def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
-        """Write rows in statements of several, in which what they have in common is bound once.
+        """Insert several rows with one statement, which binds the values they share only once.
 
-        That takes less than row by row, and SQLite lets others run while it executes a statement.
+        That is cheaper than row by row, and Python's other threads run while SQLite executes.
         """
         sql, known = self._sql, list[tuple[int, Child]]()
         for (place, alike), group in groupby(children, _in_common):
@@ -175,12 +183,12 @@ class SQLiteDatabase(Database):
                 own = chain.from_iterable((column_of(one.key), *_own(one)) for _, one in some)
                 try:
                     sql.execute(_insertion(len(some)), (*shared, *own))
-                except sqlite3.IntegrityError:  # earlier executions or attempts have left some
+                except sqlite3.IntegrityError:  # an earlier execution or attempt has made some
                     known += some
         return known
 
     def _shared(self, alike: Sequence[Any]) -> Iterator[Any]:
-        """Return what the columns of ``_ALIKE`` hold."""
+        """Yield the values of the columns ``_ALIKE``."""
         for name, value in zip(_ALIKE, alike, strict=True):
             if name == "form":
                 yield self._form(value)
@@ -194,7 +202,7 @@ def _in_common(pair: tuple[int, Child]) -> tuple[int, tuple[Any, ...]]:
 
 
 def _portions(children: list[tuple[int, Child]]) -> Iterator[list[tuple[int, Child]]]:
-    """Split them into as many as statements write."""
+    """Split children into portions of the sizes ``_AT_ONCE``."""
     at = 0
     for size in _AT_ONCE:
         while len(children) - at >= size:
@@ -204,11 +212,11 @@ def _portions(children: list[tuple[int, Child]]) -> Iterator[list[tuple[int, Chi
 
 @cache
 def _insertion(rows: int) -> str:
-    """Return the statement that writes so many rows of children.
+    """Return the statement that inserts that many rows of children.
 
-    What they have in common has numbers, for all rows name it. What is a row's own has none: SQLite
-    counts on from the last number, and Python's module would look for the name of each parameter
-    among all that have one.
+    Shared values are numbered parameters, because all rows refer to them. A row's own values are
+    plain ``?``, which SQLite numbers on from the last one. Numbering those as well would be slow:
+    Python's module looks the name of each such parameter up among all others.
     """
     common, own = ("parent", "place", *_ALIKE), ("key", *_OWN)
     shared = [f"?{number}" for number in range(1, 1 + len(common))]
@@ -216,13 +224,13 @@ def _insertion(rows: int) -> str:
     return f"INSERT INTO runs ({', '.join((*common, *own))}) VALUES {', '.join([row] * rows)}"
 
 
-# -- keys and claims as columns --------------------------------------------------------------------
+# -- keys and leases as columns --------------------------------------------------------------------
 
 _LONGEST = 1 << 63
 
 
 def column_of(key: Key) -> str | int | bytes:
-    """Return what SQLite keeps of a key: the key itself, but for what SQLite doesn't have."""
+    """Return the column of a key: the key itself, or bytes if SQLite has no such value."""
     if isinstance(key, int):
         number = int(key)
         return number if -_LONGEST <= number < _LONGEST else b"i%x" % number
@@ -256,11 +264,11 @@ def _now(_: Connection) -> float:
     return time.time()
 
 
-def _held_of(row: Sequence[Any]) -> Held:
+def _lease_state_of(row: Sequence[Any]) -> LeaseState:
     epoch, execution, host, boot, pid, started, lease, wall, uptime = row
-    holder, at = Holder(host, boot, pid, started), now()
+    holder, at = LeaseHolder(host, boot, pid, started), now()
     left = lease - (at.uptime - uptime if holder.is_near else at.wall - wall)
-    return Held(epoch, execution, holder, left)
+    return LeaseState(epoch, execution, holder, left)
 
 
 SQLITE = Dialect(
@@ -269,8 +277,8 @@ SQLITE = Dialect(
     columns_of=_columns_of,
     column_of=column_of,
     key_of=key_of,
-    held="epoch, execution, host, boot, pid, started, lease, seen_at, seen_uptime",
-    held_of=_held_of,
+    lease_columns="epoch, execution, host, boot, pid, started, lease, seen_at, seen_uptime",
+    lease_state_of=_lease_state_of,
     skips="",
     now=_now,
 )

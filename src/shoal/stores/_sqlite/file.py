@@ -1,12 +1,12 @@
-"""The file of an ``SQLiteStore``: its layout, and opening it. Imports errors.
+"""Lay out and open the file of an ``SQLiteStore``.
 
-docs/store-layout.md describes it to whoever wants to query it.
+docs/store-layout.md describes the layout for those that query it.
 
 Invariants:
-- A file that is no store of ours, is damaged, or was written by a newer version is refused, and
+- A file that is not a shoal store, is damaged, or was written by a newer version is refused, and
   nothing is written to it.
-- A file of an older version is brought to this one by a step for each version between, all in one
-  transaction. Steps are never changed, only added.
+- A file of an older version is migrated by one step for each version, all in one transaction. Steps
+  are never changed, only added.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shoal._errors.exceptions import StoreFailed
 Synchronous = Literal["full", "normal"]
 
 APPLICATION_ID = 0x73686F61
-"""Marks the file as ours: "shoa"."""
+"""Marks a file as a shoal store: "shoa"."""
 
 MIGRATIONS = (
     """
@@ -123,7 +123,7 @@ MIGRATIONS = (
     # shoal that doesn't know them must refuse the file, and not fail in the middle of a run.
     "SELECT 1",
 )
-"""What leads from each version of the layout to the next; the first makes it."""
+"""The steps from each version of the layout to the next; the first one creates it."""
 
 VERSION = len(MIGRATIONS)
 
@@ -131,10 +131,11 @@ VERSION = len(MIGRATIONS)
 def connect(
     path: Path, *, patience: float, synchronous: Synchronous, reads_only: bool = False
 ) -> sqlite3.Connection:
-    """Open the file; make it, if there is none.
+    """Open the file; create it if there is none.
 
     Raises:
-        StoreFailed: It can't be opened, is damaged, no store of ours, or of a newer version.
+        StoreFailed: The file can't be opened, is damaged, is not a shoal store, or was written by a
+            newer version.
     """
     if not path.exists():
         _make_aside(path, synchronous)
@@ -143,31 +144,32 @@ def connect(
             path, timeout=patience, isolation_level=None, check_same_thread=False
         )
     except sqlite3.Error as error:
-        raise Faults(path, patience).explained(error) from error
+        raise SQLiteErrorPolicy(path, patience).explained(error) from error
     try:
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         if _is_new(connection, path):
             _make(connection)
         _check(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA cache_size = -16000")  # KiB
+        # 16 MB (a negative number counts KiB) in place of SQLite's 2 MB.
+        connection.execute("PRAGMA cache_size = -16000")
         if reads_only:
             connection.execute("PRAGMA query_only = 1")
     except BaseException as error:
         connection.close()
         if isinstance(error, sqlite3.Error):
-            raise Faults(path, patience).explained(error) from error
+            raise SQLiteErrorPolicy(path, patience).explained(error) from error
         raise
     return connection
 
 
 def _make_aside(path: Path, synchronous: Synchronous) -> None:
-    """Make the file without a name, and give it its name when it is whole.
+    """Create the file without a name, and link it to its name when it is complete.
 
-    That waits for the disk once or twice, while making it in its place does so six times. What has
-    no name is gone when its maker is killed (see
-    test_a_kill_while_a_file_is_made_leaves_nothing_behind). Where the system can't do that, or
-    another process was faster, nothing has happened.
+    That waits for the disk once or twice; creating the file in its place does so six times. A file
+    without a name disappears if the process is killed (see
+    test_a_kill_while_a_file_is_made_leaves_nothing_behind). If the system can't do that, or another
+    process was faster, the function changes nothing.
     """
     try:
         with ExitStack() as opened:
@@ -178,32 +180,37 @@ def _make_aside(path: Path, synchronous: Synchronous) -> None:
                 file.write(_image(MIGRATIONS))
                 file.flush()
                 os.fsync(unnamed)
-                # Given a directory, Python calls linkat(), which follows the link to the file.
+                # Only with src_dir_fd does Python call linkat(), which follows the symbolic link
+                # in /proc to the file.
                 os.link(f"/proc/self/fd/{unnamed}", path, src_dir_fd=folder)
-            if synchronous != "full":  # else SQLite does so, with the log beside it: at first save
+            # With "full", SQLite syncs the directory itself when it creates the log beside the
+            # file, which is at the first save.
+            if synchronous != "full":
                 os.fsync(folder)
     except (OSError, sqlite3.Error, AttributeError):
-        return  # it is made in its place then, and what is wrong is told
+        return  # SQLite then creates the file in its place, and reports what is wrong
 
 
 @cache
 def _image(_: Sequence[str]) -> bytes:
-    """Return what is in a new file of this layout; made in memory, once in a process.
+    """Return the content of a new file of this layout. It is made in memory, once per process.
 
     Raises:
-        AttributeError: This SQLite can't give what is in memory.
+        AttributeError: This SQLite is built without ``serialize``.
     """
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         _make(connection)
         image = bytearray(connection.serialize())
-    image[18:20] = b"\2\2"  # in WAL mode, which nothing in memory is: sqlite.org/fileformat.html
+    # Mark it as a file in WAL mode, which databases in memory can't have: see
+    # sqlite.org/fileformat.html.
+    image[18:20] = b"\2\2"
     return bytes(image)
 
 
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
-    """Tell whether there is nothing in the file yet."""
-    with suppress(FileNotFoundError):  # then it is about to be made
-        if os.stat(path).st_size:  # noqa: PTH116 # what blockbuster knows of
+    """Return whether the file has no content yet."""
+    with suppress(FileNotFoundError):  # then the file is new
+        if os.stat(path).st_size:  # noqa: PTH116 # blockbuster recognizes os.stat, not Path.stat
             return not _tables(connection) and not _pragma(connection, "application_id")
     return True
 
@@ -220,11 +227,12 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 
 def _make(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that space can be given back
+    # First, because it only works in an empty file; ``give_back`` needs it.
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     with connection:
-        if not _tables(connection):  # else another process was faster
+        if not _tables(connection):  # another process may have been faster
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             _migrate(connection, 0)
 
@@ -237,30 +245,31 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that is no store of ours; bring an old one to this version."""
+    """Refuse a file that is not a shoal store; migrate an old one to this version."""
     if _pragma(connection, "application_id") != APPLICATION_ID:
         tables = ", ".join(_tables(connection)[:5]) or "none"
         msg = (
-            f"{path} is a database, but no store of shoal's (tables: {tables}); it was left as it "
-            f"is: give SQLiteStore a file of its own"
+            f"{path} is a database, but not a shoal store (tables: {tables}); it was left "
+            f"unchanged: give SQLiteStore a file of its own"
         )
         raise StoreFailed(msg)
     version = _pragma(connection, "user_version")
     if version > VERSION:
         msg = (
             f"{path} was written by a newer shoal (its layout is {version}, and this one knows "
-            f"{VERSION}); it was left as it is: upgrade shoal, or use another file"
+            f"{VERSION}); it was left unchanged: upgrade shoal, or use another file"
         )
         raise StoreFailed(msg)
     if version < VERSION:
         connection.execute("BEGIN IMMEDIATE")
         with connection:
+            # The version again: another process may have migrated the file before this lock.
             _migrate(connection, _pragma(connection, "user_version"))
 
 
 @final
-class Faults(NamedTuple):
-    """What errors of SQLite's mean."""
+class SQLiteErrorPolicy(NamedTuple):
+    """Judges the errors of SQLite."""
 
     path: Path
     patience: float
@@ -270,7 +279,8 @@ class Faults(NamedTuple):
         return sqlite3.Error
 
     def may_pass(self, error: Exception) -> bool:
-        return code_of(error) == sqlite3.SQLITE_FULL  # SQLite itself waits for a lock
+        # A lock is no reason to retry: SQLite itself has waited for it as long as ``patience``.
+        return code_of(error) == sqlite3.SQLITE_FULL
 
     def is_general(self, error: Exception) -> bool:
         return code_of(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -289,13 +299,13 @@ class Faults(NamedTuple):
                 )
             case sqlite3.SQLITE_NOTADB:
                 why = (
-                    "is no SQLite database; it was left as it is: give SQLiteStore a file of its "
-                    "own"
+                    "is not an SQLite database; it was left unchanged: give SQLiteStore a file of "
+                    "its own"
                 )
             case sqlite3.SQLITE_CORRUPT:
                 why = (
-                    f"is damaged ({error}); it was left as it is: restore a backup, or save what "
-                    f"can be read with `sqlite3 FILE .recover`"
+                    f"is damaged ({error}); it was left unchanged: restore a backup, or save the "
+                    f"readable part with `sqlite3 FILE .recover`"
                 )
             case sqlite3.SQLITE_CANTOPEN:
                 why = "can't be opened: does its directory exist, and may this process write there?"
@@ -308,5 +318,5 @@ class Faults(NamedTuple):
 
 
 def code_of(error: Exception) -> int:
-    """Return the code of an error of SQLite's, without what it says in detail."""
+    """Return the primary code of an SQLite error, without the bits of its extended code."""
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF

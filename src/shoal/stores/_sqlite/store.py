@@ -1,7 +1,4 @@
-"""``SQLiteStore``: runs in a file. Imports what stores in databases have in common.
-
-What the file looks like is in ``_sqlite_file``; how its threads have it, in ``_sqlite_database``.
-"""
+"""``SQLiteStore``: keep runs in a file. ``file`` has its layout, ``database`` writes to it."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from shoal.stores._sql.sizes import MAX_UPDATE
 from shoal.stores._sql.store import LEASE, WINDOW, Durability, DurableStore
 
 from .database import SQLITE, SQLiteDatabase
-from .file import Faults, Synchronous, connect
+from .file import SQLiteErrorPolicy, Synchronous, connect
 
 PATIENCE = 5.0
 """Seconds that a save waits for a locked file or a full disk."""
@@ -24,31 +21,31 @@ PATIENCE = 5.0
 
 @final
 class SQLiteStore(DurableStore):
-    """Keeps runs in a file, with SQLite: they survive the end of the process, whatever ends it.
+    """Keeps runs in a file, with SQLite: they survive any end of the process.
 
-    Any number of processes of one machine may use a file; each run is executed by one of them at a
-    time. An execution that ends without a word, killed say, leaves its run claimed: another process
-    on the machine that finds its process gone takes the run over at once; else it can when the
-    lease has run out. The execution that was taken over, if it still lives, can't save any more and
-    ends with ``LeaseLost``.
+    Any number of processes on one machine may use a file; each run is executed by one of them at a
+    time. An execution that is killed leaves its run claimed. Another process on the same machine
+    can see that the process is gone, and takes the run over at once; otherwise it has to wait until
+    the lease has expired. If the execution that lost its run is still alive, its saves are refused
+    and it ends with ``LeaseLost``.
 
-    How much a crash may take away is said by ``durability``:
+    ``durability`` sets how much a crash may lose:
 
-    - ``"sync"``: nothing. What hooks, callers and parents have seen is in the file.
-    - ``"relaxed"``: what was saved in the last ``window`` seconds; nobody waits for the disk.
-    - ``"end"``: what the execution has done so far, or the last part of that. How a root run ended
-      is waited for all the same, here as with ``"relaxed"``.
+    - ``"sync"``: nothing. Everything that hooks, callers and parents have seen is in the file.
+    - ``"relaxed"``: the saves of the last ``window`` seconds. Saves don't wait for the disk.
+    - ``"end"``: the work of the current execution, or the last part of it.
 
-    What was done and is lost is done again on resume. The file itself is whole after any crash.
-    With ``synchronous="full"``, what was waited for survives also that the machine loses its power;
-    ``"normal"`` saves that wait for the disk: then a kill of the process, by whatever signal, takes
-    nothing away, while a loss of power may take the last saves.
+    With the latter two, too, a run waits for the save of its end. Lost work is done again when the
+    run is resumed. The file itself is consistent after any crash. With ``synchronous="full"``,
+    awaited saves survive even a loss of power. ``"normal"`` is faster because saves don't wait for
+    the disk: they survive any kill of the process, but a loss of power may lose the last ones.
 
-    The file is opened when a run is claimed and closed when the last one is given back. A service
-    opens it for as long as it lives: ``async with SQLiteStore("runs.db") as store``. One object may
-    be used by several runtimes and event loops, in one process; in a forked one it starts anew.
+    The file is opened when the first run is claimed, and closed when the last one is released. A
+    service keeps it open for as long as it lives: ``async with SQLiteStore("runs.db") as store``.
+    Several runtimes and event loops of one process may share a store object; in a forked process it
+    starts anew.
 
-    Its layout is documented (docs/store-layout.md), and other programs may read it at any time.
+    The layout is documented (docs/store-layout.md), and other programs may read it at any time.
 
     Examples:
         >>> import anyio, tempfile
@@ -78,22 +75,22 @@ class SQLiteStore(DurableStore):
         patience: float = PATIENCE,
         max_update: int = MAX_UPDATE,
     ) -> None:
-        """Describe it; nothing is opened yet, and no file made.
+        """Create a store for a file. The file is not opened or created yet.
 
         Args:
             path: The file. Its directory has to exist, on a disk of this machine.
-            codec: Knows the types of values; by default, those that any ``Codec`` knows.
-            durability: How much a crash may take away.
-            window: Seconds of saves that it may, with ``durability="relaxed"``.
-            synchronous: Whether the disk is waited for: SQLite's setting of that name.
+            codec: Encodes the values; by default a ``Codec`` without registered types.
+            durability: How much a crash may lose.
+            window: The seconds of saves that a crash may lose with ``durability="relaxed"``.
+            synchronous: Whether saves wait for the disk: SQLite's setting of that name.
             lease: Seconds for which a run stays claimed without a sign of life.
             heartbeat: Seconds between signs of life; by default a third of the lease.
-            patience: Seconds that a save waits while the file is locked or the disk full. Let it be
+            patience: Seconds that a save waits while the file is locked or the disk full. Choose
                 less than the commit deadline of the runtime.
-            max_update: Bytes that one update may have. Above 1 MB there is a warning, once.
+            max_update: The most bytes of one update. The first one above 1 MB causes a warning.
 
         Raises:
-            DefinitionError: An argument is none of these.
+            DefinitionError: An argument has another type or value.
             ImportError: msgspec isn't installed.
         """
         if str(path) == ":memory:" or not Path(path).name:
@@ -102,11 +99,11 @@ class SQLiteStore(DurableStore):
         if synchronous not in ("full", "normal"):
             msg = f"synchronous= is 'full' or 'normal', not {synchronous!r}"
             raise DefinitionError(msg)
-        self.path: Path = Path(path).absolute()  # wherever the process goes
+        self.path: Path = Path(path).absolute()  # stays the same if the process changes directory
         self._synchronous: Synchronous = synchronous
         super().__init__(
             SQLITE,
-            Faults(self.path, patience),
+            SQLiteErrorPolicy(self.path, patience),
             codec=codec,
             durability=durability,
             window=window,
