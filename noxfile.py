@@ -99,7 +99,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def layers(session: nox.Session) -> None:
-    """Check that imports only go down the spine."""
+    """Check that imports only go down, between packages and inside them."""
     install(session, "layers")
     session.run("lint-imports", "--no-logo", *session.posargs)
 
@@ -133,7 +133,7 @@ def bench(session: nox.Session) -> None:
     """Run the benchmarks, or those named: `-- durable --rounds 9`; best on an idle machine."""
     install(session, "bench", "peers")
     named = list(takewhile(lambda argument: not argument.startswith("-"), session.posargs))
-    for name in named or ("map", "race", "limits", "durable"):
+    for name in named or ("map", "race", "limits", "durable", "imports"):
         session.run("python", "-m", f"benchmarks.{name}", *session.posargs[len(named) :])
 
 

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from anyio.lowlevel import checkpoint
 
 from benchmarks._measure import in_turn, print_table
-from shoal import AIMD, Application, FunctionAction, Limits, Rate, State, action, fan_out
+from shoal import AIMD, Application, Limits, Rate, State, action, fan_out
 from shoal.testing import run_virtual
+from shoal.types import FunctionAction
 
 LIMIT = 100
 FAST = Rate(1e9, burst=1e9)

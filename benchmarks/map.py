@@ -18,18 +18,8 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from benchmarks._measure import InFlight, in_turn, print_table
-from shoal import (
-    Application,
-    Done,
-    Graph,
-    Hook,
-    Limits,
-    MemoryStore,
-    State,
-    StateUpdated,
-    action,
-    fan_out,
-)
+from shoal import Application, Done, Graph, Hook, Limits, MemoryStore, State, action, fan_out
+from shoal.events import StateUpdated
 
 LIMIT = 100
 

@@ -16,7 +16,8 @@ from random import Random
 import anyio
 
 from benchmarks._measure import in_turn
-from shoal import Application, Hedge, Hook, Limits, Runtime, StateUpdated, action, fan_out, race
+from shoal import Application, Hedge, Hook, Limits, Runtime, action, fan_out, race
+from shoal.events import StateUpdated
 from shoal.testing import run_virtual
 
 MS = 1e3

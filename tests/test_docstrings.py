@@ -19,7 +19,12 @@ MODULES = [
     shoal.__name__,
     *(module.name for module in pkgutil.walk_packages(shoal.__path__, f"{shoal.__name__}.")),
 ]
-NAMES = {**vars(shoal), **vars(shoal.testing), **vars(shoal.fastapi)}
+NAMES = {
+    name: getattr(home, name)
+    for home in (shoal, shoal.testing, shoal.fastapi)
+    for name in home.__all__
+}
+"""What examples use without importing it; other names they import from their homes."""
 
 
 def found_in(module: ModuleType) -> list[doctest.DocTest]:

@@ -1,7 +1,8 @@
-"""What `import shoal` gives, and what it costs."""
+"""Public names: where each is, for whom, and what importing costs."""
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.resources
 import json
@@ -15,7 +16,12 @@ from typing import Any
 import pytest
 
 import shoal
+import shoal.errors
+import shoal.events
+import shoal.rates
+import shoal.stores
 import shoal.testing
+import shoal.types
 from shoal._errors import exceptions as _errors
 from shoal._events import events as _events
 from shoal._state import collections as _collections
@@ -40,34 +46,99 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "SavedRun",
     "Store",
 }
-HAVE_NO_DOCSTRING = {"__version__", "Key", "OnError", "Operation", "Outcome"}
+HAVE_NO_DOCSTRING = {"__version__", "Entry", "Key", "OnError", "Operation", "Outcome", "Until"}
+HOMES = [shoal, shoal.errors, shoal.events, shoal.rates, shoal.stores, shoal.types]
+NAMES = {f"{home.__name__}.{name}": (home, name) for home in HOMES for name in home.__all__}
+MOVED = {name: home for home in HOMES[1:] for name in home.__all__ if name not in shoal.__all__}
+MOVED.pop("MemoryRates")  # it never was in `shoal`
 
 
 def exported() -> dict[str, Any]:
-    return {name: getattr(shoal, name) for name in shoal.__all__}
+    return {name: getattr(home, name) for home, name in NAMES.values()}
 
 
 def classes() -> dict[str, type[Any]]:
     return {name: value for name, value in exported().items() if isinstance(value, type)}
 
 
-def test_all_is_sorted_and_names_nothing_twice():
-    constants_first = sorted(set(shoal.__all__), key=lambda name: (not name.isupper(), name))
-    assert shoal.__all__ == constants_first
-    assert shoal.testing.__all__ == sorted(set(shoal.testing.__all__))
+def test_a_newcomer_sees_at_most_eighty_names():
+    assert len(shoal.__all__) <= 80
 
 
-@pytest.mark.parametrize("module", [shoal, shoal.testing], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [*HOMES, shoal.testing], ids=lambda module: module.__name__)
+def test_all_is_sorted_and_names_nothing_twice(module: types.ModuleType):
+    names: list[str] = module.__all__
+    constants_first = sorted(set(names), key=lambda name: (not name.isupper(), name))
+    assert names == constants_first
+
+
+@pytest.mark.parametrize("module", [*HOMES, shoal.testing], ids=lambda module: module.__name__)
 def test_all_is_what_is_public(module: types.ModuleType):
+    assert all(hasattr(module, name) for name in module.__all__)  # `shoal` imports them now
     public = {
         name
         for name, value in vars(module).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
     public.discard("annotations")  # the future import
-    later = getattr(module, "_LATER", {})  # imported when asked for
-    declared = {name for name in module.__all__ if name != "__version__" and name not in later}
-    assert public == declared
+    public -= {name for name in MOVED if module is shoal}  # asked for by a pickle, maybe
+    assert public == {*module.__all__} - {"__version__"}
+
+
+def test_a_name_has_one_home_but_for_a_dozen_errors():
+    homes: dict[str, list[types.ModuleType]] = {}
+    for home, name in NAMES.values():
+        homes.setdefault(name, []).append(home)
+    twice = {name: where for name, where in homes.items() if len(where) > 1}
+    assert list(twice.values()) == [[shoal, shoal.errors]] * 12
+
+
+@pytest.mark.parametrize("module", HOMES, ids=lambda module: module.__name__)
+def test_a_home_says_for_whom_it_is_with_an_example(module: types.ModuleType):
+    assert " for " in (module.__doc__ or "")
+    assert ">>> " in (module.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", [name for name in MOVED if not shoal._is_pickled(name)])
+def test_a_moved_name_says_its_address(name: str):
+    home = MOVED[name].__name__
+    with pytest.raises(AttributeError, match=f"^shoal.{name} moved to {home}$"):
+        getattr(shoal, name)
+    assert not hasattr(shoal, name)
+    with pytest.raises(ImportError, match=f"^shoal.{name} moved to {home}: from {home} import "):
+        exec(f"from shoal import {name}")
+
+
+@pytest.mark.parametrize("name", [name for name in MOVED if shoal._is_pickled(name)])
+def test_pickles_find_a_moved_name(name: str):
+    assert name not in shoal.__all__
+    assert pickle.loads(f"cshoal\n{name}\n.".encode()) is getattr(MOVED[name], name)
+
+
+def test_an_unknown_name_is_no_attribute():
+    with pytest.raises(AttributeError, match=r"^module 'shoal' has no attribute 'Fanout'$"):
+        shoal.Fanout  # noqa: B018 # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnusedExpression]
+
+
+def test_the_homes_need_no_import_of_their_own():
+    program = "import shoal; shoal.errors.BadKey, shoal.events.Update, shoal.types.Act, dir(shoal)"
+    assert "shoal" in loaded_by(program)
+
+
+def test_type_checkers_see_the_names_that_are_there():
+    written = ast.parse(importlib.resources.files("shoal").joinpath("__init__.py").read_text())
+    (block,) = [node for node in written.body if isinstance(node, ast.If) and not node.orelse][:1]
+    seen = {
+        f"{'.' * node.level}{node.module or ''}": {alias.name for alias in node.names}
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    told = {f"shoal.{module}": {*names.split()} for module, names in shoal._DEFINED.items()}
+    assert seen == told
+    assert {*shoal.__all__} == {name for names in told.values() for name in names} | {"__version__"}
+    assert {
+        name: f"shoal.{home}" for home, names in shoal._MOVED.items() for name in names.split()
+    } == {name: home.__name__ for name, home in MOVED.items()}
 
 
 @pytest.mark.parametrize(
@@ -81,21 +152,21 @@ def test_whatever_a_user_may_meet_is_exported(source: types.ModuleType):
         if isinstance(value, type) and value.__module__ in homes and not name.startswith("_")
     }
     assert len(found) > 2
-    assert found <= {*shoal.__all__}
+    assert found <= {*exported()}
 
 
 def test_every_error_is_a_shoal_error():
     errors = [value for value in classes().values() if issubclass(value, BaseException)]
-    errors.remove(shoal.Halting)  # which is none: `except Exception` is to let it pass
+    errors.remove(shoal.errors.Halting)  # which is none: `except Exception` is to let it pass
     assert len(errors) > 10
     for error in errors:
         assert issubclass(error, shoal.ShoalError)
         assert issubclass(error, Exception)
 
 
-@pytest.mark.parametrize("name", sorted({*shoal.__all__} - HAVE_NO_DOCSTRING))
+@pytest.mark.parametrize("name", sorted({*exported()} - HAVE_NO_DOCSTRING))
 def test_everything_public_is_documented(name: str):
-    assert (getattr(shoal, name).__doc__ or "").strip()
+    assert (exported()[name].__doc__ or "").strip()
 
 
 def test_classes_are_final():
@@ -179,9 +250,20 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_importing_shoal_loads_nothing_optional():
-    loaded = loaded_by("import shoal")
+    most = [name for name in shoal.__all__ if name not in shoal._EXTRAS]
+    loaded = loaded_by(f"import shoal; from shoal import {', '.join(most)}")
     assert "anyio" in loaded
     assert loaded & OPTIONAL == set()
+
+
+def test_importing_shoal_loads_nothing_yet():
+    assert "anyio" not in loaded_by("import shoal")
+    assert "anyio" not in loaded_by("from shoal import ShoalError")
+
+
+def test_a_program_loads_what_it_uses_alone():
+    loaded = loaded_by("from shoal import Application, Graph, Limits, action, fan_out, race")
+    assert "pickle" not in loaded  # for secrets
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ from weakref import WeakSet
 import anyio
 import pytest
 
-from shoal import Application, Batch, Done, FanOut, Limits, MemoryStore, State, action, fan_out
+from shoal import Application, Done, Limits, MemoryStore, State, action, fan_out
+from shoal.stores import Batch
 from shoal.testing import run_virtual
+from shoal.types import FanOut
 
 SLACK = 2_000_000  # bytes that a peak may be above that of a hundredth of the elements
 

@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import pytest
 
-from shoal import Application, Done, FanOut, Limits, SQLiteStore, State, action, fan_out
+from shoal import Application, Done, Limits, SQLiteStore, State, action, fan_out
 from shoal.stores import _history
 from shoal.stores._sql import reading as _reading
+from shoal.types import FanOut
 
 Backend = Literal["asyncio", "trio"]
 

@@ -9,30 +9,22 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from shoal import (
-    Application,
+from shoal import Application, Done, Graph, Hook, Limits, Outcome, State, action, fan_out
+from shoal.errors import (
     BadKey,
     BadResult,
     DefinitionError,
     DepthExceeded,
-    Done,
-    FunctionAction,
-    Graph,
-    Hook,
     HookFailed,
-    Limits,
     MissingField,
     MissingInput,
-    Outcome,
-    State,
     StateError,
-    StepStarted,
     UndeclaredRead,
     UndeclaredWrite,
-    action,
-    fan_out,
 )
+from shoal.events import StepStarted
 from shoal.testing import RecordingHook, no_leaks
+from shoal.types import FunctionAction
 
 pytestmark = pytest.mark.anyio
 

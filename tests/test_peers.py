@@ -24,7 +24,6 @@ from shoal import (
     END,
     Application,
     Cancelled,
-    ChildEnded,
     Context,
     Done,
     Failed,
@@ -32,19 +31,15 @@ from shoal import (
     Hook,
     Limits,
     MemoryStore,
-    RunEnded,
     RunPath,
-    RunStarted,
     Runtime,
     State,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
     StoreFailed,
     action,
     fan_out,
     when,
 )
+from shoal.events import ChildEnded, RunEnded, RunStarted, StateUpdated, StepEnded, StepStarted
 from shoal.testing import RecordingHook, no_leaks, run_virtual
 from shoal.testing._leaks import _open_descriptors
 
@@ -74,7 +69,7 @@ class Peak:
 # -- failure ---------------------------------------------------------------------------------------
 
 
-# Fails where Group._stop doesn't cancel its scope.
+# Fails where GroupScope.stop doesn't cancel its scope.
 async def test_siblings_do_not_run_on_after_one_failed():
     """Burr: `gather` without a scope; raised at 0.05 s, and siblings took effect at 0.4 s."""
     effects: list[int] = []
@@ -96,7 +91,7 @@ async def test_siblings_do_not_run_on_after_one_failed():
     assert effects == []
 
 
-# Fails where Group._attend goes on when it is told why the rest is to be cancelled.
+# Fails where ChildTaskGroup._consume goes on when it is told why the rest is to be cancelled.
 @pytest.mark.realtime
 async def test_plain_functions_that_have_not_begun_do_not_begin_after_one_failed():
     """LangGraph: its synchronous way can't cancel: siblings all ran, and it raised 0.55 s late."""
@@ -122,7 +117,7 @@ async def test_plain_functions_that_have_not_begun_do_not_begin_after_one_failed
     assert set(begun) <= {0, 1}  # the other may not have begun
 
 
-# Fails where ParallelStep._judge raises the first failure alone, and where Ledger doesn't sort.
+# Fails where FanOutStep._judge raises the first failure alone, and where Ledger doesn't sort.
 async def test_two_branches_fail_and_no_error_is_lost():
     """LangGraph: one error surfaced, popped from a set; pydantic-graph: which one, depended."""
 
@@ -186,7 +181,7 @@ async def test_end_events_have_the_error():
 # -- cancellation ----------------------------------------------------------------------------------
 
 
-# Fails where Hosted.wait returns without cancelling.
+# Fails where BackgroundTask.wait returns without cancelling.
 @pytest.mark.parametrize("shape", ["flat", "nested", "graph", "by hand"])
 async def test_nothing_is_orphaned_inside_a_cancel_scope(shape: str):
     """LangGraph: in an anyio scope all node tasks lived on, and took effect 0.5 s later."""
@@ -219,8 +214,8 @@ async def test_nothing_is_orphaned_inside_a_cancel_scope(shape: str):
     assert effects == []
 
 
-# Fails where Group._stop also cancels tasks natively, and where a root run lives in its caller's
-# task.
+# Fails where GroupScope.stop also cancels tasks natively, and where a root run lives in the task of
+# its caller.
 @pytest.mark.parametrize("by", ["failing sibling", "native cancels"])
 def test_a_cancelled_child_is_cancelled_once(by: str):
     """LangGraph and LlamaIndex: losers got a second cancel, which killed their async cleanup."""
@@ -256,7 +251,7 @@ def test_a_cancelled_child_is_cancelled_once(by: str):
         assert [n for n in cleaned if n] == [1, 2, 3], backend
 
 
-# Fails where Hosted.wait doesn't wait after it was interrupted.
+# Fails where BackgroundTask.wait doesn't wait after it was interrupted.
 async def test_a_timeout_is_raised_after_the_cleanup():
     """LangGraph: the timeout was raised first, so that a retry could overlap the old attempt."""
     log: list[str] = []
@@ -329,7 +324,7 @@ async def test_a_parent_does_not_hold_the_slot_that_its_child_waits_for():
     assert result.state["total"] == 2**5 - 1
 
 
-# Fails where Elements makes a list of what it is given, and where Group doubles its limit.
+# Fails where Elements makes a list of what it is given, and where ChildTaskGroup doubles its limit.
 async def test_an_infinite_generator_is_pulled_as_there_is_room():
     """pydantic-graph: sync iterables were drained on the loop; Burr: all tasks are made first."""
     pulled = 0
@@ -354,7 +349,7 @@ async def test_an_infinite_generator_is_pulled_as_there_is_room():
     assert 500 <= pulled <= 505
 
 
-# Fails where Group has twenty times its limit.
+# Fails where ChildTaskGroup has twenty times its limit.
 async def test_descriptors_and_tasks_do_not_grow_with_the_number_of_children():
     """Burr: an open log file for each child, 150 children had 160 descriptors."""
     tasks: list[int] = []
@@ -435,7 +430,7 @@ async def test_two_fan_outs_of_one_application_do_not_mix():
     assert len({event.outcome.run_id for event in hook.of(ChildEnded)}) == 4
 
 
-# Fails where ParallelStep._open takes every visit for the first, and where child_setting does.
+# Fails where FanOutStep._open takes every visit for the first, and where child_setting does.
 @pytest.mark.parametrize("key", [None, str])
 async def test_a_loop_runs_everything_anew(key: Callable[[object], str] | None):
     """Burr: a map visited twice returned the first visit's results, [7, 8] gave [10, 20]."""
@@ -690,7 +685,7 @@ def test_replay_pairs_results_with_their_branches(seed: int):
     run_virtual(main, seed=seed)
 
 
-# Fails where Root._begin doesn't look at how the run has ended.
+# Fails where RootRun._begin doesn't look at how the run has ended.
 async def test_a_run_that_has_succeeded_is_not_run_on_when_it_is_asked_for_again():
     """LangGraph: reducers append once more when a finished thread is invoked again."""
     store, ran = MemoryStore(), list[int]()
@@ -710,7 +705,7 @@ async def test_a_run_that_has_succeeded_is_not_run_on_when_it_is_asked_for_again
     assert ran == [1, 2]
 
 
-# Fails where ParallelStep._apply saves updates without the children they apply.
+# Fails where FanOutStep._apply saves updates without the children they apply.
 async def test_what_collects_runs_once_also_where_a_batch_was_cut_in_two():
     """Strands: the join ran twice after a snapshot in the middle of a batch."""
 

@@ -17,7 +17,6 @@ from shoal import (
     Context,
     Done,
     Each,
-    GraceExceeded,
     Graph,
     Hedge,
     Hook,
@@ -34,6 +33,7 @@ from shoal import (
     fan_out,
     race,
 )
+from shoal.events import GraceExceeded
 from shoal.rates import MemoryRates
 from shoal.testing import VirtualTimeLoop
 from tests.starters import ON_ASYNCIO, Main, start

@@ -10,20 +10,8 @@ from typing import Literal, Protocol
 import anyio
 from pydantic import BaseModel, Field
 
-from shoal import (
-    END,
-    Application,
-    Context,
-    Each,
-    Graph,
-    Limits,
-    Rate,
-    Retry,
-    Store,
-    action,
-    fan_out,
-    when,
-)
+from shoal import END, Application, Context, Each, Graph, Limits, Rate, Retry, action, fan_out, when
+from shoal.stores import Store
 
 VERDICTS = ("accepted", "rejected")
 

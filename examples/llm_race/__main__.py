@@ -21,7 +21,8 @@ from examples.llm_race.command import Options, parse
 from examples.llm_race.commands import COMMANDS
 from examples.llm_race.config import ConfigError, from_environment, load, providers_of
 from examples.llm_race.providers import Provider
-from shoal import HookFailed, RunClaimed
+from shoal import RunClaimed
+from shoal.errors import HookFailed
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -23,7 +23,6 @@ from examples.llm_race.racing import cut_off, new_client, scoreboard, why
 from examples.llm_race.scoreboard import Lane, Scoreboard
 from examples.llm_race.strategies import Rules, strategy
 from shoal import (
-    Act,
     Application,
     Context,
     Done,
@@ -32,11 +31,12 @@ from shoal import (
     Hook,
     Limits,
     SQLiteStore,
-    StateUpdated,
     StepTimeout,
     action,
     fan_out,
 )
+from shoal.events import StateUpdated
+from shoal.types import Act
 
 RUN = "batch"
 

@@ -29,7 +29,9 @@ from examples.llm_race.exchange import (
 from examples.llm_race.failures import ProviderError, is_refusal, is_retryable, retry_after_of
 from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider, Stream
-from shoal import Act, Context, HookFailed, Limits, Rate, Retry, RetryLater, State, action, shielded
+from shoal import Context, Limits, Rate, Retry, RetryLater, State, action, shielded
+from shoal.errors import HookFailed
+from shoal.types import Act
 
 USAGE_TIMEOUT = 1.0  # seconds that a whole answer is waited on for what it has used
 

@@ -20,7 +20,8 @@ from rich.text import Text
 from examples.llm_race.leader import Leader
 from examples.llm_race.racing import Report
 from examples.llm_race.scoreboard import Lane, Scoreboard, Status
-from shoal import AttemptEnded, ChildEnded, Event, Hook, Item
+from shoal import Hook
+from shoal.events import AttemptEnded, ChildEnded, Event, Item
 
 COLOURS: dict[Status, str] = {
     "won": "bold green",

@@ -1,7 +1,8 @@
 """Whose answer it is that streams, worked out from what happens in a race."""
 
 from examples.llm_race.exchange import Asked, Chunk
-from shoal import AttemptEnded, ChildEnded, Done, Event, Item
+from shoal import Done
+from shoal.events import AttemptEnded, ChildEnded, Event, Item
 
 
 class Leader:

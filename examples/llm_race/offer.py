@@ -18,7 +18,8 @@ from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider
 from examples.llm_race.racing import Race, Report, new_client, scoreboard
 from examples.llm_race.strategies import STRATEGIES, Rules, Strategy
-from shoal import Draining, Event, RunCancelled, Runtime
+from shoal import Draining, RunCancelled, Runtime
+from shoal.events import Event
 
 DEFAULT = "race"
 """The model that races by the service's own strategy; `race:hedge` and so on name one."""

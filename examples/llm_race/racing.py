@@ -14,7 +14,10 @@ from examples.llm_race.prices import Purse
 from examples.llm_race.providers import Provider
 from examples.llm_race.scoreboard import Lane, Scoreboard, rounded
 from examples.llm_race.strategies import Rules, strategy
-from shoal import Application, Event, Hook, NobodyAccepted, Rejected, Runtime, StepTimeout, Store
+from shoal import Application, Hook, NobodyAccepted, Runtime, StepTimeout
+from shoal.errors import Rejected
+from shoal.events import Event
+from shoal.stores import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,22 +15,8 @@ from examples.llm_race.exchange import Answer, Asked, Chunk, PutOff, Transcript,
 from examples.llm_race.failures import Unacceptable, is_refusal, out_of_time
 from examples.llm_race.prices import cost_of
 from examples.llm_race.providers import Provider
-from shoal import (
-    AttemptEnded,
-    Cancelled,
-    ChildEnded,
-    ChildStarted,
-    Done,
-    Failed,
-    Hook,
-    Item,
-    Outcome,
-    RunPath,
-    Skipped,
-    StepStarted,
-    StepTimeout,
-    Waiting,
-)
+from shoal import Cancelled, Done, Failed, Hook, Outcome, RunPath, Skipped, StepTimeout
+from shoal.events import AttemptEnded, ChildEnded, ChildStarted, Item, StepStarted, Waiting
 
 Status = Literal[
     "not started",

@@ -17,15 +17,12 @@ from examples.llm_race.failures import Unacceptable, is_of_the_provider
 from examples.llm_race.prices import price_of
 from examples.llm_race.providers import Provider
 from shoal import (
-    Act,
     Breaker,
     Each,
     Graph,
     Hedge,
     NobodyAccepted,
-    Rejected,
     Stagger,
-    Until,
     action,
     fan_out,
     first,
@@ -33,6 +30,8 @@ from shoal import (
     quorum,
     race,
 )
+from shoal.errors import Rejected
+from shoal.types import Act, Until
 
 Strategy = Literal[
     "first", "first-token", "hedge", "fallback", "cheapest", "quorum", "judge", "all"

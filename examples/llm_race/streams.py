@@ -15,7 +15,8 @@ from examples.llm_race.offer import Races
 from examples.llm_race.openai_api import ChatRequest, Problem, chunk, counting, lost, usage_chunk
 from examples.llm_race.racing import Race
 from examples.llm_race.strategies import is_decided_by_token
-from shoal import Event, Item, Runtime
+from shoal import Runtime
+from shoal.events import Event, Item
 from shoal.fastapi import cancel_on_disconnect
 
 Say = Callable[[str], Awaitable[None]]

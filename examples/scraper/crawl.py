@@ -29,13 +29,10 @@ from examples.scraper.robots import Robots
 from examples.scraper.settings import Settings
 from examples.scraper.urls import host_of, key_of, origin_of, resolve
 from shoal import (
-    ChildEnded,
     Context,
     Done,
     Each,
-    FanOut,
     Hook,
-    Key,
     Limits,
     Outcome,
     Retry,
@@ -44,6 +41,8 @@ from shoal import (
     action,
     fan_out,
 )
+from shoal.events import ChildEnded
+from shoal.types import FanOut, Key
 
 CRAWL = "crawl"  # the name of the step, and the id of the run in its job
 MAX_REDIRECTS = 10  # in a row

@@ -18,7 +18,8 @@ from examples.scraper.frontier import Link
 from examples.scraper.locks import Locked, lock
 from examples.scraper.rows import Row, failed_row, page_row
 from examples.scraper.settings import Settings
-from shoal import Codec, RunPath, SQLiteStore, Update
+from shoal import Codec, RunPath, SQLiteStore
+from shoal.events import Update
 
 
 class NoJob(Exception):

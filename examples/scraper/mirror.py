@@ -23,7 +23,8 @@ from examples.scraper.http import httpx
 from examples.scraper.settings import Settings
 from examples.scraper.urls import name_of
 from examples.scraper.web import make_client
-from shoal import Application, FanOut, NobodyAccepted, action, fan_out, first
+from shoal import Application, NobodyAccepted, action, fan_out, first
+from shoal.types import FanOut
 
 
 class Copy(TypedDict):

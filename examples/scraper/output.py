@@ -23,7 +23,8 @@ from anyio import to_thread
 from examples.scraper.locks import Locked, lock
 from examples.scraper.rows import COLUMNS, Row, row_of
 from examples.scraper.settings import Format
-from shoal import ChildEnded, Hook
+from shoal import Hook
+from shoal.events import ChildEnded
 
 BACKLOG = 1000  # rows that wait to be written
 

@@ -24,7 +24,8 @@ from examples.scraper.health import Health
 from examples.scraper.politeness import Politeness
 from examples.scraper.rows import Row, row_of
 from examples.scraper.urls import host_of
-from shoal import ChildEnded, ChildStarted, Done, Failed, Hook
+from shoal import Done, Failed, Hook
+from shoal.events import ChildEnded, ChildStarted
 
 Style = Literal["rich", "plain", "json", "none"]
 EVERY = {"rich": 0.2, "plain": 2.0, "json": 1.0}  # seconds

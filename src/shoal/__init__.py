@@ -1,341 +1,155 @@
-"""A concurrency runtime for state-machine applications, on asyncio and trio alike.
+"""Fan-outs, races and durable runs of state machines, on asyncio and trio alike.
 
-The modules are a spine. Read them in this order, each imports only what stands before it: _raised,
-_arguments, _errors, _functions, _collections, _plain, _ids, _digest, _secret, _state, _typenames,
-_tags, _objects, _codec, _model, _schema, _events, _history, _meters, _shared, _rate, _retry,
-_breaker, _policy; _action, _action_class, _until, _condition, _flow, _graph; _cancel, _backend,
-_closing, _items, _watch, _leftovers, _shielded, _host, _threads, _gate, _alarms, _supply, _queue,
-_seat, _limiter, _admission, _store, _results, _ports, _hooks, _stream, _suspects, _execution,
-_attempts, _setting, _trials, _holding, _recalling, _telling, _halting, _ending, _committing,
-_resuming, _step, _run; _recorded, _checks, _child, _entries, _source, _stopping, _entrance, _lobby,
-_pulling, _group, _hedge, _stagger, _contest, _ledger, _join, _takeup, _rounds, _parallel, _acts,
-_fanout, _race, _tasks, _ledgers, _nest, _children, _context; _start, _root, _roots, _result,
-_handle, _recovery, _runtime, _open, _given, _launching, _application; then the stores and the
-rates.
-``docs/internals.md`` is the tour.
+This module has the names that applications are written with. The others are at these addresses:
+
+- ``shoal.errors``: every exception that shoal raises. Those that programs often catch are here too.
+- ``shoal.events``: events, for hooks and for readers of a run's events.
+- ``shoal.types``: classes that annotations name, but that programs get instead of making them.
+- ``shoal.stores``: what a store implements, for authors of stores.
+- ``shoal.rates``: what a rate backend implements, for authors of backends.
+- ``shoal.testing``, ``shoal.fastapi``: tests of applications, and HTTP services.
+
+``docs/internals.md`` is the tour of the source.
+
+Examples:
+    >>> from shoal import Application, action
+    >>> @action(reads=["name"], writes=["greeting"])
+    ... async def greet(name: str) -> str:
+    ...     return f"Hello, {name}!"
+    >>> Application(greet).run_sync({"name": "shoal"}).state["greeting"]
+    'Hello, shoal!'
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 import typing
 
-from shoal._concurrency.shielding import shielded
-from shoal._engine.fanout.action_group import ChildGroup
-from shoal._engine.fanout.context import Context
-from shoal._engine.fanout.ledger import Ledger
-from shoal._errors.exceptions import (
-    BadKey,
-    BadResult,
-    BadUse,
-    CommitInDoubt,
-    DefinitionError,
-    DepthExceeded,
-    Draining,
-    Halting,
-    HookFailed,
-    IncompleteStream,
-    InputChanged,
-    InvalidState,
-    LeaseLost,
-    MissingField,
-    MissingInput,
-    MissingSecret,
-    NoApplication,
-    NobodyAccepted,
-    NotData,
-    NotDecodable,
-    NotEncodable,
-    NoTransition,
-    Poisoned,
-    RateUnavailable,
-    Rejected,
-    RetryLater,
-    RunCancelled,
-    RunClaimed,
-    RunConflict,
-    SavedError,
-    SecretLeaked,
-    ShoalError,
-    SpuriousCancel,
-    StateError,
-    StepTimeout,
-    StoreFailed,
-    TooFewChildren,
-    TooManySteps,
-    UndeclaredRead,
-    UndeclaredWrite,
-    UnknownQuestion,
-    UnknownRun,
-    UpdateTooLarge,
-)
-from shoal._events.events import (
-    AttemptEnded,
-    Cancelled,
-    ChildEnded,
-    ChildHalted,
-    ChildName,
-    ChildRerun,
-    ChildStarted,
-    Decision,
-    Done,
-    ErrorInfo,
-    Event,
-    Failed,
-    GraceExceeded,
-    Halted,
-    Item,
-    Missed,
-    Outcome,
-    Question,
-    RunEnded,
-    RunStarted,
-    Skipped,
-    SpanStarted,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
-    Update,
-    Waiting,
-)
-from shoal._events.hooks import Hook
-from shoal._events.identity import Key, RunPath
-from shoal._graph.action import Act, FunctionAction, Input, Result, action
-from shoal._graph.action_class import Action
-from shoal._graph.condition import Condition, when
-from shoal._graph.dataflow import END
-from shoal._graph.fan_out import FanOut, fan_out
-from shoal._graph.graph import Graph
-from shoal._graph.policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Tolerate
-from shoal._graph.race import race
-from shoal._graph.task_classes import (
-    MapActions,
-    MapActionsAndStates,
-    MapStates,
-    ParallelAction,
-    Task,
-)
-from shoal._graph.until import All, First, FirstItem, Quorum, Until, all_, first, first_item, quorum
-from shoal._limits.breaker import Breaker, BreakerStatistics, Circuits
-from shoal._limits.limiters import Limiter, Statistics
-from shoal._limits.limits import AIMD, Adaptive, Ended, Limits, Rate, SharedRate
-from shoal._limits.retry import Retry, RetryBudget
-from shoal._limits.shared_rates import RateBackend, RateReply, RateRequest, RateState, reckon
-from shoal._runtime.application import Application
-from shoal._runtime.handle import RunEvents, RunHandle
-from shoal._runtime.open_run import OpenRun
-from shoal._runtime.recovery import Recovered
-from shoal._runtime.result import RunResult
-from shoal._runtime.runtime import Runtime
-from shoal._state.collections import PositionedList, StateList, StateMap
-from shoal._state.state import (
-    Drop,
-    Extend,
-    Increment,
-    Operation,
-    Put,
-    PutWithin,
-    Set,
-    State,
-    replay,
-)
-from shoal.stores._history import (
-    Completed,
-    Entry,
-    QuestionAnswered,
-    QuestionAsked,
-    Rewound,
-    StepBegun,
-)
-from shoal.stores._protocol import (
-    Batch,
-    Beginning,
-    Browses,
-    CachesResults,
-    ChildRecord,
-    DoneChild,
-    FailedChild,
-    FindsOrphans,
-    Orphan,
-    Prunes,
-    ReadsInParts,
-    RunRecord,
-    RunSummary,
-    SavedRun,
-    Store,
-)
-
 from ._version import __version__
-from .stores import MemoryStore
 
-if typing.TYPE_CHECKING:
+if typing.TYPE_CHECKING:  # at run time __getattr__ imports them, each when it is first asked for
+    from shoal._concurrency.shielding import shielded
+    from shoal._engine.fanout.context import Context
+    from shoal._errors.exceptions import (
+        Draining,
+        MissingSecret,
+        NobodyAccepted,
+        RetryLater,
+        RunCancelled,
+        RunClaimed,
+        RunConflict,
+        ShoalError,
+        StepTimeout,
+        StoreFailed,
+        UnknownQuestion,
+        UnknownRun,
+    )
+    from shoal._events.events import (
+        Cancelled,
+        Done,
+        ErrorInfo,
+        Failed,
+        Halted,
+        Outcome,
+        Question,
+        Skipped,
+    )
+    from shoal._events.hooks import Hook
+    from shoal._events.identity import RunPath
+    from shoal._graph.action import Result, action
+    from shoal._graph.action_class import Action
+    from shoal._graph.condition import when
+    from shoal._graph.dataflow import END
+    from shoal._graph.fan_out import fan_out
+    from shoal._graph.graph import Graph
+    from shoal._graph.policy import INHERIT, Each, Hedge, Stagger, Tolerate
+    from shoal._graph.race import race
+    from shoal._graph.task_classes import (
+        MapActions,
+        MapActionsAndStates,
+        MapStates,
+        ParallelAction,
+        Task,
+    )
+    from shoal._graph.until import all_, first, first_item, quorum
+    from shoal._limits.breaker import Breaker
+    from shoal._limits.limits import AIMD, Limits, Rate, SharedRate
+    from shoal._limits.retry import Retry, RetryBudget
+    from shoal._runtime.application import Application
+    from shoal._runtime.handle import RunHandle
+    from shoal._runtime.result import RunResult
+    from shoal._runtime.runtime import Runtime
+    from shoal._state.collections import PositionedList, StateList, StateMap
+    from shoal._state.state import State
     from shoal.stores._codec.codec import Codec
+    from shoal.stores._memory import MemoryStore
     from shoal.stores._postgres.store import PostgresStore
     from shoal.stores._sqlite.store import SQLiteStore
+
+    from . import errors as errors
+    from . import events as events
+    from . import rates as rates
+    from . import stores as stores
+    from . import types as types
 
 __all__ = [
     "AIMD",
     "END",
     "INHERIT",
-    "Act",
     "Action",
-    "Adaptive",
-    "All",
     "Application",
-    "AttemptEnded",
-    "BadKey",
-    "BadResult",
-    "BadUse",
-    "Batch",
-    "Beginning",
     "Breaker",
-    "BreakerStatistics",
-    "Browses",
-    "CachesResults",
     "Cancelled",
-    "ChildEnded",
-    "ChildGroup",
-    "ChildHalted",
-    "ChildName",
-    "ChildRecord",
-    "ChildRerun",
-    "ChildStarted",
-    "Circuits",
     "Codec",
-    "CommitInDoubt",
-    "Completed",
-    "Condition",
     "Context",
-    "Decision",
-    "DefinitionError",
-    "DepthExceeded",
     "Done",
-    "DoneChild",
     "Draining",
-    "Drop",
     "Each",
-    "Ended",
-    "Entry",
     "ErrorInfo",
-    "Event",
-    "Extend",
     "Failed",
-    "FailedChild",
-    "FanOut",
-    "FindsOrphans",
-    "First",
-    "FirstItem",
-    "FunctionAction",
-    "GraceExceeded",
     "Graph",
     "Halted",
-    "Halting",
     "Hedge",
     "Hook",
-    "HookFailed",
-    "IncompleteStream",
-    "Increment",
-    "Inherit",
-    "Input",
-    "InputChanged",
-    "InvalidState",
-    "Item",
-    "Key",
-    "LeaseLost",
-    "Ledger",
-    "Limiter",
     "Limits",
     "MapActions",
     "MapActionsAndStates",
     "MapStates",
     "MemoryStore",
-    "Missed",
-    "MissingField",
-    "MissingInput",
     "MissingSecret",
-    "NoApplication",
-    "NoTransition",
     "NobodyAccepted",
-    "NotData",
-    "NotDecodable",
-    "NotEncodable",
-    "OnError",
-    "OpenRun",
-    "Operation",
-    "Orphan",
     "Outcome",
     "ParallelAction",
-    "Poisoned",
     "PositionedList",
     "PostgresStore",
-    "Prunes",
-    "Put",
-    "PutWithin",
     "Question",
-    "QuestionAnswered",
-    "QuestionAsked",
-    "Quorum",
     "Rate",
-    "RateBackend",
-    "RateReply",
-    "RateRequest",
-    "RateState",
-    "RateUnavailable",
-    "ReadsInParts",
-    "Recovered",
-    "Rejected",
     "Result",
     "Retry",
     "RetryBudget",
     "RetryLater",
-    "Rewound",
     "RunCancelled",
     "RunClaimed",
     "RunConflict",
-    "RunEnded",
-    "RunEvents",
     "RunHandle",
     "RunPath",
-    "RunRecord",
     "RunResult",
-    "RunStarted",
-    "RunSummary",
     "Runtime",
     "SQLiteStore",
-    "SavedError",
-    "SavedRun",
-    "SecretLeaked",
-    "Set",
     "SharedRate",
     "ShoalError",
     "Skipped",
-    "SpanStarted",
-    "SpuriousCancel",
     "Stagger",
     "State",
-    "StateError",
     "StateList",
     "StateMap",
-    "StateUpdated",
-    "Statistics",
-    "StepBegun",
-    "StepEnded",
-    "StepStarted",
     "StepTimeout",
-    "Store",
     "StoreFailed",
     "Task",
     "Tolerate",
-    "TooFewChildren",
-    "TooManySteps",
-    "UndeclaredRead",
-    "UndeclaredWrite",
     "UnknownQuestion",
     "UnknownRun",
-    "Until",
-    "Update",
-    "UpdateTooLarge",
-    "Waiting",
     "__version__",
     "action",
     "all_",
@@ -344,17 +158,81 @@ __all__ = [
     "first_item",
     "quorum",
     "race",
-    "reckon",
-    "replay",
     "shielded",
     "when",
 ]
 
-# Imported when they are asked for, so that `import shoal` loads no database driver.
-_LATER = {
-    "Codec": "shoal.stores._codec.codec",
-    "PostgresStore": "shoal.stores._postgres.store",
-    "SQLiteStore": "shoal.stores._sqlite.store",
+_DEFINED = {
+    "_concurrency.shielding": "shielded",
+    "_engine.fanout.context": "Context",
+    "_errors.exceptions": (
+        "Draining MissingSecret NobodyAccepted RetryLater RunCancelled RunClaimed RunConflict "
+        "ShoalError StepTimeout StoreFailed UnknownQuestion UnknownRun"
+    ),
+    "_events.events": "Cancelled Done ErrorInfo Failed Halted Outcome Question Skipped",
+    "_events.hooks": "Hook",
+    "_events.identity": "RunPath",
+    "_graph.action": "Result action",
+    "_graph.action_class": "Action",
+    "_graph.condition": "when",
+    "_graph.dataflow": "END",
+    "_graph.fan_out": "fan_out",
+    "_graph.graph": "Graph",
+    "_graph.policy": "INHERIT Each Hedge Stagger Tolerate",
+    "_graph.race": "race",
+    "_graph.task_classes": "MapActions MapActionsAndStates MapStates ParallelAction Task",
+    "_graph.until": "all_ first first_item quorum",
+    "_limits.breaker": "Breaker",
+    "_limits.limits": "AIMD Limits Rate SharedRate",
+    "_limits.retry": "Retry RetryBudget",
+    "_runtime.application": "Application",
+    "_runtime.handle": "RunHandle",
+    "_runtime.result": "RunResult",
+    "_runtime.runtime": "Runtime",
+    "_state.collections": "PositionedList StateList StateMap",
+    "_state.state": "State",
+    "stores._codec.codec": "Codec",
+    "stores._memory": "MemoryStore",
+    "stores._postgres.store": "PostgresStore",
+    "stores._sqlite.store": "SQLiteStore",
+}
+"""The names of ``__all__``, by the module that defines them. A name is imported when it is first
+asked for: a program that only catches errors doesn't pay for the engine, and only programs that
+use a database load its driver."""
+
+_MOVED = {
+    "errors": (
+        "BadKey BadResult BadUse CommitInDoubt DefinitionError DepthExceeded Halting "
+        "HookFailed IncompleteStream InputChanged InvalidState LeaseLost MissingField "
+        "MissingInput NoApplication NoTransition NotData NotDecodable NotEncodable Poisoned "
+        "RateUnavailable Rejected SavedError SecretLeaked SpuriousCancel StateError "
+        "TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite UpdateTooLarge"
+    ),
+    "events": (
+        "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "
+        "Event Extend GraceExceeded Increment Item Missed Operation Put PutWithin RunEnded "
+        "RunStarted Set SpanStarted StateUpdated StepEnded StepStarted Update Waiting"
+    ),
+    "rates": ("RateBackend RateReply RateRequest RateState reckon"),
+    "stores": (
+        "Batch Beginning Browses CachesResults ChildRecord Completed DoneChild Entry "
+        "FailedChild FindsOrphans Orphan Prunes QuestionAnswered QuestionAsked ReadsInParts "
+        "Rewound RunRecord RunSummary SavedRun StepBegun Store replay"
+    ),
+    "types": (
+        "Act Adaptive All BreakerStatistics ChildGroup Circuits Condition Ended FanOut First "
+        "FirstItem FunctionAction Inherit Input Key Ledger Limiter OnError OpenRun Quorum "
+        "Recovered RunEvents Statistics Until"
+    ),
+}
+"""Names that stood in ``shoal`` before, by the module that has them now. Stores go on writing them
+as ``shoal:Name``."""
+
+_HOMES = {
+    name: f"{__name__}.{module}"
+    for table in (_DEFINED, _MOVED)
+    for module, names in table.items()
+    for name in names.split()
 }
 _EXTRAS = {
     "Codec": "'shoal[sqlite]'",
@@ -363,14 +241,52 @@ _EXTRAS = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _LATER:
+def _get(name: str) -> object:
+    """Return what ``shoal`` has by that name, imported now.
+
+    Raises:
+        AttributeError: There is nothing of that name; if it has moved, the message says where.
+        ImportError: The same about a moved name, in ``from shoal import ...``, because that
+            statement replaces the message of an ``AttributeError``.
+    """
+    home = _HOMES.get(name)
+    if home is None and name in _MOVED:
+        return importlib.import_module(f"{__name__}.{name}")
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__ and not _is_pickled(name):
+        moved = f"{__name__}.{name} moved to {home}"
+        caller = sys._getframe(2)  # past __getattr__
+        if caller.f_code.co_name == "_handle_fromlist":
+            raise ImportError(f"{moved}: from {home} import {name}", name=__name__)
+        raise AttributeError(moved)
     try:
-        module = importlib.import_module(_LATER[name])
+        module = importlib.import_module(home)
     except ImportError as error:
+        if name not in _EXTRAS:
+            raise
         return _stand_in(name, error)
-    return getattr(module, name)
+    found = globals()[name] = getattr(module, name)
+    return found
+
+
+if not typing.TYPE_CHECKING:  # type checkers would take any name to exist
+
+    def __getattr__(name):  # noqa: ANN001, ANN202
+        """Import a name when it is first asked for."""
+        return _get(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _is_pickled(name: str) -> bool:
+    """Tell whether pickles hold the moved name as one of ``shoal``, so that it must be found here.
+
+    These are the errors, whose tracebacks show it too, and the class of ``INHERIT``.
+    """
+    return name == "Inherit" or _HOMES[name] == f"{__name__}.errors"
 
 
 def _stand_in(name: str, error: ImportError) -> type:
@@ -387,14 +303,3 @@ def _stand_in(name: str, error: ImportError) -> type:
         raise ImportError(f"{name} needs {what}{how}", name=missing)
 
     return type(name, (), {"__init__": refuse, "__module__": "shoal"})
-
-
-# The public names are what tracebacks show of errors, and what pickles hold of data, so that those
-# are read wherever a class is defined by then (see test_pickles_hold_public_names). Not of all
-# classes: the annotations of a class are looked up in the module that it names, and those of most
-# need more names than are public.
-_End = type(END)
-_NAMED = (ShoalError, Halting, State, StateList, StateMap, PositionedList, ErrorInfo, Inherit, _End)
-for _class in (_End, *[globals().get(name) for name in __all__]):
-    if isinstance(_class, type) and issubclass(_class, _NAMED):
-        _class.__module__ = "shoal"

@@ -11,7 +11,6 @@ import anyio
 
 from shoal import (
     END,
-    Act,
     Application,
     Breaker,
     Context,
@@ -29,7 +28,6 @@ from shoal import (
     Retry,
     RetryLater,
     State,
-    Store,
     Task,
     Tolerate,
     action,
@@ -39,6 +37,8 @@ from shoal import (
     quorum,
     when,
 )
+from shoal.stores import Store
+from shoal.types import Act
 
 from .bodies import with_parameters
 from .hooks import Clumsy, witness

@@ -17,7 +17,8 @@ from typing import Any, Literal, Protocol, cast
 import anyio
 from anyio.lowlevel import checkpoint
 
-from shoal import CommitInDoubt, Graph, Rejected, SpuriousCancel, TooFewChildren
+from shoal import Graph
+from shoal.errors import CommitInDoubt, Rejected, SpuriousCancel, TooFewChildren
 from shoal.testing import run_virtual
 from tests.engine.test_cancellation import Watched, seen_runs, this_task
 

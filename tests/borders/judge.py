@@ -7,26 +7,27 @@ from typing import Any, cast
 
 from shoal import (
     Cancelled,
-    ChildEnded,
-    ChildName,
-    ChildRerun,
-    ChildStarted,
-    Completed,
-    Decision,
     Done,
     ErrorInfo,
     Failed,
     NobodyAccepted,
-    Rejected,
     RetryLater,
     RunPath,
-    SpuriousCancel,
+    StepTimeout,
+)
+from shoal.errors import Rejected, SpuriousCancel
+from shoal.events import (
+    ChildEnded,
+    ChildName,
+    ChildRerun,
+    ChildStarted,
+    Decision,
     StateUpdated,
     StepEnded,
     StepStarted,
-    StepTimeout,
     Update,
 )
+from shoal.stores import Completed
 from shoal.testing import RecordingHook
 
 from .model import RACES, Model

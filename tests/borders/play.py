@@ -15,19 +15,9 @@ from typing import Any
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint
 
-from shoal import (
-    BadUse,
-    CommitInDoubt,
-    HookFailed,
-    InputChanged,
-    LeaseLost,
-    MemoryStore,
-    RunCancelled,
-    RunClaimed,
-    RunConflict,
-    StoreFailed,
-    Update,
-)
+from shoal import MemoryStore, RunCancelled, RunClaimed, RunConflict, StoreFailed
+from shoal.errors import BadUse, CommitInDoubt, HookFailed, InputChanged, LeaseLost
+from shoal.events import Update
 from shoal.testing import VirtualDeadlock, run_virtual
 
 from . import judge

@@ -34,16 +34,11 @@ from anyio.lowlevel import checkpoint
 
 from shoal import (
     END,
-    Act,
     Cancelled,
-    ChildEnded,
-    ChildStarted,
     Context,
     Done,
     ErrorInfo,
-    Event,
     Failed,
-    FanOut,
     Graph,
     Hook,
     Limits,
@@ -51,8 +46,6 @@ from shoal import (
     MapStates,
     ParallelAction,
     State,
-    StepEnded,
-    StepStarted,
     Task,
     Tolerate,
     action,
@@ -60,6 +53,8 @@ from shoal import (
     when,
 )
 from shoal._graph.policy import OnError
+from shoal.events import ChildEnded, ChildStarted, Event, StepEnded, StepStarted
+from shoal.types import Act, FanOut
 from tests.engine.test_cancellation import RUNS, Watched, cancellation, seen_runs, this_task
 
 from .interrupted import MOMENTS, Backend, fuzz, nap

@@ -16,7 +16,8 @@ from typing import Any
 import anyio
 import pytest
 
-from shoal import Application, CommitInDoubt, MemoryStore, StoreFailed
+from shoal import Application, MemoryStore, StoreFailed
+from shoal.errors import CommitInDoubt
 from shoal.testing import RecordingHook, no_leaks, run_virtual
 from shoal.testing._crash import Manner, _Unsteady
 from tests.engine.test_resume import Watch, check_histories, kept_runs

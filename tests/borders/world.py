@@ -17,7 +17,8 @@ from zlib import crc32
 import anyio
 from anyio.lowlevel import checkpoint
 
-from shoal import ChildEnded, ChildRerun, Context, Done, Event, RunPath, StepEnded
+from shoal import Context, Done, RunPath
+from shoal.events import ChildEnded, ChildRerun, Event, StepEnded
 
 from .program import Program, Trip
 

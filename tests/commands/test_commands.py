@@ -161,7 +161,7 @@ def test_runs_are_listed_as_json(path: Path, capsys: Any):
     assert [run["run_id"] for run in found] == ["left", "bad", "good"]
     assert found[0]["ended_at"] is None
     assert found[1]["error"] == "OSError: the disk is on fire"
-    assert set(found[0]) == set(shoal.RunSummary._fields)
+    assert set(found[0]) == set(shoal.stores.RunSummary._fields)
 
 
 def test_a_list_has_pages(path: Path, terminal: None, capsys: Any):
@@ -568,7 +568,7 @@ def test_a_schema_is_of_postgres_alone(path: Path, capsys: Any):
 def test_a_store_that_can_not(path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shoal, "SQLiteStore", partial(given, NullStore()), raising=False)
     assert said(capsys, "list", path, code=2) == (
-        "shoal: NullStore can't list its runs (it doesn't implement shoal.Browses)\n"
+        "shoal: NullStore can't list its runs (it doesn't implement shoal.stores.Browses)\n"
     )
     why = said(capsys, "prune", path, "--older-than", "1d", code=2)
     assert "can't delete old runs" in why

@@ -12,7 +12,6 @@ import pytest
 
 from shoal import (
     Application,
-    BadUse,
     Context,
     Each,
     Failed,
@@ -25,6 +24,7 @@ from shoal import (
     race,
     shielded,
 )
+from shoal.errors import BadUse
 
 pytestmark = pytest.mark.anyio
 

@@ -24,13 +24,12 @@ from shoal import (
     Limits,
     Rate,
     Retry,
-    RunEnded,
-    RunStarted,
     Runtime,
     action,
     fan_out,
     race,
 )
+from shoal.events import RunEnded, RunStarted
 from shoal.testing import VirtualTimeLoop
 from shoal.testing._steps import steps_of_this_loop
 from tests.starters import ON_ASYNCIO, Main, start

@@ -11,19 +11,9 @@ import anyio.from_thread
 import pytest
 from anyio.lowlevel import checkpoint
 
-from shoal import (
-    Application,
-    Context,
-    Done,
-    Limits,
-    Rate,
-    StateUpdated,
-    StepEnded,
-    Waiting,
-    action,
-    fan_out,
-)
+from shoal import Application, Context, Done, Limits, Rate, action, fan_out
 from shoal._runtime.runtime import THREADS, Runtime
+from shoal.events import StateUpdated, StepEnded, Waiting
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = [pytest.mark.anyio, pytest.mark.realtime]

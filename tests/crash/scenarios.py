@@ -14,7 +14,6 @@ from typing import Any
 import anyio
 
 from shoal import (
-    Act,
     Context,
     Done,
     Each,
@@ -29,6 +28,7 @@ from shoal import (
     race,
     when,
 )
+from shoal.types import Act
 
 from .life import effect, passes
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from shoal import PostgresStore, SQLiteStore, Store
+from shoal import PostgresStore, SQLiteStore
 from shoal._events.identity import Key, child_id
+from shoal.stores import Store
 from shoal.stores._sql.writing import Database
 from tests.stores.postgres import QUICK, PostgresServer, private_server, programs
 
@@ -57,8 +58,8 @@ def _arm(life: Life) -> None:
     save, transact = Database.save, Database._transact
     passed = list[str]()  # in the transaction under way
 
-    def saving(self: Database, rows: Any, claim: Any) -> None:
-        save(self, rows, claim)
+    def saving(self: Database, rows: Any, lease: Any) -> None:
+        save(self, rows, lease)
         decided = any(entry.kind == "decision" for entry in rows.history)
         ended = rows.status is not None
         passed.append("decision" if decided else "finish" if ended else "batch save")

@@ -15,22 +15,10 @@ from typing import Any
 
 import anyio
 
-from shoal import (
-    Application,
-    ChildEnded,
-    ChildRecord,
-    Completed,
-    Done,
-    Hook,
-    RunEnded,
-    RunPath,
-    Runtime,
-    StateUpdated,
-    StepEnded,
-    Store,
-    Update,
-)
+from shoal import Application, Done, Hook, RunPath, Runtime
 from shoal._engine.execution import Execution
+from shoal.events import ChildEnded, RunEnded, StateUpdated, StepEnded, Update
+from shoal.stores import ChildRecord, Completed, Store
 from shoal.stores._protocol import Batch
 
 from .life import Life, append, begin, lines

@@ -16,34 +16,27 @@ from shoal import (
     AIMD,
     END,
     Application,
-    AttemptEnded,
-    BadUse,
     Breaker,
-    ChildEnded,
     Context,
     Each,
     Failed,
     Graph,
-    Halting,
     Hook,
-    HookFailed,
-    Item,
     Limits,
     MemoryStore,
-    NotData,
     Result,
     Retry,
     RetryLater,
     RunCancelled,
-    RunEnded,
     RunResult,
     Runtime,
-    StepEnded,
     UnknownQuestion,
     action,
     fan_out,
     when,
 )
+from shoal.errors import BadUse, Halting, HookFailed, NotData
+from shoal.events import AttemptEnded, ChildEnded, Item, RunEnded, StepEnded
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -268,7 +261,7 @@ async def test_a_question_that_is_no_data_is_refused_where_it_is_asked():
     text = str(error)
     assert "action 'bad' of run" in text
     assert "(key 'k' of 'outs') asks 'lock' with a question that can't be kept" in text
-    assert "question['a'][1]: a lock is no data" in text
+    assert "question['a'][1]: a lock is not data" in text
     assert await app.questions("x") == []
 
 

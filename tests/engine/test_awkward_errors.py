@@ -27,7 +27,6 @@ from shoal import (
     MemoryStore,
     NobodyAccepted,
     Retry,
-    SpuriousCancel,
     SQLiteStore,
     State,
     Tolerate,
@@ -37,6 +36,7 @@ from shoal import (
     first_item,
     race,
 )
+from shoal.errors import SpuriousCancel
 
 pytestmark = pytest.mark.anyio
 

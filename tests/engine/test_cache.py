@@ -15,33 +15,25 @@ import pytest
 from shoal import (
     Action,
     Application,
-    AttemptEnded,
-    CachesResults,
     Context,
-    DefinitionError,
     Each,
     Graph,
     Limits,
     MemoryStore,
-    NotData,
-    NotEncodable,
-    Operation,
     Rate,
     Result,
     Retry,
     Runtime,
-    Set,
     SQLiteStore,
     State,
-    StateUpdated,
-    StepEnded,
-    Store,
     StoreFailed,
-    Waiting,
     action,
     fan_out,
 )
 from shoal._engine.result_cache import result_key
+from shoal.errors import DefinitionError, NotData, NotEncodable
+from shoal.events import AttemptEnded, Operation, Set, StateUpdated, StepEnded, Waiting
+from shoal.stores import CachesResults, Store
 from shoal.stores._protocol import NullStore
 from shoal.stores._results import Results
 from shoal.testing import (

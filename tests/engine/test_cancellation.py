@@ -27,35 +27,35 @@ from anyio.lowlevel import checkpoint
 from shoal import (
     Application,
     Cancelled,
-    ChildEnded,
-    ChildStarted,
-    CommitInDoubt,
     Context,
-    Decision,
     Done,
-    Event,
     Failed,
     Graph,
     Hook,
-    HookFailed,
     Limits,
     Outcome,
+    State,
+    action,
+    fan_out,
+)
+from shoal._concurrency.background import BackgroundTask
+from shoal._engine.run import Run
+from shoal._runtime.root_run import RootRun
+from shoal._runtime.runtime import Runtime
+from shoal.errors import CommitInDoubt, HookFailed, SpuriousCancel
+from shoal.events import (
+    ChildEnded,
+    ChildStarted,
+    Decision,
+    Event,
     RunEnded,
     RunStarted,
-    SpuriousCancel,
-    State,
     StateUpdated,
     StepEnded,
     StepStarted,
     Update,
-    action,
-    fan_out,
-    replay,
 )
-from shoal._concurrency.background import Hosted
-from shoal._engine.run import Run
-from shoal._runtime.root_run import Root
-from shoal._runtime.runtime import Runtime
+from shoal.stores import replay
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
 from tests.sweeps import EVERYWHERE, at_any_turn
@@ -146,7 +146,7 @@ RUNS = dict[str, Run]()  # the engine's: what state they stand at is not public 
 def seen_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = Runtime.begin
 
-    def spy(self: Runtime, root: Root, *, is_detached: bool = False) -> Hosted:
+    def spy(self: Runtime, root: RootRun, *, is_detached: bool = False) -> BackgroundTask:
         assert root.run is not None, "these stores are asked for nothing before a run begins"
         RUNS[root.path.id] = root.run
         return begin(self, root, is_detached=is_detached)

@@ -17,11 +17,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from shoal import (
-    Act,
-    ChildStarted,
     Context,
     Done,
-    Event,
     Graph,
     Hedge,
     Limits,
@@ -39,7 +36,9 @@ from shoal import (
 )
 from shoal import first as first_of
 from shoal._events.events import Status
+from shoal.events import ChildStarted, Event
 from shoal.testing import Attempt, cancel_everywhere
+from shoal.types import Act
 
 from .test_cancellation import RUNS, Watched, seen_runs
 

@@ -11,14 +11,8 @@ import pytest
 
 from shoal import (
     Application,
-    BadUse,
     Cancelled,
-    ChildEnded,
-    ChildHalted,
-    ChildName,
-    ChildStarted,
     Context,
-    DefinitionError,
     Each,
     Graph,
     Hedge,
@@ -27,20 +21,15 @@ from shoal import (
     MapStates,
     MemoryStore,
     NobodyAccepted,
-    NotData,
     Outcome,
     Question,
     Rate,
     Result,
     Retry,
-    RunEnded,
     RunResult,
     Runtime,
     SQLiteStore,
     State,
-    StateUpdated,
-    StepEnded,
-    Store,
     Tolerate,
     UnknownQuestion,
     action,
@@ -50,6 +39,17 @@ from shoal import (
     quorum,
     race,
 )
+from shoal.errors import BadUse, DefinitionError, NotData
+from shoal.events import (
+    ChildEnded,
+    ChildHalted,
+    ChildName,
+    ChildStarted,
+    RunEnded,
+    StateUpdated,
+    StepEnded,
+)
+from shoal.stores import Store
 from shoal.testing import RecordingHook, cancel_everywhere, crash_everywhere, no_leaks
 
 pytestmark = pytest.mark.anyio

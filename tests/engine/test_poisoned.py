@@ -12,15 +12,12 @@ import pytest
 
 from shoal import (
     Application,
-    Batch,
     Context,
-    DefinitionError,
     Each,
     Failed,
     Graph,
     Limits,
     MemoryStore,
-    Poisoned,
     Retry,
     RunPath,
     Runtime,
@@ -30,6 +27,8 @@ from shoal import (
     race,
 )
 from shoal._engine.crash_suspects import Suspects
+from shoal.errors import DefinitionError, Poisoned
+from shoal.stores import Batch
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
-from shoal import Application, MemoryStore, Runtime, SecretLeaked, SQLiteStore, State, action
+from shoal import Application, MemoryStore, Runtime, SQLiteStore, State, action
+from shoal.errors import SecretLeaked
 from shoal.testing import no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -17,10 +17,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from shoal import (
-    Act,
     Application,
-    ChildEnded,
-    Completed,
     Context,
     Done,
     Each,
@@ -35,22 +32,20 @@ from shoal import (
     Outcome,
     ParallelAction,
     Retry,
-    RunEnded,
     RunPath,
     RunResult,
     State,
-    StateUpdated,
-    StepEnded,
-    Store,
     Task,
     Tolerate,
-    Update,
     action,
     fan_out,
     when,
 )
+from shoal.events import ChildEnded, RunEnded, StateUpdated, StepEnded, Update
+from shoal.stores import Completed, Store
 from shoal.stores._memory import _Kept
 from shoal.testing import Attempt, RecordingHook, Recovery, cancel_everywhere, crash_everywhere
+from shoal.types import Act
 
 Backend = Literal["asyncio", "trio"]
 How = Literal["dies", "fails", "hangs"]

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import pytest
 
-from shoal import Batch, ChildRecord, Entry, MemoryStore, RunPath, RunRecord, SQLiteStore
+from shoal import MemoryStore, RunPath, SQLiteStore
 from shoal._engine.parts import is_done
+from shoal.stores import Batch, ChildRecord, Entry, RunRecord
 from shoal.stores._protocol import DoneChild, ReadsInParts, SavedRun
 from shoal.stores._sql import reading as _reading
 from shoal.testing import run_virtual

@@ -21,30 +21,16 @@ from anyio.lowlevel import checkpoint
 from pydantic import BaseModel
 
 from shoal import (
-    Act,
     Action,
     Application,
-    BadResult,
-    BadUse,
     Context,
     Done,
-    Event,
-    FunctionAction,
     Graph,
     Hook,
-    HookFailed,
-    IncompleteStream,
-    InvalidState,
-    Item,
     Limits,
     Retry,
-    RunEnded,
-    SpuriousCancel,
     State,
-    StepEnded,
-    StepStarted,
     StepTimeout,
-    UndeclaredWrite,
     action,
     fan_out,
 )
@@ -54,7 +40,18 @@ from shoal._engine import publish as _telling
 from shoal._engine.fanout.children import child_setting
 from shoal._engine.run import Run
 from shoal._engine.streaming import ITEMS
+from shoal.errors import (
+    BadResult,
+    BadUse,
+    HookFailed,
+    IncompleteStream,
+    InvalidState,
+    SpuriousCancel,
+    UndeclaredWrite,
+)
+from shoal.events import Event, Item, RunEnded, StepEnded, StepStarted
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
+from shoal.types import Act, FunctionAction
 
 from .test_cancellation import Watched, seen_runs
 
@@ -1133,7 +1130,7 @@ async def test_a_guard_that_fails_ends_the_run_also_where_the_action_hides_it():
             await context.emit(1)
         return 1
 
-    with pytest.raises(HookFailed, match="when told Item of run"):
+    with pytest.raises(HookFailed, match="on Item of run"):
         await run(talk, Telling(fails_at_once))
 
 
@@ -1260,18 +1257,18 @@ class Listening(Act):
 
     async def perform(self, run: Any) -> Any:
         from shoal._engine.commit import Write, commit
-        from shoal._engine.fanout.group import Group
+        from shoal._engine.fanout.group import ChildTaskGroup
         from shoal._engine.fanout.source import Elements, Kind
         from shoal._state.state import NO_CHANGE
 
         setting = child_setting(run, self.name, self.graph, on_item=self.hear)
         source = Elements([1], who=self.name, kinds=[Kind(setting, dict(run.data))], item="item")
-        self.group = group = Group(run, source, Limits(1), name="listening", owner=self)
+        self.group = group = ChildTaskGroup(run, source, Limits(1), name="listening", owner=self)
 
         async def apply(batch: list[Run]) -> None:
             await commit(run, Write(unapplied=batch))
 
-        await group.live(apply)
+        await group.run(apply)
         await commit(run, Write(unapplied=[*group.inbox]))
         return NO_CHANGE
 
@@ -1343,7 +1340,7 @@ async def test_a_listener_may_end_it(how: str):
     def hear(run: Run, item: object) -> None:
         if how == "raises":
             raise LookupError("of the listener")
-        act.group.cancel("decided")
+        act.group.scope.cancel("decided")
 
     act = Listening(Graph.chain(streaming(talk)), hear)
     async with nothing_left():

@@ -14,11 +14,8 @@ from anyio.lowlevel import checkpoint
 from shoal import (
     INHERIT,
     Application,
-    AttemptEnded,
     Cancelled,
-    ChildEnded,
     Context,
-    DefinitionError,
     Done,
     Each,
     Failed,
@@ -28,18 +25,16 @@ from shoal import (
     MapStates,
     Outcome,
     Retry,
-    RunEnded,
     Runtime,
-    SpuriousCancel,
     State,
-    StateUpdated,
-    StepEnded,
     StepTimeout,
     action,
     fan_out,
     first_item,
     race,
 )
+from shoal.errors import DefinitionError, SpuriousCancel
+from shoal.events import AttemptEnded, ChildEnded, RunEnded, StateUpdated, StepEnded
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
 

@@ -8,22 +8,11 @@ from typing import get_type_hints
 
 import pytest
 
-from shoal import (
-    Application,
-    Event,
-    Hook,
-    Item,
-    RunEnded,
-    RunStarted,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
-    action,
-    fan_out,
-)
+from shoal import Application, Hook, action, fan_out
 from shoal._events import hooks as hooks_module
 from shoal._events.events import COMMIT_METHODS, HOOK_METHODS
 from shoal._events.hooks import Hooks
+from shoal.events import Event, Item, RunEnded, RunStarted, StateUpdated, StepEnded, StepStarted
 
 pytestmark = pytest.mark.anyio
 

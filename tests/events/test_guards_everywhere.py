@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from anyio.lowlevel import checkpoint
 
-from shoal import Application, Context, Event, Graph, Hook, HookFailed, action, fan_out, race
+from shoal import Application, Context, Graph, Hook, action, fan_out, race
+from shoal.errors import HookFailed
+from shoal.events import Event
 from shoal.testing import RecordingHook
 
 pytestmark = pytest.mark.anyio

@@ -18,29 +18,22 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from shoal import (
-    Application,
+from shoal import Application, Done, Failed, Graph, Hook, action, fan_out
+from shoal._engine import publish as _telling
+from shoal._engine import run as _run
+from shoal._engine import walk as _walk
+from shoal.errors import DefinitionError, HookFailed
+from shoal.events import (
     ChildEnded,
     ChildStarted,
-    DefinitionError,
-    Done,
     Event,
-    Failed,
-    Graph,
-    Hook,
-    HookFailed,
     RunEnded,
     RunStarted,
     StateUpdated,
     StepEnded,
     StepStarted,
     Update,
-    action,
-    fan_out,
 )
-from shoal._engine import publish as _telling
-from shoal._engine import run as _run
-from shoal._engine import walk as _walk
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook
 from tests.engine.test_cancellation import cancellation
@@ -477,7 +470,7 @@ async def test_a_guard_that_hangs_fails_the_run():
 
     before = anyio.current_time()
     hook = RecordingHook()
-    with pytest.raises(HookFailed, match="hook Loud took longer than 30 s when told StepStarted"):
+    with pytest.raises(HookFailed, match="hook Loud took longer than 30 s on StepStarted"):
         await Application(double, hooks=[Loud(hang), hook]).run({"item": 1})
     assert anyio.current_time() - before == pytest.approx(30)
     hook.assert_paired()
@@ -886,8 +879,8 @@ async def test_a_hook_cannot_swallow_what_a_step_raises(hook_class: type[Around]
 
 NO_HOOKS: list[tuple[Any, str]] = [
     ([RecordingHook], "RecordingHook.*class.*with ()"),
-    ([None], "None is none"),
-    ([lambda event: None], "lambda.*is none"),  # pyright: ignore[reportUnknownLambdaType]
+    ([None], "None is not one"),
+    ([lambda event: None], "lambda.*is not one"),  # pyright: ignore[reportUnknownLambdaType]
     (RecordingHook(), r"hooks=\[RecordingHook"),
 ]
 

@@ -19,8 +19,6 @@ from hypothesis import strategies as st
 
 from shoal import (
     Application,
-    ChildEnded,
-    ChildStarted,
     Context,
     Graph,
     MapStates,
@@ -33,6 +31,7 @@ from shoal import (
 )
 from shoal._events import identity as _ids
 from shoal._events.identity import child_id, new_run_id, plain_key
+from shoal.events import ChildEnded, ChildStarted
 from shoal.testing import RecordingHook
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=300)

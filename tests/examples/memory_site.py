@@ -17,7 +17,8 @@ from examples.scraper.politeness import Politeness
 from examples.scraper.progress import Tally
 from examples.scraper.rows import Row, row_of
 from examples.scraper.settings import Settings
-from shoal import Application, ChildEnded, Hook
+from shoal import Application, Hook
+from shoal.events import ChildEnded
 from shoal.testing import run_virtual
 
 SITE = "http://site.example"

@@ -25,7 +25,8 @@ from examples.llm_race.display import Printer, table_of
 from examples.llm_race.exchange import Prompt
 from examples.llm_race.prices import Purse
 from examples.llm_race.racing import Race, new_client, scoreboard
-from shoal import Hedge, HookFailed, Runtime
+from shoal import Hedge, Runtime
+from shoal.errors import HookFailed
 from shoal.testing import run_virtual
 from tests.examples.rivals import NO_CLIENT, Rival, hold
 

@@ -25,7 +25,8 @@ from examples.llm_race.prices import Purse
 from examples.llm_race.providers import PROTOCOLS, Endpoint, Provider
 from examples.llm_race.service import make_service
 from examples.llm_race.streams import CompletionStream
-from shoal import AttemptEnded, Item, RunPath, Runtime
+from shoal import RunPath, Runtime
+from shoal.events import AttemptEnded, Item
 from tests.examples.rivals import Rival
 
 pytestmark = pytest.mark.anyio

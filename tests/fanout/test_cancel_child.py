@@ -11,12 +11,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from shoal import (
-    Act,
     Application,
-    BadUse,
     Cancelled,
-    ChildEnded,
-    ChildStarted,
     Context,
     Done,
     Failed,
@@ -25,12 +21,14 @@ from shoal import (
     NobodyAccepted,
     Outcome,
     State,
-    TooFewChildren,
     action,
     fan_out,
     race,
 )
+from shoal.errors import BadUse, TooFewChildren
+from shoal.events import ChildEnded, ChildStarted
 from shoal.testing import no_leaks
+from shoal.types import Act
 from tests.engine.test_cancellation import Watched, seen_runs
 
 from .test_until import losers, sleeper

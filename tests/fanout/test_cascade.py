@@ -13,27 +13,23 @@ from shoal import (
     END,
     INHERIT,
     Application,
-    BadUse,
-    ChildEnded,
     Context,
-    DefinitionError,
     Done,
     Graph,
     Hook,
-    HookFailed,
     MemoryStore,
     ParallelAction,
     RunClaimed,
     RunPath,
-    RunStarted,
     Runtime,
-    StateUpdated,
     StoreFailed,
     Task,
     action,
     fan_out,
     when,
 )
+from shoal.errors import BadUse, DefinitionError, HookFailed
+from shoal.events import ChildEnded, RunStarted, StateUpdated
 from shoal.stores._protocol import Batch
 from shoal.testing import RecordingHook, no_leaks, run_virtual
 

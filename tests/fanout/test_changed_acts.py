@@ -9,7 +9,8 @@ from typing import Any, Literal
 import anyio
 import pytest
 
-from shoal import Act, Application, Limits, MemoryStore, StoreFailed, action, fan_out
+from shoal import Application, Limits, MemoryStore, StoreFailed, action, fan_out
+from shoal.types import Act
 
 pytestmark = pytest.mark.anyio
 

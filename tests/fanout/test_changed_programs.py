@@ -18,13 +18,10 @@ import anyio
 import pytest
 
 from shoal import (
-    Act,
     Application,
-    BadUse,
     Context,
     Done,
     Failed,
-    FanOut,
     Graph,
     Limits,
     MapStates,
@@ -34,8 +31,6 @@ from shoal import (
     RunPath,
     SQLiteStore,
     State,
-    StepBegun,
-    Store,
     StoreFailed,
     Task,
     Tolerate,
@@ -44,8 +39,11 @@ from shoal import (
     first,
     quorum,
 )
+from shoal.errors import BadUse
+from shoal.stores import StepBegun, Store
 from shoal.stores._protocol import Batch
 from shoal.testing import RecordingHook
+from shoal.types import Act, FanOut
 
 pytestmark = pytest.mark.anyio
 

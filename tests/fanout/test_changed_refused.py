@@ -11,24 +11,23 @@ import pytest
 
 from shoal import (
     Application,
-    ChildEnded,
-    ChildRerun,
     Done,
-    FanOut,
     Graph,
-    InputChanged,
     Limits,
     MemoryStore,
     Rate,
     RunConflict,
     SQLiteStore,
     State,
-    StepBegun,
     action,
     fan_out,
 )
 from shoal._events.identity import RunPath
+from shoal.errors import InputChanged
+from shoal.events import ChildEnded, ChildRerun
+from shoal.stores import StepBegun
 from shoal.testing import RecordingHook
+from shoal.types import FanOut
 
 pytestmark = pytest.mark.anyio
 

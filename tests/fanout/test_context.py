@@ -24,42 +24,40 @@ from anyio.lowlevel import checkpoint
 
 from shoal import (
     END,
-    Act,
     Application,
-    BadKey,
-    BadResult,
-    BadUse,
     Cancelled,
-    ChildEnded,
-    ChildStarted,
-    CommitInDoubt,
     Context,
-    DefinitionError,
-    DepthExceeded,
     Done,
     Failed,
     Graph,
     Hook,
-    HookFailed,
     Limits,
-    MissingField,
-    MissingInput,
     Outcome,
-    RunEnded,
     RunResult,
     Runtime,
-    SpanStarted,
-    SpuriousCancel,
     State,
-    StateUpdated,
     StoreFailed,
     action,
     fan_out,
     when,
 )
 from shoal._engine.fanout.action_group import ChildGroup
+from shoal.errors import (
+    BadKey,
+    BadResult,
+    BadUse,
+    CommitInDoubt,
+    DefinitionError,
+    DepthExceeded,
+    HookFailed,
+    MissingField,
+    MissingInput,
+    SpuriousCancel,
+)
+from shoal.events import ChildEnded, ChildStarted, RunEnded, SpanStarted, StateUpdated
 from shoal.stores._protocol import Batch
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
+from shoal.types import Act
 from tests.engine.test_cancellation import Keeping, Watched, seen_runs
 
 __all__ = ["seen_runs"]  # a fixture

@@ -11,10 +11,7 @@ import anyio
 import pytest
 
 from shoal import (
-    Act,
     Application,
-    BadKey,
-    ChildRecord,
     Context,
     Done,
     Each,
@@ -29,9 +26,7 @@ from shoal import (
     RunPath,
     SQLiteStore,
     State,
-    Store,
     StoreFailed,
-    Update,
     action,
     fan_out,
     first,
@@ -40,8 +35,12 @@ from shoal import (
     race,
 )
 from shoal._graph.until import Until
+from shoal.errors import BadKey
+from shoal.events import Update
+from shoal.stores import ChildRecord, Store
 from shoal.stores._protocol import Batch
 from shoal.testing import RecordingHook
+from shoal.types import Act
 
 pytestmark = pytest.mark.anyio
 

@@ -17,33 +17,32 @@ from anyio.lowlevel import checkpoint
 
 from shoal import (
     Application,
-    BadKey,
-    BadResult,
     Cancelled,
-    ChildEnded,
-    ChildStarted,
-    DepthExceeded,
     Done,
     ErrorInfo,
     Failed,
-    FanOut,
     Graph,
     Limits,
-    MissingField,
     Outcome,
-    RunEnded,
     Skipped,
-    SpuriousCancel,
     State,
-    StateUpdated,
-    UndeclaredRead,
-    UndeclaredWrite,
     action,
     fan_out,
-    replay,
 )
 from shoal._errors.exceptions import kind_of
+from shoal.errors import (
+    BadKey,
+    BadResult,
+    DepthExceeded,
+    MissingField,
+    SpuriousCancel,
+    UndeclaredRead,
+    UndeclaredWrite,
+)
+from shoal.events import ChildEnded, ChildStarted, RunEnded, StateUpdated
+from shoal.stores import replay
 from shoal.testing import RecordingHook, no_leaks
+from shoal.types import FanOut
 
 pytestmark = pytest.mark.anyio
 

@@ -9,34 +9,28 @@ import anyio
 import pytest
 
 from shoal import (
-    Act,
     Application,
-    BadResult,
     Cancelled,
-    ChildEnded,
-    ChildName,
-    ChildRerun,
     Context,
-    DefinitionError,
     Done,
     Failed,
     Graph,
     Hedge,
     Hook,
-    IncompleteStream,
-    Item,
     Limits,
     NobodyAccepted,
     Result,
     Runtime,
     State,
-    TooFewChildren,
     action,
     fan_out,
     first_item,
     race,
 )
+from shoal.errors import BadResult, DefinitionError, IncompleteStream, TooFewChildren
+from shoal.events import ChildEnded, ChildName, ChildRerun, Item
 from shoal.testing import RecordingHook, no_leaks
+from shoal.types import Act
 from tests.engine.test_cancellation import Watched, seen_runs
 
 from .test_until import losers, saved_decisions, sleeper

@@ -13,15 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal import (
-    Act,
     Application,
     Breaker,
     Cancelled,
-    DefinitionError,
     Done,
     Each,
     Failed,
-    FanOut,
     Graph,
     Hedge,
     Limits,
@@ -36,7 +33,9 @@ from shoal import (
     race,
 )
 from shoal._engine.fanout.hedge import ENOUGH, WINDOW, Experience
+from shoal.errors import DefinitionError
 from shoal.testing import run_virtual
+from shoal.types import Act, FanOut
 from tests.engine.test_cancellation import Watched, seen_runs
 
 from .test_stagger import Starts, watched_race

@@ -15,20 +15,20 @@ import pytest
 from shoal import (
     Application,
     Context,
-    DepthExceeded,
     Done,
     Failed,
     Graph,
     Limits,
     Rate,
-    RunStarted,
     State,
     action,
     fan_out,
     race,
 )
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE
-from shoal._engine.fanout.group import Group
+from shoal._engine.fanout.workers import WorkerPool
+from shoal.errors import DepthExceeded
+from shoal.events import RunStarted
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -43,13 +43,13 @@ class Live:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Watch every child from its start to its end, before its parent has heard of it."""
         self.now = self.peak = 0
-        live_child = Group._live_child  # pyright: ignore[reportPrivateUsage]
+        execute = WorkerPool._execute  # pyright: ignore[reportPrivateUsage]
 
-        async def watched(group: Group, child: Any, puller: Any) -> bool | None:
+        async def watched(pool: WorkerPool, child: Any, worker: Any) -> bool | None:
             with self._counted():
-                return await live_child(group, child, puller)
+                return await execute(pool, child, worker)
 
-        monkeypatch.setattr(Group, "_live_child", watched)
+        monkeypatch.setattr(WorkerPool, "_execute", watched)
 
     @contextmanager
     def _counted(self) -> Generator[None]:

@@ -15,14 +15,11 @@ import pytest
 
 from shoal import (
     Application,
-    BadKey,
     Context,
-    Decision,
     Done,
     Each,
     Graph,
     Hook,
-    Key,
     Limits,
     MemoryStore,
     ParallelAction,
@@ -32,12 +29,14 @@ from shoal import (
     State,
     StoreFailed,
     Task,
-    Update,
     action,
     fan_out,
     first_item,
 )
+from shoal.errors import BadKey
+from shoal.events import Decision, Update
 from shoal.stores._protocol import Batch
+from shoal.types import Key
 
 pytestmark = pytest.mark.anyio
 

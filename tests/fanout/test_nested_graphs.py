@@ -16,28 +16,19 @@ from shoal import (
     END,
     Application,
     Cancelled,
-    ChildEnded,
-    ChildStarted,
-    DepthExceeded,
     Done,
-    Drop,
     Failed,
     Graph,
     Hook,
-    HookFailed,
-    InvalidState,
-    MissingField,
-    RunEnded,
-    RunStarted,
     Runtime,
-    Set,
     State,
-    StateUpdated,
     StoreFailed,
     action,
     fan_out,
     when,
 )
+from shoal.errors import DepthExceeded, HookFailed, InvalidState, MissingField
+from shoal.events import ChildEnded, ChildStarted, Drop, RunEnded, RunStarted, Set, StateUpdated
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
 from tests.engine.test_cancellation import Watched, seen_runs

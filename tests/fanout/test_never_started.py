@@ -18,10 +18,6 @@ from shoal import (
     Application,
     Breaker,
     Cancelled,
-    ChildEnded,
-    ChildName,
-    ChildStarted,
-    CommitInDoubt,
     Context,
     Done,
     Each,
@@ -46,6 +42,8 @@ from shoal import (
     quorum,
     race,
 )
+from shoal.errors import CommitInDoubt
+from shoal.events import ChildEnded, ChildName, ChildStarted
 from shoal.testing import RecordingHook, no_leaks
 from tests.engine.test_cancellation import Keeping, Watched, seen_runs
 

@@ -7,19 +7,8 @@ from typing import Any
 import anyio
 import pytest
 
-from shoal import (
-    Application,
-    Cancelled,
-    ChildEnded,
-    ChildRerun,
-    Context,
-    Done,
-    Graph,
-    Limits,
-    MemoryStore,
-    action,
-    fan_out,
-)
+from shoal import Application, Cancelled, Context, Done, Graph, Limits, MemoryStore, action, fan_out
+from shoal.events import ChildEnded, ChildRerun
 from shoal.testing import RecordingHook
 
 pytestmark = pytest.mark.anyio

@@ -21,34 +21,29 @@ from pydantic import AfterValidator, TypeAdapter
 from shoal import (
     Application,
     Breaker,
-    ChildEnded,
-    ChildStarted,
     Context,
     Done,
     Each,
     Failed,
     Graph,
     Hook,
-    HookFailed,
-    InputChanged,
-    InvalidState,
     Limits,
     MemoryStore,
-    NotData,
     Rate,
     Result,
     Retry,
     RunPath,
     SQLiteStore,
     State,
-    StateUpdated,
-    Store,
     Tolerate,
     action,
     fan_out,
     first,
     first_item,
 )
+from shoal.errors import HookFailed, InputChanged, InvalidState, NotData
+from shoal.events import ChildEnded, ChildStarted, StateUpdated
+from shoal.stores import Store
 from shoal.testing import Attempt, RecordingHook, Recovery, cancel_everywhere, crash_everywhere
 
 pytestmark = pytest.mark.anyio
@@ -1085,7 +1080,7 @@ async def test_what_is_done_can_not_end_in_any_other_way():
     ):
         with pytest.raises(AssertionError, match="has ended"):
             end()
-    run.lose()
-    run.spoil(ValueError())
+    run.revoke_end()
+    run.replace_end(ValueError())
     assert isinstance(run.outcome, Done)
     assert (run.outcome.value, run.outcome.state["y"]) == (6, 3)

@@ -16,8 +16,6 @@ from shoal import (
     END,
     Application,
     Cancelled,
-    ChildEnded,
-    DefinitionError,
     Done,
     ErrorInfo,
     Failed,
@@ -26,12 +24,13 @@ from shoal import (
     Limits,
     Outcome,
     State,
-    StateUpdated,
     Tolerate,
     action,
     fan_out,
     when,
 )
+from shoal.errors import DefinitionError
+from shoal.events import ChildEnded, StateUpdated
 from shoal.testing import RecordingHook, no_leaks, run_virtual
 
 from .test_fanout import history

@@ -13,40 +13,32 @@ import trio
 from anyio.lowlevel import checkpoint
 
 from shoal import (
-    Act,
     Application,
-    BadResult,
     Breaker,
     Cancelled,
-    ChildEnded,
-    ChildName,
     Context,
-    DefinitionError,
     Done,
     Each,
     Failed,
-    GraceExceeded,
     Graph,
     Hook,
-    HookFailed,
     Limits,
     NobodyAccepted,
     Outcome,
     Retry,
-    RunEnded,
     Runtime,
-    SpuriousCancel,
     State,
-    StateUpdated,
     StepTimeout,
-    TooFewChildren,
     action,
     fan_out,
     first,
     quorum,
     race,
 )
+from shoal.errors import BadResult, DefinitionError, HookFailed, SpuriousCancel, TooFewChildren
+from shoal.events import ChildEnded, ChildName, GraceExceeded, RunEnded, StateUpdated
 from shoal.testing import RecordingHook, no_leaks, run_virtual
+from shoal.types import Act
 from tests.engine.test_cancellation import Watched, seen_runs, this_task
 
 from .test_until import losers, saved_decisions, sleeper
@@ -163,7 +155,7 @@ async def test_its_other_ends():
 
 def test_what_is_refused():
     a, b = sleeper("a", 1), sleeper("b", 1)
-    with pytest.raises(DefinitionError, match=r"race 'out': nobody races"):
+    with pytest.raises(DefinitionError, match=r"race 'out': there are no contestants"):
         race(into="out")
     with pytest.raises(DefinitionError, match=r"race 'out' takes acts one by one.*race\(\*acts\)"):
         race([a, b], into="out")  # pyright: ignore[reportArgumentType]

@@ -14,11 +14,8 @@ import pytest
 from shoal import (
     Application,
     Cancelled,
-    ChildName,
     Context,
-    Decision,
     Done,
-    FanOut,
     Graph,
     Limits,
     MemoryStore,
@@ -26,9 +23,7 @@ from shoal import (
     Outcome,
     RunPath,
     State,
-    Store,
     StoreFailed,
-    Update,
     action,
     fan_out,
     first,
@@ -37,7 +32,10 @@ from shoal import (
     race,
 )
 from shoal._graph.until import Until
+from shoal.events import ChildName, Decision, Update
+from shoal.stores import Store
 from shoal.testing import Recovery, crash_everywhere
+from shoal.types import FanOut
 
 from .test_first_item import stream
 from .test_until import sleeper

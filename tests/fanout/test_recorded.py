@@ -14,18 +14,13 @@ from anyio.lowlevel import checkpoint
 from shoal import (
     END,
     Application,
-    BadUse,
     Breaker,
-    ChildEnded,
-    ChildRerun,
-    ChildStarted,
     Context,
     Done,
     Each,
     Failed,
     Graph,
     Hook,
-    InputChanged,
     Limits,
     MapStates,
     MemoryStore,
@@ -35,10 +30,8 @@ from shoal import (
     Retry,
     RunPath,
     RunResult,
-    RunStarted,
     Skipped,
     State,
-    StateUpdated,
     StoreFailed,
     Task,
     Tolerate,
@@ -46,6 +39,8 @@ from shoal import (
     fan_out,
     when,
 )
+from shoal.errors import BadUse, InputChanged
+from shoal.events import ChildEnded, ChildRerun, ChildStarted, RunStarted, StateUpdated
 from shoal.testing import RecordingHook
 from tests.engine.test_resume import check_histories
 

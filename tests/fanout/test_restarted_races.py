@@ -9,28 +9,26 @@ import anyio
 import pytest
 
 from shoal import (
-    Act,
     Application,
-    ChildRerun,
     Context,
     Each,
-    Entry,
     Graph,
     Limits,
     MemoryStore,
     NobodyAccepted,
-    QuestionAsked,
     Result,
     Retry,
     RunPath,
-    Update,
     action,
     fan_out,
     first_item,
     race,
 )
 from shoal._graph.until import OnBreak
+from shoal.events import ChildRerun, Update
+from shoal.stores import Entry, QuestionAsked
 from shoal.testing import RecordingHook
+from shoal.types import Act
 
 pytestmark = pytest.mark.anyio
 

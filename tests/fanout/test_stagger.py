@@ -11,10 +11,7 @@ import anyio
 import pytest
 
 from shoal import (
-    Act,
     Cancelled,
-    ChildStarted,
-    DefinitionError,
     Done,
     Failed,
     Hook,
@@ -28,6 +25,9 @@ from shoal import (
     quorum,
     race,
 )
+from shoal.errors import DefinitionError
+from shoal.events import ChildStarted
+from shoal.types import Act
 from tests.engine.test_cancellation import Watched, seen_runs
 
 from .test_until import losers, sleeper

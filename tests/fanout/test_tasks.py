@@ -11,15 +11,9 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from shoal import (
-    Act,
     Action,
     Application,
-    BadKey,
-    BadResult,
     Cancelled,
-    ChildEnded,
-    ChildStarted,
-    DefinitionError,
     Done,
     Failed,
     Graph,
@@ -27,19 +21,26 @@ from shoal import (
     MapActions,
     MapActionsAndStates,
     MapStates,
-    MissingField,
-    MissingInput,
     ParallelAction,
     Runtime,
     State,
     Task,
     Tolerate,
-    UndeclaredRead,
-    UndeclaredWrite,
     action,
     fan_out,
 )
+from shoal.errors import (
+    BadKey,
+    BadResult,
+    DefinitionError,
+    MissingField,
+    MissingInput,
+    UndeclaredRead,
+    UndeclaredWrite,
+)
+from shoal.events import ChildEnded, ChildStarted
 from shoal.testing import RecordingHook, no_leaks
+from shoal.types import Act
 
 from .test_fanout import history
 

@@ -11,38 +11,31 @@ import pytest
 
 from shoal import (
     END,
-    Act,
     Application,
-    BadResult,
     Cancelled,
-    ChildEnded,
-    ChildName,
-    Decision,
-    DefinitionError,
     Done,
     Failed,
     Graph,
-    InvalidState,
     Limits,
     MapStates,
     NobodyAccepted,
     Outcome,
     ParallelAction,
-    Rejected,
     Skipped,
     State,
-    StateUpdated,
     Task,
-    TooFewChildren,
     action,
     all_,
     fan_out,
     first,
     quorum,
     race,
-    replay,
     when,
 )
+from shoal.errors import BadResult, DefinitionError, InvalidState, Rejected, TooFewChildren
+from shoal.events import ChildEnded, ChildName, Decision, StateUpdated
+from shoal.stores import replay
+from shoal.types import Act
 from tests.engine.test_cancellation import Watched, cancellation, seen_runs
 
 pytestmark = pytest.mark.anyio

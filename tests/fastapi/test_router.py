@@ -13,7 +13,8 @@ import pytest
 from fastapi import FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
 from httpx import AsyncClient, Response
 
-from shoal import Application, BadUse, DefinitionError, Entry, MemoryStore, RunPath, Runtime, action
+from shoal import Application, MemoryStore, RunPath, Runtime, action
+from shoal.errors import BadUse, DefinitionError
 from shoal.fastapi import (
     RuntimeDep,
     _events,
@@ -23,6 +24,7 @@ from shoal.fastapi import (
     runtime_lifespan,
     service_router,
 )
+from shoal.stores import Entry
 from shoal.testing import no_leaks
 from tests.fastapi.inside import client_of, doubled, events_in, jobs, kinds, service_of, visitors
 

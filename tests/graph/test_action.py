@@ -14,18 +14,16 @@ import anyio.from_thread
 import anyio.lowlevel
 import pytest
 
-from shoal import (
-    Application,
+from shoal import Application, State, action
+from shoal.errors import (
     BadResult,
     DefinitionError,
-    FunctionAction,
     MissingField,
     MissingInput,
-    State,
     UndeclaredRead,
     UndeclaredWrite,
-    action,
 )
+from shoal.types import FunctionAction
 
 pytestmark = pytest.mark.anyio
 variable: ContextVar[str] = ContextVar("variable")

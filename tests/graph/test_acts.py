@@ -20,28 +20,28 @@ from shoal import (
     END,
     Action,
     Application,
-    BadResult,
-    ChildStarted,
-    DefinitionError,
     Done,
     Failed,
-    FanOut,
-    FunctionAction,
     Graph,
     Limits,
-    MissingField,
-    MissingInput,
     Outcome,
     Skipped,
     State,
-    StateError,
-    StateUpdated,
-    UndeclaredRead,
     action,
     fan_out,
     when,
 )
+from shoal.errors import (
+    BadResult,
+    DefinitionError,
+    MissingField,
+    MissingInput,
+    StateError,
+    UndeclaredRead,
+)
+from shoal.events import ChildStarted, StateUpdated
 from shoal.testing import RecordingHook, no_leaks, run_virtual
+from shoal.types import FanOut, FunctionAction
 from tests.fanout.test_fanout import history
 
 pytestmark = pytest.mark.anyio

@@ -12,21 +12,8 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from shoal import (
-    Action,
-    Application,
-    BadResult,
-    Context,
-    DefinitionError,
-    Graph,
-    Limits,
-    MissingInput,
-    Runtime,
-    State,
-    UndeclaredWrite,
-    action,
-    fan_out,
-)
+from shoal import Action, Application, Context, Graph, Limits, Runtime, State, action, fan_out
+from shoal.errors import BadResult, DefinitionError, MissingInput, UndeclaredWrite
 from shoal.testing import no_leaks
 
 pytestmark = pytest.mark.anyio

@@ -8,17 +8,9 @@ from typing import Any
 
 import pytest
 
-from shoal import (
-    BadResult,
-    Condition,
-    DefinitionError,
-    MissingField,
-    State,
-    UndeclaredRead,
-    UndeclaredWrite,
-    action,
-    when,
-)
+from shoal import State, action, when
+from shoal.errors import BadResult, DefinitionError, MissingField, UndeclaredRead, UndeclaredWrite
+from shoal.types import Condition
 
 
 def is_good(score: float, limit: float = 0.9) -> bool:
@@ -135,7 +127,7 @@ def test_a_missing_field_names_the_condition_and_what_there_is(condition: Condit
     with pytest.raises(MissingField) as caught:
         condition({"tries": 1, "limit": 2})
     message = str(caught.value)
-    assert f"{condition!r} looks at field 'score'".lstrip("~") in message
+    assert f"{condition!r} reads field 'score'".lstrip("~") in message
     assert "(it has: limit, tries)" in message
 
 
@@ -209,14 +201,14 @@ def by_place(a: int, /) -> bool:
 
 untyped: Any = when
 REFUSED: list[tuple[Callable[[], object], str]] = [
-    (untyped, r"when\(\) needs something to ask for: when\(\"ready\"\)"),
+    (untyped, r"when\(\) needs a condition: when\(\"ready\"\)"),
     (lambda: untyped(5), r"name of a field or a function, not 5"),
     (lambda: untyped(True), r"name of a field or a function, not True"),
     (lambda: untyped({"a": 1}), r"name of a field or a function, not {'a': 1}"),
-    (lambda: untyped("a", b=1), r"b came besides; combine conditions: when\(...\) & when"),
-    (lambda: untyped(is_good, b=1), r"b came besides; combine conditions"),
-    (lambda: untyped(reads=["a"], b=1), r"b came besides.*called 'reads'"),
-    (lambda: untyped(reads=["a"]), r"needs something to ask for"),
+    (lambda: untyped("a", b=1), r"b was given in addition; combine conditions: when\(...\) & when"),
+    (lambda: untyped(is_good, b=1), r"b was given in addition; combine conditions"),
+    (lambda: untyped(reads=["a"], b=1), r"b was given in addition.*called 'reads'"),
+    (lambda: untyped(reads=["a"]), r"needs a condition"),
     (lambda: untyped("a", reads=["a"]), r"reads=...\) is for a function that takes `state`"),
     (lambda: untyped(is_good, reads=["score"]), r"when\(is_good\) has reads= but takes no"),
     (lambda: untyped(of_state), r"when\(of_state\) takes `state`.*reads=\[...\]"),
@@ -226,7 +218,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: untyped(Later()), r"is a coroutine function"),
     (lambda: untyped(functools.partial(later, score=1)), r"is a coroutine function"),
     (lambda: untyped(numbers), r"numbers.* is a generator function"),
-    (lambda: untyped(an_action), r"<action an_action .* is an act, and no condition"),
+    (lambda: untyped(an_action), r"<action an_action .* is an act, not a condition"),
     (lambda: untyped(Above.below), r"parameter self of .*below.* names no field"),
     (lambda: untyped(any_fields), r"parameter \*fields\b.* of .*any_fields.* names no field"),
     (lambda: untyped(any_names), r"parameter \*\*fields\b.* of .*any_names.* names no field"),

@@ -8,19 +8,8 @@ from typing import Any
 
 import pytest
 
-from shoal import (
-    END,
-    Application,
-    DefinitionError,
-    Graph,
-    MissingField,
-    MissingInput,
-    Runtime,
-    State,
-    action,
-    fan_out,
-    when,
-)
+from shoal import END, Application, Graph, Runtime, State, action, fan_out, when
+from shoal.errors import DefinitionError, MissingField, MissingInput
 
 pytestmark = pytest.mark.anyio
 

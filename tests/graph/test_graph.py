@@ -11,31 +11,18 @@ from typing import Any, cast
 
 import pytest
 
-from shoal import (
-    END,
-    Act,
-    Action,
-    Application,
+from shoal import END, Action, Application, Graph, Outcome, State, action, fan_out, when
+from shoal.errors import (
     BadResult,
     DefinitionError,
-    FunctionAction,
-    Graph,
-    Input,
     MissingField,
     MissingInput,
     NoTransition,
-    Outcome,
-    RunEnded,
-    State,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
     TooManySteps,
-    action,
-    fan_out,
-    when,
 )
+from shoal.events import RunEnded, StateUpdated, StepEnded, StepStarted
 from shoal.testing import RecordingHook
+from shoal.types import Act, FunctionAction, Input
 
 pytestmark = pytest.mark.anyio
 
@@ -344,7 +331,7 @@ async def test_a_condition_on_a_field_that_is_not_there_names_the_edge():
 
     graph = Graph((first, a, when("score")), (first, b))
     _, said = await failed(graph, {"n": 1}, MissingField)
-    assert "when('score') looks at field 'score', which the state does not have" in said
+    assert "when('score') reads field 'score', which the state does not have" in said
     assert "on edge 'more' -> 'a', when('score')" in said
 
 
@@ -436,7 +423,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: untyped((plain, a)), r"plain.* is none: decorate it"),
     (lambda: untyped((a, Greet)), r"Greet.* is none: it is a class: write Greet\(\)"),
     (lambda: untyped.chain(Greet), r"it is a class: write Greet\(\)"),
-    (lambda: untyped((END, a)), r"no edge leaves END, and one leads from it to 'a'"),
+    (lambda: untyped((END, a)), r"no edge leaves END, but one leads from it to 'a'"),
     (lambda: untyped((END, END)), r"no edge leaves END"),
     (lambda: untyped.chain(a, END), r"END is none: it is only where an edge leads to"),
     (lambda: untyped((a, END), entry=END), r"an act of the graph, or its name, not END"),
@@ -445,11 +432,11 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: untyped((a, b), entry=act("a")), r"two acts of the graph are named 'a'"),
     (lambda: untyped((a, c), (b, c)), r"missing entry: .*no edge leads to: a, b; .*entry="),
     (lambda: untyped((a, b, x), (b, a)), r"missing entry: .*each follows another: a, b"),
-    (lambda: untyped((a, b), (c, d), entry=a), r"no way leads from 'a', .* to c, d"),
-    (lambda: untyped((a, b), (b, c), entry=b), r"no way leads from 'b', .* to a; add an edge"),
-    (lambda: untyped((a, b), (c, c, x)), r"missing entry|no way leads"),
-    (lambda: untyped((a, b), (a, c, x)), r"'a' -> 'c' is never tried: 'a' -> 'b' stands"),
-    (lambda: untyped((a, END), (a, c, x)), r"'a' -> 'c' is never tried: 'a' -> END stands"),
+    (lambda: untyped((a, b), (c, d), entry=a), r"no path leads from 'a', .* to c, d"),
+    (lambda: untyped((a, b), (b, c), entry=b), r"no path leads from 'b', .* to a; add an edge"),
+    (lambda: untyped((a, b), (c, c, x)), r"missing entry|no path leads"),
+    (lambda: untyped((a, b), (a, c, x)), r"'a' -> 'c' is never tried: 'a' -> 'b' comes before"),
+    (lambda: untyped((a, END), (a, c, x)), r"'a' -> 'c' is never tried: 'a' -> END comes before"),
     (lambda: untyped((a, b), (a, b)), r"'a' -> 'b' is never tried"),
     (
         lambda: untyped((a, b), (b, act("a", "n"))),
@@ -464,7 +451,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: untyped((a, b, {"x": 1})), r"{'x': 1} is no condition: write when"),
     (lambda: untyped((a, b, is_later)), r"edge 'a' -> 'b': .*is a coroutine function"),
     (lambda: untyped((a, b, takes_state)), r"edge 'a' -> 'b': .*takes `state`"),
-    (lambda: untyped((a, b, c)), r"edge 'a' -> 'b': <action c .*is an act, and no condition"),
+    (lambda: untyped((a, b, c)), r"edge 'a' -> 'b': <action c .*is an act, not a condition"),
     (lambda: untyped((a, b), name=5), r"Graph\(name=...\) takes a name, not 5"),
     (lambda: counted.part(entry="mor"), r"part\(entry=...\): no act .*did you mean 'more'"),
     (lambda: counted.part(entry=a), r"'more\+finish': part\(entry=...\): no act is named 'a'"),

@@ -7,18 +7,8 @@ from typing import Any
 
 import pytest
 
-from shoal import (
-    Application,
-    DefinitionError,
-    MemoryStore,
-    Runtime,
-    State,
-    action,
-    fan_out,
-    first,
-    quorum,
-    race,
-)
+from shoal import Application, MemoryStore, Runtime, State, action, fan_out, first, quorum, race
+from shoal.errors import DefinitionError
 
 pytestmark = pytest.mark.anyio
 

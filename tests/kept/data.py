@@ -17,29 +17,22 @@ from shoal import (
     INHERIT,
     Breaker,
     Cancelled,
-    ChildName,
-    Decision,
     Done,
     Each,
     ErrorInfo,
     Failed,
     Halted,
     Hedge,
-    Ledger,
     Limits,
-    MissingField,
     NobodyAccepted,
-    NotData,
     PositionedList,
     Question,
     Rate,
-    Rejected,
     Result,
     Retry,
     RetryBudget,
     RetryLater,
     RunPath,
-    SavedError,
     Skipped,
     State,
     StateList,
@@ -52,8 +45,19 @@ from shoal import (
     quorum,
 )
 from shoal._state.digest import digest
+from shoal.errors import MissingField, NotData, Rejected, SavedError
+from shoal.events import ChildName, Decision
+from shoal.types import Ledger
 
-PACKAGES = ("shoal", "shoal.rates", "shoal.rates.redis", "shoal.stores")
+PACKAGES = (
+    "shoal",
+    "shoal.errors",
+    "shoal.events",
+    "shoal.rates",
+    "shoal.rates.redis",
+    "shoal.stores",
+    "shoal.types",
+)
 
 ROOT = RunPath(run_id="run", act="crawl")
 PATH = RunPath(run_id="child", act="fetch", parent=ROOT, step="fetch", visit=1, key=3)

@@ -16,7 +16,6 @@ import anyio
 
 from shoal import (
     END,
-    Act,
     Application,
     Context,
     Done,
@@ -26,7 +25,6 @@ from shoal import (
     MemoryStore,
     NobodyAccepted,
     State,
-    Store,
     Tolerate,
     action,
     fan_out,
@@ -34,6 +32,8 @@ from shoal import (
     race,
     when,
 )
+from shoal.stores import Store
+from shoal.types import Act
 
 
 @dataclass

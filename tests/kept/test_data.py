@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 from base64 import b64decode
 from enum import Enum
 from pathlib import Path
@@ -16,10 +18,11 @@ from typing import cast
 
 import pytest
 
-import shoal
-from shoal import ErrorInfo, Inherit, NotData, PositionedList, StateList, StateMap
+from shoal import ErrorInfo, PositionedList, StateList, StateMap
 from shoal._state.digest import digest
+from shoal.errors import NotData
 from shoal.stores._codec.typenames import find, name_of
+from shoal.types import Inherit
 from tests.kept.data import DATA, VALUES, public
 
 KEPT = json.loads((Path(__file__).parent / "data.json").read_text())
@@ -83,7 +86,7 @@ def is_saved(kind: object) -> bool:
 
 
 @pytest.mark.parametrize("home", [None, "shoal._deep.below", "shoal.stores._deep"])
-@pytest.mark.parametrize("name", [name for name in shoal.__all__ if is_saved(PUBLIC.get(name))])
+@pytest.mark.parametrize("name", [name for name in PUBLIC if is_saved(PUBLIC[name])])
 def test_a_codec_writes_the_public_name(
     name: str, home: str | None, monkeypatch: pytest.MonkeyPatch
 ):
@@ -92,3 +95,15 @@ def test_a_codec_writes_the_public_name(
     monkeypatch.setattr(kind, "__module__", home or kind.__module__)
     assert name_of(kind) == f"shoal:{name}"
     assert find(f"shoal:{name}") is kind
+
+
+def test_a_fresh_process_finds_the_names_that_are_kept():
+    program = (
+        "from shoal.stores._codec.typenames import find, name_of\n"
+        "for name in ('ErrorInfo', 'StateMap', 'NotData', 'Update', 'RunRecord', 'Ledger'):\n"
+        "    kind = find(f'shoal:{name}')\n"
+        "    assert kind.__name__ == name\n"
+        "    assert name_of(kind) == f'shoal:{name}'\n"
+        "assert find('shoal:Nothing') is find('shoal:Update.Nothing') is None\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from shoal import PostgresStore, SQLiteStore, Store
+from shoal import PostgresStore, SQLiteStore
+from shoal.stores import Store
 from tests.kept.programs import ANSWERS, World, programs, resumed, straight
 from tests.stores.postgres import PostgresServer
 

@@ -13,16 +13,11 @@ from hypothesis import strategies as st
 from shoal import (
     AIMD,
     Application,
-    BadResult,
-    BadUse,
     Breaker,
     Cancelled,
-    ChildEnded,
     Context,
-    DefinitionError,
     Done,
     Each,
-    Ended,
     Failed,
     Limits,
     MemoryStore,
@@ -35,7 +30,10 @@ from shoal import (
     race,
 )
 from shoal._limits.breaker import Circuits
+from shoal.errors import BadResult, BadUse, DefinitionError
+from shoal.events import ChildEnded
 from shoal.testing import RecordingHook, cancel_everywhere, no_leaks
+from shoal.types import Ended
 
 pytestmark = pytest.mark.anyio
 

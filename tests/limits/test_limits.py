@@ -19,10 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shoal import (
-    Act,
     Action,
     Application,
-    BadUse,
     Context,
     Done,
     Graph,
@@ -38,7 +36,9 @@ from shoal._limits.admission import Admission
 from shoal._limits.gates import Gate
 from shoal._limits.permits import Seat
 from shoal._limits.scheduler import Queue
+from shoal.errors import BadUse
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
+from shoal.types import Act
 
 pytestmark = pytest.mark.anyio
 

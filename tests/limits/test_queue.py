@@ -14,7 +14,7 @@ import pytest
 from shoal import Limits, Rate
 from shoal._limits.gates import Gate
 from shoal._limits.meters import CREDIT, MARKS, Meter
-from shoal._limits.permits import Seat
+from shoal._limits.permits import HeldPermits, Seat
 from shoal._limits.scheduler import AT_ONCE, Queue
 
 TICK = 1 / 8  # times, intervals and costs are multiples of powers of 2: sums of them are exact
@@ -57,16 +57,6 @@ class Unit:
 
     def __init__(self) -> None:
         self.turn_due = self.turns_since = 0.0
-
-
-class Party:
-    stake = above = None
-
-    def __init__(self, unit: Unit) -> None:
-        self.unit = unit
-
-    def make_stake(self) -> None:
-        return None
 
 
 class Log:
@@ -160,7 +150,7 @@ class Program:
             self.queue,
             tuple(self.gates[n] for n in needed),
             tuple(costs),
-            Party(self.random.choice(self.units)),
+            HeldPermits(self.random.choice(self.units)),
         )
         assert not (found_others and seat.granted), "it overtakes"
         one = Modelled(seat, needed, costs, next(self.arrivals))
@@ -279,7 +269,9 @@ def test_units_that_always_wait_get_the_same(rate: Rate | None, seed: int):
     def come(which: int) -> None:
         came[which] = len(gone)
         many = random.randrange(150, 400)
-        seats.extend((which, Seat(queue, (gate,), None, Party(units[which]))) for _ in range(many))
+        seats.extend(
+            (which, Seat(queue, (gate,), None, HeldPermits(units[which]))) for _ in range(many)
+        )
 
     come(0)
     for step in range(400):
@@ -305,7 +297,7 @@ def served(queue: Queue, gate: Gate, claims: list[str], units: dict[str, Unit]) 
     """Have them wait, and let one after the other have the gate; more may come meanwhile."""
     seats: list[tuple[str, Seat]] = []
     while claims or seats:
-        seats += [(who, Seat(queue, (gate,), None, Party(units[who]))) for who in claims]
+        seats += [(who, Seat(queue, (gate,), None, HeldPermits(units[who]))) for who in claims]
         claims.clear()
         held = next(one for one in seats if one[1].granted)
         seats.remove(held)

@@ -16,12 +16,8 @@ import pytest
 from shoal import (
     AIMD,
     Application,
-    BadResult,
-    BadUse,
     Context,
-    DefinitionError,
     Each,
-    Ended,
     Failed,
     Graph,
     Hook,
@@ -31,11 +27,13 @@ from shoal import (
     RetryLater,
     Runtime,
     State,
-    Waiting,
     action,
     fan_out,
 )
+from shoal.errors import BadResult, BadUse, DefinitionError
+from shoal.events import Waiting
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
+from shoal.types import Ended
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +132,7 @@ def test_limits_that_make_no_sense_are_refused():
         (lambda: Limits(rate=Rate(5), adapt=AIMD()), "give the n"),
         (lambda: Limits(rate=5), r"takes a Rate.*Rate\(5\)"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, by="host"), "takes a function"),  # pyright: ignore[reportArgumentType]
-        (lambda: AIMD(least=3, most=2), "nothing in between"),
+        (lambda: AIMD(least=3, most=2), "must not be below"),
         (lambda: Limits(5, adapt=3), r"takes AIMD\(\), or an object"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, adapt=AIMD), r"make one: AIMD\(\)"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, adapt=Policy(anyio.sleep)), "coroutine function"),
@@ -858,7 +856,8 @@ async def size(n: bytes) -> int:
 
 @pytest.mark.parametrize("slow", ["reducer", "events", "store"])
 async def test_whatever_is_slow_slows_the_source_down(slow: str):
-    from shoal import Batch, MemoryStore
+    from shoal import MemoryStore
+    from shoal.stores import Batch
 
     source, ahead, done = Source(2000), 0, 0
 

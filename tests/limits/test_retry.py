@@ -17,42 +17,40 @@ from hypothesis import strategies as st
 
 from shoal import (
     Application,
-    AttemptEnded,
-    BadResult,
-    ChildEnded,
     Context,
-    DefinitionError,
     Done,
     Each,
     Failed,
     Graph,
     Hook,
-    HookFailed,
     Limits,
     MapStates,
     MemoryStore,
-    NoTransition,
     Outcome,
     Rate,
     Retry,
     RetryBudget,
     RetryLater,
-    RunEnded,
-    RunStarted,
     Runtime,
     State,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
     StepTimeout,
-    Store,
     StoreFailed,
-    TooManySteps,
     action,
     fan_out,
     when,
 )
 from shoal._limits.retry import Account
+from shoal.errors import BadResult, DefinitionError, HookFailed, NoTransition, TooManySteps
+from shoal.events import (
+    AttemptEnded,
+    ChildEnded,
+    RunEnded,
+    RunStarted,
+    StateUpdated,
+    StepEnded,
+    StepStarted,
+)
+from shoal.stores import Store
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import (
     Attempt,
@@ -146,9 +144,9 @@ def test_jitter_is_a_share_of_the_delay_and_spreads_evenly():
 @pytest.mark.parametrize(
     ("why", "options"),
     [
-        ("attempts in all", {"attempts": 0}),
-        ("attempts in all", {"attempts": True}),
-        ("attempts in all", {"attempts": 1.5}),
+        ("number of attempts", {"attempts": 0}),
+        ("number of attempts", {"attempts": True}),
+        ("number of attempts", {"attempts": 1.5}),
         ("exception classes", {"on": "OSError"}),
         ("exception classes", {"on": (OSError, "x")}),
         ("ends a run", {"on": KeyboardInterrupt}),
@@ -191,7 +189,7 @@ def test_a_budget_that_makes_no_sense_is_refused(options: dict[str, Any]):
 
 
 def test_other_policies_and_actions_refuse_what_they_cannot_use():
-    with pytest.raises(DefinitionError, match="says nothing"):
+    with pytest.raises(DefinitionError, match="has no effect"):
         Each()
     with pytest.raises(DefinitionError, match=r"Each\(retry=...\) takes Retry"):
         Each(retry=3)  # pyright: ignore[reportArgumentType]

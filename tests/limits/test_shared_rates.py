@@ -12,28 +12,22 @@ import pytest
 
 from shoal import (
     Application,
-    BadResult,
     Context,
-    DefinitionError,
     Each,
     Graph,
     Limits,
     Rate,
-    RateReply,
-    RateRequest,
-    RateState,
-    RateUnavailable,
     Retry,
     Runtime,
     SharedRate,
     State,
-    Waiting,
     action,
     fan_out,
-    reckon,
 )
 from shoal._limits.shared_rates import AHEAD, GUARD, HOLD, SLACK, SharedMeter
-from shoal.rates import MemoryRates
+from shoal.errors import BadResult, DefinitionError, RateUnavailable
+from shoal.events import Waiting
+from shoal.rates import MemoryRates, RateReply, RateRequest, RateState, reckon
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 
 pytestmark = pytest.mark.anyio
@@ -142,7 +136,7 @@ def test_a_shared_rate_that_makes_no_sense_is_refused():
     rate, rates = Rate(5), MemoryRates()
     for make, says in (
         (lambda: SharedRate(5, "x", rates), "rate=...\\) takes a Rate, not an int"),  # pyright: ignore[reportArgumentType]
-        (lambda: SharedRate(rate, "", rates), "the name it is known by"),
+        (lambda: SharedRate(rate, "", rates), "names the rate"),
         (lambda: SharedRate(rate, "x", None), "RedisRates\\(url\\), not None"),  # pyright: ignore[reportArgumentType]
         (lambda: SharedRate(rate, "x", MemoryRates), "RedisRates"),  # pyright: ignore[reportArgumentType]
         (lambda: SharedRate(rate, "x", rates, alone=3), "alone=...\\) takes a Rate"),  # pyright: ignore[reportArgumentType]

@@ -9,20 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypedDict, final
 
-from shoal import (
-    Application,
-    ChildEnded,
-    ChildStarted,
-    Context,
-    Done,
-    Failed,
-    Graph,
-    Hook,
-    Limits,
-    State,
-    action,
-    fan_out,
-)
+from shoal import Application, Context, Done, Failed, Graph, Hook, Limits, State, action, fan_out
+from shoal.events import ChildEnded, ChildStarted
 
 PAGES = 8
 AT_ONCE = 2

@@ -13,19 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from shoal import (
-    END,
-    Application,
-    ChildEnded,
-    Done,
-    Graph,
-    Set,
-    StateUpdated,
-    Update,
-    action,
-    fan_out,
-    when,
-)
+from shoal import END, Application, Done, Graph, action, fan_out, when
+from shoal.events import ChildEnded, Set, StateUpdated, Update
 
 
 class Model(Protocol):

@@ -7,24 +7,21 @@ from typing import Any, final
 import pytest
 
 from shoal import (
-    Act,
     Application,
-    BadResult,
     Context,
-    DefinitionError,
     Done,
     ErrorInfo,
     Failed,
     Graph,
     Hook,
-    InvalidState,
     Limits,
     MapStates,
-    MissingField,
     State,
     action,
     fan_out,
 )
+from shoal.errors import BadResult, DefinitionError, InvalidState, MissingField
+from shoal.types import Act
 
 pytestmark = pytest.mark.anyio
 
@@ -128,13 +125,13 @@ async def talk(client: object, word: str = "") -> str:
 untyped: Any = fan_out
 untyped_app: Any = Application
 REFUSED = [
-    (declares_what_it_does_not_take, "it reads 'depth', and no .*; did you mean 'dept'"),
-    (takes_the_context_by_another_name, "'ctx' is to be a Context, .* called 'context'; rename"),
+    (declares_what_it_does_not_take, "it reads 'depth', but no .*; did you mean 'dept'"),
+    (takes_the_context_by_another_name, "'ctx' is annotated as a Context, .*'context'"),
     (misspells_what_it_hears, r"nothing calls Progress.on_child_end; did you mean 'on_child_ended"),
     (lambda: untyped(len, over="urls", into="x"), r"'x': act= .*; if .* itself, decorate it"),
     (lambda: fan_out(fetch, over="urls", item="url", into="x", take="pag"), "did you mean 'page'"),
     (lambda: Graph.chain(fetch, fetch), "are named 'fetch': it is the same act, twice; "),
-    (lambda: untyped_app(plain("x")), "is none: it is what calling .*: write the .* without"),
+    (lambda: untyped_app(plain("x")), "it is the result of calling .*: write the action without"),
     (lambda: untyped_app(fetch, state=Model("x")), "state= takes a model, which is a class"),
     (lambda: Application(fetch, state="url"), r"^state='url' is one .*: state=\['url'\]$"),
     (lambda: Application(talk, inputs=["clinet"]), "'clinet' .*; did you mean 'client'"),

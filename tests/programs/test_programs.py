@@ -7,7 +7,8 @@ from typing import Protocol
 import anyio
 import pytest
 
-from shoal import ChildEnded, Failed, Hook, StateUpdated, StepEnded
+from shoal import Failed, Hook
+from shoal.events import ChildEnded, StateUpdated, StepEnded
 from shoal.testing import RecordingHook, no_leaks
 from tests.programs import contest, crawler, pr_bot, refine
 

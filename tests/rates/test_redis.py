@@ -18,20 +18,10 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from shoal import (
-    Application,
-    DefinitionError,
-    Limits,
-    Rate,
-    RateRequest,
-    RateState,
-    RateUnavailable,
-    SharedRate,
-    action,
-    fan_out,
-    reckon,
-)
+from shoal import Application, Limits, Rate, SharedRate, action, fan_out
 from shoal._limits.shared_rates import SLACK
+from shoal.errors import DefinitionError, RateUnavailable
+from shoal.rates import RateRequest, RateState, reckon
 from shoal.rates.redis import RedisRates
 from shoal.testing import no_leaks
 

@@ -15,34 +15,28 @@ import anyio.lowlevel
 import pytest
 
 from shoal import (
-    Act,
     Application,
-    BadUse,
     Cancelled,
-    ChildEnded,
     Context,
-    DefinitionError,
     ErrorInfo,
     Failed,
     Graph,
     Hook,
-    HookFailed,
-    MissingField,
-    MissingInput,
     RunResult,
     Runtime,
     Skipped,
     State,
-    StateError,
-    StateUpdated,
     StoreFailed,
     Tolerate,
     action,
     fan_out,
 )
 from shoal._errors.exceptions import kind_of
+from shoal.errors import BadUse, DefinitionError, HookFailed, MissingField, MissingInput, StateError
+from shoal.events import ChildEnded, StateUpdated
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook, no_leaks
+from shoal.types import Act
 
 pytestmark = pytest.mark.anyio
 

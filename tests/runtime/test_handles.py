@@ -12,36 +12,29 @@ from anyio.lowlevel import checkpoint
 
 from shoal import (
     Application,
-    BadUse,
-    Batch,
-    ChildEnded,
     Context,
-    DefinitionError,
     Draining,
-    Event,
     Graph,
     Hook,
-    Item,
     Limits,
     MemoryStore,
-    Missed,
     Rate,
     Result,
     RunCancelled,
     RunClaimed,
     RunConflict,
-    RunEnded,
-    RunEvents,
     RunHandle,
     Runtime,
-    StateUpdated,
-    StepStarted,
     StoreFailed,
     action,
     fan_out,
 )
 from shoal._runtime import recovery as _recovery
+from shoal.errors import BadUse, DefinitionError
+from shoal.events import ChildEnded, Event, Item, Missed, RunEnded, StateUpdated, StepStarted
+from shoal.stores import Batch
 from shoal.testing import RecordingHook, no_leaks
+from shoal.types import RunEvents
 
 pytestmark = pytest.mark.anyio
 
@@ -586,7 +579,7 @@ async def test_what_an_extension_module_raises_is_the_runs_alone(caplog: pytest.
         assert await other.wait_ended() == "succeeded"
     (record,) = caplog.records
     assert "run x was ended by " in record.message
-    assert "Panic, no Exception: whoever asks for its result gets it" in record.message
+    assert "Panic, no Exception: its result() raises that" in record.message
 
 
 async def test_it_is_healthy_until_something_of_its_own_fails():
@@ -599,7 +592,8 @@ async def test_it_is_healthy_until_something_of_its_own_fails():
     with pytest.raises(BaseExceptionGroup):
         async with runtime:
             health.append(runtime.healthy)
-            runtime._start_task(breaks)
+            assert runtime._tasks is not None
+            runtime._tasks.start_own(breaks)
             try:
                 await anyio.sleep(1)
             finally:

@@ -18,35 +18,24 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from shoal import (
-    Application,
-    BadUse,
-    Cancelled,
+from shoal import Application, Cancelled, Graph, Hook, Limits, RunCancelled, State, action, fan_out
+from shoal.errors import BadUse, DefinitionError, HookFailed, MissingInput
+from shoal.events import (
     ChildEnded,
     ChildStarted,
-    DefinitionError,
     Event,
-    Graph,
-    Hook,
-    HookFailed,
-    Limits,
     Missed,
-    MissingInput,
-    OpenRun,
-    RunCancelled,
     RunEnded,
     RunStarted,
-    State,
     StateUpdated,
     StepEnded,
     StepStarted,
     Update,
-    action,
-    fan_out,
-    replay,
 )
+from shoal.stores import replay
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook, VirtualTimeLoop, no_leaks, run_virtual
+from shoal.types import OpenRun
 from tests.sweeps import EVERYWHERE, at_any_turn
 
 pytestmark = pytest.mark.anyio

@@ -18,34 +18,30 @@ from anyio.lowlevel import checkpoint
 
 from shoal import (
     Application,
-    Batch,
-    ChildStarted,
-    CommitInDoubt,
     Failed,
     Graph,
     Hook,
-    HookFailed,
-    LeaseLost,
     MemoryStore,
-    MissingField,
-    NoTransition,
     RunClaimed,
     RunConflict,
-    RunEnded,
     RunPath,
-    RunStarted,
     Runtime,
-    SavedRun,
     Skipped,
-    StateUpdated,
-    StepStarted,
-    Store,
     StoreFailed,
-    TooManySteps,
     action,
     fan_out,
     when,
 )
+from shoal.errors import (
+    CommitInDoubt,
+    HookFailed,
+    LeaseLost,
+    MissingField,
+    NoTransition,
+    TooManySteps,
+)
+from shoal.events import ChildStarted, RunEnded, RunStarted, StateUpdated, StepStarted
+from shoal.stores import Batch, SavedRun, Store
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

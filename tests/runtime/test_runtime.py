@@ -13,12 +13,9 @@ from anyio.abc import TaskGroup
 
 from shoal import (
     Application,
-    BadUse,
-    DefinitionError,
     Limits,
     ParallelAction,
     RunCancelled,
-    RunEnded,
     RunResult,
     Runtime,
     State,
@@ -26,6 +23,8 @@ from shoal import (
     action,
     fan_out,
 )
+from shoal.errors import BadUse, DefinitionError
+from shoal.events import RunEnded
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio

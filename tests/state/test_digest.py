@@ -27,9 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, PrivateAttr
 
-from shoal import NotData, PositionedList, State, StateList, StateMap
+from shoal import PositionedList, State, StateList, StateMap
 from shoal._state.digest import combined, digest, written
 from shoal._state.digest import named as digest_of
+from shoal.errors import NotData
 
 
 class Color(Enum):
@@ -264,7 +265,7 @@ def test_what_is_used_twice_is_no_cycle():
     ids=["lock", "generator", "file", "module", "lambda", "within", "key"],
 )
 def test_what_is_no_data_is_named(value: object, named_so: str):
-    with pytest.raises(NotData, match=f"{named_so}.* is no data.*inputs="):
+    with pytest.raises(NotData, match=f"{named_so}.* is not data.*inputs="):
         digest(value)
 
 

@@ -28,27 +28,13 @@ from pydantic import (
 )
 from typing_extensions import TypeAliasType, TypedDict
 
-from shoal import (
-    Application,
-    DefinitionError,
-    Drop,
-    ErrorInfo,
-    Extend,
-    Increment,
-    InvalidState,
-    PositionedList,
-    Put,
-    Set,
-    State,
-    StateError,
-    StateList,
-    StateMap,
-    action,
-    replay,
-)
+from shoal import Application, ErrorInfo, PositionedList, State, StateList, StateMap, action
 from shoal._state import schema as _schema
 from shoal._state.schema import Schema
 from shoal._state.state import Change, change_between
+from shoal.errors import DefinitionError, InvalidState, StateError
+from shoal.events import Drop, Extend, Increment, Put, Set
+from shoal.stores import replay
 
 T = TypeVar("T")
 Links = TypeAliasType("Links", list[int])

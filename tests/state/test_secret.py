@@ -21,44 +21,48 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, SecretStr
 
 from shoal import (
     Application,
-    AttemptEnded,
-    BadUse,
     Breaker,
     Cancelled,
-    ChildEnded,
-    ChildRerun,
-    ChildStarted,
     Codec,
     Context,
-    DefinitionError,
     Done,
     Each,
     Failed,
     Graph,
     Hook,
-    InvalidState,
     Limits,
     MapActions,
     MemoryStore,
-    MissingField,
     MissingSecret,
-    Orphan,
     Result,
     Retry,
     RunConflict,
     Runtime,
-    SecretLeaked,
-    SpanStarted,
     SQLiteStore,
     State,
-    StateError,
-    StepStarted,
     Task,
     action,
     fan_out,
     race,
     when,
 )
+from shoal.errors import (
+    BadUse,
+    DefinitionError,
+    InvalidState,
+    MissingField,
+    SecretLeaked,
+    StateError,
+)
+from shoal.events import (
+    AttemptEnded,
+    ChildEnded,
+    ChildRerun,
+    ChildStarted,
+    SpanStarted,
+    StepStarted,
+)
+from shoal.stores import Orphan
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -482,10 +486,10 @@ def token_of(state: State[Any]) -> Any:
 
 breaker = Each(breaker=Breaker(by=token_of, failures=1, cool_down=1))
 LEAKING: dict[str, tuple[Any, str]] = {
-    "a value": (returns, "step 'returns'.*holds what secret field 'token' has"),
+    "a value": (returns, "step 'returns'.*contains the text of secret field 'token'"),
     "a value of a child": (fan_out([returns], into="outs"), "what 'returns' has come to"),
     "an item": (yields, "a partial item of action 'yields'"),
-    "a question": (asks, "a question of run x, or an answer, holds"),
+    "a question": (asks, "a question of run x, or an answer, contains"),
     "a remembered result": (knows.bind(key=CANARY), "what action 'knows' has come to"),
     "a key": (keys, "step 'keys'"),
     "a span": (spans, "span 'part' of action 'spans'"),
@@ -641,7 +645,9 @@ async def test_names_of_fields_and_what_a_client_has_are_no_secrets():
 
 async def test_so_is_another_field_of_the_first_state():
     for more in ({"url": f"https://{CANARY}@example.org"}, {"all": [{"x": CANARY.encode()}]}):
-        with pytest.raises(SecretLeaked, match="of the initial state holds what secret field"):
+        with pytest.raises(
+            SecretLeaked, match="of the initial state contains the text of secret field"
+        ):
             await Application(wins, store=MemoryStore()).run(secret(**more))
 
 
@@ -827,7 +833,9 @@ async def test_a_fork_is_given_the_secrets_again_and_keeps_them_secret():
 async def test_only_secrets_are_given_to_retry_failed_and_recover():
     app = Application(Graph.chain(harmless, last), store=MemoryStore())
     await app.run(secret(n=1), id="x")
-    with pytest.raises(BadUse, match=r"retry_failed\(state\) takes what is secret.* 'token'.*'n'"):
+    with pytest.raises(
+        BadUse, match=r"retry_failed\(state\) takes the secret fields.*'token'.*'n'"
+    ):
         await app.retry_failed("x", {"token": OTHER, "n": 2})
 
 

@@ -17,29 +17,19 @@ from hypothesis import strategies as st
 
 from shoal import (
     Application,
-    BadResult,
-    Drop,
     ErrorInfo,
-    Extend,
     Graph,
-    Increment,
-    MissingField,
-    Operation,
     PositionedList,
-    Put,
-    PutWithin,
-    Set,
     State,
-    StateError,
     StateList,
     StateMap,
-    UndeclaredRead,
-    UndeclaredWrite,
     action,
     fan_out,
-    replay,
 )
 from shoal._state.state import NO_CHANGE, Permit, change_between, make_state
+from shoal.errors import BadResult, MissingField, StateError, UndeclaredRead, UndeclaredWrite
+from shoal.events import Drop, Extend, Increment, Operation, Put, PutWithin, Set
+from shoal.stores import replay
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=150)
 

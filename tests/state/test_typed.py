@@ -14,32 +14,27 @@ from shoal import (
     END,
     Application,
     Context,
-    DefinitionError,
     Done,
     ErrorInfo,
     Failed,
-    FanOut,
     Graph,
-    InvalidState,
     Limits,
     MapStates,
-    MissingField,
     ParallelAction,
     Runtime,
-    Set,
     State,
-    StateError,
     StateList,
-    StateUpdated,
     Task,
-    Update,
     action,
     fan_out,
-    replay,
     when,
 )
+from shoal.errors import DefinitionError, InvalidState, MissingField, StateError
+from shoal.events import Set, StateUpdated, Update
+from shoal.stores import replay
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook, no_leaks
+from shoal.types import FanOut
 
 pytestmark = pytest.mark.anyio
 

@@ -29,13 +29,13 @@ from shoal import (
     Limits,
     PostgresStore,
     RunClaimed,
-    RunEnded,
     Runtime,
     SQLiteStore,
     action,
     fan_out,
 )
 from shoal._events.identity import RunPath
+from shoal.events import RunEnded
 from shoal.stores._sql.store import DurableStore
 
 WIDTH = 5

@@ -18,16 +18,9 @@ from typing import Any, cast
 
 import pytest
 
-from shoal import (
-    Application,
-    LeaseLost,
-    MemoryStore,
-    RunClaimed,
-    Store,
-    StoreFailed,
-    action,
-    fan_out,
-)
+from shoal import Application, MemoryStore, RunClaimed, StoreFailed, action, fan_out
+from shoal.errors import LeaseLost
+from shoal.stores import Store
 from shoal.stores._sql import holders as _holders
 from shoal.stores._sql.store import DurableStore
 from shoal.stores._sql.writer_thread import Job, Writer

@@ -36,19 +36,21 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel
 import shoal
 from shoal import (
     Codec,
-    DefinitionError,
     ErrorInfo,
     NobodyAccepted,
-    NotData,
-    NotDecodable,
-    NotEncodable,
     PositionedList,
-    Rejected,
     RetryLater,
-    SavedError,
     State,
     StateList,
     StateMap,
+)
+from shoal.errors import (
+    DefinitionError,
+    NotData,
+    NotDecodable,
+    NotEncodable,
+    Rejected,
+    SavedError,
     UpdateTooLarge,
 )
 from shoal.stores._codec.tags import MAX_DEPTH, UNPACKERS
@@ -336,7 +338,7 @@ ERRORS = cast("list[BaseException]", [
     ExceptionGroup("many", [ValueError(1), ExceptionGroup("more", [KeyError("k")])]),
     BaseExceptionGroup("all", [KeyboardInterrupt(), raised(ValueError(1), None, "noted")]),
     NobodyAccepted("nobody", [Rejected("no", (1,)), RetryLater(3.0)]), shoal.StepTimeout("late"),
-    shoal.MissingField("f"), NotEncodable("no", "state['a']"),
+    shoal.errors.MissingField("f"), NotEncodable("no", "state['a']"),
     SavedError("gone:Error", "what it was"),
     raised(SavedError("gone:Error", ""), KeyError(1), "note"),
 ])  # fmt: skip
@@ -1305,7 +1307,8 @@ def test_without_pydantic_nothing_imports_it():
     script = (
         "import sys\n"
         "from dataclasses import dataclass\n"
-        "from shoal import Codec, NotDecodable\n"
+        "from shoal import Codec\n"
+        "from shoal.errors import NotDecodable\n"
         "class A: pass\n"
         "codec = Codec()\n"
         'for text in (\'{"@":"model","@type":"pydantic:BaseModel"}\',):\n'

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from shoal import MemoryStore, PostgresStore, SQLiteStore, Store
+from shoal import MemoryStore, PostgresStore, SQLiteStore
+from shoal.stores import Store
 from shoal.testing import StoreConformance
 
 from .postgres import PostgresServer

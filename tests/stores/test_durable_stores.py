@@ -26,25 +26,21 @@ from anyio.lowlevel import checkpoint
 
 from shoal import (
     Application,
-    Batch,
-    ChildEnded,
     Context,
     Done,
     Graph,
-    LeaseLost,
-    NotEncodable,
     RunClaimed,
     RunConflict,
     RunPath,
     Runtime,
-    StateUpdated,
     UnknownRun,
-    Update,
-    UpdateTooLarge,
     action,
     fan_out,
 )
 from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
+from shoal.errors import LeaseLost, NotEncodable, UpdateTooLarge
+from shoal.events import ChildEnded, StateUpdated, Update
+from shoal.stores import Batch
 from shoal.stores._sql import holders as _holders
 from shoal.stores._sql import writer_thread as _writer
 from shoal.stores._sql.store import DurableStore

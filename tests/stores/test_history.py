@@ -12,26 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal import (
+from shoal import PositionedList, StateList, StateMap
+from shoal._state.state import make_state, replay, replay_all
+from shoal.errors import StateError
+from shoal.events import (
     ChildName,
-    Completed,
     Decision,
     Drop,
-    Entry,
     Extend,
     Increment,
     Operation,
-    PositionedList,
     Put,
     PutWithin,
-    Rewound,
     Set,
-    StateError,
-    StateList,
-    StateMap,
     Update,
 )
-from shoal._state.state import make_state, replay, replay_all
+from shoal.stores import Completed, Entry, Rewound
 from shoal.stores._history import Playback, play
 
 

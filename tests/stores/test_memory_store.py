@@ -7,22 +7,13 @@ from typing import Any
 
 import pytest
 
-from shoal import (
-    Application,
-    Batch,
-    Graph,
-    Key,
-    LeaseLost,
-    MemoryStore,
-    NotData,
-    RunClaimed,
-    StoreFailed,
-    action,
-    fan_out,
-)
+from shoal import Application, Graph, MemoryStore, RunClaimed, StoreFailed, action, fan_out
+from shoal.errors import LeaseLost, NotData
+from shoal.stores import Batch
 from shoal.stores._protocol import NullStore
 from shoal.testing import HandMadeRun, child_run
 from shoal.testing._hand_made import BEGINNING, ROOT, update_of
+from shoal.types import Key
 
 pytestmark = pytest.mark.anyio
 

@@ -22,11 +22,7 @@ import pytest
 
 from shoal import (
     Application,
-    Batch,
     Codec,
-    CommitInDoubt,
-    DefinitionError,
-    LeaseLost,
     Limits,
     PostgresStore,
     RunClaimed,
@@ -34,6 +30,8 @@ from shoal import (
     action,
     fan_out,
 )
+from shoal.errors import CommitInDoubt, DefinitionError, LeaseLost
+from shoal.stores import Batch
 from shoal.stores._postgres import schema as _postgres_schema
 from shoal.testing import HandMadeRun, RecordingHook, child_run, no_leaks
 from shoal.testing._hand_made import ROOT, claimed, save, update_of

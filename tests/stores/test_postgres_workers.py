@@ -21,9 +21,6 @@ import pytest
 
 from shoal import (
     Application,
-    Batch,
-    CommitInDoubt,
-    LeaseLost,
     Limits,
     PostgresStore,
     RunCancelled,
@@ -36,6 +33,8 @@ from shoal import (
 from shoal._engine import execution as _execution
 from shoal._events.identity import RunPath
 from shoal._state.state import Set
+from shoal.errors import CommitInDoubt, LeaseLost
+from shoal.stores import Batch
 from shoal.stores._postgres import server as _postgres_server
 from shoal.stores._sql import store as _durable
 from shoal.testing import HandMadeRun, child_run

@@ -20,7 +20,8 @@ from typing import Any
 import anyio
 import pytest
 
-from shoal import Application, Codec, Graph, RunClaimed, RunPath, Set, SQLiteStore, action, fan_out
+from shoal import Application, Codec, Graph, RunClaimed, RunPath, SQLiteStore, action, fan_out
+from shoal.events import Set
 from shoal.stores._sql import browsing as _browsing
 from shoal.stores._sql import pruning as _pruning
 from shoal.stores._sql import results as _cached

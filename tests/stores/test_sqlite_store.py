@@ -24,29 +24,23 @@ import pytest
 
 from shoal import (
     Application,
-    Batch,
     Codec,
-    CommitInDoubt,
     Context,
-    DefinitionError,
     Each,
     Failed,
     Graph,
-    NotData,
-    NotEncodable,
     Retry,
     RunClaimed,
-    Set,
     SQLiteStore,
     State,
-    StateUpdated,
     StoreFailed,
-    Update,
-    UpdateTooLarge,
     action,
     fan_out,
     race,
 )
+from shoal.errors import CommitInDoubt, DefinitionError, NotData, NotEncodable, UpdateTooLarge
+from shoal.events import Set, StateUpdated, Update
+from shoal.stores import Batch
 from shoal.stores._sql import holders as _holders
 from shoal.stores._sql import leases as _claims
 from shoal.stores._sqlite import database as _sqlite_database

@@ -17,30 +17,17 @@ import pytest
 
 from shoal import (
     Application,
-    ChildEnded,
-    CommitInDoubt,
     Done,
-    FanOut,
     Graph,
     Hook,
-    HookFailed,
     Limits,
-    NoTransition,
     Outcome,
-    Put,
-    RunEnded,
     RunPath,
-    Set,
     State,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
     StoreFailed,
-    Update,
     action,
     fan_out,
     first,
-    replay,
     when,
 )
 from shoal._engine.config import Setting
@@ -48,11 +35,24 @@ from shoal._engine.execution import Execution
 from shoal._engine.run import Run
 from shoal._events.hooks import Hooks
 from shoal._graph.graph import as_graph
-from shoal._runtime.root_run import Root
+from shoal._runtime.root_run import RootRun
 from shoal._runtime.runtime import Runtime
-from shoal._runtime.start import Start
+from shoal._runtime.start import RunRequest, RunStart
+from shoal.errors import CommitInDoubt, HookFailed, NoTransition
+from shoal.events import (
+    ChildEnded,
+    Put,
+    RunEnded,
+    Set,
+    StateUpdated,
+    StepEnded,
+    StepStarted,
+    Update,
+)
+from shoal.stores import replay
 from shoal.stores._protocol import Batch, Beginning, NullStore
 from shoal.testing import RecordingHook, run_virtual
+from shoal.types import FanOut
 
 pytestmark = pytest.mark.anyio
 
@@ -180,7 +180,8 @@ async def live(
         if made is not None:
             made.append(run)
         beginning = Beginning(application="app", version="1", first=state)
-        root = runtime.begin(Root(run.path, execution, lambda _: run, Start.of(beginning)))
+        request = RunRequest(RunStart.of(beginning), {}, run.path)
+        root = runtime.begin(RootRun(request, execution, lambda _: run))
         interruption = await root.wait() or root.fatal
     if interruption is not None:
         raise interruption

@@ -13,16 +13,9 @@ from typing import Any
 
 import pytest
 
-from shoal import (
-    Application,
-    NotDecodable,
-    SQLiteStore,
-    StoreFailed,
-    UpdateTooLarge,
-    action,
-    fan_out,
-)
+from shoal import Application, SQLiteStore, StoreFailed, action, fan_out
 from shoal._errors.exceptions import brief
+from shoal.errors import NotDecodable, UpdateTooLarge
 
 anyio_test = pytest.mark.anyio
 

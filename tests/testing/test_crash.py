@@ -8,7 +8,9 @@ from typing import Any, Literal
 import anyio
 import pytest
 
-from shoal import Application, CommitInDoubt, Graph, RunPath, Store, StoreFailed, action, fan_out
+from shoal import Application, Graph, RunPath, StoreFailed, action, fan_out
+from shoal.errors import CommitInDoubt
+from shoal.stores import Store
 from shoal.testing import LeakError, Recovery, VirtualDeadlock, crash_everywhere
 
 Backend = Literal["asyncio", "trio"]

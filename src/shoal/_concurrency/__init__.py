@@ -1,4 +1,4 @@
-"""Concurrency: what shoal needs of an event loop beyond anyio, on asyncio and trio.
+"""Concurrency: the parts of an event loop that shoal needs beyond anyio, on asyncio and trio.
 
 - ``cancellation`` tells true cancellations from false ones. Its ``drive`` runs a coroutine in a
   context of its own, and its marks keep Ctrl-C out of the engine's frames.

@@ -1,6 +1,6 @@
-"""What is taken from the event loop itself: on asyncio that is several times faster than anyio.
+"""The event loop's own clock, futures and timers: on asyncio, several times faster than anyio's.
 
-Imports the marks for Ctrl-C; anyio. Neither asyncio nor trio is loaded by it.
+This module loads neither asyncio nor trio: a program on one of them need not have the other.
 """
 
 from __future__ import annotations
@@ -17,56 +17,58 @@ from anyio import Event, current_time, get_cancelled_exc_class
 from .cancellation import ki_protected_functions, ki_unprotected_functions
 
 if TYPE_CHECKING:
-    import asyncio  # not at run time: trio does without it
+    import asyncio  # not at run time: programs on trio don't load it
 
 
 class Clock(Protocol):
-    """Tells the time."""
+    """Returns the time."""
 
     def __call__(self) -> float:
-        """Return seconds since some fixed moment; never goes back."""
+        """Return the seconds since some fixed moment. Never goes back."""
         ...
 
 
 class Waiter(Protocol):
-    """What one task waits for and another one sets: shaped as ``asyncio.Future``, and often one."""
+    """One task waits for it, and another task sets it. Shaped as ``asyncio.Future``; often one."""
 
     def __await__(self) -> Generator[Any, Any, None]:
         """Wait until the result is set."""
         ...
 
     def done(self) -> bool:
-        """Tell whether the result is set, or the waiting task was cancelled."""
+        """Return whether the result is set, or the waiting task was cancelled."""
         ...
 
     def set_result(self, result: None, /) -> None:
-        """Let the waiting task go on. Only when not ``done``."""
+        """Let the waiting task go on. Call it only if not ``done``."""
         ...
 
 
 @final
 class Backend(NamedTuple):
-    """One event loop."""
+    """One event loop, of either library."""
 
     library: str
-    """What anyio calls the library that it is of."""
+    """The name of the library, as anyio has it."""
     token: object
-    """The loop itself, or on trio what stands for it."""
+    """The loop itself; on trio, its token."""
     clock: Clock
-    """The clock that the loop's own timers run on, virtual ones included."""
+    """The clock of the loop's own timers, virtual ones included."""
     waiter: Callable[[], Waiter]
     native_cancels: Callable[[], Callable[[], int]]
+    """Returns a function that counts the native cancellations of the current task; 0 on trio."""
     call_soon: Callable[[Callable[[], None]], object]
-    """Has the loop call a function soon, whatever thread it is called in."""
+    """Makes the loop call a function soon. May be called in any thread."""
     alarm: Callable[[float, Callable[[], None]], Callable[[], object]] | None
-    """Has the loop call a function at a time; None: it can't. Returns what calls that off."""
+    """Makes the loop call a function at a time, and returns a function that cancels that. None if
+    the loop has no such timers: trio needs a task for each."""
     is_closed: Callable[[], bool]
-    """Tells whether the loop was closed, in any thread. Does not keep the loop alive."""
+    """Returns whether the loop was closed, in any thread. Does not keep the loop alive."""
 
 
 def current_backend() -> Backend:
-    """Describe the event loop that runs in this thread."""
-    aio: Any = sys.modules.get("asyncio")  # not imported here: trio does without it
+    """Return the event loop that runs in this thread."""
+    aio: Any = sys.modules.get("asyncio")  # not imported: programs on trio don't load it
     if aio is not None and get_cancelled_exc_class() is aio.CancelledError:
         loop = aio.get_running_loop()
         return Backend(
@@ -94,22 +96,22 @@ def current_backend() -> Backend:
 
 
 def startable(context: Context, library: str | None = None) -> Context:
-    """Copy ``context`` so that tasks can be started in it from callbacks of the loop, too.
+    """Copy ``context`` so that callbacks of the loop can start tasks in it, too.
 
     anyio asks which loop runs before it makes a task, and sniffio answers from the current task. A
     callback of asyncio's (a timer, a signal handler, a call from a thread) has none. ``anyio.run``
-    therefore leaves the answer in a context variable; ``asyncio.run``, uvloop and servers don't.
+    therefore puts the answer into a context variable; ``asyncio.run``, uvloop and servers don't.
     See test_a_rate_opens_however_the_loop_was_started.
 
-    User code never runs in the copy: in a worker thread, the variable would keep
-    ``anyio.run`` from starting a loop of its own.
+    User code never runs in the copy: in a worker thread, the variable would keep ``anyio.run``
+    from starting a loop of its own.
 
     Args:
-        context: Is copied.
-        library: What anyio calls the library that runs; None: ask, which takes a current task.
+        context: The context to copy.
+        library: The library that runs, as anyio names it. None: look it up, in a task.
     """
     copied = context.copy()
-    sniffio: Any = sys.modules.get("sniffio")  # optional; without it, anyio asks the loop
+    sniffio: Any = sys.modules.get("sniffio")  # optional: without it, anyio looks at the loop
     if sniffio is not None:
         found = library or sniffio.current_async_library()
         copied.run(sniffio.current_async_library_cvar.set, found)
@@ -117,7 +119,7 @@ def startable(context: Context, library: str | None = None) -> Context:
 
 
 def protect_from_ctrl_c(backend: Backend) -> None:
-    """Have trio heed the marks that the engine's functions bear, if it is what runs here."""
+    """Apply the marks on the engine's functions if trio runs here."""
     if backend.alarm is not None:
         return
     trio: Any = sys.modules["trio"]
@@ -139,7 +141,7 @@ def _is_closed(loop: ref[asyncio.AbstractEventLoop]) -> bool:
 
 
 def _is_never_closed() -> bool:
-    """Stand in for trio, which ends no loop before its last task has ended."""
+    """Return False: trio ends no loop before its last task has ended."""
     return False
 
 

@@ -1,12 +1,10 @@
-"""Telling true cancellation from false, and running a coroutine in a context of its own.
-
-Imports errors and anyio.
+"""Tell true cancellation from false, and run a coroutine in a context of its own.
 
 Invariants:
-- A cancellation that nobody asked for (user code awaited a future that somebody else cancelled, or
-  cancelled the task it runs in) is a failure of what raised it, and of nothing else.
-- KeyboardInterrupt and SystemExit are never taken for a failure; on trio a Ctrl-C is never raised
-  in the middle of what the engine does.
+- A cancellation that shoal and its caller did not ask for (user code awaited a future that was
+  cancelled elsewhere, or cancelled its own task) is a failure of the run that raised it alone.
+- KeyboardInterrupt and SystemExit are never taken for a failure. On trio a Ctrl-C is never raised
+  in the middle of the engine's own code.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from shoal._errors.inspection import are_all, leaves, without
 
 
 def cancelled() -> bool:
-    """Tell whether a cancel scope around the current task, up to the next shield, is cancelled.
+    """Return whether a cancel scope around the current task, up to the next shield, is cancelled.
 
     Engine tasks are never cancelled in any other way: a native ``task.cancel()`` from outside
     reaches only the task that called ``run``.
@@ -36,15 +34,15 @@ def cancelled() -> bool:
 
 
 def as_failure(error: BaseException, *, cancellable: bool = True) -> Exception | None:
-    """Return what ``error`` means for the run that it came out of, if that is a failure.
+    """Return the failure that ``error`` is for its run; None if ``error`` must travel on.
 
-    None where it must travel on: a true cancellation, a ``fatal_leaf``. Whoever asks of a run that
-    may be halting has looked for that before.
+    A true cancellation and a ``fatal_leaf`` must travel on. Callers whose run may be halting check
+    for that before.
 
     Args:
-        error: What was raised.
+        error: The exception of the run.
         cancellable: Whether a cancellation could arrive where it was raised. In a plain function
-            none can, whatever is cancelled around it.
+            none can, even if a scope around it is cancelled.
     """
     if isinstance(error, Exception):
         return error
@@ -53,7 +51,7 @@ def as_failure(error: BaseException, *, cancellable: bool = True) -> Exception |
     spurious: tuple[type[BaseException], ...] = (get_cancelled_exc_class(), GeneratorExit)
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseException", error)
-        rest = without(group, Halting)  # whatever comes with it says more
+        rest = without(group, Halting)  # the other errors of the group say more
         if rest is None:
             return _stray(group)
         error, others = rest, without(rest, spurious)
@@ -67,16 +65,16 @@ def as_failure(error: BaseException, *, cancellable: bool = True) -> Exception |
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Tell whether ``error`` is the backend's cancellation, alone or as all there is in a group."""
+    """Return whether ``error`` is the backend's cancellation, or a group of nothing else."""
     return are_all(error, get_cancelled_exc_class())
 
 
 def fatal_leaf(error: BaseException) -> BaseException | None:
-    """Take what must travel on out of the groups that task groups wrapped it in; None: it needn't.
+    """Return the leaf of ``error`` that must travel on, without its groups; None if there is none.
 
-    That is a KeyboardInterrupt or SystemExit, and before others; or another one of the kind that is
-    no Exception, as extension modules raise when they panic. A cancellation is none of these, and
-    neither is what the engine itself throws.
+    That is a KeyboardInterrupt or SystemExit if there is one. Else it is another exception that is
+    no ``Exception``, as extension modules raise when they panic. Cancellations, and exceptions that
+    the engine itself throws, are not among them.
     """
     passes = Exception, GeneratorExit, Halting, get_cancelled_exc_class()
     found = [leaf for leaf in leaves(error) if not isinstance(leaf, passes)]
@@ -84,19 +82,19 @@ def fatal_leaf(error: BaseException) -> BaseException | None:
 
 
 def is_exit(error: BaseException | None) -> TypeGuard[BaseException]:
-    """Tell whether ``error`` ends the program, and not only what it came out of."""
+    """Return whether ``error`` ends the whole program."""
     return isinstance(error, KeyboardInterrupt | SystemExit)
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Tell whether ``error`` is no matter of the run it came out of, and must travel on at once."""
+    """Return whether ``error`` must travel on at once instead of failing its run."""
     return isinstance(error, GeneratorExit) or fatal_leaf(error) is not None
 
 
 def _stray(error: BaseException) -> BadUse:
     msg = (
-        "the question of another run halted this one: an action asks with its own `context`, and "
-        "awaits that itself"
+        "the question of another run halted this one: an action must ask with its own `context`, "
+        "and await that itself"
     )
     failure = BadUse(msg)
     failure.__cause__ = error
@@ -105,8 +103,8 @@ def _stray(error: BaseException) -> BadUse:
 
 def _spurious(error: BaseException) -> SpuriousCancel:
     msg = (
-        f"{type(error).__name__} was raised though nobody had cancelled this run; "
-        f"a future that was awaited was cancelled elsewhere, or the code cancelled its own task"
+        f"{type(error).__name__} was raised although this run was not cancelled: "
+        f"a future that it awaited was cancelled elsewhere, or the code cancelled its own task"
     )
     failure = SpuriousCancel(msg)
     failure.__cause__ = error
@@ -119,11 +117,11 @@ def drive(
 ) -> Generator[Any, Any, bool]:
     """Run ``coroutine`` to its end in ``context``, within the current task.
 
-    This gives each child of a fan-out context variables of its own at a fiftieth of the price of a
-    task. What the coroutine waits for, the current task waits for, and what is thrown into the task
-    (cancellation) is thrown into the coroutine.
+    This gives each child of a fan-out its own context variables at a fiftieth of the price of a
+    task. The current task waits for whatever the coroutine waits for, and an exception thrown into
+    the task (a cancellation) is thrown into the coroutine.
 
-    Returns whether the coroutine ever waited; ``on_first_wait`` is called when it first does.
+    Returns whether the coroutine ever waited. ``on_first_wait`` is called when it first does.
     """
     run, send = context.run, coroutine.send
     try:
@@ -137,10 +135,10 @@ def drive(
         step = send
         try:
             argument = yield trap
-        except GeneratorExit:  # not the coroutine's own: the current task is being closed
+        except GeneratorExit:  # thrown by the current task, which is being closed
             run(coroutine.close)
             raise
-        except BaseException as error:  # noqa: BLE001 # whatever it is, it is the coroutine's
+        except BaseException as error:  # noqa: BLE001 # the coroutine handles all others
             step, argument = coroutine.throw, error
         try:
             trap = run(step, argument)
@@ -149,74 +147,77 @@ def drive(
         except GeneratorExit as error:
             raise _spurious(error) from error
         finally:
-            # No cycle from an exception through its traceback to this frame: what is sent in may
-            # hold one as well, trio's outcome of a wait that was cancelled.
+            # Breaks the traceback cycle: the value sent in may hold an exception, as trio's outcome
+            # of a cancelled wait does.
             argument = None
 
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
+# The runtime gives these to trio when it is opened: see `backend.protect_from_ctrl_c`.
 ki_protected_functions: list[Callable[..., Any]] = []
 ki_unprotected_functions: list[Callable[..., Any]] = []
 
 
 def ki_protected(function: F) -> F:
-    """Mark a function that no KeyboardInterrupt is raised in the middle of, on trio.
+    """Mark a function in whose middle trio must not raise a KeyboardInterrupt.
 
-    There a Ctrl-C is raised wherever user code happens to be; in protected code, and in what that
-    calls, it waits for the main task's next checkpoint. The runtime passes the marks on to trio.
-    asyncio has no such protection: there, what must not be torn is a single store.
+    On trio a Ctrl-C is raised wherever user code stands; in protected code, and in functions that
+    it calls, it waits for the main task's next checkpoint. The runtime passes the marks on to trio.
+    asyncio has no such protection: there, changes that must not be torn are a single assignment.
     """
     ki_protected_functions.append(function)
     return function
 
 
 def ki_unprotected(function: F) -> F:
-    """Mark a function that is called by protected code and runs user code: a Ctrl-C stops it."""
+    """Mark a function that protected code calls to run user code: a Ctrl-C may interrupt it."""
     ki_unprotected_functions.append(function)
     return function
 
 
 async def absorb_native_cancel() -> None:
-    """Let a native cancellation that is pending on the current task arrive here, and drop it.
+    """Drop the native cancellation that is pending on the current task, by letting it arrive here.
 
-    Only for engine tasks, which nobody but the user code inside them can cancel natively. A scope
-    that is cancelled in that very turn cancels again at the next checkpoint: so what follows here,
-    the save of what has ended, is not left out for it.
+    Only for engine tasks, which only the user code inside them can cancel natively. If a scope is
+    cancelled in the same turn, it cancels again at the next checkpoint. So the code after this
+    call, the save of a run that has ended, is not skipped because of that scope.
     """
-    with suppress(get_cancelled_exc_class()):  # a native one is nobody's, a scope's comes again
+    with suppress(get_cancelled_exc_class()):  # a native one has no owner; a scope's comes again
         await checkpoint()
 
 
 async def absorb_stray_cancel(native_cancels: Callable[[], Callable[[], int]]) -> None:
-    """Drop native cancellation that user code has left on this task, before a commit or a wait.
+    """Drop a native cancellation that user code left on this task, before a commit or a wait.
 
     Args:
-        native_cancels: Gives what counts it; see ``Services``.
+        native_cancels: Returns the function that counts them; see ``Backend``.
     """
     if native_cancels()() and not cancelled():
         await absorb_native_cancel()
 
 
 def is_natively_cancelled() -> bool:
-    """Tell whether a native cancellation waits for the next ``await`` of the current task.
+    """Return whether a native cancellation will arrive at the next ``await`` of the current task.
 
-    Nobody outside of the task has left it: that would have arrived when the task went on.
+    It was left by code in the task itself: one from outside would have arrived when the task went
+    on.
     """
-    aio: Any = sys.modules.get("asyncio")  # not imported here: trio does without it
+    aio: Any = sys.modules.get("asyncio")  # not imported: programs on trio don't load it
     if aio is None or aio._get_running_loop() is None:
         return False
     task = aio.current_task()
-    # Known to all tasks of asyncio's, and to anyio; another loop's own tasks may lack it.
+    # All tasks of asyncio's have the attribute, and anyio reads it; other loops' may lack it.
     return task is not None and getattr(task, "_must_cancel", False)
 
 
 async def shielded_wait(pending: Awaitable[T]) -> T:
-    """Await what nothing may interrupt, within a shield, though user code has cancelled its task.
+    """Await ``pending`` inside a shield, even if user code has cancelled its task natively.
 
-    No shield holds off a native cancellation. What an action has left behind is nobody's, so it is
-    dropped before the wait; see test_an_action_that_cancels_its_own_task_while_all_is_cancelled.
+    No shield keeps off a native cancellation. One that an action has left behind has no owner, so
+    it is dropped before the wait: see
+    test_an_action_that_cancels_its_own_task_while_all_is_cancelled.
     """
     if is_natively_cancelled():
         await absorb_native_cancel()

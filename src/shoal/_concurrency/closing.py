@@ -1,12 +1,11 @@
-"""Async iterators that are advanced and closed: streaming actions, and what fan-outs run over.
-
-Imports cancellation and errors; anyio.
+"""Close async iterators after use: streaming actions, and the iterators that fan-outs run over.
 
 Invariants:
-- What is advanced is closed, cleanup included, in the same task, on every way out, in 5 seconds.
-- The scope that bounds the closing is entered before the iterator begins: so what that holds across
-  a yield is inside of it.
-- What ended the iteration is never hidden by what closing raises.
+- An iterator that was advanced is closed, cleanup included, in the same task, on every way out,
+  within 5 seconds.
+- The scope that bounds the closing is entered before the iterator begins. So scopes that the
+  iterator holds across a yield are inside of it.
+- An exception of the closing never hides the one that ended the iteration.
 """
 
 from __future__ import annotations
@@ -28,9 +27,11 @@ T = TypeVar("T")
 logger = logging.getLogger("shoal")
 
 CLOSING_SECONDS = 5.0
-"""How long an iterator may take to close before it is cancelled."""
+"""Seconds that an iterator may take to close before it is cancelled: as long as the default grace
+of a runtime, since both bound the cleanup of user code."""
 CLOSINGS = 10
-"""How often a generator is told to exit that yields instead."""
+"""How often GeneratorExit is thrown into a generator that yields instead of ending. A loop around
+a ``yield`` that swallows it would otherwise never end."""
 
 
 @ki_protected
@@ -42,31 +43,32 @@ async def closed_after(
     where: str = "",
     hide: Callable[[BaseException], None],
 ) -> T:
-    """Await ``work``, which advances ``iterator``, and close that; return what ``work`` does.
+    """Await ``work``, which advances ``iterator``, then close the iterator; return work's result.
 
     Args:
-        iterator: It has not begun.
-        work: Gets the scope around it, to look at.
-        what: Names the iterator, in the log and in a note: "streaming action 'ask'".
-        where: What is added to that in the log.
-        hide: Called with what closing raises, before it is told.
+        iterator: An iterator that has not begun.
+        work: Called with the scope around it, which it may read.
+        what: Names the iterator in the log and in a note: "streaming action 'ask'".
+        where: Appended to the message in the log.
+        hide: Called with an exception of the closing before it is logged.
 
     Raises:
-        BaseException: What ``work`` raised; or, if that went well, what closing did.
+        BaseException: What ``work`` raised; if it raised nothing, what the closing raised.
     """
     ended_by: BaseException | None = None
-    results: list[T] = []  # one, once there is one
-    # Entered before the generator begins: so the scopes that it holds across a yield are inside of
-    # this one, also when it is closed, see test_a_generator_that_holds_a_scope_is_closed_inside_it.
+    results: list[T] = []  # a list, so that None is a result
+    # Entered before the generator begins, so that the scopes that it holds across a yield are
+    # inside of this one: see test_a_generator_that_holds_a_scope_is_closed_inside_it.
     with CancelScope() as scope:
         try:
             results.append(await work(scope))
             if _is_over(iterator):
                 return results[0]
-        except GeneratorExit:  # its own, or nothing can be awaited any more
+        except GeneratorExit:  # this coroutine is being closed, so nothing can be awaited any more
             raise
         except BaseException as error:  # noqa: BLE001 # raised below
             ended_by = error
+        # The deadline first: a shield without one could hold a cancellation up for ever.
         scope.deadline = current_time() + CLOSING_SECONDS
         scope.shield = True
         ended_by = await _close(iterator, ended_by, what, where, hide)
@@ -75,11 +77,11 @@ async def closed_after(
             raise ended_by
         return results[0]
     finally:
-        del ended_by  # no cycle from the exception through its traceback to this frame
+        del ended_by  # breaks the traceback cycle
 
 
 def _is_over(iterator: object) -> bool:
-    """Tell whether there is nothing to be closed any more, as far as can be told."""
+    """Return whether the iterator is a generator that has ended. Others can't be asked."""
     return isinstance(iterator, AsyncGeneratorType) and iterator.ag_frame is None
 
 
@@ -91,11 +93,12 @@ async def _close(
     where: str,
     hide: Callable[[BaseException], None],
 ) -> BaseException | None:
-    """Close ``iterator``, whatever it does about it; return what is to be raised then.
+    """Close ``iterator`` whatever it raises or yields; return the exception to raise then.
 
-    That is ``ended_by``, unless a KeyboardInterrupt or SystemExit comes out of the cleanup; without
-    it, what came out of that.
+    That is ``ended_by``, unless the cleanup raises a KeyboardInterrupt or SystemExit. If there is
+    no ``ended_by``, it is the exception of the cleanup.
     """
+    # What went wrong, in order, each with its exception if there is one.
     failed: dict[str, Exception | None] = {}
     try:
         for _ in range(CLOSINGS):
@@ -104,9 +107,9 @@ async def _close(
             try:
                 if not await _told_to_exit(iterator):
                     break
-            except (GeneratorExit, StopAsyncIteration):  # it has ended
+            except (GeneratorExit, StopAsyncIteration):  # the generator has ended
                 break
-            except BaseException as error:  # noqa: BLE001 # told below
+            except BaseException as error:  # noqa: BLE001 # logged or raised below
                 if _is_exit(error):
                     break
                 hide(error)
@@ -122,23 +125,24 @@ async def _close(
         else:
             failed[f"it did so {CLOSINGS} times, and is left as it is"] = None
         for outcome, cause in failed.items():
-            told = f"while {what} was closed, {outcome}"
+            message = f"while {what} was closed, {outcome}"
             if ended_by is None and cause is not None:
-                ended_by = cause  # raised, so it needn't be logged
+                ended_by = cause  # it is raised, so it need not be logged
                 continue
-            logger.error("%s%s", told, where, exc_info=cause)
+            logger.error("%s%s", message, where, exc_info=cause)
             if ended_by is not None:
-                note(ended_by, f"shoal: {told}")
+                note(ended_by, f"shoal: {message}")
         return ended_by
     finally:
+        # Both break the traceback cycle.
         failed.clear()
-        del ended_by  # no cycles from exceptions through their tracebacks to this frame
+        del ended_by
 
 
 async def _told_to_exit(iterator: Any) -> bool:
-    """Close what is no generator, or tell a generator to exit; return whether it has yielded."""
+    """Call ``aclose``, or throw GeneratorExit into a generator; return whether that yielded."""
     if isinstance(iterator, AsyncGeneratorType):
-        # not aclose(): after that, one that yields once more can't be resumed by anybody
+        # Not aclose(): a generator that yields in it can't be resumed by any later call.
         await cast("AsyncGeneratorType[object, None]", iterator).athrow(GeneratorExit())
         return True
     close = getattr(iterator, "aclose", None)
@@ -148,7 +152,7 @@ async def _told_to_exit(iterator: Any) -> bool:
 
 
 def _is_exit(error: BaseException) -> bool:
-    """Tell whether that is only the GeneratorExit, out of task groups that wrap it."""
+    """Return whether the error is a GeneratorExit alone, wrapped by task groups."""
     if not isinstance(error, BaseExceptionGroup):
         return False
     return are_all(cast("BaseException", error), GeneratorExit)

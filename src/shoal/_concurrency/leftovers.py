@@ -1,13 +1,13 @@
-"""Tasks that actions leave behind: named in asyncio's debug mode. Imports nothing of shoal.
+"""Warn of tasks that actions leave behind, in asyncio's debug mode.
 
-A task that an action makes with ``asyncio.create_task`` belongs to nobody: the engine can't await
-it. In debug mode (``asyncio.run(main(), debug=True)``, ``python -X dev``), the end of a root run
-looks for such tasks. That is a walk over all tasks of the loop, too dear at other times.
+A task that an action makes with ``asyncio.create_task`` has no owner: the engine can't await it. In
+debug mode (``asyncio.run(main(), debug=True)``, ``python -X dev``), the end of a root run looks for
+such tasks. The search walks over all tasks of the loop, which costs too much at other times.
 
 Invariants:
-- A task counts if its context is a copy of that of the run's own task; Python tells since 3.12.
-- One that is being cancelled doesn't: it is about to end.
-- A task that outlives its run is named once, whatever runs of that id come later.
+- A task counts if its context is a copy of that of the run's own task. Python tells since 3.12.
+- A task that is being cancelled does not count, because it is about to end.
+- A task that outlives its run is reported once, even if later runs have the same id.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _root: ContextVar[object] = ContextVar("shoal.root")
 
 
 def mark_tasks() -> object:
-    """Have tasks that are made from now on in this context be known as those of a root run.
+    """Mark the tasks that are made from now on in this context as those of a root run.
 
-    Returns what they are known by.
+    Returns the mark.
     """
     mark = object()
     _root.set(mark)
@@ -33,8 +33,8 @@ def mark_tasks() -> object:
 
 
 def tell_leftovers(run_id: str, mark: object) -> None:
-    """Warn of tasks that were made in the run, and go on; called in its task when it has ended."""
-    aio: Any = sys.modules.get("asyncio")  # not imported here: trio does without it
+    """Warn of the tasks with this mark that still run. Call it in the run's task, at its end."""
+    aio: Any = sys.modules.get("asyncio")  # not imported: programs on trio don't load it
     if aio is None:
         return
     loop = aio._get_running_loop()  # None on trio
@@ -45,17 +45,18 @@ def tell_leftovers(run_id: str, mark: object) -> None:
         if task is current or getattr(task, "get_context", None) is None or task.cancelling():
             continue
         name = getattr(task.get_coro(), "__qualname__", "")
-        if task.get_context().get(_root) is mark and name != "TaskHandle._run_coro":  # anyio's
-            told = (
+        # anyio's own tasks have a task group that awaits them.
+        if task.get_context().get(_root) is mark and name != "TaskHandle._run_coro":
+            message = (
                 "run %s has ended, but a task that an action made goes on: %s, running %s, made at "
-                "%s. Await it in the action, or start children with context.fan_out; one that is "
-                "to outlive the run is made with create_task(..., context=contextvars.Context())"
+                "%s. Await it in the action, or start children with context.fan_out; a task that "
+                "should outlive the run needs create_task(..., context=contextvars.Context())"
             )
-            logger.warning(told, run_id, task.get_name(), name, _made_at(task))
+            logger.warning(message, run_id, task.get_name(), name, _made_at(task))
 
 
 def _made_at(task: Any) -> str:
-    """Say where a task was made; in debug mode asyncio keeps that."""
+    """Return the place where a task was made, which asyncio keeps in debug mode."""
     made = [
         frame
         for frame in getattr(task, "_source_traceback", None) or ()

@@ -1,8 +1,8 @@
-"""`shielded`: cleanup that awaits although its task is cancelled. Imports errors; anyio.
+"""`shielded`: lets cleanup await although its task is cancelled.
 
 Invariants:
-- A cancellation from outside of the block is not lost: it goes on where the block is left.
-- No block holds a cancellation up for longer than the grace of the runtime that it is used in.
+- A cancellation from outside of the block is not lost: it is delivered when the block is left.
+- No block delays a cancellation for longer than the grace of the runtime that it is used in.
 """
 
 from __future__ import annotations
@@ -31,29 +31,28 @@ def shielded(seconds: float | None = None) -> AbstractAsyncContextManager[None]:
     """Let cleanup await for a few seconds although it is cancelled.
 
     A cancelled action (a lost race, a timeout, a failed sibling, a cancelled caller) is cancelled
-    again at each ``await``, also in its ``finally`` and ``except`` blocks, so that it ends soon.
-    Where cleanup has to await (a rollback, a goodbye to a server), ``async with shielded(2):`` lets
-    it.
+    again at each ``await``, also in its ``finally`` and ``except`` blocks, so that it ends soon. If
+    cleanup has to await (a rollback, a goodbye to a server), ``async with shielded(2):`` lets it.
 
-    Within the block no cancellation arrives from outside for ``seconds``. When they are over, the
-    block is cancelled, a warning in the log ``shoal`` names the place where it stood, and the
-    program goes on behind the block. A cancellation that is under way is not lost by that: it goes
-    on where the ``finally`` ends, or at the next ``await``. An error that the block raises goes on
-    as it is. The race, or whatever has cancelled the action, waits for the block meanwhile.
+    Inside the block no cancellation arrives from outside for ``seconds``. Then the block is
+    cancelled, a warning in the log ``shoal`` names the line where it stood, and the program goes on
+    after the block. The cancellation that was under way is not lost: it goes on where the
+    ``finally`` ends, or at the next ``await``. An exception of the block is raised as it is.
+    Meanwhile the race, or the timeout, that has cancelled the action waits for the block.
 
-    On asyncio, ``task.cancel()`` itself (``asyncio.timeout``, ``asyncio.TaskGroup``) reaches any
-    task, as it does with anyio's own shields, but only once per call: an ``await`` in a ``finally``
-    behind it works anyway. Runs live in tasks of the engine's, so nobody outside of an action
-    reaches that in this way.
+    On asyncio, ``task.cancel()`` itself (``asyncio.timeout``, ``asyncio.TaskGroup``) pierces this
+    shield as it does anyio's, but only once per call: the next ``await`` in the ``finally`` works
+    anyway. Runs have tasks of the engine's own, so no code outside of an action can cancel it in
+    this way.
 
     It works outside of runs, too.
 
     Args:
-        seconds: For how long; at most the grace of the runtime (``Runtime(grace=...)``, 5 s), which
-            is what None means. Outside of runs there is no bound, and None means 5 s.
+        seconds: How long; at most the grace of the runtime (``Runtime(grace=...)``, 5 s), which
+            is also the default. Outside of runs there is no bound, and the default is 5 s.
 
     Raises:
-        BadUse: ``seconds`` is no number above 0; or one object is entered again while it is in use.
+        BadUse: ``seconds`` is not a number above 0; or the object is entered while it is in use.
 
     Examples:
         >>> import anyio
@@ -80,17 +79,16 @@ def shielded(seconds: float | None = None) -> AbstractAsyncContextManager[None]:
 
 @final
 class _Shield:
-    """A block that no cancellation reaches from outside, while it lasts."""
+    """A block that no cancellation from outside reaches, for some seconds."""
 
     __slots__ = ("_scope", "_seconds")
 
     def __init__(self, seconds: float | None) -> None:
-        """Describe it; the seconds count from when it is entered."""
         self._seconds = seconds
-        self._scope: CancelScope | None = None
+        self._scope: CancelScope | None = None  # set while the block is entered
 
     async def __aenter__(self) -> None:
-        """Begin, without a checkpoint."""
+        """Begin. Not a checkpoint: a cancellation delivered here would skip the cleanup."""
         if self._scope is not None:
             msg = "this shielded(...) is in use already; make one for each block that uses it"
             raise BadUse(msg)
@@ -108,18 +106,20 @@ class _Shield:
         error: BaseException | None,
         frames: TracebackType | None,
     ) -> bool:
-        """End, without a checkpoint."""
+        """End. Not a checkpoint."""
         scope, self._scope = self._scope, None
         assert scope is not None, "it was entered"
         is_caught = scope.__exit__(kind, error, frames)
         if scope.cancelled_caught:
-            told = "cleanup at %s took longer than its %g s, and was cancelled: see shoal.shielded"
-            logger.warning(told, place_of_users(frames), self._seconds)
+            message = (
+                "cleanup at %s took longer than its %g s, and was cancelled: see shoal.shielded"
+            )
+            logger.warning(message, place_of_users(frames), self._seconds)
         return bool(is_caught)
 
 
 async def lived_within(grace: float, run_id: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do the work of a root run, which lives in a task of its own: shields heed ``grace``."""
+    """Do the work of a root run in its own task, in which ``grace`` bounds every shield."""
     _grace.set(grace)
     mark = mark_tasks()
     try:

@@ -1,10 +1,10 @@
-"""Naming what still runs long after it was cancelled, and where it stands. Imports ``_cancel``.
+"""Name the code that still runs long after its cancellation, and the line where it stands.
 
 Invariants:
-- Whatever doesn't end within the grace after its cancellation is named, once.
-- A child costs nothing for it. Who cancels, or sets a timeout, says when and what; only when the
-  grace is over, coroutines are looked into.
-- A runtime has one alarm for that, whatever the number of what is watched; none if nothing is.
+- Work that does not end within the grace after its cancellation is named, once.
+- A child costs nothing for it. The code that cancels, or sets a timeout, says when and what;
+  coroutines are looked into only when the grace is over.
+- A runtime has one timer for all that it watches, and none if it watches nothing.
 """
 
 from __future__ import annotations
@@ -24,34 +24,37 @@ from .cancellation import drive
 logger = logging.getLogger("shoal")
 
 GRACE = 5.0
-"""Seconds for cleanup after a cancellation, before it is named and threads are left behind."""
+"""Seconds for cleanup after a cancellation, before it is named and threads are left behind. Long
+enough for a rollback or a goodbye to a server, short enough for a program that was told to stop."""
 SPARE = 64
-"""Of what has ended, how much may lie about beside as much as goes on."""
+"""Ended entries are removed once all entries are more than twice the live ones plus this many. So
+removing costs O(1) for each entry, and a few ended ones cost no search."""
 
 _MACHINERY = {"anyio", "asyncio", "outcome", "trio", "shoal"}
 
 
 class Part(NamedTuple):
-    """A coroutine, and the run that it is part of, if that is known."""
+    """A coroutine, and the run that it belongs to, if known."""
 
     run: object | None
     coroutine: object
 
 
-# -- where coroutines stand ------------------------------------------------------------------------
+# -- finding the place where a coroutine stands ----------------------------------------------------
 
 Leads = Callable[[Mapping[str, Any]], Iterable[Part]]
 F = TypeVar("F", bound=Callable[..., Any])
 
+# Functions that are marked, by the decorators below.
 _leads: dict[Callable[..., Any], Leads] = {}
 _lives: dict[Callable[..., Any], str] = {}
 _aware: list[Callable[..., Any]] = []
 
 
 def leads_to(leads: Leads) -> Callable[[F], F]:
-    """Mark a function that waits for coroutines of other tasks: ``leads`` finds them.
+    """Mark a function that waits for coroutines of other tasks. ``leads`` finds them.
 
-    It is given the local variables of the function's frame.
+    ``leads`` is called with the local variables of the function's frame.
     """
 
     def mark(function: F) -> F:
@@ -62,7 +65,7 @@ def leads_to(leads: Leads) -> Callable[[F], F]:
 
 
 def is_life_of(variable: str) -> Callable[[F], F]:
-    """Mark a function in which all happens that a run does; its local ``variable`` is that run."""
+    """Mark a function that runs the whole of a run. Its local ``variable`` is that run."""
 
     def mark(function: F) -> F:
         _lives[function] = variable
@@ -72,14 +75,14 @@ def is_life_of(variable: str) -> Callable[[F], F]:
 
 
 def is_aware(function: F) -> F:
-    """Mark a function that notices by itself for how long it has been cancelled."""
+    """Mark a function that itself notices how long it has been cancelled."""
     _aware.append(function)
     return function
 
 
 def standing(part: Part) -> Iterator[tuple[object | None, str]]:
-    """Find where a suspended coroutine stands, and what it waits for in other tasks."""
-    # Looked up each time: on trio, functions get other code when a runtime is opened.
+    """Yield where a suspended coroutine stands, and those of other tasks that it waits for."""
+    # Looked up each time: trio gives functions other code when a runtime is opened.
     codes: dict[CodeType, Leads] = {marked.__code__: leads for marked, leads in _leads.items()}
     lives = {marked.__code__: variable for marked, variable in _lives.items()}
     aware = {function.__code__ for function in _aware}
@@ -91,7 +94,7 @@ def standing(part: Part) -> Iterator[tuple[object | None, str]]:
         while (frame := _frame(current)) is not None and frame.f_code not in aware:
             if frame.f_code in lives:
                 run, users = frame.f_locals[lives[frame.f_code]], None
-            if frame.f_code is drive.__code__:
+            if frame.f_code is drive.__code__:  # Python doesn't show what a generator sends to
                 current = frame.f_locals["coroutine"]
                 continue
             if frame.f_code in codes:
@@ -111,7 +114,7 @@ def standing(part: Part) -> Iterator[tuple[object | None, str]]:
 
 
 def _frame(awaitable: object) -> FrameType | None:
-    """Return the frame of what is suspended; None where there is none, or nobody can see it."""
+    """Return the frame of a suspended coroutine or generator; None if it has none to show."""
     return getattr(awaitable, "cr_frame", None) or getattr(awaitable, "gi_frame", None)
 
 
@@ -125,12 +128,12 @@ def _is_machinery(frame: FrameType) -> bool:
 
 
 def place_of(frame: FrameType) -> str:
-    """Say where a frame stands."""
+    """Return file, line and function of a frame."""
     return f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
 
 
 def place_of_users(frames: TracebackType | None) -> str:
-    """Say where an exception came out of: the innermost frame that is of no library's."""
+    """Return the place where an exception was raised: the innermost frame of user code."""
     place = "a place unknown"
     for frame, line in walk_tb(frames):
         if not _is_machinery(frame):
@@ -143,20 +146,20 @@ def place_of_users(frames: TracebackType | None) -> str:
 
 @final
 class Watched:
-    """What is being cancelled, or will be, until it has ended."""
+    """Work that is cancelled, or will be at a known time, until it has ended."""
 
     __slots__ = ("is_over", "named", "parts")
 
     def __init__(self, parts: Callable[[], Iterable[Part]]) -> None:
-        """Begin; ``parts`` finds what is to end."""
         self.parts: Callable[[], Iterable[Part]] = parts
+        """Returns the coroutines of the work."""
         self.is_over: bool = False
-        self.named: list[object] = []
+        self.named: list[object] = []  # the runs in it that were named
 
 
 @final
 class Watchdog:
-    """Names what doesn't end in time. Belongs to a runtime."""
+    """Names work that does not end in time. One belongs to each runtime."""
 
     def __init__(
         self,
@@ -169,23 +172,23 @@ class Watchdog:
         """Watch nothing yet.
 
         Args:
-            clock: The loop's.
-            grace: Seconds that something may take to end.
-            alarm: Has a function called at a time by that clock; returns what calls that off.
+            clock: The loop's clock.
+            grace: Seconds that cancelled work may take to end.
+            alarm: Calls a function at a time of that clock; returns a function that cancels that.
             start: Starts a task of the runtime's.
-            report: Says of a run where it stands, so many seconds after it was cancelled.
+            report: Reports a run that still runs, its place, and the seconds since its cancel.
         """
         self._clock = clock
         self._grace = grace
         self._alarm = alarm
         self._start = start
         self._report = report
-        self._entries: list[tuple[float, int, Watched]] = []  # a heap, by when they are due
-        self._numbers = count()
-        self._watched = 0  # what has not ended
-        self._named: dict[int, object] = {}  # by identity
-        self._looks_at = math.inf
-        self._call_off: Callable[[], object] | None = None
+        self._entries: list[tuple[float, int, Watched]] = []  # a heap, ordered by due time
+        self._numbers = count()  # break ties: `Watched` can't be compared
+        self._watched = 0  # those that have not ended; entries of the others may still be there
+        self._named: dict[int, object] = {}  # runs, by identity: none is named twice
+        self._looks_at = math.inf  # when the timer fires; inf if none is set
+        self._call_off: Callable[[], object] | None = None  # cancels the timer
 
     def watch(
         self, parts: Callable[[], Iterable[Part]], cancelled_at: float | None = None
@@ -199,7 +202,7 @@ class Watchdog:
         return watched
 
     def forget(self, watched: Watched) -> None:
-        """Hear that it has ended."""
+        """Stop watching work that has ended."""
         watched.is_over = True
         for run in watched.named:
             self._named.pop(id(run), None)
@@ -212,7 +215,7 @@ class Watchdog:
             self.close()
 
     def close(self) -> None:
-        """Look no more, until something new is watched."""
+        """Stop the timer until something new is watched."""
         if self._call_off is not None:
             self._call_off()
         self._looks_at, self._call_off = math.inf, None
@@ -223,7 +226,7 @@ class Watchdog:
             self._looks_at, self._call_off = due, self._alarm(due, self._look)
 
     def _look(self) -> None:
-        """Name what is due, and look again when more is."""
+        """Name the work that is due, and set the timer for the rest."""
         self._looks_at, self._call_off = math.inf, None
         entries = self._entries
         while entries:

@@ -1,10 +1,10 @@
-"""Plain functions in worker threads, which can't be interrupted. Imports ``_watch``; anyio.
+"""Call plain functions in worker threads, which can't be interrupted.
 
 Invariants:
-- How many there are at once is a matter of seats. One that was left behind counts until it returns.
-- A function is waited for, also when its task is cancelled; then only for a grace. Whatever it
-  returns or raises after that is dropped.
-- A function that hasn't begun when its task is cancelled never does.
+- Permits bound how many threads there are. A thread that was left behind counts until it returns.
+- A function is waited for, also when its task is cancelled, but then only for a grace. A result or
+  exception after that is dropped.
+- A function that has not begun when its task is cancelled never begins.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ class Threads:
     """The worker threads of a runtime."""
 
     def __init__(self, grace: float, call_soon: Callable[[Callable[[], None]], object]) -> None:
-        """Have none yet.
+        """Start no threads yet.
 
         Args:
             grace: Seconds that a function is waited for after its task was cancelled.
-            call_soon: Has the event loop call a function soon; can be called in any thread.
+            call_soon: Makes the event loop call a function soon. May be called in any thread.
         """
-        # Counted by seats and not by anyio, which on asyncio takes a thread for free as soon as
-        # nobody waits for it: see test_a_thread_that_was_left_behind_counts_until_it_returns.
+        # Bounded by permits and not by anyio, which on asyncio counts a thread as free as soon as
+        # nothing waits for it: see test_a_thread_that_was_left_behind_counts_until_it_returns.
         self._unlimited: CapacityLimiter = CapacityLimiter(math.inf)
         self._grace: float = grace
         self._call_soon: Callable[[Callable[[], None]], object] = call_soon
 
     def turn(self) -> Thread:
-        """Make what calls one function, for whoever has a seat in a thread."""
+        """Return an object that calls one function. Its caller must hold a permit for a thread."""
         return Thread(self._unlimited, self._grace, self._call_soon)
 
 
 @final
 class Thread:
-    """A thread's turn: one call of a function. Made by ``Threads.turn``."""
+    """One call of a function in a thread. Made by ``Threads.turn``."""
 
     __slots__ = (
         "_call_soon",
@@ -68,18 +68,20 @@ class Thread:
         grace: float,
         call_soon: Callable[[Callable[[], None]], object],
     ) -> None:
-        """Use ``Threads.turn``."""
+        """Do not call this; use ``Threads.turn``."""
         self._unlimited = unlimited
         self._call_soon = call_soon
         self.grace: float = grace
-        """Seconds for which it is waited after a cancellation."""
-        # There are no locks: what both threads look at is written before it is read.
-        self._turn: list[None] = [None]  # whoever takes it says whether the function begins
+        """Seconds that the function is waited for after a cancellation."""
+        # Two threads share these without locks: `list.pop` is atomic, and each attribute has one
+        # writer at a time.
+        # The thread pops the item to begin. If the loop pops it first, the function never begins.
+        self._turn: list[None] = [None]
         self._ended = False
-        self._raised: list[BaseException] = []  # what the function raised, until that is raised
-        self._is_dropped = False  # whether nobody waits for what it raises
-        self._identity: int | None = None
-        self._waiting: list[Callable[[], None]] = []  # called in the loop when it has ended
+        self._raised: list[BaseException] = []  # the function's exception, until `call` raises it
+        self._is_dropped = False  # whether `call` has ended, so that an exception is dropped
+        self._identity: int | None = None  # of the thread, once it has begun
+        self._waiting: list[Callable[[], None]] = []  # called in the loop once the function ended
 
     @is_aware
     async def call(
@@ -90,22 +92,22 @@ class Thread:
         abandon: bool,
         on_cancelled: Callable[[], None] | None = None,
     ) -> object:
-        """Call ``function(**kwargs)`` in a thread, and return or raise what it does.
+        """Call ``function(**kwargs)`` in a thread; return its result or raise its exception.
 
         Args:
-            function: What to call.
-            kwargs: With what.
-            abandon: Whether it isn't waited for after a cancellation. If it still runs when this
+            function: The function to call.
+            kwargs: Its arguments.
+            abandon: Whether not to wait for it after a cancellation. If it still runs when this
                 raises, it was left behind: see ``is_running``.
-            on_cancelled: Called where it still runs when this is cancelled, before that is waited
-                for.
+            on_cancelled: Called if the function still runs when this is cancelled, before the wait
+                for its end.
         """
         if abandon:
             self.grace = 0.0
         try:
             result = await to_thread.run_sync(
                 partial(self._work, function, kwargs),
-                abandon_on_cancel=True,  # we wait for it ourselves
+                abandon_on_cancel=True,  # `_outlast` does the waiting
                 limiter=self._unlimited,
             )
         except BaseException:
@@ -114,37 +116,39 @@ class Thread:
                     on_cancelled()
                 await self._outlast()
             self._is_dropped = True
-            self._raised.clear()  # no cycle from the exception through the thread's frame
+            self._raised.clear()  # breaks the traceback cycle through the thread's frame
             raise
         if self._raised:
             raise self._raised.pop()
-        await checkpoint_if_cancelled()  # the result comes too late
+        await checkpoint_if_cancelled()  # a result that comes after a cancellation is dropped
         return result
 
     def _work(self, function: Callable[..., object], kwargs: Mapping[str, Any]) -> object:
         try:
             self._turn.pop()
-        except IndexError:  # cancelled before it began
+        except IndexError:  # cancelled before it began: `is_running` has popped it
             return None
         self._identity = threading.get_ident()
         try:
             return function(**kwargs)
-        except BaseException as error:  # noqa: BLE001 # raised in the event loop, by `call`
-            # Not by the future that asyncio's task waits for: a GeneratorExit, thrown into
-            # coroutines, would close them all, down to the engine's own. And a worker thread keeps
-            # what its last call raised, with all frames, until the next one.
+        except BaseException as error:  # noqa: BLE001 # `call` raises it in the event loop
+            # Not raised through the future that asyncio's task waits for: a GeneratorExit, thrown
+            # into coroutines, would close them all, down to the engine's own. And a worker thread
+            # keeps the exception of its last call, with all frames, until the next one.
             if not self._is_dropped:
                 self._raised.append(error)
             return None
         finally:
+            # Before `_waiting` is read: `_when_ended` appends first and reads `_ended` then, so at
+            # least one of the two threads sees the other's write.
             self._ended = True
             if self._waiting:
-                with suppress(RuntimeError):  # the loop has ended
+                with suppress(RuntimeError):  # the loop is closed
                     self._call_soon(self._tell)
 
     @property
     def is_running(self) -> bool:
-        """Whether the function is under way; if it hasn't begun, it never will."""
+        """Whether the function is at work. If it has not begun, it never will after this."""
         try:
             self._turn.pop()
         except IndexError:
@@ -154,7 +158,7 @@ class Thread:
 
     @ki_protected
     async def _outlast(self) -> None:
-        """Wait for the end of the function; if this is cancelled, only for the grace."""
+        """Wait until the function ends; once this is cancelled, only for the grace."""
         ended, until = Event(), math.inf
         self._when_ended(ended.set)
         while not ended.is_set():
@@ -165,15 +169,15 @@ class Thread:
                     await ended.wait()
             except GeneratorExit:
                 raise
-            except BaseException:  # noqa: BLE001, S112 # that it was interrupted is known already
+            except BaseException:  # noqa: BLE001, S112 # `call` raises its own interruption
                 continue
             if scope.cancelled_caught:
                 return
 
     def _when_ended(self, call: Callable[[], None]) -> None:
-        """Have ``call`` called in the event loop as soon as the function has ended."""
+        """Call ``call`` in the event loop as soon as the function has ended."""
         self._waiting.append(call)
-        if self._ended:  # maybe before it could see that somebody waits
+        if self._ended:  # it may have ended before `call` was appended, and not have seen it
             self._tell()
 
     def _tell(self) -> None:
@@ -182,12 +186,12 @@ class Thread:
 
     @property
     def place(self) -> str:
-        """Where the function stands: file, line and name of its innermost frame."""
-        frame = sys._current_frames().get(self._identity or 0)  # the only way to ask
+        """The place where the function stands: file, line and name of its innermost frame."""
+        frame = sys._current_frames().get(self._identity or 0)  # there is no public way
         return "a place unknown" if frame is None else place_of(frame)
 
     def leave(self, call: Callable[[], None]) -> None:
-        """Have ``call`` called as soon as the function has ended: now, if it doesn't run."""
+        """Call ``call`` as soon as the function has ended: now, if it doesn't run."""
         if self.is_running:
             self._when_ended(call)
         else:

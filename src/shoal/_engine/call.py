@@ -103,9 +103,10 @@ async def _call_suspect(
     if suspects.is_free(before):
         await turn
     else:  # the child that is at work may wait for just what this one holds
-        if run.seat is not None:
-            run.seat.cancel()
-            run.seat = None
+        permits = run.permits
+        if permits is not None and permits.seat is not None:
+            permits.seat.cancel()
+            permits.seat = None
         await wait_turn_without_slot(run, turn)
     try:
         if not retries.is_suspect:

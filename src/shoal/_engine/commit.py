@@ -166,7 +166,7 @@ async def commit_unapplied(run: Run, children: Sequence[Run]) -> None:
 @ki_protected
 async def _revoke_ends(run: Run, children: Sequence[Run]) -> None:
     for child in children:
-        child.lose()
+        child.revoke_end()
     await publish_commit(run, (), (), children)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, final
 
 from shoal._errors.exceptions import NotData, brief
 from shoal._events.hooks import Hooks
@@ -16,7 +16,7 @@ from shoal._graph.action import FunctionAction
 from shoal._graph.graph import Graph
 from shoal._graph.policy import Each
 from shoal._limits.limiters import Limiter
-from shoal._limits.permits import Party, Stake
+from shoal._limits.permits import InFlight
 from shoal._state.digest import combined, named, written
 from shoal._state.schema import Schema
 from shoal._state.secrets import Secret, Secrets
@@ -41,22 +41,6 @@ class Halts:
         return act in self.after or following in self.before
 
 
-class InFlight(Protocol):
-    """What lets the children of a fan-out start, as far as a run asks it: an ``Entrance``.
-
-    That is a part of fan-outs, of which runs know nothing.
-    """
-
-    @property
-    def above(self) -> Party | None:
-        """What has started the children; None once the fan-out has ended."""
-        ...
-
-    def stake(self, child: Party) -> Stake:
-        """Make what a child holds that was not admitted, since nothing limits its start."""
-        ...
-
-
 @final
 class Setting:
     """What all children of one fan-out have in common; a root run has one for itself."""
@@ -69,7 +53,6 @@ class Setting:
         "deadline",
         "each",
         "ends_itself",
-        "entrance",
         "entry",
         "execution",
         "gate",
@@ -77,6 +60,7 @@ class Setting:
         "halts",
         "hooks",
         "host",
+        "in_flight",
         "inputs",
         "is_forgotten",
         "is_limited",
@@ -179,8 +163,8 @@ class Setting:
         self.host: Any = host
         self.begins_host: bool = begins_host
         self.halts: Halts | None = halts
-        self.entrance: InFlight | None = None
-        """What lets them start, if they are children of a fan-out."""
+        self.in_flight: InFlight | None = None
+        """What they are counted by, if they are children of a fan-out that has let one start."""
         first = graph.entry
         self.entry: FunctionAction[..., Any] | None = None
         """What they do first, if that is an action, and what it starts from is known before."""

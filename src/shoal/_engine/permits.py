@@ -25,14 +25,14 @@ from .run import Run
 
 def take_permit(run: Run, action: FunctionAction[..., Any]) -> Seat | None:
     """Take the permit for an attempt of ``action``, which may have to wait; None: it needs none."""
-    seat, run.seat = run.seat, None
-    if seat is not None:
+    permits, setting = run.permits, run.setting
+    if permits is not None and permits.seat is not None:
+        seat, permits.seat = permits.seat, None
         return seat
-    setting = run.setting
     return setting.services.admission.seat(
         setting.scopes,
         run.head[1],
-        run.lodger,
+        run.slot_owner.held_permits(),
         owner=action.definition,
         limits=action.limits,
         in_thread=action.in_thread,
@@ -57,7 +57,7 @@ async def wait_without_slot(run: Run, seconds: float) -> None:
 
 
 def _step_aside(run: Run) -> Stake | None:
-    stake = run.lodger.make_stake()
+    stake = run.slot_owner.held_permits().make_stake()
     if stake is not None:
         stake.step_aside()
         # The rate of a fan-out counts starts of children. An action that is tried again by its
@@ -72,7 +72,7 @@ def pause_keys(run: Run, seconds: float, seat: Seat | None) -> bool:
 
     Returns whether its limits have keys that keep the next attempt waiting.
     """
-    return run.setting.services.admission.pause(seat, run.lodger, seconds)
+    return run.setting.services.admission.pause(seat, run.slot_owner.held_permits(), seconds)
 
 
 async def wait_for_later(run: Run, seconds: float, *, is_paused: bool) -> None:
@@ -89,7 +89,7 @@ async def wait_for_later(run: Run, seconds: float, *, is_paused: bool) -> None:
 
 async def retake_slot(run: Run) -> None:
     """Take its place in flight again after a wait, unless the next attempt of an action does."""
-    stake = run.stake
+    stake = None if run.permits is None else run.permits.stake
     if stake is None or stake.is_held:
         return
     stake.is_due = True  # the child is tried again, at whichever step it stands
@@ -109,8 +109,8 @@ async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
 
     See test_a_suspect_that_waits_for_its_turn_holds_no_place.
     """
-    lodger = run.lodger
-    stake = lodger.make_stake()
+    owner = run.slot_owner
+    stake = owner.held_permits().make_stake()
     if stake is None or not stake.is_held:
         await turn
         return
@@ -118,14 +118,14 @@ async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
     stake.returns = True
     try:
         await turn
-        await _retake_place(lodger)
+        await _retake_place(owner)
     except BaseException:
         stake.resume()  # it is about to end, and ends in flight
         raise
 
 
 async def _retake_place(run: Run) -> None:
-    seat = run.setting.services.admission.place(run)
+    seat = run.setting.services.admission.place(run.held_permits())
     try:
         await publish_waiting(run, seat)
         await seat.wait()

@@ -30,10 +30,10 @@ class RetryState:
         "is_cached",
         "is_suspect",
         "is_undecided",
-        "kept",
         "lacks_value",
         "noted",
         "result_key",
+        "retained",
     )
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class RetryState:
         """Whether that act is completed, and only its edges could not be judged."""
         self.lacks_value: bool = False
         """Whether all of its steps are completed, and only its value could not be taken."""
-        self.kept: dict[str, Any] = {}
+        self.retained: dict[str, Any] = {}
         """What steps that failed are to go on with, by their names."""
         self.abandoned: bool = False
         """Whether a thread was left behind."""

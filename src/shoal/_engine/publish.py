@@ -25,6 +25,7 @@ from shoal._events.events import (
     ChildStarted,
     Event,
     GraceExceeded,
+    Halted,
     Item,
     RunEnded,
     StateUpdated,
@@ -36,6 +37,7 @@ from shoal._events.events import (
 from shoal._events.hooks import Hooks, Listeners
 from shoal._limits.permits import Seat
 
+from .progress import recorded_questions
 from .run import Run
 from .services import Services
 
@@ -163,12 +165,25 @@ async def _publish_child_ended(run: Run, telling: _Telling, child: Run) -> None:
     if child.status == "halted":
         listeners = telling.hooks.child_halted
         if listeners:
-            halted = ChildHalted(path=run.path, step=run.step or "", halted=child.halted)
+            halted = ChildHalted(path=run.path, step=run.step or "", halted=_halted(child))
             await telling.tell(listeners, halted)
         return
     if listeners:
         event = ChildEnded(path=run.path, step=run.step or "", outcome=child.outcome)
         await telling.tell(listeners, event)
+
+
+def _halted(child: Run) -> Halted:
+    """Say as a value how a child rests."""
+    return Halted(
+        path=child.path,
+        position=child.position,
+        element=child.element,
+        elapsed=child.elapsed,
+        attempts=child.attempts,
+        abandoned=child.abandoned,
+        questions=recorded_questions(child.value, child.path),
+    )
 
 
 async def publish_step_ended(run: Run, status: Status) -> None:

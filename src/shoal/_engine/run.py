@@ -24,7 +24,6 @@ from shoal._events.events import (
     ChildName,
     Done,
     Failed,
-    Halted,
     Outcome,
     Question,
     Skipped,
@@ -33,7 +32,7 @@ from shoal._events.events import (
 )
 from shoal._events.identity import Key, RunPath
 from shoal._graph.action import Act, FunctionAction
-from shoal._limits.permits import Party, Seat, Stake
+from shoal._limits.permits import HeldPermits
 from shoal._state.state import NO_CHANGE, Change, State, held, make_state, typed
 from shoal.stores._history import Playback
 from shoal.stores._protocol import ChildRecord
@@ -49,15 +48,7 @@ from .disposition import (
     SKIPPED,
     Disposition,
 )
-from .execution import Execution
-from .progress import (
-    PendingQuestions,
-    ResumeState,
-    RetryState,
-    StepCounts,
-    plain,
-    recorded_questions,
-)
+from .progress import PendingQuestions, ResumeState, RetryState, StepCounts, plain
 
 logger = logging.getLogger("shoal")
 
@@ -66,7 +57,27 @@ logger = logging.getLogger("shoal")
 class Run:
     """One life of an application or a child: a state, and where in the graph it is.
 
-    Made cheap, since a fan-out makes one per element: whatever can be derived is derived on demand.
+    Made cheap, since a fan-out makes one per element: it is one object, what can be derived is
+    derived when asked for, and what few runs need stands in records that are made on first use.
+
+    How its status changes:
+
+    =================  ====================  =========  =====================================
+    by                 from                  to         when
+    =================  ====================  =========  =====================================
+    ``succeed``        no end                succeeded  it has come to the end of its graph
+    ``fail``           no end                failed     a step has raised
+    ``cancel``         no end                cancelled  a cancellation has reached it
+    ``never_start``    no end                cancelled  it waited to start until then
+    ``halt``           no end                halted     it waits for answers, or is to stop
+    ``give_up``        halted                cancelled  its answers are not needed any more
+    ``replace_end``    succeeded, failed     failed     what was told of its end has raised
+    ``revoke_end``     any, or skipped       cancelled  its end could not be saved
+    ``reopen``         any that isn't final  no end     its parent is tried again
+    ``take_over``      no end                succeeded  a record says so, not applied yet
+    ``keep_recorded``  no end                succeeded  a record says so, applied long ago
+    ``rest``           no end                halted     a record says so, nothing is answered
+    =================  ====================  =========  =====================================
     """
 
     __slots__ = (
@@ -83,14 +94,13 @@ class Run:
         "key",
         "packed",
         "pending",
+        "permits",
         "position",
         "questions",
         "reason",
         "resume",
         "retries",
-        "seat",
         "setting",
-        "stake",
         "started_at",
         "status",
         "step",
@@ -111,19 +121,21 @@ class Run:
         path: RunPath | None = None,
     ) -> None:
         """Stand at the beginning, with the state ``data``."""
+        # Who it is.
         self.setting: Setting = setting
         self.key: Key = key
         self.position: int = position
         self.element: object = element
-        # The number of the last update, and the state after it: one attribute, so that not even a
-        # KeyboardInterrupt between two bytecodes tears them apart.
+        # How far it is. The number of the last update, and the state after it: one attribute, so
+        # that not even a KeyboardInterrupt between two bytecodes tears them apart.
         self.head: tuple[int, Mapping[str, object]] = (0, data)
         self.pending: Change | None = None  # the last step's change: decided, not yet committed
-        self.initial: Mapping[str, object] = data  # what it started with
+        self.initial: Mapping[str, object] = data
         self.step: str | None = None  # the one that has started and not ended; a child's last stays
+        self.began: bool = False  # whether its start was published, and its end is to be
+        # How it ended: see the table for what may follow what.
         self.status: Status | None = None
         self.disposition: Disposition = LIVE
-        self.began: bool = False  # whether its start was published, and its end is to be
         self.error: BaseException | None = None
         self.reason: str = ""
         self.value: object = None
@@ -132,12 +144,13 @@ class Run:
         self.winner: ChildName | None = None
         self.started_at: float = setting.services.clock()
         self.packed: object = None  # what the parent's store has made of its end
+        # What few runs need: made on first use, by the methods of similar names.
         self.retries: RetryState | None = None
         self.questions: PendingQuestions | None = None
         self.resume: ResumeState | None = None
         self.steps: StepCounts | None = None
-        self.stake: Stake | None = None
-        self.seat: Seat | None = None
+        self.permits: HeldPermits | None = None
+        # Made when asked for, and most children are never asked.
         self._path = path
         self._outcome: Outcome | None = None
         if setting.secrets.names and setting.parent is not None:
@@ -169,7 +182,7 @@ class Run:
 
     @property
     def ledgers(self) -> dict[str, list[Any]]:
-        """What layer 3 keeps of each fan-out step: how its children ended, for each visit."""
+        """How the children of each fan-out step ended, for each visit: they are ``Ledger``s."""
         return self.step_counts().ledgers
 
     @property
@@ -218,10 +231,9 @@ class Run:
     @property
     def begins_anew(self) -> bool:
         """Whether it begins at its entry, as far as it is known before it lives."""
-        resume = self.resume
+        is_first, resume = self.retries is None and self.questions is None, self.resume
         if resume is None:
-            return self.retries is None and self.questions is None
-        is_first = self.retries is None and self.questions is None
+            return is_first
         return resume.record is None and (is_first or resume.is_afresh)
 
     @property
@@ -266,26 +278,15 @@ class Run:
     # -- what it takes turns for, and holds -----------------------------------------------------
 
     @property
-    def lodger(self) -> Run:
+    def slot_owner(self) -> Run:
         """The child of a fan-out that it is part of, or itself."""
         return self.setting.host or self
 
-    @property
-    def above(self) -> Party | None:
-        """The child of a fan-out that started it, if it is a child of a child."""
-        entrance = self.setting.entrance
-        return None if entrance is None else entrance.above
-
-    @property
-    def unit(self) -> Execution:
-        """What takes turns with others at limits."""
-        return self.setting.execution
-
-    def make_stake(self) -> Stake | None:
-        """Say what it holds in flight from now on, if it is a child of a fan-out."""
-        if self.stake is None and self.setting.entrance is not None:
-            self.stake = self.setting.entrance.stake(self)
-        return self.stake
+    def held_permits(self) -> HeldPermits:
+        """Return what it holds of limits, made on first use."""
+        if self.permits is None:
+            self.permits = HeldPermits(self.setting.execution, self.setting.in_flight)
+        return self.permits
 
     @property
     def is_starting(self) -> bool:
@@ -346,30 +347,30 @@ class Run:
         return self.retries is not None and self.retries.is_cached
 
     def begin_attempt(self) -> None:
-        """Hear that its current step is tried once more."""
-        trials = self.retry_state()
-        trials.attempt += 1
-        trials.further += 1
+        """Count one more attempt of its current step."""
+        retries = self.retry_state()
+        retries.attempt += 1
+        retries.further += 1
 
-    def count_on(self, tries: int) -> None:
-        """Hear that so many were made before, in earlier rounds of a race: they are counted on.
+    def count_earlier_attempts(self, attempts: int) -> None:
+        """Count on from so many attempts, which were made in earlier rounds of a race.
 
         So what it gives now is not taken for what it gave then. Which steps it came to then is not
         known, so each of them counts on.
         """
-        if tries:
-            trials = self.retry_state()
-            trials.before = trials.further = tries
-            trials.attempt = tries + 1
+        if attempts:
+            retries = self.retry_state()
+            retries.before = retries.further = attempts
+            retries.attempt = attempts + 1
 
-    def keep(self, step: str, what: object) -> None:
-        """Remember what a step that has failed is to go on with, if it may be tried again."""
+    def retain(self, step: str, what: object) -> None:
+        """Retain what a step that has failed is to go on with, if it may be tried again."""
         if self.setting.is_resumable:
-            self.retry_state().kept[step] = what
+            self.retry_state().retained[step] = what
 
-    def take_kept(self, step: str) -> object:
+    def take_retained(self, step: str) -> object:
         """Return what a step is to go on with; None: it begins."""
-        return None if self.retries is None else self.retries.kept.pop(step, None)
+        return None if self.retries is None else self.retries.retained.pop(step, None)
 
     @property
     def is_halting(self) -> bool:
@@ -379,17 +380,9 @@ class Run:
     @property
     def open_questions(self) -> tuple[Question, ...]:
         """What it and its descendants wait for: its own first, then those of its children."""
-        questions = self.questions
-        return (
-            ()
-            if questions is None
-            else questions.in_order(self.path, self.setting.execution.answers)
-        )
-
-    @property
-    def waits_for(self) -> tuple[Question, ...]:
-        """What a child that is halted waits for, also where an earlier execution has halted it."""
-        return recorded_questions(self.value, self.path)
+        if self.questions is None:
+            return ()
+        return self.questions.in_order(self.path, self.setting.execution.answers)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -434,7 +427,7 @@ class Run:
 
         What is Done stays so, and what is skipped: all that lacks is its parent's update.
         """
-        self.seat = self.stake = None  # those were of the group before, which has given them back
+        self.permits = None  # those were of the group before, which has given them back
         self.used = True
         self._outcome = None
         if self.disposition.is_saved or self.disposition is SKIPPED:
@@ -475,13 +468,8 @@ class Run:
             self._outcome = self._make_outcome()
         return self._outcome
 
-    @property
-    def halted(self) -> Halted:
-        """How it rests, as a value."""
-        return Halted(**self._what_all_say(), questions=self.waits_for)
-
-    def _what_all_say(self) -> dict[str, Any]:
-        return {
+    def _make_outcome(self) -> Outcome:
+        common: dict[str, Any] = {
             "path": self.path,
             "position": self.position,
             "element": self.element,
@@ -489,9 +477,6 @@ class Run:
             "attempts": self.attempts,
             "abandoned": self.abandoned,
         }
-
-    def _make_outcome(self) -> Outcome:
-        common = self._what_all_say()
         match self.status:
             case "succeeded":
                 return Done(**common, value=self.value, state=self.final_state, used=self.used)
@@ -507,7 +492,7 @@ class Run:
                 raise AssertionError(msg)
 
     def _end(self, status: Status, *after: Status) -> None:
-        """Set how it ended, and after how long. Nothing else sets a status but ``Run.succeed``.
+        """Set how it ended, and after how long; see the table of ``Run``.
 
         Args:
             status: How.
@@ -542,10 +527,10 @@ class Run:
         self.error = error
         self._note(error)
 
-    def spoil(self, error: Exception) -> None:
+    def replace_end(self, error: Exception) -> None:
         """Note that it ended with ``error`` after all: what was told of its end has raised that.
 
-        That is never instead of a cancellation, and nothing for who waits for an answer.
+        A cancellation is never replaced, nor a run that is halted.
         """
         if self.disposition.is_final or self.status not in ("succeeded", "failed"):
             path, status = self.path, self.status
@@ -611,21 +596,12 @@ class Run:
         self.cancel(reason, winner, "halted")
         self.elapsed = elapsed
 
-    def forget(self) -> None:
-        """Let go of the error that it ended with, whose traceback leads back to here."""
-        self.error = None
-        self.setting.execution.forget()
-
-    def let_go(self) -> None:
-        """Let go of its outcome, which somebody has taken: an error's frames lead back to here."""
+    def release_error(self) -> None:
+        """Release its outcome, which was handed over: the frames of an error lead back to here."""
         self.error = None
         self._outcome = None
 
-    def give_reason(self, reason: str) -> None:
-        """Hear why it is about to be cancelled."""
-        self.reason = reason
-
-    def lose(self) -> None:
+    def revoke_end(self) -> None:
         """Note that the run's end could not be saved: for everybody else it did not end well.
 
         Neither was it skipped or deferred, if nobody can know that later.
@@ -675,7 +651,7 @@ class Run:
         """Whether it is lived, and not skipped, kept or Done before."""
         return self.disposition is LIVE
 
-    def miss(self) -> None:
+    def discard_result(self) -> None:
         """Note that the parent doesn't take what the child returned, if it hasn't long ago.
 
         One that is skipped returns nothing: its key has a result, which stays.

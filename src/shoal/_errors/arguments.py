@@ -1,4 +1,4 @@
-"""Checks of arguments that are numbers, for all layers alike. Imports nothing of shoal."""
+"""Checks of arguments that are numbers, shared by all packages."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any, TypeGuard
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Tell whether ``value`` is a number; True and False are none."""
+    """Return whether ``value`` is a number. True and False are not numbers here."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_positive(value: Any) -> bool:
-    """Tell whether ``value`` is a finite number above 0: one of seconds, say."""
+    """Return whether ``value`` is a finite number above 0, as a duration in seconds must be."""
     return type(value) in (int, float) and 0 < value < math.inf

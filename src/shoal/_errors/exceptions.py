@@ -1,53 +1,52 @@
-"""The exceptions that shoal raises by itself. Imports nothing of ours.
+"""The exceptions that shoal raises by itself.
 
-An exception that user code raises is never replaced: a failing action's own reaches the caller,
-with a note that says where it happened. These are the others::
+An exception that user code raises is never replaced: the error of a failing action reaches the
+caller as it is, with a note that names the run, the step and the key. These are the others::
 
     ShoalError
     ├── DefinitionError      an action, graph or fan-out is wrong as written
-    ├── BadUse               something was used when it can't be: too early, too late, twice at once
+    ├── BadUse               an object was used too early, too late, or twice at once
     ├── StateError           a state was used against its declaration
     │   ├── UndeclaredRead       a field that the action does not declare in reads=
     │   ├── UndeclaredWrite      a field that the action does not declare in writes=
     │   ├── MissingField         a declared field that the state does not have (a KeyError too)
     │   └── InvalidState         a value that does not fit the field of the application's model
-    ├── MissingInput         an action's parameter that nobody gave, found before any action starts
-    ├── MissingSecret        a secret field of a run was not given again, found before it goes on
-    ├── SecretLeaked         something that would be kept or told holds what a secret field has
+    ├── MissingInput         no read, input or default fills a parameter; found before any action
+    ├── MissingSecret        a resumed run was not given all its secret fields; found before it runs
+    ├── SecretLeaked         the text of a secret field was about to be saved or given to hooks
     ├── NoTransition         none of the edges that leave an act is true of the state
     ├── TooManySteps         a run takes more steps than allowed
-    ├── BadResult            an action, reducer or grow returned what it must not
+    ├── BadResult            an action, reducer or grow returned an invalid value
     ├── IncompleteStream     a streaming action ended without its Result, or went on after it
     ├── BadKey               an element's key is repeated, or is neither a str nor an int
     ├── DepthExceeded        fan-outs nested deeper than allowed
     ├── StepTimeout          an action, child or fan-out took too long (a TimeoutError too)
-    ├── NobodyAccepted       a race nobody can win any more (an ExceptionGroup too), because of...
+    ├── NobodyAccepted       no child can still win a race (an ExceptionGroup too), because of...
     ├── Rejected             ...a result that was not accepted
     ├── TooFewChildren       ...or too few children to begin with
-    ├── RunCancelled         a run has no result, for it was cancelled
+    ├── RunCancelled         a run has no result because it was cancelled
     ├── Draining             a runtime that is being drained takes no more runs
-    ├── SpuriousCancel       user code raised a cancellation though nobody had cancelled it
-    ├── HookFailed           a guarding hook raised; the update it was told of stays
-    ├── NotData              a value that is no data can't be kept, or told from another one
-    │   └── NotEncodable         ...and this is where in it
-    ├── NotDecodable         what was saved can't be read: a type is gone, or has a newer version
+    ├── SpuriousCancel       user code raised a cancellation although nothing was cancelled
+    ├── HookFailed           a guarding hook raised; the update of its event stays saved
+    ├── NotData              a value can't be saved, or compared with another one after a crash
+    │   └── NotEncodable         ...and this is where it stands
+    ├── NotDecodable         a saved value can't be read: its type is gone, or has a newer version
     ├── UpdateTooLarge       an update is larger than the store takes
-    ├── SavedError           stands in for an exception that was saved and can't be made again
-    ├── RunClaimed           another execution of the run goes on
-    ├── RunConflict          a run of that id was started with something else, or by another program
+    ├── SavedError           stands in for a saved exception that can't be made again
+    ├── RunClaimed           another execution of the run is at work
+    ├── RunConflict          a run of that id was started with other input, or by another program
     │   └── InputChanged         ...a child's input changed after its result was reduced
     ├── UnknownRun           the store has no run of that id
-    ├── UnknownQuestion      an answer to what nobody has asked, or to one of several questions
+    ├── UnknownQuestion      an answer fits no open question, or several
     ├── NoApplication        a run can't be recovered: the runtime has no application of that name
-    ├── RetryLater           an action asks to be tried again, later (users raise it)
-    ├── Poisoned             a child was at work whenever a process died, so it isn't started again
-    ├── StoreFailed          the store could not keep a save, or not say what it has kept
-    ├── RateUnavailable      what keeps a rate that processes share failed, or didn't answer
+    ├── RetryLater           an action asks for another attempt later (users raise it)
+    ├── Poisoned             each of several crashes happened while this child was at work
+    ├── StoreFailed          the store failed to save, or to read what it has saved
+    ├── RateUnavailable      the backend of a shared rate failed, or did not answer in time
     ├── LeaseLost            another execution has taken the run over
     └── CommitInDoubt        the store did not acknowledge a save in time
 
-And one that is no error, and no ``Exception``: ``Halting``, which ends an attempt that waits for an
-answer.
+``Halting`` is no error and no ``Exception``: it ends an attempt whose question has no answer yet.
 """
 
 from __future__ import annotations
@@ -63,11 +62,11 @@ class ShoalError(Exception):
 
 
 class DefinitionError(ShoalError):
-    """An action, graph or fan-out is wrong as written. Raised where it is built."""
+    """An action, graph or fan-out is wrong as written. Raised where the object is made."""
 
 
 class BadUse(ShoalError, RuntimeError):
-    """Something was used when it can't be: too early, too late, or twice at once."""
+    """An object was used at the wrong time: too early, too late, or twice at once."""
 
 
 class StateError(ShoalError):
@@ -89,10 +88,9 @@ class MissingField(StateError, KeyError):
     """A field may be read but is not in the state."""
 
     def __init__(self, message: str, field: str = "") -> None:
-        """Say which one it is."""
         super().__init__(message)
         self.field: str = field
-        """The field that an initial state lacks; empty where a step found no field."""
+        """The field that an initial state lacks; empty if a step found no such field."""
 
     def __str__(self) -> str:
         return Exception.__str__(self)  # KeyError would show the repr of the message
@@ -101,7 +99,7 @@ class MissingField(StateError, KeyError):
 class InvalidState(StateError):
     """A value does not fit the field of the application's model.
 
-    pydantic's own error, if it was pydantic that refused, is the ``__cause__``.
+    If pydantic refused the value, its own error is the ``__cause__``.
     """
 
 
@@ -113,42 +111,41 @@ class MissingInput(ShoalError):
 
 
 class MissingSecret(ShoalError):
-    """A run was started with secret fields, which are saved nowhere, and not all were given again.
+    """A run that has secret fields was resumed without all of them. Secrets are never saved.
 
-    Raised before the run goes on, which is left as it is. The message says how to give them.
+    Raised before the run goes on, so the run stays as it is. The message says how to give them.
     """
 
     def __init__(self, message: str, fields: Iterable[str] = ()) -> None:
-        """Say which ones they are."""
         super().__init__(message)
         self.fields: tuple[str, ...] = tuple(fields)
-        """The names of those that are missing."""
+        """The names of the missing fields."""
 
 
 class SecretLeaked(ShoalError):
-    """What would have been kept or told to hooks holds what a secret field has. None of it was.
+    """The text of a secret field was about to be saved or given to hooks. None of it was.
 
-    That is a failure of the step that made it. Where the initial state or the id of a run holds it,
-    nothing of the run was saved. The message names the field, and where its text was found.
+    The step that made the text fails with this error. If the initial state or the id of a run
+    contains the text, nothing of the run was saved. The message names the field, and the place
+    where its text was found.
     """
 
     def __init__(self, message: str, found_in: Iterable[str] = ()) -> None:
-        """Say where it was found."""
         super().__init__(message)
         self.found_in: tuple[str, ...] = tuple(found_in)
-        """``("state", field)`` of an initial state, ``("id",)`` of a run's id; else empty."""
+        """``("state", field)`` for an initial state, ``("id",)`` for a run's id; else empty."""
 
 
 class NoTransition(ShoalError):
-    """None of the edges that leave an act is true of the state. That act's step is completed."""
+    """None of the edges that leave an act is true of the state. The act's step is completed."""
 
 
 class TooManySteps(ShoalError):
-    """A run takes more steps than ``Application(max_steps=)`` allows: an endless loop, mostly."""
+    """A run takes more steps than ``Application(max_steps=)`` allows: usually an endless loop."""
 
 
 class BadResult(ShoalError):
-    """An action, reducer or ``grow`` returned something other than it must."""
+    """An action, reducer or ``grow`` returned an invalid value."""
 
 
 class IncompleteStream(ShoalError):
@@ -166,16 +163,16 @@ class DepthExceeded(ShoalError):
 class StepTimeout(ShoalError, TimeoutError):
     """An attempt of an action, a child, or a whole fan-out took longer than its ``timeout``.
 
-    What it had done by then was cancelled and awaited; updates applied so far stay. Where it had
-    failed before and was being tried again, that failure is the ``__cause__``.
+    The work was cancelled and awaited; updates applied by then stay. If an earlier attempt had
+    failed, its failure is the ``__cause__``.
     """
 
 
 class NobodyAccepted(ExceptionGroup[Exception], ShoalError):
-    """A race nobody can win any more: too few of its children are left.
+    """No child can still win the race: too few are left.
 
-    It groups, in input order, what they failed with and a ``Rejected`` for each result that was not
-    accepted; each with a note that names action, key and run.
+    The group holds, in input order, the failures of the children and a ``Rejected`` for each result
+    that was not accepted. A note on each names the action, the key and the run.
     """
 
     def derive(self, excs: Sequence[Exception], /) -> NobodyAccepted:  # pyright: ignore[reportIncompatibleMethodOverride] # there are none that are no Exception
@@ -184,16 +181,15 @@ class NobodyAccepted(ExceptionGroup[Exception], ShoalError):
 
 
 class Rejected(ShoalError):
-    """The result of a child was not accepted. What ``accept`` or ``by`` raised is the cause.
+    """The result of a child was not accepted.
 
-    So is what comparing it to others raised.
+    If ``accept``, ``by`` or a comparison with other results raised, that is the ``__cause__``.
     """
 
     def __init__(self, message: str, value: object = None) -> None:
-        """Say which one it was."""
         super().__init__(message)
         self.value: object = value
-        """The result: what ``take`` names of the child."""
+        """The result: what ``take`` selects from the child."""
 
 
 class TooFewChildren(ShoalError):
@@ -201,53 +197,52 @@ class TooFewChildren(ShoalError):
 
 
 class RunCancelled(ShoalError):
-    """A run that was asked for its result has none: it was cancelled before its end.
+    """The run has no result because it was cancelled before its end.
 
-    The message says for which reason.
+    The message gives the reason.
     """
 
 
 class Draining(ShoalError):
-    """A runtime that is being drained takes no more runs: another process does."""
+    """A runtime that is being drained takes no more runs. Start the run in another process."""
 
 
 class SpuriousCancel(ShoalError):
-    """User code raised a cancellation (or ``GeneratorExit``) though nobody had cancelled it.
+    """User code raised a cancellation (or ``GeneratorExit``) although nothing was cancelled.
 
-    A pool that cancels a future one waits for does this, and so does code that cancels the task it
-    runs in. It is a failure of that child or step alone; the original is the ``__cause__``.
+    A pool that cancels a future on which the code waits does this, and so does code that cancels
+    its own task. Only that child or step fails; the original exception is the ``__cause__``.
     """
 
 
 class HookFailed(ShoalError):
-    """A guarding hook raised, which fails the run. The update it was told of is saved and stays.
+    """A guarding hook raised, which fails the run. The update of its event is saved and stays.
 
     The hook's own exception is the ``__cause__``.
     """
 
 
 class NotData(ShoalError):
-    """A value is no data: it can't be kept, nor be told from another one after a crash."""
+    """A value is not data: it can't be saved, or compared with another one after a crash."""
 
 
 class NotEncodable(NotData):
-    """A value can't be saved, because of what it is or holds. Nothing of it was.
+    """A value can't be saved because of its type or its content. Nothing of it was saved.
 
     The message says what to do: register its type with the codec, or keep it out of the state.
     """
 
     def __init__(self, message: str, path: str = "") -> None:
-        """Say what it is, and where."""
         super().__init__(message)
         self.path: str = path
-        """Where it is in what was to be saved, like ``state['pages'][3].body``."""
+        """Where the value stands in the data to save, such as ``state['pages'][3].body``."""
 
 
 class NotDecodable(ShoalError):
-    """What was saved can't be read back: it names a type that is gone, or a newer version of one.
+    """A saved value can't be read: its type is gone, or was saved in a newer version.
 
-    The store keeps it as it is. The message says what to do; then it can be read. A run that is
-    resumed, or looked up, ends with this error where its state or a child needs such a value.
+    The store keeps the value as it is; do what the message says, and it can be read again. A run
+    that is resumed or looked up ends with this error if its state or a child needs the value.
     """
 
 
@@ -256,19 +251,18 @@ class UpdateTooLarge(ShoalError):
 
 
 class SavedError(ShoalError):
-    """Stands in for an exception that was saved, and that can't be made again as what it was.
+    """Stands in for a saved exception that can't be made again.
 
-    Nothing has imported its module, its class is gone or local to a function, or it was made with
-    arguments that are no data. Notes and cause are those of the exception.
+    Its module is not imported, its class is gone or local to a function, or it was made with
+    arguments that are not data. Notes and cause are those of the exception.
     """
 
     def __init__(self, type: str, text: str) -> None:  # noqa: A002 # as ErrorInfo has it
-        """Say what it was."""
         super().__init__(type, text)
         self.type: str = type
-        """Where its class was defined: ``module:Name``."""
+        """The class of the exception: ``module:Name``."""
         self.text: str = text
-        """What ``str()`` of it was."""
+        """The ``str()`` of the exception."""
 
     def __str__(self) -> str:
         name = self.type.removeprefix("builtins:").replace(":", ".")
@@ -276,74 +270,71 @@ class SavedError(ShoalError):
 
 
 class RunClaimed(ShoalError):
-    """Another execution of the run goes on, so this one doesn't begin. The message says whose."""
+    """Another execution of the run is at work, so this one does not start. The message names it."""
 
 
 class RunConflict(ShoalError):
-    """The store has a run of that id, which was started with something else, or by another program.
+    """The store has a run of that id which was started with other input, or by another program.
 
-    Where the initial state, the application's name or its version differ, nothing was run. Where
-    the program has changed in a way that it can't go on with, the run fails with this when it comes
-    to that place; what was recorded stays as it was, so the former program can still go on with it.
-    The message names what differs, then and now. ``Application.fork`` starts a new run from the
-    state of that one.
+    If the initial state, the application's name or its version differ, nothing was run. If the
+    program has changed so that the run can't go on with it, the run fails with this error at the
+    place that changed. Its records stay as they were, so the former program can still resume it.
+    The message names the difference, then and now. ``Application.fork`` starts a new run from the
+    state of the old one.
     """
 
     def __init__(self, message: str, what: str = "") -> None:
-        """Say what differs."""
         super().__init__(message)
         self.what: str = what
-        """What differs in how it was started, without advice; empty where the program differs."""
+        """How the run was started differently, without advice; empty if its program differs."""
 
 
 class UnknownRun(ShoalError):
-    """The store has no run of that id, or no such moment of it."""
+    """The store has no run of that id, or no such point in its history."""
 
 
 class UnknownQuestion(ShoalError):
-    """An answer was given to no open question of the run, or to one of several of that name.
+    """An answer fits no open question of the run, or several questions of that name.
 
-    Nothing was saved and nothing has run.
+    Nothing was saved and nothing was run.
     """
 
     def __init__(self, message: str, at: object = None, why: str = "") -> None:
-        """Say which answer it was."""
         super().__init__(message)
         self.at: object = at
-        """What ``answers=`` has as the key of the answer."""
+        """The key of the answer in ``answers=``."""
         self.why: str = why
-        """What is wrong with it, in words that don't depend on who has called."""
+        """The problem with the answer, in words that fit every caller."""
 
 
 class NoApplication(ShoalError):
     """A run can't be recovered: the runtime has no application of its name and version.
 
-    The run is left as it is, for a runtime that has.
+    The run stays as it is; a runtime that has the application can recover it.
     """
 
 
 class InputChanged(RunConflict):
-    """A child's input is not what it was when its result was reduced, so it can't be run again.
+    """A child's input has changed since its result was reduced, so it can't run again.
 
-    What ``reduce`` made of the old result can't be undone. The message names the key.
+    The effect of ``reduce`` on the state can't be undone. The message names the key.
     """
 
 
 class RetryLater(ShoalError):
-    """An action asks to be tried again ``after`` so many seconds: a server said so, mostly.
+    """Raise this in an action to be tried again after some seconds, as when a server says so.
 
-    Raise it. It needs no ``Retry`` and uses up no attempt. It pauses the key, in every ``Limits``
-    in force that has ``by=``: of the action, the application, the runtime, and of all fan-outs that
-    it is inside of. Nothing more starts with that key meanwhile; what runs goes on. Whether or not
-    there is a key, the child that raised it waits, and holds nothing. After 10 in a row, it fails
-    with it.
+    It needs no ``Retry`` and uses up no attempt. It pauses the key in every ``Limits`` in force
+    that has ``by=``: those of the action, the application, the runtime and all enclosing fan-outs.
+    No other child with that key starts during the pause; children at work go on. With or without a
+    key, the child that raised it waits and holds no slot. After 10 in a row, it fails with this
+    error.
 
     Args:
         after: Seconds until the next try; at least 0.
     """
 
     def __init__(self, after: float) -> None:
-        """Ask for it."""
         if not isinstance(after, int | float) or not 0 <= after < float("inf"):
             msg = f"RetryLater(after) takes seconds, at least 0, not {after!r}"
             raise ValueError(msg)
@@ -355,61 +346,66 @@ class RetryLater(ShoalError):
 
 
 class Poisoned(ShoalError):
-    """A child was at work in execution after execution whose process died.
+    """A child was at work in several executions in a row whose process died.
 
-    It is taken for what kills them, and not started again. No ``Retry`` tries it again either. The
-    message names it, and says what to do.
+    It is taken for the cause, so it is not started again, and no ``Retry`` tries it again. The
+    message names the child and says what to do.
     """
 
     def __init__(self, message: str, crashes: int = 0) -> None:
-        """Say which one it is, and in how many executions it was counted."""
         super().__init__(message)
         self.crashes: int = crashes
-        """Executions in a row that have died while it was at work. Children are counted from the
-        first crash of a run on, so one more execution has died before these."""
+        """Executions in a row that died while the child was at work. Children are counted from the
+        run's first crash on, so one more execution has died before these."""
 
 
 class StoreFailed(ShoalError):
-    """The store raised instead of keeping a save, or of saying what it has kept.
+    """The store raised an exception when it was asked to save, or to read what it has saved.
 
     The execution ends at the last saved state. The store's own exception is the ``__cause__``.
     """
 
 
 class RateUnavailable(ShoalError):
-    """What keeps a rate that processes share failed, or did not answer, for too long.
+    """The backend of a shared rate failed, or did not answer, for too long.
 
-    What waited for the rate has not started. The backend's own exception is the ``__cause__``.
+    The work that waited for the rate has not started. The backend's exception is the ``__cause__``.
     """
 
 
 class LeaseLost(ShoalError):
-    """Another execution has taken the run over, so this one ends; it publishes nothing more."""
+    """Another execution has taken the run over. This one ends and publishes nothing more."""
 
 
 class CommitInDoubt(ShoalError):
     """The store did not acknowledge a save before the commit deadline.
 
-    The execution ends here: memory did not advance and nothing was published. Whether the save
-    happened, the store says on the next resume.
+    The execution ends here: the state in memory did not advance and nothing was published. The next
+    resume finds out from the store whether the save happened.
     """
 
 
 class Halting(BaseException):
-    """Ends an attempt whose question nobody has answered yet. Raised by ``context.ask``.
+    """Ends an attempt whose question has no answer yet. Raised by ``context.ask``.
 
-    No ``Exception``, so that ``except Exception`` lets it pass, as it does a cancellation. What has
-    to be cleaned up belongs into ``finally``. What an action does about it changes nothing: the
-    attempt, however it ends, has come to nothing, and begins anew when the answer is there.
+    It is no ``Exception``, so that ``except Exception`` lets it pass, as it does a cancellation.
+    Put cleanup into ``finally``. An action that catches it changes nothing: the attempt counts as
+    halted however it ends, and starts anew once there is an answer.
     """
 
 
+# Tracebacks, ``ErrorInfo.type`` and pickles name them by ``shoal``, wherever they are defined (see
+# test_errors_show_their_public_name).
+for _one in [*globals().values()]:
+    if isinstance(_one, type) and issubclass(_one, ShoalError | Halting):
+        _one.__module__ = "shoal"
+
 _SHOWN = 300
-"""Characters of a value that a message shows."""
+"""The most characters of a value in a message: about four lines of a terminal."""
 
 
 class _Brief(reprlib.Repr):
-    """Shows values in part. Ints that have more digits than Python writes are hexadecimal."""
+    """Shortens values. Ints with more digits than Python converts are shown in hexadecimal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -418,7 +414,7 @@ class _Brief(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
         try:
             return super().repr_int(x, level)
-        except ValueError:  # more digits than Python writes
+        except ValueError:  # more digits than sys.get_int_max_str_digits()
             digits, shown = f"{x:#x}", self.maxlong // 2
             return f"{digits[:shown]}...{digits[-shown:]}"
 
@@ -427,7 +423,7 @@ _repr = _Brief()
 
 
 def fork_advice(run_id: str, number: int | None) -> str:
-    """Say how a new run is started from what another one had come to at an update's number."""
+    """Return the advice to fork a run from its state at update ``number``."""
     if number is None:
         return f"start a new run with fork({run_id!r}, number=...) from before this step"
     before = "its beginning" if number == 0 else "before what can't be carried over"
@@ -435,22 +431,22 @@ def fork_advice(run_id: str, number: int | None) -> str:
 
 
 def brief(value: object) -> str:
-    """Show ``value`` in a message: on one line, shortened, and whatever its own repr does.
+    """Return ``value`` as messages show it: on one line, shortened, even if its own repr raises.
 
     An error of ours is shown in full, because its message ends with what to do about it.
     """
     if isinstance(value, ShoalError):
-        with suppress(Exception):  # of a subclass, which may be a user's
+        with suppress(Exception):  # a user's subclass may have a repr that raises
             return " ".join(repr(value).split())
     try:
         text = " ".join(_repr.repr(value).split())
-    except Exception:  # noqa: BLE001 # of a class that is called list, say, and isn't one
+    except Exception:  # noqa: BLE001 # reprlib goes by the class's name: "list" may be no list
         text = f"<{type(value).__name__} instance at {id(value):#x}>"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[3 - _SHOWN // 2 :]}"
 
 
 def kind_of(value: object) -> str:
-    """Say in a message what ``value`` is: "a list", "an int", "None"."""
+    """Return the type of ``value`` with its article, as in "a list", "an int", "None"."""
     if value is None:
         return "None"
     name = type(value).__name__
@@ -458,13 +454,13 @@ def kind_of(value: object) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Suggest the known word that is most like ``word``, if one is: ``"; did you mean 'x'?"``."""
+    """Return ``"; did you mean 'x'?"`` with the known word most like ``word``; "" if none is."""
     matches = get_close_matches(word, known, n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def note(error: BaseException, text: str) -> None:
-    """Add a note to ``error``, once, if it takes notes: a frozen exception doesn't."""
-    with suppress(Exception):  # its own code may run here; without the note it says enough
+    """Add a note to ``error``, once. A frozen exception takes none."""
+    with suppress(Exception):  # user code may run here; the error is clear enough without the note
         if text not in getattr(error, "__notes__", ()):
             error.add_note(text)

@@ -1,11 +1,11 @@
-"""What an exception is, found out without its own code. Imports nothing of shoal.
+"""Inspect an exception without running its own code.
 
-The class of an exception that a user raises may be anything: a group whose ``derive`` fails, a
-collection of errors whose ``len`` is 0, a frozen dataclass, which takes no attributes. If the
-engine ran such code, what that raises would be taken for a failure of the engine's own.
+A user's exception class may be anything: a group whose ``derive`` fails, a collection of errors
+whose ``len`` is 0, a frozen dataclass, which takes no attributes. If the engine ran such code, an
+error in it would be taken for a failure of the engine.
 
 Invariants:
-- Nothing here calls a method that an exception's own class may define.
+- Nothing here calls a method that the exception's class may define.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 E = TypeVar("E", bound=BaseException)
 Kinds = type[BaseException] | tuple[type[BaseException], ...]
 
+# Python's own descriptors: an exception's class may override the attributes of these names.
 _members: Any = vars(BaseExceptionGroup)["exceptions"]
 _message: Any = vars(BaseExceptionGroup)["message"]
 _links: Any = vars(BaseException)
@@ -23,22 +24,21 @@ _args: Any = vars(BaseException)["args"]
 
 
 def first_of(*errors: E | None) -> E | None:
-    """Return the first that there is: ``or`` would ask them whether they are true."""
+    """Return the first error that is not None. ``or`` would call its ``__bool__``."""
     return next((error for error in errors if error is not None), None)
 
 
 def members(group: BaseExceptionGroup[BaseException]) -> tuple[BaseException, ...]:
-    """Return what a group is made of."""
+    """Return the exceptions of a group."""
     return _members.__get__(group)
 
 
 def message_of(group: BaseExceptionGroup[BaseException]) -> str:
-    """Return a group's message."""
     return str(_message.__get__(group))
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Go through what is in a group, and in groups in there; or through ``error`` alone."""
+    """Yield the exceptions in a group and in the groups inside it; else ``error`` alone."""
     left = [error]
     while left:
         one = left.pop()
@@ -49,16 +49,16 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def are_all(error: BaseException, kinds: Kinds) -> bool:
-    """Tell whether ``error``, or all there is in it if it is a group, is of these kinds."""
+    """Return whether ``error``, or each leaf if it is a group, is of one of these kinds."""
     return all(isinstance(leaf, kinds) for leaf in leaves(error))
 
 
 def without(error: BaseException, kinds: Kinds) -> BaseException | None:
-    """Return what is left of a group without the leaves of these kinds; None if nothing is.
+    """Return a group without the leaves of these kinds; None if none is left.
 
-    Where nothing is left out, that is ``error`` itself, unless it is no ``Exception`` though all
-    in it are. What is made anew is of Python's own class, for the group's own may not be made with
-    less.
+    If nothing is left out, that is ``error`` itself, unless it is no ``Exception`` although all its
+    leaves are. A smaller group is of Python's own class, because the group's own class may refuse
+    to be made with fewer.
     """
     if not isinstance(error, BaseExceptionGroup):
         return None if isinstance(error, kinds) else error
@@ -81,7 +81,7 @@ def without(error: BaseException, kinds: Kinds) -> BaseException | None:
 
 
 def let_go_of_frames(error: BaseException) -> None:
-    """Drop the tracebacks of an error, of what is in it, and of those that led to it."""
+    """Drop the tracebacks of an error, of the errors in it, and of its causes and contexts."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
@@ -96,32 +96,27 @@ def let_go_of_frames(error: BaseException) -> None:
 
 
 def attributes_of(error: BaseException) -> dict[str, Any]:
-    """Return the attributes that an exception was given: its own dict, to look at and to change."""
+    """Return the ``__dict__`` of an exception itself, for reading and changing."""
     return _links["__dict__"].__get__(error)
 
 
 def args_of(error: BaseException) -> tuple[Any, ...]:
-    """Return what an exception was made with."""
     return _args.__get__(error)
 
 
 def set_args(error: BaseException, args: tuple[Any, ...]) -> None:
-    """Have an exception be made with something else."""
     _args.__set__(error, args)
 
 
 def cause_of(error: BaseException) -> BaseException | None:
-    """Return what ``error`` was raised from."""
     return _links["__cause__"].__get__(error)
 
 
 def context_of(error: BaseException) -> BaseException | None:
-    """Return what was being handled when ``error`` was raised."""
     return _links["__context__"].__get__(error)
 
 
 def set_context(error: BaseException, context: BaseException | None) -> None:
-    """Have ``error`` say what was being handled when it was raised."""
     _links["__context__"].__set__(error, context)
 
 

@@ -1,10 +1,9 @@
-"""What ``grow`` has returned in earlier executions, where elements have no keys to be known by.
-
-Imports digests and events.
+"""Elements that ``grow`` returned in earlier executions, for fan-outs whose elements have no keys.
 
 Invariants:
-- What a child has discovered counts once, however often it runs again and is asked again: an
-  element is known if it is equal to one that its outcome has brought before, each as often as then.
+- An element counts once, however often the child that discovered it runs again: it is known if it
+  equals an element that an earlier outcome of the child brought. If that outcome brought several
+  equal ones, as many are known.
 """
 
 from __future__ import annotations
@@ -21,32 +20,30 @@ from .events import ChildName
 
 @final
 class Discovered:
-    """Elements that are known already, as digests, by the child whose outcome has brought them.
+    """Known elements, as digests, by the child whose outcome brought them.
 
-    Of a child that has another outcome by now, the store doesn't say what the first has brought:
-    that is known to all children that run again.
+    If a child has a newer outcome, the store no longer says which elements the first one brought.
+    They are then known to every child that runs again: their cause is None.
     """
 
     __slots__ = ("_by_cause",)
 
     def __init__(self) -> None:
-        """Know nothing."""
         self._by_cause: dict[ChildName | None, Counter[bytes]] = {}
 
     def __bool__(self) -> bool:
-        """Tell whether anything is known."""
         return bool(self._by_cause)
 
     def remember(self, elements: Iterable[object], cause: ChildName | None) -> None:
-        """Have elements be known, which ``cause`` has brought; None: nobody knows who has."""
+        """Make elements known as those of ``cause``; None if the store doesn't say whose."""
         self._by_cause.setdefault(cause, Counter()).update(map(digest, elements))
 
     def find(self, element: object, cause: ChildName) -> Known | None:
-        """Return what is known of an element that ``cause`` brings, and have it count no more."""
+        """Return the known element that equals ``element``, once for each; None if none is left."""
         try:
             hashed = digest(element)
         except NotData:
-            return None  # no store has kept it
+            return None  # a value that is not data was never saved
         for found in (self._by_cause.get(cause), self._by_cause.get(None)):
             if found is not None and found[hashed] > 0:
                 found[hashed] -= 1
@@ -58,6 +55,6 @@ Known = tuple[Counter[bytes], bytes]
 
 
 def bring_back(known: Iterable[Known]) -> None:
-    """Undo finds: they count again."""
+    """Undo finds: the elements can be found again."""
     for found, hashed in known:
         found[hashed] += 1

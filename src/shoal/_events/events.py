@@ -1,7 +1,4 @@
-"""Something that happened: outcomes of children, updates of states, and the events hooks are told.
-
-Imports identity, states and their operations. All are values; nothing here does anything.
-"""
+"""The values that report what happened: outcomes of children, updates of states, and events."""
 
 from __future__ import annotations
 
@@ -18,12 +15,12 @@ from shoal._state.state import Operation, State
 from .identity import Key, RunPath
 
 LEAVES = 3
-"""Errors of a group that its message as data names."""
+"""Errors of a group that its message as data names: enough to see the kinds that are in it."""
 SHORT = 1000
-"""Characters that an error has in short."""
+"""Characters of a shortened error: several lines of text, and a bounded row in a store."""
 
 Status = Literal["succeeded", "failed", "cancelled", "halted"]
-"""How an execution of a run ended. One that is halted waits: for a person, or to be run again."""
+"""How an execution of a run ended. A halted one waits for an answer, or to be run again."""
 
 
 # -- questions -----------------------------------------------------------------------------------
@@ -32,18 +29,18 @@ Status = Literal["succeeded", "failed", "cancelled", "halted"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What an action has asked a person, with ``context.ask``, and nobody has answered."""
+    """A question that an action has asked with ``context.ask``, and that has no answer yet."""
 
     path: RunPath = field(repr=False)
     """The run that waits for the answer."""
     step: str
     """The action that asks."""
     name: str
-    """What the question is called, within that execution of the action."""
+    """The name of the question within that execution of the action."""
     question: Any
-    """What is asked: data of the application's own."""
+    """The question itself: data of the application's own."""
     id: str = field(repr=False)
-    """Tells it apart from every other one that was ever asked."""
+    """Different for every question that was ever asked."""
 
     @property
     def run_id(self) -> str:
@@ -57,7 +54,7 @@ class Question:
 
     @property
     def address(self) -> tuple[str, str]:
-        """What ``run(answers={question.address: value})`` takes: the run's id and the name."""
+        """The key for ``run(answers={question.address: value})``: the run's id and the name."""
         return self.path.id, self.name
 
 
@@ -66,53 +63,53 @@ class Question:
 
 @final
 class ChildName(NamedTuple):
-    """Which child of a step."""
+    """The name of a child within its step."""
 
     act: str
-    """The name of the act that it executes."""
+    """The name of the act that the child executes."""
     key: Key
-    """Its key within the fan-out; empty where there is one child for each act."""
+    """Its key within the fan-out; empty if the step has one child for each act."""
 
 
 @final
 class Decision(NamedTuple):
-    """How a race was decided: saved with the update of the child that decided it."""
+    """How a race was decided. Saved with the update of the child that decided it."""
 
     step: str
-    """The race."""
+    """The step that is the race."""
     winner: ChildName
     """The child whose result decided it."""
     winners: tuple[ChildName, ...]
-    """All whose results count, in input order."""
+    """All children whose results count, in input order."""
     reason: str
-    """Why the others are cancelled."""
+    """The reason with which the others are cancelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ended:
-    """What every outcome says."""
+    """The fields of every outcome."""
 
     path: RunPath = field(repr=False)
-    """Where the child stands in its family."""
+    """The path of the child's run."""
     position: int
-    """Its place among the elements, counted from 0: input order; under ``grow``, discovery."""
+    """Its place among the elements, counted from 0: in input order, or of discovery by ``grow``."""
     element: Any
     """The element it worked on."""
     attempts: int = 1
-    """Tries that it took: one, and one more for each further attempt of anything in it."""
+    """How many attempts it took: 1, and 1 more for each further attempt of anything in it."""
     elapsed: float = 0.0
     """Seconds from its start to its end."""
     abandoned: bool = False
-    """Whether it left a thread behind that went on after it was cancelled."""
+    """Whether it left a thread behind that still ran after the child was cancelled."""
 
     @property
     def key(self) -> Key:
-        """The child's key within its fan-out; without ``key=``, its position."""
+        """The child's key within its fan-out; its position if there is no ``key=``."""
         return self.path.key
 
     @property
     def act(self) -> str:
-        """The name of the act that it ran."""
+        """The name of the act that the child executed."""
         return self.path.act
 
     @property
@@ -127,13 +124,13 @@ class Done(_Ended):
     """A child that succeeded."""
 
     value: Any
-    """What ``take`` names; without ``take`` and ``into``, its only write if it has just one."""
+    """The result that ``take`` selects; without ``take`` and ``into``, its only write, if one."""
     state: State = field(repr=False)
     """Its final state."""
     used: bool = True
-    """Whether the parent took it. False where it came after the decision of a race, or where
-    ``accept`` or ``by`` has refused it. A vote that a quorum has counted before its decision is
-    used, also where it was not one of those that agreed: ``into`` has the value that won."""
+    """Whether the parent used the result. False if it came after the decision of a race, or if
+    ``accept`` or ``by`` refused it. Every vote that a quorum counted before its decision is used,
+    also one that disagreed: ``into`` has the value that won."""
 
 
 @final
@@ -142,7 +139,7 @@ class Failed(_Ended):
     """A child that raised."""
 
     error: Exception
-    """What it raised."""
+    """The exception that it raised."""
 
 
 @final
@@ -151,7 +148,7 @@ class Cancelled(_Ended):
     """A child that was cancelled before its end."""
 
     reason: str
-    """Who cancelled it, and why."""
+    """Why it was cancelled, and by whom."""
     winner: ChildName | None = None
     """The child whose result decided the race that this one lost."""
 
@@ -162,7 +159,7 @@ class Skipped(_Ended):
     """An element that needed no child."""
 
     reason: str
-    """Why not."""
+    """Why it needed none."""
     attempts: int = 0
 
 
@@ -173,54 +170,56 @@ Outcome = Done | Failed | Cancelled | Skipped
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Halted(_Ended):
-    """A child that rests, since it waits for answers. No outcome: it goes on when they come."""
+    """A child that waits for answers. It is no outcome: the child goes on when they arrive."""
 
     questions: tuple[Question, ...]
-    """What it and its descendants have asked, in order of position."""
+    """The open questions of the child and its descendants, in order of position."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo(HasPlainForm):
-    """An error as data: what ``errors_into`` collects."""
+    """An error as data, as ``errors_into`` collects it."""
+
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
 
     type: str
-    """The exception's class, with its module unless that is builtins."""
+    """The exception's class, with its module unless that is ``builtins``."""
     message: str
-    """Its text; of a group, also what the first few in it say."""
+    """Its text; for a group, also the first few errors in it."""
     traceback: str = field(repr=False)
 
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
-        """Make an error into data."""
+        """Return an error as data."""
         kind = type(error)
         module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
         name, message = f"{module}{kind.__qualname__}", _message(error)
         try:
             lines = traceback.format_exception(error)
-        except Exception:  # noqa: BLE001 # Python asks it, and its causes, whether they are true
+        except Exception:  # noqa: BLE001 # Python calls bool() on it and its causes: user code
             lines = [*traceback.format_tb(error.__traceback__), f"{name}: {message}\n"]
         return cls(type=name, message=message, traceback="".join(lines))
 
     def to_plain(self) -> dict[str, str]:
-        """Copy it into a dict of texts, for JSON."""
+        """Copy it into a dict of strings, for JSON."""
         return {"type": self.type, "message": self.message, "traceback": self.traceback}
 
 
 def in_short(error: BaseException) -> str:
-    """Say what an error is, for a list: its class and its text, but no more than fits."""
+    """Return the class and the text of an error, shortened, for a list."""
     return shortened(f"{type(error).__name__}: {_message(error)}")
 
 
 def shortened(text: str) -> str:
-    """Leave out what is too much."""
+    """Return the first ``SHORT`` characters of a text."""
     return text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."
 
 
 def _message(error: BaseException) -> str:
     try:
         message = str(error)
-    except Exception as failure:  # noqa: BLE001 # an error about an error must not hide it
+    except Exception as failure:  # noqa: BLE001 # its own str() must not hide the error
         return f"<str() of it failed: {brief(failure)}>"
     if isinstance(error, BaseExceptionGroup):
         found = list(leaves(cast("BaseException", error)))
@@ -243,41 +242,41 @@ class Update(NamedTuple):
     step: str
     """The step that made it."""
     operations: tuple[Operation, ...]
-    """What changed; ``shoal.replay(state, operations)`` applies them."""
+    """The operations of the change; ``shoal.stores.replay(state, operations)`` applies them."""
     discovered: Sequence[object] = ()
-    """New elements that ``grow`` returned for the child that it applies."""
+    """New elements that ``grow`` returned for the child whose result this update applies."""
     discovered_at: int = 0
-    """The position of the first of them."""
+    """The position of the first of these elements."""
 
 
 # -- events --------------------------------------------------------------------------------------
 
 
 HOOK_METHODS: dict[str, type[Event]] = {}
-"""The methods of ``Hook`` that are told of events, and the class of events each is told."""
+"""The methods of ``Hook`` that receive events, each with its class of events."""
 COMMIT_METHODS: set[str] = set()
-"""Those whose events a commit publishes."""
+"""Those that receive the events of a commit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened in a run.
 
-    A class of events that hooks are told says by which method of ``Hook``, and whether a commit
-    publishes it: ``class ChildEnded(Event, hook="on_child_ended", by_commit=True)``. From that,
-    ``HOOK_METHODS`` and ``COMMIT_METHODS`` are made, and from those the listeners of an execution.
+    A class of events names its method of ``Hook``, and says whether a commit publishes it:
+    ``class ChildEnded(Event, hook="on_child_ended", by_commit=True)``. ``HOOK_METHODS`` and
+    ``COMMIT_METHODS`` are made from that, and the listeners of an execution from those.
     """
 
     provisional: ClassVar[bool] = False
-    """Whether it tells of something that isn't saved, and may come to nothing or come again."""
+    """Whether it reports something that isn't saved, and that may be undone or happen again."""
     _hook: ClassVar[tuple[str, bool] | None] = None
 
     def __init_subclass__(cls, *, hook: str | None = None, by_commit: bool = False) -> None:
-        """Enter the class in the table of events, if hooks are told of them."""
+        """Enter the class in the table of events, if it names a method of ``Hook``."""
         if hook is not None:
             cls._hook = hook, by_commit
-        # Called twice: a dataclass with slots is a copy of the class that was written, made
-        # without its keywords; the copy has the attribute, and is the one that counts.
+        # Called twice: a dataclass with slots is a copy of the written class, made without its
+        # keywords. The copy has the attribute, and replaces the written class in the table.
         if cls._hook is not None:
             name, commits = cls._hook
             HOOK_METHODS[name] = cls
@@ -285,7 +284,7 @@ class Event:
                 COMMIT_METHODS.add(name)
 
     path: RunPath
-    """The run it happened in."""
+    """The path of the run it happened in."""
 
     @property
     def run_id(self) -> str:
@@ -294,12 +293,12 @@ class Event:
 
     @property
     def parent_id(self) -> str | None:
-        """The id of the run that started that run; None for a root run."""
+        """The id of the run that started this one; None for a root run."""
         return self.path.parent_id
 
     @property
     def depth(self) -> int:
-        """How deep that run is nested: 0 for a root run."""
+        """How deep the run is nested: 0 for a root run."""
         return self.path.depth
 
 
@@ -309,7 +308,7 @@ class RunStarted(Event, hook="on_run_started"):
     """An execution of a run began."""
 
     resumed: bool = False
-    """Whether it goes on where an earlier one has come to, as the store says."""
+    """Whether it continues an earlier execution that the store has saved."""
 
 
 @final
@@ -323,7 +322,7 @@ class StepStarted(Event, hook="on_step_started"):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpanStarted(Event):
-    """An action begins a part of its work that it has named: ``context.span``."""
+    """An action begins a part of its work that it names with ``context.span``."""
 
     step: str
     name: str
@@ -333,25 +332,25 @@ class SpanStarted(Event):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting(Event, hook="on_waiting"):
-    """An attempt of an action, or a child, can't start yet: what limits it has no room."""
+    """An attempt of an action, or a child, can't start yet because a limit has no room for it."""
 
     step: str
     """The action; empty for a child that has not started."""
     limit: str
-    """What it waits for, as it would be written; else ``"threads"`` or ``"in flight"``."""
+    """The limit, written as in code; else ``"threads"`` or ``"in flight"``."""
     key: object
-    """Which key of that, if it has ``by=``."""
+    """The key of the limit, if it has ``by=``."""
     since: float
-    """Since when, by the event loop's clock."""
+    """When it began to wait, by the event loop's clock."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item(Event, hook="on_item"):
-    """An action gave a partial item: it yielded it, or called ``context.emit``.
+    """An action gave a partial item: it yielded the item, or called ``context.emit``.
 
-    Provisional: what counts is the update when the step is completed. The action may fail after it,
-    and be executed again, from its start.
+    Provisional: only the update that completes the step counts. The action may still fail, and be
+    executed again from its start.
     """
 
     provisional: ClassVar[bool] = True
@@ -359,9 +358,9 @@ class Item(Event, hook="on_item"):
     step: str
     item: Any
     attempt: int
-    """Which try of the step gave it, counted from 1."""
+    """The attempt of the step that gave it, counted from 1."""
     index: int
-    """How many that try had given before."""
+    """How many items that attempt had given before."""
 
 
 @final
@@ -371,35 +370,35 @@ class StateUpdated(Event, hook="on_state_updated", by_commit=True):
 
     update: Update
     outcome: Outcome | None = None
-    """The outcome of a child that the update applies, if it does."""
+    """The outcome of the child whose result the update applies, if it applies one."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEnded(Event, hook="on_step_ended", by_commit=True):
-    """An action ended, well or not. There is one for every ``StepStarted``."""
+    """An action ended, successfully or not. There is one for every ``StepStarted``."""
 
     step: str
     status: Status
     error: BaseException | None = None
     cached: bool = False
-    """Whether it was not executed, since what it comes to was remembered; see ``cache=``."""
+    """Whether the action was not executed because its result was in the cache; see ``cache=``."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded(Event, hook="on_attempt_ended"):
-    """One try of a step ended that has several: its action or its child has a ``retry``.
+    """One attempt ended of a step that may have several: its action or its child has a ``retry``.
 
-    They come between the step's ``StepStarted`` and its ``StepEnded``. One that was cancelled is
-    told by ``StepEnded`` alone.
+    It comes between the step's ``StepStarted`` and its ``StepEnded``. A cancelled attempt has none:
+    the ``StepEnded`` reports it.
     """
 
     step: str
     attempt: int
-    """Which try of the step it was, counted from 1."""
+    """The attempt of the step, counted from 1."""
     error: Exception | None = None
-    """What it failed with; None if it succeeded."""
+    """Its failure; None if it succeeded."""
     next_in: float | None = None
     """Seconds until the next attempt; None if there is none."""
 
@@ -407,18 +406,18 @@ class AttemptEnded(Event, hook="on_attempt_ended"):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraceExceeded(Event, hook="on_grace_exceeded"):
-    """An action that was cancelled still runs, longer than the grace of the runtime.
+    """An action that was cancelled still runs after the grace of the runtime.
 
-    A coroutine is waited for nevertheless; a thread is left behind.
+    The run goes on waiting for a coroutine; it leaves a thread behind.
     """
 
     step: str
     place: str
-    """Where it stands: file, line and function of the innermost frame."""
+    """Where the code stands: file, line and function of the innermost frame."""
     seconds: float
-    """For how long it has run since it was cancelled."""
+    """How long it has run since it was cancelled."""
     abandoned: bool = False
-    """Whether it is a thread, which nobody waits for any more: its result will be dropped."""
+    """Whether it is a thread that was left behind, whose result will be dropped."""
 
 
 @final
@@ -435,12 +434,11 @@ class ChildStarted(Event, hook="on_child_started"):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildRerun(Event, hook="on_child_rerun"):
-    """A child that the store knows runs anew, from its start: what was kept of it counts no more.
+    """A child that the store knows runs again from its start; what was saved of it is discarded.
 
-    What it works on is not what it was: its act has another ``version``, or its element or what it
-    reads has changed. Or it is a contestant by ``first_item`` whose race is run again.
-    ``ChildStarted`` follows, or else ``ChildEnded`` where it is cancelled or skipped before it
-    starts.
+    Its input has changed: its act has another ``version``, or its element or a field that it reads
+    is different. Or it is a contestant by ``first_item`` whose race runs again. ``ChildStarted``
+    follows; or ``ChildEnded`` if the child is cancelled or skipped before it starts.
     """
 
     step: str
@@ -452,10 +450,10 @@ class ChildRerun(Event, hook="on_child_rerun"):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildHalted(Event, hook="on_child_halted", by_commit=True):
-    """A child of this run waits for answers, and that is saved; its siblings go on.
+    """A child of this run waits for answers, and that is saved. Its siblings go on.
 
-    It stands for the ``ChildEnded`` of its ``ChildStarted``. One more ``ChildEnded`` follows only
-    where the child is not needed any more: where a race is decided without it.
+    It takes the place of the ``ChildEnded`` for its ``ChildStarted``. A ``ChildEnded`` follows it
+    only if the child is no longer needed, because a race was decided without it.
     """
 
     step: str
@@ -465,11 +463,11 @@ class ChildHalted(Event, hook="on_child_halted", by_commit=True):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildEnded(Event, hook="on_child_ended", by_commit=True):
-    """A child of this run ended, and what becomes of it is saved.
+    """A child of this run ended, and its outcome is saved.
 
-    There is one for every ``ChildStarted``, unless the child is halted, and one for every element
-    that was skipped. A child that is Done and could not be applied has none when it is, later on:
-    the ``StateUpdated`` that applies it has its outcome.
+    There is one for every ``ChildStarted``, unless the child is halted, and one for every skipped
+    element. If a child is Done but could not be applied, there is no second one when it is applied
+    later: the ``StateUpdated`` has its outcome.
     """
 
     step: str
@@ -484,15 +482,15 @@ class RunEnded(Event, hook="on_run_ended", by_commit=True):
     status: Status
     error: BaseException | None = None
     reason: str = ""
-    """Why it was cancelled, if it was."""
+    """The reason, if it was cancelled."""
     questions: tuple[Question, ...] = ()
-    """What it and its descendants wait for, if it is halted."""
+    """The open questions of the run and its descendants, if it is halted."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missed(Event):
-    """Events of an opened run that nobody read in time are gone; this stands in their place."""
+    """Stands in place of events of an opened run that were dropped because they were not read."""
 
     count: int
-    """How many."""
+    """How many events were dropped."""

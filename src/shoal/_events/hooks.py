@@ -1,13 +1,13 @@
-"""Hooks, and telling them in order. Imports values and anyio.
+"""``Hook``, and calling hooks in order.
 
 Invariants:
-- Hooks are told of an event one after the other, in the order they were given. A run's own updates
-  and ends are told one at a time; starts of children, and events of different runs, may overlap
-  where a hook waits.
-- Nothing is built or called for an event that no hook listens to.
-- A guarding hook that raises fails the run. An observer that raises is reported once and then left
-  alone; the run doesn't notice.
-- Whoever joins later is told what happens from then on, of the run and of all its descendants.
+- Hooks receive an event one after the other, in the order in which they were given. The updates
+  and ends of one run arrive one at a time. Starts of children, and events of different runs, may
+  overlap while a hook waits.
+- Nothing is built or called for an event without listeners.
+- A guarding hook that raises fails the run. An observer that raises is reported once and receives
+  nothing more; the run goes on.
+- A hook that joins later receives all later events of the run and of all its descendants.
 """
 
 from __future__ import annotations
@@ -48,30 +48,32 @@ logger = logging.getLogger("shoal.hooks")
 Told = Awaitable[None] | None
 
 HOOK_DEADLINE = 30.0
-"""Seconds an asynchronous hook may take for one event. It can't be cancelled by what goes on around
-it, so that starts and ends are told in pairs; this bound keeps it from holding a run for ever."""
+"""Seconds an asynchronous hook may take for one event. A cancellation around it can't stop it, so
+that every start has its end; this bound keeps it from holding a run for ever. 30 s is what a slow
+database or HTTP request may take before it is taken for stuck."""
 
 
 class Hook:
-    """Base class of what watches runs: override what you want to be told.
+    """Base class of hooks: override the methods whose events you want.
 
-    Every method is told one event and may be a plain function or a coroutine function. A hook is
-    told of a run and of all its descendants, at most once, after what it is told of has been saved.
-    Asynchronous hooks are shielded from cancellation and have 30 seconds for one event.
-    What comes out of a run's last event can't change any more how the run is saved to have ended.
+    Every method receives one event and may be a plain function or a coroutine function. A hook
+    receives the events of a run and of all its descendants, each at most once, and only after the
+    change is saved. Asynchronous hooks are shielded from cancellation and have 30 seconds for one
+    event. An exception from the last event of a run can't change how the run is saved to have
+    ended.
 
-    A hook guards the run unless its class says ``observer = True``: what a guard raises fails the
-    run with ``HookFailed`` (the update it was told of stays); what an observer raises is logged.
-    Either is told nothing more.
+    A hook guards the run unless its class says ``observer = True``. An exception of a guard fails
+    the run with ``HookFailed``; the update of its event stays saved. An exception of an observer
+    is logged. Both receive nothing more afterwards.
 
-    ``on_event`` is told every event that the class has no method of its own for.
+    ``on_event`` receives every event that the class has no method of its own for.
     """
 
     observer: ClassVar[bool] = False
     _deadline: ClassVar[float] = HOOK_DEADLINE
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuse a method that would never be told anything, for its name is nearly right."""
+        """Refuse a method whose name is nearly that of a hook's: nothing would ever call it."""
         super().__init_subclass__(**options)
         known = [name for name in vars(Hook) if name.startswith(("on_", "around_"))]
         for name in vars(cls).keys() - known:
@@ -80,71 +82,71 @@ class Hook:
                 raise DefinitionError(msg)
 
     def on_event(self, event: Event) -> Told:
-        """Hear of any event that the class has no method of its own for."""
+        """Receive any event that the class has no method of its own for."""
 
     def on_run_started(self, event: RunStarted) -> Told:
-        """Hear that a run began."""
+        """Called when an execution of a run has begun."""
         return self.on_event(event)
 
     def on_step_started(self, event: StepStarted) -> Told:
-        """Hear that a run is about to execute an action."""
+        """Called when a run is about to execute an action."""
         return self.on_event(event)
 
     def on_waiting(self, event: Waiting) -> Told:
-        """Hear that a child or an attempt of an action begins to wait for a limit."""
+        """Called when a child or an attempt of an action begins to wait for a limit."""
         return self.on_event(event)
 
     def on_item(self, event: Item) -> Told:
-        """Hear of a partial item of an action that runs. It isn't saved."""
+        """Called with each partial item of an action at work. Items are not saved."""
         return self.on_event(event)
 
     def on_attempt_ended(self, event: AttemptEnded) -> Told:
-        """Hear that a try of a step ended that may be tried again, and when the next begins."""
+        """Called when an attempt of a step with a ``retry`` ended; says when the next begins."""
         return self.on_event(event)
 
     def on_state_updated(self, event: StateUpdated) -> Told:
-        """Hear that a run's state changed, and how."""
+        """Called when a run's state has changed; the event has the update."""
         return self.on_event(event)
 
     def on_child_started(self, event: ChildStarted) -> Told:
-        """Hear that a fan-out started a child."""
+        """Called when a fan-out has started a child."""
         return self.on_event(event)
 
     def on_child_rerun(self, event: ChildRerun) -> Told:
-        """Hear that a child runs anew, since what it works on is not what the store knows."""
+        """Called when a child runs again from its start because its input has changed."""
         return self.on_event(event)
 
     def on_child_halted(self, event: ChildHalted) -> Told:
-        """Hear that a child waits for answers, and for which; its siblings go on."""
+        """Called when a child waits for answers; its siblings go on."""
         return self.on_event(event)
 
     def on_child_ended(self, event: ChildEnded) -> Told:
-        """Hear how a child ended, after the parent's update that applies it."""
+        """Called when a child ended, after the parent's update that applies its result."""
         return self.on_event(event)
 
     def on_step_ended(self, event: StepEnded) -> Told:
-        """Hear that an action ended, well or not."""
+        """Called when an action ended, successfully or not."""
         return self.on_event(event)
 
     def on_run_ended(self, event: RunEnded) -> Told:
-        """Hear that an execution of a run ended, well or not."""
+        """Called when an execution of a run ended, successfully or not."""
         return self.on_event(event)
 
     def on_grace_exceeded(self, event: GraceExceeded) -> Told:
-        """Hear that an action still runs long after it was cancelled, and where it stands."""
+        """Called when an action still runs long after it was cancelled; says where it stands."""
         return self.on_event(event)
 
     def around_step(self, event: StepStarted) -> AbstractContextManager[object]:
         """Return a context manager that is entered around the step, in the step's own context.
 
-        Everything that the step does happens inside, its children too; so spans nest.
+        The whole step runs inside, its children too; so spans nest.
         """
         raise NotImplementedError
 
     def around_span(self, event: SpanStarted) -> AbstractContextManager[object]:
         """Return a context manager that is entered around a part of an action: ``context.span``.
 
-        It is entered where the action runs, which may be a worker thread.
+        It is entered in the thread where the action runs, which may be a worker thread.
         """
         raise NotImplementedError
 
@@ -157,14 +159,14 @@ Listeners = tuple[Listener, ...]
 
 @final
 class Hooks:
-    """The hooks of one execution, sorted by what they listen to.
+    """The hooks of one execution, sorted by the events that they receive.
 
-    ``failures`` are those that guarding hooks have caused.
+    ``failures`` are the errors of guarding hooks.
     """
 
     if TYPE_CHECKING:
-        # The listeners to each class of events are an attribute: ``child_ended`` holds those that
-        # ``on_child_ended`` is called of. It is empty, so falsy, if there are none.
+        # The listeners of each class of events are an attribute: ``child_ended`` holds those whose
+        # ``on_child_ended`` is called. It is empty, so falsy, if there are none.
         def __getattr__(self, name: str) -> Listeners: ...
 
     around_step: Managers[StepStarted]
@@ -174,11 +176,12 @@ class Hooks:
         """Sort ``hooks``.
 
         Args:
-            hooks: What a user gave.
-            always: Told after those, of all runs, whatever hooks a fan-out has for its children.
+            hooks: The hooks that a user gave.
+            always: Hooks that receive the events of all runs, after ``hooks``, even if a fan-out
+                has other hooks for its children.
 
         Raises:
-            DefinitionError: One of them is no ``Hook``.
+            DefinitionError: One of them is not a ``Hook``.
         """
         given: object = hooks
         if not isinstance(given, Iterable):
@@ -186,8 +189,12 @@ class Hooks:
             msg = f"hooks= takes a list: hooks=[{type(given).__name__}(...)]"
             raise DefinitionError(msg)
         self._given: tuple[Hook, ...] = tuple(hooks)
-        self._detached: set[int] = set()  # by identity: a hook may be equal to another one
-        self._others: WeakSet[Hooks] | None = None  # what fan-outs have instead; shared by all
+        # By identity: a hook may be equal to another one. Shared with `replaced`, so that a hook
+        # that failed in a fan-out is detached in the whole execution.
+        self._detached: set[int] = set()
+        # All of the execution that `replaced` has made, so that `join` reaches them. Weak: a
+        # fan-out's hooks go with it.
+        self._others: WeakSet[Hooks] | None = None
         self.failures: list[HookFailed] = []
         for hook in self._given:
             _check_hook(hook)
@@ -200,17 +207,17 @@ class Hooks:
             setattr(self, method.removeprefix("on_"), self._listeners(method))
         self.around_step = self._listeners("around_step")
         self.around_span = self._listeners("around_span")
-        # whether anybody wants to know when a step begins, or how it went
+        # Whether any hook receives the start of a step, or its attempts.
         self.watching_steps: bool = bool(
             self.step_started or self.around_step or self.attempt_ended
         )
-        # whether anybody listens to what a commit publishes
+        # Whether any hook receives what a commit publishes.
         self.listening: bool = any(
             getattr(self, method.removeprefix("on_")) for method in COMMIT_METHODS
         )
 
     def replaced(self, hooks: Iterable[Hook]) -> Hooks:
-        """Return what tells ``hooks`` instead, in the same execution."""
+        """Return an object that calls ``hooks`` instead, in the same execution."""
         other = Hooks(hooks, always=self._always)
         other._detached, other.failures = self._detached, self.failures
         if self._others is None:
@@ -220,15 +227,15 @@ class Hooks:
         return other
 
     def join(self, hook: Hook) -> None:
-        """Tell ``hook`` as well from now on, after all others, whatever hooks a fan-out has.
+        """Add ``hook`` after all others, in every fan-out too.
 
-        To be called on the hooks of the root run.
+        Call it on the hooks of the root run.
         """
         for hooks in (self, *(self._others or ())):
             hooks._sort((*hooks._always, hook))
 
     def leave(self, hook: Hook) -> None:
-        """Tell ``hook`` nothing more."""
+        """Remove ``hook``, which receives nothing more."""
         for hooks in (self, *(self._others or ())):
             hooks._sort([one for one in hooks._always if one is not hook])
 
@@ -244,13 +251,15 @@ class Hooks:
         return tuple(listeners)
 
     async def tell(self, listeners: Listeners, event: Event) -> None:
-        """Tell ``event`` to each listener in turn, whatever is cancelled meanwhile.
+        """Call each listener with ``event``, one after the other, even if the task is cancelled.
 
-        All of them are told, also where a guard raises.
+        All listeners are called, also if a guard raises.
 
         Raises:
             HookFailed: A guarding hook raised, or took longer than 30 seconds.
         """
+        # Raised only after the last listener: the hooks behind a failing one must also receive the
+        # event, or they would see a start without an end.
         failed: HookFailed | None = None
         for hook, method in listeners:
             if self._detached and id(hook) in self._detached:
@@ -265,15 +274,16 @@ class Hooks:
             if failed is not None:
                 raise failed
         finally:
-            del failed  # no cycle from the exception to this frame
+            del failed  # breaks the traceback cycle
 
     def tell_at_once(self, listeners: Listeners, event: Event) -> Coroutine[Any, Any, None] | None:
-        """Tell ``event`` to each listener in turn, as far as none has to be awaited.
+        """Call each listener with ``event``, as long as none has to be awaited.
 
-        Returns what awaits the first that has to be, and tells the others; None if all were told.
+        Returns a coroutine that awaits the first one that has to be, and calls the others; None if
+        all were called.
 
         Raises:
-            HookFailed: All were told, and a guarding hook raised.
+            HookFailed: All were called, and a guarding hook raised.
         """
         failed: HookFailed | None = None
         try:
@@ -291,7 +301,7 @@ class Hooks:
                 raise failed
             return None
         finally:
-            del failed  # no cycle from the exception to this frame
+            del failed  # breaks the traceback cycle
 
     async def _tell_rest(
         self,
@@ -310,25 +320,31 @@ class Hooks:
             if failed is not None:
                 raise failed
         finally:
-            del failed  # no cycle from the exception to this frame
+            del failed  # breaks the traceback cycle
 
     def blame(self, hook: Hook, event: Event, error: BaseException) -> HookFailed | None:
-        """Deal with what a hook raised: it is told no more, and a guard's failure is returned.
+        """Detach a hook that raised: log the error of an observer, return a guard's failure.
 
         Raises:
             BaseException: ``error`` itself, if it is a KeyboardInterrupt or the like.
         """
-        # Hooks are plain functions, or shielded: whatever is cancelled around them, they raise no
-        # cancellation, see test_an_observer_that_raises_a_cancellation_while_all_is_cancelled.
+        # Hooks are plain functions, or shielded, so a cancellation around them never reaches them:
+        # see test_an_observer_that_raises_a_cancellation_while_all_is_cancelled.
         cause = as_failure(error, cancellable=False)
         if cause is None:
             raise error
-        name, told = type(hook).__name__, type(event).__name__
+        name, event_name = type(hook).__name__, type(event).__name__
+        # The hook may overlap with itself, in events of two runs, and fail in both: report it once.
         first = id(hook) not in self._detached
         self._detached.add(id(hook))
         if hook.observer:
             if first:
-                logger.error("observer %s failed on %s, told no more", name, told, exc_info=cause)
+                logger.error(
+                    "observer %s failed on %s; it receives no more events",
+                    name,
+                    event_name,
+                    exc_info=cause,
+                )
             return None
         what = (
             f"took longer than {HOOK_DEADLINE:g} s"
@@ -336,18 +352,18 @@ class Hooks:
             else f"raised {brief(cause)}"
         )
         failure = HookFailed(
-            f"hook {name} {what} when told {told} of run {event.run_id}; the run ends here, what "
-            f"it was told of stays saved (observer = True on its class lets a run go on)"
+            f"hook {name} {what} on {event_name} of run {event.run_id}; the run ends here, and the "
+            f"update of that event stays saved (observer = True on its class lets a run go on)"
         )
         failure.__cause__ = cause
         self.failures.append(failure)
         return failure
 
     def enter_around(self, managers: Managers[E_contra], event: E_contra) -> Around:
-        """Enter what the hooks put around a step or a span.
+        """Enter the context managers of the hooks around a step or a span.
 
         Raises:
-            HookFailed: A guarding hook raised; what had been entered was left again.
+            HookFailed: A guarding hook raised; the managers entered before it were left again.
         """
         around = Around(self, event)
         for hook, method in managers:
@@ -362,12 +378,11 @@ class Hooks:
 
 @final
 class Around:
-    """What the hooks put around one step or span, entered."""
+    """The context managers of the hooks around one step or span, entered."""
 
     __slots__ = ("_entered", "_event", "_hooks")
 
     def __init__(self, hooks: Hooks, event: Event) -> None:
-        """Enter nothing yet."""
         self._hooks = hooks
         self._event = event
         self._entered: list[tuple[Hook, AbstractContextManager[object]]] = []
@@ -375,7 +390,7 @@ class Around:
     def enter(
         self, hook: Hook, method: Callable[[Any], AbstractContextManager[object]]
     ) -> HookFailed | None:
-        """Enter what ``hook`` puts around it; return a guard's failure."""
+        """Enter the context manager of ``hook``; return a guard's failure."""
         try:
             manager = method(self._event)
             manager.__enter__()
@@ -385,9 +400,9 @@ class Around:
         return None
 
     def leave(self, error: BaseException | None) -> HookFailed | None:
-        """Leave it all, last entered first; return a guard's failure.
+        """Leave all context managers, last entered first; return a guard's failure.
 
-        The step's own ``error`` travels on whatever the hooks do: they watch, they don't handle.
+        The step's own ``error`` is raised whatever the managers return: they can't suppress it.
         """
         failed: HookFailed | None = None
         details = (None, None, None) if error is None else (type(error), error, error.__traceback__)
@@ -396,14 +411,14 @@ class Around:
             try:
                 manager.__exit__(*details)
             except BaseException as raised:  # noqa: BLE001 # as above
-                if raised is not error:
+                if raised is not error:  # a manager that re-raises the step's own has not failed
                     failed = self._hooks.blame(hook, self._event, raised) or failed
         return failed
 
 
 def _check_hook(hook: object) -> None:
     if not isinstance(hook, Hook):
-        what = "a class: write it with ()" if isinstance(hook, type) else "none"
+        what = "a class: write it with ()" if isinstance(hook, type) else "not one"
         msg = f"hooks= takes a list of instances of shoal.Hook; {hook!r} is {what}"
         raise DefinitionError(msg)
 
@@ -428,12 +443,12 @@ async def _finish(pending: object, deadline: float) -> None:
             try:
                 await shielded_wait(cast("Awaitable[object]", pending))
             except BaseException as error:  # noqa: BLE001 # raised again, as what it is
-                failure = as_failure(error)  # judged here, where no outer cancellation is seen
+                failure = as_failure(error)  # inside the shield, where no outer cancellation counts
                 try:
                     if failure is None:
                         raise
                     raise failure from failure.__cause__
                 finally:
-                    del failure  # no cycle from the exception to this frame
+                    del failure  # breaks the traceback cycle
         if scope.cancelled_caught:
             raise _HookTimeout

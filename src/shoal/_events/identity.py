@@ -1,11 +1,12 @@
-"""Identity of a run: who its parent is, and which child of it. Imports errors.
+"""The identity of a run: its id, its parent, and which child of the parent it is.
 
 Invariants:
 - An id depends on nothing but (parent id, step, visit, act, key): never on call order, on sequence
-  numbers or on time. So a crash finds its children again, and a loop's second visit fresh ones.
+  numbers or on time. So after a crash each child is found again, and the second visit of a loop
+  has new children.
 - ``1`` and ``"1"`` are different keys.
-- Keys and ids are plain, also where a member of an enum was given: so a resume, which has them from
-  a store, finds what was there.
+- Keys and ids are plain values, even if a member of an enum was given. A resume reads plain ones
+  from a store, and they must be the same.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import final
 from shoal._errors.exceptions import brief
 
 Key = str | int
-"""What names a child within its fan-out."""
+"""Names a child within its fan-out."""
 
 
 def plain_key(key: object) -> Key | None:
-    """Return the key that ``key`` is: of a subclass, what it is of that; None: it can't be one."""
+    """Return ``key`` as a plain str or int, without its subclass; None if it can't be a key."""
     if isinstance(key, str):
         return key if type(key) is str else str.__str__(key)
     if isinstance(key, int) and not isinstance(key, bool):
@@ -31,10 +32,10 @@ def plain_key(key: object) -> Key | None:
 
 @final
 class RunPath:
-    """Where a run stands: its id, the run that started it, and as which child.
+    """Where a run stands: its id, the run that started it, and the child's act and key.
 
-    A value: equal to one of the same id, and not to be changed. The id of a child is a hash made
-    when somebody first asks, since most children of a large map are never asked.
+    An immutable value, equal to every path of the same id. The id of a child is a hash, made at
+    the first access, since most children of a large map never need one.
     """
 
     __slots__ = ("_id", "act", "depth", "key", "parent", "step", "visit")
@@ -49,8 +50,9 @@ class RunPath:
         visit: int = 0,
         key: Key = "",
     ) -> None:
-        """Describe a root run by its id, or a child by its parent, step, visit, act and key."""
-        # Of an enum's member, too: else it would be formatted in the ids of children, by its name.
+        """Make the path of a root run from its id, or of a child from all but the id."""
+        # A str even if given a member of an enum, which would be formatted by its name in the ids
+        # of children.
         self._id = str.__str__(run_id) if isinstance(run_id, str) else run_id
         self.act: str = act
         self.parent: RunPath | None = parent
@@ -61,7 +63,7 @@ class RunPath:
 
     @property
     def id(self) -> str:
-        """The run's id: as given for a root run, 32 hexadecimal digits for a child."""
+        """The run's id: the given one for a root run, 32 hexadecimal digits for a child."""
         if self._id is None:
             assert self.parent is not None, "a root run has its id from the start"
             self._id = child_id(self.parent.id, self.step, self.visit, self.act, self.key)
@@ -74,7 +76,7 @@ class RunPath:
 
     @property
     def root(self) -> RunPath:
-        """The root run that it descends from; itself, if it is one."""
+        """The root run that this run descends from; itself for a root run."""
         path = self
         while path.parent is not None:
             path = path.parent
@@ -87,7 +89,6 @@ class RunPath:
         return hash(self.id)
 
     def __repr__(self) -> str:
-        """Show the chain of keys that leads here."""
         if self.parent is None:
             return f"<RunPath {self.act} {self.id}>"
         return f"{self.parent!r}/{self.step}#{self.visit}/{self.act}[{brief(self.key)}]"
@@ -106,18 +107,18 @@ def child_id(parent_id: str, step: str, visit: int, act: str, key: Key) -> str:
 
 
 def _digits(key: int) -> str:
-    """Write ``key`` in decimal digits, however many, and whatever Python was told of their number.
+    """Return the decimal digits of ``key``, whatever ``sys.set_int_max_str_digits`` allows.
 
     See test_the_id_of_a_vast_key_depends_on_nothing_else.
     """
     try:
         return int.__repr__(key)
-    except ValueError:  # more digits than Python writes
+    except ValueError:  # more digits than Python converts
         from decimal import Decimal  # noqa: PLC0415 # hardly any program has such keys
 
         return str(Decimal(key))
 
 
 def new_run_id() -> str:
-    """Make a random id for a root run that was given none: 32 hexadecimal digits."""
+    """Return a random id for a root run: 32 hexadecimal digits."""
     return os.urandom(16).hex()

@@ -1,14 +1,14 @@
-"""The events of a run on their way to one consumer. Imports hooks, waiters and values; anyio.
+"""The events of a run on their way to one reader.
 
 Invariants:
-- Events are read in the order in which they happened. None is lost silently: where some had to be
+- Events are read in the order in which they happened. None is lost silently: if events had to be
   dropped, ``Missed`` says how many.
-- Bounded. Waiting to be read are at most ``buffer`` events, and one more for each task of the run
-  that is held back.
-- A run is held back only by somebody who reads: by an ``async for`` until it is left, or, where
-  nobody waits for the run, by whoever has called ``anext``. Else the oldest events are dropped.
-- Reading can be cancelled at any moment without losing an event; so can a run that is held back,
-  once the stream is closed.
+- Memory is bounded: at most ``buffer`` events wait for the reader, and one more for each task of
+  the run that is held back.
+- A run is held back only for a reader: during an ``async for``, or after a call of ``anext`` while
+  no task waits for the run. Otherwise the oldest events are dropped.
+- Reading can be cancelled at any moment without losing an event. A run that is held back can be
+  cancelled too, once the stream is closed.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from .identity import RunPath
 
 @final
 class Stream(Hook):
-    """A hook that keeps events until they are read, and holds the run back when they are not."""
+    """A hook that keeps events until they are read, and holds the run back if they are not."""
 
     observer: ClassVar[bool] = True
-    _deadline: ClassVar[float] = math.inf  # it waits for its reader as long as that takes
+    _deadline: ClassVar[float] = math.inf  # a slow reader is no failure: it may take any time
 
     def __init__(
         self, path: RunPath, waiter: Callable[[], Waiter], buffer: int, *, holds: bool = True
     ) -> None:
-        """Start with nothing.
+        """Keep no events yet.
 
         Args:
-            path: Where the root run stands.
+            path: The path of the root run.
             waiter: Makes a waiter.
-            buffer: Events kept before the run is held back, or the oldest are dropped.
-            holds: Whether the run is ever held back.
+            buffer: The most events kept before the run is held back, or the oldest are dropped.
+            holds: Whether the run may be held back at all.
         """
         self._path = path
         self._waiter = waiter
@@ -55,13 +55,13 @@ class Stream(Hook):
         self._may_hold = holds
         self._events: deque[Event] = deque()
         self._missed = 0
-        self._held: deque[Waiter] = deque()  # one for each event beyond the buffer
-        self._arrival: Waiter | None = None  # what the reader waits for
+        self._held: deque[Waiter] = deque()  # the run's tasks, one for each event over the buffer
+        self._arrival: Waiter | None = None  # the reader, while it waits for an event
         self._reading = False
-        self._loops: list[int] = []  # the tasks in which an `async for` is under way
-        self._single = False  # whether somebody has read without one
+        self._loops: list[int] = []  # the tasks that are inside an `async for`
+        self._single = False  # whether a task has read outside of an `async for`
         self.waiting: list[int] = []
-        """The tasks that wait for the run, and so don't read."""
+        """The tasks that wait for the run, and so can't read."""
         self._ended = False
         self._closed = False
         self._thread = threading.get_ident()
@@ -69,7 +69,7 @@ class Stream(Hook):
     # -- the run's side -------------------------------------------------------------------------
 
     def on_event(self, event: Event) -> Told:
-        """Keep it."""
+        """Keep the event; return what waits for the reader if the run is held back."""
         if self._closed:
             return None
         self._events.append(event)
@@ -84,17 +84,17 @@ class Stream(Hook):
         return _wait(waiter)
 
     def end(self) -> None:
-        """Hear that no more events will come."""
+        """Take note that no more events will come."""
         self._ended = True
         self._tell_arrival()
 
     def _tell_arrival(self) -> None:
         wake(self._arrival)
 
-    # -- who reads ------------------------------------------------------------------------------
+    # -- readers --------------------------------------------------------------------------------
 
     def _holds(self) -> bool:
-        """Tell whether somebody reads, for whom the run is held back."""
+        """Return whether a reader holds the run back."""
         if not self._may_hold:
             return False
         if self.waiting:
@@ -102,7 +102,7 @@ class Stream(Hook):
         return bool(self._loops) or self._single
 
     def _release(self) -> None:
-        """Let the run go on, unless somebody reads after all; what is too much is dropped."""
+        """Let the run go on unless a reader holds it back; drop events over the buffer."""
         if self._holds() and not self._closed:
             return
         while len(self._events) > self._buffer:
@@ -112,24 +112,26 @@ class Stream(Hook):
             wake(self._held.popleft())
 
     def enter_loop(self) -> int:
-        """Begin an ``async for``; return what ``leave_loop`` and ``read`` want to know.
+        """Begin an ``async for``; return the task, for ``leave_loop`` and ``read``.
 
         Raises:
-            BadUse: The block was left, or another task reads.
+            BadUse: The block was left, or another task is reading.
         """
         task = self._check_reader()
         self._loops.append(task)
         return task
 
     def leave_loop(self, task: int) -> None:
-        """End an ``async for``: it holds the run back no longer."""
+        """End an ``async for``, which holds the run back no longer."""
         self._loops.remove(task)
-        if threading.get_ident() == self._thread:  # else the garbage collector's, in some other
+        # Without this, the garbage collector, which closes a forgotten generator in any thread,
+        # would wake tasks from outside of their event loop.
+        if threading.get_ident() == self._thread:
             self._release()
 
     @contextmanager
     def waited(self) -> Generator[None]:
-        """Within, the current task waits for the run, and so isn't the one that it waits for."""
+        """Mark the current task, inside the block, as one that waits for the run and can't read."""
         task = get_current_task().id
         self.waiting.append(task)
         self._release()
@@ -142,14 +144,14 @@ class Stream(Hook):
         if self._closed:
             msg = (
                 f"run {self._path.id}: its block was left, so its events are gone; read them "
-                f"inside `async with app.open(...)`, also where another task reads"
+                f"inside `async with app.open(...)`, in other tasks too"
             )
             raise BadUse(msg)
         task = get_current_task().id
         if self._reading or any(reader != task for reader in self._loops):
             msg = (
                 f"run {self._path.id} has a consumer already: each event is read once, so let one "
-                f"task iterate and hand on what others need, or give the application a hook each"
+                f"task iterate and pass events on, or give the application one hook per reader"
             )
             raise BadUse(msg)
         return task
@@ -157,19 +159,20 @@ class Stream(Hook):
     # -- the reader's side ----------------------------------------------------------------------
 
     async def read(self, loop: int | None = None) -> Event | None:
-        """Take the next event, as soon as there is one; None if the run has ended.
+        """Return the next event, as soon as there is one; None if the run has ended.
 
         Args:
-            loop: What ``enter_loop`` returned, if it is read in an ``async for``.
+            loop: The result of ``enter_loop``, in an ``async for``.
 
         Raises:
-            BadUse: The block was left, or another task reads.
+            BadUse: The block was left, or another task is reading.
         """
         if self._closed or self._reading or loop is None:
             self._check_reader()
             self._single = self._single or loop is None
         self._reading = True
         try:
+            # Before an event is taken: a cancellation at this point loses none.
             await checkpoint_if_cancelled()
             while not self._events and not self._missed:
                 if self._closed:
@@ -192,7 +195,7 @@ class Stream(Hook):
         return event
 
     def close(self) -> None:
-        """Drop what was not read and whatever comes, and hold nobody back any more."""
+        """Drop all events, those to come included, and let the run go on."""
         self._closed = True
         self._release()
         self._events.clear()
@@ -201,13 +204,13 @@ class Stream(Hook):
 
 
 async def _wait(waiter: Waiter) -> None:
-    # Shielded by whoever tells hooks: a cancellation in here is user code's, left on an engine's
-    # task. The event is kept already, so the run may as well go on.
+    # `Hooks.tell` shields this wait. So a cancellation that arrives here was left on the engine's
+    # task by user code. The event is already kept, so the run may as well go on.
     with suppress(get_cancelled_exc_class()):
         await waiter
 
 
 def wake(waiter: Waiter | None) -> None:
-    """Let whoever waits go on, if anybody does."""
+    """Let the task go on that waits, if one does."""
     if waiter is not None and not waiter.done():
         waiter.set_result(None)

@@ -1,10 +1,10 @@
-"""Actions: what a graph is made of. Imports values.
+"""Acts, the nodes of graphs, and actions: acts made of functions.
 
 Invariants:
-- What an action reads, writes and needs as inputs is known when it is defined, and a definition
-  that can't work is refused there.
-- Calling a decorated function calls the function: it can be tested without any of this.
-- An act never changes: ``bind`` gives another one.
+- The fields that an action reads and writes and the inputs that it takes are known when it is
+  defined. A definition that can't work is refused there.
+- Calling a decorated function calls the function, so it can be tested without an application.
+- An act is immutable; ``bind`` returns a copy.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Performer(Protocol):
-    """What an act is performed by, and all that an act knows of it: a run implements it."""
+    """The run that executes an act, as far as acts know it."""
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
-        """Bind what the function takes, call it, and check what it returns."""
+        """Bind the parameters of the function, call it, and check its return value."""
         ...
 
     def enter(self, graph: Act) -> Awaitable[Change]:
-        """Run a graph as a child of its own, and return what it changed."""
+        """Run a graph as a child run, and return the changes of its state."""
         ...
 
     def fan_out(self, parallel: Act) -> Awaitable[Change]:
-        """Run the children of an act whose work is children; return what completes the step."""
+        """Run the children of a parallel act; return the change that completes the step."""
         ...
 
 
@@ -72,16 +72,16 @@ class Input(NamedTuple):
     by: str
     """The name of the action that takes it."""
     required: bool
-    """Whether that action can't do without: it has no default and is not bound."""
+    """Whether that action needs it: the parameter has no default, and the input is not bound."""
 
 
 @final
 @dataclass(frozen=True)  # with slots, Result[int](5) would raise
 class Result(Generic[T_co]):
-    """What a streaming action yields last: what it would return if it were a coroutine function.
+    """The return value of a streaming action, which it yields last.
 
-    With one write that is its value, with several a mapping, and a state if it takes ``state``;
-    ``Result(None)`` without writes.
+    Its value is what a coroutine function would return: with one write the field's value, with
+    several a mapping, a state if the action takes ``state``, and None without writes.
 
     Examples:
         >>> from collections.abc import AsyncIterator
@@ -90,7 +90,7 @@ class Result(Generic[T_co]):
         ...     words = []
         ...     for word in ("it", "depends"):
         ...         words.append(word)
-        ...         yield word  # a partial item: told at once, saved nowhere
+        ...         yield word  # a partial item: published at once, never saved
         ...     yield Result(" ".join(words))
         >>> class Show(Hook):
         ...     def on_item(self, event: Item) -> None:
@@ -105,51 +105,51 @@ class Result(Generic[T_co]):
 
 
 class Act(ABC):
-    """What a run can execute as a step: an action, a fan-out, a graph."""
+    """A step that a run can execute: an action, a fan-out, a graph."""
 
     name: str
     reads: Collection[str] = ()
-    """Fields that it may look at in the state."""
+    """Fields of the state that it may read."""
     writes: Collection[str] = ()
     """Fields that it may change."""
     sure_writes: Collection[str] = ()
-    """Those of them that are in the state afterwards, whatever it does."""
+    """The fields in ``writes`` that are certain to be in the state after the act."""
     continues: Collection[str] = ()
-    """Fields that it collects into, and goes on with where they hold something already."""
+    """Fields that it collects results into, and whose present results it may keep."""
     version: str = "1"
-    """Part of the identity of its work: with another one, recorded results of it count no more."""
+    """Part of the identity of its work: results recorded under another version don't count."""
     retry: Retry | None = None
-    """How often it is tried again by itself."""
+    """Which of its failures are tried again, and how often."""
 
     @property
     @abstractmethod
     def takes(self) -> Mapping[str, Input]:
-        """What it takes besides fields, by name."""
+        """The inputs that it takes, by name."""
 
     @property
     def needed_by(self) -> Mapping[str, str]:
-        """Those of the fields it reads that it can't do without, and which act reads each."""
+        """The fields that it needs, each with a description of the act that reads it."""
         return dict.fromkeys(self.reads, f"act {self.name!r}")
 
     @property
     def needs(self) -> frozenset[str]:
-        """Those of the fields it reads that it can't do without."""
+        """The fields that it needs: those that it reads and for which it has no default."""
         return frozenset(self.needed_by)
 
     @property
     def takes_more(self) -> bool:
-        """Whether it may take inputs that nobody knows before it runs."""
+        """Whether it may take inputs that are only known while it runs."""
         return False
 
     @property
     def for_children(self) -> Sequence[Act]:
-        """What its children execute, as far as that is known before it is executed."""
+        """The acts of its children, as far as they are known before it runs."""
         return ()
 
     def misfit(self, schema: Schema[Any]) -> str:
-        """Say why it can't work on a state held to ``schema``, and what to do; nothing if it can.
+        """Return why it can't work on a state with this model, and what to do; "" if it can.
 
-        What a model declares and how it is used is compared here; values only when there are some.
+        This compares declarations. Values are checked when they are written.
         """
         for verb, fields in (("reads", self.reads), ("writes", self.writes)):
             for field in sorted(set(fields) - schema.fields):
@@ -157,15 +157,15 @@ class Act(ABC):
         return ""
 
     def exposing(self, secret: frozenset[str]) -> str:
-        """Say how it would have secret fields saved or told; nothing if it wouldn't.
+        """Return how it would expose secret fields to the store or to hooks; "" if it wouldn't.
 
         Args:
-            secret: The names of those fields.
+            secret: The names of the secret fields.
         """
         for field in sorted(secret.intersection(self.writes)):
             return (
-                f"{self.name!r} writes {field!r}, and what is written is saved and told: have it "
-                f"write another field, or give it an object as an input to keep the secret in"
+                f"{self.name!r} writes {field!r}, and written fields are saved and published: have "
+                f"it write another field, or give it an object as an input to keep the secret in"
             )
         return ""
 
@@ -173,22 +173,22 @@ class Act(ABC):
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``.
 
-        Returns the change that completes the step; what a fan-out does before that, it commits
-        itself. Whatever it raises fails the step.
+        Returns the change that completes the step. A fan-out commits the changes before that
+        itself. If the act raises, the step fails.
         """
 
     def bind(self, *, name: str | None = None, **inputs: object) -> Self:
-        """Return the same act under another name, or with some of its inputs given, or both.
+        """Return a copy of the act with another name, with some of its inputs given, or both.
 
-        A bound input is what the act falls back to where nobody else gives one: not the task, the
-        run, the application or the runtime. What is bound already stays.
+        A bound input is a default: the act uses it if neither the task nor the run, the application
+        or the runtime gives that input. Inputs that are bound already keep their values.
 
         Args:
-            name: What the new act is called; as before, if left out.
+            name: The name of the copy; by default the same.
             inputs: Inputs, by name.
 
         Raises:
-            DefinitionError: It takes no input of that name, or ``name`` is no string.
+            DefinitionError: The act takes no input of that name, or ``name`` is no string.
 
         Examples:
             >>> @action(reads=["question"], writes=["answer"])
@@ -200,22 +200,24 @@ class Act(ABC):
         """
         check_binding(self.name, self.takes, name, inputs, takes_more=self.takes_more)
         bound = copy.copy(self)
-        vars(bound).update(vars(self))  # a frozen dataclass with slots copies nothing else
+        # `copy` of a frozen dataclass with slots copies its fields alone, and a user's subclass may
+        # be one: other attributes are in `__dict__`.
+        vars(bound).update(vars(self))
         bound._bind(name if name is not None else self.name, inputs)
         return bound
 
     @abstractmethod
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        """Take ``name``, and ``inputs`` where there are none yet. Called on a fresh copy."""
+        """Set ``name``, and those of ``inputs`` that are not bound yet, on a fresh copy."""
 
 
 def check_binding(
     act: str, known: Collection[str], name: object, given: Collection[str], *, takes_more: bool
 ) -> None:
-    """Refuse what can't be bound to the act named ``act``.
+    """Check the arguments of ``bind`` for the act named ``act``.
 
     Raises:
-        DefinitionError: It takes no such input, or ``name`` is no string.
+        DefinitionError: The act takes no such input, or ``name`` is no string.
     """
     if name is not None and (not isinstance(name, str) or not name):
         msg = f"{act!r}: bind(name=...) takes a name, not {name!r}"
@@ -230,7 +232,7 @@ def check_binding(
 
 
 def merged_inputs(acts: Iterable[Act]) -> Mapping[str, Input]:
-    """Collect what several acts take; one that can't do without an input counts before others."""
+    """Collect the inputs of several acts, each for an act that requires it if there is one."""
     takes: dict[str, Input] = {}
     for act in acts:
         for name, need in act.takes.items():
@@ -240,7 +242,7 @@ def merged_inputs(acts: Iterable[Act]) -> Mapping[str, Input]:
 
 
 def versions(acts: Iterable[Act]) -> str:
-    """Say which acts these are, in which versions."""
+    """Return the names and versions of the acts, as the version of an act that contains them."""
     return ",".join(sorted(f"{act.name}={act.version}" for act in acts))
 
 
@@ -248,7 +250,7 @@ A = TypeVar("A", bound=Act)
 
 
 def bind_where_taken(act: A, inputs: Mapping[str, object]) -> A:
-    """Bind to ``act`` those of ``inputs`` that it takes."""
+    """Return ``act`` with those of ``inputs`` bound that it takes."""
     taken = {name: value for name, value in inputs.items() if act.takes_more or name in act.takes}
     return act.bind(name=None, **taken) if taken else act
 
@@ -273,21 +275,21 @@ class FunctionAction(Act, Generic[P, R_co]):
         cache: float | None = None,
         method: bool = False,
     ) -> None:
-        """Read the function's signature; see ``action`` for what it means.
+        """Create an action from the function and its signature; see ``action``.
 
         Args:
             function: Called once for each attempt.
-            reads: Fields.
-            writes: Fields.
-            name: The action's.
+            reads: The fields that it reads.
+            writes: The fields that it writes.
+            name: The name of the action.
             version: Part of the identity of its work.
             in_thread: Whether a plain function runs in a worker thread.
             limits: How many attempts run at once.
             timeout: Seconds that an attempt may take.
-            retry: How often it is tried again.
-            abandon: Whether its thread is left behind when it is cancelled.
-            cache: Seconds for which what it comes to is remembered.
-            method: Whether ``function`` is a class's, so that its first parameter is the object.
+            retry: Which failures are tried again, and how often.
+            abandon: Whether the thread is left behind at once when the action is cancelled.
+            cache: Seconds for which results are cached.
+            method: Whether ``function`` is an unbound method, whose first parameter is the object.
         """
         functools.update_wrapper(self, function)
         self.function = function
@@ -301,7 +303,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.abandon = abandon
         self.cache = cache
         self.definition: object = self
-        """What all that is bound of one definition has in common: its limits are counted by it."""
+        """The action that this one is a bound copy of, or itself. Limits are counted by it."""
         self.is_async: bool = is_async(function)
         self.is_streaming: bool = is_streaming(function)
         self.in_thread: bool = in_thread and not self.is_async and not self.is_streaming
@@ -315,7 +317,7 @@ class FunctionAction(Act, Generic[P, R_co]):
             or timeout is not None
             or cache is not None
         )
-        """Whether an attempt needs more than a call."""
+        """Whether an attempt is more than a call: for others the engine takes a shorter path."""
 
     def _read_signature(self, *, method: bool) -> None:
         fields: list[str] = []
@@ -329,7 +331,7 @@ class FunctionAction(Act, Generic[P, R_co]):
             name = parameter.name
             if name == "self":
                 self._refuse(
-                    "it takes 'self', so it is a method, of which nobody knows the object; "
+                    "it takes 'self', so it is a method, and its object is not known; "
                     "decorate a function, or the bound method: action(...)(thing.method); "
                     "or make the class a subclass of shoal.Action"
                 )
@@ -355,15 +357,16 @@ class FunctionAction(Act, Generic[P, R_co]):
             else:
                 if _is_context(parameter.annotation, self.function):
                     self._refuse(
-                        f"parameter {name!r} is to be a Context, which is given to the parameter "
-                        f"called 'context'; rename it"
+                        f"parameter {name!r} is annotated as a Context, but only a parameter "
+                        f"called 'context' gets it; rename it"
                     )
                 inputs[name] = Input(self.name, parameter.default is inspect.Parameter.empty)
         required = [name for name, need in inputs.items() if need.required]
         for field in () if special else sorted(set(self.reads).difference(fields)):
             meant = did_you_mean(field, required)
-            if meant:  # else it is read for nothing, which harms nobody
-                self._refuse(f"it reads {field!r}, and no parameter is called so{meant}")
+            # Only if a parameter looks like a misspelt field: reading one field more does no harm.
+            if meant:
+                self._refuse(f"it reads {field!r}, but no parameter has that name{meant}")
         self.takes_state: bool = "state" in special
         self.takes_context: bool = "context" in special
         self.permit: Permit = Permit(self.name, frozenset(self.reads), frozenset(self.writes))
@@ -371,6 +374,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.fields: tuple[str, ...] = tuple(fields)
         self.input_names: tuple[str, ...] = tuple(inputs)
         self._takes = inputs
+        # With one write, the return value is the field's value and no mapping.
         self.only_write: str | None = next(iter(self.writes)) if len(self.writes) == 1 else None
 
     def _refuse(self, why: str) -> NoReturn:
@@ -379,21 +383,21 @@ class FunctionAction(Act, Generic[P, R_co]):
 
     @property
     def takes(self) -> Mapping[str, Input]:
-        """What it takes besides fields, by name."""
+        """The inputs that it takes, by name."""
         return self._takes
 
     @property
     def needed_by(self) -> Mapping[str, str]:
-        """The fields that parameters are named for; of its ``state`` it may do without others."""
+        """The fields with a parameter of their own; those that ``state`` offers may be missing."""
         return dict.fromkeys(self.fields, f"action {self.name!r}")
 
     def exposing(self, secret: frozenset[str]) -> str:
-        """Say how it would have secret fields saved or told; see ``Act.exposing``."""
+        """Return how it would expose secret fields; see ``Act.exposing``."""
         if self.cache is not None:
             for field in sorted(secret.intersection(self.reads)):
                 return (
-                    f"{self.name!r} has cache= and reads {field!r}: what it comes to would be "
-                    f"remembered by a hash of that; leave out cache=, or give it as an input"
+                    f"{self.name!r} has cache= and reads {field!r}: its results would be stored "
+                    f"under a hash of that; leave out cache=, or give it as an input"
                 )
         return super().exposing(secret)
 
@@ -411,7 +415,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         }
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Call the function itself, as if it weren't decorated."""
+        """Call the function itself, as if it were not decorated."""
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -436,60 +440,63 @@ def action(
 ) -> Callable[[Callable[P, R]], FunctionAction[P, R]]:
     """Make an action of a function.
 
-    The function's parameters are filled by name: one that is named in ``reads`` gets that field;
-    ``state`` gets the state, narrowed to what the action may read and write; ``context`` gets the
-    ``Context``; every other one is an input. Inputs are looked up in what the task, the run, the
-    application and the runtime were given, in this order, then in what ``bind`` was; then the
-    parameter's default counts.
+    The parameters of the function are filled by name:
+
+    - A parameter named in ``reads`` gets that field.
+    - ``state`` gets the state, narrowed to the fields that the action may read and write.
+    - ``context`` gets the ``Context``.
+    - Every other parameter is an input. Inputs are looked up in those given to the task, the run,
+      the application and the runtime, in this order, then in those given to ``bind``; then the
+      parameter's default is used.
 
     An action that takes ``state`` returns a state made from it. Otherwise, with one write, the
-    return value is the new value of that field; with several, it is a mapping with each of them;
-    with none, it is None.
+    return value is the new value of that field. With several, it is a mapping with a value for
+    each of them; with none, it is None.
 
-    A coroutine function runs on the event loop. So does an async generator function, of which a
-    *streaming action* is made: each thing that it yields is a partial item, which hooks and opened
-    runs hear of at once, but for the last, ``Result(value)``, whose value counts as the return
-    value. It goes on after a ``yield`` when all who hear of the item have let it. On every way out
-    it is closed, and its cleanup awaited, for at most 5 seconds when it stands at a ``yield``.
+    A coroutine function runs on the event loop. So does an async generator function, which makes a
+    *streaming action*: hooks and opened runs receive each value that it yields as a partial item,
+    at once. The last one is a ``Result(value)``, whose value is the return value. The generator
+    continues after a ``yield`` when all receivers of the item have returned. However the action
+    ends, its generator is closed and its cleanup awaited, for at most 5 seconds if it is suspended
+    at a ``yield``.
 
     An action that is cancelled is cancelled again at each ``await``, also in a ``finally``; see
     ``shielded`` for cleanup that awaits.
 
-    A plain function runs in a worker thread, so that it can't hold up the loop. Whatever is
-    cancelled is waited for, but a thread no longer than the grace of the runtime, 5 seconds by
-    default: then it is left behind, keeps its slots until it returns, and what it returns is
-    dropped (``anyio.from_thread.check_cancelled()`` ends it sooner).
+    A plain function runs in a worker thread, so that it can't block the loop. A cancelled action is
+    awaited, but a thread no longer than the grace of the runtime, 5 seconds by default. Then the
+    thread is left behind: it keeps its slots until the function returns, and the return value is
+    dropped. (``anyio.from_thread.check_cancelled()`` ends it sooner.)
 
-    With ``cache=`` it is remembered what the action has written, for its name, its ``version`` and
-    the values of the fields in ``reads``, in any run of the store: of all processes. Without a
-    store that can do that, in any run of the runtime, which remembers the last 1,000 results that
-    were used. Inputs and a class's settings don't count: what should give other results with others
-    has another name or version. A step whose result is remembered waits for no limit and no thread,
-    and is no attempt; its update is saved and published like any other, and ``StepEnded.cached``
-    says so. Failures are never remembered. Several steps that begin before the first one of them
-    has come to something are all executed.
+    With ``cache=``, the fields that the action has written are cached, under its name, its
+    ``version`` and the values of the fields in ``reads``. If the store can do that, the cache is
+    shared by all runs of all its processes; otherwise it holds the last 1,000 results used in the
+    runtime. Inputs, and settings of an action class, don't count: actions whose results depend on
+    them need different names or versions. A step with a cached result waits for no limit and no
+    thread, and makes no attempt. Its update is saved and published like any other, with
+    ``StepEnded.cached`` set. Failures are never cached. Steps that begin before the first result is
+    there are all executed.
 
     Args:
-        misplaced: Nothing; it is there to tell who forgets the parentheses.
+        misplaced: Nothing; a function here means that the parentheses were forgotten.
         reads: Names of the fields that it reads.
         writes: Names of the fields that it writes.
-        name: What the action is called in graphs, events and errors; the function's own name
-            otherwise.
-        version: Change it when the same input should give another result than before.
+        name: The name of the action in graphs, events and errors; by default the function's.
+        version: Change it when the same input should give a different result than before.
         run_in: ``"loop"`` calls a plain function on the event loop, for one that is quick: nothing
             else runs until it returns.
         limits: How many of its attempts run at once, in all runs of a runtime together.
-        timeout: Seconds that one attempt may take, from when all limits let it start. Then it is
-            cancelled, awaited until it has ended, and has failed with ``StepTimeout``, also
-            where it has swallowed the cancellation and returns something.
-        retry: What of its failures is tried again, and how often.
+        timeout: Seconds that one attempt may take, from when all limits let it start. Then the
+            attempt is cancelled, awaited until it has ended, and fails with ``StepTimeout``, even
+            if it swallows the cancellation and returns.
+        retry: Which of its failures are tried again, and how often.
         abandon: Whether a worker thread is left behind as soon as the action is cancelled or timed
             out, not only after the grace.
-        cache: Seconds for which what it comes to is remembered: as long, it is not executed where
-            it would read the same. ``math.inf``: for ever.
+        cache: Seconds for which a result is cached. During that time the action is not executed
+            again on the same fields. ``math.inf``: for ever.
 
     Raises:
-        DefinitionError: The function can't be an action, and why.
+        DefinitionError: The function can't be an action; the message says why.
 
     Examples:
         >>> @action(reads=["name"], writes=["greeting"])
@@ -514,7 +521,7 @@ def action(
         if not callable(function):
             msg = f"@action decorates functions, not {function!r}"
             raise DefinitionError(msg)
-        if isinstance(function, FunctionAction):  # declared once more, under another name
+        if isinstance(function, FunctionAction):  # a second action of the same function
             function = cast("FunctionAction[P, R]", function).function
         act_name = name if name is not None else getattr(function, "__name__", None)
         if not act_name or act_name == "<lambda>":
@@ -552,7 +559,7 @@ def make_action(
     cache: Any,
     method: bool = False,
 ) -> FunctionAction[P, R]:
-    """Check what functions and classes have in common, and make the action."""
+    """Check the arguments that actions of functions and of classes share, and make the action."""
     if run_in not in ("thread", "loop"):
         msg = f"action {name!r}: run_in is 'thread' or 'loop', not {run_in!r}"
         raise DefinitionError(msg)
@@ -572,7 +579,7 @@ def make_action(
     in_thread = run_in == "thread" and not is_async(function)
     if abandon and not in_thread:
         msg = (
-            f"action {name!r}: only a function in a worker thread can be abandoned; what runs on "
+            f"action {name!r}: only a function in a worker thread can be abandoned; a function on "
             f"the loop is always awaited, so leave out abandon=True"
         )
         raise DefinitionError(msg)
@@ -608,19 +615,17 @@ def _check_cache(made: FunctionAction[..., Any]) -> None:
             f"cache= takes a number of seconds above 0, or math.inf for ever, not {seconds!r}"
         )
     reasons = {
-        "it gives partial items, which nobody would hear of": made.is_streaming,
-        "what it does with its context, asking or emitting say, would not be done": (
-            made.takes_context
-        ),
-        "it writes nothing, so there is nothing to be remembered": not made.writes,
+        "no partial items would be published": made.is_streaming,
+        "nothing would be done with its context, such as asking or emitting": made.takes_context,
+        "there would be no result, because it writes nothing": not made.writes,
     }
     for why, applies in reasons.items():
         if applies:
-            made._refuse(f"it can't have cache=: where it is not executed, {why}")
+            made._refuse(f"it can't have cache=: when its result is cached, {why}")
 
 
 def field_names(names: Iterable[str], where: str) -> frozenset[str]:
-    """Check what a user gave as ``reads=`` or ``writes=``."""
+    """Check a user's ``reads=`` or ``writes=``, and return the names."""
     if isinstance(names, str):
         msg = f"{where}={names!r} is one string; give a list of field names: {where}=[{names!r}]"
         raise DefinitionError(msg)
@@ -637,10 +642,10 @@ def field_names(names: Iterable[str], where: str) -> frozenset[str]:
 
 
 def _is_context(annotation: object, function: Callable[..., object]) -> bool:
-    """Tell whether a parameter is annotated with shoal's ``Context``, as it is or as a string."""
+    """Return whether an annotation is shoal's ``Context``: the class, or its name as a string."""
     if isinstance(annotation, str):
         annotation = getattr(function, "__globals__", {}).get(annotation)
     if not isinstance(annotation, type) or annotation.__name__ != "Context":
         return False
-    # Not imported, for it stands above; and wherever in the package it does, there is one.
+    # By name, because the engine, which defines it, may not be imported here.
     return annotation.__module__.partition(".")[0] == __name__.partition(".")[0]

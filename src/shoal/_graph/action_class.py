@@ -1,8 +1,8 @@
-"""Actions as classes. Imports actions.
+"""Actions as classes: the base class ``Action``.
 
 Invariants:
 - A class that can't work is refused where it is defined.
-- What ``run`` reads, takes and returns means what it does for a function that is decorated.
+- Parameters and return value of ``run`` mean the same as those of a decorated function.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from .action import Act, FunctionAction, Input, Performer, field_names, make_act
 class Action(Act):
     """Base class of actions that need more than a function: settings, helpers, several variants.
 
-    A subclass says what it reads and writes, and has a method ``run``, whose parameters are bound
-    by name like those of a function decorated with ``@action``; it may be a coroutine function, an
-    async generator function, or a plain one, which runs in a worker thread. An instance is what
-    goes into a graph. It may have settings of its own, but keeps nothing between two runs: many may
-    execute it at once.
+    A subclass declares ``reads`` and ``writes``, and has a method ``run``. The parameters of
+    ``run`` are bound by name, like those of a function decorated with ``@action``. It may be a
+    coroutine function, an async generator function, or a plain one, which runs in a worker thread.
 
-    The class attributes ``name`` (by default the class's own), ``version``, ``run_in``, ``limits``,
-    ``timeout``, ``retry``, ``abandon`` and ``cache`` mean what they mean for ``@action``.
+    Instances go into graphs. An instance may have settings of its own, but must keep nothing from
+    one run to the next, because many runs may execute it at once.
+
+    The class attributes ``name`` (by default the name of the class), ``version``, ``run_in``,
+    ``limits``, ``timeout``, ``retry``, ``abandon`` and ``cache`` mean the same as for ``@action``.
 
     Raises:
-        DefinitionError: Where the subclass is defined, if it can't work, and why.
+        DefinitionError: Where the subclass is defined, if it can't work; the message says why.
 
     Examples:
         >>> class Greet(Action):
@@ -70,7 +71,7 @@ class Action(Act):
 
     @abstractmethod
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Do the work: parameters and return value as for ``@action``."""
+        """Do the work. Parameters and return value are those of a function with ``@action``."""
 
     _definition: FunctionAction[..., Any]
 
@@ -89,12 +90,12 @@ class Action(Act):
 
     @property
     def takes(self) -> Mapping[str, Input]:
-        """What it takes besides fields, by name."""
+        """The inputs that it takes, by name."""
         return self._function.takes
 
     @property
     def needed_by(self) -> Mapping[str, str]:
-        """The fields that parameters of ``run`` are named for."""
+        """The fields with a parameter of their own in ``run``."""
         return self._function.needed_by
 
     def perform(self, run: Performer) -> Awaitable[Change]:
@@ -129,12 +130,13 @@ def _function_of(
 
 
 def check_class(cls: type[Act], *attributes: str) -> None:
-    """Check the name of a class of acts, and those attributes that list names; freeze these."""
+    """Check the name of a class of acts, and the attributes that list names; freeze these."""
     own = vars(cls)
     if "name" not in own and "name" not in own.get("__annotations__", ()):
         cls.name = cls.__name__
     name: object = own.get("name", "")
-    if not isinstance(name, str) and not hasattr(type(name), "__get__"):  # each instance has one
+    # A descriptor, such as a property, gives each instance its own name.
+    if not isinstance(name, str) and not hasattr(type(name), "__get__"):
         msg = f"class {cls.__name__}: name is a string, not {name!r}"
         raise DefinitionError(msg)
     for attribute in attributes:
@@ -144,11 +146,12 @@ def check_class(cls: type[Act], *attributes: str) -> None:
         except DefinitionError as error:
             msg = f"class {cls.__name__}: {error}"
             raise DefinitionError(msg) from None
-        if given:  # else a base class that says nothing would hide a mixin
+        # An empty default is not set, or it would hide the attribute of a mixin further on.
+        if given:
             setattr(cls, attribute, fields)
 
 
 def bind_instance(act: Act, name: str, bound: Mapping[str, object]) -> None:
-    """Give an instance of a user's class its name and what is bound to it."""
+    """Set the name and the bound inputs of an instance of a user's class."""
     for attribute, value in (("name", name), ("_bound", bound)):
-        object.__setattr__(act, attribute, value)  # past a frozen dataclass, into its slot if any
+        object.__setattr__(act, attribute, value)  # the class may be a frozen dataclass

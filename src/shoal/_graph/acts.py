@@ -1,7 +1,4 @@
-"""The acts of a fan-out: one or several, as graphs, and what they must be for its children.
-
-Imports graphs, and how outcomes are joined.
-"""
+"""The acts of a fan-out: made into graphs, and checked against the fan-out's arguments."""
 
 from __future__ import annotations
 
@@ -14,16 +11,16 @@ from shoal._state.state import State
 from .action import Act
 from .graph import Graph, as_graph
 from .parallel import Take
-from .until import First, Quorum, Until, name_of
+from .until import EndCondition
 
 Acts = Act | Sequence[Act] | Callable[[State], Act | Sequence[Act]]
 
 
 def as_graphs(found: object, where: str) -> tuple[list[Graph], bool]:
-    """Take an act, or a list of them; tell whether it was a list.
+    """Return the graphs of an act or a list of acts, and whether it was a list.
 
     Raises:
-        DefinitionError: It is neither, or two of the acts have the same name.
+        DefinitionError: ``found`` is neither, or two of the acts have the same name.
     """
     if isinstance(found, Act) or not _is_list(found):
         return [as_graph(cast("Act", found), where)], False
@@ -53,10 +50,10 @@ def _is_list(found: object) -> TypeGuard[Sequence[object]]:
 def check_acts(
     graphs: Iterable[Graph], brought: Collection[str], take: Take | None, into: str | None, who: str
 ) -> None:
-    """Refuse acts that the children of the fan-out ``who`` can't execute.
+    """Check that the children of the fan-out ``who`` can execute each of ``graphs``.
 
     Raises:
-        DefinitionError: One writes over what is brought, or has no value to be taken.
+        DefinitionError: A graph writes a field in ``brought``, or has no value to take.
     """
     for graph in graphs:
         for field in brought:
@@ -69,24 +66,22 @@ def check_acts(
         resolve_take(take, into, graph, who)
 
 
-def check_wanted(who: str, until: Until, count: int) -> None:
-    """Refuse to want more results than there can be children.
+def check_wanted(who: str, until: EndCondition, count: int) -> None:
+    """Check that ``until`` needs no more results than there can be children.
 
     Raises:
         DefinitionError: It needs more than ``count``.
     """
-    if isinstance(until, First | Quorum) and until.n > count:
-        msg = (
-            f"{who}: until={name_of(until)}({until.n}) can't be reached by at most {count} children"
-        )
+    if until.wanted is not None and until.wanted > count:
+        msg = f"{who}: until={until} can't be reached by at most {count} children"
         raise DefinitionError(msg)
 
 
 def resolve_take(take: Take | None, into: str | None, graph: Graph, who: str) -> Take | None:
-    """Find out what of a child's final state is its value; None: nothing was said, or needed.
+    """Return what to take from a child's final state; None if neither take nor into is given.
 
     Raises:
-        DefinitionError: It can't be known, or the child never has it.
+        DefinitionError: It isn't clear which field is meant, or the child never has that field.
     """
     writes = ", ".join(sorted(graph.writes)) or "none"
     if take is None:

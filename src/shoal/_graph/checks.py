@@ -1,4 +1,4 @@
-"""Refusing what is no policy of a parallel step, where it is defined. Imports runs' hooks."""
+"""Checks of the arguments that all parallel acts have in common, where they are defined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shoal.stores._protocol import check_store
 
 from .graph import Graph
 from .policy import INHERIT, Each, Hedge, Tolerate, check_timeout
-from .until import Race
+from .until import EndCondition
 
 
 def check_policies(
@@ -27,10 +27,10 @@ def check_policies(
     each: object = None,
     timeout: object = None,
 ) -> None:
-    """Refuse what is no policy of a parallel step.
+    """Check the policies of a parallel act.
 
     Raises:
-        DefinitionError: Naming ``who`` was given it.
+        DefinitionError: One is invalid; the message names ``who``, the act.
     """
     check_cascade(who, store, hooks)
     if not isinstance(limits, Limits):
@@ -48,18 +48,18 @@ def check_policies(
     check_timeout(f"{who}: timeout=", timeout)
 
 
-def check_stagger(who: str, stagger: object, until: object) -> None:
-    """Refuse what doesn't say when children start.
+def check_stagger(who: str, stagger: object, until: EndCondition) -> None:
+    """Check a user's ``stagger=``.
 
     Raises:
-        DefinitionError: Naming ``who`` was given it.
+        DefinitionError: It is invalid, or doesn't go with ``until``; the message names ``who``.
     """
     if isinstance(stagger, Hedge):
-        if not isinstance(until, Race):
+        if not until.is_race:
             msg = (
-                f"{who}: stagger=Hedge(...) starts more children than are needed, and here all "
-                f"are: give until=first(), or, to hedge each child, run over the elements a race "
-                f"of its act against itself: race(act, act.bind(name='again'), stagger=Hedge(...))"
+                f"{who}: stagger=Hedge(...) starts more children than are needed, but here all "
+                f"are needed: give until=first(); or, to hedge each child, fan out a race of its "
+                f"act against itself: race(act, act.bind(name='again'), stagger=Hedge(...))"
             )
             raise DefinitionError(msg)
     elif stagger is not None and not (is_number(stagger) and stagger >= 0):
@@ -71,10 +71,10 @@ def check_stagger(who: str, stagger: object, until: object) -> None:
 
 
 def check_cascade(who: str, store: object, hooks: object) -> None:
-    """Refuse what can't take the place of the parent's store or hooks.
+    """Check the ``store=`` and ``hooks=`` that replace those of the parent.
 
     Raises:
-        DefinitionError: Naming ``who`` was given it.
+        DefinitionError: One is invalid; the message names ``who``.
     """
     if store is not None and store is not INHERIT:
         check_store(store, f"{who}: store=")
@@ -85,13 +85,20 @@ def check_cascade(who: str, store: object, hooks: object) -> None:
 def check_reads(
     who: str, graph: Graph, declared: Collection[str], given: Collection[str], data: Collection[str]
 ) -> None:
-    """Refuse a graph that was chosen while running and reads what its step doesn't declare.
+    """Check that a step declares all fields that a graph chosen at run time reads.
 
-    What a step declares is all that a graph around it knows of, and brings. A field that the graph
-    can do without, and that isn't there, needn't be declared.
+    The declared fields are all that an enclosing graph knows of, and provides. A field that the
+    graph doesn't need, and that is missing, need not be declared.
+
+    Args:
+        who: The step, for messages.
+        graph: The graph that was chosen.
+        declared: The fields that the step declares to read.
+        given: Fields that the step itself gives to the children.
+        data: The fields of the parent's state.
 
     Raises:
-        UndeclaredRead: It reads a field of the parent's that is not in ``declared``.
+        UndeclaredRead: The graph reads a field of the parent that is not in ``declared``.
     """
     unread = [
         field

@@ -1,8 +1,8 @@
-"""Conditions: what must be true of the state for an edge of a graph to be taken. Imports actions.
+"""Conditions on the edges of a graph.
 
 Invariants:
-- Which fields a condition looks at is known when it is built.
-- A condition is a plain function of those fields; it is called on the event loop and never waits.
+- The fields that a condition reads are known when it is built.
+- A condition is a plain function of those fields. It is called on the event loop and never waits.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ Predicate = (
     | Callable[[Any, Any, Any, Any], object]
     | Callable[[Any, Any, Any, Any, Any], object]
 )
-"""A plain function of fields. Not ``Callable[..., object]``: of a lambda that is given for that,
-type checkers don't know what its parameters are, and complain (see ``tests/typing``)."""
+"""A plain function of fields.
+
+Not ``Callable[..., object]``, because type checkers can't infer the parameters of a lambda from
+that, and complain (see ``tests/typing``).
+"""
 
 _UNNAMEABLE = (
     inspect.Parameter.POSITIONAL_ONLY,
@@ -42,28 +45,28 @@ _UNNAMEABLE = (
 @final
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Condition:
-    """What must be true of the state for an edge to be taken. Made by ``when``; immutable.
+    """A condition of an edge, made by ``when``. Immutable.
 
-    Call it with the fields of a state to ask whether it is. ``~c`` is true where ``c`` is not,
-    ``c & d`` where both are, ``c | d`` where one is; the second is looked at only if the first
-    doesn't decide.
+    An edge is taken if its condition is true of the state. Call a condition with the fields of a
+    state to evaluate it. ``~c`` is true if ``c`` is not, ``c & d`` if both are, ``c | d`` if one
+    is. The second one is evaluated only if the first doesn't decide.
     """
 
     name: str
-    """What it is called in a drawing."""
+    """Its label in drawings."""
     reads: frozenset[str]
-    """Fields that it may look at."""
+    """The fields that it may read."""
     needs: frozenset[str]
-    """Those without which it can't be decided."""
+    """The fields that it always reads, so that they must be there."""
     _test: Callable[[Data], bool]
-    _code: str
-    _is_joined: bool = False
+    _code: str  # the call that makes it, for messages
+    _is_joined: bool = False  # whether `_code` needs parentheses
 
     def __call__(self, data: Mapping[str, object]) -> bool:
-        """Tell whether it is true of the fields in ``data``.
+        """Return whether it is true of the fields in ``data``.
 
         Raises:
-            MissingField: A field that it looks at is not there.
+            MissingField: A field that it reads is not there.
             Exception: Whatever the predicate raises.
         """
         return self._test(data)
@@ -99,7 +102,7 @@ class Condition:
         return Condition(
             name=f" {word} ".join(names),
             reads=self.reads | other.reads,
-            needs=self.needs,  # the other may never be looked at
+            needs=self.needs,  # the other may never be evaluated
             _test=joined(self._test, other._test),
             _code=f" {sign} ".join(codes),
             _is_joined=True,
@@ -122,15 +125,15 @@ def when(
     """Make a condition for an edge of a graph.
 
     Args:
-        test: The name of a field, which must be true; or a plain function, which must return
-            something true. Its parameters are named for the fields that they get; one with a
-            default does without its field. A parameter ``state`` gets the state, narrowed to
-            ``reads``.
-        reads: Fields that a function reads of ``state``.
-        fields: Instead of ``test``: fields, and the values that all of them must equal.
+        test: The name of a field, which must be true; or a plain function, which must return a
+            true value. The function's parameters have the names of the fields that they get. A
+            parameter with a default may lack its field. A parameter ``state`` gets the state,
+            narrowed to ``reads``.
+        reads: The fields that a function reads from ``state``.
+        fields: Instead of ``test``: fields and values, which must all be equal.
 
     Raises:
-        DefinitionError: It can't be a condition, and why.
+        DefinitionError: The arguments make no condition; the message says why.
 
     Examples:
         >>> good = when(lambda score: score > 0.9)
@@ -143,15 +146,15 @@ def when(
     if fields and (test is not None or reads is not None):
         msg = (
             f"when() takes one of: a field's name, a function, or fields and their values; "
-            f"{', '.join(fields)} came besides; combine conditions: when(...) & when(...); "
-            f"a field called 'reads' is compared by a function: when(lambda reads: ...)"
+            f"{', '.join(fields)} was given in addition; combine conditions: when(...) & "
+            f"when(...); a field called 'reads' is compared by a function: when(lambda reads: ...)"
         )
         raise DefinitionError(msg)
     if fields:
         return _equal(fields)
     if test is None:
         msg = (
-            'when() needs something to ask for: when("ready"), when(status="ok") or '
+            'when() needs a condition: when("ready"), when(status="ok") or '
             "when(lambda score: score > 0.9); for an edge that is always taken, leave it out"
         )
         raise DefinitionError(msg)
@@ -187,7 +190,7 @@ def _equal(values: Mapping[str, object]) -> Condition:
 
 def _predicate(predicate: Callable[..., object], reads: Iterable[str] | None) -> Condition:
     if isinstance(predicate, Act):
-        msg = f"{predicate!r} is an act, and no condition: make it a node, or give a plain function"
+        msg = f"{predicate!r} is an act, not a condition: make it a node, or give a plain function"
         raise DefinitionError(msg)
     require_plain(predicate, "when(...)")
     if inspect.isgeneratorfunction(predicate):
@@ -199,14 +202,14 @@ def _predicate(predicate: Callable[..., object], reads: Iterable[str] | None) ->
     takes_state = "state" in parameters
     if takes_state and reads is None:
         msg = (
-            f"{code} takes `state`, so what it reads can't be known; declare it: "
-            f"when(..., reads=[...]), or name its parameters for the fields"
+            f"{code} takes `state`, so the fields that it reads can't be known; declare them: "
+            f"when(..., reads=[...]), or give its parameters the names of the fields"
         )
         raise DefinitionError(msg)
     if not takes_state and reads is not None:
         msg = (
             f"{code} has reads= but takes no `state`; "
-            f"the names of its parameters say already what it reads"
+            f"the names of its parameters already say which fields it reads"
         )
         raise DefinitionError(msg)
     declared = field_names(reads or (), "reads")
@@ -229,7 +232,7 @@ def _predicate(predicate: Callable[..., object], reads: Iterable[str] | None) ->
 
 
 def _parameters(predicate: Callable[..., object]) -> dict[str, bool]:
-    """Return the names of its parameters, and whether each is required."""
+    """Return the names of the parameters, and whether each is required."""
     try:
         parameters = inspect.signature(predicate).parameters.values()
     except (ValueError, TypeError):
@@ -255,7 +258,7 @@ def _field(data: Data, field: str, code: str) -> object:
         return reveal(data[field])
     except KeyError:
         msg = (
-            f"{code} looks at field {field!r}, which the state does not have "
+            f"{code} reads field {field!r}, which the state does not have "
             f"(it has: {', '.join(sorted(data)) or 'none'}); "
             f"pass it to run(), or write it in an earlier action"
         )

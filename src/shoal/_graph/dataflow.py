@@ -1,8 +1,8 @@
-"""What flows along the edges of a graph: fields, written and read. Imports conditions.
+"""Data flow of a graph: which fields its acts have written and read at each act.
 
 Invariants:
-- A field counts as surely written where it is on every way, and as perhaps written where it is on
-  some way; so a loop doesn't hide that its first turn lacks a field.
+- A field is surely written at an act if it is written on every path there, and possibly written if
+  it is on some path. So a loop doesn't hide that its first iteration lacks a field.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from .condition import Condition
 
 @final
 class End:
-    """Where an edge leads that ends the run. There is one, ``END``."""
+    """The type of ``END``, its only instance."""
+
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
 
     __slots__ = ()
 
@@ -30,17 +32,17 @@ class End:
 
 
 END = End()
-"""What an edge leads to that ends the run: ``(act, END, when("done"))``."""
+"""The target of an edge that ends the run: ``(act, END, when("done"))``."""
 
 
 @final
 class Edge(NamedTuple):
-    """What may follow an act."""
+    """A transition from one act to the next, or to the end."""
 
     source: Act
     target: Act | End
     condition: Condition | None
-    """What must be true of the state for it to be taken; None: nothing."""
+    """The condition under which the edge is taken; None: always."""
 
     def __str__(self) -> str:
         return f"{self.source.name!r} -> {name_of(self.target)}"
@@ -52,35 +54,35 @@ class Edge(NamedTuple):
 
 
 def name_of(act: object) -> str:
-    """Name what an edge leads to, or what was given for it, in a message."""
+    """Return the name of an edge's target for a message; of anything else, its repr."""
     return repr(act.name) if isinstance(act, Act) else repr(act)
 
 
 @final
 class Flow(NamedTuple):
-    """What is known of the state along the edges of a graph."""
+    """The fields that a graph as a whole reads, writes and needs."""
 
     reads: frozenset[str]
-    """Fields that acts and conditions may look at and that they haven't surely written."""
+    """Fields that acts and conditions may read before they are surely written."""
     writes: frozenset[str]
     """Fields that some act may change."""
     sure_writes: frozenset[str]
-    """Those that are in the state afterwards, whichever way is taken."""
+    """Fields that are certain to be in the state at the end, whichever path is taken."""
     needed_by: Mapping[str, str]
-    """Fields that some act or condition can't do without and that nothing can have written when a
-    run first comes there; and who that is."""
+    """Fields that must be given to the graph, each with a description of the act or condition.
+
+    These are needed by an act or a condition, and no act can have written them when a run first
+    reaches it.
+    """
 
 
 def trace(entry: Act, acts: Sequence[Act], leaving: Mapping[str, Sequence[Edge]]) -> Flow:
-    """Find what is surely written, what may be, and what nothing has written when it is read.
-
-    Sets are kept as the bits of numbers: a graph of a thousand acts has a thousand of them, of up
-    to a thousand fields each, and they are merged at every edge.
+    """Return the data flow of a graph.
 
     Args:
-        entry: Where a run begins.
-        acts: All of them.
-        leaving: The edges that leave each, by its name, as they are tried.
+        entry: The act at which a run begins.
+        acts: All acts.
+        leaving: The edges that leave each act, by its name, in the order in which they are tried.
     """
     return _Trace(entry, acts, leaving).flow()
 
@@ -102,7 +104,8 @@ class _Trace:
         self._fields = fields
         self._sure = {act.name: fields.mask(act.sure_writes) for act in acts}
         self._itself = {act.name: nodes.mask((act.name,)) for act in acts}
-        # what has been done on the way to each act: fields written; acts passed on every, on some
+        # For each act, before it: the fields written on every path to it, and the acts passed on
+        # every path, and on some path.
         self._written = _before(entry.name, arriving, self._sure, int.__and__)
         self._always = _before(entry.name, arriving, self._itself, int.__and__)
         self._perhaps = _before(entry.name, arriving, self._itself, int.__or__)
@@ -143,21 +146,30 @@ class _Trace:
             for number, condition in enumerate(self._tried(act.name)):
                 edge = self._leaving[act.name][number]
                 for field in sorted(condition.needs.difference(act.writes)):
-                    # edges after the first may be left untried until the run comes back
+                    # The first condition is always evaluated when a run first reaches the act. The
+                    # others perhaps only when it comes back, with more fields written.
                     if not self._may_be_written(field, act.name, later=number > 0):
                         needed.setdefault(field, f"edge {edge}, {condition!r},")
         return needed
 
     def _tried(self, act: str) -> Iterable[Condition]:
-        """Go through the conditions after ``act``, up to the edge that is always taken."""
+        """Yield the conditions after ``act``, up to the edge that is always taken."""
         for edge in self._leaving[act]:
             if edge.condition is None:
                 return
             yield edge.condition
 
     def _may_be_written(self, field: str, reader: str, *, later: bool = False) -> bool:
-        """Tell whether it may be when a run first comes to ``reader``, or later comes back."""
+        """Return whether ``field`` may be written when a run first reaches ``reader``.
+
+        Args:
+            field: The field.
+            reader: The name of an act.
+            later: Whether to ask about all times at which a run reaches it, not only the first.
+        """
         itself = self._itself
+        # A writer counts if it is on some path to the reader. For the first time, some path must
+        # lead to the writer without passing the reader, which must not be the writer itself.
         return any(
             self._perhaps[reader] & itself[writer]
             and (later or not (self._always[writer] | itself[writer]) & itself[reader])
@@ -167,7 +179,11 @@ class _Trace:
 
 @final
 class _Bits:
-    """Sets of strings as the bits of numbers."""
+    """Sets of strings, as bits of an int.
+
+    A graph of a thousand acts has a thousand such sets, of up to a thousand fields each, and
+    merges them at every edge.
+    """
 
     def __init__(self, strings: Iterable[str]) -> None:
         self._bits = {one: 1 << at for at, one in enumerate(dict.fromkeys(strings))}
@@ -179,7 +195,7 @@ class _Bits:
         return frozenset(one for one, bit in self._bits.items() if bit & mask)
 
     def without(self, strings: Iterable[str], mask: int) -> set[str]:
-        """Return those of ``strings`` that are not in ``mask``."""
+        """Return ``strings`` without those in ``mask``."""
         return {one for one in strings if not self._bits.get(one, 0) & mask}
 
 
@@ -189,10 +205,9 @@ def _before(
     adds: Mapping[str, int],
     merge: Callable[[int, int], int],
 ) -> Mapping[str, int]:
-    """Follow sets along all edges until nothing changes; return what arrives at each act.
+    """Propagate sets along all edges to a fixed point; return the set that arrives at each act.
 
-    Each act adds to what passes it; where ways meet, ``merge`` says what is left. The sweeps
-    alternate in direction, so that a long way back costs no sweep for each act on it.
+    Each act adds its own elements. Where paths meet, ``merge`` combines the sets.
     """
     before = {entry: 0}
     order = list(arriving)
@@ -208,12 +223,14 @@ def _before(
                 if before.get(name) != mask:
                     before[name] = mask
                     changed = True
+        # Sweeps alternate in direction, so that a long path against the order takes one sweep, not
+        # one for each act on it.
         order.reverse()
     return before
 
 
 def reachable(entry: str, leaving: Mapping[str, Sequence[Edge]]) -> AbstractSet[str]:
-    """Return the names of the acts that a run may come to, in the order of some walk."""
+    """Return the names of the acts that a run can reach, in the order of a traversal."""
     reached = {entry: None}
     waiting = [entry]
     while waiting:

@@ -1,7 +1,4 @@
-"""Fan-outs: a child for each of many elements, for each of several acts, or for both.
-
-Imports acts and policies. What their children are made of in a run is said in ``_elements``.
-"""
+"""Fan-outs: a child for each of many elements, for each of several acts, or for both."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from .checks import check_policies, check_stagger
 from .graph import Graph, no_act
 from .parallel import Grow, Join, Parallel, Reduce, Shape, Take
 from .policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
-from .until import ALL, All, Asked, First, FirstItem, Race, Until, check_until, name_of
+from .until import ALL, All, Asked, EndCondition, Until, as_condition
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
 
@@ -52,7 +49,7 @@ class FanOut(Parallel):
         store: Store | Inherit | None = INHERIT,
         hooks: Sequence[Hook] | Inherit = INHERIT,
     ) -> None:
-        """Use ``fan_out``, which checks all this."""
+        """Store the arguments of ``fan_out``, which checks them."""
         self.join: Join = join
         self.name: str = join.name
         self.acts: Sequence[Graph] | Callable[[State], Act | Sequence[Act]] = acts
@@ -82,12 +79,15 @@ class FanOut(Parallel):
 
     @property
     def definition(self) -> object:
-        """What all that is bound of one fan-out has in common: its latencies, and its rates."""
+        """The fan-out that this one is a bound copy of, or itself.
+
+        Rates and the latencies for hedging are counted by it.
+        """
         return self._definition
 
     @property
     def _brought(self) -> frozenset[str]:
-        """Fields that children don't find in the parent's state."""
+        """The fields that the fan-out adds to the state of its children."""
         return frozenset() if self.over is None else frozenset((self.item,))
 
     @property
@@ -96,17 +96,17 @@ class FanOut(Parallel):
 
     @property
     def takes(self) -> Mapping[str, Input]:
-        """What its children take besides fields, by name."""
+        """The inputs that its children take, by name."""
         return merged_inputs(self._graphs)
 
     @property
     def takes_more(self) -> bool:
-        """Whether it may take inputs that nobody knows before it runs."""
+        """Whether its children may take inputs that are only known while it runs."""
         return callable(self.acts) or any(graph.takes_more for graph in self.acts)
 
     @property
     def needed_by(self) -> Mapping[str, str]:
-        """What it runs over, if that is a field, and what its children can't do without."""
+        """The field that it runs over, if it is one, and the fields that its children need."""
         needed = {
             field: f"{who} in fan-out {self.name!r}, whose element is {self.item!r} (see item=),"
             for graph in self._graphs
@@ -118,22 +118,25 @@ class FanOut(Parallel):
         return needed
 
     def exposing(self, secret: frozenset[str]) -> str:
-        """Say how it, or a child, would have secret fields saved or told; see ``Act.exposing``."""
+        """Return how it or a child would expose secret fields; see ``Act.exposing``."""
         if isinstance(self.over, str) and self.over in secret:
-            return f"fan-out {self.name!r} runs over {self.over!r}, and elements are saved and told"
+            return (
+                f"fan-out {self.name!r} runs over {self.over!r}, and elements are saved and "
+                f"published"
+            )
         if self.item in secret and self.over is not None:
             return (
                 f"fan-out {self.name!r} gives its elements as {self.item!r}, and elements are "
-                f"saved and told: give them another name, item=..."
+                f"saved and published: give them another name, item=..."
             )
         for field in sorted(secret.intersection(self._taken)):
-            return f"fan-out {self.name!r} takes {field!r}, and values are saved and told"
+            return f"fan-out {self.name!r} takes {field!r}, and values are saved and published"
         found = (super().exposing(secret), *(graph.exposing(secret) for graph in self._graphs))
         return next(filter(None, found), "")
 
     @property
     def _taken(self) -> Collection[str]:
-        """The fields of a child's state that are its value, if ``take`` names them."""
+        """The fields that ``take`` names; none if it is a function or not given."""
         take = self._take
         return (take,) if isinstance(take, str) else () if take is None or callable(take) else take
 
@@ -150,7 +153,7 @@ class FanOut(Parallel):
 
     @property
     def for_children(self) -> Sequence[Graph]:
-        """What its children execute, unless that is chosen later."""
+        """The acts of its children, unless they are chosen at run time."""
         return self._graphs
 
     def __repr__(self) -> str:
@@ -158,9 +161,9 @@ class FanOut(Parallel):
         return f"<fan_out {self.name} of {acts}>"
 
 
-def shape_of(over: Over | None, key: object, until: Until, *, several: bool) -> Shape:
-    """Say how results are arranged."""
-    if isinstance(until, Race) and not (isinstance(until, First) and until.n > 1):
+def shape_of(over: Over | None, key: object, until: EndCondition, *, several: bool) -> Shape:
+    """Return how results are arranged in ``into``."""
+    if until.picks_one:
         return "one"
     if over is None:
         return "by act"
@@ -169,7 +172,7 @@ def shape_of(over: Over | None, key: object, until: Until, *, several: bool) -> 
     return "by position" if key is None else "by key"
 
 
-# Where failures end the step, `reduce` and `grow` are only ever given what is Done.
+# Two overloads, because `reduce` and `grow` receive only `Done` if a failure ends the step.
 
 
 @overload
@@ -253,76 +256,81 @@ def fan_out(
     store: Store | Inherit | None = INHERIT,
     hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut:
-    """Make an act that runs many children at once, and joins their results.
+    """Make an act that runs many children at once and joins their results.
 
     There is a child for each of many elements (``over``), for each of several acts (a list of
-    them), or for each act and element. Every child is a run of its own: it starts from the parent's
-    state as it was when the step began, narrowed to what its act reads, plus its element. Elements
-    are pulled as there is room. When a child ends, its result is applied to the parent's state at
-    once, by an update like any other: saved, published, and seen by hooks.
+    them), or for each act and element. Every child is a run of its own. It starts from the parent's
+    state as it was when the step began, narrowed to the fields that its act reads, plus its
+    element. Elements are pulled as there is room. When a child ends, its result is applied to the
+    parent's state at once, as an update like any other: saved, and published to hooks.
 
-    If the step is cancelled, so are its children; it ends when they have, their ``finally`` blocks
-    included, and what had been applied stays. Nothing that it started outlives it. An ``await`` in
-    a ``finally`` is cancelled again at once, unless ``shielded`` is around it.
+    If the step is cancelled, so are its children. It ends when they have ended, their ``finally``
+    blocks included, and results that were applied stay. Nothing that it started outlives it. An
+    ``await`` in a ``finally`` is cancelled again at once, unless it is inside ``shielded``.
 
     Args:
-        act: What each child executes: an action, a graph, another fan-out; a list of them; or a
-            plain function of the state that returns one or a list, called when the step begins.
+        act: The act of each child: an action, a graph, another fan-out; a list of them; or a plain
+            function of the state that returns an act or a list, called when the step begins.
         over: The elements: a field of the state, or a plain function of the state that returns an
-            iterable or async iterable. Infinite ones are fine. Left out, the acts of a list run
-            once each.
+            iterable or async iterable, which may be infinite. Without it, each act of a list runs
+            once.
         item: The field in which a child finds its element.
-        key: What names a child: a plain function of the element that returns a str or int, or the
-            name of a field of it. Without it, its position. A member of an enum that is a str or
-            int becomes that. Keys make work idempotent: an element whose key is in ``into`` from
-            the start is skipped; in a loop, on the first visit.
-        into: The field that collects the children's values: with ``key`` a mapping, without it a
-            list; for a list of acts ``{key: {act: value}}``, without ``over`` ``{act: value}``. In
-            input order at every moment, whatever order they end in.
-        take: What of a child's final state is its value: a field, a list of fields (for a dict of
-            them), or a plain function of that state. By default the field that is called as
-            ``into``, or the only one that the act writes.
-        errors_into: The field that collects failures, arranged as ``into`` with ``key``, with an
-            ``ErrorInfo`` for each.
+        key: The key of a child: a plain function of the element that returns a str or int, or the
+            name of a field of the element. By default the element's position. A member of an enum
+            that is a str or int becomes that. Keys make work idempotent: an element whose key is in
+            ``into`` when the step begins is skipped; in a loop, only on the first visit.
+        into: The field that collects the children's values: a mapping with ``key``, a list without;
+            for a list of acts ``{key: {act: value}}``, and without ``over`` ``{act: value}``. It is
+            in input order at every moment, in whatever order the children end.
+        take: The part of a child's final state that is its value: a field, a list of fields (for a
+            dict of them), or a plain function of that state. By default the field with the name in
+            ``into``, or the only field that the act writes.
+        errors_into: The field that collects failures, each an ``ErrorInfo``, arranged as ``into``
+            is with ``key``.
         reduce: Instead of ``into``: a plain function ``(state, outcome) -> state``, called for each
-            result as it arrives, and for failures that are collected. It sees the fan-out's
-            ``reads`` and ``writes``.
+            result as it arrives, and for failures that are collected. Its state has the fields in
+            the fan-out's ``reads`` and ``writes``.
         grow: A plain function ``(state, outcome) -> new elements``, called after the result was
-            reduced: a frontier that discovers its own work. Elements whose key is known are dropped
-            and counted, here and in ``over``.
-        at_most: Children to start in all.
-        until: What ends it before all children have ended: ``first(n)``, ``quorum(n)``,
-            ``first_item()``, or a plain function ``(state, outcome) -> bool``, called after each
-            outcome's update. The others are then cancelled, and awaited. By default ``all_()``.
-        on_error: By default ``"fail"``: the first failure cancels the others, and the step raises
-            an ``ExceptionGroup`` of all failures, in input order. With ``"collect"``, failures are
-            data: for ``errors_into``, ``reduce`` and the result's ledger; with ``"ignore"`` for the
-            ledger only. ``Tolerate(...)`` collects until there are too many, then fails. Not with
-            ``first``, ``quorum`` and ``first_item``: there a failure only removes a contestant.
-        stagger: Seconds from the start of one child to the start of the next, which starts at once
-            when a child fails or is refused. With ``math.inf`` one at a time: the next starts when
-            the one before has ended. In a race also ``Hedge(...)``, which learns the delay. By
-            default all start at once, as far as there is room.
-        limits: How many children are in flight; by default 100, or all of a race among acts.
+            reduced, for a frontier that discovers its own work. Elements with a known key are
+            dropped and counted, also those of ``over``.
+        at_most: The most children to start.
+        until: The condition that ends the step before all children have ended: ``first(n)``,
+            ``quorum(n)``, ``first_item()``, or a plain function ``(state, outcome) -> bool``,
+            called after each outcome's update. The other children are then cancelled and awaited.
+            By default ``all_()``.
+        on_error: With ``"fail"``, the default, the first failure cancels the other children, and
+            the step raises an ``ExceptionGroup`` of all failures, in input order. With
+            ``"collect"``, failures are data, for ``errors_into``, ``reduce`` and the result's
+            ledger; with ``"ignore"``, for the ledger alone. ``Tolerate(...)`` collects failures
+            until there are too many, then fails. It can't be given with ``first``, ``quorum`` and
+            ``first_item``, where a failure only removes a contestant.
+        stagger: Seconds from the start of one child to the start of the next. If a child fails or
+            is refused, the next one starts at once. With ``math.inf``, the next child starts when
+            the one before has ended. In a race, ``Hedge(...)`` learns the delay. By default all
+            children start at once, as far as there is room.
+        limits: How many children are in flight; by default 100, or all in a race of several acts.
         again: Whether elements whose key is in ``into`` already run again. By default they do on
-            every visit of the step but the first; True: on the first too; False: never. What
-            executions before a crash have recorded counts first, whatever this says.
-        each: What goes for each child by itself: its timeout, its retry.
-        timeout: Seconds that the whole step may take, whatever it waits for. Then the children are
-            cancelled and awaited, and it raises ``StepTimeout``; what was applied by then stays.
-        name: What the fan-out is called; by default the name in ``into``.
-        reads: Fields that ``act`` and ``over`` (if functions, where it must be given), ``reduce``
-            and ``grow`` read; those that the children and ``over`` (if a field) read are known.
-        writes: Fields that ``reduce`` writes; ``into`` and ``errors_into`` are known.
-        store: Where the children are kept instead of where the run is; None: nowhere, but for how
-            they ended.
-        hooks: Who is told of the children and their descendants, instead of the run's hooks.
+            every visit of the step but the first. True: on the first too. False: never. Results
+            recorded before a crash count in any case.
+        each: The timeout, retries and circuit breaker of each child.
+        timeout: Seconds that the whole step may take, waits included. Then the children are
+            cancelled and awaited, and the step raises ``StepTimeout``. Results that were applied
+            stay.
+        name: The name of the fan-out; by default the name in ``into``.
+        reads: The fields read by ``reduce``, ``grow``, and ``act`` and ``over`` if they are
+            functions, in which case it must be given. Fields that the children read, and the field
+            in ``over``, are known.
+        writes: The fields that ``reduce`` writes; ``into`` and ``errors_into`` are known.
+        store: The store of the children, instead of the run's. None: they aren't saved, except for
+            their outcomes.
+        hooks: The hooks that receive the events of the children and their descendants, instead of
+            the run's.
 
     Raises:
-        DefinitionError: The arguments don't fit together, and why.
+        DefinitionError: The arguments don't fit together; the message says why.
 
-    While it runs, the step raises ``BadKey`` for a repeated key, ``BadResult`` where a function
-    returns what it must not, and whatever those functions raise.
+    While it runs, the step raises ``BadKey`` for a repeated key, ``BadResult`` for an invalid
+    return value of one of those functions, and whatever they raise.
 
     Examples:
         >>> @action(reads=["n"], writes=["square"])
@@ -334,7 +342,7 @@ def fan_out(
     """
     label = name or into or errors_into
     if not label:
-        # What is wrong with a function is wrong under any name.
+        # First, because a coroutine function needs mending under any name.
         _Checks("").functions(reduce=reduce, grow=grow)
         msg = "a fan_out without into= needs a name: fan_out(..., name=...)"
         raise DefinitionError(msg)
@@ -349,15 +357,14 @@ def fan_out(
         grow=grow,
     )
     checks.declared(act, over, reads)
-    until = ALL if until is None else until
-    checks.until(until, on_error, errors_into)
-    if isinstance(until, FirstItem) and grow is not None:
-        checks.refuse("until=first_item() decides before there are results that grow= could take")
-    is_race = isinstance(until, Race)
+    ends = ALL if until is None else as_condition(f"fan_out {label!r}", until)
+    checks.race(ends, on_error, errors_into)
+    if ends.by_item and grow is not None:
+        checks.refuse("until=first_item() decides before there are results for grow= to receive")
     if on_error is None:
-        on_error = "ignore" if is_race else "fail"
+        on_error = "ignore" if ends.is_race else "fail"
     checks.results(into, errors_into, reduce, on_error)
-    limited = limits is not None or over is not None or not is_race
+    limited = limits is not None or over is not None or not ends.is_race
     limits = DEFAULT_LIMITS if limits is None else limits
     check_policies(
         f"fan_out {label!r}",
@@ -369,14 +376,14 @@ def fan_out(
         each=each,
         timeout=timeout,
     )
-    check_stagger(f"fan_out {label!r}", stagger, until)
-    checks.again(again, key, into, grow, is_race=is_race)
+    check_stagger(f"fan_out {label!r}", stagger, ends)
+    checks.again(again, key, into, grow, is_race=ends.is_race)
     brought = set[str]() if over is None else {item}
     known = () if callable(graphs) else graphs
     if known and over is None:
-        check_wanted(f"fan_out {label!r}", until, len(known))
+        check_wanted(f"fan_out {label!r}", ends, len(known))
     if at_most is not None:
-        check_wanted(f"fan_out {label!r}", until, at_most)
+        check_wanted(f"fan_out {label!r}", ends, at_most)
     check_acts(known, brought, cast("Take | None", take), into, label)
     writable = checks.writes(writes, reduce) | {f for f in (into, errors_into) if f is not None}
     readable = field_names(reads or (), "reads") | ({over} if isinstance(over, str) else set[str]())
@@ -386,11 +393,11 @@ def fan_out(
         permit=Permit(label, readable | writable, writable),
         into=into,
         errors_into=errors_into,
-        shape=shape_of(over, key, until, several=several),
+        shape=shape_of(over, key, ends, several=several),
         reduce=reduce,
         grow=grow,
         on_error=on_error,
-        until=until,
+        until=ends,
         again=again,
     )
     return FanOut(
@@ -413,7 +420,7 @@ def fan_out(
 
 
 class _Checks(NamedTuple):
-    """What is refused when a fan-out is built."""
+    """Checks of the arguments of ``fan_out``. Each method raises ``DefinitionError``."""
 
     name: str
 
@@ -447,7 +454,7 @@ class _Checks(NamedTuple):
                     self.refuse(f"{parameter}= is about elements, but there is no over=")
             return
         if isinstance(over, str) or inspect.isasyncgenfunction(over):
-            return  # calling the latter waits for nothing: it gives an async iterable
+            return  # calling an async generator function returns an async iterable, at once
         if not callable(over):
             self.refuse(
                 f"over= takes the name of a field or a function of the state, not a "
@@ -463,8 +470,8 @@ class _Checks(NamedTuple):
             if callable(value) and not isinstance(value, Act):
                 meant = "; if it was meant to be the action itself, decorate it: @action(...)"
                 self.refuse(
-                    f"{parameter}= is a function, so what it reads of the state can't be known; "
-                    f"declare it: reads=[...], or reads=[] for nothing"
+                    f"{parameter}= is a function, so the fields that it reads can't be known; "
+                    f"declare them: reads=[...], or reads=[] for none"
                     f"{meant if parameter == 'act' else ''}"
                 )
 
@@ -489,20 +496,18 @@ class _Checks(NamedTuple):
         if errors_into is not None and on_error == "ignore":
             self.refuse("errors_into= collects failures; that is on_error='collect', not 'ignore'")
         if into is not None and reduce is not None:
-            self.refuse("into= and reduce= both say what becomes of results; give one of them")
+            self.refuse("into= and reduce= both take the results; give one of them")
         if into is not None and into == errors_into:
             self.refuse(f"into= and errors_into= are both {into!r}; name two fields")
 
-    def until(self, until: object, on_error: object, errors_into: object) -> None:
-        check_until(f"fan_out {self.name!r}", until)
-        if not isinstance(until, Race):
+    def race(self, until: EndCondition, on_error: object, errors_into: object) -> None:
+        if not until.is_race:
             return
-        what = name_of(until)
         for parameter, value in (("on_error", on_error), ("errors_into", errors_into)):
             if value is not None:
                 self.refuse(
-                    f"with until={what}(...) a failure only removes a contestant, so {parameter}= "
-                    f"can't be given; result.outcomes({self.name!r}) tells who failed"
+                    f"with until={until.name}(...) a failure only removes a contestant, so "
+                    f"{parameter}= can't be given; result.outcomes({self.name!r}) has the failures"
                 )
 
     def again(
@@ -519,21 +524,21 @@ class _Checks(NamedTuple):
             )
         if grow is not None and again is False:
             self.refuse(
-                "again=False skips elements, but what a skipped element would make grow return is "
-                "not known; leave one of them out"
+                "again=False skips elements, but the elements that grow= would return for a "
+                "skipped one are not known; leave one of them out"
             )
         if is_race and again is False:
-            self.refuse("again=False skips elements, and in a race none is; leave it out")
+            self.refuse("again=False skips elements, but a race skips none; leave it out")
 
     def writes(self, writes: Iterable[str], reduce: Reduce | None) -> frozenset[str]:
         fields = field_names(writes, "writes")
         if reduce is not None and not fields:
-            self.refuse("what reduce= writes can't be known; declare it: writes=[...]")
+            self.refuse("the fields that reduce= writes can't be known; declare them: writes=[...]")
         return fields
 
 
 def _takes_one(function: Callable[..., object]) -> bool:
-    """Tell whether ``function`` can be called with the state alone."""
+    """Return whether ``function`` can be called with the state alone."""
     try:
         inspect.signature(function).bind(None)
     except (TypeError, ValueError):

@@ -1,9 +1,9 @@
-"""Graphs: which act comes after which. Imports actions, conditions and what flows.
+"""Graphs: acts, and the edges between them.
 
 Invariants:
-- A graph is checked when it is built: what can't be walked, or never would be, reaches no run.
-- What must come from outside is known when it is built.
-- A graph never changes, so none contains itself: ``part`` and ``bind`` give another one.
+- A graph is checked when it is built: one with unreachable acts or edges never reaches a run.
+- The fields and inputs that must be given to a graph are known when it is built.
+- A graph is immutable, so it can't contain itself; ``part`` and ``bind`` return copies.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from .condition import Condition, Predicate, when
 from .dataflow import END, Edge, End, Flow, name_of, reachable, trace
 
 WrittenEdge = tuple[Act, Act | End] | tuple[Act, Act | End, Condition | Predicate | None]
-"""An edge as users write it; a function is taken for ``when(function)``."""
+"""An edge as users write it; a function stands for ``when(function)``."""
 
 
 @final
 class Graph(Act):
-    """Acts, and which comes after which. Immutable, and an act itself: a graph may contain graphs.
+    """Acts and the edges between them. Immutable, and an act itself: a graph may contain graphs.
 
-    A run begins at the entry. After each act its edges are tried as they are written, and the first
-    is taken whose condition is true of the state, or that has none. An edge to ``END`` ends the
-    run, and so does an act that no edge leaves. If an act has edges and none is true, the run fails
-    with ``NoTransition``.
+    A run begins at the entry. After each act its edges are tried in the order in which they are
+    written. The first edge that has no condition, or whose condition is true of the state, is
+    taken. An edge to ``END`` ends the run, and so does an act without edges. If an act has edges
+    and none is true, the run fails with ``NoTransition``.
 
-    As a node of another graph, it runs as a child of its own: on the fields that it reads.
+    As a node of another graph, a graph runs as a child run, on the fields that it reads.
 
     Args:
-        edges: Tuples: an act, the act that follows or ``END``, and perhaps what must be true for
-            that: a ``when(...)``, or a plain function, which is taken for ``when(function)``.
-        entry: The act to begin at, or its name. To be left out where it is clear: where only one
-            act is no other's successor.
-        name: What the graph is called as a part of something larger, in events and errors;
-            otherwise the names of its acts, joined by ``+``.
-        state: A model of the state that it is run on: a pydantic model, a dataclass or a TypedDict
-            (needs ``shoal[pydantic]``). Where it is run as a child, the model is filled by field
-            name: with what the child is given, with what it reads or requires of the parent's
-            state, and with defaults. Every update is checked against the types of the fields it
-            changes.
+        edges: Tuples of an act, the next act or ``END``, and optionally a condition: a
+            ``when(...)``, or a plain function, which stands for ``when(function)``.
+        entry: The act to begin at, or its name. It may be left out if exactly one act follows no
+            other.
+        name: The name of the graph in events and errors, and as a node of another graph; by default
+            the names of its acts, joined by ``+``.
+        state: A model of the state: a pydantic model, a dataclass or a TypedDict (needs
+            ``shoal[pydantic]``). If the graph runs as a child, the fields of the model are filled
+            by name: from what the child is given, from the fields of the parent's state that the
+            graph reads or requires, and from defaults. Every update is checked against the types of
+            the fields that it changes.
 
     Raises:
-        DefinitionError: They make no graph, and why.
+        DefinitionError: The edges make no graph; the message says why.
 
     Examples:
         >>> @action(reads=["guess", "n"], writes=["guess"])
@@ -66,21 +66,21 @@ class Graph(Act):
     """
 
     schema: Schema[Any] | None = None
-    """What its state is held to."""
+    """The model of its state, if any."""
     acts: tuple[Act, ...]
-    """Its nodes, as they first appear."""
+    """Its nodes, in the order in which the edges first name them."""
     edges: tuple[Edge, ...]
-    """As they were written."""
+    """Its edges, in the order in which they were written."""
     entry: Act
     """The act that a run begins at."""
     straight: Mapping[str, Act | None]
-    """What follows those acts after which nothing is to be decided; None: the end."""
+    """The next act, or None for the end, after each act that needs no condition to be evaluated."""
     reads: frozenset[str]
-    """Fields that its acts and conditions may look at and that they haven't surely written."""
+    """Fields that its acts and conditions may read before they are surely written."""
     writes: frozenset[str]
-    """Fields that some act of it may change."""
+    """Fields that some of its acts may change."""
     sure_writes: frozenset[str]
-    """Those that are in the state afterwards, whichever way is taken."""
+    """Fields that are certain to be in the state at the end, whichever path is taken."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Graph(Act):
         name: str | None = None,
         state: type | None = None,
     ) -> None:
-        """Check it all; see the class."""
+        """Check the edges; see the class."""
         if name is not None and (not isinstance(name, str) or not name):
             msg = f"Graph(name=...) takes a name, not {name!r}"
             raise DefinitionError(msg)
@@ -109,15 +109,15 @@ class Graph(Act):
 
     @classmethod
     def chain(cls, *acts: Act, name: str | None = None, state: type | None = None) -> Graph:
-        """Make the straight graph: each act follows the one before, the last one ends the run.
+        """Make a graph without branches: each act follows the one before.
 
         Args:
-            acts: At least one.
-            name: What the graph is called; otherwise the names of its acts, joined by ``+``.
-            state: A model of the state that it is run on; see ``Graph``.
+            acts: At least one act.
+            name: The name of the graph; by default the names of its acts, joined by ``+``.
+            state: A model of the state; see ``Graph``.
 
         Raises:
-            DefinitionError: No act, two of one name, or something that is no act.
+            DefinitionError: There is no act, or two of one name, or an argument is no act.
         """
         if not acts:
             msg = "Graph.chain() needs at least one action"
@@ -137,17 +137,17 @@ class Graph(Act):
         ends_after: Collection[Act | str] = (),
         name: str | None = None,
     ) -> Graph:
-        """Return the same graph entered elsewhere, or left earlier, or both.
+        """Return a copy of the graph that begins at another act, or ends earlier, or both.
 
-        Acts that can't be reached any more are left out.
+        Acts that can't be reached then are left out.
 
         Args:
-            entry: The act to begin at, or its name; as before, if left out.
-            ends_after: Acts, or their names, after which the run ends whatever edges leave them.
-            name: What the new graph is called; as before, if left out.
+            entry: The act to begin at, or its name; by default the same.
+            ends_after: Acts, or their names, after which the run ends; their edges are left out.
+            name: The name of the new graph; by default the same.
 
         Raises:
-            DefinitionError: It has no such act.
+            DefinitionError: The graph has no such act.
 
         Examples:
             >>> @action(writes=["page"])
@@ -175,17 +175,17 @@ class Graph(Act):
         return part
 
     def typed(self, model: type) -> Graph:
-        """Return the same graph, on a state that is held to ``model``; see ``Graph``."""
+        """Return a copy of the graph with a model of its state; see ``Graph``."""
         typed = copy.copy(self)
         typed._let_flow(trace(self.entry, self.acts, self._leaving))
         typed._hold_to(Schema(model))
         return typed
 
     def names(self, given: object, where: str) -> frozenset[str]:
-        """Check a list of its acts, or of their names, that a user gave; return the names.
+        """Check a user's list of acts of this graph, or of their names; return the names.
 
         Raises:
-            DefinitionError: It is no list, or has something else.
+            DefinitionError: ``given`` is no list, or has an element that is no act of this graph.
         """
         if isinstance(given, str | Act) or not isinstance(given, Iterable):
             msg = f"{where} takes a list of acts, not {brief(given)}"
@@ -197,12 +197,16 @@ class Graph(Act):
     # -- walking --------------------------------------------------------------------------------
 
     def after(self, act: Act, data: Mapping[str, object]) -> Act | None:
-        """Return what follows ``act``, given the fields of the state after it; None: the end.
+        """Return the act that follows ``act``, or None at the end.
+
+        Args:
+            act: An act of the graph.
+            data: The fields of the state after ``act``.
 
         Raises:
-            NoTransition: None of its edges is true.
-            MissingField: A condition looks at a field that isn't there.
-            Exception: Whatever a condition raises, with a note saying on which edge.
+            NoTransition: No condition of its edges is true.
+            MissingField: A condition reads a field that isn't there.
+            Exception: Whatever a condition raises, with a note that names the edge.
         """
         if act.name in self.straight:
             return self.straight[act.name]
@@ -212,12 +216,12 @@ class Graph(Act):
         tried = "; ".join(_as_tried(edge, data) for edge in self._leaving[act.name])
         msg = (
             f"graph {self.name!r}: no edge that leaves {act.name!r} is true of the state: {tried}; "
-            f"add a last one without a condition: ({act.name}, END) or to another act"
+            f"add a last edge without a condition, to END or to another act: ({act.name}, END)"
         )
         raise NoTransition(msg)
 
     def leads(self, source: str | None, target: str) -> bool:
-        """Tell whether one step leads from the act ``source`` to ``target``; None: it begins so."""
+        """Return whether ``target`` may follow ``source``; if that is None, may begin a run."""
         if source is None:
             return target == self.entry.name
         targets = (edge.target for edge in self._leaving.get(source, ()))
@@ -227,7 +231,7 @@ class Graph(Act):
         """Execute one step of ``run``; see ``Act.perform``."""
         return run.enter(self)
 
-    # -- what it is made of ---------------------------------------------------------------------
+    # -- parts ----------------------------------------------------------------------------------
 
     def _wire(self, edges: tuple[Edge, ...], acts: Mapping[str, Act], entry: Act) -> None:
         self.edges = edges
@@ -251,34 +255,30 @@ class Graph(Act):
         self._takes_more: bool = any(act.takes_more for act in self.acts)
 
     def find(self, name: str) -> Act | None:
-        """Find its act of that name; None if there is none."""
+        """Return the act of that name; None if there is none."""
         return next((act for act in self.acts if act.name == name), None)
 
     @property
     def takes(self) -> Mapping[str, Input]:
-        """What its acts take besides fields, by name."""
+        """The inputs that its acts take, by name."""
         return self._takes
 
     @property
     def takes_more(self) -> bool:
-        """Whether one of its acts may take inputs that nobody knows before it runs."""
+        """Whether one of its acts may take inputs that are only known while it runs."""
         return self._takes_more
 
     @property
     def needed_by(self) -> Mapping[str, str]:
-        """The fields that must come from outside, and who reads each.
-
-        They are those that some act or condition can't do without and that nothing can have
-        written when a run first comes there.
-        """
+        """The fields that must be given to it; see ``Flow.needed_by``."""
         return self._flow.needed_by
 
     def exposing(self, secret: frozenset[str]) -> str:
-        """Say which act would have secret fields saved or told; see ``Act.exposing``."""
+        """Return how the first such act would expose secret fields; see ``Act.exposing``."""
         return next(filter(None, (act.exposing(secret) for act in self.acts)), "")
 
     def unknown_input(self, given: Collection[str]) -> str:
-        """Say which input is given and never taken; nothing if none."""
+        """Return which given input no act takes, and what to do; "" if all are taken."""
         takes = self.takes
         for name in () if self.takes_more else given:
             if name not in takes:
@@ -291,7 +291,7 @@ class Graph(Act):
         return ""
 
     def missing(self, fields: Collection[str]) -> Mapping[str, str]:
-        """Return which fields that it needs are not among ``fields``, and who reads each."""
+        """Return the needed fields that are not among ``fields``; see ``Flow.needed_by``."""
         return {field: who for field, who in self._flow.needed_by.items() if field not in fields}
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
@@ -310,11 +310,11 @@ class Graph(Act):
         self._wire(edges, acts, acts[self.entry.name])
 
     def _hold_to(self, schema: Schema[Any]) -> None:
-        """Check the graph against a model of its state, and have it ask for what that requires.
+        """Check the graph against a model of its state, and add the fields that the model requires.
 
         Raises:
-            DefinitionError: Something reads or writes a field that the model doesn't have, or
-                collects into one that can't grow.
+            DefinitionError: An act or a condition uses a field that the model doesn't have, or a
+                fan-out collects into a field that can't hold a collection.
         """
         for act in self.acts:
             why = act.misfit(schema)
@@ -340,9 +340,9 @@ class Graph(Act):
         self.schema = schema
 
     def _let_flow(self, flow: Flow) -> None:
-        """Take what is known of the state along its edges."""
+        """Set the fields that it reads, writes and needs."""
         self._flow = flow
-        # narrower than in Act, and set only while the graph is built
+        # Narrower types than in Act are sound, since these are set only while the graph is built.
         self.reads = flow.reads  # pyright: ignore[reportIncompatibleVariableOverride]
         self.writes = flow.writes  # pyright: ignore[reportIncompatibleVariableOverride]
         self.sure_writes = flow.sure_writes  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -371,14 +371,14 @@ def _as_tried(edge: Edge, data: Mapping[str, object]) -> str:
     return f"to {name_of(edge.target)} {edge.condition!r}, with {', '.join(found) or 'no field'}"
 
 
-# -- what is refused ----------------------------------------------------------------------------
+# -- checks -------------------------------------------------------------------------------------
 
 
 def _checked(edge: object) -> Edge:
-    """Take an edge as its user wrote it.
+    """Check an edge as a user wrote it.
 
     Raises:
-        DefinitionError: It is none.
+        DefinitionError: It is no edge.
     """
     if not isinstance(edge, tuple) or len(cast("tuple[object, ...]", edge)) not in (2, 3):
         hint = ""
@@ -391,7 +391,7 @@ def _checked(edge: object) -> Edge:
         raise DefinitionError(msg)
     source, target, *rest = cast("tuple[object, ...]", edge)
     if source is END:
-        msg = f"Graph: no edge leaves END, and one leads from it to {name_of(target)}: leave it out"
+        msg = f"Graph: no edge leaves END, but one leads from it to {name_of(target)}: leave it out"
         raise DefinitionError(msg)
     checked = _check_act(source, "Graph")
     end = target if isinstance(target, End) else _check_act(target, "Graph")
@@ -428,7 +428,7 @@ def _told_apart(edges: Iterable[Edge], entry: object) -> dict[str, Act]:
     """Return the acts of some edges by name.
 
     Raises:
-        DefinitionError: Two have one name.
+        DefinitionError: Two acts have the same name.
     """
     acts: dict[str, Act] = {}
     for edge in edges:
@@ -449,10 +449,10 @@ def _two_of_one_name(one: Act, two: Act) -> str:
 
 
 def _entry(acts: Mapping[str, Act], edges: Iterable[Edge], entry: object) -> Act:
-    """Find where a run begins.
+    """Return the act at which a run begins.
 
     Raises:
-        DefinitionError: It isn't clear, or is no act of the graph.
+        DefinitionError: It isn't clear which, or ``entry`` is no act of the graph.
     """
     if entry is not None:
         return _named(acts, entry, "Graph(entry=...)")
@@ -476,7 +476,7 @@ def _refuse_never_tried(edges: Iterable[Edge]) -> None:
         taken = always.get(edge.source.name)
         if taken is not None:
             msg = (
-                f"edge {edge} is never tried: {taken} stands before it and has no condition; "
+                f"edge {edge} is never tried: {taken} comes before it and has no condition; "
                 f"give that one a condition, or put it last"
             )
             raise DefinitionError(msg)
@@ -488,17 +488,17 @@ def _refuse_unreachable(acts: Mapping[str, Act], reached: Collection[str], entry
     lost = [name for name in acts if name not in reached]
     if lost:
         msg = (
-            f"no way leads from {entry.name!r}, where the graph begins, to {', '.join(lost)}; "
-            f"add an edge, or leave out what is never walked"
+            f"no path leads from {entry.name!r}, where the graph begins, to {', '.join(lost)}; "
+            f"add an edge, or leave out what can't be reached"
         )
         raise DefinitionError(msg)
 
 
 def _named(acts: Mapping[str, Act], wanted: object, where: str) -> Act:
-    """Find one of ``acts`` that a user gave, or gave the name of.
+    """Return the one of ``acts`` that a user gave, or named.
 
     Raises:
-        DefinitionError: It is none of them.
+        DefinitionError: ``wanted`` is none of them.
     """
     name = wanted.name if isinstance(wanted, Act) else wanted
     if not isinstance(name, str):
@@ -512,10 +512,10 @@ def _named(acts: Mapping[str, Act], wanted: object, where: str) -> Act:
 
 
 def as_graph(act: Act, where: str) -> Graph:
-    """Take a graph as it is, and another act for the graph that consists of it.
+    """Return a graph as it is, and any other act as a graph of that act alone.
 
     Raises:
-        DefinitionError: It is no act.
+        DefinitionError: ``act`` is no act.
     """
     if isinstance(act, Graph):
         return act
@@ -523,14 +523,14 @@ def as_graph(act: Act, where: str) -> Graph:
 
 
 def no_act(found: object, where: str) -> str:
-    """Say that ``found`` is no act, and what it lacks."""
+    """Return the message that ``found`` is no act, with a hint what to write."""
     if isinstance(found, type) and issubclass(found, Act):
         hint = f"it is a class: write {found.__name__}() for an act of it"
     elif isinstance(found, End):
         hint = "it is only where an edge leads to: (act, END)"
     elif isinstance(found, Coroutine):
-        cast("Coroutine[Any, Any, Any]", found).close()
-        hint = "it is what calling a coroutine function gives: write the action without ()"
+        cast("Coroutine[Any, Any, Any]", found).close()  # else it warns that it was never awaited
+        hint = "it is the result of calling a coroutine function: write the action without ()"
     elif callable(cast("object", found)):
         hint = "decorate it: @action(reads=[...], writes=[...])"
     else:

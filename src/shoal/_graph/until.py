@@ -1,15 +1,18 @@
-"""What ends a fan-out before its last child, as its user said. Imports outcomes and states.
+"""When a fan-out is decided, as values: all, the first good ones, a quorum, a first item.
+
+A condition is two classes: its value here, which says what the rest of shoal asks of it, and its
+judge in ``_engine.fanout.race``, which a table there finds by the type of the value.
 
 Invariants:
-- Values, and nothing else: who is accepted and when it is decided is judged in ``_contest``.
-- What can't be meant is refused where it is written.
+- These are values. They count nothing and judge no result.
+- A mistake is refused where it is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, cast, final
 
 from shoal._errors.exceptions import DefinitionError, brief
 from shoal._events.events import Outcome
@@ -19,10 +22,51 @@ from shoal._state.state import State
 OnBreak = Literal["fail", "restart"]
 
 
+class EndCondition:
+    """Base class of the conditions under which a fan-out is decided."""
+
+    __slots__ = ()
+
+    name: ClassVar[str] = ""
+    """What users call to make one; a message names it so."""
+    is_race: ClassVar[bool] = True
+    """Whether a child has to win. If so, a failure only removes a contestant."""
+    by_item: ClassVar[bool] = False
+    """Whether a partial item decides, while no child has a result yet."""
+    may_decide: ClassVar[bool] = True
+    """Whether it may end a fan-out before the last child has ended."""
+
+    @property
+    def wanted(self) -> int | None:
+        """The results that it takes; None if that depends on the results."""
+        return 1
+
+    @property
+    def picks_one(self) -> bool:
+        """Whether ``into`` holds the value of one child as it is, not a collection of values."""
+        return self.is_race
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the race is run again if its winner fails afterwards."""
+        return False
+
+    def __str__(self) -> str:
+        """Return the text that a store keeps, which a changed program is compared by."""
+        return self.name
+
+
 @final
 @dataclass(frozen=True, slots=True)
-class All:
-    """Every child is awaited."""
+class All(EndCondition):
+    """All children are awaited; made by ``all_``."""
+
+    name = "all"
+    is_race = may_decide = False
+
+    @property
+    def wanted(self) -> None:
+        """All of them."""
 
 
 ALL = All()
@@ -30,58 +74,101 @@ ALL = All()
 
 @final
 @dataclass(frozen=True, slots=True)
-class First:
+class First(EndCondition):
     """The first accepted results decide; made by ``first``."""
 
+    name = "first"
     n: int = 1
     accept: Callable[[Any], object] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can't be judged."""
         _check_count("first", self.n)
         _check_function("first(accept=...)", self.accept)
+
+    @property
+    def wanted(self) -> int:
+        """The results that have to be accepted."""
+        return self.n
+
+    @property
+    def picks_one(self) -> bool:
+        """Whether one result is enough."""
+        return self.n == 1
+
+    def __str__(self) -> str:
+        """Return the text that a store keeps."""
+        return f"first({self.n})"
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Quorum:
+class Quorum(EndCondition):
     """Results that agree decide; made by ``quorum``."""
 
+    name = "quorum"
     n: int
     by: Callable[[Any], object] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can't be judged."""
         _check_count("quorum", self.n)
         _check_function("quorum(by=...)", self.by)
+
+    @property
+    def wanted(self) -> int:
+        """The results that have to agree."""
+        return self.n
+
+    def __str__(self) -> str:
+        """Return the text that a store keeps."""
+        return f"quorum({self.n})"
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class FirstItem:
+class FirstItem(EndCondition):
     """The first partial item decides; made by ``first_item``."""
 
+    name = "first_item"
+    by_item = True
     when: Callable[[Any], object] | None = None
     on_break: OnBreak = "fail"
 
     def __post_init__(self) -> None:
-        """Refuse what can't be judged."""
         _check_function("first_item(when=...)", self.when)
         if self.on_break not in ("fail", "restart"):
             msg = f"first_item(on_break=...) is 'fail' or 'restart', not {brief(self.on_break)}"
             raise DefinitionError(msg)
 
+    @property
+    def restarts(self) -> bool:
+        """Whether ``on_break="restart"`` was given."""
+        return self.on_break == "restart"
+
 
 Asked = Callable[[State, Outcome], bool]
-Until = All | First | Quorum | FirstItem | Asked
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ByFunction(EndCondition):
+    """A user's function decides; it is asked after each update. Without a decision all end."""
+
+    name = "a function"
+    is_race = False
+    function: Asked
+
+    @property
+    def wanted(self) -> None:
+        """Any further update may satisfy the function."""
+
+
+Until = EndCondition | Asked
 """What ends a fan-out: ``all_()``, ``first(...)``, ``quorum(...)``, ``first_item(...)``, or a
 function."""
-Race = First | Quorum | FirstItem
-"""What somebody has to win; a failure only removes a contestant."""
 
 
 def all_() -> All:
-    """Wait for all children: what a fan-out does unless ``until=`` says otherwise."""
+    """Wait for all children; the default of ``until=``."""
     return ALL
 
 
@@ -90,14 +177,14 @@ def first(n: int = 1, *, accept: Callable[[Any], object] | None = None) -> First
 
     The rest are awaited, their ``finally`` blocks included; see ``shielded`` for those that await.
     Children that fail, or whose result is refused, only leave the contest. As soon as too few are
-    left the step raises ``NobodyAccepted``. Of children that end at the same moment, those of lower
-    position come first. ``into`` holds the winning value itself; with ``n`` above 1, what a fan-out
-    over all children collects.
+    left, the step raises ``NobodyAccepted``. Of children that end at the same moment, those with
+    lower positions come first. ``into`` holds the winning value itself; with ``n`` above 1, a
+    collection, as without ``until=``.
 
     Args:
-        n: How many.
-        accept: A plain function of a child's value, as ``take`` names it: whether it counts. One
-            that raises refuses, for that reason. Without it, every result counts.
+        n: The number of results.
+        accept: A plain function of a child's value (see ``take``) that returns whether it counts.
+            If it raises, the value is refused for that reason. By default every result counts.
 
     Raises:
         DefinitionError: ``n`` is no number of children, or ``accept`` no plain function.
@@ -118,16 +205,16 @@ def first(n: int = 1, *, accept: Callable[[Any], object] | None = None) -> First
 def quorum(n: int, *, by: Callable[[Any], object] | None = None) -> Quorum:
     """End a fan-out as soon as ``n`` of its results agree, and cancel the rest.
 
-    Children that fail only leave the contest; as soon as no ``n`` can agree any more the step
-    raises ``NobodyAccepted``. ``into`` holds the value that was agreed on; of several that count as
-    equal, that of the lowest position. Each vote that was counted is ``used``, the outvoted ones
-    as well: so the ledger, which iterates over losers, has none of them.
+    Children that fail only leave the contest. As soon as ``n`` can't agree any more, the step
+    raises ``NobodyAccepted``. ``into`` holds the value that was agreed on; of several values that
+    count as equal, the one with the lowest position. Each vote that was counted is ``used``, the
+    outvoted ones as well, so the ledger, which iterates over losers, has none of them.
 
     Args:
-        n: How many have to agree.
-        by: A plain function of a child's value, as ``take`` names it: what has to be equal. One
-            that raises refuses the value, for that reason. Without it, the values themselves; one
-            that can't be compared is refused.
+        n: The number of results that must agree.
+        by: A plain function of a child's value (see ``take``). Results agree if its return values
+            are equal. If it raises, the value is refused for that reason. By default the values
+            themselves are compared; a value that can't be compared is refused.
 
     Raises:
         DefinitionError: ``n`` is no number of children, or ``by`` no plain function.
@@ -147,21 +234,21 @@ def quorum(n: int, *, by: Callable[[Any], object] | None = None) -> Quorum:
 def first_item(
     *, when: Callable[[Any], object] | None = None, on_break: OnBreak = "fail"
 ) -> FirstItem:
-    """Let the first partial item of a streaming action decide a race.
+    """Decide a race by the first partial item of a streaming action.
 
-    The first child that yields an item wins and goes on streaming; that is saved, and the others
-    are cancelled. Its result is then applied; ``into`` holds it as it is. Items of several are
-    never mixed: each event names the child whose item it is. A child that ends well without an item
-    has won by that. Children that fail before only leave the contest; if none is left the step
-    raises ``NobodyAccepted``. After a crash only the winner runs again, from its
+    The first child that yields an item wins and continues to stream. That is saved, and the other
+    children are cancelled. When the winner ends, its result is applied; ``into`` holds the value
+    itself. Items of several children can't be confused: each event names its child. A child that
+    succeeds without an item wins as well. Children that fail before only leave the contest. If none
+    is left, the step raises ``NobodyAccepted``. After a crash only the winner runs again, from its
     start.
 
     Args:
-        when: A plain function of an item: whether it counts. Without it, every item does. What it
-            raises fails the child.
+        when: A plain function of an item that returns whether it counts. By default every item
+            does. If it raises, the child fails.
         on_break: What happens if the winner fails afterwards. ``"fail"``: the step raises
-            ``NobodyAccepted``. ``"restart"``: the race is run again from its start, among those
-            that have not failed.
+            ``NobodyAccepted``. ``"restart"``: the race runs again from its start, with the
+            contestants that have not failed.
 
     Raises:
         DefinitionError: ``when`` is no plain function, or ``on_break`` neither of the two.
@@ -184,18 +271,19 @@ def first_item(
     return FirstItem(when, on_break)
 
 
-def check_until(who: str, until: object) -> None:
-    """Refuse what is no condition of an end.
+def as_condition(who: str, until: object) -> EndCondition:
+    """Return the condition that a user gave as ``until=``; a function becomes one.
 
     Raises:
-        DefinitionError: Naming ``who`` was given it.
+        DefinitionError: It is invalid; the message names ``who``, the act.
     """
-    if isinstance(until, All | First | Quorum | FirstItem):
-        return
-    if any(until is makes for makes in (all_, first, quorum, first_item)):
-        name = getattr(until, "__name__", "")
-        msg = f"{who}: until= takes what {name}(...) returns; call it: until={name}()"
-        raise DefinitionError(msg)
+    if isinstance(until, EndCondition):
+        return until
+    for makes in (all_, first, quorum, first_item):
+        if until is makes:
+            name = makes.__name__
+            msg = f"{who}: until= takes the result of {name}(...); call it: until={name}()"
+            raise DefinitionError(msg)
     if not callable(until):
         msg = (
             f"{who}: until= takes all_(), first(n), quorum(n), first_item() or a function "
@@ -203,11 +291,7 @@ def check_until(who: str, until: object) -> None:
         )
         raise DefinitionError(msg)
     require_plain(until, f"{who}: until=")
-
-
-def name_of(until: Race) -> str:
-    """Say which one it is, in a message."""
-    return {First: "first", Quorum: "quorum", FirstItem: "first_item"}[type(until)]
+    return ByFunction(cast("Asked", until))
 
 
 def _check_count(what: str, n: object) -> None:

@@ -1,18 +1,19 @@
-"""Limits: what may start, when, and how often again.
+"""Limits: admission control, rates, retries and circuit breakers.
 
 Values that users write:
 
 - ``limits``: ``Limits``, ``Rate``, ``SharedRate``, ``AIMD``.
 - ``retry``: ``Retry``, ``RetryBudget``. ``breaker``: ``Breaker``.
 
-The scheduler, one per runtime. It grants an attempt everything that it needs at once, or nothing:
+Admission control, one per runtime. An attempt is granted all the slots and units that it needs at
+once, or it waits:
 
+- ``admission``: the controller, which binds the others together.
+- ``limiters``: the gates of each owner of limits, by key.
 - ``gates``: a gate is the semaphore and the rate meter of one key of one limit.
-- ``limiters`` make the gates of an owner, by key.
 - ``scheduler``: the queue in front of the gates, with fair shares.
-- ``permits``: what an attempt holds, and a child in flight; releasing and reacquiring it.
+- ``permits``: the slots that an attempt holds, and the in-flight slot of a child.
 - ``timers``: one timer for all gates that open at a known time.
 - ``meters``: the arithmetic of rates.
 - ``shared_rates``, ``shared_rate_client``: rates that several processes share.
-- ``admission`` binds these together.
 """

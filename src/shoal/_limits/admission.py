@@ -1,9 +1,8 @@
-"""Admission: what may start, and when, as the limits of a runtime allow. Binds the other limits.
+"""Admission control of a runtime: one queue, and the limits of all owners in front of it.
 
-The way of an attempt: its *limiters* (`_limiter`: what limits it, by owner) have *gates* (`_gate`:
-slots and a rate, for one key). It takes a *seat* (`_seat`) at all of them together, or waits for
-that in the *queue* (`_queue`). The children of a fan-out come in through an entrance of their own,
-which is made of the same parts, above runs (`_entrance`).
+The path of an attempt: its *limiters*, one for each owner of limits that apply, have *gates*, one
+for each key. The attempt acquires a *permit* for all of these gates together, or waits for it in
+the *queue*. The children of a fan-out are admitted through the same parts, by the engine.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from shoal._concurrency.backend import Clock, Waiter
 
 from .limiters import Limiter, Limiters
 from .limits import Limits
-from .permits import Party, Seat, Stake
+from .permits import HeldPermits, Seat, Stake
 from .scheduler import Queue
 from .shared_rate_client import StartTask
 from .timers import SetAlarm
@@ -24,7 +23,7 @@ from .timers import SetAlarm
 
 @final
 class Admission:
-    """Lets attempts start, as the limits of a runtime allow."""
+    """Admits attempts as the limits of a runtime allow."""
 
     def __init__(
         self,
@@ -37,74 +36,77 @@ class Admission:
         threads: int | None = None,
         takes_foreign: bool = True,
     ) -> None:
-        """Admit everybody at first.
+        """Create the admission control of a runtime, with no limits yet.
 
         Args:
-            waiter: Makes what an attempt waits for.
-            clock: The loop's.
-            alarm: Has a function called at a time; None: nothing but slots is waited for.
-            start_task: Starts a task; None: nothing is waited for that other processes share.
-            chance: Makes random numbers from 0 up to, but not, 1.
-            threads: Worker threads there are; None: any number.
-            takes_foreign: Whether rates that are not ours work here: they are made for asyncio.
+            waiter: Makes the future that an attempt's task awaits.
+            clock: The loop's clock.
+            alarm: Schedules a call at a time; None: attempts wait for slots only, never for time.
+            start_task: Starts a task; None: no rate is shared with other processes.
+            chance: Returns random numbers in [0, 1).
+            threads: The number of worker threads; None: unlimited.
+            takes_foreign: Whether limiters of other libraries work here; they need asyncio.
         """
         self.queue: Queue = Queue(waiter, clock, alarm, start_task, chance)
         self.limiters: Limiters = Limiters(self.queue, threads, takes_foreign=takes_foreign)
 
     def limiter(self, owner: object, limits: Limits, name: str = "") -> Limiter:
-        """Find what counts the limits that stand on ``owner``; see ``Limiters.of``."""
+        """Return the limiter of ``owner``, creating it on first use; see ``Limiters.of``."""
         return self.limiters.of(owner, limits, name)
 
     def seat(
         self,
         scopes: tuple[Limiter, ...],
         data: Mapping[str, object],
-        party: Party | None = None,
+        holder: HeldPermits | None = None,
         *,
         owner: object,
         limits: Limits | None,
         in_thread: bool,
     ) -> Seat | None:
-        """Take a seat for an attempt, granted at once where there is room.
+        """Return a permit for an attempt: granted if there is room, else waiting in the queue.
 
         Args:
-            scopes: What limits the run that the attempt belongs to.
+            scopes: The limiters of the runtime and the application that the run belongs to.
             data: The fields of the state that the attempt starts from.
-            party: The run that takes the seat: the child of a fan-out, if it is part of one.
-            owner: What the limits of the action are counted by: its definition.
-            limits: Those limits, if the action has any.
+            holder: What the run of the attempt holds.
+            owner: The definition of the action, by which its limits are counted.
+            limits: The limits of the action, if it has any.
             in_thread: Whether the attempt needs a worker thread.
 
-        Returns None where nothing limits the attempt.
+        Returns None if nothing limits the attempt.
         """
-        stake = None if party is None else party.stake
+        stake = None if holder is None else holder.stake
         limiters = self.limiters.of_attempt(scopes, owner, limits)
         thread = self.limiters.threads if in_thread else None
+        # An in-flight slot that was released while the child waited is reacquired with the permit.
         if not limiters and thread is None and (stake is None or stake.is_held):
             return None
         needed, costs = self.limiters.gates(limiters, data)
-        return Seat(self.queue, needed, costs, party, stake=stake, thread=thread)
+        return Seat(self.queue, needed, costs, holder, stake=stake, thread=thread)
 
-    def place(self, party: Party) -> Seat:
-        """Take again what a child holds in flight, which has stepped aside."""
-        return Seat(self.queue, (), None, party, stake=party.stake)
+    def place(self, holder: HeldPermits) -> Seat:
+        """Return a permit for the in-flight slot alone, of a child that has stepped aside."""
+        return Seat(self.queue, (), None, holder, stake=holder.stake)
 
     def charge(self, seat: Seat | None, stake: Stake | None, actual: float) -> None:
-        """Correct what an attempt was charged, and its child, wherever ``cost=`` said it."""
+        """Replace the units that ``cost=`` functions charged an attempt and its child."""
         for held in (seat, stake):
             if held is not None:
                 self.queue.charge(held, actual)
 
-    def pause(self, seat: Seat | None, party: Party, seconds: float) -> bool:
-        """Let nothing start for a while with the keys of an attempt.
+    def pause(self, seat: Seat | None, holder: HeldPermits, seconds: float) -> bool:
+        """Pause the keys of an attempt: those of its permit, its child, and enclosing children.
 
-        These are those of its action, application and runtime, of the child that ``party`` is, and
-        of the children which that is part of. Returns whether they keep the next attempt waiting:
-        whether the first two have any. Those further up only keep others.
+        Returns whether the pause also delays the next attempt of this one. The keys of the permit
+        and of the child do. Those of enclosing children only delay other children, because the
+        enclosing children are in flight already.
         """
         until = self.queue.clock() + seconds
-        paused = [self.queue.pause(held, until) for held in (seat, party.stake) if held is not None]
-        above = party.above
+        paused = [
+            self.queue.pause(held, until) for held in (seat, holder.stake) if held is not None
+        ]
+        above = holder.above
         while above is not None:
             if above.stake is not None:
                 self.queue.pause(above.stake, until)
@@ -112,15 +114,15 @@ class Admission:
         return any(paused)
 
     def adapt(self, held: Seat | Stake, error: BaseException | None) -> None:
-        """Hear how something ended, before it gives back what it holds.
+        """Let ``adapt=`` policies adjust the slots, before ``held`` is released.
 
         Raises:
-            Exception: What a user's policy raised that was told.
+            Exception: Whatever a user's policy raises.
         """
         self.queue.adapt(held, error)
 
     def close(self) -> None:
-        """Look at the clock no more, and give back what is held of shared rates."""
+        """Stop the timer, and return unused units of shared rates to their backends."""
         self.queue.close()
 
     def __repr__(self) -> str:

@@ -1,11 +1,12 @@
-"""Circuit breakers: what keeps failing is skipped for a while. Imports states and errors.
+"""Circuit breakers: skip the children of a key that keeps failing, for a while.
 
 Invariants:
-- After ``failures`` in a row of one key nothing of it starts for ``cool_down`` seconds; then one
-  probe does. If that succeeds all may again; if it fails, the next cool-down begins.
-- Only ends that say something count: what was cancelled is no failure, and frees the probe's place.
-  So does an end that the user's function can't judge.
-- Keys that do not fail take no memory.
+- After ``failures`` in a row of one key, no child of it starts for ``cool_down`` seconds. Then one
+  child starts as a probe. If it succeeds, all may start again; if it fails, the next cool-down
+  begins.
+- Only a success or a failure counts. A child that was cancelled, or whose failure the user's
+  function can't judge, changes nothing; if it was the probe, another child may be.
+- Keys that don't fail take no memory.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from shoal._state.secrets import refuse_key
 from shoal._state.state import State, make_state, refuse_awaitable
 
 On = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
-"""Which exceptions count: a class, several, or a plain function that tells."""
+"""Which exceptions count as failures: a class, several, or a plain function of the exception."""
 
 
 @final
@@ -29,23 +30,25 @@ On = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseExcep
 class Breaker:
     """Skips the children of a fan-out whose key keeps failing: ``Each(breaker=Breaker(...))``.
 
-    After so many failures in a row the circuit of a key is open: its children are not started but
-    end as ``Skipped("breaker open: KEY")``, for ``cool_down`` seconds. Then it is half open: one
-    child is started as a probe, others are skipped still. If the probe succeeds the circuit closes;
-    if it fails, it is open again. What is learnt is kept for each runtime and fan-out, and what was
-    skipped runs when the run is resumed. (M. Nygard, Release It!, 2007.)
+    After ``failures`` in a row the circuit of a key is open: its children are not started, and end
+    as ``Skipped("breaker open: KEY")``, for ``cool_down`` seconds. Then the circuit is half open:
+    one child is started as a probe, and others are still skipped. If the probe succeeds, the
+    circuit closes; if it fails, the circuit is open again. Circuits are kept for each runtime and
+    fan-out. Skipped children run when the run is resumed. (M. Nygard, Release It!, 2007.)
 
     Args:
-        by: A plain function of the state that a child would start from: its key, any hashable; by
-            default the name of the act that it executes. So in a race each contestant has its own.
-        failures: In a row, that open the circuit; at least 1.
-        cool_down: Seconds that it stays open; above 0.
-        on: The exceptions that count as failures: a class, several, or a plain function. Others
-            count as successes: the other side works. What the function raises fails the child in
-            place of its own error, and says nothing of the other side.
+        by: A plain function of the state that a child would start from. It returns the child's key,
+            any hashable. By default the key is the name of the act that the child executes, so
+            in a race each contestant has a circuit of its own.
+        failures: The failures in a row that open the circuit; at least 1.
+        cool_down: The seconds that the circuit stays open; above 0.
+        on: The exceptions that count as failures: a class, several, or a plain function of the
+            exception. Others count as successes, because the service has answered. If the function
+            raises, the child fails with that exception instead of its own, and the circuit stays as
+            it is.
 
     Raises:
-        DefinitionError: One of them is not what it must be.
+        DefinitionError: An argument has the wrong type or is out of range.
 
     Examples:
         >>> Breaker(failures=3, cool_down=10.0)
@@ -58,7 +61,6 @@ class Breaker:
     on: On = Exception
 
     def __post_init__(self) -> None:
-        """Refuse what could not work."""
         if self.by is not None:
             require_plain(self.by, "Breaker(by=...)")
         if type(self.failures) is not int or self.failures < 1:
@@ -79,11 +81,11 @@ class Breaker:
             raise DefinitionError(msg)
 
     def counts(self, error: BaseException) -> bool:
-        """Tell whether ``error`` is a failure of the other side.
+        """Return whether ``error`` counts as a failure.
 
         Raises:
             Exception: Whatever ``on``, if it is a function, raises.
-            BadResult: It returned something to be awaited.
+            BadResult: ``on`` returned an awaitable.
         """
         on = self.on
         if isinstance(on, type | tuple):
@@ -100,24 +102,24 @@ class Breaker:
 @final
 @dataclass(slots=True)
 class _Circuit:
-    """What is known of one key that has failed lately."""
+    """The state of one key that has failed since its last success."""
 
     failed: int = 0  # in a row
-    open_until: float = -math.inf
-    is_probing: bool = False
+    open_until: float = -math.inf  # -inf: closed; past: half open
+    is_probing: bool = False  # only while half open
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerStatistics:
-    """How the circuits of a fan-out are: ``runtime.circuits(fan_out).statistics()``."""
+    """The circuits of a fan-out, from ``runtime.circuits(fan_out).statistics()``."""
 
     failing: int
-    """Keys that have failed and not succeeded since."""
+    """The number of keys that have failed since their last success."""
     open: tuple[Hashable, ...]
-    """Keys whose circuit is open or half open."""
+    """The keys whose circuit is open or half open."""
     skipped: int
-    """Children that were skipped so far."""
+    """The number of children skipped so far."""
 
 
 @final
@@ -125,14 +127,13 @@ class Circuits:
     """The circuits of one fan-out, for all its executions in a runtime."""
 
     def __init__(self, breaker: Breaker, clock: Callable[[], float]) -> None:
-        """Have all of them closed."""
         self.breaker: Breaker = breaker
         self._clock = clock
-        self._failing: dict[Hashable, _Circuit] = {}
+        self._failing: dict[Hashable, _Circuit] = {}  # a success removes a key
         self._skipped = 0
 
     def admit(self, key: Hashable) -> bool:
-        """Tell whether a child of ``key`` may start; that it then does is counted on."""
+        """Return whether a child of ``key`` may start; its end must then be passed to ``hear``."""
         circuit = self._failing.get(key)
         if circuit is None or circuit.open_until == -math.inf:
             return True
@@ -143,13 +144,15 @@ class Circuits:
         return True
 
     def hear(self, key: Hashable, end: BaseException | Literal["done", "cancelled"]) -> None:
-        """Hear how a child of ``key`` ended that was admitted.
+        """Count the end of a child of ``key`` that was admitted.
 
         Raises:
-            Exception: What ``on``, if it is a function, raised.
+            Exception: Whatever ``on``, if it is a function, raises.
         """
         circuit = self._failing.get(key)
         was_probing = circuit is not None and circuit.is_probing
+        # Before the user's function, which may raise: the next child is the probe then. See
+        # test_a_probe_that_cannot_be_judged_leaves_its_place_to_another.
         if circuit is not None:
             circuit.is_probing = False
         if end == "cancelled":
@@ -164,12 +167,12 @@ class Circuits:
             circuit.open_until = self._clock() + self.breaker.cool_down
 
     def key(self, act: str, data: Mapping[str, object]) -> Hashable:
-        """Find the key of a child that would execute ``act`` from the fields ``data``."""
+        """Return the key of a child that would execute ``act`` on the fields ``data``."""
         by = self.breaker.by
         return act if by is None else _key(by, make_state(data))
 
     def statistics(self) -> BreakerStatistics:
-        """Say how they are."""
+        """Return the failing and open keys, and the number of skipped children."""
         opened = [key for key, one in self._failing.items() if one.open_until > -math.inf]
         return BreakerStatistics(
             failing=len(self._failing), open=tuple(opened), skipped=self._skipped

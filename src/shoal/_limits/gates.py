@@ -1,12 +1,13 @@
-"""Gates, the claims on them, and the lines in which claims wait. Imports rates.
+"""Gates, the claims on them, and the lines in which claims wait.
 
-A *gate* stands for one part of a ``Limits``, for one key of it: slots, a rate, or both. What wants
-to start has a *claim* on several gates at once. Claims on the same gates, of the same unit, stand
-in a *line*, which is posted at one gate that is shut to its first claim.
+A *gate* is the semaphore and the rate meter of one part of a ``Limits``, for one key of it. An
+attempt or a child that wants to start makes a *claim* on several gates at once. Claims of the same
+unit on the same gates wait in one *line*. The line is posted at one gate that is closed to its
+first claim; the other gates don't know of it.
 
 Invariants:
-- A line waits at one gate, or at none; a gate knows which of its lines is due first.
-- Memory follows what is in use: a gate that is as good as new may be forgotten.
+- A line is posted at one gate, or at none. A gate can tell which of its lines has the next turn.
+- Memory follows use: a gate in its initial state may be dropped, and is made again when needed.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from .meters import ForeignMeter, Meter
 from .shared_rates import SharedMeter
 
 Turn = tuple[bool, float, int]
-"""Whether it stands behind others, when it is due, and its arrival: what is less goes first."""
+"""The position of a line among others; the smallest goes first.
+
+Whether the line holds new claims (attempts that reacquire their slots go before these), the round
+in which its first claim is due, and the arrival number of that claim.
+"""
 
 
 @final
 class Gate:
-    """One part of a limit, for one key: so many at once, so many per time."""
+    """Semaphore and rate meter of one key of one part of a limit."""
 
     __slots__ = (
         "_posts",
@@ -50,39 +55,50 @@ class Gate:
     def __init__(
         self, size: float | None = None, part: Part | None = None, key: Hashable = None
     ) -> None:
-        """Have ``size`` slots (None: any number), all free, and the rate of ``part``."""
+        """Create a gate with ``size`` free slots (None: unlimited) and the rate of ``part``."""
         self.resize(size)
+        # None: a gate of the engine's own, for threads or children in flight. Replaced, together
+        # with `adapt` and `meter`, when the limits of the owner are changed.
         self.part: Part | None = part
         self.key: Hashable = key
         self.meter: Meter | ForeignMeter | SharedMeter | None = (
             None if part is None else part.meter(key)
         )
         self.adapt: Adaptive | None = None if part is None else part.adapt
+        # Slots taken. May exceed `slots`: after a resize, and when a cancelled attempt reacquires
+        # its slots without waiting. Then nothing starts until enough has ended.
         self.used: int = 0
-        self.users: int = 0  # who needs it: granted, waiting or lent
+        # Permits and in-flight slots that refer to this gate, whether granted, waiting or
+        # suspended. While there are any, the gate must not be dropped: a second gate for the same
+        # key would grant its slots twice.
+        self.users: int = 0
         self.paused_until: float = -math.inf
-        self.changed_at: float = -math.inf  # when its slots were last made fewer
-        self.alarm_at: float = math.inf  # when it is served next, whatever happens
-        self.posted: int = 0  # lines that wait here
-        self._posts: list[tuple[Turn, int, Line]] = []  # a heap; lines that are gone stay a while
+        self.changed_at: float = -math.inf  # when `adapt` last lowered the number of slots
+        self.alarm_at: float = math.inf  # set by Alarms alone; inf: no alarm
+        self.posted: int = 0  # lines posted here; `_posts` may hold more
+        # A heap. A line that is moved or whose first claim changes leaves its old entry behind,
+        # with a version that no longer matches; `first` drops such entries when they surface.
+        self._posts: list[tuple[Turn, int, Line]] = []
 
     def resize(self, size: float | None) -> None:
-        """Have so many slots from now on; a fraction grants nothing yet."""
+        """Change the number of slots. ``size`` may be fractional; only whole slots are granted."""
+        # The fraction is kept because AIMD adds less than a slot at a time.
         self.size: float | None = size
         self.slots: float = math.inf if size is None else int(size)
 
     def opens_at(self, cost: float, *, paid: bool) -> float:
-        """Return when it is open to something that costs so much.
+        """Return when the gate opens to a claim of this cost.
 
         Args:
-            cost: Units of its rate.
-            paid: Whether these were paid before, so that only a slot is needed.
+            cost: Units of the rate.
+            paid: Whether the claim was charged before, so that it needs only a slot.
 
-        Returns -inf or a time that has passed if it is open, inf if time alone won't do.
+        Returns -inf or a past time if the gate is open, inf if the passing of time doesn't open it.
         """
         if self.used >= self.slots:
             return math.inf
         if paid:
+            # A pause doesn't hold it back either: its attempt is under way and only wants to go on.
             return -math.inf
         opens = self.paused_until
         if self.meter is not None:
@@ -91,21 +107,21 @@ class Gate:
 
     @property
     def shared(self) -> SharedMeter | None:
-        """What measures its rate, if other processes have that too."""
+        """The meter, if the rate is shared with other processes."""
         return self.meter if isinstance(self.meter, SharedMeter) else None
 
     @property
     def is_keyed(self) -> bool:
-        """Whether it is one of many keys."""
+        """Whether this is the gate of one key of many."""
         return self.part is not None and self.part.by is not None
 
     @property
     def has_cost(self) -> bool:
-        """Whether what it is charged is the user's to say."""
+        """Whether a user's ``cost=`` function says how many units a claim takes."""
         return self.part is not None and self.part.cost is not None
 
     def is_new(self, now: float) -> bool:
-        """Tell whether it is as if it had never been used."""
+        """Return whether a new gate would behave the same, so that this one can be dropped."""
         return (
             self.users == 0
             and self.paused_until <= now
@@ -113,20 +129,20 @@ class Gate:
         )
 
     def post(self, line: Line) -> None:
-        """Have ``line`` wait here."""
+        """Add ``line``, which is posted nowhere, to the lines that wait here."""
         line.gate = self
         line.version += 1
         self.posted += 1
         heappush(self._posts, (line.turn(), line.version, line))
 
     def unpost(self, line: Line) -> None:
-        """Let ``line`` wait here no more."""
+        """Remove ``line`` from those that wait here."""
         line.gate = None
-        line.version += 1
+        line.version += 1  # makes its entry in the heap stale
         self.posted -= 1
 
     def first(self) -> Line | None:
-        """Return the line whose turn it is, of those that wait here."""
+        """Return the line with the next turn; None if no line waits here."""
         while self._posts:
             _, version, line = self._posts[0]
             if line.gate is self and line.version == version:
@@ -135,12 +151,12 @@ class Gate:
         return None
 
     def first_turn(self) -> Turn:
-        """Return when that line is due; if there is none, after all others."""
+        """Return the turn of the first line, or a turn after all others if no line waits here."""
         line = self.first()
         return (True, math.inf, 0) if line is None else line.turn()
 
     def lines(self) -> list[Line]:
-        """Return the lines that wait here; the one whose turn it is comes first."""
+        """Return the lines that wait here, the first one first and the rest in no order."""
         return [
             line
             for _, version, line in self._posts
@@ -148,17 +164,19 @@ class Gate:
         ]
 
     def waiting(self) -> int:
-        """Count the claims that wait here."""
+        """Return the number of claims that wait here."""
         return sum(len(line.claims) for line in self.lines())
 
     def costs(self, most: int) -> list[float]:
-        """Return what claims cost that wait here for its rate, as far as there are slots for them.
+        """Return the costs of claims that wait here for the rate and for which slots are free.
 
         Args:
-            most: Look at so many of them, at most.
+            most: The most claims to look at.
         """
         found: list[float] = []
         for line in self.lines():
+            # Units for claims that no slot could take would lapse unused: see
+            # test_nothing_is_asked_for_that_slots_could_not_use.
             looked_at = islice(line.claims, min(line.first().room, most - len(found)))
             found += [one.cost(one.needed.index(self)) for one in looked_at if not one.paid]
         return found
@@ -170,34 +188,37 @@ class Gate:
 
 
 class Unit(Protocol):
-    """What takes turns with others: an execution."""
+    """The fair share of one execution: an execution takes turns with others, not each child.
+
+    Both attributes are set by the queue alone.
+    """
 
     turn_due: float
-    """The round in which its next claim is due; in each, those who wait have one turn."""
+    """The round in which its next claim is due. Each waiting execution has one turn a round."""
     turns_since: float
-    """The round in which it began to wait, this time."""
+    """The round in which it last began to wait after it had nothing waiting."""
 
 
 class Held:
-    """What holds gates, or will: which, what that costs, and since when."""
+    """Slots and units of several gates that are acquired and released together."""
 
     __slots__ = ("costs", "needed", "since", "taken_at")
 
     def __init__(self, needed: tuple[Gate, ...], costs: tuple[float, ...] | None) -> None:
-        """Hold nothing yet.
+        """Describe what is needed; nothing is acquired yet.
 
         Args:
-            needed: The gates, no two the same.
-            costs: What it costs at each of them; None: 1.
+            needed: The gates, each once.
+            costs: The units that each of them charges; None: 1 each.
         """
         self.needed: tuple[Gate, ...] = needed
         self.costs: tuple[float, ...] | None = costs
-        self.since: float | None = None  # when it was granted, where something adapts to its end
-        self.taken_at: float = -math.inf  # when it was charged, where there are rates
+        self.since: float | None = None  # when it was granted; only set where a gate has `adapt`
+        self.taken_at: float = -math.inf  # when it was charged; only set where a gate has a rate
 
 
 class Claim(Held):
-    """What is granted all the gates it needs at once, or waits for them in line."""
+    """A request for several gates: granted all of them at once, or waiting in a line for them."""
 
     __slots__ = ("due", "granted", "is_returning", "line", "paid", "unit")
 
@@ -207,74 +228,82 @@ class Claim(Held):
         costs: tuple[float, ...] | None = None,
         unit: Unit | None = None,
     ) -> None:
-        """Be granted nothing, and not stand in line either.
+        """Create a claim that is neither granted nor waiting.
 
         Args:
-            needed: The gates, no two the same.
-            costs: What it costs at each of them; None: 1.
-            unit: What it takes turns for with others.
+            needed: The gates, each once.
+            costs: The units that each of them charges; None: 1 each.
+            unit: The execution that takes turns for it; None: claims go by arrival.
         """
         super().__init__(needed, costs)
         self.unit: Unit | None = unit
-        self.is_returning: bool = False  # a child under way comes back: it goes before new ones
-        self.due: float = 0.0
-        self.paid: bool = False  # whether its rates were charged
-        self.granted: bool = False
-        self.line: Line | None = None
+        # Whether a child that has started waits for its next attempt. Such a claim goes before
+        # children that have not started.
+        self.is_returning: bool = False
+        self.due: float = 0.0  # the round of its turn; set when it joins a line
+        # Whether its rates are charged. Once set it stays: a permit that is released and
+        # reacquired while children run pays once. Only `Seat.cancel` clears it, with a refund.
+        self.paid: bool = False
+        self.granted: bool = False  # never together with `line`
+        self.line: Line | None = None  # where it waits
 
     def cost(self, at: int) -> float:
-        """Return what it costs at one of the gates it needs."""
+        """Return the units that the gate at this index charges."""
         return 1.0 if self.costs is None else self.costs[at]
 
     @property
     def room(self) -> int:
-        """How many like it there are slots for, all gates it needs taken together."""
+        """How many claims like this one would find a slot at every gate they need."""
         room = min(gate.slots - gate.used for gate in self.needed)
         return int(max(0.0, min(room, sys.maxsize)))
 
     @property
     def is_gone(self) -> bool:
-        """Whether whoever waits for it is being cancelled."""
+        """Whether the task that waits for this claim was cancelled and has not run since."""
         return False
 
+    # The queue calls these as the claim moves on.
+
     def load(self) -> bool:
-        """Hear that it has to wait, and say whether it needs more gates by that."""
+        """Add gates that the claim needs because it must wait; return whether there are any."""
         return False
 
     def stand(self) -> None:
-        """Hear that it stands in line."""
+        """Called after the claim has joined a line."""
 
     def settle(self, since: float | None) -> None:
-        """Hear that it was granted and charged for the first time."""
+        """Called when the claim is granted and charged for the first time."""
         self.since = since
 
     def wake(self) -> None:
-        """Hear that it stands in line no more."""
+        """Called when the claim has left its line."""
 
     def refuse(self, error: Exception) -> None:
-        """Hear that it stands in line no more, since that would be in vain."""
+        """Called instead of ``wake`` when the claim left its line because it can't be granted."""
 
 
 @final
 class Line:
-    """Claims of one unit on the same gates, by the number of their arrival."""
+    """Waiting claims of one unit on the same gates, in order of arrival."""
 
     __slots__ = ("claims", "gate", "is_behind", "key", "version")
 
     def __init__(self, key: Hashable, *, is_behind: bool) -> None:
-        """Be empty; ``is_behind`` those that are not."""
+        """Create an empty line; if ``is_behind``, it is served after the lines that are not."""
         self.key: Hashable = key
         self.is_behind: bool = is_behind
-        self.claims: OrderedDict[Claim, int] = OrderedDict()  # a dict is slow to find its first
-        self.gate: Gate | None = None  # where it waits
-        self.version: int = 0  # of its post there
+        # Claims and their arrival numbers; never empty while the queue knows the line. A plain dict
+        # would scan over the entries deleted at its front each time the first one is looked up.
+        self.claims: OrderedDict[Claim, int] = OrderedDict()
+        self.gate: Gate | None = None  # where it is posted
+        self.version: int = 0  # changes with every post and unpost
 
     def first(self) -> Claim:
         """Return the first claim."""
         return next(iter(self.claims))
 
     def turn(self) -> Turn:
-        """Say when the first claim is due, compared to those of other lines."""
+        """Return the turn of the first claim, to be compared with those of other lines."""
         claim, arrival = next(iter(self.claims.items()))
         return self.is_behind, claim.due, arrival
 

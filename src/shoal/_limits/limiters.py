@@ -1,9 +1,9 @@
-"""Limiters: the gates of the limits that stand on one owner, by key. Imports the queue.
+"""Limiters: the gates of one owner of limits (a runtime, application, action or fan-out), by key.
 
 Invariants:
-- One owner, one limiter, for as long as the owner and the runtime live: who shares a limit, shares
-  its gates.
-- Memory follows what is in use: the gate of a key that is as good as new is forgotten.
+- An owner has one limiter as long as the owner and the runtime live, so that all runs that share
+  its limits share its gates.
+- Memory follows use: gates of keys that nothing uses are dropped.
 """
 
 from __future__ import annotations
@@ -24,39 +24,41 @@ from .limits import Limits, Part, Rate, SharedRate
 from .scheduler import Queue
 
 SWEEP = 64
-"""Keys of a limit that are kept without looking whether some could be forgotten."""
+"""Keys that a part keeps before unused ones are dropped: too few gates to be worth the work."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """How one part of a ``Limits`` is used: ``runtime.limiter(owner).statistics()``."""
+    """The use of one part of a ``Limits``, from ``runtime.limiter(owner).statistics()``."""
 
     limits: str
-    """The part."""
+    """The part, as it is written."""
     keys: int
-    """Keys that are known at the moment; 1 for a part without ``by=``."""
+    """Keys in memory; 1 for a part without ``by=``."""
     in_use: int
     """Slots in use, of all keys together."""
     slots: float | None
-    """Slots there are for each key; None: any number. What adapts says what the first key has."""
+    """Slots for each key; None: unlimited. With ``adapt=``, the present number of the first key."""
     waiting: int
-    """How many wait and are kept by this part."""
+    """Attempts and children that wait here; one that waits for several parts counts at one."""
     paused: int
     """Keys that are paused."""
 
 
 @final
 class Limiter:
-    """The gates of the ``Limits`` that stand on one owner, for all runs of a runtime."""
+    """The gates of one owner's ``Limits``, for all runs of a runtime."""
 
     def __init__(self, limits: Limits, queue: Queue) -> None:
-        """Have no gates yet, but those that there is one of."""
         self._queue: Queue = queue
         self.limits: Limits = limits
         self.parts: tuple[PartGates, ...] = tuple(map(PartGates, limits.parts))
         self.same: tuple[Gate, ...] | None = self._same()
-        """The gates that all need who are limited by it; None if that depends on their states."""
+        """The gates that every attempt needs; None if they depend on the state it starts from.
+
+        With these, finding the gates of an attempt calls no user's function and makes no state.
+        """
 
     def _same(self) -> tuple[Gate, ...] | None:
         if any(part.by is not None or part.cost is not None for part in self.limits.parts):
@@ -64,15 +66,18 @@ class Limiter:
         return tuple([gates.the_one() for gates in self.parts])
 
     def change(self, limits: Limits) -> None:
-        """Have other numbers from now on; what waits is judged by them at once.
+        """Replace the limits by others with the same parts; waiting attempts notice at once.
 
-        What runs goes on: where there are fewer slots than are in use, nothing new starts until
-        enough has ended. Parts at the same place keep what they have counted, if they are of the
-        same kind: both with ``by=``, or both without. Another ``by=`` or ``cost=`` is asked about
-        what comes from now on: what waits keeps the key and the cost that it came with.
+        Running attempts go on. If there are fewer slots than are in use, nothing new starts until
+        enough attempts have ended. Each part keeps its counts. A new ``by=`` or ``cost=`` applies
+        to attempts and children that come from now on; those that wait keep their keys and costs.
+
+        Args:
+            limits: The new limits: as many parts as before, in the same order, each with ``by=`` if
+                the old one had it, and without if not.
 
         Raises:
-            BadUse: They are no ``Limits``, or have other parts.
+            BadUse: ``limits`` is no ``Limits``, or has other parts.
         """
         if not isinstance(limits, Limits):
             msg = f"limiter.change(limits) takes Limits(...), not {brief(limits)}"
@@ -88,12 +93,13 @@ class Limiter:
             raise BadUse(msg)
         self.limits = limits
         self.same = self._same()
+        # Served at once: with more slots, or a faster rate, waiting claims may start now.
         for part, gates in zip(limits.parts, self.parts, strict=True):
             for gate in gates.change(part):
                 self._queue.serve(gate)
 
     def statistics(self) -> tuple[Statistics, ...]:
-        """Say how each part is used."""
+        """Return the use of each part, in the order in which ``&`` has joined them."""
         now = self._queue.clock()
         return tuple(gates.statistics(now) for gates in self.parts)
 
@@ -109,49 +115,51 @@ class PartGates:
     __slots__ = ("_sweep_at", "gates", "part")
 
     def __init__(self, part: Part) -> None:
-        """Have none yet."""
         self.part: Part = part
-        self.gates: dict[Hashable, Gate] = {}
-        self._sweep_at: int = SWEEP
+        self.gates: dict[Hashable, Gate] = {}  # under None, the one of a part without `by=`
+        self._sweep_at: int = SWEEP  # the number of keys at which unused ones are dropped
 
     def the_one(self) -> Gate:
-        """Find the only gate of a part without ``by=``."""
+        """Return the only gate of a part without ``by=``, creating it on first use."""
         gate = self.gates.get(None)
         if gate is None:
             gate = self.gates[None] = Gate(self.part.n, self.part)
         return gate
 
     def find(self, state: State, now: float) -> tuple[Gate, float]:
-        """Find the gate for what starts from ``state``, and what it costs there."""
+        """Return the gate for a start from ``state``, and the units that it charges."""
         part = self.part
         cost = 1.0 if part.cost is None else _cost(part, state)
         key = None if part.by is None else _key(part, state)
         gate = self.gates.get(key)
         if gate is None:
+            # Before the new gate is there: it isn't used yet, so it would be dropped.
             if len(self.gates) >= self._sweep_at:
                 self._sweep(now)
             gate = self.gates[key] = Gate(part.n, part, key)
         return gate, cost
 
     def _sweep(self, now: float) -> None:
-        """Forget the keys that are as good as new; each is looked at twice at most, on average."""
+        """Drop the gates that are not in use."""
         self.gates = {key: gate for key, gate in self.gates.items() if not gate.is_new(now)}
+        # Twice what is left: so many keys must come before the next sweep that each of them is
+        # looked at twice at most, on average.
         self._sweep_at = max(SWEEP, 2 * len(self.gates))
 
     def change(self, part: Part) -> list[Gate]:
-        """Have other numbers, and return the gates, which have them too."""
+        """Replace the part, in all gates too; return the gates."""
         self.part = part
         for gate in self.gates.values():
             gate.part, gate.adapt = part, part.adapt
             gate.resize(part.n)
             meter = part.meter(gate.key)
             if meter is not None:
-                meter.go_on_from(gate.meter)
+                meter.go_on_from(gate.meter)  # else a change would grant a burst again
             gate.meter = meter
         return list(self.gates.values())
 
     def statistics(self, now: float) -> Statistics:
-        """Say how it is used."""
+        """Return the use of all gates together."""
         gates = self.gates.values()
         return Statistics(
             limits=repr(self.part),
@@ -170,29 +178,31 @@ class Limiters:
     def __init__(
         self, queue: Queue, threads: float | None = None, *, takes_foreign: bool = True
     ) -> None:
-        """Have none yet.
+        """Create the registry of a runtime.
 
         Args:
-            queue: Where who is limited waits.
-            threads: Worker threads there are; None: any number.
-            takes_foreign: Whether rates that are not ours work here: they are made for asyncio.
+            queue: The queue in which claims wait.
+            threads: The number of worker threads; None: unlimited.
+            takes_foreign: Whether limiters of other libraries work here; they need asyncio.
         """
         self._queue: Queue = queue
         self._takes_foreign: bool = takes_foreign
         self.threads: Gate = Gate(threads)
-        """The worker threads: a gate as well."""
+        """The gate of the worker threads."""
+        # Weak: actions made while running leave nothing behind. See
+        # test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime.
         self.by_owner: WeakKeyDictionary[object, dict[str, Limiter]] = WeakKeyDictionary()
 
     def of(self, owner: object, limits: Limits, name: str = "") -> Limiter:
-        """Find the gates of the limits that stand on ``owner``; make them if there are none yet.
+        """Return the limiter of ``owner``, creating it on first use.
 
         Args:
-            owner: A runtime, an application, an action, a fan-out.
-            limits: The limits.
-            name: Tells several of one owner apart.
+            owner: A runtime, an application, or the definition of an action or a fan-out.
+            limits: The owner's limits; only read when the limiter is created.
+            name: Distinguishes several limiters of one owner.
 
         Raises:
-            DefinitionError: They have a rate that doesn't work here.
+            DefinitionError: The limits have a rate that doesn't work on this event loop.
         """
         named = self.by_owner.get(owner)
         if named is None:
@@ -207,7 +217,7 @@ class Limiters:
     def of_attempt(
         self, scopes: tuple[Limiter, ...], owner: object, limits: Limits | None
     ) -> tuple[Limiter, ...]:
-        """Find what limits an attempt of ``owner``, which has ``limits``, where ``scopes`` do."""
+        """Return the limiters of an attempt: ``scopes``, and that of its action, ``owner``."""
         if limits is None:
             return scopes
         return (*scopes, self.of(owner, limits))
@@ -215,11 +225,11 @@ class Limiters:
     def gates(
         self, limiters: Sequence[Limiter], data: Mapping[str, object]
     ) -> tuple[tuple[Gate, ...], tuple[float, ...] | None]:
-        """Find the gates that are needed to start from ``data``, and what it costs there.
+        """Return the gates that a start from ``data`` needs, and the units that they charge.
 
         Raises:
-            Exception: What ``by=`` or ``cost=`` raised.
-            BadResult: They returned what is no key, or no cost.
+            Exception: Whatever ``by=`` or ``cost=`` raises.
+            BadResult: ``by=`` returned no valid key, or ``cost=`` no valid number.
         """
         same: tuple[Gate, ...] = ()
         for limiter in limiters:
@@ -244,8 +254,8 @@ def _cost(part: Part, state: State) -> float:
         raise BadResult(msg)
     if cost > part.burst:
         msg = (
-            f"{part!r}: something costs {cost:g}, and no more than {part.burst:g} may go at once, "
-            f"so it could never start; allow more: Rate(..., burst=...)"
+            f"{part!r}: cost= returned {cost:g}, but no more than {part.burst:g} may go at once, "
+            f"so this could never start; allow more: Rate(..., burst=...)"
         )
         raise BadResult(msg)
     return float(cost)
@@ -271,7 +281,7 @@ def _refuse_foreign(limits: Limits) -> None:
         if rate is not None and not isinstance(rate, Rate | SharedRate):
             kind = type(rate)
             msg = (
-                f"{limits!r}: {kind.__module__}.{kind.__qualname__} works on asyncio only; on trio "
-                f"and asyncio alike does Rate({rate.max_rate:g}, per={rate.time_period:g})"
+                f"{limits!r}: {kind.__module__}.{kind.__qualname__} works on asyncio only; "
+                f"Rate({rate.max_rate:g}, per={rate.time_period:g}) works on trio too"
             )
             raise DefinitionError(msg)

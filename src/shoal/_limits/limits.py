@@ -1,4 +1,4 @@
-"""Limits and rates: what a user asks for, as values. Imports meters, and what shares a rate."""
+"""Limits and rates as users write them: immutable values, from which a runtime makes gates."""
 
 from __future__ import annotations
 
@@ -15,26 +15,33 @@ from .meters import ForeignMeter, ForeignRate, Meter
 from .shared_rates import RateBackend, SharedMeter, key_of
 
 DEFAULT_IN_FLIGHT = 100
-"""Children in flight in a fan-out that names no limit."""
+"""Children in flight in a fan-out that names no limit.
+
+A chosen number: enough to hide network latency, and few enough for the connections and the memory
+of one process.
+"""
 OVERLOAD = (429, 503, 529)
-"""HTTP statuses by which servers say that they are asked for too much."""
+"""HTTP statuses of an overloaded server.
+
+Too Many Requests, Service Unavailable, and 529, which some APIs send for "overloaded".
+"""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many in so much time: ``Rate(5)`` is 5 a second, ``Rate(90_000, per=60)`` a minute.
+    """A rate: ``Rate(5)`` is 5 a second, ``Rate(90_000, per=60)`` is 90,000 a minute.
 
-    Starts are spaced evenly; ``burst`` lets so many go at once after a pause. In any window of
+    Starts are spaced evenly. After a pause, up to ``burst`` may start at once. In any window of
     ``t`` seconds at most ``k * t / per + burst`` start.
 
     Args:
-        k: How many: children, attempts or, with ``cost=``, units of that.
-        per: In how many seconds.
+        k: How many children, attempts or, with ``cost=``, units.
+        per: The seconds in which ``k`` may start.
         burst: How many may start at once; by default 1 or, with ``cost=``, ``k``.
 
     Raises:
-        DefinitionError: One of them is no number above 0.
+        DefinitionError: An argument is not a number above 0.
 
     Examples:
         >>> Rate(5, per=1.0, burst=2)
@@ -46,7 +53,6 @@ class Rate:
     burst: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no rate."""
         given = {"k": self.k, "per": self.per, "burst": 1 if self.burst is None else self.burst}
         for name, value in given.items():
             check_number(f"Rate({name}=...)", value)
@@ -61,33 +67,35 @@ class Rate:
 class SharedRate:
     """A rate that several processes share, through a backend that all of them can reach.
 
-    Whatever stands on it in any of them takes of the same rate: of one for each key, with ``by=``.
-    In any window of ``t`` seconds at most ``k * t / per + burst`` start in all processes together,
-    at the full rate while somebody waits. For that each start is counted as if it came 20 ms after
-    its turn, by which time it has, in a process that isn't stuck. The burst pays for it: it is
-    smaller by what goes in 20 ms. One too small for that (``1`` is) pays what it has above 1, or
-    else 2 % of the rate; there, starts that are later than that pays for exceed the above, by what
-    goes in the time they are late.
+    All limits with this rate, in all processes, use up the same rate; with ``by=``, the same rate
+    for each key. In any window of ``t`` seconds at most ``k * t / per + burst`` start in all
+    processes together, and while claims wait the full rate is used.
 
-    What a process was granted and doesn't use, since what waited was cancelled or found another
-    limit shut, is used by others in it or given back. Keys paused by ``RetryLater`` are paused in
-    this process alone.
+    To keep that promise, each start is counted as if it came 20 ms after its turn, because a
+    process that isn't stuck has started it by then. The burst pays for this: it is smaller by what
+    starts in 20 ms. A burst that is too small for that (``1`` is) pays what it has above 1, or else
+    2 % of the rate is given up. In that case, starts that are later than this covers exceed the
+    bound, by what starts in the time they are late.
 
-    Where the backend fails or doesn't answer, it is asked again until ``patience`` ends. Then what
-    waits fails with ``RateUnavailable``: the attempt, which has not begun, so that no ``retry=`` of
-    its action applies; or the step whose children wait to start. Or else the process goes on
-    ``alone``, until the backend answers.
+    Units that a process was granted and doesn't use, because an attempt was cancelled or found
+    another limit closed, are used by other attempts of the process or returned. A key that
+    ``RetryLater`` pauses is paused in this process alone.
+
+    If the backend fails or doesn't answer, it is called again until ``patience`` ends. Then the
+    attempts that wait fail with ``RateUnavailable``; they have not begun, so the ``retry=`` of
+    their action doesn't apply. If children wait to start, their step fails. With ``alone``, the
+    process continues at a rate of its own instead, until the backend answers.
 
     Args:
         rate: The rate. Give the same in all processes.
-        name: What the processes know it by; whatever has the same name at the backend, shares.
-        backend: Keeps it: ``shoal.rates.redis.RedisRates(url)``, say, or one of yours.
-        alone: The rate of this process by itself, for each key, while the backend can't be reached;
-            None: what waits fails.
-        patience: Seconds for which the backend is asked in vain before that.
+        name: The name of the rate at the backend. Rates of one name are one rate.
+        backend: The backend: ``shoal.rates.redis.RedisRates(url)``, for example, or your own.
+        alone: The rate of this process alone, for each key, while the backend can't be reached.
+            None: attempts that wait fail.
+        patience: Seconds for which a failing backend is called again before that.
 
     Raises:
-        DefinitionError: One of them is not what it must be.
+        DefinitionError: An argument has the wrong type or is out of range.
 
     Examples:
         >>> from shoal.rates import MemoryRates
@@ -102,17 +110,19 @@ class SharedRate:
     patience: float = field(default=10.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Refuse what could not work."""
         for name, given in (("rate", self.rate), ("alone", self.alone)):
             if not isinstance(given, Rate) and not (name == "alone" and given is None):
                 msg = f"SharedRate({name}=...) takes a Rate, not {kind_of(given)}"
                 raise DefinitionError(msg)
         if not isinstance(self.name, str) or not self.name:
-            msg = f"SharedRate(name=...) takes the name it is known by, not {self.name!r}"
+            msg = (
+                f"SharedRate(name=...) takes a string that names the rate at its backend, not "
+                f"{self.name!r}"
+            )
             raise DefinitionError(msg)
         if isinstance(self.backend, type) or not callable(getattr(self.backend, "settle", None)):
             msg = (
-                f"SharedRate(backend=...) takes what keeps rates, such as "
+                f"SharedRate(backend=...) takes a rate backend, such as "
                 f"shoal.rates.redis.RedisRates(url), not {brief(self.backend)}"
             )
             raise DefinitionError(msg)
@@ -125,34 +135,37 @@ class SharedRate:
 
 @final
 class Ended(NamedTuple):
-    """How an attempt ended that held a slot, for what adapts the number of slots."""
+    """The end of an attempt that held a slot; an ``Adaptive`` policy receives it."""
 
     error: BaseException | None
-    """What it raised; None if nothing."""
+    """The exception that the attempt raised; None if it succeeded."""
     seconds: float
-    """How long it ran."""
+    """How long the attempt ran."""
     started_at: float
     """When it started, by the runtime's clock."""
     now: float
     """When it ended."""
     in_use: int
-    """Slots in use while it ran, itself included."""
+    """Slots in use while it ran, its own included."""
 
 
 class Adaptive(Protocol):
-    """Decides how many slots there are, from how attempts end.
+    """A policy that adjusts the number of slots as attempts end.
 
-    What it raises fails the attempt that it was told of, or the child where it stands on a fan-out,
-    in place of what that had come to; a cancellation stays one. The number stays as it was.
+    An exception raised by ``after`` replaces the result of the attempt that has ended, or of the
+    child if the limits are those of a fan-out. A cancelled attempt stays cancelled. The number of
+    slots stays as it was.
     """
 
     def after(self, n: float, changed_at: float, ended: Ended) -> float:
-        """Return the number of slots after an attempt has ended: a finite one; below 1 is 1.
+        """Return the number of slots after an attempt has ended; below 1 counts as 1.
 
         Args:
-            n: The number before; it may have a fraction, which grants nothing yet.
+            n: The number before. It may have a fraction; only whole slots are granted.
             changed_at: When the number was last lowered.
-            ended: How the attempt ended.
+            ended: The end of the attempt.
+
+        Returns a finite number.
         """
         ...
 
@@ -160,23 +173,25 @@ class Adaptive(Protocol):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AIMD:
-    """Additive increase, multiplicative decrease: how TCP finds out what a network can bear.
+    """Additive increase, multiplicative decrease: how TCP finds the capacity of a network.
 
-    Each attempt that ends well while all slots are in use adds a share of a slot, so that a full
-    round of them adds ``increase``. One that shows overload multiplies the number by ``decrease``,
-    once for all that were under way then (V. Jacobson, Congestion Avoidance and Control, 1988).
+    Each attempt that succeeds while all slots are in use adds a fraction of a slot, so that a full
+    round of attempts adds ``increase``. An attempt that shows overload multiplies the number by
+    ``decrease``, once for all attempts that were running then (V. Jacobson, Congestion Avoidance
+    and Control, 1988).
 
     Args:
         least: The fewest slots.
-        most: The most; None: as many as it comes to.
-        increase: Slots added by a round that went well.
-        decrease: What overload multiplies their number by, above 0 and below 1.
-        slow: Seconds that show overload; None: no time does.
-        overload: A plain function of an exception: whether it shows overload. By default a timeout,
-            ``RetryLater``, and what carries an HTTP status of 429, 503 or 529 do.
+        most: The most slots; None: unlimited.
+        increase: The slots that a round of successful attempts adds.
+        decrease: The factor by which overload multiplies the number, above 0 and below 1.
+        slow: An attempt that takes more seconds than this shows overload; None: none does.
+        overload: A plain function of an exception that returns whether it shows overload. By
+            default a timeout, ``RetryLater``, and an exception with an HTTP status of 429, 503 or
+            529 do.
 
     Raises:
-        DefinitionError: One of them is not what it must be.
+        DefinitionError: An argument has the wrong type or is out of range.
     """
 
     least: int = 1
@@ -187,12 +202,11 @@ class AIMD:
     overload: Callable[[BaseException], bool] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what could not work."""
         check_count("AIMD(least=...)", self.least)
         if self.most is not None:
             check_count("AIMD(most=...)", self.most)
         if self.most is not None and self.most < self.least:
-            msg = f"AIMD(least={self.least}, most={self.most}) leaves nothing in between"
+            msg = f"AIMD(least={self.least}, most={self.most}): most= must not be below least="
             raise DefinitionError(msg)
         check_number("AIMD(increase=...)", self.increase)
         if not isinstance(self.decrease, int | float) or not 0 < self.decrease < 1:
@@ -207,15 +221,17 @@ class AIMD:
         """Return the number of slots after an attempt has ended; see ``Adaptive``.
 
         Raises:
-            Exception: What ``overload`` raised.
-            BadResult: It returned something to be awaited.
+            Exception: Whatever ``overload`` raises.
+            BadResult: ``overload`` returned an awaitable.
         """
         slow = self.slow is not None and ended.seconds > self.slow
         if slow or (ended.error is not None and self._shows_overload(ended.error)):
+            # An attempt that started before the last decrease tells nothing about the number since.
             lower = n if ended.started_at < changed_at else n * self.decrease
             return max(float(self.least), lower)
+        # While slots are free, a success says nothing about a larger number.
         if ended.error is None and ended.in_use >= int(n):
-            n += self.increase / n
+            n += self.increase / n  # n such attempts are a round
         return n if self.most is None else min(n, float(self.most))
 
     def _shows_overload(self, error: BaseException) -> bool:
@@ -227,9 +243,10 @@ class AIMD:
 
 
 def is_overload(error: BaseException) -> bool:
-    """Tell whether an exception says that somebody is asked for too much."""
+    """Return whether an exception shows that a server is overloaded."""
     if isinstance(error, TimeoutError | RetryLater):
         return True
+    # httpx and requests: error.response.status_code. aiohttp: error.status.
     response: object = getattr(error, "response", error)
     status: object = getattr(response, "status_code", getattr(response, "status", None))
     return status in OVERLOAD
@@ -238,7 +255,7 @@ def is_overload(error: BaseException) -> bool:
 @final
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of the limits that ``&`` joins."""
+    """One of the limits that ``&`` joins. Each has gates of its own."""
 
     n: int | None
     rate: Rate | SharedRate | ForeignRate | None
@@ -248,7 +265,7 @@ class Part:
 
     @property
     def burst(self) -> float:
-        """How many units of its rate may go at once; inf if there is none."""
+        """How many units of the rate may pass at once; inf if there is no rate."""
         rate = self.rate
         if rate is None:
             return math.inf
@@ -259,10 +276,10 @@ class Part:
         return self._burst_of(rate)
 
     def meter(self, key: Hashable = None) -> Meter | ForeignMeter | SharedMeter | None:
-        """Make what measures its rate, for one key; None if there is no rate.
+        """Create the meter of one key; None if there is no rate.
 
         Raises:
-            BadResult: Other processes share the rate, and could not name that key.
+            BadResult: The rate is shared, and other processes could not name the key.
         """
         rate = self.rate
         if rate is None:
@@ -301,10 +318,10 @@ class Part:
 
 
 def check_number(what: str, value: object) -> None:
-    """Refuse what is no number above 0.
+    """Check that ``value``, given as ``what``, is a finite number above 0.
 
     Raises:
-        DefinitionError: Naming ``what`` it was given as.
+        DefinitionError: It isn't.
     """
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
         msg = f"{what} takes a number above 0, not {value!r}"
@@ -312,18 +329,18 @@ def check_number(what: str, value: object) -> None:
 
 
 def check_count(what: str, value: object) -> None:
-    """Refuse what is no whole number of at least 1.
+    """Check that ``value``, given as ``what``, is a whole number of at least 1.
 
     Raises:
-        DefinitionError: Naming ``what`` it was given as.
+        DefinitionError: It isn't.
     """
-    if type(value) is not int or value < 1:
+    if type(value) is not int or value < 1:  # a bool is no count
         msg = f"{what} takes a whole number of at least 1, not {value!r}"
         raise DefinitionError(msg)
 
 
 def check_rate(rate: object) -> None:
-    """Refuse what is no rate.
+    """Check a user's ``rate=``.
 
     Raises:
         DefinitionError: It is no ``Rate``, no ``SharedRate``, and doesn't work like an
@@ -331,6 +348,7 @@ def check_rate(rate: object) -> None:
     """
     if rate is None or isinstance(rate, Rate | SharedRate):
         return
+    # By attributes: aiolimiter is not a dependency.
     if not all(
         hasattr(rate, name) for name in ("max_rate", "time_period", "has_capacity", "acquire")
     ):
@@ -343,10 +361,10 @@ def check_rate(rate: object) -> None:
 
 
 def check_adapt(adapt: object) -> None:
-    """Refuse what adapts nothing.
+    """Check a user's ``adapt=``.
 
     Raises:
-        DefinitionError: It is no ``AIMD``, and has no plain ``after``.
+        DefinitionError: It is no object with a plain method ``after``.
     """
     after: object = getattr(adapt, "after", None)
     if isinstance(adapt, type) or not callable(after):
@@ -362,37 +380,40 @@ def check_adapt(adapt: object) -> None:
 @final
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:
-    """How much may go on: so many at once, so many per second, each also per key.
+    """Limits how much runs at once and how much starts per second, in all or for each key.
 
-    Where it stands says what it counts and who shares it. On a *fan-out* ``n`` is its children in
-    flight, for each execution of the step; a child is in flight from its start until its result is
-    part of the parent's saved state, so a slow reducer or store slows the source down. The rates
-    and per-key parts of a fan-out are shared by all its executions in a runtime. A rate is charged
-    when a child starts, and when it is tried again: by ``Each(retry=)``, or in its first step by
-    that action's ``retry=``; its further steps pay nothing. A child that is due for another attempt
-    goes before children that have not started. On an *action*: its running attempts; on an
-    *application* or a *runtime*: the running attempts of all actions; these are shared by all runs
-    of a runtime.
+    The place of a limit says what it counts:
+
+    - On a *fan-out*, ``n`` counts the children in flight, for each execution of the step. A child
+      is in flight from its start until its result is part of the parent's saved state, so a slow
+      reducer or store slows the source down. Rates and per-key limits are shared by all executions
+      of the fan-out in a runtime. A rate is charged when a child starts and when it is tried again:
+      by ``Each(retry=)``, or in its first step by the ``retry=`` of that action. Its further steps
+      pay nothing. A child that waits for another attempt goes before children that have not
+      started.
+    - On an *action*, its running attempts are counted, in all runs of a runtime together.
+    - On an *application* or a *runtime*, the running attempts of all actions are, in all runs of a
+      runtime together.
 
     Limits are joined with ``&``: ``Limits(20) & Limits(rate=Rate(5), by=host_of)`` is 20 at once,
     and 5 a second for each host. An attempt or a child starts when every limit that applies has
-    room. While it waits it uses none of them, and a key that must wait delays no other. Only an
-    attempt that runs holds a slot: no fan-out that waits for its children, and no action while
-    it is inside ``context.fan_out``; so recursion under a limit of 1 can't lock itself up.
+    room. While it waits it holds no slot, and it does not delay other keys. Only a running attempt
+    holds slots: a fan-out that waits for its children holds none, nor does an action inside
+    ``context.fan_out``. So recursion under a limit of 1 doesn't deadlock.
 
     Args:
         n: How many at once; at least 1.
-        rate: How many per time: a ``Rate``; a ``SharedRate``, where several processes have it
-            together; or, on asyncio, an ``aiolimiter.AsyncLimiter``.
-        by: A plain function of the state that something would start from; it returns a key, and
-            ``n`` and ``rate`` count for each key by itself. Any hashable.
-        cost: A plain function of that state: how many units of the rate it takes; 1 by default.
-            ``context.charge(actual)`` corrects it afterwards.
-        adapt: How ``n`` follows from how attempts end: ``AIMD()``, or an object of yours. ``n`` is
-            then where it begins.
+        rate: How many per time: a ``Rate``; a ``SharedRate``, if several processes share it; or,
+            on asyncio, an ``aiolimiter.AsyncLimiter``.
+        by: A plain function of the state that the attempt or child would start from. It returns a
+            key, any hashable, and ``n`` and ``rate`` apply to each key separately.
+        cost: A plain function of that state that returns how many units of the rate are charged; 1
+            by default. ``context.charge(actual)`` corrects the number afterwards.
+        adapt: A policy that adjusts ``n`` as attempts end: ``AIMD()``, or your own. ``n`` is the
+            number to begin with.
 
     Raises:
-        DefinitionError: Nothing is limited, or one of them is not what it must be.
+        DefinitionError: Nothing is limited, or an argument has the wrong type or is out of range.
 
     Examples:
         >>> Limits(20) & Limits(rate=Rate(5, per=1.0))
@@ -400,7 +421,7 @@ class Limits:
     """
 
     parts: tuple[Part, ...]
-    """What ``&`` has joined."""
+    """The limits that ``&`` has joined."""
 
     def __init__(
         self,
@@ -411,7 +432,7 @@ class Limits:
         cost: Callable[[Any], float] | None = None,
         adapt: Adaptive | None = None,
     ) -> None:
-        """Refuse what limits nothing; see the class."""
+        """Check the arguments; see the class."""
         if n is not None:
             check_count("Limits(n)", n)
         check_rate(rate)
@@ -425,37 +446,37 @@ class Limits:
             msg = "Limits(cost=...) is what a rate is charged; give rate=Rate(...) too"
             raise DefinitionError(msg)
         if adapt is not None and n is None:
-            msg = "Limits(adapt=...) changes n; give the n that it begins with"
+            msg = "Limits(adapt=...) changes n; give the n to begin with"
             raise DefinitionError(msg)
         if adapt is not None:
             check_adapt(adapt)
         object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt),))
 
     def __and__(self, other: Limits) -> Limits:
-        """Join two limits: what starts needs room in both."""
+        """Join two limits: an attempt or child needs room in both."""
         if not isinstance(other, Limits):
             return NotImplemented
         return _limits_of((*self.parts, *other.parts))
 
     @property
     def n(self) -> int | None:
-        """How many at once in all; None: any number, as far as these limits go."""
+        """How many at once in all, not counting limits per key; None: unlimited."""
         return min((part.n for part in self.parts if part.n and part.by is None), default=None)
 
     @property
     def in_flight(self) -> int:
-        """How many children of a fan-out are in flight in each of its executions."""
+        """How many children one execution of a fan-out may have in flight."""
         return DEFAULT_IN_FLIGHT if self.n is None else self.n
 
     @property
     def adapts_in_flight(self) -> Adaptive | None:
-        """What adapts that number."""
+        """The policy that adjusts ``in_flight``, if any."""
         own = [part for part in self.parts if part.n == self.n and part.by is None]
         return own[0].adapt if own and self.n is not None else None
 
     @property
     def shared(self) -> Limits | None:
-        """What all executions of a fan-out have in common: its rates and per-key parts."""
+        """The limits that all executions of a fan-out share: its rates and per-key parts."""
         parts = tuple(
             part if part.by is not None else Part(None, part.rate, None, part.cost)
             for part in self.parts
@@ -474,4 +495,4 @@ def _limits_of(parts: tuple[Part, ...]) -> Limits:
 
 
 DEFAULT_LIMITS: Limits = _limits_of(())
-"""Those of a fan-out that was given none: so many in flight, and no more than its tree may have."""
+"""The limits of a fan-out that was given none: ``DEFAULT_IN_FLIGHT`` children in flight."""

@@ -1,10 +1,10 @@
-"""Meters: how much of a rate is used up, for one key. Imports nothing of ours.
+"""Meters: how much of a rate is used up, for one key.
 
 Invariants:
-- In any window of t seconds at most ``t / interval + burst`` units are let through, and, as long as
-  somebody waits, as many as the rate allows.
-- Nothing is used up before it is granted. What was granted in vain, or turned out to cost less, is
-  given back as if it had never been taken; never more than that.
+- In any window of t seconds at most ``t / interval + burst`` units pass. While claims wait, the
+  full rate passes.
+- Units are charged when a claim is granted, not before. Units that were charged too much, or for an
+  attempt that never ran, are given back as if they had never been taken, and never more than that.
 """
 
 from __future__ import annotations
@@ -13,63 +13,83 @@ import math
 from typing import Any, Protocol, cast, final
 
 MARKS = 64
-"""Marks that a meter keeps at most."""
+"""The most marks that a meter keeps.
+
+It bounds the memory and the time of a correction. A meter needs more only if so many units pass in
+one burst; then units given back late make room too late, never too early. See
+test_a_meter_remembers_only_so_much_and_then_gives_back_too_late.
+"""
 CREDIT = 0.01
-"""Seconds of a late wake-up that are not lost to a rate: timers are about as exact as that."""
+"""Seconds by which a timer may be late without costing a rate anything.
+
+Timers are about as exact as that. See
+test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second.
+"""
 
 
 @final
 class Meter:
-    """How much of a rate is used up, for one key.
+    """Measures how much of a rate is used up, for one key.
 
-    The generic cell rate algorithm in its virtual-scheduling form (ITU-T I.371, annex A): ``tat``
-    is when the next unit would come if all came evenly; it may be ahead of now by what ``burst``
-    allows. That is the latest of what follows from each unit that went, if all after it had come
-    evenly. Some of that is kept, as *marks*: so that what is given back late makes room only where
-    it still took some up, and no window holds more than is promised.
+    The generic cell rate algorithm in its virtual-scheduling form (ITU-T I.371, annex A): ``tat``,
+    the theoretical arrival time, is when the next unit would come if all came evenly. It may be
+    ahead of now by as much as ``burst`` allows.
+
+    ``tat`` is the maximum of the times that follow from each unit that has passed, if all units
+    after it had come evenly. The meter keeps some of these times as *marks*. So units that are
+    given back late make room only if they still took up some, and no window holds more units than
+    promised.
     """
 
     __slots__ = ("_added", "_marks", "burst", "interval")
 
     def __init__(self, interval: float, burst: float) -> None:
-        """Let a unit through every ``interval`` seconds, and ``burst`` of them at once."""
+        """Create a meter that passes a unit every ``interval`` seconds, ``burst`` at once."""
         self.interval: float = interval
         self.burst: float = burst
-        self._marks: list[tuple[float, float]] = []  # when it went, and what follows: ever earlier
-        self._added: float = 0.0  # to what follows from all of them
+        # Pairs of when a unit passed and the time that follows from it, less `_added`. Ordered by
+        # the former; the latter only decreases, so the first mark has the maximum.
+        self._marks: list[tuple[float, float]] = []
+        # Added to the time of every mark: a charge is one addition, however many marks there are.
+        self._added: float = 0.0
 
     @property
     def tat(self) -> float:
-        """When the next unit would come if all came evenly."""
+        """When the next unit would come if all came evenly; -inf if none has passed."""
         return self._marks[0][1] + self._added if self._marks else -math.inf
 
     def opens_at(self, cost: float) -> float:
-        """Return when ``cost`` units may go."""
+        """Return when ``cost`` units may pass."""
         return self.tat + (cost - self.burst) * self.interval
 
     def take(self, now: float, cost: float, credit: float = 0.0) -> None:
-        """Let ``cost`` units go; they could have gone ``credit`` seconds earlier."""
+        """Charge ``cost`` units that pass now, and could have passed ``credit`` seconds earlier."""
         marks, start = self._marks, now - credit
+        # Marks in the past no longer count: the rate has recovered from those units.
         while marks and marks[-1][1] + self._added <= start:
             marks.pop()
         if not marks:
-            self._added = 0.0
+            self._added = 0.0  # nothing refers to it; else rounding errors would add up
             marks.append((now, start))
         elif marks[-1][0] == now or len(marks) == MARKS:
-            marks[-1] = (now, marks[-1][1])  # what is given back may then make room too late
+            # Merged with the last mark, at the later of both times: units given back then lower
+            # fewer marks than they could.
+            marks[-1] = (now, marks[-1][1])
         else:
             marks.append((now, start - self._added))
         self._added += cost * self.interval
 
     def correct(self, by: float, taken_at: float) -> None:
-        """Count ``by`` units more as gone, or less if negative, of what was taken then.
+        """Charge ``by`` units more, or fewer if negative, for units taken at ``taken_at``.
 
-        More of them count from now on: what nobody knew of couldn't wait.
+        Additional units count from now on, because units that passed since could not wait for them.
         """
         shift = by * self.interval
         if shift >= 0:
             self._added += shift
             return
+        # Only marks up to then contain the units. Marks after that stay, and one that is now above
+        # an earlier mark replaces it, so that the times still decrease.
         kept: list[tuple[float, float]] = []
         for at, follows in reversed(self._marks):
             lower = follows + shift if at <= taken_at else follows
@@ -78,81 +98,85 @@ class Meter:
         self._marks = kept[::-1]
 
     def give_back(self, cost: float, taken_at: float) -> None:
-        """Count ``cost`` units as not gone that were taken then, and never used."""
+        """Give back ``cost`` units that were taken at ``taken_at`` and never used."""
         self.correct(-cost, taken_at)
 
     def go_on_from(self, other: object) -> None:
-        """Count as gone what is gone by the meter that it replaces, if that is of its kind."""
+        """Continue with the units taken from the meter that this one replaces, if of this class."""
         if isinstance(other, Meter):
             self._marks, self._added = other._marks, other._added
 
     def is_full(self, now: float) -> bool:
-        """Tell whether it is as if nothing had ever gone."""
+        """Return whether a new meter would behave the same."""
         return self.tat <= now
 
 
 class ForeignRate(Protocol):
-    """What else is taken for a rate: an ``aiolimiter.AsyncLimiter``, or what looks like one."""
+    """A limiter of another library: an ``aiolimiter.AsyncLimiter``, or one like it."""
 
     max_rate: float
     time_period: float
 
     def has_capacity(self, amount: float = 1) -> bool:
-        """Tell whether so much could be acquired without waiting."""
+        """Return whether ``amount`` could be acquired without waiting."""
         ...
 
     async def acquire(self, amount: float = 1) -> None:
-        """Take so much."""
+        """Acquire ``amount``, waiting until there is room."""
         ...
 
 
 @final
 class ForeignMeter:
-    """The same for a limiter that is not ours, and may be used by others besides."""
+    """Adapts a limiter of another library, which other code may use as well."""
 
     __slots__ = ("_rate",)
 
     def __init__(self, rate: ForeignRate) -> None:
-        """Ask ``rate``."""
         self._rate = rate
 
     @property
     def burst(self) -> float:
-        """How many units may go at once."""
+        """How many units may pass at once."""
         return self._rate.max_rate
 
     def opens_at(self, cost: float) -> float:
-        """Return -inf if ``cost`` units may go now, else inf: it does not tell when."""
+        """Return -inf if ``cost`` units may pass now, else inf: the limiter doesn't say when."""
         return -math.inf if self._rate.has_capacity(cost) else math.inf
 
     @property
     def pause(self) -> float:
-        """Seconds after which it is worth asking again."""
+        """Seconds after which to look again: the time of one unit."""
         return self._rate.time_period / self._rate.max_rate
 
     def take(self, now: float, cost: float, credit: float = 0.0) -> None:
-        """Let ``cost`` units go, for which there is room."""
+        """Acquire ``cost`` units, for which there is room."""
+        # The coroutine is driven by hand, since the queue grants without awaiting. It returns at
+        # the first step because there is room; one that suspends breaks its promise.
         taking = self._rate.acquire(cost)
         try:
             cast("Any", taking).send(None)
         except StopIteration:
             return
         cast("Any", taking).close()
-        msg = f"{self._rate!r} said that it had room for {cost:g}, and then made it wait"
+        msg = (
+            f"{self._rate!r}: has_capacity({cost:g}) returned True, but acquire({cost:g}) had to "
+            f"wait"
+        )
         raise RuntimeError(msg)
 
     def correct(self, by: float, taken_at: float) -> None:
-        """Count ``by`` units more as gone, as far as there is room for them; none less."""
+        """Acquire ``by`` more units if there is room; the limiter takes none back."""
         room = by if by > 0 and self._rate.has_capacity(by) else 0.0
         if room:
             self.take(0.0, room)
 
     def give_back(self, cost: float, taken_at: float) -> None:
-        """Do nothing: it takes nothing back."""
+        """Do nothing: the limiter takes no units back."""
 
     def go_on_from(self, other: object) -> None:
-        """Do nothing: it has counted all the time."""
+        """Do nothing: the limiter has counted all along."""
 
     def is_full(self, now: float) -> bool:
-        """Never: others may use it."""
+        """Return False: other code may use the limiter."""
         return False

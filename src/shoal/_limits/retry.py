@@ -1,11 +1,11 @@
-"""Trying again: what is tried again, how often, and how long is waited in between.
+"""Retries: which failures are tried again, how often, and after which delay.
 
-Values and pure arithmetic; time and chance come from outside. Imports states and errors.
+Values and pure arithmetic: time and random numbers are arguments.
 
 Invariants:
-- A delay is never longer than the cap.
-- A budget's retries are, over any span of time, at most its share of the first attempts, its floor,
-  and what a window of them had left in hand.
+- A delay is never longer than ``cap``.
+- Over any span of time, the retries of a budget are at most ``share`` of the first attempts, plus
+  ``floor`` a second, plus what was left over from one window before.
 """
 
 from __future__ import annotations
@@ -22,39 +22,40 @@ from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
 
 On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], object]
-"""What is tried again: classes of exceptions, or a function that says so of one."""
+"""Which failures are tried again: classes of exceptions, or a function of the exception."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often something that failed is tried again, and how long is waited in between.
+    """Which failures are tried again, how often, and after which delay.
 
-    On an action it makes further attempts of that step; in ``Each(retry=...)`` of a child, which
-    goes on at the step that failed: what it has completed stays. Between two attempts nothing is
-    held: no slot of any ``Limits``, no thread, no place among the children in flight.
+    On an action, a failed step is attempted again. In ``Each(retry=...)``, a failed child continues
+    at the step that failed; steps that it has completed stay. Between two attempts nothing is held:
+    no slot of any ``Limits``, no thread, no place among the children in flight.
 
-    The delay after the n-th failure is ``initial * factor ** (n - 1)``, at most ``cap``, less a
-    random part of it, at most ``jitter``. So nobody waits longer than said, and what failed
-    together does not come back together.
+    The delay after the n-th failure is ``initial * factor ** (n - 1)``, at most ``cap``, minus a
+    random part of it, at most ``jitter``. So no delay is longer than configured, and attempts that
+    failed together are not repeated together.
 
-    Cancellation and KeyboardInterrupt are never tried again, nor is what ends the whole execution:
-    a store or a guarding hook that failed.
+    Cancellation and KeyboardInterrupt are never tried again, nor is a failure that ends the whole
+    execution: of the store, or of a guarding hook.
 
     Args:
-        attempts: How many in all, the first included: ``Retry(3)`` tries twice more.
-        on: What is tried again: an exception class, a tuple of them, or a plain function of the
-            exception that tells. An ``ExceptionGroup``, such as a fan-out raises, is tried again if
-            that is true of every exception in it, at whatever depth.
-        total: Seconds after the start of the first attempt when no further one is begun any more.
+        attempts: The number of attempts, the first included: ``Retry(3)`` tries twice more.
+        on: Which failures are tried again: an exception class, a tuple of them, or a plain function
+            that returns whether an exception is. An ``ExceptionGroup``, such as a fan-out raises,
+            is tried again if every exception in it is, at whatever depth.
+        total: Seconds after the start of the first attempt during which further attempts may begin.
         initial: Seconds before the second attempt.
-        factor: How much longer each further delay is than the one before.
-        cap: Seconds that no delay exceeds.
-        jitter: The share of a delay that is left to chance: 0, none, to 1, all of it.
-        budget: Bounds the retries of all that share it, so that an outage doesn't multiply load.
+        factor: The factor from each delay to the next.
+        cap: The longest delay in seconds.
+        jitter: The share of a delay that is random, from 0 (none) to 1 (all of it).
+        budget: A bound on the retries of all actions that share it, so that an outage doesn't
+            multiply the load.
 
     Raises:
-        DefinitionError: One of them is out of range, and why.
+        DefinitionError: An argument has the wrong type or is out of range; the message says why.
 
     Examples:
         >>> failures = iter([TimeoutError(), TimeoutError()])
@@ -78,9 +79,10 @@ class Retry:
     budget: RetryBudget | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
         if type(self.attempts) is not int or self.attempts < 1:
-            _refuse(f"takes the attempts in all, a whole number of at least 1, not {self.attempts}")
+            _refuse(
+                f"takes the number of attempts, a whole number of at least 1, not {self.attempts}"
+            )
         self._check_on()
         if self.total is not None and not is_positive(self.total):
             _refuse(f"(total=...) takes a number of seconds above 0, not {self.total!r}")
@@ -111,15 +113,17 @@ class Retry:
             require_plain(given, "Retry(on=...)")
 
     def is_for(self, error: Exception) -> bool:
-        """Tell whether ``error`` is tried again, as long as there are attempts left.
+        """Return whether ``error`` is tried again, as long as attempts are left.
 
         Raises:
             Exception: Whatever ``on``, if it is a function, raises.
-            BadResult: It returned something to be awaited.
+            BadResult: ``on`` returned an awaitable.
         """
         on = self.on
         if isinstance(on, type | tuple) and isinstance(error, on):
             return True
+        # A function receives the exceptions in a group, not the group. See
+        # test_groups_are_looked_into.
         if isinstance(error, ExceptionGroup):
             group = cast("ExceptionGroup[Exception]", error)
             return all(map(self.is_for, cast("tuple[Exception, ...]", members(group))))
@@ -130,15 +134,15 @@ class Retry:
         return bool(answer)
 
     def delay(self, failures: int, chance: float) -> float:
-        """Return the seconds to wait after so many failures.
+        """Return the delay in seconds before the next attempt.
 
         Args:
-            failures: At least 1.
-            chance: A random number from 0 up to, but not, 1.
+            failures: The number of failures so far; at least 1.
+            chance: A random number in [0, 1).
         """
         try:
             longest = min(self.cap, self.initial * self.factor ** (failures - 1))
-        except OverflowError:  # after a thousand doublings
+        except OverflowError:  # a float ends at 2 ** 1024: a thousand doublings
             longest = self.cap
         return longest * (1 - self.jitter * chance)
 
@@ -146,25 +150,24 @@ class Retry:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RetryBudget:
-    """How many retries there may be for all first attempts together: a share of them.
+    """Bounds all retries together to a share of all first attempts.
 
-    When a service fails altogether, retries by each caller multiply the load that it gets just
-    then. A budget bounds that: it is shared by everything whose ``Retry`` has this very object, in
-    all runs of a runtime. Where it is spent, what fails is not tried again, and its error has a
-    note that says so.
+    When a service is down, the retries of all callers multiply the load on it. A budget bounds
+    that. It is shared by every ``Retry`` that has this very object, in all runs of a runtime. Once
+    the budget is spent, failures are not tried again, and their errors have a note that says so.
 
-    Each first attempt adds ``share`` of a retry, and time adds ``floor`` retries a second; what
-    isn't used is gone after about ``window`` seconds. This is the token bucket of Finagle's
-    ``RetryBudget`` and tower's ``Budget`` (gRPC's retry throttling, proposal A6, is a kin of it
-    without a clock), with tokens that fade instead of expiring at once.
+    Each first attempt adds ``share`` of a retry, and time adds ``floor`` retries a second. Retries
+    that aren't used fade within about ``window`` seconds. This is the token bucket of Finagle's
+    ``RetryBudget`` and tower's ``Budget``, with tokens that fade instead of expiring at once.
+    (gRPC's retry throttling, proposal A6, is similar, without a clock.)
 
     Args:
         share: Retries for each first attempt, from 0.
-        floor: Retries a second that are allowed besides, for who makes few attempts.
-        window: Seconds in which what was not used fades.
+        floor: Retries a second that are allowed in addition, for programs with few attempts.
+        window: Seconds in which unused retries fade.
 
     Raises:
-        DefinitionError: One of them is out of range.
+        DefinitionError: An argument is out of range.
 
     Examples:
         >>> budget = RetryBudget(share=0.1)
@@ -177,7 +180,6 @@ class RetryBudget:
     window: float = 10.0
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
         for name, value in (("share", self.share), ("floor", self.floor)):
             if value != 0 and not is_positive(value):
                 msg = f"RetryBudget({name}=...) takes a number from 0, not {value!r}"
@@ -189,35 +191,34 @@ class RetryBudget:
 
 @final
 class Account:
-    """What is in hand of a budget: a bucket that time fills, or drains, to floor times window.
+    """The balance of a budget in one runtime: retries that may be spent.
 
-    Its level after ``t`` seconds is ``reserve + (level - reserve) * exp(-t / window)``: one number
-    and one moment, whatever came and went. Below the reserve it rises by at most ``floor`` a
-    second, above it nothing is added.
+    Time moves the level to the reserve, ``floor * window``: after ``t`` seconds it is
+    ``reserve + (level - reserve) * exp(-t / window)``. So one number and one time are all that is
+    kept. Below the reserve, the level rises by at most ``floor`` a second; above it, it only fades.
     """
 
     __slots__ = ("_at", "_budget", "_level", "_reserve")
 
     def __init__(self, budget: RetryBudget, now: float) -> None:
-        """Have the reserve in hand."""
         self._budget = budget
         self._reserve = budget.floor * budget.window
         self._level = self._reserve
         self._at = now
 
     def level(self, now: float) -> float:
-        """Return how many retries are in hand at ``now``, which never goes back."""
+        """Return how many retries may be spent at ``now``, which never decreases."""
         faded = math.exp((self._at - now) / self._budget.window)
         self._level = self._reserve + (self._level - self._reserve) * faded
         self._at = now
         return self._level
 
     def earn(self, now: float) -> None:
-        """Hear of a first attempt."""
+        """Add the share of a first attempt."""
         self._level = self.level(now) + self._budget.share
 
     def spend(self, now: float) -> bool:
-        """Take a retry, if there is one."""
+        """Spend a retry; return False if there is none."""
         if self.level(now) < 1 - _ROUNDING:
             return False
         self._level -= 1
@@ -225,7 +226,10 @@ class Account:
 
 
 _ROUNDING = 1e-9
-"""Ten tenths of a retry are one."""
+"""Tolerated below 1: ten shares of 0.1 add up to slightly less than 1 in floats.
+
+See test_ten_first_attempts_make_up_for_one_retry.
+"""
 
 
 def _refuse(why: str) -> NoReturn:

@@ -1,19 +1,21 @@
-"""The queue: who waits at gates, and whose turn it is. Imports gates and their alarms.
+"""The queue in front of the gates: grants claims all they need at once, in fair turns.
 
 Invariants:
-- What starts, starts at the moment in which all gates it needs are open to it; while it waits it
-  takes up none of them. So two limits can't be taken in two orders, and a gate that is shut delays
-  nobody who doesn't need it.
-- Nobody waits who could start, and nobody overtakes at a gate: who finds others there, waits.
-- Lines of one run are served first come, first served, but for a child that comes back for another
-  attempt: that goes before children that have not started, of which a fan-out reads many ahead.
-- Lines of different runs take turns, however many each has waiting (start-time fair queueing:
-  P. Goyal, H. Vin, H. Cheng, 1996). A turn that a returning child takes early is a turn of its run
-  like any other, so a run whose children fail takes no more than its share. Its first few
-  turns a run has in one go: so small runs are served one after the other, rather than all at a time
-  and all of them late; a large one gets no more by that than it would have had a little later.
-- Nothing is lost: no slot and no unit of a rate, not when what took it fails, is cancelled, or is
-  cancelled in the very moment in which it is granted.
+- All or nothing: a claim is granted at the moment all gates it needs are open, and holds none of
+  them while it waits. So two limits can't be acquired in two orders and deadlock, and a closed gate
+  delays only claims that need it.
+- Work conserving, no overtaking: a claim that could be granted never waits, and a claim that finds
+  others with an earlier turn at one of its gates waits behind them.
+- Claims of one run are served first come, first served, with one exception. A child that waits for
+  its next attempt goes before children that have not started, because a fan-out reads many of those
+  ahead.
+- Runs take turns, however many claims each has waiting (start-time fair queueing: P. Goyal, H. Vin,
+  H. Cheng, 1996). A turn that a returning child takes early counts as a turn of its run, so a run
+  whose children fail gets no more than its fair share. A run may use its first few turns
+  in one go. So small runs are served one after the other, instead of all at once and all of them
+  late; a large run only gets a few turns a little earlier.
+- Nothing leaks: no slot and no unit of a rate is lost when the holder fails or is cancelled, even
+  if it is cancelled in the loop iteration in which its claim is granted.
 """
 
 from __future__ import annotations
@@ -38,12 +40,18 @@ from .shared_rate_client import StartTask, Supplies
 from .timers import Alarms, SetAlarm
 
 AT_ONCE = 8
-"""Claims of a run that need not wait for others to have their turns in between."""
+"""Turns that a run may take in one go when it begins to wait.
+
+A chosen number: as many small fan-outs have children, and so few that a large run that takes all of
+them delays others by no more than eight attempts. See
+test_small_units_are_served_one_after_the_other and
+test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same.
+"""
 
 
 @final
 class Queue:
-    """Grants claims on gates, in turn. Belongs to one event loop."""
+    """Grants claims on gates in fair turns. Belongs to one event loop."""
 
     __slots__ = ("_alarms", "_arrivals", "_round", "_supplies", "clock", "lines", "waiter")
 
@@ -55,77 +63,102 @@ class Queue:
         start_task: StartTask | None = None,
         chance: Callable[[], float] = random,
     ) -> None:
-        """Have nobody wait.
+        """Create an empty queue.
 
         Args:
-            waiter: Makes what is awaited by whoever waits in a task.
-            clock: The loop's.
-            set_alarm: Has a function called at a time; None: nothing but slots is waited for.
-            start_task: Starts a task; None: nothing is waited for that other processes share.
-            chance: Makes random numbers from 0 up to, but not, 1.
+            waiter: Makes the future that a task awaits while its claim waits.
+            clock: The loop's clock.
+            set_alarm: Schedules a call at a time; None: claims wait for slots only, never for time.
+            start_task: Starts a task; None: no rate is shared with other processes.
+            chance: Returns random numbers in [0, 1).
         """
         self.waiter: Callable[[], Waiter] = waiter
         self.clock: Clock = clock
-        self.lines: dict[Hashable, Line] = {}  # only where somebody waits
+        # Lines by what their claims have in common. Empty lines are removed at once, so the fast
+        # path of a queue in which nothing waits is one test of this dict.
+        self.lines: dict[Hashable, Line] = {}
         self._arrivals: count[int] = count()
-        self._round: float = 0.0  # how many turns each of those who wait has had
+        # The virtual time of fair queueing: the number of turns that each waiting run has had. It
+        # only grows.
+        self._round: float = 0.0
         self._alarms: Alarms = Alarms(clock, set_alarm, self._open)
         self._supplies: Supplies = Supplies(clock, start_task, chance, self.serve, self._refuse)
 
-    # -- coming and going -----------------------------------------------------------------------
+    # -- entering and leaving -------------------------------------------------------------------
 
     @ki_protected
     def enter(self, claim: Claim, *, ahead: bool = False) -> None:
-        """Grant ``claim`` what it needs, or have it wait: ``ahead`` of those that are not."""
+        """Grant ``claim`` at once if possible, else put it in line.
+
+        Args:
+            claim: Neither granted nor waiting.
+            ahead: Whether it goes before all claims that are not ``ahead``.
+        """
         gate: Gate | None = None
         kind = ahead, claim.is_returning, claim.unit
         line = self.lines.get((*kind, claim.needed)) if self.lines else None
-        # The last of those that come before it, whatever their arrival.
+        # The turn after all those that come before this claim, whatever their arrival.
         turn = not ahead, self._early() if claim.is_returning else math.inf, sys.maxsize
         if line is None:
             gate = self._shut(claim, turn)
             if gate is None:
                 self.take(claim)
                 return
+        # A claim that must wait may need more gates by that, so its line may be another one. An
+        # attempt that reacquires its slots goes on holding its in-flight slot meanwhile.
         if not ahead and claim.load():
             line = self.lines.get((*kind, claim.needed))
         if line is None:
+            # The gate found above stays valid: gates were only added, and this one is still closed.
             gate = gate or self._shut(claim, turn)
             assert gate is not None, "others wait in front of it"
             key = *kind, claim.needed
             line = self.lines[key] = Line(key, is_behind=not ahead)
+            # Joined before it is posted: the turn of an empty line is not defined.
             self._join(claim, line)
             self._post(line, gate)
         else:
             self._join(claim, line)
+        # Last, because it may release the in-flight slot of the claim's child, and that grants
+        # other claims: they must find this one in line.
         claim.stand()
 
     def _join(self, claim: Claim, line: Line) -> None:
         unit = claim.unit
         if unit is not None:
-            if unit.turn_due <= self._round:  # it has had no more than its turns
+            # A run that has used no turns ahead of the others begins now: turns that it didn't need
+            # while nothing of it waited are not saved up.
+            if unit.turn_due <= self._round:
                 unit.turns_since = unit.turn_due = self._round
             is_early = unit.turn_due < unit.turns_since + AT_ONCE
             claim.due = unit.turns_since if is_early else unit.turn_due
             if claim.is_returning:
                 claim.due = min(claim.due, self._early())
+            # Counted for an early turn too: see
+            # test_a_run_whose_children_are_retried_takes_no_more_than_its_share.
             unit.turn_due += 1.0
         line.claims[claim] = next(self._arrivals)
         claim.line = line
 
     def _early(self) -> float:
-        """Return the round in which a child is due that comes back: before the run's waiting ones.
+        """Return the round of a returning child's turn: before all waiting claims of its run.
 
-        The first of these is due ``AT_ONCE`` rounds ago, at the earliest: so many turns a run has
-        in one go, and each grant moves the round on by one turn at most. See
+        The first of those is due at most ``AT_ONCE`` rounds ago, because a run has that many turns
+        in one go and each grant advances the round by at most one turn. See
         test_a_retry_waits_for_one_turn_and_not_for_what_was_read_ahead.
         """
         return self._round - AT_ONCE
 
     def _shut(self, claim: Claim, turn: Turn, *, but: Gate | None = None) -> Gate | None:
-        """Find a gate that keeps ``claim`` waiting; None if all are open, ``but`` set aside.
+        """Find a gate that keeps ``claim`` waiting; None if all are open.
 
-        One that is shared is found last: nothing is asked for there that could not be used.
+        A gate with a shared rate is returned only if all others are open, so that no units are
+        requested that another closed gate would leave unused.
+
+        Args:
+            claim: Is neither granted nor posted.
+            turn: Its turn; a line with an earlier one is not overtaken.
+            but: A gate to ignore.
         """
         shared: Gate | None = None
         now: float | None = None
@@ -134,12 +167,12 @@ class Queue:
                 continue
             if gate.posted:
                 first = gate.first()
-                if first is not None and first.turn() < turn:  # nobody overtakes
+                if first is not None and first.turn() < turn:  # no overtaking
                     return gate
             opens = gate.opens_at(claim.cost(at), paid=claim.paid)
             if opens == -math.inf:
                 continue
-            now = self.clock() if now is None else now
+            now = self.clock() if now is None else now  # most gates have no rate: read it lazily
             if opens > now:
                 if gate.shared is None:
                     return gate
@@ -148,12 +181,12 @@ class Queue:
 
     @ki_protected
     def take(self, claim: Claim, *, at: Gate | None = None, credit: float = 0.0) -> None:
-        """Count what ``claim`` needs as taken, whether or not there is room.
+        """Grant ``claim``, whether or not there is room.
 
         Args:
-            claim: Is granted.
+            claim: Is neither granted nor waiting.
             at: The gate that kept it waiting...
-            credit: ...and seconds for which that was open before anybody looked.
+            credit: ...and the seconds for which that gate was open before it was looked at.
         """
         claim.granted = True
         if claim.paid:
@@ -161,6 +194,7 @@ class Queue:
                 gate.used += 1
             return
         claim.paid = True
+        # One reading of the clock for all gates, and none where nothing needs it.
         now: float | None = None
         since: float | None = None
         for index, gate in enumerate(claim.needed):
@@ -170,12 +204,13 @@ class Queue:
             if gate.meter is not None:
                 claim.taken_at = now = self.clock() if now is None else now
                 gate.meter.take(now, claim.cost(index), credit if gate is at else 0.0)
-        claim.settle(since)
+        claim.settle(since)  # after the charges, because it may remove gates from `needed`
 
     @ki_protected
     def leave(self, claim: Claim) -> None:
-        """Take back what ``claim`` holds, and grant it to who waits; or let it wait no more."""
+        """Release the slots that ``claim`` holds and grant them on; or take it out of its line."""
         if claim.granted:
+            # All slots are released before any is granted on: the next claim may need several.
             claim.granted = False
             for gate in claim.needed:
                 gate.used -= 1
@@ -185,16 +220,18 @@ class Queue:
             self._drop(claim, claim.line)
 
     def _drop(self, claim: Claim, line: Line) -> None:
-        """Take a claim out of its line, whose turn may come later by that."""
+        """Remove a claim that is not granted from its line."""
         gate = line.gate
-        assert gate is not None, "who waits, waits somewhere"
+        assert gate is not None, "a line with claims is posted"
         gate.unpost(line)
         del line.claims[claim]
         claim.line = None
         if line.claims:
-            gate.post(line)
+            gate.post(line)  # with the turn of the claim that is first now
         else:
             self._end(line)
+        # Another line may be first now, and the gate open to its claim: see
+        # test_who_waits_behind_a_cancelled_one_comes_next.
         self.serve(gate)
 
     def _end(self, line: Line) -> None:
@@ -202,21 +239,22 @@ class Queue:
         if not self.lines:
             self._alarms.clear()
 
-    # -- opening --------------------------------------------------------------------------------
+    # -- granting -------------------------------------------------------------------------------
 
     @ki_protected
     def serve(self, *gates: Gate, due: float = math.inf) -> None:
-        """Grant what can be granted of what waits at ``gates``, in turn.
+        """Grant the claims waiting at ``gates`` that can be granted, in their turns.
 
         Args:
-            gates: They may have opened.
-            due: When that was to happen, if it is time that has opened one. A rate doesn't lose the
-                seconds by which timers are late.
+            gates: Gates that may have opened.
+            due: The time at which a timer should have fired, if a timer calls this. A rate is not
+                charged for the seconds by which the timer was late.
         """
         serving = [gate for gate in gates if gate.posted]
         while serving:
             gate = serving[0]
             if len(serving) > 1:
+                # Turns count across gates. Sought anew each time, because a grant changes them.
                 gate = min(serving, key=Gate.first_turn)
             line = gate.first()
             if line is None:
@@ -225,11 +263,16 @@ class Queue:
             claim = line.first()
             opens = gate.opens_at(claim.cost(claim.needed.index(gate)), paid=claim.paid)
             now = self.clock()
+            # A claim whose task is being cancelled is removed, not granted: the task would only
+            # release the slots again. See test_a_cancel_in_the_tick_of_the_grant.
             is_shut = opens > now and not claim.is_gone
             other: Gate | None = None
+            # A closed gate with a shared rate hands the line on as well, if another gate is closed:
+            # while the line waits there, no units are requested that it couldn't use.
             if not claim.is_gone and (not is_shut or gate.shared is not None):
                 other = self._shut(claim, line.turn(), but=gate)
             if is_shut and (other is None or other.shared is not None):
+                # No overtaking: the lines behind the first one wait as well.
                 self._set_alarm(gate, claim)
                 serving.remove(gate)
                 continue
@@ -238,22 +281,26 @@ class Queue:
                 self._post(line, other)
                 continue
             if not claim.is_gone:
+                # One turn, shared by all lines. The round never falls behind the turn it grants.
                 self._round = max(self._round + 1.0 / len(self.lines), claim.due)
+                # If the gate opened by time, the timer may have been late: see
+                # test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second.
                 credit = min(now - opens, CREDIT) if opens >= due else 0.0
                 self.take(claim, at=gate, credit=credit)
             del line.claims[claim]
             claim.line = None
             if line.claims:
-                gate.post(line)  # looked at again, when it is its turn
+                gate.post(line)  # its next claim waits for its own turn
             else:
                 self._end(line)
+            # Last: a callback may enter the queue again, which must be consistent by then.
             claim.wake()
 
     def _open(self, gate: Gate, due: float) -> None:
         self.serve(gate, due=due)
 
     def _post(self, line: Line, gate: Gate) -> None:
-        """Have ``line`` wait at ``gate``, and look again when that opens by itself."""
+        """Post ``line`` at ``gate``, with an alarm for the time at which the gate opens."""
         gate.post(line)
         if gate.first() is line:
             self._set_alarm(gate, line.first())
@@ -263,6 +310,7 @@ class Queue:
         opens = gate.opens_at(claim.cost(at), paid=claim.paid)
         if gate.shared is not None:
             self._supplies.want(gate)
+        # A foreign limiter doesn't say when it has room, and others may use it: poll it.
         if opens == math.inf and isinstance(gate.meter, ForeignMeter):
             opens = self.clock() + gate.meter.pause
         if -math.inf < opens < math.inf:
@@ -270,43 +318,45 @@ class Queue:
 
     @ki_protected
     def _refuse(self, gate: Gate, make_error: Callable[[], Exception]) -> None:
-        """Have nobody wait at ``gate`` for its rate: that would be in vain."""
+        """Fail all claims that wait at ``gate`` for its rate, each with an error of its own."""
         for line in gate.lines():
             for claim in list(line.claims):
+                # Claims that are paid wait for a slot. `_drop` serves the gate, so claims further
+                # on in the copy may have left the line since.
                 if not claim.paid and claim.line is line:
                     self._drop(claim, line)
                     claim.refuse(make_error())
 
     def close(self) -> None:
-        """Look at the clock no more, and give back what is held of shared rates."""
+        """Stop the timer, and return unused units of shared rates to their backends."""
         self._alarms.close()
         self._supplies.close()
 
-    # -- what those who hold gates have found out -----------------------------------------------
+    # -- corrections by holders -----------------------------------------------------------------
 
     def correct(self, held: Held, by: Sequence[float]) -> None:
-        """Count so much more as gone at each of the gates that are held, or less."""
+        """Charge so many more units at each gate of ``held``; fewer where negative."""
         for gate, cost in zip(held.needed, by, strict=True):
             if gate.meter is not None and cost:
                 gate.meter.correct(cost, held.taken_at)
                 self._look(gate)
 
     def refund(self, held: Held) -> None:
-        """Give back what was charged for something that never started."""
+        """Give back the units charged for an attempt or a child that never started."""
         for at, gate in enumerate(held.needed):
             if gate.meter is not None:
                 gate.meter.give_back(1.0 if held.costs is None else held.costs[at], held.taken_at)
                 self._look(gate)
 
     def _look(self, gate: Gate) -> None:
-        """See who may start now, and tell those who share the rate."""
+        """Serve ``gate`` after its meter has changed, and send the change to a shared rate."""
         if gate.posted:
             self.serve(gate)
         if gate.shared is not None:
             self._supplies.want(gate)
 
     def charge(self, held: Held, actual: float) -> None:
-        """Correct what was charged, wherever ``cost=`` said it."""
+        """Replace the units charged by ``actual`` at all gates with a ``cost=`` function."""
         if held.costs is None:
             return
         due = tuple(
@@ -317,25 +367,30 @@ class Queue:
         held.costs = due
 
     def pause(self, held: Held, until: float) -> bool:
-        """Let nothing start until then at those gates that are one of many keys.
+        """Pause the gates of ``held`` that belong to one key of many.
 
-        Returns whether there are any.
+        Gates without keys are left alone: a pause there would stop all traffic, though only one
+        server asked for it. See test_without_keys_only_the_child_waits.
+
+        Returns whether there are any such gates.
         """
         keyed = [gate for gate in held.needed if gate.is_keyed]
         for gate in keyed:
             gate.paused_until = max(gate.paused_until, until)
             if gate.posted:
-                self.serve(gate)  # which waits for the new time
+                self.serve(gate)  # sets the alarm to the new time
         return bool(keyed)
 
     def adapt(self, held: Held, error: BaseException | None) -> None:
-        """Hear how something ended, before it gives back what it holds.
+        """Let ``adapt=`` policies adjust the slots after an attempt or a child has ended.
+
+        Called before its slots are released, so that a policy sees how many were in use.
 
         Raises:
-            Exception: What a user's policy raised.
-            BadResult: It returned what is no number of slots.
+            Exception: Whatever a user's policy raises.
+            BadResult: The policy returned no finite number.
         """
-        if held.since is None:
+        if held.since is None:  # none of its gates adapts
             return
         now = self.clock()
         for gate in held.needed:
@@ -345,7 +400,7 @@ class Queue:
             size = _size_after(gate.adapt, gate.size, gate.changed_at, ended)
             if size < gate.size:
                 gate.changed_at = now
-            gate.resize(max(1.0, size))
+            gate.resize(max(1.0, size))  # with 0 slots nothing would end that could raise it again
             if gate.posted:
                 self.serve(gate)
 
@@ -355,7 +410,7 @@ class Queue:
 
 @ki_unprotected
 def _size_after(adapt: Adaptive, n: float, changed_at: float, ended: Ended) -> float:
-    """Ask the policy, which may be the user's."""
+    """Return the new number of slots by the policy, which may be the user's code."""
     size: object = adapt.after(n, changed_at, ended)
     if not is_number(size) or not -math.inf < size < math.inf:
         refuse_awaitable(size, "Limits(adapt=...).after")

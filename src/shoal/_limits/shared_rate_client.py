@@ -1,13 +1,13 @@
-"""Supply: has shared rates granted what is waited for, and gives back what isn't. Imports gates.
+"""Clients of shared rates: request units for waiting claims, and return units that lapse.
 
-One task for each backend says what there is to say of all gates in one message, waits for the
-answer, and begins again; so a process has one call under way, however many keys wait.
+For each backend one task sends the requests of all gates in one call, waits for the answer, and
+begins again. So a process has one call in progress, however many keys wait.
 
 Invariants:
-- It lives while something is waited for, held, or yet to be told; else there is no task.
-- Nobody's cancellation reaches it: what it has asked for would be lost. Each call has its time, and
-  after ``close`` there is one more at most; so it ends by itself.
-- Nothing that frees units is said twice.
+- The task runs while claims wait, units are held or messages are due; otherwise there is no task.
+- The task is shielded from cancellation, because units granted by a call that is cancelled would be
+  lost. It ends by itself: each call has a time limit, and at most one more follows ``close``.
+- A message that frees units is never sent twice.
 """
 
 from __future__ import annotations
@@ -28,21 +28,29 @@ from .gates import Gate
 from .shared_rates import RateBackend, RateReply, RateRequest, SharedMeter
 
 CALL = 5.0
-"""Seconds in which a backend has to answer."""
+"""Seconds after which a call of a backend is cancelled.
+
+Half of the default ``patience``, so that a call that hangs is tried once more within it; and far
+above any healthy round trip.
+"""
 FIRST_DELAY = 0.05
-"""Seconds before it is asked again after a failure; twice as many after the next..."""
+"""Seconds before the call after a failure; doubled with each further failure..."""
 LAST_DELAY = 1.0
-"""...up to this."""
+"""...up to this, so that a backend that is up again is found within a second."""
 CLOCKS = 16
-"""Answers by which clocks are compared: by the quickest of them, so nothing goes too soon."""
+"""The latest answers from which the difference of the clocks is estimated.
+
+The estimate contains the time that an answer took, so the smallest of several is the best, and
+never too small. Old ones are dropped because clocks drift.
+"""
 
 StartTask = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
-"""Starts a task of the runtime's own."""
+"""Starts a task of the runtime, which outlives the run that needs it."""
 
 
 @final
 class Supplies:
-    """What a runtime is supplied with, by backend."""
+    """The clients of a runtime, by backend."""
 
     __slots__ = ("_by_backend", "chance", "clock", "refuse", "serve", "start")
 
@@ -54,24 +62,27 @@ class Supplies:
         serve: Callable[[Gate], None],
         refuse: Callable[[Gate, Callable[[], Exception]], None],
     ) -> None:
-        """Be supplied with nothing.
+        """Create the registry, without clients.
 
         Args:
-            clock: The loop's.
-            start: Starts a task; None: nothing will be waited for.
-            chance: Makes random numbers from 0 up to, but not, 1.
+            clock: The loop's clock.
+            start: Starts a task; None: no rate is shared.
+            chance: Returns random numbers in [0, 1).
             serve: Called with a gate that may have opened.
-            refuse: Called with one that won't, and what makes the error for each who waits there.
+            refuse: Called with a gate whose rate can't be had, and a function that makes an error
+                for each claim that waits there.
         """
         self.clock: Clock = clock
         self.start: StartTask | None = start
         self.chance: Callable[[], float] = chance
         self.serve: Callable[[Gate], None] = serve
         self.refuse: Callable[[Gate, Callable[[], Exception]], None] = refuse
-        self._by_backend: dict[int, Supply] = {}  # by identity; each keeps its backend alive
+        # By identity, since backends need not be hashable. Each client keeps its backend alive, so
+        # the id stays its own.
+        self._by_backend: dict[int, Supply] = {}
 
     def want(self, gate: Gate) -> None:
-        """See to a gate with a shared rate: somebody waits there, or the backend is to be told."""
+        """Wake the client of a gate at which claims wait, or whose meter has a message to send."""
         meter = gate.shared
         if meter is None or self.start is None:
             return
@@ -82,11 +93,11 @@ class Supplies:
             self.start(supply.live)
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Return all units held, to all backends."""
         for supply in self._by_backend.values():
             supply.close()
         self._by_backend.clear()
-        self.start = None  # which leads back to the runtime
+        self.start = None  # breaks a reference cycle with the runtime
 
     def __repr__(self) -> str:
         return f"<Supplies {list(self._by_backend.values())}>"
@@ -94,7 +105,7 @@ class Supplies:
 
 @final
 class Supply:
-    """What a runtime is supplied with by one backend."""
+    """The client of one backend."""
 
     __slots__ = (
         "_backend",
@@ -110,21 +121,22 @@ class Supply:
     )
 
     def __init__(self, backend: RateBackend, means: Supplies) -> None:
-        """Have nothing to do."""
         self._backend: RateBackend = backend
         self._means: Supplies = means
-        self._clocks: deque[float] = deque(maxlen=CLOCKS)
-        self._gates: dict[Gate, None] = {}  # what there may be something to do for
-        self._news: Event | None = None  # set when there is more; None: nobody waits for that
+        self._clocks: deque[float] = deque(maxlen=CLOCKS)  # the loop's clock less the backend's
+        # Gates for which there may be something to do, in the order in which they came.
+        self._gates: dict[Gate, None] = {}
+        self._news: Event | None = None  # set by `want`; None while the task doesn't wait
+        # Set by `want`, before the task starts: there is never a second one.
         self._is_running: bool = False
-        self._closing: bool = False
-        self._failing_since: float | None = None
-        self._retry_at: float = -math.inf
+        self._closing: bool = False  # never unset
+        self._failing_since: float | None = None  # the start of the first of the failed calls
+        self._retry_at: float = -math.inf  # no call before this
         self._delay: float = FIRST_DELAY
 
     @ki_protected
     def want(self, gate: Gate) -> bool:
-        """See to ``gate``, soon; return whether a task has to be started for that."""
+        """Look at ``gate`` in the next round; return whether the caller must start the task."""
         self._gates[gate] = None
         if self._news is not None:
             self._news.set()
@@ -132,7 +144,7 @@ class Supply:
         return is_idle
 
     def close(self) -> None:
-        """Give back what is held, in one call, and end."""
+        """Return all units held, in one call, and end."""
         self._closing = True
         for gate in self._gates:
             meter = gate.shared
@@ -143,17 +155,19 @@ class Supply:
 
     @ki_protected
     async def live(self) -> None:
-        """Say what there is to say, until there is nothing more."""
+        """Send requests until there is nothing to request, to hold or to send."""
         try:
             with CancelScope(shield=True):
                 while self._gates:
                     await self._turn()
         finally:
+            # No await between the last look at `_gates` and this: a gate that comes later finds
+            # the task ended and starts the next one.
             self._is_running = False
             self._failing_since, self._retry_at, self._delay = None, -math.inf, FIRST_DELAY
 
     async def _turn(self) -> None:
-        """Make one call, if there is something to say; else wait until there may be."""
+        """Make one call if there is something to send, else wait until there may be."""
         now = self._means.clock()
         wanted: list[tuple[Gate, SharedMeter, tuple[float, ...]]] = []
         until = math.inf
@@ -163,7 +177,8 @@ class Supply:
                 del self._gates[gate]
                 continue
             if meter.lapses_at <= now:
-                self._means.serve(gate)  # in case that it was to be served now, too
+                # The gate's own timer may be due in this loop iteration, after this task.
+                self._means.serve(gate)
                 meter.lapse(now)
             costs, at = self._wants(gate, meter, now)
             if costs or meter.has_news or meter.is_alone:
@@ -171,18 +186,20 @@ class Supply:
             until = min(until, at, meter.lapses_at)
             if not (costs or meter.is_busy or at < math.inf):
                 del self._gates[gate]
+        # On closing, the last call is made at once: the runtime waits for it.
         if wanted and (self._closing or self._retry_at <= now):
             await self._call(wanted)
         elif self._gates:
             await self._wait(min(until, self._retry_at) if wanted else until)
 
     def _wants(self, gate: Gate, meter: SharedMeter, now: float) -> tuple[tuple[float, ...], float]:
-        """Say what is to be asked for at ``gate``, and when that has to be looked at again."""
+        """Return the costs to request at ``gate``, and when to look again if it is too early."""
         if self._closing or not gate.posted:
             return (), math.inf
         asks_at = max(gate.paused_until, meter.again_at)
         if asks_at > now:
             return (), asks_at
+        # Twice the batch: as many as `wants` may decide on.
         return meter.wants(gate.costs(2 * meter.batch), now), math.inf
 
     async def _wait(self, until: float) -> None:
@@ -194,16 +211,17 @@ class Supply:
             self._news = None
 
     async def _call(self, wanted: list[tuple[Gate, SharedMeter, tuple[float, ...]]]) -> None:
-        """Say what there is to say, and hear the answer."""
+        """Send the requests of several gates, and distribute the answers."""
         asked = [(gate, meter, meter.request(costs)) for gate, meter, costs in wanted]
         requests = [request for _, _, request in asked]
         began = self._means.clock()
         try:
             with fail_after(min(CALL, *(meter.patience for _, meter, _ in asked))):
                 replies = list(await self._backend.settle(requests))
+            # All answers are checked before any is applied.
             for request, reply in zip(requests, replies, strict=True):
                 _check(request, reply)
-        except Exception as error:  # noqa: BLE001 # told to those who wait, in the end
+        except Exception as error:  # noqa: BLE001 # waiting claims fail with it, in the end
             for _, meter, request in asked:
                 meter.fail(request)
             self._fail(error, began)
@@ -219,10 +237,12 @@ class Supply:
             self._means.serve(gate)
 
     def _fail(self, error: Exception, began: float) -> None:
-        """Be patient, or tell those who wait that there is no sense in it."""
+        """Schedule the next call; where patience has ended, refuse claims or go on ``alone``."""
         now = self._means.clock()
         since = self._failing_since = began if self._failing_since is None else self._failing_since
-        if self._closing:  # nobody waits; what was held has lapsed by the time it could be said
+        if self._closing:
+            # Not called again: no claim waits, and units that were held have lapsed by then. See
+            # test_closing_does_not_wait_long_for_a_backend_that_hangs.
             self._gates.clear()
             return
         self._retry_at = now + self._delay
@@ -245,7 +265,7 @@ class Supply:
 
 def _check(request: RateRequest, reply: RateReply) -> None:
     if not isinstance(reply, RateReply) or len(reply.turns) > len(request.costs):
-        msg = f"settle() answered {brief(reply)} to {brief(request)}; see shoal.RateBackend"
+        msg = f"settle() answered {brief(reply)} to {brief(request)}; see shoal.rates.RateBackend"
         raise TypeError(msg)
 
 
@@ -254,9 +274,9 @@ def _unavailable(
 ) -> Exception:
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     failure = RateUnavailable(
-        f"the rate {meter.key!r} is shared through {backend!r}, of which nothing was to be had for "
-        f"{seconds:.3g} s ({what}). Is it up, and does this process reach it? Resume the run when "
-        f"it does; or let this process go on by itself meanwhile: SharedRate(..., alone=Rate(...))"
+        f"the rate {meter.key!r} is shared through {backend!r}, which has failed for "
+        f"{seconds:.3g} s ({what}). Is it up, and can this process reach it? Resume the run when "
+        f"it can; or let this process continue without it: SharedRate(..., alone=Rate(...))"
     )
     failure.__cause__ = error
     return failure

@@ -1,16 +1,17 @@
-"""Rates that several processes share: what keeps them is asked what, and how it reckons.
+"""Rates that several processes share: the protocol of backends, and the meter of a process.
 
-A *backend* keeps, for each key, where the schedule of a rate stands. A process asks it for units;
-each is granted as of a moment, its *turn*, a little ahead. Imports meters.
+A *backend* keeps, for each key, how far the schedule of a rate has advanced. A process requests
+units. The backend grants each unit for a time a little ahead, its *turn*. The process uses the unit
+at its turn or soon after, or returns it with the next request.
 
 Invariants:
-- In any window of t seconds at most ``t / interval + burst`` units have their turn in it, of all
+- In any window of t seconds at most ``t / interval + burst`` units have their turn, of all
   processes together.
-- A unit goes no sooner than its turn. It is counted as if it went ``SLACK`` later, as far as the
-  burst allows; so, if it does go within that, the same holds of what really goes.
-- What is not used within ``HOLD`` of its turn is given back. It counts as not gone only as far as
-  the schedule has not moved on since: what is lost was nobody's to use any more.
-- A process that dies loses what it held: no more than what has its turn within ``AHEAD``.
+- No unit is used before its turn. It is counted as if it were used ``SLACK`` later, as far as the
+  burst allows. So the same bound holds for the actual uses, if they come within ``SLACK``.
+- A unit that is not used within ``HOLD`` of its turn is returned. It is taken off the schedule only
+  as far as no later unit relied on it; the rest is lost, because its time has passed.
+- A process that dies loses the units it holds, at most those with a turn within ``AHEAD``.
 """
 
 from __future__ import annotations
@@ -26,61 +27,78 @@ from shoal._errors.exceptions import BadResult, brief
 from .meters import CREDIT, Meter
 
 AHEAD = 0.05
-"""Seconds before its turn from which a unit is granted: so nobody waits for an answer."""
+"""Seconds before its turn at which a unit may be granted.
+
+Longer than the round trip to a backend in the same region, so that the next unit has arrived when
+it can be used. Short, because a process that dies loses what was granted ahead.
+"""
 HOLD = CREDIT
-"""Seconds after its turn for which a unit is kept for somebody who can use it."""
+"""Seconds after its turn for which a process keeps a unit: as long as a timer may be late."""
 SLACK = 2 * HOLD
-"""Seconds after its turn by which a unit is sure to have gone, in a process that is not stuck."""
+"""Seconds after its turn as of which a unit is counted.
+
+By then a process that is not stuck has used it: its timer rings within ``CREDIT``, and it drops the
+unit after ``HOLD``.
+"""
 GUARD = 0.02
-"""Share of the interval that is given up for that if there is no burst to take it from."""
+"""The share of each interval that is given up for the slack where no burst can pay for it.
+
+A chosen number: 2 % of the throughput, for starts that are late by up to 2 % of an interval.
+"""
 BATCH = 64
-"""Units that are asked for at once, at most."""
+"""The most units requested at once.
+
+It bounds the size of a message, and the units that lapse when the claims that wanted them are
+cancelled.
+"""
 
 
-# -- what a backend does ---------------------------------------------------------------------------
+# -- the protocol of backends ----------------------------------------------------------------------
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateRequest:
-    """What a process says of one rate, for one key; a backend takes it in this order."""
+    """What a process returns, reports and requests of one key; applied in this order."""
 
     key: str
-    """Names what is shared: the rate, and the key of ``by=``."""
+    """Identifies the rate and, with ``by=``, the key."""
     interval: float
     """Seconds from one unit to the next."""
     burst: float
-    """How many units may go at once."""
+    """How many units may pass at once."""
     returns: tuple[tuple[float, float], ...] = ()
-    """Units that were granted and never used: when their turn was, and how many."""
+    """Units that were granted and not used: pairs of their turn and their number."""
     extra: float = 0.0
-    """Units that are gone without having been asked for; below 0: that were counted wrongly."""
+    """Units used without a grant; negative: units to be taken off the schedule."""
     costs: tuple[float, ...] = ()
-    """Units that are wanted, by each of those who wait, in order."""
+    """The units that each waiting claim requests, in order."""
 
     @property
     def slack(self) -> float:
         """Seconds after its turn as of which a unit is counted: ``SLACK``, if the burst allows."""
+        # Counting later takes units off the burst: as many as pass in that time. At least one unit
+        # must remain, or nothing would ever pass.
         return min(SLACK, max(GUARD, self.burst - 1) * self.interval)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateReply:
-    """What a backend answers to a ``RateRequest``."""
+    """The answer of a backend to a ``RateRequest``."""
 
     now: float
     """The backend's clock, in seconds."""
     turns: tuple[float, ...] = ()
-    """When what is wanted may go, by that clock: the first of ``costs``, as many as soon can."""
+    """The turns granted to the first of ``costs``, by that clock; the others are not granted."""
     again_in: float = 0.0
-    """Seconds after which it is worth asking for the others."""
+    """Seconds after which the first of the others could be granted."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class RateState:
-    """What a backend keeps of one key. It may be forgotten once both times have passed."""
+    """The state that a backend keeps for one key. It may be dropped once both times have passed."""
 
     tat: float
     """When the next unit would come if all came evenly, by the backend's clock."""
@@ -89,21 +107,25 @@ class RateState:
 
 
 class RateBackend(Protocol):
-    """Keeps rates that several processes share: ``shoal.rates`` has some.
+    """Keeps rates that several processes share; ``shoal.rates`` has implementations.
 
-    All that it must do is to apply ``reckon`` to the state of each key, one request after the
-    other, each as if nothing else went on, with one clock for all processes.
+    A backend applies ``reckon`` to the state of each key, atomically, one request after the other,
+    and with one clock for all processes. It needs nothing else.
     """
 
     async def settle(self, requests: Sequence[RateRequest]) -> Sequence[RateReply]:
-        """Apply requests, each of another key, and return the replies in the same order.
+        """Apply requests, each for a different key, and return the replies in the same order.
 
-        It is called by one task at a time for each runtime. It may be cancelled, after some seconds
-        without an answer; whether it was applied is then not known, and it is not repeated as it
-        is: units may be lost by that, and none are granted twice.
+        Each runtime has at most one call in progress. A call that takes some seconds is cancelled.
+        The runtime can't know then whether the requests were applied, so it doesn't repeat the
+        parts that free units: units may be lost, and none is granted twice.
+
+        Args:
+            requests: At least one.
 
         Raises:
-            Exception: They could not be applied. It is asked again, until patience ends.
+            Exception: The requests could not be applied. The backend is called again, until the
+                ``patience`` of the rate ends.
         """
         ...
 
@@ -111,14 +133,14 @@ class RateBackend(Protocol):
 def reckon(
     state: RateState | None, now: float, request: RateRequest
 ) -> tuple[RateState, RateReply]:
-    """Apply a request to the state of its key: what every ``RateBackend`` does.
+    """Apply a request to the state of its key, as every ``RateBackend`` does.
 
-    The generic cell rate algorithm; see ``Meter``.
+    This is the generic cell rate algorithm; see ``Meter``.
 
     Args:
-        state: What is kept of the key; None if nothing is.
+        state: The stored state of the key; None if there is none.
         now: The backend's clock, in seconds.
-        request: What a process says.
+        request: The request of a process.
 
     Returns the new state and the reply.
 
@@ -131,9 +153,12 @@ def reckon(
     interval, burst = request.interval, request.burst
     tat, last = (-math.inf, -math.inf) if state is None else (state.tat, state.last)
     for turn, units in request.returns:
-        # What came later has counted on these units for no more than this: see
+        # Units with a later turn were granted as if these had passed. Only the part that they
+        # didn't rely on may be granted again: see
         # test_what_is_given_back_late_is_never_granted_again_in_excess.
         tat -= max(0.0, units * interval - max(0.0, last - turn))
+    # Extra units have passed by now, so they count from now on, like any unit with its turn now:
+    # see test_what_a_start_has_cost_besides_counts_from_now.
     if request.extra > 0:
         tat, last = max(tat, now), max(last, now)
     tat += request.extra * interval
@@ -143,7 +168,7 @@ def reckon(
         turn = max(now, tat + (cost - burst) * interval)
         if turn > now + AHEAD:
             again_in = turn - now - AHEAD
-            break
+            break  # in order: a cheaper claim further on doesn't overtake
         tat = max(tat, turn + request.slack) + cost * interval
         last = max(last, turn)
         turns.append(turn)
@@ -152,57 +177,58 @@ def reckon(
 
 
 def key_of(name: str, key: Hashable) -> str:
-    """Name a key of a shared rate, the same in every process.
+    """Return the name of a key of a shared rate, which is the same in every process.
 
     Raises:
-        BadResult: It is no plain value, so another process could not name it.
+        BadResult: The key is no plain value, so other processes could not name it.
     """
     if key is None:
         return name
     if not _is_plain(key):
         msg = (
-            f"by= returned {brief(key)} for the rate {name!r}, which other processes share: they "
-            f"must come to the same key; return a str, a number, bytes, or a tuple of those"
+            f"by= returned {brief(key)} for the shared rate {name!r}: all processes must compute "
+            f"the same key; return a str, a number, bytes, or a tuple of those"
         )
         raise BadResult(msg)
-    return f"{name}:{key!r}"
+    return f"{name}:{key!r}"  # repr keeps 1 and "1" apart
 
 
 def _is_plain(key: object) -> bool:
+    # By exact type: the repr of a subclass, such as an enum, may differ between processes.
     if type(key) is tuple:
         return all(map(_is_plain, cast("tuple[object, ...]", key)))
     return key is None or type(key) in (str, int, float, bool, bytes)
 
 
-# -- what a process holds --------------------------------------------------------------------------
+# -- the units of a process ------------------------------------------------------------------------
 
 
 @final
 class Granted(NamedTuple):
-    """Units that this process was granted and has not used yet."""
+    """Units that the backend granted to this process for one turn."""
 
     opens_at: float
     """Their turn, by the loop's clock..."""
     turn: float
-    """...and by the backend's."""
+    """...and by the backend's clock."""
     units: float
 
 
 @final
 class Taken(NamedTuple):
-    """Units that were used lately."""
+    """Units that were used recently, in case that they are given back."""
 
     at: float
-    """When, by the loop's clock."""
+    """When they were used, by the loop's clock."""
     granted: Granted
 
 
 @final
 class SharedMeter:
-    """What this process was granted of a rate that it shares, for one key.
+    """Holds the units of a shared rate that this process was granted, for one key.
 
-    Whoever waits takes of what is held; ``Supply`` asks for more. While the backend can't be
-    reached, the process may have to go by a meter ``alone``.
+    Claims take units that are held; ``Supply`` requests more. While the backend can't be reached,
+    claims may take from a meter ``alone`` instead.
     """
 
     __slots__ = (
@@ -232,15 +258,15 @@ class SharedMeter:
         patience: float = 0.0,
         alone: Meter | None = None,
     ) -> None:
-        """Hold nothing.
+        """Create a meter that holds no units.
 
         Args:
-            backend: Grants units.
-            key: What it knows the rate by.
+            backend: The backend that grants units.
+            key: The name of the rate and key at the backend.
             interval: Seconds from one unit to the next.
-            burst: How many units may go at once.
-            patience: Seconds for which it may fail before whoever waits hears of it.
-            alone: What is gone by then instead; None: nothing.
+            burst: How many units may pass at once.
+            patience: Seconds for which the backend may fail before waiting claims are refused.
+            alone: The meter to use instead of that; None: claims are refused.
         """
         self.backend: RateBackend = backend
         self.key: str = key
@@ -248,17 +274,23 @@ class SharedMeter:
         self.interval: float = interval
         self.burst: float = burst
         self.alone: Meter | None = alone
+        # Whether `alone` is in use: from the end of patience to the backend's next answer.
         self.is_alone: bool = False
-        self.held: deque[Granted] = deque()
-        self.batch: int = 1  # how many are asked for at once: as many as have found a use
-        self.again_at: float = -math.inf  # when asking for more is worth it
-        self._taken_at: float = -math.inf  # when units were used last
+        self.held: deque[Granted] = deque()  # in the order of their turns
+        # The units to request at once. Doubled while all of them find a use, 1 again when one
+        # lapses: as in TCP's slow start, a process holds no more than it uses.
+        self.batch: int = 1
+        self.again_at: float = -math.inf  # the next request is made no sooner than this
+        self._taken_at: float = -math.inf  # when units were last used
+        # The latest uses, as far as units may be given back. Units used before these had their
+        # turn too long ago for the backend to grant them again.
         self._last: deque[Taken] = deque(maxlen=BATCH)
+        # To be sent with the next request: units to return, and units to charge.
         self._returns: list[tuple[float, float]] = []
         self._extra: float = 0.0
 
     def opens_at(self, cost: float) -> float:
-        """Return when ``cost`` units may go; inf if more must be granted first."""
+        """Return when ``cost`` units may pass; inf if more must be granted first."""
         if self.is_alone and self.alone is not None:
             return self.alone.opens_at(cost)
         opens = -math.inf
@@ -270,7 +302,7 @@ class SharedMeter:
         return opens if cost <= 0 else math.inf
 
     def take(self, now: float, cost: float, credit: float = 0.0) -> None:
-        """Let ``cost`` units go."""
+        """Use ``cost`` units; more than are held are charged with the next request."""
         self._taken_at = now
         if self.is_alone and self.alone is not None:
             self.alone.take(now, cost, credit)
@@ -286,9 +318,9 @@ class SharedMeter:
         self._extra += max(0.0, cost)
 
     def correct(self, by: float, taken_at: float) -> None:
-        """Count ``by`` units more as gone, or less if negative; the backend is yet to hear it.
+        """Charge ``by`` units more, or fewer if negative, with the next request.
 
-        Less counts from now on as well: the backend doesn't know what has gone since ``taken_at``.
+        Both count from now on: the backend doesn't keep what has passed since ``taken_at``.
         """
         if self.is_alone and self.alone is not None:
             self.alone.correct(by, taken_at)
@@ -296,7 +328,7 @@ class SharedMeter:
             self._extra += by
 
     def give_back(self, cost: float, taken_at: float) -> None:
-        """Hold ``cost`` units again that were taken then, and never used."""
+        """Hold ``cost`` units again that were taken at ``taken_at`` and never used."""
         if self.is_alone and self.alone is not None:
             self.alone.give_back(cost, taken_at)
             return
@@ -311,10 +343,10 @@ class SharedMeter:
                 granted = granted._replace(units=cost)
             cost = _less(cost, granted.units)
             self.held.appendleft(granted)
-        # What was taken longer ago than that has had its turn: it is lost.
+        # Units taken longer ago are lost: their turn has passed.
 
     def go_on_from(self, other: object) -> None:
-        """Have what is held by the meter that it replaces given back, if it is the same rate's."""
+        """Return the units held by the meter that this one replaces, if it has the same rate."""
         if (
             isinstance(other, SharedMeter)
             and other.backend is self.backend
@@ -324,28 +356,28 @@ class SharedMeter:
             self._returns, self._extra = other._returns, other._extra
 
     def is_full(self, now: float) -> bool:
-        """Tell whether it is as if nothing had ever gone, as far as this process knows."""
+        """Return whether this process holds and owes nothing; the backend knows the rest."""
         return not self.is_busy
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is held, or is yet to be said or heard."""
+        """Whether units are held, a message is due, or an answer of the backend is awaited."""
         return bool(self.held) or self.has_news or self.is_alone
 
-    # -- what the backend is told ---------------------------------------------------------------
+    # -- messages to the backend ----------------------------------------------------------------
 
     @property
     def has_news(self) -> bool:
-        """Whether the backend is yet to hear something."""
+        """Whether there are units to return or to charge."""
         return bool(self._returns or self._extra)
 
     @property
     def lapses_at(self) -> float:
-        """When it lapses next that something is held."""
+        """When the first of the units held lapses; inf if none are."""
         return min((granted.opens_at for granted in self.held), default=math.inf) + HOLD
 
     def lapse(self, now: float) -> None:
-        """Hold no longer what nobody could use when its turn had come."""
+        """Return the units that found no use within ``HOLD`` of their turn."""
         held, self.held = self.held, deque[Granted]()
         for granted in held:
             if granted.opens_at + HOLD <= now:
@@ -355,24 +387,31 @@ class SharedMeter:
                 self.held.append(granted)
 
     def let_go(self) -> None:
-        """Hold nothing any more."""
+        """Return all units held."""
         self._returns += [(granted.turn, granted.units) for granted in self.held]
         self.held.clear()
 
     def wants(self, costs: Sequence[float], now: float) -> tuple[float, ...]:
-        """Say what to ask for, of what is waited for; nothing while enough is held.
+        """Return the part of ``costs`` to request; nothing while enough units are held.
 
-        As little as is sure to find a use: twice as much as the last time where that was used and
-        somebody wanted more at once, else as much as one needs.
+        It is as little as is sure to find a use: twice the last batch if units were used just now,
+        else the last batch, which is 1 after a lapse.
+
+        Args:
+            costs: The costs of waiting claims, in order.
+            now: The loop's clock.
         """
+        # A new request is made when half of a batch is used up, so that the answer arrives before
+        # the other half is.
         if not len(self.held) < len(costs) or 2 * len(self.held) > self.batch:
             return ()
         if now - self._taken_at < HOLD:
             self.batch = min(2 * self.batch, BATCH)
+        # The units held are for the first claims, though their costs may differ: an estimate.
         return tuple(costs[len(self.held) : self.batch])
 
     def request(self, costs: tuple[float, ...]) -> RateRequest:
-        """Say what the backend is yet to hear, and that so much is wanted."""
+        """Make the next request: for ``costs``, and with the units to return and to charge."""
         request = RateRequest(
             key=self.key,
             interval=self.interval,
@@ -381,18 +420,21 @@ class SharedMeter:
             extra=self._extra,
             costs=costs,
         )
+        # Cleared now, not after the answer: corrections made meanwhile belong to the next request.
+        # `fail` restores the part that may be repeated.
         self._extra = 0.0
         self._returns = []
         return request
 
     def receive(self, request: RateRequest, reply: RateReply, ahead: float, chance: float) -> None:
-        """Hold what was granted.
+        """Hold the units that were granted.
 
         Args:
-            request: What was asked for...
-            reply: ...and answered.
-            ahead: Seconds by which the loop's clock is ahead of the backend's, or less.
-            chance: From 0 to 1, so that several processes don't ask all at once.
+            request: The request...
+            reply: ...and its answer.
+            ahead: Seconds to add to the backend's clock to get the loop's: never too few, so that
+                no unit is used before its turn.
+            chance: A random number in [0, 1), so that processes don't all ask at once.
         """
         self.is_alone = False
         for cost, turn in zip(request.costs, reply.turns, strict=False):
@@ -400,13 +442,19 @@ class SharedMeter:
         if len(reply.turns) == len(request.costs):
             self.again_at = -math.inf
         else:
-            # Who has got something lets those go first who have not: or else the process that is
-            # nearest to the backend would have all there is.
+            # A process that was granted units waits longer than one that was not. Else the process
+            # nearest to the backend would always ask first and get all units: see
+            # test_a_process_far_from_the_backend_has_its_share. All these pauses are shorter than
+            # AHEAD, so the next grant still arrives before its turn.
             pause = AHEAD / 2 if reply.turns else AHEAD / 10
             self.again_at = reply.now + ahead + reply.again_in + pause + chance * AHEAD / 4
 
     def fail(self, request: RateRequest) -> None:
-        """Hear that a request may not have been applied: nothing that frees units is repeated."""
+        """Restore what may be sent again after a call failed, which may have been applied.
+
+        Only charges: units returned twice would be granted twice. See
+        test_what_may_have_been_done_is_not_said_again_if_it_frees_units.
+        """
         self._extra += max(0.0, request.extra)
 
     def __repr__(self) -> str:
@@ -414,6 +462,8 @@ class SharedMeter:
 
 
 def _less(units: float, by: float) -> float:
-    """Subtract units, which may be fractions of many; what is left of rounding is nothing."""
+    """Subtract units; a remainder of the size of a rounding error counts as 0."""
+    # Costs may be fractions and add up in any order. Floats are exact to about 1e-16 of the larger
+    # number, so 1e-9 is far above their errors and far below any cost that matters.
     rest = units - by
     return 0.0 if abs(rest) < 1e-9 * max(1.0, units) else rest

@@ -1,9 +1,9 @@
-"""Alarms: one timer for all gates that open by themselves. Imports gates.
+"""Timers: one timer of the loop for all gates that open at a known time.
 
 Invariants:
-- At most one timer runs, for the gate that opens next; none while nobody waits for a time.
-- A gate has one time at which it is looked at. An earlier one replaces it; a later one is found out
-  when it is looked at.
+- At most one timer of the loop is set, for the gate that opens next; none if no gate needs one.
+- A gate has at most one alarm. An earlier time replaces it. A later time doesn't: when the alarm
+  rings, the queue finds the gate closed and sets the next one.
 """
 
 from __future__ import annotations
@@ -20,53 +20,55 @@ from shoal._concurrency.cancellation import ki_protected
 from .gates import Gate
 
 SetAlarm = Callable[[float, Callable[[], None]], Callable[[], object]]
-"""Has a function called at a time, and returns what takes that back."""
+"""Schedules a call at a time, and returns a function that cancels it."""
 
 
 @final
 class Alarms:
-    """Has gates looked at when their time has come."""
+    """Serves gates at the times at which they open."""
 
     __slots__ = ("_clock", "_due", "_look", "_numbers", "_set", "_silence")
 
     def __init__(
         self, clock: Clock, set_alarm: SetAlarm | None, look: Callable[[Gate, float], None]
     ) -> None:
-        """Wait for nothing.
+        """Create a timer that is not set.
 
         Args:
-            clock: The loop's.
-            set_alarm: Sets the timer; None: nothing will be waited for.
-            look: Called with a gate, and the time at which that was to happen.
+            clock: The loop's clock.
+            set_alarm: Schedules a call; None: no alarm ever rings.
+            look: Called with a gate and the time for which its alarm was set.
         """
         self._clock: Clock = clock
         self._set: SetAlarm | None = set_alarm
         self._look: Callable[[Gate, float], None] = look
-        self._due: list[tuple[float, int, Gate]] = []  # a heap
-        self._numbers: count[int] = count()
-        self._silence: Callable[[], object] | None = None  # takes back the timer
+        # A heap. An alarm that was replaced stays in it; its time is no longer `gate.alarm_at`.
+        self._due: list[tuple[float, int, Gate]] = []
+        self._numbers: count[int] = count()  # break ties, since gates can't be compared
+        self._silence: Callable[[], object] | None = None  # cancels the timer of the loop
 
     def set(self, when: float, gate: Gate) -> None:
-        """See to it that ``gate`` is looked at then, or before."""
+        """Serve ``gate`` at ``when``, unless it is served before that anyway."""
         if gate.alarm_at <= when:
             return
         gate.alarm_at = when
+        # Most alarms are later than the first, so the timer of the loop rarely changes.
         is_next = not self._due or when < self._due[0][0]
         heappush(self._due, (when, next(self._numbers), gate))
         if is_next:
             self._set_timer()
 
     def clear(self) -> None:
-        """Forget all: nobody waits for a time any more."""
+        """Remove all alarms: no claim waits any more."""
         for _, _, gate in self._due:
             gate.alarm_at = math.inf
         self._due.clear()
         self._stop_timer()
 
     def close(self) -> None:
-        """Look at the clock no more."""
+        """Stop the timer for good."""
         self._stop_timer()
-        self._set = None  # which leads back to the runtime
+        self._set = None  # breaks a reference cycle with the runtime
 
     def _set_timer(self) -> None:
         self._stop_timer()
@@ -84,7 +86,8 @@ class Alarms:
         now = self._clock()
         while self._due and self._due[0][0] <= now:
             when, _, gate = heappop(self._due)
-            if gate.alarm_at == when:
+            if gate.alarm_at == when:  # else it was replaced
+                # Before the look, which may set the next alarm of this gate.
                 gate.alarm_at = math.inf
                 self._look(gate, when)
         self._set_timer()

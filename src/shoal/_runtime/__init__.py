@@ -1,8 +1,13 @@
 """The runtime: the objects that a program holds on to.
 
-- ``application``: ``Application``. ``inputs`` checks what runs are given, ``launch`` begins them.
-- ``runtime``: ``Runtime``, which runs share. ``registry``: the root runs that it executes.
-- ``start``: what a root run starts from. ``root_run``: its way from claim to release.
-- ``handle``: ``RunHandle``. ``open_run``: ``OpenRun``. ``result``: ``RunResult``.
+- ``application``: ``Application``, the public methods; ``definition`` has what it was built of.
+  ``inputs`` checks what a run is given and makes a ``RunRequest`` of it. ``launch`` plans the run,
+  has a runtime execute it and awaits it.
+- ``start``: what a root run starts from. ``answers``: which answer belongs to which question.
+  ``root_run``: one execution of a root run, from claim to release. ``result``: ``RunResult``.
+- ``runtime``: ``Runtime``, which runs share. ``binding`` makes its services, ``tasks`` has its task
+  group, ``registry`` the root runs that it executes, ``draining`` the signal that it takes no more.
+  ``apps``: applications, as a runtime needs them.
+- ``handle``: ``RunHandle``. ``open_run``: ``OpenRun``, a handle whose run ends with its block.
 - ``recovery`` finds and resumes the runs of dead processes.
 """

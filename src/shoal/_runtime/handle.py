@@ -1,9 +1,10 @@
-"""A run that goes on, as whoever holds it sees it. Imports everything above; anyio.
+"""A handle of a run that goes on in a runtime.
 
 Invariants:
-- Holding a run does nothing to it, and neither does dropping what holds it.
-- Followers never hold a run back: what one of them does not read in time is dropped for that one.
-- Reading, and waiting, can be cancelled at any moment; the run does not notice.
+- Neither a handle nor dropping it does anything to the run.
+- Followers never hold a run back: events that a follower does not read in time are dropped for it
+  alone.
+- Reading and waiting can be cancelled at any moment, and the run does not notice.
 """
 
 from __future__ import annotations
@@ -12,31 +13,30 @@ from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
 from typing import Generic, cast, final
 
-from shoal._engine.fanout.group import Group
+from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
-from shoal._errors.exceptions import BadUse, DefinitionError, RunCancelled
-from shoal._errors.inspection import first_of
+from shoal._errors.exceptions import DefinitionError
 from shoal._events.events import Event, Question, Status
 from shoal._events.identity import Key, RunPath
 from shoal._events.stream import Stream
 from shoal._state.state import S, State
 
-from .result import RunResult, result_of
-from .root_run import Root
+from .result import RunResult
+from .root_run import RootRun
 
 BUFFER = 1000
-"""Events that may wait to be read."""
+"""Events that may wait to be read, by default."""
 
 
 class RunHandle(Generic[S]):
     """A run that goes on in a runtime: to look at, wait for, follow and cancel.
 
-    ``await runtime.start(app, ...)`` gives one, for work that outlives whoever has started it;
-    ``runtime.find(run_id)`` and ``runtime.runs()`` give those of runs that go on. An ``OpenRun`` is
-    one whose run ends with its block.
+    ``await runtime.start(app, ...)`` returns one, for work that outlives the caller;
+    ``runtime.find(run_id)`` and ``runtime.runs()`` return those of runs that go on. An ``OpenRun``
+    is a handle whose run ends with its block.
 
-    There may be several handles of one run. None is needed for it to go on, and there is nothing to
-    be closed: the runtime's block awaits the run.
+    There may be several handles of one run. The run needs none of them, and there is nothing to
+    close: the runtime's block awaits the run.
 
     Examples:
         >>> import anyio
@@ -51,7 +51,7 @@ class RunHandle(Generic[S]):
         succeeded 6
     """
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: RootRun) -> None:
         """Use ``Runtime.start`` or ``Runtime.find``."""
         self._path = root.path
         self._root = root
@@ -76,53 +76,52 @@ class RunHandle(Generic[S]):
 
     @property
     def state(self) -> State[S]:
-        """The state as it was last committed: at any time, after a failure or the end too.
+        """The state as it was committed last, also after a failure or the end.
 
-        Read upon an event, it may be further than the event: what that changed is in its
-        ``update``.
+        Read upon an event, it may be newer than the event, whose own change is its ``update``.
         """
         self._check_begun()
         return cast("State[S]", self._run.state)
 
     @property
     def number(self) -> int:
-        """The number of the last update, which has led to ``state``; 0 before the first."""
+        """The number of the update that led to ``state``; 0 before the first."""
         self._check_begun()
         return self._run.number
 
     @property
     def error(self) -> BaseException | None:
-        """What it has failed with; None if it has not."""
+        """What the run failed with; None if it has not failed."""
         self._check_begun()
-        return self._failure()
+        return self._root.failure
 
     @property
     def reason(self) -> str:
-        """Why it was cancelled, if it was."""
+        """Why the run was cancelled; empty if it was not."""
         self._check_begun()
         return self._run.reason if self._run.status == "cancelled" else ""
 
     @property
     def questions(self) -> Sequence[Question]:
-        """What it waits for, if it is halted."""
+        """The open questions of a halted run; otherwise none."""
         self._check_begun()
         return self._run.open_questions if self.status == "halted" else ()
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether it was cancelled since its process stops, and so is left to another one."""
+        """Whether the run was cancelled because its process stops; another one can recover it."""
         return self._root.is_interrupted
 
-    # -- what happens in it ---------------------------------------------------------------------
+    # -- its events -----------------------------------------------------------------------------
 
     @contextmanager
     def events(self, *, buffer: int = BUFFER) -> Generator[RunEvents]:
         """Follow the run from now on: ``with run.events() as events``, then ``async for``.
 
-        Gives the events of the run and of all its descendants, in order, until the run has ended;
-        they end then, however it has. Any number of followers read, each at its own pace: none
-        holds the run back. Who has more than ``buffer`` events to read loses the oldest, and reads
-        ``Missed`` in their place.
+        Yields the events of the run and of all its descendants, in order, and stops when the run
+        has ended, in whatever way. Any number of followers read, each at its own pace, and none
+        holds the run back. A follower with more than ``buffer`` unread events loses the oldest, and
+        reads ``Missed`` in their place.
 
         Args:
             buffer: Events that are kept for this follower, at least 1.
@@ -145,47 +144,36 @@ class RunHandle(Generic[S]):
     # -- its end --------------------------------------------------------------------------------
 
     async def wait_ended(self) -> Status:
-        """Wait until the run has ended, cleanup included; say how.
+        """Wait until the run has ended, cleanup included; return how it ended.
 
         Cancelling this cancels the wait, not the run.
         """
         self._check_begun()
-        hosted = self._root.hosted
-        assert hosted is not None, "it has begun"
-        await hosted.ended.wait()
-        status = self._run.status
-        return "failed" if status is None else status  # None: a KeyboardInterrupt before its end
+        return await self._root.wait_ended()
 
     async def result(self) -> RunResult[S]:
-        """Wait for the run's end, and return what it came to.
+        """Wait for the run's end, and return its result.
 
-        A run that is halted has ended for now; ``status`` and ``questions`` of the result say so.
+        A halted run has ended for now: the result's ``status`` and ``questions`` say so.
 
         Cancelling this cancels the wait; the run goes on.
 
         Raises:
             Exception: The run's failure, unwrapped.
-            RunCancelled: It was cancelled: by ``cancel``, or by its runtime.
+            RunCancelled: The run was cancelled, by ``cancel`` or by its runtime.
         """
         await self.wait_ended()
         self._raise_failure()
-        run = self._run
-        if run.status in ("succeeded", "halted"):
-            return result_of(run)
-        if run.status == "cancelled":
-            msg = f"run {self._path.id} has no result, it was cancelled: {run.reason}"
-            raise RunCancelled(msg)
-        msg = f"run {self._path.id} failed; what with was raised until its block was left"
-        raise BadUse(msg)
+        return self._root.result()
 
     def cancel(self, reason: str) -> None:
         """Cancel the run, at once and without waiting; if it has ended, nothing happens.
 
-        Its actions are cancelled where they wait; it ends as cancelled for ``reason`` when all
-        cleanup has.
+        Its actions are cancelled where they wait. The run ends as cancelled for ``reason`` when all
+        cleanup has ended.
 
         Args:
-            reason: Who cancels it, or why; ``RunEnded.reason`` says so.
+            reason: Who cancels it, or why; it becomes ``RunEnded.reason``.
         """
         self._check_begun()
         if not isinstance(reason, str):
@@ -196,9 +184,10 @@ class RunHandle(Generic[S]):
     def cancel_child(self, child: Key | RunPath, reason: str, *, act: str | None = None) -> bool:
         """Cancel one child of the run, at once and without waiting; its siblings don't notice.
 
-        It ends as ``Cancelled`` for ``reason`` when its cleanup has, and brings nothing: a fan-out
-        goes on without it, and a race without that contestant. An action's own fan-out gives the
-        action that outcome.
+        The child ends as ``Cancelled`` for ``reason`` when its cleanup has ended, and contributes
+        nothing: a fan-out goes on without it, and a race without that contestant. An action's own
+        fan-out gives the action that outcome. A child that still waits to start, for a slot, a rate
+        or its turn, never starts.
 
         Args:
             child: Its key within the fan-out that the run executes now; or its path, as events have
@@ -207,16 +196,14 @@ class RunHandle(Generic[S]):
             act: Of several children with that key, the one that executes the act of this name; in a
                 race among acts the key is ``""``.
 
-        One that waits to start, for a slot, a rate, its turn, never does.
-
-        Returns whether there was such a child, which had not ended. An element that was not pulled
-        yet, since there is no place for its child, is none.
+        Returns whether there was such a child that had not ended. An element that was not pulled
+        yet, because there is no place for its child, is no child.
         """
         self._check_begun()
         if not isinstance(reason, str):
             msg = f"cancel_child(child, reason) takes a string as reason, not {reason!r}"
             raise TypeError(msg)
-        groups = cast("set[Group]", self._run.setting.execution.groups)
+        groups = cast("set[ChildTaskGroup]", self._run.setting.execution.groups)
         if isinstance(child, RunPath):
             of_parent = [group for group in groups if group.parent.path == child.parent]
             key, act, step = child.key, child.act, child.step
@@ -224,7 +211,7 @@ class RunHandle(Generic[S]):
             depth = min((group.parent.path.depth for group in groups), default=0)
             of_parent = [group for group in groups if group.parent.path.depth == depth]
             key, step = child, None
-        # not any(): each of them is asked
+        # Not any(), which stops at the first: every group may have a child of that key.
         return True in [group.cancel_child(key, reason, act, step) for group in of_parent]
 
     def __repr__(self) -> str:
@@ -242,24 +229,20 @@ class RunHandle(Generic[S]):
         return run
 
     def _check_begun(self) -> None:
-        """Refuse to say anything of what isn't there yet."""
-
-    def _failure(self) -> BaseException | None:
-        hosted = self._root.hosted
-        return first_of(None if hosted is None else hosted.fatal, self._run.error)
+        """Refuse to be used before the run is there; a handle is made afterwards."""
 
     def _raise_failure(self) -> None:
-        failure = self._failure()
+        failure = self._root.failure
         if failure is not None:
             try:
                 raise failure
             finally:
-                del failure  # no cycle from the exception to this frame
+                del failure  # breaks the traceback cycle
 
 
 @final
 class RunEvents(AsyncIterator[Event]):
-    """What happens in a run, for one follower."""
+    """The events of a run, for one follower."""
 
     __slots__ = ("_stream",)
 
@@ -268,10 +251,10 @@ class RunEvents(AsyncIterator[Event]):
         self._stream = stream
 
     async def __anext__(self) -> Event:
-        """Return the next event, as soon as there is one. Cancelled, it takes none.
+        """Return the next event, as soon as there is one. If it is cancelled, no event is lost.
 
         Raises:
-            StopAsyncIteration: The run has ended, or ``end`` was called; all events were read.
+            StopAsyncIteration: All events were read, and the run has ended or ``end`` was called.
             BadUse: Another task reads, or the block was left.
         """
         event = await self._stream.read()
@@ -280,40 +263,15 @@ class RunEvents(AsyncIterator[Event]):
         return event
 
     def end(self) -> None:
-        """End them now, once what has happened so far was read; whatever the run does."""
+        """Stop after the events that have happened so far, whether or not the run goes on."""
         self._stream.end()
 
 
-async def wait_begun(root: Root) -> None:
-    """Wait until a run goes on, or is known to have ended long ago; cancelled, cancel it.
-
-    Raises:
-        RunCancelled: It was cancelled before it began.
-        Exception: It could not begin.
-    """
-    hosted = root.hosted
-    assert hosted is not None, "it is alive"
-    if root.run is None:
-        try:
-            await root.begun.wait()
-        except BaseException:
-            hosted.cancel("closed")
-            await hosted.wait()
-            raise
-    if root.run is None:
-        await hosted.wait()
-        never = RunCancelled(f"run {root.path.id} was cancelled before it began: {root.reason}")
-        try:
-            raise first_of(hosted.fatal, root.error) or never
-        finally:
-            root.error = None  # no cycle from the exception to this frame
-
-
 def check_buffer(buffer: object, where: str) -> None:
-    """Refuse what is no number of events.
+    """Refuse a ``buffer`` that is no number of events.
 
     Raises:
-        DefinitionError: Saying what it takes.
+        DefinitionError: It is no whole number of at least 1.
     """
     if type(buffer) is not int or buffer < 1:
         msg = f"{where}(buffer=...) takes a whole number of at least 1, not {buffer!r}"

@@ -1,128 +1,218 @@
-"""What whoever runs an application gives, checked first. Imports runtimes and starts.
+"""What a run is given: checked, and made into a request.
 
 Invariants:
-- What can be checked is, before the first action starts, and before anything is saved.
+- Everything that can be checked is checked before the first action starts, and before anything is
+  saved.
+- What a caller leaves out is what the store has, if the run is known there; otherwise the run is
+  new, and nothing may be left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypedDict, cast
+from typing import Any, NamedTuple, cast, final
 
 from shoal._engine.config import Halts
 from shoal._engine.execution import Execution
-from shoal._engine.fanout.recorded import note_similar
-from shoal._engine.questions import Answers
-from shoal._errors.exceptions import (
-    BadUse,
-    DefinitionError,
-    MissingField,
-    MissingInput,
-    did_you_mean,
-    kind_of,
+from shoal._engine.fanout.recorded import (
+    note_similar,
+    recorded_beginning,
+    recorded_history,
+    unknown_run,
 )
+from shoal._engine.fanout.takeup import has_folded, refuse_fork
+from shoal._errors.exceptions import BadUse, DefinitionError, MissingField, MissingInput, kind_of
 from shoal._events.identity import RunPath, new_run_id
-from shoal._graph.graph import Graph
+from shoal._graph.action import Act
 from shoal._state.secrets import Secret, boxed, secrets_in
 from shoal._state.state import State
 from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
 
+from .answers import Answers
+from .definition import AppDefinition, missing_field, missing_inputs
 from .runtime import Runtime
-from .start import First, Start, refuse_conflict, refuse_in_id
+from .start import (
+    OrphanStart,
+    RunRequest,
+    RunStart,
+    StartResolver,
+    only_secrets,
+    refuse_conflict,
+    refuse_in_id,
+    refuse_missing,
+)
 
 
-class AskedFor(TypedDict):
-    """What is asked for that has to do with halting."""
+class Call(NamedTuple):
+    """Which method was called for which run: what each check needs for its message."""
 
-    answers: Answers | None
-    halts: Halts | None
+    where: str
+    """The method's name."""
+    id: str | None
+    runtime: Runtime | None
 
 
-class Given:
-    """The part of an application that checks what its runs are given."""
+@final
+class StartCheck:
+    """Checks what the runs of an application are given, and makes their requests of it."""
 
-    name: str
-    version: str
-    graph: Graph
-    store: Store | None
-    inputs: Mapping[str, object]
-    secret: frozenset[str]
+    __slots__ = ("_definition",)
 
-    def _refuse(self, why: str) -> Any:
-        msg = f"application {self.name!r}: {why}"
-        raise DefinitionError(msg)
+    def __init__(self, definition: AppDefinition) -> None:
+        self._definition = definition
 
-    def _check(
+    # -- requests -------------------------------------------------------------------------------
+
+    def run_request(
         self,
+        call: Call,
         state: object,
-        id: str | None,
         inputs: Mapping[str, object] | None,
-        runtime: Runtime | None,
-        where: str,
-    ) -> tuple[Start | First, Mapping[str, Any], RunPath]:
-        """Check what ``run`` or ``open`` was given.
-
-        Returns what the run starts from, its inputs, and who it is.
-        """
-        store = self._check_place(id, runtime, where)
-        fields = self._declared(state, where)
-        self._refuse_in_id(id, fields)
-        data = self._checked(fields)
-        given = None if state is None else fields
-
-        async def known_or_new(execution: Execution, known: RunRecord | None) -> Start:
-            """Leave to the store what is not given, if it has the run."""
-            if known is not None:
-                return self._again(known, given, data)
-            try:
-                return self._beginning(data, id)
-            except MissingField as error:
-                await note_similar(error, execution, str(id))
-                raise
-
-        if id is None:
-            first = self._beginning(data)
-        elif isinstance(store, NullStore):
-            first = self._beginning(data, id, is_kept=False)
-        else:
-            first = known_or_new
-        return first, *self._check_inputs(id, inputs, runtime, where)
-
-    def _check_halting(
-        self,
-        where: str,
-        id: str | None,
-        runtime: Runtime | None,
         *,
         answers: object,
-        halt_before: object,
-        halt_after: object,
-    ) -> AskedFor:
-        """Check what ``run`` or ``open`` was given that has to do with halting."""
-        if answers is not None and not isinstance(answers, Mapping):
-            msg = (
-                f"{where}(answers=...) takes a mapping, {{(run_id, name): value}} or, where one "
-                f"question has the name, {{name: value}}; not {kind_of(answers)}"
-            )
-            raise TypeError(msg)
-        if answers:
-            if id is None:
-                msg = f"{where}(answers=...) takes id= as well: whose questions are answered?"
-                raise BadUse(msg)
-            self._require_store(id, runtime, where, "answers=...")
-        who = f"application {self.name!r}: {where}"
-        halts = Halts(
-            self.graph.names(halt_before, f"{who}(halt_before=...)"),
-            self.graph.names(halt_after, f"{who}(halt_after=...)"),
-        )
-        return {
-            "answers": cast("Answers | None", answers),
-            "halts": halts if halts.before or halts.after else None,
-        }
+        halt_before: Iterable[Act | str],
+        halt_after: Iterable[Act | str],
+    ) -> RunRequest:
+        """Request a run that is new, or goes on if the store has it: ``run``, ``start``, ``open``.
 
-    def _check_place(self, id: object, runtime: object, where: str) -> Store:
-        """Check who the run is to be and where it is to run; return the store that keeps it."""
+        Raises:
+            Exception: As ``Application.run`` before any action starts.
+        """
+        first = self._first(call, state)
+        given, path = self._check_inputs(call, inputs)
+        answered = self._check_answers(call, answers)
+        halts = self._check_halts(call, halt_before, halt_after)
+        return RunRequest(first, given, path, answered, halts)
+
+    def fork_request(
+        self,
+        call: Call,
+        run_id: str,
+        update: Mapping[str, object] | None,
+        inputs: Mapping[str, object] | None,
+        number: int | None,
+    ) -> RunRequest:
+        """Request a new run that begins where the run ``run_id`` once stood.
+
+        Raises:
+            Exception: As ``Application.fork`` before the store is asked.
+        """
+        definition = self._definition
+        self.require_store(call)
+        changed = fields_of(update, "update", call.where)
+        self.refuse_in_id(call.id, changed)
+        given, path = self._check_inputs(call, inputs)
+
+        async def first(execution: Execution, _known: RunRecord | None) -> RunStart:
+            other = RunPath(run_id=run_id, act=definition.name)
+            begun = await recorded_beginning(execution, other)
+            refuse_missing(run_id, begun.secret, changed)
+            played = await recorded_history(execution, other, begun, upto=number)
+            if number is None and has_folded(played):
+                # Elements that `reduce` has taken can't be taken again, so that step begins anew.
+                upto = played.began.number
+                played = await recorded_history(execution, other, begun, upto=upto)
+            refuse_fork(run_id, definition.graph, played)
+            secret = begun.secret | definition.secret
+            beginning = Beginning(
+                application=definition.name,
+                version=definition.version,
+                first=self._checked(boxed({**played.data, **changed}, secret)),
+                after=played.began.step,
+                visits=played.began.visits,
+                forked_from=(run_id, played.number),
+            )
+            return RunStart.of(beginning, secret)
+
+        return RunRequest(first, given, path)
+
+    def retry_request(
+        self,
+        call: Call,
+        run_id: str,
+        state: Mapping[str, object] | None,
+        inputs: Mapping[str, object] | None,
+    ) -> RunRequest:
+        """Request that the failed children of the known run ``run_id`` run again.
+
+        Raises:
+            Exception: As ``Application.retry_failed`` before the store is asked.
+        """
+        self.require_store(call)
+        secrets = fields_of(state, "state", call.where)
+        given, path = self._check_inputs(call, inputs)
+
+        async def first(execution: Execution, known: RunRecord | None) -> RunStart:
+            if known is None:
+                raise await unknown_run(execution, run_id)
+            return self._same(known, only_secrets(secrets, known.beginning, call.where))
+
+        return RunRequest(first, given, path, retries_failed=True)
+
+    def orphan_request(
+        self,
+        call: Call,
+        run_id: str,
+        state: Mapping[str, object] | None,
+        inputs: Mapping[str, object] | None,
+    ) -> tuple[OrphanStart, RunRequest]:
+        """Request that the run ``run_id`` is resumed, if nobody executes it and it has no end.
+
+        Raises:
+            Exception: As ``Application.recover`` before the store is asked.
+        """
+        self.require_store(call)
+        secrets = fields_of(state, "state", call.where)
+        given, path = self._check_inputs(call, inputs)
+        orphan = OrphanStart(run_id, secrets, self._same)
+        return orphan, RunRequest(orphan.resolve, given, path)
+
+    # -- checks that other doors to an application need as well ---------------------------------
+
+    def require_store(self, call: Call, given: str = "") -> None:
+        """Refuse a method, or what it was ``given``, that needs a store, where there is none.
+
+        Raises:
+            BadUse: There is no store.
+        """
+        if isinstance(self._check_place(call), NullStore):
+            msg = (
+                f"{self._definition}: {call.where}({given}) needs a store that has the run: "
+                f"Application(..., store=...) or Runtime(store=...)"
+            )
+            raise BadUse(msg)
+
+    def refuse_in_id(self, id: str | None, state: object) -> None:
+        """Refuse an id that holds the text of a secret field of ``state``.
+
+        Raises:
+            SecretLeaked: The id holds the text of a secret.
+        """
+        if id is not None and isinstance(state, Mapping):
+            fields = boxed(cast("Mapping[str, object]", state), self._definition.secret)
+            refuse_in_id(str(self._definition), id, fields)
+
+    def refuse_other(self, run_id: str, state: object, known: RunRecord) -> None:
+        """Refuse to take the known run ``run_id`` for the one that a caller asks to start.
+
+        The versions may differ, because nothing of the run is executed here.
+
+        Raises:
+            RunConflict: The run is another application's, or was started with another state.
+            NotData: Whether it was started with this state can't be decided.
+        """
+        fields = self._declared(state, "start")
+        given = None if state is None else fields
+        wanted = self._again(known, given, self._checked(fields))
+        begun = replace(known.beginning, version=self._definition.version)
+        refuse_conflict(run_id, begun, wanted.declaring(begun.secret))
+
+    # -- the place ------------------------------------------------------------------------------
+
+    def _check_place(self, call: Call) -> Store:
+        """Check the run's id and runtime, and return the store that the run is saved in."""
+        where, id, runtime = call
         if runtime is not None and not isinstance(runtime, Runtime):
             msg = f"{where}(runtime=...) takes an open Runtime, not {runtime!r}"
             raise TypeError(msg)
@@ -132,157 +222,159 @@ class Given:
         if id == "":
             msg = f"{where}(id=...) takes a name of at least one character, or None for a random id"
             raise ValueError(msg)
-        if self.store is not None:
-            return self.store
+        if self._definition.store is not None:
+            return self._definition.store
         return NullStore() if runtime is None else runtime.store
 
-    def _refuse_in_id(self, id: str | None, state: object) -> None:
-        """Refuse an id that holds the text of a secret field.
+    # -- the state ------------------------------------------------------------------------------
 
-        Raises:
-            SecretLeaked: It does.
-        """
-        if id is not None and isinstance(state, Mapping):
-            fields = boxed(cast("Mapping[str, object]", state), self.secret)
-            refuse_in_id(f"application {self.name!r}", id, fields)
+    def _first(self, call: Call, state: object) -> RunStart | StartResolver:
+        """Check the state that a run is given; the store decides what is left out of it."""
+        store = self._check_place(call)
+        id = call.id
+        fields = self._declared(state, call.where)
+        self.refuse_in_id(id, fields)
+        data = self._checked(fields)
+        given = None if state is None else fields
 
-    def _require_store(self, id: object, runtime: object, where: str, given: str = "") -> None:
-        """Refuse what only a store makes possible: a method, or what it was ``given``."""
-        if isinstance(self._check_place(id, runtime, where), NullStore):
-            msg = (
-                f"application {self.name!r}: {where}({given}) needs a store that has the run: "
-                f"Application(..., store=...) or Runtime(store=...)"
-            )
-            raise BadUse(msg)
+        async def known_or_new(execution: Execution, known: RunRecord | None) -> RunStart:
+            if known is not None:
+                return self._again(known, given, data)
+            try:
+                return self._beginning(data, id)
+            except MissingField as error:
+                await note_similar(error, execution, str(id))
+                raise
+
+        if id is None:
+            return self._beginning(data)
+        if isinstance(store, NullStore):
+            return self._beginning(data, id, has_store=False)
+        return known_or_new
 
     def _declared(self, state: object, where: str) -> Mapping[str, object]:
-        """Take what a run is given as its state; what is declared secret is, from here on."""
-        schema = self.graph.schema
+        """Return the fields of ``state``; those that the application declares secret in boxes."""
+        schema = self._definition.graph.schema
         if schema is not None:
             fields = schema.read({} if state is None else state)
         else:
             fields = fields_of(state, "state", where)
-        return boxed(fields, self.secret)
+        return boxed(fields, self._definition.secret)
+
+    def _checked(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Check the fields against the application's model, if there is one, and complete them."""
+        schema = self._definition.graph.schema
+        return data if schema is None else schema.initial(data)
 
     def _beginning(
-        self, data: Mapping[str, object], id: str | None = None, *, is_kept: bool = True
-    ) -> Start:
-        """Say what a new run is to start from.
+        self, data: Mapping[str, object], id: str | None = None, *, has_store: bool = True
+    ) -> RunStart:
+        """Return the start of a new run.
 
         Args:
             data: Its fields.
-            id: Its id, if it was asked for by one: then a run of that id may have been meant.
-            is_kept: Whether there is a store, which has no such run.
+            id: Its id, if the caller gave one. A known run of that id may have been meant, so the
+                error says that there is none.
+            has_store: Whether there is a store, which has no run of that id.
 
         Raises:
             MissingField: A field is needed and isn't there.
         """
-        field, missing = self._missing_field(data)
+        field, missing = missing_field(self._definition.graph, data)
         if missing:
             unknown = ""
             if id is not None:
-                where = "the store has no run" if is_kept else "there is no store to have a run"
+                where = "the store has no run" if has_store else "there is no store to have a run"
                 unknown = f"{where} {id!r}, and a new one can't begin: "
-            msg = f"application {self.name!r}: {unknown}{missing}"
+            msg = f"{self._definition}: {unknown}{missing}"
             raise MissingField(msg, field)
         return self._start(data)
 
-    def _start(self, data: Mapping[str, object]) -> Start:
-        beginning = Beginning(application=self.name, version=self.version, first=data)
-        return Start.of(beginning, self.secret)
+    def _start(self, data: Mapping[str, object]) -> RunStart:
+        definition = self._definition
+        beginning = Beginning(application=definition.name, version=definition.version, first=data)
+        return RunStart.of(beginning, definition.secret)
 
     def _again(
         self, known: RunRecord, given: Mapping[str, object] | None, data: Mapping[str, object]
-    ) -> Start:
-        """Say what a run is to start from that is known; None: what is given was left out."""
+    ) -> RunStart:
+        """Return the start of a known run as its caller has given it, or left it to the store.
+
+        Args:
+            known: The store's record of the run.
+            given: The fields as the caller gave them; None: the state was left out.
+            data: The same, completed by the model.
+        """
         secrets = secrets_in(boxed(given or {}, known.beginning.secret))
+        # Secrets alone count as left out: they are saved nowhere, so a resume gives them again.
         is_left_out = given is None or (bool(given) and len(secrets) == len(given))
         return self._same(known, secrets) if is_left_out else self._start(data)
 
-    def _refuse_other(self, run_id: str, state: object, known: RunRecord) -> None:
-        """Refuse to take a run that goes on for the one that is asked for, if it is another one.
+    def _same(self, known: RunRecord, secrets: Mapping[str, Secret]) -> RunStart:
+        """Return the start that the store has of a run, as this application's, with ``secrets``."""
+        definition = self._definition
+        beginning = replace(
+            known.beginning, application=definition.name, version=definition.version
+        )
+        start = RunStart.of(beginning, definition.secret)
+        return RunStart(beginning, {**start.secrets, **secrets})
 
-        Its version makes no difference: nothing of it is executed here.
-
-        Raises:
-            RunConflict: It is another application's, or was started with another state.
-            NotData: Whether it was can't be told.
-        """
-        fields = self._declared(state, "start")
-        given = None if state is None else fields
-        wanted = self._again(known, given, self._checked(fields))
-        begun = replace(known.beginning, version=self.version)
-        refuse_conflict(run_id, begun, wanted.declaring(begun.secret))
-
-    def _same(self, known: RunRecord, secrets: Mapping[str, Secret]) -> Start:
-        """Say what a run is to start from that the store has: as this one, with its secrets."""
-        beginning = replace(known.beginning, application=self.name, version=self.version)
-        start = Start.of(beginning, self.secret)
-        return Start(beginning, {**start.secrets, **secrets})
-
-    def _checked(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Hold the fields of a state to the application's model, if there is one."""
-        schema = self.graph.schema
-        return data if schema is None else schema.initial(data)
+    # -- inputs, answers, halts -----------------------------------------------------------------
 
     def _check_inputs(
-        self,
-        id: str | None,
-        inputs: Mapping[str, object] | None,
-        runtime: Runtime | None,
-        where: str,
+        self, call: Call, inputs: Mapping[str, object] | None
     ) -> tuple[Mapping[str, Any], RunPath]:
-        """Check the inputs of a run, and collect them from everywhere; make its identity."""
+        """Check a run's inputs and collect them from everywhere; return them and its identity.
+
+        The run's own win over the application's, and those over the runtime's.
+        """
+        where, id, runtime = call
+        definition = self._definition
         given = fields_of(inputs, "inputs", where)
-        unknown = self.graph.unknown_input(given)
+        unknown = definition.graph.unknown_input(given)
         if unknown:
-            msg = f"application {self.name!r}: {where}(inputs=...): {unknown}"
+            msg = f"{definition}: {where}(inputs=...): {unknown}"
             raise DefinitionError(msg)
-        given = {**({} if runtime is None else runtime.inputs), **self.inputs, **given}
-        lacking = self._missing_inputs(given)
+        given = {**({} if runtime is None else runtime.inputs), **definition.inputs, **given}
+        lacking = missing_inputs(definition.graph, given)
         if lacking:
             msg = (
-                f"application {self.name!r} lacks the input {lacking}; give it to "
+                f"{definition} lacks the input {lacking}; give it to "
                 f"{where}(inputs=...), or, if it is a field of the state, name it in the action's "
                 f"reads=[...]"
             )
             raise MissingInput(msg)
-        return given, RunPath(run_id=id if id is not None else new_run_id(), act=self.name)
+        return given, RunPath(run_id=id if id is not None else new_run_id(), act=definition.name)
 
-    def _missing_field(self, fields: Collection[str]) -> tuple[str, str]:
-        """Name the field that must come from outside and doesn't, and say so; empty: none."""
-        for field, who in self.graph.missing(fields).items():
-            return field, (
-                f"{who} reads field {field!r}, which the state does not "
-                f"have (it has: {', '.join(sorted(fields)) or 'none'}) and no earlier action "
-                f"writes; pass it to run(), or write it in an earlier action"
-                f"{did_you_mean(field, self.graph.writes - {field})}"
+    def _check_answers(self, call: Call, answers: object) -> Answers | None:
+        if answers is not None and not isinstance(answers, Mapping):
+            msg = (
+                f"{call.where}(answers=...) takes a mapping, {{(run_id, name): value}} or, where "
+                f"one question has the name, {{name: value}}; not {kind_of(answers)}"
             )
-        return "", ""
+            raise TypeError(msg)
+        if answers:
+            if call.id is None:
+                msg = f"{call.where}(answers=...) takes id= as well: which run has asked?"
+                raise BadUse(msg)
+            self.require_store(call, "answers=...")
+        return cast("Answers | None", answers)
 
-    def _unknown_secret(self) -> str:
-        """Say which field that is declared secret nobody reads; nothing if none."""
-        schema = self.graph.schema
-        known = self.graph.reads if schema is None else schema.fields
-        for name in sorted(self.secret.difference(known)):
-            found = ", ".join(sorted(known)) or "none"
-            meant = did_you_mean(name, known)
-            return (
-                f"no action reads a field {name!r} of the initial state (there are: {found}){meant}"
-            )
-        return ""
-
-    def _missing_inputs(self, given: Collection[str]) -> str:
-        """Say which inputs are needed and not given; nothing if none."""
-        return ", ".join(
-            f"{name!r} (action {need.by!r})"
-            for name, need in self.graph.takes.items()
-            if need.required and name not in given
+    def _check_halts(self, call: Call, before: object, after: object) -> Halts | None:
+        graph, who = self._definition.graph, f"{self._definition}: {call.where}"
+        halts = Halts(
+            graph.names(before, f"{who}(halt_before=...)"),
+            graph.names(after, f"{who}(halt_after=...)"),
         )
+        return halts if halts.before or halts.after else None
 
 
 def fields_of(given: object, parameter: str, where: str) -> dict[str, Any]:
-    """Check what a user gave as ``state`` or ``inputs``."""
+    """Return the fields that a user gave as ``state`` or ``inputs``; none if it was left out.
+
+    Raises:
+        TypeError: It is no mapping.
+    """
     if given is None:
         return {}
     if not isinstance(given, Mapping):

@@ -1,4 +1,4 @@
-"""How an application has its root runs planned, begun, and awaited. Imports handles; anyio.
+"""Launching root runs: planned, handed to a runtime, and awaited.
 
 Invariants:
 - A failing run raises what failed, unwrapped, in its caller's frame.
@@ -6,143 +6,149 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any, Generic
+from functools import partial
+from typing import Generic, final
 
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._concurrency.cancellation import fatal_leaf
-from shoal._engine.config import Halts, Setting
+from shoal._engine.config import Setting
 from shoal._engine.execution import Execution
-from shoal._engine.questions import Answers
 from shoal._engine.run import Run
-from shoal._errors.exceptions import RunCancelled
 from shoal._errors.inspection import first_of
-from shoal._events.hooks import Hook, Hooks
-from shoal._events.identity import RunPath
-from shoal._limits.limits import Limits
+from shoal._events.hooks import Hooks
 from shoal._state.state import S
 
-from .handle import RunHandle, wait_begun
-from .inputs import Given
-from .open_run import Gate
-from .result import RunResult, result_of
-from .root_run import Root
+from .definition import AppDefinition
+from .handle import RunHandle
+from .open_run import Gate, OpenRun
+from .result import RunResult
+from .root_run import RootRun
 from .runtime import Runtime
-from .start import First, Start, refuse_exposing, refuse_in_id
+from .start import RunRequest, refuse_exposing, refuse_in_id
 
 
-class Launcher(Given, Generic[S]):
-    """The part of an application that has its runs lived."""
+@final
+class Launcher(Generic[S]):
+    """Plans the root runs of an application, has a runtime execute them, and awaits them."""
 
-    hooks: tuple[Hook, ...]
-    limits: Limits | None
-    max_steps: int
-    max_depth: int
-    max_live: int
+    __slots__ = ("_definition", "_owner")
 
-    def _runtime(self, runtime: Runtime | None) -> AbstractAsyncContextManager[Runtime]:
-        if runtime is None:
-            return Runtime()
-        runtime.check_open()
-        return nullcontext(runtime)
+    def __init__(self, definition: AppDefinition, owner: object) -> None:
+        """Launch runs of a definition.
 
-    def _plan(
+        Args:
+            definition: What runs.
+            owner: Whose limits the definition's are: the application, by which a runtime keeps
+                what it counts.
+        """
+        self._definition = definition
+        self._owner = owner
+
+    def plan(
         self,
+        request: RunRequest,
         runtime: Runtime,
-        first: Start | First,
-        inputs: Mapping[str, object],
-        path: RunPath,
-        *,
         gate: Gate | None = None,
-        retries_failed: bool = False,
-        answers: Answers | None = None,
-        halts: Halts | None = None,
         deadline: float | None = None,
-    ) -> Root:
-        """Plan an execution of the run ``path`` in ``runtime``."""
+    ) -> RootRun:
+        """Plan an execution of the requested run; nothing of it happens yet.
+
+        Args:
+            request: The run.
+            runtime: Where it is executed, an open one.
+            gate: Called before each step, which waits for it.
+            deadline: When the run's time is over; by default when the caller's is.
+        """
+        definition, path = self._definition, request.path
         execution = Execution(
             runtime.services,
-            Hooks(self.hooks),
-            runtime.store if self.store is None else self.store,
-            max_steps=self.max_steps,
-            max_depth=self.max_depth,
-            max_live=self.max_live,
+            Hooks(definition.hooks),
+            runtime.store if definition.store is None else definition.store,
+            max_steps=definition.max_steps,
+            max_depth=definition.max_depth,
+            max_live=definition.max_live,
             deadline=anyio.current_effective_deadline() if deadline is None else deadline,
         )
         setting = Setting(
-            graph=self.graph,
-            inputs=inputs,
+            graph=definition.graph,
+            inputs=request.inputs,
             execution=execution,
-            act=self.name,
+            act=definition.name,
             gate=gate,
-            halts=halts,
-            scopes=runtime.scopes(self, self.limits),
+            halts=request.halts,
+            scopes=runtime.scopes(self._owner, definition.limits),
         )
 
         def make_run(fields: Mapping[str, object]) -> Run:
             execution.secrets.learn(fields)
-            refuse_in_id(
-                f"application {self.name!r}", path.id, fields
-            )  # also what a store knows of
-            refuse_exposing(f"application {self.name!r}", self.graph, fields, execution.secrets)
+            # Checked here as well as when the request is made, because only the store knows all
+            # that is secret in a run that goes on.
+            refuse_in_id(str(definition), path.id, fields)
+            refuse_exposing(str(definition), definition.graph, fields, execution.secrets)
             return Run(setting, fields, path=path)
 
-        return Root(
-            path, execution, make_run, first, retries_failed=retries_failed, answers=answers
-        )
+        return RootRun(request, execution, make_run)
 
-    async def _run(
-        self,
-        first: Start | First,
-        inputs: Mapping[str, Any],
-        path: RunPath,
-        runtime: Runtime | None,
-        *,
-        retries_failed: bool = False,
-        answers: Answers | None = None,
-        halts: Halts | None = None,
-    ) -> RunResult[S]:
-        """Live a root run in a task of its own, and bring back how it ended."""
+    async def run(self, request: RunRequest, runtime: Runtime | None) -> RunResult[S]:
+        """Execute the requested run in a task of its own, await its end, and return its result.
+
+        Raises:
+            BaseException: What the run failed with, or what interrupted the wait.
+        """
         await checkpoint_if_cancelled()  # in a cancelled scope no action starts
         interruption: BaseException | None = None
         try:
-            async with self._runtime(runtime) as opened:
-                root = self._plan(
-                    opened,
-                    first,
-                    inputs,
-                    path,
-                    retries_failed=retries_failed,
-                    answers=answers,
-                    halts=halts,
-                )
-                hosted = opened.begin(root)
-                interruption = await hosted.wait()
-                interruption = first_of(hosted.fatal, interruption)
-        except BaseException:
+            async with opened(runtime) as where:
+                root = self.plan(request, where)
+                task = where.begin(root)
+                interruption = await task.wait()
+                interruption = first_of(task.fatal, interruption)
+        except BaseException:  # of the runtime's own block
             if interruption is not None and fatal_leaf(interruption) is not None:
                 raise interruption from None  # came out of the run; nothing outranks it
             raise
-        run = root.run
-        error = first_of(interruption, root.error, None if run is None else run.error)
+        error = first_of(interruption, root.failure)
         if error is not None:
-            root.forget()
+            root.release_error()
             try:
                 raise error
             finally:
-                del error, interruption  # no cycle from the exception to this frame
-        if run is None or run.status == "cancelled":
-            reason = root.reason if run is None else run.reason
-            msg = f"run {path.id} has no result, it was cancelled: {reason}"
-            raise RunCancelled(msg)
-        return result_of(run)
+                del error, interruption  # breaks the traceback cycle
+        return root.result()
 
-    async def _begin(self, root: Root, runtime: Runtime) -> RunHandle[S]:
-        """Have a root run live in a task of its own, which nobody awaits."""
+    async def start(self, request: RunRequest, runtime: Runtime) -> RunHandle[S]:
+        """Execute the requested run in a task that nobody awaits; return once the run has begun.
+
+        Raises:
+            Exception: What kept it from beginning.
+        """
+        # A run that outlives its caller has no deadline of the caller's.
+        root = self.plan(request, runtime, deadline=math.inf)
         await checkpoint_if_cancelled()  # in a cancelled scope no action starts
         runtime.begin(root, is_detached=True)
-        await wait_begun(root)
+        await root.wait_begun()
         return RunHandle(root)
+
+    def open(
+        self, request: RunRequest, runtime: Runtime | None, *, buffer: int, stepwise: bool
+    ) -> OpenRun[S]:
+        """Return the requested run as a block that executes it."""
+        plan = partial(self.plan, request)
+        return OpenRun(request.path, opened(runtime), plan, buffer=buffer, stepwise=stepwise)
+
+
+def opened(runtime: Runtime | None) -> AbstractAsyncContextManager[Runtime]:
+    """Return a block in which there is an open runtime: the given one, or one for itself.
+
+    Raises:
+        BadUse: The given one is not open.
+    """
+    if runtime is None:
+        return Runtime()
+    runtime.check_open()
+    return nullcontext(runtime)

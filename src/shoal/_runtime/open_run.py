@@ -1,8 +1,9 @@
-"""A run that ends with a block: its events, its steps. Imports everything above.
+"""A run that ends with a block: its events and its steps.
 
 Invariants:
-- The run lives in a task of the runtime's: nothing that becomes of it interrupts what the block
-  awaits. Failures are told in band, unwrapped, and once at least.
+- The run is executed in a task of the runtime's, so its failure never interrupts what the block
+  awaits. Failures are raised by what the block calls, or where it is left: unwrapped, and at least
+  once.
 - After the block nothing that the run started is alive, however the block was left.
 """
 
@@ -27,37 +28,39 @@ from shoal._events.identity import RunPath
 from shoal._events.stream import Stream, wake
 from shoal._state.state import S
 
-from .handle import RunHandle, wait_begun
+from .handle import RunHandle
 from .result import RunResult
-from .root_run import Root
+from .root_run import RootRun
 from .runtime import Runtime
 
 Gate = Callable[[str], Awaitable[None]]
+"""Called before each step of a run with the step's name; the step begins when it returns."""
 
 
 @final
 class OpenRun(RunHandle[S]):
     """A run that goes on while its block lasts: ``async with app.open(...) as run``.
 
-    The run lives in a task of its own and advances by itself. In the block, read its events with
+    The run has a task of its own and advances by itself. In the block, read its events with
     ``async for event in run``, wait for its end with ``result()``, or, if it was opened with
     ``stepwise=True``, let it take one step at a time with ``step()``.
 
-    ``async for`` gives the events of the run and of all its descendants, in order, each once, so to
-    one consumer. While a loop reads, the run is held back when more than ``buffer`` events wait.
-    Where nobody reads, the oldest are dropped, and ``Missed`` is read in their place. After the
-    last event a failure of the run is raised, unwrapped; a cancelled run's events just end.
+    ``async for`` yields the events of the run and of all its descendants, in order, each once; so
+    there is one consumer. While a loop reads, the run is held back when more than ``buffer`` events
+    wait. While none reads, the oldest are dropped, and ``Missed`` is read in their place. After the
+    last event a failure of the run is raised, unwrapped; the events of a cancelled run just end.
     Reading may be cancelled at any moment (``with move_on_after(1): await anext(run)``): no event
     is lost.
 
-    Leaving the block early cancels the run, with the reason ``"closed"``, drops what was not read,
-    and awaits the run's end, all cleanup included. Then what the block raised goes on, bare, a
-    cancellation too. A failure of the run that nobody was told of is raised then, in an
-    ``ExceptionGroup`` with the block's exception if there is one. The block is left in the task
-    that entered it.
+    Leaving the block early cancels the run with the reason ``"closed"``, drops unread events, and
+    awaits the run's end, all cleanup included. Then the block's own exception, or its cancellation,
+    goes on as it is. A failure of the run that was never raised is raised then, in an
+    ``ExceptionGroup`` with the block's exception if there is one. The block must be left in the
+    task that entered it.
 
     Examples:
         >>> import anyio
+        >>> from shoal.events import ChildEnded
         >>> @action(reads=["n"], writes=["double"])
         ... async def double(n: int) -> int:
         ...     return 2 * n
@@ -79,20 +82,21 @@ class OpenRun(RunHandle[S]):
         self,
         path: RunPath,
         runtime: AbstractAsyncContextManager[Runtime],
-        plan: Callable[[Runtime, Gate | None], Root],
+        plan: Callable[[Runtime, Gate | None], RootRun],
         *,
         buffer: int,
         stepwise: bool,
     ) -> None:
         """Use ``Application.open``."""
-        self._path = path  # what else a handle has, it has when the block is entered
+        self._path = path  # the rest of a handle comes when the block is entered
         self._runtime = runtime
         self._plan = plan
         self._buffer = buffer
         self._stepwise = stepwise
         self._entered = False
         self._left = False
-        self._told = False  # whether somebody was told that the run failed
+        # Whether a failure of the run was raised somewhere, so that leaving the block need not.
+        self._told = False
 
     # -- the block ------------------------------------------------------------------------------
 
@@ -101,7 +105,7 @@ class OpenRun(RunHandle[S]):
         """Start the run.
 
         Raises:
-            BadUse: It was entered before.
+            BadUse: The block was entered before.
         """
         if self._entered:
             msg = f"run {self._path.id} was opened before: a second run needs a second app.open()"
@@ -119,7 +123,7 @@ class OpenRun(RunHandle[S]):
             root.follow(_Ending(root, self._stream, self._steps), self._stream)
             runtime.begin(root)
             self._root = root
-            await wait_begun(root)
+            await root.wait_begun()
         except BaseException:
             await self._runtime.__aexit__(None, None, None)  # leaves a shared one open
             raise
@@ -136,14 +140,12 @@ class OpenRun(RunHandle[S]):
         """End the run if it goes on, and await its end; see the class.
 
         Raises:
-            BaseException: What interrupted that, or what the run failed with.
+            BaseException: What interrupted the wait, or what the run failed with.
             BadUse: The block was entered in another task; the run has ended all the same.
         """
-        hosted = self._root.hosted
-        assert hosted is not None, "it was entered"
-        hosted.cancel("closed")
-        self._stream.close()
-        interruption = await hosted.wait()
+        self._root.cancel("closed")
+        self._stream.close()  # before the wait: the run may be held back until an event is read
+        interruption = await self._root.task.wait()
         if get_current_task().id != self._owner:
             msg = (
                 f"the block of run {self._path.id} is left in another task than it was entered in "
@@ -158,28 +160,33 @@ class OpenRun(RunHandle[S]):
         try:
             self._leave(error, interruption)
         finally:
-            del error, interruption  # no cycle from the exception to this frame
+            del error, interruption  # breaks the traceback cycle
 
     def _leave(self, error: BaseException | None, interruption: BaseException | None) -> None:
-        """Raise what goes before ``error``, which the block raised and which goes on by itself."""
-        failure = None if self._told else self._failure()
+        """Raise what takes precedence over ``error``, which the block raised.
+
+        Raising nothing lets ``error`` go on.
+        """
+        failure = None if self._told else self._root.failure
         try:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 return
             if failure is not None and not isinstance(failure, Exception):
                 raise failure from None  # came out of the run; nothing outranks it
             if not isinstance(error, Exception | GeneratorExit | None):
-                return  # a cancellation, like the interruption
+                return  # the block was cancelled, and so was the wait: one cancellation is enough
             if interruption is not None:
-                raise interruption  # also where a generator is closed, which would swallow it
+                # Also if a generator is being closed, which would swallow the cancellation.
+                raise interruption
             if isinstance(failure, Exception) and not isinstance(error, GeneratorExit):
                 if error is None:
                     raise failure
                 msg = f"run {self._path.id} failed, and so did the block that had opened it"
                 raise ExceptionGroup(msg, [error, failure]) from None
         finally:
-            if not self._stream.waiting:  # else somebody is about to be told as well
-                self._root.forget()
+            # A task that waits in `result` or `step` is about to raise the same error.
+            if not self._stream.waiting:
+                self._root.release_error()
             del error, failure, interruption
 
     def __del__(self) -> None:
@@ -207,10 +214,10 @@ class OpenRun(RunHandle[S]):
         return _Loop(self, self._stream)
 
     async def __anext__(self) -> Event:
-        """Return the next event, as soon as there is one. Cancelled, it takes none.
+        """Return the next event, as soon as there is one. If it is cancelled, no event is lost.
 
         Raises:
-            StopAsyncIteration: The run has ended, and not failed; all events were read.
+            StopAsyncIteration: All events were read, and the run has ended without a failure.
             Exception: The run's failure, after all events.
             BadUse: Another task reads, or the block isn't entered or was left.
         """
@@ -227,16 +234,17 @@ class OpenRun(RunHandle[S]):
     # -- its end --------------------------------------------------------------------------------
 
     async def result(self) -> RunResult[S]:
-        """Wait for the run's end, without reading its events, and return what it came to.
+        """Wait for the run's end without reading its events, and return its result.
 
-        A run that is halted has ended for now; ``status`` and ``questions`` of the result say so.
+        A halted run has ended for now: the result's ``status`` and ``questions`` say so.
 
-        Where nobody else reads, the run isn't held back meanwhile. Cancelling this cancels the
+        Unless another task reads, the run isn't held back meanwhile. Cancelling this cancels the
         wait; the run goes on until the block is left.
 
         Raises:
             Exception: The run's failure, unwrapped.
-            RunCancelled: It was cancelled: by ``cancel``, by leaving the block, or by its runtime.
+            RunCancelled: The run was cancelled: by ``cancel``, by leaving the block, or by its
+                runtime.
             BadUse: The run is stepped and hasn't ended, or it failed and the block was left.
         """
         self._check_begun()
@@ -250,16 +258,16 @@ class OpenRun(RunHandle[S]):
             return await super().result()
 
     async def step(self) -> str | None:
-        """Let the run take its next step, and return its name once that is committed.
+        """Let the run take its next step, and return the step's name once it is committed.
 
-        The children of a fan-out aren't stepped: it is one step. Cancelling this doesn't cancel the
-        step; the next call then waits for that one, and starts no other.
+        A fan-out is one step, with all its children. Cancelling this doesn't cancel the step; the
+        next call then waits for that step, and starts no other.
 
-        Returns None where the run has ended before, or was cancelled.
+        Returns None if the run has ended before, or was cancelled.
 
         Raises:
             Exception: The run's failure, unwrapped.
-            BadUse: The run was not opened with ``stepwise=True``, or somebody steps it already.
+            BadUse: The run was not opened with ``stepwise=True``, or another task steps it.
         """
         self._check_begun()
         if self._steps is None:
@@ -280,7 +288,7 @@ class OpenRun(RunHandle[S]):
     # -- helpers --------------------------------------------------------------------------------
 
     def _raise_failure(self) -> None:
-        self._told = self._told or self._failure() is not None
+        self._told = self._told or self._root.failure is not None
         super()._raise_failure()
 
     def _check_begun(self) -> None:
@@ -294,7 +302,10 @@ class OpenRun(RunHandle[S]):
 
 @final
 class _Loop(AsyncIterator[Event]):
-    """One ``async for`` over a run: it alone refers to this, so leaving the loop deletes it."""
+    """One ``async for`` over a run.
+
+    The loop alone refers to it, so leaving the loop, in whatever way, deletes it.
+    """
 
     __slots__ = ("_number", "_run", "_stream")
 
@@ -314,11 +325,15 @@ class _Loop(AsyncIterator[Event]):
 
 @final
 class _Ending:
-    """Tells whoever waits that a run has ended. Not the handle, which may be forgotten."""
+    """Wakes what waits in an ``OpenRun`` when its run has ended.
+
+    An object of its own, because the run must not refer to the ``OpenRun``: one that is dropped
+    without being left is deleted, and warns.
+    """
 
     __slots__ = ("_root", "_steps", "_stream")
 
-    def __init__(self, root: Root, stream: Stream, steps: _Steps | None) -> None:
+    def __init__(self, root: RootRun, stream: Stream, steps: _Steps | None) -> None:
         self._root = root
         self._stream = stream
         self._steps = steps
@@ -331,30 +346,30 @@ class _Ending:
 
 
 def _has_completed_all(run: Run) -> bool:
-    """Tell whether a run that has ended has completed each step it has begun."""
+    """Whether a run that has ended has completed every step that it began."""
     return run.status == "succeeded" or (run.status == "halted" and run.step is None)
 
 
 @final
 class _Steps:
-    """Permission for a run's steps, one at a time. Each step is reported once."""
+    """Permission for a run's steps, one at a time. Each completed step is reported once."""
 
     def __init__(self, waiter: Callable[[], Waiter]) -> None:
         self._waiter = waiter
-        self._granted = False  # one step, from when it is asked for until it is reported
+        self._granted = False  # one step, from when `take` asks for it until `take` returns it
         self._under_way: str | None = None
-        self._completed: str | None = None  # and not reported yet
+        self._completed: str | None = None  # completed, and not returned by `take` yet
         self._ended = False
-        self._news: Waiter | None = None  # what the caller waits for
-        self._grant: Waiter | None = None  # what the run waits for
+        self._news: Waiter | None = None  # the caller waits for it, in `take`
+        self._grant: Waiter | None = None  # the run waits for it, in `pass_gate`
 
     @property
     def asked(self) -> bool:
-        """Whether somebody waits for a step."""
+        """Whether a caller waits for a step."""
         return self._news is not None
 
     async def take(self) -> str | None:
-        """Grant a step, if none is granted; return its name when committed, None at the end."""
+        """Grant a step, unless one is granted; return its name once committed, None at the end."""
         await checkpoint_if_cancelled()
         self._granted = True
         wake(self._grant)
@@ -369,7 +384,7 @@ class _Steps:
         return completed
 
     async def pass_gate(self, step: str) -> None:
-        """Report the step before, and wait for permission to take ``step``."""
+        """Report the step before as completed, and wait for permission to take ``step``."""
         self._report()
         while not self._granted or self._completed is not None:
             self._grant = self._waiter()
@@ -380,7 +395,7 @@ class _Steps:
         self._under_way = step
 
     def end(self, *, completed: bool) -> None:
-        """Hear that the run has ended, its last step ``completed`` or not."""
+        """Wake the caller at the run's end; ``completed`` says whether its last step is."""
         if completed:
             self._report()
         self._ended = True

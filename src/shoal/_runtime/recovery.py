@@ -1,17 +1,17 @@
-"""What dead processes have left: found, and resumed. Imports ports, values and errors; anyio.
+"""Recovery: the runs that dead processes have left are found and resumed.
 
 Invariants:
 - A run that can't be resumed, or fails again, does nothing to the others.
-- At most ``AT_ONCE`` are under way at once.
+- At most ``AT_ONCE`` recovered runs are under way at once.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast, final
+from typing import Any, cast, final
 
 from anyio import Event, create_task_group, move_on_after
 
@@ -30,6 +30,7 @@ from shoal._events.events import in_short
 from shoal._state.state import held
 from shoal.stores._protocol import FindsOrphans, NullStore, Orphan, Store
 
+from .apps import Recoverable
 from .start import refuse_missing
 
 logger = logging.getLogger("shoal")
@@ -38,47 +39,14 @@ AT_ONCE = 100
 """Runs that are recovered at once."""
 
 
-class Recoverable(Protocol):
-    """What a runtime recovers runs of: an application."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        ...
-
-    @property
-    def version(self) -> str:
-        """Which version of its definition it is."""
-        ...
-
-    @property
-    def store(self) -> Store | None:
-        """Where its runs are kept; None: where the runtime keeps them."""
-        ...
-
-    def recover(
-        self, run_id: str, state: Mapping[str, object] | None = None, *, runtime: Any
-    ) -> Coroutine[Any, Any, Any]:
-        """Resume a run that has no end, if nobody executes it; return None if somebody does.
-
-        ``state`` is what is secret in it.
-        """
-        ...
-
-    def take_over(
-        self, run_id: str, state: Mapping[str, object] | None = None, *, runtime: Any
-    ) -> Coroutine[Any, Any, Any]:
-        """Do the same, and return a handle once the run goes on."""
-        ...
-
-
 GivenSecrets = Mapping[str, object] | Awaitable[Mapping[str, object]]
-"""What is secret in a run, or what looks it up."""
+"""The secret fields of a run, or an awaitable of them."""
 Secrets = Mapping[str, object] | Callable[[Orphan], GivenSecrets]
-"""What is secret in all of them, or a function that says what is in one."""
+"""The secret fields of all orphans, or a function that returns those of one."""
 
 Found = tuple[Orphan, Recoverable | None]
-"""A run nobody executes, and what it is to be resumed under; None: nothing fits."""
+"""A run that has no end and that nothing executes, and the application to resume it under; None: no
+application fits."""
 
 
 @final
@@ -90,38 +58,38 @@ class Recovered:
     application: str
     """The name of its application."""
     version: str
-    """The version of that, as the run was started with."""
+    """The version of the application that the run was started with."""
     result: Any = None
-    """What it came to: a ``RunResult``; None if it has come to nothing."""
+    """The run's ``RunResult``; None if it has none."""
     error: Exception | None = None
-    """What it failed with, or why it was not resumed; None if it has succeeded."""
+    """What the run failed with, or why it was not resumed; None if it has a result."""
 
 
 @final
 class Recoverables:
-    """The applications of a runtime, and where their runs are kept."""
+    """The applications of a runtime, and the stores of their runs."""
 
     def __init__(self, apps: Iterable[Recoverable], store: Store) -> None:
-        """Check them.
+        """Check the applications.
 
         Args:
             apps: The applications.
-            store: Where runs are kept whose application has no store of its own.
+            store: Where the runs of an application without a store of its own are saved.
 
         Raises:
-            DefinitionError: One is none, or two have one name and version.
+            DefinitionError: One of them is no application, or two have one name and version.
         """
         self._store = store
         self.by_name: Mapping[tuple[str, str], Recoverable] = _by_name(apps)
 
     @property
     def have_orphans(self) -> bool:
-        """Whether there are applications, and their stores can say what nobody executes."""
+        """Whether there are applications, and all their stores can find orphans."""
         stores = [self._store_of(app) for app in self.by_name.values()]
         return bool(stores) and all(isinstance(store, FindsOrphans) for store in stores)
 
     def stores(self) -> Sequence[Store]:
-        """Return where runs are kept, each store once; nothing that keeps nothing."""
+        """Return the stores that runs are saved in, each once."""
         stores = [self._store, *(self._store_of(app) for app in self.by_name.values())]
         by_identity = {id(store): store for store in stores if not isinstance(store, NullStore)}
         return list(by_identity.values())
@@ -130,30 +98,33 @@ class Recoverables:
         return self._store if app.store is None else app.store
 
     def check(self) -> None:
-        """Refuse to look for orphans where nobody could know of them.
+        """Refuse to look for orphans if a store can't find them.
 
         Raises:
-            BadUse: There are no applications, or one whose store knows of no orphans.
+            BadUse: There are no applications, or the store of one can't find orphans.
         """
         if not self.by_name:
-            msg = "this runtime can recover nothing, it has no applications: Runtime(apps=[...])"
+            msg = (
+                "this runtime can recover no runs, because it has no applications: "
+                "Runtime(apps=[...])"
+            )
             raise BadUse(msg)
         for app in self.by_name.values():
             store = self._store_of(app)
             if not isinstance(store, FindsOrphans):
                 is_kept = not isinstance(store, NullStore)
-                why = f"{brief(store)} has no orphans()" if is_kept else "nothing keeps them"
+                why = f"{brief(store)} has no orphans()" if is_kept else "they are saved nowhere"
                 msg = (
-                    f"the runs of application {app.name!r} can't be recovered, for {why}; give it, "
-                    f"or the runtime, a store that can say what nobody executes, as SQLiteStore can"
+                    f"the runs of application {app.name!r} can't be recovered, because {why}; give "
+                    f"it, or the runtime, a store that can find orphans, as SQLiteStore can"
                 )
                 raise BadUse(msg)
 
     async def orphans(self) -> list[Found]:
-        """Ask each store once; say which application each orphan is to be resumed under.
+        """Ask each store once; return its orphans, each with the application to resume it under.
 
         Raises:
-            StoreFailed: A store could not say which runs there are.
+            StoreFailed: A store could not be read.
         """
         stores: dict[int, tuple[FindsOrphans, dict[tuple[str, str], Recoverable]]] = {}
         for name, app in self.by_name.items():
@@ -173,13 +144,13 @@ class Recoverables:
         return found
 
     def why_none(self, orphan: Orphan) -> NoApplication:
-        """Say why no application fits."""
+        """Return the error for an orphan that no application fits."""
         run_id, name, version, _ = orphan
         versions = [repr(other) for named, other in self.by_name if named == name]
         if versions:
             return NoApplication(
                 f"run {run_id} was started with version {version!r} of application {name!r}, and "
-                f"the runtime has {', '.join(versions)} alone; resume it where that version runs, "
+                f"the runtime has only {', '.join(versions)}; resume it where that version runs, "
                 f"or start a new run from what it has: fork({run_id!r})"
             )
         names = sorted({named for named, _ in self.by_name})
@@ -191,7 +162,7 @@ class Recoverables:
 
 @final
 class Recovery:
-    """Orphans that are resumed, some at once, until all have ended."""
+    """Resumes a number of orphans, some at once, and waits until all have ended."""
 
     def __init__(
         self,
@@ -201,45 +172,53 @@ class Recovery:
         report: Callable[[Recovered], object],
         secrets: Secrets | None,
     ) -> None:
-        """Plan it; each orphan that nobody else resumes is told to ``report``."""
+        """Plan it.
+
+        Args:
+            recoverables: The applications.
+            orphans: What to resume.
+            runtime: Where.
+            report: Called with what became of each orphan that no other process has resumed.
+            secrets: The secret fields of the orphans.
+        """
         self._recoverables = recoverables
-        self._left = iter(orphans)
+        self._remaining = iter(orphans)  # shared by the workers, each of which takes the next
         self._at_once = min(len(orphans), AT_ONCE)
         self._runtime = runtime
         self._report = report
         self._secrets = secrets
 
-    def hear(self, reason: str) -> None:
-        """Hear why it is cancelled: each run's own wait says so to it."""
+    def on_cancel(self, reason: str) -> None:
+        """Do nothing: each run is cancelled by the wait for it, which knows the reason."""
 
-    async def live(self) -> None:
-        """Resume them all."""
+    async def run(self) -> None:
+        """Resume all orphans."""
         async with create_task_group() as tasks:
             for _ in range(self._at_once):
                 tasks.start_soon(self._work)
 
     async def _work(self) -> None:
-        for orphan, app in self._left:
+        for orphan, app in self._remaining:
             recovered = await self._recover(orphan, app)
             if recovered is not None:
                 self._report(recovered)
 
     async def _recover(self, orphan: Orphan, app: Recoverable | None) -> Recovered | None:
         run_id, name, version, _ = orphan
-        tell = partial(Recovered, run_id=run_id, application=name, version=version)
+        recovered = partial(Recovered, run_id=run_id, application=name, version=version)
         if app is None:
-            return tell(error=self._recoverables.why_none(orphan))
+            return recovered(error=self._recoverables.why_none(orphan))
         try:
             state = await _secrets_of(orphan, self._secrets)
             result = await app.recover(run_id, state, runtime=self._runtime)
         except Exception as error:  # noqa: BLE001 # the caller reads it in what is returned
-            return tell(error=error)
-        return None if result is None else tell(result=result)
+            return recovered(error=error)
+        return None if result is None else recovered(result=result)
 
 
 @final
 class Watch:
-    """Looks for orphans again and again, and has those go on that it finds."""
+    """Looks for orphans again and again, and resumes those that it finds."""
 
     def __init__(
         self,
@@ -248,27 +227,36 @@ class Watch:
         over: Event,
         secrets: Secrets | None = None,
     ) -> None:
-        """Plan it; it ends when ``over`` is set."""
+        """Plan it.
+
+        Args:
+            recoverables: The applications.
+            runtime: Where orphans are resumed.
+            over: Set when it is to end.
+            secrets: The secret fields of the orphans.
+        """
         self._secrets = secrets
         self._recoverables = recoverables
         self._runtime = runtime
         self._over = over
         self._under_way: set[str] = set()
-        self._refused: set[str] = set()  # of whom it was said why, so once
-        self._others: set[tuple[str, str]] = set()  # applications, with versions, not had here
-        self._freed = Event()
+        # What was logged once, and is not logged at the next look: ids of runs, and names and
+        # versions of applications that this runtime doesn't have.
+        self._refused: set[str] = set()
+        self._others: set[tuple[str, str]] = set()
+        self._freed = Event()  # set when a resumed run has ended; a new one for each wait
 
     async def keep(self, every: float) -> None:
-        """Look every so many seconds; sooner where more were found than may go on at once."""
+        """Look every so many seconds; sooner if more were found than may go on at once."""
         async with create_task_group() as tasks:
             while not self._over.is_set():
                 found = await self._look()
-                self._tell_of_others([orphan for orphan, app in found if app is None])
+                self._warn_of_others([orphan for orphan, app in found if app is None])
                 for orphan, app in found:
                     if app is None:
                         continue
                     if orphan.run_id not in self._under_way:
-                        await self._room()
+                        await self._wait_for_place()
                         if self._over.is_set():
                             break
                         self._under_way.add(orphan.run_id)
@@ -276,8 +264,8 @@ class Watch:
                 with move_on_after(every):
                     await self._over.wait()
 
-    async def _room(self) -> None:
-        """Wait until one more may go on."""
+    async def _wait_for_place(self) -> None:
+        """Wait until one more run may go on, or it is over."""
         while len(self._under_way) >= AT_ONCE and not self._over.is_set():
             self._freed = Event()
             async with create_task_group() as tasks:
@@ -288,7 +276,7 @@ class Watch:
         try:
             return await self._recoverables.orphans()
         except StoreFailed as error:
-            logger.warning("what dead processes have left is not known now: %s", error)
+            logger.warning("a store could not be asked for orphans now: %s", error)
             return ()
 
     async def _resume(self, orphan: Orphan, app: Recoverable) -> None:
@@ -300,22 +288,22 @@ class Watch:
                 logger.info("run %s of %r was left by a process; it goes on", run_id, app.name)
                 await handle.wait_ended()
         except Draining:
-            pass  # another process will see to it
-        except Exception as error:  # noqa: BLE001 # one does nothing to the others
+            pass  # another process will resume it
+        except Exception as error:  # noqa: BLE001 # it must not end the other runs' tasks
             self._refuse(orphan, error)
         finally:
             self._under_way.discard(run_id)
             self._freed.set()
 
-    def _tell_of_others(self, orphans: Sequence[Orphan]) -> None:
-        """Warn of runs that no application here fits: once, however many and at every look.
+    def _warn_of_others(self, orphans: Sequence[Orphan]) -> None:
+        """Warn of runs that no application here fits: once for each application and version.
 
-        Where services share a store, they are mostly another one's.
+        If services share a store, such runs are mostly those of another service.
         """
-        of_them: dict[tuple[str, str], list[Orphan]] = {}
+        by_kind: dict[tuple[str, str], list[Orphan]] = {}
         for one in orphans:
-            of_them.setdefault((one.application, one.version), []).append(one)
-        new = {kind: found for kind, found in of_them.items() if kind not in self._others}
+            by_kind.setdefault((one.application, one.version), []).append(one)
+        new = {kind: found for kind, found in by_kind.items() if kind not in self._others}
         self._others |= new.keys()
         if not new:
             return
@@ -328,8 +316,8 @@ class Watch:
             for (name, version), found in new.items()
         ]
         logger.warning(
-            "runs are left where they stand, for this runtime has no application that fits: %s. "
-            "That is said once; run %s, for one: %s",
+            "runs are left where they stand, because no application of this runtime fits: %s. "
+            "This is logged once; run %s, for one: %s",
             ", ".join(kinds),
             first.run_id,
             in_short(self._recoverables.why_none(first)),
@@ -347,10 +335,10 @@ async def _wake(event: Event, call: Callable[[], object]) -> None:
 
 
 def check_secrets(secrets: object, where: str) -> None:
-    """Refuse what can't say what is secret in a run.
+    """Refuse ``secrets`` that are neither a mapping nor a function.
 
     Raises:
-        BadUse: It is neither a mapping nor a function.
+        BadUse: They are neither.
     """
     if not (secrets is None or isinstance(secrets, Mapping) or callable(secrets)):
         msg = f"{where}(secrets=...) takes a mapping or a function, not {kind_of(secrets)}"
@@ -358,11 +346,11 @@ def check_secrets(secrets: object, where: str) -> None:
 
 
 async def _secrets_of(orphan: Orphan, secrets: Secrets | None) -> Mapping[str, object] | None:
-    """Find what is secret in a run, before anybody claims it; None: nothing is.
+    """Return the secret fields of an orphan, before the run is claimed; None if it has none.
 
     Raises:
-        MissingSecret: Not all of it is given.
-        BadResult: The function that looks it up has returned no mapping.
+        MissingSecret: Not all of them are given.
+        BadResult: The function that looks them up has returned no mapping.
     """
     if not orphan.secret:
         return None
@@ -393,7 +381,7 @@ def _by_name(apps: Iterable[Recoverable]) -> Mapping[tuple[str, str], Recoverabl
         if (app.name, app.version) in found:
             msg = (
                 f"Runtime(apps=...) has two applications {app.name!r} of version {app.version!r}; "
-                f"whose runs are whose can't be told: give one another name, or version"
+                f"their runs can't be told apart: give one another name, or version"
             )
             raise DefinitionError(msg)
         found[app.name, app.version] = app

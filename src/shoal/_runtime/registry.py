@@ -1,57 +1,93 @@
-"""The root runs that go on in one runtime. Imports root runs."""
+"""The root runs that a runtime executes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import final
 
-from .root_run import Root
+from anyio import CancelScope
+
+from shoal._errors.inspection import first_of
+
+from .root_run import RootRun
 
 
 @final
-class Roots:
+class RunRegistry:
     """Root runs from their start to their end, in order of their start.
 
-    Two may have one id: where the store is about to refuse the later one, or none would.
+    Two of them may have one id: in a store that is about to refuse the later one, or without a
+    store.
     """
 
     __slots__ = ("_all", "_by_id")
 
     def __init__(self) -> None:
-        """Have none."""
-        self._all: dict[Root, None] = {}
-        self._by_id: dict[str, list[Root]] = {}
+        self._all: dict[RootRun, None] = {}  # a dict keeps the order, and removes in constant time
+        self._by_id: dict[str, list[RootRun]] = {}
 
-    def add(self, root: Root) -> None:
-        """Have one more."""
+    def add(self, root: RootRun) -> None:
+        """Add a run that is about to be executed."""
         self._all[root] = None
         self._by_id.setdefault(root.path.id, []).append(root)
 
-    def remove(self, root: Root) -> None:
-        """Have one less, for it has ended."""
+    def remove(self, root: RootRun) -> None:
+        """Remove a run that has ended."""
         del self._all[root]
         of_its_id = self._by_id[root.path.id]
         of_its_id.remove(root)
         if not of_its_id:
             del self._by_id[root.path.id]
 
-    def find(self, run_id: str) -> Root | None:
-        """Return the first of that id that has begun."""
+    def find(self, run_id: str) -> RootRun | None:
+        """Return the first run of that id that has begun."""
         return next((root for root in self._by_id.get(run_id, ()) if root.run is not None), None)
 
-    def interrupt(self, reason: str) -> None:
-        """Cancel all, without an end: others may resume them."""
+    async def wait_empty(self) -> None:
+        """Wait until all runs have ended, those that are added meanwhile too."""
+        while self._all:
+            await self._wait_for_oldest()
+
+    async def interrupt_all(self, reason: str) -> None:
+        """Cancel all runs without an end in their store, and wait until they have ended."""
+        while self._all:
+            self._interrupt(reason)
+            await self._wait_for_oldest()
+
+    async def close(self, reason: str, *, cancelling: bool) -> BaseException | None:
+        """Wait until all runs have ended; interrupt them if the wait is interrupted.
+
+        Args:
+            reason: Why the runs are cancelled then.
+            cancelling: Whether they are interrupted at once.
+
+        Returns the first interruption of the wait, for the caller to raise; None if there was none.
+        """
+        interruption: BaseException | None = None
+        while self._all:
+            if cancelling:
+                self._interrupt(reason)
+            try:
+                # Interrupted once, the wait goes on shielded: the block ends after its runs.
+                with CancelScope(shield=cancelling):
+                    await self._wait_for_oldest()
+            except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller
+                interruption = first_of(interruption, error)
+                cancelling = True
+        try:
+            return interruption
+        finally:
+            del interruption  # breaks the traceback cycle
+
+    def _interrupt(self, reason: str) -> None:
         for root in self._all:
             root.interrupt(reason)
 
-    async def wait_for_first(self) -> None:
-        """Wait until the one that was started first has ended."""
-        hosted = next(iter(self._all)).hosted
-        assert hosted is not None, "it is alive"
-        await hosted.ended.wait()
+    async def _wait_for_oldest(self) -> None:
+        await next(iter(self._all)).task.ended.wait()
 
-    def __iter__(self) -> Iterator[Root]:
-        """Go through those that have begun."""
+    def __iter__(self) -> Iterator[RootRun]:
+        """Go through the runs that have begun."""
         return (root for root in self._all if root.run is not None)
 
     def __len__(self) -> int:

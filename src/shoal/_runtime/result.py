@@ -1,4 +1,4 @@
-"""What a root run came to, for whoever asked for it. Imports everything above."""
+"""The result of a root run."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from shoal._state.state import S, State
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult(Generic[S]):
-    """What a run came to."""
+    """The result of a run that has succeeded, or is halted."""
 
     run_id: str
     """The run's id."""
     state: State[S]
-    """Its final state; ``state.data`` is an instance of the application's model. If the run is
+    """The final state; ``state.data`` is an instance of the application's model. If the run is
     halted, the state as it was committed last."""
     status: Literal["succeeded", "halted"] = "succeeded"
-    """``"halted"`` if it waits: for answers to its ``questions``, or, where it has none, since it
-    was told to halt between two steps."""
+    """``"halted"`` if the run waits: for answers to its ``questions`` or, if it has none, because
+    it was told to halt between two steps."""
     questions: Sequence[Question] = ()
-    """What it and its descendants wait for; of siblings, in order of their positions."""
+    """The open questions of the run and its descendants; of siblings, in order of positions."""
     _ledgers: Mapping[str, Sequence[Ledger]] = field(repr=False)
     _run: Run = field(repr=False, compare=False)
 
     def outcomes(self, step: str, visit: int = -1) -> Ledger:
-        """Return how the children of the fan-out ``step`` ended: counts, and who is not Done.
+        """Return how the children of the fan-out ``step`` ended: counts, and those not Done.
 
-        Those that are Done are in the state, where ``into`` or ``reduce`` has put them;
+        The children that are Done are in the state, where ``into`` or ``reduce`` has put them;
         ``all_outcomes`` reads them from the store. Of an action's own fan-out there are counts
-        alone, for the action has dealt with the rest; ``all_outcomes`` has them too.
+        alone, because the action has dealt with the rest; ``all_outcomes`` reads that too.
 
         Args:
             step: The fan-out's name; inside of a graph that is a node, ``"graph/fan-out"``; of an
                 action's own fan-out, ``"action/fan-out"``.
-            visit: Which execution of it, counted from 0; by default the last one.
+            visit: Which execution of the fan-out, counted from 0; by default the last one.
 
         Raises:
             KeyError: The run executed no fan-out of that name, or not so often.
@@ -61,21 +61,22 @@ class RunResult(Generic[S]):
             raise KeyError(msg) from None
 
     def all_outcomes(self, step: str, visit: int = -1) -> AsyncIterator[Outcome]:
-        """Read how each child of the fan-out ``step`` ended from the store, in input order.
+        """Read from the store how each child of the fan-out ``step`` ended, in input order.
 
-        Read lazily: ``async for outcome in result.all_outcomes("titles")``. The ``state`` of a
-        child that is Done holds the fields that it has written; not where the children are kept
-        nowhere, and of an action's own fan-out with a ``store=`` only in the execution that ran it.
+        Outcomes are read lazily: ``async for outcome in result.all_outcomes("titles")``. The
+        ``state`` of a child that is Done holds the fields that it has written. It does not if the
+        children are saved nowhere; of an action's own fan-out with a ``store=`` it does only in the
+        execution that ran the fan-out.
 
         Args:
             step: The name of one of the run's own fan-outs; of an action's, ``"action/fan-out"``.
-                Inside of a graph that is a node, only ``outcomes`` can tell.
-            visit: Which execution of it, counted from 0; by default the last one.
+                Of a fan-out inside of a graph that is a node, only ``outcomes`` knows.
+            visit: Which execution of the fan-out, counted from 0; by default the last one.
 
         Raises:
             KeyError: The run executed no fan-out of that name, or not so often.
             BadUse: The run has no store, or the fan-out is one inside of a graph that is a node.
-            StoreFailed: The store did not say.
+            StoreFailed: The store could not be read.
         """
         ledger = self.outcomes(step, visit)
         self._refuse_inner(step)
@@ -89,18 +90,18 @@ class RunResult(Generic[S]):
             msg = (
                 f"run {self.run_id}: {inner!r} is a fan-out of {node!r}, which is a graph and so a "
                 f"run of its own, and only the run's own children can be read back; "
-                f"outcomes({step!r}) has their counts and what brought nothing, and what they came "
-                f"to is in the state, if {node!r} writes it"
+                f"outcomes({step!r}) has their counts and those that are not Done, and the results "
+                f"of the others are in the state, if {node!r} writes them"
             )
             raise BadUse(msg)
 
     def raise_for_failures(self) -> None:
         """Raise the failures that were collected or ignored, if there are any.
 
-        For a program that collects failures and, in the end, wants none. Three kinds of failures
-        are not among them: those of the losers of a race that was decided, for somebody has won
-        (``outcomes`` has them); those below a child that put up with them, for that child is Done;
-        and those in an action's own fan-out, for they were raised there, or handed to the action.
+        For programs that collect failures and, in the end, accept none. Three kinds of failures
+        are not raised: those of the losers of a decided race, because a contestant has won
+        (``outcomes`` has them); those below a child that tolerated them, because that child is
+        Done; and those in an action's own fan-out, which were raised there or handed to the action.
 
         Raises:
             ExceptionGroup: All these failures of the run's fan-outs, in the order of the steps and,

@@ -1,14 +1,12 @@
-"""A root run from claim to release: what an application and a store know of it meet here.
-
-Imports everything above; anyio.
+"""A root run from claim to release: where an application's request meets what its store knows.
 
 Invariants:
-- Nothing is run, and nothing saved, of a run that another execution holds, that was started with
-  something else, or that has succeeded.
-- What was claimed is released on every way out.
-- What a run starts from is saved before anything happens in it, but for what is secret; so is what
-  it was answered.
-- Whoever follows it is told when it has ended, once.
+- Nothing is executed, and nothing saved, of a run that another execution holds, that was started
+  with something else, or that has succeeded.
+- A claim is released on every way out.
+- What a run starts from, without its secrets, is saved before anything happens in it; so are the
+  answers that it is given.
+- Each follower is told once that the run has ended.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
-from typing import final
+from typing import Any, final
 
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from shoal._concurrency.background import Hosted
+from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import as_failure, drive, ki_protected
 from shoal._engine.commit import Write, commit, end_below
 from shoal._engine.crash_suspects import Suspects
@@ -33,70 +31,105 @@ from shoal._engine.fanout.recorded import recorded_asked, recorded_history
 from shoal._engine.fanout.takeup import refuse_left_steps, refuse_retry
 from shoal._engine.parts import read_children
 from shoal._engine.publish import publish_run_ended
-from shoal._engine.questions import Answers, has_halted, resolved
+from shoal._engine.questions import has_halted
 from shoal._engine.replay import refuse_other_way, stand_at
 from shoal._engine.run import Run
 from shoal._engine.walk import complete_step, walk
-from shoal._errors.exceptions import BadUse
+from shoal._errors.exceptions import BadUse, RunCancelled
+from shoal._errors.inspection import first_of
+from shoal._events.events import Status
 from shoal._events.hooks import Hook
 from shoal._events.identity import RunPath
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel, stores_within
 from shoal._state.state import Change, Drop, Set
 from shoal.stores._history import Playback, Rewound, play
-from shoal.stores._protocol import ChildRecord, NullStore
+from shoal.stores._protocol import ChildRecord, NullStore, RunRecord
 
-from .start import First, Start, refuse_conflict, refuse_missing
+from .answers import Answers, resolve_answers
+from .result import RunResult, result_of
+from .start import RunRequest, RunStart, refuse_conflict, refuse_missing
 
 logger = logging.getLogger("shoal")
 
 
 @final
-class Root:
-    """One execution of a root run, or none where there is nothing to be done any more."""
+class RootRun:
+    """One execution of a root run. If the run has succeeded before, there is nothing to execute."""
 
     def __init__(
         self,
-        path: RunPath,
+        request: RunRequest,
         execution: Execution,
         make_run: Callable[[Mapping[str, object]], Run],
-        first: Start | First,
-        *,
-        retries_failed: bool = False,
-        answers: Answers | None = None,
     ) -> None:
-        """Plan it. Without a store there is nothing to be asked, so the run is made at once.
+        """Plan it. Without a store there is nothing to load, so the run is made at once.
 
         Args:
-            path: The run's identity.
-            execution: What it is part of.
+            request: What was asked for.
+            execution: What the run and all its descendants share.
             make_run: Makes the run that starts with the fields that it is given.
-            first: What it is to start from.
-            retries_failed: Whether failures that were collected are to be run again.
-            answers: To questions that it has asked before.
         """
-        self.path: RunPath = path
+        self.path: RunPath = request.path
+        self._request = request
         self._execution = execution
         self._make_run = make_run
-        self._first = first
-        self._retries_failed = retries_failed
-        self._answers: Answers = answers or {}
-        self.begun: Event = Event()
-        """Set once the run goes on, or is known not to."""
-        self.error: Exception | None = None
-        """Why it could not begin."""
-        self.reason: str = ""
-        """Why it was cancelled before it began."""
+        self._answers: Answers = request.answers or {}
         self.run: Run | None = None
-        self.hosted: Hosted | None = None
-        """The task that it lives in, once it does."""
+        """The run, once it has begun; None before that, and for good if it could not begin."""
+        self.begun: Event = Event()
+        """Set once ``run`` is there, or never will be."""
+        self._task: BackgroundTask | None = None  # from when a runtime has started it
+        self._error: Exception | None = None  # why it could not begin
+        self._reason: str = ""  # why it was cancelled; the run, once there, has its own
         self._followers: list[Callable[[], None]] = []
-        if isinstance(first, Start) and isinstance(execution.store, NullStore):
+        first = request.first
+        if isinstance(first, RunStart) and isinstance(execution.store, NullStore):
             self.run = make_run(first.fields)
             self.begun.set()
 
+    # -- its task -------------------------------------------------------------------------------
+
+    @property
+    def task(self) -> BackgroundTask:
+        """The task that executes it."""
+        assert self._task is not None, "a runtime has begun it"
+        return self._task
+
+    @task.setter
+    def task(self, task: BackgroundTask) -> None:
+        self._task = task
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all of it is over, cleanup included."""
+        return self._task is not None and self._task.ended.is_set()
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was cancelled because its process stops."""
+        return self._execution.is_interrupted
+
+    def cancel(self, reason: str) -> None:
+        """Cancel it, unless it has ended or is cancelled: the first reason counts."""
+        self.task.cancel(reason)
+
+    def interrupt(self, reason: str) -> None:
+        """Cancel it because its process stops: no end is saved, so it can be recovered."""
+        if not self.task.is_cancelled:
+            self._execution.is_interrupted = True
+        self.task.cancel(reason)
+
+    def on_cancel(self, reason: str) -> None:
+        """Note why it is about to be cancelled; called once, before its scope is cancelled."""
+        self._reason = reason
+        if self.run is not None:
+            self.run.reason = reason
+
+    # -- those that follow it -------------------------------------------------------------------
+
     def follow(self, on_ended: Callable[[], None], hook: Hook | None = None) -> None:
-        """Have ``on_ended`` called when it has ended, and ``hook`` told until then."""
+        """Call ``on_ended`` when it has ended, and publish its events to ``hook`` until then."""
         if hook is not None:
             self._execution.hooks.join(hook)
         if self.has_ended:
@@ -105,48 +138,91 @@ class Root:
             self._followers.append(on_ended)
 
     def unfollow(self, on_ended: Callable[[], None], hook: Hook) -> None:
-        """Tell them nothing more."""
+        """Stop calling ``on_ended`` and publishing to ``hook``."""
         self._execution.hooks.leave(hook)
         if on_ended in self._followers:
             self._followers.remove(on_ended)
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether all of it is over, cleanup included."""
-        return self.hosted is not None and self.hosted.ended.is_set()
-
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether it was cancelled since its process stops."""
-        return self._execution.is_interrupted
-
-    def tell_ended(self) -> None:
-        """Hear that it has ended."""
+    def notify_ended(self) -> None:
+        """Call the followers: it has ended."""
         followers, self._followers = self._followers, []
         for on_ended in followers:
             on_ended()
 
-    def cancel(self, reason: str) -> None:
-        """Cancel it, unless it has ended or is cancelled: the first reason counts."""
-        assert self.hosted is not None, "it is alive"
-        self.hosted.cancel(reason)
+    # -- its end --------------------------------------------------------------------------------
 
-    def interrupt(self, reason: str) -> None:
-        """Cancel it since its process stops: its store has no end of it, so it can be recovered."""
-        assert self.hosted is not None, "it is alive"
-        if not self.hosted.is_cancelled:
-            self._execution.is_interrupted = True
-        self.hosted.cancel(reason)
+    @property
+    def reason(self) -> str:
+        """Why it was cancelled; empty if it was not."""
+        return self._reason if self.run is None else self.run.reason
 
-    def give_reason(self, reason: str) -> None:
-        """Hear why it is about to be cancelled."""
-        self.reason = reason
+    @property
+    def failure(self) -> BaseException | None:
+        """What it failed with: a KeyboardInterrupt or the like before any Exception; else None."""
+        return first_of(
+            None if self._task is None else self._task.fatal,
+            self._error,
+            None if self.run is None else self.run.error,
+        )
+
+    def release_error(self) -> None:
+        """Release the error that it ended with, whose traceback leads back to here."""
+        self._error = None
+        if self._task is not None:
+            self._task.fatal = None
         if self.run is not None:
-            self.run.give_reason(reason)
+            self.run.error = None
+        self._execution.forget()
+
+    async def wait_begun(self) -> None:
+        """Wait until it has begun, or had ended long ago; if the wait is cancelled, cancel it too.
+
+        Raises:
+            RunCancelled: It was cancelled before it began.
+            Exception: It could not begin.
+        """
+        if self.run is None:
+            try:
+                await self.begun.wait()
+            except BaseException:
+                self.cancel("closed")
+                await self.task.wait()
+                raise
+        if self.run is None:
+            await self.task.wait()
+            never = RunCancelled(f"run {self.path.id} was cancelled before it began: {self.reason}")
+            try:
+                raise first_of(self.failure, never) or never
+            finally:
+                self.release_error()
+
+    async def wait_ended(self) -> Status:
+        """Wait until it has ended, cleanup included; return how."""
+        await self.task.ended.wait()
+        status = None if self.run is None else self.run.status
+        return "failed" if status is None else status  # None: a KeyboardInterrupt before its end
+
+    def result(self) -> RunResult[Any]:
+        """Return its result; it has ended, and its failure, if it had one, was raised.
+
+        Raises:
+            RunCancelled: It was cancelled.
+            BadUse: It has failed, and its error was released.
+        """
+        run = self.run
+        if run is None or run.status == "cancelled":
+            msg = f"run {self.path.id} has no result, it was cancelled: {self.reason}"
+            raise RunCancelled(msg)
+        if run.status not in ("succeeded", "halted"):
+            msg = f"run {self.path.id} failed; its error was raised while its block lasted"
+            raise BadUse(msg)
+        return result_of(run)
+
+    # -- its execution --------------------------------------------------------------------------
 
     @ki_protected
-    async def live(self) -> None:
-        """Live the execution; how it ended is in ``run`` or, if it could not begin, in ``error``.
+    async def execute(self) -> None:
+        """Execute the run to its end; ``failure`` says what it failed with.
 
         Raises:
             BaseException: A cancellation of the scope around it, or a KeyboardInterrupt or
@@ -157,54 +233,65 @@ class Root:
                 self.run = await self._begin()
                 self.begun.set()
             if self.run.status is None:
-                await _live(self.run)
+                await _execute(self.run)
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
-            self.error = error
+            self._error = error
         finally:
-            self.begun.set()
+            self.begun.set()  # also where it could not begin: `wait_begun` then raises why
             await self._execution.release()
 
-    def forget(self) -> None:
-        """Let go of the error that it ended with, whose traceback leads back to here."""
-        self.error = None
-        if self.hosted is not None:
-            self.hosted.fatal = None
-        if self.run is not None:
-            self.run.forget()
-
     async def _begin(self) -> Run:
-        """Claim the run, learn what is known of it, and make it; one that succeeded has a status.
+        """Claim the run, load it, and make it; a run that has succeeded has its status already.
 
         Raises:
             RunClaimed: Another execution has it.
             RunConflict: It was started with something else.
             MissingSecret: It was started with secrets that are not given again.
-            UnknownQuestion: It has not asked what is answered.
-            StoreFailed: The store could not say what it knows.
+            UnknownQuestion: It has not asked the question that is answered.
+            StoreFailed: The store could not be read.
         """
+        # Claimed before it is loaded: otherwise another execution could go on meanwhile, and what
+        # was loaded would be old.
         execution, run_id = self._execution, self.path.id
         store = execution.store
         has_died = await execution.claim(store, run_id)
         await checkpoint_if_cancelled()
         record = await execution.ask(store.load(run_id), f"run {run_id}")
-        wanted = self._first
-        if not isinstance(wanted, Start):
+        wanted = self._request.first
+        if not isinstance(wanted, RunStart):
             wanted = await wanted(execution, record)
         if record is None:
-            resolved(self._answers, (), {}, run_id)  # refuses any
-            run, begun = self._make_run(wanted.fields), wanted.beginning
-            if begun.forked_from is not None:
-                stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
-                await recall_ledgers(run, {}, ())
-            await commit(run, Write(begun=begun))
-            return run
+            return await self._begin_new(wanted)
+        return await self._resume(record, wanted, has_died=has_died)
+
+    async def _begin_new(self, wanted: RunStart) -> Run:
+        """Make a run that the store doesn't have, and save its beginning."""
+        resolve_answers(self._answers, (), {}, self.path.id)  # refuses any: nothing was asked
+        run, begun = self._make_run(wanted.fields), wanted.beginning
+        if begun.forked_from is not None:
+            stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
+            await recall_ledgers(run, {}, ())
+        await commit(run, Write(begun=begun))
+        return run
+
+    async def _resume(self, record: RunRecord, wanted: RunStart, *, has_died: bool) -> Run:
+        """Make a run that the store has, and let it stand where its record ends.
+
+        Args:
+            record: What the store has.
+            wanted: What the caller started it with.
+            has_died: Whether its claim was held by an execution that has died.
+        """
+        execution, run_id = self._execution, self.path.id
+        store, retries_failed = execution.store, self._request.retries_failed
         wanted, known = wanted.declaring(record.beginning.secret), record.beginning
         refuse_conflict(run_id, known, wanted)
-        is_over = record.status == "succeeded" and not self._retries_failed
+        is_over = record.status == "succeeded" and not retries_failed
         if not is_over:
             refuse_missing(run_id, known.secret, wanted.secrets)
         execution.is_resumed = True
         if has_died and record.status is None:
+            # Not before the first crash, so that runs that never crash do not pay for counting.
             execution.suspects = Suspects(execution.services.max_crashes)
         known = replace(known, first={**known.first, **wanted.secrets})
         run = self._make_run(known.first)
@@ -221,9 +308,11 @@ class Root:
             else recorded_asked(self.path, run.setting.graph, played, children)
         )
         has_failed = record.status == "failed"
-        answered = resolved(self._answers, asked, played.answers, run_id, has_failed=has_failed)
+        answered = resolve_answers(
+            self._answers, asked, played.answers, run_id, has_failed=has_failed
+        )
         run.resume_state().has_halted_here = record.status == "halted"
-        if self._retries_failed:
+        if retries_failed:
             now = played.data
             rewound = self._failed_step(run.setting.graph, played, children)
             played.add(rewound)
@@ -248,14 +337,14 @@ class Root:
         """Find the first step that was completed although children had failed.
 
         Raises:
-            BadUse: There is none, or its failures can't be taken back.
+            BadUse: There is none, or ``reduce`` has taken the failures of that step.
         """
         path = self.path
         failed = {(one.step, one.visit) for one in children if one.status == "failed"}
         for step, visit, number in played.completed_visits():
             act = graph.find(step)
             if (step, visit) in played.decided:
-                continue  # who fails in a race only loses it
+                continue  # a contestant that failed has only lost its race
             if (step, visit) in failed and isinstance(act, Parallel):
                 if act._join().reduce is None:
                     return Rewound(step, visit)
@@ -267,14 +356,15 @@ class Root:
                 raise BadUse(msg)
         msg = (
             f"run {path.id} has completed no fan-out with failures, so there is none to retry; "
-            f"what a child, or a graph as a node, has put up with below itself stays, for it has "
-            f"succeeded; a run that has not goes on with run(id={path.id!r})"
+            f"failures that a child, or a graph as a node, has tolerated below itself stay, "
+            f"because it has succeeded; a run that has not succeeded goes on with "
+            f"run(id={path.id!r})"
         )
         raise BadUse(msg)
 
 
 def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
-    """Make the change that leads from the fields ``now`` to those of ``then``."""
+    """Return the change that leads from the fields ``now`` back to those of ``then``."""
     values = {
         field: value for field, value in then.items() if field not in now or now[field] is not value
     }
@@ -284,8 +374,8 @@ def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
 
 
 @ki_protected
-async def _live(run: Run) -> None:
-    """Live the whole life of a root run; how it ended is in ``status`` and ``error``.
+async def _execute(run: Run) -> None:
+    """Walk a root run to its end, then save and publish it; ``status`` and ``error`` say how.
 
     Raises:
         BaseException: A cancellation of the scope around it, or a KeyboardInterrupt or
@@ -310,20 +400,21 @@ async def _live(run: Run) -> None:
             await _finish(run)
             raise
         run.fail(failure)
-        del failure  # no cycle from the exception through its traceback to this frame
+        del failure  # breaks the traceback cycle
     await _finish(run, is_saved=is_saved)
 
 
 async def _walk_to_end(run: Run) -> bool:
-    """Return whether it is saved already that it succeeded.
+    """Walk to the end of the run; return whether its success is saved already.
 
-    It is saved with the last step, unless somebody hears of that step first, and may object, or
-    be cancelled meanwhile.
+    It is saved with the last step, unless there are hooks: those receive the last step first, and
+    one of them may raise, or be cancelled.
     """
     await walk(run)
     change, run.pending = run.pending, None
     assert change is not None, "the walk leaves the last change, even if it is none"
     if run.step is not None:  # else an earlier execution has completed all of them
+        # One save for the last step and the end, if nothing can come between the two.
         is_saved = not run.setting.hooks.listening
         await complete_step(run, change, ended="succeeded" if is_saved else None)
     else:
@@ -352,12 +443,16 @@ async def _finish(run: Run, *, is_saved: bool = False) -> None:
 async def _save_end(run: Run) -> None:
     execution = run.setting.execution
     if execution.is_interrupted and run.status not in ("succeeded", "halted"):
-        return  # for whoever resumes it this is no end
+        return  # the process stops: the run has no end, and another process resumes it
+    # After a save that failed nothing can be saved. A run that succeeded all the same tries to, and
+    # fails with that error: what could not be saved did not end well.
     if run.status == "succeeded" or not execution.unsaved:
         if execution.is_resumed and run.status in ("failed", "cancelled"):
+            # Children that an earlier execution has left without an end, and that this one has not
+            # reached, would stay under way in the store for ever.
             await end_below(run)
         await commit(run, Write(ended=run.status))
 
 
 def _nothing() -> None:
-    """Stand in for a callback that nobody needs."""
+    """Stand in for a callback that isn't needed."""

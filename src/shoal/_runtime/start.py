@@ -1,16 +1,17 @@
-"""What a root run starts from, and when that is refused. Imports graphs, the store's port, secrets.
+"""What a root run starts from, and which starts are refused.
 
 Invariants:
-- What is secret is in no ``Beginning``, so no store is ever given it.
-- Nothing of a run is executed without all that was secret in it when it was started.
+- A secret is never part of a ``Beginning``, so no store is ever given one.
+- A run is not resumed unless all secrets that it was started with are given again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
-from typing import NamedTuple, final
+from typing import NamedTuple, TypeVar, final
 
+from shoal._engine.config import Halts
 from shoal._engine.execution import Execution
 from shoal._errors.exceptions import (
     BadUse,
@@ -20,19 +21,24 @@ from shoal._errors.exceptions import (
     RunConflict,
     StateError,
 )
+from shoal._events.identity import RunPath
 from shoal._graph.graph import Graph
 from shoal._state.digest import digest
 from shoal._state.secrets import Secret, Secrets, boxed, reveal, secrets_in, without_secrets
 from shoal.stores._protocol import Beginning, RunRecord
 
+from .answers import Answers
+
+T = TypeVar("T")
+
 
 @final
-class Start(NamedTuple):
-    """What a root run starts from: what is saved of that, and what isn't."""
+class RunStart(NamedTuple):
+    """The fields that a root run starts from: those that are saved, and the secret ones."""
 
     beginning: Beginning
     secrets: Mapping[str, Secret]
-    """The secret fields."""
+    """The secret fields, which are saved nowhere."""
 
     @property
     def fields(self) -> Mapping[str, object]:
@@ -40,34 +46,50 @@ class Start(NamedTuple):
         return {**self.beginning.first, **self.secrets}
 
     @classmethod
-    def of(cls, beginning: Beginning, secret: Collection[str] = ()) -> Start:
-        """Tell apart what is secret among the fields: what is in a box, or named here."""
+    def of(cls, beginning: Beginning, secret: Collection[str] = ()) -> RunStart:
+        """Take the secrets out of ``beginning``: boxed values, and the fields named here."""
         return cls(beginning, {}).declaring(secret)
 
-    def declaring(self, secret: Collection[str]) -> Start:
-        """Return the same, with those of the fields secret that are named."""
+    def declaring(self, secret: Collection[str]) -> RunStart:
+        """Return the same start, with the named fields secret as well."""
         fields = boxed(self.beginning.first, secret)
         secrets = {**secrets_in(fields), **self.secrets}
         names, first = frozenset(secrets), without_secrets(fields)
-        return Start(replace(self.beginning, first=first, secret=names), secrets)
+        return RunStart(replace(self.beginning, first=first, secret=names), secrets)
 
 
-First = Callable[[Execution, RunRecord | None], Awaitable[Start]]
-"""Says what a run is to start from, given what the store has of it."""
+StartResolver = Callable[[Execution, RunRecord | None], Awaitable[RunStart]]
+"""Decides what a run starts from, given the store's record of it, or None if there is none."""
+
+
+@final
+class RunRequest(NamedTuple):
+    """One root run as its caller asked for it, checked: what to start from, and how to run it."""
+
+    first: RunStart | StartResolver
+    inputs: Mapping[str, object]
+    """What the actions take besides fields, from the runtime, the application and the caller."""
+    path: RunPath
+    answers: Answers | None = None
+    """Answers to questions that the run has asked in an earlier execution."""
+    halts: Halts | None = None
+    """Steps before and after which the run halts; None if there are none."""
+    retries_failed: bool = False
+    """Whether children that have failed, and whose failures were collected, run again."""
 
 
 def only_secrets(
     fields: Mapping[str, object], known: Beginning, where: str
 ) -> Mapping[str, Secret]:
-    """Take what is given besides the id of a run that the store has.
+    """Return the secrets among ``fields``, which are given to resume a run that the store has.
 
     Raises:
-        BadUse: Something of it is not secret in that run.
+        BadUse: A field is not secret in that run.
     """
     for name in sorted(fields.keys() - known.secret):
-        names = ", ".join(map(repr, sorted(known.secret))) or "nothing"
+        names = ", ".join(map(repr, sorted(known.secret))) or "none"
         msg = (
-            f"{where}(state) takes what is secret in the run, which is {names}, and not {name!r}: "
+            f"{where}(state) takes the secret fields of the run ({names}), and not {name!r}: "
             f"the rest is saved"
         )
         raise BadUse(msg)
@@ -75,11 +97,11 @@ def only_secrets(
 
 
 def refuse_exposing(who: str, graph: Graph, fields: Mapping[str, object], secrets: Secrets) -> None:
-    """Refuse to start a run whose secrets would be saved or told.
+    """Refuse to start a run whose secrets would be saved or published.
 
     Raises:
-        StateError: An act writes one, or runs over it.
-        SecretLeaked: Another field holds what one has.
+        StateError: An act writes a secret field, or a fan-out runs over one.
+        SecretLeaked: Another field holds the text of a secret.
     """
     if not secrets.names:
         return
@@ -93,22 +115,22 @@ def refuse_exposing(who: str, graph: Graph, fields: Mapping[str, object], secret
 
 
 def refuse_in_id(who: str, run_id: str, fields: Mapping[str, object]) -> None:
-    """Refuse an id that holds the text of a secret: stores, events and addresses have the id.
+    """Refuse an id that holds the text of a secret: stores, events and addresses show the id.
 
-    Called before the run is claimed, for a claim is saved under the id
+    Called before the run is claimed, because a claim is saved under the id
     (see test_an_id_that_holds_a_secret_is_refused_before_anything_is_saved).
 
     Raises:
-        SecretLeaked: It does.
+        SecretLeaked: The id holds the text of a secret.
     """
     Secrets.of(fields).refuse(run_id, f"{who}: the id of the run", ("id",))
 
 
 def refuse_missing(run_id: str, secret: Collection[str], given: Collection[str]) -> None:
-    """Refuse to go on with a run without what is secret in it.
+    """Refuse to resume a run without all of its secrets.
 
     Raises:
-        MissingSecret: Naming the fields that are not given.
+        MissingSecret: Secret fields are not given; the message names them.
     """
     missing = sorted(set(secret).difference(given))
     if missing:
@@ -122,13 +144,13 @@ def refuse_missing(run_id: str, secret: Collection[str], given: Collection[str])
         raise MissingSecret(msg, missing)
 
 
-def refuse_conflict(run_id: str, known: Beginning, wanted: Start) -> None:
-    """Refuse to go on with a run that was started with something else.
+def refuse_conflict(run_id: str, known: Beginning, wanted: RunStart) -> None:
+    """Refuse to resume a run that was started with something else.
 
-    What is secret may be another one now.
+    Secrets are not compared: a token, say, may have been renewed.
 
     Raises:
-        RunConflict: Naming what differs.
+        RunConflict: The message names what differs.
     """
     begun = wanted.beginning
     first = {name: reveal(value) for name, value in wanted.fields.items()}
@@ -150,7 +172,7 @@ def refuse_conflict(run_id: str, known: Beginning, wanted: Start) -> None:
         differs.append(f"its initial state differs in {', '.join(map(repr, fields))}")
     if differs:
         if known.application != begun.application:
-            # Also where neither name was chosen: whether one was is not kept.
+            # Said even if neither name was chosen: the store doesn't have whether one was.
             differs[0] += (
                 f" (without name=, it is made of the steps' names; to go on with the run under its "
                 f"old name: Application(..., name={known.application!r}))"
@@ -181,38 +203,56 @@ def _is_same(
 
 
 @final
-class Left:
-    """A run that an earlier execution has left without an end, as far as is known."""
+class OrphanStart:
+    """The start of a run that an earlier execution has left without an end, as far as is known.
 
-    __slots__ = ("_run_id", "_same", "_secrets", "is_ours")
+    Its application recovers the run with ``unless_taken``, around an execution of a request that
+    begins with ``resolve``.
+    """
+
+    __slots__ = ("_is_ours", "_run_id", "_same", "_secrets")
 
     def __init__(
         self,
         run_id: str,
         secrets: Mapping[str, object],
-        same: Callable[[RunRecord, Mapping[str, Secret]], Start],
+        same: Callable[[RunRecord, Mapping[str, Secret]], RunStart],
     ) -> None:
-        """Know nothing of it yet.
+        """Describe the run; the store is not asked yet.
 
         Args:
             run_id: The run.
-            secrets: What is secret in it.
-            same: Says what it is to start from if that is what the store has.
+            secrets: The values of its secret fields.
+            same: Makes the start that repeats the one that the store has, with these secrets.
         """
         self._run_id = run_id
         self._secrets = secrets
         self._same = same
-        self.is_ours: bool = False
-        """Whether it was there, without an end, when it was claimed."""
+        # Set once the run was claimed here and had no end. From then on a RunClaimed is about
+        # another run: a store of its children's refuses them.
+        self._is_ours = False
 
-    async def first(self, _execution: Execution, known: RunRecord | None) -> Start:
-        """Leave to the store what it starts from; called when the run is claimed.
+    async def resolve(self, _execution: Execution, known: RunRecord | None) -> RunStart:
+        """Return the start that the store has; called when the run is claimed.
 
         Raises:
-            RunClaimed: It has an end by now.
+            RunClaimed: The run has ended meanwhile, or the store no longer has it.
         """
         if known is None or known.status is not None:
-            msg = f"run {self._run_id} was recovered by somebody else, and has ended since"
+            msg = f"run {self._run_id} was recovered by another process, and has ended since"
             raise RunClaimed(msg)
-        self.is_ours = True
+        self._is_ours = True
         return self._same(known, only_secrets(self._secrets, known.beginning, "recover"))
+
+    async def unless_taken(self, launched: Awaitable[T]) -> T | None:
+        """Return what ``launched`` returns; None if there is nothing to recover.
+
+        Raises:
+            Exception: What ``launched`` raises, but not that another execution has the run.
+        """
+        try:
+            return await launched
+        except RunClaimed:
+            if self._is_ours:
+                raise
+            return None

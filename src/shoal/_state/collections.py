@@ -1,13 +1,13 @@
-"""The persistent collections behind ``append``, ``extend`` and ``put``. Imports nothing of ours.
+"""The persistent collections behind ``append``, ``extend`` and ``put``.
 
-A version of a collection is a small immutable face on a journal that all its versions share. The
+All versions of a collection share one journal; each version is a small immutable face on it. The
 newest version extends the journal in O(1); extending an older one first copies what it sees. So N
-single appends or puts in a row cost O(N), and a version that somebody kept never changes.
+appends or puts in a row cost O(N), and a version that is kept never changes.
 
 Invariants:
-- A face of size n reads the first n entries of its journal and never looks at those behind them.
-- Journals only grow. Two threads that extend the same version can't both win: one of them copies
-  (see test_two_threads_extend_one_version).
+- A face of size n reads the first n entries of its journal and ignores the entries after them.
+- Journals only grow. If two threads extend the same version, one of them copies the journal (see
+  test_two_threads_extend_one_version).
 
 A kept version keeps the whole journal alive, newer entries included.
 """
@@ -24,12 +24,16 @@ T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
 
-_SLACK = 64  # overwritten entries that a journal may have before it is copied
+# A journal is copied once it has more than twice as many entries as keys, so that a copy of n
+# entries is paid by n puts. The slack keeps small maps from being copied at every few puts.
+_SLACK = 64
 
-_START = -1.0  # the position of what a map held from the start
+_START = -1.0  # the position of a map's first content: before every position that is put
 
 
 class _ListJournal(Generic[T]):
+    # `items` grows under `lock` alone. Faces read without it, because they read no entry beyond
+    # their size, and an entry never changes.
     __slots__ = ("items", "lock")
 
     def __init__(self, items: list[T]) -> None:
@@ -44,9 +48,11 @@ class StateList(Sequence[T]):
     Equal to a list of the same content. Reads cost what a list's do.
     """
 
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
+
     __slots__ = ("_journal", "_size")
 
-    if TYPE_CHECKING:  # at runtime they would be looked up in the module that __module__ names
+    if TYPE_CHECKING:  # at run time they would be looked up in the module that __module__ names
         _journal: _ListJournal[T]
         _size: int
         __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a list
@@ -62,10 +68,13 @@ class StateList(Sequence[T]):
 
     def extend(self, items: Iterable[T]) -> StateList[T]:
         """Return a version with ``items`` at the end."""
-        new = tuple(items)  # outside of the lock: iterating runs somebody's code
+        new = tuple(items)  # outside of the lock: iterating runs the caller's code
         journal, size = self._journal, self._size
         with journal.lock:
+            # Compared under the lock: of two threads that extend this version, the second one finds
+            # the journal longer and copies it (see test_two_threads_extend_one_version).
             if len(journal.items) == size:
+                # One call: an interrupt leaves all the items in the journal or none of them.
                 journal.items.extend(new)
             else:
                 journal = _ListJournal([*islice(journal.items, size), *new])
@@ -103,7 +112,10 @@ class StateList(Sequence[T]):
 
 
 class _MapJournal(Generic[K, V]):
-    """Entries in order of arrival; ``index`` finds a key's newest, ``older`` the one before it."""
+    """Entries in order of arrival. ``index`` finds a key's newest entry, ``older`` the one before.
+
+    ``older`` maps the number of an entry to that of the same key's entry before it.
+    """
 
     __slots__ = ("entries", "index", "lock", "older")
 
@@ -116,9 +128,10 @@ class _MapJournal(Generic[K, V]):
     def push(self, key: K, value: V, position: float) -> bool:
         """Add an entry; return whether its key is new.
 
-        The entry itself arrives by a single append. A push that is interrupted before it has added
-        nothing that counts; one that is interrupted after it leaves an entry behind all versions,
-        which the next ``put`` notices (see test_an_interrupt_anywhere_in_a_put...).
+        A single append adds the entry. A push that is interrupted before the append changes nothing
+        that any version reads. A push that is interrupted after it leaves an entry that belongs to
+        no version; the next ``put`` sees that the journal is too long and copies it (see
+        test_an_interrupt_anywhere_in_a_put...).
         """
         at = len(self.entries)
         before = self.index.get(key)
@@ -135,10 +148,12 @@ class _MapJournal(Generic[K, V]):
 class StateMap(Mapping[K, V]):
     """An immutable mapping that puts in O(1) by sharing structure with its earlier versions.
 
-    Reads in order of insertion or, where entries were put with a position, of position; what was
-    there from the start stands first, what was put without a position last. Equal to a dict of the
-    same content, in any order.
+    Iterates in order of insertion, or of position if entries were put with one: the content from
+    the start first, entries without a position last. Equal to a dict of the same content, in any
+    order.
     """
+
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
 
     __slots__ = ("_count", "_journal", "_last", "_order", "_size")
 
@@ -146,8 +161,8 @@ class StateMap(Mapping[K, V]):
         _journal: _MapJournal[K, V]
         _size: int  # entries of the journal that belong to this version
         _count: int  # different keys among them
-        _last: float | None  # the greatest position if all keys arrived in order of it, else None
-        _order: list[int] | None  # entries in reading order, made when first needed
+        _last: float | None  # the greatest position while keys arrive in order of it, then None
+        _order: list[int] | None  # entries in reading order; None until first needed
         __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a dict
 
     def __init__(self, items: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> None:
@@ -164,17 +179,17 @@ class StateMap(Mapping[K, V]):
             key: Any hashable.
             value: What it maps to.
             position: Where the key stands among the others. Without it, a new key stands last and
-                a known one stays where it is.
+                a known key keeps its place.
         """
         return self.put_all(((key, value, position),))
 
     def put_all(self, entries: Iterable[tuple[K, V, float | None]]) -> StateMap[K, V]:
         """Return a version with each ``(key, value, position)`` put, in that order."""
-        new = tuple(entries)  # outside of the lock: iterating runs somebody's code
+        new = tuple(entries)  # outside of the lock: iterating runs the caller's code
         journal, count, last = self._journal, self._count, self._last
         with journal.lock:
             if len(journal.entries) != self._size or self._size > 2 * self._count + _SLACK:
-                journal = self._copied()  # not the newest version, or mostly overwritten
+                journal = self._copied()  # this is an older version, or mostly overwritten
             for key, value, wanted in new:
                 known = journal.index.get(key)
                 place = inf if known is None else journal.entries[known][2]
@@ -183,14 +198,14 @@ class StateMap(Mapping[K, V]):
                     count += 1
                     last = position if last is not None and position >= last else None
                 elif position != place:
-                    last = None  # a known key moved
+                    last = None  # a known key moved: the journal's order is not the reading order
             size = len(journal.entries)
         face = cast("StateMap[K, V]", object.__new__(StateMap))
         face._become(journal, size, count, last)
         return face
 
     def without(self, keys: Collection[K]) -> StateMap[K, V]:
-        """Return a version that doesn't have ``keys``, the others in the same order."""
+        """Return a version without ``keys``; the others keep their order."""
         if not any(key in self for key in keys):
             return self
         ours = self._journal.entries
@@ -204,7 +219,7 @@ class StateMap(Mapping[K, V]):
         self._size = size
         self._count = count
         self._last = last
-        self._order = None
+        self._order = None  # a race of two threads to fill it is harmless: both find the same
 
     def _copied(self) -> _MapJournal[K, V]:
         ours, copy = self._journal, _MapJournal[K, V]()
@@ -214,7 +229,7 @@ class StateMap(Mapping[K, V]):
         return copy
 
     def _latest(self, key: K) -> int:
-        """Find the newest entry of ``key`` in this version; raise KeyError if there is none."""
+        """Return the newest entry of ``key`` in this version; raise KeyError if there is none."""
         older = self._journal.older
         at = self._journal.index[key]
         while at >= self._size:
@@ -224,14 +239,14 @@ class StateMap(Mapping[K, V]):
         return at
 
     def _first_entries(self) -> Iterable[int]:
-        """Entries that brought a new key, in order of arrival."""
+        """Return the entries that brought a new key, in order of arrival."""
         if self._count == self._size:
             return range(self._size)
         older = self._journal.older
         return (at for at in range(self._size) if at not in older)
 
     def _in_order(self) -> Iterable[int]:
-        """Entries that hold this version's values, in reading order."""
+        """Return the entries that hold this version's values, in reading order."""
         if self._order is None:
             if self._count == self._size and self._last is not None:
                 return range(self._size)
@@ -260,7 +275,7 @@ class StateMap(Mapping[K, V]):
         return (entries[at][0] for at in self._in_order())
 
     def in_order(self, rank: int) -> V:
-        """Return the value that stands at ``rank`` in reading order, 0 being the first."""
+        """Return the value at ``rank`` in reading order, counted from 0."""
         order = self._in_order()
         assert isinstance(order, Sequence)
         return self._journal.entries[order[rank]][1]
@@ -281,18 +296,20 @@ class StateMap(Mapping[K, V]):
         firsts = (entries[at][0] for at in self._first_entries())
         return self._restored, ([entries[self._latest(key)] for key in firsts],)
 
-    @classmethod  # so that a pickle holds the name of the class, and not that of this module
+    @classmethod  # so that a pickle names the class and not this private module
     def _restored(cls, entries: list[tuple[K, V, float]]) -> StateMap[K, V]:
-        """Make a map from its entries in order of arrival: what pickles and deep copies hold."""
+        """Make a map from its entries in order of arrival, as pickles and deep copies hold them."""
         return cls().put_all(entries)
 
 
 @final
 class PositionedList(Sequence[T]):
-    """An immutable list whose items were put by position, in any order; gaps close up.
+    """An immutable list whose items were put by position, in any order. Gaps take no room.
 
     Equal to a list of the same content.
     """
+
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
 
     __slots__ = ("_map",)
 
@@ -300,7 +317,7 @@ class PositionedList(Sequence[T]):
         __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride] # as a list
 
     def __init__(self, by_position: StateMap[int, T]) -> None:
-        """Show the values of ``by_position`` in order of position."""
+        """Hold the values of ``by_position``, read in order of position."""
         self._map = by_position
 
     def put_all(self, entries: Iterable[tuple[int, T, float | None]]) -> PositionedList[T]:
@@ -308,7 +325,7 @@ class PositionedList(Sequence[T]):
         return PositionedList(self._map.put_all(entries))
 
     def without(self, positions: Collection[int]) -> PositionedList[T]:
-        """Return a version without what was put at ``positions``."""
+        """Return a version without the items that were put at ``positions``."""
         left = self._map.without(positions)
         return self if left is self._map else PositionedList(left)
 

@@ -1,7 +1,7 @@
-"""What a user's model declares: its fields, and what they may hold. Imports the collections.
+"""Read a user's model: its fields, and the types of their values.
 
-A model is a pydantic model, a dataclass or a TypedDict. pydantic is imported when one is read, and
-not before.
+A model is a pydantic model, a dataclass or a TypedDict. pydantic is imported when the first model
+is read, so programs without one need not install it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 
-# -- what an annotation says -----------------------------------------------------------------------
+# -- reading annotations ---------------------------------------------------------------------------
 
 
 @final
@@ -36,7 +36,7 @@ class Growing(NamedTuple):
     """The annotation of its items, or of its values."""
     key: object = None
     most: float = inf
-    """How many items it may have."""
+    """The most items it may have."""
 
 
 _LISTS: frozenset[object] = frozenset(
@@ -48,14 +48,14 @@ _MAPPINGS: frozenset[object] = frozenset(
 )
 _ONE_SHOT: frozenset[object] = frozenset({abc.Iterable, abc.Iterator, abc.Generator})
 OURS: dict[object, str] = {StateList: "list", PositionedList: "list", StateMap: "dict"}
-"""The persistent collections, and what they are in a model."""
+"""The persistent collections, and the type that a model declares in place of each."""
 
 
 def collections_in(annotation: Any) -> Iterator[Growing]:
-    """Find the collections that an annotation allows, and what their items are.
+    """Yield each collection that an annotation allows, with the types of its items.
 
     Raises:
-        DefinitionError: It is one that a state can't keep.
+        DefinitionError: A state can't hold a collection of this type.
     """
     origin = typing.get_origin(annotation) or annotation
     args = typing.get_args(annotation)
@@ -96,25 +96,25 @@ def _is_union(origin: object) -> bool:
 
 
 def any_of(annotations: list[object]) -> object:
-    """Make one annotation of several."""
+    """Return the union of several annotations."""
     if len(annotations) == 1:
         return annotations[0]
     return cast("Any", typing.Union)[tuple(annotations)]
 
 
 def _max_length(metadata: object) -> float:
-    """Read a bound off ``Field(max_length=3)``, or off what pydantic makes of it."""
+    """Return the bound of ``Field(max_length=3)``, or of the metadata that pydantic makes of it."""
     found = getattr(metadata, "max_length", None)
     within: Iterable[object] = getattr(metadata, "metadata", ())
     return min([inf if found is None else found, *map(_max_length, within)])
 
 
-# -- what a model says -----------------------------------------------------------------------------
+# -- reading models --------------------------------------------------------------------------------
 
 
 @final
 class Declared(NamedTuple):
-    """One field, as its model declares it."""
+    """One field as its model declares it."""
 
     annotation: Any
     required: bool
@@ -123,22 +123,23 @@ class Declared(NamedTuple):
 
 @final
 class Declaration(NamedTuple):
-    """A model, of whichever kind."""
+    """A model of any of the three kinds."""
 
     fields: dict[str, Declared]
     config: ConfigDict
     instances: tuple[type, ...]
-    """The classes of its instances; none if those are plain dicts."""
+    """The classes of its instances; none if instances are plain dicts."""
     make: Callable[[dict[str, object]], object]
     derived: frozenset[str] = frozenset()
-    """Fields that an instance has and can't be made with."""
+    """Fields that an instance has although it can't be made with them."""
 
 
 def declaration(model: object) -> Declaration:
-    """Read what a model declares.
+    """Read the fields that a model declares.
 
     Raises:
-        DefinitionError: It is no model, or has what a state can't keep; or pydantic is missing.
+        DefinitionError: It is not a model, or has a field that a state can't hold; or pydantic is
+            not installed.
     """
     try:
         from pydantic import BaseModel, RootModel  # noqa: PLC0415 # optional
@@ -161,7 +162,7 @@ def declaration(model: object) -> Declaration:
                 _refuse(_what_it_is(model))
     except DefinitionError:
         raise
-    except Exception as error:  # evaluating annotations raises what they raise
+    except Exception as error:  # evaluating a user's annotations can raise anything
         msg = (
             f"an annotation of model {cast('type', model).__name__} can't be read: "
             f"{explained(error)}. Define what it names at the top of a module, outside of "
@@ -171,7 +172,7 @@ def declaration(model: object) -> Declaration:
 
 
 def explained(error: Exception) -> str:
-    """Say what an error says, without pydantic's address for further information."""
+    """Return an error's message without pydantic's link to further information."""
     return str(error).partition("\n\nFor further information")[0].strip()
 
 
@@ -181,7 +182,7 @@ def _refuse(found: str) -> NoReturn:
 
 
 def shown(value: object) -> str:
-    """Show a value and its type in a message."""
+    """Return a value and its type as messages show them."""
     return f"{brief(value)} ({type(value).__name__})"
 
 
@@ -196,7 +197,7 @@ def _what_it_is(model: object) -> str:
 
 
 def _of_pydantic(model: type[BaseModel]) -> Declaration:
-    if not model.__pydantic_complete__:  # it names a class that wasn't there yet
+    if not model.__pydantic_complete__:  # it names a class that was defined after it
         model.model_rebuild()
     return Declaration(
         fields=_declared_by(model.model_fields),
@@ -213,8 +214,8 @@ def _of_dataclass(model: type[Any]) -> Declaration:
     for name, hint in hints.items():
         if hint is dataclasses.InitVar or isinstance(hint, dataclasses.InitVar):
             msg = (
-                f"model {model.__name__} has {name!r} as an InitVar, which leaves no value to keep "
-                f"in a state: make it a field"
+                f"model {model.__name__} has {name!r} as an InitVar, which leaves no value for a "
+                f"state to hold: make it a field"
             )
             raise DefinitionError(msg)
     own = [field for field in dataclasses.fields(model) if field.init]
@@ -252,7 +253,7 @@ def _of_typed_dict(model: type[Any]) -> Declaration:
         _, qualifiers = _unqualified(hint)
         declared[name] = Declared(
             _checkable(hint),
-            # With annotations that are strings, __required_keys__ has not seen the qualifiers.
+            # If annotations are strings, __required_keys__ was computed without the qualifiers.
             typing.Required in qualifiers
             or (name in required and typing.NotRequired not in qualifiers),
         )
@@ -265,7 +266,10 @@ def _of_typed_dict(model: type[Any]) -> Declaration:
 
 
 def _settings(config: ConfigDict | None) -> ConfigDict:
-    """Check any class by isinstance, and all at once: what can't be checked is found here."""
+    """Return settings that check any class by isinstance, and that check all annotations now.
+
+    Without ``defer_build=False`` an annotation that can't be checked would raise in the first run.
+    """
     settings = cast("dict[str, object]", config or {})
     return cast("ConfigDict", {**settings, "arbitrary_types_allowed": True, "defer_build": False})
 
@@ -295,7 +299,7 @@ def _default_of(field: dataclasses.Field[Any]) -> Callable[[dict[str, object]], 
 
 
 def _checkable(hint: Any) -> Any:
-    """Reduce an annotation to what a value is checked against."""
+    """Return the part of an annotation that a value is checked against."""
     from pydantic.fields import FieldInfo  # noqa: PLC0415 # optional
 
     bare, _ = _unqualified(hint)
@@ -303,7 +307,7 @@ def _checkable(hint: Any) -> Any:
 
 
 def _annotation(info: FieldInfo) -> Any:
-    """Say as a type what a pydantic field is checked against; aliases and such are left out."""
+    """Return the type that a pydantic field is checked against, without aliases and the like."""
     from pydantic import Field  # noqa: PLC0415 # optional
 
     extras = list(info.metadata)
@@ -315,7 +319,7 @@ def _annotation(info: FieldInfo) -> Any:
 
 
 def _unqualified(hint: Any) -> tuple[Any, set[object]]:
-    """Take ``Required[...]`` and the like off an annotation."""
+    """Return an annotation without ``Required[...]`` and the like, and these qualifiers."""
     from typing_extensions import ReadOnly  # noqa: PLC0415 # pydantic needs it too
 
     qualifiers: set[object] = set()

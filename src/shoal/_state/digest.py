@@ -1,15 +1,14 @@
-"""Digests of data: whether what a child starts with is what it started with before.
-
-Imports errors.
+"""Digests of data: they tell whether a child starts with the same input as before.
 
 Invariants:
 - Equal data has one digest, in every process and on every machine: nothing depends on hash seeds,
   addresses or the order in which a mapping was filled.
 - A list, a tuple and any other sequence of the same items are equal; so are mappings of all kinds.
   ``1``, ``1.0``, ``True`` and ``"1"`` are different.
-- Of a dataclass, those fields count that it compares. Any other object is what it would be pickled
-  as: a class, and a state. Classes and functions are their names, so a function must have one.
-- Where a class or a function of shoal is defined doesn't count: its name in digests is fixed (see
+- A dataclass is written as the fields that its ``==`` compares. Any other object is written as
+  pickle would save it: its class and its state. Classes and functions are written as their names,
+  so a function must have one.
+- A class or a function of shoal may move to another module: its name in digests is fixed (see
   test_a_class_that_moves_keeps_its_digest).
 """
 
@@ -27,15 +26,15 @@ from typing import Any, cast
 
 from shoal._errors.exceptions import NotData, brief, kind_of
 
-BYTES = 16
+BYTES = 16  # as many as a UUID: no two inputs of a store will ever share a digest by chance
 NAMES = 1024
-"""Names that are kept as written: those of fields come up with each child."""
+"""Names whose written form is cached: the names of fields come up again with each child."""
 
 _NO_DATA = (
-    "{} is no data: what is saved, and compared after a crash, is made of numbers, strings, lists, "
-    "mappings and objects that hold such; give services to inputs= instead"
+    "{} is not data: a value that is saved, and compared after a crash, consists of numbers, "
+    "strings, lists, mappings and objects that hold such; give services to inputs= instead"
 )
-_UNSAVED = ("__pydantic_fields_set__",)  # of a model: which fields were given, not what they hold
+_UNSAVED = ("__pydantic_fields_set__",)  # says which fields of a model were given, not their values
 
 _OURS = __name__.partition(".")[0]
 _HOMES = {
@@ -86,8 +85,8 @@ _HOMES = {
     "stores._postgres": "PostgresStore",
     "stores._sqlite": "SQLiteStore",
 }
-"""Names of shoal that digests in stores hold, by the module that they stood in when this table was
-made. A name that is not in it needs no row: it is written as if ``shoal`` itself defined it."""
+"""Names of shoal that digests in stores contain, by the module that defined them when this table
+was made. Other names need no row: they are written as if ``shoal`` itself defined them."""
 _FIXED = {name: f"{_OURS}.{home}" for home, names in _HOMES.items() for name in names.split()}
 
 
@@ -95,19 +94,19 @@ def digest(value: object) -> bytes:
     """Hash ``value`` into 16 bytes (BLAKE2b).
 
     Raises:
-        NotData: It holds something that is no data: a lock, a socket, a generator.
+        NotData: The value contains something that can't be saved: a lock, a socket, a generator.
     """
     out = bytearray()
     try:
         _write(out, value, ())
     except RecursionError:
-        msg = f"{kind_of(value)} is nested too deeply to be told from others of its kind"
+        msg = f"{kind_of(value)} is nested too deeply to be compared with others"
         raise NotData(msg) from None
     return blake2b(out, digest_size=BYTES).digest()
 
 
 def place_of_no_data(value: object, path: str) -> str:
-    """Say where in ``value``, which is called ``path``, something stands that is no data."""
+    """Return the path of the part of ``value`` that is not data; ``path`` names the whole."""
     inner: Iterable[tuple[object, object]] = ()
     if isinstance(value, Mapping):
         inner = cast("Mapping[object, object]", value).items()
@@ -122,7 +121,7 @@ def place_of_no_data(value: object, path: str) -> str:
 
 
 def named(name: str, value: object) -> bytes:
-    """Hash ``value``, and write its name before that.
+    """Return ``name`` as written, and the hash of ``value`` after it.
 
     Raises:
         NotData: As ``digest``.
@@ -132,7 +131,7 @@ def named(name: str, value: object) -> bytes:
 
 @lru_cache(NAMES)
 def written(*names: str) -> bytes:
-    """Write ``names`` so that no others are written alike."""
+    """Write ``names`` so that no other names are written alike."""
     out = bytearray()
     for name in names:
         _write_str(out, name)
@@ -140,12 +139,12 @@ def written(*names: str) -> bytes:
 
 
 def combined(parts: Iterable[bytes]) -> str:
-    """Hash what is ``written``, and values that are ``named``, into 32 hexadecimal digits."""
+    """Hash parts that ``written`` and ``named`` returned into 32 hexadecimal digits."""
     return blake2b(b"".join(parts), digest_size=BYTES).hexdigest()
 
 
-# Each value is written behind a letter for its kind and, where it could run on, its length: so no
-# two different values are written alike.
+# Each value is written behind a letter for its kind and, where its end would be unclear, its
+# length. So no two different values are written alike.
 
 
 def _write(out: bytearray, value: object, around: tuple[int, ...]) -> None:
@@ -153,7 +152,7 @@ def _write(out: bytearray, value: object, around: tuple[int, ...]) -> None:
     if writer is not None:
         writer(out, value)
         return
-    if id(value) in around:  # a cycle: how far up it leads says which
+    if id(value) in around:  # a cycle: the number of levels up says to which value it leads
         out += b"^%d;" % (len(around) - around.index(id(value)))
         return
     around = (*around, id(value))
@@ -176,10 +175,10 @@ def _write(out: bytearray, value: object, around: tuple[int, ...]) -> None:
     elif isinstance(value, type):
         _write_global(out, value)
     elif isinstance(value, FunctionType):
-        if "<" in value.__qualname__:  # <lambda>, <locals>: it may hold anything
+        if "<" in value.__qualname__:  # <lambda>, <locals>: it may close over anything
             raise NotData(_NO_DATA.format(f"the function {value.__qualname__}, which has no name,"))
         _write_global(out, value)
-    elif isinstance(value, PurePath):  # pickled differently by different versions of Python
+    elif isinstance(value, PurePath):  # versions of Python pickle it differently
         out += b"p"
         _write_global(out, type(value))
         _write_str(out, str(value))
@@ -219,14 +218,14 @@ def _write_global(out: bytearray, value: Any, more: str = "") -> None:
 
 
 def _home(module: str | None, name: str) -> str | None:
-    """Tell the module that a name is written with; of a name of shoal, that is a fixed one."""
+    """Return the module that a name is written with: for a name of shoal, a fixed one."""
     if module is None or module.partition(".")[0] != _OURS:
         return module
     return _FIXED.get(name.partition(".")[0], _OURS)
 
 
 def _write_int(out: bytearray, value: int) -> None:
-    out += b"i%x;" % value  # of any size: the decimal digits of a huge one are refused
+    out += b"i%x;" % value  # hexadecimal, because Python refuses to write huge ints in decimal
 
 
 def _write_float(out: bytearray, value: float) -> None:
@@ -249,23 +248,23 @@ def _write_sorted(out: bytearray, kind: bytes, written: list[bytes]) -> None:
 
 
 def _write_object(out: bytearray, value: object, around: tuple[int, ...]) -> None:
-    """Write what an object says of itself when it is to be copied or pickled: class and state."""
+    """Write the class and the state of an object, as it would be copied or pickled."""
     try:
         reduced: Any = value.__reduce_ex__(4)
     except Exception as error:
         raise NotData(_NO_DATA.format(kind_of(value))) from error
-    if isinstance(reduced, str):  # a global of that name
+    if isinstance(reduced, str):  # the name of a global
         _write_str(out, f"{_home(getattr(value, '__module__', None), reduced)}.{reduced}")
         return
     out += b"o"
     for part in reduced[:3]:
         _write(out, _saved(part), around)
-    for items in reduced[3:5]:  # of what is a list or a dict besides
+    for items in reduced[3:5]:  # the items of an object that is also a list or a dict
         _write(out, None if items is None else list(items), around)
 
 
 def _compares(value: object) -> bool:
-    """Tell whether a dataclass is compared by its fields."""
+    """Return whether a dataclass is compared by its fields."""
     return bool(getattr(type(value), "__dataclass_params__").eq)  # noqa: B009 # untyped
 
 

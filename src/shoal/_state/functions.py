@@ -1,4 +1,4 @@
-"""Functions that users give, told apart by how they are called. Imports errors."""
+"""Check how a user's function is called: plainly, as a coroutine or as an async generator."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from shoal._errors.exceptions import DefinitionError
 
 
 def is_async(function: Callable[..., object]) -> bool:
-    """Tell whether what ``function`` returns is to be awaited."""
+    """Return whether the result of ``function`` must be awaited."""
     return is_kind(function, inspect.iscoroutinefunction)
 
 
 def is_streaming(function: Callable[..., object]) -> bool:
-    """Tell whether ``function`` is an async generator function."""
+    """Return whether ``function`` is an async generator function."""
     return is_kind(function, inspect.isasyncgenfunction)
 
 
 def is_kind(function: Callable[..., object], is_one: Callable[[object], bool]) -> bool:
-    """Tell whether ``is_one`` is true of what is called in the end."""
+    """Return whether ``is_one`` is true of the function inside partials and callable objects."""
     while isinstance(function, functools.partial):
         function = function.func
     return is_one(function) or is_one(
@@ -32,15 +32,15 @@ def require_plain(function: object, what: str) -> None:
     """Refuse a coroutine function where shoal calls a plain one on the event loop.
 
     Raises:
-        DefinitionError: Naming ``what`` it was given as.
+        DefinitionError: It is one, or can't be called. ``what`` names it in the message.
     """
     if not callable(function):
         msg = f"{what} takes a function, not {function!r}"
         raise DefinitionError(msg)
     if is_async(function) or is_streaming(function):
         msg = (
-            f"{what} takes a plain function, called on the event loop, which it must not hold up; "
-            f"{getattr(function, '__name__', function)!r} is a coroutine function. "
-            f"Put what must be awaited into an action"
+            f"{what} takes a plain function, which is called on the event loop and must not block "
+            f"it; {getattr(function, '__name__', function)!r} is a coroutine function. "
+            f"Await in an action instead"
         )
         raise DefinitionError(msg)

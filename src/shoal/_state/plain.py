@@ -1,4 +1,4 @@
-"""The plain form of what a state holds: dicts and lists, all the way down. Imports collections."""
+"""Copy the content of a state into plain dicts and lists, all the way down."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from .collections import PositionedList, StateList, StateMap
 
 
 class HasPlainForm:
-    """A value of the library's own that is no collection and that JSON can express."""
+    """A value of the library's own that is no collection but can be written as JSON."""
 
     __slots__ = ()
 
     def to_plain(self) -> dict[str, Any]:
-        """Copy it into a plain dict."""
+        """Copy the value into a plain dict."""
         raise NotImplementedError
 
 
 def to_plain(value: object, *, for_json: bool = False) -> object:
-    """Copy ``value`` into plain lists and dicts, all the way down; leave what else there is.
+    """Copy ``value`` into plain lists and dicts, all the way down. Other values stay as they are.
 
     Args:
-        value: What to copy.
-        for_json: Whether the library's own values, states and errors as data, become dicts too.
+        value: The value to copy.
+        for_json: Whether states and errors as data become dicts too.
     """
     match value:
         case StateList() | PositionedList() | list():

@@ -1,14 +1,15 @@
-"""Typed states: a run's fields, held to a user's model. Imports the model and the state.
+"""Typed states: check the fields of a run against a user's model.
 
 A field of the model is a field of the state. pydantic does the checking, whatever the model is; it
 is imported when a ``Schema`` is made, and not before.
 
 Invariants:
-- A check costs what the update costs: the new items of a list, never the list they go to.
-- A value that fits as it is stays the very object that was given, collections included.
+- A check costs as much as the update: the new items of a list are checked, never the whole list.
+- A value that fits as it is stays the same object, collections included.
 - An update is checked against the types and constraints of the fields it changes. The model's own
-  validators (``field_validator``, ``model_validator``, ``__post_init__``) see the whole, in
-  ``build``; those in an ``Annotated`` belong to the type, and run on what has passed them before.
+  validators (``field_validator``, ``model_validator``, ``__post_init__``) check the whole in
+  ``build``. Validators in an ``Annotated`` belong to the type, so they run again on values that
+  passed them before.
 """
 
 from __future__ import annotations
@@ -41,36 +42,36 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 _Check = Callable[[object], object]
-"""Returns the value as it fits, the same object if it fits as it is; else a ValidationError."""
+"""Returns a value that fits: the same object, or one converted to fit. Else a ValidationError."""
 
-_MAX_REASONS = 3  # that a message gives
+_MAX_REASONS = 3  # in a message: pydantic gives one for each wrong item of a list
 
 
 @final
 class Schema(Generic[S]):
     """The fields of a run's state, as a pydantic model, a dataclass or a TypedDict declares them.
 
-    State fields go by the names of the model's attributes; aliases are for the world outside.
-    Fields that the model doesn't declare are refused, whatever its ``extra`` says.
+    State fields have the names of the model's attributes; aliases are for data from outside.
+    Fields that the model doesn't declare are refused, whatever its ``extra`` setting says.
 
     Args:
-        model: The class.
+        model: A pydantic model, a dataclass or a TypedDict.
 
     Raises:
-        DefinitionError: It is none of the three, or has an annotation that can't be checked; or
-            pydantic is missing.
+        DefinitionError: The model is none of these, or has an annotation that can't be checked; or
+            pydantic is not installed.
     """
 
     __slots__ = ("_fields", "_instances", "_make", "derived", "fields", "model", "name", "required")
 
     model: type[S]
     name: str
-    """The model's, for messages."""
+    """The model's name, for messages."""
     fields: frozenset[str]
     required: frozenset[str]
     """Fields without a default."""
     derived: frozenset[str]
-    """What an instance has besides, and can't be made with: ``field(init=False)``."""
+    """Fields that an instance has although it can't be made with them: ``field(init=False)``."""
 
     def __init__(self, model: type[S]) -> None:
         declared = declaration(model)
@@ -94,17 +95,17 @@ class Schema(Generic[S]):
     def initial(
         self, given: object, who: str = "the initial state", *, complete: bool = False
     ) -> dict[str, object]:
-        """Make the fields of a first state: what is given, checked, and the model's defaults.
+        """Return the fields of an initial state: the given ones, checked, and the model's defaults.
 
         Args:
             given: An instance of the model, or a mapping.
-            who: What messages call the state.
-            complete: Whether every required field must be there. Otherwise those that aren't stay
+            who: The name of the state in messages.
+            complete: Whether every required field must be there. Otherwise missing ones stay
                 absent, for an action to write.
 
         Raises:
-            StateError: What is given is neither, or has fields that the model hasn't; or it has
-                not all required ones, with ``complete``.
+            StateError: ``given`` is neither, or has fields that the model doesn't declare; or, if
+                ``complete``, a required field is missing.
             InvalidState: A value doesn't fit.
         """
         known = self.read(given)
@@ -125,16 +126,17 @@ class Schema(Generic[S]):
         return fields
 
     def checked(self, change: Change, data: Mapping[str, object], who: str) -> Change:
-        """Return ``change`` with every value as it fits: ``change`` itself, nearly always.
+        """Return ``change`` with every value converted to fit: nearly always ``change`` itself.
 
-        Values that had to be converted are so in the operations, and in what they lead to. That is
-        found by replaying the operations on the fields concerned, which copies a collection that
-        items were added to: once in a while no matter, for every item of a long list it is.
+        If a value had to be converted, the operations hold the converted one, and so do the
+        values of the change. These are found by replaying the operations on the fields concerned,
+        which copies the collection that items are added to: cheap if conversions are rare,
+        expensive if every item of a long list needs one.
 
         Args:
-            change: What was done to ``data``.
-            data: The fields it was done to. They fit.
-            who: Did it, as messages put it: "action 'parse'".
+            change: The change of ``data``.
+            data: The fields before the change. They fit.
+            who: The author of the change, as messages name it: "action 'parse'".
 
         Raises:
             InvalidState: A value doesn't fit, a field isn't declared, or a required one is dropped.
@@ -146,6 +148,7 @@ class Schema(Generic[S]):
                 msg = f"{who} drops field {name!r}, which {self.name} requires"
                 raise InvalidState(msg)
         values = change.values
+        # Replayed only where a value was converted: see the docstring for what a replay costs.
         converted = {
             now.field for was, now in zip(given, operations, strict=True) if was is not now
         }
@@ -158,6 +161,7 @@ class Schema(Generic[S]):
             if not isinstance(each, Set | Drop) and name in values:
                 result = self._result(each, values[name], who)
                 if result is not values[name]:
+                    # The operation itself stays: a Set behind it gives the field the fitting value.
                     operations.append(Set(name, result))
                     values = {**values, name: result}
         if values is change.values:
@@ -165,10 +169,10 @@ class Schema(Generic[S]):
         return Change(tuple(operations), values, change.dropped)
 
     def item(self, field: str, value: object, who: str) -> object:
-        """Return ``value`` as it fits into the list in ``field``; into the mapping, if it is none.
+        """Return ``value`` converted to fit the list in ``field``, or else the mapping.
 
         Raises:
-            InvalidState: It doesn't fit, or the field takes no items.
+            InvalidState: The value doesn't fit, or the field takes no items.
         """
         declared = self._field(field, who)
         check = declared.listed_item or declared.mapped_item
@@ -181,10 +185,11 @@ class Schema(Generic[S]):
         return self._fit(check, value, who, field, "an item of ")
 
     def entry(self, field: str, key: object, value: object, who: str) -> object:
-        """Return ``value`` as it fits into the mapping in ``field`` under ``key``.
+        """Return ``value`` converted to fit the mapping in ``field`` under ``key``.
 
         Raises:
-            InvalidState: It doesn't, or the key would have to be converted: it is an identity.
+            InvalidState: The value doesn't fit, or the key would have to be converted: keys are
+                identities, so they stay as they are.
         """
         declared = self._field(field, who)
         self._hold_key(declared.key, field, key, who)
@@ -195,17 +200,17 @@ class Schema(Generic[S]):
     def inner_entry(
         self, field: str, key: object, inner_key: object, value: object, who: str
     ) -> object:
-        """Return ``value`` as it fits under ``inner_key`` of the mapping under ``key``.
+        """Return ``value`` converted to fit ``inner_key`` of the mapping under ``key``.
 
         Args:
-            field: It holds a mapping of mappings, or a list of them.
-            key: None: the field holds a list.
+            field: A field that holds a mapping of mappings, or a list of them.
+            key: A key of the field's mapping; None if the field holds a list.
             inner_key: A key of the mapping inside.
-            value: What that has under it.
-            who: Did it.
+            value: The value for that key.
+            who: The author of the change, as messages name it.
 
         Raises:
-            InvalidState: It doesn't fit, or a key would have to be converted.
+            InvalidState: The value doesn't fit, or a key would have to be converted.
         """
         declared = self._field(field, who)
         if key is not None:
@@ -228,15 +233,15 @@ class Schema(Generic[S]):
             raise InvalidState(msg)
 
     def most(self, field: str) -> float:
-        """Return how many items a field may have."""
+        """Return the most items that a field may have."""
         return self._fields[field].most
 
     def why_not_grown(self, field: str, *, mapping: bool | None, nested: bool = False) -> str:
-        """Say why a field can't collect items, if it can't.
+        """Return why a field can't collect items; "" if it can.
 
         Args:
-            field: One that the model declares.
-            mapping: Whether it is to be a mapping, or a list; None: no matter.
+            field: A field that the model declares.
+            mapping: Whether the field must be a mapping, or a list; None if either will do.
             nested: Whether each item is a mapping in turn.
         """
         declared = self._fields[field]
@@ -252,7 +257,7 @@ class Schema(Generic[S]):
     def _operation(
         self, operation: Operation, change: Change, data: Mapping[str, object], who: str
     ) -> Operation:
-        """Return an operation with its values as they fit: itself, if they fit as they are."""
+        """Return an operation with its values converted to fit: itself if all fit as they are."""
         name = operation.field
         field = self._field(name, who)
         match operation:
@@ -271,16 +276,16 @@ class Schema(Generic[S]):
                     item = field.listed_item or field.mapped_item
                 elif field.key is not None:
                     key = self._fit(field.key, key, who, name, "a key of ")
-                assert item is not None, "it has one of them"
+                assert item is not None, "a field with items has at least one of the checks"
                 result = self._fit(item, value, who, name, "an item of ")
                 if key is operation.key and result is value:
                     return operation
                 return Put(name, key, result, position)
-            case _:  # judged by what it leads to
+            case _:  # checked in _result, by the value that it leads to
                 return operation
 
     def _result(self, operation: Operation, value: object, who: str) -> object:
-        """Return what a field holds after an operation that isn't Set, as it fits."""
+        """Return the value of a field after an operation that isn't Set, converted to fit."""
         name = operation.field
         field = self._fields[name]
         match operation:
@@ -301,11 +306,12 @@ class Schema(Generic[S]):
     # -- out of the state ---------------------------------------------------------------------
 
     def build(self, data: Mapping[str, object]) -> S:
-        """Make an instance of the model, with all its own validators; a TypedDict is a plain dict.
+        """Make an instance of the model, with all its validators; for a TypedDict, a plain dict.
 
-        What an own ``__init__`` or ``__post_init__`` raises is left as it is.
+        An exception of the model's own ``__init__`` or ``__post_init__`` is raised as it is.
 
         Args:
+            data: The fields of a state. Those that the model doesn't declare are left out.
             data: A state's fields. Others than the model's are left out.
 
         Raises:
@@ -329,7 +335,7 @@ class Schema(Generic[S]):
 
     def _plain(self, name: str, value: object) -> object:
         plain = to_plain(value)
-        if type(plain) is not type(value):  # grown: as a list, though it may be declared a tuple
+        if type(plain) is not type(value):  # it has grown as a list, but may be declared a tuple
             return self._fit(self._fields[name].check, plain, "the state", name)
         return plain
 
@@ -345,10 +351,10 @@ class Schema(Generic[S]):
     # -- both ---------------------------------------------------------------------------------
 
     def read(self, given: object) -> Mapping[Any, object]:
-        """Take what was given as a mapping of fields; what is secret of a state stays in its box.
+        """Return the given fields as a mapping. The secrets of a state stay in their boxes.
 
         Raises:
-            StateError: It is neither an instance of the model nor a mapping.
+            StateError: ``given`` is neither an instance of the model nor a mapping.
         """
         if isinstance(given, self._instances):
             extra: Mapping[str, object] | None = getattr(given, "__pydantic_extra__", None)
@@ -383,11 +389,11 @@ class Schema(Generic[S]):
         )
 
     def why_undeclared(self, field: str) -> str:
-        """Say why the model has no such field for a state, and what to do."""
+        """Return why the model has no such field, and what to do, as the end of a sentence."""
         if field in self.derived:
             return (
                 f"{self.name} sets by itself, since it is declared with init=False: a state holds "
-                f"what an instance is made with, so leave that out, or the field"
+                f"the fields that an instance is made with, so leave it out, or the field"
             )
         meant = did_you_mean(field, self.fields) or "; declare it there"
         return f"{self.name} does not declare{meant}"
@@ -406,7 +412,7 @@ class Schema(Generic[S]):
             raise InvalidState(msg) from error
 
     def _fit_secret(self, check: _Check, value: object, who: str, name: str) -> object:
-        """Fit what is in a box; what doesn't is not shown, also not by pydantic."""
+        """Check the value in a box. If it doesn't fit, no error shows it, pydantic's included."""
         found = reveal(value)
         try:
             fitting = check(found)
@@ -419,6 +425,8 @@ class Schema(Generic[S]):
             f"{who} gives secret field {name!r} {kind_of(found)} which does not fit "
             f"{self._fields[name].label}"
         )
+        # Raised outside of the except clause: pydantic's error, which shows the value, would else
+        # be the context of this one.
         raise InvalidState(msg)
 
 
@@ -430,7 +438,7 @@ def _is(one: object, other: object) -> bool:
 
 
 def _positioned(value: object) -> bool:
-    """Tell a list that is put into by position: its keys are the engine's, not the user's."""
+    """Return whether ``value`` is a list put by position: the engine has chosen its keys."""
     return isinstance(value, PositionedList)
 
 
@@ -439,14 +447,14 @@ def _fields_named(names: list[str]) -> str:
 
 
 def _validation_error(error: ValueError) -> ValidationError | None:
-    """Tell pydantic's refusals from errors that only passed through."""
+    """Return ``error`` if pydantic refused a value; None if it only passed through pydantic."""
     from pydantic import ValidationError  # noqa: PLC0415 # optional
 
     return error if isinstance(error, ValidationError) else None
 
 
 def _reasons(error: ValidationError, depth: int) -> str:
-    """Say why pydantic refused, and where; ``depth`` is how deep we had wrapped the value."""
+    """Return pydantic's reasons and their places, without the ``depth`` levels of our wrapping."""
     reasons: list[str] = []
     for each in error.errors(include_url=False, include_context=False, include_input=False):
         where = ".".join(str(step) for step in each["loc"][depth:])
@@ -464,32 +472,32 @@ class _Field:
     """How one field is checked."""
 
     label: str
-    """For messages: "Crawl.title: str"."""
+    """The field and its type in messages: "Crawl.title: str"."""
     check: _Check
-    """For all of the value."""
+    """Checks the whole value."""
     listed_item: _Check | None
-    """For one item, if it may be a list."""
+    """Checks one item, if the field may be a list."""
     mapped_item: _Check | None
-    """For one value, if it may be a mapping."""
+    """Checks one value, if the field may be a mapping."""
     key: _Check | None
-    """For a key, if it may be a mapping."""
+    """Checks a key, if the field may be a mapping."""
     inner_item: _Check | None
-    """For one value of an item, if items may be mappings."""
+    """Checks one value of an item, if items may be mappings."""
     inner_key: _Check | None
-    """For a key of an item."""
+    """Checks a key of an item, if items may be mappings."""
     most: float
-    """How many items it may have."""
+    """The most items that the field may have."""
     default: Callable[[dict[str, object]], object] | None
     """Makes the default, given the fields before this one."""
 
     @property
     def has_items(self) -> bool:
-        """Whether it may be a list or a mapping."""
+        """Whether the field may be a list or a mapping."""
         return self.listed_item is not None or self.mapped_item is not None
 
     @property
     def listed(self) -> bool:
-        """Whether it may be a list."""
+        """Whether the field may be a list."""
         return self.listed_item is not None
 
 
@@ -515,16 +523,17 @@ def _field(place: str, declared: Declared, config: ConfigDict) -> _Field:
         )
     except DefinitionError as error:
         raise DefinitionError(f"field {label} {error}") from None
-    except Exception as error:  # pydantic's, of several kinds, and whatever an annotation raises
+    except Exception as error:  # pydantic raises several kinds, and an annotation may raise any
         msg = f"field {label} can't be checked: {explained(error)}"
         raise DefinitionError(msg) from error
 
 
 def _checker(annotation: object, config: ConfigDict) -> _Check:
-    """Make a check of a type.
+    """Return a function that checks values against a type.
 
-    It is wrapped in a tuple of one, since pydantic takes no settings for a bare model: the wrapper
-    holds them, and whatever is in it has them unless it has its own, as a model's field would.
+    The type is wrapped in a tuple of one, because pydantic takes no settings for a bare model. The
+    wrapper has the settings, and they apply inside it, unless the type has its own, as they would
+    to a model's field.
     """
     from pydantic import TypeAdapter  # noqa: PLC0415 # optional
 
@@ -541,7 +550,7 @@ def _checker(annotation: object, config: ConfigDict) -> _Check:
 
 
 def _same(given: object, result: object) -> bool:
-    """Tell whether checking has only copied. 1 and 1.0 and True are not the same."""
+    """Return whether checking only made a copy. 1, 1.0 and True are not the same."""
     kind = type(given)
     if kind is not type(result):
         return False

@@ -1,17 +1,16 @@
-"""Secrets: what a run is given by each execution anew, and what leaves it nowhere. Imports errors.
+"""Secrets: values that each execution of a run is given anew, and that leave it nowhere.
 
 Invariants:
-- A run holds a secret in a box. A box shows, copies and pickles nothing of what is in it, and
-  nothing that is kept or told takes one. So a place that forgets to open it fails, and leaks not.
+- A run holds a secret in a box. A box can't be shown or pickled, and stores and events accept no
+  box. So code that forgets to open a box fails, and leaks nothing.
 - The names of secret fields are secret in the whole tree of a root run: no action writes one.
-- What is kept or told is looked through for the text of secrets. A value that has some is refused,
-  where it was made; an error's message is masked, for what went wrong has to be told.
+- Data for stores and hooks is searched for the text of secrets. A value that contains some is
+  refused where it was made. In the message of an error it is masked instead, because the failure
+  has to be reported.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -19,7 +18,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from types import GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any, NoReturn, cast, final
-from urllib.parse import quote, quote_plus
 
 from shoal._errors.exceptions import SavedError, SecretLeaked
 from shoal._errors.inspection import (
@@ -33,15 +31,16 @@ from shoal._errors.inspection import (
 )
 
 MASK = "***"
-"""What stands in a message in the place of a secret."""
+"""Stands in a message in place of a secret."""
 MASKED_FROM = 4
-"""Characters of the shortest text that is masked: a shorter one is everywhere."""
+"""Shorter texts are not masked: "on" or "1" is part of half of all messages."""
 REFUSED_FROM = 8
-"""...and of the shortest that no value may contain. What is shorter, it may not equal."""
+"""Values that contain a secret at least this long are refused; a shorter one they may contain by
+chance, but not equal."""
 
 
 class StandsIn:
-    """What an error is besides that holds what is secret, and can't be masked."""
+    """Marks the class that replaces an error's own when a secret in it can't be masked."""
 
     __slots__ = ()
 
@@ -53,7 +52,6 @@ class Secret:
     __slots__ = ("value",)
 
     def __init__(self, value: object) -> None:
-        """Put ``value`` in."""
         self.value: object = value
 
     def __repr__(self) -> str:
@@ -71,12 +69,12 @@ class Secret:
 
 
 def reveal(value: object) -> Any:  # a field holds anything
-    """Take a value out of its box, if it is in one."""
+    """Return a value without its box, if it has one."""
     return value.value if type(value) is Secret else value
 
 
 def boxed(data: Mapping[str, object], names: Collection[str]) -> Mapping[str, object]:
-    """Return ``data`` with those of its fields in boxes that ``names`` has: itself, if none is."""
+    """Return ``data`` with the fields in ``names`` in boxes: ``data`` itself if no box is new."""
     open_ones = [name for name in names if name in data and type(data[name]) is not Secret]
     return {**data, **{name: Secret(data[name]) for name in open_ones}} if open_ones else data
 
@@ -87,7 +85,7 @@ def secrets_in(data: Mapping[str, object]) -> dict[str, Secret]:
 
 
 def without_secrets(data: Mapping[str, object]) -> Mapping[str, object]:
-    """Return ``data`` without the fields that are secret: itself, if none is."""
+    """Return ``data`` without its secret fields: ``data`` itself if it has none."""
     if any(type(value) is Secret for value in data.values()):
         return {name: value for name, value in data.items() if type(value) is not Secret}
     return data
@@ -95,38 +93,39 @@ def without_secrets(data: Mapping[str, object]) -> Mapping[str, object]:
 
 @final
 class Secrets:
-    """What is secret in the tree of a root run: names of fields, and the text in them."""
+    """The secrets in the tree of a root run: names of fields, and the texts in them."""
 
     __slots__ = ("_texts", "names")
 
     def __init__(self) -> None:
-        """Know of none."""
         self.names: frozenset[str] = frozenset()
-        """The secret fields: nothing else has to be asked for where there are none."""
-        self._texts: dict[str, str] = {}  # each with its field; longer ones first
+        """The secret fields. Callers skip all other checks while there are none."""
+        # Each text with its field. Longer texts first: a shorter one may be a part of a longer one,
+        # which could not be found any more once that part is masked.
+        self._texts: dict[str, str] = {}
 
     @classmethod
     def of(cls, data: Mapping[str, object]) -> Secrets:
-        """Know of what is secret in the fields of one state."""
+        """Return the secrets in the fields of one state."""
         secrets = cls()
         secrets.learn(data)
         return secrets
 
     def hold(self, given: Mapping[str, object]) -> Mapping[str, object]:
-        """Take the fields that a child is given: with a secret field's name, one is secret too."""
+        """Return a child's fields with the secret ones in boxes, and learn their texts."""
         data = boxed(given, self.names)
         self.learn(data)
         return data
 
     def learn(self, data: Mapping[str, object]) -> None:
-        """Hear of the secret fields among those of a state."""
+        """Add the secret fields of a state."""
         found = secrets_in(data)
         if not found:
             return
         self.names |= found.keys()
         texts = dict(self._texts)
         for name, secret in found.items():
-            for text in _texts_in(secret.value, opens=False):  # a client's URL is no secret
+            for text in _texts_in(secret.value, opens=False):  # the URL of a client is no secret
                 if isinstance(text, str) and len(text) >= MASKED_FROM:
                     texts.update(dict.fromkeys(_written(text), name))
         self._texts = dict(sorted(texts.items(), key=lambda one: -len(one[0])))
@@ -134,28 +133,28 @@ class Secrets:
     # -- refusing -------------------------------------------------------------------------------
 
     def refuse(self, value: object, what: str, found_in: Iterable[str] = ()) -> None:
-        """Refuse what would be kept or told, and holds the text of a secret.
+        """Raise if a value that would be saved or given to hooks contains the text of a secret.
 
         Args:
-            value: What would be.
+            value: The value.
             what: Its name in the message: "field 'url', which ... writes,".
-            found_in: Its place in what the run was started with, if it was there.
+            found_in: Its place in the input of the run, if it comes from there.
 
         Raises:
-            SecretLeaked: Naming the field, and ``what`` holds it.
+            SecretLeaked: The message names the secret field, and ``what`` contains its text.
         """
         for text in _texts_in(value):
             name = self._found_in(text)
             if name is not None:
                 msg = (
-                    f"{what} holds what secret field {name!r} has, and would be saved and told to "
-                    f"hooks: take it out of there, or read the field where it is needed"
+                    f"{what} contains the text of secret field {name!r}, and would be saved and "
+                    f"sent to hooks: remove it, or read the field where it is needed"
                 )
                 raise SecretLeaked(msg, found_in)
 
     def _found_in(self, text: str | Secret) -> str | None:
-        """Say which secret a value that has this text holds, if it does."""
-        if isinstance(text, Secret):  # that an engine's own short cut has let through
+        """Return the name of the secret field whose text this is or contains; None if it's none."""
+        if isinstance(text, Secret):  # a fast path of the engine has let a box through
             return next(iter(self.names), "")
         if text in self._texts:
             return self._texts[text]
@@ -167,16 +166,16 @@ class Secrets:
     # -- masking --------------------------------------------------------------------------------
 
     def mask(self, text: str) -> str:
-        """Return ``text`` with what is secret in it masked."""
+        """Return ``text`` with each secret in it replaced by ``MASK``."""
         for secret in self._texts:
             if secret in text:
                 text = text.replace(secret, MASK)
         return text
 
     def hide(self, error: BaseException) -> None:
-        """Mask what an error says, and those that led to it: it is about to be told.
+        """Mask the texts of an error, and of its causes and contexts, before it is published.
 
-        The error stays what it is, also for whoever catches it: only its text changes.
+        The error stays the same object with the same type for all code that catches it.
         """
         if not self._texts:
             return
@@ -198,19 +197,19 @@ class Secrets:
             _set(member, error, self._masked(value), value)
         attributes = attributes_of(error)
         for name, value in list(attributes.items()):
-            attributes[name] = self._masked(value)  # past a class that is frozen
+            attributes[name] = self._masked(value)  # also if its class is frozen
         if self._is_told_by(error):
             _stand_in(error, self.mask)
 
     def _is_told_by(self, error: BaseException) -> bool:
-        """Tell whether what is secret is still in what an error says, or has beside that."""
+        """Return whether a secret is still in the texts of an error, or in its data."""
         if any(secret in text for text in _said_by(error) for secret in self._texts):
             return True
         held = (*_copied_of(error), *_texts_in(args_of(error)), *_texts_in(attributes_of(error)))
         return any(self._found_in(text) is not None for text in held)
 
     def _masked(self, value: Any) -> Any:
-        """Mask the text in a value made of plain collections: the same object, if there is none."""
+        """Mask the texts in plain collections; return the same object if nothing was masked."""
         if isinstance(value, str):
             return self.mask(value)
         if isinstance(value, bytes):
@@ -231,17 +230,23 @@ class Secrets:
 
 
 def refuse_key(key: object, data: Mapping[str, object], who: str) -> None:
-    """Refuse a key that ``who`` has made of the state ``data``: keys are told, and shared.
+    """Raise if a key that ``who`` made from the state ``data`` contains a secret.
+
+    Keys are published, and shared by children.
 
     Raises:
-        SecretLeaked: It holds what a secret field has.
+        SecretLeaked: The key contains the text of a secret field.
     """
     if any(type(value) is Secret for value in data.values()):
         Secrets.of(data).refuse(key, f"the key that {who} returned")
 
 
 def _written(text: str) -> Iterator[str]:
-    """Go through the ways in which a text is written: as it is, quoted, in a URL."""
+    """Yield the forms in which a text is written: as it is, quoted, in a URL."""
+    # Most programs have no secrets, and these would take a twentieth of the time to import shoal.
+    import json  # noqa: PLC0415
+    from urllib.parse import quote, quote_plus  # noqa: PLC0415
+
     yield text
     yield repr(text)[1:-1]
     yield json.dumps(text)[1:-1]
@@ -251,13 +256,13 @@ def _written(text: str) -> Iterator[str]:
 
 
 def _texts_in(value: object, *, opens: bool = True) -> Iterator[str | Secret]:
-    """Go through the text in data, and the boxes: also in models, dataclasses and exceptions.
+    """Yield the texts and the boxes in data, also those in models, dataclasses and exceptions.
 
     Args:
         value: The data.
-        opens: Whether other objects are looked into, too: a store's codec may write them, nobody
-            here knows how. But not what those hold besides data: a row leads to its connection, and
-            that to everything.
+        opens: Whether the attributes of other objects are searched too, because the codec of a
+            store may write them. The search goes one level deep: a row of a database leads to its
+            connection, and that to everything.
     """
     seen: dict[tuple[int, bool], object] = {}
     left: list[tuple[object, bool]] = [(value, opens)]
@@ -279,7 +284,7 @@ def _texts_in(value: object, *, opens: bool = True) -> Iterator[str | Secret]:
 
 
 def _parts_of(value: object) -> Iterable[object] | None:
-    """Return what a value consists of, if it is data; None if it is another object."""
+    """Return the parts of a value that is data; None if it is another object."""
     if isinstance(value, Mapping):
         mapping = cast("Mapping[object, object]", value)
         return (*mapping.keys(), *mapping.values())
@@ -288,7 +293,7 @@ def _parts_of(value: object) -> Iterable[object] | None:
     if isinstance(value, PurePath):
         return (str(value), value.as_posix())
     if isinstance(value, BaseException):
-        held = (part for _, part in _members(value))  # as an OSError has its file
+        held = (part for _, part in _members(value))  # such as the file of an OSError
         return (*value.args, *vars(value).values(), value.__cause__, *held)
     if isinstance(value, type | ModuleType):
         return ()
@@ -305,61 +310,63 @@ def _parts_of(value: object) -> Iterable[object] | None:
 
 
 def _attributes_of(value: object) -> list[object]:
-    """Return what an object holds, by its ``__dict__`` and its slots."""
+    """Return the values in an object's ``__dict__`` and slots."""
     held = list[object]()
-    with suppress(Exception):  # it has none, or a proxy's is not to be had now
+    with suppress(Exception):  # it has no __dict__, or a proxy raises because it is unbound
         held += vars(value).values()
     for kind in type(value).__mro__:
         for member in vars(kind).values():
             if isinstance(member, MemberDescriptorType):
-                with suppress(AttributeError):  # nothing was put there
+                with suppress(AttributeError):  # the slot is empty
                     held.append(member.__get__(value))
     return held
 
 
 def _members(error: BaseException) -> Iterator[tuple[Any, object]]:
-    """Go through what an exception holds beside ``__dict__``: Python's own do, mostly."""
+    """Yield what an exception holds outside of its ``__dict__``, as most of Python's own do."""
     for kind in type(error).__mro__:
         for name, member in vars(kind).items():
             if isinstance(member, GetSetDescriptorType | MemberDescriptorType) and name[0] != "_":
-                with suppress(AttributeError):  # it has none
+                with suppress(AttributeError):  # the slot is empty
                     yield member, member.__get__(error)
 
 
 def _set(member: Any, error: BaseException, value: object, before: object) -> None:
     if value is not before:
-        with suppress(AttributeError, TypeError):  # then its class is replaced
+        with suppress(AttributeError, TypeError):  # read-only: _hide replaces the class then
             member.__set__(error, value)
 
 
 def _said_by(error: BaseException) -> Iterator[str]:
-    """Go through the texts that an error is shown as."""
+    """Yield the texts that an error is shown as."""
     for say in (str, repr):
-        with suppress(Exception):  # who wants it so will not see more
+        with suppress(Exception):  # a repr that raises shows no secret
             yield say(error)
 
 
-_class: Any = vars(object)["__class__"]
+_class: Any = vars(object)["__class__"]  # the descriptor: a class may override the attribute
 
 
 def _copied_of(error: BaseException) -> Iterator[str]:
-    """Go through the text that a copy of an error in another process would be made of."""
-    with suppress(Exception):  # there can be none
+    """Yield the text that a copy of an error in another process is made of."""
+    import pickle  # noqa: PLC0415 # as in _written
+
+    with suppress(Exception):  # it can't be pickled, so it is never copied
         yield pickle.dumps(error).decode("utf-8", "replace")
 
 
 def _stand_in(error: Any, mask: Callable[[str], str]) -> None:
-    """Have an error be shown masked, and be copied and saved as no more than what it says.
+    """Replace an error's class, so that it is shown masked, and copied and saved as its text alone.
 
-    What it holds besides text, a request with its URL and headers, say, can't be masked, and is
-    left to whoever catches it. So its class is replaced by one of the same name that differs in
-    nothing but this.
+    Data beside its text, such as a request with its URL and headers, can't be masked, and the code
+    that catches the error may need it. So the new class has the same name and differs only in how
+    it is shown, copied and saved.
     """
     kind = cast("type[BaseException]", type(error))
     bases: tuple[type, ...] = (kind, StandsIn)
     try:
         text = mask(str(error))
-    except Exception:  # noqa: BLE001 # then it can't be shown at all
+    except Exception:  # noqa: BLE001 # its own __str__ raises, so there is no text to show
         text = ""
     methods: dict[str, Any] = {
         "__str__": _returning(text),
@@ -372,7 +379,7 @@ def _stand_in(error: Any, mask: Callable[[str], str]) -> None:
         methods["message"] = mask(message_of(error))
     try:
         _class.__set__(error, type(kind.__name__, bases, methods))
-    except TypeError:  # one of Python's own, which says what it was made of
+    except TypeError:  # a class of Python's own can't be replaced; its text comes from its args
         set_args(error, (text,))
         for member, value in _members(error):
             shown = str(value)

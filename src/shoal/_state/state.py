@@ -1,12 +1,13 @@
-"""State, and the updates that lead from one state to the next. Imports collections and secrets.
+"""``State``, and the updates that lead from one state to the next.
 
 Invariants:
 - A state never changes. Every method returns a new state that remembers the operations which made
-  it, so that an update, not a copy of the whole state, is what is saved and published.
-- A state narrowed to an action shows what the action reads (and what it has just written itself),
-  and takes what it declares to write; anything else is an error that names action and field.
+  it, so that an update, not a copy of the whole state, is saved and published.
+- A state narrowed to an action shows the fields that the action reads (and those it has written
+  itself) and takes the fields that it declares to write. Anything else is an error that names the
+  action and the field.
 - No bookkeeping lives among the user's fields.
-- A secret field is read like any other, and is in nothing that shows, copies or pickles a state.
+- A secret field is read like any other. Showing, copying or pickling a state leaves it out.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ else:
 
 @final
 class Set(NamedTuple):
-    """Give a field a value, whatever it had."""
+    """Give a field a value, in place of its value so far."""
 
     field: str
     value: object
@@ -74,7 +75,7 @@ class Put(NamedTuple):
 
 @final
 class PutWithin(NamedTuple):
-    """The same one level down: ``key`` of the field holds a mapping, which is made if missing."""
+    """Put a value one level down: into the mapping under ``key``, which is made if missing."""
 
     field: str
     key: object
@@ -83,7 +84,7 @@ class PutWithin(NamedTuple):
     position: float | None = None
     """Where ``key`` stands among the others."""
     inner_position: float | None = None
-    """Where ``inner_key`` stands in the mapping that ``key`` has."""
+    """Where ``inner_key`` stands in the mapping under ``key``."""
 
 
 @final
@@ -108,7 +109,7 @@ Operation = Set | Extend | Put | PutWithin | Increment | Drop
 @final
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """What one action may do with the state it is given."""
+    """The fields of a state that one action may read and write."""
 
     action: str
     reads: frozenset[str]
@@ -116,7 +117,7 @@ class Permit:
 
 
 class _Derivation(NamedTuple):
-    """The operations that led here from a base state, newest first: a linked list."""
+    """The operations that led here from a base state: a linked list, newest first."""
 
     base: State
     operation: Operation
@@ -124,7 +125,7 @@ class _Derivation(NamedTuple):
 
 
 class Model(Protocol[S_co]):
-    """What a typed state is held to: a schema."""
+    """A schema, as a typed state knows it."""
 
     name: str
 
@@ -137,13 +138,13 @@ class Model(Protocol[S_co]):
 class State(HasPlainForm, Mapping[str, Any], Generic[S]):
     """An immutable mapping of field names to values.
 
-    Its methods return new states and leave this one as it is. Values are to be treated as
-    immutable too: use ``append``, ``extend`` and ``put`` for what grows; a thousand of them in a
-    row cost a thousand times one, since the collections behind them share structure.
+    Its methods return new states and leave this one as it is. Treat values as immutable too. Use
+    ``append``, ``extend`` and ``put`` for collections that grow: a thousand of them in a row cost
+    a thousand times one, because the collections behind them share structure.
 
-    A field that is *secret* is read like any other, by whoever may read it. It is in nothing that
-    is saved, told to hooks, shown or pickled, nor in ``to_plain()``; a run that goes on later is
-    given it again. It stays secret in every state that is made of this one.
+    An action that may read a *secret* field reads it like any other. A secret is never saved,
+    given to hooks, shown or pickled, nor is it in ``to_plain()``; a run that is resumed must be
+    given it again. It stays secret in every state that is made from this one.
 
     Examples:
         >>> state = State({"count": 1}).increment(count=2).append(log="counted")
@@ -153,12 +154,16 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         State({'url': 'https://example.org', 'token': <secret>})
     """
 
+    __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
+
     __slots__ = ("_data", "_derivation", "_model", "_permit")
 
-    if TYPE_CHECKING:  # at runtime they would be looked up in the module that __module__ names
+    if TYPE_CHECKING:  # at run time they would be looked up in the module that __module__ names
         _data: Mapping[str, object]
-        _model: Model[S]  # only where there is one: the state of an application with a model
+        _model: Model[S]  # unset unless the state's application has a model
+        # None: a state outside of actions, which may read and write every field.
         _permit: Permit | None
+        # None: a base, on which no operation was done.
         _derivation: _Derivation | None
 
     def __init__(
@@ -169,15 +174,15 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         secret: Collection[str] = (),
         **more: object,
     ) -> None:
-        """Hold ``fields`` and ``more``.
+        """Make a state of ``fields`` and ``more``.
 
         Args:
-            fields: Field names and their values. What is secret of a state stays so.
+            fields: Field names and their values. The secrets of a state stay secret.
             secret: Names of fields that are secret.
             more: Fields, as keywords.
 
         Raises:
-            StateError: A field name is not a string, or there is no field that ``secret`` names.
+            StateError: A field name is not a string, or ``secret`` names a field that is missing.
         """
         data = {**({} if fields is None else held(fields)), **more}
         for name in data:
@@ -192,14 +197,15 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         """Return a state in which each named field has the given value."""
         state: State[S] = self
         for field, value in {**({} if fields is None else held(fields)), **more}.items():
+            # A secret field stays secret, whatever it is set to.
             kept = Secret(value) if type(self._data.get(field)) is Secret else value
             state = state._derive(Set(field, kept), kept)
         return state
 
     def append(self, /, **items: object) -> State[S]:
-        """Return a state with each item at the end of the list field it names.
+        """Return a state with each item at the end of the list field that its keyword names.
 
-        A field that isn't there yet starts as an empty list.
+        A missing field starts as an empty list.
 
         Raises:
             StateError: The field is not a list.
@@ -210,12 +216,12 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         return state
 
     def extend(self, /, **items: Iterable[object]) -> State[S]:
-        """Return a state with all the items at the end of the list field they are named for.
+        """Return a state with all the items at the end of the list field that the keyword names.
 
-        A field that isn't there yet starts as an empty list.
+        A missing field starts as an empty list.
 
         Raises:
-            StateError: The field is not a list, or what to add is no iterable (or a string).
+            StateError: The field is not a list, or the items are not an iterable (or a string).
         """
         state: State[S] = self
         for field, more in items.items():
@@ -229,14 +235,14 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
     ) -> State[S]:
         """Return a state in which ``key`` of the mapping in ``field`` has ``value``.
 
-        A field that isn't there yet starts as an empty mapping.
+        A missing field starts as an empty mapping.
 
         Args:
             field: The field that holds the mapping.
             key: Any hashable.
-            value: What the key maps to afterwards.
+            value: The new value of the key.
             position: Where the key stands among the others when the mapping is read. Without it,
-                a new key stands last and a known one stays where it is.
+                a new key stands last and a known key keeps its place.
 
         Raises:
             StateError: The field is not a mapping.
@@ -265,10 +271,10 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
     def increment(self, /, **by: float) -> State[S]:
         """Return a state with each named number raised by the given amount.
 
-        A field that isn't there yet starts at 0.
+        A missing field starts at 0.
 
         Raises:
-            StateError: The field, or what to add, is not a number.
+            StateError: The field or the amount is not a number.
         """
         state: State[S] = self
         for field, amount in by.items():
@@ -280,7 +286,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         return state
 
     def drop(self, *fields: str) -> State[S]:
-        """Return a state without the named fields. A field that isn't there is no error."""
+        """Return a state without the named fields. Missing fields are ignored."""
         state: State[S] = self
         for field in fields:
             state = state._derive(Drop(field))
@@ -291,14 +297,15 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         match _growable(found):
             case StateList() as values:
                 after = values.extend(items)
-            case PositionedList() as values:  # from now on in the order of what was appended
+            case PositionedList() as values:
+                # A plain list from now on, in order of appending: appended items have no position.
                 after = StateList[Any](values).extend(items)
             case _:
                 self._refuse(verb, field, "a list in", found)
         return self._derive(Extend(field, items), after)
 
     def _current(self, field: str, missing: object) -> object:
-        """Return what an operation changes: a declared write may be changed without being read."""
+        """Return the value that an operation changes. A declared write needs no right to read."""
         self._check_write(field)
         return self._data.get(field, missing)
 
@@ -317,7 +324,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
             raise UndeclaredWrite(msg)
 
     def _derive(self, operation: Operation, *value: object) -> State[S]:
-        """Make the state after ``operation``; ``value`` is what its field holds then, if any."""
+        """Return the state after ``operation``. ``value`` is the new value; without it, none."""
         field = operation.field
         self._check_write(field)
         data = dict(self._data)
@@ -326,7 +333,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         else:
             data.pop(field, None)
         permit = self._permit
-        if permit is not None and field not in permit.reads:  # one's own writes can be read
+        if permit is not None and field not in permit.reads:  # an action may read its own writes
             permit = Permit(permit.action, permit.reads | {field}, permit.writes)
         before = self._derivation
         base = self if before is None else before.base
@@ -338,7 +345,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
 
     # -- reading ------------------------------------------------------------------------------
 
-    def __getitem__(self, field: str) -> Any:  # an untyped state holds anything
+    def __getitem__(self, field: str) -> Any:  # an untyped state holds values of any type
         permit = self._permit
         if permit is not None and field not in permit.reads:
             msg = (
@@ -373,29 +380,29 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
     def data(self) -> S:
         """The fields as an instance of the application's model; without one, as a plain dict.
 
-        Made anew, and checked as a whole, each time it is asked for. The instance has the secret
-        fields too, for it could not be made without them; the dict doesn't.
+        Made anew, and checked as a whole, at each access. The instance has the secret fields too,
+        because it can't be made without them; the dict doesn't.
 
         Raises:
             StateError: The state is narrowed to an action, or lacks a field of the model.
-            InvalidState: The model's own validators refuse it.
+            InvalidState: The model's own validators refuse the fields.
         """
         permit = self._permit
         if permit is not None:
             msg = (
-                f"action {permit.action!r} sees only a part of the state, of which no model can be "
-                f"made; read its fields: state[...]"
+                f"action {permit.action!r} sees only a part of the state, and a model needs all "
+                f"of it; read its fields: state[...]"
             )
             raise StateError(msg)
         model = getattr(self, "_model", None)
         return cast("S", self.to_plain() if model is None else model.build(self._data))
 
     def to_plain(self) -> dict[str, Any]:
-        """Copy the state into plain dicts and lists, all the way down: the way out for JSON.
+        """Copy the state into plain dicts and lists, all the way down, for JSON.
 
-        Without what is secret. Whatever the library itself puts into a state is plain then:
-        collections, states, and the errors that ``errors_into`` collects. Values of other types
-        are left as they are, so ``json.dumps`` needs a ``default=`` for a date, say.
+        Secret fields are left out. The library's own values become plain too: collections, states,
+        and the errors that ``errors_into`` collects. Values of other types stay as they are, so
+        ``json.dumps`` needs a ``default=`` for a date, say.
         """
         fields = without_secrets(held(self))
         return {field: to_plain(value, for_json=True) for field, value in fields.items()}
@@ -404,7 +411,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
 def make_state(
     data: Mapping[str, object], permit: Permit | None = None, derivation: _Derivation | None = None
 ) -> State:
-    """Make a state on ``data`` itself, uncopied: the caller must never change it again."""
+    """Make a state on ``data`` itself, without a copy: the caller must never change it again."""
     state = State.__new__(State)
     state._data = data
     state._permit = permit
@@ -413,7 +420,7 @@ def make_state(
 
 
 def held(fields: Mapping[str, object]) -> Mapping[str, object]:
-    """Return fields as runs hold them: those of a state that are secret in their boxes."""
+    """Return fields as runs hold them: the secrets of a state in their boxes."""
     if not isinstance(fields, State):
         return fields
     state = cast("State[Any]", fields)
@@ -421,7 +428,7 @@ def held(fields: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def typed(state: State, model: Model[S]) -> State[S]:
-    """Return ``state`` as one that ``data`` can make an instance of the model of."""
+    """Return ``state`` with ``model``, of which its ``data`` makes instances."""
     held = cast("State[S]", make_state(state._data))
     held._model = model
     return held
@@ -429,16 +436,16 @@ def typed(state: State, model: Model[S]) -> State[S]:
 
 @final
 class Change(NamedTuple):
-    """What one action (or one reducer call) did to the state it was given."""
+    """The change that one action (or one reducer call) made to its state."""
 
     operations: tuple[Operation, ...]
     values: Mapping[str, object]
-    """What the changed fields hold afterwards."""
+    """The values of the changed fields afterwards."""
     dropped: tuple[str, ...] = ()
-    """Changed fields that are gone afterwards."""
+    """Changed fields that are missing afterwards."""
 
     def applied_to(self, data: Mapping[str, object]) -> Mapping[str, object]:
-        """Return ``data`` after the change. Only true for the data that the change was made on."""
+        """Return ``data`` after the change. Valid only for the data that the change was made on."""
         if not self.values and not self.dropped:
             return data
         after = {**data, **self.values}
@@ -451,10 +458,10 @@ NO_CHANGE = Change((), {})
 
 
 def change_between(base: State, result: object, who: str) -> Change:
-    """Read off the change that led from ``base`` to ``result``.
+    """Return the change that led from ``base`` to ``result``.
 
     Raises:
-        BadResult: ``result`` is no State made from ``base``.
+        BadResult: ``result`` is not a State made from ``base``.
     """
     if not isinstance(result, State):
         refuse_awaitable(result, who)
@@ -465,11 +472,12 @@ def change_between(base: State, result: object, who: str) -> Change:
         raise BadResult(msg)
     if result is base:
         return NO_CHANGE
+    # Compared by identity: an equal state made elsewhere has no operations to save.
     link = result._derivation
     if link is None or link.base is not base:
         msg = (
-            f"{who} returned a State that was not made from the one it was given, so what it "
-            f"changed can't be known: return state.update(...) of the state passed in"
+            f"{who} returned a State that was not made from the one it was given, so its changes "
+            f"can't be known: return state.update(...) of the state passed in"
         )
         raise BadResult(msg)
     operations: list[Operation] = []
@@ -495,13 +503,14 @@ def _change_to(after: Mapping[str, object], operations: tuple[Operation, ...]) -
 
 
 def refuse_awaitable(result: object, who: str) -> None:
-    """Refuse what a plain function returned to be awaited, and close it if it is a coroutine.
+    """Raise if a plain function returned an awaitable; close it if it is a coroutine.
 
     Raises:
         BadResult: ``result`` is an awaitable.
     """
     if isinstance(result, Awaitable):
         if isinstance(result, Coroutine):
+            # Closed, or Python would warn that the coroutine was never awaited.
             cast("Coroutine[Any, Any, Any]", result).close()
         msg = (
             f"{who} is a plain function and returned something to be awaited; "
@@ -514,7 +523,7 @@ Growable = StateList[Any] | StateMap[Any, Any] | PositionedList[Any]
 
 
 def _growable(value: object) -> Growable | None:
-    """Take a collection that grows cheaply, or make one of a plain list or dict."""
+    """Return ``value`` as a collection that grows cheaply; None if it is no list or mapping."""
     if isinstance(value, list):
         return StateList(cast("list[Any]", value))
     if isinstance(value, dict):
@@ -542,7 +551,7 @@ def put_within(collection: object, operation: PutWithin) -> Growable | None:
 
 
 def replay(state: State, operations: Iterable[Operation]) -> State:
-    """Apply recorded operations to ``state``, as an update event or a store holds them."""
+    """Apply the operations of an update event, or of a store, to ``state``."""
     for operation in operations:
         match operation:
             case Set(field, value):
@@ -563,7 +572,7 @@ def replay(state: State, operations: Iterable[Operation]) -> State:
 def replay_all(data: Mapping[str, object], operations: Iterable[Operation]) -> Mapping[str, object]:
     """Apply a long history to the fields of a state, without a state for each operation.
 
-    What is put into one collection is put there at once. ``data`` itself is not changed.
+    Puts into one collection that follow each other are done in one call. ``data`` is not changed.
     """
     after = dict(data)
     for field, some in groupby(operations, _put_into):
@@ -579,7 +588,7 @@ def replay_all(data: Mapping[str, object], operations: Iterable[Operation]) -> M
 
 
 def _applied_in_place(data: dict[str, Any], operation: Operation) -> bool:
-    """Apply an operation to fields; return False if that needs to be looked at more closely."""
+    """Apply a simple operation to ``data``; return False if ``replay`` must check and apply it."""
     field = operation.field
     match operation:
         case Set():
@@ -601,7 +610,7 @@ def _applied_in_place(data: dict[str, Any], operation: Operation) -> bool:
     return True
 
 
-_NUMBERS = (int, float)
+_NUMBERS = (int, float)  # no subclasses: True is an int, and replay refuses it
 
 
 def _put_into(operation: Operation) -> str | None:
@@ -615,10 +624,10 @@ def _check_name(field: object) -> None:
 
 
 def _secret_names(secret: object, data: Mapping[str, object]) -> Collection[str]:
-    """Check what was said to be secret.
+    """Check the argument ``secret`` of a state and return it.
 
     Raises:
-        StateError: It is no list of names, or names a field that isn't there.
+        StateError: It is not a collection of names, or names a field that is missing.
     """
     if isinstance(secret, str) or not isinstance(secret, Collection):
         msg = f"State(secret=...) takes a set of field names, not {kind_of(secret)}"
@@ -627,7 +636,7 @@ def _secret_names(secret: object, data: Mapping[str, object]) -> Collection[str]
     for name in names:
         _check_name(name)
         if name not in data:
-            msg = f"field {name!r} is to be secret, and the state does not have it"
+            msg = f"secret= names field {name!r}, and the state does not have it"
             raise StateError(f"{msg} (it has: {_names(data)}){did_you_mean(name, data)}")
     return names
 

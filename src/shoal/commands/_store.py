@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shoal import Store
+    from shoal.stores import Store
 
 STORE = "the file of an SQLiteStore, or the postgresql:// URL of a PostgresStore"
 """The names of stores, for help texts and messages."""

@@ -26,7 +26,7 @@ from ._lines import shown, write, write_fields, write_json, write_table
 from ._store import STORE, Refused, open_store
 
 if TYPE_CHECKING:
-    from shoal import Store
+    from shoal.stores import Store
 
 P = TypeVar("P")
 
@@ -114,9 +114,8 @@ def _seconds(text: str) -> float:
 
 def _that(store: Store, protocol: type[P], what: str) -> P:
     if not isinstance(store, protocol):
-        msg = (
-            f"{type(store).__name__} can't {what} (it doesn't implement shoal.{protocol.__name__})"
-        )
+        name = protocol.__name__
+        msg = f"{type(store).__name__} can't {what} (it doesn't implement shoal.stores.{name})"
         raise Refused(msg)
     return store
 

@@ -37,7 +37,7 @@ from shoal._events.events import (
 from shoal._events.hooks import Hook
 from shoal._events.identity import RunPath
 from shoal._runtime.handle import RunHandle
-from shoal._runtime.root_run import Root
+from shoal._runtime.root_run import RootRun
 from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 
 from ._looking import Seen
@@ -133,7 +133,7 @@ class Feed(Hook):
         self._state: tuple[int, bytes] | None = None
 
     @contextmanager
-    def follower(self, root: Root, most: int) -> Generator[Follower]:
+    def follower(self, root: RootRun, most: int) -> Generator[Follower]:
         """Add a follower for the block; its queue holds at most that many events."""
         follower = Follower(most)
         if not self._followers:
@@ -194,7 +194,7 @@ class Feed(Hook):
         self._publish_own(event)
 
 
-_feeds: WeakKeyDictionary[Root, Feed] = WeakKeyDictionary()
+_feeds: WeakKeyDictionary[RootRun, Feed] = WeakKeyDictionary()
 """The feeds of runs that have, or had, followers. One for each execution of a run, shared by all
 routers of a service."""
 

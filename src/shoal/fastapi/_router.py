@@ -264,7 +264,7 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
                 return Json(found.info(), 202)
         msg = (
             f"run {run_id!r} is running in another process, and its store can't pass the request "
-            f"on (see shoal.CachesResults)"
+            f"on (see shoal.stores.CachesResults)"
         )
         raise HTTPException(409, msg)
 

@@ -17,7 +17,7 @@ from fastapi import HTTPException
 from shoal._errors.exceptions import NotData, RunClaimed, RunConflict
 from shoal._runtime.handle import RunHandle
 from shoal._runtime.runtime import Runtime
-from shoal._runtime.start import Start
+from shoal._runtime.start import RunStart
 from shoal.stores._protocol import Beginning, RunRecord
 
 from ._looking import RETRY_AFTER, Runs, Seen, as_responses, ask, seen
@@ -47,7 +47,7 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
     tries = TRIES
     # First of all: an id with the text of a secret must not appear in another refusal.
     with as_responses():
-        runs.app._refuse_in_id(run_id, state)
+        runs.app._check.refuse_in_id(run_id, state)
     while True:
         handle = None if run_id is None else runs.here(runtime, run_id)
         with as_responses():
@@ -153,12 +153,12 @@ def _record(runs: Runs, handle: RunHandle[Any]) -> RunRecord:
     """Return the start of a run of this process, which needn't be kept in a store."""
     first = handle._run.initial
     begun = Beginning(application=handle.application, version=runs.app.version, first=first)
-    return RunRecord(beginning=Start.of(begun).beginning, status=None)
+    return RunRecord(beginning=RunStart.of(begun).beginning, status=None)
 
 
 def _refuse_other(runs: Runs, run_id: str, state: Any, known: RunRecord) -> None:
     try:
-        runs.app._refuse_other(run_id, state, known)
+        runs.app._check.refuse_other(run_id, state, known)
     except NotData as error:
         what = f"run {run_id} exists, and its initial state can't be compared with the given one"
         raise RunConflict(str(error), what) from error

@@ -1,10 +1,27 @@
-"""What keeps rates that are shared: in this process, or at a server for several.
+"""Shared rates: the interface of a backend, for its authors, and a backend in this process.
 
-``shoal.rates.redis`` needs the extra ``redis``; it is imported by that name.
+A ``RateBackend`` keeps a ``RateState`` for each key, on a server or in this process. It answers
+each ``RateRequest`` with a ``RateReply``, and ``reckon`` is the arithmetic between them.
+``MemoryRates`` is the shortest example of one. Import ``shoal.rates.redis`` by that name; it needs
+the extra ``redis``. Programs that only use a rate write ``shoal.SharedRate``.
+
+Examples:
+    >>> import anyio
+    >>> from shoal.rates import MemoryRates, RateBackend, RateReply, RateRequest
+    >>> from collections.abc import Sequence
+    >>> class Printing:
+    ...     def __init__(self, backend: RateBackend) -> None:
+    ...         self.backend = backend
+    ...
+    ...     async def settle(self, requests: Sequence[RateRequest]) -> Sequence[RateReply]:
+    ...         print(f"{len(requests)} requests")
+    ...         return await self.backend.settle(requests)
 """
 
 from __future__ import annotations
 
+from shoal._limits.shared_rates import RateBackend, RateReply, RateRequest, RateState, reckon
+
 from ._memory import MemoryRates
 
-__all__ = ["MemoryRates"]
+__all__ = ["MemoryRates", "RateBackend", "RateReply", "RateRequest", "RateState", "reckon"]

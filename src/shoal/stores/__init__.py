@@ -1,7 +1,69 @@
-"""Stores keep runs, so that they can be resumed after a crash."""
+"""Stores: what a store implements, for authors of stores and for programs that read them.
+
+``Store`` is the port. It has few methods, and a store that can do more also implements ``Browses``,
+``Prunes``, ``FindsOrphans``, ``ReadsInParts`` or ``CachesResults``. A ``Batch`` is what one save
+holds, and the other classes are its parts, or what is read back. The stores that come with shoal
+are in ``shoal``: ``MemoryStore``, ``SQLiteStore`` and ``PostgresStore``.
+``shoal.testing.StoreConformance`` tests a store.
+
+Examples:
+    >>> from shoal.events import Increment
+    >>> from shoal.stores import replay
+    >>> from shoal import State
+    >>> replay(State(count=1), [Increment("count", 2)])["count"]
+    3
+"""
 
 from __future__ import annotations
 
-from ._memory import MemoryStore
+from shoal._state.state import replay
+from shoal.stores._history import (
+    Completed,
+    Entry,
+    QuestionAnswered,
+    QuestionAsked,
+    Rewound,
+    StepBegun,
+)
+from shoal.stores._protocol import (
+    Batch,
+    Beginning,
+    Browses,
+    CachesResults,
+    ChildRecord,
+    DoneChild,
+    FailedChild,
+    FindsOrphans,
+    Orphan,
+    Prunes,
+    ReadsInParts,
+    RunRecord,
+    RunSummary,
+    SavedRun,
+    Store,
+)
 
-__all__ = ["MemoryStore"]
+__all__ = [
+    "Batch",
+    "Beginning",
+    "Browses",
+    "CachesResults",
+    "ChildRecord",
+    "Completed",
+    "DoneChild",
+    "Entry",
+    "FailedChild",
+    "FindsOrphans",
+    "Orphan",
+    "Prunes",
+    "QuestionAnswered",
+    "QuestionAsked",
+    "ReadsInParts",
+    "Rewound",
+    "RunRecord",
+    "RunSummary",
+    "SavedRun",
+    "StepBegun",
+    "Store",
+    "replay",
+]

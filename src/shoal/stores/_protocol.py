@@ -580,7 +580,8 @@ def check_store(store: object, where: str) -> None:
         msg = f"{where} takes a store, and {store.__name__} is a class: write it with ()"
         raise DefinitionError(msg)
     if lacking:
-        msg = f"{where} takes a store; {brief(store)} has no {', '.join(lacking)} (see shoal.Store)"
+        lacks = ", ".join(lacking)
+        msg = f"{where} takes a store; {brief(store)} has no {lacks} (see shoal.stores.Store)"
         if isinstance(store, str | PurePath):
             msg = f"{where} takes a store, not its location: {_named_by(str(store))}"
         raise DefinitionError(msg)

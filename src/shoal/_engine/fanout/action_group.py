@@ -1,4 +1,4 @@
-"""The children that an action starts by itself: ``context.fan_out``. Imports everything above.
+"""The children that an action starts by itself: ``context.fan_out``.
 
 Invariants:
 - Hosted. The children live in a task of the engine's, not in the action's: a native cancel of the
@@ -15,7 +15,6 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections import deque
@@ -26,17 +25,17 @@ from typing import Any, NoReturn, Self, final
 
 import anyio
 
-from shoal._concurrency.background import Hosted
+from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import cancelled, ki_protected
 from shoal._engine.call import pass_blame
-from shoal._engine.commit import Write, commit, commit_unapplied
+from shoal._engine.commit import Write, commit
 from shoal._engine.config import Setting
 from shoal._engine.disposition import RESTING
 from shoal._engine.questions import halt_for
 from shoal._engine.replay import load_end
 from shoal._engine.run import Run
 from shoal._engine.unended import Left, end_children, is_left
-from shoal._errors.exceptions import BadUse, DefinitionError, HookFailed, brief, note
+from shoal._errors.exceptions import BadUse, DefinitionError, HookFailed, brief
 from shoal._events.events import Failed, Outcome
 from shoal._events.hooks import Hook
 from shoal._events.identity import Key
@@ -61,12 +60,11 @@ from .children import (
     refuse_exposing,
 )
 from .entries import Kind
-from .group import Group
+from .finish import failure_group, record_unapplied, wind_up
+from .group import ChildTaskGroup
 from .ledger import Ledger, new_ledger
 from .recorded import recorded_children
 from .started import Started, StartedEach
-
-logger = logging.getLogger("shoal")
 
 ACTS = 64
 """Acts of one fan-out of an action whose settings are remembered."""
@@ -132,8 +130,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         )
         self._ledger = Ledger()
         self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
-        self._group: Group | None = None
-        self._hosted: Hosted | None = None
+        self._group: ChildTaskGroup | None = None
+        self._hosted: BackgroundTask | None = None
         self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
         self._refused: BadUse | None = None  # what the action was told that went on after that
         self._ended: deque[Outcome] = deque()  # not yet consumed
@@ -166,7 +164,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         )
         services = self._run.setting.services
         self._deadline = min(around, self._run.setting.deadline)  # its own is the group's scope's
-        self._group = Group(
+        self._group = ChildTaskGroup(
             self._run,
             self._source,
             self._limits,
@@ -176,7 +174,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             timeout=self._timeout,
             circuits=circuits_of(services, self._action.definition, self._each, self.name),
         )
-        self._hosted = services.host(self._live, self._group.cancel)
+        self._hosted = services.host(self._live, self._group.scope.cancel)
         if self._seat is not None:
             self._seat.lend()
         return self
@@ -193,7 +191,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         assert self._hosted is not None
         self._left = True
         if error is not None:
-            self._group.cancel(f"the action raised {brief(error)}")
+            self._group.scope.cancel(f"the action raised {brief(error)}")
         self._source.close()
         self._group.engage()
         interruption = await self._hosted.wait()
@@ -223,9 +221,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         finally:
             del error, fatal, failure, interruption  # no cycle from the exception to this frame
         if failed:
-            count = "a child" if len(failed) == 1 else f"{len(failed)} children"
-            msg = f"{count} of fan-out {self.name!r} failed"
-            raise ExceptionGroup(msg, [outcome.error for outcome in failed])
+            raise failure_group(self.name, [outcome.error for outcome in failed])
         if self._resting:
             self._halt()
 
@@ -252,7 +248,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         try:
             try:
                 await pass_blame(self._run)
-                await group.live(self._apply)
+                await group.run(self._apply)
             except Exception as error:  # noqa: BLE001 # raised where the action waits next
                 self._failure = error
             finally:
@@ -274,25 +270,28 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             raise
         self._deliver(batch)
 
-    async def _wind_up(self, group: Group) -> None:
+    async def _wind_up(self, group: ChildTaskGroup) -> None:
         """Record and close what there is; what goes wrong in it must not hide what did before."""
+        if self._failure is not None:
+            who = f"fan-out {self.name!r} of run {self._run.path.id}"
+            await wind_up(self._end_all(group), self._failure, who, "fan-out")
+            return
         try:
-            try:
-                await self._record_rest(group)
-                await self._end_unended()
-            finally:
-                self._source.end()
-        except Exception as error:
-            if self._failure is None:
-                self._failure = error
-            else:
-                logger.exception("while fan-out %r of run %s ended", self.name, self._run.path.id)
-                note(self._failure, f"shoal: while the fan-out ended, {brief(error)} was raised")
+            await self._end_all(group)
+        except Exception as error:  # noqa: BLE001 # raised where the action waits next
+            self._failure = error
 
-    async def _record_rest(self, group: Group) -> None:
+    async def _end_all(self, group: ChildTaskGroup) -> None:
+        try:
+            await self._record_rest(group)
+            await self._end_unended()
+        finally:
+            self._source.end()
+
+    async def _record_rest(self, group: ChildTaskGroup) -> None:
         """Record and deliver how those ended that were cancelled, or never began."""
         late = [*group.inbox, *self._unsaved]
-        if group.was_cancelled and not self._halts:  # nobody waits for them any more
+        if group.scope.was_cancelled and not self._halts:  # nobody waits for them any more
             late += self._resting
             self._delivered -= len(self._resting)
             for child in self._resting:
@@ -300,17 +299,15 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._resting = []
             for child in late:
                 if child.status == "halted":
-                    child.give_up(group.reason)
+                    child.give_up(group.scope.reason)
         late.sort(key=lambda child: child.position)
         group.inbox.clear()
         self._unsaved = []
         try:
-            ended = [child for child in late if not child.disposition.is_saved]
-            if ended:
-                await commit_unapplied(self._run, ended)
+            await record_unapplied(self._run, late)
         finally:
             self._deliver(late)
-            await self._end_left_over(group.reason)
+            await self._end_left_over(group.scope.reason)
 
     async def _end_unended(self) -> None:
         """Record that children have no end which the action has not started again."""
@@ -329,7 +326,6 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         What an earlier execution has done stays done.
         """
         left = self._source.left_over()
-        ended = list[Run]()
         for child in left:
             if child.is_live:
                 child.never_start(reason)
@@ -337,11 +333,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 child.give_up(reason)
             elif child.lacks_history and not self._left:  # else nobody looks at its outcome
                 await load_end(child)
-            if not child.disposition.is_saved:
-                ended.append(child)
         try:
-            if ended:
-                await commit_unapplied(self._run, ended)
+            await record_unapplied(self._run, left)
         finally:
             self._deliver(left)
 
@@ -353,7 +346,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 self._resting.append(child)
                 continue
             outcome = child.outcome
-            child.let_go()
+            child.release_error()
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
         self._tell()
@@ -434,14 +427,14 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             over, who=self.name, kind=kind, item=item, key=key, started_by=self._source
         )
         self._source.add_each(each)
-        if each.waits and group.is_live:
+        if each.waits and group.scope.is_open:
             group.start_feeding(each)
         group.engage()
 
     def cancel(self, reason: str = "the action cancelled it") -> None:
         """Cancel all children that have not ended, for ``reason``. Their outcomes still come."""
         if self._group is not None and not self._over:
-            self._group.cancel(reason)
+            self._group.scope.cancel(reason)
             self._tell()
 
     def cancel_child(
@@ -499,7 +492,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             each=self._each,
         )
 
-    def _check_open(self, what: str) -> Group:
+    def _check_open(self, what: str) -> ChildTaskGroup:
         if threading.get_ident() != self._thread:
             self._refuse(
                 f"is used in another thread than the event loop's; from there, call "
@@ -507,8 +500,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             )
         if self._group is None or self._left:
             self._refuse(f"is used outside of its block: call {what} inside `async with`")
-        if self._group.is_closing:
-            why = f"was cancelled ({self._group.reason}), so nothing can be started any more"
+        if self._group.scope.closing:
+            why = f"was cancelled ({self._group.scope.reason}), so nothing can be started any more"
             self._refused = self._misuse(why)
             raise self._refused
         return self._group
@@ -560,7 +553,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     @property
     def _is_idle(self) -> bool:
         """Whether all that was started has ended, and its outcomes are here."""
-        if self._resting and self._group is not None and self._group.was_cancelled:
+        if self._resting and self._group is not None and self._group.scope.was_cancelled:
             return self._over  # who is halted is about to be cancelled
         return self._over or (self._source.is_exhausted and self._source.made == self._delivered)
 

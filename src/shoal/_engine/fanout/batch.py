@@ -172,6 +172,23 @@ class Draft:
         if len(failed) > NOTED:
             note(error, f"shoal: and {len(failed) - NOTED} more have failed")
 
+    def reason_to_stop(self, *, is_lost: bool) -> str | None:
+        """Say why the children that are in flight are to be cancelled, if they are.
+
+        Args:
+            is_lost: Whether the race can't be decided any more.
+        """
+        if self.decision is not None:
+            return self.decision.reason
+        if is_lost:
+            return f"fan-out {self._join.name!r} can't be decided any more"
+        if not self.is_failing:
+            return None
+        if not self.failures:
+            return f"too many children of fan-out {self._join.name!r} failed"
+        first = self.failures[0]
+        return f"key {brief(first.key)} of fan-out {self._join.name!r} failed: {brief(first.error)}"
+
     def withdraw(self) -> None:
         """Undo what was told of the batch besides the state: it could not be saved."""
         self._withdraw(0, 0)
@@ -188,7 +205,7 @@ class Draft:
     def _miss(self, children: list[Run]) -> None:
         """Leave out what comes too late; of those that are kept, it is only a new place."""
         for child in children:
-            child.miss()
+            child.discard_result()
         self.unapplied += children
 
     def finished_data(self) -> Mapping[str, object]:
@@ -252,7 +269,7 @@ class Draft:
 
     def _refuse(self, child: Run) -> None:
         """Leave out a result that doesn't count; but what ``grow`` finds in it does."""
-        child.miss()
+        child.discard_result()
         if self._join.grow is None:
             self.unapplied.append(child)
         else:

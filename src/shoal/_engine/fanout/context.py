@@ -136,7 +136,8 @@ class Context:
         ):
             msg = f"context.charge(actual) takes a number of units, at least 0, not {actual!r}"
             raise BadUse(msg)
-        stake = self._run.lodger.stake
+        permits = self._run.slot_owner.permits
+        stake = None if permits is None else permits.stake
         self._run.setting.services.admission.charge(self._seat, stake, actual)
 
     @contextmanager
@@ -186,6 +187,7 @@ class Context:
             BadUse: The action has ended, or is a plain function and calls this itself.
 
         Examples:
+            >>> from shoal.events import Item
             >>> @action(reads=["n"], writes=["total"])
             ... async def add_up(n: int, context: Context) -> int:
             ...     total = 0

@@ -1,11 +1,10 @@
 """Child runs under one task group: started as there is room, their ends handed over in batches.
 
-Imports how it stops, who waits to start, and who lives the children; anyio.
-
 Invariants:
-- Structured. ``Group.live`` returns or raises after every child has ended, cleanup included.
-- Only the parent's task takes from the inbox, in which children leave themselves when they end.
-- Nobody starts while an end isn't judged that may be the last one that is needed, or one failure
+- Structured. ``ChildTaskGroup.run`` returns or raises after every child has ended, cleanup
+  included.
+- Only the parent's task takes from the inbox, in which workers leave children that have ended.
+- No child starts while an end isn't judged that may be the last one that is needed, or one failure
   too many.
 - A child that is Done, and only has to be applied, waits for no limit, no breaker and no hook.
 - Every child that began is left in the inbox, whatever a user's function does that is told how it
@@ -18,25 +17,25 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import Literal, final
+from typing import final
 
 from anyio import CancelScope, Event, create_task_group
-from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint
 
 from shoal._concurrency.cancellation import as_failure, cancelled, ki_protected
 from shoal._concurrency.watchdog import leads_to
 from shoal._engine.config import Setting
 from shoal._engine.disposition import LIVE
 from shoal._engine.run import Run
-from shoal._errors.exceptions import SpuriousCancel, StepTimeout
 from shoal._events.events import ChildName, Status
 from shoal._events.identity import Key
 from shoal._limits.breaker import Circuits
 from shoal._limits.limits import Limits
 
-from .admission import Lobby
+from .admission import ChildAdmission
 from .entries import Dropped, Feed, Source
-from .workers import Crew
+from .scope import GroupScope
+from .workers import Taken, WorkerPool
 
 BATCH = 1000
 """Ended children that the parent takes at once."""
@@ -46,10 +45,15 @@ _position: Callable[[Run], int] = attrgetter("position")
 
 
 @final
-class Group(Crew):
-    """The children of one fan-out, while it lasts."""
+class ChildTaskGroup:
+    """The children of one fan-out, while it lasts.
+
+    It decides which child is next, and hands over those that have ended. Why all of them stop is
+    known to its ``scope``; its workers execute them; its admission says how much room there is.
+    """
 
     __slots__ = (
+        "_admission",
         "_circuit_keys",
         "_circuits",
         "_decisive",
@@ -58,8 +62,12 @@ class Group(Crew):
         "_is_held",
         "_is_judging",
         "_is_shut",
+        "_pool",
         "_room",
+        "_source",
         "inbox",
+        "parent",
+        "scope",
     )
 
     def __init__(
@@ -80,7 +88,7 @@ class Group(Crew):
         """Prepare a group of children of ``parent``; nothing starts yet.
 
         Args:
-            parent: The run whose task calls ``live``.
+            parent: The run whose task calls ``run``.
             source: Makes the children.
             limits: How many may be in flight, and how they start.
             owner: What all executions of the fan-out have in common.
@@ -92,21 +100,28 @@ class Group(Crew):
             circuits: Say which children are skipped for a while; None: none are.
             decisive: What an end has to be to decide, maybe, that no more are needed.
         """
-        lobby = Lobby(
+        self.parent: Run = parent
+        """The run whose children they are."""
+        self.inbox: deque[Run] = deque()
+        """Children that have ended, and that the parent has not taken."""
+        self.scope: GroupScope = GroupScope(parent, name, timeout, ends_at)
+        self._source = source
+        self._admission = ChildAdmission(
             parent,
             limits,
             limit,
             owner=owner,
             among=among,
-            on_room=self._hear_room,
-            on_refused=self._fell,
+            on_room=self._on_room,
+            on_refused=self.scope.fail,
         )
-        super().__init__(parent, name, source, lobby, timeout=timeout, ends_at=ends_at)
-        self.inbox: deque[Run] = deque()
+        self._pool = WorkerPool(
+            parent, self.scope, self._admission, source, take=self._take, leave=self._leave
+        )
         self._circuits = circuits
         self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through
         self._errand: Callable[[], Awaitable[str | None]] | None = None
-        self._room: Event | None = None  # set while the feeder waits for room
+        self._room: Event | None = None  # set while a feeder waits for room
         self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
         self._is_shut = False  # whether no more start, while those that have may go on
         self._decisive = decisive
@@ -116,27 +131,20 @@ class Group(Crew):
     @property
     def in_flight(self) -> int:
         """Children that have started, and whose end the parent has not committed."""
-        return self._lobby.in_flight
+        return self._admission.place.used
 
     @property
     def under_way(self) -> int:
         """Children that may still come to something: those in flight, and those that wait."""
-        return self._lobby.in_flight + self._lobby.waiting
-
-    @property
-    def unended(self) -> int:
-        """Children that have begun, and that the parent has not taken yet: they may wait aside."""
-        return self._lobby.in_flight + self._lobby.aside
+        return self._admission.place.used + self._admission.waiting
 
     def living(self) -> Iterator[Run]:
         """Go through the children that have begun and not ended."""
-        for puller in self._pullers:
-            if puller.lives is not None:
-                yield puller.lives
+        return self._pool.living()
 
-    @leads_to(lambda variables: variables["self"].parts())
-    async def live(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
-        """Live every child, handing those that ended to ``apply`` in batches, by position.
+    @leads_to(lambda variables: variables["self"].scope.parts())
+    async def run(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
+        """Execute every child, handing those that ended to ``apply`` in batches, by position.
 
         What ends after the last call of ``apply`` stays in ``inbox``.
 
@@ -149,74 +157,51 @@ class Group(Crew):
             Exception: What the source or ``apply`` raised, after all children have ended.
         """
         finished = False
-        groups = self._parent.setting.execution.groups
+        scope, groups = self.scope, self.parent.setting.execution.groups
         groups.add(self)
         try:
             async with create_task_group() as tasks:
-                self._tasks = tasks
-                if self._timeout is not None:
-                    tasks.cancel_scope.deadline = self._deadline
-                    self._watch(self.parts, self._deadline)
-                self._engage(1)
+                scope.open(tasks)
+                self._pool.add_workers(1)
                 for source in self._source.feeds():
                     self.start_feeding(source)
                 try:
-                    finished = await self._attend(apply)
+                    finished = await self._consume(apply)
                 except BaseException as error:  # noqa: BLE001 # raised below, or right away
-                    self._fell(error)
+                    scope.fail(error)
                 finally:
-                    self._closing = True
-                    self._wake_pullers()
+                    scope.closing = True
+                    self._pool.wake_all()
                     self._stop_feeding()
         except BaseException:
-            if not isinstance(self._failure, Exception | None):
-                raise self._failure from None  # nothing outranks a KeyboardInterrupt
+            scope.raise_fatal()  # nothing outranks a KeyboardInterrupt
             raise
         finally:
-            self._watch_no_more()
-            for task in self._tasks_of:
-                task.close()  # one may never have begun, see `_host`
-            self._tasks_of.clear()
+            scope.close()
             groups.discard(self)
-            self._dismiss(self._lobby.unbegun, self.reason, self.winner)
-            self._lobby.close()
-        self._tasks = None
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure  # no cycle from the exception through its traceback to this frame
-        if not finished and not self._ended_by_hand:
-            # The parent may have been scheduled by a child's end in the very tick in which all were
-            # cancelled, and so not have noticed, see
-            # test_starts_and_ends_are_paired_when_the_caller_is_cancelled.
-            await checkpoint_if_cancelled()
-            if self._timed_out:
-                who = f"fan-out {self.name!r} of run {self._parent.path.id}"
-                raise StepTimeout(f"{who} took longer than its {self.reason}")
-            msg = "a fan-out was interrupted though nobody had cancelled it"
-            raise SpuriousCancel(msg)
+            self._cancel_unstarted(self._admission.waiting_to_start, scope.reason, scope.winner)
+            self._admission.close()
+            self._pool.close()
+        await scope.raise_failure(finished=finished)
 
     # -- the parent's side --------------------------------------------------------------------
 
     @ki_protected
-    async def _attend(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> bool:
+    async def _consume(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> bool:
         """Hand over what ends, until all has or ``apply`` ends it; False if something failed."""
-        inbox, source = self.inbox, self._source
-        while self._failure is None and not self._interrupted and not self._ended_by_hand:
+        inbox, source, scope = self.inbox, self._source, self.scope
+        while scope.goes_on:
             if self._errand is not None:
                 errand, self._errand = self._errand, None
                 reason = await errand()
                 if reason is not None:
-                    self._stop(None, reason)
+                    scope.stop(reason)
                     return True
                 continue
             if not inbox:
                 if not self.under_way and source.dry():
                     return True
-                self._news = Event()
-                await self._news.wait()
+                await scope.wait()
                 await self._let_more_end()
                 continue
             batch = [inbox.popleft() for _ in range(min(len(inbox), BATCH))]
@@ -224,11 +209,11 @@ class Group(Crew):
             self._is_judging = True
             reason = await apply(batch)
             self._is_judging = False
-            self._lobby.leave(batch)
+            self._admission.committed(batch)
             if reason is not None:
-                self._stop(None, reason)
+                scope.stop(reason)
                 return True
-            self._tell_places(len(batch))
+            self._use_room(len(batch))
             if inbox:
                 await checkpoint()
                 await self._let_more_end()
@@ -240,7 +225,7 @@ class Group(Crew):
         Else quick children would end just behind a save, again and again: then each other one is of
         a few, and those that have made room run while it is written, in each other's way.
         """
-        for _ in range(TURNS if self._parent.setting.execution.saves_wait else 0):
+        for _ in range(TURNS if self.parent.setting.execution.saves_wait else 0):
             before = len(self.inbox), self.in_flight
             if self._is_held:  # one of them may decide, so nobody starts
                 return
@@ -248,56 +233,56 @@ class Group(Crew):
             if before == (len(self.inbox), self.in_flight):
                 return
 
-    def have_done(self, errand: Callable[[], Awaitable[str | None]]) -> None:
-        """Have ``errand`` done in the parent's task, before that takes any more outcomes.
+    def run_in_parent(self, errand: Callable[[], Awaitable[str | None]]) -> None:
+        """Have ``errand`` run in the parent's task, before that takes any more outcomes.
 
         A text that it returns ends the group, as one that ``apply`` returns.
         """
         self._errand = errand
-        self._tell()
+        self.scope.wake()
 
-    def go_on(self) -> None:
-        """Hear that what was taken from the inbox decides nothing: others may start meanwhile."""
+    def resume_starting(self) -> None:
+        """Let others start: what was taken from the inbox decides nothing."""
         if self._is_held:
             self._is_held = False
-            self._engage(1)
+            self._pool.add_workers(1)
 
-    def shut(self) -> None:
+    def stop_starting(self) -> None:
         """Start no more children: it is known that they are not needed, and about to be saved."""
         self._is_shut = True
 
     def engage(self) -> None:
-        """Hear that there may be more to do, or less to wait for, than before."""
-        if self._tasks is not None and not self._closing:
-            self._tell_places(1)
-            self._tell()
+        """Look whether there is more to do, or less to wait for, than before."""
+        if self.scope.is_open and not self.scope.closing:
+            self._use_room(1)
+            self.scope.wake()
 
-    def _tell_places(self, count: int) -> None:
+    def _use_room(self, count: int) -> None:
         """Use places in flight that may have become free."""
-        self._tell_room()
-        self._engage(count)
+        self._wake_feeder()
+        self._pool.add_workers(count)
 
-    def _hear_room(self) -> None:
-        """Hear that a child that has waited may start, or that one waits aside."""
-        if not self._closing:
-            self._engage(1)
-            self._tell_room()
+    def _on_room(self) -> None:
+        """Have a child start that has waited, or another in the place of a suspended one."""
+        if not self.scope.closing:
+            self._pool.add_workers(1)
+            self._wake_feeder()
 
     # -- some children, and no others -----------------------------------------------------------
 
-    def spare(self, child: Run, reason: str, winner: ChildName) -> None:
+    def cancel_others(self, child: Run, reason: str, winner: ChildName) -> None:
         """Cancel all children but this one, for ``reason``; it goes on."""
-        others = [puller for puller in self._pullers if puller.lives not in (None, child)]
-        self._cut_off(others, reason, winner)
-        self._dismiss(self._lobby.unbegun, reason, winner)
+        others = [other for other in self._pool.living() if other is not child]
+        self._pool.cancel_alone(others, reason, winner)
+        self._cancel_unstarted(self._admission.waiting_to_start, reason, winner)
 
     def cancel_child(
         self, key: Key, reason: str, act: str | None = None, step: str | None = None
     ) -> bool:
         """Cancel the children that have this key; with ``act``, only the one that executes it.
 
-        Who waits to start never does. Its siblings don't notice. Returns whether there was one that
-        had not ended; what the source has not pulled yet is none.
+        One that waits to start never does. Its siblings don't notice. Returns whether there was one
+        that had not ended; what the source has not pulled yet is none.
         """
 
         def is_meant(setting: Setting, of: Key) -> bool:
@@ -306,48 +291,47 @@ class Group(Crew):
         def is_one(child: Run) -> bool:
             return is_meant(child.setting, child.key)
 
-        begun = [puller for puller in self._pullers if puller.lives and is_one(puller.lives)]
-        unbegun = [child for child in self._lobby.unbegun if is_one(child)]
-        if not self._closing:  # else all are cancelled, and the first reason counts
-            unbegun += self._drop(is_meant)
-            self._cut_off(begun, reason)
-            self._dismiss(unbegun, reason)
-        return bool(begun or unbegun)
+        begun = [child for child in self._pool.living() if is_one(child)]
+        unstarted = [child for child in self._admission.waiting_to_start if is_one(child)]
+        if not self.scope.closing:  # else all are cancelled, and the first reason counts
+            unstarted += self._drop(is_meant)
+            self._pool.cancel_alone(begun, reason)
+            self._cancel_unstarted(unstarted, reason)
+        return bool(begun or unstarted)
 
     def _drop(self, is_meant: Callable[[Setting, Key], bool]) -> list[Run]:
         """Take those children from the source that never begin."""
         dropped = list[Run]()
         try:
             for child in self._source.drop(is_meant):
-                self._lobby.place.used += 1
+                self._admission.place.used += 1
                 if child.is_live:
                     dropped.append(child)
                 else:  # it needn't begin
                     self._leave(child)
-        except BaseException as error:  # noqa: BLE001 # raised by live
-            self._fell(error)
+        except BaseException as error:  # noqa: BLE001 # raised by ``run``
+            self.scope.fail(error)
         return dropped
 
-    def _dismiss(
+    def _cancel_unstarted(
         self, children: Sequence[Run], reason: str, winner: ChildName | None = None
     ) -> None:
-        """Cancel children that have not started."""
-        self._lobby.dismiss(children, reason, winner)
+        """Cancel children that have not started, and leave them to the parent."""
+        self._admission.cancel_unstarted(children, reason, winner)
         for child in children:
             self._leave(child)
 
-    # -- where pullers take from, and leave to --------------------------------------------------
+    # -- where workers take from, and leave to --------------------------------------------------
 
-    def _take(self) -> Run | Dropped | Literal["waiting"] | None:
-        if self._closing or self._is_shut:
-            return None
-        if self._is_held and not self._is_judging:
-            return None  # the parent is about to judge, and engages us again
-        lobby, source = self._lobby, self._source
-        if lobby.ready:
+    def _take(self) -> Taken:
+        # Workers have looked whether the scope is closing.
+        if self._is_shut or (self._is_held and not self._is_judging):
+            return None  # if it is held, the parent is about to judge, and adds workers again
+        admission, source = self._admission, self._source
+        if admission.ready:
             # What one gives back that is being cancelled is granted to another of the same group.
-            return None if cancelled() else lobby.ready.popleft()
-        if not lobby.let_in():
+            return None if cancelled() else admission.ready.popleft()
+        if not admission.let_in():
             return None
         child: Run | Dropped | None = None
         try:
@@ -355,48 +339,48 @@ class Group(Crew):
             if self._circuits is not None and isinstance(child, Run) and child.is_live:
                 self._consult(self._circuits, child)
             if child is None:
-                lobby.let_go()
+                admission.let_out()
                 if source.dry():
-                    self._tell()
+                    self.scope.wake()
             elif child == "dropped":
-                lobby.let_go()
-                self._tell_room()  # it was fed, and takes no more room
+                admission.let_out()
+                self._wake_feeder()  # it was fed, and takes no more room
             elif child.disposition is LIVE:  # a property would be a call for each child
-                if not lobby.admit(child):
+                if not admission.admit(child):
                     return "waiting"
             else:
-                lobby.place.used += 1
+                admission.place.used += 1
                 if not child.lacks_history:
-                    lobby.let_go()
-        except BaseException as error:  # noqa: BLE001 # raised by live
-            lobby.let_go()
+                    admission.let_out()
+        except BaseException as error:  # noqa: BLE001 # raised by ``run``
+            admission.let_out()
             if isinstance(child, Run):
                 if self._circuits is not None:
                     self._tell_circuit(self._circuits, child)
                 source.take_back(child)
-            self._fell(error)
+            self.scope.fail(error)
             return None
         return child
 
     def _leave(self, child: Run) -> None:
         try:
             try:
-                if child.seat is not None or child.stake is not None:  # most hold nothing
-                    self._lobby.end(child)
+                if child.permits is not None:  # most hold nothing
+                    self._admission.ended(child)
             finally:
                 if self._circuits is not None:
                     self._tell_circuit(self._circuits, child)
-        except BaseException as error:  # noqa: BLE001 # the child's, or raised by live
+        except BaseException as error:  # noqa: BLE001 # the child's, or raised by ``run``
             failure = as_failure(error)
             if failure is None:
-                self._fell(error)
+                self.scope.fail(error)
             else:
-                child.spoil(failure)
+                child.replace_end(failure)
         finally:
             if child.status in self._decisive:
                 self._is_held = True
             self.inbox.append(child)
-            self._tell()
+            self.scope.wake()
 
     # -- breakers ---------------------------------------------------------------------------------
 
@@ -418,51 +402,51 @@ class Group(Crew):
         else:
             circuits.hear(key, "done" if child.status == "succeeded" else "cancelled")
 
-    # -- the feeder's side ----------------------------------------------------------------------
+    # -- the feeders' side ----------------------------------------------------------------------
 
     def start_feeding(self, source: Feed) -> None:
         """Have ``source`` bring its elements in, in a task of its own."""
-        self._start(partial(self._feed, source))
+        self.scope.start(partial(self._feed, source))
 
     async def _feed(self, source: Feed) -> None:
         feeding = CancelScope()
         self._feeding.append(feeding)
-        if self._closing:  # the group ended before this task began; the source closes itself still
+        if self.scope.closing:  # it ended before this task began; the source closes itself still
             feeding.cancel()
         try:
             with feeding:
                 await source.feed(self)
-        except BaseException as error:  # noqa: BLE001 # raised by live
-            self._fell(error)
-        self._tell()
+        except BaseException as error:  # noqa: BLE001 # raised by ``run``
+            self.scope.fail(error)
+        self.scope.wake()
 
     async def wait_for_room(self) -> bool:
         """Wait until one more element can be used; return whether there is any use for more."""
-        lobby = self._lobby
-        while not self._closing and (
+        admission, place, scope = self._admission, self._admission.place, self.scope
+        while not scope.closing and (
             self._is_shut
-            or not lobby.has_room
-            or lobby.place.used + self._source.waiting() >= lobby.place.slots
+            or not admission.has_room
+            or place.used + self._source.waiting() >= place.slots
         ):
             self._room = Event()
             await self._room.wait()
-        return not self._closing
+        return not scope.closing
 
     @property
     def lacks_permits(self) -> bool:
         """Whether there is room for one more, but none in the live budget."""
-        return self._lobby.lacks_permits
+        return self._admission.lacks_permits
 
     def new_element(self) -> None:
-        """Hear that the source has one more element."""
-        self._engage(1)
+        """Use one more element that the source has."""
+        self._pool.add_workers(1)
 
     def _stop_feeding(self) -> None:
-        self._tell_room()
+        self._wake_feeder()
         for feeding in self._feeding:
             feeding.cancel()
 
-    def _tell_room(self) -> None:
+    def _wake_feeder(self) -> None:
         if self._room is not None:
             self._room.set()
             self._room = None

@@ -86,7 +86,7 @@ class Ledger:
         if self._rest is None:
             self._rest = []
         self._rest.append(child.outcome)
-        child.let_go()
+        child.release_error()
 
     def without(self, children: Collection[Run]) -> Ledger:
         """Count all but ``children``, which have ended and are to go on.

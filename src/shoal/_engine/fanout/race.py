@@ -20,7 +20,7 @@ from shoal._concurrency.cancellation import as_failure
 from shoal._engine.run import Run
 from shoal._errors.exceptions import NobodyAccepted, Rejected, TooFewChildren, brief, note
 from shoal._events.events import ChildName, Decision, Done, Failed, Outcome
-from shoal._graph.until import All, Asked, First, FirstItem, Quorum, Until
+from shoal._graph.until import All, ByFunction, EndCondition, First, FirstItem, Quorum
 from shoal._state.state import State, refuse_awaitable
 
 T = TypeVar("T")
@@ -35,6 +35,10 @@ class Contest(ABC):
     """Results that have to be accepted."""
     consults = False
     """Whether it looks at the state after each update."""
+    winner: ChildName | None = None
+    """The child that has decided by an item; None: none has, or items don't decide."""
+    is_broken = False
+    """Whether that child has ended, and not well."""
 
     def __init__(self, name: str) -> None:
         """Begin.
@@ -287,9 +291,9 @@ class _Asked(Contest):
 
     consults = True
 
-    def __init__(self, name: str, until: Asked) -> None:
+    def __init__(self, name: str, until: ByFunction) -> None:
         super().__init__(name)
-        self._until = until
+        self._function = until.function
 
     def admits(self, child: Run) -> bool:
         return True
@@ -301,7 +305,7 @@ class _Asked(Contest):
         """Nothing to do: only the state was looked at."""
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
-        answer = cast("object", self._until(state(), child.outcome))
+        answer = cast("object", self._function(state(), child.outcome))
         refuse_awaitable(answer, f"until= of fan-out {self.name!r}")
         return self._decision(child, (child,)) if answer else None
 
@@ -333,8 +337,6 @@ class Streams(Contest):
         self.winner: ChildName | None = winner
         self._leader: Run | None = None  # has given the first item; that is not saved yet
         self._ended_first = False
-        self.is_broken = False
-        """Whether the winner has ended, and not well."""
 
     def hear_item(self, run: Run, item: object) -> bool:
         """Hear that a child has given an item; tell whether it is to be elected for that."""
@@ -398,19 +400,19 @@ class Streams(Contest):
         return f"fan-out {self.name!r}: {who} gave the first item, and then broke off"
 
 
-def contest(name: str, until: Until) -> Contest | None:
+_JUDGES: dict[type[EndCondition], Callable[[str, Any], Contest | None]] = {
+    All: lambda _name, _until: None,
+    First: _Firsts,
+    Quorum: _Poll,
+    FirstItem: Streams,
+    ByFunction: _Asked,
+}
+"""What judges under each condition, made of the step's name and the condition."""
+
+
+def contest(name: str, until: EndCondition) -> Contest | None:
     """Begin the contest that ``until`` makes of the step ``name``; None: all are awaited."""
-    match until:
-        case All():
-            return None
-        case First():
-            return _Firsts(name, until)
-        case Quorum():
-            return _Poll(name, until)
-        case FirstItem():
-            return Streams(name, until)
-        case _:
-            return _Asked(name, until)
+    return _JUDGES[type(until)](name, until)
 
 
 def _remove(child: Contestant, of: list[Contestant]) -> bool:

@@ -22,7 +22,7 @@ from shoal._engine.run import Run
 from shoal._events.events import ChildName, Done, Failed, Outcome
 from shoal._events.identity import Key
 
-from .race import Contest, Streams
+from .race import Contest
 from .source import Elements
 from .takeup import Pick, without
 
@@ -89,8 +89,8 @@ class Rounds:
             former: The last round's source; None: this execution has run none.
             among_all: Whether those that have failed take part, too: it is tried again.
         """
-        is_broken = isinstance(contest, Streams) and contest.is_broken
-        if isinstance(contest, Streams) and contest.winner is not None:
+        is_broken = contest is not None and contest.is_broken
+        if contest is not None and contest.winner is not None:
             self._out.add(contest.winner)
         self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
         if among_all:

@@ -1,6 +1,4 @@
-"""How a group stops: the tasks it is made of, what failed in them, and why all end together.
-
-Imports runs; anyio.
+"""The scope of a group: its tasks, what failed in them, and why all of them end together.
 
 Invariants:
 - No exception goes through the task group, which would wrap it: failures cross as values.
@@ -13,40 +11,44 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from types import CoroutineType
-from typing import Any
+from typing import Any, final
 
 from anyio import Event, TaskHandle
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._concurrency.backend import startable
 from shoal._concurrency.cancellation import as_failure, fatal_leaf, is_cancellation
 from shoal._concurrency.watchdog import SPARE, Part, Watched
 from shoal._engine.run import Run
-from shoal._errors.exceptions import brief
+from shoal._errors.exceptions import SpuriousCancel, StepTimeout, brief
 from shoal._errors.inspection import first_of
 from shoal._events.events import ChildName
 
 
-class Stopper:
-    """The part of a group that stops."""
+@final
+class GroupScope:
+    """The tasks of a group, and the one reason for which all of them stop."""
 
     __slots__ = (
-        "_closing",
-        "_context",
+        "_coroutines",
         "_deadline",
-        "_ended_by_hand",
         "_failure",
+        "_name",
         "_news",
         "_parent",
         "_task_context",
         "_tasks",
-        "_tasks_of",
         "_tidy_at",
         "_timed_out",
         "_timeout",
         "_watched",
-        "name",
+        "cancelled_by",
+        "closing",
+        "context",
+        "interrupted",
         "reason",
+        "was_cancelled",
         "winner",
     )
 
@@ -54,15 +56,24 @@ class Stopper:
         self, parent: Run, name: str, timeout: float | None, ends_at: float | None = None
     ) -> None:
         """Have no tasks yet, and ``timeout`` seconds: from now on, or until ``ends_at``."""
-        self.name: str = name
+        self._parent = parent
+        self._name = name
         self.reason: str = "the fan-out was cancelled"
         self.winner: ChildName | None = None
         """The child that decided the race which the others are cancelled for."""
-        self._parent = parent
+        self.closing: bool = False
+        """Whether nothing more is started."""
+        self.was_cancelled: bool = False
+        """Whether ``cancel`` has ended it, and it didn't end by itself."""
+        self.interrupted: bool = False
+        """Whether a child was truly cancelled, or something fatal came out of it..."""
+        self.cancelled_by: type[BaseException] | None = None
+        """...and the type of that cancellation, if it came alone."""
+        self.context: Context = copy_context()
+        """Each child lives in a copy of it."""
         self._tasks: TaskGroup | None = None
-        self._context: Context = copy_context()  # each child's is a copy of it
-        self._task_context: Context = startable(self._context)  # each task's is a copy of it
-        self._tasks_of: list[CoroutineType[Any, Any, None]] = []  # some may have ended
+        self._task_context: Context = startable(self.context)  # each task's is a copy of it
+        self._coroutines: list[CoroutineType[Any, Any, None]] = []  # some may have ended
         self._tidy_at = SPARE  # so many of them, that it is time to look which
         # As the user gave it, never the seconds that are left: messages name it
         # (see test_a_timeout_is_told_as_it_was_given).
@@ -72,62 +83,88 @@ class Stopper:
         self._timed_out = False
         self._watched: list[Watched] = []  # what the watchdog expects to end
         self._news: Event | None = None  # set while the parent waits for something to happen
-        self._closing = False
-        self._ended_by_hand = False
         self._failure: BaseException | None = None
 
-    @property
-    def parent(self) -> Run:
-        """The run whose children they are."""
-        return self._parent
+    # -- tasks ----------------------------------------------------------------------------------
 
     @property
-    def was_cancelled(self) -> bool:
-        """Whether somebody has ended it, and it didn't end by itself."""
-        return self._ended_by_hand
-
-    @property
-    def is_live(self) -> bool:
-        """Whether its children have begun to live."""
+    def is_open(self) -> bool:
+        """Whether it has tasks, so that more can be started."""
         return self._tasks is not None
 
-    @property
-    def is_closing(self) -> bool:
-        """Whether nothing more is started."""
-        return self._closing
+    def open(self, tasks: TaskGroup) -> None:
+        """Begin to use ``tasks``, until the timeout."""
+        self._tasks = tasks
+        if self._timeout is not None:
+            tasks.cancel_scope.deadline = self._deadline
+            self.watch(self.parts, self._deadline)
 
-    def cancel(self, reason: str) -> None:
-        """End the group for ``reason``: cancel what is left. ``live`` then returns normally.
-
-        The first reason counts.
-        """
-        self._ended_by_hand = True
-        if self._closing:
-            return
-        if self._tasks is None:
-            self.reason = reason
-            self._closing = True
-        else:
-            self._stop(None, reason)
-
-    def _start(self, function: Callable[[], CoroutineType[Any, Any, None]]) -> TaskHandle[None]:
-        """Start a task of the group's; callable in callbacks of the loop, too."""
+    def start(
+        self, function: Callable[[], CoroutineType[Any, Any, None]]
+    ) -> tuple[CoroutineType[Any, Any, None], TaskHandle[None]]:
+        """Start a task; callable in callbacks of the loop, too."""
         assert self._tasks is not None
-        if len(self._tasks_of) > self._tidy_at:
-            self._tasks_of = [task for task in self._tasks_of if task.cr_frame is not None]
-            self._tidy_at = 2 * len(self._tasks_of) + SPARE
+        if len(self._coroutines) > self._tidy_at:
+            self._coroutines = [task for task in self._coroutines if task.cr_frame is not None]
+            self._tidy_at = 2 * len(self._coroutines) + SPARE
         task = function()
-        self._tasks_of.append(task)
-        return self._task_context.copy().run(self._tasks.start_soon, _same, task)
+        self._coroutines.append(task)
+        return task, self._task_context.copy().run(self._tasks.start_soon, _same, task)
 
-    def _tell(self) -> None:
+    def close(self) -> None:
+        """Let go of the tasks: all have ended."""
+        for watched in self._watched:
+            self._parent.setting.services.watchdog.forget(watched)
+        self._watched.clear()  # no cycle: what is watched leads here
+        for task in self._coroutines:
+            task.close()  # one may never have begun, see `BackgroundTask`
+        self._coroutines.clear()
+
+    def watch(self, parts: Callable[[], list[Part]], cancelled_at: float | None = None) -> None:
+        """Have it told which of ``parts`` doesn't end in time."""
+        watchdog = self._parent.setting.services.watchdog
+        self._watched.append(watchdog.watch(parts, cancelled_at))
+
+    def parts(self) -> list[Part]:
+        """Return what it is made of: what workers and feeders do."""
+        return [Part(self._parent, task) for task in self._coroutines]
+
+    # -- waking the parent ----------------------------------------------------------------------
+
+    def wake(self) -> None:
         """Have the parent look at what has happened."""
         if self._news is not None:
             self._news.set()
             self._news = None
 
-    def _fell(self, error: BaseException) -> None:
-        """Deal with what came out of code that runs in the group's tasks, but for its children.
+    async def wait(self) -> None:
+        """Wait until ``wake`` is called; for the parent."""
+        self._news = Event()
+        await self._news.wait()
+
+    # -- stopping -------------------------------------------------------------------------------
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether nothing has failed in it, and nothing has stopped it from outside."""
+        return self._failure is None and not self.interrupted and not self.was_cancelled
+
+    def cancel(self, reason: str) -> None:
+        """End the group for ``reason``: cancel what is left. Its ``run`` then returns normally.
+
+        The first reason counts.
+        """
+        self.was_cancelled = True
+        if self.closing:
+            return
+        if self._tasks is None:
+            self.reason = reason
+            self.closing = True
+        else:
+            self.stop(reason)
+
+    def fail(self, error: BaseException) -> None:
+        """Stop for what came out of code that runs in the group's tasks, but for its children.
 
         Raises:
             BaseException: ``error``, if it is a true cancellation, which must travel on.
@@ -136,51 +173,78 @@ class Stopper:
         try:
             failure = as_failure(error)
             if failure is None and is_cancellation(error):
-                self._see_whether_timed_out()
+                self.notice_timeout()
                 raise error
             failure = first_of(failure, fatal_leaf(error), error)
-            self._stop(failure, f"its fan-out failed: {brief(failure)}")
+            self.stop(f"its fan-out failed: {brief(failure)}", failure)
         finally:
             del error, failure  # no cycle from the exception through its traceback to this frame
 
-    def _stop(self, failure: BaseException | None, reason: str) -> None:
+    def stop(self, reason: str, failure: BaseException | None = None) -> None:
         """Cancel what is left for ``reason``; ``failure`` is raised in the end."""
         if self._failure is None or isinstance(self._failure, Exception):
             outranks = failure is not None and not isinstance(failure, Exception)
             if self._failure is None or outranks:
                 self._failure = failure
-        if not self._closing:
+        if not self.closing:
             self.reason = reason
-        self._closing = True
+        self.closing = True
         assert self._tasks is not None
         if not self._tasks.cancel_scope.cancel_called:
             self._tasks.cancel_scope.cancel()
-            self._watch(self.parts)
-        self._tell()
+            self.watch(self.parts)
+        self.wake()
 
-    def _see_whether_timed_out(self) -> None:
+    def interrupt(self, error: BaseException) -> None:
+        """Note that all are cancelled, or interrupted: ``error`` came out of one of them."""
+        self.notice_timeout()
+        self.interrupted = True
+        if is_cancellation(error) and not isinstance(error, BaseExceptionGroup):
+            self.cancelled_by = type(error)
+
+    def notice_timeout(self) -> None:
         """Find the reason for a cancellation that came from no code."""
-        if self._timeout is None or self._closing:
+        if self._timeout is None or self.closing:
             return
         assert self._tasks is not None
         late = self._parent.setting.services.clock() >= self._deadline
         if late and self._tasks.cancel_scope.cancel_called:
-            self._timed_out = self._closing = True
+            self._timed_out = self.closing = True
             self.reason = f"timeout of {self._timeout:g} s"
 
-    def _watch(self, parts: Callable[[], list[Part]], cancelled_at: float | None = None) -> None:
-        """Have it told which of ``parts`` doesn't end in time."""
-        watchdog = self._parent.setting.services.watchdog
-        self._watched.append(watchdog.watch(parts, cancelled_at))
+    # -- what is raised in the end --------------------------------------------------------------
 
-    def _watch_no_more(self) -> None:
-        for watched in self._watched:
-            self._parent.setting.services.watchdog.forget(watched)
-        self._watched.clear()  # no cycle: what is watched leads here
+    def raise_fatal(self) -> None:
+        """Raise what outranks even a cancellation, if that has come out of a task."""
+        if not isinstance(self._failure, Exception | None):
+            raise self._failure from None
 
-    def parts(self) -> list[Part]:
-        """Return what it is made of: what pullers and feeders do."""
-        return [Part(self._parent, task) for task in self._tasks_of]
+    async def raise_failure(self, *, finished: bool) -> None:
+        """Raise why it has ended, if that is neither that all is ``finished``, nor ``cancel``.
+
+        Raises:
+            StepTimeout: It took longer than its timeout.
+            SpuriousCancel: Code in it has cancelled it, and not by ``cancel``.
+            Exception: What ``fail`` was called with first.
+        """
+        self._tasks = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # no cycle from the exception through its traceback to this frame
+        if finished or self.was_cancelled:
+            return
+        # The parent may have been scheduled by a child's end in the very tick in which all were
+        # cancelled, and so not have noticed, see
+        # test_starts_and_ends_are_paired_when_the_caller_is_cancelled.
+        await checkpoint_if_cancelled()
+        if self._timed_out:
+            who = f"fan-out {self._name!r} of run {self._parent.path.id}"
+            raise StepTimeout(f"{who} took longer than its {self.reason}")
+        msg = "a fan-out was interrupted though nobody had cancelled it"
+        raise SpuriousCancel(msg)
 
 
 def _same(task: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:

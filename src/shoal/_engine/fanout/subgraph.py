@@ -1,7 +1,5 @@
 """A graph as a node of another graph: one child, executed in the parent's own task.
 
-Imports everything above.
-
 Invariants:
 - The child's end, and the parent's update that takes over what it wrote, are one save.
 - What fails in it, fails as it is: it is one step, not a fan-out.
@@ -9,26 +7,24 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 from contextvars import copy_context
 
-from shoal._concurrency.cancellation import absorb_stray_cancel, as_failure, drive, ki_protected
-from shoal._engine.commit import Write, begin_anew, commit, commit_unapplied
+from shoal._concurrency.cancellation import absorb_stray_cancel, drive, ki_protected
+from shoal._engine.commit import Write, begin_anew, commit
 from shoal._engine.publish import publish_child_started
-from shoal._engine.questions import halt_for, has_halted
+from shoal._engine.questions import halt_for
 from shoal._engine.replay import load_end, load_history
 from shoal._engine.run import Run
 from shoal._engine.walk import complete_last, walk
-from shoal._errors.exceptions import HookFailed, brief, note
+from shoal._errors.exceptions import HookFailed
 from shoal._events.events import Update
 from shoal._graph.graph import Graph
 from shoal._state.state import NO_CHANGE, Change, Drop, Set
 
 from .children import check_depth, child_setting, narrowed
+from .finish import End, record_unapplied, settle_end, wind_up
 from .read_ledgers import recall_ledgers
 from .recorded import recorded_children
-
-logger = logging.getLogger("shoal")
 
 
 @ki_protected
@@ -45,8 +41,8 @@ async def enter(graph: Graph, run: Run) -> Change:
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
     # what its fan-outs have done already: inputs minus outputs
     base |= {field: data[field] for field in graph.continues if field in data}
-    child = Run(child_setting(run, graph.name, graph, host=run.lodger), base)
-    kept = run.take_kept(graph.name)
+    child = Run(child_setting(run, graph.name, graph, host=run.slot_owner), base)
+    kept = run.take_retained(graph.name)
     recorded = None
     if kept is not None:  # an attempt before this one got so far
         assert isinstance(kept, Run)
@@ -85,9 +81,9 @@ async def enter(graph: Graph, run: Run) -> Change:
         if run.setting.schema is not None:
             change = run.setting.schema.checked(change, run.data, f"graph {graph.name!r}")
     except Exception as error:
-        child.miss()
+        child.discard_result()
         await _record(run, child, error)
-        run.keep(graph.name, child)
+        run.retain(graph.name, child)
         raise
     try:
         update = Update(run.number + 1, graph.name, change.operations)
@@ -95,9 +91,9 @@ async def enter(graph: Graph, run: Run) -> Change:
     except HookFailed:
         raise  # it is saved, and everybody was told
     except Exception as error:
-        child.miss()
+        child.discard_result()
         await _record(run, child, error)
-        run.keep(graph.name, child)
+        run.retain(graph.name, child)
         raise
     return NO_CHANGE
 
@@ -114,25 +110,18 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
             await complete_last(child)
             raise
     except BaseException as error:  # noqa: BLE001 # raised again below
-        halts = has_halted(child, error)
-        failure = None if halts else as_failure(error)
-        if halts:
-            child.halt()
+        end = settle_end(child, error, reason=run.reason or "its parent was cancelled")
+        failure = child.error if end is End.FAILED else None
+        if end in (End.FAILED, End.HALTED):
+            # What the child left on the task must not tear the save.
             await absorb_stray_cancel(run.setting.services.native_cancels)
-        elif failure is None:
-            child.cancel(run.reason or "its parent was cancelled")
-        else:
-            child.fail(failure)
-            await absorb_stray_cancel(
-                run.setting.services.native_cancels
-            )  # what the child left on the task must not tear the save
         await _record(run, child, error)
-        child.let_go()
-        run.keep(graph.name, child)
+        child.release_error()
+        run.retain(graph.name, child)
         try:
             if failure is not None and failure is not error:
                 raise failure from failure.__cause__
-            if not halts:
+            if end is not End.HALTED:
                 raise
         finally:
             del failure  # no cycle from the exception through its traceback to this frame
@@ -171,13 +160,8 @@ def _take_ledgers(run: Run, child: Run) -> None:
 
 async def _record(run: Run, child: Run, error: BaseException) -> None:
     """Record an end that the parent doesn't apply; what goes wrong must not hide ``error``."""
-    if child.disposition.is_saved:
-        return
-    try:
-        await commit_unapplied(run, (child,))
-    except Exception as failure:
-        logger.exception("while %r of run %s ended", child.setting.act, run.path.id)
-        note(error, f"shoal: while the graph ended, {brief(failure)} was raised")
+    who = f"{child.setting.act!r} of run {run.path.id}"
+    await wind_up(record_unapplied(run, (child,)), error, who, "graph")
 
 
 def _nothing() -> None:

@@ -25,7 +25,6 @@ from shoal._events.events import ChildName, Decision, Done, Outcome, Update
 from shoal._events.identity import Key, RunPath
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import Join, Shape
-from shoal._graph.until import All, First, FirstItem, Quorum, Until
 from shoal._state.collections import StateMap
 from shoal._state.state import Drop, Extend, Increment, Put, PutWithin, Set
 from shoal.stores._history import Playback, StepBegun
@@ -72,27 +71,12 @@ def declared(
         "errors_into": join.errors_into,
         "reduces": join.reduce is not None,
         "grows": join.grow is not None,
-        "until": until_as_text(join.until),
+        "until": str(join.until),
     }
 
 
 def _list(take: object) -> list[str] | None:
     return None if take is None else list(cast("Sequence[str]", take))
-
-
-def until_as_text(until: Until) -> str:
-    """Say what ends a step, as far as two of them can be compared."""
-    match until:
-        case All():
-            return "all"
-        case First():
-            return f"first({until.n})"
-        case Quorum():
-            return f"quorum({until.n})"
-        case FirstItem():
-            return "first_item"
-        case _:
-            return "a function"
 
 
 # -- what can't be carried over ------------------------------------------------------------------
@@ -172,11 +156,10 @@ def refuse_other_decision(run: Run, join: Join, decision: Decision, begun: Playb
     Raises:
         RunConflict: Naming both.
     """
-    until, now = join.until, until_as_text(join.until)
+    until, now = join.until, str(join.until)
     then = None if begun.begun is None else cast("str", begun.begun.declared["until"])
     if then is None:  # saved by a version of shoal that did not say
-        wanted = until.n if isinstance(until, First | Quorum) else len(decision.winners)
-        if wanted == len(decision.winners) and not isinstance(until, All):
+        if until.may_decide and until.wanted in (None, len(decision.winners)):
             return
         then = f"a race with {len(decision.winners)} winners"
     if then != now:

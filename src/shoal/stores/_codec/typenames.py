@@ -1,16 +1,20 @@
 """Name classes in saved values, and find them again.
 
 Invariants:
-- Finding a name imports nothing and executes nothing: it looks into the ``__dict__`` of modules
-  that are imported already, past ``__getattr__`` and descriptors. So a file can't load code, and a
-  program that reads values of a type has to import the type's module.
+- Finding a name of another package imports nothing and executes nothing: it looks into the
+  ``__dict__`` of modules that are imported already, past ``__getattr__`` and descriptors. So a file
+  can't load code, and a program that reads values of a type has to import the type's module.
+- A class of shoal that is public, or ever was, is ``shoal:Name``, wherever it is defined and
+  wherever its public home is. A table in ``shoal`` names that home, which is imported.
 - A class of the program's main module is named as other modules import it, if they can
   (``python -m``).
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 
 _OURS = __name__.partition(".")[0]
@@ -35,8 +39,23 @@ def find(name: str) -> object:
     for part in path.split("."):
         if not isinstance(found, ModuleType | type):
             return None
-        found = vars(found).get(part)
+        inside = vars(found)
+        if part not in inside and found is sys.modules[_OURS]:
+            inside = _home_of(part)
+        found = inside.get(part)
     return found
+
+
+def _home_of(name: str) -> Mapping[str, object]:
+    """Return what the home of a public name of shoal holds; nothing if it has none.
+
+    A name is missing in ``shoal`` until a program asks for it, and one that has moved always is.
+    """
+    home: str | None = vars(sys.modules[_OURS])["_HOMES"].get(name)
+    try:
+        return {} if home is None else vars(importlib.import_module(home))
+    except ImportError:  # a store whose driver isn't installed
+        return {}
 
 
 def why_not_found(name: str) -> str:

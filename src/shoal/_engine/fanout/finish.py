@@ -1,0 +1,113 @@
+"""How runs end: what an exception that came out of one means, and ends that no update applies.
+
+Invariants:
+- An exception that came out of a run is judged here alone, wherever the run was executed.
+- A cancellation counts more than a failure, and a run that waits for an answer has not failed.
+- What goes wrong while a step ends never hides why it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Iterable, Sequence
+from enum import Enum
+from typing import final
+
+from shoal._concurrency.cancellation import as_failure, cancelled, is_cancellation
+from shoal._engine.commit import commit_unapplied
+from shoal._engine.disposition import DONE
+from shoal._engine.questions import has_halted
+from shoal._engine.run import Run
+from shoal._errors.exceptions import brief, note
+from shoal._events.events import ChildName
+
+from .scope import GroupScope
+
+logger = logging.getLogger("shoal")
+
+
+@final
+class End(Enum):
+    """What an exception that came out of a run means for it."""
+
+    FAILED = "it has failed"
+    HALTED = "it waits for something; or it has ended by what counts more, which it had hidden"
+    CANCELLED_ALONE = "it was cancelled, and its siblings go on"
+    CANCELLED = "it was cancelled with all that is around it"
+    INTERRUPTED = "something came out of it that ends all that is around it, such as Ctrl-C"
+    UNREADABLE = "it stays Done, and what it has written could not be read"
+
+
+def settle_end(
+    run: Run,
+    error: BaseException,
+    *,
+    scope: GroupScope | None = None,
+    cut_off: tuple[str, ChildName | None] | None = None,
+    reason: str = "",
+) -> End:
+    """Judge an exception that came out of ``run``, and note on the run how it has ended.
+
+    Args:
+        run: It has no end yet, unless it is Done.
+        error: What came out of it.
+        scope: That of the group whose child it is; None: it is the child of none.
+        cut_off: Why it was cancelled alone, and the child that had won; None: it was not.
+        reason: Why it is cancelled, if it is in no group.
+    """
+    is_done = run.disposition is DONE
+    halts = not is_done and has_halted(run, error)
+    if cut_off is not None and (is_cancellation(error) or (halts and cancelled())):
+        run.cancel(*cut_off)
+        return End.CANCELLED_ALONE
+    if halts and (scope is None or not cancelled()):
+        run.halt()
+        return End.HALTED
+    # A scope that is cancelled stays so: of a thousand siblings, only the first is looked into.
+    is_known = scope is not None and type(error) is scope.cancelled_by
+    failure = None if halts or is_known else as_failure(error)
+    if failure is not None:
+        if is_done:
+            return End.UNREADABLE
+        run.fail(failure)
+        return End.FAILED
+    winner = None
+    if scope is not None:
+        scope.interrupt(error)
+        reason, winner = scope.reason, scope.winner
+    if not is_done:
+        run.cancel(reason, winner)
+    return End.CANCELLED if halts or is_cancellation(error) else End.INTERRUPTED
+
+
+async def record_unapplied(parent: Run, children: Iterable[Run]) -> None:
+    """Save and publish how those of ``children`` ended of which nothing is saved yet.
+
+    Raises:
+        ShoalError: As ``commit_unapplied``.
+    """
+    ended = [child for child in children if not child.disposition.is_saved]
+    if ended:
+        await commit_unapplied(parent, ended)
+
+
+async def wind_up(ending: Awaitable[None], error: BaseException, who: str, what: str) -> None:
+    """Await what ends a step that ``error`` came out of; what goes wrong in it is a note on that.
+
+    Args:
+        ending: Records and closes what there is.
+        error: Why the step ends.
+        who: Names the step, and the run that it is part of.
+        what: Which kind of step it is.
+    """
+    try:
+        await ending
+    except Exception as failure:
+        logger.exception("while %s ended", who)
+        note(error, f"shoal: while the {what} ended, {brief(failure)} was raised")
+
+
+def failure_group(name: str, errors: Sequence[Exception]) -> ExceptionGroup[Exception]:
+    """Make what the fan-out ``name`` raises for children that have failed."""
+    count = "a child" if len(errors) == 1 else f"{len(errors)} children"
+    return ExceptionGroup(f"{count} of fan-out {name!r} failed", errors)

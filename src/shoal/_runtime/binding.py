@@ -1,0 +1,106 @@
+"""The services of an open runtime: made, and bound to what the engine knows no name of.
+
+Invariants:
+- The engine's lower modules call its upper ones (an action that starts a fan-out, a graph that is
+  a node) only by what is bound here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from shoal._concurrency.backend import Backend
+from shoal._concurrency.background import BackgroundTask, Work
+from shoal._concurrency.watchdog import Watchdog
+from shoal._concurrency.worker_threads import Threads
+from shoal._engine.call import call_action
+from shoal._engine.fanout.context import Context
+from shoal._engine.fanout.step import fan_out
+from shoal._engine.fanout.subgraph import enter
+from shoal._engine.publish import publish_grace_exceeded
+from shoal._engine.services import Retries, Services
+from shoal._errors.arguments import is_positive
+from shoal._errors.exceptions import DefinitionError
+from shoal._limits.admission import Admission
+from shoal.stores._results import SIZE, Results
+
+from .tasks import RuntimeTasks
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """The numbers that a runtime was given."""
+
+    threads: int
+    commit_deadline: float
+    grace: float
+    max_crashes: int
+    seed: int | None
+
+    def check(self) -> None:
+        """Refuse numbers that mean nothing.
+
+        Raises:
+            DefinitionError: The message says what the option takes.
+        """
+        for name in ("commit_deadline", "grace"):
+            seconds = getattr(self, name)
+            if not is_positive(seconds):
+                msg = f"Runtime({name}=...) takes a number of seconds above 0, not {seconds!r}"
+                raise DefinitionError(msg)
+        for name in ("threads", "max_crashes"):
+            count = getattr(self, name)
+            if type(count) is not int or count < 1:
+                msg = f"Runtime({name}=...) takes a whole number, at least 1, not {count!r}"
+                raise DefinitionError(msg)
+
+
+def bind_services(
+    backend: Backend,
+    tasks: RuntimeTasks,
+    host: Callable[[Work, Callable[[str], None]], BackgroundTask],
+    options: RuntimeOptions,
+) -> Services:
+    """Make the services of a runtime that is being opened.
+
+    Args:
+        backend: The loop that it is opened in.
+        tasks: Its tasks.
+        host: Starts work in a task of the runtime's; the second function is told why it is
+            cancelled.
+        options: Its numbers.
+    """
+    # asyncio's loop calls a function at a time; on trio, a task of the runtime's waits for it.
+    alarm = backend.alarm or tasks.alarm
+    retries = Retries(backend.clock, options.seed)
+    return Services(
+        clock=backend.clock,
+        waiter=backend.waiter,
+        threads=Threads(options.grace, backend.call_soon),
+        watchdog=Watchdog(
+            backend.clock, options.grace, alarm, tasks.start_own, publish_grace_exceeded
+        ),
+        retries=retries,
+        native_cancels=backend.native_cancels,
+        commit_deadline=options.commit_deadline,
+        max_crashes=options.max_crashes,
+        results=Results(backend.clock, SIZE),
+        admission=Admission(
+            backend.waiter,
+            backend.clock,
+            alarm,
+            tasks.start_own,
+            retries.chance,
+            threads=options.threads,
+            # An aiolimiter waits on asyncio's timers.
+            takes_foreign=backend.alarm is not None,
+        ),
+        host=host,
+        call=call_action,
+        enter=enter,
+        fan_out=fan_out,
+        context=Context,
+    )
