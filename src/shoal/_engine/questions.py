@@ -1,15 +1,13 @@
-"""Questions to people: an attempt that asks and halts, and which answer belongs to which question.
-
-Imports runs and commits; anyio.
+"""Ask people questions: an attempt asks and halts, and a later one receives the answer.
 
 Invariants:
 - A question is saved before the attempt that asks it is halted.
-- Once an attempt has asked what is not answered it is halted, however it ends; unless it is
-  cancelled, which counts more.
+- An attempt that has asked a question without an answer is halted, whatever it returns or raises
+  then. Only a cancellation outranks that.
 - An answer belongs to one question, and a question to one visit of one step of one run. Within that
-  every attempt gets the same answer, in whatever process. So does a child that runs from its start
-  once more, if it comes to the same question in the same state.
-- A step is not attempted while one of its questions is open: it would only come to that again.
+  visit all attempts get the same answer, in any process. A child that runs again from its start
+  gets the answer too, if it asks the same question in the same state.
+- A step is not attempted while one of its questions is open: it would only ask it again.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from .publish import out_of_reach
 from .run import Run
 
 LISTED = 10
-"""Questions that an error names."""
+"""Questions that an error names: enough to see which ones they are, in a message one can read."""
 
 T = TypeVar("T")
 Answers = (
@@ -49,10 +47,7 @@ Answers = (
 
 
 def is_blocked(run: Run) -> bool:
-    """Tell whether an attempt of the current step would only come to a question that is open.
-
-    If so, it is halted.
-    """
+    """Return whether a question of the current step is open; if so, the attempt is halted."""
     questions = run.questions
     if questions is None or not questions.still_open(run.setting.execution.answers):
         return False
@@ -65,9 +60,9 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
     """Return the answer to a question that an action of ``run`` asks, or halt; see ``Context.ask``.
 
     Raises:
-        Halting: Nobody has answered yet.
-        NotData: The question can't be kept.
-        BadUse: It would not be kept, or the attempt has asked something else by that name.
+        Halting: The question has no answer yet.
+        NotData: The question can't be saved.
+        BadUse: The run has no store, or the attempt has asked another question by that name.
     """
     await checkpoint_if_cancelled()
     who = f"action {step!r} of run {run.path.id}{_key(run.path)}"
@@ -89,8 +84,11 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
         if id_ in answers:
             pending.posed[name] = question
             return answers[id_]
+        # An attempt may word the question anew: it keeps its id, and the new words are saved. See
+        # test_what_is_asked_may_have_changed_in_the_next_attempt.
         if asked is None or not _is_same(asked.question, question):
             _require_data(question, "question")
+            # In another task, since a native timeout around `ask` must not interrupt the save.
             asked = QuestionAsked(step, name, question, id_)
             await out_of_reach(run.setting.services, _pose(run, asked))
     except NotData as error:
@@ -102,26 +100,28 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
 
 
 def _question_id(run: Run, step: str, name: str, question: object) -> str:
-    """Make the id of a question that the step under way has not asked before.
+    """Return the id of a question that the current step has not asked before.
 
-    It is a hash of all that leads to the question, so a child of a race that runs from its
-    start once more is not asked again what was answered (see
-    test_a_contestant_that_runs_anew_is_not_asked_again). What is asked in another state, or
-    after the run has gone back, has another id, and no answer yet.
+    It is a hash of everything that leads to the question. So a contestant that runs again from its
+    start finds the answers to its questions (see
+    test_a_contestant_that_runs_anew_is_not_asked_again). A question in another state, or after the
+    run has gone back, has another id and no answer yet.
     """
     number, data = run.head
     visit = run.visit(step)
     try:
         state = run.setting.digest(data, run.path.key)
-    except NotData:  # nothing tells whether this state comes back
+    except NotData:
+        # Such a state can't be recognised when it comes back, so the question is a new one.
         return new_run_id()
     return digest([run.path.id, state, number, step, visit, name, question]).hex()
 
 
 async def _pose(run: Run, asked: QuestionAsked) -> None:
-    """Save a question; from then on the attempt comes to nothing, whatever interrupts it."""
+    """Save a question, and halt the attempt from then on, whatever interrupts it."""
     pending = run.pending_questions()
     await commit(run, Write(questions=(asked,)))
+    # After the save: a question that is not saved must neither halt the attempt nor be listed.
     pending.asked[asked.name] = asked
     pending.is_halting = True
 
@@ -135,17 +135,19 @@ def _refuse_unsaved(run: Run, who: str, name: str) -> None:
         if isinstance(store, NullStore):
             msg = (
                 f"{who} asks {name!r}, and {why}: nothing would remember the question until "
-                f"somebody has answered. Give it one: {where}"
+                f"it is answered. Give it one: {where}"
             )
             raise BadUse(msg)
 
 
 def halt_for(run: Run, step: str, children: Iterable[Run]) -> NoReturn:
-    """Halt, since children of ``step`` do, and nothing else of it is left.
+    """Halt ``run``, since children of ``step`` are halted and no other child is left.
 
     Raises:
-        Halting: That is how the step ends.
+        Halting: Always.
     """
+    # By position and not by time, so that callers see one order; see
+    # test_questions_come_in_order_of_positions_whoever_asked_first.
     ordered = sorted(children, key=lambda child: child.position)
     questions = run.pending_questions()
     questions.below[step] = tuple(
@@ -156,9 +158,9 @@ def halt_for(run: Run, step: str, children: Iterable[Run]) -> NoReturn:
 
 
 def has_halted(run: Run, error: BaseException) -> bool:
-    """Tell whether what came out of a run is only how an attempt has ended that waits.
+    """Return whether ``error`` is only how an attempt that waits for an answer has ended.
 
-    Not where it is a true cancellation, a KeyboardInterrupt or the like, which must travel on.
+    A real cancellation, a KeyboardInterrupt and the like are not: they must propagate.
     """
     if not run.is_halting or is_fatal(error):
         return False
@@ -167,11 +169,12 @@ def has_halted(run: Run, error: BaseException) -> bool:
 
 @ki_protected
 async def halting_attempt(run: Run, attempt: Callable[[], Awaitable[T]]) -> T:
-    """Make an attempt. Once it has asked what is not answered it is halted, however it ends.
+    """Make an attempt, and halt it if it has asked a question without an answer.
 
     Raises:
-        Halting: It is.
-        BaseException: What it raised, if it is not; a cancellation in any case.
+        Halting: It has, whatever it returned or raised; see
+            test_an_attempt_that_has_asked_is_halted_however_it_ends.
+        BaseException: The attempt raised it and has not asked, or was cancelled.
     """
     if run.questions is not None:
         run.questions.begin_attempt()
@@ -183,8 +186,10 @@ async def halting_attempt(run: Run, attempt: Callable[[], Awaitable[T]]) -> T:
     else:
         if not run.is_halting:
             return result
+    # Outside of `except`: the action's error must not become the context of `Halting`. A native
+    # cancel that the action left on the task would interrupt the commits that follow.
     await absorb_stray_cancel(run.setting.services.native_cancels)
-    msg = "the attempt has asked, and was not answered yet"
+    msg = "the attempt has asked a question that is not answered yet"
     raise Halting(msg)
 
 
@@ -199,26 +204,26 @@ def resolved(
     *,
     has_failed: bool = False,
 ) -> list[QuestionAnswered]:
-    """Find out which question each answer belongs to.
+    """Return each answer with the id of the question that it belongs to.
 
-    An answer that was given before, and has yet to be taken, may be given again: so whoever doesn't
-    know whether a call has come through repeats it. Where the run has failed with it, another one
-    may take its place.
+    An answer that was given before and is not used yet may be given again, so a caller can repeat a
+    call whose result was lost. If the run has failed with an answer, another one may replace it.
 
     Args:
-        answers: By (run id, name), or name.
-        asked: All that the steps under way have asked.
-        known: Answers that were given before, by the questions' ids.
-        run_id: The root run's id.
-        has_failed: Whether that has failed when it was executed last.
+        answers: Answers by (run id, name), or by name.
+        asked: All questions of the steps under way.
+        known: Answers that were given before, by the ids of their questions.
+        run_id: The id of the root run.
+        has_failed: Whether the last execution of the root run has failed.
 
     Raises:
-        UnknownQuestion: One belongs to no question, or to several.
-        NotData: One is nothing that can be kept.
+        UnknownQuestion: An answer belongs to no question, or to several.
+        NotData: An answer can't be saved.
     """
     open_ = [one for one in asked if one.id not in known]
     found: dict[str, QuestionAnswered] = {}
     for at, value in answers.items():
+        # Open questions first: an answered one of the same name must not make a name ambiguous.
         meant = [one for one in open_ if at in (one.address, one.name)]
         if not meant:
             meant = [one for one in asked if at in (one.address, one.name)]
@@ -250,7 +255,10 @@ def _why_unknown(
     known: Mapping[str, object],
     run_id: str,
 ) -> tuple[str, str]:
-    """Say why an answer belongs to no question: with names and values, and without any."""
+    """Return why an answer belongs to no question: for the caller, and without data of the run.
+
+    The second text may go to a client over HTTP, so it has no ids, names or values.
+    """
     if len(meant) == 1:
         value, why = brief(known[meant[0].id]), "was answered before"
         not_used = "and that has not been used"
@@ -269,17 +277,16 @@ def _why_unknown(
 
 
 def _listed(questions: Sequence[Question]) -> str:
-    """Name some, so many that one sees what they are."""
     shown = [f"{one.address!r}{_key(one.path)}" for one in questions[:LISTED]]
     more = len(questions) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _require_data(value: object, root: str) -> None:
-    """Refuse what no durable store could keep, whatever this one does.
+    """Refuse a value that a durable store could not keep, also if this run's store could.
 
     Raises:
-        NotData: Naming where in it.
+        NotData: It names the place in the value.
     """
     try:
         digest(value)
@@ -291,7 +298,7 @@ def _require_data(value: object, root: str) -> None:
 def _is_same(one: object, other: object) -> bool:
     try:
         return one is other or digest(one) == digest(other)
-    except NotData:  # which is refused where it is to be kept
+    except NotData:  # `_require_data` refuses the value, with a better message
         return False
 
 
