@@ -54,7 +54,7 @@ async def load_history(run: Run, store: Store | None = None) -> None:
     # A child that is done takes no further step, so its way is of no interest.
     is_done = resume.record is not None and resume.record.status == "succeeded"
     if not is_done and _other_way(run, played) is not None:
-        resume.record = None  # else hooks would receive its start as one of a resumed run
+        resume.record = None  # its crashes are void, too
         await forget_history(run)
     else:
         stand_at(run, played)
