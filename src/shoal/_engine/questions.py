@@ -12,7 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NoReturn, TypeVar
 
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -24,11 +24,10 @@ from shoal._concurrency.cancellation import (
     is_fatal,
     ki_protected,
 )
-from shoal._errors.exceptions import BadUse, Halting, NotData, UnknownQuestion, brief, did_you_mean
-from shoal._events.events import Question
+from shoal._errors.exceptions import BadUse, Halting, NotData, brief
 from shoal._events.identity import Key, RunPath, new_run_id
 from shoal._state.digest import digest, place_of_no_data
-from shoal.stores._history import QuestionAnswered, QuestionAsked
+from shoal.stores._history import QuestionAsked
 from shoal.stores._protocol import NullStore
 
 from .commit import Write, commit
@@ -36,14 +35,7 @@ from .progress import recorded_questions
 from .publish import out_of_reach
 from .run import Run
 
-LISTED = 10
-"""Questions that an error names: enough to see which ones they are, in a message one can read."""
-
 T = TypeVar("T")
-Answers = (
-    Mapping[str, object] | Mapping[tuple[str, str], object] | Mapping[str | tuple[str, str], object]
-)
-"""Answers by (run id, name), or by the name alone where one open question has it."""
 
 
 def is_blocked(run: Run) -> bool:
@@ -65,10 +57,10 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
         BadUse: The run has no store, or the attempt has asked another question by that name.
     """
     await checkpoint_if_cancelled()
-    who = f"action {step!r} of run {run.path.id}{_key(run.path)}"
+    who = f"action {step!r} of run {run.path.id}{asker_key(run.path)}"
     _refuse_unsaved(run, who, name)
     pending, answers = run.pending_questions(), run.setting.execution.answers
-    if name in pending.posed and not _is_same(pending.posed[name], question):
+    if name in pending.posed and not is_same_data(pending.posed[name], question):
         msg = (
             f"{who} asks {name!r} twice, and for different things: an answer belongs to the "
             f"name, so give each question its own"
@@ -77,7 +69,7 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
     try:
         asked = pending.asked.get(name)
         if asked is None:
-            _require_data(question, "question")
+            require_data(question, "question")
             id_ = _question_id(run, step, name, question)
         else:
             id_ = asked.id
@@ -86,8 +78,8 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
             return answers[id_]
         # An attempt may word the question anew: it keeps its id, and the new words are saved. See
         # test_what_is_asked_may_have_changed_in_the_next_attempt.
-        if asked is None or not _is_same(asked.question, question):
-            _require_data(question, "question")
+        if asked is None or not is_same_data(asked.question, question):
+            require_data(question, "question")
             # In another task, since a native timeout around `ask` must not interrupt the save.
             asked = QuestionAsked(step, name, question, id_)
             await out_of_reach(run.setting.services, _pose(run, asked))
@@ -193,96 +185,7 @@ async def halting_attempt(run: Run, attempt: Callable[[], Awaitable[T]]) -> T:
     raise Halting(msg)
 
 
-# -- answers -------------------------------------------------------------------------------------
-
-
-def resolved(
-    answers: Answers,
-    asked: Sequence[Question],
-    known: Mapping[str, object],
-    run_id: str,
-    *,
-    has_failed: bool = False,
-) -> list[QuestionAnswered]:
-    """Return each answer with the id of the question that it belongs to.
-
-    An answer that was given before and is not used yet may be given again, so a caller can repeat a
-    call whose result was lost. If the run has failed with an answer, another one may replace it.
-
-    Args:
-        answers: Answers by (run id, name), or by name.
-        asked: All questions of the steps under way.
-        known: Answers that were given before, by the ids of their questions.
-        run_id: The id of the root run.
-        has_failed: Whether the last execution of the root run has failed.
-
-    Raises:
-        UnknownQuestion: An answer belongs to no question, or to several.
-        NotData: An answer can't be saved.
-    """
-    open_ = [one for one in asked if one.id not in known]
-    found: dict[str, QuestionAnswered] = {}
-    for at, value in answers.items():
-        # Open questions first: an answered one of the same name must not make a name ambiguous.
-        meant = [one for one in open_ if at in (one.address, one.name)]
-        if not meant:
-            meant = [one for one in asked if at in (one.address, one.name)]
-            if len(meant) == 1 and _is_same(known[meant[0].id], value):
-                continue
-        if len(meant) != 1 or (meant[0].id in known and not has_failed):
-            message, why = _why_unknown(at, meant, open_, known, run_id)
-            raise UnknownQuestion(message, at, why)
-        question = meant[0]
-        if question.id in found:
-            msg = (
-                f"run {run_id}: answers= has two for {question.address!r}, one by its name alone; "
-                f"leave out one"
-            )
-            raise UnknownQuestion(msg, at, "the question is answered twice here")
-        try:
-            _require_data(value, "answer")
-        except NotData as error:
-            msg = f"run {run_id}: the answer to {question.address!r} can't be kept: {error}"
-            raise NotData(msg) from error
-        found[question.id] = QuestionAnswered(question.id, value)
-    return list(found.values())
-
-
-def _why_unknown(
-    at: object,
-    meant: Sequence[Question],
-    open_: Sequence[Question],
-    known: Mapping[str, object],
-    run_id: str,
-) -> tuple[str, str]:
-    """Return why an answer belongs to no question: for the caller, and without data of the run.
-
-    The second text may go to a client over HTTP, so it has no ids, names or values.
-    """
-    if len(meant) == 1:
-        value, why = brief(known[meant[0].id]), "was answered before"
-        not_used = "and that has not been used"
-        return f"run {run_id}: {at!r} {why}, with {value}, {not_used}", f"{why}, {not_used}"
-    if meant:
-        return (
-            f"run {run_id}: {len(meant)} questions are called {at!r}; say which is answered, by "
-            f"run id and name: {_listed(meant)}"
-        ), f"{len(meant)} questions have this name: give the run_id of the one that is meant"
-    if not open_:
-        msg = f"run {run_id} has no open question, so {at!r} can't be answered"
-        return msg, "the run has no open question"
-    hint = did_you_mean(at, {one.name for one in open_}) if isinstance(at, str) else ""
-    msg = f"run {run_id} has not asked {at!r}{hint}; its open questions are {_listed(open_)}"
-    return msg, "is none of the open questions of the run"
-
-
-def _listed(questions: Sequence[Question]) -> str:
-    shown = [f"{one.address!r}{_key(one.path)}" for one in questions[:LISTED]]
-    more = len(questions) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def _require_data(value: object, root: str) -> None:
+def require_data(value: object, root: str) -> None:
     """Refuse a value that a durable store could not keep, also if this run's store could.
 
     Raises:
@@ -295,13 +198,15 @@ def _require_data(value: object, root: str) -> None:
         raise NotData(msg) from error
 
 
-def _is_same(one: object, other: object) -> bool:
+def is_same_data(one: object, other: object) -> bool:
+    """Whether two values are saved as the same data; False if one can't be saved."""
     try:
         return one is other or digest(one) == digest(other)
-    except NotData:  # `_require_data` refuses the value, with a better message
+    except NotData:  # refused later, where it would be saved
         return False
 
 
-def _key(path: RunPath) -> str:
+def asker_key(path: RunPath) -> str:
+    """Return the key of the child that asks, for an error; empty for a root run."""
     key: Key = path.key
     return "" if path.parent is None else f" (key {brief(key)} of {path.step!r})"

@@ -13,7 +13,7 @@ from typing import Any, final
 from weakref import WeakKeyDictionary
 
 from shoal._concurrency.backend import Clock, Waiter
-from shoal._concurrency.background import Hosted, Work
+from shoal._concurrency.background import BackgroundTask, Work
 from shoal._concurrency.watchdog import Watchdog
 from shoal._concurrency.worker_threads import Threads
 from shoal._graph.action import FunctionAction
@@ -63,7 +63,7 @@ class Services:
     watchdog: Watchdog
     retries: Retries
     admission: Admission
-    host: Callable[[Work, Callable[[str], None]], Hosted]
+    host: Callable[[Work, Callable[[str], None]], BackgroundTask]
     """Starts work in a task of the runtime. The second function receives why it is cancelled."""
     # `Any` in these four stands for classes of modules above, which can't be imported here.
     call: Callable[[Any, FunctionAction[..., Any]], Awaitable[Change]]
