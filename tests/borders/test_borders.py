@@ -95,6 +95,18 @@ def test_a_program_is_the_same_each_time():
     assert first.program == second.program
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_neither_program_need_go_on_where_each_has_begun_the_fan_out_of_another_child(
+    backend: Backend,
+):
+    """The child that the former program has begun waits for answers, and is not compared yet."""
+    row = {**PLAIN, "place": "fan", "steps": "2", "asks": "yes", "outer_limits": "one",
+           "outer_width": "2", "change": "folded"}  # fmt: skip
+    played = play(Program(13326, row, (Trip(1, "save", 12, "fails"),)), backend)
+    assert not played.violations
+    assert played.ends == ["stopped", "halted", "refused", "refused"]
+
+
 def test_a_program_that_fails_is_made_small():
     """Here, one fails that has three things in it; all else is left out."""
 
