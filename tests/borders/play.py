@@ -75,6 +75,8 @@ class Player:
         """Whether neither program can go on: see docs/changed-programs.md."""
         self.begun_beside_halted = set[str]()
         """Runs whose fan-out the changed program has begun while one of the former rested."""
+        self.rude = 0
+        """Lives that failed by a body that misbehaves once: no more than there are bodies."""
         self.has_died = False
         self.seen: dict[str, Any] = {}
         self.result: Any = None
@@ -104,9 +106,10 @@ class Player:
     async def _play(self) -> None:
         await cancel_shielded_checkpoint()
         ends = self.report.ends
-        while len(ends) - ends.count("halted") < MOST_LIVES and len(ends) < MOST_HALTS:
+        while len(ends) - ends.count("halted") - self.rude < MOST_LIVES and len(ends) < MOST_HALTS:
             end = await self._live()
             ends.append(end)
+            self.rude += self.world.rude_now and end == "failed"
             if self.world.violations or self.is_stuck:
                 return
             if end == "succeeded":
