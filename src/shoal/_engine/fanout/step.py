@@ -2,10 +2,9 @@
 
 Invariants:
 - A batch of outcomes is one save, made in the parent's task; what ended unapplied is saved too.
-- A decision and the update of the child that decided are one save. Everybody sees the winner; then
-  the others are cancelled, once, and awaited to the end of their cleanup; then they are recorded.
-- A child starts from the parent's state as it was when the step began, narrowed to what its graph
-  needs; siblings don't see each other's results.
+- A decision and the update of the child that decided are one save. Then the others are cancelled,
+  once, and awaited to the end of their cleanup; then they are recorded.
+- A child starts from the parent's state at the beginning of the step, narrowed to its graph's needs.
 - A step that an earlier execution has begun goes on where it stood; see ``step_resume``.
 - A child that is halted takes no place, and neither wins nor fails. When there are no others left,
   and it is still needed, the step halts; if it is not, it is cancelled.
