@@ -74,8 +74,7 @@ def own_attributes(cls: ast.ClassDef) -> Iterator[str]:
         elif isinstance(statement, Function):
             for node in ast.walk(statement):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                    if isinstance(node.value, ast.Name) and node.value.id == "self":
-                        yield node.attr
+                    yield from [node.attr] if ast.unparse(node.value) == "self" else []
 
 
 def base_names(cls: ast.ClassDef) -> list[str]:
