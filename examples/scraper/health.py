@@ -53,7 +53,7 @@ class Host:
         self._is_given_up = False
         self._refuses_pages = False  # whether the last refusal was about a single page
 
-    # -- what comes of requests ----------------------------------------------------------------
+    # -- results of requests -------------------------------------------------------------------
 
     def answered(self, url: str, status: int, *, is_page: bool = True) -> None:
         """Record an answer that is no refusal."""
