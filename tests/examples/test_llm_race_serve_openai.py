@@ -267,8 +267,8 @@ def test_the_program_in_the_readme(
     ("options", "code", "said"),
     [
         (["--backend", "trio"], 2, "uvicorn runs on asyncio alone"),
-        (["--key-env", "NO_SUCH_KEY"], 2, "NO_SUCH_KEY is to hold the key of this service"),
-        (["--strategy", "judge"], 2, "who judges"),
+        (["--key-env", "NO_SUCH_KEY"], 2, "NO_SUCH_KEY must hold the key of this service"),
+        (["--strategy", "judge"], 2, "needs a provider that judges"),
         (["--port", "{port}"], 1, "in use"),
     ],
     ids=["trio", "no-key", "no-judge", "taken"],
