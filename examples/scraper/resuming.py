@@ -57,7 +57,8 @@ def taken_over(saved: Settings, asked: Settings, given: AbstractSet[str]) -> Set
         elif flag in given and (set(before) != set(now) if name == "urls" else before != now):
             parameter = "URL" if name == "urls" else f"--{flag.replace('_', '-')}"
             raise Differs(
-                f"the job was begun with {before!r} as {parameter}, and can't continue with {now!r}: "
+                f"the job was begun with {before!r} as {parameter}, "
+                f"and can't continue with {now!r}: "
                 "leave it out, or begin another job"
             )
     return replace(saved, **changes)  # pyright: ignore[reportArgumentType] - of that very type
