@@ -38,56 +38,31 @@ NAME = r"(?<![\w/-])(?:_\w+|[a-z]+(?:_\w+)+|[A-Z][a-z]+[A-Z]\w+)"
 """Words that can only be names of Python: with an underscore, or with a capital inside."""
 
 COMING = {
-    "_JUDGES": "contest",
     "AdmissionController": "Admission",
-    "AppDefinition": "Launcher",
     "AttemptPermit": "Seat",
     "BatchJoin": "Draft",
-    "ChildAdmission": "Lobby",
     "ChildSource": "Source",
-    "ChildTaskGroup": "Group",
     "ChildTemplate": "Kind",
     "CrashSuspects": "Suspects",
     "ElementSource": "Elements",
-    "EndCondition": "FirstItem",
-    "by_item": "FirstItem",
-    "picks_one": "FirstItem",
-    "ErrorPolicy": "Faults",
     "FairScheduler": "Queue",
-    "FanOutStep": "ParallelStep",
     "GateTimers": "Alarms",
-    "GroupScope": "Stopper",
     "InFlightSlot": "Stake",
     "JoinSpec": "Join",
     "PendingChild": "Entry",
     "PermitRequest": "Claim",
     "RecordedChildren": "Recorded",
     "ReplayedHistory": "Playback",
-    "RootRun": "Root",
     "RunConfig": "Setting",
-    "RunRegistry": "Roots",
-    "RunRequest": "AskedFor",
-    "DrainSignal": "Runtime",
-    "RunStart": "Start",
     "SharedRateClient": "Supply",
     "StaggeredSource": "Staggered",
-    "StartCheck": "Given",
-    "StepResume": "Carrier",
-    "WorkerPool": "Crew",
     "hand_blame_to_children": "pass_blame",
     "hedge_statistics": "learned",
-    "replace_end": "spoil",
-    "resume_starting": "go_on",
-    "step_resume": "carrying",
-    "stop_starting": "shut",
 }
 """Names that the pages have already, and the names that they replace in the source."""
 
-COMING_MODULES = {
-    *{"finish", "step_resume"},
-    *{"answers", "apps", "binding", "definition", "draining", "tasks"},
-}
-GOING_MODULES = {"carrying", "entrance"}
+COMING_MODULES = {"action_source"}
+GOING_MODULES = {"started"}
 
 
 def spans(page: Path) -> Iterator[str]:

@@ -18,6 +18,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint
 from shoal import MemoryStore, RunCancelled, RunClaimed, RunConflict, StoreFailed
 from shoal.errors import BadUse, CommitInDoubt, HookFailed, InputChanged, LeaseLost
 from shoal.events import Update
+from shoal.stores._history import StepBegun
 from shoal.testing import VirtualDeadlock, run_virtual
 
 from . import judge
@@ -72,6 +73,10 @@ class Player:
         """Whether the changed program has had results reduced."""
         self.is_stuck = False
         """Whether neither program can go on: see docs/changed-programs.md."""
+        self.begun_beside_halted = set[str]()
+        """Runs whose fan-out the changed program has begun while one of the former rested."""
+        self.rude = 0
+        """Lives that failed by a body that misbehaves once: no more than there are bodies."""
         self.has_died = False
         self.seen: dict[str, Any] = {}
         self.result: Any = None
@@ -101,9 +106,10 @@ class Player:
     async def _play(self) -> None:
         await cancel_shielded_checkpoint()
         ends = self.report.ends
-        while len(ends) - ends.count("halted") < MOST_LIVES and len(ends) < MOST_HALTS:
+        while len(ends) - ends.count("halted") - self.rude < MOST_LIVES and len(ends) < MOST_HALTS:
             end = await self._live()
             ends.append(end)
+            self.rude += self.world.rude_now and end == "failed"
             if self.world.violations or self.is_stuck:
                 return
             if end == "succeeded":
@@ -204,6 +210,8 @@ class Player:
         judge.judge_life(world, end, before=self.seen, seen=seen, run_id=self.run_id)
         if self.is_changed and _reduced(seen) > _reduced(self.seen):
             self.has_reduced = True
+        if self.is_changed and _rests(self.seen, seen):
+            self.begun_beside_halted |= _begun(seen) - _begun(self.seen)
         self.seen = seen
         if end == "refused":
             self.is_stuck = not self.is_changed
@@ -213,11 +221,14 @@ class Player:
     def _may_refuse(self, error: BaseException) -> bool:
         """Tell whether this program may refuse to go on.
 
-        The former one does only where both have had results reduced, for it could not be known
-        before an element came up that it was one of those.
+        The former one does where both have had results reduced, for it could not be known before an
+        element came up that it was one of those; and where each has begun the fan-out of another
+        child, for a child that waits for answers is not compared before it has them.
         """
-        if self.is_changed or not isinstance(error, InputChanged):
-            return self.is_changed
+        if self.is_changed:
+            return True
+        if not isinstance(error, InputChanged):
+            return any(f"of run {run_id} " in str(error) for run_id in self.begun_beside_halted)
         row = self.program.row
         is_known = row["form"] != "class" and row["source"] in ("list", "field")
         return self.has_reduced and (not is_known or row["grow"] == "yes")
@@ -353,6 +364,26 @@ def _reduced(seen: Mapping[str, Any]) -> int:
     """Count what reduce= has been given, as far as it is kept."""
     entries = (entry for one in seen.values() for entry in one.history)
     return sum(isinstance(entry, Update) and entry.step == "fan" for entry in entries)
+
+
+def _begun(seen: Mapping[str, Any]) -> set[str]:
+    """Find the runs that have begun the fan-out in the middle."""
+    return {
+        run_id
+        for run_id, one in seen.items()
+        if any(isinstance(entry, StepBegun) and entry.step == "fan" for entry in one.history)
+    }
+
+
+def _rests(before: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
+    """Tell whether a child that waits for answers in its fan-out was left as it was."""
+    return any(
+        (was := before[run_id]).record is not None
+        and was.record.status == "halted"
+        and run_id in seen
+        and seen[run_id].history == was.history
+        for run_id in _begun(before)
+    )
 
 
 UNEXPECTED = (Exception, BaseExceptionGroup)

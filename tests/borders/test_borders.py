@@ -14,7 +14,7 @@ from .coverage import Coverage
 from .generate import covering_rows, program
 from .known import is_known
 from .model import Model
-from .play import Report, play, play_all
+from .play import MOST_LIVES, Report, play, play_all
 from .program import PLAIN, Backend, Program, Trip
 from .shrink import shrink
 from .stores import Mortal, stores_of
@@ -93,6 +93,27 @@ def test_a_program_is_the_same_each_time():
     first, second = (play(program(1003), "asyncio") for _ in range(2))
     assert first.ends == second.ends
     assert first.program == second.program
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_neither_program_need_go_on_where_each_has_begun_the_fan_out_of_another_child(
+    backend: Backend,
+):
+    """The child that the former program has begun waits for answers, and is not compared yet."""
+    row = {**PLAIN, "place": "fan", "steps": "2", "asks": "yes", "outer_limits": "one",
+           "outer_width": "2", "change": "folded"}  # fmt: skip
+    played = play(Program(13326, row, (Trip(1, "save", 12, "fails"),)), backend)
+    assert not played.violations
+    assert played.ends == ["stopped", "halted", "refused", "refused"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_lives_that_fail_by_a_body_that_misbehaves_once_are_not_counted(backend: Backend):
+    row = {**PLAIN, "place": "fan", "grow": "yes", "width": "6", "steps": "2",
+           "manners": "spurious", "outer_limits": "one", "outer_width": "2"}  # fmt: skip
+    played = play(Program(5010806, row), backend)
+    assert not played.violations
+    assert played.ends.count("failed") > MOST_LIVES
 
 
 def test_a_program_that_fails_is_made_small():

@@ -11,6 +11,7 @@ import pytest
 
 from shoal import (
     Application,
+    Context,
     Done,
     Graph,
     Limits,
@@ -165,6 +166,44 @@ async def test_neither_program_goes_on_where_both_have_had_results_reduced():
             await app.run(id="x")
     forked = await changed.fork("x", number=0)
     assert dict(forked.state["sums"]) == {f"{n}": f"work {n}" for n in NS}
+
+
+async def test_neither_program_goes_on_where_each_has_begun_the_fan_out_of_another_child():
+    """A child that waits for answers is compared when it has them: a fork is what remains."""
+
+    async def ask(n: int, context: Context) -> str:
+        if n % 10 == 1:
+            return await context.ask("ok?")
+        return f"work {n}"
+
+    def tens(state: State) -> list[int]:
+        return [state["m"] * 10 + n for n in NS]
+
+    def outer(begins: int = 2, **options: Any) -> Application[Any]:
+        asks = action(reads=["n"], writes=["v"], name="asks")(ask)
+        inner = fan_out(
+            asks, over=tens, item="n", key=str, name="fan", reads=["m", "sums"], **options
+        )
+        around = fan_out(
+            inner, over="ms", item="m", key=str, name="outer", reads=["sums"], into="all",
+            take="sums", limits=Limits(1), at_most=begins,
+        )  # fmt: skip
+        return Application(around, store=store, name="app")
+
+    store = MemoryStore()
+    collects: dict[str, Any] = {"into": "sums", "take": "v"}
+    folds: dict[str, Any] = {"reduce": put, "writes": ["sums"], "take": "v"}
+    state: dict[str, Any] = {"ms": [1, 2], "sums": {}}
+    await outer(1, **collects).run(state, id="x")
+    waits = await outer(**folds).run(id="x")
+    assert [str(one.path.key) for one in waits.questions] == ["11", "21"]
+    answers = {one.address: "yes" for one in waits.questions}
+    with pytest.raises(RunConflict, match=r"went into 'sums' by key, and go to reduce= now"):
+        await outer(**folds).run(id="x", answers=answers)
+    with pytest.raises(RunConflict, match=r"went to reduce=, and go into 'sums'.*number=0"):
+        await outer(**collects).run(id="x")
+    forked = await outer(**folds).fork("x", number=0)
+    assert forked.status == "halted", "it begins from the start"
 
 
 async def test_an_element_that_comes_up_no_more_does_not_refuse_another_version():

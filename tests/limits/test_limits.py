@@ -101,7 +101,7 @@ def gates_of(admission: Admission) -> list[Gate]:
 def free(runtime: Runtime) -> bool:
     """Whether nobody holds a slot, and nobody waits for one."""
     admission = runtime._admission  # pyright: ignore[reportPrivateUsage]
-    return not admission.queue.lines and not any(gate.used for gate in gates_of(admission))
+    return not admission.queue.wait_queues and not any(gate.used for gate in gates_of(admission))
 
 
 @asynccontextmanager
@@ -305,7 +305,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.settle()
             self.is_as_in_the_model()
         assert [slots.used for slots in self.slots] == [0] * len(SIZES)
-        assert not self.queue.lines
+        assert not self.queue.wait_queues
 
 
 class AsOnAsyncio(AdmissionMachine):
@@ -354,7 +354,7 @@ def seat_of(queue: Queue, *slots: Gate) -> Seat:
 def test_those_in_line_that_were_cancelled_are_forgotten_at_once():
     queue, slots = Queue(Pending, float), Gate(1)
     held = seat_of(queue, slots)
-    lines = queue.lines
+    lines = queue.wait_queues
     first = seat_of(queue, slots)
     for _ in range(10):
         waits = seat_of(queue, slots).wait()
@@ -1186,7 +1186,7 @@ async def test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime():
             await turn()
         gc.collect()
         assert len(admission.limiters.by_owner) == 3  # of the runtime, and of what is still there
-        assert not admission.queue.lines
+        assert not admission.queue.wait_queues
 
 
 async def test_limits_of_one_owner_are_not_found_by_a_later_one():

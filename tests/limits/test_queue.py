@@ -135,7 +135,7 @@ class Program:
                 self.leave()
                 self.settle()
             self.forward(4)
-        assert not self.queue.lines
+        assert not self.queue.wait_queues
         assert not any(gate.used or gate.posted or gate.users for gate in self.gates)
         for log in self.logs.values():
             log.check_windows()

@@ -69,7 +69,7 @@ class Admission:
         Args:
             scopes: The limiters of the runtime and the application that the run belongs to.
             data: The fields of the state that the attempt starts from.
-            holder: What the run of the attempt holds.
+            holder: The permits of the run that the attempt belongs to.
             owner: The definition of the action, by which its limits are counted.
             limits: The limits of the action, if it has any.
             in_thread: Whether the attempt needs a worker thread.
@@ -103,6 +103,7 @@ class Admission:
         enclosing children are in flight already.
         """
         until = self.queue.clock() + seconds
+        # A list, not a generator: `any` would stop at the first, and all must be paused.
         paused = [
             self.queue.pause(held, until) for held in (seat, holder.stake) if held is not None
         ]

@@ -154,7 +154,7 @@ class PartGates:
             gate.resize(part.n)
             meter = part.meter(gate.key)
             if meter is not None:
-                meter.go_on_from(gate.meter)  # else a change would grant a burst again
+                meter.continue_from(gate.meter)  # else a change would grant a burst again
             gate.meter = meter
         return list(self.gates.values())
 
@@ -231,6 +231,8 @@ class Limiters:
             Exception: Whatever ``by=`` or ``cost=`` raises.
             BadResult: ``by=`` returned no valid key, or ``cost=`` no valid number.
         """
+        # The common case: no limit has `by=` or `cost=`, so no state is made and no user's function
+        # is called.
         same: tuple[Gate, ...] = ()
         for limiter in limiters:
             if limiter.same is None:
@@ -244,6 +246,9 @@ class Limiters:
         return tuple([gate for gate, _ in found]), tuple([cost for _, cost in found])
 
 
+# The queue is protected from Ctrl-C; users' functions must be interruptible all the same.
+
+
 @ki_unprotected
 def _cost(part: Part, state: State) -> float:
     assert part.cost is not None
@@ -252,6 +257,7 @@ def _cost(part: Part, state: State) -> float:
         refuse_awaitable(cost, "Limits(cost=...)")
         msg = f"{part!r}: cost= returned {brief(cost)}; it returns a number of units, at least 0"
         raise BadResult(msg)
+    # More than the burst at once would exceed the bound on windows of time.
     if cost > part.burst:
         msg = (
             f"{part!r}: cost= returned {cost:g}, but no more than {part.burst:g} may go at once, "
@@ -270,7 +276,7 @@ def _key(part: Part, state: State) -> Hashable:
     except TypeError:
         msg = f"{part!r}: by= returned {brief(key)}, which is not hashable; return a str, say"
         raise BadResult(msg) from None
-    refuse_awaitable(key, "Limits(by=...)")
+    refuse_awaitable(key, "Limits(by=...)")  # a coroutine is hashable
     refuse_key(key, state._data, f"by= of {part!r}")
     return key
 

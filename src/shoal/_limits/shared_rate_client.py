@@ -149,7 +149,7 @@ class Supply:
         for gate in self._gates:
             meter = gate.shared
             if meter is not None:
-                meter.let_go()
+                meter.return_held()
         if self._news is not None:
             self._news.set()
 
@@ -232,7 +232,7 @@ class Supply:
             self._clocks.append(now - reply.now)
             meter.receive(request, reply, min(self._clocks), self._means.chance())
             if self._closing:
-                meter.let_go()
+                meter.return_held()
         for gate, _, _ in asked:
             self._means.serve(gate)
 

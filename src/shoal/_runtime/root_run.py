@@ -22,16 +22,16 @@ from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._concurrency.background import BackgroundTask
-from shoal._concurrency.cancellation import as_failure, drive, ki_protected
+from shoal._concurrency.cancellation import drive, ki_protected
 from shoal._engine.commit import Write, commit, end_below
 from shoal._engine.crash_suspects import Suspects
 from shoal._engine.execution import Execution
+from shoal._engine.fanout.finish import End, settle_end
 from shoal._engine.fanout.read_ledgers import recall_ledgers
 from shoal._engine.fanout.recorded import recorded_asked, recorded_history
 from shoal._engine.fanout.takeup import refuse_left_steps, refuse_retry
 from shoal._engine.parts import read_children
 from shoal._engine.publish import publish_run_ended
-from shoal._engine.questions import has_halted
 from shoal._engine.replay import refuse_other_way, stand_at
 from shoal._engine.run import Run
 from shoal._engine.walk import complete_step, walk
@@ -390,17 +390,10 @@ async def _execute(run: Run) -> None:
     try:
         await drive(copy_context(), to_end(), _nothing)
     except BaseException as error:
-        if has_halted(run, error):
-            run.halt()
-            await _finish(run)
-            return
-        failure = as_failure(error)
-        if failure is None:
-            run.cancel(run.reason or type(error).__name__)
+        end = settle_end(run, error, reason=run.reason or type(error).__name__)
+        if end in (End.CANCELLED, End.INTERRUPTED):
             await _finish(run)
             raise
-        run.fail(failure)
-        del failure  # breaks the traceback cycle
     await _finish(run, is_saved=is_saved)
 
 

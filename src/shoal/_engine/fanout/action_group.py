@@ -219,7 +219,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             if error is not None:
                 return
         finally:
-            del error, fatal, failure, interruption  # no cycle from the exception to this frame
+            del error, fatal, failure, interruption  # breaks the traceback cycle
         if failed:
             raise failure_group(self.name, [outcome.error for outcome in failed])
         if self._resting:

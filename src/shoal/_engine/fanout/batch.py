@@ -158,7 +158,7 @@ class Draft:
                 try:
                     return error
                 finally:
-                    del error, failure  # no cycle from the exception to this frame
+                    del error, failure  # breaks the traceback cycle
             if self.decision is not None:
                 self._miss(batch[at + 1 :])
                 break

@@ -178,7 +178,7 @@ class GroupScope:
             failure = first_of(failure, fatal_leaf(error), error)
             self.stop(f"its fan-out failed: {brief(failure)}", failure)
         finally:
-            del error, failure  # no cycle from the exception through its traceback to this frame
+            del error, failure  # breaks the traceback cycle
 
     def stop(self, reason: str, failure: BaseException | None = None) -> None:
         """Cancel what is left for ``reason``; ``failure`` is raised in the end."""
@@ -233,7 +233,7 @@ class GroupScope:
             try:
                 raise failure
             finally:
-                del failure  # no cycle from the exception through its traceback to this frame
+                del failure  # breaks the traceback cycle
         if finished or self.was_cancelled:
             return
         # The parent may have been scheduled by a child's end in the very tick in which all were

@@ -538,7 +538,7 @@ class FanOutStep:
             if error is not None:
                 raise error
         finally:
-            del error  # no cycle from the exception to this frame
+            del error  # breaks the traceback cycle
         return reason
 
     def _tell_stagger(self, batch: Sequence[Run], left: int) -> None:
@@ -677,7 +677,7 @@ class FanOutStep:
                 if defeat is not None:
                     raise defeat
             finally:
-                del defeat  # no cycle from the exception to this frame
+                del defeat  # breaks the traceback cycle
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
             ended = ledger.failed + ledger.done

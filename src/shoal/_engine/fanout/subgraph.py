@@ -124,7 +124,7 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
             if end is not End.HALTED:
                 raise
         finally:
-            del failure  # no cycle from the exception through its traceback to this frame
+            del failure  # breaks the traceback cycle
     finally:
         _take_ledgers(run, child)
     if child.is_halting:
