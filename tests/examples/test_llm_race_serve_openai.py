@@ -227,7 +227,7 @@ def test_failures_are_the_clients_own(client: OpenAI) -> None:
         ask("why?", "gpt-9")
     with pytest.raises(openai.BadRequestError, match="with text"):
         ask(" ")
-    with pytest.raises(openai.AuthenticationError, match="not the one of this service"):
+    with pytest.raises(openai.AuthenticationError, match="wrong or missing key"):
         ask("why?", client=client.with_options(api_key="wrong"))
     with pytest.raises(openai.InternalServerError, match="no acceptable answer") as caught:
         ask("refuse")
