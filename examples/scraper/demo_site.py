@@ -155,8 +155,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # keep-alive: the connection serves the next page, too
     # head and body are two writes, and the second must not wait for an acknowledgement
     disable_nagle_algorithm = True
-    # pyright: ignore[reportIncompatibleVariableOverride] - the base class has no better type
-    server: Site
+    # The base class has no better type.
+    server: Site  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         modules = self.server.modules

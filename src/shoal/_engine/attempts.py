@@ -67,7 +67,7 @@ async def within(
             its deadline.
         Exception: The attempt raised it, before its deadline or after.
     """
-    services = run.setting.services
+    services = run.config.services
     deadline = services.clock() + seconds
     scope = CancelScope(deadline=deadline)
     watched: Watched | None = None
@@ -123,7 +123,7 @@ class Tries:
         """Count no attempt yet."""
         self._retry = retry
         self._run = run
-        self._services = services = run.setting.services
+        self._services = services = run.config.services
         self._account = None if retry.budget is None else services.retries.account(retry.budget)
         self._began_at = 0.0  # set by the first attempt; `Retry.total` counts from here
         # Whether an attempt is under way. A failure before `begin`, while waiting for a permit,
@@ -163,7 +163,7 @@ class Tries:
         self._is_on = False
         if (
             not was_on
-            or self._run.setting.execution.is_doomed
+            or self._run.config.execution.is_doomed
             or cancelled()
             or not _is_for(retry, error)  # last, since it may call user code
         ):
@@ -235,7 +235,7 @@ async def try_again(
         finally:
             failure = None  # breaks the traceback cycle
         # A native cancel that the action left on this task would interrupt the wait below.
-        await absorb_stray_cancel(run.setting.services.native_cancels)
+        await absorb_stray_cancel(run.config.services.native_cancels)
         await wait_without_slot(run, pause)
 
 

@@ -36,13 +36,13 @@ from shoal._errors.exceptions import (
     note,
 )
 from shoal._graph.action import FunctionAction, Result
-from shoal._limits.permits import Seat
+from shoal._limits.permits import AttemptPermit
 from shoal._state.secrets import Secret
 from shoal._state.state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 
 from .attempts import try_step, within
 from .commit import SAVE, commit
-from .crash_suspects import Suspects
+from .crash_suspects import CrashSuspects
 from .permits import pause_keys, take_permit, wait_for_later, wait_turn_without_slot
 from .publish import publish_grace_exceeded, publish_waiting
 from .questions import halting_attempt, is_blocked
@@ -86,14 +86,14 @@ async def _look_up_or_execute(run: Run, action: FunctionAction[..., object]) -> 
 
 
 def _execute(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
-    setting = run.setting
+    config = run.config
     # Only an action with a context can ask. While its question is open it would only ask again;
     # see test_without_an_answer_a_step_that_asks_is_not_attempted_again.
     if action.takes_context and run.questions is not None and is_blocked(run):
         return _halt(run)
     # Crashes are counted only for runs that a store keeps, and only after a crash.
-    if setting.execution.suspects is not None and setting.keeps:
-        return _call_suspect(run, action, setting.execution.suspects)
+    if config.execution.suspects is not None and config.keeps:
+        return _call_suspect(run, action, config.execution.suspects)
     return _call_tried(run, action)
 
 
@@ -102,7 +102,7 @@ async def _halt(run: Run) -> Change:
 
 
 async def _call_suspect(
-    run: Run, action: FunctionAction[..., object], suspects: Suspects
+    run: Run, action: FunctionAction[..., object], suspects: CrashSuspects
 ) -> Change:
     """Save that the run is at work, then execute the action: another crash is held against it."""
     retries = run.retry_state()
@@ -130,12 +130,12 @@ async def _call_suspect(
         suspects.leave(retries)
 
 
-async def pass_blame(run: Run) -> None:
+async def hand_blame_to_children(run: Run) -> None:
     """Stop counting crashes against ``run``: its children do the work now and are counted instead.
 
     See test_below_an_action_s_own_fan_out_its_children_are_to_blame.
     """
-    retries, suspects = run.retries, run.setting.execution.suspects
+    retries, suspects = run.retries, run.config.execution.suspects
     if suspects is None or retries is None or not retries.is_suspect:
         return
     suspects.leave(retries)  # before the save: a child may wait to be alone at work
@@ -147,7 +147,7 @@ def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Chan
     # Most actions have no retry and no limits: nothing is awaited in between for those.
     if action.retry is not None:
         return try_step(run, action.retry, partial(_call_seated, run, action))
-    if run.setting.scopes or action.is_governed:
+    if run.config.scopes or action.is_governed:
         return _call_seated(run, action)
     return _call(run, action, is_free=True)
 
@@ -175,14 +175,14 @@ async def _call_seated(
         if later is not None:
             asked += 1
             # A native cancel that the action left on this task would interrupt the wait.
-            await absorb_stray_cancel(run.setting.services.native_cancels)
+            await absorb_stray_cancel(run.config.services.native_cancels)
             await wait_for_later(run, later.after, is_paused=paused.pop())
             later = None
         seat = take_permit(run, action)
         try:
             return await _attempt(run, action, seat, on_admitted, paused)
         except RetryLater as error:
-            if asked + 1 >= LATER or not paused or run.setting.execution.is_doomed or cancelled():
+            if asked + 1 >= LATER or not paused or run.config.execution.is_doomed or cancelled():
                 note(error, f"shoal: asked for it {asked + 1} times in a row")
                 raise
             later = error
@@ -193,7 +193,7 @@ async def _call_seated(
 async def _attempt(
     run: Run,
     action: FunctionAction[..., object],
-    seat: Seat | None,
+    seat: AttemptPermit | None,
     on_admitted: Callable[[], None] | None,
     paused: list[bool],
 ) -> Change:
@@ -203,7 +203,7 @@ async def _attempt(
     ``paused`` receives whether there are any. An adaptive limit receives how the attempt ended, and
     its policy may fail the attempt.
     """
-    services = run.setting.services
+    services = run.config.services
     thread: Thread | None = None
     failure: BaseException | None = None
     begun = False  # decides whether the permit is charged (left) or given back (cancelled)
@@ -267,7 +267,7 @@ async def _attempt(
 
 
 @ki_protected
-def _adapt(run: Run, seat: Seat, failure: BaseException | None) -> None:
+def _adapt(run: Run, seat: AttemptPermit, failure: BaseException | None) -> None:
     """Report how an attempt ended to the policies that adapt its limits.
 
     Raises:
@@ -275,7 +275,7 @@ def _adapt(run: Run, seat: Seat, failure: BaseException | None) -> None:
             exception that must propagate.
     """
     try:
-        run.setting.services.admission.adapt(seat, failure)
+        run.config.services.admission.adapt(seat, failure)
     except Exception:
         if failure is None or as_failure(failure) is not None:
             raise
@@ -285,7 +285,7 @@ def _adapt(run: Run, seat: Seat, failure: BaseException | None) -> None:
 
 
 @ki_protected
-async def _leave_thread(run: Run, thread: Thread, seat: Seat) -> None:
+async def _leave_thread(run: Run, thread: Thread, seat: AttemptPermit) -> None:
     """Release the permit when the thread's function returns, without waiting for it."""
     try:
         if thread.is_running:  # the grace is over, so the thread is left behind
@@ -354,7 +354,7 @@ async def _call(
     if action.input_names:
         # Inputs of the run win over bound ones. An input that neither has is left to the
         # parameter's default; one without a default was refused before the run began.
-        inputs, bound = run.setting.inputs, action.bound
+        inputs, bound = run.config.inputs, action.bound
         for name in action.input_names:
             if name in inputs:
                 kwargs[name] = inputs[name]

@@ -76,10 +76,10 @@ async def commit(run: Run, write: Write) -> None:
         CommitInDoubt: The store did not acknowledge in time; nothing changed in this process.
         HookFailed: A guarding hook raised. Everything is saved, and all other hooks were called.
     """
-    setting = run.setting
-    (number, data), execution = run.head, setting.execution
+    config = run.config
+    (number, data), execution = run.head, config.execution
     updates, applied, unapplied = write.updates, write.applied, write.unapplied
-    if setting.secrets.names:
+    if config.secrets.names:
         for update in updates:
             what = f"what step {update.step!r} of run {run.path.id} does to the state"
             refuse_secrets(run, (update.operations, update.discovered), what)
@@ -93,7 +93,7 @@ async def commit(run: Run, write: Write) -> None:
             # test_a_crash_after_a_changed_child_was_forgotten_runs_it_once_more.
             await forget_history(child)
             rerun.append(child)
-        if child.setting.is_forgotten and child.status == "succeeded":
+        if child.config.is_forgotten and child.status == "succeeded":
             _gather(child)
             gathered.append(child)
     if execution.is_resumed:
@@ -119,7 +119,7 @@ async def commit(run: Run, write: Write) -> None:
         write.questions,
         write.step_begun,
     )
-    await execution.save(batch, setting.store)
+    await execution.save(batch, config.store)
     # Saved, then set, then published: nothing is visible before it is saved. Number and state are
     # one assignment, which a KeyboardInterrupt can't tear; see
     # test_an_interrupt_in_the_middle_of_a_commit_does_not_tear_it.
@@ -130,7 +130,7 @@ async def commit(run: Run, write: Write) -> None:
         # Back to one change with nothing pending: the updates of its steps were published when
         # the steps were completed, and must not be published again with its end.
         child.head, child.pending = (1, child.final_data()), NO_CHANGE
-    if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
+    if config.hooks.listening or is_listening(applied) or is_listening(unapplied):
         await publish_commit(run, updates, applied, unapplied, rerun)
 
 
@@ -144,9 +144,9 @@ async def record_ends(run: Run, children: Sequence[SavedRun]) -> None:
     Raises:
         ShoalError: As ``commit``.
     """
-    execution = run.setting.execution
+    execution = run.config.execution
     batch = Batch(run, unapplied=children, before=run.head[0], holder=execution.holder)
-    await execution.save(batch, run.setting.store)
+    await execution.save(batch, run.config.store)
 
 
 async def commit_unapplied(run: Run, children: Sequence[Run]) -> None:
@@ -158,7 +158,7 @@ async def commit_unapplied(run: Run, children: Sequence[Run]) -> None:
     Raises:
         ShoalError: As ``commit``; but if a save has failed before, only ``HookFailed``.
     """
-    if run.setting.execution.unsaved:
+    if run.config.execution.unsaved:
         await _revoke_ends(run, children)
         return
     try:
@@ -189,13 +189,13 @@ def _gather(child: Run) -> None:
     changed = {name: final[name] for name in final if final[name] is not initial.get(name, child)}
     dropped = tuple(name for name in initial if name not in final)
     operations = (*(Set(name, changed[name]) for name in changed), *map(Drop, dropped))
-    setting, head = child.setting, child.head
+    config, head = child.config, child.head
     # It is the only update, so the state before it is the initial one.
     child.head, child.pending = (0, initial), Change(operations, changed, dropped)
     try:
-        if setting.secrets.names:
+        if config.secrets.names:
             refuse_secrets(child, operations, "what a child has written")
-        child.packed = setting.keeper.pack(child)
+        child.packed = config.keeper.pack(child)
     except (NotData, UpdateTooLarge, SecretLeaked):
         # Earlier steps of a child without a store may write values that no store accepts. Only its
         # value has to be data, and that was packed when it succeeded.
@@ -210,19 +210,19 @@ async def end_below(run: Run) -> None:
     Raises:
         ShoalError: As ``commit``.
     """
-    setting, played = run.setting, run.playback
-    execution = setting.execution
+    config, played = run.config, run.playback
+    execution = config.execution
     # An interrupted run is resumed by another process, which takes up all that is under way.
     if execution.unsaved or execution.is_interrupted:
         return
     # A run without a store may have fan-outs with one, then `execution.stores` has it.
-    if isinstance(setting.store, NullStore) and not execution.stores:
+    if isinstance(config.store, NullStore) and not execution.stores:
         return
-    if not may_have_children(setting.graph):
+    if not may_have_children(config.graph):
         return  # spares the store a question for each failed child
     reason = run.reason if run.status == "cancelled" else "its parent failed"
     decided = None if played is None else played.decided
-    await end_unended(execution, setting.store, run, decided, reason, graph=setting.graph)
+    await end_unended(execution, config.store, run, decided, reason, graph=config.graph)
 
 
 async def _acquit(child: Run) -> None:
@@ -235,8 +235,8 @@ async def _acquit(child: Run) -> None:
     Raises:
         ShoalError: As ``commit``.
     """
-    setting, retries = child.setting, child.retries
-    if retries is None or not setting.ends_itself or setting.is_forgotten:
+    config, retries = child.config, child.retries
+    if retries is None or not config.ends_itself or config.is_forgotten:
         return
     if retries.noted != retries.crashes:  # else the store has this number already
         await commit(child, SAVE)

@@ -43,7 +43,7 @@ class Halts:
 
 
 @final
-class Setting:
+class RunConfig:
     """The configuration that all children of one fan-out share; a root run has its own."""
 
     __slots__ = (

@@ -29,7 +29,7 @@ row may have causes of their own, a deployment and a full memory; three at the s
 
 
 @final
-class Suspects:
+class CrashSuspects:
     """The suspects of one execution, and which of them are at work."""
 
     __slots__ = ("_alone", "_at_work", "_change", "_most")
@@ -81,7 +81,7 @@ class Suspects:
         Calling it again does nothing.
         """
         if who not in self._at_work:
-            return  # `pass_blame` has called it before
+            return  # `hand_blame_to_children` has called it before
         self._at_work.remove(who)
         if not self._at_work:
             self._alone = False

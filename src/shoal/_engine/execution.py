@@ -37,7 +37,7 @@ from shoal._events.identity import new_run_id
 from shoal._state.secrets import Secrets
 from shoal.stores._protocol import Batch, NullStore, Store
 
-from .crash_suspects import Suspects
+from .crash_suspects import CrashSuspects
 from .services import Services
 
 T = TypeVar("T")
@@ -162,7 +162,7 @@ class Execution:
         self.is_interrupted: bool = False
         """Whether this process is stopping, so that another one resumes the run."""
         # None unless a crash came before, so that most executions save nothing before an action.
-        self.suspects: Suspects | None = None
+        self.suspects: CrashSuspects | None = None
         """The children that may have crashed the process of the execution before."""
         self.secrets: Secrets = Secrets()
         """The secrets of the root run and all its descendants."""

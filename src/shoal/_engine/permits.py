@@ -15,25 +15,25 @@ from anyio import sleep
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._graph.action import FunctionAction
-from shoal._limits.permits import Seat, Stake
+from shoal._limits.permits import AttemptPermit, InFlightSlot
 
 from .publish import publish_waiting
 from .run import Run
 
 
-def take_permit(run: Run, action: FunctionAction[..., Any]) -> Seat | None:
+def take_permit(run: Run, action: FunctionAction[..., Any]) -> AttemptPermit | None:
     """Return the permit for an attempt of ``action``; None if it needs none.
 
     The permit may not be granted yet: the caller awaits ``wait``.
     """
-    permits, setting = run.permits, run.setting
+    permits, config = run.permits, run.config
     if permits is not None and permits.seat is not None:
         # Admission acquired it for the child's first attempt. It is handed over once: the attempt
         # that has it releases it.
         seat, permits.seat = permits.seat, None
         return seat
-    return setting.services.admission.seat(
-        setting.scopes,
+    return config.services.admission.seat(
+        config.scopes,
         run.head[1],
         run.slot_owner.held_permits(),
         owner=action.definition,
@@ -61,7 +61,7 @@ async def wait_without_slot(run: Run, seconds: float) -> None:
         raise
 
 
-def _step_aside(run: Run) -> Stake | None:
+def _step_aside(run: Run) -> InFlightSlot | None:
     stake = run.slot_owner.held_permits().make_stake()
     if stake is not None:
         stake.step_aside()
@@ -72,13 +72,13 @@ def _step_aside(run: Run) -> Stake | None:
     return stake
 
 
-def pause_keys(run: Run, seconds: float, seat: Seat | None) -> bool:
+def pause_keys(run: Run, seconds: float, seat: AttemptPermit | None) -> bool:
     """Pause the keys of an attempt for ``seconds``, so that nothing else starts with them.
 
     It is called before the attempt ends. Returns whether its limits have keys at all, which then
     keep the next attempt waiting.
     """
-    return run.setting.services.admission.pause(seat, run.slot_owner.held_permits(), seconds)
+    return run.config.services.admission.pause(seat, run.slot_owner.held_permits(), seconds)
 
 
 async def wait_for_later(run: Run, seconds: float, *, is_paused: bool) -> None:
@@ -110,8 +110,8 @@ async def retake_slot(run: Run) -> None:
         act.name == run.step
         and isinstance(act, FunctionAction)
         and act.cache is None
-        and bool(act.limits or run.setting.scopes)
-        for act in run.setting.graph.acts
+        and bool(act.limits or run.config.scopes)
+        for act in run.config.graph.acts
     ):
         return
     await _retake_place(run)
@@ -138,7 +138,7 @@ async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
 
 
 async def _retake_place(run: Run) -> None:
-    seat = run.setting.services.admission.place(run.held_permits())
+    seat = run.config.services.admission.place(run.held_permits())
     try:
         await publish_waiting(run, seat)
         await seat.wait()

@@ -12,7 +12,7 @@ from shoal._events.events import Question
 from shoal._events.identity import RunPath
 from shoal._graph.action import Act
 from shoal._state.state import Change
-from shoal.stores._history import Playback, QuestionAsked, Rewound
+from shoal.stores._history import QuestionAsked, ReplayedHistory, Rewound
 from shoal.stores._protocol import ChildRecord
 
 
@@ -131,7 +131,7 @@ class ResumeState:
         self.is_afresh: bool = False
         """Whether the run's saved history must be made void, since its input has changed."""
         # None again after the first step: it describes only the step that was under way.
-        self.replayed: Playback | None = None
+        self.replayed: ReplayedHistory | None = None
         """The run's history, while the run is at the step that was under way in it."""
         self.is_undone: Callable[[int], bool] | None = None
         """Returns whether an update was undone by going back; None: none was."""

@@ -35,7 +35,7 @@ from shoal._events.events import (
     Waiting,
 )
 from shoal._events.hooks import Hooks, Listeners
-from shoal._limits.permits import Seat
+from shoal._limits.permits import AttemptPermit
 
 from .progress import recorded_questions
 from .run import Run
@@ -50,13 +50,13 @@ def refuse_secrets(run: Run, value: object, what: str) -> None:
     Raises:
         SecretLeaked: It does; ``what`` names the value.
     """
-    if run.setting.secrets.names:
-        run.setting.secrets.refuse(value, what)
+    if run.config.secrets.names:
+        run.config.secrets.refuse(value, what)
 
 
 def is_item_heard(run: Run) -> bool:
     """Return whether anything receives the partial items of ``run``."""
-    return run.setting.on_item is not None or bool(run.setting.hooks.item)
+    return run.config.on_item is not None or bool(run.config.hooks.item)
 
 
 def publish_item(
@@ -74,23 +74,23 @@ def publish_item(
     Raises:
         SecretLeaked: The item holds a secret.
     """
-    setting = run.setting
+    config = run.config
     refuse_secrets(run, item, f"a partial item of action {step!r}")
     # A race decides by items, so its parent gets them first; see
     # test_whoever_starts_a_child_hears_its_items_first.
-    if setting.on_item is not None:
-        setting.on_item(run, item)
-    hooks = setting.hooks
+    if config.on_item is not None:
+        config.on_item(run, item)
+    hooks = config.hooks
     if not hooks.item:
         return None
     event = Item(path=run.path, step=step, item=item, attempt=attempt, index=index)
     told = hooks.tell_at_once(hooks.item, event)
-    return None if told is None else out_of_reach(setting.services, told)
+    return None if told is None else out_of_reach(config.services, told)
 
 
 async def publish_child_started(run: Run, child: Run) -> None:
     """Publish that a fan-out of ``run`` started ``child``."""
-    hooks = run.setting.hooks
+    hooks = run.config.hooks
     assert run.step is not None
     event = ChildStarted(
         path=run.path,
@@ -104,7 +104,7 @@ async def publish_child_started(run: Run, child: Run) -> None:
 
 async def publish_child_rerun(run: Run, child: Run, step: str) -> None:
     """Publish that ``child`` of ``step`` runs anew, and its saved history is void."""
-    hooks = run.setting.hooks
+    hooks = run.config.hooks
     if hooks.child_rerun:
         event = ChildRerun(
             path=run.path,
@@ -116,24 +116,24 @@ async def publish_child_rerun(run: Run, child: Run, step: str) -> None:
         await hooks.tell(hooks.child_rerun, event)
 
 
-async def publish_waiting(run: Run, seat: Seat) -> None:
+async def publish_waiting(run: Run, seat: AttemptPermit) -> None:
     """Publish that ``run`` waits for a limit: to start, or with an attempt of its current step."""
-    hooks = run.setting.hooks
+    hooks = run.config.hooks
     if not hooks.waiting or seat.granted:
         return
     limit, key = seat.awaited
     event = Waiting(
-        path=run.path, step=run.step or "", limit=limit, key=key, since=run.setting.services.clock()
+        path=run.path, step=run.step or "", limit=limit, key=key, since=run.config.services.clock()
     )
     await hooks.tell(hooks.waiting, event)
 
 
 async def publish_attempt_ended(run: Run, error: Exception | None, next_in: float | None) -> None:
     """Publish how an attempt of the current step ended, and when the next begins."""
-    hooks = run.setting.hooks
+    hooks = run.config.hooks
     if hooks.attempt_ended:
         if error is not None:
-            run.setting.secrets.hide(error)  # before any hook sees it
+            run.config.secrets.hide(error)  # before any hook sees it
         event = AttemptEnded(
             path=run.path, step=run.step or "", attempt=run.attempt, error=error, next_in=next_in
         )
@@ -144,7 +144,7 @@ async def publish_grace_exceeded(
     run: Run, place: str, seconds: float, *, abandoned: bool = False
 ) -> None:
     """Log and publish that the run's action still runs ``seconds`` after it was cancelled."""
-    path, step, hooks = run.path, run.step or "", run.setting.hooks
+    path, step, hooks = run.path, run.step or "", run.config.hooks
     if abandoned:
         run.retry_state().abandoned = True  # before hooks run: they may read the outcome
     key = "" if path.parent is None else f" (key {brief(path.key)} of {path.step!r})"
@@ -195,12 +195,12 @@ async def publish_step_ended(run: Run, status: Status) -> None:
     """Publish that the current step of ``run`` has ended; after that the run has none."""
     # Cleared first, and also if nothing listens: a hook that raises must not have it ended twice.
     step, run.step = run.step, None
-    listeners = run.setting.hooks.step_ended
+    listeners = run.config.hooks.step_ended
     if listeners and step is not None:
         event = StepEnded(
             path=run.path, step=step, status=status, error=run.error, cached=run.is_cached
         )
-        await run.setting.hooks.tell(listeners, event)
+        await run.config.hooks.tell(listeners, event)
 
 
 async def publish_run_ended(run: Run) -> None:
@@ -208,7 +208,7 @@ async def publish_run_ended(run: Run) -> None:
     if not run.began:
         return  # its start was not published, so neither is its end
     assert run.status is not None, "only the end of a run that has ended is published"
-    telling = _Telling(run.setting.hooks)
+    telling = _Telling(run.config.hooks)
     hooks, path, status, error = telling.hooks, run.path, run.status, run.error
     update = run.last_update
     if update is not None and hooks.state_updated:
@@ -247,9 +247,9 @@ async def publish_commit(
             started; see
             test_it_is_told_that_what_was_kept_of_a_child_is_void_though_it_never_starts.
     """
-    telling = _Telling(run.setting.hooks)
+    telling = _Telling(run.config.hooks)
     for child in rerun:
-        await telling.listen(publish_child_rerun(run, child, child.setting.step))
+        await telling.listen(publish_child_rerun(run, child, child.config.step))
     for update, child in zip_longest(updates, applied):
         if child is not None:
             await telling.listen(publish_run_ended(child))
@@ -297,7 +297,7 @@ class _Telling:
 def is_listening(children: Sequence[Run]) -> bool:
     """Return whether hooks listen to ``children``, which may have others than their parent."""
     # Children of one fan-out share their hooks, so the first one speaks for all.
-    return bool(children) and children[0].setting.hooks.listening
+    return bool(children) and children[0].config.hooks.listening
 
 
 async def out_of_reach(services: Services, work: Awaitable[None]) -> None:

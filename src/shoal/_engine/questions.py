@@ -41,7 +41,7 @@ T = TypeVar("T")
 def is_blocked(run: Run) -> bool:
     """Return whether a question of the current step is open; if so, the attempt is halted."""
     questions = run.questions
-    if questions is None or not questions.still_open(run.setting.execution.answers):
+    if questions is None or not questions.still_open(run.config.execution.answers):
         return False
     questions.begin_attempt()
     questions.is_halting = True
@@ -59,7 +59,7 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
     await checkpoint_if_cancelled()
     who = f"action {step!r} of run {run.path.id}{asker_key(run.path)}"
     _refuse_unsaved(run, who, name)
-    pending, answers = run.pending_questions(), run.setting.execution.answers
+    pending, answers = run.pending_questions(), run.config.execution.answers
     if name in pending.posed and not is_same_data(pending.posed[name], question):
         msg = (
             f"{who} asks {name!r} twice, and for different things: an answer belongs to the "
@@ -82,7 +82,7 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
             require_data(question, "question")
             # In another task, since a native timeout around `ask` must not interrupt the save.
             asked = QuestionAsked(step, name, question, id_)
-            await out_of_reach(run.setting.services, _pose(run, asked))
+            await out_of_reach(run.config.services, _pose(run, asked))
     except NotData as error:
         msg = f"{who} asks {name!r} with a question that can't be kept: {error}"
         raise NotData(msg) from error
@@ -102,7 +102,7 @@ def _question_id(run: Run, step: str, name: str, question: object) -> str:
     number, data = run.head
     visit = run.visit(step)
     try:
-        state = run.setting.digest(data, run.path.key)
+        state = run.config.digest(data, run.path.key)
     except NotData:
         # Such a state can't be recognised when it comes back, so the question is a new one.
         return new_run_id()
@@ -119,10 +119,10 @@ async def _pose(run: Run, asked: QuestionAsked) -> None:
 
 
 def _refuse_unsaved(run: Run, who: str, name: str) -> None:
-    setting = run.setting
+    config = run.config
     for store, why, where in (
-        (setting.execution.store, "this run has no store", "Application(..., store=...)"),
-        (setting.store, "this child is kept nowhere", "its fan-out another store= than None"),
+        (config.execution.store, "this run has no store", "Application(..., store=...)"),
+        (config.store, "this child is kept nowhere", "its fan-out another store= than None"),
     ):
         if isinstance(store, NullStore):
             msg = (
@@ -180,7 +180,7 @@ async def halting_attempt(run: Run, attempt: Callable[[], Awaitable[T]]) -> T:
             return result
     # Outside of `except`: the action's error must not become the context of `Halting`. A native
     # cancel that the action left on the task would interrupt the commits that follow.
-    await absorb_stray_cancel(run.setting.services.native_cancels)
+    await absorb_stray_cancel(run.config.services.native_cancels)
     msg = "the attempt has asked a question that is not answered yet"
     raise Halting(msg)
 

@@ -16,7 +16,7 @@ from shoal._graph.action import Act
 from shoal._graph.graph import Graph
 from shoal._state.schema import Schema
 from shoal._state.state import NO_CHANGE, Change
-from shoal.stores._history import Entry, Playback, Rewound, play
+from shoal.stores._history import Entry, ReplayedHistory, Rewound, play
 from shoal.stores._protocol import NullStore, Store
 
 from .commit import Write, commit, forget_history
@@ -38,18 +38,18 @@ async def load_history(run: Run, store: Store | None = None) -> None:
     Raises:
         StoreFailed: The store raised, or did not answer in time.
     """
-    setting = run.setting
+    config = run.config
     # The updates apply to the state that the model has completed with defaults.
-    if setting.schema is not None:
-        fill_model(run, setting.schema)
+    if config.schema is not None:
+        fill_model(run, config.schema)
     played = play(run.initial, ())
 
     def take(entries: Sequence[Entry]) -> None:
         for entry in entries:
             played.add(entry)
 
-    kept_in = setting.store if store is None else store
-    await read_history(setting.execution, kept_in, run.path, take)
+    kept_in = config.store if store is None else store
+    await read_history(config.execution, kept_in, run.path, take)
     resume = run.resume_state()
     # A child that is done takes no further step, so its way is of no interest.
     is_done = resume.record is not None and resume.record.status == "succeeded"
@@ -68,12 +68,12 @@ async def load_end(run: Run) -> None:
     Raises:
         StoreFailed: The store raised, or did not answer in time.
     """
-    setting = run.setting
-    await load_history(run, setting.keeper if isinstance(setting.store, NullStore) else None)
+    config = run.config
+    await load_history(run, config.keeper if isinstance(config.store, NullStore) else None)
     run.pending = NO_CHANGE  # not None: its last step is decided, and `lacks_history` is over
 
 
-def stand_at(run: Run, played: Playback) -> None:
+def stand_at(run: Run, played: ReplayedHistory) -> None:
     """Set the state, visits and open questions of ``run`` to the end of a history."""
     resume = run.resume_state()
     resume.replayed = played
@@ -91,7 +91,7 @@ async def rewind(run: Run, rewound: Rewound, back: Change) -> None:
     await commit(run, Write((update,), back.applied_to(run.head[1]), rewound=rewound))
 
 
-def next_act(run: Run, played: Playback) -> Act | None:
+def next_act(run: Run, played: ReplayedHistory) -> Act | None:
     """Return the act that follows the last completed step of a history; None at the end.
 
     The conditions on edges see the state after that step: the step under way may have changed it
@@ -105,12 +105,12 @@ def next_act(run: Run, played: Playback) -> Act | None:
     if record is not None and record.status == "succeeded":
         return None
     # `load_history` has made the history of a child void instead.
-    if run.setting.parent is None:
+    if run.config.parent is None:
         refuse_other_way(run, played)
     return _after(run, played)
 
 
-def refuse_other_way(run: Run, played: Playback) -> None:
+def refuse_other_way(run: Run, played: ReplayedHistory) -> None:
     """Refuse to resume a history that has taken a way that the graph doesn't have.
 
     Raises:
@@ -124,13 +124,13 @@ def refuse_other_way(run: Run, played: Playback) -> None:
         raise RunConflict(msg)
 
 
-def _other_way(run: Run, played: Playback) -> tuple[str, int | None] | None:
+def _other_way(run: Run, played: ReplayedHistory) -> tuple[str, int | None] | None:
     """Return why the graph doesn't lead through a history; None: it does.
 
     The second value is the number of the last update after which the graph can continue, if there
     is one.
     """
-    graph, before = run.setting.graph, played.first_after
+    graph, before = run.config.graph, played.first_after
     for step, _, number in played.completed_visits():
         # A step that is not in the graph any more may lie behind the run: only its last one must
         # be found, to continue from. Between two known steps there must be an edge.
@@ -156,20 +156,20 @@ def _other_way(run: Run, played: Playback) -> tuple[str, int | None] | None:
     return None
 
 
-def _after(run: Run, played: Playback) -> Act | None:
-    setting, step = run.setting, played.began.step
+def _after(run: Run, played: ReplayedHistory) -> Act | None:
+    config, step = run.config, played.began.step
     if step is None:
-        return setting.graph.entry
-    act = setting.graph.find(step)
+        return config.graph.entry
+    act = config.graph.find(step)
     assert act is not None, "else its way would be another one"
-    return act_after(setting.graph, act, played.began.data)
+    return act_after(config.graph, act, played.began.data)
 
 
 def fill_model(run: Run, schema: Schema[Any]) -> None:
     """Complete the first state of a child by its model; a root run's state is complete already."""
-    if run.setting.parent is not None:
+    if run.config.parent is not None:
         data = {name: value for name, value in run.head[1].items() if name in schema.fields}
-        run.initial = schema.initial(data, f"the first state of {run.setting.act!r}")
+        run.initial = schema.initial(data, f"the first state of {run.config.act!r}")
         run.head = (0, run.initial)
 
 

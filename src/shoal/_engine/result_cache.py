@@ -54,7 +54,7 @@ async def lookup(run: Run, action: FunctionAction[..., Any]) -> Change | None:
     retries = run.retry_state()
     recalling = _cache_of(run).recall(retries.result_key)
     what = f"the result of {action.name!r}"
-    operations = await run.setting.execution.ask(recalling, what)
+    operations = await run.config.execution.ask(recalling, what)
     if operations is None:
         return None
     retries.is_cached = True  # events of the step say so, and no attempt is published
@@ -74,24 +74,24 @@ async def store_result(
         SecretLeaked: The result holds a secret.
         StoreFailed: The result could not be stored.
     """
-    setting, what = run.setting, f"room for a result of {action.name!r}"
+    config, what = run.config, f"room for a result of {action.name!r}"
     # All checks come before the store is asked, since a stored result is used without them; see
     # test_what_its_model_refuses_is_not_remembered.
-    if setting.schema is not None:
-        setting.schema.checked(change, run.head[1], f"action {action.name!r}")
-    if setting.secrets.names:
-        setting.secrets.refuse(change.operations, f"what action {action.name!r} has come to")
+    if config.schema is not None:
+        config.schema.checked(change, run.head[1], f"action {action.name!r}")
+    if config.secrets.names:
+        config.secrets.refuse(change.operations, f"what action {action.name!r} has come to")
     # A native cancel that the action left on this task is no reason not to store its result; see
     # test_a_cancellation_that_is_left_on_the_task_is_nobody_s.
-    await absorb_stray_cancel(setting.services.native_cancels)
+    await absorb_stray_cancel(config.services.native_cancels)
     key = run.retry_state().result_key
     remembering = _cache_of(run).remember(key, change.operations, seconds)
     # A result that can't be saved fails the action, and the execution goes on.
-    await setting.execution.ask(remembering, what, (NotData, UpdateTooLarge))
+    await config.execution.ask(remembering, what, (NotData, UpdateTooLarge))
     return change
 
 
 def _cache_of(run: Run) -> CachesResults:
     # Runs whose store has no cache, or that have no store, share the one of their runtime.
-    store = run.setting.store
-    return store if isinstance(store, CachesResults) else run.setting.services.results
+    store = run.config.store
+    return store if isinstance(store, CachesResults) else run.config.services.results

@@ -35,10 +35,10 @@ from shoal._events.identity import Key, RunPath
 from shoal._graph.action import Act, FunctionAction
 from shoal._limits.permits import HeldPermits
 from shoal._state.state import NO_CHANGE, Change, State, held, make_state, typed
-from shoal.stores._history import Playback
+from shoal.stores._history import ReplayedHistory
 from shoal.stores._protocol import ChildRecord
 
-from .config import Setting
+from .config import RunConfig
 from .disposition import (
     APPLIED_BEFORE,
     DEFERRED,
@@ -101,7 +101,7 @@ class Run:
         "reason",
         "resume",
         "retries",
-        "setting",
+        "config",
         "started_at",
         "status",
         "step",
@@ -113,7 +113,7 @@ class Run:
 
     def __init__(
         self,
-        setting: Setting,
+        config: RunConfig,
         data: Mapping[str, object],
         *,
         key: Key = "",
@@ -123,7 +123,7 @@ class Run:
     ) -> None:
         """Start at the entry of the graph, with the state ``data``."""
         # Identity: never changes. A root run has no key, position or element.
-        self.setting: Setting = setting
+        self.config: RunConfig = config
         self.key: Key = key
         self.position: int = position
         self.element: object = element
@@ -160,7 +160,7 @@ class Run:
         self.elapsed: float = 0.0  # seconds; 0 until the end
         # The contestant that has won, if the run was cancelled because of that.
         self.winner: ChildName | None = None
-        self.started_at: float = setting.services.clock()  # again by `reopen`
+        self.started_at: float = config.services.clock()  # again by `reopen`
         # The end as the parent's store encodes it, made when the child succeeds: a value that
         # can't be saved fails the child then, and not its parent later.
         self.packed: object = None
@@ -175,11 +175,11 @@ class Run:
         # Made when read, which few children are. The outcome is dropped when the run changes.
         self._path = path
         self._outcome: Outcome | None = None
-        if setting.secrets.names and setting.parent is not None:
-            setting.secrets.refuse((key, element), f"an element of {setting.step!r}, or its key,")
+        if config.secrets.names and config.parent is not None:
+            config.secrets.refuse((key, element), f"an element of {config.step!r}, or its key,")
         # Of the state as it is given, before a model adds defaults. It is made before the run
         # starts, so that a field that is not data is refused before the action runs.
-        self._digest: str | None = setting.digest(data, key) if setting.keeps else None
+        self._digest: str | None = config.digest(data, key) if config.keeps else None
 
     # -- identity and progress ------------------------------------------------------------------
 
@@ -187,12 +187,12 @@ class Run:
     def path(self) -> RunPath:
         """The run's identity."""
         if self._path is None:
-            setting = self.setting
+            config = self.config
             self._path = RunPath(
-                act=setting.act,
-                parent=setting.parent,
-                step=setting.step,
-                visit=setting.visit,
+                act=config.act,
+                parent=config.parent,
+                step=config.step,
+                visit=config.visit,
                 key=self.key,
             )
         return self._path
@@ -227,17 +227,17 @@ class Run:
     @property
     def age(self) -> float:
         """Seconds since the run's start."""
-        return self.setting.services.clock() - self.started_at
+        return self.config.services.clock() - self.started_at
 
     @property
     def digest(self) -> str:
         """A hash of the input of a child; see ``SavedRun``."""
         if self._digest is None:
-            self._digest = self.setting.digest(self.initial, self.key)
+            self._digest = self.config.digest(self.initial, self.key)
         return self._digest
 
     @property
-    def playback(self) -> Playback | None:
+    def playback(self) -> ReplayedHistory | None:
         """The saved history, as long as the run is at the step that was under way in it."""
         return None if self.resume is None else self.resume.replayed
 
@@ -274,7 +274,7 @@ class Run:
         return self._state_of(self.final_data())
 
     def _state_of(self, data: Mapping[str, object]) -> State:
-        schema, state = self.setting.schema, make_state(data)
+        schema, state = self.config.schema, make_state(data)
         return state if schema is None else typed(state, schema)
 
     @property
@@ -303,19 +303,19 @@ class Run:
     @property
     def slot_owner(self) -> Run:
         """The child of a fan-out that the run is part of as a nested graph, or the run itself."""
-        return self.setting.host or self
+        return self.config.host or self
 
     def held_permits(self) -> HeldPermits:
         """Return the permits that the run holds; the record is made on first use."""
         if self.permits is None:
-            self.permits = HeldPermits(self.setting.execution, self.setting.in_flight)
+            self.permits = HeldPermits(self.config.execution, self.config.in_flight)
         return self.permits
 
     @property
     def is_starting(self) -> bool:
         """Whether the run has completed no step yet, nor has the child that it is part of."""
         is_at_entry = self.pending is None and (self.steps is None or not self.steps.visits)
-        return is_at_entry and self.setting.begins_host
+        return is_at_entry and self.config.begins_host
 
     # -- records that most runs never need: each method makes its record on first use -----------
 
@@ -347,15 +347,15 @@ class Run:
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
         """Execute a function action on the current state."""
-        return self.setting.services.call(self, action)
+        return self.config.services.call(self, action)
 
     def enter(self, graph: Act) -> Awaitable[Change]:
         """Execute a graph as a run of its own."""
-        return self.setting.services.enter(graph, self)
+        return self.config.services.enter(graph, self)
 
     def fan_out(self, parallel: Act) -> Awaitable[Change]:
         """Execute the children of a parallel act."""
-        return self.setting.services.fan_out(parallel, self)
+        return self.config.services.fan_out(parallel, self)
 
     # -- retries --------------------------------------------------------------------------------
 
@@ -388,7 +388,7 @@ class Run:
 
     def retain(self, step: str, what: object) -> None:
         """Retain the fan-out of a failed step for the next attempt, if there may be one."""
-        if self.setting.is_resumable:
+        if self.config.is_resumable:
             self.retry_state().retained[step] = what
 
     def take_retained(self, step: str) -> object:
@@ -405,7 +405,7 @@ class Run:
         """The open questions of the run and its descendants: its own first, then its children's."""
         if self.questions is None:
             return ()
-        return self.questions.in_order(self.path, self.setting.execution.answers)
+        return self.questions.in_order(self.path, self.config.execution.answers)
 
     # -- ends -----------------------------------------------------------------------------------
 
@@ -417,15 +417,15 @@ class Run:
             UpdateTooLarge: They are too large to be saved.
             SecretLeaked: They hold a secret.
         """
-        setting = self.setting
+        config = self.config
         # All that may raise comes before `_end`: then the run fails and has no end to revoke.
-        if setting.value_of is not None:
-            self.value = setting.value_of(self)
-        if setting.secrets.names and setting.parent is not None:
+        if config.value_of is not None:
+            self.value = config.value_of(self)
+        if config.secrets.names and config.parent is not None:
             written = () if self.pending is None else self.pending.operations
-            setting.secrets.refuse((self.value, written), f"what {setting.act!r} has come to")
-        if setting.parent is not None:
-            self.packed = setting.keeper.pack(self)
+            config.secrets.refuse((self.value, written), f"what {config.act!r} has come to")
+        if config.parent is not None:
+            self.packed = config.keeper.pack(self)
         if self.retries is not None:
             self.retries.clear_crashes()
         self._end("succeeded")
@@ -474,7 +474,7 @@ class Run:
         if self.questions is not None:
             self.questions.begin_attempt()
         self.reason = ""
-        self.started_at = self.setting.services.clock()
+        self.started_at = self.config.services.clock()
 
     def _stay_done(self) -> None:
         """Become ``DONE``: the end is saved and published, with the last update."""
@@ -530,7 +530,7 @@ class Run:
             ended = self.status or self.disposition.why
             msg = f"run {self.path.id} has ended ({ended}), and can't be {status} any more"
             raise AssertionError(msg)
-        self.elapsed = self.setting.services.clock() - self.started_at
+        self.elapsed = self.config.services.clock() - self.started_at
         self.status = status
 
     def fail(self, error: Exception, *after: Status) -> None:
@@ -541,7 +541,7 @@ class Run:
             after: The statuses that this may replace, none of which is saved.
         """
         self._end("failed", *after)
-        self.setting.secrets.hide(error)  # before anything can see it
+        self.config.secrets.hide(error)  # before anything can see it
         self.pending = None
         self.value = None  # the value may be the reason: one that can't be saved
         # No result will hand these ledgers over, and the errors in them lead back here.
@@ -590,7 +590,7 @@ class Run:
             # The errors of children are not raised any more, and their frames lead back here.
             for ledger in self.steps.all_ledgers():
                 ledger.let_go()
-        self.reason = self.setting.secrets.mask(reason)
+        self.reason = self.config.secrets.mask(reason)
         self.winner = winner
 
     def halt(self) -> None:
@@ -600,7 +600,7 @@ class Run:
         """
         # The action may have caught the error of a failed save; see
         # test_a_save_that_has_failed_counts_more_than_a_question.
-        failure = self.setting.execution.failure
+        failure = self.config.execution.failure
         if failure is not None:
             self.fail(failure)
             return
@@ -612,7 +612,7 @@ class Run:
         if self.retries is not None:
             self.retries.clear_crashes()
         self.reason = ""
-        self.value = plain(self.open_questions) if self.setting.parent is not None else None
+        self.value = plain(self.open_questions) if self.config.parent is not None else None
 
     def rest(self, record: ChildRecord) -> None:
         """Stay halted as in an earlier execution, since none of the open questions is answered."""

@@ -17,9 +17,9 @@ from shoal._concurrency.background import BackgroundTask, Work
 from shoal._concurrency.watchdog import Watchdog
 from shoal._concurrency.worker_threads import Threads
 from shoal._graph.action import FunctionAction
-from shoal._limits.admission import Admission
+from shoal._limits.admission import AdmissionController
 from shoal._limits.breaker import Circuits
-from shoal._limits.permits import Seat
+from shoal._limits.permits import AttemptPermit
 from shoal._limits.retry import Account, RetryBudget
 from shoal._state.state import Change
 from shoal.stores._results import Results
@@ -62,7 +62,7 @@ class Services:
     threads: Threads
     watchdog: Watchdog
     retries: Retries
-    admission: Admission
+    admission: AdmissionController
     host: Callable[[Work, Callable[[str], None]], BackgroundTask]
     """Starts work in a task of the runtime. The second function receives why it is cancelled."""
     # `Any` in these four stands for classes of modules above, which can't be imported here.
@@ -72,7 +72,7 @@ class Services:
     """Executes a graph that is a node of the graph of a run."""
     fan_out: Callable[[Any, Any], Awaitable[Change]]
     """Executes an act of a run whose work is children."""
-    context: Callable[[Any, FunctionAction[..., Any], Seat | None, Any], object]
+    context: Callable[[Any, FunctionAction[..., Any], AttemptPermit | None, Any], object]
     """Returns the ``context`` of an attempt, for a run, its action, its permit and its items."""
     native_cancels: Callable[[], Callable[[], int]]
     """Called in a task, returns a function that counts the native cancels pending on that task."""
@@ -84,7 +84,7 @@ class Services:
     """The result cache of runs whose store has none."""
     # Both are weak: a runtime may outlive definitions that are made dynamically. See
     # test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime.
-    learned: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
+    hedge_statistics: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
     """Statistics for hedged requests, by the definition of the race."""
     circuits: WeakKeyDictionary[object, dict[str, Circuits]] = field(
         default_factory=WeakKeyDictionary

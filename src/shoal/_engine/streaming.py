@@ -70,7 +70,7 @@ class Items:
 
     def hide_secrets(self, error: BaseException) -> None:
         """Mask secrets in an error of the attempt that is about to be published."""
-        self._run.setting.secrets.hide(error)
+        self._run.config.secrets.hide(error)
 
     def give(self, item: object) -> Awaitable[None] | None:
         """Publish the next item; return an awaitable if the action has to wait for that.

@@ -32,7 +32,7 @@ from shoal.stores._history import StepBegun, own_declared
 from .attempts import Tries, try_again, within
 from .call import call_action
 from .commit import Write, commit
-from .config import Halts, Setting
+from .config import Halts, RunConfig
 from .permits import retake_slot
 from .publish import publish_attempt_ended, publish_step_ended
 from .replay import act_after, fill_model, load_history, next_act, rewind
@@ -62,19 +62,19 @@ async def walk(run: Run) -> None:
         Poisoned: The run was at work in too many crashes.
         Exception: An act or a condition raised it.
     """
-    setting = run.setting
-    hooks, straight, halts = setting.hooks, setting.graph.straight, setting.halts
-    each = setting.each
+    config = run.config
+    hooks, straight, halts = config.hooks, config.graph.straight, config.halts
+    each = config.each
     is_timed = each is not None and each.timeout is not None
-    act: Act | None = setting.graph.entry
+    act: Act | None = config.graph.entry
     steps = 0
-    if run.pending is None and run.retries is None and run.resume is None and _is_plain(setting):
+    if run.pending is None and run.retries is None and run.resume is None and _is_plain(config):
         # Nearly all children start like this: with nothing to resume and no hook for the start.
         # They pay for no call and no await.
         run.began = True
     else:
         act, steps = await _begin(run)
-    max_steps = setting.execution.max_steps
+    max_steps = config.execution.max_steps
     walked: tuple[str, ...] = ()
     try:
         while act is not None:
@@ -86,8 +86,8 @@ async def walk(run: Run) -> None:
                 walked += (act.name,)
             if steps % STEPS == 0:
                 await checkpoint()
-            if setting.gate is not None:
-                await setting.gate(act.name)
+            if config.gate is not None:
+                await config.gate(act.name)
             # A run that is resumed in this execution may be at a step whose start is published.
             is_open, run.step = run.step is not None, act.name
             if hooks.watching_steps:
@@ -103,8 +103,8 @@ async def walk(run: Run) -> None:
             if run.resume is not None:
                 run.resume.replayed = None  # the history ends with this step
             # Checked before anything is saved of it, and before conditions see it.
-            if setting.schema is not None:
-                change = setting.schema.checked(change, run.head[1], f"action {act.name!r}")
+            if config.schema is not None:
+                change = config.schema.checked(change, run.head[1], f"action {act.name!r}")
             if act.name in straight:
                 following = straight[act.name]
             else:
@@ -112,8 +112,8 @@ async def walk(run: Run) -> None:
             # The last step is saved together with the run's end, in the parent's commit: one save
             # for a child of one step. See
             # test_a_child_saves_its_earlier_steps_itself_and_its_last_with_its_parent.
-            is_parents = following is None and not setting.ends_itself
-            if is_parents and setting.host is not None:
+            is_parents = following is None and not config.ends_itself
+            if is_parents and config.host is not None:
                 # The parent's commit has no place for empty fan-outs of a graph that is a node,
                 # whose ledgers the result of the root run has; so such a step is saved by itself.
                 is_parents = _empty_fan_outs_of(run, act.name) is None
@@ -128,13 +128,13 @@ async def walk(run: Run) -> None:
                 await complete_step(run, change)
             act = following
     except BaseException:
-        if setting.is_resumable:
+        if config.is_resumable:
             # Also for a cancellation: a timeout of the step around may be what is retried.
             run.retry_state().at = act
         raise
     if run.pending is None:
         run.pending = NO_CHANGE  # not None any more: all steps are completed
-        if setting.ends_itself:
+        if config.ends_itself:
             await commit(run, Write(ended="succeeded"))
 
 
@@ -144,11 +144,11 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
     The order matters: the history is read before the start is published, since that says whether
     the run is resumed; a poisoned run is refused after its start, so that its end has one.
     """
-    setting, retries, resume = run.setting, run.retries, run.resume
+    config, retries, resume = run.config, run.retries, run.resume
     record = None if resume is None else resume.record
     replayed = None if resume is None else resume.replayed
-    hooks, suspects = setting.hooks, setting.execution.suspects
-    act: Act | None = setting.graph.entry
+    hooks, suspects = config.hooks, config.execution.suspects
+    act: Act | None = config.graph.entry
     steps = 0
     # Also true after an attempt that failed before its first act, because the history could not be
     # read for example: the next attempt does all of this again.
@@ -165,7 +165,7 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
         if hooks.run_started:
             # A run without a history starts now, also in an execution that resumes others. A fork
             # has a history and is not resumed.
-            resumed = record is not None or setting.execution.is_resumed
+            resumed = record is not None or config.execution.is_resumed
             resumed = resumed and replayed is not None
             await hooks.tell(hooks.run_started, RunStarted(path=run.path, resumed=resumed))
     if begins and record is not None and (suspects or record.crashes):
@@ -175,21 +175,21 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
             suspects.check(run.path, record.crashes)
     if not begins:
         act = _stands_at(run)
-    elif setting.schema is not None and replayed is None:
-        fill_model(run, setting.schema)
+    elif config.schema is not None and replayed is None:
+        fill_model(run, config.schema)
     if resume is not None and resume.rewind is not None:
         await rewind(run, *resume.rewind)
         resume.rewind = None  # after the save: an attempt that fails in it goes back again
     has_halted_here = resume is not None and resume.has_halted_here
-    halts = setting.halts
+    halts = config.halts
     if halts is not None and act is not None and not has_halted_here:
         _stop_before(run, act, halts)
     return act, steps
 
 
-def _is_plain(setting: Setting) -> bool:
+def _is_plain(config: RunConfig) -> bool:
     """Return whether a run that has nothing to resume needs nothing done at its start."""
-    return setting.schema is None and setting.halts is None and not setting.hooks.run_started
+    return config.schema is None and config.halts is None and not config.hooks.run_started
 
 
 def _stands_at(run: Run) -> Act | None:
@@ -201,7 +201,7 @@ def _stands_at(run: Run) -> Act | None:
     if not retries.is_undecided:
         return retries.at
     # If a condition raises again, `is_undecided` stays set and the next attempt evaluates it again.
-    following = act_after(run.setting.graph, retries.at, run.head[1])
+    following = act_after(run.config.graph, retries.at, run.head[1])
     retries.is_undecided, retries.attempt = False, retries.before + 1
     return following
 
@@ -229,17 +229,17 @@ async def _choose(run: Run, act: Act, change: Change) -> Act | None:
     again. See test_a_condition_that_failed_is_asked_again_and_its_act_is_not.
     """
     try:
-        return act_after(run.setting.graph, act, change.applied_to(run.head[1]))
+        return act_after(run.config.graph, act, change.applied_to(run.head[1]))
     except BaseException:
         await complete_step(run, change)
         # After the save: if that fails, the step is not completed and must be executed again.
-        if run.setting.is_resumable:
+        if run.config.is_resumable:
             run.retry_state().is_undecided = True
         raise
 
 
 def _too_many_steps(run: Run, act: Act, walked: tuple[str, ...]) -> TooManySteps:
-    limit = run.setting.execution.max_steps
+    limit = run.config.execution.max_steps
     return TooManySteps(
         f"run {run.path.id} of {run.path.act!r} has taken {limit} steps, "
         f"the last {' -> '.join(walked)}, and {act.name!r} would be next; "
@@ -264,7 +264,7 @@ async def _perform_in_time(run: Run, act: Act) -> Change:
 
 async def _perform_watched(run: Run, act: Act, *, is_open: bool) -> Change:
     """Perform a step and publish its events; its start only unless it ``is_open`` already."""
-    hooks, each = run.setting.hooks, run.setting.each
+    hooks, each = run.config.hooks, run.config.each
     event = StepStarted(path=run.path, step=act.name)
     if hooks.step_started and not is_open:
         await hooks.tell(hooks.step_started, event)
@@ -278,7 +278,7 @@ async def _perform_watched(run: Run, act: Act, *, is_open: bool) -> Change:
         else:
             change = await _perform(run, act)
     except BaseException as error:
-        run.setting.secrets.hide(error)  # before `around_step` sees it
+        run.config.secrets.hide(error)  # before `around_step` sees it
         failure = entered.leave(error)
         if failure is not None and isinstance(error, Exception):
             raise failure from error
@@ -304,7 +304,7 @@ async def complete_step(
         ended: The status of the run, if it ends with this step.
     """
     # A native cancel that the action left on this task would interrupt the save.
-    await absorb_stray_cancel(run.setting.services.native_cancels)
+    await absorb_stray_cancel(run.config.services.native_cancels)
     step = run.step
     assert step is not None
     updates: tuple[Update, ...] = ()
@@ -337,7 +337,7 @@ def _empty_fan_outs_of(run: Run, step: str) -> StepBegun | None:
     ledgers = None if run.steps is None else run.steps.ledgers
     if not ledgers:
         return None
-    act, visit = run.setting.graph.find(step), run.visit(step)
+    act, visit = run.config.graph.find(step), run.visit(step)
     if not isinstance(act, FunctionAction):
         return None
     names = [
@@ -367,7 +367,7 @@ async def complete_last(run: Run) -> None:
         try:
             await complete_step(run, change)
         except (NotData, UpdateTooLarge, SecretLeaked):
-            retries.at = run.setting.graph.find(step)  # the next attempt executes the step again
+            retries.at = run.config.graph.find(step)  # the next attempt executes the step again
             return
     retries.lacks_value = True
 

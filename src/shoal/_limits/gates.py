@@ -200,7 +200,7 @@ class FairShare(Protocol):
     """The round in which it last began to wait after it had nothing waiting."""
 
 
-class Held:
+class Acquired:
     """Slots and units of several gates that are acquired and released together."""
 
     __slots__ = ("costs", "needed", "since", "taken_at")
@@ -218,7 +218,7 @@ class Held:
         self.taken_at: float = -math.inf  # when it was charged; only set where a gate has a rate
 
 
-class Claim(Held):
+class PermitRequest(Acquired):
     """A request for several gates: granted all of them at once, or waiting for them."""
 
     __slots__ = ("due", "granted", "is_returning", "paid", "unit", "wait_queue")
@@ -295,11 +295,11 @@ class WaitQueue:
         self.is_behind: bool = is_behind
         # Claims and their arrival numbers; never empty while it is posted. A plain dict would scan
         # over the entries deleted at its front each time the first one is looked up.
-        self.claims: OrderedDict[Claim, int] = OrderedDict()
+        self.claims: OrderedDict[PermitRequest, int] = OrderedDict()
         self.gate: Gate | None = None  # where it is posted
         self.version: int = 0  # changes with every post and unpost
 
-    def first(self) -> Claim:
+    def first(self) -> PermitRequest:
         """Return the first claim."""
         return next(iter(self.claims))
 

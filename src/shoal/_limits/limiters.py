@@ -21,7 +21,7 @@ from shoal._state.state import State, make_state, refuse_awaitable
 
 from .gates import Gate
 from .limits import Limits, Part, Rate, SharedRate
-from .scheduler import Queue
+from .scheduler import FairScheduler
 
 SWEEP = 64
 """Keys that a part keeps before unused ones are dropped: too few gates to be worth the work."""
@@ -50,8 +50,8 @@ class Statistics:
 class Limiter:
     """The gates of one owner's ``Limits``, for all runs of a runtime."""
 
-    def __init__(self, limits: Limits, queue: Queue) -> None:
-        self._queue: Queue = queue
+    def __init__(self, limits: Limits, queue: FairScheduler) -> None:
+        self._queue: FairScheduler = queue
         self.limits: Limits = limits
         self.parts: tuple[PartGates, ...] = tuple(map(PartGates, limits.parts))
         self.same: tuple[Gate, ...] | None = self._same()
@@ -176,7 +176,7 @@ class Limiters:
     """The limiters of all owners in a runtime."""
 
     def __init__(
-        self, queue: Queue, threads: float | None = None, *, takes_foreign: bool = True
+        self, queue: FairScheduler, threads: float | None = None, *, takes_foreign: bool = True
     ) -> None:
         """Create the registry of a runtime.
 
@@ -185,7 +185,7 @@ class Limiters:
             threads: The number of worker threads; None: unlimited.
             takes_foreign: Whether limiters of other libraries work here; they need asyncio.
         """
-        self._queue: Queue = queue
+        self._queue: FairScheduler = queue
         self._takes_foreign: bool = takes_foreign
         self.threads: Gate = Gate(threads)
         """The gate of the worker threads."""

@@ -1,7 +1,7 @@
 """Permits: the slots that an attempt holds while it runs, and a child while it is in flight.
 
-An attempt holds a *permit*, here ``Seat``: a slot of every limit that applies to it. A child of a
-fan-out holds an *in-flight slot*, here ``Stake``: one of its fan-out.
+An attempt holds a *permit*, an ``AttemptPermit``: a slot of every limit that applies to it. A child
+of a fan-out holds an *in-flight slot*, an ``InFlightSlot``: one of its fan-out.
 
 Invariants:
 - Only an attempt that runs holds slots. It releases them while its own children run, and reacquires
@@ -22,12 +22,12 @@ from typing import final
 
 from shoal._concurrency.backend import Waiter
 
-from .gates import Claim, FairShare, Gate, Held
-from .scheduler import Queue
+from .gates import Acquired, FairShare, Gate, PermitRequest
+from .scheduler import FairScheduler
 
 
 @final
-class Stake(Held):
+class InFlightSlot(Acquired):
     """The in-flight slot of a child: its place in the fan-out, and the fan-out's own gates.
 
     A child that must wait for something else *steps aside*: it releases the slot meanwhile. The
@@ -39,7 +39,7 @@ class Stake(Held):
 
     def __init__(
         self,
-        queue: Queue,
+        queue: FairScheduler,
         needed: tuple[Gate, ...],
         costs: tuple[float, ...],
         on_aside: Callable[[int], None],
@@ -56,7 +56,7 @@ class Stake(Held):
             is_held: Whether its gates count it already.
         """
         super().__init__(needed, costs)
-        self._queue: Queue = queue
+        self._queue: FairScheduler = queue
         self._on_aside: Callable[[int], None] = on_aside
         self.is_held: bool = is_held
         self.is_due: bool = not is_held
@@ -137,7 +137,7 @@ class InFlight:
 
     def __init__(
         self,
-        queue: Queue,
+        queue: FairScheduler,
         places: int,
         on_aside: Callable[[int], None],
         above: HeldPermits | None = None,
@@ -155,11 +155,11 @@ class InFlight:
         # Slots and their holders. `close` takes them away, because a child must not keep a slot of
         # a group that is gone: if a step around it is retried, another group, with places of its
         # own, runs the child. See test_a_retried_child_waits_for_no_place_of_a_group_that_is_gone.
-        self._holders: dict[Stake, HeldPermits] = {}
+        self._holders: dict[InFlightSlot, HeldPermits] = {}
         self.above: HeldPermits | None = above
         """The permits of the run that started the children; None once the fan-out has ended."""
         self.place: Gate = Gate(places)
-        """Counts the children in flight. The group counts those without a ``Stake``."""
+        """Counts the children in flight. The group counts those without a ``InFlightSlot``."""
 
     def make_stake(
         self,
@@ -168,10 +168,10 @@ class InFlight:
         costs: tuple[float, ...] = (),
         *,
         is_held: bool,
-    ) -> Stake:
+    ) -> InFlightSlot:
         """Create the in-flight slot of a child: its place, and ``gates``, those of its fan-out."""
         needed = (self.place, *gates)
-        stake = Stake(self._queue, needed, (1.0, *costs), self._on_aside, is_held=is_held)
+        stake = InFlightSlot(self._queue, needed, (1.0, *costs), self._on_aside, is_held=is_held)
         self._holders[stake] = holder
         return stake
 
@@ -216,9 +216,9 @@ class HeldPermits:
         """
         self.unit: FairShare = unit
         self.in_flight: InFlight | None = in_flight
-        self.stake: Stake | None = None
+        self.stake: InFlightSlot | None = None
         """The in-flight slot of a child; None until it is needed: the group counts the child."""
-        self.seat: Seat | None = None
+        self.seat: AttemptPermit | None = None
         """The permit of the first attempt, which was acquired when the child was admitted."""
 
     @property
@@ -226,7 +226,7 @@ class HeldPermits:
         """The permits of the run that started this one, if that is a child of a fan-out."""
         return None if self.in_flight is None else self.in_flight.above
 
-    def make_stake(self) -> Stake | None:
+    def make_stake(self) -> InFlightSlot | None:
         """Return the in-flight slot, creating it on first use; None outside a fan-out."""
         if self.stake is None and self.in_flight is not None:
             self.stake = self.in_flight.make_stake(self, is_held=True)
@@ -234,7 +234,7 @@ class HeldPermits:
 
 
 @final
-class Seat(Claim):
+class AttemptPermit(PermitRequest):
     """The permit of an attempt: a slot of every limit that applies to it, and of the threads.
 
     Its life, and the attributes that tell where it stands:
@@ -261,13 +261,13 @@ class Seat(Claim):
 
     def __init__(
         self,
-        queue: Queue,
+        queue: FairScheduler,
         needed: tuple[Gate, ...],
         costs: tuple[float, ...] | None = None,
         holder: HeldPermits | None = None,
         *,
         on_granted: Callable[[], None] | None = None,
-        stake: Stake | None = None,
+        stake: InFlightSlot | None = None,
         thread: Gate | None = None,
     ) -> None:
         """Enter the queue: granted at once if there is room, else waiting.
@@ -284,7 +284,7 @@ class Seat(Claim):
         """
         super().__init__(needed, costs, None if holder is None else holder.unit)
         self.is_returning = stake is not None and stake.returns
-        self._queue: Queue = queue
+        self._queue: FairScheduler = queue
         self._holder: HeldPermits | None = holder
         self._notify: Callable[[], None] | None = on_granted
         # Calls of `lend` that `regain` or `reclaim` has not matched yet. Several tasks of one
@@ -298,7 +298,7 @@ class Seat(Claim):
         # that reacquire the same permit, the last one has it.
         self.waiter: Waiter | None = None
         self.refusal: Exception | None = None  # the error of `refuse`, until `wait` raises it
-        self.stake: Stake | None = stake
+        self.stake: InFlightSlot | None = stake
         self._thread: Gate | None = thread
         self._has_thread: bool = False  # whether a slot of `_thread` is held
         for gate in needed:
@@ -316,7 +316,7 @@ class Seat(Claim):
 
     # -- the in-flight slot ---------------------------------------------------------------------
 
-    def _include(self, stake: Stake) -> None:
+    def _include(self, stake: InFlightSlot) -> None:
         """Add the gates of the in-flight slot, at no cost where it is paid already."""
         own = (1.0,) * len(self.needed) if self.costs is None else self.costs
         self.stake = stake
@@ -324,7 +324,7 @@ class Seat(Claim):
         self.costs = (*stake.price, *own)
         self._includes_slot = True
 
-    def _split_off_slot(self) -> Stake:
+    def _split_off_slot(self) -> InFlightSlot:
         stake = self.stake
         assert stake is not None, "the permit includes one"
         assert self.costs is not None

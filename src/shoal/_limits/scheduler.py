@@ -33,11 +33,11 @@ from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import BadResult, brief
 from shoal._state.state import refuse_awaitable
 
-from .gates import Claim, Gate, Held, Turn, WaitQueue
+from .gates import Acquired, Gate, PermitRequest, Turn, WaitQueue
 from .limits import Adaptive, Ended
 from .meters import CREDIT, ForeignMeter
-from .shared_rate_client import StartTask, Supplies
-from .timers import Alarms, SetAlarm
+from .shared_rate_client import SharedRateClients, StartTask
+from .timers import GateTimers, SetAlarm
 
 AT_ONCE = 8
 """Turns that a run may take in one go when it begins to wait.
@@ -50,7 +50,7 @@ test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same.
 
 
 @final
-class Queue:
+class FairScheduler:
     """Grants claims on gates in fair turns. Belongs to one event loop."""
 
     __slots__ = ("_alarms", "_arrivals", "_round", "_supplies", "clock", "wait_queues", "waiter")
@@ -81,13 +81,15 @@ class Queue:
         # The virtual time of fair queueing: the number of turns that each waiting run has had. It
         # only grows.
         self._round: float = 0.0
-        self._alarms: Alarms = Alarms(clock, set_alarm, self._open)
-        self._supplies: Supplies = Supplies(clock, start_task, chance, self.serve, self._refuse)
+        self._alarms: GateTimers = GateTimers(clock, set_alarm, self._open)
+        self._supplies: SharedRateClients = SharedRateClients(
+            clock, start_task, chance, self.serve, self._refuse
+        )
 
     # -- entering and leaving -------------------------------------------------------------------
 
     @ki_protected
-    def enter(self, claim: Claim, *, ahead: bool = False) -> None:
+    def enter(self, claim: PermitRequest, *, ahead: bool = False) -> None:
         """Grant ``claim`` at once if possible, else put it in a wait queue.
 
         Args:
@@ -123,7 +125,7 @@ class Queue:
         # other claims: they must find this one waiting.
         claim.suspend_slot()
 
-    def _join(self, claim: Claim, wait_queue: WaitQueue) -> None:
+    def _join(self, claim: PermitRequest, wait_queue: WaitQueue) -> None:
         unit = claim.unit
         if unit is not None:
             # A run that has used no turns ahead of the others begins now: turns that it didn't need
@@ -149,7 +151,7 @@ class Queue:
         """
         return self._round - AT_ONCE
 
-    def _shut(self, claim: Claim, turn: Turn, *, but: Gate | None = None) -> Gate | None:
+    def _shut(self, claim: PermitRequest, turn: Turn, *, but: Gate | None = None) -> Gate | None:
         """Find a gate that keeps ``claim`` waiting; None if all are open.
 
         A gate with a shared rate is returned only if all others are open, so that no units are
@@ -180,7 +182,7 @@ class Queue:
         return shared
 
     @ki_protected
-    def take(self, claim: Claim, *, at: Gate | None = None, credit: float = 0.0) -> None:
+    def take(self, claim: PermitRequest, *, at: Gate | None = None, credit: float = 0.0) -> None:
         """Grant ``claim``, whether or not there is room.
 
         Args:
@@ -207,7 +209,7 @@ class Queue:
         claim.on_granted(since)  # after the charges, because it may remove gates from `needed`
 
     @ki_protected
-    def leave(self, claim: Claim) -> None:
+    def leave(self, claim: PermitRequest) -> None:
         """Release the slots that ``claim`` holds and grant them on; or end its wait."""
         if claim.granted:
             # All slots are released before any is granted on: the next claim may need several.
@@ -219,7 +221,7 @@ class Queue:
         elif claim.wait_queue is not None:
             self._drop(claim, claim.wait_queue)
 
-    def _drop(self, claim: Claim, wait_queue: WaitQueue) -> None:
+    def _drop(self, claim: PermitRequest, wait_queue: WaitQueue) -> None:
         """Remove a claim that is not granted from its wait queue."""
         gate = wait_queue.gate
         assert gate is not None, "a wait queue with claims is posted"
@@ -306,7 +308,7 @@ class Queue:
         if gate.first() is wait_queue:
             self._set_alarm(gate, wait_queue.first())
 
-    def _set_alarm(self, gate: Gate, claim: Claim) -> None:
+    def _set_alarm(self, gate: Gate, claim: PermitRequest) -> None:
         at = claim.needed.index(gate)
         opens = gate.opens_at(claim.cost(at), paid=claim.paid)
         if gate.shared is not None:
@@ -335,14 +337,14 @@ class Queue:
 
     # -- corrections by holders -----------------------------------------------------------------
 
-    def correct(self, held: Held, by: Sequence[float]) -> None:
+    def correct(self, held: Acquired, by: Sequence[float]) -> None:
         """Charge so many more units at each gate of ``held``; fewer where negative."""
         for gate, cost in zip(held.needed, by, strict=True):
             if gate.meter is not None and cost:
                 gate.meter.correct(cost, held.taken_at)
                 self._look(gate)
 
-    def refund(self, held: Held) -> None:
+    def refund(self, held: Acquired) -> None:
         """Give back the units charged for an attempt or a child that never started."""
         for at, gate in enumerate(held.needed):
             if gate.meter is not None:
@@ -356,7 +358,7 @@ class Queue:
         if gate.shared is not None:
             self._supplies.want(gate)
 
-    def charge(self, held: Held, actual: float) -> None:
+    def charge(self, held: Acquired, actual: float) -> None:
         """Replace the units charged by ``actual`` at all gates with a ``cost=`` function."""
         if held.costs is None:
             return
@@ -367,7 +369,7 @@ class Queue:
         self.correct(held, [new - old for new, old in zip(due, held.costs, strict=True)])
         held.costs = due
 
-    def pause(self, held: Held, until: float) -> bool:
+    def pause(self, held: Acquired, until: float) -> bool:
         """Pause the gates of ``held`` that belong to one key of many.
 
         Gates without keys are left alone: a pause there would stop all traffic, though only one
@@ -382,7 +384,7 @@ class Queue:
                 self.serve(gate)  # sets the alarm to the new time
         return bool(keyed)
 
-    def adapt(self, held: Held, error: BaseException | None) -> None:
+    def adapt(self, held: Acquired, error: BaseException | None) -> None:
         """Let ``adapt=`` policies adjust the slots after an attempt or a child has ended.
 
         Called before its slots are released, so that a policy sees how many were in use.
