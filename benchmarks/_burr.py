@@ -1,21 +1,21 @@
-"""The durable map by Burr, kept by its two SQLite persisters: ``python -m benchmarks.durable``.
+"""The durable map with Burr and its two SQLite persisters: ``python -m benchmarks.durable``.
 
-``MapStates``, as Burr's documentation advises: each element is a sub-application of one action, and
-the persister, handed down from the parent, looks for what is saved of it and saves its state when
-the action is done. What is done here to Burr's advantage, and what it can't do:
+It uses ``MapStates``, as Burr's documentation advises: each element is a sub-application of one
+action, and the parent's persister loads its saved state and saves it again after the action. Three
+things differ from the usual program, to Burr's advantage or because of its limits:
 
-- A child's state is its element alone. With ``state.update(n=n)``, as in Burr's examples, each
-  would save all elements once more.
-- Burr has no limit on children that are gathered, so their tasks wait at a semaphore here.
-- Results are applied at the end, all at once; nothing is saved of that in between.
+- A child's state is only its element. With ``state.update(n=n)``, as in Burr's examples, each
+  child would save all elements again.
+- Burr has no limit on concurrent children, so their tasks wait for a semaphore here.
+- Results are applied all at once at the end, and not saved in between.
 
-``SQLitePersister`` is there twice. *As it comes*, it has a connection for each child, opened before
-the first one begins, and a rollback journal. And *tuned*, as its users might if they wrote a class
-of their own: one connection for all, in WAL mode.
+``SQLitePersister`` is measured twice. *As it comes*, it has a connection for each child, opened
+before the first one begins, and a rollback journal. *Tuned*, as users could do with a custom class,
+it has one connection for all children, in WAL mode.
 """
 
 # pyright: basic, reportMissingImports=false
-# (`nox -s bench` alone installs it, and much of it has no types.)
+# (Only `nox -s bench` installs it, and much of it has no types.)
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from burr.integrations.persisters.b_aiosqlite import AsyncSQLitePersister
 from benchmarks.map import LIMIT
 
 logging.getLogger("burr.core.parallelism").setLevel(logging.ERROR)
-# It warns, once for each child, that a persister isn't asynchronous.
+# It warns for each child that a persister isn't asynchronous.
 
 Program = Callable[[Path, int], object]
 
 
 def programs(synchronous: str) -> dict[str, Program]:
-    """Return what maps over some items, into a file, by how that is kept."""
+    """Return the maps over some items, each into a file, by their persister."""
     return {
         f"Burr, AsyncSQLitePersister, {synchronous}": _program(_asynchronous, synchronous),
         f"Burr, SQLitePersister, tuned, {synchronous}": _program(_tuned, synchronous),
@@ -95,7 +95,7 @@ class Doubles(MapStates):
 
 
 class Limited(SubGraphTask):
-    """A child that counts as in flight from its start until it is saved."""
+    """A child, which counts as in flight from its start until it is saved."""
 
     semaphore: asyncio.Semaphore
 
@@ -132,7 +132,7 @@ async def _tuned(path: Path, synchronous: str) -> AsyncGenerator[Any]:
 async def _as_it_comes(path: Path, synchronous: str) -> AsyncGenerator[Any]:
     assert synchronous == "full", "which is what SQLite does by itself"
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # files that may be open at once
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # open files
     with SQLitePersister.from_values(str(path)) as persister:
         persister.initialize()
         yield persister

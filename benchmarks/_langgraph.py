@@ -1,13 +1,13 @@
-"""The durable map by LangGraph, kept by its two SQLite savers: ``python -m benchmarks.durable``.
+"""The durable map with LangGraph and its two SQLite savers: ``python -m benchmarks.durable``.
 
-``Send`` for each element, results merged by a reducer of the state's; ``durability="sync"``, which
-saves what each node has written before the graph goes on. The blocking saver serves ``invoke``
-alone, whose nodes are plain functions in threads: there the body gives its thread up instead of
-passing a checkpoint.
+It uses ``Send`` for each element, a reducer of the state to merge the results, and
+``durability="sync"``, which saves the result of each node before the graph continues. The blocking
+saver only works with ``invoke``, whose nodes are plain functions in threads; there, the body yields
+its thread instead of passing a checkpoint.
 """
 
 # pyright: basic, reportMissingImports=false
-# (`nox -s bench` alone installs it.)
+# (Only `nox -s bench` installs it.)
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Program = Callable[[Path, int], object]
 
 
 def programs(synchronous: str) -> dict[str, Program]:
-    """Return what maps over some items, into a file, by how that is kept."""
+    """Return the maps over some items, each into a file, by their saver."""
     return {
         f"LangGraph, AsyncSqliteSaver, {synchronous}": _asynchronous(synchronous),
         f"LangGraph, SqliteSaver, {synchronous}": _blocking(synchronous),

@@ -1,4 +1,4 @@
-"""Timing contenders in turn, so that what the machine does meanwhile hits all of them alike."""
+"""Measures contenders in turn, so that disturbances of the machine affect all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 @dataclass
 class InFlight:
-    """Counts how many bodies are between their start and their end, and the most there were."""
+    """Counts the bodies between their start and their end, and remembers the peak."""
 
     now: int = 0
     peak: int = 0
@@ -26,7 +26,7 @@ class InFlight:
 
 
 def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Run every contender once per round, after one round that isn't counted; return seconds."""
+    """Run every contender once per round, after one uncounted round; return seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for counted in range(rounds + 1):
         for name, run in contenders.items():
@@ -37,15 +37,15 @@ def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
 
 
 class Seconds(NamedTuple):
-    """How long something took."""
+    """The time of a measurement."""
 
     wall: float
     cpu: float
-    """Of all threads together."""
+    """The processor time of all threads."""
 
 
 def timed(run: Callable[[], object]) -> Seconds:
-    """Run it, after what was left for the garbage collector."""
+    """Run a contender, after collecting the garbage of the previous one."""
     gc.collect()
     began, began_cpu = time.perf_counter(), time.process_time()
     run()
@@ -53,7 +53,7 @@ def timed(run: Callable[[], object]) -> Seconds:
 
 
 def print_table(seconds: Mapping[str, list[float]], items: int, base: str) -> dict[str, float]:
-    """Print microseconds per item, and the ratio to ``base`` round by round; return the ratios."""
+    """Print microseconds per item, and the ratio to ``base`` by rounds; return the ratios."""
     ratios: dict[str, float] = {}
     print(f"{'':<46}{'us/item':>9}{'min':>8}{'max':>8}{'ratio':>8}")
     for name, values in seconds.items():

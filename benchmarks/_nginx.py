@@ -1,7 +1,7 @@
-"""nginx with real sites: for whoever measures or tests against a server that nobody here wrote.
+"""nginx with real sites, for benchmarks and tests against a server that isn't ours.
 
-It runs as whoever asks for it, with a configuration, logs and ports of its own. What it was asked
-for is read from its own log.
+nginx runs as the current user, with its own configuration, logs and ports. The requests that it
+received are read from its log.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-POSTGRES_DOCS = Path("/usr/share/doc/postgresql-doc-17/html")  # 1,144 pages, small ones
+POSTGRES_DOCS = Path("/usr/share/doc/postgresql-doc-17/html")  # 1,144 small pages
 PYTHON_DOCS = Path("/usr/share/doc/python3.13/html")  # 538 pages, with many links
 
 _HTTP = """
@@ -52,14 +52,14 @@ _SERVER = """
 
 
 class Site(NamedTuple):
-    """What a server shall serve, and how."""
+    """A site and how it is served."""
 
     root: Path
     rate: int | None = None
-    """Requests a second that it takes; the others get 429, and Retry-After: 1."""
+    """Requests per second that it accepts; others get 429, and Retry-After: 1."""
     burst: int = 20
     more: str = ""
-    """Further directives."""
+    """More directives."""
 
 
 class Asked(NamedTuple):
@@ -79,7 +79,7 @@ class Served(NamedTuple):
     log: Path
 
     def asked(self) -> list[Asked]:
-        """What it was asked for, in the order in which it was done with it."""
+        """The requests that it received, in the order in which they were finished."""
         found: list[Asked] = []
         for line in self.log.read_text().splitlines():
             at, connection, status, size, _, path = line.split(" ", 5)
@@ -120,10 +120,10 @@ def serving(here: Path, sites: Mapping[str, Site]) -> Generator[dict[str, Served
         servers += _SERVER.format(port=port, log=log, root=site.root, more=more)
         served[name] = Served(f"http://127.0.0.1:{port}", log)
     config = here / "nginx.conf"
-    # As root, its workers would be somebody who may not read what a test has made.
+    # If nginx starts as root, its workers run as a user that may not read the files of a test.
     user = "user root;" if os.geteuid() == 0 else ""
     config.write_text(_HTTP.format(user=user, here=here, zones=zones, servers=servers))
-    # -e: else it complains about the machine's own log, which it may not open.
+    # -e: else nginx complains about the machine's log, which it may not open.
     command = [nginx, "-p", str(here), "-c", str(config), "-e", str(here / "error.log")]
     with subprocess.Popen(command) as process:
         try:
@@ -135,10 +135,10 @@ def serving(here: Path, sites: Mapping[str, Site]) -> Generator[dict[str, Served
 
 
 def wait_until_listening(port: int, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
-    """Wait for a server.
+    """Wait until a server listens.
 
     Raises:
-        RuntimeError: It ended, or took too long.
+        RuntimeError: The server ended, or took too long.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:

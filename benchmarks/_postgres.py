@@ -1,6 +1,6 @@
-"""The durable map in PostgreSQL: on a server that is given, or on one of its own, on the disk.
+"""The durable map in PostgreSQL: on a given server, or on a temporary one on the disk.
 
-A schema is made for each run, beforehand, and dropped after it.
+Each run has its own schema, created before it and dropped after it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HOW: dict[str, dict[str, Any]] = {
 
 
 def measure(items: Sequence[int], rounds: int, address: str | None) -> None:
-    """Print what an item takes, in time and in the tables."""
+    """Print the time and the table size per item."""
     if address is not None:
         _measure(items, rounds, address)
         return
@@ -36,8 +36,8 @@ def measure(items: Sequence[int], rounds: int, address: str | None) -> None:
     if found is None:
         print("\nPostgreSQL is not installed, so it isn't measured (--postgres URL names a server)")
         return
-    with tempfile.TemporaryDirectory(dir=".") as folder:  # on a disk, as /tmp may not be
-        Path(folder).chmod(0o755)  # it is the server's own user who has to get through
+    with tempfile.TemporaryDirectory(dir=".") as folder:  # on a disk; /tmp may be in memory
+        Path(folder).chmod(0o755)  # the user of the PostgreSQL server needs access
         with private_server(found, {"shared_buffers": "128MB"}, Path(folder).absolute()) as server:
             _measure(items, rounds, server.address())
 

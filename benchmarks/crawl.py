@@ -1,13 +1,13 @@
-"""The scraper beside Scrapy, Crawlee and a loop by hand, on real sites behind nginx on loopback.
+"""The scraper, Scrapy, Crawlee and a loop by hand, on real sites behind nginx on loopback.
 
 ``python -m benchmarks.crawl``, in an environment with the groups `crawlers` and `bench` and the
 extra `examples`, and with nginx, postgresql-doc-17 and python3.13-doc of Debian. It prints a table,
 and with ``--out FOLDER`` writes it there as crawl.md, with a plot as crawl.png.
 
-Every contender is a process of its own, in turn, on the same sites, with as many requests at once.
-Ours keeps a durable job, obeys robots.txt and is polite, as it is by default; so it is the only one
-that could be killed at any moment. Of the others, what differs from their defaults is said in
-`benchmarks.crawlers`: nothing but the concurrency, where rows go, and that they don't log.
+The contenders run in turn, each in its own process, on the same sites, with the same number of
+concurrent requests. Ours keeps a durable job, obeys robots.txt and is polite, which are its
+defaults, so only ours could be killed at any moment. The others differ from their defaults only in
+the concurrency, the output of rows, and disabled logs; see `benchmarks.crawlers`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CONTENDERS = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One crawl: what it came to, and what it took."""
+    """The figures of one crawl."""
 
     pages: int
     seconds: float
@@ -82,7 +82,7 @@ def measure(command: Sequence[str], url: str, concurrency: int) -> Measured:
             stderr=subprocess.DEVNULL,
         )
         _, _, usage = os.wait4(process.pid, 0)
-        process.returncode = 0  # it has been waited for
+        process.returncode = 0  # the child processes that were waited for
         seconds = time.perf_counter() - began
         titled = sum(b'"title": null' not in line for line in out.open("rb"))
     return Measured(titled, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
@@ -99,7 +99,7 @@ def median(runs: Iterable[Measured]) -> Measured:
 
 
 def table(site: str, runs: Mapping[str, Sequence[Measured]]) -> str:
-    """Make a table of medians, with ranges of what varies."""
+    """Make a table of medians, with ranges for the pages per second."""
     lines = [
         f"**{site}**, whole processes, median of {len(next(iter(runs.values())))}",
         "",
@@ -117,7 +117,7 @@ def table(site: str, runs: Mapping[str, Sequence[Measured]]) -> str:
 
 
 def plot(results: Mapping[str, Mapping[str, Sequence[Measured]]], path: Path) -> None:
-    drawing: Any = importlib.import_module("matplotlib.pyplot")  # only who wants it needs it
+    drawing: Any = importlib.import_module("matplotlib.pyplot")  # only needed for the plot
     figure, axes = drawing.subplots(
         len(results), 3, figsize=(12, 2.6 * len(results)), squeeze=False
     )
@@ -162,7 +162,8 @@ def main() -> None:
             runs: dict[str, list[Measured]] = {contender: [] for contender in contenders}
             results[name] = runs
             for _ in range(options.rounds):
-                for contender, command in contenders.items():  # in turn: noise hits all alike
+                # in turn, so that noise affects all of them
+                for contender, command in contenders.items():
                     url = f"{site.url}/index.html"
                     site.forget()
                     measured = measure(command, url, options.concurrency)

@@ -1,9 +1,9 @@
-"""The scraper beside Scrapy and Crawlee on a site in trouble: which pages each has in the end.
+"""The scraper, Scrapy and Crawlee on a site in trouble: the pages that each has at the end.
 
 ``python -m benchmarks.crawl_trouble``, in the environment of ``benchmarks.crawl``. It prints a
 table, and with ``--out FOLDER`` writes it there as crawl_trouble.md. The contenders are those of
-``benchmarks.crawl``, at the same settings; the site is a server on loopback, of 2,001 pages, which
-answers badly for a while from a second after its first page.
+``benchmarks.crawl``, with the same settings. The site is a server on loopback with 2,001 pages,
+which fails for a while, beginning a second after its first page.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from benchmarks.crawl import CONTENDERS, NEEDS
 
 PAGES = 2000
 BEGIN = 1.0  # seconds after the first page
-LONGEST = 400.0  # seconds that a crawl may take
+LONGEST = 400.0  # the most seconds of a crawl
 
 Reply = tuple[str, str] | None
-"""A status and further headers; None cuts the connection."""
+"""A status and more headers; None cuts the connection."""
 OK: Reply = ("200 OK", "")
 BAD: Reply = ("502 Bad Gateway", "")
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """How a site answers a page, so many seconds after the first one; how many pages it has."""
+    """The answers of a site by the seconds since its first page, and its number of pages."""
 
     reply: Callable[[str, float], Reply]
     pages: int = PAGES
     lost: int = 0
-    """Pages that nobody can have."""
+    """Pages that can't be fetched."""
 
 
 def outage(seconds: float, reply: Reply) -> Trouble:
@@ -60,7 +60,7 @@ def refused(after: int) -> Trouble:
 
 
 def limited(rate: float) -> Trouble:
-    """Take so many requests a second, and twenty at once; tell the others to wait a second."""
+    """Accept so many requests per second, and twenty at once; the others must wait a second."""
     level, last = 20.0, 0.0
 
     def reply(_: str, now: float) -> Reply:
@@ -85,7 +85,7 @@ TROUBLES = {
 
 
 class Server:
-    """Serves a front page with links to all others."""
+    """Serves a front page with links to all other pages."""
 
     def __init__(self, trouble: Trouble) -> None:
         self.trouble = trouble
@@ -120,7 +120,7 @@ class Server:
 
 @contextmanager
 def serving(server: Server) -> Generator[str]:
-    """Serve in a thread while the block lasts; give the URL."""
+    """Serve in a thread while the block lasts; yield the URL."""
     loop = asyncio.new_event_loop()
     listening = loop.run_until_complete(asyncio.start_server(server.serve, "127.0.0.1", 0))
     thread = threading.Thread(target=loop.run_forever)
@@ -138,7 +138,7 @@ def serving(server: Server) -> Generator[str]:
 
 
 def crawl(command: Sequence[str], url: str, concurrency: int) -> tuple[set[str], float]:
-    """Run one contender to its end; return the pages that it has, and the seconds it took."""
+    """Run one contender; return the pages that it has, and the seconds it took."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.jsonl"
         given = {"URL": f"{url}/", "N": str(concurrency), "OUT": str(out), "JOB": f"{folder}/job"}
@@ -170,7 +170,7 @@ def main() -> None:
         and (not options.only or any(part in name for part in options.only))
     }
     lines = [
-        f"Pages that each has lost in the end (seconds, requests), {options.concurrency} at once:",
+        f"Pages lost by each contender (seconds, requests), {options.concurrency} at once:",
         "",
         f"| trouble | {' | '.join(contenders)} |",
         f"| --- |{' --- |' * len(contenders)}",

@@ -1,12 +1,12 @@
-"""A durable map over many elements, 100 in flight, beside LangGraph and Burr with their savers.
+"""A durable map over many elements, 100 in flight, compared with LangGraph and Burr.
 
-In every program the body awaits one real checkpoint; what it has come to is in the file before the
-map goes on, or its child counts as ended; and the results end up in a dict by key. All wait for the
-disk alike (``synchronous=full`` in WAL mode). How the peers are set up is in ``_langgraph`` and
-``_burr``; they are compared where they are installed, as ``nox -s bench`` does.
+In every program, the body awaits one real checkpoint, its result is in the file before the map
+continues or its child counts as ended, and the results end up in a dict by key. All wait for the
+disk in the same way (``synchronous=full`` in WAL mode). ``_langgraph`` and ``_burr`` describe the
+setup of the peers, which are compared if they are installed, as ``nox -s bench`` does.
 
-``python -m benchmarks.durable`` prints what an item takes, in time and in the file: where the file
-is made by the run, as it is by each first one, and where it was there before.
+``python -m benchmarks.durable`` prints the time and the file size per item, both for a file that
+the run creates and for one that exists already.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from benchmarks.map import LIMIT, by_shoal, check, double, doubles
 from shoal import Application, Graph, Limits, MemoryStore, SQLiteStore, fan_out
 
 Program = Callable[[Path, int], object]
-"""Maps over so many items, and keeps that in a file."""
+"""Maps over so many items, and keeps the results in a file."""
 
 OURS = "shoal, durability=sync, full"
 PEERS = {"langgraph": "benchmarks._langgraph", "burr": "benchmarks._burr"}
 MOST_OF_PEERS = 10_000
-"""Items that peers are given at most: they take a minute for ten times as many, or far longer."""
+"""The most items for the peers, because ten times as many take them a minute or far longer."""
 
 # -- shoal -----------------------------------------------------------------------------------------
 
@@ -76,26 +76,26 @@ def ours() -> dict[str, Program]:
     }
 
 
-# -- what is measured ------------------------------------------------------------------------------
+# -- the measurement -----------------------------------------------------------------------------
 
 
 @contextmanager
 def fresh_file() -> Generator[Path]:
-    """Give the path of a file that isn't there yet, and goes with its directory."""
+    """Yield the path of a file that doesn't exist yet, and delete its directory afterwards."""
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=".") as directory:
-        # here, which is on a disk, as /tmp may not be
+        # here, which is on a disk; /tmp may be in memory
         yield Path(directory) / "runs.db"
 
 
 @dataclass
 class Taken:
-    """What the runs of one program took."""
+    """The figures of the runs of one program."""
 
     seconds: list[Seconds] = field(default_factory=list[Seconds])
     size: int = 0
 
     def micros(self, items: int) -> tuple[list[float], list[float]]:
-        """Return microseconds per item, of each run: by the clock, and of the processor."""
+        """Return microseconds per item of each run: elapsed time and processor time."""
         wall, cpu = zip(*self.seconds, strict=True)
         return [one / items * 1e6 for one in wall], [one / items * 1e6 for one in cpu]
 
@@ -103,7 +103,7 @@ class Taken:
 def measure(
     programs: Mapping[str, Program], items: int, rounds: int, *, is_there: bool = False
 ) -> dict[str, Taken]:
-    """Run all programs in turn, each in a file of its own; print and return what they took."""
+    """Run all programs in turn, each with its own file; print and return their figures."""
     where = "a file that is there" if is_there else "a file that is made"
     print(f"\ndurable map over {items:,} items, {LIMIT} in flight, into {where}")
     taken = {name: Taken() for name in programs}
@@ -131,7 +131,7 @@ def show(taken: Mapping[str, Taken], items: int) -> None:
 
 
 def measure_resume(items: int) -> None:
-    """Time how long it takes to load a run that has succeeded."""
+    """Measure how long it takes to load a run that has succeeded."""
     with fresh_file() as path:
         app = Application(doubles, store=SQLiteStore(path))
         app.run_sync({"numbers": range(items)}, id="x")
@@ -140,7 +140,7 @@ def measure_resume(items: int) -> None:
 
 
 def main() -> None:
-    """Measure what the arguments ask for."""
+    """Measure, as the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.durable", description=__doc__)
     parser.add_argument("--items", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=5, help="with the first number of items")
@@ -151,12 +151,12 @@ def main() -> None:
     peers = dict[str, Program]()
     for name, module in () if options.alone else PEERS.items():
         if importlib.util.find_spec(name) is None:
-            print(f"{name} is not installed, so it isn't compared: nox -s bench -- durable")
+            print(f"{name} is not installed, so it is not compared: nox -s bench -- durable")
         else:
             peers |= importlib.import_module(module).programs("full")
     for program in (*ours().values(), *peers.values()):
         with fresh_file() as path:
-            program(path, 10)  # so that nothing is imported, or compiled, later
+            program(path, 10)  # so that no later import or compilation is measured
     each = dict[int, float]()
     for items in options.items:
         programs = {**ours(), **peers} if items <= MOST_OF_PEERS else ours()

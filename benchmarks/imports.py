@@ -1,8 +1,8 @@
 """Imports: the processor time that a fresh process needs before its program begins.
 
-``python -m benchmarks.imports``. ``import shoal`` imports a name when it is first asked for, so the
-row of a program's usual names tells more than that of the bare import. The base is what shoal
-stands on. Byte code is compiled in a round that isn't counted.
+``python -m benchmarks.imports``. ``import shoal`` imports a name when it is first used, so the row
+of a program's usual names shows more than that of the bare import. The base is the imports that
+shoal depends on. Bytecode is compiled in a round that isn't counted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Admission: what limits cost each child, and how that grows with the number of keys.
+"""Limits: their cost for each child, and how it grows with the number of keys.
 
-``python -m benchmarks.limits``. The same map each time, over children of one checkpoint; its limits
-never make a child wait for longer than the others of its kind, so what is measured is the asking.
-The last row of the keys has every key wait for its rate: all of them stand in line at once.
+``python -m benchmarks.limits``. Each contender is the same map, over children of one checkpoint.
+Its limits never make a child wait for longer than the others of its kind, so only the checks are
+measured. In the last row of the keys, every key waits for its rate, so all of them are in the queue
+at once.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def program(app: Application, items: int) -> Callable[[], object]:
 
 
 def measure_admission(items: int, rounds: int) -> None:
-    print(f"\nadmission, over {items:,} items, {LIMIT} in flight; above the first row is its price")
+    print(
+        f"\nadmission, over {items:,} items, {LIMIT} in flight; "
+        "the time above the first row is the cost of the limits"
+    )
     contenders = {
         "nothing but the number in flight": mapped(plain),
         "capacity on the action": mapped(double(Limits(LIMIT))),
@@ -87,7 +91,7 @@ def measure_keys(items: int, rounds: int) -> None:
 
 def measure_waiting(keys: int) -> None:
     """Let every key wait for its rate, in virtual time: two children each, a second apart."""
-    print("\nwaiting keys, each of two children; all in line at once, in virtual time")
+    print("\nwaiting keys with two children each, all in the queue at once, in virtual time")
     print(f"{'':<20}{'us/child':>10}{'peak MB':>10}")
     for some in (keys // 100, keys // 10, keys):
         app = mapped(plain, Limits(some) & Limits(rate=Rate(1), by=among(some)))
@@ -106,7 +110,7 @@ def measure_waiting(keys: int) -> None:
 
 
 def main() -> None:
-    """Measure what the arguments ask for."""
+    """Measure, as the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.limits", description=__doc__)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,9 +1,9 @@
-"""A map over many elements, 100 in flight, beside the loops one would have written by hand.
+"""A map over many elements, 100 in flight, compared with loops written by hand.
 
-In every program the body awaits one real checkpoint, and the results end up in a dict by key. That
-the peak in flight is the limit is checked of each program beforehand, with bodies that take long
-enough to meet: shoal counts a child as in flight until its result is committed, so among bodies of
-one checkpoint a part is always between the two.
+In every program, the body awaits one real checkpoint, and the results end up in a dict by key.
+Before measuring, each program is checked to reach the limit as its peak in flight, with bodies that
+last long enough to overlap. The measured bodies would not reach it: shoal counts a child as in
+flight until its result is committed, so some children are always between their end and the commit.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ doubles = fan_out(double, over="numbers", item="n", key=int, into="doubles", lim
 
 
 class Listening(Hook):
-    """Listens to one kind of event, and does nothing."""
+    """Receives one kind of event, and does nothing."""
 
     observer = True
 
@@ -138,7 +138,7 @@ def forever(items: int) -> Iterator[int]:
     yield from range(items)
 
 
-# -- what is measured -----------------------------------------------------------------------------
+# -- the measurement ----------------------------------------------------------------------------
 
 
 def by_shoal(app: Application, items: int) -> Callable[[], object]:
@@ -178,7 +178,7 @@ def against_hand(items: int) -> dict[str, Callable[[], object]]:
 
 
 def measure_steps_and_hooks(items: int, rounds: int) -> None:
-    print(f"\nsteps and hooks, over {items:,} items; us/item above the first row is their price")
+    print(f"\nsteps and hooks, over {items:,} items; us/item above the first row is their cost")
     contenders = {
         "one step": by_shoal(Application(doubles), items),
         "ten further steps": by_shoal(with_steps(10), items),
@@ -191,7 +191,7 @@ def measure_steps_and_hooks(items: int, rounds: int) -> None:
 
 
 def measure_remembering(items: int, rounds: int) -> None:
-    print(f"\nremembering, over {items:,} items; a ratio is the price of a store in memory")
+    print(f"\nremembering, over {items:,} items; a ratio is the cost of a store in memory")
     print_table(in_turn(remembering(items, rounds), rounds), items, "no store")
 
 
@@ -201,7 +201,7 @@ def remembering(items: int, rounds: int) -> dict[str, Callable[[], object]]:
     return {
         "no store": by_shoal(Application(doubles), items),
         "MemoryStore": lambda: Application(doubles, store=MemoryStore()).run_sync(state),
-        "MemoryStore, goes on after all but the last": lambda: Application(
+        "MemoryStore, resumed before the last item": lambda: Application(
             doubles, store=next(unfinished)
         ).run_sync(state, id="x"),
     }
@@ -256,7 +256,7 @@ def measure_memory() -> None:
 
 
 def main() -> None:
-    """Measure what the arguments ask for."""
+    """Measure, as the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.map", description=__doc__)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,6 +1,6 @@
-"""Races: how soon a winner is seen, what cancelling costs, and what hedging buys.
+"""Races: the delay until a winner is visible, the cost of cancelling, and the gain by hedging.
 
-``python -m benchmarks.race``. Ratios are of programs run in turn; times are of one run each.
+``python -m benchmarks.race``. Ratios compare programs run in turn; times are of one run each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MS = 1e3
 
 
 class Winner(Hook):
-    """Notes when a race's winner is published."""
+    """Notes the time at which a race's winner is published."""
 
     observer = True
 
@@ -44,7 +44,7 @@ returned_at = 0.0
 
 @action(writes=["answer"])
 async def quick() -> str:
-    global returned_at  # noqa: PLW0603 # what is measured
+    global returned_at  # noqa: PLW0603 # the measured time
     await anyio.sleep(0.01)
     returned_at = time.perf_counter()
     return "quick"
@@ -62,7 +62,7 @@ async def slow(cleanup: float) -> str:
 
 
 def latencies(cleanup: float, rounds: int, backend: str) -> tuple[float, float]:
-    """Medians, in ms, from the winner's return: until it is published, until ``run`` returns."""
+    """Return medians, in ms, from the winner's return to its publication, and to ``run``'s."""
     winner = Winner()
     losers = [slow.bind(name=f"slow{n}", cleanup=cleanup) for n in range(2)]
     app = Application(race(losers[0], quick, losers[1], into="answer"), hooks=[winner])
@@ -114,7 +114,7 @@ def cancelling_by_hand(children: int, seconds: list[float]) -> Callable[[], obje
             for _ in range(children):
                 tasks.start_soon(sleep_bare)
             await anyio.wait_all_tasks_blocked()
-            gc.collect()  # a collection that is due by now is not what is measured
+            gc.collect()  # a garbage collection that is due must not be measured
             began = time.perf_counter()
             tasks.cancel_scope.cancel()
         seconds.append(time.perf_counter() - began)
@@ -132,7 +132,7 @@ def cancelling_by_shoal(children: int, seconds: list[float]) -> Callable[[], obj
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(app.run, {"numbers": range(children)})
             await anyio.wait_all_tasks_blocked()
-            gc.collect()  # a collection that is due by now is not what is measured
+            gc.collect()  # a garbage collection that is due must not be measured
             began = time.perf_counter()
             tasks.cancel_scope.cancel()
         seconds.append(time.perf_counter() - began)
@@ -156,7 +156,7 @@ def measure_cancelling(children: int, rounds: int) -> None:
 
 
 def hedged(requests: int, hedge: Hedge | None, seed: int) -> tuple[list[float], int]:
-    """Latencies of many requests, one after the other in virtual time; and how many starts."""
+    """Return the latencies of many consecutive requests in virtual time, and the starts of each."""
     random, starts = Random(seed), 0
 
     @action(writes=["answer"])

@@ -1,10 +1,11 @@
-"""A service under load: what a run costs per request, beside the same work written by hand.
+"""A service under load: the cost of a run per request, compared with the same work by hand.
 
-``python -m benchmarks.service``: 1,000 clients at once ask one worker of uvicorn, again and again,
-for four calls each, which share one budget of calls at a time and have one timeout. By hand that is
-``gather``, a ``Semaphore`` and ``timeout``. What that omits: a run has an id, and is found by it;
-its state is checked, and committed after each call; it is cancelled when its client goes away; and
-it can be followed, saved and resumed. Latencies are as clients see them; memory is the server's.
+``python -m benchmarks.service``: 1,000 concurrent clients send requests to one worker of uvicorn,
+again and again. Each request makes four calls, which share one limit of concurrent calls and have
+one timeout. The version by hand uses ``gather``, a ``Semaphore`` and ``timeout``. It lacks several
+things that a run has: an id by which it can be found, a checked state that is committed after each
+call, cancellation when its client disconnects, followers, saving and resuming. Latencies are
+measured by the clients; memory is the server's.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Prompts(BaseModel):
 
 
 async def call(prompt: str) -> str:
-    """Stand in for a call of a model."""
+    """Simulate a call of a model."""
     await anyio.sleep(SECONDS)
     return prompt.upper()
 
@@ -116,7 +117,7 @@ CONTENDERS = {
 
 
 async def client(port: int, path: str, number: int, requests: int, into: list[float]) -> None:
-    """Ask ``requests`` times, one after the other, on one connection."""
+    """Send ``requests`` requests, one after the other, on one connection."""
     prompts = [f"{number} {call}" for call in range(CALLS)]
     body = json.dumps({"state": {"prompts": prompts}}).encode()
     head = (
@@ -142,7 +143,7 @@ async def client(port: int, path: str, number: int, requests: int, into: list[fl
 
 
 async def load(port: int, path: str, clients: int, requests: int) -> tuple[list[float], float]:
-    """Have all clients ask; return the latencies, and the seconds it took."""
+    """Run all clients; return the latencies, and the seconds it took."""
     found: list[float] = []
     began = time.perf_counter()
     await asyncio.gather(

@@ -140,9 +140,9 @@ def report(directory: str) -> None:
     total = sum(count for count, _ in lines)
 
     print(f"{directory}: {len(sources)} files, {total:,} lines, {code:,} of code")
-    core = [(count, name) for count, name in lines if is_core(name)]
-    core_total = sum(count for count, _ in core)
-    print(f"  core             {len(core)} files, {core_total:,} lines")
+    if not any(part.startswith("_") for part in Path(directory).parts):
+        core = [count for count, name in lines if is_core(name)]
+        print(f"  core             {len(core)} files, {sum(core):,} lines")
     print(f"  file lines       {spread(lines, 50, 90)}")
     print(f"  functions        {len(functions)}, return annotated {annotated:.0%}")
     print(f"  function lines   {spread([(length(f), f.name) for f in functions], 50, 90, 99)}")

@@ -1,4 +1,4 @@
-"""Crawlee, at its defaults but for the concurrency, in memory. VARIANT: `httpx` or `impit`."""
+"""Crawlee with its defaults, except the concurrency, in memory. VARIANT: `httpx` or `impit`."""
 
 # pyright: basic, reportMissingImports=false
 

@@ -1,4 +1,4 @@
-"""What one would write with httpx and a semaphore. It retries nothing, and remembers nothing."""
+"""A simple program with httpx and a semaphore. It retries nothing, and saves nothing."""
 
 from __future__ import annotations
 

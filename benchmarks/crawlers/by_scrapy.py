@@ -1,4 +1,4 @@
-"""Scrapy, at its defaults but for the concurrency. With VARIANT `job`, its requests are on disk."""
+"""Scrapy with its defaults, except the concurrency. VARIANT `job` keeps its requests on disk."""
 
 # pyright: basic, reportMissingImports=false
 
@@ -19,7 +19,7 @@ SETTINGS = {
     # the concurrency
     "CONCURRENT_REQUESTS": int(CONCURRENCY),
     "CONCURRENT_REQUESTS_PER_DOMAIN": int(CONCURRENCY),
-    # where rows go, and no log
+    # the output of rows, without a log
     "FEEDS": {OUT: {"format": "jsonlines"}},
     "LOG_LEVEL": "CRITICAL",
     **({"JOBDIR": f"{OUT}.job"} if VARIANT == "job" else {}),

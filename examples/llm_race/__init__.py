@@ -1,14 +1,14 @@
-"""Several language models race for an answer: a program, and what it is made of.
+"""Several language models race for an answer: a program and its parts.
 
 Run it with `python -m examples.llm_race ask --demo "Why is the sea salty?"`. To read it, begin with
-`strategies`, where the runtime is at work, and `contestant`, the action that races; then `exchange`
-and `failures` (what goes to and fro, and how that fails), `providers` (four protocols),
-`scoreboard` (a hook that knows who did what), `acceptance`, `prices`, `config`. `racing`, `batch`
-and `bench` put them together; `command`, `commands` and `display` are the command line. `service`
-is the same for clients of OpenAI's: `offer` is what it holds, `streams` what it tells meanwhile,
-`openai_api` what both sides say; `serve` puts it on a socket.
+`strategies`, which uses the runtime, and `contestant`, the action of a race. Then read `exchange`
+and `failures` (prompts, answers and errors), `providers` (four protocols), `scoreboard` (a hook
+that records what each provider did), `acceptance`, `prices` and `config`. `racing`, `batch` and
+`bench` put them together; `command`, `commands` and `display` are the command line. `service`
+serves races to OpenAI's clients: `offer` has the races, `streams` the events, `openai_api` the
+messages, and `serve` listens on a socket.
 
-Any async function that streams can race, so SDKs can:
+Any async function that streams can race, so SDKs can, too:
 
     async def gpt(prompt: str):
         async for event in await openai.chat.completions.create(..., stream=True):

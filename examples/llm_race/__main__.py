@@ -1,8 +1,8 @@
-"""Have language models race for the answer: `python -m examples.llm_race ask --demo "Why?"`.
+"""Let language models race for the answer: `python -m examples.llm_race ask --demo "Why?"`.
 
-`ask` races for one answer, `batch` for many, `serve` for whoever asks; `bench` compares strategies,
-and `providers` says who can be asked. `--demo` needs neither keys nor a network; `--demo --real`
-races a real small model on this machine. The answer goes to stdout, all else to stderr.
+`ask` races for one answer, `batch` for many, and `serve` for clients; `bench` compares strategies,
+and `providers` lists the providers. `--demo` needs neither keys nor a network; `--demo --real`
+races a real small model on this machine. The answer goes to stdout, all other output to stderr.
 """
 
 import os
@@ -32,11 +32,12 @@ def main(args: Sequence[str] | None = None) -> int:
             everybody = contestants(options, stack)
             command = COMMANDS[options.command]
             return anyio.run(partial(command, options, everybody), backend=options.backend)
-    except BrokenPipeError:  # whoever reads our answer has seen enough
-        # What could not be written is still buffered; it must not fail the exit as well.
+    except BrokenPipeError:  # the reader of our output has closed its end
+        # Output that could not be written is still buffered; it must not fail the exit, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except HookFailed as failure:  # the answer could not be written: say that, not who noticed
+    # the answer could not be written: report that, not the hook that noticed
+    except HookFailed as failure:
         print(f"error: {failure.__cause__ or failure}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -50,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def contestants(options: Options, stack: ExitStack) -> list[Provider]:
-    """Who can be asked; the demo's servers run as long as `stack` lasts."""
+    """Return the providers; the demo's servers run as long as `stack` lasts."""
     if options.demo:
         demo = local_models if options.real else demo_server
         return providers_of(tomllib.loads(demo.race_toml(stack.enter_context(demo.serving()))))
@@ -60,7 +61,7 @@ def contestants(options: Options, stack: ExitStack) -> list[Provider]:
     found = from_environment()
     if not found:
         raise ConfigError(
-            "there is nobody to ask: no --config, no race.toml here, and no OPENAI_API_KEY, "
+            "there are no providers: no --config, no race.toml here, and no OPENAI_API_KEY, "
             "ANTHROPIC_API_KEY or GEMINI_API_KEY in the environment; try --demo"
         )
     return found

@@ -1,4 +1,4 @@
-"""Which answers count: those of a schema, a pattern, a length."""
+"""Acceptable answers: those with a schema, a pattern, a length."""
 
 import json
 import re
@@ -20,12 +20,12 @@ def acceptance(
     min_chars: int | None = None,
     max_chars: int | None = None,
 ) -> Accept | None:
-    """Make what tells whether an answer counts; None if every one does.
+    """Make the check that an answer is acceptable; None if every answer is.
 
-    It raises `Unacceptable` where one doesn't, so that people can see why.
+    The check raises `Unacceptable` with the reason if an answer isn't.
 
     Raises:
-        ValueError: The schema is none, or the pattern is none.
+        ValueError: The schema or the pattern is invalid.
     """
     checks: list[Callable[[str], None]] = []
     if schema is not None:
@@ -46,7 +46,7 @@ def acceptance(
 
 
 def whole(accept: Accept | None) -> Accept:
-    """Make what refuses answers that are cut off, and judges the others by `accept`."""
+    """Make the check that refuses answers that are cut off, and judges the others by `accept`."""
 
     def judge(answer: Answer) -> bool:
         if answer.lacks:
@@ -57,9 +57,9 @@ def whole(accept: Accept | None) -> Accept:
 
 
 def as_asked(accept: Accept | None) -> Accept:
-    """Make what judges an answer by the schema of its own prompt, if that has one; and by `accept`.
+    """Make the check that judges an answer by the schema of its prompt, if any, and by `accept`.
 
-    So one race can be held for prompts of different schemas.
+    So one race can be held for prompts with different schemas.
     """
 
     def judge(answer: Answer) -> bool:
@@ -71,10 +71,10 @@ def as_asked(accept: Accept | None) -> Accept:
 
 
 def conforming(schema: Mapping[str, Any]) -> Callable[[str], None]:
-    """Make what raises `Unacceptable` for a text that isn't JSON of a schema.
+    """Make the check that raises `Unacceptable` for a text that isn't JSON of a schema.
 
     Raises:
-        ValueError: The schema is none.
+        ValueError: The schema is invalid.
     """
     try:
         validator = jsonschema_rs.validator_for(dict(schema), retriever=_refuse)
@@ -96,8 +96,8 @@ def conforming(schema: Mapping[str, Any]) -> Callable[[str], None]:
 
 
 def _refuse(_: str) -> NoReturn:
-    """Refuse what a schema refers to: a stranger's could have us read files, or ask our network."""
-    raise ValueError("a schema refers to nothing outside of itself")
+    """Refuse references of a schema: a stranger's could read local files, or ask our network."""
+    raise ValueError("a schema must not refer to anything outside of itself")
 
 
 def _matches(regex: str) -> Callable[[str], None]:

@@ -1,8 +1,8 @@
-"""Many prompts, each a race, durable: kill it at any moment, and `--resume` does what is left.
+"""Many prompts, each a race, durable: after a kill, `--resume` continues with the rest.
 
-Everything that is done is in the store before anybody sees it. The file of results is made from
-that: a row is appended when its race is over, and never twice. What was in the store and not yet in
-the file when the process died is appended by the next one, and half a line is cut off.
+Every result is in the store before it is visible. The file of results is made from the store: a row
+is appended when its race is over, and never twice. If the process dies before a saved row is in the
+file, the next one appends it, and an incomplete line is cut off.
 
     {"prompt": "why?", "id": "a", "system": "...", "max_tokens": 100}     or simply     "why?"
 """
@@ -42,14 +42,14 @@ RUN = "batch"
 
 
 class BadInput(ValueError):
-    """A line of the file of prompts can't be read, and which."""
+    """A line of the prompts file can't be read; the message says which."""
 
 
 def read_prompts(lines: Iterable[str], defaults: Prompt) -> list[Prompt]:
-    """Read one prompt a line; what a line doesn't say is as in `defaults`.
+    """Read one prompt per line; missing fields are taken from `defaults`.
 
     Raises:
-        BadInput: A line is no prompt, or two have one id.
+        BadInput: A line is no prompt, or two have the same id.
     """
     found: list[Prompt] = []
     seen: set[str] = set()
@@ -95,15 +95,15 @@ def prompt_of(said: object, number: int, defaults: Prompt) -> Prompt:
 def write_row(
     prompt: Prompt, answer: Answer, board: Scoreboard, context: Context
 ) -> dict[str, Any]:
-    """Put together what is kept of a race that has an answer.
+    """Make the row of a race that has an answer.
 
-    If the process died between the race and this, nobody knows any more what the losers have used.
+    If the process died between the race and this step, the losers' usage is unknown.
     """
     return row_of(prompt.id, answer, board.take(context.run_id, answer.provider))
 
 
 def row_of(id: str, answer: Answer, lanes: Sequence[Lane]) -> dict[str, Any]:
-    """What is kept of a race with an answer."""
+    """The row of a race with an answer."""
     return {
         "id": id,
         "answer": answer.text,
@@ -115,7 +115,7 @@ def row_of(id: str, answer: Answer, lanes: Sequence[Lane]) -> dict[str, Any]:
 
 
 def bill(lanes: Sequence[Lane], answer: Answer | None = None) -> dict[str, Any]:
-    """What a race has used and cost, losers included."""
+    """The usage and cost of a race, including losers."""
     used = [lane.usage for lane in lanes]
     if not lanes and answer is not None:
         used = [replace(answer.usage, is_reported=False)]
@@ -131,7 +131,7 @@ def bill(lanes: Sequence[Lane], answer: Answer | None = None) -> dict[str, Any]:
 
 
 def races(providers: Sequence[Provider], rules: Rules, at_once: int) -> Act:
-    """The fan-out: a race for each of `prompts`, and a row of each in `rows`."""
+    """Make the fan-out: a race for each of `prompts`, and a row of each in `rows`."""
     return fan_out(
         Graph.chain(strategy(providers, rules), write_row, name="race_one"),
         over="prompts",
@@ -147,12 +147,12 @@ def races(providers: Sequence[Provider], rules: Rules, at_once: int) -> Act:
 
 
 class Rows(Hook):
-    """The file of results, to which a row is appended as soon as it is saved."""
+    """The file of results, which gets a row as soon as it is saved."""
 
     def __init__(self, path: Path, board: Scoreboard, rules: Rules) -> None:
         self.board = board
         self.rules = rules
-        self.written = kept_rows(path)  # ids of those that are there, and good
+        self.written = kept_rows(path)  # the ids of complete rows in the file
         self.answered = len(self.written)
         self.failed = 0
         self.file: TextIO = path.open("a", encoding="utf-8")
@@ -174,13 +174,13 @@ class Rows(Hook):
             await self.add({"id": outcome.key, "answer": None, "provider": None, **lost})
 
     async def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row, unless it is there."""
+        """Append a row, unless the file has it."""
         if row["id"] in self.written:
             return
         self.written.add(row["id"])
         self.answered += row["error"] is None
         self.failed += row["error"] is not None
-        # In a thread: the disk may take its time.
+        # In a thread, because the disk may be slow.
         await to_thread.run_sync(self._write, json.dumps(row) + "\n")
 
     def _write(self, line: str) -> None:
@@ -189,10 +189,10 @@ class Rows(Hook):
 
 
 def kept_rows(path: Path) -> set[str]:
-    """Leave only whole rows with an answer in the file, and say whose they are.
+    """Remove incomplete rows and rows without an answer from the file; return the ids of the rest.
 
     Raises:
-        BadInput: There is something in it that isn't one of our rows.
+        BadInput: The file contains a line that isn't one of our rows.
     """
     if not path.exists():
         return set()
@@ -207,13 +207,13 @@ def kept_rows(path: Path) -> set[str]:
             raise BadInput(f"{path} holds something else than results of a batch") from None
     new = path.with_name(f"{path.name}.new")
     new.write_text("".join(f"{line}\n" for line in kept.values()), encoding="utf-8")
-    new.replace(path)  # at once: a crash leaves either
+    new.replace(path)  # atomic: after a crash, either the old or the new file exists
     return set(kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What is to be done."""
+    """The inputs of a batch."""
 
     providers: Sequence[Provider]
     rules: Rules
@@ -224,9 +224,9 @@ class Batch:
     purse: Purse
 
     async def run(self) -> Rows:
-        """Do what isn't done yet, and return what has become of it all.
+        """Run the remaining races, and return all rows.
 
-        Cancelled, or killed, it goes on where it was when it is run again.
+        After a cancellation or a kill, the next call continues there.
 
         Raises:
             shoal.RunConflict: The store has a batch of other prompts.
@@ -244,9 +244,11 @@ class Batch:
                 inputs = {"client": client, "purse": self.purse, "board": board}
                 state = {"prompts": list(self.prompts)}
                 result = await app.run(state, id=RUN, inputs=inputs)
-                if result.state["failed"] and not rows.failed:  # of an earlier time: try them again
+                # failed in an earlier execution: retry them
+                if result.state["failed"] and not rows.failed:
                     result = await app.retry_failed(RUN, inputs=inputs)
-                for row in result.state["rows"].values():  # saved, but not written, by a dead one
+                # saved, but not written before the process died
+                for row in result.state["rows"].values():
                     await rows.add(row.to_plain() if hasattr(row, "to_plain") else row)
                 return rows
         finally:

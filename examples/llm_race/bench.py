@@ -1,8 +1,8 @@
-"""What each strategy is worth: latency, who wins, what it costs, and how much more is asked for it.
+"""Compares strategies: latency, winners, costs, and extra requests.
 
-All strategies are given the same prompts, one strategy after the other. Each has a runtime of its
-own, so a hedge learns from nothing but its own races. Latency is what whoever asks would see: until
-the first text of the answer that counts, and until its end.
+All strategies get the same prompts, one strategy after the other. Each has its own runtime, so a
+hedge learns only from its own races. Latency is measured as a user sees it: until the first text of
+the answer that counts, and until its end.
 """
 
 import importlib
@@ -27,7 +27,7 @@ QUESTION = "In one sentence: why is the sea salty? (question {n} of many)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """One strategy's."""
+    """The figures of one strategy."""
 
     strategy: str
     races: int
@@ -37,11 +37,11 @@ class Figures:
     total: tuple[float, float, float]
     """Seconds until the end: p50, p95, p99."""
     wins: dict[str, float]
-    """Whose answers counted, as a share of the races."""
+    """The winners, as a share of the races."""
     cost_usd: float | None
-    """Of a race, losers included; None if some price is not known."""
+    """Cost of a race, including losers; None if a price is not known."""
     extra_load: float
-    """Requests beyond one a race, as a share of one."""
+    """Requests beyond one per race, as a share of one."""
 
 
 async def measure(
@@ -52,7 +52,7 @@ async def measure(
     at_once: int = 4,
     purse: Purse | None = None,
 ) -> Figures:
-    """Hold `count` races by `rules` and say how they went."""
+    """Hold `count` races by `rules` and return their figures."""
     reports: list[Report] = []
     race = Race(providers, rules)
     paid = purse or Purse()
@@ -89,7 +89,7 @@ def figures(strategy: str, reports: Sequence[Report]) -> Figures:
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The 50th, 95th and 99th, by nearest rank; infinite if there are none."""
+    """Return the 50th, 95th and 99th percentile, by nearest rank; infinite without values."""
     if not values:
         return inf, inf, inf
     ordered = sorted(values)
@@ -98,7 +98,7 @@ def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def as_markdown(rows: Sequence[Figures]) -> str:
-    """A table for people, and for a README."""
+    """Write a table for people, and for a README."""
     headings = ["strategy", "first token p50 / p95 / p99", "total p50 / p95 / p99", "wins"]
     headings += ["cost of a race", "extra requests"]
     lines = [f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
@@ -121,7 +121,7 @@ class NoPlot(RuntimeError):
 
 
 def plot(rows: Sequence[Figures], path: Path) -> None:
-    """Draw the latencies, as a picture of whatever kind the name of `path` ends in.
+    """Draw the latencies, in the format that the suffix of `path` names.
 
     Raises:
         NoPlot: matplotlib isn't installed.

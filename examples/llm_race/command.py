@@ -1,4 +1,4 @@
-"""The command line: what can be said, and what it means."""
+"""The command line: its options and their meaning."""
 
 import argparse
 import json
@@ -11,22 +11,22 @@ from typing import Any, Literal, cast
 from examples.llm_race.strategies import STRATEGIES, Strategy
 from shoal import Hedge, Stagger
 
-EXITS = """exit codes: 0 there is an answer (batch: to every prompt), 1 something can't be read or
+EXITS = """exit codes: 0 there is an answer (batch: to every prompt), 1 a file can't be read or
 written, 2 wrong usage, 5 no acceptable answer (batch: to some prompt; providers --check: one of
-them doesn't answer), 130 interrupted (batch: what is done is kept)"""
+them doesn't answer), 130 interrupted (batch: finished rows are kept)"""
 
 
 class Options(argparse.Namespace):
     """The command line, parsed."""
 
     command: Literal["ask", "batch", "bench", "serve", "providers"]
-    # who
+    # the providers
     config: Path | None
     demo: bool
     real: bool
     names: list[str]
     backend: str
-    # how
+    # the race
     strategy: Strategy | None
     hedge_delay: Stagger | None
     k: int
@@ -39,7 +39,7 @@ class Options(argparse.Namespace):
     max_cost: float | None
     system: str
     max_tokens: int | None
-    # what is acceptable
+    # acceptable answers
     schema: dict[str, Any] | None
     regex: str | None
     min_chars: int | None
@@ -71,79 +71,100 @@ class Options(argparse.Namespace):
 def parse(args: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m examples.llm_race",
-        description="Have language models race for the answer.",
+        description="Let language models race for the answer.",
         epilog=EXITS,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     whom, how = common()
 
     ask = commands.add_parser("ask", parents=[whom, how], help="race for one answer", epilog=EXITS)
-    ask.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from stdin")
+    ask.add_argument("prompt", metavar="PROMPT", help="the prompt; - reads it from stdin")
     add = ask.add_argument_group("output").add_argument
-    add("--stream", action=argparse.BooleanOptionalAction, help="print the answer as it comes")
-    add("--json", action="store_true", help="print one JSON object, with everything, on stdout")
+    add("--stream", action=argparse.BooleanOptionalAction, help="print the answer as it arrives")
+    add("--json", action="store_true", help="print the whole result as one JSON object on stdout")
     add("--trace", action="store_true", help="print every event of the race on stderr")
     add("--save", type=Path, metavar="RUN.db", help="keep the race in this file...")
-    add("--run-id", metavar="ID", help="...as this; what is there already is not asked again")
+    add(
+        "--run-id",
+        metavar="ID",
+        help="...under this id; if it has an answer already, no provider is asked",
+    )
 
     batch = commands.add_parser(
         "batch", parents=[whom, how], help="race for many answers, durably", epilog=EXITS
     )
     add = batch.add_argument
-    add("file", type=Path, metavar="FILE.jsonl", help="one prompt a line")
-    add("-o", "--out", type=Path, metavar="OUT.jsonl", required=True, help="one row an answer")
+    add("file", type=Path, metavar="FILE.jsonl", help="one prompt per line")
+    add("-o", "--out", type=Path, metavar="OUT.jsonl", required=True, help="one row per answer")
     add("-c", "--at-once", type=whole(1), metavar="N", default=8, help="races at once (8)")
-    add("--resume", action="store_true", help="go on with what is left, or has failed")
-    add("--save", type=Path, metavar="RUN.db", help="where progress is kept (OUT.jsonl.db)")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue with the prompts that are left or have failed",
+    )
+    add("--save", type=Path, metavar="RUN.db", help="the file for the progress (OUT.jsonl.db)")
 
     bench = commands.add_parser(
         "bench", parents=[whom, how], help="compare strategies", epilog=EXITS
     )
     add = bench.add_argument
-    add("-n", "--count", type=whole(1), metavar="N", default=50, help="races a strategy (50)")
+    add("-n", "--count", type=whole(1), metavar="N", default=50, help="races per strategy (50)")
     add("-c", "--at-once", type=whole(1), metavar="N", default=4, help="races at once (4)")
     add(
         "--strategies",
         type=strategies,
         metavar="A,B",
         default=["first", "first-token", "hedge", "fallback", "cheapest"],
-        help="which of them",
+        help="the strategies to compare",
     )
-    add("--plot", type=Path, metavar="FILE", help="draw them, too: .svg, .png, .pdf")
+    add("--plot", type=Path, metavar="FILE", help="draw the latencies, too: .svg, .png, .pdf")
     add("--json", action="store_true", help="print JSON, not a table")
 
     serve = commands.add_parser(
-        "serve", parents=[whom, how], help="race for whoever asks, as OpenAI would", epilog=EXITS
+        "serve", parents=[whom, how], help="serve races with OpenAI's API", epilog=EXITS
     )
     add = serve.add_argument
-    add("--host", default="127.0.0.1", help="where to listen (127.0.0.1: for this machine alone)")
-    add("--port", type=port, default=8000, help="and on which port (8000); 0 for a free one")
-    add("--key-env", metavar="NAME", help="the variable that holds the key clients have to show")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on (127.0.0.1: only this machine)",
+    )
+    add("--port", type=port, default=8000, help="the port to listen on (8000); 0 for a free one")
+    add(
+        "--key-env",
+        metavar="NAME",
+        help="the environment variable with the key that clients must send",
+    )
 
     providers = commands.add_parser(
-        "providers", parents=[whom], help="say who can be asked", epilog=EXITS
+        "providers", parents=[whom], help="list the providers", epilog=EXITS
     )
-    providers.add_argument("--check", action="store_true", help="ask each for a word")
+    providers.add_argument("--check", action="store_true", help="ask each provider for a word")
     providers.add_argument("--json", action="store_true", help="print JSON, not a table")
 
     options = parser.parse_args(args, Options())
     if options.real and not options.demo:
-        parser.error("--real says which --demo")
+        parser.error("--real needs --demo")
     if options.demo and options.config is not None:
         parser.error("give either --config or --demo")
     if options.command == "ask" and options.run_id is not None and options.save is None:
-        parser.error("--run-id names a race in a file: --save RUN.db")
+        parser.error("--run-id needs the file of the race: --save RUN.db")
     return options
 
 
 def common() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    """The options that commands share: who is asked, and how."""
+    """The options that all commands share: the providers and the rules."""
     whom = argparse.ArgumentParser(add_help=False)
     add = whom.add_argument_group("who").add_argument
-    add("--config", type=Path, metavar="race.toml", help="who races (./race.toml, if it is there)")
+    add(
+        "--config",
+        type=Path,
+        metavar="race.toml",
+        help="the providers' file (./race.toml, if it exists)",
+    )
     add("-p", "--provider", dest="names", action="append", default=[], metavar="NAME")
-    add("--demo", action="store_true", help="ask make-believe models on this machine")
-    add("--real", action="store_true", help="with --demo: a real small model on this machine")
+    add("--demo", action="store_true", help="ask imitation models on this machine")
+    add("--real", action="store_true", help="with --demo: ask a real small model on this machine")
     add("--backend", choices=["asyncio", "trio"], default="asyncio")
 
     how = argparse.ArgumentParser(add_help=False)
@@ -153,28 +174,53 @@ def common() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         "--hedge-delay",
         type=hedge_delay,
         metavar="800ms|p95",
-        help="when the next is asked, under hedge and cheapest (p95 of the latencies seen)",
+        help="the delay of the next provider, for hedge and cheapest (p95 of latencies seen)",
     )
-    add("--k", type=whole(2), default=2, metavar="N", help="answers to agree, under quorum (2)")
-    add("--normalize", choices=["text", "json"], default="text", help="what agreeing means")
-    add("--judge", metavar="NAME", help="the provider that chooses, under judge")
+    add(
+        "--k",
+        type=whole(2),
+        default=2,
+        metavar="N",
+        help="the number of answers that must agree, for quorum (2)",
+    )
+    add(
+        "--normalize",
+        choices=["text", "json"],
+        default="text",
+        help="how answers are compared, for quorum",
+    )
+    add("--judge", metavar="NAME", help="the provider that chooses, for judge")
     add("--on-broken-stream", choices=["fail", "restart"], default="fail")
-    add("--timeout", type=duration, default=60.0, metavar="S", help="for the whole race (60)")
-    add("--ttft-timeout", type=duration, default=10.0, metavar="S", help="until some text (10)")
-    add("--stall-timeout", type=duration, default=15.0, metavar="S", help="until more text (15)")
-    add("--max-cost", type=positive, metavar="USD", help="spend no more in all")
+    add(
+        "--timeout", type=duration, default=60.0, metavar="S", help="timeout of the whole race (60)"
+    )
+    add(
+        "--ttft-timeout",
+        type=duration,
+        default=10.0,
+        metavar="S",
+        help="timeout of the first text (10)",
+    )
+    add(
+        "--stall-timeout",
+        type=duration,
+        default=15.0,
+        metavar="S",
+        help="timeout between two texts (15)",
+    )
+    add("--max-cost", type=positive, metavar="USD", help="spend at most this in total")
     add("--system", default="", metavar="TEXT", help="the system prompt")
-    add("--max-tokens", type=whole(1), metavar="N", help="of an answer (1024)")
-    add = how.add_argument_group("what is acceptable").add_argument
-    add("--schema", type=json_file, metavar="FILE.json", help="JSON of this schema")
-    add("--regex", type=pattern, metavar="RE", help="what this is found in")
+    add("--max-tokens", type=whole(1), metavar="N", help="the longest answer (1024)")
+    add = how.add_argument_group("acceptable answers").add_argument
+    add("--schema", type=json_file, metavar="FILE.json", help="accept JSON of this schema")
+    add("--regex", type=pattern, metavar="RE", help="accept text that matches")
     add("--min-chars", type=whole(1), metavar="N")
     add("--max-chars", type=whole(1), metavar="N")
     return whom, how
 
 
 def duration(text: str) -> float:
-    """Seconds, as `2`, `2s`, `800ms` or `10m`."""
+    """Read seconds: `2`, `2s`, `800ms` or `10m`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m)?", text)
     if found is None or float(found[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write 2, 800ms or 10m")
@@ -182,7 +228,7 @@ def duration(text: str) -> float:
 
 
 def hedge_delay(text: str) -> Stagger:
-    """A fixed time, or a percentile of the latencies that were seen."""
+    """Read a fixed time, or a percentile of the latencies seen."""
     found = re.fullmatch(r"p(\d+(?:\.\d+)?)", text)
     if found is None:
         return duration(text)

@@ -1,4 +1,4 @@
-"""The commands: each is told what the command line said and who can be asked, and how it ended."""
+"""The commands. Each takes the command line and the providers, and returns an exit code."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ def rules_of(
     streams: bool,
     schema: Mapping[str, Any] | None = None,
 ) -> Rules:
-    """How the race is held, by what the command line said; with `schema`, it is every answer's."""
+    """Make the rules of a race from the command line; `schema` applies to every answer."""
     accept = acceptance(
         schema=schema, regex=options.regex, min_chars=options.min_chars, max_chars=options.max_chars
     )
@@ -68,15 +68,15 @@ def prompt_of(options: Options, text: str) -> Prompt:
 
 
 async def ask(options: Options, everybody: Sequence[Provider]) -> int:
-    """One race: the answer on stdout, who did what on stderr."""
-    # Nothing else runs yet that reading stdin could hold up.
+    """Race for one answer: the answer goes to stdout, the providers' results to stderr."""
+    # Nothing else runs yet that reading stdin could block.
     text = sys.stdin.read().strip() if options.prompt == "-" else options.prompt
     if not text:
         raise BadInput("there is no prompt")
     providers = chosen(everybody, options.names)
     on_terminal = sys.stderr.isatty() and not options.json and not options.trace
     shares_terminal = on_terminal and sys.stdout.isatty()
-    # Elsewhere an answer that is printed as it comes can't be taken back, so that is asked for.
+    # Without a terminal, streamed text can't be taken back, so streaming needs the option.
     streams = sys.stdout.isatty() if options.stream is None else options.stream
     streams = streams and not options.json
     rules = rules_of(options, everybody, streams=streams, schema=options.schema)
@@ -105,7 +105,7 @@ async def ask(options: Options, everybody: Sequence[Provider]) -> int:
                 raise BadInput(
                     f"{options.save} has another race as {options.run_id!r}: of another prompt, "
                     "--strategy, --system, --schema or --max-tokens; "
-                    "give this one a name of its own: --run-id"
+                    "choose a different name for this one: --run-id"
                 ) from None
 
     with ExitStack() as stack:
@@ -132,7 +132,7 @@ async def ask(options: Options, everybody: Sequence[Provider]) -> int:
 
 
 def print_answer(report: Report, *, is_printed: bool) -> None:
-    """Print what isn't printed yet."""
+    """Print the rest of the answer."""
     if report.strategy == "all":
         for name, answer in report.answers.items():
             print(f"# {name}\n\n{answer.text}\n")
@@ -146,7 +146,7 @@ def print_answer(report: Report, *, is_printed: bool) -> None:
 
 
 async def batch(options: Options, everybody: Sequence[Provider]) -> int:
-    """Many races: a row for each, and how many there are."""
+    """Race for many prompts: one row per answer, and a summary."""
     providers = chosen(everybody, options.names)
     rules = rules_of(options, everybody, streams=False, schema=options.schema)
     check(providers, rules)
@@ -156,7 +156,7 @@ async def batch(options: Options, everybody: Sequence[Provider]) -> int:
     if not options.resume:
         for path in (store, options.out):
             if path.exists():
-                raise BadInput(f"{path} is there already: go on with --resume, or remove it")
+                raise BadInput(f"{path} exists already: continue it with --resume, or remove it")
     done: list[Rows] = []
 
     async def run() -> None:
@@ -179,7 +179,9 @@ async def batch(options: Options, everybody: Sequence[Provider]) -> int:
             ) from None
 
     if await until_interrupted(run):
-        print(f"interrupted; go on with --resume, {store} knows what is done", file=sys.stderr)
+        print(
+            f"interrupted; continue with --resume, {store} has the finished rows", file=sys.stderr
+        )
         return INTERRUPTED
     [rows] = done
     print(f"{rows.answered} answered, {rows.failed} not, of {len(prompts)}", file=sys.stderr)
@@ -190,10 +192,10 @@ async def batch(options: Options, everybody: Sequence[Provider]) -> int:
 
 
 async def bench(options: Options, everybody: Sequence[Provider]) -> int:
-    """Each strategy in turn, then all beside each other."""
+    """Run each strategy, then print all of them side by side."""
     providers = chosen(everybody, options.names)
     if options.plot is not None:
-        plot([], options.plot)  # before an hour has passed
+        plot([], options.plot)  # a file that is older than an hour
     rows: list[Figures] = []
 
     async def run() -> None:
@@ -219,7 +221,7 @@ async def bench(options: Options, everybody: Sequence[Provider]) -> int:
 
 
 async def providers(options: Options, everybody: Sequence[Provider]) -> int:
-    """Who there is, at which price, and if there is a key; with --check, also if they answer."""
+    """List the providers with prices and keys; with --check, also whether they answer."""
     rows = [about(provider) for provider in chosen(everybody, options.names)]
     if options.check:
 
@@ -252,19 +254,19 @@ def about(provider: Provider) -> dict[str, str]:
 
 
 def key_status(provider: Provider) -> str:
-    """Whether there is a key, and where; never what it is."""
+    """Whether the key is set, and in which variable; never the key."""
     assert provider.endpoint is not None
     if provider.endpoint.key_env is None:
         return "not needed"
     try:
         provider.endpoint.key()
-    except Exception as error:  # noqa: BLE001 - it is what is to be shown
+    except Exception as error:  # noqa: BLE001 - the failure is the result
         return str(error)
     return f"in {provider.endpoint.key_env}"
 
 
 async def checked(asked: Sequence[Provider]) -> list[str]:
-    """Ask each for a word, all at once, and say how that went."""
+    """Ask all providers for one word concurrently, and return the results."""
     prompt = Prompt(text="Reply with the word OK.", max_tokens=16, may_be_cut=True)
 
     @action(reads=["n"], writes=["result"])
@@ -286,11 +288,11 @@ async def checked(asked: Sequence[Provider]) -> list[str]:
 
 
 async def serve(options: Options, everybody: Sequence[Provider]) -> int:
-    """Race for whoever asks."""
+    """Serve races to clients."""
     from examples.llm_race import serve  # noqa: PLC0415 - FastAPI takes half a second
 
-    rules = rules_of(options, everybody, streams=False)  # schemas are judged by what each asks
-    defaults = replace(prompt_of(options, ""), may_be_cut=False)  # clients have not asked for it
+    rules = rules_of(options, everybody, streams=False)  # each request has its own schema
+    defaults = replace(prompt_of(options, ""), may_be_cut=False)  # clients can't ask for it
     return await serve.serve(options, everybody, rules, defaults)
 
 

@@ -1,20 +1,20 @@
-"""Who races, from a file: `race.toml`, or from the keys that are in the environment.
+"""The providers, from a file, `race.toml`, or from the keys in the environment.
 
     [[provider]]
     name = "gpt"
     kind = "openai"                 # or anthropic, gemini, ollama
     model = "gpt-5-mini"
-    base_url = "https://..."        # if it isn't the maker's own
-    api_key_env = "OPENAI_API_KEY"  # which variable holds the key; "" for none
-    rpm = 500                       # requests a minute
-    tpm = 200_000                   # tokens a minute
-    max_concurrency = 20            # requests at once
-    weight = 2.0                    # the heaviest is asked first, where not all are asked at once
-    price_in = 0.25                 # USD for a million tokens read; else genai-prices knows
+    base_url = "https://..."        # if it isn't the maker's
+    api_key_env = "OPENAI_API_KEY"  # the variable with the key; "" for none
+    rpm = 500                       # requests per minute
+    tpm = 200_000                   # tokens per minute
+    max_concurrency = 20            # concurrent requests
+    weight = 2.0                    # the highest is asked first, if not all are asked at once
+    price_in = 0.25                 # USD per million tokens read; default: from genai-prices
     price_out = 2.0                 # and written
     headers = { "X-Title" = "race" }
 
-Keys are never in the file: it names the variables of the environment that hold them.
+Keys are never in the file: it names the environment variables that hold them.
 """
 
 import os
@@ -31,7 +31,7 @@ USUAL_MODELS = {
     "anthropic": "claude-haiku-4-5",
     "gemini": "gemini-2.5-flash",
 }
-"""Who races without a file, if there is a key."""
+"""The default providers without a file, if there is a key."""
 TEXTS = ("name", "kind", "model", "base_url", "api_key_env")
 NUMBERS = ("rpm", "tpm", "weight", "price_in", "price_out")
 KNOWN = {*TEXTS, *NUMBERS, "max_concurrency", "headers"}
@@ -39,15 +39,15 @@ SECRETS = ("key", "token", "secret", "authorization", "cookie", "password")
 
 
 class ConfigError(ValueError):
-    """A configuration says something that can't be meant, and where."""
+    """An invalid configuration; the message says where."""
 
 
 def load(path: Path | str) -> list[Provider]:
-    """Read the providers in a file.
+    """Read the providers from a file.
 
     Raises:
-        ConfigError: It is no TOML, or says something else than it may.
-        OSError: It can't be read.
+        ConfigError: The file is no TOML, or has an invalid field.
+        OSError: The file can't be read.
     """
     try:
         said = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ def load(path: Path | str) -> list[Provider]:
 
 
 def providers_of(said: Mapping[str, Any]) -> list[Provider]:
-    """Read the providers in what a file holds."""
+    """Read the providers from a file's text."""
     more = said.keys() - {"provider"}
     if more:
         raise ConfigError(f"only [[provider]] tables are known, not {min(more)!r}")
@@ -79,7 +79,7 @@ def provider_of(table: object, number: int) -> Provider:
     """Read one `[[provider]]`."""
     where = f"provider {number}"
     if not isinstance(table, dict):
-        raise ConfigError(f"{where} is no table")
+        raise ConfigError(f"{where}, which must be a table, is not one")
     given = cast("dict[str, Any]", table)
     where = f"provider {given.get('name', number)!r}"
     for name, value in given.items():
@@ -91,7 +91,7 @@ def provider_of(table: object, number: int) -> Provider:
     if protocol is None:
         raise ConfigError(f"{where}: kind is one of {', '.join(PROTOCOLS)}, not {given['kind']!r}")
     if given["name"] == "judge":
-        raise ConfigError(f"{where}: that is what the judge is called; name it differently")
+        raise ConfigError(f"{where}: this name is reserved for the judge; choose a different name")
     if ("price_in" in given) != ("price_out" in given):
         raise ConfigError(f"{where}: price_in and price_out belong together")
     endpoint = Endpoint(
@@ -113,7 +113,7 @@ def provider_of(table: object, number: int) -> Provider:
 
 
 def check(where: str, name: str, value: Any) -> None:
-    """Refuse what a field can't be; what might be a secret is not repeated."""
+    """Refuse invalid fields; a value that might be a secret is not repeated."""
     if name not in KNOWN:
         if any(word in name.lower() for word in SECRETS):
             raise ConfigError(
@@ -126,7 +126,9 @@ def check(where: str, name: str, value: Any) -> None:
     if name in NUMBERS and (not isinstance(value, int | float) or value < 0):
         raise ConfigError(f"{where}: {name} is a number from 0, not {value!r}")
     if name in {"rpm", "tpm"} and value == 0:
-        raise ConfigError(f"{where}: {name} = 0 would never ask; leave the provider out")
+        raise ConfigError(
+            f"{where}: {name} = 0 would never send a request; remove the provider instead"
+        )
     if name == "max_concurrency" and (type(value) is not int or value < 1):
         raise ConfigError(f"{where}: {name} is a whole number from 1, not {value!r}")
     if name == "base_url":
@@ -134,7 +136,7 @@ def check(where: str, name: str, value: Any) -> None:
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigError(f"{where}: base_url is an http or https address")
         if parts.username or parts.password or parts.query:
-            raise ConfigError(f"{where}: base_url holds more than an address; keys stay outside")
+            raise ConfigError(f"{where}: base_url must be only an address; keys don't belong in it")
     if name == "headers":
         check_headers(where, value)
 
@@ -160,10 +162,10 @@ def from_environment() -> list[Provider]:
 
 
 def chosen(providers: Sequence[Provider], names: Sequence[str]) -> list[Provider]:
-    """The providers named, in that order; all, if none is.
+    """Return the named providers, in that order; without names, all of them.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: No provider has that name.
     """
     by_name = {provider.name: provider for provider in providers}
     unknown = [name for name in names if name not in by_name]

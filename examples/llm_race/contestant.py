@@ -1,8 +1,8 @@
-"""One provider, asked one prompt: the action that races are made of.
+"""The action of a race: one provider answers one prompt.
 
-It emits each part of the answer as it comes, so whoever watches the run sees it, and a race may be
-decided by it. Content alone counts as a sign of life. Requests and tokens are limited where the
-action stands, for all races of a runtime together.
+The action emits each part of the answer as it arrives, so followers of the run see it, and a race
+may be decided by it. Only content counts as a sign of life. The limits of requests and tokens are
+on the action, for all races of a runtime together.
 """
 
 import inspect
@@ -33,38 +33,38 @@ from shoal import Context, Limits, Rate, Retry, RetryLater, State, action, shiel
 from shoal.errors import HookFailed
 from shoal.types import Act
 
-USAGE_TIMEOUT = 1.0  # seconds that a whole answer is waited on for what it has used
+USAGE_TIMEOUT = 1.0  # seconds to wait for the usage report after a complete answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """How much a contestant is put up with."""
+    """The timeouts and retries of a contestant."""
 
     ttft_timeout: float = 10.0
     """Seconds until the first text."""
     stall_timeout: float = 15.0
-    """Seconds from some text to the next."""
+    """Seconds between two texts."""
     patience: float = math.inf
-    """Seconds for which a provider may have us wait, in all, before it counts as failed."""
+    """Seconds in total that a provider may ask us to wait, before it counts as failed."""
     attempts: int = 2
-    """Tries in all, where trying again may help and the provider doesn't say when."""
+    """Attempts in total, if a retry may help and the provider doesn't say when to come back."""
     may_restart: bool = True
-    """Whether an answer that breaks off after its first text is asked for again."""
+    """Whether an answer that breaks off after its first text is requested again."""
     only_whole: bool = False
-    """Whether an answer that is cut off counts as failed, for nobody else judges it."""
+    """Whether an answer that is cut off counts as failed, because no other code judges it."""
 
 
 class Contestants:
-    """Those who race, each defined once.
+    """The actions for all providers, each defined once.
 
-    So races by several strategies have one set of limits, and pauses, in a runtime.
+    So races with several strategies share one set of limits and pauses in a runtime.
     """
 
     def __init__(self) -> None:
         self._asking: dict[tuple[str, int], Act] = {}
 
     def act(self, provider: Provider, terms: Terms) -> Act:
-        """The action that asks `provider`, on these terms."""
+        """Return the action that asks `provider`, with the given terms."""
         key = (provider.name, terms.attempts)
         if key not in self._asking:
             self._asking[key] = asking(provider, terms.attempts)
@@ -72,15 +72,15 @@ class Contestants:
 
 
 def contestant(provider: Provider, terms: Terms) -> Act:
-    """The action that asks `provider`, as the only one that does; see `Contestants`."""
+    """Return the action that asks `provider`, defined only once; see `Contestants`."""
     return Contestants().act(provider, terms)
 
 
 def asking(provider: Provider, attempts: int) -> Act:
-    """The action that asks `provider`, on `terms` that are yet to be bound.
+    """Make the action that asks `provider`; its `terms` are bound later.
 
-    It fails with what the provider failed with; see `failures`. When it is cancelled its request is
-    too: the connection is closed, and what was used by then is charged and paid.
+    It raises the provider's failure; see `failures`. If it is cancelled, so is its request: the
+    connection is closed, and the usage so far is charged and paid.
     """
     rest = Rest()
 
@@ -105,10 +105,10 @@ def asking(provider: Provider, attempts: int) -> Act:
                     if is_refusal(error) and not transcript.is_heard:
                         bill.usage = Usage()
                     raise
-                finally:  # also when it is cancelled: what a loser has used is not free
+                finally:  # also if it is cancelled, because the usage of a loser is not free
                     bill.usage = bill.usage or transcript.usage
                     context.charge(bill.usage.tokens)
-        except HookFailed:  # no failure of the provider's: whoever watches could not
+        except HookFailed:  # a guarding hook's failure is no failure of the provider
             raise
         except Exception as error:
             if transcript.text and not terms.may_restart:
@@ -143,9 +143,9 @@ def asking(provider: Provider, attempts: int) -> Act:
 
 
 class Rest:
-    """How long a provider has asked to be left alone: by everybody, also by who doesn't wait.
+    """How long a provider has asked to be left alone; this applies to all races.
 
-    It goes on, however often the provider asks for it, until that has given an answer.
+    The pause lasts, however often the provider asks for it, until the provider has answered.
     """
 
     def __init__(self) -> None:
@@ -161,14 +161,14 @@ class Rest:
 
     @property
     def length(self) -> float:
-        """Seconds from the first time that it asked for it."""
+        """The seconds since the provider first asked for it."""
         return self.until - self.since
 
     def check(self) -> None:
-        """Refuse to ask while it lasts.
+        """Fail while the pause lasts.
 
         Raises:
-            ProviderError: As the provider itself would.
+            ProviderError: The same error as the provider's.
         """
         left = self.until - anyio.current_time()
         if left > 0:
@@ -177,14 +177,14 @@ class Rest:
 
 
 def is_worth_another_try(error: Exception) -> bool:
-    """Tell whether to ask again in a moment; who said when is not asked before."""
+    """Whether to retry soon; if the provider said when, the pause applies instead."""
     return is_retryable(error) and retry_after_of(error) is None
 
 
 def limits_of(provider: Provider) -> Limits:
-    """What the provider can take: at once, requests a minute and tokens a minute.
+    """Make the provider's limits: concurrency, requests per minute and tokens per minute.
 
-    They have a key, though only one: so `RetryLater` pauses the provider for everybody.
+    They have a key, though only one, so that `RetryLater` pauses the provider for all races.
     """
 
     def who(_: State) -> str:
@@ -210,11 +210,11 @@ async def follow(
     transcript: Transcript,
     context: Context,
 ) -> None:
-    """Write down the answer of `provider` as it comes, and emit each part of it.
+    """Collect the answer of `provider` as it arrives, and emit each part of it.
 
     Raises:
-        ProviderError: It was silent for too long, ended before it was whole, or said nothing.
-        Exception: What asking it raised.
+        ProviderError: It was silent for too long, ended before it was complete, or was empty.
+        Exception: Any exception of the request.
     """
     says_when_whole = False
     with anyio.move_on_after(terms.ttft_timeout) as silence:
@@ -224,10 +224,10 @@ async def follow(
                 chunk = given if isinstance(given, Chunk) else Chunk(text=given)
                 transcript.add(chunk)
                 await context.emit(chunk)
-                now = anyio.current_time()  # after that: whoever reads it may have taken a while
+                now = anyio.current_time()  # after the emit, because a reader may have been slow
                 if transcript.finish is not None:
                     silence.deadline = min(silence.deadline, now + USAGE_TIMEOUT)
-                elif chunk.text:  # nothing else is a sign of life
+                elif chunk.text:  # only text is a sign of life
                     silence.deadline = now + terms.stall_timeout
     if silence.cancelled_caught and transcript.finish is None:
         what = f"no more text for {terms.stall_timeout:g} s"
@@ -235,7 +235,7 @@ async def follow(
             what = f"no text within {terms.ttft_timeout:g} s"
         raise ProviderError("timeout", what, retryable=True)
     if (says_when_whole and transcript.finish is None) or not transcript.is_heard:
-        message = "the stream ended before the answer was whole"
+        message = "the stream ended before the answer was complete"
         raise ProviderError("stream", message, retryable=True)
     if not transcript.text.strip():
         message = f"no text at all; it ended with {transcript.finish!r}"
@@ -247,12 +247,12 @@ async def follow(
 
 @asynccontextmanager
 async def opened(given: Stream | Awaitable[Stream]) -> AsyncGenerator[Stream]:
-    """The stream that a provider gave or promised; closed on every way out."""
+    """Return the provider's stream; it is closed on every way out."""
     stream = await given if inspect.isawaitable(given) else given
     try:
         yield stream
     finally:
-        # Generators have one name for it, the streams of SDKs another.
+        # Generators and the streams of SDKs have different names for closing.
         close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
         if close is not None:
             async with shielded():

@@ -1,10 +1,10 @@
-"""Models that aren't any, on this machine: four providers that need neither keys nor a network.
+"""Imitation models on this machine: four providers that need neither keys nor a network.
 
 `serving()` runs them in a child process for as long as a `with` block lasts, as the scraper's demo
 site does. By hand, `python -m examples.llm_race.demo_server` prints their URL and serves until its
-stdin ends. Each speaks a protocol of its own; how fast it is, and what it says, depends on the
-prompt alone, so the same race ends the same way. Now and then one takes `STRAGGLE` seconds longer:
-5 times in 100, which is what hedging is for.
+stdin ends. Each uses a different protocol. Its speed and its text depend only on the prompt, so
+the same race always ends the same way. In 5 of 100 requests, a model takes `STRAGGLE` seconds
+longer, so that hedging can help.
 """
 
 import json
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 STRAGGLE = 3.0  # seconds
-STRAGGLERS = 0.05  # their share
+STRAGGLERS = 0.05  # their share of the requests
 
 OPENINGS = (
     "Yes, and here is why:",
@@ -43,14 +43,14 @@ BODIES = (
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """How a model behaves."""
+    """The behaviour of a model."""
 
     ttft: float
-    """Seconds until its first word, give or take a third."""
+    """Seconds until its first word, plus or minus a third."""
     pace: float
-    """Seconds from word to word."""
+    """Seconds between two words."""
     words: int
-    """How much it has to say."""
+    """The length of its answers."""
 
 
 MODELS = {
@@ -62,7 +62,7 @@ MODELS = {
 
 
 def race_toml(url: str) -> str:
-    """The configuration for the providers that are served at `url`."""
+    """Write the configuration for the providers that are served at `url`."""
     kinds = (
         ("swift", "openai", "/openai/v1", 0.5, 2.0),
         ("wise", "anthropic", "/anthropic", 3.0, 15.0),
@@ -78,18 +78,18 @@ def race_toml(url: str) -> str:
 
 @contextmanager
 def serving() -> Generator[str]:
-    """Serve from a child process and give the URL; the child is gone afterwards."""
+    """Serve from a child process and yield the URL; the child ends with the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "examples.llm_race.demo_server"],
         cwd=Path(__file__).parents[2],  # where `examples` is importable, wherever this runs
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # a Ctrl-C in the terminal is for the race to answer
+        start_new_session=True,  # the race handles a Ctrl-C in the terminal
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        with child.stdin:  # closing it is what ends the child
+        with child.stdin:  # closing stdin ends the child
             url = child.stdout.readline().strip()
             if not url:
                 raise RuntimeError("the demo's providers did not start")
@@ -98,7 +98,7 @@ def serving() -> Generator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """What a model says to a prompt, and when."""
+    """Return a model's answer to a prompt, and its timing."""
 
     delay: float
     pace: float
@@ -114,14 +114,14 @@ class Speech:
         while len(text.split()) < model.words:
             text += f" {chance.choice(BODIES)},"
         pieces = tuple(f"{word} " for word in text.rstrip(",").split())
-        if "under its number" in prompt:  # it is made a judge
+        if "under its number" in prompt:  # the prompt asks for a judge's choice
             pieces = ("1",)
         return cls(delay, model.pace, pieces, max(1, len(prompt) // 4))
 
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """A protocol, as it is spoken: what comes first, each word, and what comes last."""
+    """The server's side of a protocol: its first event, each word, and its last event."""
 
     head: Callable[[Speech], str]
     word: Callable[[str], str]
@@ -196,9 +196,10 @@ WIRES = {
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers POST requests, under the name of a protocol each."""
+    """Answers POST requests, by the name of the protocol."""
 
-    disable_nagle_algorithm = True  # each event is a write: none shall wait for the one before
+    # each event is a write, and none must wait for the previous one's acknowledgement
+    disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -211,7 +212,7 @@ class Handler(BaseHTTPRequestHandler):
             prompt = body["contents"][-1]["parts"][0]["text"]
         else:
             name, prompt = body["model"], body["messages"][-1]["content"]
-        with suppress(ConnectionError):  # who lost the race has left
+        with suppress(ConnectionError):  # the client of a loser has disconnected
             self.speak(Speech.of(name, prompt), WIRES[kind])
 
     def speak(self, speech: Speech, wire: Wire) -> None:
@@ -234,7 +235,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """The web server; port 0 lets the system choose a free one."""
+    """Make the web server; port 0 lets the system choose a free one."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -244,7 +245,7 @@ class Server(ThreadingHTTPServer):
 
 
 def main() -> None:
-    os.environ.clear()  # it has no business with anybody's keys
+    os.environ.clear()  # the server must not have any keys
     with Server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         print(f"http://127.0.0.1:{server.server_port}", flush=True)

@@ -1,7 +1,7 @@
-"""What is shown of a race: its answer on stdout, and who did what on stderr.
+"""The display of a race: its answer on stdout, the providers' results on stderr.
 
-On a terminal that is a table which lives as long as the race does. Elsewhere it is one JSON object
-a line, for whatever reads it.
+On a terminal, stderr shows a table that is updated during the race. Elsewhere, it gets one JSON
+object per line, for programs.
 """
 
 import json
@@ -38,7 +38,7 @@ COLOURS: dict[Status, str] = {
 
 
 def table_of(lanes: Sequence[Lane], now: float | None = None) -> Table:
-    """The race as a table; `now`, in seconds from its start, while it goes on."""
+    """The race as a table; `now` is the time since its start, while it runs."""
     table = Table(box=None, pad_edge=False)
     for heading in ("provider", "status"):
         table.add_column(heading, no_wrap=True)
@@ -71,10 +71,10 @@ def money(value: float | None) -> str:
 
 @contextmanager
 def live_table(board: Scoreboard, *, with_text: bool) -> Generator[None]:
-    """Show the race on the terminal for as long as the block lasts.
+    """Show the race on the terminal while the block lasts.
 
-    With `with_text`, also the end of what the leader says: it has the terminal to itself, so nobody
-    else can write the answer there until it ends.
+    With `with_text`, the display includes the end of the leader's text, because it uses the whole
+    terminal, so the answer can't be written there until it ends.
     """
     began: float | None = None
     console = Console(stderr=True)
@@ -96,7 +96,7 @@ def live_table(board: Scoreboard, *, with_text: bool) -> Generator[None]:
 
 
 def print_report(report: Report, *, as_json: bool) -> None:
-    """Say what the race came to: as JSON on stdout, or else who did what on stderr."""
+    """Print the result of a race: as JSON on stdout, or the providers' results on stderr."""
     if as_json:
         said = {
             **report.totals(),
@@ -111,7 +111,7 @@ def print_report(report: Report, *, as_json: bool) -> None:
     elif report.lanes or report.answer is None:
         Console(stderr=True).print(table_of(report.lanes))
     else:
-        print("it was answered before: nobody was asked now", file=sys.stderr)
+        print("it was answered before: no provider was asked now", file=sys.stderr)
     if report.error is not None and sys.stderr.isatty():
         print(f"no acceptable answer: {report.totals()['error']}", file=sys.stderr)
 
@@ -123,9 +123,9 @@ def print_rows(report: Report) -> None:
 
 
 class Printer(Hook):
-    """Prints the answer as it streams: that of whoever leads.
+    """Prints the leader's answer as it streams.
 
-    An answer that begins anew is printed anew, after a note on stderr.
+    An answer that starts again is printed again, after a note on stderr.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -153,9 +153,9 @@ class Printer(Hook):
             return
         self.has_printed = True
         if self.broke_off:
-            print("it begins anew", file=sys.stderr)
+            print("it starts again", file=sys.stderr)
             self.broke_off, text = False, f"\n{text}"
-        # In a thread: it may be a pipe whose reader takes its time.
+        # In a thread, because stdout may be a pipe whose reader is slow.
         await to_thread.run_sync(self._write, text)
 
     def _write(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What goes to a model and what comes back, whoever runs it: values, and nothing else."""
+"""Prompts and answers of any model: values, without I/O."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What was said before in a conversation."""
+    """An earlier message of a conversation."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -16,50 +16,50 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What a model is asked."""
+    """A prompt for a model."""
 
     text: str
     system: str = ""
     max_tokens: int = 1024
     may_be_cut: bool = False
-    """Whether an answer that ends at `max_tokens` counts as whole: so it does for those who have
-    set that limit themselves."""
+    """Whether an answer that ends at `max_tokens` counts as complete; true if the prompt's author
+    has set that limit."""
     schema: Mapping[str, Any] | None = None
-    """The JSON Schema that the answer is to have; passed on to providers that know what to do."""
+    """The JSON Schema of the answer; passed on to providers that support it."""
     id: str = ""
-    """Which prompt of a batch it is."""
+    """The id of the prompt in a batch."""
     earlier: Sequence[Turn] = ()
-    """What was said before `text`, where it goes on with a conversation."""
+    """The earlier messages, if `text` continues a conversation."""
 
     @property
     def turns(self) -> Sequence[Turn]:
-        """The whole conversation, `text` being its last word."""
+        """The whole conversation, ending with `text`."""
         return (*self.earlier, Turn(role="user", text=self.text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A part of an answer: some text, or what the provider says about it, or both."""
+    """A part of an answer: text, or the provider's report about it, or both."""
 
     text: str = ""
     finish: str | None = None
-    """Why the answer is complete, in the provider's own word; None while it is not."""
+    """Why the answer is complete, in the provider's word; None while it is not."""
     input_tokens: int | None = None
     """Tokens read, as reported."""
     output_tokens: int | None = None
-    """Tokens written until now, as reported."""
+    """Tokens written so far, as reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The first item of each attempt: the request is about to be sent, and no limit holds it."""
+    """The first item of each attempt: the limits are passed, and the request will be sent now."""
 
     prompt: Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class PutOff:
-    """The last item of a try that the provider refused, saying when to come back."""
+    """The last item of an attempt that the provider refused with a time to come back."""
 
     reason: str
     seconds: float
@@ -67,12 +67,12 @@ class PutOff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What an exchange has used: as far as it went, whether or not it came to an answer."""
+    """The usage of an exchange so far, whether or not it has an answer."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     is_reported: bool = True
-    """Whether the provider has said so; else it is an estimate."""
+    """Whether the provider has reported it; else it is an estimate."""
 
     @property
     def tokens(self) -> int:
@@ -81,16 +81,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A whole answer."""
+    """A complete answer."""
 
     text: str
     provider: str
     finish: str
     usage: Usage
     schema: Mapping[str, Any] | None = None
-    """The one that it was asked to have."""
+    """The provider that was asked."""
     lacks: str = ""
-    """Why it is not whole; empty if it is, as far as its provider says."""
+    """Why it is incomplete; empty if it is complete, by its provider's word."""
 
 
 FINISHES: Mapping[str, frozenset[str]] = {
@@ -101,17 +101,17 @@ FINISHES: Mapping[str, frozenset[str]] = {
     ),
     "error": frozenset({"error", "insufficient_system_resource", "malformed_function_call"}),
 }
-"""Providers' words for ends that are none of an answer's own, by OpenAI's."""
+"""Providers' words for unnatural ends, as OpenAI's words."""
 
 
 def finish_reason(said: str) -> str:
-    """OpenAI's word for why an answer ended, of the provider's own."""
+    """Return OpenAI's word for the provider's reason to end."""
     word = said.lower()
     return next((reason for reason, words in FINISHES.items() if word in words), "stop")
 
 
 def what_lacks(prompt: Prompt, finish: str) -> str:
-    """Say why an answer that ended so is not whole; nothing if it is."""
+    """Describe why an answer with this end is incomplete; empty if it is complete."""
     match finish_reason(finish):
         case "length" if not prompt.may_be_cut:
             return f"it was cut off after {prompt.max_tokens} tokens or less ({finish!r})"
@@ -124,7 +124,7 @@ def what_lacks(prompt: Prompt, finish: str) -> str:
 
 
 CHARS_PER_TOKEN = 4.0
-"""What is reckoned with where nobody reports tokens; about right for English."""
+"""Characters per token, if no count is reported; about right for English."""
 
 
 def estimated_tokens(text: str) -> int:
@@ -136,13 +136,13 @@ def estimated_input(prompt: Prompt) -> int:
 
 
 def is_content(item: object) -> bool:
-    """Tell whether an item of a stream is text; keep-alives, bookkeeping and blanks are not."""
+    """Whether an item of a stream is text; keep-alives, bookkeeping and blanks are not."""
     return isinstance(item, Chunk) and item.text.strip() != ""
 
 
 @dataclass(slots=True)
 class Transcript:
-    """What has come of one exchange until now."""
+    """The state of one exchange."""
 
     prompt: Prompt
     parts: list[str] = field(default_factory=list[str])
@@ -150,7 +150,7 @@ class Transcript:
     input_tokens: int | None = None
     output_tokens: int | None = None
     is_heard: bool = False
-    """Whether anything has come."""
+    """Whether any text has arrived."""
 
     def add(self, chunk: Chunk) -> None:
         self.is_heard = True
@@ -158,7 +158,7 @@ class Transcript:
             self.parts.append(chunk.text)
         self.finish = chunk.finish or self.finish
         if chunk.input_tokens is not None:
-            # A later report may leave out the tokens that came from a cache.
+            # A later report may omit the tokens that came from a cache.
             self.input_tokens = max(self.input_tokens or 0, chunk.input_tokens)
         if chunk.output_tokens is not None:
             self.output_tokens = chunk.output_tokens
@@ -171,9 +171,9 @@ class Transcript:
     def usage(self) -> Usage:
         """The tokens used so far.
 
-        What was reported on the way counts only once the answer is complete: until then a provider
-        has said how many tokens it has read, but not how many it has written. Nothing read or
-        nothing written is no report: some servers say so of every answer.
+        Reports count only once the answer is complete, because until then a provider has reported
+        the tokens that it has read, but not those that it has written. Zero tokens read or written
+        is no report, because some servers say so of every answer.
         """
         if self.finish is not None and self.input_tokens and self.output_tokens:
             return Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens)

@@ -1,8 +1,9 @@
-"""How an exchange with a provider fails, and what follows from that.
+"""The failures of an exchange with a provider, and how to react to them.
 
-`is_retryable` and the others judge any exception, not only ours: by its HTTP status if it has one,
-then by what it is called. The hierarchies of the SDKs are no help. Of one broken connection one of
-them makes its own error, another lets httpx's through, and so with a chunk that is no JSON.
+`is_retryable` and the other functions judge any exception, not only this module's: by its HTTP
+status if it has one, then by its class name. The class hierarchies of the SDKs don't help. For the
+same broken connection, one SDK raises its own error and another lets httpx's through, and it is the
+same for a chunk that is no JSON.
 """
 
 import json
@@ -31,27 +32,28 @@ Kind = Literal[
 RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 OVERLOAD = frozenset({429, 503, 529})
 OF_THE_PROMPT = frozenset({400, 413, 414, 422, 431, 451})
-"""Statuses that say of a prompt that it is wrong, too long or not allowed."""
+"""Statuses of a prompt that is wrong, too long or not allowed."""
 
-# Some statuses mean several things, which only the text tells apart: 400 is also what Gemini says
-# of a wrong key and Anthropic of an account without money, and 403 what routers say of a prompt.
-# As JSON, unescaped: some servers repeat the prompt, and that must not pass for our account.
+# Some statuses have several meanings, which only the text tells apart: Gemini sends 400 for a wrong
+# key and Anthropic for an account without money, and routers send 403 for a prompt. The pattern
+# matches unescaped JSON, because some servers repeat the prompt, which must not be mistaken for an
+# error of our account.
 _ACCOUNT = re.compile(r'"reason":\s*"API_KEY_INVALID"|"message":\s*"Your credit balance is too low')
 _REFUSED = re.compile(r"(?i)content.?(filter|policy|management)|moderation|flagged|safety|harmful")
 _TOO_LONG = re.compile(
     r"(?i)context.{0,20}(length|window|size)|too (long|large)|maximum.{0,30}tokens"
 )
 
-# Errors of clients, by name: so httpx, its successor and the SDKs on top need not be imported.
+# Errors of clients, by name, so that httpx, its successor and SDKs need not be imported.
 NETWORK_ERRORS = frozenset({"TransportError", "APIConnectionError"})
 TIMEOUTS = frozenset({"TimeoutException", "APITimeoutError"})
 
 
 class ProviderError(Exception):
-    """A provider gave no answer, or none that is whole."""
+    """A provider gave no answer, or an incomplete one."""
 
     answer: Any = None
-    """What there is of one that is cut off, if it was told so far: an `Answer`."""
+    """The text of an incomplete answer, if it is known: an `Answer`."""
 
     def __init__(
         self,
@@ -70,20 +72,20 @@ class ProviderError(Exception):
 
 
 class Unacceptable(ValueError):
-    """An answer is whole, but not what was asked for."""
+    """An answer is complete, but not acceptable."""
 
 
 class Incomplete(Unacceptable):
-    """An answer is cut off; a whole one may still come from another provider."""
+    """An answer is cut off; another provider may still give a complete one."""
 
 
 def out_of_time(seconds: float) -> StepTimeout:
-    """A race's timeout without the names of what ran, which its client doesn't know."""
+    """Describe a race's timeout without the names of its runs, which its client doesn't know."""
     return StepTimeout(f"timeout of {seconds:g} s")
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error tells of, whoever raised it."""
+    """Return the HTTP status of an error, whichever library raised it."""
     response = getattr(error, "response", None)
     for status in (
         getattr(error, "status", None),
@@ -96,7 +98,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def retry_after_of(error: BaseException) -> float | None:
-    """The seconds that a provider asks to be left alone; None if it doesn't."""
+    """Return the seconds that a provider asks to be left alone; None if it doesn't."""
     if isinstance(error, ProviderError):
         return error.retry_after
     headers = getattr(getattr(error, "response", None), "headers", None)
@@ -104,7 +106,7 @@ def retry_after_of(error: BaseException) -> float | None:
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read the headers that say when to come back: milliseconds, seconds, or a date."""
+    """Read the headers that say when to retry: milliseconds, seconds, or a date."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
@@ -114,7 +116,7 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
         return seconds
     try:
         date = parsedate_to_datetime(given)
-    except ValueError:  # neither: as if nothing had been said
+    except ValueError:  # neither, so the header is ignored
         return None
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
@@ -126,7 +128,7 @@ def _number(text: str | None) -> float | None:
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Tell whether the same request may go well in a moment."""
+    """Whether the same request may succeed soon."""
     if isinstance(error, ProviderError):
         return error.retryable
     status = status_of(error)
@@ -138,12 +140,12 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tell whether nothing was used: the request was never sent, never arrived or was refused."""
+    """Whether nothing was used: the request was not sent, did not arrive or was refused."""
     return status_of(error) is not None or kind_of(error) in {"key", "budget", "network"}
 
 
 def kind_of(error: BaseException) -> str:
-    """A word to count failures like this one by."""
+    """Return a word for counting failures of this kind."""
     if isinstance(error, ProviderError):
         return error.kind
     if isinstance(error, RetryLater):
@@ -162,25 +164,25 @@ def kind_of(error: BaseException) -> str:
 
 
 def is_of_the_prompt(error: BaseException) -> bool:
-    """Tell whether the prompt is what was wrong: refused, too long, not what the provider takes.
+    """Whether the prompt is to blame: refused, too long, or not supported by the provider.
 
-    Then the same prompt will be refused again, and another one need not be.
+    Then the same prompt will be refused again, but a different one may not be.
     """
     kind = kind_of(error)
     return kind == "refused" or (kind == "http" and status_of(error) in OF_THE_PROMPT)
 
 
 def is_too_long(error: BaseException) -> bool:
-    """Tell whether a provider has said that the prompt is too long."""
+    """Whether a provider has said that the prompt is too long."""
     return is_of_the_prompt(error) and _TOO_LONG.search(str(error)) is not None
 
 
 def is_of_the_provider(error: BaseException) -> bool:
-    """Tell whether the next client's prompt would probably fail as well: what opens circuits.
+    """Whether the next client's prompt would probably fail as well, so that circuits open.
 
-    That is a provider that is down, slow, overloaded, or doesn't know our key or has none of our
-    money left. Not so what one client's prompt or schema has caused, or our own purse; and not an
-    answer without text or with a part of it, for a prompt may ask for just that.
+    This is so if a provider is down, slow or overloaded, doesn't know our key, or our account has
+    no money. It is not so for failures caused by one client's prompt or schema, for our own budget,
+    or for an empty or incomplete answer, because a prompt may ask for just that.
     """
     if isinstance(error, Unacceptable) or is_of_the_prompt(error):
         return False
@@ -188,7 +190,7 @@ def is_of_the_provider(error: BaseException) -> bool:
 
 
 def kind_of_refusal(status: int, text: str) -> Kind:
-    """A word for a refusal, by its status and its body."""
+    """Return a word for a refusal, by its status and its body."""
     if status in OVERLOAD:
         return "overload"
     if status == 402 or (status == 400 and _ACCOUNT.search(text)):
@@ -203,7 +205,7 @@ def _names(error: BaseException) -> set[str]:
 
 
 def stream_error(said: Any) -> ProviderError:
-    """The failure that a provider tells of in the middle of a stream."""
+    """Make the failure that a provider reports in the middle of a stream."""
     code: object = cast("dict[str, Any]", said).get("code") if isinstance(said, dict) else None
     text = json.dumps(said)
     status = code if isinstance(code, int) else None
@@ -223,7 +225,7 @@ def stream_error(said: Any) -> ProviderError:
 
 
 def message_of(said: Any) -> str:
-    """What an error that came as JSON says, in whichever of the usual shapes."""
+    """Return the message of an error in JSON, in any of the usual shapes."""
     if isinstance(said, list) and said:  # Gemini puts its errors into a list
         return message_of(cast("list[Any]", said)[0])
     if isinstance(said, dict):

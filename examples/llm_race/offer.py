@@ -1,7 +1,8 @@
-"""What the service offers: races, by the name of the model that stands for each.
+"""The races of the service, by the model name of each.
 
-They share contestants, so limits and pauses count for all of them together; and one purse. Where a
-prompt has a schema, a race of its own is held, which is never decided before there is an answer.
+They share contestants, so limits and pauses apply to all of them together, and they share one
+budget. For a prompt with a schema, a separate race is held, which is never decided before there is
+an answer.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,32 +23,32 @@ from shoal import Draining, RunCancelled, Runtime
 from shoal.events import Event
 
 DEFAULT = "race"
-"""The model that races by the service's own strategy; `race:hedge` and so on name one."""
+"""The model that races by the service's default strategy; `race:hedge` and so on name one."""
 
 Watch = Callable[[Event], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """What the service does, and for whom."""
+    """The configuration of the service."""
 
     providers: Sequence[Provider]
     rules: Rules = field(default_factory=Rules)
     strategy: Strategy | None = None
-    """Of the model `race`; by default `first-token` where it streams, else `first`."""
+    """The strategy of the model `race`; by default `first-token` for streams, else `first`."""
     defaults: Prompt = field(default_factory=lambda: Prompt(text=""))
-    """What requests don't say."""
+    """Defaults for fields that requests omit."""
     key_env: str | None = None
-    """The variable of the environment that holds the key clients have to show; None: no key."""
+    """The environment variable with the key that clients must send; None: no key is needed."""
     purse: Purse = field(default_factory=Purse)
     client: Callable[[], httpx.AsyncClient] = new_client
 
 
 class Races:
-    """The races that are offered, by the name of the model that stands for each.
+    """Make the races, by model name.
 
     Raises:
-        ValueError: The default one can't be held with these providers, or its schema is none.
+        ValueError: The default race is impossible with these providers, or its schema is invalid.
     """
 
     def __init__(self, offer: Offer) -> None:
@@ -60,7 +61,7 @@ class Races:
         def race(name: Strategy | None, rules: Rules, *, streams: bool) -> Race:
             usual = "first-token" if streams and rules.accept is None else "first"
             rules = replace(rules, strategy=name or usual, streams=streams)
-            if streams:  # what was sent can't be taken back
+            if streams:  # text that was sent can't be taken back
                 rules = replace(rules, on_broken_stream="fail")
             return Race(offer.providers, rules, board=self.board, contestants=contestants)
 
@@ -69,27 +70,28 @@ class Races:
             models: dict[str, Strategy | None] = {DEFAULT: offer.strategy}
             models |= {f"{DEFAULT}:{how}": how for how in STRATEGIES}
             for model, how in models.items():
-                with suppress(ValueError):  # by these rules nobody can race so; it isn't offered
+                # these rules don't allow this strategy, so it isn't offered
+                with suppress(ValueError):
                     found[model] = race(how, rules, streams=streams)
             return found
 
         self.whole = races(offer.rules, streams=False)
         self.streamed = races(offer.rules, streams=True)
-        # Also of those that stream: an answer is sent once it is there.
+        # Streams use it, too: the answer is sent once it is complete.
         self.judged = races(judged, streams=False)
         schema = offer.defaults.schema
         if schema is not None:
             conforming(schema)
         self.models = list(self.whole if schema is None else self.judged)
-        """What can be asked for by who says nothing of a schema."""
-        if DEFAULT not in self.models:  # which says why
+        """The names of the races without a schema."""
+        if DEFAULT not in self.models:  # raises the reason
             race(offer.strategy, offer.rules if schema is None else judged, streams=False)
 
     def find(self, model: str, prompt: Prompt, *, streams: bool) -> Race:
-        """The race of a name, for a prompt.
+        """Return the race of a name, for a prompt.
 
         Raises:
-            Problem: There is none.
+            Problem: No race has that name.
         """
         if prompt.schema is not None:
             found = self.judged.get(model)
@@ -106,7 +108,7 @@ class Races:
     async def hold(
         self, race: Race, name: str, prompt: Prompt, runtime: Runtime, watch: Watch | None = None
     ) -> Report:
-        """Hold a race, under a name of its own.
+        """Hold a race, with a new id.
 
         Raises:
             Problem: The service stops.
@@ -119,4 +121,4 @@ class Races:
         except (Draining, RunCancelled):
             raise stopping() from None
         finally:
-            self.board.take(name, None)  # whatever has become of it: nobody asks any more
+            self.board.take(name, None)  # with any outcome, because it isn't needed again

@@ -1,6 +1,6 @@
-"""What goes over the wire between the service and its clients: chat completions, as OpenAI's.
+"""The messages between the service and its clients: OpenAI's chat completions.
 
-Only shapes and what they mean; who serves them is in `service`.
+This module has only their shapes and meaning; `service` sends them.
 """
 
 import math
@@ -17,7 +17,7 @@ from examples.llm_race.failures import is_of_the_prompt, is_too_long, kind_of, r
 from examples.llm_race.racing import Report, leaves_of, why
 
 COOL_DOWN = 30.0
-"""Seconds after which to come back, where all providers are passed over."""
+"""The seconds of Retry-After if all providers are skipped."""
 
 
 # -- requests ------------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """What somebody has said."""
+    """A message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
@@ -52,17 +52,17 @@ class JsonSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """The form that an answer is to have. That it is text says nothing: the service's own holds."""
+    """The format of the answer. With `text`, the service's own schema applies."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
     @property
     def schema_(self) -> Mapping[str, Any] | None:
-        """The JSON Schema of it; None if it has none.
+        """The JSON Schema of the format; None if it has none.
 
         Raises:
-            Problem: There is to be one, and isn't.
+            Problem: The format needs a schema, and has none.
         """
         if self.type == "text":
             return None
@@ -81,8 +81,8 @@ class ResponseFormat(BaseModel):
 class ChatRequest(BaseModel):
     """The body of `POST /v1/chat/completions`.
 
-    How models are to draw (`temperature`, `seed`, ...) is not passed on, and doesn't matter here.
-    What would change what an answer is, is refused: None is all that these may be.
+    Sampling parameters (`temperature`, `seed`, ...) are ignored. Fields that would change the
+    answer are refused: None is their only value.
     """
 
     model: str
@@ -104,11 +104,10 @@ class ChatRequest(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def prompt(self, defaults: Prompt) -> Prompt:
-        """What the race is held for; what isn't said is as in `defaults`.
+        """Make the prompt of the race; missing fields are taken from `defaults`.
 
         Raises:
-            Problem: The conversation doesn't end with something that a user has said, or what is
-                asked for as a schema is none.
+            Problem: The conversation doesn't end with a user's text, or its schema is invalid.
         """
         said = [one for one in self.messages if one.role in ("user", "assistant")]
         if not said or said[-1].role != "user" or not said[-1].text.strip():
@@ -135,7 +134,7 @@ class ChatRequest(BaseModel):
 
 
 def completion(name: str, model: str, report: Report) -> dict[str, Any]:
-    """A whole answer; where all were asked, one choice for each that is acceptable."""
+    """A complete answer; with `race:all`, one choice for each acceptable one."""
     assert report.answer is not None
     choices = [
         {
@@ -163,7 +162,7 @@ def chunk(
 
 
 def usage_chunk(name: str, model: str, report: Report) -> dict[str, Any]:
-    """The last part of a streamed answer, for who has asked for it."""
+    """The last part of a streamed answer, for clients that requested it."""
     totals = {**report.totals(), "lanes": [lane.row() for lane in report.lanes]}
     shared = head(name, model, "chat.completion.chunk")
     return {**shared, "choices": [], "usage": usage(counting(report)), "race": totals}
@@ -174,14 +173,14 @@ def head(name: str, model: str, kind: str) -> dict[str, Any]:
 
 
 def counting(report: Report) -> Sequence[Answer]:
-    """The answers that count: all of them, where all were asked for."""
+    """Return the answers that count: all of them, with `race:all`."""
     if report.strategy == "all":
         return [*report.answers.values()]
     return [] if report.answer is None else [report.answer]
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, int]:
-    """What these answers have used; what the losers have is in `race`."""
+    """Return the usage of these answers; `race` has the losers', too."""
     read = sum(answer.usage.input_tokens for answer in answers)
     written = sum(answer.usage.output_tokens for answer in answers)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
@@ -199,7 +198,7 @@ TYPES = {
 
 
 class Problem(Exception):
-    """A request that can't be met: what its client is told."""
+    """A request that can't be fulfilled, with the error for its client."""
 
     def __init__(
         self,
@@ -230,22 +229,23 @@ class Problem(Exception):
 
 
 def stopping() -> Problem:
-    """The service is told to stop."""
+    """The error while the service is stopping."""
     message = "the service stops; ask again in a moment"
     return Problem(503, message, code="draining", headers={"Retry-After": "1"})
 
 
 def lost(error: Exception) -> Problem:
-    """A race that nobody has won, by what they failed with."""
+    """The error of a race without a winner, from the contestants' failures."""
     message = f"no acceptable answer: {why(error)}"
     leaves = [*leaves_of(error)]
     kinds = {kind_of(leaf) for leaf in leaves}
     of_the_prompt = [leaf for leaf in leaves if is_of_the_prompt(leaf)]
     others = {kind_of(leaf) for leaf in leaves if not is_of_the_prompt(leaf)}
-    if of_the_prompt and others <= {"budget"}:  # so clients don't try again: it would be refused
+    # so that clients don't retry: it would be refused again
+    if of_the_prompt and others <= {"budget"}:
         code = "context_length_exceeded" if any(map(is_too_long, of_the_prompt)) else "refused"
         return Problem(400, message, code=code, param="messages")
-    if kinds == {"budget"}:  # it won't come back: clients that know of it don't try again
+    if kinds == {"budget"}:  # a retry doesn't help, and clients that know this code don't retry
         headers = {"x-should-retry": "false"}
         return Problem(429, message, code="insufficient_quota", headers=headers)
     if kinds <= {"overload", "budget"}:
@@ -253,7 +253,7 @@ def lost(error: Exception) -> Problem:
         return Problem(
             429, message, code="rate_limit_exceeded", headers=retry_after(min(waits, default=1.0))
         )
-    if kinds == {"TooFewChildren"}:  # all of them have failed too often lately
+    if kinds == {"TooFewChildren"}:  # all providers are skipped because of recent failures
         return Problem(503, message, code="passed_over", headers=retry_after(COOL_DOWN))
     if kinds == {"timeout"}:
         return Problem(504, message, code="timeout")

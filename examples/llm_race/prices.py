@@ -1,4 +1,4 @@
-"""What tokens cost, by `genai-prices`, whose data are in the package: nobody is asked for them."""
+"""Prices of tokens, by `genai-prices`, whose package contains the data, so no request is sent."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ MILLION = 1_000_000
 
 
 def cost_of(provider: Provider, usage: Usage) -> float | None:
-    """The USD for `usage`; None if nobody knows the price of the model."""
+    """Return the USD for `usage`; None if the price of the model is unknown."""
     found = price_of(provider)
     if found is None:
         return None
@@ -21,10 +21,10 @@ def cost_of(provider: Provider, usage: Usage) -> float | None:
 
 
 def price_of(provider: Provider) -> tuple[float, float] | None:
-    """The USD for a million tokens read, and written."""
+    """Return the USD per million tokens read and written."""
     if provider.price_in is not None and provider.price_out is not None:
         return provider.price_in, provider.price_out
-    if provider.kind == "ollama":  # runs on somebody's own machine
+    if provider.kind == "ollama":  # runs on a local machine
         return 0.0, 0.0
     url = "" if provider.endpoint is None else provider.endpoint.base_url
     return _known_price(provider.model, url)
@@ -32,23 +32,23 @@ def price_of(provider: Provider) -> tuple[float, float] | None:
 
 @cache
 def _known_price(model: str, url: str) -> tuple[float, float] | None:
-    import genai_prices  # noqa: PLC0415 - takes half a second, and not everybody asks for a price
+    import genai_prices  # noqa: PLC0415 - takes half a second, and is not always needed
 
     if not model:
         return None
-    # A million tokens of either at once would be charged as a long prompt, where there are such.
+    # Millions of tokens in one prompt could be charged as a long prompt, which costs more.
     sample = genai_prices.Usage(input_tokens=1000, output_tokens=1000)
     for address in (url, None):
         try:
             price = genai_prices.calc_price(sample, model, provider_api_url=address or None)
-        except LookupError:  # another address than the maker's own, or a model of nobody's
+        except LookupError:  # an address other than the maker's, or an unknown model
             continue
         return float(price.input_price) * 1000, float(price.output_price) * 1000
     return None
 
 
 class Purse:
-    """What may be spent in all. Money is set aside before anything is asked, at its worst case."""
+    """The budget for all requests. The worst case is reserved before a request is sent."""
 
     def __init__(self, limit: float | None = None) -> None:
         self.limit = limit
@@ -57,16 +57,16 @@ class Purse:
 
     @contextmanager
     def paying(self, provider: Provider, prompt: Prompt) -> Generator["Bill"]:
-        """Set aside what the exchange may cost at most, and pay what it has cost in the end.
+        """Reserve the highest possible cost of the exchange, and pay its real cost at the end.
 
         Raises:
-            ProviderError: There isn't enough left, or nobody knows what it costs.
+            ProviderError: The budget doesn't suffice, or the price is unknown.
         """
         worst = Usage(input_tokens=estimated_input(prompt), output_tokens=prompt.max_tokens)
         cost = 0.0 if self.limit is None else cost_of(provider, worst)
         if cost is None:
             who = provider.model or provider.name
-            message = f"nobody knows what {who} costs, so it isn't asked"
+            message = f"the price of {who} is unknown, so it isn't asked"
             raise ProviderError("budget", message)
         if self.limit is not None and self.spent + self._set_aside + cost > self.limit:
             left = self.limit - self.spent - self._set_aside
@@ -83,6 +83,6 @@ class Purse:
 
 
 class Bill:
-    """What an exchange has used, once that is known."""
+    """The usage of an exchange, once it is known."""
 
     usage: Usage | None = None

@@ -22,32 +22,32 @@ from shoal.stores import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a race came to."""
+    """The result of a race."""
 
     strategy: str
     answer: Answer | None = None
-    """The one that counts; None if nobody's does."""
+    """The answer that counts; None if none does."""
     answers: Mapping[str, Answer] = field(default_factory=dict[str, Answer])
-    """All acceptable ones, by provider, where all were asked."""
+    """All acceptable answers, by provider, if all were asked."""
     lanes: Sequence[Lane] = ()
-    """What each provider has done, and used."""
+    """The actions and usage of each provider."""
     seconds: float
     error: Exception | None = None
-    """Why nobody's answer counts: `NobodyAccepted`, or `StepTimeout`."""
+    """Why no answer counts: `NobodyAccepted`, or `StepTimeout`."""
 
     @property
     def winner(self) -> str | None:
-        """Whose answer counts; None if nobody's does, or everybody's."""
+        """The winner; None if no answer counts, or all do."""
         return None if self.answer is None or self.strategy == "all" else self.answer.provider
 
     @property
     def is_recalled(self) -> bool:
-        """Whether a process before this one has had the answer: what others did, nobody knows."""
+        """Whether an earlier process had the answer: then the losers' actions are unknown."""
         return self.answer is not None and self.answer.provider not in {n.name for n in self.lanes}
 
     @property
     def cost(self) -> float | None:
-        """USD for all lanes, losers included; None if somebody's price or part is not known."""
+        """USD of all lanes, including losers; None if a price or a lane is unknown."""
         if self.is_recalled:
             return None
         costs = [lane.cost for lane in self.lanes]
@@ -55,12 +55,12 @@ class Report:
 
     @property
     def ttft(self) -> float | None:
-        """Seconds until the first text of whoever has won."""
+        """Seconds until the first text of the winner."""
         won = (lane.ttft for lane in self.lanes if lane.status == "won")
         return next(won, None)
 
     def totals(self) -> dict[str, Any]:
-        """The race as data, without its lanes."""
+        """The result as data, without its lanes."""
         used = [lane.usage for lane in self.lanes]
         is_reported = all(usage.is_reported for usage in used)
         recalled = self.is_recalled
@@ -89,24 +89,24 @@ async def ask(
     store: Store | None = None,
     run_id: str | None = None,
 ) -> Report:
-    """Have `providers` race for the answer to `prompt`.
+    """Let `providers` race for the answer to `prompt`.
 
-    Who loses is cancelled, its request too. If the call itself is cancelled, all are, and `board`
-    has what they had used by then.
+    Losers are cancelled, and so are their requests. If the call itself is cancelled, all
+    contestants are, and `board` has their usage so far.
 
     Args:
-        prompt: What is asked.
-        providers: Who is.
-        rules: How the race is held; by default the first whole answer counts.
-        client: Sends the requests; by default one that is opened for this race.
-        purse: What may be spent; by default, whatever it costs.
-        board: Where to follow the race, if anybody wants to.
-        hooks: Who else is told of it.
-        store: Where it is kept; with `run_id`, an answer that is there is given again.
-        run_id: What it is kept as.
+        prompt: The prompt.
+        providers: The contestants.
+        rules: The rules of the race; by default, the first complete answer counts.
+        client: Sends the requests; by default, a client is opened for this race.
+        purse: The budget; by default, there is none.
+        board: The hook that follows the race; by default, a new one.
+        hooks: Other hooks for the race.
+        store: The store of the race; with `run_id`, a saved answer is returned again.
+        run_id: The race's id in the store.
 
     Raises:
-        ValueError: The rules can't be kept with these providers.
+        ValueError: The rules are impossible with these providers.
     """
     race = Race(providers, rules or Rules(), board=board, hooks=hooks, store=store)
     asked = Prompt(text=prompt) if isinstance(prompt, str) else prompt
@@ -118,9 +118,9 @@ async def ask(
 
 
 def new_client() -> httpx.AsyncClient:
-    """A client without limits of its own: what matters is how long a provider says nothing.
+    """Make a client without limits of its own, because the contestants have their own timeouts.
 
-    Who is on this machine is behind no proxy, whatever the environment says.
+    Providers on this machine are reached without a proxy, even if the environment names one.
     """
     return httpx.AsyncClient(
         mounts={"all://127.0.0.1": None, "all://localhost": None},
@@ -130,9 +130,9 @@ def new_client() -> httpx.AsyncClient:
 
 
 class Race:
-    """A race, defined once and held as often as there are prompts.
+    """A race, defined once and held for many prompts.
 
-    What a runtime learns of it, latencies and who keeps failing, it keeps from one to the next.
+    The runtime keeps its knowledge, latencies and failures of providers, from one race to the next.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Race:
         *,
         watch: Callable[[Event], Awaitable[None]] | None = None,
     ) -> Report:
-        """Hold it once; `watch` is told of every event, and holds the race back meanwhile."""
+        """Hold the race once; `watch` receives every event, and a slow one slows the race."""
         began = anyio.current_time()
         answer: Answer | None = None
         answers: Mapping[str, Answer] = {}
@@ -200,7 +200,7 @@ class Race:
         return replace(report, lanes=self.board.take(run.run_id, report.winner))
 
     def _explained(self, run_id: str, error: Exception) -> Exception:
-        """Add what the contestants failed with, where a step behind them has failed for that."""
+        """Add the contestants' failures, if a later step failed because of them."""
         if self.rules.strategy not in ("all", "judge") or not isinstance(error, NobodyAccepted):
             return error
         failed = [lane.error for lane in self.board.lanes(run_id) if lane.error is not None]
@@ -210,9 +210,9 @@ class Race:
 
 
 def cut_off(rules: Rules, lanes: Sequence[Lane], error: Exception) -> Answer | None:
-    """Find the answer of a lost race that lacks nothing but its end, for no whole one will come.
+    """Return the best incomplete answer of a lost race, because no complete one will arrive.
 
-    Of several, the longest. A quorum has none: parts of answers don't agree.
+    It is the longest one. A quorum has none, because parts of answers don't agree.
     """
     if rules.strategy == "quorum":
         return None
@@ -223,7 +223,7 @@ def cut_off(rules: Rules, lanes: Sequence[Lane], error: Exception) -> Answer | N
 
 
 def fits(rules: Rules, answer: Answer) -> bool:
-    """Tell whether an answer is acceptable, but for what it may lack."""
+    """Whether an answer is acceptable, apart from being incomplete."""
     try:
         return rules.accept is None or rules.accept(answer)
     except Unacceptable:
@@ -231,12 +231,12 @@ def fits(rules: Rules, answer: Answer) -> bool:
 
 
 def scoreboard(providers: Sequence[Provider], rules: Rules) -> Scoreboard:
-    """A board for races of these providers by these rules."""
+    """Make a board for races of these providers by these rules."""
     return Scoreboard(providers, judge=rules.judge, accept=rules.accept, timeout=rules.timeout)
 
 
 def leaves_of(error: Exception) -> Sequence[Exception]:
-    """What is in a group, groups within it included."""
+    """Yield the errors in a group, including nested groups."""
     if not isinstance(error, ExceptionGroup):
         return [error]
     group = cast("ExceptionGroup[Exception]", error)
@@ -244,9 +244,9 @@ def leaves_of(error: Exception) -> Sequence[Exception]:
 
 
 def why(error: BaseException) -> str:
-    """What an error says; of a group, what those in it say."""
+    """Return the message of an error; for a group, those of its errors."""
     if isinstance(error, BaseExceptionGroup):
-        said = [why(inner) for inner in error.exceptions]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportUnknownArgumentType] - of whatever kind
+        said = [why(inner) for inner in error.exceptions]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportUnknownArgumentType] - of any kind
         return "; ".join(dict.fromkeys(said))
     if isinstance(error, Rejected) and isinstance(error.value, Answer):
         return f"{error.value.provider}: {error.__cause__ or 'not accepted'}"

@@ -1,7 +1,7 @@
-"""Who did what in a race, followed from outside: a hook that displays and reports ask.
+"""What each provider did in a race: a hook, for displays and reports.
 
-A lane is one provider's part in one race. Lanes are right at any moment, also of a race that is
-cancelled or fails; and losers have theirs, with what they have used.
+A lane is one provider's part in one race. Lanes are correct at any moment, also for a race that is
+cancelled or fails; losers have lanes, too, with their usage.
 """
 
 from collections.abc import Iterable
@@ -45,13 +45,13 @@ class Lane:
     ended: float | None = None
     attempts: int = 0
     transcript: Transcript | None = None
-    """Of the attempt that goes on, or was the last."""
+    """The exchange of the current or last attempt."""
     answer: Answer | None = None
-    """The one it has given, whether that counts or not."""
+    """The provider's answer, whether it counts or not."""
     error: BaseException | None = None
-    """What it has failed with."""
+    """The provider's failure."""
     spent: list[Usage] = field(default_factory=list[Usage])
-    """What the attempts before have used."""
+    """The usage of the earlier attempts."""
 
     @property
     def text(self) -> str:
@@ -59,7 +59,7 @@ class Lane:
 
     @property
     def usage(self) -> Usage:
-        """What all attempts have used together."""
+        """The usage of all attempts."""
         used = self.spent + ([] if self.transcript is None else [self.transcript.usage])
         return Usage(
             input_tokens=sum(one.input_tokens for one in used),
@@ -69,18 +69,18 @@ class Lane:
 
     @property
     def cost(self) -> float | None:
-        """USD; None if nobody knows the price."""
+        """USD; None if the price is unknown."""
         return cost_of(self.provider, self.usage)
 
     def begin(self, asked: Asked) -> None:
-        """Hear that a request is sent."""
+        """Record that a request is sent."""
         self.close()
         self.attempts += 1
         self.transcript = Transcript(asked.prompt)
         self.status, self.detail = "asked", ""
 
     def hear(self, chunk: Chunk, now: float) -> None:
-        """Hear a part of the answer."""
+        """Record a part of the answer."""
         assert self.transcript is not None
         self.transcript.add(chunk)
         if chunk.text:
@@ -89,14 +89,14 @@ class Lane:
                 self.ttft = now
 
     def close(self, error: BaseException | None = None) -> None:
-        """Add up what an attempt has used; one that was refused has used nothing."""
+        """Add the usage of an attempt; a refused one has used nothing."""
         transcript, self.transcript = self.transcript, None
         if transcript is None or (error and is_refusal(error) and not transcript.is_heard):
             return
         self.spent.append(transcript.usage)
 
     def end(self, outcome: Outcome, accept: Accept | None, now: float) -> None:
-        """Hear how it ended."""
+        """Record the end of the contestant."""
         self.ended = now
         if isinstance(outcome, Done) and isinstance(outcome.value, Answer):
             self.answer = outcome.value
@@ -141,7 +141,7 @@ def rounded(seconds: float | None) -> float | None:
 
 
 def reason(accept: Accept | None, answer: object) -> str:
-    """Why an answer was not accepted; empty if that is not why."""
+    """Return why an answer was not accepted; empty if that was not the reason."""
     try:
         if isinstance(answer, Answer) and not whole(accept)(answer):
             return "not accepted"
@@ -157,7 +157,7 @@ def has_run_out_of_time(outcome: Outcome) -> bool:
 
 
 def limit_in_words(limit: str) -> str:
-    """Which of a provider's limits it is; an event has it as it would be written."""
+    """Return a short name for a provider's limit, from its description in an event."""
     if "cost=" in limit:
         return "tokens a minute"
     if "rate=" in limit:
@@ -166,9 +166,9 @@ def limit_in_words(limit: str) -> str:
 
 
 class Scoreboard(Hook):
-    """The lanes of all races that go on, by the run in which they are held.
+    """The lanes of all running races, by the run of the race.
 
-    It must not miss anything, for others count by it: so it guards the run.
+    The hook guards the run, because others rely on its counts: it must not miss an event.
     """
 
     def __init__(
@@ -184,14 +184,14 @@ class Scoreboard(Hook):
         self.accept = accept
         self.timeout = timeout
         self.races: dict[str, dict[str, Lane]] = {}
-        self._began: dict[str, float] = {}  # the races, by the same
+        self._began: dict[str, float] = {}  # the races, by the same runs
 
     def lanes(self, run_id: str) -> list[Lane]:
-        """The lanes of a race."""
+        """Return the lanes of a race."""
         return list(self.races.get(run_id, {}).values())
 
     def take(self, run_id: str, winner: str | None) -> list[Lane]:
-        """The lanes of a race that is over, which is forgotten; `winner` is who gave its answer."""
+        """Forget a race that is over, and return its lanes; `winner` is the provider that won."""
         lanes = self.lanes(run_id)
         self.races.pop(run_id, None)
         self._began.pop(run_id, None)
@@ -205,7 +205,7 @@ class Scoreboard(Hook):
             self._began[event.run_id] = anyio.current_time()
             self.races[event.run_id] = {n: Lane(n, p) for n, p in self.providers.items()}
         elif event.step == "judging" and self.judge is not None:
-            # Whoever raced may have done so in a process that is gone.
+            # The contestants may have run in an earlier process.
             self._began.setdefault(event.run_id, anyio.current_time())
             self.races.setdefault(event.run_id, {})["judge"] = Lane("judge", self.judge)
 
@@ -216,7 +216,7 @@ class Scoreboard(Hook):
             lane.status, lane.detail = "waiting", ""
 
     def on_waiting(self, event: Waiting) -> None:
-        lane = self._lane(event.path)  # who need not have started
+        lane = self._lane(event.path)  # a lane without a start
         if lane is not None:
             lane.status = "waiting"
             lane.detail = lane.detail or f"for {limit_in_words(event.limit)}"
@@ -228,7 +228,7 @@ class Scoreboard(Hook):
         if isinstance(event.item, Asked):
             lane.begin(event.item)
         elif isinstance(event.item, PutOff):
-            lane.transcript = None  # it was refused, so it has used nothing
+            lane.transcript = None  # the provider refused it, so it has used nothing
             lane.status = "waiting"
             lane.detail = f"{event.item.seconds:g} s, for it said: {event.item.reason}"
         elif isinstance(event.item, Chunk):
@@ -250,7 +250,7 @@ class Scoreboard(Hook):
                 lane.detail = str(out_of_time(self.timeout))
 
     def _lane(self, path: RunPath) -> Lane | None:
-        """The lane of a contestant; None if it is another run that something is told of."""
+        """Return the lane of a contestant; None for any other run."""
         parent = path.parent
         return None if parent is None else self.races.get(parent.id, {}).get(path.act)
 

@@ -1,4 +1,4 @@
-"""`serve`: the service on a socket, until it is told to stop."""
+"""`serve`: the service on a socket, until it is stopped."""
 
 import socket
 import sys
@@ -28,7 +28,7 @@ def listening_at(family: socket.AddressFamily, host: str, port: int) -> socket.s
     for the client's acknowledgement.
 
     Raises:
-        OSError: There is no listening there.
+        OSError: It can't listen there.
     """
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
@@ -46,11 +46,11 @@ def listening_at(family: socket.AddressFamily, host: str, port: int) -> socket.s
 async def serve(
     options: Options, everybody: Sequence[Provider], rules: Rules, defaults: Prompt
 ) -> int:
-    """Serve until SIGTERM or SIGINT. Its address is the first line on stderr.
+    """Serve until SIGTERM or SIGINT. The address is the first line on stderr.
 
     Raises:
-        ValueError: What is wanted can't be served.
-        OSError: There is no listening on that address.
+        ValueError: The configuration can't be served.
+        OSError: It can't listen on that address.
     """
     if options.backend != "asyncio":
         raise ConfigError("uvicorn runs on asyncio alone: leave --backend out")
@@ -67,7 +67,7 @@ async def serve(
     config = uvicorn.Config(
         service,
         log_level="warning",
-        access_log=False,  # it would have prompts in it
+        access_log=False,  # it would contain prompts
         timeout_graceful_shutdown=int(WITHIN) + GRACE,
     )
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
@@ -76,6 +76,10 @@ async def serve(
         shown = f"[{host}]" if ":" in host else host
         print(f"http://{shown}:{port}/v1", file=sys.stderr, flush=True)
         if options.key_env is None and options.host not in ON_THIS_MACHINE:
-            print("everybody who gets there may spend: see --key-env", file=sys.stderr, flush=True)
+            print(
+                "every client that can connect may spend money: see --key-env",
+                file=sys.stderr,
+                flush=True,
+            )
         await uvicorn.Server(config).serve(sockets=[listening])
     return 0

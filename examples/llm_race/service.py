@@ -1,8 +1,8 @@
-"""The race as a service: OpenAI's chat completions, and a race to look at.
+"""The race as a service: OpenAI's chat completions, and an endpoint to watch a race.
 
-All requests share one runtime: what providers can take, when they want to be left alone, and what
-may be spent counts for all together. A request is a race; whose client hangs up is cancelled, with
-every request that it has sent.
+All requests share one runtime, so the providers' limits and pauses and the budget apply to all of
+them together. Each request is a race. If its client disconnects, the race is cancelled with all
+requests to providers.
 """
 
 import os
@@ -28,19 +28,19 @@ from shoal import Runtime
 from shoal.fastapi import RuntimeDep, cancel_on_disconnect, runtime_lifespan, service_router
 
 WITHIN = 2.0
-"""Seconds that races have to end by themselves when the service stops."""
+"""Seconds for running races to finish when the service stops."""
 
 
 def make_service(offer: Offer) -> FastAPI:
     """Make the service.
 
     Raises:
-        ValueError: The default race can't be held with these providers, or its schema is none.
-        ConfigError: The variable that holds the service's key doesn't.
+        ValueError: The default race is impossible with these providers, or its schema is invalid.
+        ConfigError: The variable for the service's key is not set.
     """
     races = Races(offer)
     if offer.key_env is not None and not service_key(offer.key_env):
-        raise ConfigError(f"{offer.key_env} is to hold the key of this service, and is not set")
+        raise ConfigError(f"{offer.key_env} must hold the key of this service, but is not set")
 
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncGenerator[dict[str, Any]]:
@@ -54,7 +54,8 @@ def make_service(offer: Offer) -> FastAPI:
     may = [Depends(doorkeeper(offer.key_env))]
     service.include_router(completions_router(races), prefix="/v1", dependencies=may)
     service.include_router(race_router(races), prefix="/race", dependencies=may)
-    service.include_router(service_router(authorize=None))  # what probes ask tells nothing of races
+    # answers to probes contain nothing about races
+    service.include_router(service_router(authorize=None))
     service.add_exception_handler(Problem, tell_problem)
     service.add_exception_handler(RequestValidationError, tell_misuse)
     service.add_exception_handler(StarletteHTTPException, tell_http)
@@ -67,27 +68,29 @@ def service_key(name: str) -> str:
 
 
 def doorkeeper(key_env: str | None) -> Callable[[Request], Awaitable[None]]:
-    """The dependency that lets in who may."""
+    """Make the dependency that checks a request's key."""
 
     async def check(request: Request) -> None:
         if key_env is None:
-            # Without a key any page in a browser on this machine could spend somebody's money.
+            # Without a key, any page in a browser on this machine could spend the owner's money.
             if request.headers.get("sec-fetch-site", "none") in ("cross-site", "same-site"):
-                raise Problem(403, "pages of other sites may not ask; set a key: --key-env NAME")
+                raise Problem(
+                    403, "requests from pages of other sites are refused; set a key: --key-env NAME"
+                )
             return
         kind, _, shown = request.headers.get("authorization", "").partition(" ")
         key = service_key(key_env)
         fits = secrets.compare_digest(shown.strip().encode(), key.encode())
         if kind.lower() != "bearer" or not key or not fits:
             headers = {"WWW-Authenticate": "Bearer"}
-            message = "the key is not the one of this service: Authorization: Bearer KEY"
+            message = "wrong or missing key; send Authorization: Bearer KEY"
             raise Problem(401, message, code="invalid_api_key", headers=headers)
 
     return check
 
 
 def completions_router(races: Races) -> APIRouter:
-    """What OpenAI's clients ask."""
+    """The endpoints of OpenAI's API."""
     router = APIRouter(tags=["OpenAI"])
 
     @router.get("/models", summary="List strategies, as models")
@@ -126,16 +129,16 @@ def model_of(name: str) -> dict[str, Any]:
 EVENTS = """\
 Server-sent events, each with JSON as its data:
 
-- `race`: it has begun: `id`, `model`, `strategy`, `lanes` (who races).
-- `lane`: a provider's part in it has changed, or the judge's: `provider`, `status`, `detail`,
+- `race`: the race has begun: `id`, `model`, `strategy`, `lanes` (the providers).
+- `lane`: a provider's or the judge's part has changed: `provider`, `status`, `detail`,
   `attempts`, ...
-- `text`: a provider has said something: `provider`, `text`. With its lane's next `attempts`, it
-  begins anew.
-- `end`: how it came out: `winner`, `answer`, `answers`, `cost_usd`, `lanes`, ...; and `status`, 200
-  or what a completion would have had.
+- `text`: a provider has sent text: `provider`, `text`. When its lane's `attempts` grows, its text
+  starts again.
+- `end`: the result: `winner`, `answer`, `answers`, `cost_usd`, `lanes`, ...; and `status`, 200
+  or the status that a completion would have had.
 - `error`: the service stops.
 
-Who hangs up cancels it.
+Disconnecting cancels the race.
 """
 
 
@@ -149,7 +152,7 @@ class RaceRequest(BaseModel):
 
 
 def race_router(races: Races) -> APIRouter:
-    """Races with all that happens in them."""
+    """The endpoints that show a race as it happens."""
     router = APIRouter(tags=["race"])
 
     def stream(request: Request, runtime: Runtime, asked: RaceRequest) -> Response:
@@ -161,16 +164,16 @@ def race_router(races: Races) -> APIRouter:
             max_tokens=asked.max_tokens or defaults.max_tokens,
             may_be_cut=asked.max_tokens is not None,
         )
-        # Everybody's text is told, whoever wins.
+        # The text of every provider is sent, whichever wins.
         race = races.find(asked.model, prompt, streams=False)
         telling = RaceStream(races, race, asked.model)
         return Streamed(request, lambda say: telling.tell(prompt, runtime, say))
 
-    @router.post("", summary="Race, and look on", description=EVENTS)
+    @router.post("", summary="Race, and watch", description=EVENTS)
     async def post_race(request: Request, runtime: RuntimeDep, body: RaceRequest) -> Response:
         return stream(request, runtime, body)
 
-    @router.get("", summary="Race, and look on (for browsers)", description=EVENTS)
+    @router.get("", summary="Race, and watch (for browsers)", description=EVENTS)
     async def get_race(
         request: Request, runtime: RuntimeDep, asked: Annotated[RaceRequest, Query()]
     ) -> Response:
@@ -190,7 +193,7 @@ async def tell_problem(_: Request, problem: Exception) -> Response:
 async def tell_misuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors: Sequence[Any] = error.errors()
-    deepest = max(errors, key=lambda one: len(one["loc"]))  # of what may be this or that
+    deepest = max(errors, key=lambda one: len(one["loc"]))  # of a field that may have several types
     where = ".".join(str(part) for part in deepest["loc"][1:])
     message = f"{where}: {deepest['msg']}" if where else str(deepest["msg"])
     return await tell_problem(request, Problem(400, message, param=where or None))
@@ -204,5 +207,5 @@ async def tell_http(request: Request, error: Exception) -> Response:
 
 
 async def tell_failure(request: Request, _: Exception) -> Response:
-    """Tell of a mistake of ours, of which only the log has more."""
+    """Report an internal error, whose details are only in the log."""
     return await tell_problem(request, Problem(500, HTTPStatus(500).phrase))

@@ -1,7 +1,7 @@
-"""How providers race, in the words of the runtime: one act for each strategy.
+"""The strategies, written with shoal: one act for each.
 
-Each takes the field `prompt` and writes `answer`; `judge` and `all` write `answers` besides, by
-provider. When nobody's answer is acceptable they raise `NobodyAccepted`.
+Each act takes the field `prompt` and writes `answer`; `judge` and `all` also write `answers`, by
+provider. If no answer is acceptable, they raise `NobodyAccepted`.
 """
 
 import json
@@ -37,47 +37,47 @@ Strategy = Literal[
     "first", "first-token", "hedge", "fallback", "cheapest", "quorum", "judge", "all"
 ]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-WAITS_FOR_ALL = frozenset({"quorum", "judge", "all"})  # and so can't stream to its reader
+WAITS_FOR_ALL = frozenset({"quorum", "judge", "all"})  # so it can't stream to its reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How a race is held."""
+    """The rules of a race."""
 
     strategy: Strategy = "first"
     timeout: float = 60.0
     """Seconds for the whole race."""
     accept: Accept | None = None
     streams: bool = False
-    """Whether the first token decides where one provider is asked after the other, too."""
+    """Whether the first token also decides if providers are asked one after the other."""
     on_broken_stream: Literal["fail", "restart"] = "fail"
-    """What happens when an answer breaks off whose first token has decided."""
+    """The reaction if an answer breaks off whose first token has decided."""
     hedge: Stagger = field(default_factory=lambda: Hedge(percentile=95, budget=0.1, initial=1.0))
-    """When the next provider is asked, under `hedge` and `cheapest`."""
+    """The delay before the next provider is asked, for `hedge` and `cheapest`."""
     k: int = 2
-    """Answers that have to agree, under `quorum`."""
+    """The number of answers that have to agree, for `quorum`."""
     normalize: Literal["text", "json"] = "text"
-    """What agreeing means."""
+    """How answers are compared."""
     judge: Provider | None = None
-    """Who chooses, under `judge`."""
+    """The provider that chooses, for `judge`."""
     failures: int = 3
-    """Failures in a row after which a provider is passed over..."""
+    """The number of consecutive failures after which a provider is skipped..."""
     cool_down: float = 30.0
-    """...for so many seconds."""
+    """...and the seconds for which it is skipped."""
     terms: Terms = field(default_factory=Terms)
 
 
 def strategy(
     providers: Sequence[Provider], rules: Rules, contestants: Contestants | None = None
 ) -> Act:
-    """Make the act that has `providers` race by `rules`; `contestants` may be in other races too.
+    """Make the act in which `providers` race by `rules`; `contestants` may be shared with others.
 
     Raises:
-        ValueError: The rules can't be kept with these providers, or contradict each other.
+        ValueError: The rules are impossible with these providers, or contradict each other.
     """
     check(providers, rules)
     for one in providers:
-        price_of(one)  # now, for the first one reads files: no race is to wait for that
+        price_of(one)  # now, because the first one reads files, and no race should wait for that
     decides_by_token = is_decided_by_token(rules)
     terms = rules.terms
     if decides_by_token and rules.on_broken_stream == "fail":
@@ -85,7 +85,8 @@ def strategy(
     elif decides_by_token:  # the token has decided, but a leader that is cut off can be replaced
         terms = replace(terms, only_whole=True)
     if rules.strategy == "fallback" and len(providers) > 1:
-        terms = replace(terms, patience=min(terms.patience, 2.0))  # the next one is ready
+        # the next provider can replace it
+        terms = replace(terms, patience=min(terms.patience, 2.0))
     contestants = contestants or Contestants()
     by_name = {one.name: contestants.act(one, terms) for one in order(providers, rules.strategy)}
     rivals = list(by_name.values())
@@ -117,7 +118,7 @@ def strategy(
             return Graph.chain(asking_all(rivals, rules), keep_acceptable(rules), name="all")
         case "judge":
             assert rules.judge is not None
-            # As a contestant too, it has one set of limits.
+            # The judge may also be a contestant, with one set of limits.
             umpire = by_name.get(rules.judge.name) or contestants.act(rules.judge, terms)
             judge = Graph.chain(compose, umpire, read_verdict, name="judge")
             judging = race(
@@ -130,11 +131,11 @@ def strategy(
 
 def check(providers: Sequence[Provider], rules: Rules) -> None:
     if not providers:
-        raise ValueError("nobody races: name at least one provider")
+        raise ValueError("a race needs at least one provider")
     if rules.strategy == "quorum" and rules.k > len(providers):
         raise ValueError(f"{len(providers)} providers can't give {rules.k} answers that agree")
     if rules.strategy == "judge" and rules.judge is None:
-        raise ValueError("who judges? name a provider: --judge NAME")
+        raise ValueError("the strategy judge needs a provider that judges: --judge NAME")
     if rules.strategy == "first-token" and rules.accept is not None:
         raise ValueError(
             "first-token decides before there is an answer to be accepted or not: "
@@ -149,28 +150,28 @@ def is_decided_by_token(rules: Rules) -> bool:
 
 
 def order(providers: Sequence[Provider], strategy: Strategy) -> list[Provider]:
-    """The order in which providers are asked where not all are asked at once."""
+    """Return the providers in the order in which they are asked, if not all at once."""
     if strategy != "cheapest":
         return sorted(providers, key=lambda provider: -provider.weight)
 
     def price(provider: Provider) -> float:
         found = price_of(provider)
-        return math.inf if found is None else sum(found)  # unknown ones last
+        return math.inf if found is None else sum(found)  # unknown prices last
 
     return sorted(providers, key=price)
 
 
 def breaker(rules: Rules) -> Breaker:
-    """What passes over a provider that keeps failing; each has a circuit of its own.
+    """Make the breaker that skips failing providers; each provider has its own circuit.
 
-    Circuits are shared by all races of a runtime, so only what would happen to others as well
-    counts: one client's prompts never keep a provider from the others.
+    All races of a runtime share the circuits, so only failures count that would also happen to
+    other prompts: one client's prompts never exclude a provider for other clients.
     """
     return Breaker(failures=rules.failures, cool_down=rules.cool_down, on=is_of_the_provider)
 
 
 def agreement(rules: Rules) -> Callable[[Answer], object]:
-    """What has to be equal in two answers that agree."""
+    """Return the value by which answers are compared."""
     accept = whole(rules.accept)
 
     def essence(answer: Answer) -> object:
@@ -189,7 +190,7 @@ def agreement(rules: Rules) -> Callable[[Answer], object]:
 
 
 def asking_all(rivals: Sequence[Act], rules: Rules) -> Act:
-    """All of them; who takes too long has failed, and the others' answers count all the same."""
+    """Ask all providers; one that takes too long has failed, and the other answers still count."""
     return fan_out(
         rivals,
         into="answers",
@@ -202,7 +203,7 @@ def asking_all(rivals: Sequence[Act], rules: Rules) -> Act:
 
 
 def keep_acceptable(rules: Rules) -> Act:
-    """The step that leaves of all answers those that count, and one of them as `answer`."""
+    """Make the step that keeps the acceptable answers, and one of them as `answer`."""
 
     @action(reads=["answers"], writes=["answers", "answer"], name="accept", run_in="loop")
     def keep(answers: Mapping[str, Answer]) -> dict[str, Any]:
@@ -217,7 +218,7 @@ def keep_acceptable(rules: Rules) -> Act:
                 rejected = Rejected(f"the answer of {name} is not acceptable", answer)
                 rejected.__cause__ = error
                 refused.append(rejected)
-        kept = kept or cut  # better than nothing, and all have answered
+        kept = kept or cut  # better than no answer, because all providers have answered
         if not kept:
             raise NobodyAccepted(
                 "no answer is acceptable", refused or [Unacceptable("there was none")]
@@ -237,7 +238,7 @@ Reply with its number alone.
 
 @action(reads=["prompt", "answers"], writes=["prompt"], run_in="loop")
 def compose(prompt: Prompt, answers: Mapping[str, Answer]) -> Prompt:
-    """Ask which of the answers is the best. Names are left out: a judge may know itself."""
+    """Ask for the best answer. Names are omitted, because a judge may recognise itself."""
     told = "\n\n".join(f"# {n}\n{answer.text}" for n, answer in enumerate(answers.values(), 1))
     text = BALLOT.format(question=prompt.text, count=len(answers), answers=told)
     return Prompt(text=text, earlier=prompt.earlier, max_tokens=16, may_be_cut=True)
@@ -245,7 +246,7 @@ def compose(prompt: Prompt, answers: Mapping[str, Answer]) -> Prompt:
 
 @action(reads=["answer", "answers"], writes=["verdict"], run_in="loop")
 def read_verdict(answer: Answer, answers: Mapping[str, Answer]) -> Answer:
-    """The answer that the judge's reply names."""
+    """Return the answer that the judge's reply names."""
     digits = "".join(c if c.isdigit() else " " for c in answer.text).split()
     number = int(digits[0]) if digits else 0
     if not 1 <= number <= len(answers):

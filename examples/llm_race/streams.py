@@ -1,4 +1,4 @@
-"""What the service tells of a race while it goes on, as server-sent events."""
+"""The server-sent events that the service sends during a race."""
 
 import json
 import uuid
@@ -23,9 +23,9 @@ Say = Callable[[str], Awaitable[None]]
 
 
 class Streamed(Response):
-    """A response that is sent while something goes on, and begins with its first words.
+    """A streaming response that begins with the first words of the answer.
 
-    What fails before those has a status of its own. Whose client hangs up is cancelled.
+    A failure before those has its own status. A client that disconnects cancels the race.
     """
 
     media_type = "text/event-stream"
@@ -56,7 +56,7 @@ class Streamed(Response):
                     if not has_begun:
                         raise
                     await say(sse(problem.body()))
-        except HTTPException:  # the client has gone: nobody is left to be told
+        except HTTPException:  # the client has disconnected, and gets no error
             return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -67,9 +67,9 @@ def sse(data: object, event: str = "") -> str:
 
 
 class CompletionStream:
-    """One answer, told as it comes where the first token decides, else when it is there.
+    """One answer, streamed if the first token decides, else sent when it is complete.
 
-    Texts of two are never mixed: when the leader breaks off, so does this.
+    Texts of two providers are never mixed: if the leader breaks off, so does this stream.
     """
 
     def __init__(self, races: Races, race: Race, name: str, body: ChatRequest) -> None:
@@ -82,10 +82,10 @@ class CompletionStream:
         self.broke_off = False
 
     async def tell(self, prompt: Prompt, runtime: Runtime, say: Say) -> None:
-        """Hold the race, and send what is to be.
+        """Hold the race, and send the answer's events.
 
         Raises:
-            Problem: It is lost, or the service stops.
+            Problem: The race is lost, or the service stops.
         """
 
         async def watch(event: Event) -> None:
@@ -128,17 +128,17 @@ class CompletionStream:
 
 
 class RaceStream:
-    """One race, told event by event."""
+    """One race, sent event by event."""
 
     def __init__(self, races: Races, race: Race, model: str) -> None:
         self.races = races
         self.race = race
         self.model = model
         self.name = f"race-{uuid.uuid4().hex}"
-        self.known: dict[str, tuple[object, ...]] = {}  # what was told of lanes
+        self.known: dict[str, tuple[object, ...]] = {}  # the last event sent for each lane
 
     async def tell(self, prompt: Prompt, runtime: Runtime, say: Say) -> None:
-        """Hold the race, and send all that happens."""
+        """Hold the race, and send every event."""
 
         async def watch(event: Event) -> None:
             lanes = self.races.board.lanes(self.name)

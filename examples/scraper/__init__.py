@@ -3,8 +3,8 @@
 Run it with `python -m examples.scraper --demo`. To read it, begin with `crawl`, which uses the
 runtime. The other modules don't depend on it:
 
-- `urls` reads addresses as browsers do, `scope` decides which part of the web belongs to a crawl,
-  and `frontier` which links count and which are the same page.
+- `urls` parses URLs as browsers do, `scope` decides which part of the web belongs to a crawl, and
+  `frontier` which links count and which are the same page.
 - `fetch` sends one request and reads its answer, through `web`, which checks `addresses` and keeps
   `cookies`. `robots` reads robots.txt, `politeness` learns from refusals how fast to ask a host,
   and `health` decides what happens to pages whose host is down.

@@ -1,9 +1,8 @@
-"""Private addresses: a page of the open web shall not make this machine ask its own network.
+"""Private addresses: a public page must not make this machine send requests to its own network.
 
-A name is resolved once; what it resolves to is checked; and to that address the connection is made.
-To check the name, or to resolve it twice, would let a DNS server answer differently the second
-time. The strings of URLs are not looked at either: `http://127.1/` is an address that only the
-resolver recognizes.
+A name is resolved once, the address is checked, and the connection goes to that address. If the
+name were checked, or resolved twice, a DNS server could answer differently the second time. The
+text of URLs is not checked either: only the resolver recognises `http://127.1/` as an address.
 """
 
 import socket
@@ -20,13 +19,13 @@ _NAT64 = ip_network("64:ff9b::/96")
 
 
 class PrivateAddress(Exception):
-    """A host of the open web has an address that isn't."""
+    """A public host name has a private address."""
 
 
 def is_public(address: str) -> bool:
-    """Whether anybody on the internet means the same machine by this address."""
+    """Whether an address means the same machine everywhere on the internet."""
     ip: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
-    # An IPv4 address may come wrapped: it is as public as what is inside.
+    # An IPv4 address may be embedded: it is as public as the embedded address.
     inner = None
     if isinstance(ip, IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -41,7 +40,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
     """Connects to public addresses, and to the hosts that the user has named."""
 
     def __init__(self, named: Iterable[str] = (), *, allow_all: bool = False) -> None:
-        """Let `named` hosts have any address; with `allow_all`, all of them."""
+        """Allow `named` hosts any address; with `allow_all`, all hosts."""
         self._network = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
         self._named = {host.lower() for host in named}
         self._allow_all = allow_all
@@ -63,7 +62,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         if self._allow_all or host.lower() in self._named:
             try:
                 return await connect(host, timeout=timeout)
-            except UnicodeError as error:  # of a label of more than 63 characters, say
+            except UnicodeError as error:  # for example a label of more than 63 characters
                 raise httpcore.ConnectError(f"{host}: {error}") from None
         try:
             with anyio.fail_after(timeout):
@@ -72,7 +71,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
                     try:
                         return await connect(address)
                     except httpcore.ConnectError as error:
-                        failure = error  # the next one may answer
+                        failure = error  # the next address may answer
                 raise failure
         except TimeoutError:
             raise httpcore.ConnectTimeout(f"{host} did not answer in {timeout} s") from None
@@ -85,14 +84,14 @@ async def public_addresses(host: str, port: int) -> list[str]:
     """Resolve a name.
 
     Raises:
-        PrivateAddress: One of its addresses is private: then none is to be trusted.
+        PrivateAddress: One of its addresses is private, so none is trusted.
         httpcore.ConnectError: There is no such name.
     """
     try:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise httpcore.ConnectError(f"{host}: {error.strerror or error}") from error
-    except UnicodeError as error:  # of a label of more than 63 characters, say
+    except UnicodeError as error:  # for example a label of more than 63 characters
         raise httpcore.ConnectError(f"{host}: {error}") from None
     addresses = list(dict.fromkeys(address[0] for *_, address in found))
     for address in addresses:

@@ -296,7 +296,7 @@ def crawl(
         code = _work(made, how, backend)
     if job is None:
         if code in INTERRUPTED and not demo:
-            told = f"to go on: python -m examples.scraper resume {made.path}"
+            told = f"to resume: python -m examples.scraper resume {made.path}"
             if progress == "json":  # all lines on stderr are JSON
                 told = json.dumps({"resume": str(made.path)})
             print(told, file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Cookies, as few as servers stand: a jar that forgets the oldest ones.
+"""A cookie jar that drops the oldest cookies, because servers accept only a few.
 
-A site that sets another cookie on each page would be sent all of them with each request, until its
-server refuses the header: nginx and Apache take 8 KiB.
+If a site sets another cookie on each page, each request would send all of them, until the server
+refuses the header: nginx and Apache accept 8 KiB.
 """
 
 from collections import defaultdict
@@ -9,8 +9,8 @@ from contextlib import suppress
 from http.cookiejar import Cookie, CookieJar
 from typing import NamedTuple
 
-MOST_BYTES = 4096  # of all that one host can be sent: what RFC 6265 (6.1) grants to a single one
-MOST = 3000  # cookies in all (the same section)
+MOST_BYTES = 4096  # of all cookies for one host; RFC 6265 (6.1) requires as much for a single one
+MOST = 3000  # cookies in total (the same section)
 
 
 class _Place(NamedTuple):
@@ -20,22 +20,23 @@ class _Place(NamedTuple):
 
     @property
     def family(self) -> str:
-        """What it has in common with every domain above and below its own."""
+        """The part of a domain that all domains above and below it share."""
         return ".".join(self.domain.rsplit(".", 2)[-2:])
 
     def is_related_to(self, other: "_Place") -> bool:
-        """Whether there are hosts that are sent both."""
+        """Whether a host exists that would get both cookies."""
         ours, theirs = f".{self.domain.lstrip('.')}", f".{other.domain.lstrip('.')}"
         return ours.endswith(theirs) or theirs.endswith(ours)
 
 
 class BoundedJar(CookieJar):
-    """A jar whose cookies for one host, whichever that is, have at most `MOST_BYTES` bytes."""
+    """A jar whose cookies for any single host have at most `MOST_BYTES` bytes."""
 
     def __init__(self) -> None:
         super().__init__()
         self._all: dict[_Place, None] = {}  # the oldest first
-        self._sizes: dict[str, dict[_Place, int]] = defaultdict(dict)  # by family, the same order
+        # by family, in the same order
+        self._sizes: dict[str, dict[_Place, int]] = defaultdict(dict)
 
     def set_cookie(self, cookie: Cookie) -> None:
         place = _Place(cookie.domain, cookie.path, cookie.name)

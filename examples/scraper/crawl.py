@@ -1,13 +1,13 @@
 """The crawl: one fan-out over links that grows as links are found.
 
-Each link is one child run of one action, `fetch`. A page's links join the frontier in the very save
-that records the page, and a link whose key is known is dropped there, so every page is fetched
-once. The state holds nothing but the links to begin with; what was fetched leaves through the
-hooks, page by page, and stays in the store.
+Each link is one child run of one action, `fetch`. A page's links join the frontier in the same save
+that records the page, and a link with a known key is dropped there, so every page is fetched once.
+The state holds only the start links; fetched pages go to the hooks, one by one, and stay in the
+store.
 
-What a site answers, even that there is no such page, is what becomes of a link for good. What got
-no answer has failed: it is tried again a few times, and once more when the crawl is resumed. As
-long as its host is down, it waits (see `health`).
+An answer is final, even if it says that there is no such page. A link without an answer has failed:
+it is retried a few times, and again when the crawl is resumed. While its host is down, it waits
+(see `health`).
 """
 
 import time
@@ -45,19 +45,19 @@ from shoal.events import ChildEnded
 from shoal.types import FanOut, Key
 
 CRAWL = "crawl"  # the name of the step, and the id of the run in its job
-MAX_REDIRECTS = 10  # in a row
-MANY = 5000  # links of one page that take a thread to resolve: 20 ms
+MAX_REDIRECTS = 10  # redirects in a row
+MANY = 5000  # the number of links of one page that take 20 ms to resolve, so a thread does it
 
 
 class Problem(TypedDict):
-    """Why there is no page: a word to count by, and a sentence."""
+    """The reason why there is no page: a word for counting, and a sentence."""
 
     kind: str
     message: str
 
 
 class Page(TypedDict):
-    """What is kept of an answer: plain data, which is quickly saved; never the body."""
+    """The data kept of an answer, which is quick to save; never the body."""
 
     status: int | None
     final_url: str | None
@@ -71,20 +71,20 @@ class Page(TypedDict):
     links_n: int
     error: Problem | None
     links: list[str]
-    """Those that were new."""
+    """The number of new links."""
     text: NotRequired[str]
     moved: NotRequired[str]
-    """Where it is now, if it has moved."""
+    """The new URL, if the page has moved."""
     sitemaps: NotRequired[list[str]]
     matched: NotRequired[bool]
-    """Whether it has what the whole crawl looks for."""
+    """Whether the page matches the crawl's `--until-match`."""
 
 
 class Brake(Hook):
-    """Ends a crawl in good order: what is being fetched comes to its end, nothing new begins.
+    """Ends a crawl in good order: pages that are being fetched are finished, and no new one begins.
 
-    A page is being fetched until its row is saved, which a hook learns. If the crawl were cancelled
-    when its action has returned, the page would have been asked for, and would be asked for again;
+    A page is being fetched until its row is saved, which a hook reports. If the crawl were
+    cancelled between the action's return and the save, the page would be requested again on resume;
     see `test_a_signal_ends_a_crawl_in_good_order`.
     """
 
@@ -94,13 +94,13 @@ class Brake(Hook):
         self._idle = anyio.Event()
 
     async def begin(self, key: Key) -> None:
-        """Begin to fetch a page; where the brake is on, wait to be cancelled."""
+        """Begin to fetch a page; if the brake is on, wait for the cancellation."""
         if self.is_on:
             await anyio.sleep_forever()
         self._busy.add(key)
 
     def end(self, key: Key) -> None:
-        """Hold nothing up any more: an attempt has failed, or the page's end is saved."""
+        """Stop counting a page: its attempt has failed, or its end is saved."""
         self._busy.discard(key)
         if self.is_on and not self._busy:
             self._idle.set()
@@ -109,14 +109,14 @@ class Brake(Hook):
         self.end(event.outcome.key)
 
     async def stop(self) -> None:
-        """Put the brake on, and wait until nothing is being fetched any more."""
+        """Put the brake on, and wait until no page is being fetched."""
         self.is_on = True
         if self._busy:
             await self._idle.wait()
 
 
 class Crawler:
-    """What the action works with: nothing of it is saved."""
+    """The inputs of the action: nothing of it is saved."""
 
     def __init__(
         self,
@@ -137,18 +137,18 @@ class Crawler:
         self.robots: Robots = Robots(fetcher)
         self.brake: Brake = Brake()
         self.requests = Counter[str]()
-        """Requests for links of which there is no page yet, by their addresses."""
-        self._refused: set[str] = set()  # links that were refused, as far as there is no page yet
+        """The number of requests by URL, for links without a page so far."""
+        self._refused: set[str] = set()  # links that were refused and have no page so far
         self._types = frozenset(settings.accept)
 
     async def obey(self, url: str, context: Context) -> bool:
-        """Keep to what the site asks for; return whether it allows this page.
+        """Wait for robots.txt; return whether it allows this page.
 
-        A page that had to wait while robots.txt was read for another one stands in line once more:
-        it was let through before anybody knew how far apart requests have to be.
+        A page that waited while robots.txt was read for another page goes back to the queue once:
+        it had passed the limits before the crawl delay was known.
 
         Raises:
-            RetryLater: It is to stand in line, or robots.txt can't be read for now.
+            RetryLater: The page goes back to the queue, or robots.txt can't be read for now.
             FetchError: robots.txt could not be read for too long.
         """
         name = host_of(url)
@@ -164,11 +164,11 @@ class Crawler:
         return rules.allows_all or rules.allow(url, self.settings.user_agent)
 
     async def ask(self, url: str, link: Link) -> Answer:
-        """Ask once for `url`, and tell politeness and health how that went.
+        """Request `url` once, and record the result in politeness and health.
 
         Raises:
             LeftAlone: The host is left alone for a while.
-            FetchError: There is no answer.
+            FetchError: There was no answer.
         """
         name, kind = host_of(url), link.get("kind")
         spacing, host = self.politeness.of(name), self.health.of(name)
@@ -193,7 +193,7 @@ class Crawler:
         return answer
 
     async def _refuse(self, answer: Answer, link: Link, request: Request) -> None:
-        """Leave a host alone that has refused a page, or give this attempt of the page up."""
+        """Leave a host alone after it refused a page, or give up this attempt of the page."""
         name = host_of(answer.url)
         error = _status_error(answer, "refused", f"status {answer.status}, which says: later")
         pause = self.politeness.pause(name, answer.retry_after)
@@ -210,7 +210,7 @@ class Crawler:
         raise error
 
     async def _ask_witness(self, url: str) -> int | None:
-        """Ask for a page whose answer says how its host is; see `health`."""
+        """Request a witness page, whose answer shows the state of the host; see `health`."""
         spacing: Spacing = self.politeness.of(host_of(url))
         spacing.sends()
         try:
@@ -220,17 +220,17 @@ class Crawler:
         return answer.status
 
     def forget(self, link: Link) -> None:
-        """Keep nothing of a link any more: there is a page."""
+        """Forget the counts of a link, because it has a page now."""
         self.requests.pop(link["url"], None)
         self._refused.discard(link["url"])
 
     def wants(self, status: int, content_type: str) -> bool:
-        """Whether to read a body: decided on its head."""
+        """Whether to read a body, decided by its headers."""
         kind = media_type(content_type)
         return status < 300 and (not kind or kind in self._types or "*/*" in self._types)
 
     async def read(self, answer: Answer, page: Page) -> None:
-        """Read a page of the site."""
+        """Read a page of the site into `page`."""
         assert answer.body is not None
         found = await self.parsers.read(answer.body, answer.content_type, answer.url)
         page["title"] = found.title
@@ -250,7 +250,7 @@ class Crawler:
         page["links"] = self.frontier.unknown(urls)
 
     def read_sitemap(self, answer: Answer, page: Page) -> None:
-        """Read what a sitemap leads to, as far as that belongs to the crawl."""
+        """Read the links of a sitemap that belong to the crawl."""
         assert answer.body is not None
         try:
             sitemaps, pages = read_sitemap(answer.body)
@@ -262,11 +262,11 @@ class Crawler:
         self._follow(answer.url, pages, page)
 
     def moved(self, answer: Answer, link: Link, page: Page) -> str | None:
-        """Follow a redirect, if it leads somewhere; return where that is the same page's address.
+        """Follow a redirect within the crawl; return its URL if it has the same key.
 
-        A redirect is a page whose only link is its target: so the target is fetched once, however
-        many addresses lead to it. Only from one spelling of a key to another it is followed at
-        once: the frontier would drop its target as known.
+        A redirect is a page whose only link is its target, so the target is fetched once, even if
+        many URLs redirect to it. A redirect to another spelling of the same key is followed at
+        once, because the frontier would drop its target as known.
         """
         assert answer.location is not None
         target = resolve(answer.url, answer.location)
@@ -300,11 +300,11 @@ def _status_error(answer: Answer, kind: str, message: str) -> FetchError:
 
 
 async def fetch(link: Link, crawler: Crawler, context: Context) -> Page:
-    """Fetch one link, and read what it leads to.
+    """Fetch one link, and read the links of its page.
 
     Raises:
-        RetryLater: The host wants to be left alone, or further apart.
-        FetchError: There was no answer, or one that may be better next time.
+        RetryLater: The host is left alone for a while, or needs more spacing.
+        FetchError: There was no answer, or one that may be better after a retry.
     """
     await crawler.brake.begin(context.key)
     try:
@@ -383,12 +383,12 @@ async def _fetch(link: Link, crawler: Crawler, context: Context, page: Page) -> 
 
 
 def _is_guess(link: Link) -> bool:
-    """Whether nobody has named this sitemap: then robots.txt may know better."""
+    """Whether this sitemap's URL is a guess, which robots.txt may correct."""
     return link["parent"] is None
 
 
 def sitemap_links(starts: Iterable[Link]) -> list[Link]:
-    """Where the sitemaps of sites are, if robots.txt doesn't say."""
+    """Return the default sitemaps of sites, for robots.txt files that name none."""
     sites = dict.fromkeys(origin_of(link["url"]) for link in starts)
     return [Link(url=f"{site}/sitemap.xml", depth=0, parent=None, kind="sitemap") for site in sites]
 
@@ -402,14 +402,14 @@ def has_match(_: State, outcome: Outcome) -> bool:
 
 
 def site_crawl(crawler: Crawler) -> FanOut:
-    """The fan-out that crawls from the links in the field `starts`."""
+    """Make the fan-out that crawls from the links in the field `starts`."""
     settings = crawler.settings
     asking = action(
         reads=["link"], writes=["page"], limits=crawler.politeness.limits(settings.per_host)
     )
     retry = Retry(
         settings.retries + 1, on=is_tried_again, initial=settings.retry_wait, cap=30.0
-    )  # without a budget: in an outage `health` holds pages back, and no page may go without
+    )  # without a budget: in an outage `health` holds pages back, and every page must be retried
     return fan_out(
         asking(fetch),
         over="starts",

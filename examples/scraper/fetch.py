@@ -1,7 +1,7 @@
-"""Fetching one address: one request, one answer, within its time and size.
+"""Fetches one URL: one request, one answer, within limits of time and size.
 
-Redirects are answers like any others; who asked decides where to go from there. So each hop is
-checked as if it were a link: scope, robots.txt, private addresses, politeness.
+Redirects are answers like any others, and the caller decides whether to follow them. So each hop is
+checked like a link: scope, robots.txt, private addresses, politeness.
 """
 
 import zlib
@@ -18,8 +18,10 @@ from examples.scraper.http import httpx
 from examples.scraper.urls import target_of
 from shoal import RetryLater
 
-TRANSIENT = frozenset({408, 500, 502, 503, 504, 522, 524})  # it may well be better next time
-NO_ANSWER = TRANSIENT - {408, 500}  # said by a proxy, about a server behind it that doesn't answer
+# statuses that may be better after a retry
+TRANSIENT = frozenset({408, 500, 502, 503, 504, 522, 524})
+# statuses that a proxy sends if the server behind it doesn't answer
+NO_ANSWER = TRANSIENT - {408, 500}
 
 
 class FetchError(Exception):
@@ -47,15 +49,15 @@ class FetchError(Exception):
         self.status: int | None = status
         self.final_url: str | None = final_url
         self.transient: bool = transient
-        """Whether it may be worth trying again, now or when the crawl is resumed."""
+        """Whether a retry may help, now or when the crawl is resumed."""
         self.is_host: bool = is_host
-        """Whether the host has been given up: then there is no use in trying again now."""
+        """Whether the host was given up: then a retry doesn't help now."""
         self.requests: int = 0
-        """How often the page was asked for by then."""
+        """The number of requests for the page so far."""
 
     @property
     def is_silence(self) -> bool:
-        """Whether the host as a whole may be at fault: it gave no answer, or a proxy says so."""
+        """Whether the whole host may be at fault: it gave no answer, or a proxy says so."""
         return self.transient and (self.status is None or self.status in NO_ANSWER)
 
     def __str__(self) -> str:
@@ -72,24 +74,24 @@ class LeftAlone(RetryLater):
         self.final_url: str | None = cause.final_url
         self.cause: str = str(cause)
         self.requests: int = 0
-        """How often the page was asked for by then."""
+        """The number of requests for the page so far."""
 
     def __str__(self) -> str:
         return f"{self.cause}; {super().__str__()}"
 
 
 class Answer(NamedTuple):
-    """What a server said."""
+    """A server's answer."""
 
     url: str
     status: int
     content_type: str
     location: str | None
-    """Where a redirect leads, as it is written."""
+    """The target of a redirect, as written."""
     retry_after: float | None
-    """Seconds that the server wants to be left alone."""
+    """Seconds for which the server asks to be left alone."""
     body: bytes | None
-    """None where nobody wanted to read it."""
+    """None if the body was not wanted."""
 
 
 Wants = Callable[[int, str], bool]
@@ -97,12 +99,13 @@ Wants = Callable[[int, str], bool]
 
 
 class Fetcher(Protocol):
-    """What the crawl needs of an HTTP client; another one can be plugged in here."""
+    """The crawl's interface to an HTTP client; another client can implement it."""
 
     async def get(self, url: str, wants: Wants, most: int, *, cut: bool = False) -> Answer:
-        """Ask for `url` once, and read its body if it `wants` to, up to `most` bytes unpacked.
+        """Request `url` once, and read its body if `wants` says so, up to `most` bytes.
 
-        Of a longer one, the first `most` bytes are read if it is to be `cut`.
+        `most` counts bytes after decompression. If `cut` is true, only the first `most` bytes of a
+        longer body are read.
 
         Raises:
             FetchError: There was no answer in time, or it can't be read.
@@ -111,18 +114,19 @@ class Fetcher(Protocol):
 
 
 class HttpxFetcher:
-    """Asks by httpx."""
+    """Sends requests with httpx."""
 
     def __init__(self, client: httpx.AsyncClient, timeout: float) -> None:
-        """Give an answer `timeout` seconds, to its last byte.
+        """Allow `timeout` seconds for an answer, up to its last byte.
 
-        The client's own timeouts bound each read: who sends a byte now and then never meets them.
+        The client's own timeouts limit each read: a server that sends a byte now and then never
+        exceeds them.
         """
         self._client = client
         self._timeout = timeout
 
     async def get(self, url: str, wants: Wants, most: int, *, cut: bool = False) -> Answer:
-        # httpx escapes what it takes for unescaped, such as a stray %.
+        # httpx escapes characters that look unescaped, such as a stray %.
         as_written = {"as_written": target_of(url).encode()}
         try:
             with anyio.fail_after(self._timeout):
@@ -138,7 +142,7 @@ class HttpxFetcher:
             raise FetchError("connect", _text(error), transient=True) from None
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise FetchError("url", _text(error)) from None
-        except httpx.TransportError as error:  # a connection that broke, what isn't HTTP
+        except httpx.TransportError as error:  # a broken connection, or an answer that isn't HTTP
             raise FetchError("network", _text(error), transient=True) from None
         except PrivateAddress as error:
             raise FetchError("private", _text(error)) from None
@@ -172,9 +176,9 @@ def _first(values: list[str]) -> str | None:
 
 
 def content_type_of(values: Iterable[str]) -> str:
-    """The type that headers name, if there are several: the last valid one, as in browsers.
+    """Return the content type; if headers name several, the last valid one, as in browsers.
 
-    Its charset may be in one before it (WHATWG Fetch, "extract a MIME type").
+    Its charset may come from an earlier one (WHATWG Fetch, "extract a MIME type").
     """
     found, charset = "", ""
     for value in values:
@@ -193,14 +197,14 @@ def content_type_of(values: Iterable[str]) -> str:
 
 
 async def _read(url: str, response: httpx.Response, most: int, *, cut: bool) -> bytes:
-    """Read a body of at most `most` bytes as they are after decompression."""
+    """Read a body of at most `most` bytes after decompression."""
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in _PACKED and encoding not in {"", "identity"}:
-        message = f"a body in the encoding {encoding!r}, which nobody asked for"
+        message = f"a body in the encoding {encoding!r}, which was not requested"
         raise FetchError("encoding", message, status=response.status_code, final_url=url)
     unpacker = Unpacker() if encoding in _PACKED else None
     body = bytearray()
-    # Straight from the stream: what `aiter_raw` iterates over, it wouldn't close if left early.
+    # Directly from the stream: `aiter_raw` would not close its stream if left early.
     stream = aiter(cast("AsyncIterable[bytes]", response.stream))
     async with aclosing(cast("AsyncGenerator[bytes, None]", stream)) as chunks:
         async for chunk in chunks:
@@ -223,14 +227,14 @@ _PACKED = frozenset({"gzip", "x-gzip", "deflate"})
 
 
 class Unpacker:
-    """Unpacks gzip and deflate, never more than is asked for: a bomb stays packed."""
+    """Decompresses gzip and deflate, never more than requested, so a bomb stays compressed."""
 
     def __init__(self) -> None:
-        self._inflating = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, whichever it is
+        self._inflating = zlib.decompressobj(zlib.MAX_WBITS | 32)  # detects gzip and zlib
         self._has_begun = False
 
     def unpack(self, chunk: bytes, most: int) -> bytes:
-        """Unpack what `chunk` adds, or the first `most` bytes of that.
+        """Decompress `chunk`, or the first `most` bytes of its content.
 
         Raises:
             zlib.error: It is nothing of the kind.
@@ -239,7 +243,8 @@ class Unpacker:
             self._has_begun = True
             try:
                 return self._inflate(chunk, most)
-            except zlib.error:  # "deflate" is zlib by the standard, and often is not
+            # "deflate" means zlib by the standard, but many servers send raw deflate
+            except zlib.error:
                 self._inflating = zlib.decompressobj(-zlib.MAX_WBITS)
         return self._inflate(chunk, most)
 
@@ -254,12 +259,12 @@ class Unpacker:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the end of it was there."""
+        """Whether the compressed data was complete."""
         return self._inflating.eof or not self._has_begun
 
 
 def retry_after(value: str | None) -> float | None:
-    """The seconds that a Retry-After header asks for; it may be a date, or nothing."""
+    """Return the seconds of a Retry-After header; None if it has neither seconds nor a date."""
     if value is None:
         return None
     value = value.strip()
@@ -267,7 +272,7 @@ def retry_after(value: str | None) -> float | None:
         return float(value)
     try:
         at = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):  # neither seconds nor a date, so it says nothing
+    except (ValueError, OverflowError):  # neither seconds nor a date, so it is ignored
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return max(0.0, (at - datetime.now(UTC)).total_seconds())

@@ -1,16 +1,16 @@
-"""The health of hosts: one that is down is waited for, rather than given up page by page.
+"""The health of hosts: the crawl waits for a host that is down, instead of failing its pages.
 
-A page that gets no answer may be broken by itself, or its host may be down. A *witness* tells one
-from the other: a page that the host has answered before. After a few failures in a row it is asked
-for. If it is answered, the failures are the pages' own, and each page has its attempts. If not, the
-host is down: it is left alone for a second, then ever longer, and after each pause the witness is
-asked for first. Pages whose turn comes meanwhile use up no attempt.
+If a page gets no answer, either the page is broken or its host is down. A *witness* tells the two
+apart: a page that the host has answered before. After a few failures in a row, the witness is
+requested. If it is answered, the pages are broken, and each one uses up an attempt. If not, the
+host is down: it is left alone for a second, then longer and longer, and after each pause the
+witness is requested first. Pages whose turn comes meanwhile use up no attempt.
 
-The same witness tells a page that is refused again and again from a host that refuses everything.
+The same witness tells a page that is always refused from a host that refuses all pages.
 
-A host that stays down, or refuses everything, for longer than the patience of the crawl is given
-up: its pages fail at once, and are tried again when the crawl is resumed. Now and then it is asked
-all the same, and taken up again once it answers.
+A host that stays down, or refuses all pages, for longer than the patience of the crawl is given up:
+its pages fail at once, and are retried when the crawl is resumed. The host is still asked from time
+to time, and used again once it answers.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,41 +21,42 @@ import anyio
 
 from examples.scraper.fetch import NO_ANSWER, FetchError, LeftAlone
 
-SUSPICIOUS = 3  # failures in a row: pages that are broken by themselves rarely come in a row
-FIRST = 1.0  # seconds of the first pause; a pause is as long as the host has been down by then
-PAUSES = 4  # pauses are at most this part of the patience, so a child is deferred 9 times, not 10
-UNKNOWN = 12  # a host that has never said anything gets this part of the patience
-LONG = 10.0  # seconds of a pause before which the witness is asked for in any case
-REFUSALS = 5  # pauses, each as long as the host has said, before it is given up
+SUSPICIOUS = 3  # failures in a row: pages that are broken themselves rarely come in a row
+FIRST = 1.0  # seconds of the first pause; each pause is as long as the host has been down so far
+PAUSES = 4  # a pause is at most this part of the patience, so a child is deferred 9 times, not 10
+UNKNOWN = 12  # the part of the patience that a host gets which has never answered
+LONG = 10.0  # seconds; before a longer pause, the witness is always requested
+REFUSALS = 5  # pauses, each as long as the host asked for, before the host is given up
 
 Ask = Callable[[str], Awaitable[int | None]]
-"""Asks for a page, and returns the status of the answer, or None if there is none."""
+"""Requests a page, and returns the status of the answer, or None if there is none."""
 
 
 class Host:
-    """One host: whether it answers."""
+    """The health of one host."""
 
     def __init__(self, clock: Callable[[], float], patience: float) -> None:
-        """Take it for healthy."""
+        """Begin as healthy."""
         self._clock = clock
         self._patience = patience
         self._finding_out = anyio.Lock()
-        self._witness: str | None = None  # a page, or else robots.txt, which it has answered
-        self._page: str | None = None  # a page: robots.txt is often exempt from limits
+        self._witness: str | None = None  # a page or the robots.txt that the host has answered
+        self._page: str | None = None  # only a page, because robots.txt is often exempt from limits
         self._has_spoken = False
-        self._failures = 0  # in a row
-        self._since: float | None = None  # when it last was well, if it is down or refuses
-        self._cause: FetchError | None = None  # why it is left alone
-        self._until = -inf  # it is left alone
+        self._failures = 0  # failures in a row
+        # the last time that it was healthy, if it is down or refuses pages
+        self._since: float | None = None
+        self._cause: FetchError | None = None  # the reason why it is left alone
+        self._until = -inf  # the time until which it is left alone
         self._pauses = 0
         self._is_down = False
         self._is_given_up = False
-        self._refuses_pages = False  # whether the last refusal was of one page alone
+        self._refuses_pages = False  # whether the last refusal was about a single page
 
-    # -- what comes of requests ----------------------------------------------------------------
+    # -- results of requests -------------------------------------------------------------------
 
     def answered(self, url: str, status: int, *, is_page: bool = True) -> None:
-        """Take note of an answer that is no refusal."""
+        """Record an answer that is no refusal."""
         self._has_spoken = True
         if not _is_well(status):
             return
@@ -67,14 +68,14 @@ class Host:
         self._since = None
 
     async def failed(self, error: FetchError, url: str, ask: Ask) -> None:
-        """Find out whose failure it is that a page got no answer; return if it is the page's.
+        """Raise if the host is to blame for a missing answer; return if the page is.
 
         Raises:
-            LeftAlone: It is the host's, which is waited for.
-            FetchError: It is the host's, which has been given up.
+            LeftAlone: The host is down, and the crawl waits for it.
+            FetchError: The host is down, and was given up.
         """
         self._has_spoken = self._has_spoken or error.status is not None
-        if not error.is_silence:  # a status of 500, say: there is somebody
+        if not error.is_silence:  # a status of 500, for example: the host works
             self._failures = 0
             return
         self._failures += 1
@@ -89,11 +90,11 @@ class Host:
             raise self._trouble()
 
     def robots_failed(self, error: FetchError, after: float | None) -> NoReturn:
-        """Take note that robots.txt can't be read: until it can, nothing may be asked for.
+        """Record that robots.txt can't be read, so no page may be requested until it can.
 
         Raises:
-            LeftAlone: It is tried again after a pause.
-            FetchError: The host has been given up, or may not exist: it has never said anything.
+            LeftAlone: robots.txt is requested again after a pause.
+            FetchError: The host was given up, or may not exist, because it has never answered.
         """
         self._has_spoken = self._has_spoken or error.status is not None
         self._failures += 1
@@ -107,28 +108,28 @@ class Host:
     async def refused(
         self, error: FetchError, url: str, pause: float, ask: Ask, *, again: bool
     ) -> None:
-        """Find out whose matter a refusal is; return if it is the page's.
+        """Raise if the host is to blame for a refusal; return if the page is.
 
-        A witness is asked for if the page, or others, may be refused by themselves: as after a few
-        pauses in a row that have brought no answer. It is also where the answer saves a long pause.
-        Otherwise a host that says "later" is not asked once more.
+        A witness is requested if the page, or others, may always be refused, for example after a
+        few pauses in a row without any answer, or if an answer would save a long pause. Otherwise a
+        host that refuses for now is not asked again.
 
         Args:
             error: The refusal.
-            url: What was refused.
-            pause: Seconds for which the host is left alone, if it is the host's.
-            ask: Asks for the witness.
+            url: The refused page.
+            pause: Seconds for which the host is left alone, if the host is to blame.
+            ask: Requests the witness.
             again: Whether the page has been refused before.
 
         Raises:
-            LeftAlone: It is the host's, as most are.
-            FetchError: It is the host's, which has been given up.
+            LeftAlone: The host is to blame, as for most refusals.
+            FetchError: The host is down, and was given up.
         """
         self._has_spoken = True
         is_open = again or self._refuses_pages or pause >= LONG or self._pauses >= SUSPICIOUS
         if is_open:
             async with self._finding_out:
-                # If the host has been left alone meanwhile, the witness would be refused as well.
+                # If the host is left alone meanwhile, it would refuse the witness as well.
                 if self._clock() >= self._until:
                     self._refuses_pages = await self._is_vouched_for(self._page, url, ask)
                     if self._refuses_pages:
@@ -137,7 +138,7 @@ class Host:
         self._cause = error
         if self._since is None:
             self._since = now
-        if now >= self._until:  # not under way with the refusal before
+        if now >= self._until:  # not sent before the refusal arrived
             self._pauses += 1
         if self._pauses > REFUSALS and now - self._since >= self._patience:
             self._give_up()
@@ -148,7 +149,7 @@ class Host:
     # -- before a request ----------------------------------------------------------------------
 
     def check(self) -> None:
-        """Let nothing be asked while the host is left alone because it is down.
+        """Let no page be requested while the host is left alone because it is down.
 
         Raises:
             LeftAlone: It is.
@@ -158,7 +159,7 @@ class Host:
             raise self._trouble()
 
     async def admit(self, url: str, ask: Ask) -> None:
-        """Let a page be asked for, once a host that was down answers again.
+        """Let a page be requested once a host that was down answers again.
 
         Raises:
             LeftAlone: It doesn't yet.
@@ -177,7 +178,7 @@ class Host:
                 raise self._trouble()
 
     async def _is_vouched_for(self, witness: str | None, url: str, ask: Ask) -> bool:
-        """Whether there is another page than `url`, and it is answered."""
+        """Whether the witness is a page other than `url`, and is answered."""
         return witness is not None and witness != url and await self._is_answered(ask, witness)
 
     async def _is_answered(self, ask: Ask, witness: str) -> bool:
@@ -229,7 +230,7 @@ class Host:
 
     @property
     def silence(self) -> str | None:
-        """What is the matter with it, if it is left alone."""
+        """The reason why the host is left alone, if it is."""
         left = self._until - self._clock()
         if left <= 0.0 or self._cause is None:
             return None
@@ -245,7 +246,7 @@ class Health:
     """The hosts of a crawl."""
 
     def __init__(self, clock: Callable[[], float], patience: float) -> None:
-        """Know none yet; wait `patience` seconds for one that is down."""
+        """Begin without hosts; wait `patience` seconds for a host that is down."""
         self._clock = clock
         self._patience = patience
         self._hosts: dict[str, Host] = {}
@@ -257,6 +258,6 @@ class Health:
         return found
 
     def silent(self) -> dict[str, str]:
-        """The hosts that are left alone, and why."""
+        """The hosts that are left alone, and the reasons."""
         found = {name: host.silence for name, host in self._hosts.items()}
         return {name: why for name, why in found.items() if why is not None}

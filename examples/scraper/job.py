@@ -1,8 +1,8 @@
-"""A job: a folder with the settings of a crawl, and all that has become of it.
+"""A job: a folder with a crawl's settings and all of its results.
 
-The crawl is one run of an `SQLiteStore`, and each row is in the save of the outcome that it tells
-of: so there is no page without its row, no row without its page, and none twice, whatever ends the
-process. Other programs may read the file at any time; its views are shoal's.
+The crawl is one run of an `SQLiteStore`, and each row is saved together with the outcome that it
+describes. So every page has exactly one row, however the process ends. Other programs may read the
+file at any time through shoal's views.
 """
 
 import json
@@ -23,7 +23,7 @@ from shoal.events import Update
 
 
 class NoJob(Exception):
-    """There is no job where one is looked for, or one where there should be none."""
+    """A job doesn't exist, or exists although a new one was requested."""
 
 
 class JobBusy(Exception):
@@ -36,11 +36,11 @@ class Holder(NamedTuple):
     host: str
     pid: int
     seen_ago: float
-    """Seconds since its last sign of life."""
+    """Seconds since the process last showed that it is alive."""
 
 
 class Job:
-    """A folder that a crawl is kept in."""
+    """A folder with a crawl."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
         """Use `Job.create` or `Job.open`."""
@@ -49,10 +49,10 @@ class Job:
 
     @classmethod
     def create(cls, path: Path, settings: Settings) -> Self:
-        """Begin a job.
+        """Create a job.
 
         Raises:
-            NoJob: There is one already.
+            NoJob: The folder has a job already.
         """
         path.mkdir(parents=True, exist_ok=True)
         text = json.dumps(settings.to_json(), indent=2)
@@ -66,10 +66,10 @@ class Job:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Find a job.
+        """Open a job.
 
         Raises:
-            NoJob: There is none.
+            NoJob: The folder has no job.
         """
         try:
             saved = json.loads((path / "job.json").read_text(encoding="utf-8"))
@@ -82,15 +82,15 @@ class Job:
         return self.path / "crawl.db"
 
     def store(self) -> SQLiteStore:
-        """What the crawl is kept in. A kill takes nothing away, a loss of power a moment."""
+        """Make the crawl's store. A kill loses nothing, a loss of power the last moment."""
         return SQLiteStore(self.database, synchronous="normal")
 
     @contextmanager
     def held(self) -> Generator[None]:
-        """Keep other processes from working on it, and from touching what this one writes.
+        """Keep other processes from working on the job and writing to its output.
 
         Raises:
-            JobBusy: One does already.
+            JobBusy: Another process works on the job.
         """
         path = self.path / "job.json"
         with path.open("r+b") as file:
@@ -104,7 +104,7 @@ class Job:
             yield
 
     async def discovered(self) -> list[Link]:
-        """The links that were found so far, but for those that it began with."""
+        """Return the links that were found so far, without the start links."""
         if not self.database.exists():
             return []
         async with self.store() as store:
@@ -117,7 +117,7 @@ class Job:
 
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Connection | None]:
-        """Read the file as it is, whether or not somebody writes to it."""
+        """Open the file for reading, even while another process writes to it."""
         if not self.database.exists():
             yield None
             return
@@ -126,17 +126,17 @@ class Job:
             yield sql
 
     def rows(self, *, answered: bool = False) -> Iterator[Row]:
-        """All rows so far, in the order in which pages became part of the crawl.
+        """Yield all rows so far, in the order in which pages became part of the crawl.
 
         Args:
-            answered: Leave out what got no answer: it is tried again when the crawl goes on, and
-                gets another row then.
+            answered: Omit pages without an answer: they are retried when the crawl is resumed,
+                and get another row then.
         """
         codec = Codec()
         with self._reading() as sql:
             if sql is None:
                 return
-            # A page that had come in too late, when the match was found, was never applied.
+            # A page that arrived after the match was found was never applied.
             found = sql.execute(
                 "SELECT status, element, value, error, attempts, elapsed FROM child_runs "
                 "WHERE parent = (SELECT id FROM root_runs WHERE run_id = ?) AND step = ? "
@@ -156,7 +156,7 @@ class Job:
 
     @property
     def failed(self) -> int:
-        """How many links have no answer yet, although they were tried."""
+        """The number of links that were tried and have no answer so far."""
         with self._reading() as sql:
             if sql is None:
                 return 0
@@ -168,10 +168,10 @@ class Job:
             return found.fetchone()[0]
 
     def sitemaps(self, *, answered: bool = False) -> int:
-        """Sitemaps that were read, or could not be: links, but no pages.
+        """Count the sitemaps, which are links but no pages, whether or not they could be read.
 
         Args:
-            answered: Leave out those that got no answer, as in `rows`.
+            answered: Omit those without an answer, as in `rows`.
         """
         with self._reading() as sql:
             if sql is None:
@@ -185,7 +185,7 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the crawl came to its end, whatever that was."""
+        """Whether the crawl has ended, with any result."""
         return self.status == "succeeded"
 
     @property
@@ -201,7 +201,7 @@ class Job:
 
     @property
     def holder(self) -> Holder | None:
-        """Who works on it, or did when it died."""
+        """The process that works on the job, or worked on it when it died."""
         with self._reading() as sql:
             if sql is None:
                 return None

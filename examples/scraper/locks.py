@@ -1,6 +1,6 @@
-"""Locks on files: two crawls don't write to one output, nor work on one job.
+"""File locks: two crawls never write to one output, and never work on one job.
 
-The operating system holds them, and lets go when a process ends, however it does.
+The operating system holds the locks, and releases them whenever a process ends.
 """
 
 from pathlib import Path
@@ -8,19 +8,19 @@ from typing import IO, Any
 
 try:
     import fcntl
-except ImportError:  # Windows: there the claim of the run is all there is
+except ImportError:  # Windows: only the claim on the run protects the job there
     fcntl = None  # type: ignore[assignment]
 
 
 class Locked(OSError):
-    """Another process, or another crawl of this one, has locked a file."""
+    """Another process, or another crawl in this one, has locked a file."""
 
 
 def lock(file: IO[Any], path: Path) -> None:
     """Lock an open file until it is closed.
 
     Raises:
-        Locked: It is locked already.
+        Locked: The file is locked already.
     """
     if fcntl is None:
         return

@@ -1,9 +1,9 @@
-"""Where pages are parsed: at once, or in a process that can be stopped.
+"""Runs the parser: directly, or in a process that can be killed.
 
-The parser takes time that grows with the square of how deep elements are nested: 2 MB of `<div>`
-take it minutes, in which it holds the interpreter's lock, so that no thread, timeout or Ctrl-C has
-a chance. A page with few tags can't be nested deep, and is parsed where it is; so are most pages.
-What has more of them goes to another process, which is killed if it takes too long.
+The parser's time grows with the square of the nesting depth: 2 MB of `<div>` take minutes, and the
+parser holds the interpreter's lock meanwhile, which blocks threads, timeouts and Ctrl-C. A page
+with few tags can't be nested deeply, and is parsed directly, like most pages. Pages with more tags
+go to another process, which is killed if it takes too long.
 """
 
 import multiprocessing
@@ -21,19 +21,20 @@ from anyio import from_thread, to_thread
 from examples.scraper.fetch import FetchError
 from examples.scraper.pages import Found, Wanted, read_page
 
-FEW_TAGS = 4096  # nested into one another, they take 40 ms; 97 of 100 pages of real sites have less
+# tags; if all of them are nested, they take 40 ms. 97 of 100 pages of real sites have fewer
+FEW_TAGS = 4096
 INLINE = 256 * 1024  # bytes; smaller pages are parsed before a thread would have started
 LONGEST = 10.0  # seconds for one page; the largest of Python's documentation takes 0.3
-STARTING = 60.0  # seconds that a process may take to start, which is no matter of the page
-LOOK = 0.1  # seconds from one look at whether the crawl has been cancelled to the next
-MEMORY = 1024**3  # bytes that a process may use: unclosed tags multiply elements without end
+STARTING = 60.0  # seconds that a process may take to start, which don't count for the page
+LOOK = 0.1  # seconds between two checks whether the crawl was cancelled
+MEMORY = 1024**3  # bytes that a process may use: unclosed tags can multiply elements without end
 
 
 class Parsers:
-    """Parses pages. As a context manager, it ends its processes."""
+    """Parses pages. As a context manager, it stops its processes."""
 
     def __init__(self, wanted: Wanted, timeout: float = LONGEST) -> None:
-        """Read what is `wanted` of each page, in at most `timeout` seconds."""
+        """Read the `wanted` parts of each page, in at most `timeout` seconds."""
         self._wanted = wanted
         self._longest = min(LONGEST, timeout)
         self._free: list[Parser] = []
@@ -43,7 +44,7 @@ class Parsers:
         """Read a page.
 
         Raises:
-            FetchError: It takes too long, or more memory than there is for it.
+            FetchError: The page takes too long or too much memory.
         """
         if body.count(b"<") > FEW_TAGS:
             read = partial(self._read, body, content_type, url)
@@ -58,7 +59,7 @@ class Parsers:
 
     @contextmanager
     def _parser(self) -> Generator["Parser"]:
-        """Lend a process. One that has failed isn't lent again."""
+        """Lend a process. A process that has failed isn't used again."""
         parser = self._free.pop() if self._free else Parser()
         try:
             yield parser
@@ -84,7 +85,7 @@ class Parser:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with self._starting:  # two at once would share each other's descriptors
+        with self._starting:  # two processes started at once would share each other's descriptors
             self._process.start()
         theirs.close()
         self._has_started = False
@@ -123,18 +124,18 @@ class Parser:
 
 
 def _serve(requests: Connection) -> None:
-    """Parse what comes until nobody is there any more: the work of the other process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the crawl to answer
+    """Parse pages until the pipe is closed: the main loop of the other process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the crawl handles a Ctrl-C
     _limit_memory()
     with suppress(EOFError, OSError):
-        requests.send(None)  # it has started
+        requests.send(None)  # reports that it has started
         while True:
             page: Any = requests.recv()
             try:
                 found: Found | Exception = read_page(*page)
             except MemoryError:
                 found = FetchError("parse", f"takes more than {MEMORY:,} bytes to parse")
-            except Exception as error:  # noqa: BLE001 - raised where the page is wanted
+            except Exception as error:  # noqa: BLE001 - raised in the process that wants the page
                 found = error
             requests.send(found)
 
@@ -144,5 +145,5 @@ def _limit_memory() -> None:
         import resource  # noqa: PLC0415 - POSIX only
     except ImportError:
         return
-    with suppress(ValueError, OSError):  # there is a lower limit already
+    with suppress(ValueError, OSError):  # a lower limit is set already
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

@@ -89,7 +89,7 @@ class Spacing:
         self._end_row()
         if self.rate < math.inf:
             near = self.rate > 0.8 * self._ceiling
-            # The limit refills one second per second, so `rate` grows by this part each second.
+            # With `rate` answers per second, the rate grows by this part of itself each second.
             self.rate += GROWTH if near else RECOVERY
 
     def refuses(self, request: Request, url: str, pause: float) -> None:

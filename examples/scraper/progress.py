@@ -1,6 +1,6 @@
-"""What a crawl shows of itself: a tally that is always right, and displays that may fail.
+"""Progress of a crawl: an exact tally, and displays that may fail.
 
-All go to stderr, so that rows can go to stdout.
+All displays write to stderr, so that rows can go to stdout.
 """
 
 import json
@@ -29,13 +29,13 @@ from shoal.events import ChildEnded, ChildStarted
 
 Style = Literal["rich", "plain", "json", "none"]
 EVERY = {"rich": 0.2, "plain": 2.0, "json": 1.0}  # seconds
-QUIET = 5.0  # seconds after which the tally is shown again although no page has ended
-LATENCIES = 2000  # that percentiles are of
+QUIET = 5.0  # seconds after which the tally is shown again even if no page has ended
+LATENCIES = 2000  # number of pages that percentiles are computed from
 SHOWN_HOSTS = 12
 
 
 class HostTally:
-    """One host, as far as it has come."""
+    """The counts of one host."""
 
     def __init__(self) -> None:
         self.pages: int = 0
@@ -49,19 +49,19 @@ class HostTally:
 
 
 class Tally(Hook):
-    """Follows a crawl from outside, and tells what has been done at any moment."""
+    """Counts the pages of a crawl as their children end."""
 
     def __init__(
         self, frontier: Frontier, politeness: Politeness | None = None, health: Health | None = None
     ) -> None:
-        """Begin with nothing; `recall` what an earlier execution has done."""
+        """Begin empty; `recall` adds the counts of earlier executions."""
         self.frontier = frontier
         self.politeness = politeness
         self.health = health
         self.pages: int = 0
         self.failures = Counter[str]()
         self.left_out = Counter[str]()
-        """What the site asks not to fetch: no page, and no failure."""
+        """Pages that robots.txt excludes: neither pages nor failures."""
         self.statuses = Counter[str]()
         self.hosts: dict[str, HostTally] = {}
         self.bytes: int = 0
@@ -70,11 +70,11 @@ class Tally(Hook):
         self.in_flight: int = 0
         self.matched: str | None = None
         self._latencies = deque[int](maxlen=LATENCIES)
-        self._before: int = 0  # by earlier executions
+        self._before: int = 0  # from earlier executions
         self._began_at = time.perf_counter()
 
     def recall(self, rows: Iterable[Row], sitemaps: int = 0) -> None:
-        """Count what earlier executions have done."""
+        """Count the pages of earlier executions."""
         for row in rows:
             self.count(row)
         self.sitemaps = sitemaps
@@ -130,7 +130,7 @@ class Tally(Hook):
 
     @property
     def waiting(self) -> int:
-        """Links that are known but not fetched, nor have failed."""
+        """Links that are known, but neither fetched nor failed."""
         return self.known - self.ended - self.sitemaps
 
     @property
@@ -139,21 +139,21 @@ class Tally(Hook):
 
     @property
     def rate(self) -> float:
-        """Pages per second in this execution, failed ones included."""
+        """Pages per second in this execution, including failed ones."""
         return (self.ended - self._before) / self.seconds
 
     @property
     def refusals(self) -> int:
-        """Answers that said: later."""
+        """The number of answers that refused a page for now."""
         return 0 if self.politeness is None else self.politeness.refusals
 
     @property
     def silent(self) -> dict[str, str]:
-        """The hosts that are left alone, and why."""
+        """The hosts that are left alone, and the reasons."""
         return {} if self.health is None else self.health.silent()
 
     def latency(self, percent: int) -> int:
-        """Milliseconds that so many of a hundred pages took at most, of the last ones."""
+        """The milliseconds within which this percentage of the last pages ended."""
         ordered = sorted(self._latencies)
         return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0
 
@@ -202,7 +202,7 @@ class Tally(Hook):
 
 
 class Display(Hook):
-    """Shows the tally now and then."""
+    """Shows the tally from time to time."""
 
     observer = True
 
@@ -215,7 +215,7 @@ class Display(Hook):
         self.show_after(self.every)
 
     def show_after(self, seconds: float) -> None:
-        """Show it, if that was last done so many seconds ago."""
+        """Show the tally if the last time was so many seconds ago."""
         now = time.perf_counter()
         if now - self._shown_at >= seconds:
             self._shown_at = now
@@ -246,7 +246,7 @@ class JsonLines(Display):
 
 
 class Bars(Display):
-    """Moves a progress bar, whose end moves too as pages are found, above a table of hosts."""
+    """Shows a progress bar, whose end moves as pages are found, above a table of hosts."""
 
     def __init__(self, tally: Tally, every: float, bar: Progress, live: Live | None = None) -> None:
         super().__init__(tally, every)
@@ -274,15 +274,15 @@ class Bars(Display):
 
 
 def _warn_as_json(message: Warning | str, category: type[Warning], *_: object) -> None:
-    """Print a warning, of shoal or another library, as a line of JSON: as all of stderr is then."""
+    """Print a warning, of shoal or another library, as a line of JSON, like all of stderr then."""
     print(json.dumps({"warning": str(message), "category": category.__name__}), file=sys.stderr)
 
 
 async def showing(displays: Iterable[Hook], work: Callable[[], Awaitable[object]]) -> None:
-    """Do `work`, and show the tally now and then although no page ends, as in a pause.
+    """Do `work`, and show the tally from time to time even if no page ends, as in a pause.
 
     Raises:
-        Exception: Whatever `work` raises.
+        Exception: Any exception of `work`.
     """
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
@@ -300,14 +300,14 @@ async def _show_on(displays: Iterable[Display]) -> None:
     while True:
         await anyio.sleep(QUIET / 2)
         for display in displays:
-            # As for what a hook does, a display that breaks doesn't stop the crawl.
+            # Like a failing hook, a broken display doesn't stop the crawl.
             with suppress(Exception):
                 display.show_after(QUIET)
 
 
 @contextmanager
 def shown(tally: Tally, style: Style) -> Generator[list[Hook]]:
-    """The hooks that show `tally` while the block lasts."""
+    """Return the hooks that show `tally` while the block lasts."""
     if style == "none":
         yield []
     elif style == "plain":
@@ -324,6 +324,6 @@ def shown(tally: Tally, style: Style) -> Generator[list[Hook]]:
             TextColumn("{task.fields[failed]} failed, {task.fields[rate]:.1f} pages/s"),
             auto_refresh=False,
         )
-        # The summary takes its place.
+        # The summary replaces it.
         with Live(bar, console=Console(stderr=True), transient=True, refresh_per_second=5) as live:
             yield [Bars(tally, EVERY[style], bar, live)]

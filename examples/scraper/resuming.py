@@ -1,7 +1,7 @@
-"""What a job that goes on may be told anew: how it crawls, but not what.
+"""Decides which settings a resumed job may change: how it crawls, but not what.
 
-Pages that were fetched have been chosen and read by the job's settings, so that a crawl with others
-would be half of one and half of another.
+The fetched pages were selected and read by the job's settings. With different settings, one half of
+the crawl would not match the other.
 """
 
 from collections.abc import Set as AbstractSet
@@ -30,25 +30,25 @@ HOW = frozenset(
     }
 )
 """Settings that may change from one execution of a job to the next."""
-FLAGS = {"robots": "ignore_robots"}  # parameters that are not called as their settings are
+FLAGS = {"robots": "ignore_robots"}  # parameters with other names than their settings
 
 
 class Differs(Exception):
-    """A job can't go on as it is asked to."""
+    """A job can't be resumed with the requested settings."""
 
 
 def taken_over(saved: Settings, asked: Settings, given: AbstractSet[str]) -> Settings:
-    """The settings of a job that goes on.
+    """Return the settings of a resumed job.
 
     Args:
-        saved: Those it was begun with.
-        asked: Those that the command line makes...
-        given: ...of the parameters that it names; all others are as they were.
+        saved: The settings of the job.
+        asked: The settings from the command line...
+        given: ...and the parameters that were given; all other settings stay as saved.
 
     Raises:
-        Differs: They say what to crawl, and differ.
+        Differs: A setting that says what to crawl is different.
     """
-    changes: dict[str, object] = {"deadline": None}  # was for the execution that it was given to
+    changes: dict[str, object] = {"deadline": None}  # it applied only to its own execution
     for name in asked.to_json():
         flag = FLAGS.get(name, name)
         before, now = getattr(saved, name), getattr(asked, name)
@@ -57,7 +57,8 @@ def taken_over(saved: Settings, asked: Settings, given: AbstractSet[str]) -> Set
         elif flag in given and (set(before) != set(now) if name == "urls" else before != now):
             parameter = "URL" if name == "urls" else f"--{flag.replace('_', '-')}"
             raise Differs(
-                f"the job was begun with {before!r} as {parameter}, and can't go on with {now!r}: "
+                f"the job was begun with {before!r} as {parameter}, "
+                f"and can't continue with {now!r}: "
                 "leave it out, or begin another job"
             )
     return replace(saved, **changes)  # pyright: ignore[reportArgumentType] - of that very type

@@ -1,8 +1,8 @@
-"""robots.txt: what each site asks crawlers not to do, and how long to wait in between.
+"""robots.txt: the pages that a site excludes, and the delay that it asks for.
 
-Each site is asked once. As RFC 9309 has it, a site without one (4xx) allows everything, and one
-that can't say (5xx, no answer) nothing for now: its pages wait until it can, as those of a host
-that is down do.
+Each site is asked once. By RFC 9309, a site without a robots.txt (4xx) allows every page, and a
+site that can't answer (5xx, no answer) allows none for now: its pages wait until it can, like those
+of a host that is down.
 """
 
 import math
@@ -16,25 +16,25 @@ from examples.scraper.health import Host
 from examples.scraper.politeness import LONGEST
 from examples.scraper.urls import origin_of, resolve
 
-MOST = 500 * 1024  # bytes that are read of it; what follows is ignored, as RFC 9309 allows
+MOST = 500 * 1024  # bytes that are read; the rest is ignored, as RFC 9309 allows
 HOPS = 5  # redirects that are followed
 
 
 class Rules:
-    """What one site asks for; as long as nobody has read it, nothing is allowed."""
+    """The rules of one site; before they are read, no page is allowed."""
 
     def __init__(self) -> None:
         self._reading = anyio.Lock()
         self._parsed: Protego | None = None
         self.is_read: bool = False
         self.allows_all: bool = False
-        """Whether there is nothing to be checked."""
+        """Whether robots.txt is ignored."""
 
     def allow(self, url: str, user_agent: str) -> bool:
         return self._parsed is None or self._parsed.can_fetch(url, user_agent)
 
     def delay(self, user_agent: str) -> float:
-        """Seconds from one request to the next."""
+        """The least seconds between two requests."""
         if self._parsed is None:
             return 0.0
         every = self._parsed.request_rate(user_agent)
@@ -47,11 +47,11 @@ class Rules:
         return () if self._parsed is None else tuple(self._parsed.sitemaps)
 
     async def read(self, fetcher: Fetcher, site: str, host: Host) -> bool:
-        """Read it, unless another page does meanwhile; return whether it was this call that did.
+        """Read robots.txt, unless another page does; return whether this call read it.
 
         Raises:
-            LeftAlone: It can't be read now.
-            FetchError: It could not be read for too long, or its host may not exist.
+            LeftAlone: robots.txt can't be read now.
+            FetchError: robots.txt was unreadable for too long, or its host may not exist.
         """
         async with self._reading:
             if self.is_read:
@@ -71,12 +71,12 @@ class Robots:
     """The rules of all sites of a crawl."""
 
     def __init__(self, fetcher: Fetcher) -> None:
-        """Know none yet."""
+        """Begin without rules."""
         self._fetcher = fetcher
         self._rules: dict[str, Rules] = {}
 
     def of(self, url: str) -> Rules:
-        """The rules for a page, which may have to be read first."""
+        """Return the rules for a page; they may not be read yet."""
         site = origin_of(url)
         rules = self._rules.get(site)
         if rules is None:
@@ -89,11 +89,11 @@ class Robots:
 
 
 class Unreadable(Exception):
-    """A site doesn't say now what it allows."""
+    """A site's robots.txt can't be read for now."""
 
     def __init__(self, error: FetchError, retry_after: float | None = None) -> None:
         super().__init__(str(error))
-        # A host that doesn't answer has that problem with all of its pages.
+        # If a host doesn't answer, this concerns all of its pages.
         kind = error.kind if error.status is None else "robots"
         message = f"robots.txt can't be read: {error}"
         self.cause: FetchError = FetchError(kind, message, status=error.status, transient=True)
@@ -101,17 +101,17 @@ class Unreadable(Exception):
 
 
 async def _text_of(fetcher: Fetcher, url: str, host: Host) -> str | None:
-    """The text of a robots.txt; None if the site has none.
+    """Fetch the text of a robots.txt; None if the site has none.
 
     Raises:
-        Unreadable: Nothing is known of that for now.
+        Unreadable: It can't be read for now.
     """
     target: str | None = url
     for _ in range(HOPS + 1):
         try:
             answer = await fetcher.get(target, _is_there, MOST, cut=True)
         except FetchError as error:
-            if not error.transient:  # nothing that one could keep to
+            if not error.transient:  # a redirect to a place that can't be read
                 return None
             raise Unreadable(error) from error
         if answer.status == 429 or answer.status >= 500:
@@ -124,11 +124,11 @@ async def _text_of(fetcher: Fetcher, url: str, host: Host) -> str | None:
         target = resolve(target, answer.location)
         if target is None:
             return None
-    return None  # RFC 9309: as if there were none
+    return None  # RFC 9309: treated like a missing robots.txt
 
 
 def _text(body: bytes) -> str:
-    if len(body) >= MOST:  # the last line may not be whole, and mean something else
+    if len(body) >= MOST:  # the last line may be incomplete, and mean something different
         body = body.rpartition(b"\n")[0]
     return body.decode("utf-8-sig", "replace")
 

@@ -1,4 +1,4 @@
-"""Rows: what becomes of a link, as people read it. One for each page, had or not."""
+"""Rows: the result of each link for people and programs, one for each page, fetched or not."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ COLUMNS = (
 
 
 def row_of(outcome: Outcome) -> Row | None:
-    """The row of a child that has ended; None if there is none, as for what was cancelled."""
+    """The row of a child that has ended; None if it has no row, such as a cancelled child."""
     if isinstance(outcome, Done) and outcome.used:
         return page_row(outcome.element, outcome.value)
     if isinstance(outcome, Failed):
@@ -37,7 +37,7 @@ def row_of(outcome: Outcome) -> Row | None:
 
 
 def page_row(link: Link, page: Page) -> Row | None:
-    """The row of a link that was answered; a sitemap is no page."""
+    """The row of a link that was answered; None for a sitemap, which is no page."""
     if link.get("kind") is not None:
         return None
     row: Row = {
@@ -62,7 +62,7 @@ def page_row(link: Link, page: Page) -> Row | None:
 
 
 def failed_row(link: Link, error: BaseException, attempts: int, elapsed: float) -> Row | None:
-    """The row of a link that got no answer."""
+    """The row of a link without an answer."""
     if link.get("kind") is not None:
         return None
     row: Row = dict.fromkeys(COLUMNS)
@@ -77,9 +77,10 @@ def failed_row(link: Link, error: BaseException, attempts: int, elapsed: float) 
 
 
 def kind_of(error: BaseException) -> str:
-    """The word that failures like `error` are counted under."""
+    """The word that failures like `error` are counted by."""
     if isinstance(error, FetchError | LeftAlone):
         return error.kind
     if isinstance(error, RetryLater):
         return "refused"
-    return getattr(error, "type", None) or type(error).__name__  # SavedError says what it was
+    # SavedError keeps the original class name
+    return getattr(error, "type", None) or type(error).__name__

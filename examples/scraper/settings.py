@@ -1,4 +1,4 @@
-"""What a crawl is told: its settings as one value, how they are read, and how a job keeps them."""
+"""The settings of a crawl: one value, its parsers, and its saved form in a job."""
 
 import re
 from collections.abc import Mapping
@@ -14,46 +14,46 @@ USER_AGENT = "shoal-example-scraper"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All that is decided before a crawl begins. Plain data: it is saved as JSON."""
+    """The settings of a crawl, decided before it begins. Plain data, saved as JSON."""
 
     urls: tuple[str, ...] = ()
-    # what belongs to it
+    # which pages belong to the crawl
     scope: ScopeName = "origin"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     max_pages: int | None = None
     max_depth: int | None = None
     max_variants: int | None = None  # queries of one path
-    traps: bool = True  # whether to leave out what looks like one
+    traps: bool = True  # whether to skip URLs that look like traps
     sitemap: bool = False
     links: bool = True
     # when it ends early
     deadline: float | None = None  # seconds
     until_match: str | None = None
-    # what is kept of a page
+    # which parts of a page are kept
     select: Mapping[str, str] = field(default_factory=dict[str, str])  # name -> CSS
     text: bool = False
     accept: tuple[str, ...] = HTML_TYPES
     max_body: int = 5 * 1024 * 1024  # bytes after decompression
-    # how much at once, and how fast
+    # concurrency and speed
     concurrency: int = 16
     per_host: int = 4
     rate: float | None = None  # requests per second and host
     adaptive: bool = True
     robots: bool = True
-    # how long, and how often
+    # timeouts and retries
     retries: int = 3
-    retry_wait: float = 1.0  # seconds before the first retry; then twice that, and so on
+    retry_wait: float = 1.0  # seconds before the first retry, doubled for each further one
     patience: float = 120.0  # seconds to wait for a host that is down
     connect_timeout: float = 5.0
     read_timeout: float = 15.0  # between two chunks
     timeout: float = 30.0  # of a whole page
-    # how it asks
+    # requests
     user_agent: str = USER_AGENT
     allow_private: bool = False
     insecure: bool = False
     http2: bool = False
-    # where rows go
+    # output
     out: str = "pages.jsonl"
     format: Format = "jsonl"
 
@@ -62,7 +62,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Self:
-        """Make settings of what `to_json` has returned; what a later version has added is left."""
+        """Make settings from the result of `to_json`; fields of later versions are ignored."""
         known = {one.name for one in fields(cls)}
         given: dict[str, Any] = {name: saved[name] for name in saved.keys() & known}
         for name, value in given.items():
@@ -89,12 +89,12 @@ def _quantity(text: str, units: Mapping[str, float], example: str) -> float:
     found = _QUANTITY.fullmatch(text)
     unit = found[2].lower() if found else ""
     if found is None or unit not in units or not float(found[1]) > 0:
-        raise ValueError(f"{text!r} is none; write it like {example}")
+        raise ValueError(f"{text!r} can't be read; write it like {example}")
     return float(found[1]) * units[unit]
 
 
 def seconds(text: str) -> float:
-    """Read a duration: `10m`, `1.5h`, `30`, which is seconds."""
+    """Read a duration: `10m`, `1.5h`, or `30` for seconds."""
     return _quantity(text, _SECONDS, "30, 90s, 10m or 2h")
 
 
@@ -104,7 +104,7 @@ def size(text: str) -> int:
 
 
 def rate(text: str) -> float:
-    """Read a rate, and return it per second: `10/s`, `100/m`, `2`, which is a second."""
+    """Read a rate, and return it per second: `10/s`, `100/m`, or `2` for 2/s."""
     count, _, per = text.partition("/")
     try:
         return float(_quantity(count, {"": 1.0}, "10")) / _SECONDS[per.strip() or "s"]
@@ -116,12 +116,14 @@ def selector(text: str) -> tuple[str, str]:
     """Read a named selector: `price=.product > .price`."""
     name, equals, css = text.partition("=")
     if not (name.strip() and equals and css.strip()):
-        raise ValueError(f"{text!r} is none; write NAME=CSS, like price=.product>.price")
-    from selectolax.lexbor import LexborHTMLParser  # noqa: PLC0415 - not to be loaded for --help
+        raise ValueError(
+            f"{text!r} has no name or no selector; write NAME=CSS, like price=.product>.price"
+        )
+    from selectolax.lexbor import LexborHTMLParser  # noqa: PLC0415 - not needed for --help
 
     try:
         LexborHTMLParser("").css(css)
-    except Exception as error:  # noqa: BLE001 - it has no class of its own for this
+    except Exception as error:  # noqa: BLE001 - it raises no specific class
         raise ValueError(f"{css!r} is no CSS selector: {error}") from None
     return name.strip(), css.strip()
 

@@ -1,4 +1,4 @@
-"""What can be told of a job from outside, also while a crawl goes on."""
+"""Prints the progress of a job from another process, also while the crawl runs."""
 
 from collections import Counter
 from typing import Any
@@ -10,7 +10,7 @@ from examples.scraper.urls import host_of
 
 
 async def report(job: Job) -> None:
-    """Print how far a job has come, in all and by host."""
+    """Print the progress of a job, in total and by host."""
     starts = [start_link(url) for url in job.settings.urls]
     links: list[Link] = [*starts, *(sitemap_links(starts) if job.settings.sitemap else ())]
     links += await job.discovered()

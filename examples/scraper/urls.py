@@ -1,10 +1,10 @@
-"""Addresses, read as browsers read them, and otherwise left as they are written.
+"""URLs, parsed as browsers parse them, and otherwise left as written.
 
-Every address in a crawl has gone through `absolute` or `resolve`: both parse it by the WHATWG URL
-standard, in Ada, the parser of Node.js. What a parsed address looks like is certain, so that the
-other functions here only cut strings: the scheme and the host are in lower case, a default port is
-left out, the path begins with a slash. Escapes stay as the site has written them, `%2F` and a stray
-`%` as well: it is the server that gives them a meaning.
+Every URL in a crawl has gone through `absolute` or `resolve`, which parse it by the WHATWG URL
+standard, in Ada, the parser of Node.js. A parsed URL has a fixed form, so the other functions only
+cut strings: the scheme and the host are in lower case, a default port is omitted, and the path
+begins with a slash. Escapes stay as the site has written them, also `%2F` and a stray `%`, because
+only the server knows their meaning.
 """
 
 import re
@@ -18,7 +18,7 @@ _UNRESERVED = frozenset("-._~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNO
 
 
 def absolute(text: str) -> str | None:
-    """Parse a full address; without its fragment. None if it is no http or https address."""
+    """Parse a full URL, without its fragment; None if it is no http or https URL."""
     try:
         url = normalize_url(text)
     except ValueError:
@@ -27,7 +27,7 @@ def absolute(text: str) -> str | None:
 
 
 def resolve(base: str, href: str) -> str | None:
-    """Where `href` leads from the page at `base`; None if that is no http or https address."""
+    """Resolve `href` on the page `base`; None if the result is no http or https URL."""
     try:
         url = join_url(base, href)
     except ValueError:  # `http://[bad`, a port of 99999
@@ -39,14 +39,14 @@ def _on_the_web(url: str) -> str | None:
     return url.partition("#")[0] if url.startswith(WEB) else None
 
 
-# A site repeats its navigation on every page, so most links have been spelt out before.
+# A site repeats its navigation on every page, so most links were parsed before.
 @lru_cache(maxsize=65_536)
 def key_of(url: str) -> str:
-    """What all spellings of one address have in common, by the rules of RFC 3986 (6.2.2) alone.
+    """Return the part that all spellings of one URL share, by RFC 3986 (6.2.2) alone.
 
-    An escape of a character that needs none is that character, and hexadecimal digits are capitals.
-    Nothing else is taken for equal, since servers tell it apart: not queries in another order, nor
-    `?a` and `?a=`, nor `%2F` and a slash.
+    Unnecessary escapes are replaced by their characters, and hexadecimal digits become capitals.
+    Nothing else counts as equal, because servers distinguish it: queries in a different order, `?a`
+    and `?a=`, or `%2F` and a slash.
     """
     return _ESCAPE.sub(_plain, url) if "%" in url else url
 
@@ -64,7 +64,7 @@ def origin_of(url: str) -> str:
 
 @lru_cache(maxsize=4096)
 def host_of(url: str) -> str:
-    """Host and port, whatever the scheme. Limits count by it."""
+    """Host and port, whatever the scheme. Limits use it as their key."""
     return _authority(url.partition("://")[2])
 
 
@@ -77,7 +77,7 @@ def name_of(url: str) -> str:
 
 
 def target_of(url: str) -> str:
-    """The path and the query, which a request names in its first line."""
+    """The path and the query, as in the first line of a request."""
     _, slash, rest = url.partition("://")[2].partition("/")
     return slash + rest
 

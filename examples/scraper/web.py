@@ -1,10 +1,9 @@
-"""The HTTP client, and the pool of its connections.
+"""The HTTP client, and its pool of connections.
 
-The client keeps connections in a pool of ours. httpx's own looks at all of its connections for each
-request, which was a third of the crawl's time with 32 of them; and it has no parameter for how to
-connect, which `addresses` must have a say in. How many requests there are at once is decided
-elsewhere, so a pool has little to do: a connection that is free is taken, the warmest first, or
-else a new one is made.
+The client uses its own connection pool. httpx's pool scans all of its connections for each request,
+which took a third of the crawl's time with 32 of them, and it has no parameter for the connecting
+code, which `addresses` must replace. The number of concurrent requests is limited elsewhere, so a
+pool has little to do: it returns the free connection that was used last, or makes a new one.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -17,13 +16,13 @@ from examples.scraper.http import httpcore, httpx
 from examples.scraper.settings import Settings
 from shoal import shielded
 
-ENCODINGS = "gzip, deflate"  # what `fetch` unpacks, a little at a time
-KEEP = 5.0  # seconds that a connection is kept unused, as httpx does
-CLOSE = 2.0  # seconds that one may take to say goodbye
+ENCODINGS = "gzip, deflate"  # the encodings that `fetch` decompresses step by step
+KEEP = 5.0  # seconds that an unused connection is kept, as in httpx
+CLOSE = 2.0  # seconds that closing a connection may take
 
 
 class Pool(httpx.AsyncBaseTransport):
-    """Connections, by origin, each used by one request at a time."""
+    """Connections by origin; each is used by one request at a time."""
 
     def __init__(
         self, backend: httpcore.AsyncNetworkBackend, *, verify: bool = True, http2: bool = False
@@ -40,7 +39,7 @@ class Pool(httpx.AsyncBaseTransport):
             raise httpx.UnsupportedProtocol(f"{url.scheme!r} is not http", request=request)
         port = url.port or (443 if scheme == b"https" else 80)
         origin = (scheme, url.raw_host, port)
-        # What a request names as `as_written` is sent as it is, instead of what httpx makes of it.
+        # The target `as_written` of a request is sent unchanged, instead of httpx's normalised one.
         extensions = dict(request.extensions)
         target = extensions.pop("as_written", url.raw_path)
         connection = await self._connection(origin)
@@ -89,9 +88,10 @@ class Pool(httpx.AsyncBaseTransport):
 
 
 class Body(httpx.AsyncByteStream):
-    """The body of a response. When it is closed, its connection is free, or closed as well.
+    """The body of a response. Closing it frees its connection, or closes the connection, too.
 
-    It is its own iterator: a generator that is left early would wait for the garbage collector.
+    The class is its own iterator, because a generator that is left early would be closed only by
+    the garbage collector.
     """
 
     def __init__(
@@ -126,9 +126,9 @@ class Body(httpx.AsyncByteStream):
         try:
             await cast("Any", self._stream).aclose()
             if self._is_under_way:
-                # The connection is closed, so this ends by an error, through all the generators
-                # that httpcore has nested; closed from outside, the inner ones would stay open.
-                with suppress(Exception):  # that very error
+                # The connection is closed, so this raises through all the generators that httpcore
+                # has nested; if they were closed from outside, the inner ones would stay open.
+                with suppress(Exception):  # this same error
                     while True:
                         await anext(self._chunks)
         finally:
@@ -144,7 +144,7 @@ async def _close(connection: httpcore.AsyncHTTPConnection) -> None:
 
 
 def _raise_as_httpx(error: BaseException, request: httpx.Request) -> None:
-    """Raise the error of httpx that has the name of httpcore's; let any other be."""
+    """Raise httpx's error for httpcore's error of the same name; leave other errors alone."""
     kind = getattr(httpx, type(error).__name__, None)
     if type(error).__module__.startswith("httpcore") and kind is not None:
         raise kind(str(error), request=request) from error
@@ -153,9 +153,9 @@ def _raise_as_httpx(error: BaseException, request: httpx.Request) -> None:
 def make_client(
     settings: Settings, named: Iterable[str], *, trust_env: bool = True
 ) -> httpx.AsyncClient:
-    """Make the client of a crawl; `named` are hosts that may have private addresses.
+    """Make the client of a crawl; the `named` hosts may have private addresses.
 
-    Where the environment names a proxy, it is that which resolves names: then nothing is checked.
+    If the environment configures a proxy, the proxy resolves names, and no address is checked.
     """
     backend = CheckedBackend(named, allow_all=settings.allow_private)
     verify = not settings.insecure

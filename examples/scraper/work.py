@@ -1,4 +1,4 @@
-"""Working on a job: from its start, or where it was left; to its end, or to what ends it before."""
+"""Works on a job: from its start or its last saved state, until it ends or is interrupted."""
 
 import json
 import sys
@@ -33,12 +33,12 @@ LIMIT_REACHED = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manner:
-    """How one execution shows itself: nothing of it belongs to the job."""
+    """The display of one execution; it isn't part of the job."""
 
     progress: Style | Literal["auto"] = "auto"
     stats: Path | None = None
     trust_env: bool = True
-    """Whether proxies of the environment are used."""
+    """Whether the environment's proxies are used."""
 
     @property
     def style(self) -> Style:
@@ -50,14 +50,14 @@ class Manner:
 async def work(job: Job, manner: Manner) -> int:
     """Crawl until the job is done, its deadline, a match or a signal; return the exit code.
 
-    What was there before counts as done: a page that has an answer isn't asked for again. What got
-    none is, even if the job was finished.
+    Pages with an answer from earlier executions count as done, and are not requested again. Pages
+    without an answer are, even if the job was finished.
 
     Raises:
         JobBusy: Another process works on the job.
         OSError: Rows can't be written.
     """
-    with job.held():  # before anything is opened that another process might write to
+    with job.held():  # before opening any file that another process might write to
         return await _work(job, manner)
 
 
@@ -106,7 +106,7 @@ async def _work(job: Job, manner: Manner) -> int:
             ended = await interruptible.do(
                 partial(output.while_writing, rows, partial(showing, displays, run))
             )
-    # Where stderr is JSON lines, so is the last one.
+    # If stderr is JSON lines, so is the last one.
     told = json.dumps(tally.statistics()) if manner.style == "json" else tally.summary()
     print(told, file=sys.stderr)
     if manner.stats is not None:
@@ -121,9 +121,9 @@ async def _work(job: Job, manner: Manner) -> int:
 
 
 def _take_up(job: Job, tally: Tally, goes_on: bool) -> Projection:
-    """Count what earlier executions have done, and write the rows of it that are missing.
+    """Count the pages of earlier executions, and write their missing rows.
 
-    If the crawl goes on, what got no answer is left out: it gets another row.
+    If the crawl continues, pages without an answer are omitted, because they get another row.
     """
     settings = job.settings
     tally.recall(job.rows(answered=goes_on), job.sitemaps(answered=goes_on))

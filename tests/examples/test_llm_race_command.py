@@ -129,7 +129,7 @@ def test_an_answer_that_breaks_off_and_begins_anew_says_so(say: Say) -> None:
     code, out, err = say(*args, rivals=rivals)
     assert (code, out) == (0, "half an \nhalf an answer\n")
     assert err[0].startswith("the answer breaks off: the stream ended before")
-    assert err[1] == "it begins anew"
+    assert err[1] == "it starts again"
     code, out, err = say("--stream", "why?", rivals=[Rival("torn", text="half one", breaks=[1])])
     assert (code, out) == (5, "half \n")
     assert "anew" not in str(err)
@@ -151,7 +151,7 @@ def test_an_answer_that_is_put_off_in_its_middle_begins_anew(say: Say) -> None:
     args = ("--stream", "--on-broken-stream", "restart", "why?")
     code, out, err = say(*args, rivals=[rival])
     assert (code, out) == (0, "one \none two three\n")
-    assert err[:2] == ["the answer breaks off: it is asked again", "it begins anew"]
+    assert err[:2] == ["the answer breaks off: it is asked again", "it starts again"]
 
 
 def test_a_leader_who_fails_before_the_decision_leaves_no_words(say: Say) -> None:
@@ -304,17 +304,25 @@ CONFIG = '[[provider]]\nname = "a"\nkind = "ollama"\nmodel = "m"\nbase_url = "ht
 @pytest.mark.parametrize(
     ("args", "code", "why"),
     [
-        (["ask", "x"], 2, "there is nobody to ask"),
+        (["ask", "x"], 2, "there are no providers"),
         (["ask", "--config", "missing.toml", "x"], 1, "No such file"),
         (["ask", "--config", "bad.toml", "x"], 2, "bad.toml: it has no"),
         (["ask", "--config", "good.toml", "-p", "b", "x"], 2, "no provider is named 'b'"),
         (["ask", "--config", "good.toml", ""], 2, "there is no prompt"),
-        (["ask", "--config", "good.toml", "--strategy", "judge", "x"], 2, "who judges"),
+        (
+            ["ask", "--config", "good.toml", "--strategy", "judge", "x"],
+            2,
+            "needs a provider that judges",
+        ),
         (["ask", "--config", "good.toml", "--judge", "b", "x"], 2, "no provider is named 'b'"),
         (["ask", "--config", "good.toml", "--schema", "bad.json", "x"], 2, "no JSON Schema"),
         (["batch", "missing.jsonl", "-o", "o", "--config", "good.toml"], 1, "No such file"),
         (["batch", "bad.toml", "-o", "o", "--config", "good.toml"], 2, "line 1: "),
-        (["batch", "ok.jsonl", "-o", "old", "--config", "good.toml"], 2, "go on with --resume"),
+        (
+            ["batch", "ok.jsonl", "-o", "old", "--config", "good.toml"],
+            2,
+            "continue it with --resume",
+        ),
         (["batch", "ok.jsonl", "-o", "old", "--resume", "--config", "good.toml"], 2, "else than"),
     ],
 )

@@ -257,7 +257,10 @@ async def test_a_stream_that_ends_early_is_a_failure_and_asked_again(kind: str):
     assert found.text == "Hello"
     assert lane.attempts == 2
     _, lane = await ask(kind, Wire(answer(kind, torn)), attempts=1)
-    assert (lane.status, lane.detail) == ("failed", "the stream ended before the answer was whole")
+    assert (lane.status, lane.detail) == (
+        "failed",
+        "the stream ended before the answer was complete",
+    )
     assert not lane.usage.is_reported
 
 
@@ -424,7 +427,7 @@ async def test_a_key_that_a_server_repeats_is_not_shown():
 
 
 @pytest.mark.parametrize(
-    ("value", "why"), [("", "is not set"), ("sk \u2026", "holds characters that no key has")]
+    ("value", "why"), [("", "is not set"), ("sk \u2026", "has characters that a key can't have")]
 )
 async def test_without_a_key_nothing_is_sent(value: str, why: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TEST_KEY", value)

@@ -457,7 +457,7 @@ async def test_only_who_has_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_key_that_is_not_there_is_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RACE_KEY", raising=False)
-    with pytest.raises(ConfigError, match="RACE_KEY is to hold the key of this service"):
+    with pytest.raises(ConfigError, match="RACE_KEY must hold the key of this service"):
         make_service(Offer(providers=[Rival("x").provider()], key_env="RACE_KEY"))
 
 
@@ -472,7 +472,7 @@ async def test_without_a_key_pages_of_other_sites_may_not() -> None:
 
 def test_a_default_that_can_not_be_held_is_refused_at_the_start() -> None:
     providers = [Rival("x").provider()]
-    with pytest.raises(ValueError, match="who judges"):
+    with pytest.raises(ValueError, match="needs a provider that judges"):
         make_service(Offer(providers=providers, strategy="judge"))
     with pytest.raises(ValueError, match="no JSON Schema"):
         defaults = Prompt(text="", schema={"type": "nonsense"})

@@ -227,7 +227,7 @@ def test_failures_are_the_clients_own(client: OpenAI) -> None:
         ask("why?", "gpt-9")
     with pytest.raises(openai.BadRequestError, match="with text"):
         ask(" ")
-    with pytest.raises(openai.AuthenticationError, match="not the one of this service"):
+    with pytest.raises(openai.AuthenticationError, match="wrong or missing key"):
         ask("why?", client=client.with_options(api_key="wrong"))
     with pytest.raises(openai.InternalServerError, match="no acceptable answer") as caught:
         ask("refuse")
@@ -267,8 +267,8 @@ def test_the_program_in_the_readme(
     ("options", "code", "said"),
     [
         (["--backend", "trio"], 2, "uvicorn runs on asyncio alone"),
-        (["--key-env", "NO_SUCH_KEY"], 2, "NO_SUCH_KEY is to hold the key of this service"),
-        (["--strategy", "judge"], 2, "who judges"),
+        (["--key-env", "NO_SUCH_KEY"], 2, "NO_SUCH_KEY must hold the key of this service"),
+        (["--strategy", "judge"], 2, "needs a provider that judges"),
         (["--port", "{port}"], 1, "in use"),
     ],
     ids=["trio", "no-key", "no-judge", "taken"],

@@ -104,7 +104,7 @@ def test_ctrl_c_ends_cleanly_with_what_was_fetched_written(site: str, backend: s
     assert all(row["status"] == 200 for row in rows)
     assert "Traceback" not in stderr
     assert f"{len(rows)} pages, 0 failed, " in stderr
-    assert "to go on: python -m examples.scraper resume " in stderr
+    assert "to resume: python -m examples.scraper resume " in stderr
     shutil.rmtree(stderr.split()[-1])
 
 

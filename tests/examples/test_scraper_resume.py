@@ -140,7 +140,7 @@ def test_a_job_does_not_go_on_as_another_one(
         given = ["--job", job, "--resume", *flags]
         assert main([*([] if told == "URL" else [f"{site.url}/"]), *given]) == 2
         error = " ".join(capsys.readouterr().err.split())
-        assert f" as {told}, and can't go on with " in error
+        assert f" as {told}, and can't continue with " in error
         assert (out.read_bytes(), len(site.asked)) == (before, asked)
         assert main([*same, "--resume", "--progress", "none"]) == 4, "the same is no difference"
 
@@ -226,7 +226,7 @@ def test_a_signal_says_how_a_crawl_without_a_job_goes_on(tmp_path: Path) -> None
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 143
     folder = stderr.split()[-1]
-    assert "to go on: python -m examples.scraper resume " in stderr
+    assert "to resume: python -m examples.scraper resume " in stderr
     assert (Path(folder) / "job.json").exists()
 
 

@@ -299,4 +299,4 @@ def test_the_first_mirror_with_the_right_file_wins(
     out.unlink()
     assert main(["mirror", *mirrors[:4], *checksum, "--backend", backend]) == 3
     assert not [*tmp_path.iterdir()]
-    assert "no mirror gave the file" in capsys.readouterr().err
+    assert "no mirror sent the file" in capsys.readouterr().err

@@ -1,6 +1,7 @@
-"""Who can be asked: a model behind one of four protocols, or any async function.
+"""Providers: a model behind one of four protocols, or any async function.
 
-To add a protocol, write what to send and what an event says, as in `openai`, and enter it below.
+To add a protocol, write its request and the meaning of its events, as in `openai`, and add it
+below.
 """
 
 from collections.abc import AsyncIterable, Awaitable, Callable
@@ -29,7 +30,7 @@ Ask = Callable[[Prompt, httpx.AsyncClient], Stream | Awaitable[Stream]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """A contestant: how it is asked, how much it can take, and what it costs."""
+    """A contestant: its protocol, its limits and its prices."""
 
     name: str
     ask: Ask
@@ -37,15 +38,15 @@ class Provider:
     kind: str = "function"
     endpoint: Endpoint | None = None
     rpm: float | None = None
-    """Requests a minute; None: as many as we like."""
+    """Requests per minute; None: no limit."""
     tpm: float | None = None
-    """Tokens a minute, read and written."""
+    """Tokens per minute, read and written."""
     max_concurrency: int = 100
-    """Requests at once."""
+    """Concurrent requests."""
     weight: float = 1.0
-    """Who is asked first where not all are asked at once: the heaviest."""
+    """If providers are asked one after the other, the one with the highest weight is first."""
     price_in: float | None = None
-    """USD for a million tokens read; None: look it up by the model's name."""
+    """USD per million tokens read; None: look it up by the model's name."""
     price_out: float | None = None
 
     @classmethod
@@ -57,11 +58,12 @@ class Provider:
         model: str = "",
         **limits: Any,
     ) -> "Provider":
-        """Make a contestant of any async function of a prompt's text that gives a stream.
+        """Make a contestant of an async function that takes a prompt's text and returns a stream.
 
-        It is an async generator function, or a coroutine function that returns something to iterate
-        over, as SDKs do. The stream is of text, or of `Chunk`s, one of which must have `finish`:
-        where an answer can be told to be whole, one that just ends is a failure.
+        The function is an async generator function, or a coroutine function that returns an
+        iterable, like those of SDKs. The stream yields text, or `Chunk`s, one of which must have
+        `finish`: chunks can show that an answer is complete, so a stream of chunks that ends
+        without it is a failure.
         """
 
         def ask(prompt: Prompt, _: httpx.AsyncClient) -> Stream | Awaitable[Stream]:

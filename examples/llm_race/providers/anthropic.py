@@ -1,4 +1,4 @@
-"""Anthropic's messages."""
+"""Anthropic's messages protocol."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from examples.llm_race.providers.wire import Endpoint, Event, Protocol, Request
 
 def request(endpoint: Endpoint, prompt: Prompt) -> Request:
     system = prompt.system
-    if prompt.schema is not None:  # said in words, which all its models understand
+    if prompt.schema is not None:  # as an instruction, because all its models understand it
         wanted = f"Answer with JSON of this schema, and nothing else: {json.dumps(prompt.schema)}"
         system = f"{system}\n\n{wanted}".strip()
     body: dict[str, Any] = {
@@ -33,9 +33,9 @@ class Usage(msgspec.Struct):
 
     @property
     def read(self) -> int | None:
-        """All tokens read, those from a cache too; None if the event reports none.
+        """All tokens read, including cached ones; None if the event doesn't report them.
 
-        Servers that don't know the number yet report 0. It comes with a later event, if at all.
+        Servers that don't know the number yet report 0. If they report it, a later event has it.
         """
         cached = (self.cache_creation_input_tokens or 0) + (self.cache_read_input_tokens or 0)
         return (self.input_tokens or 0) + cached or None
@@ -67,12 +67,12 @@ def read(event: MessageEvent) -> Chunk:
         case "content_block_delta" if delta.type == "text_delta":
             return Chunk(text=delta.text)
         case "message_delta":
-            # Counts are of the whole message here. Those of its input are optional, and the only
-            # ones where a server has left out the first event.
+            # These counts are for the whole message. The input counts are optional here, and the
+            # only ones if a server omits the first event.
             return Chunk(
                 finish=delta.stop_reason, input_tokens=usage.read, output_tokens=usage.output_tokens
             )
-        case _:  # pings, ends of blocks, thoughts, and kinds that are yet to be invented
+        case _:  # pings, ends of blocks, thoughts, and unknown kinds of events
             return Chunk()
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, and whatever else speaks them: most servers do."""
+"""OpenAI's chat completions, which most other servers support, too."""
 
 from typing import Any
 

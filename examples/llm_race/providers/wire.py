@@ -1,9 +1,9 @@
-"""One streaming request over httpx: sent, its refusal understood, its stream cut into events.
+"""One streaming request over httpx: sends it, interprets a refusal, cuts the stream into events.
 
-What is particular to a protocol is what to send, the shape of an event, and what one says: values
-and two pure functions. All else is here, once. A key is read from the environment when a request is
-sent, and held by nothing: so no object, event or error has it. What a server says is searched for
-it all the same.
+A protocol consists of values and two pure functions: its request, the shape of its events, and
+their meaning. All other code is here, once. A key is read from the environment when a request is
+sent, and no object keeps it, so no object, event or error contains it. The server's texts are still
+searched for it, because a server may repeat it.
 """
 
 import json
@@ -28,20 +28,20 @@ from examples.llm_race.failures import (
     stream_error,
 )
 
-LONGEST_REFUSAL = 16 * 1024  # bytes that are read of the body of an error
+LONGEST_REFUSAL = 16 * 1024  # bytes of an error's body that are read
 
 
 class Request(NamedTuple):
-    """What is sent: the path below the base URL, and the rest."""
+    """A request: the path below the base URL, headers and body."""
 
     path: str
     body: Mapping[str, Any]
     headers: Mapping[str, str] = {}
-    """Besides the one with the key."""
+    """Headers besides the one with the key."""
 
 
 class Event(msgspec.Struct):
-    """What all protocols' events may have: an error, where the answer breaks off."""
+    """The field that all protocols' events may have: an error that ends the answer."""
 
     error: Any = None
 
@@ -51,32 +51,32 @@ E = TypeVar("E", bound=Event)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol(Generic[E]):
-    """How a kind of provider is spoken to."""
+    """A kind of provider: its protocol."""
 
     base_url: str
-    """Where it lives unless a configuration says otherwise."""
+    """The default address."""
     key_env: str | None
-    """The environment variable that usually holds its key; None: it needs none."""
+    """The environment variable that usually holds the key; None: no key is needed."""
     key_header: str
     key_prefix: str = ""
     framing: Literal["sse", "lines"] = "sse"
-    """How its stream is cut: server-sent events, or one JSON object a line."""
+    """How the stream is cut: server-sent events, or one JSON object per line."""
     request: Callable[["Endpoint", Prompt], Request]
     event: type[E]
-    """The shape of an event: of what else it has, nothing is read."""
+    """The shape of an event; its other fields are ignored."""
     read: Callable[[E], Chunk]
-    """What an event says."""
+    """Converts an event to a chunk."""
 
     def decode(self, text: str) -> Chunk:
         """Read one event.
 
         Raises:
-            ProviderError: It is not what the protocol says, or tells of an error.
+            ProviderError: The event doesn't follow the protocol, or reports an error.
         """
         try:
             event = msgspec.json.decode(text, type=self.event)
         except msgspec.DecodeError as error:
-            what = f"an event of the stream is not what the protocol says: {error}"
+            what = f"an event of the stream doesn't follow the protocol: {error}"
             raise ProviderError("stream", what, retryable=True) from None
         if event.error:
             raise stream_error(event.error)
@@ -94,11 +94,11 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
     async def stream(self, prompt: Prompt, client: httpx.AsyncClient) -> AsyncGenerator[Chunk]:
-        """Ask, and give the answer part by part.
+        """Send the prompt, and yield the answer part by part.
 
         Raises:
-            ProviderError: The request was refused, or the stream is not what the protocol says.
-            httpx.TransportError: There was no connection, or it broke.
+            ProviderError: The request was refused, or the stream doesn't follow the protocol.
+            httpx.TransportError: The connection failed or broke.
         """
         key = self.key()
         request = self.protocol.request(self, prompt)
@@ -118,23 +118,23 @@ class Endpoint:
             raise ProviderError("stream", str(error)) from None
 
     def key(self) -> str | None:
-        """The key, as the environment has it now.
+        """The key, read from the environment now.
 
         Raises:
-            ProviderError: It is not there, or can't be what a header holds.
+            ProviderError: It is not set, or has characters that a header can't contain.
         """
         if self.key_env is None:
             return None
         key = os.environ.get(self.key_env, "").strip()
         if not key:
             raise ProviderError("key", f"{self.key_env} is not set in the environment")
-        if not re.fullmatch(r"[!-~]+", key):  # the client's own error would show it
-            raise ProviderError("key", f"{self.key_env} holds characters that no key has")
+        if not re.fullmatch(r"[!-~]+", key):  # httpx's own error would show the key
+            raise ProviderError("key", f"{self.key_env} has characters that a key can't have")
         return key
 
 
 async def sse_events(response: httpx.Response) -> AsyncGenerator[str]:
-    """Cut a stream into server-sent events; comments, which keep connections alive, are none."""
+    """Cut a stream into server-sent events; comments, which keep connections alive, are skipped."""
     async with aclosing(EventSource(response).aiter_sse()) as events:
         async for event in events:
             if event.data.strip() == "[DONE]":
@@ -152,7 +152,7 @@ async def line_events(response: httpx.Response) -> AsyncGenerator[str]:
 
 
 async def read_some(response: httpx.Response) -> bytes:
-    """Read the beginning of a body: enough for what an error says."""
+    """Read the beginning of a body, which is enough for an error message."""
     body = bytearray()
     async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as parts:
         async for part in parts:
@@ -163,7 +163,7 @@ async def read_some(response: httpx.Response) -> bytes:
 
 
 def refusal(response: httpx.Response, body: bytes, key: str | None) -> ProviderError:
-    """The failure that a status of 400 or more means."""
+    """Make the failure for a status of 400 or more."""
     text = body.decode("utf-8", "replace")
     try:
         said = message_of(json.loads(text))
@@ -172,11 +172,11 @@ def refusal(response: httpx.Response, body: bytes, key: str | None) -> ProviderE
     status = response.status_code
     retry_after = parse_retry_after(response.headers)
     if retry_after is None and (found := re.search(r'"retryDelay":\s*"(\d+(?:\.\d+)?)s"', text)):
-        retry_after = float(found[1])  # Gemini says it in the body
+        retry_after = float(found[1])  # Gemini sends it in the body
     message = f"{status} {response.reason_phrase}: {said}"
     return ProviderError(
         kind_of_refusal(status, text),
-        message.replace(key, "***") if key else message,  # some servers repeat it
+        message.replace(key, "***") if key else message,  # some servers repeat the key
         status=status,
         retry_after=retry_after,
         retryable=status in RETRYABLE,
